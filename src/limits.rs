@@ -1,0 +1,253 @@
+//! Every number of the program, each with its reason. Nothing else in `src/` invents a bound.
+//!
+//! The structs are plain data, so that a test can shrink a limit and reach it in milliseconds.
+
+use std::time::Duration;
+
+/// Kibibyte, in bytes.
+const KIB: usize = 1024;
+/// Mebibyte, in bytes.
+const MIB: usize = 1024 * KIB;
+
+/// All limits of one running program.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// The HTTP front.
+    pub http: HttpLimits,
+    /// Client sessions.
+    pub session: SessionLimits,
+    /// The link between edge and gateway.
+    pub link: LinkLimits,
+    /// What a server may offer.
+    pub catalog: CatalogLimits,
+    /// Child processes at the edge.
+    pub child: ChildLimits,
+}
+
+/// Bounds of the HTTP/1.1 server.
+#[derive(Clone, Debug)]
+pub struct HttpLimits {
+    /// Bytes of a request head. 16 KiB is what other servers allow; larger heads are attacks or cookies.
+    pub head_bytes: usize,
+    /// Header fields in one head. MCP clients send about ten.
+    pub fields: usize,
+    /// Bytes of the request target. Session ids are short.
+    pub target_bytes: usize,
+    /// Time from the first byte of a head to its end, whatever the drip.
+    pub head_time: Duration,
+    /// Idle time between two requests of one connection.
+    pub keep_alive: Duration,
+    /// Requests on one connection, so that no connection lives for ever.
+    pub requests: u32,
+    /// Bytes of a request body. What the official SDKs accept.
+    pub body_bytes: usize,
+    /// Time for a whole body.
+    pub body_time: Duration,
+    /// Bytes per second that a body must bring, once `body_grace` has passed.
+    pub body_floor: usize,
+    /// Time before `body_floor` is asked for.
+    pub body_grace: Duration,
+    /// Bytes of chunk extensions in one body, all together; they carry nothing.
+    pub chunk_extension_bytes: usize,
+    /// Bytes of trailers; they are dropped.
+    pub trailer_bytes: usize,
+    /// Bytes of an unread body that are read away after an early answer, so that the client sees the answer.
+    pub drain_bytes: usize,
+    /// Time for that.
+    pub drain_time: Duration,
+    /// Time that a write to a client may make no progress.
+    pub write_stall: Duration,
+    /// Connections in all. With 64 KiB worst case each, 64 MiB.
+    pub connections: usize,
+    /// Connections from one address.
+    pub connections_per_address: usize,
+    /// TLS handshake, off the accept loop.
+    pub tls_handshake: Duration,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            head_bytes: 16 * KIB,
+            fields: 64,
+            target_bytes: 4 * KIB,
+            head_time: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(30),
+            requests: 1000,
+            body_bytes: 4 * MIB,
+            body_time: Duration::from_secs(30),
+            body_floor: KIB,
+            body_grace: Duration::from_secs(5),
+            chunk_extension_bytes: 256,
+            trailer_bytes: KIB,
+            drain_bytes: 64 * KIB,
+            drain_time: Duration::from_secs(2),
+            write_stall: Duration::from_secs(30),
+            connections: 1024,
+            connections_per_address: 1024,
+            tls_handshake: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Bounds of client sessions.
+#[derive(Clone, Debug)]
+pub struct SessionLimits {
+    /// Sessions in all.
+    pub sessions: usize,
+    /// Messages that wait for one client to read them.
+    pub queue_messages: usize,
+    /// Bytes that wait for one client to read them; a single larger message is still taken when nothing waits.
+    pub queue_bytes: usize,
+    /// Calls of one session that wait for an answer.
+    pub in_flight: usize,
+    /// A comment goes out on a silent event stream this often, so that proxies keep it open.
+    pub keep_alive: Duration,
+}
+
+impl Default for SessionLimits {
+    fn default() -> Self {
+        Self {
+            sessions: 512,
+            queue_messages: 256,
+            queue_bytes: MIB,
+            in_flight: 64,
+            keep_alive: Duration::from_secs(15),
+        }
+    }
+}
+
+/// Bounds of the link.
+#[derive(Clone, Debug)]
+pub struct LinkLimits {
+    /// Bytes of one message, which is one frame: the memory that a link can pin is the largest message it ever saw.
+    pub message_bytes: usize,
+    /// Read buffer of the WebSocket library (its default pins 128 KiB for each link).
+    pub read_buffer: usize,
+    /// Write buffer of the WebSocket library.
+    pub write_buffer: usize,
+    /// Messages that wait to be written.
+    pub queue_messages: usize,
+    /// Bytes that wait to be written.
+    pub queue_bytes: usize,
+    /// Time that a write to the link may make no progress.
+    pub write_stall: Duration,
+    /// Time between the raw bytes of a message and its end; fragments without end are cut off.
+    pub message_time: Duration,
+    /// Control frames in `control_window`.
+    pub control_frames: u32,
+    /// The window for `control_frames`.
+    pub control_window: Duration,
+    /// A ping goes out when nothing was heard for this long.
+    pub ping_every: Duration,
+    /// The peer is dead when nothing was heard for this long.
+    pub dead_after: Duration,
+    /// From the upgrade to the register frame.
+    pub register_time: Duration,
+    /// Bytes of the register frame.
+    pub register_bytes: usize,
+    /// Links in all.
+    pub links: usize,
+    /// Calls that wait for an answer on one link.
+    pub in_flight: usize,
+    /// Connecting and upgrading, at the edge.
+    pub connect_time: Duration,
+    /// First reconnect delay, before jitter.
+    pub backoff_base: Duration,
+    /// Longest reconnect delay.
+    pub backoff_cap: Duration,
+    /// Longest reconnect delay after the gateway refused us (401, 403): a token has to be changed by a person.
+    pub backoff_refused: Duration,
+    /// A life this long starts the backoff afresh.
+    pub backoff_reset: Duration,
+}
+
+impl Default for LinkLimits {
+    fn default() -> Self {
+        Self {
+            message_bytes: 4 * MIB + 64 * KIB,
+            read_buffer: 8 * KIB,
+            write_buffer: 16 * KIB,
+            queue_messages: 256,
+            queue_bytes: 8 * MIB,
+            write_stall: Duration::from_secs(10),
+            message_time: Duration::from_secs(30),
+            control_frames: 100,
+            control_window: Duration::from_secs(10),
+            ping_every: Duration::from_secs(15),
+            dead_after: Duration::from_secs(45),
+            register_time: Duration::from_secs(10),
+            register_bytes: 64 * KIB,
+            links: 256,
+            in_flight: 256,
+            connect_time: Duration::from_secs(10),
+            backoff_base: Duration::from_millis(500),
+            backoff_cap: Duration::from_secs(30),
+            backoff_refused: Duration::from_secs(300),
+            backoff_reset: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Bounds of what one server may offer.
+#[derive(Clone, Debug)]
+pub struct CatalogLimits {
+    /// Tools of one server; agents are lost long before.
+    pub tools: usize,
+    /// Bytes of all tool descriptions of one server.
+    pub bytes: usize,
+    /// Pages that are followed in one listing.
+    pub pages: usize,
+    /// Characters of a server's name.
+    pub server_name: usize,
+    /// Characters of a tool's own name.
+    pub tool_name: usize,
+    /// Characters of a name that a client sees; several model APIs refuse more.
+    pub exposed_name: usize,
+}
+
+impl Default for CatalogLimits {
+    fn default() -> Self {
+        Self { tools: 512, bytes: 4 * MIB, pages: 64, server_name: 64, tool_name: 128, exposed_name: 64 }
+    }
+}
+
+/// Bounds of a child process at the edge.
+#[derive(Clone, Debug)]
+pub struct ChildLimits {
+    /// Bytes of one line on the child's stdout; what one message may have.
+    pub line_bytes: usize,
+    /// Bytes of a stderr line that are logged.
+    pub stderr_line: usize,
+    /// Lines of stderr that are logged in one second; the rest is counted.
+    pub stderr_lines: u32,
+    /// Messages that wait for the child to read them.
+    pub queue_messages: usize,
+    /// Time that a write to the child's stdin may make no progress.
+    pub write_stall: Duration,
+    /// From closing stdin to SIGTERM.
+    pub term_after: Duration,
+    /// From closing stdin to SIGKILL.
+    pub kill_after: Duration,
+}
+
+impl Default for ChildLimits {
+    fn default() -> Self {
+        Self {
+            line_bytes: 4 * MIB,
+            stderr_line: 2 * KIB,
+            stderr_lines: 100,
+            queue_messages: 256,
+            write_stall: Duration::from_secs(30),
+            term_after: Duration::from_secs(2),
+            kill_after: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Nesting of JSON values; what other parsers allow. One bit each in a `u128`.
+pub const JSON_DEPTH: u32 = 128;
+/// Graceful stop: time for running calls and streams to end.
+pub const DRAIN: Duration = Duration::from_secs(10);
+/// Bytes of foreign text in one log line.
+pub const LOG_TEXT: usize = 256;
