@@ -251,3 +251,7 @@ pub const JSON_DEPTH: u32 = 128;
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// Bytes of foreign text in one log line.
 pub const LOG_TEXT: usize = 256;
+/// Requests of a gateway that the edge remembers, to cancel them when the link is lost.
+pub const EDGE_OPEN: usize = 1024;
+/// Bytes of one page of a list; well below what clients take as one event (1 MiB).
+pub const LIST_PAGE: usize = 256 * KIB;
