@@ -150,6 +150,8 @@ pub struct LinkLimits {
     pub links: usize,
     /// Calls that wait for an answer on one link.
     pub in_flight: usize,
+    /// Time for the peer to read our goodbye.
+    pub farewell: Duration,
     /// Connecting and upgrading, at the edge.
     pub connect_time: Duration,
     /// First reconnect delay, before jitter.
@@ -180,6 +182,7 @@ impl Default for LinkLimits {
             register_bytes: 64 * KIB,
             links: 256,
             in_flight: 256,
+            farewell: Duration::from_secs(1),
             connect_time: Duration::from_secs(10),
             backoff_base: Duration::from_millis(500),
             backoff_cap: Duration::from_secs(30),
