@@ -55,6 +55,12 @@ pub struct HttpLimits {
     pub drain_bytes: usize,
     /// Time for that.
     pub drain_time: Duration,
+    /// Bytes that one read asks for; also what an idle connection keeps. A usual POST fits in one read.
+    pub read_bytes: usize,
+    /// Bytes that one read asks for while a large body comes in, so that a megabyte needs few reads.
+    pub read_burst: usize,
+    /// Bytes of a read that only waits for the peer's end (event streams, running calls), so that it costs little.
+    pub watch_bytes: usize,
     /// Time that a write to a client may make no progress.
     pub write_stall: Duration,
     /// Connections in all. With 64 KiB worst case each, 64 MiB.
@@ -69,7 +75,7 @@ impl Default for HttpLimits {
     fn default() -> Self {
         Self {
             head_bytes: 16 * KIB,
-            fields: 64,
+            fields: HTTP_FIELDS,
             target_bytes: 4 * KIB,
             head_time: Duration::from_secs(10),
             keep_alive: Duration::from_secs(30),
@@ -82,6 +88,9 @@ impl Default for HttpLimits {
             trailer_bytes: KIB,
             drain_bytes: 64 * KIB,
             drain_time: Duration::from_secs(2),
+            read_bytes: 4 * KIB,
+            read_burst: 64 * KIB,
+            watch_bytes: 256,
             write_stall: Duration::from_secs(30),
             connections: 1024,
             connections_per_address: 1024,
@@ -248,6 +257,8 @@ impl Default for ChildLimits {
     }
 }
 
+/// Header fields in one head, whatever [`HttpLimits::fields`] says: the size of a table on the stack.
+pub const HTTP_FIELDS: usize = 64;
 /// Nesting of JSON values; what other parsers allow. One bit each in a `u128`.
 pub const JSON_DEPTH: u32 = 128;
 /// Graceful stop: time for running calls and streams to end.
