@@ -269,3 +269,21 @@ pub const LOG_TEXT: usize = 256;
 pub const EDGE_OPEN: usize = 1024;
 /// Bytes of one page of a list; well below what clients take as one event (1 MiB).
 pub const LIST_PAGE: usize = 256 * KIB;
+/// Connections that the kernel holds for us until we accept them: a burst of reconnecting edges must fit.
+pub const BACKLOG: i32 = 1024;
+/// Attempts to find one port number that is free in IPv4 and in IPv6.
+pub const BIND_TRIES: u32 = 16;
+/// First pause after a failed accept; it doubles up to [`ACCEPT_PAUSE_LONGEST`].
+pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(1);
+/// Longest pause after failed accepts: descriptors come back when connections end.
+pub const ACCEPT_PAUSE_LONGEST: Duration = Duration::from_secs(1);
+/// The same complaint is logged at most this often.
+pub const LOG_EVERY: Duration = Duration::from_secs(1);
+/// Time to send a TLS farewell and close; a peer that does not read gets no more.
+pub const CLOSE: Duration = Duration::from_secs(2);
+/// Bytes that a line reader offers to one read, and starts with.
+pub const LINE_READ: usize = 8 * KIB;
+/// Bytes that a line reader keeps after a long line; more goes back to the system.
+pub const LINE_KEPT: usize = 64 * KIB;
+/// Bytes that are read away after a TLS refusal, so that the client sees the alert and not a reset.
+pub const LINGER: usize = 16 * KIB;

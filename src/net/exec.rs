@@ -29,7 +29,10 @@ pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) 
 }
 
 /// Spawns a task that nobody waits for. A panic in it ends only that task; `panicked` is told.
-pub fn spawn_guarded(task: impl Future<Output = ()> + Send + 'static, panicked: impl FnOnce() + Send + 'static) {
+pub fn spawn_guarded(
+    task: impl Future<Output = ()> + Send + 'static,
+    panicked: impl FnOnce() + Send + 'static,
+) {
     let guarded = async {
         if AssertUnwindSafe(task).catch_unwind().await.is_err() {
             panicked();
@@ -119,7 +122,8 @@ mod tests {
     #[test]
     fn a_switch_reaches_everybody() {
         let (switch, thrown) = switch();
-        let waiting: Vec<_> = (0..10).map(|_| thrown.clone()).map(|t| spawn(async move { t.wait().await })).collect();
+        let waiting: Vec<_> =
+            (0..10).map(|_| thrown.clone()).map(|t| spawn(async move { t.wait().await })).collect();
         assert!(!thrown.is_thrown());
         run(1, async {
             drop(switch);

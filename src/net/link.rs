@@ -71,7 +71,9 @@ pub enum Ended {
 impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::ByPeer(why) if why.reason.is_empty() => write!(f, "the peer closed the link (code {})", why.code),
+            Self::ByPeer(why) if why.reason.is_empty() => {
+                write!(f, "the peer closed the link (code {})", why.code)
+            }
             Self::ByPeer(why) => {
                 write!(f, "the peer closed the link (code {}: {})", why.code, text::show(&why.reason))
             }
@@ -103,7 +105,8 @@ pub type Socket = WebSocketStream<Metered>;
 
 /// The gateway's end: `glued` are bytes that came behind the upgrade request.
 pub async fn accepted(stream: Stream, glued: Vec<u8>, limits: &LinkLimits) -> Socket {
-    WebSocketStream::from_partially_read(Metered::new(stream), glued, Role::Server, Some(config(limits))).await
+    WebSocketStream::from_partially_read(Metered::new(stream), glued, Role::Server, Some(config(limits)))
+        .await
 }
 
 /// The edge's end: sends the upgrade request over a fresh connection.
@@ -116,7 +119,8 @@ pub async fn upgrade(
     limits: &LinkLimits,
 ) -> Result<Socket, Error> {
     let stream = Metered::new(stream);
-    let (socket, _) = async_tungstenite::client_async_with_config(request, stream, Some(config(limits))).await?;
+    let (socket, _) =
+        async_tungstenite::client_async_with_config(request, stream, Some(config(limits))).await?;
     Ok(socket)
 }
 
@@ -369,7 +373,9 @@ fn broken(error: Error) -> Ended {
         }
         Error::Capacity(_) => (1009, "a message is too large".into()),
         Error::Utf8(_) => (1007, "a text frame is not UTF-8".into()),
-        Error::Protocol(async_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => {
+        Error::Protocol(
+            async_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+        ) => {
             return Ended::Lost("the connection was closed without a word".into());
         }
         Error::Protocol(error) => (1002, error.to_string()),
