@@ -267,6 +267,8 @@ pub const DRAIN: Duration = Duration::from_secs(10);
 pub const LOG_TEXT: usize = 256;
 /// Requests of a gateway that the edge remembers, to cancel them when the link is lost.
 pub const EDGE_OPEN: usize = 1024;
+/// Bytes of a client's request id or progress token; they are kept while the call runs.
+pub const ID_BYTES: usize = 256;
 /// Bytes of one page of a list; well below what clients take as one event (1 MiB).
 pub const LIST_PAGE: usize = 256 * KIB;
 /// Connections that the kernel holds for us until we accept them: a burst of reconnecting edges must fit.

@@ -1,6 +1,14 @@
 //! The executor: few threads, tasks that are owned, and a way to tell all of them to stop.
 
-use std::{future::Future, panic::AssertUnwindSafe, thread};
+use std::{
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
 
 use async_channel::{Receiver, Sender};
 use futures_lite::FutureExt;
@@ -69,31 +77,35 @@ impl Thrown {
 }
 
 /// Counts tasks, so that a program can wait until all of them have ended.
+#[derive(Clone, Debug)]
+pub struct Crew(Arc<Count>);
+
 #[derive(Debug)]
-pub struct Crew {
-    badge: Sender<()>,
-    empty: Receiver<()>,
+struct Count {
+    badges: AtomicUsize,
+    /// Holds something when the last badge came back.
+    back: (Sender<()>, Receiver<()>),
 }
 
 /// Held by each task of a [`Crew`] as long as it runs.
-#[derive(Clone, Debug)]
-pub struct Badge(#[allow(dead_code, reason = "dropping it is the signal")] Sender<()>);
+#[derive(Debug)]
+pub struct Badge(Arc<Count>);
 
 impl Crew {
     /// Nobody yet.
     pub fn new() -> Self {
-        let (badge, empty) = async_channel::bounded(1);
-        Self { badge, empty }
+        Self(Arc::new(Count { badges: AtomicUsize::new(0), back: async_channel::bounded(1) }))
     }
 
     /// A badge for one more task.
     pub fn badge(&self) -> Badge {
-        Badge(self.badge.clone())
+        self.0.badges.fetch_add(1, Ordering::AcqRel);
+        Badge(self.0.clone())
     }
 
     /// How many badges are out.
     pub fn len(&self) -> usize {
-        self.badge.sender_count() - 1
+        self.0.badges.load(Ordering::Acquire)
     }
 
     /// Whether no badge is out.
@@ -101,17 +113,27 @@ impl Crew {
         self.len() == 0
     }
 
-    /// Waits until all badges are back.
-    pub async fn gone(self) {
-        let Self { badge, empty } = self;
-        drop(badge);
-        let _ = empty.recv().await;
+    /// Waits until all badges are back. For one waiter.
+    pub async fn gone(&self) {
+        while !self.is_empty() {
+            // The sender is in the same place as the receiver, so this cannot fail.
+            let _ = self.0.back.1.recv().await;
+        }
     }
 }
 
 impl Default for Crew {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl Drop for Badge {
+    fn drop(&mut self) {
+        if self.0.badges.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // When it is full, the waiter is told already.
+            let _ = self.0.back.0.try_send(());
+        }
     }
 }
 
@@ -141,7 +163,7 @@ mod tests {
         for number in 0..10 {
             let (badge, told) = (crew.badge(), told.clone());
             let task = async move {
-                let _badge = badge;
+                let _held = badge;
                 futures_lite::future::yield_now().await;
                 assert_ne!(number, 7, "this panic is part of the test");
             };
