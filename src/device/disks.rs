@@ -1,8 +1,9 @@
 //! Tool `disks`: room on the file systems that lie on storage of this box.
 //!
-//! Two questions decide for each mount. Is it storage ([`Kind`])? And does its path lead to it, without passing
-//! through something that may never answer? A mount can be covered by a later one at the same path or above, and
-//! `statvfs` on a covered path asks whatever lies on top: so the mount tree is read, not only the paths.
+//! Two questions decide for each mount. Is it storage ([`Kind`])? And does its path lead to it, without
+//! passing through something that may never answer? A mount can be covered by a later one at the same path or
+//! above, and `statvfs` on a covered path asks whatever lies on top: so the mount tree is read, not only the
+//! paths.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -16,9 +17,9 @@ use super::words::{bytes, field, list, object};
 use crate::text::show;
 
 /// What the tool says about itself.
-pub const DESCRIPTION: &str = "Mounted file systems on storage of this box, with size, used and available bytes and inodes. \
-     Each storage is listed once. Memory and pseudo file systems are left out. Network file systems (NFS, SMB, …) and FUSE \
-     are only named under not_measured, because a dead server would block the answer.";
+pub const DESCRIPTION: &str = "Mounted file systems on storage of this box, with size, used and available bytes and inodes. Each \
+     storage is listed once. Memory and pseudo file systems are left out. Network file systems (NFS, \
+     SMB, …) and FUSE are only named under not_measured, because a dead server would block the answer.";
 
 /// The schema of the answer.
 pub fn schema() -> Value {
@@ -118,7 +119,8 @@ fn choose(table: &[Mount]) -> Vec<(&Mount, Option<&'static str>)> {
         };
         chosen.push((mount, reason));
     }
-    // Of several mounts of one storage one that can be asked wins, then the shortest path, then the whole storage.
+    // Of several mounts of one storage one that can be asked wins, then the shortest path, then the whole
+    // storage.
     chosen.sort_by_key(|(mount, reason)| {
         (mount.storage, reason.is_some(), mount.path.as_os_str().len(), mount.part, mount.id)
     });

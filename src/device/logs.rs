@@ -1,8 +1,8 @@
 //! Tool `log_tail`: the end of one log file out of a fixed set.
 //!
-//! A file is named by exactly the text that the set holds, so no path that a client makes up is ever opened. The
-//! common files must not be symbolic links; the files given by flag are the owner's choice and may be. Only
-//! regular files are read, and opening never waits (a named pipe would).
+//! A file is named by exactly the text that the set holds, so no path that a client makes up is ever opened.
+//! The common files must not be symbolic links; the files given by flag are the owner's choice and may be.
+//! Only regular files are read, and opening never waits (a named pipe would).
 
 use std::fs::File;
 use std::io;
@@ -30,8 +30,8 @@ const COMMON: &[&str] = &[
 ];
 
 /// What the tool says about itself.
-pub const DESCRIPTION: &str = "The last lines of one log file. Only the files that the argument `file` lists can be read, and at most their \
-     last 64 KiB. The owner of the box can add files with `--log FILE`.";
+pub const DESCRIPTION: &str = "The last lines of one log file. Only the files that the argument `file` lists can be read, and at \
+     most their last 64 KiB. The owner of the box can add files with `--log FILE`.";
 
 /// The schema of the arguments, with the files that are there now.
 pub fn arguments(machine: &Machine) -> Value {
@@ -174,7 +174,7 @@ fn read_end(place: &Place, limits: &DeviceLimits) -> io::Result<End> {
 
 fn error_words(error: &io::Error) -> String {
     if Errno::from_io_error(error) == Some(Errno::LOOP) {
-        return "it is a symbolic link; give its target with --log".to_owned();
+        return "it is a symbolic link; start the program with `--log` and its target".to_owned();
     }
     match error.kind() {
         io::ErrorKind::NotFound => "it does not exist".to_owned(),
@@ -191,11 +191,11 @@ struct Tail {
     truncated: bool,
 }
 
-/// At most `wanted` lines from the end of `bytes`. Unless these are the `whole` file, the first line is only a part of
-/// one: it is left out, or shown where there is no other.
+/// At most `wanted` lines from the end of `bytes`. Unless these are the `whole` file, the first line is only
+/// a part of one: it is left out, or shown where there is no other.
 fn tail(bytes: &[u8], whole: bool, wanted: usize) -> Tail {
     let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    if text.is_empty() && bytes.is_empty() {
+    if bytes.is_empty() {
         return Tail { lines: Vec::new(), truncated: !whole };
     }
     let mut lines: Vec<&[u8]> = text.rsplit(|&byte| byte == b'\n').take(wanted).collect();
@@ -214,26 +214,31 @@ fn tail(bytes: &[u8], whole: bool, wanted: usize) -> Tail {
 mod tests {
     use super::{Tail, tail};
 
+    #[track_caller]
+    fn check(bytes: &[u8], whole: bool, wanted: usize, lines: &[&str], truncated: bool) {
+        let lines = lines.iter().map(|line| (*line).to_owned()).collect();
+        assert_eq!(tail(bytes, whole, wanted), Tail { lines, truncated }, "{}", bytes.escape_ascii());
+    }
+
     #[test]
-    fn last_lines() {
-        let cases: [(&[u8], bool, usize, &[&str], bool); 13] = [
-            (b"", true, 5, &[], false),
-            (b"\n", true, 5, &[""], false),
-            (b"a", true, 5, &["a"], false),
-            (b"a\nb\nc\n", true, 5, &["a", "b", "c"], false),
-            (b"a\nb\nc\n", true, 3, &["a", "b", "c"], false),
-            (b"a\nb\nc\n", true, 2, &["b", "c"], false),
-            (b"a\nb\nunfinished", true, 2, &["b", "unfinished"], false),
-            (b"a\r\n\r\nb\r\n", true, 5, &["a", "", "b"], false),
-            (b"rt\nb\nc\n", false, 5, &["b", "c"], true),
-            (b"rt\nb\nc\n", false, 2, &["b", "c"], false),
-            (b"part of one long line", false, 5, &["part of one long line"], true),
-            (b"\xff\xfe\x00\x1b[31m\n", true, 5, &["\u{fffd}\u{fffd}\0\u{1b}[31m"], false),
-            (b"", false, 5, &[], true),
-        ];
-        for (bytes, whole, wanted, lines, truncated) in cases {
-            let lines = lines.iter().map(|line| (*line).to_owned()).collect();
-            assert_eq!(tail(bytes, whole, wanted), Tail { lines, truncated }, "{}", bytes.escape_ascii());
-        }
+    fn last_lines_of_a_whole_file() {
+        check(b"", true, 5, &[], false);
+        check(b"\n", true, 5, &[""], false);
+        check(b"a", true, 5, &["a"], false);
+        check(b"a\nb\nc\n", true, 5, &["a", "b", "c"], false);
+        check(b"a\nb\nc\n", true, 3, &["a", "b", "c"], false);
+        check(b"a\nb\nc\n", true, 2, &["b", "c"], false);
+        check(b"a\nb\nunfinished", true, 2, &["b", "unfinished"], false);
+        check(b"a\r\n\r\nb\r\n", true, 5, &["a", "", "b"], false);
+        check(b"\xff\xfe\x00\x1b[31m\n", true, 5, &["\u{fffd}\u{fffd}\0\u{1b}[31m"], false);
+    }
+
+    #[test]
+    fn last_lines_of_the_end_of_a_file() {
+        check(b"rt\nb\nc\n", false, 5, &["b", "c"], true);
+        check(b"rt\nb\nc\n", false, 3, &["b", "c"], true);
+        check(b"rt\nb\nc\n", false, 2, &["b", "c"], false);
+        check(b"part of one long line", false, 5, &["part of one long line"], true);
+        check(b"", false, 5, &[], true);
     }
 }

@@ -98,7 +98,8 @@ impl Machine {
         self.root.join(path)
     }
 
-    /// The bytes of a file, at most `limits.text_bytes` and then only whole lines. `None` when it cannot be read.
+    /// The bytes of a file, at most `limits.text_bytes` and then only whole lines. `None` when it cannot be
+    /// read.
     pub fn bytes(&self, path: &str) -> Option<Vec<u8>> {
         let most = self.limits.text_bytes;
         let mut bytes = Vec::new();

@@ -45,7 +45,8 @@ pub struct Options {
 /// Serves standard input and output until the input ends or the reader of the output goes away.
 ///
 /// # Errors
-/// When standard input cannot be read or standard output cannot be written, for another reason than a closed pipe.
+/// When standard input cannot be read or standard output cannot be written, for another reason than a closed
+/// pipe.
 pub fn run(options: Options) -> Result<(), Fault> {
     let limits = DeviceLimits::default();
     if io::stdin().is_terminal() {

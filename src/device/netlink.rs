@@ -1,7 +1,7 @@
 //! The kernel's list of addresses, asked for over a netlink socket (rtnetlink(7): `RTM_GETADDR`).
 //!
-//! `/proc` lists IPv4 addresses without their interface; this list has both families with prefix and interface,
-//! and needs no privilege. [`addresses`] is the exchange, [`Reply`] the pure reading of its bytes.
+//! `/proc` lists IPv4 addresses without their interface; this list has both families with prefix and
+//! interface, and needs no privilege. [`addresses`] is the exchange, [`Reply`] the pure reading of its bytes.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -94,7 +94,8 @@ impl Reply {
     }
 }
 
-/// The first message: its type, its body, and what follows. `None` at the end, or where the length is nonsense.
+/// The first message: its type, its body, and what follows. `None` at the end, or where the length is
+/// nonsense.
 fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
     let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);

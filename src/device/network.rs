@@ -1,7 +1,7 @@
 //! Tool `network`: interfaces with their addresses, state and counters.
 //!
-//! Counters and names come from `/proc/net/dev`, the rest of an interface from `/sys/class/net`, addresses from the
-//! kernel (see `netlink`).
+//! Counters and names come from `/proc/net/dev`, the rest of an interface from `/sys/class/net`, addresses
+//! from the kernel (see `netlink`).
 
 use serde_json::{Value, json};
 
@@ -11,8 +11,8 @@ use super::words::{bytes, field, list, maybe, object};
 use crate::text::show;
 
 /// What the tool says about itself.
-pub const DESCRIPTION: &str = "Network interfaces of the box with IPv4 and IPv6 addresses, state, MAC address, MTU, and the bytes, packets, \
-     errors and drops received and sent since the interface came up.";
+pub const DESCRIPTION: &str = "Network interfaces of the box with IPv4 and IPv6 addresses, state, MAC address, MTU, and the \
+     bytes, packets, errors and drops received and sent since the interface came up.";
 
 /// The schema of the answer.
 pub fn schema() -> Value {
@@ -145,8 +145,8 @@ impl Direction {
     }
 }
 
-/// `/proc/net/dev`: two lines of titles, then `name: 8 numbers received, 8 numbers sent`. A wide number may touch the
-/// colon. A name that is not one part of a path is passed over, because files are looked up by it.
+/// `/proc/net/dev`: two lines of titles, then `name: 8 numbers received, 8 numbers sent`. A wide number may
+/// touch the colon. A name that is not one part of a path is passed over, because files are looked up by it.
 fn parse_counters(text: &str) -> Vec<Counters> {
     text.lines().skip(2).filter_map(parse_line).collect()
 }

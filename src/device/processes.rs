@@ -1,7 +1,7 @@
 //! Tool `processes`: what uses most memory or most processor time just now.
 //!
-//! Processor use is measured: every process is looked at twice, half a second apart. Command lines are not shown,
-//! because they may hold secrets; the command name is at most 15 characters of the program's name.
+//! Processor use is measured: every process is looked at twice, half a second apart. Command lines are not
+//! shown, because they may hold secrets.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -15,8 +15,9 @@ use crate::limits::DeviceLimits;
 use crate::text::show;
 
 /// What the tool says about itself.
-pub const DESCRIPTION: &str = "The processes that use most memory or most processor time. Processor use is measured over half a second, in percent \
-     of one processor (a process with several threads can exceed 100). Only command names are shown, never arguments.";
+pub const DESCRIPTION: &str = "The processes that use most memory or most processor time. Processor use is measured over half a \
+     second, in percent of one processor (a process with several threads can exceed 100). Only command \
+     names are shown, never arguments.";
 
 /// The schema of the arguments.
 pub fn arguments(limits: &DeviceLimits) -> Value {
@@ -166,8 +167,8 @@ struct Stat {
     started: u64,
 }
 
-/// `/proc/<pid>/stat` (proc_pid_stat(5)). The name stands in parentheses and may hold any character, also `)` and
-/// line feeds, so the last `)` ends it.
+/// `/proc/<pid>/stat` (proc_pid_stat(5)). The name stands in parentheses and may hold any character, also `)`
+/// and line feeds, so the last `)` ends it.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (head, rest) = text.rsplit_once(')')?;
     let (_, name) = head.split_once('(')?;
@@ -181,7 +182,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
     Some(Stat { name: name.to_owned(), state, ticks: user.saturating_add(system), started })
 }
 
-/// `/proc/<pid>/status`: the effective user, and resident memory in bytes (the kernel's own processes have none).
+/// `/proc/<pid>/status`: the effective user, and resident memory in bytes (the kernel's own processes have
+/// none).
 fn parse_status(text: &str) -> Option<(u32, u64)> {
     let find = |wanted: &str| text.lines().find_map(|line| line.strip_prefix(wanted));
     let uid = find("Uid:")?.split_ascii_whitespace().nth(1)?.parse().ok()?;

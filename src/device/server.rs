@@ -1,9 +1,9 @@
 //! The protocol: one line in, at most one line out. MCP over stdio, versions 2024-11-05 to 2025-11-25.
 //!
-//! Pure but for the tools, which read the [`Machine`]. The server has no state: a request is answered whether or
-//! not `initialize` came first, because nothing depends on it. Fields that older versions do not know
-//! (`title`, `outputSchema`, `structuredContent`, `annotations`) are sent to all; they pass over unknown fields.
-//! Below: `tools`. Above: the loop in `device/mod.rs`.
+//! Pure but for the tools, which read the [`Machine`]. The server has no state: a request is answered whether
+//! or not `initialize` came first, because nothing depends on it. Fields that older versions do not know
+//! (`title`, `outputSchema`, `structuredContent`, `annotations`) are sent to all; they pass over unknown
+//! fields. Below: `tools`. Above: the loop in `device/mod.rs`.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,8 @@ const VERSIONS: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-
 const SUMMARY: &str = "device://summary";
 const DIAGNOSE: &str = "diagnose";
 const INSTRUCTIONS: &str = "Tells about the box that this server runs on: system, disks, network, processes and log files. \
-     Everything is read-only. Start with `system` and `disks`; the prompt `diagnose` shows a way through.";
+     Everything is read-only. Start with `system` and `disks`; the prompt `diagnose` shows a way \
+     through.";
 
 /// JSON-RPC 2.0 error codes, and MCP's own for an unknown resource.
 const PARSE_ERROR: i32 = -32700;
@@ -53,8 +54,9 @@ impl Server {
         Self { machine }
     }
 
-    /// The answer to one line, without line feed; `None` where nothing is to be answered: blank lines, notifications,
-    /// responses. Batches are refused: one version alone had them, and the gateway never sends one.
+    /// The answer to one line, without line feed; `None` where nothing is to be answered: blank lines,
+    /// notifications, responses. Batches are refused: one version alone had them, and the gateway never sends
+    /// one.
     pub fn handle(&mut self, line: &[u8]) -> Option<String> {
         if line.iter().all(u8::is_ascii_whitespace) {
             return None;

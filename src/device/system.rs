@@ -1,6 +1,7 @@
 //! Tool `system`: name, kernel, uptime, load, memory, processors, temperatures.
 //!
-//! Reads `/proc` and `/sys/class/{thermal,hwmon}`. What a box does not tell is `null`, or missing from the list.
+//! Reads `/proc` and `/sys/class/{thermal,hwmon}`. What a box does not tell is `null`, or missing from the
+//! list.
 
 use serde_json::{Value, json};
 
@@ -10,8 +11,8 @@ use super::words::{bytes, bytes_or_unknown, field, list, maybe, object, span};
 use crate::text::show;
 
 /// What the tool says about itself.
-pub const DESCRIPTION: &str = "Host name, kernel, architecture, uptime in seconds, load over 1, 5 and 15 minutes, \
-     number of processors, memory and swap in bytes, and temperatures of the box that this server runs on.";
+pub const DESCRIPTION: &str = "Host name, kernel, architecture, uptime in seconds, load over 1, 5 and 15 minutes, number of \
+     processors, memory and swap in bytes, and temperatures of the box that this server runs on.";
 
 /// The schema of the answer.
 pub fn schema() -> Value {
@@ -41,53 +42,72 @@ pub fn schema() -> Value {
 
 /// Reads the box.
 pub fn report(machine: &Machine) -> Report {
-    let host = machine.line("proc/sys/kernel/hostname");
-    let kernel = machine.line("proc/sys/kernel/osrelease");
-    let architecture = machine.kernel().architecture();
-    let uptime = machine.line("proc/uptime").and_then(|text| parse_uptime(&text));
-    let load = machine.line("proc/loadavg").and_then(|text| parse_load(&text));
-    let memory = parse_memory(&machine.text("proc/meminfo").unwrap_or_default());
-    let cpus = cpus(machine);
-    let temperatures = temperatures(machine);
+    let system = System::read(machine);
+    Report { lines: system.lines(), data: system.data() }
+}
 
-    let mut lines = vec![
-        format!(
-            "host: {}, Linux {}, {}",
-            show(host.as_deref().unwrap_or("unknown")),
-            show(kernel.as_deref().unwrap_or("unknown")),
-            show(&architecture)
-        ),
-        format!("uptime: {}", uptime.map_or_else(|| "unknown".to_owned(), span)),
-        match load {
-            Some([one, five, fifteen]) => {
-                format!("load: {one:.2} over 1 minute, {five:.2} over 5, {fifteen:.2} over 15")
-            }
-            None => "load: unknown".to_owned(),
-        },
-        format!("processors: {}", cpus.map_or_else(|| "unknown".to_owned(), |count| count.to_string())),
-        memory.line(),
-        memory.swap_line(),
-    ];
-    lines.extend(temperatures.iter().map(|found| {
-        let Temperature { sensor, celsius } = found;
-        format!("temperature of {}: {celsius:.1} °C", show(sensor))
-    }));
-    let [load_1, load_5, load_15] = load.map_or([None; 3], |load| load.map(Some));
-    let temperatures: Vec<Value> = temperatures
-        .into_iter()
-        .map(|found| json!({ "sensor": found.sensor, "celsius": found.celsius }))
-        .collect();
-    Report {
-        lines,
-        data: json!({
-            "host": host, "kernel": kernel, "architecture": architecture, "uptime_seconds": uptime,
-            "load_1": load_1, "load_5": load_5, "load_15": load_15, "cpus": cpus,
+/// What the box told.
+struct System {
+    host: Option<String>,
+    kernel: Option<String>,
+    architecture: String,
+    /// Seconds.
+    uptime: Option<f64>,
+    load: Option<[f64; 3]>,
+    cpus: Option<u64>,
+    memory: Memory,
+    temperatures: Vec<Temperature>,
+}
+
+impl System {
+    fn read(machine: &Machine) -> Self {
+        Self {
+            host: machine.line("proc/sys/kernel/hostname"),
+            kernel: machine.line("proc/sys/kernel/osrelease"),
+            architecture: machine.kernel().architecture(),
+            uptime: machine.line("proc/uptime").and_then(|text| parse_uptime(&text)),
+            load: machine.line("proc/loadavg").and_then(|text| parse_load(&text)),
+            cpus: cpus(machine),
+            memory: parse_memory(&machine.text("proc/meminfo").unwrap_or_default()),
+            temperatures: temperatures(machine),
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let unknown = || "unknown".to_owned();
+        let name =
+            |text: &Option<String>| text.as_deref().map_or_else(unknown, |text| show(text).to_string());
+        let load = self.load.map_or_else(unknown, |[one, five, fifteen]| {
+            format!("{one:.2} over 1 minute, {five:.2} over 5, {fifteen:.2} over 15")
+        });
+        let mut lines = vec![
+            format!("host: {}, Linux {}, {}", name(&self.host), name(&self.kernel), show(&self.architecture)),
+            format!("uptime: {}", self.uptime.map_or_else(unknown, span)),
+            format!("load: {load}"),
+            format!("processors: {}", self.cpus.map_or_else(unknown, |count| count.to_string())),
+            self.memory.line(),
+            self.memory.swap_line(),
+        ];
+        lines.extend(self.temperatures.iter().map(|Temperature { sensor, celsius }| {
+            format!("temperature of {}: {celsius:.1} °C", show(sensor))
+        }));
+        lines
+    }
+
+    fn data(self) -> Value {
+        let [load_1, load_5, load_15] = self.load.map_or([None; 3], |load| load.map(Some));
+        let temperature = |Temperature { sensor, celsius }| json!({ "sensor": sensor, "celsius": celsius });
+        let temperatures: Vec<Value> = self.temperatures.into_iter().map(temperature).collect();
+        json!({
+            "host": self.host, "kernel": self.kernel, "architecture": self.architecture,
+            "uptime_seconds": self.uptime, "load_1": load_1, "load_5": load_5, "load_15": load_15,
+            "cpus": self.cpus,
             "memory": {
-                "total_bytes": memory.total, "available_bytes": memory.available,
-                "swap_total_bytes": memory.swap_total, "swap_free_bytes": memory.swap_free,
+                "total_bytes": self.memory.total, "available_bytes": self.memory.available,
+                "swap_total_bytes": self.memory.swap_total, "swap_free_bytes": self.memory.swap_free,
             },
             "temperatures": temperatures,
-        }),
+        })
     }
 }
 
@@ -165,7 +185,8 @@ impl Memory {
     }
 }
 
-/// `/proc/meminfo`. Kernels before 3.14 do not tell what is available; then free memory and caches are added up.
+/// `/proc/meminfo`. Kernels before 3.14 do not tell what is available; then free memory and caches are added
+/// up.
 fn parse_memory(text: &str) -> Memory {
     let find = |wanted: &str| {
         let mut values = text.lines().filter_map(|line| line.strip_prefix(wanted)?.strip_prefix(':'));
@@ -220,7 +241,8 @@ fn parse_cpu_lines(text: &str) -> Option<u64> {
     (count > 0).then_some(count as u64)
 }
 
-/// A sensor's `temp` file. What no thermometer shows (below absolute zero: a sensor without a value) is left out.
+/// A sensor's `temp` file. What no thermometer shows (below absolute zero: a sensor without a value) is left
+/// out.
 fn parse_millidegrees(text: &str) -> Option<f64> {
     let millidegrees: i64 = text.parse().ok()?;
     (-273_150..=1_000_000).contains(&millidegrees).then(|| millidegrees as f64 / 1000.0)

@@ -1,6 +1,7 @@
 //! The table of tools: what each offers, how its arguments are checked, how a report becomes a result.
 //!
-//! Wrong arguments are a result with `isError` and not a protocol error, so that the model reads what to do better.
+//! Wrong arguments are a result with `isError` and not a protocol error, so that the model reads what to do
+//! better.
 
 use std::ops::RangeInclusive;
 

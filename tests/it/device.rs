@@ -1,4 +1,5 @@
-//! The built-in server about the box: literal request lines in, answers out, on boxes that are a folder of files.
+//! The built-in server about the box: literal request lines in, answers out, on boxes that are a folder of
+//! files.
 
 use std::fs;
 use std::io;
@@ -625,7 +626,10 @@ fn only_files_of_the_set_are_read() {
         refusal(&mut server, "log_tail", json!({ "file": other })).contains("is not a file that may be read")
     );
     let cases = [
-        ("/var/log/kern.log".to_owned(), "it is a symbolic link; give its target with --log"),
+        (
+            "/var/log/kern.log".to_owned(),
+            "it is a symbolic link; start the program with `--log` and its target",
+        ),
         ("/var/log/dmesg".to_owned(), "it is not a regular file"),
         ("/var/log/boot.log".to_owned(), "it does not exist"),
         (folder.0.join("own").display().to_string(), "it is not a regular file"),
