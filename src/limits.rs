@@ -22,6 +22,8 @@ pub struct Limits {
     pub catalog: CatalogLimits,
     /// Child processes at the edge.
     pub child: ChildLimits,
+    /// The built-in server about the box.
+    pub device: DeviceLimits,
 }
 
 /// Bounds of the HTTP/1.1 server.
@@ -259,6 +261,60 @@ impl Default for ChildLimits {
 
 /// Header fields in one head, whatever [`HttpLimits::fields`] says: the size of a table on the stack.
 pub const HTTP_FIELDS: usize = 64;
+/// Bounds of the built-in server about the box (`mcpport device`).
+#[derive(Clone, Debug)]
+pub struct DeviceLimits {
+    /// Bytes of one line on stdin: what one message may have anywhere else in the program.
+    pub line_bytes: usize,
+    /// Bytes of `params`, before a tree is built from them; real ones have a few hundred.
+    pub params_bytes: usize,
+    /// Bytes of one kernel text (mount table, counters); a busy container host has some hundred KiB of mounts.
+    pub text_bytes: usize,
+    /// Entries of one list: file systems, interfaces, addresses, temperatures.
+    pub entries: usize,
+    /// Processes that are looked at; each costs two small files and 100 bytes.
+    pub processes: usize,
+    /// Processes that one answer may show.
+    pub top: u64,
+    /// Processes that an answer shows unless asked otherwise.
+    pub top_default: u64,
+    /// Time over which processor use is measured: ten milliseconds is the kernel's unit, so this gives steps of 2 %.
+    pub cpu_window: Duration,
+    /// The kernel's unit of processor time, in 1/s. Fixed in its interface to programs on all that we build for.
+    pub cpu_ticks: u32,
+    /// Lines that one answer may show of a log file.
+    pub log_lines: u64,
+    /// Lines of a log file unless asked otherwise.
+    pub log_lines_default: u64,
+    /// Bytes that are read from the end of a log file.
+    pub log_bytes: usize,
+    /// Receive buffer for the kernel's list of addresses; it fills what it is offered.
+    pub netlink_bytes: usize,
+    /// Time that one part of that list may take; it comes from memory.
+    pub netlink_time: Duration,
+}
+
+impl Default for DeviceLimits {
+    fn default() -> Self {
+        Self {
+            line_bytes: 4 * MIB,
+            params_bytes: 64 * KIB,
+            text_bytes: MIB,
+            entries: 256,
+            processes: 32 * KIB,
+            top: 100,
+            top_default: 10,
+            cpu_window: Duration::from_millis(500),
+            cpu_ticks: 100,
+            log_lines: 500,
+            log_lines_default: 50,
+            log_bytes: 64 * KIB,
+            netlink_bytes: 16 * KIB,
+            netlink_time: Duration::from_secs(1),
+        }
+    }
+}
+
 /// Nesting of JSON values; what other parsers allow. One bit each in a `u128`.
 pub const JSON_DEPTH: u32 = 128;
 /// Graceful stop: time for running calls and streams to end.
