@@ -22,7 +22,7 @@ impl Stop {
     /// The system's, when no descriptor is left for the signal pipe.
     pub fn new() -> io::Result<Self> {
         let mut signals = Signals::new([Signal::Term, Signal::Int])?;
-        if !ignored_at_start(Signal::Hup) {
+        if !is_ignored(Signal::Hup) {
             signals.add_signals([Signal::Hup])?;
         }
         Ok(Self(signals))
@@ -43,14 +43,14 @@ impl Stop {
     }
 }
 
-/// Whether this process was started with a signal ignored. Where that cannot be known, it was not.
-fn ignored_at_start(signal: Signal) -> bool {
+/// Whether this process ignores a signal, which it may have inherited. Where that cannot be known, it does not.
+pub(super) fn is_ignored(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    is_ignored(&status, signal as u32)
+    is_in_mask(&status, signal as u32)
 }
 
 /// Looks a signal up in the `SigIgn` mask of a process's status: bit 0 is signal 1.
-fn is_ignored(status: &str, number: u32) -> bool {
+fn is_in_mask(status: &str, number: u32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
     number.checked_sub(1).and_then(|bit| mask.checked_shr(bit)).is_some_and(|mask| mask & 1 == 1)
@@ -58,15 +58,15 @@ fn is_ignored(status: &str, number: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_ignored;
+    use super::is_in_mask;
 
     #[test]
     fn masks() {
         let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000440\n";
         for (number, expected) in [(1, true), (13, true), (2, false), (15, false), (0, false), (65, false)] {
-            assert_eq!(is_ignored(status, number), expected, "{number}");
+            assert_eq!(is_in_mask(status, number), expected, "{number}");
         }
-        assert!(!is_ignored("", 1));
-        assert!(!is_ignored("SigIgn:\tzz\n", 1));
+        assert!(!is_in_mask("", 1));
+        assert!(!is_in_mask("SigIgn:\tzz\n", 1));
     }
 }
