@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mcpport::http::conn::{Conn, Step};
+use mcpport::http::head::Request;
 use mcpport::http::respond::Response;
 use mcpport::http::upgrade::Upgrade;
 use mcpport::http::vocab::StatusCode;
@@ -18,7 +19,7 @@ use reader::Vector;
 #[test]
 fn vectors() {
     let vectors = reader::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/http")));
-    assert!(vectors.len() > 200, "only {} vectors found", vectors.len());
+    assert!(vectors.len() > 400, "only {} vectors found", vectors.len());
     let mut failures = Vec::new();
     for vector in &vectors {
         if let Err(failure) = check(vector) {
@@ -95,19 +96,7 @@ impl<'a> Run<'a> {
                         }
                     }
                 }
-                Step::Request(request) => {
-                    let host = request.host().unwrap_or("-");
-                    self.event(format!("request {} {} {host}", request.method(), short(request.target())));
-                    if self.vector.caller == "refuses" {
-                        self.respond(&mut conn, &Response::new(StatusCode::Unauthorized).text("no\n"));
-                    } else {
-                        self.out.clear();
-                        conn.take_body(self.now, &mut self.out);
-                        if self.out.starts_with(b"HTTP/1.1 100 Continue\r\n\r\n") {
-                            self.event("continue".into());
-                        }
-                    }
-                }
+                Step::Request(request) => self.request(&mut conn, &request),
                 Step::Body => {
                     if !conn.body().is_empty() {
                         self.event(format!("body {}", show(conn.body())));
@@ -115,6 +104,20 @@ impl<'a> Run<'a> {
                     self.respond(&mut conn, &Response::new(StatusCode::Ok).text("done\n"));
                 }
             }
+        }
+    }
+
+    fn request(&mut self, conn: &mut Conn, request: &Request) {
+        let host = request.host().unwrap_or("-");
+        self.event(format!("request {} {} {host}", request.method(), short(request.target())));
+        if self.vector.caller == "refuses" {
+            self.respond(conn, &Response::new(StatusCode::Unauthorized).text("no\n"));
+            return;
+        }
+        self.out.clear();
+        conn.take_body(self.now, &mut self.out);
+        if self.out.starts_with(b"HTTP/1.1 100 Continue\r\n\r\n") {
+            self.event("continue".into());
         }
     }
 
