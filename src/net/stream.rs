@@ -6,9 +6,9 @@
 use std::{
     future::poll_fn,
     io,
-    net::{SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -151,10 +151,19 @@ impl AsyncWrite for Stream {
         }
     }
 
+    /// Closes our direction. Closing an `Async` socket only flushes it, so the end of the stream is sent here.
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Tcp(tcp) => Pin::new(tcp).poll_close(context),
-            Io::Tls(tls) => Pin::new(tls).poll_close(context),
+        let socket = match &mut self.io {
+            Io::Tcp(tcp) => tcp.get_ref(),
+            Io::Tls(tls) => {
+                ready!(Pin::new(&mut **tls).poll_close(context))?;
+                tls.get_ref().0.get_ref()
+            }
+        };
+        match socket.shutdown(Shutdown::Write) {
+            // The peer was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            done => Poll::Ready(done),
         }
     }
 }

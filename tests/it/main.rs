@@ -2,6 +2,7 @@
 
 mod certs;
 mod child;
+mod net;
 
 use std::{
     env,
