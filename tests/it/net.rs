@@ -77,6 +77,22 @@ fn many_pairs_of_system_chosen_ports() {
 }
 
 #[test]
+fn dialling_takes_whoever_answers() {
+    run(async {
+        // `localhost` has both addresses on most machines, and one of them refuses.
+        let mut listener = bind(Some("127.0.0.1"), 0, false).unwrap().remove(0);
+        let port = listener.local().port();
+        for host in ["localhost", "127.0.0.1"] {
+            let (client, server) = future::zip(Stream::dial(host, port), listener.accept()).await;
+            assert_eq!(client.unwrap().local(), server.peer());
+        }
+        drop(listener);
+        let error = Stream::dial("localhost", port).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    });
+}
+
+#[test]
 fn wildcards() {
     if !has_ipv6() {
         return;
@@ -205,6 +221,10 @@ fn requests_to_stop() {
 #[ignore = "signals the whole process: run by requests_to_stop"]
 fn signals() {
     run(async {
+        // Under nohup SIGHUP is left alone.
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+        let nohup = u64::from_str_radix(mask.trim(), 16).unwrap() & 1 == 1;
         let mut stop = Stop::new().unwrap();
         for (signal, name) in [
             (Signal::TERM, "SIGTERM"),
@@ -212,6 +232,9 @@ fn signals() {
             (Signal::HUP, "SIGHUP"),
             (Signal::TERM, "SIGTERM"),
         ] {
+            if signal == Signal::HUP && nohup {
+                continue;
+            }
             kill_process(getpid(), signal).unwrap();
             assert_eq!(stop.requested().await, name);
         }
@@ -321,7 +344,7 @@ fn closing_has_a_limit() {
 #[track_caller]
 fn refused(server: &ServerTls, client: &ClientTls, host: &str, words: &[&str]) {
     let (_, client) = run(shake(server, client, host));
-    let sentence = client.err().expect("this handshake must fail");
+    let sentence = client.expect_err("this handshake must fail");
     assert!(sentence.contains("gw:8765"), "{sentence}");
     for word in words {
         assert!(sentence.contains(word), "{word:?} in: {sentence}");
@@ -431,6 +454,57 @@ fn peers_without_tls() {
             let sentence = connector.explain(&connected.unwrap_err(), "gw:8765");
             assert!(sentence.contains("gw:8765") && sentence.contains("ws://"), "{sentence}");
         }
+    });
+}
+
+#[test]
+fn another_implementation_shakes_hands() {
+    if !available() {
+        return;
+    }
+    for version in ["-tls1_2", "-tls1_3"] {
+        run(async {
+            let acceptor = Acceptor::new(&server_files(shared(), true)).unwrap();
+            let mut listener = bind(Some("127.0.0.1"), 0, false).unwrap().remove(0);
+            let address = listener.local().to_string();
+            let client = smol::process::Command::new("openssl")
+                .args([
+                    "s_client",
+                    version,
+                    "-verify_return_error",
+                    "-verify_hostname",
+                    "localhost",
+                    "-quiet",
+                ])
+                .args(["-CAfile", "ca.crt", "-cert", "edge.crt", "-key", "edge.key", "-connect", &address])
+                .current_dir(shared())
+                .kill_on_drop(true)
+                .output();
+            let serve = async {
+                let stream = listener.accept().await;
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                assert!(stream.client_certified());
+                stream.write_all(b"hello").await.unwrap();
+                stream.finish(limits::CLOSE).await.unwrap();
+            };
+            let (output, ()) = future::zip(client, serve).await;
+            let output = output.unwrap();
+            assert_eq!(output.stdout, b"hello", "{version}: {}", String::from_utf8_lossy(&output.stderr));
+        });
+    }
+}
+
+#[test]
+fn tasks_can_move_between_threads() {
+    fn is_send<T: Send>(_: impl FnOnce() -> T) {}
+    let (mut listener, mut stream): (Option<Listener>, Option<Stream>) = (None, None);
+    let (acceptor, connector): (Option<Acceptor>, Option<Connector>) = (None, None);
+    is_send(|| listener.as_mut().map(Listener::accept));
+    is_send(|| Stream::dial("localhost", 0));
+    is_send(|| stream.as_mut().map(|stream| stream.finish(limits::CLOSE)));
+    is_send(|| acceptor.as_ref().zip(stream.take()).map(|(acceptor, stream)| acceptor.accept(stream)));
+    is_send(|| {
+        connector.as_ref().zip(None).map(|(connector, stream)| connector.connect(stream, "localhost"))
     });
 }
 
