@@ -5,6 +5,7 @@ mod http;
 mod child;
 /// `mcpport device`, driven line by line on boxes made of files.
 mod device;
+mod net;
 
 use std::{
     env,
