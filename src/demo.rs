@@ -97,6 +97,7 @@ fn gateway_config(port: u16) -> GatewayConfig {
         timeout_rpc: Duration::from_secs(10),
         timeout_run_tool: Duration::from_secs(120),
         sse_path: "/sse".into(),
+        mcp_path: "/mcp".into(),
         messages_path: "/messages".into(),
         health_path: "/health".into(),
         tokens: Vec::new(),
