@@ -31,13 +31,10 @@ use super::{
     stream::Stream,
 };
 use crate::{
-    limits::LinkLimits,
+    limits::{LINK_BURST, LinkLimits},
     text,
     tunnel::liveness::{Liveness, Verdict},
 };
-
-/// Frames that are handled in one go before other tasks get their turn.
-const BURST: usize = 64;
 
 /// Our reason to end a link, as the peer is told.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -203,7 +200,7 @@ struct Driver<'a> {
 
 impl Driver<'_> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
-        for _ in 0..BURST {
+        for _ in 0..LINK_BURST {
             if let Poll::Ready(ended) = self.write(context) {
                 return Poll::Ready(ended);
             }

@@ -6,6 +6,7 @@ mod child;
 mod device;
 mod http;
 mod net;
+mod tidy;
 
 use std::{
     env,
