@@ -13,6 +13,7 @@ use crate::{
     catalog::Target,
     jsonrpc::{self, Kind, Message, Span, quote, unquote},
     limits, mcp, session, text,
+    tunnel::rewrite,
 };
 
 /// An error to answer a request with.
@@ -79,7 +80,7 @@ impl Gateway {
             Some(Target::Own) => return Ok(Some(self.list_servers())),
             None => return Err((jsonrpc::INVALID_PARAMS, format!("unknown tool: {}", text::show(&name)))),
         };
-        let token = Call::token_of(message).map_err(|why| (why.code(), why.reason().to_owned()))?;
+        let token = rewrite::token(message).map_err(|why| (why.code(), why.reason().to_owned()))?;
         if token.as_ref().is_some_and(|span| span.len() > limits::ID_BYTES) {
             return Err((jsonrpc::INVALID_PARAMS, "the progress token is too long".into()));
         }

@@ -9,14 +9,17 @@ use std::{
 
 use super::client::Client;
 use crate::{
-    jsonrpc::{self, Malformed, Message, Span, quote},
+    jsonrpc::{self, Message, Span},
     net::{
         link::Farewell,
         queue::{Refused, Sender},
     },
     session,
     stats::Stats,
-    tunnel::mux::{Busy, Mux, Pending},
+    tunnel::{
+        mux::{Busy, Mux, Pending},
+        rewrite,
+    },
 };
 
 /// Who waits for an answer.
@@ -107,7 +110,12 @@ impl Upstream {
             calls.begin(id, self.clone(), upstream_id);
             upstream_id
         };
-        let sent = self.link.send(call.rewritten(upstream_id));
+        let sent = self.link.send(rewrite::request(
+            call.message,
+            upstream_id,
+            call.name.clone(),
+            call.token.clone(),
+        ));
         sent.map_err(|refused| {
             self.mux().close(upstream_id);
             client.calls().end(id);
@@ -121,10 +129,9 @@ impl Upstream {
         if self.mux().close(upstream_id).is_none() {
             return;
         }
-        let id = upstream_id.to_string();
         let text = match notification {
-            Ok((message, span)) => message.splice(&[(span, &id)]),
-            Err(reason) => cancelled(&id, reason),
+            Ok((message, span)) => rewrite::cancellation(message, span, upstream_id),
+            Err(reason) => rewrite::cancelled(upstream_id, reason),
         };
         // A link that is full or gone forgets the request by itself.
         let _ = self.link.send(text);
@@ -147,7 +154,7 @@ impl Upstream {
         for (id, pending) in expired {
             let seconds = pending.patience.as_secs_f64();
             log::info!("server '{}' did not answer {} in {seconds} s", self.name, pending.method);
-            let _ = self.link.send(cancelled(&id.to_string(), "no answer in time"));
+            let _ = self.link.send(rewrite::cancelled(id, "no answer in time"));
             if matches!(pending.caller, Caller::Gateway) {
                 own.push(pending);
             } else {
@@ -156,28 +163,6 @@ impl Upstream {
             }
         }
         own
-    }
-}
-
-impl Call<'_> {
-    /// The request as the server gets it: our id, its own name, our progress token; all else as the client wrote it.
-    fn rewritten(&self, upstream_id: u64) -> String {
-        let number = upstream_id.to_string();
-        let name = self.name.as_ref().map(|(span, name)| (span.clone(), quote(name)));
-        let id = self.message.id_span().map(|span| (span, number.as_str()));
-        let token = self.token.clone().map(|span| (span, number.as_str()));
-        let name = name.as_ref().map(|(span, name)| (span.clone(), name.as_str()));
-        let mut edits: Vec<(Span, &str)> = [id, token, name].into_iter().flatten().collect();
-        edits.sort_unstable_by_key(|(span, _)| span.start);
-        self.message.splice(&edits)
-    }
-
-    /// Where the progress token of a request stands.
-    ///
-    /// # Errors
-    /// [`Malformed::Duplicate`] when that is ambiguous.
-    pub fn token_of(message: &Message<'_>) -> Result<Option<Span>, Malformed> {
-        message.param(&["_meta", "progressToken"])
     }
 }
 
@@ -195,9 +180,4 @@ fn fail(pending: Pending<Caller>, code: i64, text: &str, stats: &Stats) {
         client.calls().end(&id);
         client.send(jsonrpc::error(&id, code, text), stats);
     }
-}
-
-fn cancelled(id: &str, reason: &str) -> String {
-    let params = format!("{{\"requestId\":{id},\"reason\":{}}}", quote(reason));
-    jsonrpc::notification("notifications/cancelled", Some(&params))
 }
