@@ -17,7 +17,7 @@ use crate::{
     session,
     stats::Stats,
     tunnel::{
-        mux::{Busy, Mux, Pending},
+        mux::{self, Mux, Pending},
         rewrite,
     },
 };
@@ -106,21 +106,21 @@ impl Upstream {
             calls.may_begin(id).map_err(Declined::Client)?;
             let caller = Caller::Client(client.clone(), id.into());
             let opened = self.mux().open(now, caller, call.message.method(), token, call.patience);
-            let upstream_id = opened.map_err(|Busy| Declined::Server)?;
+            let upstream_id = opened.map_err(|refused| match refused {
+                mux::Refused::Busy => Declined::Server,
+                mux::Refused::Gone => Declined::Gone,
+            })?;
             calls.begin(id, self.clone(), upstream_id);
             upstream_id
         };
-        let sent = self.link.send(rewrite::request(
-            call.message,
-            upstream_id,
-            call.name.clone(),
-            call.token.clone(),
-        ));
-        sent.map_err(|refused| {
-            self.mux().close(upstream_id);
-            client.calls().end(id);
-            if refused == Refused::Full { Declined::Link } else { Declined::Gone }
-        })
+        let text = rewrite::request(call.message, upstream_id, call.name.clone(), call.token.clone());
+        let Err(refused) = self.link.send(text) else { return Ok(()) };
+        if self.mux().close(upstream_id).is_none() {
+            // The link went meanwhile, and whoever saw that has failed the call already.
+            return Ok(());
+        }
+        client.calls().end(id);
+        Err(if refused == Refused::Full { Declined::Link } else { Declined::Gone })
     }
 
     /// Tells the server to stop working on a request. `notification` is the client's own, with the place of its
