@@ -114,6 +114,7 @@ impl Conversation {
     }
 
     fn list(&mut self) -> Ask {
+        self.refused.clear();
         self.phase = Phase::Listing { tools: Vec::new(), bytes: 0, pages: 0, changed: false };
         Ask { first: None, method: "tools/list", params: "{}".into() }
     }
@@ -145,7 +146,8 @@ impl Conversation {
                 }
                 None => self.refused.push(text::show(raw).to_string()),
             }
-            if tools.len() > self.limits.tools || bytes > self.limits.bytes {
+            // Refused ones count as well: a line of the log each, and bytes that nothing else bounds.
+            if tools.len() + self.refused.len() > self.limits.tools || bytes > self.limits.bytes {
                 let CatalogLimits { tools, bytes, .. } = self.limits;
                 return Next::Failed(format!(
                     "the server lists more than {tools} tools or {bytes} bytes of them"
@@ -245,6 +247,8 @@ mod tests {
         assert!(matches!(feed(&mut started(), &list(513)), Next::Failed(why) if why.contains("512")));
         let large = format!("{{\"tools\":[{{\"name\":\"a\",\"x\":\"{}\"}}]}}", "y".repeat(4 << 20));
         assert!(matches!(feed(&mut started(), &answer(&large)), Next::Failed(_)));
+        let refused = answer(&format!("{{\"tools\":[{}0]}}", "0,".repeat(512)));
+        assert!(matches!(feed(&mut started(), &refused), Next::Failed(why) if why.contains("512")));
         let mut endless = started();
         let page = answer(r#"{"tools":[],"nextCursor":""}"#);
         let asked = (0..100).take_while(|_| matches!(feed(&mut endless, &page), Next::Ask(_))).count();

@@ -61,7 +61,8 @@ impl Tool {
     pub fn read(raw: &str, longest: usize) -> Option<Self> {
         let name_span = jsonrpc::find(raw, 0..raw.len(), &["name"]).ok()??;
         let name = jsonrpc::unquote(&raw[name_span.clone()])?.into_owned();
-        is_own_name(&name, longest).then(|| Self { name, raw: raw.to_owned(), name_span })
+        // On one line, as everything that goes to clients: line breaks stand between tokens only (RFC 8259, section 2).
+        is_own_name(&name, longest).then(|| Self { name, raw: raw.replace(['\n', '\r'], " "), name_span })
     }
 
     /// The description under another name; all else as the server wrote it.
@@ -109,6 +110,8 @@ mod tests {
         let tool = Tool::read(raw, 128).unwrap();
         assert_eq!(tool.name, "read");
         assert_eq!(tool.under("f_read"), raw.replace("\"re\\u0061d\"", "\"f_read\""));
+        let broken = Tool::read(&raw.replace(", ", ",\r\n"), 128).unwrap();
+        assert_eq!(broken.under("f_read"), tool.under("f_read").replace(", ", ",  "));
         for bad in [
             "{}",
             "[]",
