@@ -5,6 +5,7 @@ mod child;
 /// `mcpport device`, driven line by line on boxes made of files.
 mod device;
 mod http;
+mod link;
 mod net;
 mod tidy;
 
