@@ -18,12 +18,14 @@ pub fn request(message: &Message<'_>, id: u64, name: Option<(Span, &str)>, token
     message.splice(&edits)
 }
 
-/// Where the progress token of a request stands.
+/// Where the progress token of a request stands; `None` when there is none that MCP allows (a text or a number).
 ///
 /// # Errors
 /// [`Malformed::Duplicate`] when that is ambiguous.
 pub fn token(message: &Message<'_>) -> Result<Option<Span>, Malformed> {
-    message.param(&["_meta", "progressToken"])
+    let span = message.param(&["_meta", "progressToken"])?;
+    let first = |span: &Span| message.text().as_bytes().get(span.start).copied();
+    Ok(span.filter(|span| matches!(first(span), Some(b'"' | b'-' | b'0'..=b'9'))))
 }
 
 /// A client's cancellation as the server gets it; `span` is where the client's request id stands.
@@ -57,6 +59,25 @@ mod tests {
             .replacen("\"a_t\"", "\"t\"", 1)
             .replace("\"id\":\"i\"", "\"id\":17");
         assert_eq!(sent, expected);
+    }
+
+    #[test]
+    fn what_is_no_token_stays_as_it_is() {
+        for (raw, sound) in [
+            ("0", true),
+            ("-1.5", true),
+            ("\"\"", true),
+            ("null", false),
+            ("{\n}", false),
+            ("[1]", false),
+            ("true", false),
+        ] {
+            let text = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"m","params":{{"_meta":{{"progressToken":{raw}}}}}}}"#
+            );
+            let found = token(&Message::read(&text).unwrap()).unwrap();
+            assert_eq!(found.map(|span| text[span].to_owned()), sound.then(|| raw.to_owned()));
+        }
     }
 
     #[test]
