@@ -245,7 +245,15 @@ pub struct CatalogLimits {
 
 impl Default for CatalogLimits {
     fn default() -> Self {
-        Self { items: 512, bytes: 4 * MIB, pages: 64, server_name: 64, tool_name: 128, uri: 2048, exposed_name: 64 }
+        Self {
+            items: 512,
+            bytes: 4 * MIB,
+            pages: 64,
+            server_name: 64,
+            tool_name: 128,
+            uri: 2048,
+            exposed_name: 64,
+        }
     }
 }
 
@@ -340,6 +348,16 @@ impl Default for DeviceLimits {
 
 /// Nesting of JSON values; what other parsers allow. One bit each in a `u128`.
 pub const JSON_DEPTH: u32 = 128;
+/// Time for an answer of a server, unless `--timeout-rpc` says otherwise.
+pub const RPC_TIME: Duration = Duration::from_secs(10);
+/// Time for a tool call, unless `--timeout-run-tool` says otherwise; tools may work for a while.
+pub const TOOL_TIME: Duration = Duration::from_secs(120);
+/// Time for the demo's call, from its first connection on: a slow box still starts a process in this time.
+pub const DEMO_TIME: Duration = Duration::from_secs(30);
+/// Frames of one link that are handled in one go before other tasks get their turn.
+pub const LINK_BURST: usize = 64;
+/// Bytes of a server's identity. A UUID has 36; people give host names.
+pub const SERVER_ID: usize = 128;
 /// Graceful stop: time for running calls and streams to end.
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// Bytes of foreign text in one log line.

@@ -7,13 +7,14 @@ use super::{
     client::{Client, Scope},
     dispatch::{Answer, Problem, declined, string_param},
     reply::Reply,
-    upstream::{Call, Upstream, token_of},
+    upstream::{Call, Upstream},
 };
 use crate::{
     jsonrpc::{self, Message, Span, quote, unquote},
     limits,
     mcp::{logging::Level, offer::Kind},
     session::Subscriber,
+    tunnel::rewrite,
 };
 
 /// Where the client's name for something stands, and the server's own name for it.
@@ -46,7 +47,7 @@ impl Gateway {
         named: Option<Named>,
         reply: &Reply,
     ) -> Result<Answer, Problem> {
-        let token = token_of(message).map_err(|why| (why.code(), why.reason().to_owned()))?;
+        let token = rewrite::token(message).map_err(|why| (why.code(), why.reason().to_owned()))?;
         if token.as_ref().is_some_and(|span| span.len() > limits::ID_BYTES) {
             return Err((jsonrpc::INVALID_PARAMS, "the progress token is too long".into()));
         }

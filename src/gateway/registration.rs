@@ -26,6 +26,7 @@ use crate::{
         CLOSE_REFUSED, CLOSE_REPLACED,
         handshake::{Registration, Status},
         mux::Step,
+        rewrite,
     },
 };
 
@@ -233,7 +234,7 @@ impl Server {
             }
         };
         let (reply, token) = waiting;
-        reply.send(message.splice(&[(span, &token)]), &gateway.stats);
+        reply.send(rewrite::progress(message, span, &token), &gateway.stats);
     }
 
     /// A shared server's request cannot be tied to a client: `ping` is answered, nothing else is offered.

@@ -9,7 +9,7 @@ use std::{
 
 use super::{client::Client, reply::Reply};
 use crate::{
-    jsonrpc::{self, Malformed, Message, Span},
+    jsonrpc::{self, Message, Span},
     net::{
         link::Farewell,
         queue::{Refused, Sender},
@@ -17,8 +17,8 @@ use crate::{
     session,
     stats::Stats,
     tunnel::{
-        mux::{Busy, Mux, Pending},
-        rewrite::{self, Rename},
+        mux::{self, Mux, Pending},
+        rewrite,
     },
 };
 
@@ -39,7 +39,7 @@ pub struct Call<'a> {
     /// The client's request.
     pub message: &'a Message<'a>,
     /// Where the client's name for something stands, and the server's own name for it.
-    pub rename: Option<Rename<'a>>,
+    pub rename: Option<(Span, &'a str)>,
     /// Where the client's progress token stands.
     pub token: Option<Span>,
     /// How long the answer may take.
@@ -128,16 +128,21 @@ impl Upstream {
             calls.may_begin(id).map_err(Declined::Client)?;
             let caller = Caller::Client(client.clone(), id.into(), call.reply.clone());
             let opened = self.mux().open(now, caller, call.message.method(), token, call.patience);
-            let upstream_id = opened.map_err(|Busy| Declined::Server)?;
+            let upstream_id = opened.map_err(|refused| match refused {
+                mux::Refused::Busy => Declined::Server,
+                mux::Refused::Gone => Declined::Gone,
+            })?;
             calls.begin(id, self.clone(), upstream_id);
             upstream_id
         };
-        let request = rewrite::request(call.message, upstream_id, call.token.clone(), call.rename.as_ref());
-        self.link.send(request).map_err(|refused| {
-            self.mux().close(upstream_id);
-            client.calls().end(id);
-            if refused == Refused::Full { Declined::Link } else { Declined::Gone }
-        })
+        let text = rewrite::request(call.message, upstream_id, call.rename.clone(), call.token.clone());
+        let Err(refused) = self.link.send(text) else { return Ok(()) };
+        if self.mux().close(upstream_id).is_none() {
+            // The link went meanwhile, and whoever saw that has failed the call already.
+            return Ok(());
+        }
+        client.calls().end(id);
+        Err(if refused == Refused::Full { Declined::Link } else { Declined::Gone })
     }
 
     /// Asks the server for something without waiting for the answer.
@@ -151,10 +156,9 @@ impl Upstream {
     /// request id; without one, the reason.
     pub fn cancel(&self, upstream_id: u64, notification: Result<(&Message<'_>, Span), &str>, stats: &Stats) {
         let Some(pending) = self.mux().close(upstream_id) else { return };
-        let id = upstream_id.to_string();
         let text = match notification {
-            Ok((message, span)) => message.splice(&[(span, &id)]),
-            Err(reason) => rewrite::cancelled(&id, reason),
+            Ok((message, span)) => rewrite::cancellation(message, span, upstream_id),
+            Err(reason) => rewrite::cancelled(upstream_id, reason),
         };
         // A link that is full or gone forgets the request by itself.
         let _ = self.link.send(text);
@@ -181,7 +185,7 @@ impl Upstream {
             let seconds = pending.patience.as_secs_f64();
             log::info!("server '{}' did not answer {} in {seconds} s", self.name, pending.method);
             if &*pending.method != "initialize" {
-                let _ = self.link.send(rewrite::cancelled(&id.to_string(), "no answer in time"));
+                let _ = self.link.send(rewrite::cancelled(id, "no answer in time"));
             }
             if matches!(pending.caller, Caller::Conversation) {
                 own.push(pending);
@@ -192,14 +196,6 @@ impl Upstream {
         }
         own
     }
-}
-
-/// Where the progress token of a request stands.
-///
-/// # Errors
-/// [`Malformed::Duplicate`] when that is ambiguous.
-pub fn token_of(message: &Message<'_>) -> Result<Option<Span>, Malformed> {
-    message.param(&["_meta", "progressToken"])
 }
 
 /// Gives an answer to who waits for it, under the client's own id.

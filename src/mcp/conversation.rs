@@ -176,7 +176,10 @@ impl Conversation {
                     text::show(raw)
                 )),
             }
-            if listing.items.len() > self.limits.items || listing.bytes > self.limits.bytes {
+            // Refused ones count as well: a line of the log each, and bytes that nothing else bounds.
+            if listing.items.len() + self.remarks.len() > self.limits.items
+                || listing.bytes > self.limits.bytes
+            {
                 let CatalogLimits { items, bytes, .. } = self.limits;
                 return Next::Failed(format!(
                     "the server lists more than {items} {}s or {bytes} bytes of them",
@@ -319,6 +322,8 @@ mod tests {
         assert!(matches!(feed(&mut fresh(), &list(513)), Next::Failed(why) if why.contains("512")));
         let large = format!("{{\"tools\":[{{\"name\":\"a\",\"x\":\"{}\"}}]}}", "y".repeat(4 << 20));
         assert!(matches!(feed(&mut fresh(), &answer(&large)), Next::Failed(_)));
+        let refused = answer(&format!("{{\"tools\":[{}0]}}", "0,".repeat(512)));
+        assert!(matches!(feed(&mut fresh(), &refused), Next::Failed(why) if why.contains("512")));
         let mut endless = fresh();
         let page = answer(r#"{"tools":[],"nextCursor":""}"#);
         let asked = (0..100).take_while(|_| matches!(feed(&mut endless, &page), Next::Ask(_))).count();

@@ -110,7 +110,8 @@ impl Item {
     pub fn read(kind: Kind, raw: &str, limits: &CatalogLimits) -> Option<Self> {
         let span = jsonrpc::find(raw, 0..raw.len(), &[kind.key()]).ok()??;
         let key = jsonrpc::unquote(&raw[span.clone()])?.into_owned();
-        kind.is_key(&key, limits).then(|| Self { key, raw: raw.to_owned(), span })
+        // On one line, as everything that goes to clients: line breaks stand between tokens only (RFC 8259, section 2).
+        kind.is_key(&key, limits).then(|| Self { key, raw: raw.replace(['\n', '\r'], " "), span })
     }
 
     /// The description under another key; all else as the server wrote it.
@@ -139,6 +140,8 @@ mod tests {
         let tool = read(Kind::Tool, raw).unwrap();
         assert_eq!(tool.key, "read");
         assert_eq!(tool.under("f_read"), raw.replace("\"re\\u0061d\"", "\"f_read\""));
+        let broken = read(Kind::Tool, &raw.replace(", ", ",\r\n")).unwrap();
+        assert_eq!(broken.under("f_read"), tool.under("f_read").replace(", ", ",  "));
         let resource = read(Kind::Resource, "{\"uri\":\"a://b\",\"name\":\"c\"}").unwrap();
         assert_eq!(resource.under("s+a://b"), "{\"uri\":\"s+a://b\",\"name\":\"c\"}");
     }
