@@ -5,6 +5,8 @@ mod certs;
 mod child;
 /// `mcpport device`, driven line by line on boxes made of files.
 mod device;
+mod flags_gateway;
+mod flags_register;
 mod http;
 mod net;
 /// The real programs, and HTTP towards them.
