@@ -8,6 +8,7 @@ mod device;
 mod flags_gateway;
 mod flags_register;
 mod http;
+mod links;
 mod net;
 /// The real programs, and HTTP towards them.
 mod wire;
