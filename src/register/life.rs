@@ -144,6 +144,7 @@ pub async fn live(socket: Socket, state: &Arc<State>, config: &RegisterConfig) -
         limits,
         born: Instant::now(),
         answered: false,
+        ours: false,
         refusal: None,
     };
     let ended = link::drive(socket, &mut receiver, &mut life, limits).await;
@@ -159,6 +160,8 @@ struct Life<'a> {
     born: Instant,
     /// The gateway has spoken.
     answered: bool,
+    /// It will say when the registration is complete.
+    ours: bool,
     /// Why the gateway says it will not have us.
     refusal: Option<String>,
 }
@@ -173,7 +176,7 @@ impl Peer for Life<'_> {
                 // What the gateway asks and does not read must not pile up here.
                 let sent = self.link.send(frame);
                 sent.map_err(|_| Farewell::new(1013, "the gateway does not read"))?;
-                self.registered();
+                self.spoken_for();
             }
             Down::Status(status) => self.status(&status),
             Down::Drop(why) => log::debug!("dropped {why}"),
@@ -192,7 +195,7 @@ impl Peer for Life<'_> {
 
 impl Life<'_> {
     fn to_child(&mut self, line: String) {
-        self.registered();
+        self.spoken_for();
         let (busy, line) = match self.state.child.offer(line) {
             Ok(()) => return,
             Err((Refused::Full, line)) => ("the server does not read its input", line),
@@ -210,7 +213,13 @@ impl Life<'_> {
         }
     }
 
-    /// A gateway that sends us MCP has taken us.
+    /// A gateway that sends us MCP has taken us, as far as we can know; ours says it when it has.
+    fn spoken_for(&self) {
+        if !self.ours {
+            self.registered();
+        }
+    }
+
     fn registered(&self) {
         let mut shared = self.state.lock();
         shared.registered = true;
@@ -218,10 +227,14 @@ impl Life<'_> {
     }
 
     fn status(&mut self, status: &Status) {
+        self.ours |= status.ours;
         let message = text::show(&status.message);
         match status.status.as_str() {
             "error" => self.refusal = Some(status.message.clone()),
-            "registered" => log::info!("registered: {message}"),
+            "registered" => {
+                self.registered();
+                log::info!("registered: {message}");
+            }
             other => log::debug!("the gateway says {}: {message}", text::show(other)),
         }
     }

@@ -1,13 +1,20 @@
 //! The integration tests: one binary, a module for each subject. Ports are the system's choice, every wait has a limit.
 
+mod calls;
 mod certs;
 mod child;
 /// `mcpport device`, driven line by line on boxes made of files.
 mod device;
+mod flags_gateway;
+mod flags_register;
 mod http;
 mod link;
+mod links;
 mod net;
 mod tidy;
+/// The real programs, and HTTP towards them.
+mod wire;
+mod world;
 
 use std::{
     env,
