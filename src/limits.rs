@@ -370,6 +370,8 @@ pub const ID_BYTES: usize = 256;
 pub const INSTRUCTIONS: usize = 16 * KIB;
 /// How often idle sessions are looked for.
 pub const SWEEP: Duration = Duration::from_secs(30);
+/// Bytes that a close frame has for its reason (RFC 6455, section 5.5, less two for the code).
+pub const CLOSE_REASON: usize = 123;
 /// Bytes of one page of a list; well below what clients take as one event (1 MiB).
 pub const LIST_PAGE: usize = 256 * KIB;
 /// Connections that the kernel holds for us until we accept them: a burst of reconnecting edges must fit.

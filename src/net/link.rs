@@ -31,13 +31,10 @@ use super::{
     stream::Stream,
 };
 use crate::{
-    limits::{LINK_BURST, LinkLimits},
+    limits::{CLOSE_REASON, LINK_BURST, LinkLimits},
     text,
     tunnel::liveness::{Liveness, Verdict},
 };
-
-/// Bytes that a close frame has for its reason (RFC 6455, section 5.5, less two for the code).
-const CLOSE_REASON: usize = 123;
 
 /// Our reason to end a link, as the peer is told.
 #[derive(Clone, Debug, Eq, PartialEq)]
