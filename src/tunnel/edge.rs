@@ -66,7 +66,9 @@ pub struct Edge {
 impl Edge {
     /// The link is gone. Gives the lines that tell the child to stop what nobody waits for.
     pub fn disconnected(&mut self) -> Vec<String> {
-        self.offset = self.highest;
+        // A gateway with such ids could soon not be answered exactly; beginning again only risks a late answer.
+        self.offset = if self.highest < SMALL { self.highest } else { 0 };
+        self.highest = self.offset;
         if let Greeting::Asked { id, wanted } = &mut self.greeting {
             *wanted = None;
             self.open.remove(id);
@@ -88,13 +90,7 @@ impl Edge {
             {
                 Down::Drop("the child is initialized already")
             }
-            (Kind::Notification, "notifications/cancelled") => {
-                let span = message.param(&["requestId"]).ok().flatten();
-                if let Some(id) = span.clone().and_then(|span| number(&frame[span])) {
-                    self.open.remove(&(id + self.offset));
-                }
-                Down::Child(self.shift(&message, span.into_iter(), Self::to_child))
-            }
+            (Kind::Notification, "notifications/cancelled") => self.cancel(&message),
             _ => Down::Child(message.splice(&[])),
         }
     }
@@ -106,7 +102,10 @@ impl Edge {
             Kind::Response => self.answer(&message),
             Kind::Notification if message.method() == "notifications/progress" => {
                 let Ok(span) = message.param(&["progressToken"]) else { return Up::Noise };
-                if span.clone().and_then(|span| number(&line[span])).is_some_and(|token| token <= self.offset)
+                if span
+                    .clone()
+                    .and_then(|span| number(&line[span], EXACT))
+                    .is_some_and(|token| token <= self.offset)
                 {
                     return Up::Stale;
                 }
@@ -114,6 +113,20 @@ impl Edge {
             }
             _ => Up::Gateway(message.splice(&[])),
         }
+    }
+
+    fn cancel(&mut self, message: &Message<'_>) -> Down {
+        let Ok(span) = message.param(&["requestId"]) else {
+            return Down::Drop("a cancellation with an ambiguous request id");
+        };
+        if let Some(id) = span.clone().and_then(|span| number(&message.text()[span], SMALL)) {
+            let id = id + self.offset;
+            if matches!(self.greeting, Greeting::Asked { id: asked, .. } if asked == id) {
+                return Down::Drop("initialize is never cancelled");
+            }
+            self.open.remove(&id);
+        }
+        Down::Child(self.shift(message, span.into_iter(), Self::to_child))
     }
 
     fn greet(&mut self, message: &Message<'_>) -> Down {
@@ -125,7 +138,7 @@ impl Edge {
                 Down::Drop("the child is still thinking about an earlier initialize")
             }
             Greeting::None => {
-                if let Some(number) = number(&id) {
+                if let Some(number) = number(&id, SMALL) {
                     self.greeting = Greeting::Asked { id: number + self.offset, wanted: Some(id) };
                 }
                 self.ask(message)
@@ -134,7 +147,7 @@ impl Edge {
     }
 
     fn ask(&mut self, message: &Message<'_>) -> Down {
-        if let Some(id) = message.id().and_then(number) {
+        if let Some(id) = message.id().and_then(|id| number(id, SMALL)) {
             self.highest = self.highest.max(id + self.offset);
             if self.open.len() < EDGE_OPEN {
                 self.open.insert(id + self.offset);
@@ -149,7 +162,9 @@ impl Edge {
     }
 
     fn answer(&mut self, message: &Message<'_>) -> Up {
-        let Some(id) = message.id().and_then(number) else { return Up::Gateway(message.splice(&[])) };
+        let Some(id) = message.id().and_then(|id| number(id, EXACT)) else {
+            return Up::Gateway(message.splice(&[]));
+        };
         self.open.remove(&id);
         if let Greeting::Asked { id: asked, wanted } = &mut self.greeting
             && *asked == id
@@ -172,29 +187,33 @@ impl Edge {
         &self,
         message: &Message<'_>,
         spans: impl Iterator<Item = Span>,
-        moved: fn(&Self, u64) -> u64,
+        moved: fn(&Self, &str) -> Option<u64>,
     ) -> String {
         let new: Vec<(Span, String)> = spans
-            .filter_map(|span| Some((span.clone(), moved(self, number(&message.text()[span])?).to_string())))
+            .filter_map(|span| Some((span.clone(), moved(self, &message.text()[span])?.to_string())))
             .collect();
         let edits: Vec<(Span, &str)> = new.iter().map(|(span, text)| (span.clone(), text.as_str())).collect();
         message.splice(if self.offset == 0 { &[] } else { &edits })
     }
 
-    fn to_child(&self, id: u64) -> u64 {
-        id + self.offset
+    fn to_child(&self, raw: &str) -> Option<u64> {
+        number(raw, SMALL).map(|id| id + self.offset)
     }
 
-    fn to_gateway(&self, id: u64) -> u64 {
-        id.saturating_sub(self.offset)
+    fn to_gateway(&self, raw: &str) -> Option<u64> {
+        number(raw, EXACT).map(|id| id.saturating_sub(self.offset))
     }
 }
 
-/// A plain number that can be moved without leaving what every JSON reader holds exactly.
-fn number(raw: &str) -> Option<u64> {
-    const EXACT: u64 = 1 << 52;
+/// Below this every JSON reader holds a number exactly.
+const EXACT: u64 = 1 << 53;
+/// Below this an id of the gateway is moved: an offset is below it too, so that their sum is exact.
+const SMALL: u64 = 1 << 52;
+
+/// A plain number below a bound.
+fn number(raw: &str, bound: u64) -> Option<u64> {
     let plain = raw.bytes().all(|byte| byte.is_ascii_digit());
-    raw.parse().ok().filter(|number| plain && *number < EXACT)
+    raw.parse().ok().filter(|number| plain && *number < bound)
 }
 
 #[cfg(test)]
@@ -270,6 +289,30 @@ mod tests {
         assert!(edge.disconnected().is_empty(), "initialize is never cancelled");
         assert!(matches!(edge.from_gateway(&hello(5)), Down::Drop(_)));
         assert_eq!(edge.from_child(&answer(1)), Up::Gateway(answer(5).replace("\"n\":5", "\"n\":1")));
+    }
+
+    #[test]
+    fn large_ids_survive_reconnects() {
+        let mut edge = Edge::default();
+        for _ in 0..5000 {
+            let id = SMALL - 1;
+            let Down::Child(line) = edge.from_gateway(&call(id)) else { panic!("no line") };
+            let theirs = Message::read(&line).unwrap().id().unwrap().parse().unwrap();
+            assert!(theirs < EXACT);
+            let Up::Gateway(frame) = edge.from_child(&answer(theirs)) else { panic!("no answer") };
+            assert_eq!(Message::read(&frame).unwrap().id(), Some(id.to_string().as_str()));
+            edge.disconnected();
+        }
+    }
+
+    #[test]
+    fn cancellations_that_must_not_be() {
+        let mut edge = Edge::default();
+        edge.from_gateway(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
+        let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
+        assert!(matches!(edge.from_gateway(cancel), Down::Drop(_)), "initialize is never cancelled");
+        let ambiguous = cancel.replace(":1}", ":2,\"requestId\":3}");
+        assert!(matches!(edge.from_gateway(&ambiguous), Down::Drop(_)));
     }
 
     #[test]
