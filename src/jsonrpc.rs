@@ -358,6 +358,7 @@ mod tests {
             ("{} x", Syntax),
             ("\u{feff}{}", Syntax),
             ("{\"a\":01}", Syntax),
+            ("{\"id\":1,\"id\":2}}", Syntax),
             ("{\"a\":\"\n\"}", Syntax),
             ("[]", Batch),
             ("  [{}]", Batch),

@@ -55,8 +55,8 @@ enum Greeting {
 pub struct Edge {
     /// Added to the gateway's ids on their way to the child.
     offset: u64,
-    /// The highest id that the child knows.
-    highest: u64,
+    /// Above all ids that the child knows.
+    next: u64,
     /// Requests that the child has not answered, by the id it knows.
     open: BTreeSet<u64>,
     greeting: Greeting,
@@ -66,14 +66,19 @@ pub struct Edge {
 impl Edge {
     /// The link is gone. Gives the lines that tell the child to stop what nobody waits for.
     pub fn disconnected(&mut self) -> Vec<String> {
-        // A gateway with such ids could soon not be answered exactly; beginning again only risks a late answer.
-        self.offset = if self.highest < SMALL { self.highest } else { 0 };
-        self.highest = self.offset;
         if let Greeting::Asked { id, wanted } = &mut self.greeting {
             *wanted = None;
             self.open.remove(id);
         }
         let open = std::mem::take(&mut self.open);
+        if self.next >= SMALL {
+            // Soon the ids would not be exact. Beginning again only risks that a late answer passes for another.
+            self.next = 0;
+            if matches!(self.greeting, Greeting::Asked { .. }) {
+                self.greeting = Greeting::None;
+            }
+        }
+        self.offset = self.next;
         open.into_iter().map(|id| rewrite::cancelled(id, "the link to the gateway was lost")).collect()
     }
 
@@ -105,7 +110,7 @@ impl Edge {
                 if span
                     .clone()
                     .and_then(|span| number(&line[span], EXACT))
-                    .is_some_and(|token| token <= self.offset)
+                    .is_some_and(|token| token < self.offset)
                 {
                     return Up::Stale;
                 }
@@ -147,17 +152,24 @@ impl Edge {
     }
 
     fn ask(&mut self, message: &Message<'_>) -> Down {
-        if let Some(id) = message.id().and_then(|id| number(id, SMALL)) {
-            self.highest = self.highest.max(id + self.offset);
-            if self.open.len() < EDGE_OPEN {
-                self.open.insert(id + self.offset);
-            }
-        }
         let Ok(token) = message.param(&["_meta", "progressToken"]) else {
             return Down::Drop("a request with an ambiguous progress token");
         };
         let mut spans: Vec<Span> = message.id_span().into_iter().chain(token).collect();
         spans.sort_by_key(|span| span.start);
+        if spans.iter().any(|span| number(&message.text()[span.clone()], EXACT).is_some_and(|id| id >= SMALL))
+        {
+            // On its way back it could not be told from one that was moved.
+            let why = "request ids and progress tokens from 2^52 to 2^53 are not carried";
+            let id = message.id().unwrap_or_default();
+            return Down::Gateway(jsonrpc::error(id, jsonrpc::INVALID_REQUEST, why));
+        }
+        if let Some(id) = message.id().and_then(|id| number(id, SMALL)) {
+            self.next = self.next.max(id + self.offset + 1);
+            if self.open.len() < EDGE_OPEN {
+                self.open.insert(id + self.offset);
+            }
+        }
         Down::Child(self.shift(message, spans.into_iter(), Self::to_child))
     }
 
@@ -176,7 +188,7 @@ impl Edge {
             };
             return wanted.map_or(Up::Stale, |id| Up::Gateway(message.with_id(&id)));
         }
-        if id <= self.offset {
+        if id < self.offset {
             return Up::Stale;
         }
         Up::Gateway(self.shift(message, message.id_span().into_iter(), Self::to_gateway))
@@ -257,14 +269,27 @@ mod tests {
         let lines = edge.disconnected();
         assert_eq!(lines.len(), 1);
         assert!(lines[0].contains("\"requestId\":2"), "{lines:?}");
-        assert_eq!(edge.from_gateway(&call(1)), Down::Child(call(3)));
+        assert_eq!(edge.from_gateway(&call(1)), Down::Child(call(4)));
         assert_eq!(edge.from_child(&answer(2)), Up::Stale);
         assert_eq!(edge.from_child(&progress(2)), Up::Stale);
-        assert_eq!(edge.from_child(&progress(3)), Up::Gateway(progress(1)));
+        assert_eq!(edge.from_child(&progress(4)), Up::Gateway(progress(1)));
         let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
-        assert_eq!(edge.from_gateway(cancel), Down::Child(cancel.replace(":1}", ":3}")));
-        assert_eq!(edge.from_child(&answer(3)), Up::Gateway(answer(1).replace("\"n\":1", "\"n\":3")));
+        assert_eq!(edge.from_gateway(cancel), Down::Child(cancel.replace(":1}", ":4}")));
+        assert_eq!(edge.from_child(&answer(4)), Up::Gateway(answer(1).replace("\"n\":1", "\"n\":4")));
         assert!(edge.disconnected().is_empty());
+    }
+
+    #[test]
+    fn an_id_of_0_is_one_like_any_other() {
+        let mut edge = Edge::default();
+        for _ in 0..3 {
+            assert!(matches!(edge.from_gateway(&call(0)), Down::Child(_)));
+            let theirs = *edge.open.first().unwrap();
+            assert!(
+                matches!(edge.from_child(&answer(theirs)), Up::Gateway(frame) if frame.contains("\"id\":0,"))
+            );
+            edge.disconnected();
+        }
     }
 
     #[test]
@@ -306,13 +331,15 @@ mod tests {
     }
 
     #[test]
-    fn cancellations_that_must_not_be() {
+    fn what_must_not_reach_the_child() {
         let mut edge = Edge::default();
         edge.from_gateway(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
         let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
         assert!(matches!(edge.from_gateway(cancel), Down::Drop(_)), "initialize is never cancelled");
         let ambiguous = cancel.replace(":1}", ":2,\"requestId\":3}");
         assert!(matches!(edge.from_gateway(&ambiguous), Down::Drop(_)));
+        assert!(matches!(edge.from_gateway(&call(SMALL)), Down::Gateway(error) if error.contains("2^52")));
+        assert!(matches!(edge.from_gateway(&call(EXACT)), Down::Child(line) if line == call(EXACT)));
     }
 
     #[test]
