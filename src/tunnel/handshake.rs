@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use crate::{
-    jsonrpc::{find, quote, unquote},
+    jsonrpc::{find, object, quote, unquote},
     limits::SERVER_ID,
     text,
 };
@@ -53,22 +53,27 @@ impl Registration {
     /// # Errors
     /// [`Refused`], with a reason for the edge's user.
     pub fn read(frame: &str, longest_name: usize) -> Result<Self, Refused> {
-        let whole = checked(frame).ok_or(Refused::NotRegister)?;
-        let at = |path: &[&str]| find(frame, whole.clone(), path).ok().flatten().map(|span| &frame[span]);
-        let call = match at(&["method"]) {
+        let whole = object(frame).ok_or(Refused::NotRegister)?;
+        // A member that stands twice could be read in two ways.
+        let at = |path: &[&str]| match find(frame, whole.clone(), path) {
+            Ok(found) => Ok(found.map(|span| &frame[span])),
+            Err(_) => Err(Refused::NotRegister),
+        };
+        let (id, method) = (at(&["id"])?, at(&["method"])?);
+        let call = match method {
             Some(method) if unquote(method).as_deref() == Some("register") => true,
             None => false,
             Some(_) => return Err(Refused::NotRegister),
         };
-        let name = if call { at(&["params", "name"]) } else { at(&["name"]) };
-        if !call && name.is_none() && at(&["id"]).is_none() {
+        let name = if call { at(&["params", "name"])? } else { at(&["name"])? };
+        if !call && name.is_none() && id.is_none() {
             return Err(Refused::NotRegister);
         }
         let ours =
-            call && at(&["params", "capabilities", "mcpport"]).is_some_and(|value| value.starts_with('{'));
-        let sessions = at(&["params", "capabilities", "mcpport", "sessions", "max"]);
+            call && at(&["params", "capabilities", "mcpport"])?.is_some_and(|value| value.starts_with('{'));
+        let sessions = at(&["params", "capabilities", "mcpport", "sessions", "max"])?;
         let sessions = sessions.filter(|_| ours).and_then(|most| most.parse().ok()).filter(|most| *most > 0);
-        Ok(Self { id: read_id(at(&["id"]))?, name: read_name(name, longest_name)?, ours, sessions })
+        Ok(Self { id: read_id(id)?, name: read_name(name, longest_name)?, ours, sessions })
     }
 
     /// The first frame that our edge sends. `sessions`: that many clients can have a process of their own.
@@ -123,20 +128,18 @@ pub struct Status {
 impl Status {
     /// Reads a status frame; `None` when the frame is something else.
     pub fn read(frame: &str) -> Option<Self> {
-        let whole = checked(frame)?;
-        let at = |path: &[&str]| find(frame, whole.clone(), path).ok().flatten().map(|span| &frame[span]);
-        let text = |path: &[&str]| at(path).and_then(unquote).map(Cow::into_owned);
-        if ["method", "result", "error"].iter().any(|member| at(&[member]).is_some()) {
-            return None;
+        let whole = object(frame)?;
+        let at = |path: &[&str]| Some(find(frame, whole.clone(), path).ok()?.map(|span| &frame[span]));
+        let text = |path: &[&str]| Some(at(path)?.and_then(unquote).map(Cow::into_owned));
+        for member in ["method", "result", "error"] {
+            if at(&[member])?.is_some() {
+                return None;
+            }
         }
-        let ours = at(&["capabilities", "mcpport"]).is_some();
-        let sessions = at(&["capabilities", "mcpport", "sessions"]).is_some();
-        Some(Self {
-            status: text(&["status"])?,
-            message: text(&["message"]).unwrap_or_default(),
-            ours,
-            sessions,
-        })
+        let ours = at(&["capabilities", "mcpport"])?.is_some();
+        let sessions = at(&["capabilities", "mcpport", "sessions"])?.is_some();
+        let (status, message) = (text(&["status"])??, text(&["message"])?.unwrap_or_default());
+        Some(Self { status, message, ours, sessions })
     }
 
     /// The gateway has read the registration.
@@ -160,13 +163,6 @@ impl Status {
     pub fn error(message: &str) -> String {
         format!("{{\"status\":\"error\",\"message\":{}}}", quote(message))
     }
-}
-
-/// Where the object of a frame lies; `None` when the frame is not one sound JSON object.
-fn checked(frame: &str) -> Option<std::ops::Range<usize>> {
-    let sound = serde_json::from_str::<&serde_json::value::RawValue>(frame).ok()?.get();
-    let start = frame.len() - frame.trim_start().len();
-    sound.starts_with('{').then_some(start..start + sound.len())
 }
 
 #[cfg(test)]
@@ -197,6 +193,16 @@ mod tests {
         {
             assert_eq!(read(frame), Err(Refused::NotRegister), "{frame}");
         }
+        let deep =
+            format!("{{\"x\":{}{},\"id\":1,\"method\":\"register\"}}", "[".repeat(128), "]".repeat(128));
+        assert_eq!(read(&deep), Err(Refused::NotRegister), "what cannot be read whole is not read in part");
+        for twice in [
+            r#"{"method":"register","method":"tools/call","id":1}"#,
+            r#"{"method":"register","params":{"name":"a","n\u0061me":"b"}}"#,
+            r#"{"id":1,"id":2,"name":"a"}"#,
+        ] {
+            assert_eq!(read(twice), Err(Refused::NotRegister), "{twice}");
+        }
         for name in ["\"\"", "\"a b\"", "1", "\"a\\u000ab\"", &format!("\"{}\"", "x".repeat(65))] {
             let frame = format!("{{\"method\":\"register\",\"params\":{{\"name\":{name}}}}}");
             assert_eq!(read(&frame), Err(Refused::BadName), "{name}");
@@ -218,6 +224,7 @@ mod tests {
         assert_eq!(Status::read(&Status::error("no \"x\"")).unwrap().message, "no \"x\"");
         assert_eq!(Status::read(&Status::registered("i", 3)).unwrap().status, "registered");
         assert_eq!(Status::read(r#"{"jsonrpc":"2.0","id":1,"result":{},"status":"error"}"#), None);
+        assert_eq!(Status::read(r#"{"status":"error","method":"a","method":"b"}"#), None);
         assert_eq!(Status::read("hello"), None);
     }
 
