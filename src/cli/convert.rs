@@ -19,6 +19,7 @@ use crate::{
     router::REGISTER_PATH,
     secret::Secret,
     text,
+    tunnel::handshake::LONGEST_ID,
 };
 
 /// `mcpport gateway`.
@@ -60,8 +61,9 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
     }
     let command = CommandLine::parse(&args.stdio).map_err(|why| Fault::usage(format!("--stdio: {why}")))?;
     let id = match &args.server_id {
-        Some(id) if id.is_empty() || id.chars().any(char::is_control) => {
-            return Err(Fault::usage("--server-id: a plain text is needed"));
+        Some(id) if id.is_empty() || id.len() > LONGEST_ID || id.chars().any(char::is_control) => {
+            let why = format!("--server-id: a plain text of at most {LONGEST_ID} characters is needed");
+            return Err(Fault::usage(why));
         }
         Some(id) => id.clone(),
         None => text::uuid(random::bytes().map_err(|error| Fault::run(format!("no randomness: {error}")))?),

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Longest identity of a server, in bytes. A UUID has 36.
-const LONGEST_ID: usize = 128;
+pub const LONGEST_ID: usize = 128;
 
 /// What an edge asked for in its first frame.
 #[derive(Clone, Debug, Eq, PartialEq)]
