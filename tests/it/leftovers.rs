@@ -1,5 +1,7 @@
 //! Whatever ends, and however: no process stays behind.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use rustix::process::Signal;
 
 use crate::world::{Edge, Gateway, Program, eventually};
@@ -21,7 +23,10 @@ fn manners() -> Vec<(&'static str, String)> {
 /// Runs `register` on a server, until it runs.
 #[track_caller]
 fn started(url: &str, stdio: &str) -> Program {
-    let program = Program::start(&["register", "--stdio", stdio, "--gateway-url", url]);
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let name = format!("s{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let program =
+        Program::start(&["register", "--stdio", stdio, "--gateway-url", url, "--server-name", &name]);
     program.wait_for("runs as process");
     eventually("the server runs", || !program.offspring().is_empty());
     program
