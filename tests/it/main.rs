@@ -14,6 +14,7 @@ mod http;
 mod leftovers;
 mod links;
 mod net;
+mod secure;
 /// The real programs, and HTTP towards them.
 mod wire;
 mod world;
