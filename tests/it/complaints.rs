@@ -146,7 +146,7 @@ fn certificates() {
     if !available() {
         return;
     }
-    let (set, other) = (shared(), generate(&[]));
+    let (set, other) = (shared(), generate(&["--key-size", "2048"]));
     let file = |name: &str| set.join(name).to_str().unwrap().to_owned();
     let (key, certificate, ca) = (file("server.key"), file("server.crt"), file("ca.crt"));
     let other_key = other.join("server.key").to_str().unwrap().to_owned();

@@ -116,7 +116,7 @@ fn clients_need_a_certificate_when_an_authority_is_given() {
     if !available() {
         return;
     }
-    let strangers = generate(&["--client", "edge"]);
+    let strangers = generate(&["--client", "edge", "--key-size", "2048"]);
     for flag in ["--ssl-ca-cert", "--ssl-ca-certs"] {
         let gateway = gateway(&[flag, &file(shared(), "ca.crt")]);
         let request = text("GET", "/health", &["Host: any.example"], "");
@@ -145,7 +145,7 @@ fn register_trusts_whom_it_is_told_to() {
     if !available() {
         return;
     }
-    let other = generate(&[]);
+    let other = generate(&["--key-size", "2048"]);
     let gateway = gateway(&[]);
     let url = url(&gateway);
     gives_up(&url, &[], &["is not trusted", "--ssl-ca-cert"]);
