@@ -14,12 +14,11 @@ use crate::{
     demo, device,
     fault::Fault,
     http::vocab::Url,
-    limits::Limits,
+    limits::{Limits, SERVER_ID},
     net::random,
     router::REGISTER_PATH,
     secret::Secret,
     text,
-    tunnel::handshake::LONGEST_ID,
 };
 
 /// `mcpport gateway`.
@@ -35,6 +34,7 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
         timeout_rpc: duration("--timeout-rpc", &args.timeout_rpc)?,
         timeout_run_tool: duration("--timeout-run-tool", &args.timeout_run_tool)?,
         sse_path: path("--sse-path", &args.sse_path)?,
+        mcp_path: path("--mcp-path", &args.mcp_path)?,
         messages_path: messages_path(&args.messages_path)?,
         health_path: path("--health-endpoint", &args.health_endpoint)?,
         tokens,
@@ -61,8 +61,8 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
     }
     let command = CommandLine::parse(&args.stdio).map_err(|why| Fault::usage(format!("--stdio: {why}")))?;
     let id = match &args.server_id {
-        Some(id) if id.is_empty() || id.len() > LONGEST_ID || id.chars().any(char::is_control) => {
-            let why = format!("--server-id: a plain text of at most {LONGEST_ID} characters is needed");
+        Some(id) if id.is_empty() || id.len() > SERVER_ID || id.chars().any(char::is_control) => {
+            let why = format!("--server-id: a plain text of at most {SERVER_ID} characters is needed");
             return Err(Fault::usage(why));
         }
         Some(id) => id.clone(),
@@ -146,6 +146,7 @@ fn messages_path(typed: &str) -> Result<String, Fault> {
 fn distinct(config: &GatewayConfig) -> Result<(), Fault> {
     let paths = [
         ("--sse-path", config.sse_path.as_str()),
+        ("--mcp-path", &config.mcp_path),
         ("--messages-path", &config.messages_path),
         ("--health-endpoint", &config.health_path),
         ("the registration endpoint", REGISTER_PATH),

@@ -302,7 +302,7 @@ fn unknown_methods_and_tools_are_answered_at_once() {
     let answer = client.ask("server/discover", "{}");
     assert_eq!(value(&answer)["error"]["code"], -32601, "{answer}");
     for (method, params, code) in [
-        ("resources/list", "{}", -32601),
+        ("tasks/list", "{}", -32601),
         ("tools/call", r#"{"name":"nobody_has"}"#, -32602),
         ("tools/call", "{}", -32602),
         ("tools/call", r#"{"name":5}"#, -32602),

@@ -147,7 +147,7 @@ fn timeout_rpc_bounds_a_list_after_a_change() {
     let mut client = gateway.client();
     client.call("s_change", "{}");
     let line = gateway.program.wait_for("was not answered");
-    assert!(line.contains("tools/list was not answered in 0.3 s; its tools stay as they were"), "{line}");
+    assert!(line.contains("tools/list was not answered in 0.3 s; its lists stay as they were"), "{line}");
     assert_eq!(client.call_text("s_echo", r#"{"text":"still here"}"#), "still here");
 }
 

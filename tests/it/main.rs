@@ -12,9 +12,11 @@ mod flags_gateway;
 mod flags_register;
 mod http;
 mod leftovers;
+mod link;
 mod links;
 mod net;
 mod secure;
+mod tidy;
 /// The real programs, and HTTP towards them.
 mod wire;
 mod world;
