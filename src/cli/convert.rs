@@ -14,7 +14,7 @@ use crate::{
     demo, device,
     fault::Fault,
     http::vocab::Url,
-    limits::{Limits, MAX_SESSIONS},
+    limits::{Limits, MAX_SESSIONS, SERVER_ID},
     net::random,
     router::REGISTER_PATH,
     secret::Secret,
@@ -61,8 +61,9 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
     }
     let command = CommandLine::parse(&args.stdio).map_err(|why| Fault::usage(format!("--stdio: {why}")))?;
     let id = match &args.server_id {
-        Some(id) if id.is_empty() || id.chars().any(char::is_control) => {
-            return Err(Fault::usage("--server-id: a plain text is needed"));
+        Some(id) if id.is_empty() || id.len() > SERVER_ID || id.chars().any(char::is_control) => {
+            let why = format!("--server-id: a plain text of at most {SERVER_ID} characters is needed");
+            return Err(Fault::usage(why));
         }
         Some(id) => id.clone(),
         None => text::uuid(random::bytes().map_err(|error| Fault::run(format!("no randomness: {error}")))?),

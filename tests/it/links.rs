@@ -225,7 +225,7 @@ fn garbage_on_the_port_is_refused_and_harms_nobody() {
     let gateway = Gateway::start(&[]);
     for garbage in [
         &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..],
-        b"SSH-2.0-x\r\n",
+        b"SSH-2.0-x\r\n\r\n",
         b"\0\0\0\0\r\n\r\n",
         b"GET\r\n\r\n",
     ] {
