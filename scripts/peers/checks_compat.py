@@ -66,10 +66,9 @@ def refused(world, gateway, register):
     edge = world.register("no", EVERYTHING_OLD, port, "--header", BEARER + "wrong", "--require-gateway", binary=register, host="127.0.0.1")
     status = "401" if gateway == BINARY else "403"
     until(lambda: status in edge.log() or not edge.alive(), 20, f"the edge hears {status}; {edge.tail()}")
-    edge.exit()
-    need(status in edge.log(), f"no word of {status}; {edge.tail()}")
     if register == BINARY:
-        need_equal(edge.process.returncode, 1, "exit code of a register whose token was refused")
+        need_equal(edge.exit(), 1, "exit code of a register whose token was refused")
+    need(status in edge.log(), f"no word of {status}; {edge.tail()}")
     fields = {"Authorization": "Bearer right"}
     sdk = "python1" if gateway == BINARY else "original"
     (tools,) = play(world, sdk, sse(port, headers=fields), [{"list": True}])
