@@ -33,8 +33,6 @@ pub struct GatewayConfig {
     pub public_hosts: Vec<String>,
     /// Answer CORS preflights and let allowed origins read answers.
     pub cors: bool,
-    /// Add detail to what is logged of each message (never payloads or tokens).
-    pub debug: bool,
     /// Threads of the executor.
     pub threads: usize,
     /// All numbers.

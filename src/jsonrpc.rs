@@ -1,1 +1,432 @@
-//! Placeholder.
+//! JSON-RPC 2.0 messages as raw spans: which bytes are the id, the method, the params, the result.
+//!
+//! A message is checked once, as a whole (grammar, nesting, duplicate members), and then only cut
+//! and spliced: what mcpport does not have to change leaves as the bytes that came in. `tunnel` and
+//! `mcp` build on this; nothing here knows what a method means.
+
+mod scan;
+
+use std::{borrow::Cow, fmt::Write, ops::Range};
+
+pub use scan::{elements, members};
+
+/// Where a value lies in its text, in bytes.
+pub type Span = Range<usize>;
+
+/// The text is not JSON (JSON-RPC 2.0, section 5.1).
+pub const PARSE_ERROR: i64 = -32700;
+/// The JSON is not a message.
+pub const INVALID_REQUEST: i64 = -32600;
+/// No such method here.
+pub const METHOD_NOT_FOUND: i64 = -32601;
+/// The parameters do not fit the method.
+pub const INVALID_PARAMS: i64 = -32602;
+/// The server behind the gateway failed or went away.
+pub const INTERNAL_ERROR: i64 = -32603;
+/// A limit of the gateway is reached; try again later.
+pub const BUSY: i64 = -32000;
+/// No answer within the time limit; the code that MCP SDKs use for it.
+pub const TIMED_OUT: i64 = -32001;
+
+/// Why a text is not one message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Malformed {
+    /// Not JSON.
+    Syntax,
+    /// Nested deeper than [`crate::limits::JSON_DEPTH`].
+    Depth,
+    /// An array: a batch.
+    Batch,
+    /// Some other JSON value than an object.
+    NotObject,
+    /// A member of the envelope stands twice.
+    Duplicate,
+    /// The members do not make up a request, a notification or a response.
+    Envelope,
+}
+
+impl Malformed {
+    /// The error code to answer with.
+    pub fn code(self) -> i64 {
+        match self {
+            Self::Syntax => PARSE_ERROR,
+            _ => INVALID_REQUEST,
+        }
+    }
+
+    /// The reason in words.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Batch => "batches are not supported; send one message",
+            Self::Depth => "the JSON is nested too deeply",
+            Self::Duplicate => "a member of the message stands twice",
+            Self::Envelope => "not a JSON-RPC 2.0 request, notification or response",
+            Self::NotObject => "a message is a JSON object",
+            Self::Syntax => "not valid JSON",
+        }
+    }
+}
+
+/// What kind of message it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// Has a method and no id.
+    Notification,
+    /// Has a method and an id.
+    Request,
+    /// Has a result or an error.
+    Response,
+}
+
+/// One message, as spans of its text.
+#[derive(Clone, Debug)]
+pub struct Message<'a> {
+    text: &'a str,
+    kind: Kind,
+    id: Option<Span>,
+    method: Option<Cow<'a, str>>,
+    params: Option<Span>,
+    result: Option<Span>,
+    error: Option<Span>,
+    line_breaks: bool,
+}
+
+impl<'a> Message<'a> {
+    /// Reads one message. Members that JSON-RPC does not name are left where they are.
+    ///
+    /// # Errors
+    /// [`Malformed`] when the text is not one JSON object that makes up a message.
+    pub fn read(text: &'a str) -> Result<Self, Malformed> {
+        let mut parts = Parts::default();
+        let line_breaks = scan::envelope(text, &mut |key, value| parts.take(text, key, value))?;
+        parts.into_message(text, line_breaks)
+    }
+
+    /// The whole text.
+    pub fn text(&self) -> &'a str {
+        self.text
+    }
+
+    /// Request, notification or response.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The id as it was written (`1`, `"1"`, `1.0`); `None` for a notification, and for an error that
+    /// could not name its request.
+    pub fn id(&self) -> Option<&'a str> {
+        self.id.clone().map(|span| &self.text[span])
+    }
+
+    /// The method; empty for a response.
+    pub fn method(&self) -> &str {
+        self.method.as_deref().unwrap_or_default()
+    }
+
+    /// The params as they were written.
+    pub fn params(&self) -> Option<&'a str> {
+        self.params.clone().map(|span| &self.text[span])
+    }
+
+    /// The result as it was written.
+    pub fn result(&self) -> Option<&'a str> {
+        self.result.clone().map(|span| &self.text[span])
+    }
+
+    /// The error as it was written.
+    pub fn error(&self) -> Option<&'a str> {
+        self.error.clone().map(|span| &self.text[span])
+    }
+
+    /// Where a value of the params lies, by its path of member names.
+    ///
+    /// # Errors
+    /// [`Malformed::Duplicate`] when a name on the path stands twice: then two readers could differ about it.
+    pub fn param(&self, path: &[&str]) -> Result<Option<Span>, Malformed> {
+        match self.params.clone() {
+            Some(span) => find(self.text, span, path),
+            None => Ok(None),
+        }
+    }
+
+    /// The text with some values replaced, on one line. `edits` are in the order of the text.
+    pub fn splice(&self, edits: &[(Span, &str)]) -> String {
+        let grown: usize = edits.iter().map(|(_, new)| new.len()).sum();
+        let mut out = String::with_capacity(self.text.len() + grown);
+        let mut from = 0;
+        for (span, new) in edits {
+            self.copy(from..span.start, &mut out);
+            out.push_str(new);
+            from = span.end;
+        }
+        self.copy(from..self.text.len(), &mut out);
+        out
+    }
+
+    /// Where the id lies.
+    pub fn id_span(&self) -> Option<Span> {
+        self.id.clone()
+    }
+
+    /// The message with another id, on one line; an error that named no request gets the id at its end.
+    pub fn with_id(&self, id: &str) -> String {
+        match self.id.clone() {
+            Some(span) => self.splice(&[(span, id)]),
+            None => self.splice(&[]),
+        }
+    }
+
+    /// Line breaks can only stand between tokens, where a space does as well (RFC 8259, section 2).
+    fn copy(&self, span: Span, out: &mut String) {
+        let part = self.text.get(span).unwrap_or_default();
+        if self.line_breaks {
+            out.extend(part.chars().map(|c| if matches!(c, '\n' | '\r') { ' ' } else { c }));
+        } else {
+            out.push_str(part);
+        }
+    }
+}
+
+/// The members of the envelope, as they turn up.
+#[derive(Default)]
+struct Parts {
+    version: Option<Span>,
+    id: Option<Span>,
+    method: Option<Span>,
+    params: Option<Span>,
+    result: Option<Span>,
+    error: Option<Span>,
+}
+
+impl Parts {
+    fn take(&mut self, text: &str, key: Span, value: Span) -> Result<(), Malformed> {
+        let slot = match unquote(&text[key]).as_deref() {
+            Some("jsonrpc") => &mut self.version,
+            Some("id") => &mut self.id,
+            Some("method") => &mut self.method,
+            Some("params") => &mut self.params,
+            Some("result") => &mut self.result,
+            Some("error") => &mut self.error,
+            _ => return Ok(()),
+        };
+        match slot.replace(value) {
+            None => Ok(()),
+            Some(_) => Err(Malformed::Duplicate),
+        }
+    }
+
+    fn into_message(self, text: &str, line_breaks: bool) -> Result<Message<'_>, Malformed> {
+        let has = |span: &Option<Span>, allowed: &[u8]| match span {
+            Some(span) => text.as_bytes().get(span.start).is_some_and(|first| allowed.contains(first)),
+            None => true,
+        };
+        let null_id = self.id.as_ref().is_some_and(|id| &text[id.clone()] == "null");
+        let kind = match (&self.method, &self.id, &self.result, &self.error) {
+            (Some(_), Some(_), None, None) if !null_id => Kind::Request,
+            (Some(_), None, None, None) => Kind::Notification,
+            (None, Some(_), Some(_), None) if !null_id => Kind::Response,
+            (None, _, None, Some(_)) => Kind::Response,
+            _ => return Err(Malformed::Envelope),
+        };
+        let version = self.version.as_ref().map(|span| &text[span.clone()]);
+        let sound = version == Some("\"2.0\"")
+            && (null_id || has(&self.id, b"\"-0123456789"))
+            && has(&self.method, b"\"")
+            && has(&self.params, b"{[")
+            && has(&self.error, b"{");
+        if !sound {
+            return Err(Malformed::Envelope);
+        }
+        let method = self.method.and_then(|span| unquote(&text[span]));
+        let id = self.id.filter(|_| !null_id);
+        Ok(Message {
+            text,
+            kind,
+            id,
+            method,
+            params: self.params,
+            result: self.result,
+            error: self.error,
+            line_breaks,
+        })
+    }
+}
+
+/// The text of a JSON string, from its quoted form; `None` when it is not a string that UTF-8 can hold.
+pub fn unquote(raw: &str) -> Option<Cow<'_, str>> {
+    let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
+    if inner.contains('\\') {
+        serde_json::from_str(raw).ok().map(Cow::Owned)
+    } else {
+        Some(Cow::Borrowed(inner))
+    }
+}
+
+/// The quoted form of a text.
+pub fn quote(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// Finds a value inside a checked text, by member names from `span` inwards.
+///
+/// # Errors
+/// [`Malformed::Duplicate`] when a name on the path stands twice.
+pub fn find(text: &str, span: Span, path: &[&str]) -> Result<Option<Span>, Malformed> {
+    let mut here = span;
+    for name in path {
+        let mut found = None;
+        for (key, value) in members(text, here.clone()) {
+            if unquote(&text[key]).as_deref() == Some(name) && found.replace(value).is_some() {
+                return Err(Malformed::Duplicate);
+            }
+        }
+        match found {
+            Some(value) => here = value,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(here))
+}
+
+/// A request. `id` and `params` are raw JSON.
+pub fn request(id: &str, method: &str, params: &str) -> String {
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":{},\"params\":{params}}}", quote(method))
+}
+
+/// A notification. `params` is raw JSON.
+pub fn notification(method: &str, params: Option<&str>) -> String {
+    let mut out = format!("{{\"jsonrpc\":\"2.0\",\"method\":{}", quote(method));
+    if let Some(params) = params {
+        out.push_str(",\"params\":");
+        out.push_str(params);
+    }
+    out.push('}');
+    out
+}
+
+/// A response with a result. `id` and `result` are raw JSON.
+pub fn result(id: &str, result: &str) -> String {
+    let mut out = String::with_capacity(result.len() + id.len() + 40);
+    out.push_str("{\"jsonrpc\":\"2.0\",\"id\":");
+    out.push_str(id);
+    out.push_str(",\"result\":");
+    out.push_str(result);
+    out.push('}');
+    out
+}
+
+/// A response with an error. `id` is raw JSON, `null` when the request's could not be read.
+pub fn error(id: &str, code: i64, message: &str) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = write!(
+        out,
+        "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{{\"code\":{code},\"message\":{}}}}}",
+        quote(message)
+    );
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds() {
+        let kind = |text| Message::read(text).map(|m| m.kind());
+        assert_eq!(kind(r#"{"jsonrpc":"2.0","id":0,"method":"a"}"#), Ok(Kind::Request));
+        assert_eq!(kind(r#"{"jsonrpc":"2.0","method":"a","params":{}}"#), Ok(Kind::Notification));
+        assert_eq!(kind(r#"{"jsonrpc":"2.0","id":"x","result":null}"#), Ok(Kind::Response));
+        assert_eq!(kind(r#"{"jsonrpc":"2.0","id":null,"error":{}}"#), Ok(Kind::Response));
+        assert_eq!(kind(r#"{"jsonrpc":"2.0","error":{}}"#), Ok(Kind::Response));
+    }
+
+    #[test]
+    fn refusals() {
+        use Malformed::*;
+        for (text, why) in [
+            ("", Syntax),
+            ("{", Syntax),
+            ("nul", Syntax),
+            ("{} x", Syntax),
+            ("\u{feff}{}", Syntax),
+            ("{\"a\":01}", Syntax),
+            ("{\"a\":\"\n\"}", Syntax),
+            ("[]", Batch),
+            ("  [{}]", Batch),
+            ("1", NotObject),
+            ("\"x\"", NotObject),
+            ("{}", Envelope),
+            (r#"{"id":1,"method":"a"}"#, Envelope),
+            (r#"{"jsonrpc":"1.0","id":1,"method":"a"}"#, Envelope),
+            (r#"{"jsonrpc":"2.0","id":null,"method":"a"}"#, Envelope),
+            (r#"{"jsonrpc":"2.0","id":{},"method":"a"}"#, Envelope),
+            (r#"{"jsonrpc":"2.0","id":true,"method":"a"}"#, Envelope),
+            (r#"{"jsonrpc":"2.0","id":1,"method":1}"#, Envelope),
+            (r#"{"jsonrpc":"2.0","id":1,"method":"a","params":1}"#, Envelope),
+            (r#"{"jsonrpc":"2.0","id":1,"method":"a","result":1}"#, Envelope),
+            (r#"{"jsonrpc":"2.0","id":1,"result":1,"error":{}}"#, Envelope),
+            (r#"{"jsonrpc":"2.0","id":1,"id":1,"method":"a"}"#, Duplicate),
+            (r#"{"jsonrpc":"2.0","id":1,"\u0069d":1,"method":"a"}"#, Duplicate),
+        ] {
+            assert_eq!(Message::read(text).err(), Some(why), "{text}");
+        }
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let nested = |n: usize| {
+            let (open, close) = ("[".repeat(n), "]".repeat(n));
+            format!(r#"{{"jsonrpc":"2.0","method":"a","params":{open}{close}}}"#)
+        };
+        assert!(Message::read(&nested(127)).is_ok());
+        assert_eq!(Message::read(&nested(128)).err(), Some(Malformed::Depth));
+        assert_eq!(Message::read(&nested(100_000)).err(), Some(Malformed::Depth));
+    }
+
+    #[test]
+    fn ids_come_back_as_written() {
+        for id in ["1", "\"1\"", "1.0", "9223372036854775808", "\"\\u0061\"", "-0", "1e3"] {
+            let text = format!("{{\"jsonrpc\":\"2.0\", \"id\" : {id} ,\"result\":{{}}}}");
+            let message = Message::read(&text).unwrap();
+            assert_eq!(message.id(), Some(id));
+            assert_eq!(message.with_id("7"), text.replace(&format!(" {id} "), " 7 "));
+        }
+    }
+
+    #[test]
+    fn params_are_found_and_spliced() {
+        let text = "{\"jsonrpc\":\"2.0\",\"x\":[1],\"id\":5,\r\n\"method\":\"tools/call\",\"params\":{\"name\":\"a_b\",\"_meta\":{\"progressToken\":\"t\"}}}";
+        let message = Message::read(text).unwrap();
+        let name = message.param(&["name"]).unwrap().unwrap();
+        let token = message.param(&["_meta", "progressToken"]).unwrap().unwrap();
+        assert_eq!(&text[name.clone()], "\"a_b\"");
+        assert!(message.param(&["_meta", "none"]).unwrap().is_none());
+        assert!(message.param(&["name", "deeper"]).unwrap().is_none());
+        let spliced = message.splice(&[(message.id_span().unwrap(), "17"), (name, "\"b\""), (token, "17")]);
+        assert_eq!(
+            spliced,
+            "{\"jsonrpc\":\"2.0\",\"x\":[1],\"id\":17,  \"method\":\"tools/call\",\"params\":{\"name\":\"b\",\"_meta\":{\"progressToken\":17}}}"
+        );
+    }
+
+    #[test]
+    fn a_name_that_stands_twice_is_no_name() {
+        let text = r#"{"jsonrpc":"2.0","id":5,"method":"m","params":{"name":"a","n\u0061me":"b"}}"#;
+        let message = Message::read(text).unwrap();
+        assert_eq!(message.param(&["name"]), Err(Malformed::Duplicate));
+    }
+
+    #[test]
+    fn built_messages_read_back() {
+        for text in [
+            request("1", "a\"b", "{}"),
+            notification("n", None),
+            notification("n", Some("{}")),
+            result("\"x\"", "[1]"),
+            error("null", BUSY, "too\nmany"),
+        ] {
+            assert!(Message::read(&text).is_ok(), "{text}");
+        }
+    }
+}

@@ -22,6 +22,8 @@ pub struct Limits {
     pub catalog: CatalogLimits,
     /// Child processes at the edge.
     pub child: ChildLimits,
+    /// The built-in server about the box.
+    pub device: DeviceLimits,
 }
 
 /// Bounds of the HTTP/1.1 server.
@@ -55,6 +57,12 @@ pub struct HttpLimits {
     pub drain_bytes: usize,
     /// Time for that.
     pub drain_time: Duration,
+    /// Bytes that one read asks for; also what an idle connection keeps. A usual POST fits in one read.
+    pub read_bytes: usize,
+    /// Bytes that one read asks for while a large body comes in, so that a megabyte needs few reads.
+    pub read_burst: usize,
+    /// Bytes of a read that only waits for the peer's end (event streams, running calls), so that it costs little.
+    pub watch_bytes: usize,
     /// Time that a write to a client may make no progress.
     pub write_stall: Duration,
     /// Connections in all. With 64 KiB worst case each, 64 MiB.
@@ -69,7 +77,7 @@ impl Default for HttpLimits {
     fn default() -> Self {
         Self {
             head_bytes: 16 * KIB,
-            fields: 64,
+            fields: HTTP_FIELDS,
             target_bytes: 4 * KIB,
             head_time: Duration::from_secs(10),
             keep_alive: Duration::from_secs(30),
@@ -82,6 +90,9 @@ impl Default for HttpLimits {
             trailer_bytes: KIB,
             drain_bytes: 64 * KIB,
             drain_time: Duration::from_secs(2),
+            read_bytes: 4 * KIB,
+            read_burst: 64 * KIB,
+            watch_bytes: 256,
             write_stall: Duration::from_secs(30),
             connections: 1024,
             connections_per_address: 1024,
@@ -150,6 +161,8 @@ pub struct LinkLimits {
     pub links: usize,
     /// Calls that wait for an answer on one link.
     pub in_flight: usize,
+    /// Time for the peer to read our goodbye.
+    pub farewell: Duration,
     /// Connecting and upgrading, at the edge.
     pub connect_time: Duration,
     /// First reconnect delay, before jitter.
@@ -180,6 +193,7 @@ impl Default for LinkLimits {
             register_bytes: 64 * KIB,
             links: 256,
             in_flight: 256,
+            farewell: Duration::from_secs(1),
             connect_time: Duration::from_secs(10),
             backoff_base: Duration::from_millis(500),
             backoff_cap: Duration::from_secs(30),
@@ -245,9 +259,89 @@ impl Default for ChildLimits {
     }
 }
 
+/// Header fields in one head, whatever [`HttpLimits::fields`] says: the size of a table on the stack.
+pub const HTTP_FIELDS: usize = 64;
+/// Bounds of the built-in server about the box (`mcpport device`).
+#[derive(Clone, Debug)]
+pub struct DeviceLimits {
+    /// Bytes of one line on stdin: what one message may have anywhere else in the program.
+    pub line_bytes: usize,
+    /// Bytes of `params`, before a tree is built from them; real ones have a few hundred.
+    pub params_bytes: usize,
+    /// Bytes of one kernel text (mount table, counters); a busy container host has some hundred KiB of mounts.
+    pub text_bytes: usize,
+    /// Entries of one list: file systems, interfaces, addresses, temperatures.
+    pub entries: usize,
+    /// Processes that are looked at; each costs two small files and 100 bytes.
+    pub processes: usize,
+    /// Processes that one answer may show.
+    pub top: u64,
+    /// Processes that an answer shows unless asked otherwise.
+    pub top_default: u64,
+    /// Time over which processor use is measured: ten milliseconds is the kernel's unit, so this gives steps of 2 %.
+    pub cpu_window: Duration,
+    /// The kernel's unit of processor time, in 1/s. Fixed in its interface to programs on all that we build for.
+    pub cpu_ticks: u32,
+    /// Lines that one answer may show of a log file.
+    pub log_lines: u64,
+    /// Lines of a log file unless asked otherwise.
+    pub log_lines_default: u64,
+    /// Bytes that are read from the end of a log file.
+    pub log_bytes: usize,
+    /// Receive buffer for the kernel's list of addresses; it fills what it is offered.
+    pub netlink_bytes: usize,
+    /// Time that one part of that list may take; it comes from memory.
+    pub netlink_time: Duration,
+}
+
+impl Default for DeviceLimits {
+    fn default() -> Self {
+        Self {
+            line_bytes: 4 * MIB,
+            params_bytes: 64 * KIB,
+            text_bytes: MIB,
+            entries: 256,
+            processes: 32 * KIB,
+            top: 100,
+            top_default: 10,
+            cpu_window: Duration::from_millis(500),
+            cpu_ticks: 100,
+            log_lines: 500,
+            log_lines_default: 50,
+            log_bytes: 64 * KIB,
+            netlink_bytes: 16 * KIB,
+            netlink_time: Duration::from_secs(1),
+        }
+    }
+}
+
 /// Nesting of JSON values; what other parsers allow. One bit each in a `u128`.
 pub const JSON_DEPTH: u32 = 128;
 /// Graceful stop: time for running calls and streams to end.
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// Bytes of foreign text in one log line.
 pub const LOG_TEXT: usize = 256;
+/// Requests of a gateway that the edge remembers, to cancel them when the link is lost.
+pub const EDGE_OPEN: usize = 1024;
+/// Bytes of a client's request id or progress token; they are kept while the call runs.
+pub const ID_BYTES: usize = 256;
+/// Bytes of one page of a list; well below what clients take as one event (1 MiB).
+pub const LIST_PAGE: usize = 256 * KIB;
+/// Connections that the kernel holds for us until we accept them: a burst of reconnecting edges must fit.
+pub const BACKLOG: i32 = 1024;
+/// Attempts to find one port number that is free in IPv4 and in IPv6.
+pub const BIND_TRIES: u32 = 16;
+/// First pause after a failed accept; it doubles up to [`ACCEPT_PAUSE_LONGEST`].
+pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(1);
+/// Longest pause after failed accepts: descriptors come back when connections end.
+pub const ACCEPT_PAUSE_LONGEST: Duration = Duration::from_secs(1);
+/// The same complaint is logged at most this often.
+pub const LOG_EVERY: Duration = Duration::from_secs(1);
+/// Time to send a TLS farewell and close; a peer that does not read gets no more.
+pub const CLOSE: Duration = Duration::from_secs(2);
+/// Bytes that a line reader offers to one read, and starts with.
+pub const LINE_READ: usize = 8 * KIB;
+/// Bytes that a line reader keeps after a long line; more goes back to the system.
+pub const LINE_KEPT: usize = 64 * KIB;
+/// Bytes that are read away after a TLS refusal, so that the client sees the alert and not a reset.
+pub const LINGER: usize = 16 * KIB;

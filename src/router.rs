@@ -1,1 +1,267 @@
-//! Placeholder.
+//! What a request is about, and whether it may be asked from where it comes: paths, `Host` and `Origin`.
+//!
+//! Pure. The check against DNS rebinding covers every route, the WebSocket upgrade included: a page that a
+//! browser loaded from elsewhere can reach a loopback port under a name of its own, but it cannot
+//! hide that name.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::http::{head::Request, vocab::Method};
+
+/// What a request is about.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Route {
+    /// Open an event stream (2024-11-05 transport).
+    EventStream,
+    /// The health check.
+    Health,
+    /// A message of an event-stream client.
+    Messages,
+    /// A browser asks whether it may send a request.
+    Preflight,
+    /// A server registers: WebSocket.
+    Register,
+}
+
+/// Why there is no route.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Unrouted {
+    /// The path is known, the method is not; these are.
+    Method(&'static str),
+    /// The path is unknown.
+    Path,
+}
+
+/// What is wrong with where a request comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Forbidden {
+    /// Its `Host` is not one of ours.
+    Host,
+    /// Its `Origin` is not allowed.
+    Origin,
+}
+
+impl Forbidden {
+    /// The reason in words, with the flag that changes it.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Host => "this Host is not served without a token; see --public-host",
+            Self::Origin => "this Origin is not allowed; see --allow-origin",
+        }
+    }
+}
+
+/// Path of the registrations.
+pub const REGISTER_PATH: &str = "/mcp/register";
+
+/// What the router has to know of the configuration.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Path of the event stream.
+    pub sse_path: String,
+    /// Path of the message endpoint, without a trailing slash.
+    pub messages_path: String,
+    /// Path of the health check.
+    pub health_path: String,
+    /// A token or a client certificate is asked for: then any `Host` is served, as a rebound page has neither.
+    pub guarded: bool,
+    /// Names under which the gateway may be addressed when it is not guarded.
+    pub public_hosts: Vec<String>,
+    /// Origins that browsers may come from, beside loopback and our own; `*` allows all.
+    pub allow_origins: Vec<String>,
+    /// Answer preflights.
+    pub cors: bool,
+}
+
+impl Policy {
+    /// Whether a request may come from where it says.
+    ///
+    /// # Errors
+    /// [`Forbidden`], with what is wrong.
+    pub fn admit(&self, request: &Request) -> Result<(), Forbidden> {
+        let host = request.host().unwrap_or_default();
+        if !self.guarded && !self.is_our_host(host) {
+            return Err(Forbidden::Host);
+        }
+        let mut origins = request.fields("origin");
+        match (origins.next(), origins.next()) {
+            (None, _) => Ok(()),
+            (Some(origin), None) if self.is_allowed_origin(origin, host) => Ok(()),
+            _ => Err(Forbidden::Origin),
+        }
+    }
+
+    /// What a request is about.
+    ///
+    /// # Errors
+    /// [`Unrouted`], with the reason.
+    pub fn route(&self, request: &Request) -> Result<Route, Unrouted> {
+        let (path, method) = (request.path(), request.method());
+        let trimmed = path.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(path);
+        let (route, allowed) = if path == REGISTER_PATH {
+            (Route::Register, "GET")
+        } else if path == self.sse_path {
+            (Route::EventStream, "GET")
+        } else if trimmed == self.messages_path {
+            (Route::Messages, "POST")
+        } else if path == self.health_path {
+            (Route::Health, "GET, HEAD")
+        } else {
+            return Err(Unrouted::Path);
+        };
+        if self.cors && method == Method::Options && request.field("access-control-request-method").is_some()
+        {
+            return Ok(Route::Preflight);
+        }
+        if allowed.split(", ").any(|name| name == method.as_ref()) {
+            Ok(route)
+        } else {
+            Err(Unrouted::Method(allowed))
+        }
+    }
+
+    fn is_our_host(&self, host: &str) -> bool {
+        let name = without_port(host);
+        is_loopback_name(name)
+            || is_address(name)
+            || self
+                .public_hosts
+                .iter()
+                .any(|ours| ours.eq_ignore_ascii_case(name) || ours.eq_ignore_ascii_case(host))
+    }
+
+    fn is_allowed_origin(&self, origin: &str, host: &str) -> bool {
+        if self.allow_origins.iter().any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin)) {
+            return true;
+        }
+        let Some((scheme, authority)) = origin.split_once("://") else { return false };
+        let web = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+        web && (is_loopback_name(without_port(authority)) || authority.eq_ignore_ascii_case(host))
+    }
+}
+
+/// `name:port` or `[address]:port` without the port. What does not have that form comes back whole, and
+/// is then no name of ours.
+fn without_port(host: &str) -> &str {
+    let (name, rest) = match host.find(']') {
+        Some(end) if host.starts_with('[') => host.split_at(end + 1),
+        _ => host.split_at(host.find(':').unwrap_or(host.len())),
+    };
+    let port = rest.strip_prefix(':').unwrap_or(rest);
+    let plain = rest.is_empty() || (rest.starts_with(':') && port.bytes().all(|byte| byte.is_ascii_digit()));
+    if plain { name } else { host }
+}
+
+fn is_loopback_name(name: &str) -> bool {
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+        || in_brackets(name).is_some_and(|address| address.is_loopback())
+}
+
+/// An address cannot be rebound; but the unspecified one is for binding, never for reaching.
+fn is_address(name: &str) -> bool {
+    name.parse::<Ipv4Addr>().is_ok_and(|address| !address.is_unspecified())
+        || in_brackets(name).is_some_and(|address| !address.is_unspecified())
+}
+
+fn in_brackets(name: &str) -> Option<Ipv6Addr> {
+    name.strip_prefix('[')?.strip_suffix(']')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{http::head, limits::HttpLimits};
+
+    fn policy(guarded: bool) -> Policy {
+        Policy {
+            sse_path: "/sse".into(),
+            messages_path: "/messages".into(),
+            health_path: "/health".into(),
+            guarded,
+            public_hosts: vec!["gw.example".into()],
+            allow_origins: vec!["https://app.example".into()],
+            cors: false,
+        }
+    }
+
+    fn request(method: &str, path: &str, fields: &str) -> Request {
+        let text = format!("{method} {path} HTTP/1.1\r\n{fields}\r\n");
+        head::parse(text.as_bytes(), &HttpLimits::default()).unwrap()
+    }
+
+    #[test]
+    fn hosts() {
+        let good = ["localhost", "LOCALHOST:8765", "127.0.0.1:1", "127.9.9.9", "[::1]:8765", "10.0.0.7:80"];
+        let good = good.iter().chain(&["[2001:db8::1]", "gw.example", "GW.example:8765"]);
+        for host in good {
+            let request = request("GET", "/sse", &format!("Host: {host}\r\n"));
+            assert_eq!(policy(false).admit(&request), Ok(()), "{host}");
+        }
+        let bad =
+            ["evil.com", "localhost.evil.com", "0.0.0.0", "[::]:80", "", "localhost:x", "[::1].evil.com"];
+        let bad =
+            bad.iter().chain(&["127.0.0.1.evil.com", "x.gw.example", "localhost:80:90", "[::1]x", "127.1"]);
+        for host in bad {
+            let request = request("GET", "/sse", &format!("Host: {host}\r\n"));
+            assert_eq!(policy(false).admit(&request), Err(Forbidden::Host), "{host}");
+            assert_eq!(policy(true).admit(&request), Ok(()), "{host}");
+        }
+    }
+
+    #[test]
+    fn origins() {
+        let check = |origin: &str| {
+            let fields = format!("Host: gw.example:8765\r\n{origin}");
+            policy(true).admit(&request("GET", "/mcp/register", &fields))
+        };
+        for origin in [
+            "",
+            "Origin: http://localhost:3000\r\n",
+            "Origin: http://127.0.0.1\r\n",
+            "Origin: https://[::1]:5\r\n",
+            "Origin: https://gw.example:8765\r\n",
+            "Origin: https://app.example\r\n",
+        ] {
+            assert_eq!(check(origin), Ok(()), "{origin}");
+        }
+        for origin in [
+            "Origin: null\r\n",
+            "Origin: \r\n",
+            "Origin: https://evil.com\r\n",
+            "Origin: https://app.example:444\r\n",
+            "Origin: http://app.example\r\n",
+            "Origin: https://gw.example\r\n",
+            "Origin: http://[::1].evil.example\r\n",
+            "Origin: http://localhost.evil.com\r\n",
+            "Origin: file://localhost\r\n",
+            "Origin: http://localhost:3000\r\nOrigin: http://localhost:3000\r\n",
+        ] {
+            assert_eq!(check(origin), Err(Forbidden::Origin), "{origin}");
+        }
+    }
+
+    #[test]
+    fn routes() {
+        let route = |method, path| policy(false).route(&request(method, path, "Host: localhost\r\n"));
+        assert_eq!(route("GET", "/sse"), Ok(Route::EventStream));
+        assert_eq!(route("POST", "/messages?session_id=x"), Ok(Route::Messages));
+        assert_eq!(route("POST", "/messages/?session_id=x"), Ok(Route::Messages));
+        assert_eq!(route("GET", "/mcp/register"), Ok(Route::Register));
+        assert_eq!(route("HEAD", "/health"), Ok(Route::Health));
+        assert_eq!(route("POST", "/sse"), Err(Unrouted::Method("GET")));
+        assert_eq!(route("OPTIONS", "/sse"), Err(Unrouted::Method("GET")));
+        assert_eq!(route("GET", "/messages"), Err(Unrouted::Method("POST")));
+        for path in ["/", "/sse/", "/SSE", "/messages//", "/mcp/register/", "/x"] {
+            assert_eq!(route("GET", path), Err(Unrouted::Path), "{path}");
+        }
+    }
+
+    #[test]
+    fn preflights() {
+        let fields = "Host: localhost\r\nAccess-Control-Request-Method: POST\r\n";
+        let preflight = request("OPTIONS", "/messages", fields);
+        assert_eq!(policy(false).route(&preflight), Err(Unrouted::Method("POST")));
+        assert_eq!(Policy { cors: true, ..policy(false) }.route(&preflight), Ok(Route::Preflight));
+    }
+}

@@ -1,1 +1,180 @@
-//! Placeholder.
+//! Client sessions, bound to who opened them, and the calls that each has under way.
+//!
+//! Pure tables; `H` is the program's handle of a client, `U` its handle of a server.
+
+use std::collections::HashMap;
+
+use crate::{auth::Principal, limits::SessionLimits};
+
+/// The session table is full.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Full;
+
+/// All open sessions.
+#[derive(Debug)]
+pub struct Sessions<H> {
+    open: HashMap<String, (Principal, H)>,
+    most: usize,
+}
+
+impl<H: Clone> Sessions<H> {
+    /// An empty table.
+    pub fn new(limits: &SessionLimits) -> Self {
+        Self { open: HashMap::new(), most: limits.sessions }
+    }
+
+    /// Opens a session under an id that nobody can guess.
+    ///
+    /// # Errors
+    /// [`Full`] at the limit.
+    pub fn open(&mut self, id: String, principal: Principal, handle: H) -> Result<(), Full> {
+        if self.open.len() >= self.most {
+            return Err(Full);
+        }
+        self.open.insert(id, (principal, handle));
+        Ok(())
+    }
+
+    /// A session, for the one who opened it. To anybody else it does not exist.
+    pub fn find(&self, id: &str, principal: Principal) -> Option<H> {
+        let (owner, handle) = self.open.get(id)?;
+        (*owner == principal).then(|| handle.clone())
+    }
+
+    /// Ends a session.
+    pub fn close(&mut self, id: &str) -> Option<H> {
+        self.open.remove(id).map(|(_, handle)| handle)
+    }
+
+    /// All handles.
+    pub fn all(&self) -> impl Iterator<Item = &H> {
+        self.open.values().map(|(_, handle)| handle)
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+/// A session id: 128 random bits as 22 characters that may stand in a URL.
+pub fn id(random: [u8; 16]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let bits = u128::from_be_bytes(random);
+    (0..22).map(|place| char::from(ALPHABET[(bits >> (6 * place)) as usize & 63])).collect()
+}
+
+/// Why a call is not taken.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Refused {
+    /// Too many calls are under way.
+    Busy,
+    /// The session has ended.
+    Ended,
+    /// A call with this id is under way.
+    Repeated,
+}
+
+/// The calls of one session, by the client's own ids, as written.
+#[derive(Debug)]
+pub struct Calls<U> {
+    open: HashMap<Box<str>, (U, u64)>,
+    most: usize,
+    ended: bool,
+}
+
+impl<U> Calls<U> {
+    /// No calls yet.
+    pub fn new(limits: &SessionLimits) -> Self {
+        Self { open: HashMap::new(), most: limits.in_flight, ended: false }
+    }
+
+    /// Whether a call with this id may begin.
+    ///
+    /// # Errors
+    /// [`Refused`], with the reason.
+    pub fn may_begin(&self, id: &str) -> Result<(), Refused> {
+        match () {
+            () if self.ended => Err(Refused::Ended),
+            () if self.open.len() >= self.most => Err(Refused::Busy),
+            () if self.open.contains_key(id) => Err(Refused::Repeated),
+            () => Ok(()),
+        }
+    }
+
+    /// A call began: at this server, under this id of the mux.
+    pub fn begin(&mut self, id: &str, upstream: U, upstream_id: u64) {
+        self.open.insert(id.into(), (upstream, upstream_id));
+    }
+
+    /// A call ended, or is to be cancelled. `None` when there is none with this id.
+    pub fn end(&mut self, id: &str) -> Option<(U, u64)> {
+        self.open.remove(id)
+    }
+
+    /// The session ends: no further call begins, and those under way are handed out to be cancelled.
+    pub fn end_all(&mut self) -> Vec<(U, u64)> {
+        self.ended = true;
+        self.open.drain().map(|(_, call)| call).collect()
+    }
+
+    /// How many are under way.
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether none is under way.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn a_session_exists_for_its_owner_only() {
+        let mut sessions = Sessions::new(&SessionLimits { sessions: 1, ..SessionLimits::default() });
+        let (us, them) = (Principal::token(0), Principal::token(1));
+        sessions.open("a".into(), us, 1).unwrap();
+        assert_eq!(sessions.open("b".into(), us, 2), Err(Full));
+        assert_eq!(
+            (sessions.find("a", us), sessions.find("a", them), sessions.find("b", us)),
+            (Some(1), None, None)
+        );
+        assert_eq!((sessions.close("a"), sessions.close("a"), sessions.is_empty()), (Some(1), None, true));
+    }
+
+    #[test]
+    fn ids_are_short_plain_and_different() {
+        let mut seen = HashSet::new();
+        for number in 0..10_000u128 {
+            let id = id((number << 64 | number).to_be_bytes());
+            assert_eq!(id.len(), 22);
+            assert!(id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+            assert!(seen.insert(id));
+        }
+    }
+
+    #[test]
+    fn calls_are_bounded_and_not_repeated() {
+        let mut calls = Calls::new(&SessionLimits { in_flight: 2, ..SessionLimits::default() });
+        for (id, upstream_id) in [("1", 10), ("\"1\"", 11)] {
+            calls.may_begin(id).unwrap();
+            calls.begin(id, "s", upstream_id);
+        }
+        assert_eq!(calls.may_begin("3"), Err(Refused::Busy));
+        assert_eq!((calls.end("\"1\""), calls.end("\"1\"")), (Some(("s", 11)), None));
+        assert_eq!(calls.may_begin("1"), Err(Refused::Repeated));
+        assert_eq!(calls.end_all(), [("s", 10)]);
+        assert_eq!(calls.may_begin("4"), Err(Refused::Ended));
+    }
+}

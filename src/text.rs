@@ -14,6 +14,14 @@ pub fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')
 }
 
+/// A random UUID (RFC 9562, version 4) from 16 random bytes.
+pub fn uuid(mut random: [u8; 16]) -> String {
+    random[6] = random[6] & 0x0f | 0x40;
+    random[8] = random[8] & 0x3f | 0x80;
+    let digits = format!("{:032x}", u128::from_be_bytes(random));
+    [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &digits[part]).join("-")
+}
+
 /// Foreign text made fit for one log line: control and direction characters escaped, length bounded.
 pub fn show(text: &str) -> Shown<'_> {
     show_up_to(text, limits::LOG_TEXT)
@@ -58,7 +66,7 @@ fn is_plain(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_name, show, show_up_to};
+    use super::{is_name, show, show_up_to, uuid};
 
     #[test]
     fn names() {
@@ -68,6 +76,12 @@ mod tests {
         for bad in ["", "a b", "a/b", "é", "a\n", "a:b", &"x".repeat(65)] {
             assert!(!is_name(bad, 64), "{bad}");
         }
+    }
+
+    #[test]
+    fn uuids() {
+        assert_eq!(uuid([0; 16]), "00000000-0000-4000-8000-000000000000");
+        assert_eq!(uuid([255; 16]), "ffffffff-ffff-4fff-bfff-ffffffffffff");
     }
 
     #[test]

@@ -1,1 +1,167 @@
-//! Placeholder.
+//! `mcpport device`: a small stdio MCP server about the box it runs on, for edge boxes that have neither
+//! Node nor Python. Linux, read-only.
+//!
+//! It is reached like any other server: `mcpport register --stdio "mcpport device"`. Nothing is cached
+//! and no thread is started: a request is read, files under `/proc` and `/sys` are read, the answer is
+//! written. What must never block is not touched: network file systems, FUSE, devices, pipes.
+//!
+//! | file | job |
+//! |---|---|
+//! | `mod` | standard input to standard output |
+//! | [`server`] | the protocol: one line in, at most one line out |
+//! | `tools` | the table of tools; arguments and refusals |
+//! | [`machine`] | where facts come from: a root folder and a few system calls, both replaceable in a test |
+//! | `system`, `disks`, `network`, `processes`, `logs` | one subject each: parser, report, schema |
+//! | `netlink` | the kernel's list of addresses, as bytes |
+//! | `words` | sizes and times for people; pieces of JSON schema |
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::PathBuf;
+
+use crate::fault::Fault;
+use crate::limits::DeviceLimits;
+
+mod disks;
+mod logs;
+pub mod machine;
+mod netlink;
+mod network;
+mod processes;
+pub mod server;
+mod system;
+mod tools;
+mod words;
+
+use machine::Machine;
+use server::Server;
+
+/// What `mcpport device` was asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Log files that may be read beside the common ones (`--log FILE`). Named by exactly these texts.
+    pub logs: Vec<PathBuf>,
+}
+
+/// Serves standard input and output until the input ends or the reader of the output goes away.
+///
+/// # Errors
+/// When standard input cannot be read or standard output cannot be written, for another reason than a closed
+/// pipe.
+pub fn run(options: Options) -> Result<(), Fault> {
+    let limits = DeviceLimits::default();
+    if io::stdin().is_terminal() {
+        eprintln!("mcpport device speaks MCP on standard input and output; end it with Ctrl-D.");
+    }
+    let server = Server::new(Machine::here(options.logs, limits.clone()));
+    serve(server, io::stdin().lock(), io::stdout().lock(), limits.line_bytes)
+}
+
+/// Answers every line of `input` on `output`; lines longer than `longest` bytes are skipped and refused.
+///
+/// # Errors
+/// As [`run`].
+pub fn serve(
+    mut server: Server,
+    mut input: impl BufRead,
+    mut output: impl Write,
+    longest: usize,
+) -> Result<(), Fault> {
+    loop {
+        let answer = match read_line(&mut input, longest) {
+            Ok(Line::End) => return Ok(()),
+            Ok(Line::TooLong) => Some(server.too_long(longest)),
+            Ok(Line::Whole(line)) => server.handle(&line),
+            Err(error) => return Err(Fault::run(format!("cannot read standard input: {error}"))),
+        };
+        let Some(mut answer) = answer else { continue };
+        answer.push('\n');
+        match output.write_all(answer.as_bytes()).and_then(|()| output.flush()) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(Fault::run(format!("cannot write to standard output: {error}"))),
+        }
+    }
+}
+
+/// What came out of standard input.
+#[derive(Debug, Eq, PartialEq)]
+enum Line {
+    End,
+    TooLong,
+    Whole(Vec<u8>),
+}
+
+/// One line without its line feed. A last line without one counts. The buffer is fresh each time, so that a
+/// long line does not stay in memory.
+fn read_line(input: &mut impl BufRead, longest: usize) -> io::Result<Line> {
+    let mut line = Vec::new();
+    let mut too_long = false;
+    let mut any = false;
+    loop {
+        let chunk = match input.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        let ended = chunk.is_empty();
+        any |= !ended;
+        let feed = chunk.iter().position(|&byte| byte == b'\n');
+        let text = chunk.get(..feed.unwrap_or(chunk.len())).unwrap_or_default();
+        if too_long || line.len().saturating_add(text.len()) > longest {
+            too_long = true;
+            line = Vec::new();
+        } else {
+            line.extend_from_slice(text);
+        }
+        let used = text.len() + usize::from(feed.is_some());
+        input.consume(used);
+        if feed.is_some() || ended {
+            return Ok(match (any, too_long) {
+                (false, _) => Line::End,
+                (true, true) => Line::TooLong,
+                (true, false) => Line::Whole(line),
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Line, read_line};
+    use std::io::{BufReader, Read};
+
+    fn lines(input: impl Read, longest: usize) -> Vec<Line> {
+        let mut input = BufReader::with_capacity(3, input);
+        let mut found = Vec::new();
+        loop {
+            match read_line(&mut input, longest).expect("memory can be read") {
+                Line::End => return found,
+                line => found.push(line),
+            }
+        }
+    }
+
+    fn whole(text: &str) -> Line {
+        Line::Whole(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn lines_are_cut_at_line_feeds() {
+        let cases: [(&str, &[&str]); 5] = [
+            ("", &[]),
+            ("a", &["a"]),
+            ("one\ntwo\n", &["one", "two"]),
+            ("\n\nx\r\n", &["", "", "x\r"]),
+            ("12345678", &["12345678"]),
+        ];
+        for (input, expected) in cases {
+            let expected: Vec<Line> = expected.iter().map(|text| whole(text)).collect();
+            assert_eq!(lines(input.as_bytes(), 8), expected, "{input:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_line_is_skipped_and_the_next_one_is_read() {
+        assert_eq!(lines(&b"123456789\nnext\n"[..], 8), [Line::TooLong, whole("next")]);
+        assert_eq!(lines(&b"ok\n1234567890123456"[..], 8), [whole("ok"), Line::TooLong]);
+    }
+}

@@ -1,1 +1,252 @@
-//! Placeholder.
+//! The gateway: an HTTP server for MCP clients, and the other end of the links of all edge boxes.
+//!
+//! - [`connection`]: one HTTP connection: reads, checks who asks and from where, routes.
+//! - `stream`: the event stream and the messages of the 2024-11-05 transport.
+//! - `registration`: one registered server's link. `upstream`: that server, as the others see it.
+//! - `client`: a client, as the others see it. `dispatch`: what its messages mean.
+//!
+//! All rules are in the pure rooms below; here they meet the sockets.
+
+mod client;
+mod connection;
+mod dispatch;
+mod registration;
+mod stream;
+mod upstream;
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use futures_lite::future;
+
+use self::{client::Client, upstream::Upstream};
+use crate::{
+    auth::Tokens,
+    catalog::Catalog,
+    config::GatewayConfig,
+    fault::Fault,
+    jsonrpc, limits, mcp,
+    net::{
+        deadline,
+        exec::{self, Crew, Switch, Thrown},
+        listen::{self, Listener},
+        stream::Stream,
+        tls::Acceptor,
+    },
+    router::Policy,
+    session::Sessions,
+    stats::Stats,
+};
+
+/// What all connections of one gateway share.
+#[derive(Debug)]
+pub struct Gateway {
+    config: GatewayConfig,
+    policy: Policy,
+    tokens: Tokens,
+    catalog: Mutex<Catalog<Arc<Upstream>>>,
+    sessions: Mutex<Sessions<Arc<Client>>>,
+    links: Crew,
+    stats: Stats,
+    stopped: Thrown,
+}
+
+impl Gateway {
+    fn new(config: GatewayConfig, stopped: Thrown) -> Self {
+        let guarded =
+            !config.tokens.is_empty() || config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        let policy = Policy {
+            sse_path: config.sse_path.clone(),
+            messages_path: config.messages_path.clone(),
+            health_path: config.health_path.clone(),
+            guarded,
+            public_hosts: config.public_hosts.clone(),
+            allow_origins: config.allow_origins.clone(),
+            cors: config.cors,
+        };
+        let own = [("list_servers", mcp::LIST_SERVERS)];
+        Self {
+            policy,
+            tokens: Tokens::new(config.tokens.clone()),
+            catalog: Mutex::new(Catalog::new(&own, config.limits.catalog.clone())),
+            sessions: Mutex::new(Sessions::new(&config.limits.session)),
+            links: Crew::new(),
+            stats: Stats::default(),
+            stopped,
+            config,
+        }
+    }
+
+    // A panic while one of these is held leaves the table as it was between two of its changes.
+
+    fn catalog(&self) -> MutexGuard<'_, Catalog<Arc<Upstream>>> {
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, Sessions<Arc<Client>>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells all clients that the list of tools changed.
+    fn tools_changed(&self) {
+        let clients: Vec<Arc<Client>> =
+            self.sessions().all().filter(|client| client.is_initialized()).cloned().collect();
+        for client in clients {
+            client.send(jsonrpc::notification("notifications/tools/list_changed", None), &self.stats);
+        }
+    }
+}
+
+/// A gateway that listens and does not serve yet.
+pub struct Bound {
+    gateway: Arc<Gateway>,
+    listeners: Vec<Listener>,
+    acceptor: Option<Acceptor>,
+    switch: Switch,
+}
+
+impl Bound {
+    /// Reads the certificates and takes the port.
+    ///
+    /// # Errors
+    /// One line that names the flag or the address.
+    pub fn new(config: GatewayConfig) -> Result<Self, Fault> {
+        let acceptor = config.tls.as_ref().map(Acceptor::new).transpose()?;
+        let listeners = listen::bind(config.host.as_deref(), config.port, config.ipv6)?;
+        let (switch, stopped) = exec::switch();
+        Ok(Self { gateway: Arc::new(Gateway::new(config, stopped)), listeners, acceptor, switch })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().map(Listener::local).collect()
+    }
+
+    /// Serves until `stop` is ready, then finishes what runs, for as long as [`limits::DRAIN`].
+    pub async fn serve(self, stop: impl Future<Output = ()>) {
+        let Self { gateway, listeners, acceptor, switch } = self;
+        self::greet(&gateway, &listeners, acceptor.is_some());
+        let door = Arc::new(Door { gateway, acceptor, crew: Crew::new(), addresses: Mutex::default() });
+        let accepting: Vec<_> =
+            listeners.into_iter().map(|listener| exec::spawn(accept(listener, door.clone()))).collect();
+        stop.await;
+        drop(accepting);
+        drop(switch);
+        log::info!("stopping: no new connections, waiting for {} to end", door.crew.len());
+        if deadline::within(limits::DRAIN, door.crew.gone()).await.is_err() {
+            log::warn!("some connections did not end within {} s", limits::DRAIN.as_secs());
+        }
+    }
+}
+
+/// Says where it listens, and warns when everybody may come in.
+fn greet(gateway: &Gateway, listeners: &[Listener], tls: bool) {
+    let (web, socket) = if tls { ("https", "wss") } else { ("http", "ws") };
+    for listener in listeners {
+        let address = listener.local();
+        let policy = &gateway.policy;
+        log::info!(
+            "listening on {web}://{address}{} (messages at {})",
+            policy.sse_path,
+            policy.messages_path
+        );
+        log::info!("registrations on {socket}://{address}{}", crate::router::REGISTER_PATH);
+        if !gateway.policy.guarded && !address.ip().is_loopback() {
+            log::warn!(
+                "ANYBODY WHO REACHES {address} CAN CALL EVERY TOOL AND REGISTER SERVERS: no token is set; use --auth-token or --auth-token-file"
+            );
+        }
+    }
+    if !gateway.tokens.is_empty() && !tls && listeners.iter().any(|l| !l.local().ip().is_loopback()) {
+        log::warn!("tokens travel in the clear: use --ssl-enabled, or a TLS proxy in front");
+    }
+}
+
+/// What the accept loops need.
+struct Door {
+    gateway: Arc<Gateway>,
+    acceptor: Option<Acceptor>,
+    crew: Crew,
+    /// Connections by the address they come from.
+    addresses: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// One more connection from an address; one less when it is dropped.
+struct Visit {
+    door: Arc<Door>,
+    address: IpAddr,
+}
+
+impl Visit {
+    fn begin(door: &Arc<Door>, address: IpAddr) -> Option<Self> {
+        let mut addresses = door.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = addresses.entry(address).or_default();
+        if *count >= door.gateway.config.limits.http.connections_per_address {
+            return None;
+        }
+        *count += 1;
+        Some(Self { door: door.clone(), address })
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let mut addresses = self.door.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = addresses.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                addresses.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Takes connections for ever. Handshakes and everything slow happen in the connection's own task.
+async fn accept(mut listener: Listener, door: Arc<Door>) {
+    loop {
+        let stream = listener.accept().await;
+        door.gateway.stats.connections.add();
+        let visit = Visit::begin(&door, stream.peer().ip());
+        let full = door.crew.len() >= door.gateway.config.limits.http.connections;
+        let Some(visit) = visit.filter(|_| !full) else {
+            log::warn!("a connection from {} is turned away: too many are open", stream.peer());
+            turn_away(stream).await;
+            continue;
+        };
+        let badge = door.crew.badge();
+        let gateway = door.gateway.clone();
+        let task = async move {
+            let _held = badge;
+            welcome(&visit.door, stream).await;
+        };
+        exec::spawn_guarded(task, move || {
+            gateway.stats.panics.add();
+            log::error!("a connection ended in a panic; the others go on");
+        });
+    }
+}
+
+/// Says 503 if that can be said at once.
+async fn turn_away(mut stream: Stream) {
+    const ANSWER: &[u8] =
+        b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    let mut answer = Box::pin(futures_lite::AsyncWriteExt::write_all(&mut stream, ANSWER));
+    let _ = future::poll_once(&mut answer).await;
+}
+
+async fn welcome(door: &Door, stream: Stream) {
+    let peer = stream.peer();
+    let limit = door.gateway.config.limits.http.tls_handshake;
+    let stream = match &door.acceptor {
+        None => stream,
+        Some(acceptor) => match deadline::within(limit, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return log::info!("TLS handshake with {peer} failed: {error}"),
+            Err(_) => return log::info!("TLS handshake with {peer} took longer than {} s", limit.as_secs()),
+        },
+    };
+    connection::Connection::new(door.gateway.clone(), stream).serve().await;
+}

@@ -1,1 +1,22 @@
-//! Placeholder.
+//! Input and output: everything that touches a socket, a process, a signal or a timer, for the programs above.
+//!
+//! Nothing in here parses a protocol: bytes go to the pure rooms (`http`, `jsonrpc`, `ndjson`, `tunnel`) and come from them.
+//!
+//! - [`listen`]: listening sockets and an accept loop that survives a full descriptor table.
+//! - [`stream`]: one connection, plain or TLS.
+//! - [`tls`]: certificates and keys from files, both sides of the handshake, and its errors in plain words.
+//! - [`child`]: a stdio server as a child process in its own process group.
+//! - [`link`]: the WebSocket between edge and gateway, driven by one task. [`queue`]: what feeds its writer, bounded.
+//! - [`exec`]: the executor. [`random`]: ids and jitter.
+//! - [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
+
+pub mod child;
+pub mod deadline;
+pub mod exec;
+pub mod link;
+pub mod listen;
+pub mod queue;
+pub mod random;
+pub mod signals;
+pub mod stream;
+pub mod tls;

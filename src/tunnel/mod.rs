@@ -1,1 +1,41 @@
-//! Placeholder.
+//! The link between an edge box and the gateway: what its frames mean, and the machines at its two ends.
+//!
+//! # The wire
+//!
+//! A link is a WebSocket on `/mcp/register`. Every text frame is one JSON object; binary frames are refused.
+//! The token, if the gateway wants one, is in the `Authorization` field of the upgrade request.
+//!
+//! 1. Edge to gateway, at once: `{"jsonrpc":"2.0","id":ID,"method":"register","params":{"name":NAME,"version":VERSION,
+//!    "capabilities":{"mcpport":{}}}}`. `ID` is the server's identity, `NAME` what clients see. An older form has `name`
+//!    and `id` at the top level. No id: the gateway mints one. No name: `server-ID`.
+//! 2. Gateway to edge: `{"status":"received","id":ID,"message":TEXT}`, or `{"status":"error","message":TEXT}` and a close.
+//!    To an edge that offered `mcpport` the frame has `"capabilities":{"mcpport":{}}` as well.
+//! 3. The gateway is the server's MCP client: `initialize`, `notifications/initialized`, `tools/list` (all pages).
+//! 4. From then on each frame is one JSON-RPC message, in both directions.
+//!
+//! A frame with a `status` member and without `method`, `result` and `error` is a *status frame*: it is meant for the edge
+//! program itself and never reaches a child. To an edge that did not offer `mcpport` none is sent after the first answer,
+//! because the original program hands every later frame to its child; ours is told `{"status":"registered",...}` when its
+//! tools are listed, and `{"status":"error",...}` when they cannot be.
+//!
+//! | close code | meaning |
+//! |---|---|
+//! | 1000, 1001 | the sender stops |
+//! | 1002, 1007, 1009 | the peer broke the WebSocket protocol, sent no UTF-8, sent too much |
+//! | 1008 | the peer broke the rules above, or flooded |
+//! | 1013 | the peer does not read |
+//! | 4001 | another link with the same id took over |
+//! | 4403 | the name belongs to another server |
+//!
+//! Neighbours: `net::link` moves the frames; `gateway` and `register` own the two ends.
+
+pub mod backoff;
+pub mod edge;
+pub mod handshake;
+pub mod liveness;
+pub mod mux;
+
+/// Close code: another link with the same id took over.
+pub const CLOSE_REPLACED: u16 = 4001;
+/// Close code: the registration was refused.
+pub const CLOSE_REFUSED: u16 = 4403;

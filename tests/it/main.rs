@@ -1,1 +1,58 @@
-fn main() {}
+//! The integration tests: one binary, a module for each subject. Ports are the system's choice, every wait has a limit.
+
+mod certs;
+mod child;
+/// `mcpport device`, driven line by line on boxes made of files.
+mod device;
+
+use std::{
+    env,
+    future::Future,
+    path::PathBuf,
+    process::Stdio,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use mcpport::net::deadline::within;
+use smol::{Timer, process::Command};
+
+/// Longer than anything here takes on a slow and busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs to the end, or fails the test.
+#[track_caller]
+fn run<T>(work: impl Future<Output = T>) -> T {
+    smol::block_on(within(PATIENCE, work)).expect("the test takes too long")
+}
+
+/// Waits for something that the other side brings about; the test's own limit is in [`run`].
+async fn wait_until(mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        Timer::after(Duration::from_millis(5)).await;
+    }
+}
+
+/// Runs an ignored test in a process of its own: it counts what the whole process has, or changes it.
+#[track_caller]
+fn alone(test: &str, variables: &[(&str, &str)]) {
+    let output = run(Command::new(env::current_exe().unwrap())
+        .args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output())
+    .unwrap();
+    let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+    assert!(output.status.success() && said[0].contains("1 passed"), "{test}: {}\n{}", said[0], said[1]);
+}
+
+/// A fresh directory for one test.
+fn directory(name: &str) -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let path =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&path).unwrap();
+    path
+}

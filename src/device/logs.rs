@@ -1,0 +1,244 @@
+//! Tool `log_tail`: the end of one log file out of a fixed set.
+//!
+//! A file is named by exactly the text that the set holds, so no path that a client makes up is ever opened.
+//! The common files must not be symbolic links; the files given by flag are the owner's choice and may be.
+//! Only regular files are read, and opening never waits (a named pipe would).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+use serde_json::{Value, json};
+
+use super::machine::Machine;
+use super::tools::{Arguments, Refusal, Report};
+use super::words::{bytes, field, list, object};
+use crate::limits::DeviceLimits;
+use crate::text::show;
+
+/// Common system logs. Those about log-ins (`auth.log`, `secure`) are left out on purpose.
+const COMMON: &[&str] = &[
+    "/var/log/syslog",
+    "/var/log/messages",
+    "/var/log/kern.log",
+    "/var/log/daemon.log",
+    "/var/log/dmesg",
+    "/var/log/boot.log",
+];
+
+/// What the tool says about itself.
+pub const DESCRIPTION: &str = "The last lines of one log file. Only the files that the argument `file` lists can be read, and at \
+     most their last 64 KiB. The owner of the box can add files with `--log FILE`.";
+
+/// The schema of the arguments, with the files that are there now.
+pub fn arguments(machine: &Machine) -> Value {
+    let limits = machine.limits();
+    let mut file = json!({ "type": "string", "description": "Which file" });
+    let there = there(machine);
+    // JSON schema does not want an empty `enum`.
+    if !there.is_empty() {
+        file["enum"] = json!(there);
+    }
+    json!({
+        "type": "object",
+        "properties": {
+            "file": file,
+            "lines": {
+                "type": "integer", "minimum": 1, "maximum": limits.log_lines, "default": limits.log_lines_default,
+                "description": "How many lines",
+            },
+        },
+        "required": ["file"],
+        "additionalProperties": false,
+    })
+}
+
+/// The schema of the answer.
+pub fn schema() -> Value {
+    object([
+        ("file", field("string", "Which file")),
+        ("size_bytes", field("integer", "Size of the whole file")),
+        ("lines", list(field("string", "One line; bytes that are not UTF-8 are replaced"), "Oldest first")),
+        ("truncated", field("boolean", "There were more lines, or a longer one, than could be read")),
+    ])
+}
+
+/// Reads the end of a file.
+///
+/// # Errors
+/// When the arguments are wrong, or the file cannot be read.
+pub fn report(machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, Refusal> {
+    let limits = machine.limits();
+    arguments.only(&["file", "lines"])?;
+    let wanted = arguments.whole("lines", 1..=limits.log_lines)?.unwrap_or(limits.log_lines_default);
+    let there = there(machine);
+    let known = || if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+    let Some(name) = arguments.text("file")? else {
+        return Err(Refusal(format!("argument `file` is missing; files that can be read: {}", known())));
+    };
+    let Some(place) = find(machine, name) else {
+        return Err(Refusal(format!(
+            "argument `file`: {} is not a file that may be read; files that can be: {}",
+            show(name),
+            known()
+        )));
+    };
+    let end = read_end(&place, limits)
+        .map_err(|error| Refusal(format!("{} cannot be read: {}", show(name), error_words(&error))))?;
+    let Tail { lines, truncated } =
+        tail(&end.bytes, end.whole, usize::try_from(wanted).unwrap_or(usize::MAX));
+    let data = json!({ "file": name, "size_bytes": end.size, "truncated": truncated, "lines": &lines });
+    let mut text = vec![format!(
+        "{}, {}, last {} lines{}",
+        show(name),
+        bytes(end.size),
+        lines.len(),
+        if truncated { " (cut off)" } else { "" }
+    )];
+    text.extend(lines);
+    Ok(Report { lines: text, data })
+}
+
+/// A file of the set.
+struct Place {
+    path: PathBuf,
+    /// Given by the owner: a symbolic link is followed.
+    given: bool,
+}
+
+/// The file of the set with exactly this name.
+fn find(machine: &Machine, name: &str) -> Option<Place> {
+    let given = machine.logs().iter().find(|path| path.to_string_lossy() == name);
+    if let Some(path) = given {
+        return Some(Place { path: path.clone(), given: true });
+    }
+    let common = COMMON.iter().find(|path| **path == name)?;
+    Some(Place { path: common_path(machine, common), given: false })
+}
+
+/// The names of the set whose files are there now. Whether they can be read shows when they are.
+fn there(machine: &Machine) -> Vec<String> {
+    let is_file = |path: &Path| path.metadata().is_ok_and(|found| found.is_file());
+    let is_plain = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_file());
+    let given =
+        machine.logs().iter().filter(|path| is_file(path)).map(|path| path.to_string_lossy().into_owned());
+    let mut names: Vec<String> = given.collect();
+    for path in COMMON {
+        if is_plain(&common_path(machine, path)) && !names.iter().any(|name| name == path) {
+            names.push((*path).to_owned());
+        }
+    }
+    names
+}
+
+fn common_path(machine: &Machine, path: &str) -> PathBuf {
+    machine.path(path.trim_start_matches('/'))
+}
+
+/// The end of a file.
+struct End {
+    size: u64,
+    bytes: Vec<u8>,
+    /// It is the whole file.
+    whole: bool,
+}
+
+fn read_end(place: &Place, limits: &DeviceLimits) -> io::Result<End> {
+    let mut flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    if !place.given {
+        flags |= OFlags::NOFOLLOW;
+    }
+    let file = File::from(open(&place.path, flags, Mode::empty())?);
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let size = found.len();
+    let start = size.saturating_sub(limits.log_bytes as u64);
+    let mut bytes = vec![0; limits.log_bytes];
+    let mut length = 0;
+    while let Some(room @ [_, ..]) = bytes.get_mut(length..) {
+        match file.read_at(room, start.saturating_add(length as u64)) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(length);
+    Ok(End { size, bytes, whole: start == 0 })
+}
+
+fn error_words(error: &io::Error) -> String {
+    if Errno::from_io_error(error) == Some(Errno::LOOP) {
+        return "it is a symbolic link; start the program with `--log` and its target".to_owned();
+    }
+    match error.kind() {
+        io::ErrorKind::NotFound => "it does not exist".to_owned(),
+        io::ErrorKind::PermissionDenied => "this program may not read it".to_owned(),
+        io::ErrorKind::InvalidInput => "it is not a regular file".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// The last lines of a file.
+#[derive(Debug, Eq, PartialEq)]
+struct Tail {
+    lines: Vec<String>,
+    truncated: bool,
+}
+
+/// At most `wanted` lines from the end of `bytes`. Unless these are the `whole` file, the first line is only
+/// a part of one: it is left out, or shown where there is no other.
+fn tail(bytes: &[u8], whole: bool, wanted: usize) -> Tail {
+    let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    if bytes.is_empty() {
+        return Tail { lines: Vec::new(), truncated: !whole };
+    }
+    let mut lines: Vec<&[u8]> = text.rsplit(|&byte| byte == b'\n').take(wanted).collect();
+    let used: usize = lines.iter().map(|line| line.len() + 1).sum();
+    let reaches_start = used > text.len();
+    let truncated = reaches_start && !whole;
+    if truncated && lines.len() > 1 {
+        lines.pop();
+    }
+    lines.reverse();
+    let show = |line: &[u8]| String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line)).into_owned();
+    Tail { lines: lines.into_iter().map(show).collect(), truncated }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Tail, tail};
+
+    #[track_caller]
+    fn check(bytes: &[u8], whole: bool, wanted: usize, lines: &[&str], truncated: bool) {
+        let lines = lines.iter().map(|line| (*line).to_owned()).collect();
+        assert_eq!(tail(bytes, whole, wanted), Tail { lines, truncated }, "{}", bytes.escape_ascii());
+    }
+
+    #[test]
+    fn last_lines_of_a_whole_file() {
+        check(b"", true, 5, &[], false);
+        check(b"\n", true, 5, &[""], false);
+        check(b"a", true, 5, &["a"], false);
+        check(b"a\nb\nc\n", true, 5, &["a", "b", "c"], false);
+        check(b"a\nb\nc\n", true, 3, &["a", "b", "c"], false);
+        check(b"a\nb\nc\n", true, 2, &["b", "c"], false);
+        check(b"a\nb\nunfinished", true, 2, &["b", "unfinished"], false);
+        check(b"a\r\n\r\nb\r\n", true, 5, &["a", "", "b"], false);
+        check(b"\xff\xfe\x00\x1b[31m\n", true, 5, &["\u{fffd}\u{fffd}\0\u{1b}[31m"], false);
+    }
+
+    #[test]
+    fn last_lines_of_the_end_of_a_file() {
+        check(b"rt\nb\nc\n", false, 5, &["b", "c"], true);
+        check(b"rt\nb\nc\n", false, 3, &["b", "c"], true);
+        check(b"rt\nb\nc\n", false, 2, &["b", "c"], false);
+        check(b"part of one long line", false, 5, &["part of one long line"], true);
+        check(b"", false, 5, &[], true);
+    }
+}

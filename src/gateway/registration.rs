@@ -1,0 +1,314 @@
+//! One registered server's link, from its first frame to its end.
+//!
+//! Drives `mcp::conversation` (the gateway as the server's client) and `tunnel::mux` (everybody else's calls).
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use super::{
+    Gateway,
+    upstream::{Caller, Upstream, deliver},
+};
+use crate::{
+    auth::Principal,
+    catalog::Key,
+    jsonrpc::{self, Message, Span},
+    mcp::{
+        conversation::{Ask, Conversation, Next},
+        names::Tool,
+    },
+    net::{
+        link::{self, Ended, Farewell, Peer, Socket},
+        queue::{self, Receiver, Sender},
+        random,
+    },
+    text,
+    tunnel::{
+        CLOSE_REFUSED, CLOSE_REPLACED,
+        handshake::{Registration, Status},
+        mux::Step,
+    },
+};
+
+/// Serves a link that came up, until it ends.
+pub async fn serve(gateway: Arc<Gateway>, socket: Socket, principal: Principal, from: std::net::SocketAddr) {
+    let limits = gateway.config.limits.link.clone();
+    let (sender, mut receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    let mut edge =
+        Edge { gateway: gateway.clone(), principal, from, born: Instant::now(), sender, stage: Stage::New };
+    let stopped = gateway.stopped.clone();
+    let sender = edge.sender.clone();
+    let farewell = async {
+        stopped.wait().await;
+        sender.end(Farewell::new(1001, "the gateway stops"));
+        std::future::pending().await
+    };
+    let ended = drive(socket, &mut receiver, &mut edge, &limits);
+    let ended = futures_lite::future::or(ended, farewell).await;
+    edge.gone(&ended);
+}
+
+async fn drive(
+    socket: Socket,
+    receiver: &mut Receiver<Farewell>,
+    edge: &mut Edge,
+    limits: &crate::limits::LinkLimits,
+) -> Ended {
+    link::drive(socket, receiver, edge, limits).await
+}
+
+/// The gateway's end of one link.
+struct Edge {
+    gateway: Arc<Gateway>,
+    principal: Principal,
+    from: std::net::SocketAddr,
+    born: Instant,
+    sender: Sender<Farewell>,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Nothing was said yet.
+    New,
+    /// Registered.
+    Server(Box<Server>),
+}
+
+struct Server {
+    key: Key,
+    id: String,
+    /// It is told by status frames what becomes of it.
+    ours: bool,
+    upstream: Arc<Upstream>,
+    conversation: Conversation,
+    /// Its tools were listed once.
+    listed: bool,
+}
+
+impl Peer for Edge {
+    fn frame(&mut self, now: Instant, frame: &str) -> Result<(), Farewell> {
+        match &mut self.stage {
+            Stage::New => self.register(now, frame),
+            Stage::Server(server) => server.frame(&self.gateway, now, frame),
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match &self.stage {
+            Stage::New => Some(self.born + self.gateway.config.limits.link.register_time),
+            Stage::Server(server) => server.upstream.mux().deadline(),
+        }
+    }
+
+    fn tick(&mut self, now: Instant) -> Result<(), Farewell> {
+        match &mut self.stage {
+            Stage::New => Err(Farewell::new(1008, "no registration in time")),
+            Stage::Server(server) => server.expire(&self.gateway, now),
+        }
+    }
+}
+
+impl Edge {
+    fn register(&mut self, now: Instant, frame: &str) -> Result<(), Farewell> {
+        let limits = &self.gateway.config.limits;
+        if frame.len() > limits.link.register_bytes {
+            return Err(Farewell::new(1009, "the registration is too large"));
+        }
+        let registration = Registration::read(frame, limits.catalog.server_name)
+            .map_err(|why| self.refuse(why.reason().to_owned(), 1008))?;
+        let id = match registration.id {
+            Some(id) => id,
+            None => text::uuid(random::bytes().map_err(|_| Farewell::new(1011, "no randomness"))?),
+        };
+        let name = registration.name.unwrap_or_else(|| format!("server-{id}"));
+        if !text::is_name(&name, limits.catalog.server_name) {
+            return Err(self.refuse("the server needs a name (--server-name)".into(), 1008));
+        }
+        let upstream = Upstream::new(name.clone(), limits.link.in_flight, self.sender.clone());
+        let (conversation, ask) = Conversation::start(limits.catalog.clone());
+        let registered = self.gateway.catalog().register(&id, &name, self.principal, upstream.clone());
+        let (key, replaced) = registered.map_err(|taken| {
+            let holder = text::show(&taken.holder);
+            self.refuse(
+                format!("the name '{name}' belongs to another server, with id {holder}"),
+                CLOSE_REFUSED,
+            )
+        })?;
+        if let Some(old) = replaced {
+            log::info!("server '{}' is registered anew; the old link is closed", old.name());
+            old.fail_all("it registered anew over another link", &self.gateway.stats);
+            old.link().end(Farewell::new(CLOSE_REPLACED, "the same server id registered over another link"));
+            self.gateway.tools_changed();
+        }
+        log::info!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
+        self.say(Status::received(&id, registration.ours));
+        let mut server = Server { key, id, ours: registration.ours, upstream, conversation, listed: false };
+        let asked = server.ask(&self.gateway, now, ask);
+        self.stage = Stage::Server(Box::new(server));
+        asked
+    }
+
+    /// Tells the edge why it is not taken.
+    fn refuse(&self, reason: String, code: u16) -> Farewell {
+        log::warn!("a registration from {} is refused: {reason}", self.from);
+        self.say(Status::error(&reason));
+        Farewell::new(code, reason)
+    }
+
+    fn say(&self, frame: String) {
+        // A queue that is full or ended belongs to a link that is about to end.
+        let _ = self.sender.send(frame);
+    }
+
+    /// The link is gone, and so is the server: from the list at once, and its waiting calls fail at once.
+    fn gone(self, ended: &Ended) {
+        let Stage::Server(server) = self.stage else {
+            log::info!("link from {} ended without a registration: {ended}", self.from);
+            return;
+        };
+        let removed = self.gateway.catalog().remove(server.key);
+        server.upstream.fail_all(&ended.to_string(), &self.gateway.stats);
+        log::info!("server '{}' is gone: {ended}", server.upstream.name());
+        if removed.is_some() {
+            self.gateway.tools_changed();
+        }
+    }
+}
+
+impl Server {
+    fn frame(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), Farewell> {
+        let Ok(message) = Message::read(frame) else {
+            gateway.stats.strays.add();
+            log::debug!("server '{}' sent a frame that is no message", self.upstream.name());
+            return Ok(());
+        };
+        let step = self.upstream.mux().sort(&message);
+        match step {
+            Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Gateway) => {
+                let next = self.conversation.answered(&message);
+                self.go_on(gateway, now, next)
+            }
+            Ok(Step::Answer(pending)) => {
+                deliver(pending, &message, &gateway.stats);
+                Ok(())
+            }
+            Ok(Step::Progress(id, span)) => {
+                self.progress(gateway, id, &message, span);
+                Ok(())
+            }
+            Ok(Step::Request) => {
+                self.answer(&message);
+                Ok(())
+            }
+            Ok(Step::Notification) if message.method() == "notifications/tools/list_changed" => {
+                match self.conversation.tools_changed() {
+                    Some(ask) => self.ask(gateway, now, ask),
+                    None => Ok(()),
+                }
+            }
+            // Nothing ties other notifications of a shared server to one client.
+            Ok(Step::Notification) => Ok(()),
+            Ok(Step::Stray) | Err(_) => {
+                gateway.stats.strays.add();
+                Ok(())
+            }
+        }
+    }
+
+    fn progress(&self, gateway: &Gateway, id: u64, message: &Message<'_>, span: Span) {
+        let waiting = {
+            let mux = self.upstream.mux();
+            let Some(pending) = mux.get(id) else { return };
+            match (&pending.caller, pending.token()) {
+                (Caller::Client(client, _), Some(token)) => (client.clone(), token.to_owned()),
+                _ => return,
+            }
+        };
+        let (client, token) = waiting;
+        client.send(message.splice(&[(span, &token)]), &gateway.stats);
+    }
+
+    /// A shared server's request cannot be tied to a client: `ping` is answered, nothing else is offered.
+    fn answer(&self, message: &Message<'_>) {
+        let id = message.id().unwrap_or_default();
+        let answer = match message.method() {
+            "ping" => jsonrpc::result(id, "{}"),
+            other => {
+                let text = format!("method not found: {}", text::show(other));
+                jsonrpc::error(id, jsonrpc::METHOD_NOT_FOUND, &text)
+            }
+        };
+        let _ = self.upstream.link().send(answer);
+    }
+
+    /// Sends a question of the gateway's own.
+    fn ask(&mut self, gateway: &Gateway, now: Instant, ask: Ask) -> Result<(), Farewell> {
+        let config = &gateway.config;
+        // A server may have to be downloaded and started first.
+        let patience = if ask.method == "initialize" { config.timeout_run_tool } else { config.timeout_rpc };
+        let opened = self.upstream.mux().open(now, Caller::Gateway, ask.method, None, patience);
+        let Ok(id) = opened else {
+            self.conversation.unanswered();
+            return Ok(());
+        };
+        let request = jsonrpc::request(&id.to_string(), ask.method, &ask.params);
+        let frames: VecDeque<String> = ask.first.into_iter().chain([request]).collect();
+        for frame in frames {
+            self.upstream.link().send(frame).map_err(|_| Farewell::new(1013, "the link does not keep up"))?;
+        }
+        Ok(())
+    }
+
+    /// What follows from an answer to a question of the gateway's own.
+    fn go_on(&mut self, gateway: &Gateway, now: Instant, next: Next) -> Result<(), Farewell> {
+        match next {
+            Next::Ask(ask) => self.ask(gateway, now, ask),
+            Next::Tools(tools, again) => {
+                self.list(gateway, tools);
+                again.map_or(Ok(()), |ask| self.ask(gateway, now, ask))
+            }
+            Next::Failed(why) => self.failed(&why),
+        }
+    }
+
+    fn list(&mut self, gateway: &Gateway, tools: Vec<Tool>) {
+        let count = tools.len();
+        for refused in self.conversation.take_refused() {
+            log::warn!("server '{}': left out a tool without a usable name: {refused}", self.upstream.name());
+        }
+        let changed = gateway.catalog().set_tools(self.key, tools);
+        for warning in changed.iter().flatten() {
+            log::warn!("server '{}': {warning}", self.upstream.name());
+        }
+        if changed.is_some() {
+            gateway.tools_changed();
+        }
+        let first = !std::mem::replace(&mut self.listed, true);
+        if first || changed.is_some() {
+            log::info!("server '{}' offers {count} tools", self.upstream.name());
+        }
+        if first && self.ours {
+            let _ = self.upstream.link().send(Status::registered(&self.id, count));
+        }
+    }
+
+    /// A server that was listed keeps what it had; one that was not cannot be used.
+    fn failed(&mut self, why: &str) -> Result<(), Farewell> {
+        if self.listed {
+            log::warn!("server '{}': {why}; its tools stay as they were", self.upstream.name());
+            self.conversation.unanswered();
+            return Ok(());
+        }
+        if self.ours {
+            let _ = self.upstream.link().send(Status::error(why));
+        }
+        Err(Farewell::new(1008, why))
+    }
+
+    fn expire(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
+        for pending in self.upstream.expire(now, &gateway.stats) {
+            let why = format!("{} was not answered in {} s", pending.method, pending.patience.as_secs_f64());
+            self.failed(&why)?;
+        }
+        Ok(())
+    }
+}

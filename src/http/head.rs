@@ -1,0 +1,454 @@
+//! The request head: where it ends ([`Scan`]) and what it says ([`Request`]).
+//!
+//! [`Scan`] looks at each byte once, however the head drips in, and enforces line discipline in the order of
+//! the bytes, so that the verdict does not depend on how they were cut into reads. [`parse`] then reads the
+//! whole head with `httparse` and adds what that crate leaves open. Body framing is in [`super::body`].
+
+use std::borrow::Cow;
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::net::Ipv6Addr;
+
+use super::Refusal;
+use super::vocab::{Method, StatusCode};
+use crate::limits::{HTTP_FIELDS, HttpLimits};
+
+/// Finds the end of a head. Feed it the bytes of the connection from the head's first byte on, ever more of
+/// them; it remembers how far it has looked.
+#[derive(Clone, Debug, Default)]
+pub struct Scan {
+    /// Bytes already looked at.
+    seen: usize,
+    /// Where the present line began.
+    line: usize,
+    /// Lines that have ended, without a leading blank one.
+    lines: usize,
+    /// Bytes of a leading blank line: 0 or 2.
+    blank: usize,
+    /// The last byte was a carriage return.
+    cr: bool,
+    /// The request line has a space, so what is too long in it is the target.
+    space: bool,
+}
+
+/// Where a complete head lies in the bytes that [`Scan::search`] was given.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Found {
+    /// First byte, behind a leading blank line.
+    pub start: usize,
+    /// Behind the blank line that ends the head.
+    pub end: usize,
+}
+
+impl Scan {
+    /// Looks at the bytes that came since the last call; `None` when the head is not complete.
+    ///
+    /// # Errors
+    /// 400 for a bare LF, a bare CR, a control character or a second leading blank line; 431 for too many
+    /// lines or bytes; 414 when the request line alone is too long (RFC 9112 2.2, 3).
+    pub fn search(&mut self, bytes: &[u8], limits: &HttpLimits) -> Result<Option<Found>, Refusal> {
+        loop {
+            let most = self.blank.saturating_add(limits.head_bytes);
+            let window = bytes.get(self.seen..bytes.len().min(most)).unwrap_or_default();
+            let plain = if self.cr { 0 } else { self.skip_plain(window) };
+            let Some(&byte) = window.get(plain) else {
+                return if self.seen < most { Ok(None) } else { Err(self.too_long()) };
+            };
+            self.seen += 1;
+            match (self.cr, byte) {
+                (false, b'\r') => self.cr = true,
+                (true, b'\n') => {
+                    if let Some(end) = self.end_line(limits)? {
+                        return Ok(Some(Found { start: self.blank, end }));
+                    }
+                }
+                (true, _) => return Err(Refusal::bad("bare CR in the head")),
+                (false, b'\n') => return Err(Refusal::bad("bare LF in the head")),
+                (false, _) => return Err(Refusal::bad("control character in the head")),
+            }
+        }
+    }
+
+    /// Whether a byte of the request line was seen; a leading blank line alone does not begin a request.
+    pub fn has_begun(&self) -> bool {
+        // A lone CR may be the start of that blank line.
+        self.lines > 0 || self.seen - self.line > usize::from(self.cr)
+    }
+
+    /// Passes over bytes that may stand anywhere in a line; returns how many.
+    fn skip_plain(&mut self, window: &[u8]) -> usize {
+        let count = window.iter().position(|&byte| is_control(byte)).unwrap_or(window.len());
+        if self.lines == 0 && !self.space {
+            self.space = window.iter().take(count).any(|&byte| byte == b' ');
+        }
+        self.seen += count;
+        count
+    }
+
+    /// A line ended just before `seen`. Returns the end of the head when it was the blank one.
+    fn end_line(&mut self, limits: &HttpLimits) -> Result<Option<usize>, Refusal> {
+        let length = self.seen - self.line;
+        self.cr = false;
+        self.line = self.seen;
+        if length == CRLF.len() {
+            if self.lines > 0 {
+                return Ok(Some(self.seen));
+            }
+            if self.blank > 0 {
+                return Err(Refusal::bad("more than one blank line before the request"));
+            }
+            self.blank = self.seen;
+            return Ok(None);
+        }
+        self.lines += 1;
+        if self.lines > 1 + limits.fields.min(HTTP_FIELDS) {
+            return Err(Refusal::new(StatusCode::RequestHeaderFieldsTooLarge, "too many header fields"));
+        }
+        Ok(None)
+    }
+
+    fn too_long(&self) -> Refusal {
+        if self.lines == 0 && self.space {
+            return Refusal::new(StatusCode::UriTooLong, "request target too long");
+        }
+        Refusal::new(StatusCode::RequestHeaderFieldsTooLarge, "request head too long")
+    }
+}
+
+/// The two versions that are served.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Version {
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    Http11,
+}
+
+/// Where a piece of text lies in the head.
+#[derive(Clone, Copy, Default)]
+struct Span {
+    start: u32,
+    end: u32,
+}
+
+/// One header field.
+#[derive(Clone, Copy)]
+struct Field {
+    name: Span,
+    value: Span,
+}
+
+/// A request head: a copy of its text and a table of where things are in it. `Debug` prints no field, since
+/// fields carry credentials.
+#[derive(Clone)]
+pub struct Request {
+    text: Box<str>,
+    fields: Box<[Field]>,
+    method: Method,
+    version: Version,
+    target: Span,
+    path: Span,
+    query: Option<Span>,
+    host: Option<Span>,
+}
+
+impl Request {
+    /// The method.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// The version of the request line.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The request target as it was sent.
+    pub fn target(&self) -> &str {
+        self.slice(self.target)
+    }
+
+    /// The path as it was sent, without query; not percent-decoded and with its dots, so a route matches
+    /// only its own spelling. `*` for `OPTIONS *`.
+    pub fn path(&self) -> &str {
+        match self.slice(self.path) {
+            "" => "/",
+            path => path,
+        }
+    }
+
+    /// The first value of a query parameter, percent-decoded, `+` as a space. `None` also when the decoded
+    /// value is not UTF-8.
+    pub fn query(&self, name: &str) -> Option<Cow<'_, str>> {
+        let query = self.slice(self.query?);
+        query.split('&').find_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            if decode(key)?.as_ref() == name { decode(value) } else { None }
+        })
+    }
+
+    /// The host and port that the request is for: of an absolute target, else of the `Host` field. Its form
+    /// was checked: a name, an IPv4 address or a bracketed IPv6 address, and a port maybe. Always there on 1.1.
+    pub fn host(&self) -> Option<&str> {
+        self.host.map(|span| self.slice(span))
+    }
+
+    /// The first field of that name, in any case.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields(name).next()
+    }
+
+    /// All fields of that name, in any case, in the order of the head.
+    pub fn fields<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
+        self.fields
+            .iter()
+            .filter(move |field| self.slice(field.name).eq_ignore_ascii_case(name))
+            .map(|field| self.slice(field.value))
+    }
+
+    /// Whether a field that is a comma-separated list has this member, in any case.
+    pub fn lists(&self, name: &str, member: &str) -> bool {
+        self.fields(name)
+            .flat_map(|value| value.split(','))
+            .any(|item| trim(item).eq_ignore_ascii_case(member))
+    }
+
+    fn slice(&self, span: Span) -> &str {
+        self.text.get(span.start as usize..span.end as usize).unwrap_or_default()
+    }
+
+    /// Splits the target into host, path and query (RFC 9112 3.2).
+    fn split_target(&mut self) -> Result<(), Refusal> {
+        let target = self.slice(self.target);
+        if !target.is_ascii() || target.contains('#') {
+            return Err(Refusal::bad("bad character in the request target"));
+        }
+        let length = target.len();
+        let (host, path) = match target.as_bytes() {
+            [b'/', ..] => (None, 0),
+            b"*" if self.method == Method::Options => (None, 0),
+            _ => {
+                let host = absolute_host(target).ok_or(Refusal::bad("bad request target"))?;
+                (Some(host), host.1)
+            }
+        };
+        let query = target.get(path..).and_then(|rest| rest.find('?')).map(|place| path + place);
+        let within = |from: usize, to: usize| Span {
+            start: self.target.start + from as u32,
+            end: self.target.start + to as u32,
+        };
+        let (path, query) = (within(path, query.unwrap_or(length)), query.map(|at| within(at + 1, length)));
+        let host = host.map(|(from, to)| within(from, to));
+        self.path = path;
+        self.query = query;
+        self.host = host;
+        Ok(())
+    }
+
+    /// Exactly one `Host` on 1.1, at most one on 1.0, and of good form (RFC 9112 3.2).
+    fn check_host(&mut self) -> Result<(), Refusal> {
+        let mut hosts =
+            self.fields.iter().filter(|field| self.slice(field.name).eq_ignore_ascii_case("host"));
+        let host = hosts.next().map(|field| field.value);
+        if hosts.next().is_some() {
+            return Err(Refusal::bad("more than one Host"));
+        }
+        if host.is_none() && self.version == Version::Http11 {
+            return Err(Refusal::bad("no Host"));
+        }
+        if host.is_some_and(|span| !is_authority(self.slice(span))) {
+            return Err(Refusal::bad("bad Host"));
+        }
+        // RFC 9112 3.2.2: the authority of an absolute target wins.
+        match self.host {
+            Some(span) if !is_authority(self.slice(span)) => Err(Refusal::bad("bad request target")),
+            Some(_) => Ok(()),
+            None => {
+                self.host = host;
+                Ok(())
+            }
+        }
+    }
+
+    /// What others may take for a field that matters and we do not, or the other way round.
+    fn check_disguises(&self) -> Result<(), Refusal> {
+        for field in &self.fields {
+            let name = self.slice(field.name);
+            if name.contains('_') && TWINS.iter().any(|twin| is_twin(name, twin)) {
+                return Err(Refusal::bad("field name with an underscore that mimics another"));
+            }
+            // Parsers disagree about a tab around this one value, and nobody needs it.
+            let line = self.text.get(field.name.end as usize..).and_then(|rest| rest.split('\r').next());
+            if name.eq_ignore_ascii_case("transfer-encoding") && line.is_some_and(|line| line.contains('\t'))
+            {
+                return Err(Refusal::bad("tab in Transfer-Encoding"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {:?}", self.method, self.path(), self.version)
+    }
+}
+
+/// Parses a whole head, from its first byte to behind its blank line, as [`Scan`] found it.
+///
+/// # Errors
+/// 400 malformed (RFC 9112 2.2, 3, 5; also a non-token name, a folded line, space before a colon, a value
+/// that is not UTF-8, a bad or missing `Host`), 414 target too long, 431 too many fields, 501 unknown method or
+/// CONNECT, 505 other version.
+pub fn parse(head: &[u8], limits: &HttpLimits) -> Result<Request, Refusal> {
+    let text = std::str::from_utf8(head).map_err(|_| Refusal::bad("the head is not UTF-8"))?;
+    let mut room = [const { MaybeUninit::uninit() }; HTTP_FIELDS];
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(head, &mut room) {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Ok(_) => return Err(Refusal::bad("malformed head")),
+        Err(error) => return Err(refuse(error, text)),
+    }
+    if parsed.headers.len() > limits.fields {
+        return Err(refuse(httparse::Error::TooManyHeaders, text));
+    }
+    let method = method(parsed.method.unwrap_or_default())?;
+    let target = parsed.path.unwrap_or_default();
+    if target.len() > limits.target_bytes {
+        return Err(Refusal::new(StatusCode::UriTooLong, "request target too long"));
+    }
+    let fields = parsed.headers.iter();
+    let fields =
+        fields.map(|field| Field { name: span(head, field.name.as_bytes()), value: span(head, field.value) });
+    let mut request = Request {
+        fields: fields.collect(),
+        method,
+        version: if parsed.version == Some(0) { Version::Http10 } else { Version::Http11 },
+        target: span(head, target.as_bytes()),
+        path: Span::default(),
+        query: None,
+        host: None,
+        text: text.into(),
+    };
+    request.split_target()?;
+    request.check_host()?;
+    request.check_disguises()?;
+    Ok(request)
+}
+
+/// Tells a version that is well formed but not ours from nonsense.
+fn refuse(error: httparse::Error, text: &str) -> Refusal {
+    match error {
+        httparse::Error::TooManyHeaders => {
+            Refusal::new(StatusCode::RequestHeaderFieldsTooLarge, "too many header fields")
+        }
+        httparse::Error::Version => {
+            let line = text.trim_start().split("\r\n").next().unwrap_or_default();
+            match line.rsplit(' ').next().and_then(|word| word.strip_prefix("HTTP/")).map(str::as_bytes) {
+                Some([major, b'.', minor]) if major.is_ascii_digit() && minor.is_ascii_digit() => {
+                    Refusal::new(StatusCode::HttpVersionNotSupported, "only HTTP/1.0 and HTTP/1.1 are served")
+                }
+                _ => Refusal::bad("malformed request line"),
+            }
+        }
+        httparse::Error::HeaderName => Refusal::bad("malformed field name"),
+        httparse::Error::HeaderValue => Refusal::bad("malformed field value"),
+        _ => Refusal::bad("malformed request line"),
+    }
+}
+
+/// Methods are case-sensitive (RFC 9110 9.1). CONNECT has no meaning here.
+fn method(name: &str) -> Result<Method, Refusal> {
+    // The usual ones without the look-up's copy.
+    let method = match name {
+        "GET" => Some(Method::Get),
+        "POST" => Some(Method::Post),
+        "DELETE" => Some(Method::Delete),
+        "OPTIONS" => Some(Method::Options),
+        "CONNECT" => None,
+        _ => name.parse().ok().filter(|method: &Method| method.as_ref() == name),
+    };
+    method.ok_or(Refusal::new(StatusCode::NotImplemented, "unknown method"))
+}
+
+/// Where a piece lies in the head that it was cut from.
+fn span(head: &[u8], piece: &[u8]) -> Span {
+    let start = (piece.as_ptr() as usize).saturating_sub(head.as_ptr() as usize);
+    Span { start: start as u32, end: (start + piece.len()) as u32 }
+}
+
+/// The range of the authority in an absolute target of our schemes.
+fn absolute_host(target: &str) -> Option<(usize, usize)> {
+    let (scheme, rest) = target.split_once("://")?;
+    if !(scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")) {
+        return None;
+    }
+    let start = target.len() - rest.len();
+    let length = rest.find(['/', '?']).unwrap_or(rest.len());
+    Some((start, start + length))
+}
+
+/// `host` or `host:port`, without user information and without what no host name has.
+fn is_authority(text: &str) -> bool {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, rest)) if address.parse::<Ipv6Addr>().is_ok() => ("6", rest),
+            _ => return false,
+        },
+        None => text.split_at(text.find(':').unwrap_or(text.len())),
+    };
+    let good_host = !host.is_empty() && host.bytes().all(crate::text::is_name_byte);
+    let good_port = match port.strip_prefix(':') {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.parse::<u16>().is_ok(),
+        None => port.is_empty(),
+    };
+    good_host && good_port
+}
+
+/// Whether two names are the same once `_` and `-` are gone.
+fn is_twin(name: &str, plain: &[u8]) -> bool {
+    let letters = name.bytes().filter(|byte| !matches!(byte, b'_' | b'-'));
+    letters.map(|byte| byte.to_ascii_lowercase()).eq(plain.iter().copied())
+}
+
+/// Percent-decoding; an escape that is none stays as it is.
+fn decode(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains(['%', '+']) {
+        return Some(Cow::Borrowed(text));
+    }
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        match (byte, after) {
+            (b'+', _) => out.push(b' '),
+            (b'%', [high, low, tail @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                out.push(hex(*high) << 4 | hex(*low));
+                rest = tail;
+            }
+            _ => out.push(byte),
+        }
+    }
+    String::from_utf8(out).ok().map(Cow::Owned)
+}
+
+/// The value of a hexadecimal digit; 0 for anything else.
+fn hex(digit: u8) -> u8 {
+    char::from(digit).to_digit(16).unwrap_or_default() as u8
+}
+
+/// Optional whitespace is space and tab only (RFC 9110 5.6.3).
+pub(super) fn trim(text: &str) -> &str {
+    text.trim_matches([' ', '\t'])
+}
+
+/// All that may not stand inside a line. Tab may.
+fn is_control(byte: u8) -> bool {
+    (byte < b' ' && byte != b'\t') || byte == 0x7f
+}
+
+/// The only line end.
+const CRLF: &[u8] = b"\r\n";
+
+/// Fields whose twins are refused, without their hyphens.
+const TWINS: [&[u8]; 3] = [b"contentlength", b"transferencoding", b"host"];

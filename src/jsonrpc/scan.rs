@@ -1,0 +1,371 @@
+//! The JSON grammar (RFC 8259) as a scanner that allocates nothing and builds nothing.
+//!
+//! It says where values begin and end. Strings are passed eight bytes at a time, since that is
+//! where the bytes of a large result are.
+
+use super::{Malformed, Span};
+use crate::limits::JSON_DEPTH;
+
+/// Scans one object that is the whole text, and hands each of its members to `member` as the spans
+/// of its key and its value. Says whether line breaks stand between tokens.
+pub(super) fn envelope(
+    text: &str,
+    member: &mut dyn FnMut(Span, Span) -> Result<(), Malformed>,
+) -> Result<bool, Malformed> {
+    let mut scanner = Scanner::new(text.as_bytes(), 0);
+    scanner.white();
+    match scanner.peek() {
+        Some(b'{') => scanner.object(member)?,
+        other => {
+            // Whatever it is, it must be JSON before we speak of its kind.
+            scanner.value(0)?;
+            scanner.end()?;
+            return Err(if other == Some(b'[') { Malformed::Batch } else { Malformed::NotObject });
+        }
+    }
+    scanner.end()?;
+    Ok(scanner.line_breaks)
+}
+
+/// The members of an object inside a checked text, as spans of key and value. Nothing for other values.
+pub fn members(text: &str, span: Span) -> impl Iterator<Item = (Span, Span)> + '_ {
+    let mut scanner = Scanner::new(text.as_bytes(), span.start);
+    let mut more = scanner.eat(b'{');
+    std::iter::from_fn(move || {
+        scanner.white();
+        if !more || scanner.peek() == Some(b'}') {
+            return None;
+        }
+        let pair = scanner.member(1).ok()?;
+        scanner.white();
+        more = scanner.eat(b',');
+        Some(pair)
+    })
+}
+
+/// The elements of an array inside a checked text. Nothing for other values.
+pub fn elements(text: &str, span: Span) -> impl Iterator<Item = Span> + '_ {
+    let mut scanner = Scanner::new(text.as_bytes(), span.start);
+    let mut more = scanner.eat(b'[');
+    std::iter::from_fn(move || {
+        scanner.white();
+        if !more || scanner.peek() == Some(b']') {
+            return None;
+        }
+        let start = scanner.at;
+        scanner.value(1).ok()?;
+        let span = start..scanner.at;
+        scanner.white();
+        more = scanner.eat(b',');
+        Some(span)
+    })
+}
+
+struct Scanner<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    line_breaks: bool,
+}
+
+impl<'a> Scanner<'a> {
+    fn new(bytes: &'a [u8], at: usize) -> Self {
+        Self { bytes, at, line_breaks: false }
+    }
+
+    /// The whole of the text is used up.
+    fn end(&mut self) -> Result<(), Malformed> {
+        self.white();
+        if self.at == self.bytes.len() { Ok(()) } else { Err(Malformed::Syntax) }
+    }
+
+    fn object(
+        &mut self,
+        member: &mut dyn FnMut(Span, Span) -> Result<(), Malformed>,
+    ) -> Result<(), Malformed> {
+        self.expect(b'{')?;
+        self.white();
+        if self.eat(b'}') {
+            return Ok(());
+        }
+        // What the caller objects to counts only once the text has proved to be JSON.
+        let mut objection = Ok(());
+        loop {
+            let (key, value) = self.member(1)?;
+            objection = objection.and_then(|()| member(key, value));
+            self.white();
+            if self.eat(b'}') {
+                return objection;
+            }
+            self.expect(b',')?;
+            self.white();
+        }
+    }
+
+    fn member(&mut self, depth: u32) -> Result<(Span, Span), Malformed> {
+        let start = self.at;
+        self.string()?;
+        let key = start..self.at;
+        self.white();
+        self.expect(b':')?;
+        self.white();
+        let start = self.at;
+        self.value(depth)?;
+        Ok((key, start..self.at))
+    }
+
+    /// Passes one value; `depth` is the nesting it stands in. Iterative: one bit for each open
+    /// bracket says whether it is an object's.
+    fn value(&mut self, depth: u32) -> Result<(), Malformed> {
+        let mut open = depth;
+        let mut objects: u128 = 0;
+        loop {
+            let object = match self.peek() {
+                Some(b'{') => true,
+                Some(b'[') => false,
+                _ => {
+                    self.scalar()?;
+                    if self.close(&mut open, depth, &mut objects)? {
+                        return Ok(());
+                    }
+                    continue;
+                }
+            };
+            self.at += 1;
+            open += 1;
+            if open > JSON_DEPTH {
+                return Err(Malformed::Depth);
+            }
+            objects = objects << 1 | u128::from(object);
+            self.white();
+            let empty = self.peek() == Some(if object { b'}' } else { b']' });
+            if empty {
+                if self.close(&mut open, depth, &mut objects)? {
+                    return Ok(());
+                }
+            } else if object {
+                self.key()?;
+            }
+        }
+    }
+
+    /// After a value: closes what ends here and moves on to the next value. True when the outermost is closed.
+    fn close(&mut self, open: &mut u32, depth: u32, objects: &mut u128) -> Result<bool, Malformed> {
+        while *open > depth {
+            self.white();
+            let object = *objects & 1 == 1;
+            match (self.peek(), object) {
+                (Some(b','), _) => {
+                    self.at += 1;
+                    self.white();
+                    if object {
+                        self.key()?;
+                    }
+                    return Ok(false);
+                }
+                (Some(b'}'), true) | (Some(b']'), false) => {
+                    self.at += 1;
+                    *open -= 1;
+                    *objects >>= 1;
+                }
+                _ => return Err(Malformed::Syntax),
+            }
+        }
+        Ok(true)
+    }
+
+    fn key(&mut self) -> Result<(), Malformed> {
+        self.string()?;
+        self.white();
+        self.expect(b':')?;
+        self.white();
+        Ok(())
+    }
+
+    fn scalar(&mut self) -> Result<(), Malformed> {
+        match self.peek() {
+            Some(b'"') => self.string(),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            Some(b't') => self.literal(b"true"),
+            Some(b'f') => self.literal(b"false"),
+            Some(b'n') => self.literal(b"null"),
+            _ => Err(Malformed::Syntax),
+        }
+    }
+
+    fn literal(&mut self, word: &[u8]) -> Result<(), Malformed> {
+        if self.bytes[self.at..].starts_with(word) {
+            self.at += word.len();
+            Ok(())
+        } else {
+            Err(Malformed::Syntax)
+        }
+    }
+
+    fn number(&mut self) -> Result<(), Malformed> {
+        self.eat(b'-');
+        if !self.eat(b'0') {
+            self.digits()?;
+        }
+        if self.eat(b'.') {
+            self.digits()?;
+        }
+        if self.eat(b'e') || self.eat(b'E') {
+            if !self.eat(b'+') {
+                self.eat(b'-');
+            }
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<(), Malformed> {
+        let start = self.at;
+        while matches!(self.peek(), Some(b'0'..=b'9')) {
+            self.at += 1;
+        }
+        if self.at > start { Ok(()) } else { Err(Malformed::Syntax) }
+    }
+
+    fn string(&mut self) -> Result<(), Malformed> {
+        self.expect(b'"')?;
+        loop {
+            self.plain();
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(());
+                }
+                Some(b'\\') => self.escape()?,
+                // A raw control character, or the end of the text.
+                _ => return Err(Malformed::Syntax),
+            }
+        }
+    }
+
+    /// Passes the bytes of a string up to a quote, a backslash or a control character.
+    fn plain(&mut self) {
+        const ONES: u64 = u64::from_ne_bytes([1; 8]);
+        const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
+        // The high bit of each byte that is zero; no byte below a true hit can be a false one.
+        let zeros = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
+        while let Some(chunk) = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk::<8>) {
+            let word = u64::from_le_bytes(*chunk);
+            let quotes = zeros(word ^ ONES.wrapping_mul(u64::from(b'"')));
+            let slashes = zeros(word ^ ONES.wrapping_mul(u64::from(b'\\')));
+            let controls = word.wrapping_sub(ONES.wrapping_mul(0x20)) & !word & HIGHS;
+            let stops = quotes | slashes | controls;
+            if stops != 0 {
+                self.at += (stops.trailing_zeros() / 8) as usize;
+                return;
+            }
+            self.at += 8;
+        }
+        while self.peek().is_some_and(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
+            self.at += 1;
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), Malformed> {
+        let length = match self.bytes.get(self.at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
+            Some(b'u') => {
+                let hex = self.bytes.get(self.at + 2..self.at + 6);
+                if !hex.is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
+                    return Err(Malformed::Syntax);
+                }
+                6
+            }
+            _ => return Err(Malformed::Syntax),
+        };
+        self.at += length;
+        Ok(())
+    }
+
+    fn white(&mut self) {
+        while let Some(byte @ (b' ' | b'\t' | b'\n' | b'\r')) = self.peek() {
+            self.line_breaks |= matches!(byte, b'\n' | b'\r');
+            self.at += 1;
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn eat(&mut self, byte: u8) -> bool {
+        let found = self.peek() == Some(byte);
+        self.at += usize::from(found);
+        found
+    }
+
+    fn expect(&mut self, byte: u8) -> Result<(), Malformed> {
+        if self.eat(byte) { Ok(()) } else { Err(Malformed::Syntax) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The scanner against the library, on every text that can be made from a few tokens.
+    #[test]
+    fn agrees_with_the_library() {
+        let tokens = [
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            "\"a\"",
+            "\"\\u00e9\"",
+            "\"\\x\"",
+            "1",
+            "-0.5e+3",
+            "01",
+            "1.",
+            "true",
+            "nul",
+            " ",
+            "\n",
+            "\"\t\"",
+            "-",
+            "\"",
+        ];
+        let count = tokens.len();
+        for number in 0..count * count * count * count {
+            let digits = [number, number / count, number / count / count, number / count / count / count];
+            let text: String = digits.iter().map(|digit| tokens[digit % count]).collect();
+            for text in [format!("[{text}]"), format!("{{\"k\":{text}}}"), text] {
+                let mut scanner = Scanner::new(text.as_bytes(), 0);
+                scanner.white();
+                let ours = scanner.value(0).and_then(|()| scanner.end()).is_ok();
+                let theirs = serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok();
+                assert_eq!(ours, theirs, "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn strings_stop_at_every_place() {
+        for length in 0..40 {
+            for (stop, good) in [("\"", true), ("\u{1f}\"", false), ("\\\"\"", true), ("\u{7f}é\"", true)] {
+                let text = format!("\"{}{stop}", "é".repeat(length / 2) + &"x".repeat(length));
+                let mut scanner = Scanner::new(text.as_bytes(), 0);
+                assert_eq!(scanner.string().is_ok() && scanner.at == text.len(), good, "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn members_and_elements() {
+        let text = r#" {"a" : [1, {"b":2} ,"x"], "c":{} } "#;
+        let pairs: Vec<_> = members(text, 1..text.len()).map(|(k, v)| (&text[k], &text[v])).collect();
+        assert_eq!(pairs, [("\"a\"", r#"[1, {"b":2} ,"x"]"#), ("\"c\"", "{}")]);
+        let array = text.find('[').unwrap();
+        let items: Vec<_> = elements(text, array..text.len()).map(|v| &text[v]).collect();
+        assert_eq!(items, ["1", r#"{"b":2}"#, "\"x\""]);
+        assert_eq!(members("[1]", 0..3).count(), 0);
+        assert_eq!(elements("{}", 0..2).count(), 0);
+    }
+}

@@ -1,0 +1,382 @@
+//! A stdio server as a child process, and the promise that nothing of it stays behind.
+//!
+//! A child leads a process group of its own, so that a shell and all it started can be ended together. [`Child`] holds the
+//! group; the pipes lie open in it for the register program to take. What is read from stdout is split by `ndjson`.
+//!
+//! # Why no stranger is ever killed
+//!
+//! A process id is free for reuse once its process is reaped and no group has that number. A signal sent to a group whose
+//! leader is reaped may so hit a group that the system made since. Therefore the leader's end is only looked at
+//! (`WNOWAIT`), the group is killed while its leader is a zombie, which keeps the number ours, and then, in one step without an
+//! await, the leader is reaped. After that no signal is sent. This is also why the process is not a `smol::process::Child`: that one
+//! reaps as soon as anybody asks for the status.
+//!
+//! A process that leaves the group on purpose (`setsid`, a daemon, a shell with `set -m`) is out of reach.
+
+mod stderr;
+
+use std::{
+    env,
+    ffi::OsStr,
+    fmt,
+    future::pending,
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::process::{CommandExt, ExitStatusExt},
+    },
+    path::Path,
+    process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
+    thread,
+};
+
+use async_io::Async;
+use async_signal::{Signal, Signals};
+use futures_lite::{AsyncRead, AsyncReadExt, StreamExt, future};
+use rustix::{
+    io::Errno,
+    process::{
+        Pid, PidfdFlags, Signal as Kill, WaitId, WaitIdOptions, kill_process, kill_process_group, pidfd_open,
+        waitid,
+    },
+};
+
+pub use self::stderr::log_stderr;
+use super::{deadline::within, signals};
+use crate::{command::CommandLine, fault::Fault, limits, limits::ChildLimits, text};
+
+/// What the child reads.
+pub type Stdin = Async<ChildStdin>;
+/// What the child answers.
+pub type Stdout = Async<ChildStdout>;
+/// What the child tells people; for [`log_stderr`].
+pub type Stderr = Async<ChildStderr>;
+
+/// A running child and its process group. Dropping it kills the group.
+#[derive(Debug)]
+pub struct Child {
+    /// To be taken by who writes. Dropping it tells the child to end.
+    pub stdin: Option<Stdin>,
+    /// To be taken by who reads, and read on until [`Child::stop`] is done: a child that blocks on a full pipe does not end.
+    pub stdout: Option<Stdout>,
+    /// To be taken by who logs, for the same reason.
+    pub stderr: Option<Stderr>,
+    leader: Leader,
+}
+
+impl Child {
+    /// Starts a command. It gets our environment without what is meant for us alone (`MCPPORT_*`, tokens).
+    ///
+    /// # Errors
+    /// One line that names `--stdio`: no such program, not executable, or the system's reason.
+    pub fn spawn(command: &CommandLine) -> Result<Self, Fault> {
+        Self::start(command, true).map_err(|error| not_started(command, &error))
+    }
+
+    /// Starts a command; `pidfd` false: as on a system without process descriptors (Linux before 5.3).
+    fn start(command: &CommandLine, pidfd: bool) -> io::Result<Self> {
+        if signals::is_ignored(Signal::Child) {
+            // Some parents leave us with SIGCHLD ignored. Children would then be reaped by the system, and their numbers be
+            // free at once. A handler ends that, and stays when this value is dropped.
+            drop(Signals::new([Signal::Child])?);
+        }
+        let mut process = prepare(command).spawn()?;
+        let (stdin, stdout, stderr) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
+        let group = Pid::from_child(&process);
+        // From here on an early return kills the group.
+        let mut leader = Leader { process: Some(process), group, watch: None };
+        leader.watch = Some(Watch::new(group, pidfd)?);
+        Ok(Self {
+            stdin: stdin.map(Async::new).transpose()?,
+            stdout: stdout.map(Async::new).transpose()?,
+            stderr: stderr.map(Async::new).transpose()?,
+            leader,
+        })
+    }
+
+    /// Process id, which is also the number of the group.
+    pub fn pid(&self) -> u32 {
+        self.leader.group.as_raw_pid().unsigned_abs()
+    }
+
+    /// Waits until the child (the leader of the group) has ended by itself. [`Child::stop`] is still due then: others of
+    /// the group may live. Dropping the future loses nothing.
+    pub async fn exited(&mut self) {
+        self.leader.exited().await;
+    }
+
+    /// Ends the group: closes stdin (if it is still here), SIGTERM `term_after` later, SIGKILL at `kill_after`; and SIGKILL for what is
+    /// left of the group when the leader went by itself. Pipes that are still here are read and thrown away meanwhile.
+    ///
+    /// Takes at most `kill_after` and [`limits::CLOSE`].
+    pub async fn stop(mut self, limits: &ChildLimits) -> Exit {
+        drop(self.stdin.take());
+        let (stdout, stderr) = (self.stdout.take(), self.stderr.take());
+        let pipes = async {
+            future::zip(discard(stdout), discard(stderr)).await;
+            pending().await
+        };
+        future::or(self.leader.ladder(limits), pipes).await;
+        Exit(self.leader.end())
+    }
+}
+
+/// The command with its group, pipes and environment.
+fn prepare(command: &CommandLine) -> Command {
+    let mut prepared = match command {
+        CommandLine::Direct(words) => {
+            let mut prepared = Command::new(command.program());
+            prepared.args(words.iter().skip(1));
+            prepared
+        }
+        CommandLine::Shell(text) => {
+            let mut prepared = Command::new(command.program());
+            prepared.arg("-c").arg(text);
+            prepared
+        }
+    };
+    for (name, _) in env::vars_os().filter(|(name, _)| is_ours(name)) {
+        prepared.env_remove(name);
+    }
+    prepared.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    prepared
+}
+
+/// Whether a variable is for us alone. Tokens are among them, so the whole family stays here.
+fn is_ours(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"MCPPORT_") || name == "MCP_GATEWAY_AUTH_TOKENS"
+}
+
+/// Why a command did not start, for the user.
+fn not_started(command: &CommandLine, error: &io::Error) -> Fault {
+    let program = command.program();
+    let shown = text::show(program);
+    Fault::run(match error.kind() {
+        io::ErrorKind::NotFound if !program.contains('/') => {
+            format!("--stdio: command not found: {shown} (it is not in PATH)")
+        }
+        io::ErrorKind::NotFound if Path::new(program).exists() => {
+            format!("--stdio: {shown} cannot run: the interpreter or loader that it names does not exist")
+        }
+        io::ErrorKind::NotFound => format!("--stdio: command not found: {shown} (no such file)"),
+        io::ErrorKind::PermissionDenied => format!("--stdio: {shown} is not executable"),
+        _ if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => {
+            format!("--stdio: {shown} is neither a program for this machine nor a script with a #! line")
+        }
+        _ => format!("--stdio: {shown} cannot be started: {error}"),
+    })
+}
+
+/// Reads to the end. A flood must not keep the executor from other work, hence the yield.
+async fn discard(pipe: Option<impl AsyncRead + Unpin>) {
+    let Some(mut pipe) = pipe else { return };
+    let mut scratch = vec![0; limits::LINE_READ];
+    while let Ok(1..) = pipe.read(&mut scratch).await {
+        future::yield_now().await;
+    }
+}
+
+/// The first process of the group, reaped once and last.
+#[derive(Debug)]
+struct Leader {
+    /// None: reaped, and the number is no longer ours.
+    process: Option<std::process::Child>,
+    group: Pid,
+    watch: Option<Watch>,
+}
+
+impl Leader {
+    /// Waits for the end of the process and leaves it a zombie.
+    async fn exited(&mut self) {
+        while !self.has_exited() {
+            match &mut self.watch {
+                Some(watch) => watch.event().await,
+                None => pending().await,
+            }
+        }
+    }
+
+    /// Whether the process has ended; it is not reaped by this.
+    fn has_exited(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        match waitid(WaitId::Pid(self.group), options) {
+            Ok(status) => status.is_some(),
+            Err(error) => error != Errno::INTR,
+        }
+    }
+
+    /// Polite first, then not.
+    async fn ladder(&mut self, limits: &ChildLimits) {
+        if within(limits.term_after, self.exited()).await.is_ok() {
+            return;
+        }
+        self.signal(Kill::TERM);
+        let grace = limits.kill_after.saturating_sub(limits.term_after);
+        if within(grace, self.exited()).await.is_ok() {
+            return;
+        }
+        self.signal(Kill::KILL);
+        // A process that hangs in the kernel (a dead network disk) is left to `drop`.
+        let _ = within(limits::CLOSE, self.exited()).await;
+    }
+
+    /// Signals all of the group, as long as the number is ours.
+    fn signal(&self, signal: Kill) {
+        if self.process.is_some() && kill_process_group(self.group, signal).is_err() {
+            // Nobody is in the group when the leader itself has left it.
+            let _ = kill_process(self.group, signal);
+        }
+    }
+
+    /// Kills what is left of the group and reaps the leader. None: it is not dead yet.
+    fn end(&mut self) -> Option<ExitStatus> {
+        self.signal(Kill::KILL);
+        let status = self.process.as_mut()?.try_wait();
+        if matches!(status, Ok(None)) {
+            return None;
+        }
+        self.process = None;
+        status.ok().flatten()
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        self.end();
+        // Killed, and not dead within the microsecond: somebody has to reap it, and this place must not block.
+        if let Some(mut process) = self.process.take() {
+            let reaper = thread::Builder::new().name("reap".into()).spawn(move || process.wait());
+            if let Err(error) = reaper {
+                log::warn!("cannot wait for a killed child, it stays a zombie until we end: {error}");
+            }
+        }
+    }
+}
+
+/// How we hear that a child may have ended.
+#[derive(Debug)]
+enum Watch {
+    /// A process descriptor is readable from then on.
+    Pidfd(Async<OwnedFd>),
+    /// SIGCHLD: any child.
+    Signal(Signals),
+}
+
+impl Watch {
+    /// Watches a child that is not reaped. Look at it once more after that: what happened before gives no event.
+    fn new(process: Pid, pidfd: bool) -> io::Result<Self> {
+        match pidfd_open(process, PidfdFlags::empty()) {
+            Ok(descriptor) if pidfd => Ok(Self::Pidfd(Async::new(descriptor)?)),
+            _ => Ok(Self::Signal(Signals::new([Signal::Child])?)),
+        }
+    }
+
+    /// Waits for an event.
+    async fn event(&mut self) {
+        let alive = match self {
+            Self::Pidfd(descriptor) => descriptor.readable().await.is_ok(),
+            Self::Signal(signals) => matches!(signals.next().await, Some(Ok(_))),
+        };
+        if !alive {
+            // Nothing more will come this way. Looking now and then is better than spinning or waiting for ever.
+            smol::Timer::after(limits::LOG_EVERY).await;
+        }
+    }
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Exit(Option<ExitStatus>);
+
+impl Exit {
+    /// It ended by itself and said that all was well.
+    pub fn success(self) -> bool {
+        self.0.is_some_and(|status| status.success())
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(status) = self.0 else { return f.write_str("killed, and how it ended is not known") };
+        match (status.code(), status.signal()) {
+            // What a shell says when the last command could not be run.
+            (Some(127), _) => f.write_str("exit status 127 (command not found)"),
+            (Some(126), _) => f.write_str("exit status 126 (not executable)"),
+            (Some(code), _) => write!(f, "exit status {code}"),
+            (None, Some(number)) => match signal_name(number) {
+                Some(name) => write!(f, "signal {number} ({name})"),
+                None => write!(f, "signal {number}"),
+            },
+            (None, None) => write!(f, "{status}"),
+        }
+    }
+}
+
+/// The signals that end processes in practice; their numbers are those of Linux.
+fn signal_name(number: i32) -> Option<&'static str> {
+    Some(match number {
+        1 => "HUP",
+        2 => "INT",
+        3 => "QUIT",
+        4 => "ILL",
+        6 => "ABRT",
+        8 => "FPE",
+        9 => "KILL",
+        11 => "SEGV",
+        13 => "PIPE",
+        14 => "ALRM",
+        15 => "TERM",
+        31 => "SYS",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{ffi::OsStr, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
+
+    use super::{Child, Exit, is_ours};
+    use crate::{command::CommandLine, limits::ChildLimits, net::deadline::within};
+
+    #[test]
+    fn exits_in_words() {
+        for (raw, expected) in [
+            (0, "exit status 0"),
+            (3 << 8, "exit status 3"),
+            (127 << 8, "exit status 127 (command not found)"),
+            (9, "signal 9 (KILL)"),
+            (11 | 0x80, "signal 11 (SEGV)"),
+            (40, "signal 40"),
+        ] {
+            assert_eq!(Exit(Some(ExitStatus::from_raw(raw))).to_string(), expected);
+        }
+        assert_eq!(Exit(None).to_string(), "killed, and how it ended is not known");
+    }
+
+    #[test]
+    fn variables_that_stay_here() {
+        for (name, ours) in [
+            ("MCPPORT_AUTH_TOKEN", true),
+            ("MCPPORT_HEADER", true),
+            ("MCP_GATEWAY_AUTH_TOKENS", true),
+            ("MCP_GATEWAY", false),
+            ("PATH", false),
+            ("mcpport_x", false),
+        ] {
+            assert_eq!(is_ours(OsStr::new(name)), ours, "{name}");
+        }
+    }
+
+    #[test]
+    fn without_process_descriptors() {
+        smol::block_on(async {
+            for _ in 0..5 {
+                let command = CommandLine::Shell("read line; exit 3".into());
+                let mut child = Child::start(&command, false).unwrap();
+                child.stdin = None;
+                within(Duration::from_secs(20), child.exited()).await.unwrap();
+                assert_eq!(child.stop(&ChildLimits::default()).await.to_string(), "exit status 3");
+            }
+        });
+    }
+}

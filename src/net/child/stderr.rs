@@ -1,0 +1,167 @@
+//! A child's stderr in our log: line by line, clipped, escaped, and at a bounded rate. The pipe is always read, so that a
+//! loud child never blocks on it.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use futures_lite::{AsyncReadExt, future};
+
+use super::Stderr;
+use crate::{limits, limits::ChildLimits, text};
+
+/// Logs stderr until the child closes it, each line behind the server's `name`. To be run as a task of its own; dropping it
+/// closes the pipe, and a child that writes then gets SIGPIPE.
+pub async fn log_stderr(mut stderr: Stderr, name: &str, limits: &ChildLimits) {
+    let mut clip = Clip::new(limits.stderr_line);
+    let mut budget = Budget::new(limits.stderr_lines, limits::LOG_EVERY);
+    let mut scratch = vec![0; limits::LINE_READ];
+    while let Ok(count @ 1..) = stderr.read(&mut scratch).await {
+        let now = Instant::now();
+        let mut rest = scratch.get(..count).unwrap_or_default();
+        while clip.line(&mut rest) {
+            log_line(&mut budget, now, name, &mut clip);
+        }
+        // A child that writes without pause would have this thread for itself.
+        future::yield_now().await;
+    }
+    log_line(&mut budget, Instant::now(), name, &mut clip);
+    log_dropped(name, budget.dropped());
+}
+
+/// Logs what `clip` holds, if there is something and the budget allows, and empties it.
+fn log_line(budget: &mut Budget, now: Instant, name: &str, clip: &mut Clip) {
+    if !clip.is_blank() && budget.spend(now, |dropped| log_dropped(name, dropped)) {
+        log::info!(target: "child", "{name}: {clip}");
+    }
+    clip.clear();
+}
+
+fn log_dropped(name: &str, dropped: u64) {
+    if dropped > 0 {
+        log::warn!(target: "child", "{name}: {dropped} more lines on stderr were not logged");
+    }
+}
+
+/// Collects one line, up to a number of bytes.
+struct Clip {
+    line: Vec<u8>,
+    longest: usize,
+    cut: usize,
+}
+
+impl Clip {
+    fn new(longest: usize) -> Self {
+        Self { line: Vec::new(), longest, cut: 0 }
+    }
+
+    /// Takes bytes off the front of `input`, up to and with a line end. True: the line is whole.
+    fn line(&mut self, input: &mut &[u8]) -> bool {
+        let end = input.iter().position(|byte| *byte == b'\n');
+        let (part, rest) = input.split_at(end.unwrap_or(input.len()));
+        let room = self.longest.saturating_sub(self.line.len()).min(part.len());
+        self.line.extend(part.iter().take(room));
+        self.cut += part.len() - room;
+        *input = rest.get(1..).unwrap_or_default();
+        end.is_some()
+    }
+
+    fn is_blank(&self) -> bool {
+        self.line.trim_ascii().is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.line.clear();
+        self.cut = 0;
+    }
+}
+
+impl fmt::Display for Clip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = String::from_utf8_lossy(self.line.trim_ascii_end());
+        write!(f, "{}", text::show_up_to(&shown, shown.len()))?;
+        if self.cut > 0 { write!(f, "… ({} bytes more)", self.cut) } else { Ok(()) }
+    }
+}
+
+/// So many lines in each window of time.
+struct Budget {
+    lines: u32,
+    window: Duration,
+    since: Option<Instant>,
+    used: u32,
+    dropped: u64,
+}
+
+impl Budget {
+    fn new(lines: u32, window: Duration) -> Self {
+        Self { lines, window, since: None, used: 0, dropped: 0 }
+    }
+
+    /// Whether one more line may pass. When a new window begins, `report` hears what the old one dropped.
+    fn spend(&mut self, now: Instant, report: impl FnOnce(u64)) -> bool {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= self.window) {
+            report(self.dropped());
+            (self.since, self.used) = (Some(now), 0);
+        }
+        let passes = self.used < self.lines;
+        if passes {
+            self.used += 1;
+        } else {
+            self.dropped += 1;
+        }
+        passes
+    }
+
+    /// What was dropped since this was last asked.
+    fn dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{Budget, Clip};
+
+    #[test]
+    fn lines_are_clipped_and_escaped() {
+        let mut clip = Clip::new(8);
+        let mut shown = Vec::new();
+        for piece in ["one\ntw", "o\r\n\n  \n", "\u{1b}[31mr\n", "12345678", "9ab\nend"] {
+            let mut rest = piece.as_bytes();
+            while clip.line(&mut rest) {
+                if !clip.is_blank() {
+                    shown.push(clip.to_string());
+                }
+                clip.clear();
+            }
+        }
+        assert_eq!(shown, ["one", "two", "\\u{1b}[31mr", "12345678… (3 bytes more)"]);
+        assert_eq!(clip.to_string(), "end");
+    }
+
+    #[test]
+    fn broken_text_is_shown_somehow() {
+        let mut clip = Clip::new(4);
+        assert!(clip.line(&mut &b"\xff\xc3\xa9\xf0\x9f\n"[..]));
+        assert_eq!(clip.to_string(), "\u{fffd}é\u{fffd}… (1 bytes more)");
+    }
+
+    #[test]
+    fn budget() {
+        let start = Instant::now();
+        let mut budget = Budget::new(2, Duration::from_secs(1));
+        let mut reports = Vec::new();
+        let passed: Vec<bool> = [0, 1, 2, 999, 1000, 1001, 1002, 5000]
+            .map(|millis| {
+                budget.spend(start + Duration::from_millis(millis), |dropped| reports.push(dropped))
+            })
+            .into();
+        assert_eq!(passed, [true, true, false, false, true, true, false, true]);
+        assert_eq!(reports, [0, 2, 1]);
+        assert_eq!(budget.dropped(), 0);
+    }
+}

@@ -1,0 +1,176 @@
+//! The executor: few threads, tasks that are owned, and a way to tell all of them to stop.
+
+use std::{
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use async_channel::{Receiver, Sender};
+use futures_lite::FutureExt;
+use smol::{Executor, Task};
+
+static EXECUTOR: Executor<'static> = Executor::new();
+
+/// Runs a future on this thread, and spawned tasks on it and `threads - 1` others. The others last as long as the process.
+///
+/// One thread is the default: a call through the gateway is a few short steps in several tasks, and handing each
+/// to another thread costs more than it gains.
+pub fn run<T>(threads: usize, main: impl Future<Output = T>) -> T {
+    for number in 1..threads.max(1) {
+        let helper = thread::Builder::new().name(format!("mcpport-{number}"));
+        let spawned = helper.spawn(|| async_io::block_on(EXECUTOR.run(std::future::pending::<()>())));
+        if let Err(error) = spawned {
+            log::warn!("cannot start thread {number} of {threads}: {error}");
+        }
+    }
+    async_io::block_on(EXECUTOR.run(main))
+}
+
+/// Spawns a task. It is cancelled when the handle is dropped.
+pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> Task<T> {
+    EXECUTOR.spawn(task)
+}
+
+/// Spawns a task that nobody waits for. A panic in it ends only that task; `panicked` is told.
+pub fn spawn_guarded(
+    task: impl Future<Output = ()> + Send + 'static,
+    panicked: impl FnOnce() + Send + 'static,
+) {
+    let guarded = async {
+        if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+            panicked();
+        }
+    };
+    EXECUTOR.spawn(guarded).detach();
+}
+
+/// One side of a switch that is thrown once: everybody who waits on the other side goes on.
+#[derive(Debug)]
+pub struct Switch(#[allow(dead_code, reason = "dropping it is the signal")] Sender<()>);
+
+/// The other side of a [`Switch`].
+#[derive(Clone, Debug)]
+pub struct Thrown(Receiver<()>);
+
+/// A switch and the side that waits for it. Dropping the switch throws it.
+pub fn switch() -> (Switch, Thrown) {
+    let (sender, receiver) = async_channel::bounded(1);
+    (Switch(sender), Thrown(receiver))
+}
+
+impl Thrown {
+    /// Waits for the switch.
+    pub async fn wait(&self) {
+        // Nothing is ever sent: this ends when the sender is dropped.
+        let _ = self.0.recv().await;
+    }
+
+    /// Whether it was thrown.
+    pub fn is_thrown(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
+/// Counts tasks, so that a program can wait until all of them have ended.
+#[derive(Clone, Debug)]
+pub struct Crew(Arc<Count>);
+
+#[derive(Debug)]
+struct Count {
+    badges: AtomicUsize,
+    /// Holds something when the last badge came back.
+    back: (Sender<()>, Receiver<()>),
+}
+
+/// Held by each task of a [`Crew`] as long as it runs.
+#[derive(Debug)]
+pub struct Badge(Arc<Count>);
+
+impl Crew {
+    /// Nobody yet.
+    pub fn new() -> Self {
+        Self(Arc::new(Count { badges: AtomicUsize::new(0), back: async_channel::bounded(1) }))
+    }
+
+    /// A badge for one more task.
+    pub fn badge(&self) -> Badge {
+        self.0.badges.fetch_add(1, Ordering::AcqRel);
+        Badge(self.0.clone())
+    }
+
+    /// How many badges are out.
+    pub fn len(&self) -> usize {
+        self.0.badges.load(Ordering::Acquire)
+    }
+
+    /// Whether no badge is out.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Waits until all badges are back. For one waiter.
+    pub async fn gone(&self) {
+        while !self.is_empty() {
+            // The sender is in the same place as the receiver, so this cannot fail.
+            let _ = self.0.back.1.recv().await;
+        }
+    }
+}
+
+impl Default for Crew {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Badge {
+    fn drop(&mut self) {
+        if self.0.badges.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // When it is full, the waiter is told already.
+            let _ = self.0.back.0.try_send(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_reaches_everybody() {
+        let (switch, thrown) = switch();
+        let waiting: Vec<_> =
+            (0..10).map(|_| thrown.clone()).map(|t| spawn(async move { t.wait().await })).collect();
+        assert!(!thrown.is_thrown());
+        run(1, async {
+            drop(switch);
+            for task in waiting {
+                task.await;
+            }
+        });
+        assert!(thrown.is_thrown());
+    }
+
+    #[test]
+    fn a_crew_waits_for_all_and_survives_a_panic() {
+        let crew = Crew::new();
+        let (told, hear) = async_channel::bounded(1);
+        for number in 0..10 {
+            let (badge, told) = (crew.badge(), told.clone());
+            let task = async move {
+                let _held = badge;
+                futures_lite::future::yield_now().await;
+                assert_ne!(number, 7, "this panic is part of the test");
+            };
+            spawn_guarded(task, move || drop(told.try_send(())));
+        }
+        assert_eq!(crew.len(), 10);
+        run(1, crew.gone());
+        assert_eq!(run(1, hear.recv()), Ok(()));
+    }
+}

@@ -1,0 +1,257 @@
+//! A bounded queue of messages from many tasks to the one task that writes them.
+//!
+//! Bounded in messages and in bytes. The reader takes all there is at once, so that it can write it at once.
+//! A single message larger than the byte limit is still taken when nothing else waits. The lock is never held
+//! across an await.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::poll_fn,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+/// Why a message is not taken.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Refused {
+    /// The reader does not keep up.
+    Full,
+    /// The queue was ended, or its reader is gone.
+    Closed,
+}
+
+/// What the reader finds.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Taken<E> {
+    /// Messages were added to what it passed in.
+    Some,
+    /// All was read and the queue was ended, for this reason.
+    Ended(E),
+}
+
+/// The writing side.
+pub struct Sender<E>(Arc<Mutex<State<E>>>);
+
+/// The reading side.
+pub struct Receiver<E>(Arc<Mutex<State<E>>>);
+
+struct State<E> {
+    messages: VecDeque<String>,
+    bytes: usize,
+    most_messages: usize,
+    most_bytes: usize,
+    end: Option<E>,
+    deaf: bool,
+    reader: Option<Waker>,
+    writers: Vec<Waker>,
+}
+
+/// A queue for so many messages and bytes. `E` is the reason with which it can be ended.
+pub fn bounded<E>(most_messages: usize, most_bytes: usize) -> (Sender<E>, Receiver<E>) {
+    let state = Arc::new(Mutex::new(State {
+        messages: VecDeque::new(),
+        bytes: 0,
+        most_messages,
+        most_bytes,
+        end: None,
+        deaf: false,
+        reader: None,
+        writers: Vec::new(),
+    }));
+    (Sender(state.clone()), Receiver(state))
+}
+
+fn lock<E>(state: &Mutex<State<E>>) -> MutexGuard<'_, State<E>> {
+    // The state is sound between any two statements, so a panic elsewhere does not spoil it.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<E> State<E> {
+    fn push(&mut self, message: String) -> Result<(), (Refused, String)> {
+        if self.deaf || self.end.is_some() {
+            return Err((Refused::Closed, message));
+        }
+        let fits = self.messages.len() < self.most_messages && self.bytes + message.len() <= self.most_bytes;
+        if !fits && !self.messages.is_empty() {
+            return Err((Refused::Full, message));
+        }
+        self.bytes += message.len();
+        self.messages.push_back(message);
+        Ok(())
+    }
+}
+
+impl<E> Sender<E> {
+    /// Puts a message in, at once or not at all.
+    ///
+    /// # Errors
+    /// [`Refused`], with the reason.
+    pub fn send(&self, message: String) -> Result<(), Refused> {
+        let waker = {
+            let mut state = lock(&self.0);
+            state.push(message).map_err(|(refused, _)| refused)?;
+            state.reader.take()
+        };
+        waker.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+
+    /// Puts a message in, as soon as there is room.
+    ///
+    /// # Errors
+    /// [`Refused::Closed`] when there will be none.
+    pub async fn send_wait(&self, message: String) -> Result<(), Refused> {
+        let mut message = Some(message);
+        poll_fn(|context| {
+            let Some(waiting) = message.take() else { return Poll::Ready(Ok(())) };
+            let mut state = lock(&self.0);
+            match state.push(waiting) {
+                Ok(()) => {
+                    let waker = state.reader.take();
+                    drop(state);
+                    waker.into_iter().for_each(Waker::wake);
+                    Poll::Ready(Ok(()))
+                }
+                Err((Refused::Full, back)) => {
+                    message = Some(back);
+                    state.writers.push(context.waker().clone());
+                    Poll::Pending
+                }
+                Err((refused, _)) => Poll::Ready(Err(refused)),
+            }
+        })
+        .await
+    }
+
+    /// Ends the queue: what is in it is still read. Only the first reason counts.
+    pub fn end(&self, reason: E) {
+        let wakers = {
+            let mut state = lock(&self.0);
+            state.end.get_or_insert(reason);
+            state.reader.take().into_iter().chain(std::mem::take(&mut state.writers)).collect::<Vec<_>>()
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Whether nothing more is taken.
+    pub fn is_closed(&self) -> bool {
+        let state = lock(&self.0);
+        state.deaf || state.end.is_some()
+    }
+}
+
+impl<E: Clone> Receiver<E> {
+    /// Takes all messages there are.
+    pub fn poll_take(&mut self, context: &mut Context<'_>, into: &mut VecDeque<String>) -> Poll<Taken<E>> {
+        let mut state = lock(&self.0);
+        if state.messages.is_empty() {
+            if let Some(reason) = &state.end {
+                return Poll::Ready(Taken::Ended(reason.clone()));
+            }
+            if !state.reader.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+                state.reader = Some(context.waker().clone());
+            }
+            return Poll::Pending;
+        }
+        state.bytes = 0;
+        if into.is_empty() {
+            std::mem::swap(into, &mut state.messages);
+        } else {
+            into.append(&mut state.messages);
+        }
+        let writers = std::mem::take(&mut state.writers);
+        drop(state);
+        writers.into_iter().for_each(Waker::wake);
+        Poll::Ready(Taken::Some)
+    }
+
+    /// Takes all messages there are, and waits for one if there is none.
+    pub async fn take(&mut self, into: &mut VecDeque<String>) -> Taken<E> {
+        poll_fn(|context| self.poll_take(context, into)).await
+    }
+}
+
+impl<E> Drop for Receiver<E> {
+    fn drop(&mut self) {
+        let (messages, writers) = {
+            let mut state = lock(&self.0);
+            state.deaf = true;
+            (std::mem::take(&mut state.messages), std::mem::take(&mut state.writers))
+        };
+        drop(messages);
+        writers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<E> Clone for Sender<E> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<E> fmt::Debug for Sender<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = lock(&self.0);
+        write!(f, "Sender({} messages, {} bytes)", state.messages.len(), state.bytes)
+    }
+}
+
+impl<E> fmt::Debug for Receiver<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Receiver")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smol::block_on;
+
+    use super::*;
+
+    #[test]
+    fn bounds_hold_and_one_large_message_passes() {
+        let (sender, mut receiver) = bounded::<()>(3, 10);
+        assert_eq!(sender.send("x".repeat(100)), Ok(()));
+        assert_eq!(sender.send("y".into()), Err(Refused::Full));
+        let mut taken = VecDeque::new();
+        assert_eq!(block_on(receiver.take(&mut taken)), Taken::Some);
+        for text in ["a", "b", "c"] {
+            assert_eq!(sender.send(text.into()), Ok(()));
+        }
+        assert_eq!(sender.send("d".into()), Err(Refused::Full));
+        block_on(receiver.take(&mut taken));
+        assert_eq!(taken.len(), 4);
+    }
+
+    #[test]
+    fn what_was_sent_before_the_end_is_read() {
+        let (sender, mut receiver) = bounded(3, 10);
+        sender.send("a".into()).unwrap();
+        sender.end("first");
+        sender.end("second");
+        assert_eq!(sender.send("b".into()), Err(Refused::Closed));
+        let mut taken = VecDeque::new();
+        assert_eq!(block_on(receiver.take(&mut taken)), Taken::Some);
+        assert_eq!(block_on(receiver.take(&mut taken)), Taken::Ended("first"));
+        assert_eq!(taken, ["a"]);
+    }
+
+    #[test]
+    fn a_waiting_writer_goes_on_when_there_is_room_or_nobody() {
+        let (sender, mut receiver) = bounded::<()>(1, 10);
+        block_on(async {
+            sender.send("a".into()).unwrap();
+            let mut waiting = Box::pin(sender.send_wait("b".into()));
+            assert!(futures_lite::future::poll_once(&mut waiting).await.is_none());
+            let mut taken = VecDeque::new();
+            receiver.take(&mut taken).await;
+            assert_eq!(waiting.await, Ok(()));
+            let mut waiting = Box::pin(sender.send_wait("c".into()));
+            assert!(futures_lite::future::poll_once(&mut waiting).await.is_none());
+            drop(receiver);
+            assert_eq!(waiting.await, Err(Refused::Closed));
+            assert!(sender.is_closed());
+        });
+    }
+}

@@ -1,0 +1,18 @@
+//! Randomness from the system, for ids and jitter.
+
+use std::io;
+
+/// So many random bytes.
+///
+/// # Errors
+/// The system has no randomness to give; it has, on every Linux that has booted.
+pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(bytes)
+}
+
+/// A random number for jitter; without randomness, the middle.
+pub fn jitter() -> u32 {
+    bytes().map_or(u32::MAX / 2, u32::from_ne_bytes)
+}

@@ -1,0 +1,72 @@
+//! Requests to stop: SIGTERM, SIGINT and SIGHUP as a future. The first means "finish what runs", the second "now".
+//!
+//! SIGPIPE needs nothing here: Rust's start-up code ignores it, so that a write to a closed socket or pipe is an ordinary
+//! error, and restores it in children. The integration tests check both.
+
+use std::{fs, future::pending, io};
+
+use async_signal::{Signal, Signals};
+use futures_lite::StreamExt;
+
+/// Listens for requests to stop for as long as it lives. Make one, early: signals before that have their default effect.
+#[derive(Debug)]
+pub struct Stop(Signals);
+
+impl Stop {
+    /// Starts to listen.
+    ///
+    /// A terminal that closes sends SIGHUP; that is a request to stop too, unless the user said otherwise by `nohup`, which
+    /// shows as SIGHUP being ignored when we start.
+    ///
+    /// # Errors
+    /// The system's, when no descriptor is left for the signal pipe.
+    pub fn new() -> io::Result<Self> {
+        let mut signals = Signals::new([Signal::Term, Signal::Int])?;
+        if !is_ignored(Signal::Hup) {
+            signals.add_signals([Signal::Hup])?;
+        }
+        Ok(Self(signals))
+    }
+
+    /// Waits for the next request and names it. Dropping the future loses no request.
+    pub async fn requested(&mut self) -> &'static str {
+        loop {
+            match self.0.next().await {
+                Some(Ok(Signal::Term)) => return "SIGTERM",
+                Some(Ok(Signal::Int)) => return "SIGINT",
+                Some(Ok(Signal::Hup)) => return "SIGHUP",
+                Some(Ok(_)) => {}
+                // The pipe is gone: without it no request can come, and polling it again would spin.
+                Some(Err(_)) | None => pending().await,
+            }
+        }
+    }
+}
+
+/// Whether this process ignores a signal, which it may have inherited. Where that cannot be known, it does not.
+pub(super) fn is_ignored(signal: Signal) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    is_in_mask(&status, signal as u32)
+}
+
+/// Looks a signal up in the `SigIgn` mask of a process's status: bit 0 is signal 1.
+fn is_in_mask(status: &str, number: u32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    number.checked_sub(1).and_then(|bit| mask.checked_shr(bit)).is_some_and(|mask| mask & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_in_mask;
+
+    #[test]
+    fn masks() {
+        let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000440\n";
+        for (number, expected) in [(1, true), (13, true), (2, false), (15, false), (0, false), (65, false)] {
+            assert_eq!(is_in_mask(status, number), expected, "{number}");
+        }
+        assert!(!is_in_mask("", 1));
+        assert!(!is_in_mask("SigIgn:\tzz\n", 1));
+    }
+}

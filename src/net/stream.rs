@@ -1,0 +1,160 @@
+//! One connection, plain or TLS, as one type without a trait object.
+//!
+//! Made by `listen` (plain) and `tls` (after the handshake); read and written by the programs through the usual traits.
+//! A TLS write may return while bytes still wait in the session: whoever stops writing must flush.
+
+use std::{
+    future::poll_fn,
+    io,
+    net::{SocketAddr, TcpStream},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_io::Async;
+use futures_lite::{AsyncRead, AsyncWrite};
+use futures_rustls::TlsStream;
+
+use super::deadline;
+
+/// A connected stream.
+#[derive(Debug)]
+pub struct Stream {
+    io: Io,
+    peer: SocketAddr,
+    local: SocketAddr,
+}
+
+/// What carries the bytes. The TLS half is large and boxed, so that a plain connection does not pay for it.
+#[derive(Debug)]
+enum Io {
+    Tcp(Async<TcpStream>),
+    Tls(Box<TlsStream<Async<TcpStream>>>),
+}
+
+impl Stream {
+    /// Takes a connected socket. Small messages leave at once (TCP_NODELAY).
+    ///
+    /// # Errors
+    /// The system's, when the peer is gone already.
+    pub fn tcp(socket: Async<TcpStream>) -> io::Result<Self> {
+        let raw = socket.get_ref();
+        let (peer, local) = (canonical(raw.peer_addr()?), canonical(raw.local_addr()?));
+        raw.set_nodelay(true)?;
+        Ok(Self { io: Io::Tcp(socket), peer, local })
+    }
+
+    /// Connects to an address.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn connect(address: SocketAddr) -> io::Result<Self> {
+        Self::tcp(Async::<TcpStream>::connect(address).await?)
+    }
+
+    /// Puts TLS around the plain socket: `handshake` gets the socket and gives the session.
+    pub(super) async fn secure<F>(self, handshake: impl FnOnce(Async<TcpStream>) -> F) -> io::Result<Self>
+    where
+        F: Future<Output = io::Result<TlsStream<Async<TcpStream>>>>,
+    {
+        let Io::Tcp(socket) = self.io else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "TLS within TLS"));
+        };
+        let io = Io::Tls(Box::new(handshake(socket).await?));
+        Ok(Self { io, ..self })
+    }
+
+    /// The other end. An IPv4 peer of a dual-stack socket is shown as IPv4.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Our end: the address that the peer connected to.
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Whether TLS protects it.
+    pub fn is_tls(&self) -> bool {
+        matches!(self.io, Io::Tls(_))
+    }
+
+    /// Whether the peer has shown a client certificate. Those that were not valid did not get through the handshake.
+    pub fn client_certified(&self) -> bool {
+        match &self.io {
+            Io::Tls(tls) => match &**tls {
+                TlsStream::Server(server) => server.get_ref().1.peer_certificates().is_some(),
+                TlsStream::Client(_) => false,
+            },
+            Io::Tcp(_) => false,
+        }
+    }
+
+    /// Flushes, says goodbye (TLS `close_notify`) and closes our direction, within `limit`.
+    ///
+    /// # Errors
+    /// `TimedOut` when the peer does not read; otherwise the system's. The stream is of no more use in any case.
+    pub async fn finish(&mut self, limit: Duration) -> io::Result<()> {
+        deadline::within(limit, poll_fn(|context| Pin::new(&mut *self).poll_close(context))).await?
+    }
+}
+
+/// An IPv4 address in IPv6 clothes (`::ffff:192.0.2.1`) as the IPv4 address that it is.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip if ip == address.ip() => address,
+        ip => SocketAddr::new(ip, address.port()),
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tcp(tcp) => Pin::new(tcp).poll_read(context, buffer),
+            Io::Tls(tls) => Pin::new(tls).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tcp(tcp) => Pin::new(tcp).poll_write(context, bytes),
+            Io::Tls(tls) => Pin::new(tls).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(context, parts),
+            Io::Tls(tls) => Pin::new(tls).poll_write_vectored(context, parts),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(tcp) => Pin::new(tcp).poll_flush(context),
+            Io::Tls(tls) => Pin::new(tls).poll_flush(context),
+        }
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(tcp) => Pin::new(tcp).poll_close(context),
+            Io::Tls(tls) => Pin::new(tls).poll_close(context),
+        }
+    }
+}

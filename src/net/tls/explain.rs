@@ -1,0 +1,92 @@
+//! What went wrong with TLS, as one sentence for the person at the edge.
+
+use std::io;
+
+use futures_rustls::rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
+
+use crate::text;
+
+/// The sentence. `own_authority`: `--ssl-ca-cert` was given; `identity`: we have a client certificate.
+pub fn sentence(error: &io::Error, gateway: &str, own_authority: bool, identity: bool) -> String {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match inner {
+        Some(Error::InvalidCertificate(why)) => certificate(why, gateway, own_authority),
+        Some(Error::AlertReceived(alert)) => refused(*alert, gateway, identity),
+        Some(Error::InvalidMessage(
+            InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
+        )) => {
+            format!(
+                "{gateway} does not speak TLS on this port; use ws:// instead of wss:// if it serves plain HTTP"
+            )
+        }
+        Some(Error::PeerIncompatible(why)) => {
+            format!(
+                "{gateway} and we have no TLS version or cipher in common ({why:?}); TLS 1.2 or 1.3 is needed"
+            )
+        }
+        Some(other) => format!("TLS with {gateway} failed: {other}"),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => format!(
+            "{gateway} closed the connection during the TLS handshake; use ws:// instead of wss:// if it serves plain HTTP"
+        ),
+        None => format!("TLS with {gateway} failed: {error}"),
+    }
+}
+
+/// We did not take the gateway's certificate.
+fn certificate(why: &CertificateError, gateway: &str, own_authority: bool) -> String {
+    match why {
+        CertificateError::UnknownIssuer | CertificateError::BadSignature if own_authority => format!(
+            "the certificate of {gateway} is not trusted: it does not come from an authority in the file of --ssl-ca-cert"
+        ),
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
+            "the certificate of {gateway} is not trusted: give the file of its authority (ca.crt) with --ssl-ca-cert"
+        ),
+        CertificateError::NotValidForNameContext { presented, .. } => format!(
+            "the certificate of {gateway} is for other names ({}); use one of them in --gateway-url",
+            text::show(&presented.join(", "))
+        ),
+        CertificateError::NotValidForName => {
+            format!("the certificate of {gateway} is for another name; see --gateway-url")
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            format!("the certificate of {gateway} has expired, or the clock of this machine is wrong")
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            format!(
+                "the certificate of {gateway} is not valid yet: the clock of this machine is probably behind"
+            )
+        }
+        CertificateError::Other(_) => format!(
+            "the certificate of {gateway} cannot be used by a server ({why}); make one with scripts/generate-certs.sh, or give it as --ssl-ca-cert"
+        ),
+        _ => format!("the certificate of {gateway} is refused: {why}"),
+    }
+}
+
+/// The gateway did not take what we offered.
+fn refused(alert: AlertDescription, gateway: &str, identity: bool) -> String {
+    use AlertDescription as A;
+    match alert {
+        A::CertificateRequired | A::HandshakeFailure | A::BadCertificate | A::AccessDenied if !identity => {
+            format!(
+                "{gateway} asks for a client certificate (it answered {alert:?}); give one with --ssl-certfile and --ssl-keyfile"
+            )
+        }
+        A::UnknownCA
+        | A::BadCertificate
+        | A::UnsupportedCertificate
+        | A::CertificateRevoked
+        | A::CertificateExpired
+        | A::CertificateUnknown
+        | A::CertificateRequired
+        | A::DecryptError
+        | A::AccessDenied => {
+            format!(
+                "{gateway} does not accept our client certificate (it answered {alert:?}); see --ssl-certfile"
+            )
+        }
+        A::ProtocolVersion => format!("{gateway} speaks neither TLS 1.2 nor 1.3"),
+        A::UnrecognisedName => format!("{gateway} does not know itself by this name; see --gateway-url"),
+        _ => format!("{gateway} ended the TLS handshake: {alert:?}"),
+    }
+}

@@ -1,0 +1,102 @@
+//! Keys and certificates from PEM files, with errors that name the flag and the file.
+
+use std::{fs, path::Path};
+
+use futures_rustls::{
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{Error, PemObject},
+    },
+    rustls::{self, InconsistentKeys, RootCertStore},
+};
+
+use super::{CERTIFICATE, KEY};
+use crate::fault::Fault;
+
+/// All certificates of a file; at least one.
+pub fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    let pem = read(flag, path)?;
+    let found: Result<Vec<_>, Error> = CertificateDer::pem_slice_iter(&pem).collect();
+    let found = found.map_err(|_| unusable(flag, path, "damaged PEM"))?;
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let key_instead = PrivateKeyDer::from_pem_slice(&pem).is_ok() || is_encrypted(&pem);
+    Err(unusable(
+        flag,
+        path,
+        if key_instead {
+            "holds a private key and no certificate; are --ssl-keyfile and --ssl-certfile swapped?"
+        } else {
+            "no certificate in PEM form in this file"
+        },
+    ))
+}
+
+/// The first private key of a file: PKCS#8, PKCS#1 or SEC1.
+pub fn private_key(flag: &str, path: &Path) -> Result<PrivateKeyDer<'static>, Fault> {
+    let pem = read(flag, path)?;
+    let error = match PrivateKeyDer::from_pem_slice(&pem) {
+        Ok(key) => return Ok(key),
+        Err(error) => error,
+    };
+    let certificate_instead = CertificateDer::from_pem_slice(&pem).is_ok();
+    Err(unusable(
+        flag,
+        path,
+        match error {
+            _ if is_encrypted(&pem) => {
+                "the key is protected by a passphrase, which a service cannot type; give one without (openssl pkey -in OLD -out NEW)"
+            }
+            Error::NoItemsFound if certificate_instead => {
+                "holds a certificate and no private key; are --ssl-keyfile and --ssl-certfile swapped?"
+            }
+            Error::NoItemsFound => "no private key in PEM form in this file",
+            // The parser's own words may quote the file, and the file is a secret.
+            _ => "damaged PEM",
+        },
+    ))
+}
+
+/// All certificates of a file as authorities to trust.
+pub fn roots(flag: &str, path: &Path) -> Result<RootCertStore, Fault> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(flag, path)? {
+        roots.add(certificate).map_err(|error| unusable(flag, path, &error.to_string()))?;
+    }
+    Ok(roots)
+}
+
+/// A file that was given and is of no use.
+pub fn unusable(flag: &str, path: &Path, why: &str) -> Fault {
+    Fault::usage(format!("{flag} {}: {why}", path.display()))
+}
+
+/// Why a certificate and a key cannot be used together.
+pub fn mismatch(error: &rustls::Error, certificate: &Path, key: &Path) -> Fault {
+    match error {
+        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => unusable(
+            KEY,
+            key,
+            &format!("not the key of the first certificate in {CERTIFICATE} {}", certificate.display()),
+        ),
+        rustls::Error::InvalidCertificate(_) => unusable(CERTIFICATE, certificate, &error.to_string()),
+        _ => unusable(
+            KEY,
+            key,
+            &format!("cannot be used ({error}); RSA of 2048 to 4096 bits, P-256, P-384 and Ed25519 can"),
+        ),
+    }
+}
+
+/// The bytes of a file.
+fn read(flag: &str, path: &Path) -> Result<Vec<u8>, Fault> {
+    fs::read(path).map_err(|error| unusable(flag, path, &format!("cannot read it: {error}")))
+}
+
+/// Both ways in which PEM says that a key is encrypted have this word in a line that is no base64.
+fn is_encrypted(pem: &[u8]) -> bool {
+    let word = b"ENCRYPTED";
+    pem.split(|byte| *byte == b'\n')
+        .any(|line| line.contains(&b' ') && line.windows(word.len()).any(|part| part == word))
+}

@@ -1,0 +1,92 @@
+//! When to try again: full jitter, so that a herd of edge boxes does not come back as one.
+
+use std::time::Duration;
+
+use crate::limits::LinkLimits;
+
+/// Why the last life of the link ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Setback {
+    /// The line, or the gateway, went away.
+    Lost,
+    /// The gateway refused us; a person has to change something.
+    Refused,
+}
+
+/// Delays between attempts.
+#[derive(Clone, Debug, Default)]
+pub struct Backoff {
+    attempts: u32,
+}
+
+impl Backoff {
+    /// The delay before the next attempt. `alive` is how long the last life lasted; `random` is any random number.
+    ///
+    /// The delay is evenly spread over 0 to `base * 2^attempts`, bounded by a cap that is larger after a refusal.
+    pub fn next(&mut self, setback: Setback, alive: Duration, random: u32, limits: &LinkLimits) -> Duration {
+        if alive >= limits.backoff_reset {
+            self.attempts = 0;
+        }
+        let cap = match setback {
+            Setback::Lost => limits.backoff_cap,
+            Setback::Refused => limits.backoff_refused,
+        };
+        let factor = 1u32.checked_shl(self.attempts).unwrap_or(u32::MAX);
+        let ceiling = limits.backoff_base.saturating_mul(factor).min(cap);
+        self.attempts = self.attempts.saturating_add(1).min(31);
+        ceiling.mul_f64(f64::from(random) / f64::from(u32::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grows_to_its_cap_and_starts_afresh() {
+        let limits = LinkLimits::default();
+        let mut backoff = Backoff::default();
+        let mut next = |setback, alive| backoff.next(setback, Duration::from_secs(alive), u32::MAX, &limits);
+        let lost: Vec<_> = (0..8).map(|_| next(Setback::Lost, 0).as_secs_f64()).collect();
+        assert_eq!(lost, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]);
+        assert_eq!(next(Setback::Refused, 0), Duration::from_secs(128));
+        assert_eq!(next(Setback::Refused, 0), Duration::from_secs(256));
+        assert_eq!(next(Setback::Refused, 0), limits.backoff_refused);
+        assert_eq!(next(Setback::Lost, 30), Duration::from_millis(500));
+    }
+
+    #[test]
+    fn many_attempts_do_not_overflow() {
+        let limits = LinkLimits::default();
+        let mut backoff = Backoff::default();
+        for random in [0, 1, u32::MAX].into_iter().cycle().take(200) {
+            let delay = backoff.next(Setback::Lost, Duration::ZERO, random, &limits);
+            assert!(delay <= limits.backoff_cap);
+        }
+    }
+
+    /// A herd comes back spread out: no second holds more than its share, nobody is later than the cap.
+    #[test]
+    fn a_herd_is_spread() {
+        let limits = LinkLimits::default();
+        for seed in 1..=1000u64 {
+            let mut state = seed;
+            let mut random = move || {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 32) as u32
+            };
+            let mut buckets = [0; 100];
+            for _ in 0..200 {
+                let mut backoff = Backoff::default();
+                let mut at = Duration::ZERO;
+                while at < Duration::from_secs(60) {
+                    at += backoff.next(Setback::Lost, Duration::ZERO, random(), &limits);
+                }
+                assert!(at <= Duration::from_secs(90));
+                buckets[at.as_secs() as usize] += 1;
+            }
+            let most = buckets.iter().max().copied().unwrap_or(0);
+            assert!(most <= 30, "seed {seed}: {most} of 200 in one second");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The first frames of a link: who registers, and what the gateway says to it.
+//!
+//! The wire is described in [`crate::tunnel`].
+
+use std::borrow::Cow;
+
+use crate::{
+    jsonrpc::{find, quote, unquote},
+    text,
+};
+
+/// Longest identity of a server, in bytes. A UUID has 36.
+const LONGEST_ID: usize = 128;
+
+/// What an edge asked for in its first frame.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Registration {
+    /// Identity, if the edge has one.
+    pub id: Option<String>,
+    /// Name that clients see, if the edge gave one.
+    pub name: Option<String>,
+    /// The edge offered `mcpport`: status frames may follow.
+    pub ours: bool,
+}
+
+/// Why a first frame is refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Refused {
+    /// Not a registration at all.
+    NotRegister,
+    /// The identity is no string, or too long, or has control characters.
+    BadId,
+    /// The name is not allowed.
+    BadName,
+}
+
+impl Refused {
+    /// The reason in words, for the edge's user.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::BadId => "the server id is not a plain text of at most 128 characters (--server-id)",
+            Self::BadName => {
+                "the server name has other characters than A-Z a-z 0-9 _ . - or is longer than 64 (--server-name)"
+            }
+            Self::NotRegister => "the first frame is not a registration",
+        }
+    }
+}
+
+impl Registration {
+    /// Reads the first frame of a link. `longest_name` bounds the name, in characters.
+    ///
+    /// # Errors
+    /// [`Refused`], with a reason for the edge's user.
+    pub fn read(frame: &str, longest_name: usize) -> Result<Self, Refused> {
+        let whole = checked(frame).ok_or(Refused::NotRegister)?;
+        let at = |path: &[&str]| find(frame, whole.clone(), path).ok().flatten().map(|span| &frame[span]);
+        let call = match at(&["method"]) {
+            Some(method) if unquote(method).as_deref() == Some("register") => true,
+            None => false,
+            Some(_) => return Err(Refused::NotRegister),
+        };
+        let name = if call { at(&["params", "name"]) } else { at(&["name"]) };
+        if !call && name.is_none() && at(&["id"]).is_none() {
+            return Err(Refused::NotRegister);
+        }
+        let ours =
+            call && at(&["params", "capabilities", "mcpport"]).is_some_and(|value| value.starts_with('{'));
+        Ok(Self { id: read_id(at(&["id"]))?, name: read_name(name, longest_name)?, ours })
+    }
+
+    /// The first frame that our edge sends.
+    pub fn frame(id: &str, name: &str) -> String {
+        format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"register\",\"params\":{{\"name\":{},\"version\":\"{}\",\"capabilities\":{{\"mcpport\":{{}}}}}}}}",
+            quote(id),
+            quote(name),
+            env!("CARGO_PKG_VERSION"),
+        )
+    }
+}
+
+fn read_id(raw: Option<&str>) -> Result<Option<String>, Refused> {
+    let id = match raw {
+        None | Some("null" | "\"\"") => return Ok(None),
+        Some(raw) if raw.starts_with('"') => unquote(raw).ok_or(Refused::BadId)?,
+        // The original takes any value; numbers are what people do give.
+        Some(raw) if raw.bytes().all(|byte| byte.is_ascii_digit()) => Cow::Borrowed(raw),
+        Some(_) => return Err(Refused::BadId),
+    };
+    if id.len() > LONGEST_ID || id.chars().any(char::is_control) {
+        return Err(Refused::BadId);
+    }
+    Ok(Some(id.into_owned()))
+}
+
+fn read_name(raw: Option<&str>, longest: usize) -> Result<Option<String>, Refused> {
+    match raw {
+        None | Some("null") => Ok(None),
+        Some(raw) => {
+            let name = unquote(raw).ok_or(Refused::BadName)?;
+            if text::is_name(&name, longest) { Ok(Some(name.into_owned())) } else { Err(Refused::BadName) }
+        }
+    }
+}
+
+/// A frame by which the gateway speaks to the edge program itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Status {
+    /// `received`, `registered` or `error`.
+    pub status: String,
+    /// In words.
+    pub message: String,
+    /// The gateway answered the `mcpport` offer.
+    pub ours: bool,
+}
+
+impl Status {
+    /// Reads a status frame; `None` when the frame is something else.
+    pub fn read(frame: &str) -> Option<Self> {
+        let whole = checked(frame)?;
+        let at = |path: &[&str]| find(frame, whole.clone(), path).ok().flatten().map(|span| &frame[span]);
+        let text = |path: &[&str]| at(path).and_then(unquote).map(Cow::into_owned);
+        if ["method", "result", "error"].iter().any(|member| at(&[member]).is_some()) {
+            return None;
+        }
+        let ours = at(&["capabilities", "mcpport"]).is_some();
+        Some(Self { status: text(&["status"])?, message: text(&["message"]).unwrap_or_default(), ours })
+    }
+
+    /// The gateway has read the registration.
+    pub fn received(id: &str, ours: bool) -> String {
+        let capabilities = if ours { ",\"capabilities\":{\"mcpport\":{}}" } else { "" };
+        let message = quote(&format!("registration received, server id {id}"));
+        format!("{{\"status\":\"received\",\"id\":{},\"message\":{message}{capabilities}}}", quote(id))
+    }
+
+    /// The server's tools are listed.
+    pub fn registered(id: &str, tools: usize) -> String {
+        let message = quote(&format!("registration complete, {tools} tools listed"));
+        format!("{{\"status\":\"registered\",\"id\":{},\"message\":{message}}}", quote(id))
+    }
+
+    /// The registration failed.
+    pub fn error(message: &str) -> String {
+        format!("{{\"status\":\"error\",\"message\":{}}}", quote(message))
+    }
+}
+
+/// Where the object of a frame lies; `None` when the frame is not one sound JSON object.
+fn checked(frame: &str) -> Option<std::ops::Range<usize>> {
+    let sound = serde_json::from_str::<&serde_json::value::RawValue>(frame).ok()?.get();
+    let start = frame.len() - frame.trim_start().len();
+    sound.starts_with('{').then_some(start..start + sound.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(frame: &str) -> Result<(Option<String>, Option<String>, bool), Refused> {
+        Registration::read(frame, 64).map(|r| (r.id, r.name, r.ours))
+    }
+
+    fn some(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn registrations_of_all_ages() {
+        assert_eq!(read(&Registration::frame("i", "file")), Ok((some("i"), some("file"), true)));
+        let original = r#"{"jsonrpc": "2.0", "id": "u", "method": "register", "params": {"name": "f", "capabilities": {}}}"#;
+        assert_eq!(read(original), Ok((some("u"), some("f"), false)));
+        assert_eq!(read(r#"{"name":"f","id":"u"}"#), Ok((some("u"), some("f"), false)));
+        assert_eq!(read(r#"{"method":"register","params":{}}"#), Ok((None, None, false)));
+        assert_eq!(read(r#" {"id":7,"method":"register"}"#), Ok((some("7"), None, false)));
+    }
+
+    #[test]
+    fn refusals() {
+        for frame in ["", "[]", "x", "{}", "{\"method\":\"tools/call\",\"id\":1}", "{\"a\":", "{\"id\":1} {}"]
+        {
+            assert_eq!(read(frame), Err(Refused::NotRegister), "{frame}");
+        }
+        for name in ["\"\"", "\"a b\"", "1", "\"a\\u000ab\"", &format!("\"{}\"", "x".repeat(65))] {
+            let frame = format!("{{\"method\":\"register\",\"params\":{{\"name\":{name}}}}}");
+            assert_eq!(read(&frame), Err(Refused::BadName), "{name}");
+        }
+        for id in ["{}", "1.5", "\"a\\nb\"", &format!("\"{}\"", "x".repeat(129))] {
+            assert_eq!(
+                read(&format!("{{\"method\":\"register\",\"id\":{id}}}")),
+                Err(Refused::BadId),
+                "{id}"
+            );
+        }
+    }
+
+    #[test]
+    fn status_frames() {
+        let received = Status::read(&Status::received("i", true)).unwrap();
+        assert_eq!((received.status.as_str(), received.ours), ("received", true));
+        assert!(!Status::read(&Status::received("i", false)).unwrap().ours);
+        assert_eq!(Status::read(&Status::error("no \"x\"")).unwrap().message, "no \"x\"");
+        assert_eq!(Status::read(&Status::registered("i", 3)).unwrap().status, "registered");
+        assert_eq!(Status::read(r#"{"jsonrpc":"2.0","id":1,"result":{},"status":"error"}"#), None);
+        assert_eq!(Status::read("hello"), None);
+    }
+}

@@ -1,0 +1,117 @@
+//! Whether the peer of a link is alive: when to ping, when to give up, and how many control frames are too many.
+
+use std::time::Instant;
+
+use crate::limits::LinkLimits;
+
+/// What has to be done about the peer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// Nothing for now.
+    Fine,
+    /// Send a ping.
+    Ping,
+    /// Nothing was heard for too long.
+    Dead,
+}
+
+/// The state of one link's heartbeat. Whatever is heard counts as a sign of life.
+#[derive(Clone, Debug)]
+pub struct Liveness {
+    heard: Instant,
+    pinged: Option<Instant>,
+    window: Instant,
+    control: u32,
+}
+
+impl Liveness {
+    /// A link that came up at `now`.
+    pub fn new(now: Instant) -> Self {
+        Self { heard: now, pinged: None, window: now, control: 0 }
+    }
+
+    /// Something arrived.
+    pub fn heard(&mut self, now: Instant) {
+        self.heard = now;
+        self.pinged = None;
+    }
+
+    /// A control frame arrived. False when the peer sends more of them than it may.
+    pub fn control(&mut self, now: Instant, limits: &LinkLimits) -> bool {
+        self.heard(now);
+        if now.duration_since(self.window) >= limits.control_window {
+            self.window = now;
+            self.control = 0;
+        }
+        self.control += 1;
+        self.control <= limits.control_frames
+    }
+
+    /// What to do at `now`.
+    pub fn tick(&mut self, now: Instant, limits: &LinkLimits) -> Verdict {
+        if now >= self.heard + limits.dead_after {
+            return Verdict::Dead;
+        }
+        if now >= self.next_ping(limits) {
+            self.pinged = Some(now);
+            return Verdict::Ping;
+        }
+        Verdict::Fine
+    }
+
+    /// When to ask again.
+    pub fn deadline(&self, limits: &LinkLimits) -> Instant {
+        self.next_ping(limits).min(self.heard + limits.dead_after)
+    }
+
+    fn next_ping(&self, limits: &LinkLimits) -> Instant {
+        self.pinged.unwrap_or(self.heard) + limits.ping_every
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_silent_peer_is_pinged_and_then_dead() {
+        let limits = LinkLimits::default();
+        let start = Instant::now();
+        let mut liveness = Liveness::new(start);
+        let mut events = Vec::new();
+        loop {
+            let now = liveness.deadline(&limits);
+            let verdict = liveness.tick(now, &limits);
+            events.push(((now - start).as_secs(), verdict));
+            if verdict == Verdict::Dead {
+                break;
+            }
+        }
+        assert_eq!(events, [(15, Verdict::Ping), (30, Verdict::Ping), (45, Verdict::Dead)]);
+    }
+
+    #[test]
+    fn a_peer_that_answers_lives_for_ever() {
+        let limits = LinkLimits::default();
+        let mut liveness = Liveness::new(Instant::now());
+        for _ in 0..1000 {
+            let now = liveness.deadline(&limits);
+            assert_eq!(liveness.tick(now, &limits), Verdict::Ping);
+            liveness.control(now + Duration::from_millis(50), &limits);
+        }
+    }
+
+    #[test]
+    fn a_flood_of_control_frames_is_noticed() {
+        let limits = LinkLimits::default();
+        let now = Instant::now();
+        let mut liveness = Liveness::new(now);
+        for _ in 0..limits.control_frames {
+            assert!(liveness.control(now, &limits));
+        }
+        assert!(!liveness.control(now, &limits));
+        assert!(liveness.control(now + limits.control_window, &limits));
+    }
+}

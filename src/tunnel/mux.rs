@@ -1,0 +1,249 @@
+//! The multiplexer of one link: gives each request an id of its own and finds the way back.
+//!
+//! Clients choose their ids and progress tokens as they like, and all of them count from 0 or 1; so
+//! nothing is ever keyed by what a client chose. The mux mints ids from 1 (never 0: some servers
+//! ignore a cancellation of id 0) and never uses one twice. The same number stands in for the
+//! client's progress token.
+//!
+//! Pure: the caller's place is any type `C`; time is an argument. `gateway::upstream` drives it.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use crate::jsonrpc::{Kind, Malformed, Message, Span};
+
+/// A request that waits for its answer.
+#[derive(Debug)]
+pub struct Pending<C> {
+    /// Who waits.
+    pub caller: C,
+    /// The method that was asked for.
+    pub method: Box<str>,
+    /// How long the answer may take.
+    pub patience: Duration,
+    deadline: Instant,
+    /// The caller's own progress token, raw.
+    token: Option<Box<str>>,
+}
+
+impl<C> Pending<C> {
+    /// The caller's own progress token, raw.
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+}
+
+/// The link has as many calls under way as it may.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Busy;
+
+/// What a message from the server is, seen from the table.
+#[derive(Debug)]
+pub enum Step<C> {
+    /// The answer to a request, which is no longer pending.
+    Answer(Pending<C>),
+    /// Progress of the pending request with this id; the span is the token's place.
+    Progress(u64, Span),
+    /// A request of the server's own.
+    Request,
+    /// Some other notification.
+    Notification,
+    /// An answer or progress that nobody waits for: late, repeated, or made up.
+    Stray,
+}
+
+/// The table of one link.
+#[derive(Debug)]
+pub struct Mux<C> {
+    last: u64,
+    pending: HashMap<u64, Pending<C>>,
+    most: usize,
+    /// No pending request is due before this. May be early; `tick` corrects it.
+    due: Option<Instant>,
+}
+
+impl<C> Mux<C> {
+    /// An empty table for `most` requests at a time.
+    pub fn new(most: usize) -> Self {
+        Self { last: 0, pending: HashMap::new(), most, due: None }
+    }
+
+    /// Takes a request in and mints its id.
+    ///
+    /// # Errors
+    /// [`Busy`] when the table is full.
+    pub fn open(
+        &mut self,
+        now: Instant,
+        caller: C,
+        method: &str,
+        token: Option<&str>,
+        patience: Duration,
+    ) -> Result<u64, Busy> {
+        if self.pending.len() >= self.most {
+            return Err(Busy);
+        }
+        self.last += 1;
+        let deadline = now + patience;
+        let pending =
+            Pending { caller, method: method.into(), patience, deadline, token: token.map(Into::into) };
+        self.pending.insert(self.last, pending);
+        self.due = Some(self.due.map_or(deadline, |due| due.min(deadline)));
+        Ok(self.last)
+    }
+
+    /// Sorts a message that came from the server.
+    ///
+    /// # Errors
+    /// [`Malformed::Duplicate`] when its progress token is ambiguous.
+    pub fn sort(&mut self, message: &Message<'_>) -> Result<Step<C>, Malformed> {
+        match message.kind() {
+            Kind::Request => Ok(Step::Request),
+            Kind::Response => {
+                let id = message.id().and_then(minted);
+                Ok(id.and_then(|id| self.close(id)).map_or(Step::Stray, Step::Answer))
+            }
+            Kind::Notification if message.method() == "notifications/progress" => {
+                let Some(span) = message.param(&["progressToken"])? else { return Ok(Step::Stray) };
+                let id = minted(&message.text()[span.clone()]);
+                let known =
+                    id.filter(|id| self.pending.get(id).is_some_and(|pending| pending.token.is_some()));
+                Ok(known.map_or(Step::Stray, |id| Step::Progress(id, span)))
+            }
+            Kind::Notification => Ok(Step::Notification),
+        }
+    }
+
+    /// A pending request.
+    pub fn get(&self, id: u64) -> Option<&Pending<C>> {
+        self.pending.get(&id)
+    }
+
+    /// Takes a request out: answered, cancelled, or its caller is gone. A later answer is a stray.
+    pub fn close(&mut self, id: u64) -> Option<Pending<C>> {
+        self.pending.remove(&id)
+    }
+
+    /// Takes out all requests whose time is up.
+    pub fn tick(&mut self, now: Instant, expired: &mut Vec<(u64, Pending<C>)>) {
+        if self.due.is_none_or(|due| now < due) {
+            return;
+        }
+        expired.extend(self.pending.extract_if(|_, pending| pending.deadline <= now));
+        self.due = self.pending.values().map(|pending| pending.deadline).min();
+    }
+
+    /// When to call [`Mux::tick`] next. Never later than the first deadline; it may be earlier.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Takes out everything: the link is gone.
+    pub fn drain(&mut self) -> Vec<Pending<C>> {
+        self.due = None;
+        self.pending.drain().map(|(_, pending)| pending).collect()
+    }
+
+    /// How many requests wait.
+    pub fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+}
+
+/// An id of ours, as we write it: a plain decimal number.
+fn minted(raw: &str) -> Option<u64> {
+    if raw.bytes().all(|byte| byte.is_ascii_digit()) { raw.parse().ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn sort(mux: &mut Mux<&'static str>, text: &str) -> String {
+        match mux.sort(&Message::read(text).unwrap()).unwrap() {
+            Step::Answer(pending) => format!("answer to {}", pending.caller),
+            Step::Progress(id, span) => format!("progress of {id} at {}", &text[span]),
+            Step::Request => "request".into(),
+            Step::Notification => "notification".into(),
+            Step::Stray => "stray".into(),
+        }
+    }
+
+    #[test]
+    fn answers_find_their_caller_once() {
+        let mut mux = Mux::new(8);
+        let now = Instant::now();
+        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(1));
+        assert_eq!(mux.open(now, "b", "m", Some("0"), PATIENCE), Ok(2));
+        let answer = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
+        for wrong in ["0", "3", "\"2\"", "2.0", "-2", "1e0", "18446744073709551617"] {
+            assert_eq!(sort(&mut mux, &answer(wrong)), "stray", "{wrong}");
+        }
+        assert_eq!(sort(&mut mux, &answer("2")), "answer to b");
+        assert_eq!(sort(&mut mux, &answer("2")), "stray");
+        assert_eq!(
+            sort(&mut mux, r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"x"}}"#),
+            "answer to a"
+        );
+        assert!(mux.is_empty());
+    }
+
+    #[test]
+    fn progress_goes_to_who_asked_for_it() {
+        let mut mux = Mux::new(8);
+        let now = Instant::now();
+        let with = mux.open(now, "a", "m", Some("\"t\""), PATIENCE).unwrap();
+        let without = mux.open(now, "b", "m", None, PATIENCE).unwrap();
+        let progress = |id: u64| {
+            format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{id}}}}}"#
+            )
+        };
+        assert_eq!(sort(&mut mux, &progress(with)), "progress of 1 at 1");
+        assert_eq!(sort(&mut mux, &progress(without)), "stray");
+        assert_eq!(mux.get(with).unwrap().token(), Some("\"t\""));
+        mux.close(with);
+        assert_eq!(sort(&mut mux, &progress(with)), "stray");
+    }
+
+    #[test]
+    fn a_full_table_refuses_and_ids_are_never_reused() {
+        let mut mux = Mux::new(2);
+        let now = Instant::now();
+        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(1));
+        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(2));
+        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Err(Busy));
+        mux.close(2);
+        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(3));
+        assert_eq!(mux.drain().len(), 2);
+        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(4));
+    }
+
+    #[test]
+    fn requests_expire_at_their_own_time() {
+        let mut mux = Mux::new(8);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        mux.open(start, "slow", "m", None, Duration::from_secs(120)).unwrap();
+        mux.open(at(1), "fast", "m", None, PATIENCE).unwrap();
+        let mut expired = Vec::new();
+        assert_eq!(mux.deadline(), Some(at(11)));
+        mux.tick(at(10), &mut expired);
+        assert!(expired.is_empty());
+        mux.tick(at(11), &mut expired);
+        assert_eq!(expired.iter().map(|(id, p)| (*id, p.caller)).collect::<Vec<_>>(), [(2, "fast")]);
+        assert_eq!(mux.deadline(), Some(at(120)));
+        mux.close(1);
+        mux.tick(at(120), &mut expired);
+        assert_eq!((expired.len(), mux.deadline()), (1, None));
+    }
+}
