@@ -70,7 +70,10 @@ async def use(port, other_port):
         need_equal(await client.text("flag_echo", text="canary-payload"), "flag:canary-payload", "echo")
         await client.call("flag_fail", text="canary-failure")
         await client.text("flag_noise")
-        for call in (client.call("flag_error", code=-1, message="canary-error"), client.call("canary-tool", x="canary-x")):
+        for call in (
+            client.call("flag_error", code=-1, message="canary-error"),
+            client.call("canary-tool", x="canary-x"),
+        ):
             try:
                 await call
             except mcp_sse.McpError:
@@ -109,7 +112,7 @@ def canary_refused(world):
             f"ws://localhost:{port}/mcp/register?token=canary-query",
             f"ws://localhost:{port}/mcp/register?token=canary%20query#canary-fragment",
             f"http://canary-user:canary-password@localhost:{port}/canary",
-            f"ws://canary-user:canary-password@localhost:port/canary",
+            "ws://canary-user:canary-password@localhost:port/canary",
             f"ws://canary-user@localhost:{free_port()}/mcp/register?canary",
         )
     ):

@@ -63,7 +63,9 @@ def old_gateway(world, token=None):
 def refused(world, gateway, register):
     """A register with a wrong token gets nowhere and hears why."""
     _, port = world.gateway("--host", "127.0.0.1", "--auth-token", "right", binary=gateway)
-    edge = world.register("no", EVERYTHING_OLD, port, "--header", BEARER + "wrong", "--require-gateway", binary=register, host="127.0.0.1")
+    edge = world.register(
+        "no", EVERYTHING_OLD, port, "--header", BEARER + "wrong", "--require-gateway", binary=register, host="127.0.0.1"
+    )
     status = "401" if gateway == BINARY else "403"
     until(lambda: status in edge.log() or not edge.alive(), 20, f"the edge hears {status}; {edge.tail()}")
     if register == BINARY:

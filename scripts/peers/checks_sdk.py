@@ -62,7 +62,7 @@ def need_same_start(step, wanted, found):
 
     The TypeScript SDK forgets progress that comes in one read with the answer: what it did not forget must agree.
     """
-    pairs = zip(wanted, found) if isinstance(wanted, list) else [(wanted, found)]
+    pairs = zip(wanted, found, strict=False) if isinstance(wanted, list) else [(wanted, found)]
     for one, other in pairs:
         if isinstance(one, dict) and isinstance(other, dict):
             lists = sorted((out.pop("progress", []) for out in (one, other)), key=len)
@@ -72,7 +72,8 @@ def need_same_start(step, wanted, found):
 def difference(found, wanted):
     """Where two transcripts part."""
     at = len(os.path.commonprefix([found, wanted]))
-    return f"through the gateway ...{short(found[max(0, at - 40) :], 160)}, directly ...{short(wanted[max(0, at - 40) :], 160)}"
+    found, wanted = (short(text[max(0, at - 40) :], 160) for text in (found, wanted))
+    return f"through the gateway ...{found}, directly ...{wanted}"
 
 
 # The README's quick start.
@@ -108,7 +109,7 @@ def file_server(world, sdk):
         {"call": "read_media_file", "args": {"path": str(folder / "dot.png")}},
         {"call": "read_multiple_files", "args": {"paths": [paths["text"], str(folder / "none")]}},
         {"call": "create_directory", "args": {"path": str(folder / "new")}},
-        {"call": "write_file", "args": {"path": str(folder / "new" / "ü"), "content": "один\r\n\t\"два\" \u2028\\ 🦀\0"}},
+        {"call": "write_file", "args": {"path": str(folder / "new" / "ü"), "content": 'один\r\n\t"два" \u2028\\ 🦀\0'}},
         {"call": "read_text_file", "args": {"path": str(folder / "new" / "ü")}},
         {
             "call": "edit_file",
@@ -128,7 +129,7 @@ def file_server(world, sdk):
 
 def everything(world, sdk):
     """server-everything as `every`: each tool that needs nothing of the client."""
-    text, zipped = "zażółć 🦀 \u2028 \"quoted\" \\ \t end", {"name": "x.gz", "data": "data:text/plain,hello"}
+    text, zipped = 'zażółć 🦀 \u2028 "quoted" \\ \t end', {"name": "x.gz", "data": "data:text/plain,hello"}
     long = "trigger-long-running-operation"
     steps = [
         {"await_tool": "echo"},
@@ -136,7 +137,10 @@ def everything(world, sdk):
         {"call": "echo", "args": {"message": text}},
         {"call": "get-sum", "args": {"a": 1.5, "b": -3}},
         {"call": "get-tiny-image"},
-        *({"call": "get-annotated-message", "args": {"messageType": t, "includeImage": t == "error"}} for t in ("error", "debug")),
+        *(
+            {"call": "get-annotated-message", "args": {"messageType": t, "includeImage": t == "error"}}
+            for t in ("error", "debug")
+        ),
         {"call": "get-env"},
         {"call": "get-resource-links", "args": {"count": 4}},
         {"call": "get-resource-reference", "args": {"resourceType": "Text", "resourceId": 3}},
@@ -198,7 +202,8 @@ def own_server(world, sdk):
         {"call": "progress", "args": {"steps": 20, "ms": 1, "text": "one"}, "progress": True},
         {
             "parallel": [
-                {"call": "progress", "args": {"steps": 10, "ms": 3, "text": f"call {n}"}, "progress": True} for n in range(8)
+                {"call": "progress", "args": {"steps": 10, "ms": 3, "text": f"call {n}"}, "progress": True}
+                for n in range(8)
             ]
         },
         {"parallel": [{"call": "sleep", "args": {"ms": 200 - 20 * n, "text": f"{n}"}} for n in range(8)]},

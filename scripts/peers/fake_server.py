@@ -124,8 +124,8 @@ class Server:
         self.text(id, f"{self.name}:{arguments.get('text')}")
 
     def tool_big(self, id, arguments, token):
-        size = int(arguments["bytes"])
-        self.text(id, (self.name + "-0123456789") * (size // (len(self.name) + 11)) + "x" * (size % (len(self.name) + 11)))
+        size, unit = int(arguments["bytes"]), f"{self.name}-0123456789"
+        self.text(id, (unit * (size // len(unit) + 1))[:size])
 
     def tool_sleep(self, id, arguments, token):
         self.running[key(id)] = arguments.get("text")
