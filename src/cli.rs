@@ -1,1 +1,145 @@
-//! Placeholder.
+//! The command line: flags, their spellings in the environment, and what they mean as configuration.
+//!
+//! `mcpport <command> [flags]`. Each flag `--some-flag` can also be given as `MCPPORT_SOME_FLAG`, so that a token
+//! need not stand in the list of processes. What was typed wrongly becomes one line that names the flag.
+
+mod args;
+mod convert;
+
+use argh::FromArgs;
+
+use self::args::{DemoArgs, DeviceArgs, Flag, GatewayArgs, RegisterArgs, Takes};
+use crate::{
+    config::{GatewayConfig, RegisterConfig},
+    demo, device,
+    fault::Fault,
+};
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Command {
+    /// Run a gateway.
+    Gateway(Box<GatewayConfig>, log::LevelFilter),
+    /// Run a server at the edge.
+    Register(Box<RegisterConfig>, log::LevelFilter),
+    /// Be the built-in server.
+    Device(device::Options),
+    /// Show all of it at once.
+    Demo(demo::Options, log::LevelFilter),
+    /// Print this, and end.
+    Print(String),
+}
+
+/// Reads the command line (without the program's own name) and the environment.
+///
+/// # Errors
+/// A usage fault of one line.
+pub fn parse(typed: &[String], environment: &dyn Fn(&str) -> Option<String>) -> Result<Command, Fault> {
+    let Some((command, rest)) = typed.split_first() else { return Ok(Command::Print(overview())) };
+    let with = |flags| complete(rest, flags, environment);
+    match command.as_str() {
+        "gateway" | "g" => {
+            let flags = with(args::GATEWAY)?;
+            read::<GatewayArgs>("gateway", &flags, |args| convert::gateway(args, environment))
+        }
+        "register" | "r" => read::<RegisterArgs>("register", &with(args::REGISTER)?, convert::register),
+        "device" => read::<DeviceArgs>("device", &with(args::DEVICE)?, convert::device),
+        "demo" => read::<DemoArgs>("demo", &with(args::DEMO)?, convert::demo),
+        "--version" | "-v" | "-V" => Ok(Command::Print(format!("mcpport {}", env!("CARGO_PKG_VERSION")))),
+        "--help" | "-h" | "help" => Ok(Command::Print(overview())),
+        // It may be a token that was typed in the wrong place, so it is not repeated.
+        other if other.starts_with('-') => Err(Fault::usage("a flag stands before the command; see mcpport --help")),
+        _ => Err(Fault::usage("unknown command: one of gateway, register, device, demo is needed; see mcpport --help")),
+    }
+}
+
+fn overview() -> String {
+    format!(
+        "mcpport {}: stdio MCP servers behind NAT, reached over HTTP\n\n\
+         Usage: mcpport <command> [flags]\n\n\
+         Commands:\n\
+         \x20 gateway, g   run the gateway that clients and edge boxes connect to\n\
+         \x20 register, r  run a stdio MCP server here and carry it to a gateway\n\
+         \x20 device       a stdio MCP server about this box (for register --stdio)\n\
+         \x20 demo         a gateway, a server and a call between them, on this machine\n\n\
+         mcpport <command> --help lists the flags. Every flag --some-flag can also be given\n\
+         in the environment as MCPPORT_SOME_FLAG.",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+fn read<A: FromArgs>(
+    command: &str,
+    flags: &[String],
+    convert: impl FnOnce(A) -> Result<Command, Fault>,
+) -> Result<Command, Fault> {
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    match A::from_args(&["mcpport", command], &flags) {
+        Ok(args) => convert(args),
+        Err(early) if early.status.is_ok() => Ok(Command::Print(early.output.trim_end().to_owned())),
+        Err(early) => {
+            let why: Vec<&str> = early.output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            let why = why.iter().take_while(|line| !line.starts_with("Run ")).copied().collect::<Vec<_>>().join(" ");
+            Err(Fault::usage(format!("{why} (see mcpport {command} --help)")))
+        }
+    }
+}
+
+/// The flags in the one spelling that the parser knows, with what the environment adds.
+fn complete(
+    typed: &[String],
+    flags: &[Flag],
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<String>, Fault> {
+    let mut out = spell(typed, flags);
+    for flag in flags {
+        let long = format!("--{}", flag.name);
+        let variable = format!("MCPPORT_{}", flag.name.to_ascii_uppercase().replace('-', "_"));
+        if out.contains(&long) {
+            continue;
+        }
+        let Some(value) = environment(&variable).filter(|value| !value.is_empty()) else { continue };
+        match flag.takes {
+            Takes::Nothing => match value.to_ascii_lowercase().as_str() {
+                "1" | "true" | "yes" | "on" => out.push(long),
+                "0" | "false" | "no" | "off" => {}
+                _ => return Err(Fault::usage(format!("{variable} is a switch: give it 1 or 0"))),
+            },
+            Takes::One => out.extend([long, value]),
+            Takes::Many => {
+                let values = value.lines().map(str::trim).filter(|value| !value.is_empty());
+                out.extend(values.flat_map(|value| [long.clone(), value.to_owned()]));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// `--flag=value` as two words, and other spellings of a flag's name as the name. A flag's value stays as it is.
+fn spell(typed: &[String], flags: &[Flag]) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut words = typed.iter();
+    while let Some(word) = words.next() {
+        let (name, value) = match word.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => (name, Some(value)),
+            _ => (word.as_str(), None),
+        };
+        let known = flags.iter().find(|flag| {
+            name.strip_prefix("--").is_some_and(|name| name == flag.name || flag.also.contains(&name))
+        });
+        let Some(flag) = known else {
+            out.push(word.clone());
+            continue;
+        };
+        out.push(format!("--{}", flag.name));
+        match (value, flag.takes) {
+            (Some(value), _) => out.push(value.to_owned()),
+            (None, Takes::Nothing) => {}
+            (None, _) => out.extend(words.next().cloned()),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

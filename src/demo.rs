@@ -1,1 +1,262 @@
-//! Placeholder.
+//! `mcpport demo`: a gateway, the built-in server behind it, and a real call between them, in one command.
+//!
+//! The shell's own: it uses both programs and is a small MCP client besides.
+
+use std::{
+    env,
+    future::pending,
+    io::{self, Write},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, future, io::BufReader};
+
+use crate::{
+    command::CommandLine,
+    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig},
+    fault::Fault,
+    gateway::Bound,
+    jsonrpc::{self, Message, elements, find, unquote},
+    limits::Limits,
+    mcp,
+    net::{deadline, exec, random, stream::Stream},
+    register,
+    router::REGISTER_PATH,
+    text,
+};
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Port of the gateway, 0: any free one.
+    pub port: u16,
+    /// End after the call.
+    pub once: bool,
+}
+
+/// The whole call, from the first connection, must be done in this time.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Name of the server that is shown.
+const SERVER: &str = "device";
+/// Its tool that is called, as clients see it.
+const TOOL: &str = "device_system";
+
+/// Runs the demo until `stop` is ready, or the call is done and nothing more was asked for.
+///
+/// # Errors
+/// One line: the port is taken, or the call failed.
+pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(), Fault> {
+    let bound = Bound::new(gateway_config(options.port))?;
+    let Some(address) = bound.addresses().first().copied() else {
+        return Err(Fault::run("the gateway listens nowhere"));
+    };
+    let edge_config = register_config(address)?;
+    let (switch, stopped) = exec::switch();
+    let shown = async {
+        let shown = deadline::within(PATIENCE, show(address)).await;
+        match shown {
+            Ok(Ok(())) if options.once => Ok(()),
+            Ok(Ok(())) => {
+                say("Serving until Ctrl-C.");
+                pending().await
+            }
+            Ok(Err(error)) => Err(Fault::run(format!("the demo call failed: {error}"))),
+            Err(_) => Err(Fault::run(format!("the demo call was not done within {} s", PATIENCE.as_secs()))),
+        }
+    };
+    let stop = async {
+        stop.await;
+        Ok(())
+    };
+    let work = async {
+        let result = future::or(stop, shown).await;
+        drop(switch);
+        result
+    };
+    let edge = async {
+        let result = register::run(edge_config, stopped.wait()).await;
+        // Only when it is stopped does it end well, and then the others have the last word.
+        if result.is_ok() { Ok(()) } else { result }
+    };
+    let both = future::zip(
+        async {
+            let served = stopped.clone();
+            bound.serve(async move { served.wait().await }).await;
+        },
+        future::try_zip(work, edge),
+    );
+    both.await.1.map(|_| ())
+}
+
+fn gateway_config(port: u16) -> GatewayConfig {
+    GatewayConfig {
+        host: None,
+        port,
+        ipv6: false,
+        timeout_rpc: Duration::from_secs(10),
+        timeout_run_tool: Duration::from_secs(120),
+        sse_path: "/sse".into(),
+        messages_path: "/messages".into(),
+        health_path: "/health".into(),
+        tokens: Vec::new(),
+        tls: None,
+        allow_origins: Vec::new(),
+        public_hosts: Vec::new(),
+        cors: false,
+        threads: 1,
+        limits: Limits::default(),
+    }
+}
+
+fn register_config(gateway: SocketAddr) -> Result<RegisterConfig, Fault> {
+    let program = env::current_exe()
+        .map_err(|error| Fault::run(format!("cannot find the program's own file: {error}")))?;
+    let random = random::bytes().map_err(|error| Fault::run(format!("no randomness: {error}")))?;
+    Ok(RegisterConfig {
+        command: CommandLine::Direct(vec![program.to_string_lossy().into_owned(), "device".into()]),
+        gateway: GatewayUrl {
+            tls: false,
+            host: gateway.ip().to_string(),
+            port: gateway.port(),
+            target: REGISTER_PATH.into(),
+        },
+        name: SERVER.into(),
+        id: text::uuid(random),
+        headers: Vec::new(),
+        tls: ClientTls::default(),
+        require_gateway: false,
+        port: 0,
+        cors: false,
+        health_paths: Vec::new(),
+        threads: 1,
+        limits: Limits::default(),
+    })
+}
+
+fn say(line: &str) {
+    // Nobody may be there to read it.
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// Makes the call as any client would, and prints what a newcomer needs next.
+async fn show(gateway: SocketAddr) -> io::Result<()> {
+    say(&format!("gateway   http://{gateway}/sse"));
+    let mut client = Client::connect(gateway).await?;
+    let tools = client.wait_for_tools().await?;
+    say(&format!("server    '{SERVER}' behind ws://{gateway}{REGISTER_PATH}"));
+    say(&format!("tools     {}", tools.join(", ")));
+    let params = format!("{{\"name\":\"{TOOL}\",\"arguments\":{{}}}}");
+    let answer = client.ask("tools/call", &params).await?;
+    let answer = Message::read(&answer).map_err(|why| broken(why.reason()))?;
+    let result = answer.result().ok_or_else(|| broken("the tool gave an error"))?;
+    say(&format!("call      {TOOL} through the tunnel:"));
+    for line in first_text(result).ok_or_else(|| broken("the tool gave no text"))?.lines() {
+        say(&format!("          {}", text::show(line)));
+    }
+    say("\nPaste this into the configuration of an MCP client:\n");
+    say(&format!("  {{\"mcpServers\": {{\"mcpport\": {{\"type\": \"sse\", \"url\": \"http://{gateway}/sse\"}}}}}}\n"));
+    say("and register servers of your own:\n");
+    say(&format!(
+        "  mcpport register --stdio \"npx -y @modelcontextprotocol/server-filesystem ./\" --server-name file --gateway-url ws://{gateway}{REGISTER_PATH}\n"
+    ));
+    Ok(())
+}
+
+fn first_text(result: &str) -> Option<String> {
+    let content = find(result, 0..result.len(), &["content"]).ok()??;
+    let first = elements(result, content).next()?;
+    let text = find(result, first, &["text"]).ok()??;
+    unquote(&result[text]).map(|text| text.into_owned())
+}
+
+/// A client of the 2024-11-05 transport, as small as it can be. It speaks HTTP/1.0, so that the event stream comes
+/// without chunks.
+struct Client {
+    gateway: SocketAddr,
+    events: BufReader<Stream>,
+    endpoint: String,
+    last_id: u64,
+}
+
+impl Client {
+    async fn connect(gateway: SocketAddr) -> io::Result<Self> {
+        let mut stream = Stream::connect(gateway).await?;
+        stream.write_all(format!("GET /sse HTTP/1.0\r\nHost: {gateway}\r\n\r\n").as_bytes()).await?;
+        let mut client =
+            Self { gateway, events: BufReader::new(stream), endpoint: String::new(), last_id: 0 };
+        client.endpoint = client.event().await?;
+        let params = format!(
+            "{{\"protocolVersion\":\"{}\",\"capabilities\":{{}},\"clientInfo\":{{\"name\":\"demo\",\"version\":\"1\"}}}}",
+            mcp::LATEST
+        );
+        client.ask("initialize", &params).await?;
+        client.post(&jsonrpc::notification("notifications/initialized", None)).await?;
+        Ok(client)
+    }
+
+    /// The server comes when it comes; the gateway says when the list has changed.
+    async fn wait_for_tools(&mut self) -> io::Result<Vec<String>> {
+        loop {
+            let answer = self.ask("tools/list", "{}").await?;
+            let names = tool_names(&answer);
+            if names.iter().any(|name| name == TOOL) {
+                return Ok(names);
+            }
+            while !self.event().await?.contains("notifications/tools/list_changed") {}
+        }
+    }
+
+    async fn ask(&mut self, method: &str, params: &str) -> io::Result<String> {
+        self.last_id += 1;
+        let id = self.last_id.to_string();
+        self.post(&jsonrpc::request(&id, method, params)).await?;
+        loop {
+            let event = self.event().await?;
+            if Message::read(&event).is_ok_and(|message| message.id() == Some(&id)) {
+                return Ok(event);
+            }
+        }
+    }
+
+    async fn post(&self, message: &str) -> io::Result<()> {
+        let (gateway, endpoint) = (self.gateway, &self.endpoint);
+        let mut stream = Stream::connect(gateway).await?;
+        let head = format!(
+            "POST {endpoint} HTTP/1.0\r\nHost: {gateway}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            message.len()
+        );
+        stream.write_all(head.as_bytes()).await?;
+        stream.write_all(message.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        if answer.starts_with("HTTP/1.1 202 ") { Ok(()) } else { Err(broken("the gateway did not take a message")) }
+    }
+
+    /// The data of the next event.
+    async fn event(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            if self.events.read_line(&mut line).await? == 0 {
+                return Err(broken("the event stream ended"));
+            }
+            if let Some(data) = line.trim_end().strip_prefix("data: ") {
+                return Ok(data.to_owned());
+            }
+        }
+    }
+}
+
+fn tool_names(answer: &str) -> Vec<String> {
+    let Ok(Some(list)) = find(answer, 0..answer.len(), &["result", "tools"]) else { return Vec::new() };
+    let name = |tool| {
+        let span = find(answer, tool, &["name"]).ok()??;
+        unquote(&answer[span]).map(|name| name.into_owned())
+    };
+    elements(answer, list).filter_map(name).collect()
+}
+
+fn broken(why: &str) -> io::Error {
+    io::Error::other(why)
+}

@@ -55,7 +55,7 @@ impl Forbidden {
 pub const REGISTER_PATH: &str = "/mcp/register";
 
 /// What the router has to know of the configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// Path of the event stream.
     pub sse_path: String,

@@ -1,6 +1,9 @@
 //! Text rules shared by all rooms: which names are allowed, and how foreign text is shown in a log.
 
-use std::fmt::{self, Write};
+use std::{
+    fmt::{self, Write},
+    time::Duration,
+};
 
 use crate::limits;
 
@@ -20,6 +23,38 @@ pub fn uuid(mut random: [u8; 16]) -> String {
     random[8] = random[8] & 0x3f | 0x80;
     let digits = format!("{:032x}", u128::from_be_bytes(random));
     [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &digits[part]).join("-")
+}
+
+/// A time as people type it: `10`, `10s`, `500ms`, `2m`, `1h`.
+pub fn duration(typed: &str) -> Option<Duration> {
+    let digits = typed.find(|c: char| !c.is_ascii_digit()).unwrap_or(typed.len());
+    let (number, unit) = typed.split_at(digits);
+    let milliseconds = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    number.parse::<u32>().ok().map(|number| Duration::from_millis(u64::from(number) * milliseconds))
+}
+
+/// A point in time, given as what has passed since 1970, in the form `2026-01-31T12:00:00.000Z` (RFC 3339).
+pub fn utc(since_epoch: Duration) -> String {
+    let seconds = since_epoch.as_secs();
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years that begin in March, in cycles of 400 years (146 097 days), so that the leap day is the last of a year.
+    let shifted = days + 719_468;
+    let (cycle, day) = (shifted / 146_097, shifted % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = cycle * 400 + year + carry;
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let milliseconds = since_epoch.subsec_millis();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milliseconds:03}Z")
 }
 
 /// Foreign text made fit for one log line: control and direction characters escaped, length bounded.
@@ -66,7 +101,7 @@ fn is_plain(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_name, show, show_up_to, uuid};
+    use super::*;
 
     #[test]
     fn names() {
@@ -75,6 +110,31 @@ mod tests {
         }
         for bad in ["", "a b", "a/b", "é", "a\n", "a:b", &"x".repeat(65)] {
             assert!(!is_name(bad, 64), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        let milliseconds = |typed| duration(typed).map(|time| time.as_millis());
+        for (typed, expected) in [("10", 10_000), ("10s", 10_000), ("500ms", 500), ("2m", 120_000), ("1h", 3_600_000)] {
+            assert_eq!(milliseconds(typed), Some(expected), "{typed}");
+        }
+        for typed in ["", "s", "1.5s", "-1", "10 s", "1d", "99999999999"] {
+            assert_eq!(milliseconds(typed), None, "{typed}");
+        }
+    }
+
+    #[test]
+    fn dates() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399, "2000-02-28T23:59:59.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (1_709_251_199, "2024-02-29T23:59:59.000Z"),
+            (1_798_761_599, "2026-12-31T23:59:59.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(utc(Duration::from_secs(seconds)), expected);
         }
     }
 

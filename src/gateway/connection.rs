@@ -1,30 +1,25 @@
-//! One HTTP connection: drives `http::conn` over a stream, checks every request, and routes it.
+//! One HTTP connection: checks every request, and routes it.
 
-use std::{io, sync::Arc, time::Instant};
-
-use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
+use std::{io, sync::Arc};
 
 use super::{Gateway, registration, stream};
 use crate::{
     auth::{Denied, Principal},
     http::{
-        conn::{Conn, Step},
+        conn::Step,
         head::Request,
         respond::Response,
         upgrade::Upgrade,
         vocab::{Method, StatusCode},
     },
-    net::{deadline, link, stream::Stream},
+    net::{link, stream::Stream, web::Web},
     router::{Forbidden, Route, Unrouted},
 };
 
 /// One connection.
 pub struct Connection {
     pub(super) gateway: Arc<Gateway>,
-    pub(super) stream: Stream,
-    pub(super) conn: Conn,
-    /// Bytes to be written.
-    pub(super) out: Vec<u8>,
+    pub(super) web: Web,
 }
 
 /// What becomes of the connection after a request.
@@ -36,13 +31,13 @@ enum Then {
 impl Connection {
     /// A connection that was accepted, after its TLS handshake.
     pub fn new(gateway: Arc<Gateway>, stream: Stream) -> Self {
-        let conn = Conn::new(Instant::now(), &gateway.config.limits.http);
-        Self { gateway, stream, conn, out: Vec::new() }
+        let web = Web::new(stream, &gateway.config.limits.http, gateway.stopped.clone());
+        Self { gateway, web }
     }
 
     /// Serves its requests until it ends.
     pub async fn serve(mut self) {
-        let peer = self.stream.peer();
+        let peer = self.web.stream.peer();
         loop {
             match self.turn().await {
                 Ok(Some(Then::Next)) => {}
@@ -53,101 +48,19 @@ impl Connection {
                 Err(error) => return log::debug!("connection with {peer} broke: {error}"),
             }
         }
-        let limit = self.gateway.config.limits.http.drain_time;
-        if let Err(error) = self.stream.finish(limit).await {
-            log::debug!("connection with {peer} did not close well: {error}");
-        }
+        self.web.finish().await;
     }
 
     /// One request and its answer. `None`: the connection has come to its end.
     async fn turn(&mut self) -> io::Result<Option<Then>> {
-        match self.advance().await? {
+        match self.web.advance().await? {
             Step::Request(request) => self.request(request).await.map(Some),
             Step::Refuse(response) => {
-                self.answer(response);
+                self.web.answer(&response);
                 Ok(Some(Then::Next))
             }
             Step::Body | Step::Close | Step::Drain | Step::Read => Ok(None),
         }
-    }
-
-    /// Writes and reads until the machine has a request, a body, a refusal or the end.
-    pub(super) async fn advance(&mut self) -> io::Result<Step> {
-        let mut shut = false;
-        loop {
-            if self.gateway.stopped.is_thrown() {
-                self.conn.last();
-            }
-            let step = self.conn.next(Instant::now());
-            match step {
-                Step::Read => {
-                    self.flush().await?;
-                    match self.read().await? {
-                        Step::Read => {}
-                        other => return Ok(other),
-                    }
-                }
-                Step::Drain => {
-                    self.flush().await?;
-                    if !std::mem::replace(&mut shut, true) {
-                        self.stream.finish(self.gateway.config.limits.http.drain_time).await?;
-                    }
-                    if let Step::Close = self.read().await? {
-                        return Ok(Step::Close);
-                    }
-                }
-                Step::Close => {
-                    self.flush().await?;
-                    return Ok(Step::Close);
-                }
-                other => return Ok(other),
-            }
-        }
-    }
-
-    /// Reads once; [`Step::Read`] means that there is something to look at, anything else that time is up.
-    async fn read(&mut self) -> io::Result<Step> {
-        let limit = self.conn.deadline();
-        let stopping = self.gateway.stopped.is_thrown();
-        let Self { stream, conn, gateway, .. } = self;
-        let read = async { stream.read(conn.space()).await.map(Some) };
-        let late = async {
-            let stopped =
-                async { if stopping { std::future::pending().await } else { gateway.stopped.wait().await } };
-            future::or(deadline::until(limit), stopped).await;
-            Ok(None)
-        };
-        match future::or(read, late).await? {
-            Some(count) => {
-                self.conn.filled(count);
-                Ok(Step::Read)
-            }
-            None => Ok(self.conn.expired(Instant::now())),
-        }
-    }
-
-    /// Writes what is to be written. A peer that takes nothing for too long is given up.
-    pub(super) async fn flush(&mut self) -> io::Result<()> {
-        let limit = self.gateway.config.limits.http.write_stall;
-        let mut rest = self.out.as_slice();
-        while !rest.is_empty() {
-            let count = deadline::within(limit, self.stream.write(rest)).await??;
-            if count == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            rest = rest.get(count..).unwrap_or_default();
-        }
-        if !self.out.is_empty() {
-            deadline::within(limit, self.stream.flush()).await??;
-        }
-        self.out.clear();
-        // A burst must not be paid for until the connection ends.
-        self.out.shrink_to(self.gateway.config.limits.http.read_bytes);
-        Ok(())
-    }
-
-    pub(super) fn answer(&mut self, response: Response) {
-        self.conn.respond(Instant::now(), &response, &mut self.out);
     }
 
     async fn request(&mut self, request: Request) -> io::Result<Then> {
@@ -156,7 +69,7 @@ impl Connection {
             Ok((route, principal)) => self.go(route, principal, &request, origin.as_deref()).await,
             Err(response) => {
                 let response = self.with_cors(response, origin.as_deref());
-                self.answer(response);
+                self.web.answer(&response);
                 Ok(Then::Next)
             }
         }
@@ -186,7 +99,7 @@ impl Connection {
     /// RFC 6750, section 3: no error code when no token was sent.
     fn denied(&self, why: Denied) -> Response {
         self.gateway.stats.denied.add();
-        log::debug!("a request from {} is denied: {why:?}", self.stream.peer());
+        log::debug!("a request from {} is denied: {why:?}", self.web.stream.peer());
         let unauthorized = Response::new(StatusCode::Unauthorized);
         match why {
             Denied::Missing => {
@@ -229,29 +142,27 @@ impl Connection {
             },
         };
         let response = self.with_cors(response, origin);
-        self.answer(response);
+        self.web.answer(&response);
         Ok(Then::Next)
     }
 
     fn admit_link(&self, request: &Request) -> Result<Upgrade, Response> {
         let upgrade = Upgrade::check(request)?;
         if self.gateway.links.len() >= self.gateway.config.limits.link.links {
-            log::warn!("a registration from {} is refused: too many links", self.stream.peer());
+            log::warn!("a registration from {} is refused: too many links", self.web.stream.peer());
             return Err(busy("too many servers are registered\n"));
         }
         Ok(upgrade)
     }
 
-    async fn upgrade(mut self, upgrade: Upgrade, principal: Principal) {
+    async fn upgrade(self, upgrade: Upgrade, principal: Principal) {
         let badge = self.gateway.links.badge();
-        let peer = self.stream.peer();
-        let conn =
-            std::mem::replace(&mut self.conn, Conn::new(Instant::now(), &self.gateway.config.limits.http));
-        let glued = conn.upgrade(&upgrade, &mut self.out);
-        if let Err(error) = self.flush().await {
-            return log::debug!("connection with {peer} broke: {error}");
-        }
-        let Self { gateway, stream, .. } = self;
+        let peer = self.web.stream.peer();
+        let Self { gateway, web } = self;
+        let (stream, glued) = match web.upgrade(&upgrade).await {
+            Ok(upgraded) => upgraded,
+            Err(error) => return log::debug!("connection with {peer} broke: {error}"),
+        };
         let socket = link::accepted(stream, glued, &gateway.config.limits.link).await;
         registration::serve(gateway, socket, principal, peer).await;
         drop(badge);

@@ -35,7 +35,7 @@ pub fn admit(connection: &Connection, principal: Principal) -> Result<(Arc<Clien
     let (client, queue) = Client::new(session::id(random), &gateway.config.limits.session);
     let opened = gateway.sessions().open(client.id().to_owned(), principal, client.clone());
     opened.map_err(|session::Full| busy("too many sessions are open\n"))?;
-    log::debug!("client {} opens an event stream from {}", client.name(), connection.stream.peer());
+    log::debug!("client {} opens an event stream from {}", client.name(), connection.web.stream.peer());
     Ok((client, queue))
 }
 
@@ -73,7 +73,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let session = Session { client: &client, connection };
     let connection = &mut *session.connection;
-    connection.conn.start_stream(&head, &mut connection.out);
+    connection.web.conn.start_stream(&head, &mut connection.web.out);
     let endpoint = format!("{}?session_id={}", connection.gateway.config.messages_path, client.id());
     let mut events = Vec::new();
     sse::event("endpoint", &endpoint, &mut events);
@@ -82,8 +82,8 @@ pub async fn serve(
     let mut written = Instant::now();
     loop {
         if !events.is_empty() {
-            connection.conn.stream(&events, &mut connection.out);
-            connection.flush().await?;
+            connection.web.conn.stream(&events, &mut connection.web.out);
+            connection.web.flush().await?;
             events = Vec::new();
             written = Instant::now();
         }
@@ -102,8 +102,8 @@ pub async fn serve(
             Wake::End => break,
         }
     }
-    connection.conn.end_stream(Instant::now(), &mut connection.out);
-    connection.flush().await
+    connection.web.conn.end_stream(Instant::now(), &mut connection.web.out);
+    connection.web.flush().await
 }
 
 enum Wake {
@@ -130,10 +130,12 @@ async fn next(
         }
         // What the client sends on this connection does not matter; that it closes it does.
         while let Poll::Ready(read) =
-            Pin::new(&mut connection.stream).poll_read(context, connection.conn.space())
+            Pin::new(&mut connection.web.stream).poll_read(context, connection.web.conn.space())
         {
-            connection.conn.filled(read?);
-            if matches!(connection.conn.next(Instant::now()), Step::Close) || connection.conn.is_ended() {
+            connection.web.conn.filled(read?);
+            if matches!(connection.web.conn.next(Instant::now()), Step::Close)
+                || connection.web.conn.is_ended()
+            {
                 return Poll::Ready(Ok(Wake::End));
             }
         }
@@ -171,13 +173,13 @@ pub async fn messages(
     if !is_json(request) {
         return Ok(Some(Response::new(StatusCode::UnsupportedMediaType).text("send application/json\n")));
     }
-    connection.conn.take_body(Instant::now(), &mut connection.out);
-    match connection.advance().await? {
+    connection.web.conn.take_body(Instant::now(), &mut connection.web.out);
+    match connection.web.advance().await? {
         Step::Body => {}
         Step::Refuse(response) => return Ok(Some(response)),
         _ => return Ok(None),
     }
-    let body = std::str::from_utf8(connection.conn.body()).map_err(|_| jsonrpc::Malformed::Syntax);
+    let body = std::str::from_utf8(connection.web.conn.body()).map_err(|_| jsonrpc::Malformed::Syntax);
     Ok(Some(match body.and_then(Message::read) {
         Ok(message) => {
             connection.gateway.dispatch(&client, &message);

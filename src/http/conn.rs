@@ -268,10 +268,12 @@ impl Conn {
     pub fn start_stream(&mut self, response: &Response, out: &mut Vec<u8>) {
         let Some(rest) = self.rest() else { return };
         let chunked = !self.answer.old;
-        let close = self.is_last() || !matches!(rest, Rest::Here(_)) || !chunked;
+        // An unread body is thrown away during the stream; nobody would see where it ends.
+        let read = matches!(self.state, State::Whole { .. } | State::Asked(Framing::Length(0)));
+        let close = self.is_last() || !read || !chunked;
         respond::stream_head(response, close, chunked, out);
         self.start = match rest {
-            Rest::Here(offset) => self.start + offset,
+            Rest::Here(offset) => self.end.min(self.start + offset),
             _ => self.end,
         };
         self.release();

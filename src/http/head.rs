@@ -343,9 +343,10 @@ fn refuse(error: httparse::Error, text: &str) -> Refusal {
             Refusal::new(StatusCode::RequestHeaderFieldsTooLarge, "too many header fields")
         }
         httparse::Error::Version => {
-            let line = text.trim_start().split("\r\n").next().unwrap_or_default();
-            match line.rsplit(' ').next().and_then(|word| word.strip_prefix("HTTP/")).map(str::as_bytes) {
-                Some([major, b'.', minor]) if major.is_ascii_digit() && minor.is_ascii_digit() => {
+            let line = text.split("\r\n").next().unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+            match words[..] {
+                [_, _, [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']] => {
                     Refusal::new(StatusCode::HttpVersionNotSupported, "only HTTP/1.0 and HTTP/1.1 are served")
                 }
                 _ => Refusal::bad("malformed request line"),

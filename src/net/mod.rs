@@ -5,6 +5,7 @@
 //! - [`listen`]: listening sockets and an accept loop that survives a full descriptor table.
 //! - [`stream`]: one connection, plain or TLS.
 //! - [`tls`]: certificates and keys from files, both sides of the handshake, and its errors in plain words.
+//! - [`web`]: an HTTP connection: the machine in `http` over a stream.
 //! - [`child`]: a stdio server as a child process in its own process group.
 //! - [`link`]: the WebSocket between edge and gateway, driven by one task. [`queue`]: what feeds its writer, bounded.
 //! - [`exec`]: the executor. [`random`]: ids and jitter.
@@ -20,3 +21,4 @@ pub mod random;
 pub mod signals;
 pub mod stream;
 pub mod tls;
+pub mod web;

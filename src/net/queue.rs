@@ -88,9 +88,17 @@ impl<E> Sender<E> {
     /// # Errors
     /// [`Refused`], with the reason.
     pub fn send(&self, message: String) -> Result<(), Refused> {
+        self.offer(message).map_err(|(refused, _)| refused)
+    }
+
+    /// As [`Sender::send`], and gives the message back when it is refused.
+    ///
+    /// # Errors
+    /// [`Refused`], with the reason, and the message.
+    pub fn offer(&self, message: String) -> Result<(), (Refused, String)> {
         let waker = {
             let mut state = lock(&self.0);
-            state.push(message).map_err(|(refused, _)| refused)?;
+            state.push(message)?;
             state.reader.take()
         };
         waker.into_iter().for_each(Waker::wake);

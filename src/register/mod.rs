@@ -1,1 +1,114 @@
-//! Placeholder.
+//! The edge: runs a stdio server as a child process and carries it to the gateway over one outbound link.
+//!
+//! - `connect`: a fresh link to the gateway, or one clear line why not.
+//! - `life`: the life of one link: frames to the child, lines from it.
+//! - `server`: the child with its pipes.
+//! - `health`: the local health check.
+//!
+//! The child lives longer than a link. Nothing that comes from the network can start, stop or name a process.
+
+mod connect;
+mod health;
+mod life;
+mod server;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_lite::future;
+
+use self::{connect::Dialer, life::Outcome, server::Server};
+use crate::{
+    config::RegisterConfig,
+    fault::Fault,
+    limits,
+    net::{deadline, exec, random},
+    tunnel::backoff::{Backoff, Setback},
+};
+
+/// Runs until `stop` is ready, the server ends, or the gateway cannot be used.
+///
+/// # Errors
+/// One line: the command cannot be started, the gateway refuses us, the server ended.
+pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Result<(), Fault> {
+    let dialer = Dialer::new(&config)?;
+    let health = health::bind(&config)?;
+    let mut server = Server::start(&config)?;
+    let (switch, stopped) = exec::switch();
+    let state = server.state();
+    let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));
+    let mut links = Box::pin(keep_linked(&config, &dialer, &state));
+    let end = future::or(
+        async {
+            stop.await;
+            End::Stopped
+        },
+        future::or(async { End::Server(server.ended().await) }, async { End::Links((&mut links).await) }),
+    )
+    .await;
+    // The gateway is told before the server goes, so that nobody waits for its answers.
+    state.leave(if matches!(end, End::Stopped) { "the edge stops" } else { "the server ended" });
+    if state.is_linked() {
+        let _ = deadline::within(limits::CLOSE, links).await;
+    }
+    drop((switch, health));
+    let exit = server.stop(&config.limits.child).await;
+    match end {
+        End::Stopped => Ok(()),
+        End::Server(None) => Err(Fault::run(format!("server '{}' ended by itself: {exit}", config.name))),
+        End::Server(Some(why)) => {
+            Err(Fault::run(format!("server '{}' was ended because {why}", config.name)))
+        }
+        End::Links(result) => result,
+    }
+}
+
+/// What ended the program.
+enum End {
+    Stopped,
+    /// The server: by itself, or for this reason.
+    Server(Option<&'static str>),
+    Links(Result<(), Fault>),
+}
+
+/// Keeps a link up: one life after another, with a delay between two.
+async fn keep_linked(
+    config: &RegisterConfig,
+    dialer: &Dialer,
+    state: &Arc<life::State>,
+) -> Result<(), Fault> {
+    let limits = &config.limits.link;
+    let mut backoff = Backoff::default();
+    loop {
+        let born = Instant::now();
+        let outcome = match dialer.dial().await {
+            Ok(socket) => life::live(socket, state, config).await,
+            Err(outcome) => outcome,
+        };
+        let setback = match outcome {
+            Outcome::Stopped => return Ok(()),
+            Outcome::Lost(why) if config.require_gateway && !state.was_registered() => {
+                return Err(Fault::run(format!("{why}; giving up because of --require-gateway")));
+            }
+            Outcome::Lost(why) => {
+                log::warn!("{why}");
+                Setback::Lost
+            }
+            // A first refusal is for the person who typed the command; later ones have to be waited out.
+            Outcome::Refused(why) if !state.was_registered() => return Err(Fault::run(why)),
+            Outcome::Refused(why) => {
+                log::error!("{why}");
+                Setback::Refused
+            }
+        };
+        let delay = backoff.next(setback, born.elapsed(), random::jitter(), limits);
+        log::info!("next try in {:.1} s", delay.as_secs_f64());
+        pause(delay).await;
+    }
+}
+
+async fn pause(delay: Duration) {
+    deadline::until(Instant::now().checked_add(delay)).await;
+}

@@ -1,0 +1,212 @@
+//! The flags as they are typed. What they mean is in `convert`.
+
+use argh::FromArgs;
+
+/// What a flag takes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Takes {
+    /// It is a switch.
+    Nothing,
+    /// One value.
+    One,
+    /// A value each time that it is given.
+    Many,
+}
+
+/// A flag, for its other spellings and for the environment.
+#[derive(Debug)]
+pub struct Flag {
+    pub name: &'static str,
+    pub takes: Takes,
+    pub also: &'static [&'static str],
+}
+
+const fn flag(name: &'static str, takes: Takes) -> Flag {
+    Flag { name, takes, also: &[] }
+}
+
+/// Flags of `gateway`.
+pub const GATEWAY: &[Flag] = &[
+    flag("host", Takes::One),
+    flag("port", Takes::One),
+    flag("ipv6", Takes::Nothing),
+    flag("log-level", Takes::One),
+    flag("debug", Takes::Nothing),
+    flag("timeout-rpc", Takes::One),
+    flag("timeout-run-tool", Takes::One),
+    flag("sse-path", Takes::One),
+    Flag { name: "messages-path", takes: Takes::One, also: &["message-path"] },
+    flag("health-endpoint", Takes::One),
+    flag("auth-token", Takes::Many),
+    flag("auth-token-file", Takes::One),
+    flag("ssl-enabled", Takes::Nothing),
+    flag("ssl-keyfile", Takes::One),
+    flag("ssl-certfile", Takes::One),
+    Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
+    flag("allow-origin", Takes::Many),
+    flag("public-host", Takes::Many),
+    flag("enable-cors", Takes::Nothing),
+    flag("threads", Takes::One),
+];
+
+/// Flags of `register`.
+pub const REGISTER: &[Flag] = &[
+    flag("stdio", Takes::One),
+    flag("gateway-url", Takes::One),
+    flag("server-name", Takes::One),
+    flag("server-id", Takes::One),
+    flag("header", Takes::Many),
+    flag("no-ssl-verify", Takes::Nothing),
+    Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
+    flag("ssl-certfile", Takes::One),
+    flag("ssl-keyfile", Takes::One),
+    flag("require-gateway", Takes::Nothing),
+    flag("port", Takes::One),
+    flag("enable-cors", Takes::Nothing),
+    flag("health-endpoint", Takes::Many),
+    flag("log-level", Takes::One),
+    flag("threads", Takes::One),
+];
+
+/// Flags of `device`.
+pub const DEVICE: &[Flag] = &[flag("log", Takes::Many)];
+
+/// Flags of `demo`.
+pub const DEMO: &[Flag] = &[flag("port", Takes::One), flag("once", Takes::Nothing), flag("log-level", Takes::One)];
+
+/// Run the gateway that MCP clients and edge boxes connect to.
+#[derive(Debug, FromArgs)]
+pub struct GatewayArgs {
+    /// address to listen on (default: loopback, IPv4 and IPv6; "::" is everything)
+    #[argh(option)]
+    pub host: Option<String>,
+    /// port to listen on, 0: any free one (default: 8765)
+    #[argh(option, default = "8765")]
+    pub port: u16,
+    /// listen on IPv6 too where --host is an IPv4 wildcard
+    #[argh(switch)]
+    pub ipv6: bool,
+    /// DEBUG, INFO, WARNING, ERROR or CRITICAL (default: INFO)
+    #[argh(option, default = "String::from(\"INFO\")")]
+    pub log_level: String,
+    /// log at DEBUG, whatever --log-level says
+    #[argh(switch)]
+    pub debug: bool,
+    /// wait for a server's answer, but for tool calls: 10, 10s, 500ms, 2m (default: 10s)
+    #[argh(option, default = "String::from(\"10s\")")]
+    pub timeout_rpc: String,
+    /// wait for a tool call's answer, and for a server to start (default: 120s)
+    #[argh(option, default = "String::from(\"120s\")")]
+    pub timeout_run_tool: String,
+    /// path of the event stream (default: /sse)
+    #[argh(option, default = "String::from(\"/sse\")")]
+    pub sse_path: String,
+    /// path of the message endpoint (default: /messages)
+    #[argh(option, default = "String::from(\"/messages\")")]
+    pub messages_path: String,
+    /// path of the health check (default: /health)
+    #[argh(option, default = "String::from(\"/health\")")]
+    pub health_endpoint: String,
+    /// let in who presents this bearer token; repeatable (without any, everybody is let in)
+    #[argh(option)]
+    pub auth_token: Vec<String>,
+    /// file with such tokens, one on each line
+    #[argh(option)]
+    pub auth_token_file: Option<String>,
+    /// speak TLS: https and wss
+    #[argh(switch)]
+    pub ssl_enabled: bool,
+    /// the private key, a PEM file
+    #[argh(option)]
+    pub ssl_keyfile: Option<String>,
+    /// the certificate with its chain, a PEM file
+    #[argh(option)]
+    pub ssl_certfile: Option<String>,
+    /// ask clients for a certificate of this authority, a PEM file
+    #[argh(option)]
+    pub ssl_ca_cert: Option<String>,
+    /// let browsers come from this origin, beside loopback and our own; repeatable
+    #[argh(option)]
+    pub allow_origin: Vec<String>,
+    /// a name under which the gateway is reached without a token; repeatable
+    #[argh(option)]
+    pub public_host: Vec<String>,
+    /// let pages of allowed origins read the answers
+    #[argh(switch)]
+    pub enable_cors: bool,
+    /// threads that do the work (default: 1)
+    #[argh(option, default = "1")]
+    pub threads: usize,
+}
+
+/// Run a stdio MCP server here and carry it to a gateway.
+#[derive(Debug, FromArgs)]
+pub struct RegisterArgs {
+    /// the server's command, as in a shell
+    #[argh(option)]
+    pub stdio: String,
+    /// where the gateway is (default: ws://localhost:8765/mcp/register)
+    #[argh(option, default = "String::from(\"ws://localhost:8765/mcp/register\")")]
+    pub gateway_url: String,
+    /// name that clients see: A-Z a-z 0-9 _ . - (default: local)
+    #[argh(option, default = "String::from(\"local\")")]
+    pub server_name: String,
+    /// identity of this server; the same id takes over an earlier link (default: a fresh UUID)
+    #[argh(option)]
+    pub server_id: Option<String>,
+    /// field of the request to the gateway, "Key: Value"; repeatable
+    #[argh(option)]
+    pub header: Vec<String>,
+    /// trust whoever answers; for tests only
+    #[argh(switch)]
+    pub no_ssl_verify: bool,
+    /// trust only this authority, a PEM file
+    #[argh(option)]
+    pub ssl_ca_cert: Option<String>,
+    /// our own certificate, for gateways that ask for one, a PEM file
+    #[argh(option)]
+    pub ssl_certfile: Option<String>,
+    /// the key of our own certificate, a PEM file
+    #[argh(option)]
+    pub ssl_keyfile: Option<String>,
+    /// end when the gateway cannot be reached at the start
+    #[argh(switch)]
+    pub require_gateway: bool,
+    /// port of a local health check, 0: none (default: 0)
+    #[argh(option, default = "0")]
+    pub port: u16,
+    /// let any web page read the local health check
+    #[argh(switch)]
+    pub enable_cors: bool,
+    /// path of the local health check, beside /health; repeatable
+    #[argh(option)]
+    pub health_endpoint: Vec<String>,
+    /// DEBUG, INFO, WARNING, ERROR or CRITICAL (default: INFO)
+    #[argh(option, default = "String::from(\"INFO\")")]
+    pub log_level: String,
+    /// threads that do the work (default: 1)
+    #[argh(option, default = "1")]
+    pub threads: usize,
+}
+
+/// A stdio MCP server about this box, read-only: system, disks, network, processes, logs.
+#[derive(Debug, FromArgs)]
+pub struct DeviceArgs {
+    /// a log file that may be read, beside the usual ones; repeatable
+    #[argh(option)]
+    pub log: Vec<String>,
+}
+
+/// Show a gateway, a server and a call between them, on this machine.
+#[derive(Debug, FromArgs)]
+pub struct DemoArgs {
+    /// port of the gateway, 0: any free one (default: 0)
+    #[argh(option, default = "0")]
+    pub port: u16,
+    /// end after the call
+    #[argh(switch)]
+    pub once: bool,
+    /// DEBUG, INFO, WARNING, ERROR or CRITICAL (default: WARNING)
+    #[argh(option, default = "String::from(\"WARNING\")")]
+    pub log_level: String,
+}

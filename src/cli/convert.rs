@@ -1,0 +1,279 @@
+//! From flags to configuration: each value checked, each complaint naming its flag and never a secret.
+
+use std::{fs, io, path::PathBuf, time::Duration};
+
+use log::LevelFilter;
+
+use super::{
+    Command,
+    args::{DemoArgs, DeviceArgs, GatewayArgs, RegisterArgs},
+};
+use crate::{
+    command::CommandLine,
+    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, ServerTls},
+    demo, device,
+    fault::Fault,
+    http::vocab::Url,
+    limits::Limits,
+    net::random,
+    router::REGISTER_PATH,
+    secret::Secret,
+    text,
+};
+
+/// `mcpport gateway`.
+pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) -> Result<Command, Fault> {
+    let level = if args.debug { LevelFilter::Debug } else { level(&args.log_level)? };
+    let tokens = tokens(&args, environment("MCP_GATEWAY_AUTH_TOKENS"))?;
+    let tls = server_tls(&args)?;
+    let (host, ipv6) = host(args.host, args.ipv6);
+    let config = GatewayConfig {
+        host,
+        port: args.port,
+        ipv6,
+        timeout_rpc: duration("--timeout-rpc", &args.timeout_rpc)?,
+        timeout_run_tool: duration("--timeout-run-tool", &args.timeout_run_tool)?,
+        sse_path: path("--sse-path", &args.sse_path)?,
+        messages_path: messages_path(&args.messages_path)?,
+        health_path: path("--health-endpoint", &args.health_endpoint)?,
+        tokens,
+        tls,
+        allow_origins: args.allow_origin,
+        public_hosts: args.public_host,
+        cors: args.enable_cors,
+        threads: threads(args.threads)?,
+        limits: Limits::default(),
+    };
+    distinct(&config)?;
+    Ok(Command::Gateway(Box::new(config), level))
+}
+
+/// `mcpport register`.
+pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
+    let limits = Limits::default();
+    let longest = limits.catalog.server_name;
+    if !text::is_name(&args.server_name, longest) {
+        return Err(Fault::usage(format!(
+            "--server-name {}: only A-Z a-z 0-9 _ . - are allowed, and at most {longest} of them",
+            text::show(&args.server_name)
+        )));
+    }
+    let command =
+        CommandLine::parse(&args.stdio).map_err(|why| Fault::usage(format!("--stdio: {why}")))?;
+    let id = match args.server_id {
+        Some(id) if id.is_empty() || id.chars().any(char::is_control) => {
+            return Err(Fault::usage("--server-id: a plain text is needed"));
+        }
+        Some(id) => id,
+        None => text::uuid(random::bytes().map_err(|error| Fault::run(format!("no randomness: {error}")))?),
+    };
+    let mut health_paths = vec!["/health".to_owned()];
+    for given in &args.health_endpoint {
+        health_paths.push(path("--health-endpoint", given)?);
+    }
+    let tls = client_tls(&args)?;
+    let config = RegisterConfig {
+        command,
+        gateway: gateway_url(&args.gateway_url)?,
+        name: args.server_name,
+        id,
+        headers: args.header.iter().map(|header| self::header(header)).collect::<Result<_, _>>()?,
+        tls,
+        require_gateway: args.require_gateway,
+        port: args.port,
+        cors: args.enable_cors,
+        health_paths,
+        threads: threads(args.threads)?,
+        limits,
+    };
+    Ok(Command::Register(Box::new(config), level(&args.log_level)?))
+}
+
+/// `mcpport device`.
+pub fn device(args: DeviceArgs) -> Result<Command, Fault> {
+    Ok(Command::Device(device::Options { logs: args.log.into_iter().map(PathBuf::from).collect() }))
+}
+
+/// `mcpport demo`.
+pub fn demo(args: DemoArgs) -> Result<Command, Fault> {
+    Ok(Command::Demo(demo::Options { port: args.port, once: args.once }, level(&args.log_level)?))
+}
+
+fn level(typed: &str) -> Result<LevelFilter, Fault> {
+    match typed.to_ascii_uppercase().as_str() {
+        "DEBUG" => Ok(LevelFilter::Debug),
+        "INFO" => Ok(LevelFilter::Info),
+        "WARNING" | "WARN" => Ok(LevelFilter::Warn),
+        "ERROR" | "CRITICAL" => Ok(LevelFilter::Error),
+        _ => Err(Fault::usage(format!(
+            "--log-level {}: one of DEBUG, INFO, WARNING, ERROR, CRITICAL is needed",
+            text::show(typed)
+        ))),
+    }
+}
+
+/// A wildcard of IPv6 takes IPv4 as well; an IPv4 wildcard takes IPv6 when that is asked for.
+fn host(typed: Option<String>, ipv6: bool) -> (Option<String>, bool) {
+    match typed.as_deref() {
+        Some("::" | "[::]") => (Some("::".into()), true),
+        Some("0.0.0.0") if ipv6 => (Some("::".into()), true),
+        _ => (typed, ipv6),
+    }
+}
+
+fn duration(flag: &str, typed: &str) -> Result<Duration, Fault> {
+    text::duration(typed).filter(|time| !time.is_zero()).ok_or_else(|| {
+        Fault::usage(format!("{flag} {}: a time like 10, 10s, 500ms or 2m is needed", text::show(typed)))
+    })
+}
+
+fn path(flag: &str, typed: &str) -> Result<String, Fault> {
+    let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'"' | b'<' | b'>' | b'\\');
+    if typed.starts_with('/') && typed.bytes().all(plain) {
+        return Ok(typed.to_owned());
+    }
+    Err(Fault::usage(format!("{flag} {}: a path is needed, such as /sse", text::show(typed))))
+}
+
+/// Both with and without a trailing slash are served.
+fn messages_path(typed: &str) -> Result<String, Fault> {
+    let path = path("--messages-path", typed)?;
+    Ok(path.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(&path).to_owned())
+}
+
+fn distinct(config: &GatewayConfig) -> Result<(), Fault> {
+    let paths = [
+        ("--sse-path", config.sse_path.as_str()),
+        ("--messages-path", &config.messages_path),
+        ("--health-endpoint", &config.health_path),
+        ("the registration endpoint", REGISTER_PATH),
+    ];
+    for (place, (flag, path)) in paths.iter().enumerate() {
+        if let Some((other, _)) = paths.iter().take(place).find(|(_, earlier)| earlier == path) {
+            return Err(Fault::usage(format!("{other} and {flag} have the same path {path}")));
+        }
+    }
+    Ok(())
+}
+
+fn threads(typed: usize) -> Result<usize, Fault> {
+    if (1..=64).contains(&typed) { Ok(typed) } else { Err(Fault::usage("--threads: 1 to 64 are allowed")) }
+}
+
+/// All tokens: from flags, from the file, from the environment.
+fn tokens(args: &GatewayArgs, environment: Option<String>) -> Result<Vec<Secret>, Fault> {
+    let mut tokens = Vec::new();
+    for typed in &args.auth_token {
+        tokens.push(token("--auth-token", typed)?);
+    }
+    for typed in environment.iter().flat_map(|list| list.split(',')).map(str::trim) {
+        if !typed.is_empty() {
+            tokens.push(token("MCP_GATEWAY_AUTH_TOKENS", typed)?);
+        }
+    }
+    if let Some(file) = &args.auth_token_file {
+        let content = fs::read_to_string(file)
+            .map_err(|error| Fault::usage(format!("--auth-token-file {file}: {}", plain(&error))))?;
+        let lines = content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let before = tokens.len();
+        for line in lines {
+            tokens.push(token("--auth-token-file", line)?);
+        }
+        if tokens.len() == before {
+            return Err(Fault::usage(format!("--auth-token-file {file}: there is no token in it")));
+        }
+    }
+    Ok(tokens)
+}
+
+/// What cannot be sent as a bearer token would lock everybody out.
+fn token(flag: &str, typed: &str) -> Result<Secret, Fault> {
+    if typed.is_empty() || !typed.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Fault::usage(format!("{flag}: a token is a text of visible characters without spaces")));
+    }
+    Ok(Secret::new(typed))
+}
+
+fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, Fault> {
+    let given = [
+        ("--ssl-keyfile", &args.ssl_keyfile),
+        ("--ssl-certfile", &args.ssl_certfile),
+        ("--ssl-ca-cert", &args.ssl_ca_cert),
+    ];
+    if !args.ssl_enabled {
+        return match given.iter().find(|(_, file)| file.is_some()) {
+            Some((flag, _)) => Err(Fault::usage(format!("{flag} has no effect without --ssl-enabled"))),
+            None => Ok(None),
+        };
+    }
+    match (&args.ssl_keyfile, &args.ssl_certfile) {
+        (Some(key), Some(certificate)) => Ok(Some(ServerTls {
+            key: key.into(),
+            certificate: certificate.into(),
+            client_ca: args.ssl_ca_cert.as_ref().map(PathBuf::from),
+        })),
+        _ => Err(Fault::usage("--ssl-enabled needs --ssl-keyfile and --ssl-certfile")),
+    }
+}
+
+fn client_tls(args: &RegisterArgs) -> Result<ClientTls, Fault> {
+    if args.no_ssl_verify && args.ssl_ca_cert.is_some() {
+        return Err(Fault::usage("--no-ssl-verify and --ssl-ca-cert contradict each other"));
+    }
+    let identity = match (&args.ssl_certfile, &args.ssl_keyfile) {
+        (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
+        (None, None) => None,
+        _ => return Err(Fault::usage("--ssl-certfile and --ssl-keyfile go together")),
+    };
+    Ok(ClientTls {
+        no_verify: args.no_ssl_verify,
+        ca: args.ssl_ca_cert.as_ref().map(PathBuf::from),
+        identity,
+    })
+}
+
+/// The URL itself is not repeated in complaints: people put secrets into URLs.
+fn gateway_url(typed: &str) -> Result<GatewayUrl, Fault> {
+    let bad = |why: &str| Fault::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"));
+    let url = Url::parse(typed).map_err(|error| bad(&format!("a URL is needed ({error})")))?;
+    let tls = match url.scheme() {
+        "ws" | "http" => false,
+        "wss" | "https" => true,
+        _ => return Err(bad("a ws:// or wss:// URL is needed")),
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Fault::usage("--gateway-url: no user or password is sent; use --header \"Authorization: Bearer TOKEN\""));
+    }
+    let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
+        return Err(bad("a URL with a host is needed"));
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let port = url.port().unwrap_or(if tls { 443 } else { 80 });
+    let path = if url.path() == "/" { REGISTER_PATH } else { url.path() };
+    let target = url.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    Ok(GatewayUrl { tls, host, port, target })
+}
+
+fn header(typed: &str) -> Result<(String, Secret), Fault> {
+    let bad = || Fault::usage("--header: the form is \"Key: Value\"");
+    let (key, value) = typed.split_once(':').ok_or_else(bad)?;
+    let (key, value) = (key.trim(), value.trim());
+    let reserved = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
+    let own = key.to_ascii_lowercase();
+    if key.is_empty() || value.is_empty() {
+        return Err(bad());
+    }
+    if reserved.contains(&own.as_str()) || own.starts_with("sec-websocket") {
+        return Err(Fault::usage(format!("--header {}: this field is ours to set", text::show(key))));
+    }
+    Ok((key.to_owned(), Secret::new(value)))
+}
+
+fn plain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "no such file".into(),
+        io::ErrorKind::PermissionDenied => "it may not be read".into(),
+        io::ErrorKind::InvalidData => "it is not a text".into(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,172 @@
+use std::time::Duration;
+
+use super::*;
+
+fn run(line: &[&str], environment: &[(&str, &str)]) -> Result<Command, Fault> {
+    let typed: Vec<String> = line.iter().map(|word| (*word).to_owned()).collect();
+    let environment = |name: &str| {
+        environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+    };
+    parse(&typed, &environment)
+}
+
+fn gateway(line: &[&str], environment: &[(&str, &str)]) -> (GatewayConfig, log::LevelFilter) {
+    let line: Vec<&str> = ["gateway"].iter().chain(line).copied().collect();
+    match run(&line, environment) {
+        Ok(Command::Gateway(config, level)) => (*config, level),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn register(line: &[&str]) -> RegisterConfig {
+    let line: Vec<&str> = ["r", "--stdio", "cat"].iter().chain(line).copied().collect();
+    match run(&line, &[]) {
+        Ok(Command::Register(config, _)) => *config,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn fault(line: &[&str]) -> String {
+    match run(line, &[]) {
+        Err(fault @ Fault::Usage(_)) => fault.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn gateway_defaults() {
+    let (config, level) = gateway(&[], &[]);
+    assert_eq!((config.host, config.port, level), (None, 8765, log::LevelFilter::Info));
+    assert_eq!(config.timeout_rpc, Duration::from_secs(10));
+    assert_eq!(config.timeout_run_tool, Duration::from_secs(120));
+    assert_eq!((config.sse_path.as_str(), config.messages_path.as_str()), ("/sse", "/messages"));
+    assert_eq!((config.health_path.as_str(), config.tokens.len(), config.cors), ("/health", 0, false));
+    assert!(config.tls.is_none());
+}
+
+#[test]
+fn spellings() {
+    for line in [["--message-path", "/m/"], ["--messages-path", "/m"]] {
+        assert_eq!(gateway(&line, &[]).0.messages_path, "/m");
+    }
+    assert_eq!(gateway(&["--port=1", "--timeout-rpc=500ms"], &[]).0.timeout_rpc, Duration::from_millis(500));
+    assert_eq!(gateway(&["--auth-token=--port=3"], &[]).0.tokens[0].expose(), "--port=3");
+    assert_eq!(gateway(&["--auth-token", "a=b"], &[]).0.tokens[0].expose(), "a=b");
+    let tls = ["--ssl-enabled", "--ssl-keyfile", "k", "--ssl-certfile", "c", "--ssl-ca-certs", "a"];
+    assert!(gateway(&tls, &[]).0.tls.is_some_and(|tls| tls.client_ca.is_some()));
+    assert_eq!(gateway(&["--log-level", "warning"], &[]).1, log::LevelFilter::Warn);
+    assert_eq!(gateway(&["--debug"], &[]).1, log::LevelFilter::Debug);
+}
+
+#[test]
+fn wildcards() {
+    let host = |line: &[&str]| {
+        let config = gateway(line, &[]).0;
+        (config.host.unwrap_or_default(), config.ipv6)
+    };
+    assert_eq!(host(&["--host", "::"]), ("::".into(), true));
+    assert_eq!(host(&["--host", "::", "--ipv6"]), ("::".into(), true));
+    assert_eq!(host(&["--host", "0.0.0.0"]), ("0.0.0.0".into(), false));
+    assert_eq!(host(&["--host", "0.0.0.0", "--ipv6"]), ("::".into(), true));
+}
+
+#[test]
+fn the_environment_fills_in() {
+    let environment = [
+        ("MCPPORT_PORT", "7"),
+        ("MCPPORT_ENABLE_CORS", "true"),
+        ("MCPPORT_IPV6", "0"),
+        ("MCPPORT_AUTH_TOKEN", "a\nb"),
+        ("MCP_GATEWAY_AUTH_TOKENS", "c, d"),
+        ("MCPPORT_SSE_PATH", ""),
+    ];
+    let (config, _) = gateway(&[], &environment);
+    assert_eq!((config.port, config.cors, config.ipv6, config.sse_path.as_str()), (7, true, false, "/sse"));
+    let tokens: Vec<&str> = config.tokens.iter().map(|token| token.expose()).collect();
+    assert_eq!(tokens, ["a", "b", "c", "d"]);
+    assert_eq!(gateway(&["--port", "9"], &environment).0.port, 9);
+    let wrong = run(&["g"], &[("MCPPORT_DEBUG", "maybe")]);
+    assert!(matches!(wrong, Err(Fault::Usage(why)) if why.contains("MCPPORT_DEBUG")));
+}
+
+#[test]
+fn gateway_urls() {
+    let url = |typed| register(&["--gateway-url", typed]).gateway.to_string();
+    assert_eq!(register(&[]).gateway.to_string(), "ws://localhost:8765/mcp/register");
+    assert_eq!(url("wss://gw.example"), "wss://gw.example:443/mcp/register");
+    assert_eq!(url("ws://[::1]:5/x?token=secret"), "ws://[::1]:5/x");
+    assert_eq!(register(&["--gateway-url", "ws://h/x?a=b"]).gateway.target, "/x?a=b");
+}
+
+#[test]
+fn register_values() {
+    let config = register(&["--header", "Authorization: Bearer a:b", "--header", "X-A:1", "--health-endpoint", "/up"]);
+    assert_eq!(config.headers[0].0, "Authorization");
+    assert_eq!(config.headers[0].1.expose(), "Bearer a:b");
+    assert_eq!((config.headers.len(), config.name.as_str(), config.id.len()), (2, "local", 36));
+    assert_eq!(config.health_paths, ["/health", "/up"]);
+    assert!(!format!("{config:?}").contains("a:b"));
+}
+
+#[test]
+fn complaints_name_the_flag_and_no_secret() {
+    for (line, why) in [
+        (vec!["gateway", "--nonsense"], "--nonsense"),
+        (vec!["gateway", "--port"], "--port"),
+        (vec!["gateway", "--port", "70000"], "port"),
+        (vec!["gateway", "--timeout-rpc", "soon"], "--timeout-rpc soon"),
+        (vec!["gateway", "--timeout-rpc", "0"], "--timeout-rpc"),
+        (vec!["gateway", "--log-level", "LOUD"], "--log-level LOUD"),
+        (vec!["gateway", "--sse-path", "sse"], "--sse-path sse"),
+        (vec!["gateway", "--sse-path", "/messages"], "same path"),
+        (vec!["gateway", "--ssl-enabled"], "--ssl-keyfile and --ssl-certfile"),
+        (vec!["gateway", "--ssl-keyfile", "x"], "without --ssl-enabled"),
+        (vec!["gateway", "--auth-token", "ca nary"], "--auth-token"),
+        (vec!["gateway", "--auth-token-file", "/none/such"], "no such file"),
+        (vec!["gateway", "--threads", "0"], "--threads"),
+        (vec!["register"], "--stdio"),
+        (vec!["register", "--stdio", ""], "--stdio"),
+        (vec!["register", "--stdio", "a 'b"], "--stdio"),
+        (vec!["register", "--stdio", "a", "--server-name", "a b"], "--server-name a b"),
+        (vec!["register", "--stdio", "a", "--gateway-url", "canary"], "--gateway-url"),
+        (vec!["register", "--stdio", "a", "--gateway-url", "ftp://canary/"], "ws://"),
+        (vec!["register", "--stdio", "a", "--gateway-url", "ws://u:canary@h/"], "--header"),
+        (vec!["register", "--stdio", "a", "--header", "canary"], "--header"),
+        (vec!["register", "--stdio", "a", "--header", "Host: canary"], "--header Host"),
+        (vec!["register", "--stdio", "a", "--ssl-certfile", "c"], "--ssl-keyfile"),
+        (vec!["register", "--stdio", "a", "--no-ssl-verify", "--ssl-ca-cert", "c"], "contradict"),
+        (vec!["--canary"], "before the command"),
+        (vec!["canary"], "unknown command"),
+    ] {
+        let said = fault(&line);
+        assert!(said.contains(why), "{line:?}: {said}");
+        assert!(!said.contains("canary") && !said.contains("ca nary"), "{line:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
+
+#[test]
+fn every_flag_is_in_the_help_and_the_other_way_round() {
+    for (command, flags) in
+        [("gateway", args::GATEWAY), ("register", args::REGISTER), ("device", args::DEVICE), ("demo", args::DEMO)]
+    {
+        let Ok(Command::Print(help)) = run(&[command, "--help"], &[]) else { panic!("no help") };
+        let mut listed: Vec<&str> =
+            help.lines().filter_map(|line| line.trim().strip_prefix("--")?.split_whitespace().next()).collect();
+        let mut known: Vec<&str> = flags.iter().map(|flag| flag.name).collect();
+        listed.retain(|name| *name != "help,");
+        listed.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(listed, known, "{command}");
+    }
+}
+
+#[test]
+fn version_and_overview() {
+    for line in [vec!["-v"], vec!["--version"]] {
+        assert!(matches!(run(&line, &[]), Ok(Command::Print(text)) if text.contains(env!("CARGO_PKG_VERSION"))));
+    }
+    for line in [vec![], vec!["--help"]] {
+        assert!(matches!(run(&line, &[]), Ok(Command::Print(text)) if text.contains("register, r")));
+    }
+}

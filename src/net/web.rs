@@ -1,0 +1,145 @@
+//! Drives `http::conn` over a stream: reads and writes, keeps the deadlines, and stops when the program stops.
+//!
+//! What a request means is the caller's business: the gateway's connections, and the edge's health check.
+
+use std::{io, time::Instant};
+
+use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
+
+use super::{deadline, exec::Thrown, stream::Stream};
+use crate::{
+    http::{
+        conn::{Conn, Step},
+        respond::Response,
+        upgrade::Upgrade,
+    },
+    limits::HttpLimits,
+};
+
+/// One HTTP connection.
+#[derive(Debug)]
+pub struct Web {
+    /// What carries it.
+    pub stream: Stream,
+    /// Its machine.
+    pub conn: Conn,
+    /// Bytes to be written.
+    pub out: Vec<u8>,
+    limits: HttpLimits,
+    stopped: Thrown,
+}
+
+impl Web {
+    /// A fresh connection. When `stopped` is thrown, it ends after the answer under way.
+    pub fn new(stream: Stream, limits: &HttpLimits, stopped: Thrown) -> Self {
+        let conn = Conn::new(Instant::now(), limits);
+        Self { stream, conn, out: Vec::new(), limits: limits.clone(), stopped }
+    }
+
+    /// Writes and reads until the machine has a request, a body, a refusal or the end.
+    ///
+    /// # Errors
+    /// The connection broke, or the peer does not read.
+    pub async fn advance(&mut self) -> io::Result<Step> {
+        let mut shut = false;
+        loop {
+            if self.stopped.is_thrown() {
+                self.conn.last();
+            }
+            let step = self.conn.next(Instant::now());
+            let next = match step {
+                Step::Read => {
+                    self.flush().await?;
+                    self.read().await?
+                }
+                Step::Drain => {
+                    self.flush().await?;
+                    if !std::mem::replace(&mut shut, true) {
+                        self.stream.finish(self.limits.drain_time).await?;
+                    }
+                    self.read().await?
+                }
+                Step::Close => {
+                    self.flush().await?;
+                    return Ok(Step::Close);
+                }
+                other => return Ok(other),
+            };
+            // Time is up: whatever the machine makes of that.
+            if !matches!(next, Step::Read | Step::Drain) {
+                return Ok(next);
+            }
+        }
+    }
+
+    /// Reads once; [`Step::Read`] means that there is something to look at, anything else that time is up.
+    async fn read(&mut self) -> io::Result<Step> {
+        let limit = self.conn.deadline();
+        let stopping = self.stopped.is_thrown();
+        let Self { stream, conn, stopped, .. } = self;
+        let read = async { stream.read(conn.space()).await.map(Some) };
+        let late = async {
+            let stopped =
+                async { if stopping { std::future::pending().await } else { stopped.wait().await } };
+            future::or(deadline::until(limit), stopped).await;
+            Ok(None)
+        };
+        match future::or(read, late).await? {
+            Some(count) => {
+                self.conn.filled(count);
+                Ok(Step::Read)
+            }
+            None => Ok(self.conn.expired(Instant::now())),
+        }
+    }
+
+    /// Writes what is to be written.
+    ///
+    /// # Errors
+    /// The connection broke, or the peer took nothing for too long.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        let limit = self.limits.write_stall;
+        let mut rest = self.out.as_slice();
+        while !rest.is_empty() {
+            let count = deadline::within(limit, self.stream.write(rest)).await??;
+            if count == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            rest = rest.get(count..).unwrap_or_default();
+        }
+        deadline::within(limit, self.stream.flush()).await??;
+        self.out.clear();
+        // A burst must not be paid for until the connection ends.
+        self.out.shrink_to(self.limits.read_bytes);
+        Ok(())
+    }
+
+    /// Puts the answer to the present request into `out`.
+    pub fn answer(&mut self, response: &Response) {
+        self.conn.respond(Instant::now(), response, &mut self.out);
+    }
+
+    /// Turns the connection into a WebSocket: the stream, and the bytes that came behind the request.
+    ///
+    /// # Errors
+    /// The connection broke, or the peer does not read.
+    pub async fn upgrade(self, upgrade: &Upgrade) -> io::Result<(Stream, Vec<u8>)> {
+        let Self { mut stream, conn, mut out, limits, .. } = self;
+        let glued = conn.upgrade(upgrade, &mut out);
+        let written = async {
+            stream.write_all(&out).await?;
+            stream.flush().await
+        };
+        deadline::within(limits.write_stall, written).await??;
+        Ok((stream, glued))
+    }
+
+    /// Says goodbye and closes.
+    pub async fn finish(mut self) {
+        // The peer may be gone already; then there is nobody to say it to.
+        let _ = self.stream.finish(self.limits.drain_time).await;
+    }
+}

@@ -1,0 +1,168 @@
+//! A fresh link to the gateway: name look-up, TCP, TLS and the upgrade request, each failure in one clear line.
+
+use std::{io, net::SocketAddr};
+
+use async_tungstenite::tungstenite::{
+    self,
+    handshake::client::generate_key,
+    http::{HeaderName, HeaderValue, Request, Response},
+};
+
+use super::life::Outcome;
+use crate::{
+    config::{GatewayUrl, RegisterConfig},
+    fault::Fault,
+    limits::LinkLimits,
+    net::{
+        deadline,
+        link::{self, Socket},
+        stream::Stream,
+        tls::Connector,
+    },
+    text,
+};
+
+/// Connects to one gateway.
+pub struct Dialer {
+    url: GatewayUrl,
+    fields: Vec<(HeaderName, HeaderValue)>,
+    tls: Option<Connector>,
+    limits: LinkLimits,
+}
+
+impl Dialer {
+    /// Reads the certificates and checks the header fields.
+    ///
+    /// # Errors
+    /// One line that names the flag.
+    pub fn new(config: &RegisterConfig) -> Result<Self, Fault> {
+        let tls = config.gateway.tls.then(|| Connector::new(&config.tls)).transpose()?;
+        let fields = config.headers.iter().map(|(name, value)| {
+            let bad =
+                |_| Fault::usage(format!("--header {}: not a field that HTTP allows", text::show(name)));
+            let own: HeaderName = name.parse().map_err(|_| bad(()))?;
+            let mut value = HeaderValue::from_str(value.expose()).map_err(|_| bad(()))?;
+            value.set_sensitive(true);
+            Ok((own, value))
+        });
+        let fields: Vec<_> = fields.collect::<Result<_, Fault>>()?;
+        if !config.gateway.tls && !fields.is_empty() && !is_loopback(&config.gateway.host) {
+            log::warn!("the header fields travel in the clear to {}; use wss://", config.gateway.authority());
+        }
+        Ok(Self { url: config.gateway.clone(), fields, tls, limits: config.limits.link.clone() })
+    }
+
+    /// Connects once.
+    ///
+    /// # Errors
+    /// What to tell the user, and whether it makes sense to try again soon.
+    pub async fn dial(&self) -> Result<Socket, Outcome> {
+        let limit = self.limits.connect_time;
+        let connected = deadline::within(limit, self.connect()).await;
+        connected.unwrap_or_else(|_| Err(self.lost(&format!("no connection within {} s", limit.as_secs()))))
+    }
+
+    async fn connect(&self) -> Result<Socket, Outcome> {
+        log::debug!("connecting to {}", self.url);
+        let stream = self.reach().await?;
+        let stream = match &self.tls {
+            None => stream,
+            Some(tls) => {
+                if tls.takes_anything() {
+                    log::warn!("--no-ssl-verify: whoever answers at {} is trusted", self.url.authority());
+                }
+                let secured = tls.connect(stream, &self.url.host).await;
+                secured.map_err(|error| self.untrusted(tls, &error))?
+            }
+        };
+        let request = self.request().map_err(|error| self.lost(&error.to_string()))?;
+        let upgraded = link::upgrade(stream, request, &self.limits).await;
+        upgraded.map_err(|error| self.not_upgraded(error))
+    }
+
+    /// Tries the addresses of the host, one after another.
+    async fn reach(&self) -> Result<Stream, Outcome> {
+        let host = (self.url.host.as_str(), self.url.port);
+        let addresses: Vec<SocketAddr> = smol::net::resolve(host)
+            .await
+            .map_err(|error| self.lost(&format!("the host name cannot be looked up: {error}")))?;
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for address in addresses {
+            match Stream::connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(self.lost(&match last.kind() {
+            io::ErrorKind::ConnectionRefused => "nobody listens there".into(),
+            _ => last.to_string(),
+        }))
+    }
+
+    fn request(&self) -> Result<Request<()>, tungstenite::http::Error> {
+        let mut request = Request::builder()
+            .method("GET")
+            .uri(self.url.target.as_str())
+            .header("Host", self.url.authority())
+            .header("Connection", "Upgrade")
+            .header("Upgrade", "websocket")
+            .header("Sec-WebSocket-Version", "13")
+            .header("Sec-WebSocket-Key", generate_key())
+            .header("User-Agent", concat!("mcpport/", env!("CARGO_PKG_VERSION")));
+        for (name, value) in &self.fields {
+            request = request.header(name, value);
+        }
+        request.body(())
+    }
+
+    fn lost(&self, why: &str) -> Outcome {
+        Outcome::Lost(format!("cannot reach the gateway at {}: {why}", self.url.authority()))
+    }
+
+    /// A certificate that is not trusted will not be trusted in a second either; a broken connection is something else.
+    fn untrusted(&self, tls: &Connector, error: &io::Error) -> Outcome {
+        let sentence = tls.explain(error, &self.url.authority());
+        match error.kind() {
+            io::ErrorKind::InvalidData => Outcome::Refused(sentence),
+            _ => Outcome::Lost(sentence),
+        }
+    }
+
+    fn not_upgraded(&self, error: tungstenite::Error) -> Outcome {
+        match (error, &self.tls) {
+            (tungstenite::Error::Http(response), _) => self.answered(&response),
+            (tungstenite::Error::Io(error), Some(tls)) => self.untrusted(tls, &error),
+            (tungstenite::Error::Protocol(_) | tungstenite::Error::HttpFormat(_), None) => {
+                self.lost("what answers there does not speak HTTP; if it speaks TLS, use wss://")
+            }
+            (error, _) => self.lost(&error.to_string()),
+        }
+    }
+
+    /// The gateway answered, but did not upgrade.
+    fn answered(&self, response: &Response<Option<Vec<u8>>>) -> Outcome {
+        let (status, gateway) = (response.status(), self.url.authority());
+        match status.as_u16() {
+            401 if self.fields.is_empty() => Outcome::Refused(format!(
+                "the gateway at {gateway} wants a token (401): use --header \"Authorization: Bearer TOKEN\""
+            )),
+            401 => Outcome::Refused(format!(
+                "the gateway at {gateway} does not accept the token (401): check --header \"Authorization: Bearer TOKEN\""
+            )),
+            403 => Outcome::Refused(format!(
+                "the gateway at {gateway} refuses us (403): it may not accept this host name (--public-host there), or not this token"
+            )),
+            404 => Outcome::Refused(format!(
+                "there is no registration endpoint at {} (404): check the path of --gateway-url",
+                self.url
+            )),
+            503 | 429 => self.lost(&format!("it is busy ({})", status.as_u16())),
+            code => self.lost(&format!("it answers {code} instead of upgrading to WebSocket")),
+        }
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}

@@ -1,0 +1,115 @@
+//! The local health check (`--port`): 200 while the gateway has us, 503 otherwise.
+
+use std::sync::Arc;
+
+use smol::Task;
+
+use super::life::State;
+use crate::{
+    config::RegisterConfig,
+    fault::Fault,
+    http::{
+        conn::Step,
+        head::Request,
+        respond::Response,
+        vocab::{Method, StatusCode},
+    },
+    limits::HttpLimits,
+    net::{
+        exec::{self, Crew, Thrown},
+        listen::{self, Listener},
+        stream::Stream,
+        web::Web,
+    },
+    router::Policy,
+};
+
+/// Takes the local port, on loopback only. `None` when it was not asked for.
+///
+/// # Errors
+/// One line that names the port.
+pub fn bind(config: &RegisterConfig) -> Result<Option<Vec<Listener>>, Fault> {
+    if config.port == 0 {
+        return Ok(None);
+    }
+    listen::bind(None, config.port, true).map(Some)
+}
+
+/// Answers until the tasks are dropped.
+pub fn serve(
+    listeners: Vec<Listener>,
+    state: Arc<State>,
+    config: &RegisterConfig,
+    stopped: Thrown,
+) -> Vec<Task<()>> {
+    let check = Arc::new(Check {
+        state,
+        stopped,
+        paths: config.health_paths.clone(),
+        cors: config.cors,
+        limits: config.limits.http.clone(),
+        policy: Policy { allow_origins: vec!["*".into()], ..Policy::default() },
+    });
+    let crew = Crew::new();
+    let accept = |mut listener: Listener| {
+        let (check, crew) = (check.clone(), crew.clone());
+        log::info!("health check on http://{}{}", listener.local(), check.paths.join(" "));
+        exec::spawn(async move {
+            loop {
+                let stream = listener.accept().await;
+                if crew.len() >= check.limits.connections {
+                    continue;
+                }
+                let (check, badge) = (check.clone(), crew.badge());
+                let answer = async move {
+                    let _held = badge;
+                    check.connection(stream).await;
+                };
+                exec::spawn_guarded(answer, || log::error!("a health check ended in a panic"));
+            }
+        })
+    };
+    listeners.into_iter().map(accept).collect()
+}
+
+struct Check {
+    state: Arc<State>,
+    stopped: Thrown,
+    paths: Vec<String>,
+    cors: bool,
+    limits: HttpLimits,
+    policy: Policy,
+}
+
+impl Check {
+    async fn connection(&self, stream: Stream) {
+        let mut web = Web::new(stream, &self.limits, self.stopped.clone());
+        loop {
+            match web.advance().await {
+                Ok(Step::Request(request)) => web.answer(&self.answer(&request)),
+                Ok(Step::Refuse(response)) => web.answer(&response),
+                Ok(_) => return web.finish().await,
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn answer(&self, request: &Request) -> Response {
+        if let Err(why) = self.policy.admit(request) {
+            return Response::new(StatusCode::Forbidden).text(why.reason());
+        }
+        if !self.paths.iter().any(|path| path == request.path()) {
+            return Response::new(StatusCode::NotFound).text("not found\n");
+        }
+        if !matches!(request.method(), Method::Get | Method::Head) {
+            return Response::new(StatusCode::MethodNotAllowed).field("Allow", "GET, HEAD");
+        }
+        let response = if self.state.is_registered() {
+            Response::new(StatusCode::Ok).text("ok")
+        } else {
+            Response::new(StatusCode::ServiceUnavailable).text("not connected to the gateway")
+        };
+        let response = response.field("Cache-Control", "no-store");
+        if self.cors { response.field("Access-Control-Allow-Origin", "*") } else { response }
+    }
+}

@@ -1,0 +1,251 @@
+//! The life of one link: frames from the gateway to the child, and what both ends say about the registration.
+//!
+//! What becomes of a frame or a line is decided by `tunnel::edge`.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use crate::{
+    config::RegisterConfig,
+    jsonrpc::{self, Message},
+    limits::LinkLimits,
+    net::{
+        link::{self, Ended, Farewell, Peer, Socket},
+        queue::{self, Refused, Sender},
+    },
+    text,
+    tunnel::{
+        CLOSE_REFUSED, CLOSE_REPLACED,
+        edge::{Down, Edge, Up},
+        handshake::{Registration, Status},
+    },
+};
+
+/// How an attempt or a life ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The line or the gateway went away: try again.
+    Lost(String),
+    /// The gateway will not have us as we are.
+    Refused(String),
+    /// We are stopping.
+    Stopped,
+}
+
+/// What the tasks of the edge share.
+#[derive(Debug)]
+pub struct State {
+    edge: Mutex<Shared>,
+    child: Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    edge: Edge,
+    link: Option<Sender<Farewell>>,
+    /// The present link is registered.
+    registered: bool,
+    /// Some link was.
+    was_registered: bool,
+    leaving: bool,
+}
+
+impl State {
+    /// The state around a child that reads from this queue.
+    pub fn new(child: Sender<()>) -> Arc<Self> {
+        Arc::new(Self { edge: Mutex::default(), child })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        // The state is sound between any two statements, so a panic elsewhere does not spoil it.
+        self.edge.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the gateway has us at present.
+    pub fn is_registered(&self) -> bool {
+        self.lock().registered
+    }
+
+    /// Whether the gateway ever had us.
+    pub fn was_registered(&self) -> bool {
+        self.lock().was_registered
+    }
+
+    /// A line came from the child: passes it on, as soon as the link has room.
+    pub async fn from_child(&self, line: &str) {
+        let (up, link) = {
+            let mut shared = self.lock();
+            (shared.edge.from_child(line), shared.link.clone())
+        };
+        match (up, link) {
+            (Up::Gateway(frame), Some(link)) => {
+                if link.send_wait(frame).await.is_err() {
+                    log::debug!("a message of the server came too late for its link");
+                }
+            }
+            (Up::Gateway(_), None) => log::debug!("a message of the server found no link"),
+            (Up::Stale, _) => log::debug!("an answer to an earlier link is dropped"),
+            (Up::Noise, _) => {
+                log::warn!("the server wrote to stdout what is no message: {}", text::show(line))
+            }
+        }
+    }
+
+    /// Ends the present link with a farewell, and all that would follow.
+    pub fn leave(&self, reason: &str) {
+        let mut shared = self.lock();
+        shared.leaving = true;
+        if let Some(link) = &shared.link {
+            link.end(Farewell::new(1001, reason));
+        }
+    }
+
+    /// Whether a link is up.
+    pub fn is_linked(&self) -> bool {
+        self.lock().link.is_some()
+    }
+
+    /// A link comes up. False when we are leaving.
+    fn link_up(&self, link: Sender<Farewell>) -> bool {
+        let mut shared = self.lock();
+        shared.link = Some(link);
+        !shared.leaving
+    }
+
+    /// The link is gone: the child need not go on with what nobody waits for.
+    fn link_down(&self) {
+        let lines = {
+            let mut shared = self.lock();
+            shared.link = None;
+            shared.registered = false;
+            shared.edge.disconnected()
+        };
+        for line in lines {
+            // A child that does not read will not read this either.
+            let _ = self.child.send(line);
+        }
+    }
+}
+
+/// Registers over a fresh connection, and carries frames until the link ends.
+pub async fn live(socket: Socket, state: &Arc<State>, config: &RegisterConfig) -> Outcome {
+    let limits = &config.limits.link;
+    let (sender, mut receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    // The queue is empty, so the first frame fits.
+    let _ = sender.send(Registration::frame(&config.id, &config.name));
+    if !state.link_up(sender.clone()) {
+        return Outcome::Stopped;
+    }
+    let mut life = Life {
+        state: state.clone(),
+        link: sender,
+        limits,
+        born: Instant::now(),
+        answered: false,
+        refusal: None,
+    };
+    let ended = link::drive(socket, &mut receiver, &mut life, limits).await;
+    state.link_down();
+    life.outcome(ended, config)
+}
+
+/// Our end of the link.
+struct Life<'a> {
+    state: Arc<State>,
+    link: Sender<Farewell>,
+    limits: &'a LinkLimits,
+    born: Instant,
+    /// The gateway has spoken.
+    answered: bool,
+    /// Why the gateway says it will not have us.
+    refusal: Option<String>,
+}
+
+impl Peer for Life<'_> {
+    fn frame(&mut self, _now: Instant, frame: &str) -> Result<(), Farewell> {
+        let down = self.state.lock().edge.from_gateway(frame);
+        self.answered = true;
+        match down {
+            Down::Child(line) => self.to_child(line),
+            Down::Gateway(frame) => {
+                // What the gateway asks and does not read must not pile up here.
+                let sent = self.link.send(frame);
+                sent.map_err(|_| Farewell::new(1013, "the gateway does not read"))?;
+                self.registered();
+            }
+            Down::Status(status) => self.status(&status),
+            Down::Drop(why) => log::debug!("dropped {why}"),
+        }
+        Ok(())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        (!self.answered).then(|| self.born + self.limits.register_time)
+    }
+
+    fn tick(&mut self, _now: Instant) -> Result<(), Farewell> {
+        Err(Farewell::new(1008, "the gateway did not answer the registration"))
+    }
+}
+
+impl Life<'_> {
+    fn to_child(&mut self, line: String) {
+        self.registered();
+        let (busy, line) = match self.state.child.offer(line) {
+            Ok(()) => return,
+            Err((Refused::Full, line)) => ("the server does not read its input", line),
+            Err((Refused::Closed, line)) => ("the server has ended", line),
+        };
+        log::warn!("a message for the server is turned away: {busy}");
+        if let Ok(message) = Message::read(&line)
+            && let (jsonrpc::Kind::Request, Some(id)) = (message.kind(), message.id())
+        {
+            // The gateway knows the request under the id that it came with; the edge puts that back.
+            let error = jsonrpc::error(id, jsonrpc::BUSY, busy);
+            if let Up::Gateway(frame) = self.state.lock().edge.from_child(&error) {
+                let _ = self.link.send(frame);
+            }
+        }
+    }
+
+    /// A gateway that sends us MCP has taken us.
+    fn registered(&self) {
+        let mut shared = self.state.lock();
+        shared.registered = true;
+        shared.was_registered = true;
+    }
+
+    fn status(&mut self, status: &Status) {
+        let message = text::show(&status.message);
+        match status.status.as_str() {
+            "error" => self.refusal = Some(status.message.clone()),
+            "registered" => log::info!("registered: {message}"),
+            other => log::debug!("the gateway says {}: {message}", text::show(other)),
+        }
+    }
+
+    fn outcome(self, ended: Ended, config: &RegisterConfig) -> Outcome {
+        let gateway = config.gateway.authority();
+        let leaving = self.state.lock().leaving;
+        match (ended, self.refusal) {
+            _ if leaving => Outcome::Stopped,
+            (Ended::ByPeer(why), refusal) if why.code == CLOSE_REFUSED => {
+                let reason = refusal.unwrap_or(why.reason);
+                Outcome::Refused(format!(
+                    "the gateway at {gateway} refuses the registration: {}",
+                    text::show(&reason)
+                ))
+            }
+            (Ended::ByPeer(why), _) if why.code == CLOSE_REPLACED => Outcome::Refused(format!(
+                "another program registered at {gateway} with our id and took over; see --server-id"
+            )),
+            (_, Some(reason)) => Outcome::Refused(format!(
+                "the gateway at {gateway} gave the server up: {}",
+                text::show(&reason)
+            )),
+            (ended, None) => Outcome::Lost(format!("link to {gateway}: {ended}")),
+        }
+    }
+}
