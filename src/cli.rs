@@ -48,8 +48,12 @@ pub fn parse(typed: &[String], environment: &dyn Fn(&str) -> Option<String>) -> 
         "--version" | "-v" | "-V" => Ok(Command::Print(format!("mcpport {}", env!("CARGO_PKG_VERSION")))),
         "--help" | "-h" | "help" => Ok(Command::Print(overview())),
         // It may be a token that was typed in the wrong place, so it is not repeated.
-        other if other.starts_with('-') => Err(Fault::usage("a flag stands before the command; see mcpport --help")),
-        _ => Err(Fault::usage("unknown command: one of gateway, register, device, demo is needed; see mcpport --help")),
+        other if other.starts_with('-') => {
+            Err(Fault::usage("a flag stands before the command; see mcpport --help"))
+        }
+        _ => Err(Fault::usage(
+            "unknown command: one of gateway, register, device, demo is needed; see mcpport --help",
+        )),
     }
 }
 
@@ -78,8 +82,14 @@ fn read<A: FromArgs>(
         Ok(args) => convert(args),
         Err(early) if early.status.is_ok() => Ok(Command::Print(early.output.trim_end().to_owned())),
         Err(early) => {
-            let why: Vec<&str> = early.output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-            let why = why.iter().take_while(|line| !line.starts_with("Run ")).copied().collect::<Vec<_>>().join(" ");
+            let why: Vec<&str> =
+                early.output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            let why = why
+                .iter()
+                .take_while(|line| !line.starts_with("Run "))
+                .copied()
+                .collect::<Vec<_>>()
+                .join(" ");
             Err(Fault::usage(format!("{why} (see mcpport {command} --help)")))
         }
     }

@@ -155,7 +155,9 @@ async fn show(gateway: SocketAddr) -> io::Result<()> {
         say(&format!("          {}", text::show(line)));
     }
     say("\nPaste this into the configuration of an MCP client:\n");
-    say(&format!("  {{\"mcpServers\": {{\"mcpport\": {{\"type\": \"sse\", \"url\": \"http://{gateway}/sse\"}}}}}}\n"));
+    say(&format!(
+        "  {{\"mcpServers\": {{\"mcpport\": {{\"type\": \"sse\", \"url\": \"http://{gateway}/sse\"}}}}}}\n"
+    ));
     say("and register servers of your own:\n");
     say(&format!(
         "  mcpport register --stdio \"npx -y @modelcontextprotocol/server-filesystem ./\" --server-name file --gateway-url ws://{gateway}{REGISTER_PATH}\n"
@@ -230,7 +232,11 @@ impl Client {
         stream.write_all(message.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
-        if answer.starts_with("HTTP/1.1 202 ") { Ok(()) } else { Err(broken("the gateway did not take a message")) }
+        if answer.starts_with("HTTP/1.1 202 ") {
+            Ok(())
+        } else {
+            Err(broken("the gateway did not take a message"))
+        }
     }
 
     /// The data of the next event.

@@ -345,3 +345,5 @@ pub const LINE_READ: usize = 8 * KIB;
 pub const LINE_KEPT: usize = 64 * KIB;
 /// Bytes that are read away after a TLS refusal, so that the client sees the alert and not a reset.
 pub const LINGER: usize = 16 * KIB;
+/// A connect attempt that is silent for this long gets company by the next address of the name (RFC 8305, section 5).
+pub const DIAL_STAGGER: Duration = Duration::from_millis(250);

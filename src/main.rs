@@ -39,16 +39,25 @@ fn run(command: Command) -> Result<(), Fault> {
             log_to_stderr(level);
             let (threads, signals) = (config.threads, signals()?);
             let bound = Bound::new(*config)?;
-            exec::run(threads, until_stopped(signals, |stop| async { Ok(bound.serve(stop.wait()).await) }))
+            exec::run(
+                threads,
+                until_stopped(signals, |stop| async move { Ok(bound.serve(stop.wait()).await) }),
+            )
         }
         Command::Register(config, level) => {
             log_to_stderr(level);
             let (threads, signals) = (config.threads, signals()?);
-            exec::run(threads, until_stopped(signals, |stop| async { register::run(*config, stop.wait()).await }))
+            exec::run(
+                threads,
+                until_stopped(signals, |stop| async move { register::run(*config, stop.wait()).await }),
+            )
         }
         Command::Demo(options, level) => {
             log_to_stderr(level);
-            exec::run(1, until_stopped(signals()?, |stop| async { demo::run(options, stop.wait()).await }))
+            exec::run(
+                1,
+                until_stopped(signals()?, |stop| async move { demo::run(options, stop.wait()).await }),
+            )
         }
     }
 }

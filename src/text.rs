@@ -116,7 +116,9 @@ mod tests {
     #[test]
     fn durations() {
         let milliseconds = |typed| duration(typed).map(|time| time.as_millis());
-        for (typed, expected) in [("10", 10_000), ("10s", 10_000), ("500ms", 500), ("2m", 120_000), ("1h", 3_600_000)] {
+        for (typed, expected) in
+            [("10", 10_000), ("10s", 10_000), ("500ms", 500), ("2m", 120_000), ("1h", 3_600_000)]
+        {
             assert_eq!(milliseconds(typed), Some(expected), "{typed}");
         }
         for typed in ["", "s", "1.5s", "-1", "10 s", "1d", "99999999999"] {

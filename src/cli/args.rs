@@ -72,7 +72,8 @@ pub const REGISTER: &[Flag] = &[
 pub const DEVICE: &[Flag] = &[flag("log", Takes::Many)];
 
 /// Flags of `demo`.
-pub const DEMO: &[Flag] = &[flag("port", Takes::One), flag("once", Takes::Nothing), flag("log-level", Takes::One)];
+pub const DEMO: &[Flag] =
+    &[flag("port", Takes::One), flag("once", Takes::Nothing), flag("log-level", Takes::One)];
 
 /// Run the gateway that MCP clients and edge boxes connect to.
 #[derive(Debug, FromArgs)]

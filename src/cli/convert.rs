@@ -58,13 +58,12 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
             text::show(&args.server_name)
         )));
     }
-    let command =
-        CommandLine::parse(&args.stdio).map_err(|why| Fault::usage(format!("--stdio: {why}")))?;
-    let id = match args.server_id {
+    let command = CommandLine::parse(&args.stdio).map_err(|why| Fault::usage(format!("--stdio: {why}")))?;
+    let id = match &args.server_id {
         Some(id) if id.is_empty() || id.chars().any(char::is_control) => {
             return Err(Fault::usage("--server-id: a plain text is needed"));
         }
-        Some(id) => id,
+        Some(id) => id.clone(),
         None => text::uuid(random::bytes().map_err(|error| Fault::run(format!("no randomness: {error}")))?),
     };
     let mut health_paths = vec!["/health".to_owned()];
@@ -128,7 +127,8 @@ fn duration(flag: &str, typed: &str) -> Result<Duration, Fault> {
 }
 
 fn path(flag: &str, typed: &str) -> Result<String, Fault> {
-    let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'"' | b'<' | b'>' | b'\\');
+    let plain =
+        |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'"' | b'<' | b'>' | b'\\');
     if typed.starts_with('/') && typed.bytes().all(plain) {
         return Ok(typed.to_owned());
     }
@@ -234,7 +234,8 @@ fn client_tls(args: &RegisterArgs) -> Result<ClientTls, Fault> {
 
 /// The URL itself is not repeated in complaints: people put secrets into URLs.
 fn gateway_url(typed: &str) -> Result<GatewayUrl, Fault> {
-    let bad = |why: &str| Fault::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"));
+    let bad =
+        |why: &str| Fault::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"));
     let url = Url::parse(typed).map_err(|error| bad(&format!("a URL is needed ({error})")))?;
     let tls = match url.scheme() {
         "ws" | "http" => false,
@@ -242,7 +243,9 @@ fn gateway_url(typed: &str) -> Result<GatewayUrl, Fault> {
         _ => return Err(bad("a ws:// or wss:// URL is needed")),
     };
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(Fault::usage("--gateway-url: no user or password is sent; use --header \"Authorization: Bearer TOKEN\""));
+        return Err(Fault::usage(
+            "--gateway-url: no user or password is sent; use --header \"Authorization: Bearer TOKEN\"",
+        ));
     }
     let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
         return Err(bad("a URL with a host is needed"));

@@ -4,9 +4,8 @@ use super::*;
 
 fn run(line: &[&str], environment: &[(&str, &str)]) -> Result<Command, Fault> {
     let typed: Vec<String> = line.iter().map(|word| (*word).to_owned()).collect();
-    let environment = |name: &str| {
-        environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
-    };
+    let environment =
+        |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
     parse(&typed, &environment)
 }
 
@@ -100,7 +99,8 @@ fn gateway_urls() {
 
 #[test]
 fn register_values() {
-    let config = register(&["--header", "Authorization: Bearer a:b", "--header", "X-A:1", "--health-endpoint", "/up"]);
+    let config =
+        register(&["--header", "Authorization: Bearer a:b", "--header", "X-A:1", "--health-endpoint", "/up"]);
     assert_eq!(config.headers[0].0, "Authorization");
     assert_eq!(config.headers[0].1.expose(), "Bearer a:b");
     assert_eq!((config.headers.len(), config.name.as_str(), config.id.len()), (2, "local", 36));
@@ -147,12 +147,17 @@ fn complaints_name_the_flag_and_no_secret() {
 
 #[test]
 fn every_flag_is_in_the_help_and_the_other_way_round() {
-    for (command, flags) in
-        [("gateway", args::GATEWAY), ("register", args::REGISTER), ("device", args::DEVICE), ("demo", args::DEMO)]
-    {
+    for (command, flags) in [
+        ("gateway", args::GATEWAY),
+        ("register", args::REGISTER),
+        ("device", args::DEVICE),
+        ("demo", args::DEMO),
+    ] {
         let Ok(Command::Print(help)) = run(&[command, "--help"], &[]) else { panic!("no help") };
-        let mut listed: Vec<&str> =
-            help.lines().filter_map(|line| line.trim().strip_prefix("--")?.split_whitespace().next()).collect();
+        let mut listed: Vec<&str> = help
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("--")?.split_whitespace().next())
+            .collect();
         let mut known: Vec<&str> = flags.iter().map(|flag| flag.name).collect();
         listed.retain(|name| *name != "help,");
         listed.sort_unstable();
@@ -164,7 +169,9 @@ fn every_flag_is_in_the_help_and_the_other_way_round() {
 #[test]
 fn version_and_overview() {
     for line in [vec!["-v"], vec!["--version"]] {
-        assert!(matches!(run(&line, &[]), Ok(Command::Print(text)) if text.contains(env!("CARGO_PKG_VERSION"))));
+        assert!(
+            matches!(run(&line, &[]), Ok(Command::Print(text)) if text.contains(env!("CARGO_PKG_VERSION")))
+        );
     }
     for line in [vec![], vec!["--help"]] {
         assert!(matches!(run(&line, &[]), Ok(Command::Print(text)) if text.contains("register, r")));

@@ -167,7 +167,9 @@ mod tests {
                 futures_lite::future::yield_now().await;
                 assert_ne!(number, 7, "this panic is part of the test");
             };
-            spawn_guarded(task, move || drop(told.try_send(())));
+            spawn_guarded(task, move || {
+                let _ = told.try_send(());
+            });
         }
         assert_eq!(crew.len(), 10);
         run(1, crew.gone());

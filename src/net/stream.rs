@@ -6,9 +6,9 @@
 use std::{
     future::poll_fn,
     io,
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -16,7 +16,8 @@ use async_io::Async;
 use futures_lite::{AsyncRead, AsyncWrite};
 use futures_rustls::TlsStream;
 
-use super::deadline;
+use super::deadline::{self, Elapsed};
+use crate::limits;
 
 /// A connected stream.
 #[derive(Debug)]
@@ -51,6 +52,34 @@ impl Stream {
     /// The system's.
     pub async fn connect(address: SocketAddr) -> io::Result<Self> {
         Self::tcp(Async::<TcpStream>::connect(address).await?)
+    }
+
+    /// Connects to a name or an address (without brackets), whichever address of the name answers first: where IPv6 is
+    /// announced and leads nowhere, IPv4 is tried before anybody notices. Waits for ever if nobody answers or refuses.
+    ///
+    /// # Errors
+    /// That the name has no address, or the last refusal.
+    pub async fn dial(host: &str, port: u16) -> io::Result<Self> {
+        let addresses = match host.parse::<IpAddr>() {
+            Ok(address) => vec![SocketAddr::new(address, port)],
+            Err(_) => smol::net::resolve((host, port)).await?,
+        };
+        let mut attempts: Vec<Attempt> = Vec::new();
+        let mut addresses = addresses.into_iter();
+        let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        loop {
+            match addresses.next() {
+                Some(address) => attempts.push(Box::pin(Self::connect(address))),
+                None if attempts.is_empty() => return Err(failure),
+                None => {}
+            }
+            let patience = if addresses.len() > 0 { limits::DIAL_STAGGER } else { Duration::MAX };
+            match deadline::within(patience, poll_fn(|context| poll_any(&mut attempts, context))).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => failure = error,
+                Err(Elapsed) => {}
+            }
+        }
     }
 
     /// Puts TLS around the plain socket: `handshake` gets the socket and gives the session.
@@ -98,6 +127,21 @@ impl Stream {
     pub async fn finish(&mut self, limit: Duration) -> io::Result<()> {
         deadline::within(limit, poll_fn(|context| Pin::new(&mut *self).poll_close(context))).await?
     }
+}
+
+/// One of several ways to the same host.
+type Attempt = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
+
+/// Polls all attempts; the first that is done is taken out.
+fn poll_any(attempts: &mut Vec<Attempt>, context: &mut Context<'_>) -> Poll<io::Result<Stream>> {
+    for place in 0..attempts.len() {
+        let Some(attempt) = attempts.get_mut(place) else { break };
+        if let Poll::Ready(result) = attempt.as_mut().poll(context) {
+            drop(attempts.swap_remove(place));
+            return Poll::Ready(result);
+        }
+    }
+    Poll::Pending
 }
 
 /// An IPv4 address in IPv6 clothes (`::ffff:192.0.2.1`) as the IPv4 address that it is.
@@ -151,10 +195,19 @@ impl AsyncWrite for Stream {
         }
     }
 
+    /// Closes our direction. Closing an `Async` socket only flushes it, so the end of the stream is sent here.
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Tcp(tcp) => Pin::new(tcp).poll_close(context),
-            Io::Tls(tls) => Pin::new(tls).poll_close(context),
+        let socket = match &mut self.io {
+            Io::Tcp(tcp) => tcp.get_ref(),
+            Io::Tls(tls) => {
+                ready!(Pin::new(&mut **tls).poll_close(context))?;
+                tls.get_ref().0.get_ref()
+            }
+        };
+        match socket.shutdown(Shutdown::Write) {
+            // The peer was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            done => Poll::Ready(done),
         }
     }
 }

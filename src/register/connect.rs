@@ -1,6 +1,6 @@
 //! A fresh link to the gateway: name look-up, TCP, TLS and the upgrade request, each failure in one clear line.
 
-use std::{io, net::SocketAddr};
+use std::io;
 
 use async_tungstenite::tungstenite::{
     self,
@@ -80,29 +80,21 @@ impl Dialer {
         upgraded.map_err(|error| self.not_upgraded(error))
     }
 
-    /// Tries the addresses of the host, one after another.
     async fn reach(&self) -> Result<Stream, Outcome> {
-        let host = (self.url.host.as_str(), self.url.port);
-        let addresses: Vec<SocketAddr> = smol::net::resolve(host)
-            .await
-            .map_err(|error| self.lost(&format!("the host name cannot be looked up: {error}")))?;
-        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for address in addresses {
-            match Stream::connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = error,
-            }
-        }
-        Err(self.lost(&match last.kind() {
-            io::ErrorKind::ConnectionRefused => "nobody listens there".into(),
-            _ => last.to_string(),
-        }))
+        let dialed = Stream::dial(&self.url.host, self.url.port).await;
+        dialed.map_err(|error| {
+            self.lost(&match error.kind() {
+                io::ErrorKind::ConnectionRefused => "nobody listens there".into(),
+                _ => error.to_string(),
+            })
+        })
     }
 
     fn request(&self) -> Result<Request<()>, tungstenite::http::Error> {
+        let scheme = if self.url.tls { "wss" } else { "ws" };
         let mut request = Request::builder()
             .method("GET")
-            .uri(self.url.target.as_str())
+            .uri(format!("{scheme}://{}{}", self.url.authority(), self.url.target))
             .header("Host", self.url.authority())
             .header("Connection", "Upgrade")
             .header("Upgrade", "websocket")

@@ -26,13 +26,23 @@ fn shell(script: &str) -> Child {
     Child::spawn(&CommandLine::Shell(script.into())).unwrap()
 }
 
-/// Steps of the ladder that a test can wait for.
+/// TERM comes soon, KILL does not.
 fn quick() -> ChildLimits {
     ChildLimits {
         term_after: Duration::from_millis(50),
-        kill_after: Duration::from_millis(200),
+        kill_after: Duration::from_secs(50),
         ..ChildLimits::default()
     }
+}
+
+/// Both come soon.
+fn merciless() -> ChildLimits {
+    ChildLimits { kill_after: Duration::from_millis(200), ..quick() }
+}
+
+/// Neither comes: the child has to end by itself.
+fn patient() -> ChildLimits {
+    ChildLimits { term_after: Duration::from_secs(50), ..quick() }
 }
 
 /// Living processes (not zombies: those are for their parent) that `wanted` picks by group and parent.
@@ -105,8 +115,8 @@ fn who_ignores_term_is_killed() {
         let pid = child.pid();
         ready(&mut child).await;
         let start = Instant::now();
-        assert_eq!(child.stop(&quick()).await.to_string(), "signal 9 (KILL)");
-        assert!(start.elapsed() >= quick().kill_after, "TERM gets its time");
+        assert_eq!(child.stop(&merciless()).await.to_string(), "signal 9 (KILL)");
+        assert!(start.elapsed() >= merciless().kill_after, "TERM gets its time");
         wait_until(|| group(pid) == 0).await;
     });
 }
@@ -117,10 +127,8 @@ fn closing_stdin_is_enough_for_a_good_child() {
         let mut child = Child::spawn(&CommandLine::parse("cat").unwrap()).unwrap();
         child.stdin.as_mut().unwrap().write_all(b"{}\n").await.unwrap();
         ready(&mut child).await;
-        let start = Instant::now();
-        let exit = child.stop(&ChildLimits::default()).await;
+        let exit = child.stop(&patient()).await;
         assert!(exit.success(), "{exit}");
-        assert!(start.elapsed() < ChildLimits::default().term_after);
     });
 }
 
@@ -129,7 +137,7 @@ fn a_child_that_talks_on_can_be_stopped() {
     run(async {
         // Ends only when it can write it all: somebody has to read on.
         let child = shell("cat; head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2; exit 5");
-        assert_eq!(child.stop(&ChildLimits::default()).await.to_string(), "exit status 5");
+        assert_eq!(child.stop(&patient()).await.to_string(), "exit status 5");
         let child = shell("exec yes");
         assert_eq!(child.stop(&quick()).await.to_string(), "signal 15 (TERM)");
     });
@@ -148,10 +156,24 @@ fn dropping_kills_the_group() {
         let pid = child.pid();
         wait_until(|| group(pid) >= 2).await;
         // A stop that is given up on the way.
-        let limits = ChildLimits::default();
+        let limits = patient();
         let given_up = within(quick().term_after, child.stop(&limits)).await;
         assert_eq!(given_up, Err(Elapsed));
         wait_until(|| group(pid) == 0).await;
+    });
+}
+
+#[test]
+fn tasks_can_move_between_threads() {
+    fn is_send<T: Send>(work: T) -> T {
+        work
+    }
+    let limits = quick();
+    run(async {
+        let mut child = shell("exit 1");
+        is_send(log_stderr(child.stderr.take().unwrap(), "file", &limits)).await;
+        is_send(child.exited()).await;
+        assert_eq!(is_send(child.stop(&limits)).await.to_string(), "exit status 1");
     });
 }
 
@@ -190,8 +212,8 @@ fn fifty_cycles() {
         let mut child = shell("sleep 777 & cat; exit 3");
         child.stdin.as_mut().unwrap().write_all(b"\n").await.unwrap();
         ready(&mut child).await;
-        if round % 2 == 0 {
-            assert_eq!(child.stop(&ChildLimits::default()).await.to_string(), "exit status 3");
+        if round.is_multiple_of(2) {
+            assert_eq!(child.stop(&patient()).await.to_string(), "exit status 3");
         }
     };
     run(async {

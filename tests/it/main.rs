@@ -1,10 +1,11 @@
 //! The integration tests: one binary, a module for each subject. Ports are the system's choice, every wait has a limit.
 
 mod certs;
-mod http;
 mod child;
 /// `mcpport device`, driven line by line on boxes made of files.
 mod device;
+mod http;
+mod net;
 
 use std::{
     env,

@@ -90,3 +90,87 @@ fn refused(alert: AlertDescription, gateway: &str, identity: bool) -> String {
         _ => format!("{gateway} ended the TLS handshake: {alert:?}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io, time::Duration};
+
+    use futures_rustls::{
+        pki_types::UnixTime,
+        rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible},
+    };
+
+    use super::sentence;
+
+    #[track_caller]
+    fn check(error: Error, own_authority: bool, identity: bool, words: &[&str]) {
+        let error = io::Error::new(io::ErrorKind::InvalidData, error);
+        let said = sentence(&error, "gw:1", own_authority, identity);
+        assert!(!said.contains('\n') && said.contains("gw:1"), "{said}");
+        for word in words {
+            assert!(said.contains(word), "{word:?} in: {said}");
+        }
+    }
+
+    #[test]
+    fn certificates() {
+        let (time, earlier) =
+            (UnixTime::since_unix_epoch(Duration::from_secs(9)), UnixTime::since_unix_epoch(Duration::ZERO));
+        for (why, own, words) in [
+            (CertificateError::UnknownIssuer, false, &["not trusted", "give", "--ssl-ca-cert"][..]),
+            (CertificateError::UnknownIssuer, true, &["not trusted", "file of --ssl-ca-cert"]),
+            (CertificateError::BadSignature, false, &["--ssl-ca-cert"]),
+            (CertificateError::Expired, false, &["expired", "clock"]),
+            (CertificateError::ExpiredContext { time, not_after: earlier }, false, &["expired", "clock"]),
+            (
+                CertificateError::NotValidYetContext { time: earlier, not_before: time },
+                false,
+                &["not valid yet", "clock"],
+            ),
+            (CertificateError::NotValidForName, false, &["another name", "--gateway-url"]),
+            (CertificateError::Revoked, false, &["refused"]),
+        ] {
+            check(Error::InvalidCertificate(why), own, false, words);
+        }
+    }
+
+    #[test]
+    fn answers_of_the_gateway() {
+        use AlertDescription as A;
+        for (alert, identity, words) in [
+            (
+                A::CertificateRequired,
+                false,
+                &["asks for a client certificate", "--ssl-certfile", "--ssl-keyfile"][..],
+            ),
+            (A::HandshakeFailure, false, &["asks for a client certificate"]),
+            (A::CertificateRequired, true, &["does not accept"]),
+            (A::UnknownCA, true, &["does not accept our client certificate"]),
+            (A::ProtocolVersion, false, &["neither TLS 1.2 nor 1.3"]),
+            (A::UnrecognisedName, false, &["--gateway-url"]),
+            (A::InternalError, false, &["InternalError"]),
+        ] {
+            check(Error::AlertReceived(alert), false, identity, words);
+        }
+    }
+
+    #[test]
+    fn other_ends() {
+        check(
+            Error::InvalidMessage(InvalidMessage::InvalidContentType),
+            false,
+            false,
+            &["does not speak TLS", "ws://"],
+        );
+        check(
+            Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon),
+            false,
+            false,
+            &["in common"],
+        );
+        let eof = sentence(&io::ErrorKind::UnexpectedEof.into(), "gw:1", false, false);
+        assert!(eof.contains("ws://"), "{eof}");
+        let reset = sentence(&io::ErrorKind::ConnectionReset.into(), "gw:1", false, false);
+        assert!(reset.contains("gw:1") && reset.contains("reset"), "{reset}");
+    }
+}
