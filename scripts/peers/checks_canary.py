@@ -29,8 +29,11 @@ def header(token):
     return ["--header", f"Authorization: Bearer {token}"]
 
 
-def need_silence(world):
-    """No mark in anything that any program printed."""
+def need_silence(world, detailed=True):
+    """No mark in anything that any program printed, though each told much."""
+    for program in world.programs if detailed else ():
+        if program.argv[0] == BINARY and program.process.returncode != 2:
+            need("[DEBUG]" in program.log(), f"nothing was logged at DEBUG, so silence proves little; {program.tail()}")
     found = [
         f"{program.name}: {line.strip()}"
         for program in world.programs
@@ -79,9 +82,9 @@ async def use(port, other_port):
             except mcp_sse.McpError:
                 continue
             raise kit.Failed("an error was wanted")
-        await client.notify("notifications/canary", {"a": "canary-notification"})
-        await post_quietly(client, b'{"jsonrpc":"2.0","id":1,"method":"canary-broken')
-        await post_quietly(client, b'{"jsonrpc":"2.0","id":"canary-id","method":"canary/method","params":["canary"]}')
+        await client.notify("notifications/other", {"a": "canary-notification"})
+        await post_quietly(client, b'{"jsonrpc":"2.0","id":1,"params":"canary-broken')
+        await post_quietly(client, b'{"jsonrpc":"2.0","id":"canary-id","method":"other/method","params":["canary"]}')
     async with kit.client(other_port, headers=bearer("canary-env")) as client:
         told = json.loads(await client.text("env_env"))
         leaks = [name for name, value in told.items() if "canary" in value]
@@ -162,7 +165,7 @@ def canary_files(world):
         need(program.exit(10) in (1, 2), f"exit code {program.process.returncode} with {flags}")
         lines = [line for line in program.log().splitlines() if line.strip()]
         need(lines and not re.search("panicked", program.log()), f"no clear line; {program.tail()}")
-    need_silence(world)
+    need_silence(world, detailed=False)
 
 
 CHECKS = {

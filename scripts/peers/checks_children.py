@@ -1,12 +1,13 @@
 """Nothing that a register starts outlives it, however the end comes."""
 
 import asyncio
+import json
 import shlex
 import signal
 import time
 
 import kit
-from kit import fake, need, need_equal
+from kit import fake, need, need_equal, short
 
 # From closing the child's input to SIGKILL, with room for a busy machine.
 END_SECONDS = 9
@@ -63,6 +64,18 @@ def shell(world):
         ended(world, edge, signal.SIGTERM)
     line = f"sleep 777 & sleep 778 & {shlex.join(fake('x'))}"
     ended(world, started(world, "group", line, port), signal.SIGINT)
+
+
+def npx(world):
+    """The README's quick start, word for word but for the version: npx, a shell and node in between."""
+    versions = json.loads((kit.HERE / "package.json").read_text())["dependencies"]
+    package = "@modelcontextprotocol/server-filesystem"
+    _, port = world.gateway()
+    edge = world.register("file", f"npx -y {package}@{versions[package]} ./", port)
+    kit.listed(port, "file_read_text_file", seconds=60)
+    names = " ".join(world.strangers().values())
+    need("npx" in names or "npm" in names, f"npx does not run: {short(names)}")
+    ended(world, edge, signal.SIGINT)
 
 
 def gateway_killed(world):
@@ -136,6 +149,7 @@ CHECKS = {
     "children-stop": (normal_stop, 60),
     "children-stubborn": (stubborn, 90),
     "children-shell": (shell, 90),
+    "children-npx": (npx, 100),
     "children-gateway-killed": (gateway_killed, 60),
     "children-edge-killed": (edge_killed, 60),
     "children-no-start": (no_start, 60),

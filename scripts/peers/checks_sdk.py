@@ -239,7 +239,7 @@ def gateway_part(world, sdk):
         need_equal(unknown.get("error", {}).get("code"), -32602, "error code for an unknown tool")
     need_equal(text_of(out[6]), "[]", "calls that were cancelled at the other server")
     need_equal(text_of(out[7]), "b:goes on", "answer after the cancellation")
-    servers = json.loads(text_of(out[8]))
+    servers = [json.loads(item["text"]) for item in out[8]["result"]["content"]]
     need_equal(sorted(server["name"] for server in servers), ["a", "b"], "names in list_servers")
     need(all(server["tools_count"] == 15 and server["id"] for server in servers), f"list_servers: {short(servers)}")
 

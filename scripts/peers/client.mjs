@@ -37,6 +37,7 @@ const prefix = scenario.prefix ?? "";
 let ring = () => {};
 client.setNotificationHandler(kit.changed, () => ring());
 
+/** All tools whose name begins with the prefix, which is taken off; by name, as the gateway lists them. */
 async function tools() {
   const all = [];
   let cursor;
@@ -46,7 +47,8 @@ async function tools() {
     cursor = page.nextCursor;
   } while (cursor !== undefined);
   const mine = all.filter((tool) => tool.name.startsWith(prefix));
-  return mine.map((tool) => ({ ...tool, name: tool.name.slice(prefix.length) }));
+  const bare = mine.map((tool) => ({ ...tool, name: tool.name.slice(prefix.length) }));
+  return bare.sort((one, other) => (one.name < other.name ? -1 : 1));
 }
 
 /** An error answer, or what the SDK itself complains of. */

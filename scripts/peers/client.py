@@ -71,7 +71,7 @@ class Player:
         return await asyncio.wait_for(getattr(self, kind)(step), STEP_SECONDS)
 
     async def tools(self):
-        """All tools whose name begins with the prefix, which is taken off."""
+        """All tools whose name begins with the prefix, which is taken off; by name, as the gateway lists them."""
         tools, cursor = [], None
         while True:
             more = {"cache_mode": "bypass"} if Client else {}
@@ -81,7 +81,8 @@ class Player:
             if not cursor:
                 break
         tools = [tool for tool in tools if tool["name"].startswith(self.prefix)]
-        return [{**tool, "name": tool["name"].removeprefix(self.prefix)} for tool in tools]
+        tools = [{**tool, "name": tool["name"].removeprefix(self.prefix)} for tool in tools]
+        return sorted(tools, key=lambda tool: tool["name"])
 
     async def await_tool(self, step):
         """Waits for a tool by notification alone."""

@@ -158,6 +158,8 @@ class Client:
             for future in [*self.waiting.values(), endpoint]:
                 if not future.done():
                     future.set_exception(ConnectionError(self.ended or "closed"))
+                    # Looked at here, as nobody may be waiting any more.
+                    future.exception()
 
     def line(self, line, endpoint):
         """One line of the event stream; an event here never has two data lines."""
