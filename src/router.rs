@@ -186,8 +186,13 @@ mod tests {
     }
 
     fn request(method: &str, path: &str, fields: &str) -> Request {
+        parsed(method, path, fields).unwrap()
+    }
+
+    /// `None`: refused as malformed, before any rule of this file.
+    fn parsed(method: &str, path: &str, fields: &str) -> Option<Request> {
         let text = format!("{method} {path} HTTP/1.1\r\n{fields}\r\n");
-        head::parse(text.as_bytes(), &HttpLimits::default()).unwrap()
+        head::parse(text.as_bytes(), &HttpLimits::default()).ok()
     }
 
     #[test]
@@ -203,7 +208,7 @@ mod tests {
         let bad =
             bad.iter().chain(&["127.0.0.1.evil.com", "x.gw.example", "localhost:80:90", "[::1]x", "127.1"]);
         for host in bad {
-            let request = request("GET", "/sse", &format!("Host: {host}\r\n"));
+            let Some(request) = parsed("GET", "/sse", &format!("Host: {host}\r\n")) else { continue };
             assert_eq!(policy(false).admit(&request), Err(Forbidden::Host), "{host}");
             assert_eq!(policy(true).admit(&request), Ok(()), "{host}");
         }
