@@ -19,6 +19,8 @@ pub struct GatewayConfig {
     pub timeout_run_tool: Duration,
     /// Path of the event stream.
     pub sse_path: String,
+    /// Path of the Streamable HTTP transport.
+    pub mcp_path: String,
     /// Path of the message endpoint, without a trailing slash.
     pub messages_path: String,
     /// Path of the health check.

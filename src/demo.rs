@@ -7,7 +7,6 @@ use std::{
     future::pending,
     io::{self, Write},
     net::SocketAddr,
-    time::Duration,
 };
 
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, future, io::BufReader};
@@ -18,7 +17,7 @@ use crate::{
     fault::Fault,
     gateway::Bound,
     jsonrpc::{self, Message, elements, find, unquote},
-    limits::Limits,
+    limits::{self, Limits},
     mcp,
     net::{deadline, exec, random, stream::Stream},
     register,
@@ -35,8 +34,6 @@ pub struct Options {
     pub once: bool,
 }
 
-/// The whole call, from the first connection, must be done in this time.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Name of the server that is shown.
 const SERVER: &str = "device";
 /// Its tool that is called, as clients see it.
@@ -54,7 +51,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     let edge_config = register_config(address)?;
     let (switch, stopped) = exec::switch();
     let shown = async {
-        let shown = deadline::within(PATIENCE, show(address)).await;
+        let shown = deadline::within(limits::DEMO_TIME, show(address)).await;
         match shown {
             Ok(Ok(())) if options.once => Ok(()),
             Ok(Ok(())) => {
@@ -62,7 +59,10 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
                 pending().await
             }
             Ok(Err(error)) => Err(Fault::run(format!("the demo call failed: {error}"))),
-            Err(_) => Err(Fault::run(format!("the demo call was not done within {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(Fault::run(format!(
+                "the demo call was not done within {} s",
+                limits::DEMO_TIME.as_secs()
+            ))),
         }
     };
     let stop = async {
@@ -94,9 +94,10 @@ fn gateway_config(port: u16) -> GatewayConfig {
         host: None,
         port,
         ipv6: false,
-        timeout_rpc: Duration::from_secs(10),
-        timeout_run_tool: Duration::from_secs(120),
+        timeout_rpc: limits::RPC_TIME,
+        timeout_run_tool: limits::TOOL_TIME,
         sse_path: "/sse".into(),
+        mcp_path: "/mcp".into(),
         messages_path: "/messages".into(),
         health_path: "/health".into(),
         tokens: Vec::new(),

@@ -34,6 +34,7 @@ pub const GATEWAY: &[Flag] = &[
     flag("debug", Takes::Nothing),
     flag("timeout-rpc", Takes::One),
     flag("timeout-run-tool", Takes::One),
+    flag("mcp-path", Takes::One),
     flag("sse-path", Takes::One),
     Flag { name: "messages-path", takes: Takes::One, also: &["message-path"] },
     flag("health-endpoint", Takes::One),
@@ -99,6 +100,9 @@ pub struct GatewayArgs {
     /// wait for a tool call's answer, and for a server to start (default: 120s)
     #[argh(option, default = "String::from(\"120s\")")]
     pub timeout_run_tool: String,
+    /// path of the Streamable HTTP transport (default: /mcp)
+    #[argh(option, default = "String::from(\"/mcp\")")]
+    pub mcp_path: String,
     /// path of the event stream (default: /sse)
     #[argh(option, default = "String::from(\"/sse\")")]
     pub sse_path: String,

@@ -34,6 +34,7 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
         timeout_rpc: duration("--timeout-rpc", &args.timeout_rpc)?,
         timeout_run_tool: duration("--timeout-run-tool", &args.timeout_run_tool)?,
         sse_path: path("--sse-path", &args.sse_path)?,
+        mcp_path: path("--mcp-path", &args.mcp_path)?,
         messages_path: messages_path(&args.messages_path)?,
         health_path: path("--health-endpoint", &args.health_endpoint)?,
         tokens,
@@ -144,6 +145,7 @@ fn messages_path(typed: &str) -> Result<String, Fault> {
 fn distinct(config: &GatewayConfig) -> Result<(), Fault> {
     let paths = [
         ("--sse-path", config.sse_path.as_str()),
+        ("--mcp-path", &config.mcp_path),
         ("--messages-path", &config.messages_path),
         ("--health-endpoint", &config.health_path),
         ("the registration endpoint", REGISTER_PATH),

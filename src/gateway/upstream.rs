@@ -3,29 +3,34 @@
 //! The table of who waits for what is `tunnel::mux`; the link is behind a queue. `registration` owns the other end.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::client::Client;
+use super::{client::Client, reply::Reply};
 use crate::{
-    jsonrpc::{self, Malformed, Message, Span, quote},
+    jsonrpc::{self, Message, Span},
     net::{
         link::Farewell,
         queue::{Refused, Sender},
     },
     session,
     stats::Stats,
-    tunnel::mux::{Busy, Mux, Pending},
+    tunnel::{
+        mux::{self, Mux, Pending},
+        rewrite,
+    },
 };
 
 /// Who waits for an answer.
 #[derive(Debug)]
 pub enum Caller {
-    /// The gateway itself.
-    Gateway,
+    /// The gateway's own conversation with the server.
+    Conversation,
+    /// Nobody: it was asked so that something happens.
+    Nobody,
     /// A client, with its own id for the request, raw.
-    Client(Arc<Client>, Box<str>),
+    Client(Arc<Client>, Box<str>, Reply),
 }
 
 /// A call as it goes to the server: what the client sent, and what has to be changed in it.
@@ -33,12 +38,14 @@ pub enum Caller {
 pub struct Call<'a> {
     /// The client's request.
     pub message: &'a Message<'a>,
-    /// The server's own name for what is called, and where the client's name stands.
-    pub name: Option<(Span, &'a str)>,
+    /// Where the client's name for something stands, and the server's own name for it.
+    pub rename: Option<(Span, &'a str)>,
     /// Where the client's progress token stands.
     pub token: Option<Span>,
     /// How long the answer may take.
     pub patience: Duration,
+    /// Where the answer goes.
+    pub reply: Reply,
 }
 
 /// Why a call is not passed on.
@@ -60,12 +67,14 @@ pub struct Upstream {
     name: String,
     mux: Mutex<Mux<Caller>>,
     link: Sender<Farewell>,
+    /// The server's answer to `initialize`, raw.
+    greeting: OnceLock<String>,
 }
 
 impl Upstream {
     /// A server behind a link.
     pub fn new(name: String, most: usize, link: Sender<Farewell>) -> Arc<Self> {
-        Arc::new(Self { name, mux: Mutex::new(Mux::new(most)), link })
+        Arc::new(Self { name, mux: Mutex::new(Mux::new(most)), link, greeting: OnceLock::new() })
     }
 
     /// The name it registered with.
@@ -76,6 +85,22 @@ impl Upstream {
     /// The queue towards the edge.
     pub fn link(&self) -> &Sender<Farewell> {
         &self.link
+    }
+
+    /// The server's answer to `initialize`, raw; `None` before it came.
+    pub fn greeting(&self) -> Option<&str> {
+        self.greeting.get().map(String::as_str)
+    }
+
+    /// Remembers the server's answer to `initialize`.
+    pub fn greeted(&self, result: &str) {
+        self.greeting.get_or_init(|| result.to_owned());
+    }
+
+    /// Whether the server declares a capability.
+    pub fn has(&self, capability: &str) -> bool {
+        let declared = |result: &str| jsonrpc::find(result, 0..result.len(), &["capabilities", capability]);
+        self.greeting().is_some_and(|result| matches!(declared(result), Ok(Some(_))))
     }
 
     /// The table of pending requests.
@@ -101,33 +126,45 @@ impl Upstream {
             // Held until the call is in both tables, so that its answer cannot come in between.
             let mut calls = client.calls();
             calls.may_begin(id).map_err(Declined::Client)?;
-            let caller = Caller::Client(client.clone(), id.into());
+            let caller = Caller::Client(client.clone(), id.into(), call.reply.clone());
             let opened = self.mux().open(now, caller, call.message.method(), token, call.patience);
-            let upstream_id = opened.map_err(|Busy| Declined::Server)?;
+            let upstream_id = opened.map_err(|refused| match refused {
+                mux::Refused::Busy => Declined::Server,
+                mux::Refused::Gone => Declined::Gone,
+            })?;
             calls.begin(id, self.clone(), upstream_id);
             upstream_id
         };
-        let sent = self.link.send(call.rewritten(upstream_id));
-        sent.map_err(|refused| {
-            self.mux().close(upstream_id);
-            client.calls().end(id);
-            if refused == Refused::Full { Declined::Link } else { Declined::Gone }
-        })
+        let text = rewrite::request(call.message, upstream_id, call.rename.clone(), call.token.clone());
+        let Err(refused) = self.link.send(text) else { return Ok(()) };
+        if self.mux().close(upstream_id).is_none() {
+            // The link went meanwhile, and whoever saw that has failed the call already.
+            return Ok(());
+        }
+        client.calls().end(id);
+        Err(if refused == Refused::Full { Declined::Link } else { Declined::Gone })
+    }
+
+    /// Asks the server for something without waiting for the answer.
+    pub fn tell(&self, now: Instant, method: &str, params: &str, patience: Duration) {
+        let Ok(id) = self.mux().open(now, Caller::Nobody, method, None, patience) else { return };
+        // A link that is full or gone forgets the request by itself.
+        let _ = self.link.send(jsonrpc::request(&id.to_string(), method, params));
     }
 
     /// Tells the server to stop working on a request. `notification` is the client's own, with the place of its
     /// request id; without one, the reason.
-    pub fn cancel(&self, upstream_id: u64, notification: Result<(&Message<'_>, Span), &str>) {
-        if self.mux().close(upstream_id).is_none() {
-            return;
-        }
-        let id = upstream_id.to_string();
+    pub fn cancel(&self, upstream_id: u64, notification: Result<(&Message<'_>, Span), &str>, stats: &Stats) {
+        let Some(pending) = self.mux().close(upstream_id) else { return };
         let text = match notification {
-            Ok((message, span)) => message.splice(&[(span, &id)]),
-            Err(reason) => cancelled(&id, reason),
+            Ok((message, span)) => rewrite::cancellation(message, span, upstream_id),
+            Err(reason) => rewrite::cancelled(upstream_id, reason),
         };
         // A link that is full or gone forgets the request by itself.
         let _ = self.link.send(text);
+        if let Caller::Client(_, id, reply) = pending.caller {
+            reply.cancelled(&id, stats);
+        }
     }
 
     /// The link is gone: everybody who waits is told.
@@ -139,7 +176,7 @@ impl Upstream {
         }
     }
 
-    /// Fails the requests whose time is up, and tells the server to stop. The gateway's own are handed back.
+    /// Fails the requests whose time is up, and tells the server to stop. Those of the conversation are handed back.
     pub fn expire(&self, now: Instant, stats: &Stats) -> Vec<Pending<Caller>> {
         let mut expired = Vec::new();
         self.mux().tick(now, &mut expired);
@@ -147,8 +184,10 @@ impl Upstream {
         for (id, pending) in expired {
             let seconds = pending.patience.as_secs_f64();
             log::info!("server '{}' did not answer {} in {seconds} s", self.name, pending.method);
-            let _ = self.link.send(cancelled(&id.to_string(), "no answer in time"));
-            if matches!(pending.caller, Caller::Gateway) {
+            if &*pending.method != "initialize" {
+                let _ = self.link.send(rewrite::cancelled(id, "no answer in time"));
+            }
+            if matches!(pending.caller, Caller::Conversation) {
                 own.push(pending);
             } else {
                 let text = format!("server '{}' did not answer within {seconds} s", self.name);
@@ -159,45 +198,18 @@ impl Upstream {
     }
 }
 
-impl Call<'_> {
-    /// The request as the server gets it: our id, its own name, our progress token; all else as the client wrote it.
-    fn rewritten(&self, upstream_id: u64) -> String {
-        let number = upstream_id.to_string();
-        let name = self.name.as_ref().map(|(span, name)| (span.clone(), quote(name)));
-        let id = self.message.id_span().map(|span| (span, number.as_str()));
-        let token = self.token.clone().map(|span| (span, number.as_str()));
-        let name = name.as_ref().map(|(span, name)| (span.clone(), name.as_str()));
-        let mut edits: Vec<(Span, &str)> = [id, token, name].into_iter().flatten().collect();
-        edits.sort_unstable_by_key(|(span, _)| span.start);
-        self.message.splice(&edits)
-    }
-
-    /// Where the progress token of a request stands.
-    ///
-    /// # Errors
-    /// [`Malformed::Duplicate`] when that is ambiguous.
-    pub fn token_of(message: &Message<'_>) -> Result<Option<Span>, Malformed> {
-        message.param(&["_meta", "progressToken"])
-    }
-}
-
 /// Gives an answer to who waits for it, under the client's own id.
 pub fn deliver(pending: Pending<Caller>, message: &Message<'_>, stats: &Stats) {
-    if let Caller::Client(client, id) = pending.caller {
+    if let Caller::Client(client, id, reply) = pending.caller {
         client.calls().end(&id);
-        client.send(message.with_id(&id), stats);
+        reply.finish(message.with_id(&id), stats);
     }
 }
 
 /// Fails a request with an error of ours.
 fn fail(pending: Pending<Caller>, code: i64, text: &str, stats: &Stats) {
-    if let Caller::Client(client, id) = pending.caller {
+    if let Caller::Client(client, id, reply) = pending.caller {
         client.calls().end(&id);
-        client.send(jsonrpc::error(&id, code, text), stats);
+        reply.finish(jsonrpc::error(&id, code, text), stats);
     }
-}
-
-fn cancelled(id: &str, reason: &str) -> String {
-    let params = format!("{{\"requestId\":{id},\"reason\":{}}}", quote(reason));
-    jsonrpc::notification("notifications/cancelled", Some(&params))
 }

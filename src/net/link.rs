@@ -21,7 +21,7 @@ use async_tungstenite::{
         protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
-use futures_lite::{AsyncRead, AsyncWrite, Stream as _};
+use futures_lite::{AsyncRead, AsyncWrite, Stream as _, future};
 use futures_sink::Sink;
 use smol::Timer;
 
@@ -31,13 +31,10 @@ use super::{
     stream::Stream,
 };
 use crate::{
-    limits::LinkLimits,
+    limits::{LINK_BURST, LinkLimits},
     text,
     tunnel::liveness::{Liveness, Verdict},
 };
-
-/// Frames that are handled in one go before other tasks get their turn.
-const BURST: usize = 64;
 
 /// Our reason to end a link, as the peer is told.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -105,8 +102,13 @@ pub type Socket = WebSocketStream<Metered>;
 
 /// The gateway's end: `glued` are bytes that came behind the upgrade request.
 pub async fn accepted(stream: Stream, glued: Vec<u8>, limits: &LinkLimits) -> Socket {
-    WebSocketStream::from_partially_read(Metered::new(stream), glued, Role::Server, Some(config(limits)))
-        .await
+    WebSocketStream::from_partially_read(
+        Metered::new(stream, limits),
+        glued,
+        Role::Server,
+        Some(config(limits)),
+    )
+    .await
 }
 
 /// The edge's end: sends the upgrade request over a fresh connection.
@@ -118,7 +120,7 @@ pub async fn upgrade(
     request: async_tungstenite::tungstenite::http::Request<()>,
     limits: &LinkLimits,
 ) -> Result<Socket, Error> {
-    let stream = Metered::new(stream);
+    let stream = Metered::new(stream, limits);
     let (socket, _) =
         async_tungstenite::client_async_with_config(request, stream, Some(config(limits))).await?;
     Ok(socket)
@@ -174,7 +176,10 @@ async fn say_goodbye(socket: &mut Socket, ended: &Ended, limits: &LinkLimits) {
         let stream = &mut socket.get_mut().inner;
         stream.finish(limits.farewell).await.ok()?;
         let mut rest = [0; 512];
-        while futures_lite::AsyncReadExt::read(stream, &mut rest).await.ok()? > 0 {}
+        while futures_lite::AsyncReadExt::read(stream, &mut rest).await.ok()? > 0 {
+            // A peer that goes on talking must not keep the limit from being looked at.
+            future::yield_now().await;
+        }
         Some(())
     };
     // A peer that does not listen is not waited for.
@@ -203,7 +208,7 @@ struct Driver<'a> {
 
 impl Driver<'_> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
-        for _ in 0..BURST {
+        for _ in 0..LINK_BURST {
             if let Poll::Ready(ended) = self.write(context) {
                 return Poll::Ready(ended);
             }
@@ -216,6 +221,10 @@ impl Driver<'_> {
                     Poll::Pending => return Poll::Pending,
                 },
             }
+        }
+        // A peer that always has something more to say must not stop the clock for the others' calls.
+        if let Poll::Ready(Err(ended)) = self.tick(context) {
+            return Poll::Ready(ended);
         }
         context.waker().wake_by_ref();
         Poll::Pending
@@ -306,7 +315,7 @@ impl Driver<'_> {
     /// Looks at the clock. Ready when something was done, pending when there is nothing to do before the timer fires.
     fn tick(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Ended>> {
         let since = self.socket.get_ref().since;
-        if since > self.limits.message_bytes + self.limits.read_buffer {
+        if since > self.socket.get_ref().most {
             return Poll::Ready(Err(Ended::ByUs(Farewell::new(1008, "fragments without end"))));
         }
         if since > 0 && self.partial.is_none() {
@@ -390,13 +399,16 @@ fn broken(error: Error) -> Ended {
 pub struct Metered {
     inner: Stream,
     since: usize,
+    /// How far `since` may go. Beyond that nothing is read, since the library would go on for as long as there is
+    /// something; the driver looks at it next, and ends the link.
+    most: usize,
     /// Bytes written so far.
     written: u64,
 }
 
 impl Metered {
-    fn new(inner: Stream) -> Self {
-        Self { inner, since: 0, written: 0 }
+    fn new(inner: Stream, limits: &LinkLimits) -> Self {
+        Self { inner, since: 0, most: limits.message_bytes + limits.read_buffer, written: 0 }
     }
 }
 
@@ -406,6 +418,9 @@ impl AsyncRead for Metered {
         context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        if self.since > self.most {
+            return Poll::Pending;
+        }
         let count = ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
         self.since += count;
         Poll::Ready(Ok(count))

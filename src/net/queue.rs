@@ -123,7 +123,10 @@ impl<E> Sender<E> {
                 }
                 Err((Refused::Full, back)) => {
                     message = Some(back);
-                    state.writers.push(context.waker().clone());
+                    // One entry for each writer, however often it is polled while it waits.
+                    if !state.writers.iter().any(|waker| waker.will_wake(context.waker())) {
+                        state.writers.push(context.waker().clone());
+                    }
                     Poll::Pending
                 }
                 Err((refused, _)) => Poll::Ready(Err(refused)),
@@ -252,6 +255,8 @@ mod tests {
             sender.send("a".into()).unwrap();
             let mut waiting = Box::pin(sender.send_wait("b".into()));
             assert!(futures_lite::future::poll_once(&mut waiting).await.is_none());
+            assert!(futures_lite::future::poll_once(&mut waiting).await.is_none());
+            assert_eq!(lock(&sender.0).writers.len(), 1);
             let mut taken = VecDeque::new();
             receiver.take(&mut taken).await;
             assert_eq!(waiting.await, Ok(()));

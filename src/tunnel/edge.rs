@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use crate::{
     jsonrpc::{self, Kind, Message, Span},
     limits::EDGE_OPEN,
-    tunnel::handshake::Status,
+    tunnel::{handshake::Status, rewrite},
 };
 
 /// What becomes of a frame from the gateway.
@@ -72,13 +72,7 @@ impl Edge {
             self.open.remove(id);
         }
         let open = std::mem::take(&mut self.open);
-        open.into_iter()
-            .map(|id| {
-                let params =
-                    format!("{{\"requestId\":{id},\"reason\":\"the link to the gateway was lost\"}}");
-                jsonrpc::notification("notifications/cancelled", Some(&params))
-            })
-            .collect()
+        open.into_iter().map(|id| rewrite::cancelled(id, "the link to the gateway was lost")).collect()
     }
 
     /// A frame came from the gateway.

@@ -6,11 +6,9 @@ use std::borrow::Cow;
 
 use crate::{
     jsonrpc::{find, quote, unquote},
+    limits::SERVER_ID,
     text,
 };
-
-/// Longest identity of a server, in bytes. A UUID has 36.
-const LONGEST_ID: usize = 128;
 
 /// What an edge asked for in its first frame.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -88,7 +86,7 @@ fn read_id(raw: Option<&str>) -> Result<Option<String>, Refused> {
         Some(raw) if raw.bytes().all(|byte| byte.is_ascii_digit()) => Cow::Borrowed(raw),
         Some(_) => return Err(Refused::BadId),
     };
-    if id.len() > LONGEST_ID || id.chars().any(char::is_control) {
+    if id.len() > SERVER_ID || id.chars().any(char::is_control) {
         return Err(Refused::BadId);
     }
     Ok(Some(id.into_owned()))

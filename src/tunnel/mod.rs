@@ -34,6 +34,7 @@ pub mod edge;
 pub mod handshake;
 pub mod liveness;
 pub mod mux;
+pub mod rewrite;
 
 /// Close code: another link with the same id took over.
 pub const CLOSE_REPLACED: u16 = 4001;

@@ -35,9 +35,14 @@ impl<C> Pending<C> {
     }
 }
 
-/// The link has as many calls under way as it may.
+/// Why a request is not taken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Busy;
+pub enum Refused {
+    /// The link has as many calls under way as it may.
+    Busy,
+    /// The link is gone.
+    Gone,
+}
 
 /// What a message from the server is, seen from the table.
 #[derive(Debug)]
@@ -62,18 +67,19 @@ pub struct Mux<C> {
     most: usize,
     /// No pending request is due before this. May be early; `tick` corrects it.
     due: Option<Instant>,
+    gone: bool,
 }
 
 impl<C> Mux<C> {
     /// An empty table for `most` requests at a time.
     pub fn new(most: usize) -> Self {
-        Self { last: 0, pending: HashMap::new(), most, due: None }
+        Self { last: 0, pending: HashMap::new(), most, due: None, gone: false }
     }
 
     /// Takes a request in and mints its id.
     ///
     /// # Errors
-    /// [`Busy`] when the table is full.
+    /// [`Refused`]: the table is full, or was drained.
     pub fn open(
         &mut self,
         now: Instant,
@@ -81,9 +87,12 @@ impl<C> Mux<C> {
         method: &str,
         token: Option<&str>,
         patience: Duration,
-    ) -> Result<u64, Busy> {
+    ) -> Result<u64, Refused> {
+        if self.gone {
+            return Err(Refused::Gone);
+        }
         if self.pending.len() >= self.most {
-            return Err(Busy);
+            return Err(Refused::Busy);
         }
         self.last += 1;
         let deadline = now + patience;
@@ -140,8 +149,9 @@ impl<C> Mux<C> {
         self.due
     }
 
-    /// Takes out everything: the link is gone.
+    /// Takes out everything: the link is gone. Nothing is taken in any more, since nobody would look after it.
     pub fn drain(&mut self) -> Vec<Pending<C>> {
+        self.gone = true;
         self.due = None;
         self.pending.drain().map(|(_, pending)| pending).collect()
     }
@@ -221,11 +231,12 @@ mod tests {
         let now = Instant::now();
         assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(1));
         assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(2));
-        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Err(Busy));
+        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Err(Refused::Busy));
         mux.close(2);
         assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(3));
         assert_eq!(mux.drain().len(), 2);
-        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(4));
+        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Err(Refused::Gone));
+        assert_eq!((mux.is_empty(), mux.deadline()), (true, None));
     }
 
     #[test]

@@ -5,7 +5,9 @@ mod child;
 /// `mcpport device`, driven line by line on boxes made of files.
 mod device;
 mod http;
+mod link;
 mod net;
+mod tidy;
 
 use std::{
     env,

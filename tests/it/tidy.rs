@@ -1,0 +1,372 @@
+//! The house rules that can be read off the source: which room may name what, and how code here looks. The floors
+//! are those of the table in `src/lib.rs`. What the rules cannot see (is a name good, a comment true) is for people.
+
+mod source;
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use source::{Source, block, is_word, line, paths};
+
+/// Neighbours on one floor that may be named, and why. Never in a circle.
+const SIDEWAYS: &[(&str, &str, &str)] = &[
+    ("text", "limits", "how much foreign text a log line takes"),
+    ("config", "command", "a configuration holds a command line"),
+    ("config", "limits", "and limits"),
+    ("config", "secret", "and tokens"),
+    ("catalog", "auth", "a server belongs to a principal"),
+    ("session", "auth", "so does a session"),
+    ("mcp", "jsonrpc", "MCP messages are JSON-RPC"),
+    ("tunnel", "jsonrpc", "so are most frames of a link"),
+];
+
+/// What no room below the io floor may name: the outside world is an argument there.
+const WORLD: &[&str] = &[
+    "smol",
+    "async_io",
+    "async_channel",
+    "async_signal",
+    "async_tungstenite",
+    "futures_",
+    "getrandom",
+    "rustix",
+    "rustls",
+    "std::env::",
+    "std::fs",
+    "std::net::Tcp",
+    "std::net::ToSocketAddrs",
+    "std::net::Udp",
+    "std::os",
+    "std::process",
+    "std::sync::Mutex",
+    "std::sync::RwLock",
+    "std::thread",
+    "Instant::now",
+    "SystemTime::now",
+];
+
+/// The exceptions: file, path, reason.
+const WORLDLY: &[(&str, &str, &str)] = &[(
+    "http/upgrade.rs",
+    "async_tungstenite::tungstenite::handshake::derive_accept_key",
+    "a pure function: the SHA-1 of RFC 6455, section 4.2.2",
+)];
+
+/// Libraries with a home: nobody else speaks to them, so that they can be replaced.
+const HOMES: &[(&str, &[&str])] = &[
+    ("argh", &["cli", "cli/args"]),
+    ("async_signal", &["net/signals", "net/child"]),
+    ("async_tungstenite", &["net/link", "register/connect", "http/upgrade"]),
+    ("env_logger", &["main"]),
+    ("futures_rustls", &["net/"]),
+    ("getrandom", &["net/random"]),
+    ("http_types", &["http/vocab"]),
+    ("httparse", &["http/head"]),
+    ("rustix", &["net/", "device/"]),
+    ("rustls_native_certs", &["net/tls"]),
+    ("rustls_pki_types", &["net/tls"]),
+    ("serde_json", &["jsonrpc", "tunnel/handshake", "device/"]),
+    ("webpki_roots", &["net/tls"]),
+    ("std::process::exit", &[]),
+    ("std::process::Command", &["net/child"]),
+    ("smol::process", &["net/child"]),
+];
+
+/// Dependencies that the design names, or that those bring in anyway.
+const DEPENDENCIES: &[&str] = &[
+    "argh",
+    "async-channel",
+    "async-io",
+    "async-signal",
+    "async-tungstenite",
+    "env_logger",
+    "futures-lite",
+    "futures-rustls",
+    "futures-sink",
+    "getrandom",
+    "http-types",
+    "httparse",
+    "log",
+    "rustix",
+    "rustls-native-certs",
+    "rustls-pki-types",
+    "serde_json",
+    "smol",
+    "webpki-roots",
+];
+
+/// Lines that a function may have: one screen.
+const SCREEN: usize = 60;
+
+/// Numbers that are no limits, though they look so: file, name, reason.
+const NUMBERS: &[(&str, &str, &str)] = &[
+    ("http/body.rs", "DIGITS", "what a u64 holds"),
+    ("http/body.rs", "HEX_DIGITS", "what a u64 holds"),
+    ("http/respond.rs", "OWN_FIELDS", "a guess of how much to reserve"),
+    ("mcp/names.rs", "SUFFIX", "the length of what is written two lines below"),
+    ("ndjson.rs", "BLOCK", "the step of a search"),
+];
+
+/// Fails with all complaints at once.
+#[track_caller]
+fn check(rule: &str, complaints: &[String]) {
+    assert!(complaints.is_empty(), "{rule}:\n  {}", complaints.join("\n  "));
+}
+
+/// The complaint about a place, unless all is well.
+fn at(source: &Source, place: usize, what: &str) -> String {
+    format!("src/{}:{}: {what}", source.name, line(&source.code, place))
+}
+
+/// The floor of each room, by the table in `src/lib.rs`.
+fn floors(sources: &[Source]) -> BTreeMap<String, u32> {
+    let map = &sources.iter().find(|source| source.name == "lib.rs").unwrap().text;
+    let mut floors = BTreeMap::new();
+    for row in map.lines().filter_map(|line| line.strip_prefix("//! | ")) {
+        let Some(floor) = row.chars().next().and_then(|c| c.to_digit(10)) else { continue };
+        for room in row.split('`').skip(1).step_by(2) {
+            assert_eq!(floors.insert(room.to_owned(), floor), None, "{room} is on two floors");
+        }
+    }
+    floors.insert("lib".into(), 5);
+    floors
+}
+
+/// The room that a path leads to from a file, when it leads to one.
+fn target<'a>(source: &Source, path: &'a str) -> Option<&'a str> {
+    let mut parts = path.split("::").peekable();
+    let mut up = 0;
+    match parts.next()? {
+        "crate" | "mcpport" => {}
+        "super" => {
+            up += 1;
+            while parts.next_if_eq(&"super").is_some() {
+                up += 1;
+            }
+            if up < source.depth {
+                return None;
+            }
+        }
+        _ => return None,
+    }
+    parts.next().filter(|part| part.starts_with(char::is_lowercase))
+}
+
+#[test]
+fn imports_never_climb() {
+    let sources = source::all();
+    let floors = floors(&sources);
+    let mut complaints = Vec::new();
+    for source in &sources {
+        let Some(own) = floors.get(&source.room) else {
+            complaints.push(format!("src/{}: the table in src/lib.rs does not name this room", source.name));
+            continue;
+        };
+        for (place, path) in paths(&source.code) {
+            let Some(room) = target(source, &path).filter(|room| *room != source.room) else { continue };
+            let sideways = SIDEWAYS.iter().any(|(from, to, _)| *from == source.room && *to == room);
+            match floors.get(room) {
+                Some(floor) if floor < own || sideways || *own == 5 => {}
+                Some(floor) => complaints.push(at(
+                    source,
+                    place,
+                    &format!("{} is on floor {own} and names {path}, floor {floor}", source.room),
+                )),
+                None => complaints.push(at(source, place, &format!("{path}: no room of the table"))),
+            }
+        }
+    }
+    check("an import climbs (floors: src/lib.rs)", &complaints);
+}
+
+#[test]
+fn neighbours_do_not_go_in_circles() {
+    for (from, to, _) in SIDEWAYS {
+        let (mut seen, mut next) = (vec![*to], vec![*to]);
+        while let Some(room) = next.pop() {
+            assert_ne!(room, *from, "{from} leads to itself by way of {to}");
+            for (_, further, _) in SIDEWAYS.iter().filter(|(near, _, _)| *near == room) {
+                if !seen.contains(further) {
+                    seen.push(further);
+                    next.push(further);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_lower_floors_do_not_know_the_world() {
+    let sources = source::all();
+    let floors = floors(&sources);
+    let mut complaints = Vec::new();
+    for source in sources.iter().filter(|source| floors.get(&source.room).is_some_and(|floor| *floor <= 2)) {
+        for (place, path) in paths(&source.code) {
+            let worldly = WORLD.iter().any(|world| path.starts_with(world))
+                || path.ends_with("Instant::now")
+                || path.ends_with("SystemTime::now");
+            let allowed = WORLDLY.iter().any(|(file, name, _)| *file == source.name && path == *name);
+            if worldly && !allowed {
+                complaints.push(at(source, place, &path));
+            }
+        }
+    }
+    check("a pure room names the world (time and randomness are arguments there)", &complaints);
+}
+
+#[test]
+fn libraries_stay_at_home() {
+    let mut complaints = Vec::new();
+    for source in source::all() {
+        let module = source.name.trim_end_matches(".rs");
+        for (place, path) in paths(&source.code) {
+            let home = HOMES.iter().find(|(library, _)| {
+                path.strip_prefix(library).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+            });
+            let Some((library, homes)) = home else { continue };
+            let here = homes.iter().any(|home| {
+                module == *home
+                    || module
+                        .strip_prefix(home)
+                        .is_some_and(|rest| home.ends_with('/') || rest.starts_with('/'))
+            });
+            if !here {
+                complaints.push(at(&source, place, &format!("{path}: {library} is used in {homes:?} only")));
+            }
+        }
+    }
+    check("a library is used outside its home", &complaints);
+}
+
+#[test]
+fn nothing_ends_the_program_from_inside() {
+    let words = [
+        ("process::exit", "the end of the program is main's return value"),
+        ("process::abort", "the end of the program is main's return value"),
+        (".unwrap()", "handle it, or say why it cannot be"),
+        (".expect(\"", "handle it, or say why it cannot be"),
+        (".expect(&", "handle it, or say why it cannot be"),
+        ("panic!", "return an error"),
+        ("unreachable!", "make the state impossible, or return an error"),
+        ("todo!", "finish it"),
+        ("unimplemented!", "finish it"),
+        ("dbg!", "left over"),
+    ];
+    let mut complaints = Vec::new();
+    for source in source::all() {
+        for (word, why) in words {
+            for (place, _) in source.code.match_indices(word) {
+                if word.starts_with('.') || !source.code[..place].ends_with(is_word) {
+                    complaints.push(at(&source, place, &format!("{word}: {why}")));
+                }
+            }
+        }
+    }
+    check("code that ends the program", &complaints);
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    let mut complaints = Vec::new();
+    for source in source::all() {
+        for (number, text) in source.text.lines().enumerate() {
+            for word in ["TODO", "FIXME", "XXX", "HACK"] {
+                if text.contains(word) {
+                    complaints.push(format!("src/{}:{}: {word}", source.name, number + 1));
+                }
+            }
+        }
+    }
+    check("left for later", &complaints);
+}
+
+#[test]
+fn a_function_fits_a_screen() {
+    let mut complaints = Vec::new();
+    for source in source::all() {
+        for (place, _) in source.code.match_indices("fn ") {
+            let rest = &source.code[place..];
+            let Some(brace) = rest.find(['{', ';']).filter(|brace| rest[*brace..].starts_with('{')) else {
+                continue;
+            };
+            if source.code[..place].ends_with(is_word) {
+                continue;
+            }
+            let length = rest[..brace + block(&rest[brace..])].lines().count();
+            if length > SCREEN {
+                let name: String = rest[3..].chars().take_while(|c| is_word(*c)).collect();
+                complaints.push(at(&source, place, &format!("{name} has {length} lines")));
+            }
+        }
+    }
+    check(&format!("a function is longer than {SCREEN} lines"), &complaints);
+}
+
+#[test]
+fn a_module_says_what_it_is_for() {
+    let silent = |source: &Source| {
+        let opening = source.text.lines().next().unwrap_or_default();
+        let tests = source.name.ends_with("/tests.rs");
+        (!tests && !opening.starts_with("//! ")).then(|| format!("src/{}:1", source.name))
+    };
+    check("a module opens without //!", &source::all().iter().filter_map(silent).collect::<Vec<_>>());
+}
+
+/// A time in words of digits, or a constant above ten that counts something, is a limit: it belongs to `limits`.
+#[test]
+fn limits_stand_in_limits() {
+    let mut complaints = Vec::new();
+    for source in source::all() {
+        if matches!(source.name.as_str(), "limits.rs") {
+            continue;
+        }
+        for (place, _) in source.code.match_indices("Duration::from_") {
+            let arguments = source.code[place..].split(['(', ')']).nth(1).unwrap_or_default();
+            if arguments.starts_with(|c: char| c.is_ascii_digit()) {
+                complaints.push(at(&source, place, "a time as a number"));
+            }
+        }
+        for (place, _) in source.code.match_indices("const ") {
+            if let Some(name) = counting(&source.code[place..])
+                && !NUMBERS.iter().any(|(file, known, _)| *file == source.name && *known == name)
+                && source.name != "device/netlink.rs"
+            {
+                complaints.push(at(&source, place, &format!("the number {name}")));
+            }
+        }
+    }
+    check("a limit outside src/limits.rs (or the list NUMBERS here)", &complaints);
+}
+
+/// The name of a `const` that is a count: `usize` or `Duration`, one plain number above ten.
+fn counting(code: &str) -> Option<&str> {
+    let (name, rest) = code.strip_prefix("const ")?.split_once(':')?;
+    let (kind, rest) = rest.split_once('=')?;
+    let number: String = rest.split(';').next()?.chars().filter(|c| !matches!(c, '_' | ' ')).collect();
+    let counts = matches!(kind.trim(), "usize" | "Duration") && number.parse::<u64>().is_ok_and(|n| n > 8);
+    counts.then_some(name)
+}
+
+#[test]
+fn every_dependency_is_wanted_and_says_why() {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let (mut section, mut before, mut complaints, mut seen) = ("", "", Vec::new(), 0);
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            section = line;
+        } else if section.contains("dependencies") && line.contains('=') {
+            let name = line.split(['=', '.']).next().unwrap_or_default().trim();
+            seen += 1;
+            if !before.starts_with('#') {
+                complaints.push(format!("Cargo.toml: {name} has no comment above it"));
+            }
+            if section == "[dependencies]" && !DEPENDENCIES.contains(&name) {
+                complaints.push(format!("Cargo.toml: the design does not name {name}"));
+            }
+        } else if section.starts_with("[dependencies.") || section.starts_with("[target") {
+            complaints.push(format!("Cargo.toml: {section} is a form that this test does not read"));
+        }
+        before = line;
+    }
+    assert!(seen >= DEPENDENCIES.len() / 2, "Cargo.toml was not read");
+    check("dependencies", &complaints);
+}
