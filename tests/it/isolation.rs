@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 
 use serde_json::{Value, json};
 
-use self::peer::{Peer, Place, Source, text_of};
+use self::peer::{CAPABILITIES, Peer, Place, Source, text_of};
 use crate::{
     directory,
     wire::member,
@@ -180,5 +180,196 @@ fn servers_ask_their_client() {
         let answers = value(&text_of(&peer.answer(&id)));
         assert_eq!(answers[0]["error"], json!({"code": -7, "message": "no", "data": [1]}));
         assert_eq!(peer.rest(), [""; 0]);
+    }
+}
+
+/// Every process counts its questions from 0, and so would clients mix them up.
+#[test]
+fn questions_with_equal_ids_are_told_apart() {
+    let gateway = Gateway::start(&[]);
+    let _edges = ["s", "t"].map(|name| {
+        let edge = gateway.edge_with(name, &["--session"], &["--sessions", "isolated"]);
+        edge.program.wait_for("registered: ");
+        edge
+    });
+    for place in Place::ALL {
+        let mut peers = [Peer::ready(&gateway, place), Peer::ready(&gateway, place)];
+        let mut calls: Vec<(usize, String, String)> = Vec::new();
+        for (number, peer) in peers.iter_mut().enumerate() {
+            for server in if place.single { &["s"][..] } else { &["s", "t"] } {
+                let tool = if place.single { "ask".to_owned() } else { format!("{server}_ask") };
+                let arguments = format!(r#"{{"method":"x/{server}","params":{{}},"count":3}}"#);
+                let params = format!(r#"{{"name":"{tool}","arguments":{arguments}}}"#);
+                calls.push((number, peer.begin("tools/call", &params), format!("x/{server}")));
+            }
+        }
+        // Six questions of ids 0 to 2 are open at a client of the aggregate; answered in another order.
+        let mut asked: Vec<(usize, String, String)> = Vec::new();
+        for (number, _, method) in &calls {
+            for _ in 0..3 {
+                let id = member(&peers[*number].asked(method).1, "id").unwrap();
+                asked.push((*number, id, method.clone()));
+            }
+        }
+        for (number, id, method) in asked.iter().rev() {
+            peers[*number].respond(id, &format!(r#"{{"by":{number},"to":"{method}"}}"#));
+        }
+        for (number, id, method) in &calls {
+            let answers = value(&text_of(&peers[*number].answer(id)));
+            let expected =
+                |own: u64| json!({"jsonrpc": "2.0", "id": own, "result": {"by": number, "to": method}});
+            assert_eq!(answers, json!([expected(0), expected(1), expected(2)]), "{place:?}");
+        }
+    }
+}
+
+#[test]
+fn questions_are_taken_back_under_the_clients_id() {
+    let (gateway, _edge) = world(&[]);
+    for place in Place::ALL {
+        let mut peer = Peer::ready(&gateway, place);
+        for _ in 0..3 {
+            let text = peer.call_text("retract", r#"{"method":"roots/list","params":{}}"#);
+            assert_eq!(text, "retracted");
+            let asked = member(&peer.asked("roots/list").1, "id").unwrap();
+            let cancelled = value(&peer.asked("notifications/cancelled").1);
+            assert_eq!(cancelled["params"]["requestId"].to_string(), asked);
+            assert_eq!(cancelled["params"]["reason"], "never mind");
+            // Too late, and never asked: nobody hears of it.
+            peer.respond(&asked, r#"{"late":true}"#);
+        }
+        assert_eq!(peer.call_text("echo", r#"{"text":"on"}"#), "on");
+    }
+}
+
+#[test]
+fn answers_that_nobody_waits_for_are_dropped() {
+    let (gateway, edge) = world(&[]);
+    for place in Place::ALL {
+        let (mut peer, mut other) = (Peer::ready(&gateway, place), Peer::ready(&gateway, place));
+        let call = peer.begin_call("ask", r#"{"method":"roots/list","params":{}}"#);
+        other.call("echo", "{}");
+        let asked = member(&peer.asked("roots/list").1, "id").unwrap();
+        for id in ["0", "999", "\"1\"", "-1", "1.0", "18446744073709551616", "\"x\""] {
+            peer.respond(id, r#"{"forged":true}"#);
+        }
+        other.respond(&asked, r#"{"forged":true}"#);
+        peer.respond(&asked, r#"{"mine":true}"#);
+        peer.respond(&asked, r#"{"forged":true}"#);
+        assert_eq!(value(&text_of(&peer.answer(&call)))[0]["result"], json!({"mine": true}));
+        assert_eq!((peer.call_text("echo", "{}"), other.call_text("echo", "{}")), Default::default());
+    }
+    assert_eq!(edge.count("forged"), 0);
+}
+
+#[test]
+fn logs_and_levels_are_private() {
+    let (gateway, edge) = world(&[]);
+    for place in Place::ALL {
+        let mut peers = [Peer::ready(&gateway, place), Peer::ready(&gateway, place)];
+        for (peer, level) in peers.iter_mut().zip(["debug", "error"]) {
+            // At the aggregate the one sets its level before it touches the server, the other after.
+            if level == "debug" {
+                peer.call("echo", "{}");
+            }
+            peer.ask("logging/setLevel", &format!(r#"{{"level":"{level}"}}"#));
+            assert_eq!(peer.call_text("level", "{}"), format!("Some({level:?})"), "{place:?}");
+        }
+        for peer in &mut peers {
+            for level in ["info", "critical"] {
+                peer.call("log", &format!(r#"{{"level":"{level}","text":"{level}"}}"#));
+            }
+        }
+        for (peer, expected) in peers.iter_mut().zip([&["info", "critical"][..], &["critical"]]) {
+            let said: Vec<Value> = peer.rest().iter().map(|text| value(text)).collect();
+            let said: Vec<&Value> = said.iter().map(|message| &message["params"]["data"]).collect();
+            assert_eq!(said, expected, "{place:?}");
+        }
+    }
+    assert_eq!(edge.count("logging/setLevel"), 2 * Place::ALL.len());
+}
+
+#[test]
+fn progress_stays_in_its_session() {
+    let (gateway, _edge) = world(&[]);
+    for place in Place::ALL {
+        let mut peers: Vec<Peer> = (0..3).map(|_| Peer::ready(&gateway, place)).collect();
+        let tool = place.tool("progress");
+        let calls: Vec<String> = peers
+            .iter_mut()
+            .enumerate()
+            .map(|(number, peer)| {
+                let steps = number + 1;
+                let arguments = format!(r#"{{"steps":{steps}}}"#);
+                let params =
+                    format!(r#"{{"name":"{tool}","arguments":{arguments},"_meta":{{"progressToken":0}}}}"#);
+                peer.begin("tools/call", &params)
+            })
+            .collect();
+        for (number, (peer, call)) in peers.iter_mut().zip(&calls).enumerate() {
+            for step in 1..=number + 1 {
+                let (source, message) = peer.asked("notifications/progress");
+                let message = value(&message);
+                assert_eq!(message["params"], json!({"progressToken": 0, "progress": step}));
+                let expected = if place.streamable { Source::Post(call.clone()) } else { Source::Stream };
+                assert_eq!(source, expected);
+            }
+            assert_eq!(text_of(&peer.answer(call)), "done");
+            assert_eq!(peer.rest(), [""; 0]);
+        }
+    }
+}
+
+#[test]
+fn calls_wait_until_the_process_is_initialized() {
+    let gate = Gate::new();
+    let (gateway, edge) = world_with(&[], &["--gate", &gate.argument()], &[]);
+    for (round, place) in Place::WHOLE.into_iter().enumerate() {
+        gate.close();
+        let mut peer = Peer::ready(&gateway, place);
+        let calls: Vec<String> =
+            (0..5).map(|n| peer.begin_call("echo", &format!(r#"{{"text":"{n}"}}"#))).collect();
+        let gone = peer.begin_call("echo", r#"{"text":"never"}"#);
+        edge.wait_for("\"peer\"");
+        peer.post(&format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{gone}}}}}"#
+        ));
+        eventually("it is asked", || edge.count("\"initialize\"") == round + 2);
+        assert_eq!(edge.count("tools/call"), 6 * round);
+        gate.open();
+        for (n, call) in calls.iter().enumerate() {
+            assert_eq!(text_of(&peer.answer(call)), n.to_string());
+        }
+    }
+}
+
+#[test]
+fn a_process_that_is_not_initialized_fails_its_calls() {
+    let gate = Gate::new();
+    let (gateway, edge) = world_with(&["--timeout-run-tool", "1500ms"], &["--gate", &gate.argument()], &[]);
+    gate.close();
+    for place in Place::ALL {
+        let mut peer = Peer::open(&gateway, place);
+        let answer = peer.initialize("2025-06-18", CAPABILITIES, "{}");
+        let answer = if place.single { answer } else { peer.call("echo", "{}") };
+        let message = value(&answer)["error"]["message"].as_str().unwrap_or_default().to_owned();
+        assert!(message.contains("server 's'"), "{place:?}: {answer}");
+        assert!(message.contains("initialized in time") || message.contains("within 1.5 s"), "{answer}");
+        peer.end_if_begun();
+        wait_for_processes(&edge, 0);
+    }
+    gate.say("no");
+    for place in Place::ALL {
+        let mut peer = Peer::open(&gateway, place);
+        let answer = peer.initialize("2025-06-18", CAPABILITIES, "{}");
+        let answer = if place.single { answer } else { peer.call("echo", "{}") };
+        assert!(answer.contains("not for you"), "{place:?}: {answer}");
+        peer.end_if_begun();
+        wait_for_processes(&edge, 0);
+    }
+    // And none of this is for ever.
+    gate.open();
+    for place in Place::ALL {
+        assert_eq!(Peer::ready(&gateway, place).call_text("echo", r#"{"text":"well"}"#), "well");
     }
 }

@@ -328,6 +328,14 @@ impl Peer {
         }
     }
 
+    /// The same, where the session may never have begun.
+    #[track_caller]
+    pub fn end_if_begun(&mut self) {
+        if !self.session.is_empty() {
+            self.end();
+        }
+    }
+
     /// Closes all connections.
     pub fn hang_up(&mut self) {
         for stream in self.streams.drain(..) {
