@@ -7,6 +7,7 @@ mod device;
 mod http;
 mod link;
 mod net;
+mod simulation;
 mod tidy;
 
 use std::{
