@@ -3,21 +3,23 @@
 //! Pure tables. `H` is whatever the program needs to reach a server; lookups hand out clones of it.
 //! Exposed names are looked up in a map; nothing is ever split at a separator.
 
-use std::{collections::BTreeMap, fmt::Write};
+mod board;
 
+use std::collections::BTreeMap;
+
+use self::board::Board;
 use crate::{
     auth::Principal,
     jsonrpc::quote,
-    limits::{CatalogLimits, LIST_PAGE},
-    mcp::names::{Tool, exposed, exposed_with_hash},
-    text,
+    limits::CatalogLimits,
+    mcp::offer::{Item, Kind},
 };
 
 /// A registration's place in the catalog. Never reused.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Key(u64);
 
-/// A tool, found by the name that clients use.
+/// Something that is offered, found by the name or URI that clients use.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Target<H> {
     /// The gateway's own.
@@ -26,8 +28,8 @@ pub enum Target<H> {
     Server {
         /// How to reach the server.
         handle: H,
-        /// The server's own name for the tool.
-        tool: String,
+        /// The server's own name or URI for it.
+        key: String,
     },
 }
 
@@ -47,19 +49,9 @@ struct Server<H> {
     name: String,
     principal: Principal,
     handle: H,
-    tools: Vec<Tool>,
-    /// Names under which its tools are exposed.
-    exposed: Vec<String>,
-}
-
-#[derive(Debug)]
-struct Exposed {
-    /// `None`: the gateway's own.
-    server: Option<Key>,
-    /// The server's own name.
-    tool: String,
-    /// The description under the exposed name.
-    listed: String,
+    /// It declares resources, so it may have some that it does not list.
+    has_resources: bool,
+    offers: BTreeMap<Kind, Vec<Item>>,
 }
 
 /// See the module's documentation.
@@ -67,21 +59,22 @@ struct Exposed {
 pub struct Catalog<H> {
     last: u64,
     servers: BTreeMap<Key, Server<H>>,
-    exposed: BTreeMap<String, Exposed>,
+    boards: BTreeMap<Kind, Board>,
     limits: CatalogLimits,
 }
 
 impl<H: Clone> Catalog<H> {
     /// A catalog with the gateway's own tools: name and description.
     pub fn new(own: &[(&str, &str)], limits: CatalogLimits) -> Self {
-        let own = own.iter().map(|(name, listed)| {
-            let entry = Exposed { server: None, tool: (*name).to_owned(), listed: (*listed).to_owned() };
-            ((*name).to_owned(), entry)
-        });
-        Self { last: 0, servers: BTreeMap::new(), exposed: own.collect(), limits }
+        let mut boards: BTreeMap<Kind, Board> =
+            Kind::ALL.into_iter().map(|kind| (kind, Board::new(kind))).collect();
+        for (name, listed) in own {
+            boards.entry(Kind::Tool).or_insert_with(|| Board::new(Kind::Tool)).add_own(name, listed);
+        }
+        Self { last: 0, servers: BTreeMap::new(), boards, limits }
     }
 
-    /// Registers a server, without tools so far. The same id from the same principal takes over: the handle of
+    /// Registers a server that offers nothing so far. The same id from the same principal takes over: the handle of
     /// the one that had it is returned, to be told.
     ///
     /// # Errors
@@ -101,81 +94,99 @@ impl<H: Clone> Catalog<H> {
         if let Some((_, holder)) = conflict {
             return Err(NameTaken { name: name.to_owned(), holder: holder.id.clone() });
         }
-        let replaced = replaced.and_then(|key| self.remove(key));
+        let replaced = replaced.and_then(|key| self.remove(key)).map(|(handle, _)| handle);
         self.last += 1;
         let key = Key(self.last);
         let (id, name) = (id.to_owned(), name.to_owned());
-        self.servers
-            .insert(key, Server { id, name, principal, handle, tools: Vec::new(), exposed: Vec::new() });
+        let server = Server { id, name, principal, handle, has_resources: false, offers: BTreeMap::new() };
+        self.servers.insert(key, server);
         Ok((key, replaced))
     }
 
-    /// Takes a server out with all its names.
-    pub fn remove(&mut self, key: Key) -> Option<H> {
+    /// Takes a server out with all its names. Returns its handle, and the kinds of which something was listed.
+    pub fn remove(&mut self, key: Key) -> Option<(H, Vec<Kind>)> {
         let server = self.servers.remove(&key)?;
-        for name in &server.exposed {
-            self.exposed.remove(name);
-        }
-        Some(server.handle)
+        let removed = |(kind, board): (&Kind, &mut Board)| board.remove(key).then_some(*kind);
+        let kinds = self.boards.iter_mut().filter_map(removed).collect();
+        Some((server.handle, kinds))
     }
 
-    /// Sets what a server offers. Returns warnings for the log, or `None` when nothing changed or the server is gone.
-    pub fn set_tools(&mut self, key: Key, tools: Vec<Tool>) -> Option<Vec<String>> {
+    /// The server declares resources.
+    pub fn set_has_resources(&mut self, key: Key) {
+        if let Some(server) = self.servers.get_mut(&key) {
+            server.has_resources = true;
+        }
+    }
+
+    /// Sets what a server offers of a kind. Returns warnings for the log, or `None` when nothing changed or the server
+    /// is gone.
+    pub fn set(&mut self, key: Key, kind: Kind, items: Vec<Item>) -> Option<Vec<String>> {
         let server = self.servers.get_mut(&key)?;
-        if server.tools == tools {
+        let board = self.boards.get_mut(&kind)?;
+        if server.offers.get(&kind).map_or(items.is_empty(), |before| *before == items) {
             return None;
         }
-        for name in std::mem::take(&mut server.exposed) {
-            self.exposed.remove(&name);
-        }
+        board.remove(key);
         let mut warnings = Vec::new();
-        for tool in &tools {
-            match place(&self.exposed, &server.name, tool, &self.limits, &mut warnings) {
-                Some(name) => {
-                    let listed = tool.under(&name);
-                    let entry = Exposed { server: Some(key), tool: tool.name.clone(), listed };
-                    self.exposed.insert(name.clone(), entry);
-                    server.exposed.push(name);
-                }
-                None => warnings.push(format!("tool {} is listed twice", text::show(&tool.name))),
-            }
+        for item in &items {
+            warnings.extend(board.add(key, &server.name, item, &self.limits));
         }
-        server.tools = tools;
+        server.offers.insert(kind, items);
         Some(warnings)
     }
 
-    /// Finds a tool by its exposed name.
-    pub fn find(&self, name: &str) -> Option<Target<H>> {
-        let entry = self.exposed.get(name)?;
-        let Some(key) = entry.server else { return Some(Target::Own) };
-        let handle = self.servers.get(&key)?.handle.clone();
-        Some(Target::Server { handle, tool: entry.tool.clone() })
+    /// Finds a tool or a prompt by its exposed name, a template by its exposed form.
+    pub fn find(&self, kind: Kind, exposed: &str) -> Option<Target<H>> {
+        let (server, key) = self.boards.get(&kind)?.find(exposed)?;
+        self.target(server, key)
     }
 
-    /// One page of the list of all tools, as a result of `tools/list`. `None` when the cursor is not one of ours.
+    /// Finds the server of a resource: listed under this URI, named in front of it as `<server>+<uri>`, of the form of
+    /// a listed template, or of the only server that has resources.
+    pub fn find_resource(&self, uri: &str) -> Option<Target<H>> {
+        if let Some(target) = self.find(Kind::Resource, uri) {
+            return Some(target);
+        }
+        let named = uri.split_once('+').and_then(|(name, rest)| Some((self.named(name)?, rest)));
+        if let Some((server, rest)) = named {
+            return Some(Target::Server { handle: server.handle.clone(), key: rest.to_owned() });
+        }
+        if let Some(server) = self.boards.get(&Kind::Template).and_then(|board| board.matching(uri)) {
+            return self.target(Some(server), uri);
+        }
+        let mut with_resources = self.servers.values().filter(|server| server.has_resources);
+        match (with_resources.next(), with_resources.next()) {
+            (Some(only), None) => Some(Target::Server { handle: only.handle.clone(), key: uri.to_owned() }),
+            _ => None,
+        }
+    }
+
+    fn target(&self, server: Option<Key>, key: &str) -> Option<Target<H>> {
+        let Some(server) = server else { return Some(Target::Own) };
+        let handle = self.servers.get(&server)?.handle.clone();
+        Some(Target::Server { handle, key: key.to_owned() })
+    }
+
+    fn named(&self, name: &str) -> Option<&Server<H>> {
+        self.servers.values().find(|server| server.name == name)
+    }
+
+    /// The server with this name.
+    pub fn server(&self, name: &str) -> Option<H> {
+        self.named(name).map(|server| server.handle.clone())
+    }
+
+    /// One page of a list, as the result of its method. `None` when the cursor is not one of ours.
     ///
     /// The order is that of the exposed names, and a cursor names the last one seen: a list that changes between
     /// two pages neither repeats nor skips what stayed.
-    pub fn list(&self, cursor: Option<&str>) -> Option<String> {
-        use std::ops::Bound;
-        let from = match cursor {
-            None => Bound::Unbounded,
-            Some(cursor) => Bound::Excluded(cursor.strip_prefix(CURSOR)?),
-        };
-        let mut out = String::from("{\"tools\":[");
-        let mut rest = self.exposed.range::<str, _>((from, Bound::Unbounded)).peekable();
-        while let Some((name, entry)) = rest.next() {
-            out.push_str(&entry.listed);
-            let Some((_, following)) = rest.peek() else { break };
-            if out.len() + following.listed.len() > LIST_PAGE {
-                // Writing to a String cannot fail.
-                let _ = write!(out, "],\"nextCursor\":{}}}", quote(&format!("{CURSOR}{name}")));
-                return Some(out);
-            }
-            out.push(',');
-        }
-        out.push_str("]}");
-        Some(out)
+    pub fn list(&self, kind: Kind, cursor: Option<&str>) -> Option<String> {
+        self.boards.get(&kind)?.page(cursor)
+    }
+
+    /// The handles of all servers with their names, in the order of their registration.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &H)> {
+        self.servers.values().map(|server| (server.name.as_str(), &server.handle))
     }
 
     /// The servers as JSON objects: id, name, tools_count.
@@ -183,7 +194,8 @@ impl<H: Clone> Catalog<H> {
         self.servers
             .values()
             .map(|server| {
-                let (id, name, count) = (quote(&server.id), quote(&server.name), server.tools.len());
+                let count = server.offers.get(&Kind::Tool).map_or(0, Vec::len);
+                let (id, name) = (quote(&server.id), quote(&server.name));
                 format!("{{\"id\":{id},\"name\":{name},\"tools_count\":{count}}}")
             })
             .collect()
@@ -200,33 +212,10 @@ impl<H: Clone> Catalog<H> {
     }
 }
 
-/// What our cursors begin with.
-const CURSOR: &str = "after:";
-
-/// The name for a tool: the plain one, or with a hash where the plain one is taken. `None` when both are.
-fn place(
-    taken: &BTreeMap<String, Exposed>,
-    server: &str,
-    tool: &Tool,
-    limits: &CatalogLimits,
-    warnings: &mut Vec<String>,
-) -> Option<String> {
-    let plain = exposed(server, &tool.name, limits.exposed_name);
-    if !taken.contains_key(&plain) {
-        return Some(plain);
-    }
-    let hashed = exposed_with_hash(server, &tool.name, limits.exposed_name);
-    if taken.contains_key(&hashed) {
-        return None;
-    }
-    warnings
-        .push(format!("the name {plain} is taken; tool {} is exposed as {hashed}", text::show(&tool.name)));
-    Some(hashed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{limits::LIST_PAGE, mcp::names::exposed_with_hash};
 
     const US: Principal = Principal::ANONYMOUS;
 
@@ -234,18 +223,27 @@ mod tests {
         Catalog::new(&[("list_servers", "{\"name\":\"list_servers\"}")], CatalogLimits::default())
     }
 
-    fn tools(names: &[&str]) -> Vec<Tool> {
-        names.iter().filter_map(|name| Tool::read(&format!("{{\"name\":\"{name}\"}}"), 128)).collect()
+    fn items(kind: Kind, keys: &[&str]) -> Vec<Item> {
+        let limits = CatalogLimits::default();
+        let read = |key: &&str| Item::read(kind, &format!("{{\"{}\":\"{key}\"}}", kind.key()), &limits);
+        keys.iter().filter_map(read).collect()
     }
 
-    fn listed(catalog: &Catalog<&'static str>) -> Vec<String> {
-        catalog.exposed.keys().cloned().collect()
+    fn tools(names: &[&str]) -> Vec<Item> {
+        items(Kind::Tool, names)
     }
 
-    fn found(catalog: &Catalog<&'static str>, name: &str) -> Option<(&'static str, String)> {
-        match catalog.find(name)? {
-            Target::Server { handle, tool } => Some((handle, tool)),
-            Target::Own => Some(("own", String::new())),
+    fn listed(catalog: &Catalog<&'static str>, kind: Kind) -> Vec<String> {
+        let page: serde_json::Value = serde_json::from_str(&catalog.list(kind, None).unwrap()).unwrap();
+        let keys = page[kind.member()].as_array().unwrap().iter();
+        keys.map(|item| item[kind.key()].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn shown(target: Option<Target<&'static str>>) -> String {
+        match target {
+            Some(Target::Server { handle, key }) => format!("{handle} {key}"),
+            Some(Target::Own) => "own".into(),
+            None => "none".into(),
         }
     }
 
@@ -253,29 +251,31 @@ mod tests {
     fn servers_come_and_go() {
         let mut catalog = catalog();
         let (key, _) = catalog.register("1", "file", US, "h1").unwrap();
-        assert_eq!(catalog.set_tools(key, tools(&["read", "write"])), Some(vec![]));
-        assert_eq!(catalog.set_tools(key, tools(&["read", "write"])), None);
-        assert_eq!(listed(&catalog), ["file_read", "file_write", "list_servers"]);
-        assert_eq!(found(&catalog, "file_read"), Some(("h1", "read".into())));
-        assert_eq!(found(&catalog, "read"), None);
+        assert_eq!(catalog.set(key, Kind::Prompt, vec![]), None);
+        assert_eq!(catalog.set(key, Kind::Tool, tools(&["read", "write"])), Some(vec![]));
+        assert_eq!(catalog.set(key, Kind::Tool, tools(&["read", "write"])), None);
+        assert_eq!(listed(&catalog, Kind::Tool), ["file_read", "file_write", "list_servers"]);
+        assert_eq!(shown(catalog.find(Kind::Tool, "file_read")), "h1 read");
+        assert_eq!(shown(catalog.find(Kind::Tool, "read")), "none");
+        assert_eq!(shown(catalog.find(Kind::Prompt, "file_read")), "none");
         assert_eq!(catalog.servers(), [r#"{"id":"1","name":"file","tools_count":2}"#]);
-        assert_eq!(catalog.remove(key), Some("h1"));
-        assert_eq!(listed(&catalog), ["list_servers"]);
-        assert_eq!(catalog.set_tools(key, tools(&["read"])), None);
+        assert_eq!(catalog.remove(key), Some(("h1", vec![Kind::Tool])));
+        assert_eq!(listed(&catalog, Kind::Tool), ["list_servers"]);
+        assert_eq!(catalog.set(key, Kind::Tool, tools(&["read"])), None);
     }
 
     #[test]
     fn the_same_id_takes_over_and_another_is_refused() {
         let mut catalog = catalog();
         let (first, _) = catalog.register("1", "file", US, "h1").unwrap();
-        catalog.set_tools(first, tools(&["read"]));
+        catalog.set(first, Kind::Tool, tools(&["read"]));
         let taken = catalog.register("2", "file", US, "h2").unwrap_err();
         assert_eq!(taken, NameTaken { name: "file".into(), holder: "1".into() });
         assert!(catalog.register("1", "file", Principal::token(3), "h3").is_err());
         let (second, replaced) = catalog.register("1", "files", US, "h4").unwrap();
         assert_eq!((replaced, catalog.len()), (Some("h1"), 1));
         assert_eq!(catalog.remove(first), None);
-        assert_eq!(catalog.remove(second), Some("h4"));
+        assert_eq!(catalog.remove(second), Some(("h4", vec![])));
     }
 
     #[test]
@@ -284,13 +284,33 @@ mod tests {
         let (one, _) = catalog.register("1", "a_b", US, "h1").unwrap();
         let (two, _) = catalog.register("2", "a", US, "h2").unwrap();
         let (own, _) = catalog.register("3", "list", US, "h3").unwrap();
-        catalog.set_tools(one, tools(&["c"]));
-        assert_eq!(catalog.set_tools(two, tools(&["b_c", "b.c", "b_c"])).unwrap().len(), 3);
-        assert_eq!(catalog.set_tools(own, tools(&["servers"])).unwrap().len(), 1);
-        assert_eq!(found(&catalog, "a_b_c"), Some(("h1", "c".into())));
-        assert_eq!(found(&catalog, &exposed_with_hash("a", "b_c", 64)), Some(("h2", "b_c".into())));
-        assert_eq!(found(&catalog, &exposed_with_hash("a", "b.c", 64)), Some(("h2", "b.c".into())));
-        assert_eq!(found(&catalog, "list_servers"), Some(("own", String::new())));
+        catalog.set(one, Kind::Tool, tools(&["c"]));
+        assert_eq!(catalog.set(two, Kind::Tool, tools(&["b_c", "b.c", "b_c"])).unwrap().len(), 3);
+        assert_eq!(catalog.set(own, Kind::Tool, tools(&["servers"])).unwrap().len(), 1);
+        assert_eq!(shown(catalog.find(Kind::Tool, "a_b_c")), "h1 c");
+        assert_eq!(shown(catalog.find(Kind::Tool, &exposed_with_hash("a", "b_c", 64))), "h2 b_c");
+        assert_eq!(shown(catalog.find(Kind::Tool, &exposed_with_hash("a", "b.c", 64))), "h2 b.c");
+        assert_eq!(shown(catalog.find(Kind::Tool, "list_servers")), "own");
+    }
+
+    #[test]
+    fn resources_keep_their_uri_where_they_can() {
+        let mut catalog = catalog();
+        let (one, _) = catalog.register("1", "one", US, "h1").unwrap();
+        let (two, _) = catalog.register("2", "two", US, "h2").unwrap();
+        for key in [one, two] {
+            catalog.set_has_resources(key);
+            assert!(catalog.set(key, Kind::Resource, items(Kind::Resource, &["a://x"])).is_some());
+        }
+        catalog.set(two, Kind::Template, items(Kind::Template, &["b://{id}/log{?n}"]));
+        assert_eq!(listed(&catalog, Kind::Resource), ["a://x", "two+a://x"]);
+        assert_eq!(shown(catalog.find_resource("a://x")), "h1 a://x");
+        assert_eq!(shown(catalog.find_resource("two+a://x")), "h2 a://x");
+        assert_eq!(shown(catalog.find_resource("one+a://unlisted")), "h1 a://unlisted");
+        assert_eq!(shown(catalog.find_resource("b://7/log?n=3")), "h2 b://7/log?n=3");
+        assert_eq!(shown(catalog.find_resource("c://x")), "none");
+        catalog.remove(one);
+        assert_eq!(shown(catalog.find_resource("c://x")), "h2 c://x");
     }
 
     #[test]
@@ -299,10 +319,11 @@ mod tests {
         let (key, _) = catalog.register("1", "s", US, "h").unwrap();
         let padding = "x".repeat(LIST_PAGE / 3);
         let many = (0..7).map(|n| format!("{{\"name\":\"t{n}\",\"x\":\"{padding}\"}}"));
-        catalog.set_tools(key, many.filter_map(|raw| Tool::read(&raw, 128)).collect());
+        let limits = CatalogLimits::default();
+        catalog.set(key, Kind::Tool, many.filter_map(|raw| Item::read(Kind::Tool, &raw, &limits)).collect());
         let (mut cursor, mut seen, mut pages) = (None::<String>, Vec::new(), 0);
         loop {
-            let page = catalog.list(cursor.as_deref()).unwrap();
+            let page = catalog.list(Kind::Tool, cursor.as_deref()).unwrap();
             let page: serde_json::Value = serde_json::from_str(&page).unwrap();
             seen.extend(
                 page["tools"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap().to_owned()),
@@ -313,8 +334,12 @@ mod tests {
                 None => break,
             }
         }
-        assert_eq!(seen, listed(&catalog));
-        assert_eq!(pages, 4);
-        assert_eq!(catalog.list(Some("bogus")), None);
+        let expected: Vec<String> = ["list_servers"]
+            .iter()
+            .map(|name| (*name).to_owned())
+            .chain((0..7).map(|n| format!("s_t{n}")))
+            .collect();
+        assert_eq!((seen, pages), (expected, 4));
+        assert_eq!(catalog.list(Kind::Tool, Some("bogus")), None);
     }
 }

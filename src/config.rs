@@ -19,6 +19,8 @@ pub struct GatewayConfig {
     pub timeout_run_tool: Duration,
     /// Path of the event stream.
     pub sse_path: String,
+    /// Path of the Streamable HTTP transport.
+    pub mcp_path: String,
     /// Path of the message endpoint, without a trailing slash.
     pub messages_path: String,
     /// Path of the health check.
@@ -65,6 +67,8 @@ pub struct RegisterConfig {
     pub headers: Vec<(String, Secret)>,
     /// Trust of the gateway's certificate.
     pub tls: ClientTls,
+    /// Give each client session a process of its own, so many at a time. `None`: all share one.
+    pub sessions: Option<u32>,
     /// End when the first connection fails.
     pub require_gateway: bool,
     /// Local HTTP port, 0: none.

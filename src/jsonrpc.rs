@@ -25,6 +25,10 @@ pub const INVALID_PARAMS: i64 = -32602;
 pub const INTERNAL_ERROR: i64 = -32603;
 /// A limit of the gateway is reached; try again later.
 pub const BUSY: i64 = -32000;
+/// There is no such resource (MCP, up to 2025-11-25).
+pub const NO_RESOURCE: i64 = -32002;
+/// The request was cancelled; the code that MCP SDKs use for it.
+pub const CANCELLED: i64 = -32800;
 /// No answer within the time limit; the code that MCP SDKs use for it.
 pub const TIMED_OUT: i64 = -32001;
 

@@ -106,6 +106,20 @@ impl Default for HttpLimits {
 pub struct SessionLimits {
     /// Sessions in all.
     pub sessions: usize,
+    /// A session of the Streamable transport ends when it was not used for so long.
+    pub idle: Duration,
+    /// Sent events of one session that are kept for a client that comes back to a broken stream.
+    pub replay_messages: usize,
+    /// Bytes of them.
+    pub replay_bytes: usize,
+    /// Broken streams of one session that wait for their client.
+    pub parked: usize,
+    /// How long a client is asked to wait before it comes back to a stream.
+    pub retry: Duration,
+    /// Resources that one session may be subscribed to.
+    pub subscriptions: usize,
+    /// Messages in one batch (protocol version 2025-03-26).
+    pub batch: usize,
     /// Messages that wait for one client to read them.
     pub queue_messages: usize,
     /// Bytes that wait for one client to read them; a single larger message is still taken when nothing waits.
@@ -120,6 +134,13 @@ impl Default for SessionLimits {
     fn default() -> Self {
         Self {
             sessions: 512,
+            idle: Duration::from_secs(30 * 60),
+            replay_messages: 256,
+            replay_bytes: MIB,
+            parked: 8,
+            retry: Duration::from_secs(1),
+            subscriptions: 256,
+            batch: 64,
             queue_messages: 256,
             queue_bytes: MIB,
             in_flight: 64,
@@ -206,23 +227,33 @@ impl Default for LinkLimits {
 /// Bounds of what one server may offer.
 #[derive(Clone, Debug)]
 pub struct CatalogLimits {
-    /// Tools of one server; agents are lost long before.
-    pub tools: usize,
-    /// Bytes of all tool descriptions of one server.
+    /// Items of one kind (tools, prompts…) of one server; agents are lost long before.
+    pub items: usize,
+    /// Bytes of all descriptions of one kind of one server.
     pub bytes: usize,
     /// Pages that are followed in one listing.
     pub pages: usize,
     /// Characters of a server's name.
     pub server_name: usize,
-    /// Characters of a tool's own name.
+    /// Characters of a tool's or a prompt's own name.
     pub tool_name: usize,
+    /// Characters of a resource's URI.
+    pub uri: usize,
     /// Characters of a name that a client sees; several model APIs refuse more.
     pub exposed_name: usize,
 }
 
 impl Default for CatalogLimits {
     fn default() -> Self {
-        Self { tools: 512, bytes: 4 * MIB, pages: 64, server_name: 64, tool_name: 128, exposed_name: 64 }
+        Self {
+            items: 512,
+            bytes: 4 * MIB,
+            pages: 64,
+            server_name: 64,
+            tool_name: 128,
+            uri: 2048,
+            exposed_name: 64,
+        }
     }
 }
 
@@ -335,6 +366,20 @@ pub const LOG_TEXT: usize = 256;
 pub const EDGE_OPEN: usize = 1024;
 /// Bytes of a client's request id or progress token; they are kept while the call runs.
 pub const ID_BYTES: usize = 256;
+/// Bytes of the instructions of all servers, put together for one client.
+pub const INSTRUCTIONS: usize = 16 * KIB;
+/// How often idle sessions are looked for.
+pub const SWEEP: Duration = Duration::from_secs(30);
+/// Processes for isolated sessions at one edge, unless `--max-sessions` says otherwise.
+pub const MAX_SESSIONS: u32 = 32;
+/// Requests of a server that wait for one client's answer.
+pub const ASKS: usize = 64;
+/// Bytes of what a client says of itself in `initialize`, to be said to the processes of its own.
+pub const CLIENT_FACTS: usize = 64 * KIB;
+/// How often the calls of isolated sessions are looked at for their deadlines.
+pub const CHANNEL_TICK: Duration = Duration::from_secs(1);
+/// Bytes that a close frame has for its reason (RFC 6455, section 5.5, less two for the code).
+pub const CLOSE_REASON: usize = 123;
 /// Bytes of one page of a list; well below what clients take as one event (1 MiB).
 pub const LIST_PAGE: usize = 256 * KIB;
 /// Connections that the kernel holds for us until we accept them: a burst of reconnecting edges must fit.

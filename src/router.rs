@@ -8,13 +8,15 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::http::{head::Request, vocab::Method};
 
-/// What a request is about.
+/// What a request is about. A name stands for the endpoint of that one server; without one it is that of all servers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Route {
+pub enum Route<'a> {
     /// Open an event stream (2024-11-05 transport).
-    EventStream,
+    EventStream(Option<&'a str>),
     /// The health check.
     Health,
+    /// The Streamable HTTP transport.
+    Mcp(Option<&'a str>),
     /// A message of an event-stream client.
     Messages,
     /// A browser asks whether it may send a request.
@@ -54,11 +56,16 @@ impl Forbidden {
 /// Path of the registrations.
 pub const REGISTER_PATH: &str = "/mcp/register";
 
+/// In front of a server's name and `/mcp`, `/sse`, `/messages`.
+pub const SERVERS_PATH: &str = "/servers/";
+
 /// What the router has to know of the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// Path of the event stream.
     pub sse_path: String,
+    /// Path of the Streamable HTTP transport.
+    pub mcp_path: String,
     /// Path of the message endpoint, without a trailing slash.
     pub messages_path: String,
     /// Path of the health check.
@@ -95,19 +102,15 @@ impl Policy {
     ///
     /// # Errors
     /// [`Unrouted`], with the reason.
-    pub fn route(&self, request: &Request) -> Result<Route, Unrouted> {
+    pub fn route<'a>(&self, request: &'a Request) -> Result<Route<'a>, Unrouted> {
         let (path, method) = (request.path(), request.method());
         let trimmed = path.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(path);
-        let (route, allowed) = if path == REGISTER_PATH {
-            (Route::Register, "GET")
-        } else if path == self.sse_path {
-            (Route::EventStream, "GET")
-        } else if trimmed == self.messages_path {
-            (Route::Messages, "POST")
-        } else if path == self.health_path {
-            (Route::Health, "GET, HEAD")
-        } else {
-            return Err(Unrouted::Path);
+        let route = self.find(path, trimmed).ok_or(Unrouted::Path)?;
+        let allowed = match route {
+            Route::Mcp(_) => "GET, POST, DELETE",
+            Route::Messages => "POST",
+            Route::Health => "GET, HEAD",
+            _ => "GET",
         };
         if self.cors && method == Method::Options && request.field("access-control-request-method").is_some()
         {
@@ -117,6 +120,25 @@ impl Policy {
             Ok(route)
         } else {
             Err(Unrouted::Method(allowed))
+        }
+    }
+
+    fn find<'a>(&self, path: &'a str, trimmed: &str) -> Option<Route<'a>> {
+        match path {
+            REGISTER_PATH => Some(Route::Register),
+            _ if path == self.sse_path => Some(Route::EventStream(None)),
+            _ if path == self.mcp_path => Some(Route::Mcp(None)),
+            _ if trimmed == self.messages_path => Some(Route::Messages),
+            _ if path == self.health_path => Some(Route::Health),
+            _ => {
+                let (name, endpoint) = path.strip_prefix(SERVERS_PATH)?.split_once('/')?;
+                match endpoint {
+                    "mcp" => Some(Route::Mcp(Some(name))),
+                    "sse" => Some(Route::EventStream(Some(name))),
+                    "messages" | "messages/" => Some(Route::Messages),
+                    _ => None,
+                }
+            }
         }
     }
 
@@ -176,6 +198,7 @@ mod tests {
     fn policy(guarded: bool) -> Policy {
         Policy {
             sse_path: "/sse".into(),
+            mcp_path: "/mcp".into(),
             messages_path: "/messages".into(),
             health_path: "/health".into(),
             guarded,
@@ -248,17 +271,31 @@ mod tests {
 
     #[test]
     fn routes() {
-        let route = |method, path| policy(false).route(&request(method, path, "Host: localhost\r\n"));
-        assert_eq!(route("GET", "/sse"), Ok(Route::EventStream));
-        assert_eq!(route("POST", "/messages?session_id=x"), Ok(Route::Messages));
-        assert_eq!(route("POST", "/messages/?session_id=x"), Ok(Route::Messages));
-        assert_eq!(route("GET", "/mcp/register"), Ok(Route::Register));
-        assert_eq!(route("HEAD", "/health"), Ok(Route::Health));
-        assert_eq!(route("POST", "/sse"), Err(Unrouted::Method("GET")));
-        assert_eq!(route("OPTIONS", "/sse"), Err(Unrouted::Method("GET")));
-        assert_eq!(route("GET", "/messages"), Err(Unrouted::Method("POST")));
-        for path in ["/", "/sse/", "/SSE", "/messages//", "/mcp/register/", "/x"] {
-            assert_eq!(route("GET", path), Err(Unrouted::Path), "{path}");
+        let route = |method, path| {
+            format!("{:?}", policy(false).route(&request(method, path, "Host: localhost\r\n")))
+        };
+        for (method, path, expected) in [
+            ("GET", "/sse", "Ok(EventStream(None))"),
+            ("POST", "/messages?session_id=x", "Ok(Messages)"),
+            ("POST", "/messages/?session_id=x", "Ok(Messages)"),
+            ("POST", "/mcp", "Ok(Mcp(None))"),
+            ("DELETE", "/mcp", "Ok(Mcp(None))"),
+            ("GET", "/servers/a.b/mcp", "Ok(Mcp(Some(\"a.b\")))"),
+            ("GET", "/servers/a/sse", "Ok(EventStream(Some(\"a\")))"),
+            ("POST", "/servers/a/messages?session_id=x", "Ok(Messages)"),
+            ("GET", "/mcp/register", "Ok(Register)"),
+            ("HEAD", "/health", "Ok(Health)"),
+            ("POST", "/sse", "Err(Method(\"GET\"))"),
+            ("PUT", "/mcp", "Err(Method(\"GET, POST, DELETE\"))"),
+            ("OPTIONS", "/sse", "Err(Method(\"GET\"))"),
+            ("GET", "/messages", "Err(Method(\"POST\"))"),
+        ] {
+            assert_eq!(route(method, path), expected, "{method} {path}");
+        }
+        for path in
+            ["/", "/sse/", "/SSE", "/messages//", "/mcp/register/", "/x", "/servers/a", "/servers/a/b/mcp"]
+        {
+            assert_eq!(route("GET", path), "Err(Path)", "{path}");
         }
     }
 

@@ -2,53 +2,83 @@
 //!
 //! Pure tables; `H` is the program's handle of a client, `U` its handle of a server.
 
-use std::collections::HashMap;
+mod asks;
+mod replay;
+mod subscriptions;
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+pub use self::{
+    asks::{Asks, TooMany},
+    replay::{Replay, event_id, read_event_id},
+    subscriptions::{Subscriber, Subscriptions},
+};
 
 use crate::{auth::Principal, limits::SessionLimits};
 
-/// The session table is full.
+/// The session table is full, or that of one principal.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Full;
+
+#[derive(Debug)]
+struct Entry<H> {
+    principal: Principal,
+    handle: H,
+    /// When it was last asked for.
+    used: Instant,
+}
 
 /// All open sessions.
 #[derive(Debug)]
 pub struct Sessions<H> {
-    open: HashMap<String, (Principal, H)>,
+    open: HashMap<String, Entry<H>>,
     most: usize,
+    idle: Duration,
 }
 
 impl<H: Clone> Sessions<H> {
     /// An empty table.
     pub fn new(limits: &SessionLimits) -> Self {
-        Self { open: HashMap::new(), most: limits.sessions }
+        Self { open: HashMap::new(), most: limits.sessions, idle: limits.idle }
     }
 
     /// Opens a session under an id that nobody can guess.
     ///
     /// # Errors
     /// [`Full`] at the limit.
-    pub fn open(&mut self, id: String, principal: Principal, handle: H) -> Result<(), Full> {
+    pub fn open(&mut self, now: Instant, id: String, principal: Principal, handle: H) -> Result<(), Full> {
         if self.open.len() >= self.most {
             return Err(Full);
         }
-        self.open.insert(id, (principal, handle));
+        self.open.insert(id, Entry { principal, handle, used: now });
         Ok(())
     }
 
     /// A session, for the one who opened it. To anybody else it does not exist.
-    pub fn find(&self, id: &str, principal: Principal) -> Option<H> {
-        let (owner, handle) = self.open.get(id)?;
-        (*owner == principal).then(|| handle.clone())
+    pub fn find(&mut self, now: Instant, id: &str, principal: Principal) -> Option<H> {
+        let entry = self.open.get_mut(id).filter(|entry| entry.principal == principal)?;
+        entry.used = now;
+        Some(entry.handle.clone())
     }
 
     /// Ends a session.
     pub fn close(&mut self, id: &str) -> Option<H> {
-        self.open.remove(id).map(|(_, handle)| handle)
+        self.open.remove(id).map(|entry| entry.handle)
+    }
+
+    /// Ends the sessions that were not asked for in a long time and are not `busy`.
+    pub fn expire(&mut self, now: Instant, busy: impl Fn(&H) -> bool) -> Vec<H> {
+        let idle = self.idle;
+        let over = |entry: &Entry<H>| now.duration_since(entry.used) >= idle && !busy(&entry.handle);
+        self.open.extract_if(|_, entry| over(entry)).map(|(_, entry)| entry.handle).collect()
     }
 
     /// All handles.
     pub fn all(&self) -> impl Iterator<Item = &H> {
-        self.open.values().map(|(_, handle)| handle)
+        self.open.values().map(|entry| &entry.handle)
     }
 
     /// How many are open.
@@ -142,15 +172,29 @@ mod tests {
 
     #[test]
     fn a_session_exists_for_its_owner_only() {
+        let now = Instant::now();
         let mut sessions = Sessions::new(&SessionLimits { sessions: 1, ..SessionLimits::default() });
         let (us, them) = (Principal::token(0), Principal::token(1));
-        sessions.open("a".into(), us, 1).unwrap();
-        assert_eq!(sessions.open("b".into(), us, 2), Err(Full));
-        assert_eq!(
-            (sessions.find("a", us), sessions.find("a", them), sessions.find("b", us)),
-            (Some(1), None, None)
-        );
+        sessions.open(now, "a".into(), us, 1).unwrap();
+        assert_eq!(sessions.open(now, "b".into(), us, 2), Err(Full));
+        assert_eq!(sessions.find(now, "a", us), Some(1));
+        assert_eq!((sessions.find(now, "a", them), sessions.find(now, "b", us)), (None, None));
         assert_eq!((sessions.close("a"), sessions.close("a"), sessions.is_empty()), (Some(1), None, true));
+    }
+
+    #[test]
+    fn idle_sessions_expire_unless_they_are_busy() {
+        let limits = SessionLimits::default();
+        let (now, us) = (Instant::now(), Principal::ANONYMOUS);
+        let mut sessions = Sessions::new(&limits);
+        for (id, handle) in [("idle", 1), ("used", 2), ("busy", 3)] {
+            sessions.open(now, id.into(), us, handle).unwrap();
+        }
+        let later = now + limits.idle;
+        assert!(sessions.expire(later - Duration::from_secs(1), |_| false).is_empty());
+        sessions.find(later, "used", us);
+        assert_eq!(sessions.expire(later, |handle| *handle == 3), [1]);
+        assert_eq!(sessions.len(), 2);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Server-sent events as bytes (WHATWG HTML, section 9.2). Neighbours: the event-stream endpoints of `gateway`.
 
+use std::time::Duration;
+
 /// Appends one event. `data` is one line: JSON that was flattened, or a path.
 pub fn event(name: &str, data: &str, out: &mut Vec<u8>) {
     debug_assert!(!data.contains(['\n', '\r']), "an event's data is one line");
@@ -8,6 +10,19 @@ pub fn event(name: &str, data: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\ndata: ");
     out.extend_from_slice(data.as_bytes());
     out.extend_from_slice(b"\r\n\r\n");
+}
+
+/// Begins an event that has an id; [`event`] follows.
+pub fn id(id: &str, out: &mut Vec<u8>) {
+    debug_assert!(!id.contains(['\n', '\r', '\0']), "an id is one line");
+    out.extend_from_slice(b"id: ");
+    out.extend_from_slice(id.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Says how long a client that lost the stream is to wait before it comes back.
+pub fn retry(delay: Duration, out: &mut Vec<u8>) {
+    out.extend_from_slice(format!("retry: {}\r\n", delay.as_millis()).as_bytes());
 }
 
 /// The comment that keeps a silent stream open through proxies.

@@ -34,6 +34,7 @@ pub const GATEWAY: &[Flag] = &[
     flag("debug", Takes::Nothing),
     flag("timeout-rpc", Takes::One),
     flag("timeout-run-tool", Takes::One),
+    flag("mcp-path", Takes::One),
     flag("sse-path", Takes::One),
     Flag { name: "messages-path", takes: Takes::One, also: &["message-path"] },
     flag("health-endpoint", Takes::One),
@@ -55,6 +56,8 @@ pub const REGISTER: &[Flag] = &[
     flag("gateway-url", Takes::One),
     flag("server-name", Takes::One),
     flag("server-id", Takes::One),
+    flag("sessions", Takes::One),
+    flag("max-sessions", Takes::One),
     flag("header", Takes::Many),
     flag("no-ssl-verify", Takes::Nothing),
     Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
@@ -99,6 +102,9 @@ pub struct GatewayArgs {
     /// wait for a tool call's answer, and for a server to start (default: 120s)
     #[argh(option, default = "String::from(\"120s\")")]
     pub timeout_run_tool: String,
+    /// path of the Streamable HTTP transport (default: /mcp)
+    #[argh(option, default = "String::from(\"/mcp\")")]
+    pub mcp_path: String,
     /// path of the event stream (default: /sse)
     #[argh(option, default = "String::from(\"/sse\")")]
     pub sse_path: String,
@@ -155,6 +161,12 @@ pub struct RegisterArgs {
     /// identity of this server; the same id takes over an earlier link (default: a fresh UUID)
     #[argh(option)]
     pub server_id: Option<String>,
+    /// shared: all clients share one process; isolated: each session has its own (default: shared)
+    #[argh(option, default = "String::from(\"shared\")")]
+    pub sessions: String,
+    /// processes that isolated sessions may have at a time (default: 32)
+    #[argh(option)]
+    pub max_sessions: Option<u32>,
     /// field of the request to the gateway, "Key: Value"; repeatable
     #[argh(option)]
     pub header: Vec<String>,

@@ -1,34 +1,84 @@
-//! A connected client, as the rest of the gateway sees it: a queue of messages towards it, and its calls.
+//! A connected client, as the rest of the gateway sees it.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::upstream::Upstream;
+use super::{reply::Reply, streams::Streams, upstream::Upstream};
 use crate::{
     limits::SessionLimits,
+    mcp::{LATEST, logging::Level},
     net::queue::{self, Receiver, Sender},
-    session::Calls,
+    session::{Asks, Calls},
     stats::Stats,
     text,
 };
+
+/// What a client sees.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Scope {
+    /// All servers, under exposed names.
+    All,
+    /// One server, as it is.
+    Server(String),
+}
+
+/// What a client said about itself in `initialize`.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The session is initialized.
+    pub initialized: bool,
+    /// The negotiated protocol version.
+    pub version: String,
+    /// From which level it wants log messages.
+    pub level: Option<Level>,
+    /// Its capabilities and its name, raw, for the processes of its own.
+    pub capabilities: String,
+    /// See `capabilities`.
+    pub info: String,
+}
 
 /// One client session.
 #[derive(Debug)]
 pub struct Client {
     id: String,
+    scope: Scope,
+    /// It has one event stream for everything (2024-11-05); otherwise answers go to the POST that asked.
+    legacy: bool,
+    /// Messages that belong to no request.
     outbox: Sender<()>,
     calls: Mutex<Calls<Arc<Upstream>>>,
-    initialized: AtomicBool,
+    facts: Mutex<Facts>,
+    streams: Streams,
+    /// The processes of its own, by the name of the server.
+    own: Mutex<HashMap<String, Arc<Upstream>>>,
+    /// What they ask it.
+    asks: Mutex<Asks<Arc<Upstream>>>,
 }
 
 impl Client {
-    /// A client, and the queue from which its event stream is written.
-    pub fn new(id: String, limits: &SessionLimits) -> (Arc<Self>, Receiver<()>) {
+    /// A client, and the queue of what belongs to no request.
+    pub fn new(id: String, scope: Scope, legacy: bool, limits: &SessionLimits) -> (Arc<Self>, Receiver<()>) {
         let (outbox, queue) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+        let (capabilities, info) = ("{}".into(), "{}".into());
+        let facts = Facts { initialized: false, version: LATEST.into(), level: None, capabilities, info };
         let calls = Mutex::new(Calls::new(limits));
-        (Arc::new(Self { id, outbox, calls, initialized: AtomicBool::new(false) }), queue)
+        let (facts, streams) = (Mutex::new(facts), Streams::new(limits));
+        (
+            Arc::new(Self {
+                id,
+                scope,
+                legacy,
+                outbox,
+                calls,
+                facts,
+                streams,
+                own: Mutex::default(),
+                asks: Mutex::default(),
+            }),
+            queue,
+        )
     }
 
     /// The session's id.
@@ -36,13 +86,38 @@ impl Client {
         &self.id
     }
 
-    /// Queues a message for the client. One that does not read is cut off: its stream ends, so that it notices,
-    /// instead of losing messages silently.
+    /// What it sees.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// Whether it speaks the 2024-11-05 transport.
+    pub fn is_legacy(&self) -> bool {
+        self.legacy
+    }
+
+    /// Its streams, for the Streamable transport.
+    pub fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
+    /// Whether it has something under way.
+    pub fn is_busy(&self) -> bool {
+        self.legacy || self.streams.is_attached() || !self.calls().is_empty()
+    }
+
+    /// The way back that does not belong to a request.
+    pub fn outbox(&self) -> Reply {
+        Reply::stream(self.outbox.clone())
+    }
+
+    /// Queues a message that belongs to no request.
     pub fn send(&self, message: String, stats: &Stats) {
-        if self.outbox.send(message) == Err(queue::Refused::Full) {
-            stats.slow_clients.add();
-            log::warn!("client {} does not read; its stream ends", self.name());
-            self.outbox.end(());
+        if self.legacy {
+            self.outbox().send(message, stats);
+        } else if self.outbox.send(message) == Err(queue::Refused::Full) {
+            // Nobody may ever have asked for the stream of such messages; the session goes on without them.
+            log::debug!("client {}: a message found no room on its stream", self.name());
         }
     }
 
@@ -51,20 +126,38 @@ impl Client {
         self.outbox.end(());
     }
 
+    // Each change of these tables is complete in itself, so a panic elsewhere does not spoil them.
+
     /// The calls under way.
     pub fn calls(&self) -> MutexGuard<'_, Calls<Arc<Upstream>>> {
-        // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Marks the session as initialized. False when it was.
-    pub fn initialize(&self) -> bool {
-        !self.initialized.swap(true, Ordering::Relaxed)
+    /// What is known of the client.
+    pub fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The processes of its own, by the name of the server.
+    pub fn own(&self) -> MutexGuard<'_, HashMap<String, Arc<Upstream>>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What they ask it.
+    pub fn asks(&self) -> MutexGuard<'_, Asks<Arc<Upstream>>> {
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session is initialized with this version. False when it was before.
+    pub fn initialized(&self, version: &str) -> bool {
+        let mut facts = self.facts();
+        version.clone_into(&mut facts.version);
+        !std::mem::replace(&mut facts.initialized, true)
     }
 
     /// Whether notifications may be sent to it.
     pub fn is_initialized(&self) -> bool {
-        self.initialized.load(Ordering::Relaxed)
+        self.facts().initialized
     }
 
     /// The session's name in a log: a part of the id, since the whole of it is a secret.

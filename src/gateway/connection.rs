@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc};
 
-use super::{Gateway, registration, stream};
+use super::{Gateway, client::Scope, events, legacy, registration, streamable};
 use crate::{
     auth::{Denied, Principal},
     http::{
@@ -64,7 +64,9 @@ impl Connection {
     }
 
     async fn request(&mut self, request: Request) -> io::Result<Then> {
-        let origin = request.field("origin").map(str::to_owned);
+        // A page that may not come in may not read why, either.
+        let admitted = self.gateway.policy.admit(&request).is_ok();
+        let origin = request.field("origin").filter(|_| admitted).map(str::to_owned);
         match self.check(&request) {
             Ok((route, principal)) => self.go(route, principal, &request, origin.as_deref()).await,
             Err(response) => {
@@ -76,7 +78,7 @@ impl Connection {
     }
 
     /// Who asks, from where, for what; in this order, before anything else of the request is acted on.
-    fn check(&self, request: &Request) -> Result<(Route, Principal), Response> {
+    fn check<'a>(&self, request: &'a Request) -> Result<(Route<'a>, Principal), Response> {
         let policy = &self.gateway.policy;
         let route = policy.route(request);
         // A browser's preflight never carries a token; it is answered, and tells nothing.
@@ -116,33 +118,41 @@ impl Connection {
 
     async fn go(
         &mut self,
-        route: Route,
+        route: Route<'_>,
         principal: Principal,
         request: &Request,
         origin: Option<&str>,
     ) -> io::Result<Then> {
+        let scope = |name: Option<&str>| name.map_or(Scope::All, |name| Scope::Server(name.to_owned()));
         let response = match route {
-            Route::Health => Response::new(StatusCode::Ok).field("Cache-Control", "no-store").text("ok"),
-            Route::Preflight => preflight(),
-            Route::Messages => match stream::messages(self, principal, request).await? {
-                Some(response) => response,
-                None => return Ok(Then::Next),
-            },
-            Route::EventStream => match stream::admit(self, principal) {
+            Route::Health => {
+                Some(Response::new(StatusCode::Ok).field("Cache-Control", "no-store").text("ok"))
+            }
+            Route::Preflight => Some(preflight()),
+            Route::Messages => legacy::messages(self, principal, request).await?,
+            Route::Mcp(Some(name)) | Route::EventStream(Some(name))
+                if self.gateway.catalog().server(name).is_none() =>
+            {
+                Some(Response::new(StatusCode::NotFound).text("no such server is connected\n"))
+            }
+            Route::Mcp(name) => streamable::serve(self, principal, scope(name), request).await?,
+            Route::EventStream(name) => match legacy::admit(self, principal, scope(name)) {
                 Ok((client, queue)) => {
-                    let head = self.with_cors(stream::head(), origin);
-                    Box::pin(stream::serve(self, head, client, queue)).await?;
-                    return Ok(Then::Next);
+                    let head = self.with_cors(events::head(), origin);
+                    Box::pin(legacy::serve(self, head, client, queue)).await?;
+                    None
                 }
-                Err(response) => response,
+                Err(response) => Some(response),
             },
             Route::Register => match self.admit_link(request) {
                 Ok(upgrade) => return Ok(Then::Upgrade(upgrade, principal)),
-                Err(response) => response,
+                Err(response) => Some(response),
             },
         };
-        let response = self.with_cors(response, origin);
-        self.web.answer(&response);
+        if let Some(response) = response {
+            let response = self.with_cors(response, origin);
+            self.web.answer(&response);
+        }
         Ok(Then::Next)
     }
 
@@ -169,7 +179,7 @@ impl Connection {
     }
 
     /// Lets a page of an allowed origin read the answer, if that was asked for.
-    fn with_cors(&self, response: Response, origin: Option<&str>) -> Response {
+    pub(super) fn with_cors(&self, response: Response, origin: Option<&str>) -> Response {
         match origin {
             Some(origin) if self.gateway.policy.cors => response
                 .field("Access-Control-Allow-Origin", origin)
@@ -186,6 +196,13 @@ fn forbidden(why: Forbidden) -> Response {
     Response::new(StatusCode::Forbidden).text(&text)
 }
 
+/// Whether the body says that it is JSON. A message without a type is taken, as the original takes it.
+pub(super) fn is_json(request: &Request) -> bool {
+    let Some(field) = request.field("content-type") else { return true };
+    let kind = field.split(';').next().unwrap_or_default().trim();
+    kind.eq_ignore_ascii_case("application/json")
+}
+
 /// 503 with a hint when to come back.
 pub(super) fn busy(text: &str) -> Response {
     Response::new(StatusCode::ServiceUnavailable).field("Retry-After", "1").text(text)
@@ -197,7 +214,7 @@ fn preflight() -> Response {
         .field("Access-Control-Allow-Methods", &methods)
         .field(
             "Access-Control-Allow-Headers",
-            "Authorization, Content-Type, Accept, Mcp-Session-Id, MCP-Protocol-Version, Last-Event-ID",
+            "Authorization, Content-Type, Accept, Mcp-Session-Id, MCP-Protocol-Version, Last-Event-ID, Mcp-Method, Mcp-Name",
         )
         .field("Access-Control-Max-Age", "600")
 }

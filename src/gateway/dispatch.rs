@@ -1,95 +1,204 @@
-//! What a client's message means at the endpoint that shows all servers, and who answers it.
+//! What a client's message means, and who answers it. Independent of the transport.
 //!
-//! Independent of the transport: answers go to the client's queue.
+//! - Here: what the gateway answers itself, and the aggregate of all servers.
+//! - `forward`: what goes to one server.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use super::{
     Gateway,
-    client::Client,
-    upstream::{Call, Declined},
+    client::{Client, Scope},
+    reply::Reply,
+    upstream::{Declined, Upstream},
 };
 use crate::{
     catalog::Target,
-    jsonrpc::{self, Kind, Message, Span, quote, unquote},
-    limits, mcp, session, text,
-    tunnel::rewrite,
+    jsonrpc::{self, Kind as MessageKind, Message, Span, quote, unquote},
+    limits, mcp,
+    mcp::{logging::Level, offer::Kind},
+    session, text,
 };
 
 /// An error to answer a request with.
-type Problem = (i64, String);
+pub type Problem = (i64, String);
+
+/// What becomes of a request.
+pub enum Answer {
+    /// This result.
+    Now(String),
+    /// The answer comes from a server.
+    Later,
+}
 
 impl Gateway {
-    /// Takes one message of a client.
-    pub fn dispatch(&self, client: &Arc<Client>, message: &Message<'_>) {
+    /// Takes one message of a client. Answers to a request go to `reply`, exactly one for each.
+    pub fn dispatch(&self, client: &Arc<Client>, message: &Message<'_>, reply: &Reply) {
         log::debug!("client {}: {:?} {}", client.name(), message.kind(), text::show(message.method()));
         match message.kind() {
-            Kind::Request => match self.request(client, message) {
-                Ok(Some(result)) => {
-                    client.send(jsonrpc::result(message.id().unwrap_or_default(), &result), &self.stats);
+            MessageKind::Request => {
+                let id = message.id().unwrap_or_default();
+                let answer = if id.len() > limits::ID_BYTES {
+                    Err((jsonrpc::INVALID_REQUEST, "the request id is too long".into()))
+                } else {
+                    self.request(client, message, reply)
+                };
+                match answer {
+                    Ok(Answer::Now(result)) => reply.finish(jsonrpc::result(id, &result), &self.stats),
+                    Ok(Answer::Later) => {}
+                    Err((code, why)) => reply.finish(jsonrpc::error(id, code, &why), &self.stats),
                 }
-                Ok(None) => {}
-                Err((code, why)) => {
-                    client.send(jsonrpc::error(message.id().unwrap_or_default(), code, &why), &self.stats);
-                }
-            },
-            Kind::Notification => self.notification(client, message),
-            // We ask clients nothing, so there is nothing they could answer.
-            Kind::Response => self.stats.strays.add(),
+            }
+            MessageKind::Notification => self.notification(client, message),
+            MessageKind::Response => self.answered(client, message),
         }
     }
 
-    /// Answers a request (`Some`), or passes it on (`None`).
-    fn request(&self, client: &Arc<Client>, message: &Message<'_>) -> Result<Option<String>, Problem> {
-        if message.id().unwrap_or_default().len() > limits::ID_BYTES {
-            return Err((jsonrpc::INVALID_REQUEST, "the request id is too long".into()));
+    fn request(&self, client: &Arc<Client>, message: &Message<'_>, reply: &Reply) -> Result<Answer, Problem> {
+        if let Some(upstream) = self.isolated(client) {
+            return match message.method() {
+                "ping" => Ok(Answer::Now("{}".into())),
+                "initialize" if client.is_initialized() => Err(initialized_already()),
+                "initialize" => self.forward(client, &upstream, message, None, reply),
+                "server/discover" => Err(unknown_method(message)),
+                _ if client.own().is_empty() => Err(not_connected(upstream.name())),
+                _ => self.ask_server(client, &upstream, message, reply),
+            };
         }
-        match message.method() {
-            "initialize" => initialize(client, message).map(Some),
-            "ping" => Ok(Some("{}".into())),
-            "tools/list" => self.list_tools(message).map(Some),
-            "tools/call" => self.call_tool(client, message),
-            other => Err((jsonrpc::METHOD_NOT_FOUND, format!("method not found: {}", text::show(other)))),
+        match (message.method(), client.scope()) {
+            ("initialize", _) => self.initialize(client, message).map(Answer::Now),
+            ("ping", _) => Ok(Answer::Now("{}".into())),
+            // An envelope of the stateless protocol; clients that probe with it fall back at this answer.
+            ("server/discover", _) => Err(unknown_method(message)),
+            ("logging/setLevel", _) => self.set_level(client, message).map(Answer::Now),
+            (_, Scope::Server(name)) => {
+                let upstream = self.catalog().server(name);
+                let upstream = upstream.ok_or_else(|| not_connected(name))?;
+                self.ask_server(client, &upstream, message, reply)
+            }
+            (_, Scope::All) => self.ask_all(client, message, reply),
         }
+    }
+
+    /// The server whose process a session at its endpoint has for itself.
+    fn isolated(&self, client: &Client) -> Option<Arc<Upstream>> {
+        let Scope::Server(name) = client.scope() else { return None };
+        self.catalog().server(name).filter(|upstream| upstream.isolation().is_some())
     }
 
     fn notification(&self, client: &Arc<Client>, message: &Message<'_>) {
-        if message.method() != "notifications/cancelled" {
+        let method = message.method();
+        let own = method != "notifications/cancelled"
+            && (method == "notifications/roots/list_changed" || *client.scope() != Scope::All);
+        let processes: Vec<Arc<Upstream>> =
+            if own { client.own().values().cloned().collect() } else { Vec::new() };
+        for process in &processes {
+            // Nobody waits for an answer to a notification.
+            let _ = process.send(message.splice(&[]));
+        }
+        if !processes.is_empty() {
             return;
         }
-        let Ok(Some(span)) = message.param(&["requestId"]) else { return };
-        let ended = client.calls().end(&message.text()[span.clone()]);
-        if let Some((upstream, id)) = ended {
-            upstream.cancel(id, Ok((message, span)));
+        match (method, client.scope()) {
+            ("notifications/cancelled", _) => {
+                let Ok(Some(span)) = message.param(&["requestId"]) else { return };
+                let ended = client.calls().end(&message.text()[span.clone()]);
+                if let Some((upstream, id)) = ended {
+                    upstream.cancel(id, Ok((message, span)), &self.stats);
+                }
+            }
+            // The gateway has said this to the server in its own name, and it declared no roots and asked nothing.
+            (
+                "notifications/initialized" | "notifications/roots/list_changed" | "notifications/progress",
+                _,
+            ) => {}
+            (_, Scope::Server(name)) => {
+                let upstream = self.catalog().server(name);
+                if let Some(upstream) = upstream.filter(|upstream| upstream.isolation().is_none()) {
+                    let _ = upstream.send(message.splice(&[]));
+                }
+            }
+            (_, Scope::All) => {}
         }
     }
 
-    fn list_tools(&self, message: &Message<'_>) -> Result<String, Problem> {
-        let cursor = string_param(message, "cursor")?.map(|(_, cursor)| cursor);
-        let page = self.catalog().list(cursor.as_deref());
+    /// What the aggregate of all servers answers.
+    fn ask_all(&self, client: &Arc<Client>, message: &Message<'_>, reply: &Reply) -> Result<Answer, Problem> {
+        let method = message.method();
+        if let Some(kind) = Kind::of_method(method) {
+            return self.list(kind, message).map(Answer::Now);
+        }
+        match method {
+            "tools/call" => match self.find(Kind::Tool, message, &["name"])? {
+                Found::Own => Ok(Answer::Now(self.list_servers())),
+                Found::Server(upstream, rename) => {
+                    self.forward(client, &upstream, message, Some(rename), reply)
+                }
+            },
+            "prompts/get" => self.forward_found(client, Kind::Prompt, &["name"], message, reply),
+            "resources/read" | "resources/subscribe" | "resources/unsubscribe" => {
+                let (upstream, rename) = self.find_resource(message, &["uri"])?;
+                self.resource(client, &upstream, message, rename, reply)
+            }
+            "completion/complete" => {
+                let kind = string_param(message, &["ref", "type"])?.map(|(_, kind)| kind);
+                match kind.as_deref() {
+                    Some("ref/prompt") => {
+                        self.forward_found(client, Kind::Prompt, &["ref", "name"], message, reply)
+                    }
+                    Some("ref/resource") => {
+                        let (upstream, rename) = self.find_resource(message, &["ref", "uri"])?;
+                        self.forward(client, &upstream, message, Some(rename), reply)
+                    }
+                    _ => Err((jsonrpc::INVALID_PARAMS, "completion for an unknown kind of reference".into())),
+                }
+            }
+            _ => Err(unknown_method(message)),
+        }
+    }
+
+    fn forward_found(
+        &self,
+        client: &Arc<Client>,
+        kind: Kind,
+        path: &[&str],
+        message: &Message<'_>,
+        reply: &Reply,
+    ) -> Result<Answer, Problem> {
+        match self.find(kind, message, path)? {
+            Found::Own => Err(unknown_method(message)),
+            Found::Server(upstream, rename) => self.forward(client, &upstream, message, Some(rename), reply),
+        }
+    }
+
+    /// Looks up what a request names.
+    fn find(&self, kind: Kind, message: &Message<'_>, path: &[&str]) -> Result<Found, Problem> {
+        let (span, name) = needed_param(message, path)?;
+        match self.catalog().find(kind, &name) {
+            Some(Target::Server { handle, key }) => Ok(Found::Server(handle, (span, key))),
+            Some(Target::Own) => Ok(Found::Own),
+            None => Err((jsonrpc::INVALID_PARAMS, format!("unknown {}: {}", kind.noun(), text::show(&name)))),
+        }
+    }
+
+    fn find_resource(
+        &self,
+        message: &Message<'_>,
+        path: &[&str],
+    ) -> Result<(Arc<Upstream>, (Span, String)), Problem> {
+        let (span, uri) = needed_param(message, path)?;
+        let catalog = self.catalog();
+        // A completion names a template, all else a resource.
+        let target = catalog.find(Kind::Template, &uri).or_else(|| catalog.find_resource(&uri));
+        match target {
+            Some(Target::Server { handle, key }) => Ok((handle, (span, key))),
+            _ => Err((jsonrpc::NO_RESOURCE, format!("no such resource: {}", text::show(&uri)))),
+        }
+    }
+
+    fn list(&self, kind: Kind, message: &Message<'_>) -> Result<String, Problem> {
+        let cursor = string_param(message, &["cursor"])?.map(|(_, cursor)| cursor);
+        let page = self.catalog().list(kind, cursor.as_deref());
         page.ok_or_else(|| (jsonrpc::INVALID_PARAMS, "the cursor is not one of ours".into()))
-    }
-
-    fn call_tool(&self, client: &Arc<Client>, message: &Message<'_>) -> Result<Option<String>, Problem> {
-        let Some((span, name)) = string_param(message, "name")? else {
-            return Err((jsonrpc::INVALID_PARAMS, "tools/call without the name of a tool".into()));
-        };
-        let target = self.catalog().find(&name);
-        let (upstream, tool) = match target {
-            Some(Target::Server { handle, tool }) => (handle, tool),
-            Some(Target::Own) => return Ok(Some(self.list_servers())),
-            None => return Err((jsonrpc::INVALID_PARAMS, format!("unknown tool: {}", text::show(&name)))),
-        };
-        let token = rewrite::token(message).map_err(|why| (why.code(), why.reason().to_owned()))?;
-        if token.as_ref().is_some_and(|span| span.len() > limits::ID_BYTES) {
-            return Err((jsonrpc::INVALID_PARAMS, "the progress token is too long".into()));
-        }
-        let call = Call { message, name: Some((span, &tool)), token, patience: self.config.timeout_run_tool };
-        self.stats.calls.add();
-        upstream
-            .call(Instant::now(), client, &call)
-            .map(|()| None)
-            .map_err(|why| declined(why, upstream.name()))
     }
 
     /// The result of the gateway's own tool: a text for each server, as the original gives it, and all of them
@@ -105,28 +214,109 @@ impl Gateway {
             "{{\"content\":[{texts}],\"structuredContent\":{{\"servers\":[{servers}]}},\"isError\":false}}"
         )
     }
+
+    fn initialize(&self, client: &Client, message: &Message<'_>) -> Result<String, Problem> {
+        let asked =
+            string_param(message, &["protocolVersion"])?.map(|(_, version)| version).unwrap_or_default();
+        let (version, result) = match client.scope() {
+            Scope::All => {
+                let version = mcp::negotiate(&asked).to_owned();
+                let result = mcp::initialize_result(&version, &self.instructions());
+                (version, result)
+            }
+            Scope::Server(name) => {
+                let upstream = self.catalog().server(name);
+                let greeting = upstream.as_ref().and_then(|upstream| upstream.greeting());
+                mcp::greeting_for(greeting.ok_or_else(|| not_connected(name))?, &asked)
+            }
+        };
+        if !client.initialized(&version) {
+            return Err(initialized_already());
+        }
+        let raw = |name: &str| match message.param(&[name]) {
+            Ok(Some(span)) if span.len() <= limits::CLIENT_FACTS => message.text()[span].to_owned(),
+            _ => "{}".to_owned(),
+        };
+        let mut facts = client.facts();
+        (facts.capabilities, facts.info) = (raw("capabilities"), raw("clientInfo"));
+        Ok(result)
+    }
+
+    /// The instructions of all servers, each under its name, as far as there is room.
+    fn instructions(&self) -> String {
+        let mut out = String::new();
+        for (name, upstream) in self.catalog().all() {
+            let found = upstream.greeting().and_then(|result| {
+                let span = jsonrpc::find(result, 0..result.len(), &["instructions"]).ok()??;
+                unquote(&result[span])
+            });
+            let Some(instructions) = found.filter(|text| !text.is_empty()) else { continue };
+            let part = format!("# {name}\n\n{instructions}\n\n");
+            if out.len() + part.len() <= limits::INSTRUCTIONS {
+                out.push_str(&part);
+            }
+        }
+        out.trim_end().to_owned()
+    }
+
+    /// Remembers from which level the client wants log messages, and asks the servers for the lowest that anybody wants.
+    fn set_level(&self, client: &Client, message: &Message<'_>) -> Result<String, Problem> {
+        let level =
+            Level::of(message).ok_or_else(|| (jsonrpc::INVALID_PARAMS, "unknown log level".to_owned()))?;
+        client.facts().level = Some(level);
+        let servers: Vec<Arc<Upstream>> = match client.scope() {
+            Scope::All => self.catalog().all().map(|(_, upstream)| upstream.clone()).collect(),
+            Scope::Server(name) => self.catalog().server(name).into_iter().collect(),
+        };
+        for upstream in servers.iter().filter(|upstream| upstream.isolation().is_none()) {
+            self.tell_level(upstream);
+        }
+        let own: Vec<Arc<Upstream>> = client.own().values().cloned().collect();
+        for process in own {
+            self.tell_own_level(client, &process);
+        }
+        Ok("{}".into())
+    }
 }
 
-fn initialize(client: &Client, message: &Message<'_>) -> Result<String, Problem> {
-    let asked = string_param(message, "protocolVersion")?;
-    if !client.initialize() {
-        return Err((jsonrpc::INVALID_REQUEST, "the session is initialized already".into()));
-    }
-    let version = mcp::negotiate(asked.as_ref().map_or("", |(_, version)| version));
-    Ok(mcp::initialize_result(version))
+enum Found {
+    Own,
+    Server(Arc<Upstream>, (Span, String)),
 }
 
 /// A text among the params, and where it stands. An error when it stands there twice, or is no text.
-fn string_param(message: &Message<'_>, name: &str) -> Result<Option<(Span, String)>, Problem> {
-    let span = message.param(&[name]).map_err(|why| (why.code(), why.reason().to_owned()))?;
+pub fn string_param(message: &Message<'_>, path: &[&str]) -> Result<Option<(Span, String)>, Problem> {
+    let span = message.param(path).map_err(|why| (why.code(), why.reason().to_owned()))?;
     let Some(span) = span else { return Ok(None) };
     match unquote(&message.text()[span.clone()]) {
         Some(value) => Ok(Some((span, value.into_owned()))),
-        None => Err((jsonrpc::INVALID_PARAMS, format!("{name} is not a text"))),
+        None => Err((jsonrpc::INVALID_PARAMS, format!("{} is not a text", path.join(".")))),
     }
 }
 
-fn declined(why: Declined, server: &str) -> Problem {
+fn needed_param(message: &Message<'_>, path: &[&str]) -> Result<(Span, String), Problem> {
+    string_param(message, path)?.ok_or_else(|| {
+        (
+            jsonrpc::INVALID_PARAMS,
+            format!("{} is missing in {}", path.join("."), text::show(message.method())),
+        )
+    })
+}
+
+fn unknown_method(message: &Message<'_>) -> Problem {
+    (jsonrpc::METHOD_NOT_FOUND, format!("method not found: {}", text::show(message.method())))
+}
+
+fn initialized_already() -> Problem {
+    (jsonrpc::INVALID_REQUEST, "the session is initialized already".into())
+}
+
+fn not_connected(server: &str) -> Problem {
+    (jsonrpc::INTERNAL_ERROR, format!("server '{}' is not connected", text::show(server)))
+}
+
+/// A call that was not passed on, as an error.
+pub fn declined(why: Declined, server: &str) -> Problem {
     let invalid = |text: &str| (jsonrpc::INVALID_REQUEST, text.to_owned());
     match why {
         Declined::Client(session::Refused::Busy) => {

@@ -1,26 +1,37 @@
 //! The gateway: an HTTP server for MCP clients, and the other end of the links of all edge boxes.
 //!
 //! - [`connection`]: one HTTP connection: reads, checks who asks and from where, routes.
-//! - `stream`: the event stream and the messages of the 2024-11-05 transport.
+//! - `legacy`: the 2024-11-05 transport. `streamable`: the later ones. `events` and `streams`: event streams, and how a
+//!   client comes back to one.
 //! - `registration`: one registered server's link. `upstream`: that server, as the others see it.
-//! - `client`: a client, as the others see it. `dispatch`: what its messages mean.
+//! - `client`: a client, as the others see it; `reply`: where its answers go.
+//! - `isolation`: sessions with a process of their own.
+//! - `dispatch`: what a client's message means. `forward`: what goes to one server and comes from it.
 //!
 //! All rules are in the pure rooms below; here they meet the sockets.
 
 mod client;
 mod connection;
 mod dispatch;
+mod events;
+mod forward;
+mod isolation;
+mod legacy;
 mod registration;
-mod stream;
+mod reply;
+mod streamable;
+mod streams;
 mod upstream;
 
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use futures_lite::future;
+use smol::Timer;
 
 use self::{client::Client, upstream::Upstream};
 use crate::{
@@ -28,7 +39,7 @@ use crate::{
     catalog::Catalog,
     config::GatewayConfig,
     fault::Fault,
-    jsonrpc, limits, mcp,
+    limits, mcp,
     net::{
         deadline,
         exec::{self, Crew, Switch, Thrown},
@@ -37,7 +48,7 @@ use crate::{
         tls::Acceptor,
     },
     router::Policy,
-    session::Sessions,
+    session::{Sessions, Subscriptions},
     stats::Stats,
 };
 
@@ -49,6 +60,7 @@ pub struct Gateway {
     tokens: Tokens,
     catalog: Mutex<Catalog<Arc<Upstream>>>,
     sessions: Mutex<Sessions<Arc<Client>>>,
+    subscriptions: Mutex<Subscriptions>,
     links: Crew,
     stats: Stats,
     stopped: Thrown,
@@ -60,6 +72,7 @@ impl Gateway {
             !config.tokens.is_empty() || config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         let policy = Policy {
             sse_path: config.sse_path.clone(),
+            mcp_path: config.mcp_path.clone(),
             messages_path: config.messages_path.clone(),
             health_path: config.health_path.clone(),
             guarded,
@@ -73,6 +86,7 @@ impl Gateway {
             tokens: Tokens::new(config.tokens.clone()),
             catalog: Mutex::new(Catalog::new(&own, config.limits.catalog.clone())),
             sessions: Mutex::new(Sessions::new(&config.limits.session)),
+            subscriptions: Mutex::default(),
             links: Crew::new(),
             stats: Stats::default(),
             stopped,
@@ -90,12 +104,32 @@ impl Gateway {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells all clients that the list of tools changed.
-    fn tools_changed(&self) {
-        let clients: Vec<Arc<Client>> =
-            self.sessions().all().filter(|client| client.is_initialized()).cloned().collect();
-        for client in clients {
-            client.send(jsonrpc::notification("notifications/tools/list_changed", None), &self.stats);
+    fn subscriptions(&self) -> MutexGuard<'_, Subscriptions> {
+        self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends a session: its calls are cancelled, its streams end.
+    fn close(&self, client: &Client, reason: &str) {
+        self.sessions().close(client.id());
+        client.end();
+        client.streams().close();
+        let open = client.calls().end_all();
+        log::debug!("client {} is gone ({reason}), {} calls are cancelled", client.name(), open.len());
+        for (upstream, id) in open {
+            upstream.cancel(id, Err(reason), &self.stats);
+        }
+        self.unsubscribe_all(client);
+        self.end_processes(client);
+    }
+
+    /// Ends the sessions that nobody uses, for ever.
+    async fn sweep(self: Arc<Self>) {
+        loop {
+            Timer::after(limits::SWEEP).await;
+            let idle = self.sessions().expire(Instant::now(), |client| client.is_busy());
+            for client in idle {
+                self.close(&client, "it was not used for a long time");
+            }
         }
     }
 }
@@ -132,8 +166,9 @@ impl Bound {
         let door = Arc::new(Door { gateway, acceptor, crew: Crew::new(), addresses: Mutex::default() });
         let accepting: Vec<_> =
             listeners.into_iter().map(|listener| exec::spawn(accept(listener, door.clone()))).collect();
+        let sweeping = exec::spawn(door.gateway.clone().sweep());
         stop.await;
-        drop(accepting);
+        drop((accepting, sweeping));
         drop(switch);
         log::info!("stopping: no new connections, waiting for {} to end", door.crew.len());
         if deadline::within(limits::DRAIN, door.crew.gone()).await.is_err() {

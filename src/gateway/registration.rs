@@ -12,9 +12,10 @@ use crate::{
     auth::Principal,
     catalog::Key,
     jsonrpc::{self, Message, Span},
+    limits::CHANNEL_TICK,
     mcp::{
         conversation::{Ask, Conversation, Next},
-        names::Tool,
+        offer::{Item, Kind},
     },
     net::{
         link::{self, Ended, Farewell, Peer, Socket},
@@ -24,6 +25,7 @@ use crate::{
     text,
     tunnel::{
         CLOSE_REFUSED, CLOSE_REPLACED,
+        channel::{self, Frame},
         handshake::{Registration, Status},
         mux::Step,
         rewrite,
@@ -81,8 +83,12 @@ struct Server {
     ours: bool,
     upstream: Arc<Upstream>,
     conversation: Conversation,
-    /// Its tools were listed once.
+    /// All that it offers was listed once.
     listed: bool,
+    /// How many tools it has.
+    tools: usize,
+    /// When the processes of single sessions were last looked at.
+    looked: Instant,
 }
 
 impl Peer for Edge {
@@ -96,7 +102,7 @@ impl Peer for Edge {
     fn deadline(&self) -> Option<Instant> {
         match &self.stage {
             Stage::New => Some(self.born + self.gateway.config.limits.link.register_time),
-            Stage::Server(server) => server.upstream.mux().deadline(),
+            Stage::Server(server) => server.deadline(),
         }
     }
 
@@ -124,7 +130,8 @@ impl Edge {
         if !text::is_name(&name, limits.catalog.server_name) {
             return Err(self.refuse("the server needs a name (--server-name)".into(), 1008));
         }
-        let upstream = Upstream::new(name.clone(), limits.link.in_flight, self.sender.clone());
+        let upstream =
+            Upstream::new(name.clone(), limits.link.in_flight, self.sender.clone(), registration.sessions);
         let (conversation, ask) = Conversation::start(limits.catalog.clone());
         let registered = self.gateway.catalog().register(&id, &name, self.principal, upstream.clone());
         let (key, replaced) = registered.map_err(|taken| {
@@ -138,11 +145,20 @@ impl Edge {
             log::info!("server '{}' is registered anew; the old link is closed", old.name());
             old.fail_all("it registered anew over another link", &self.gateway.stats);
             old.link().end(Farewell::new(CLOSE_REPLACED, "the same server id registered over another link"));
-            self.gateway.tools_changed();
+            self.gateway.lists_changed(&Kind::ALL);
         }
         log::info!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
-        self.say(Status::received(&id, registration.ours));
-        let mut server = Server { key, id, ours: registration.ours, upstream, conversation, listed: false };
+        self.say(Status::received(&id, registration.ours, registration.sessions.is_some()));
+        let mut server = Server {
+            key,
+            id,
+            ours: registration.ours,
+            upstream,
+            conversation,
+            listed: false,
+            tools: 0,
+            looked: now,
+        };
         let asked = server.ask(&self.gateway, now, ask);
         self.stage = Stage::Server(Box::new(server));
         asked
@@ -168,15 +184,29 @@ impl Edge {
         };
         let removed = self.gateway.catalog().remove(server.key);
         server.upstream.fail_all(&ended.to_string(), &self.gateway.stats);
+        self.gateway.end_all_processes(&server.upstream, &ended.to_string());
         log::info!("server '{}' is gone: {ended}", server.upstream.name());
-        if removed.is_some() {
-            self.gateway.tools_changed();
+        if let Some((_, kinds)) = removed {
+            self.gateway.lists_changed(&kinds);
         }
     }
 }
 
 impl Server {
     fn frame(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), Farewell> {
+        let frame = match (channel::read(frame), self.upstream.isolation()) {
+            (Frame::Message(number, text), Some(isolation)) => {
+                let process = isolation.open().get(&number).cloned();
+                // A session that has ended may still be spoken to.
+                process.iter().for_each(|process| gateway.private_message(process, text));
+                return Ok(());
+            }
+            (Frame::Close(number, reason), Some(_)) => {
+                gateway.process_gone(&self.upstream, number, reason);
+                return Ok(());
+            }
+            _ => frame,
+        };
         let Ok(message) = Message::read(frame) else {
             gateway.stats.strays.add();
             log::debug!("server '{}' sent a frame that is no message", self.upstream.name());
@@ -184,7 +214,7 @@ impl Server {
         };
         let step = self.upstream.mux().sort(&message);
         match step {
-            Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Gateway) => {
+            Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Conversation) => {
                 let next = self.conversation.answered(&message);
                 self.go_on(gateway, now, next)
             }
@@ -200,14 +230,10 @@ impl Server {
                 self.answer(&message);
                 Ok(())
             }
-            Ok(Step::Notification) if message.method() == "notifications/tools/list_changed" => {
-                match self.conversation.tools_changed() {
-                    Some(ask) => self.ask(gateway, now, ask),
-                    None => Ok(()),
-                }
+            Ok(Step::Notification) => {
+                gateway.spread(&self.upstream, &message);
+                self.changed(gateway, now, message.method())
             }
-            // Nothing ties other notifications of a shared server to one client.
-            Ok(Step::Notification) => Ok(()),
             Ok(Step::Stray) | Err(_) => {
                 gateway.stats.strays.add();
                 Ok(())
@@ -215,17 +241,27 @@ impl Server {
         }
     }
 
+    /// A list of the server changed: all lists that the notification speaks of are asked for anew.
+    fn changed(&mut self, gateway: &Gateway, now: Instant, notification: &str) -> Result<(), Farewell> {
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.changed() == notification) {
+            if let Some(ask) = self.conversation.changed(kind) {
+                self.ask(gateway, now, ask)?;
+            }
+        }
+        Ok(())
+    }
+
     fn progress(&self, gateway: &Gateway, id: u64, message: &Message<'_>, span: Span) {
         let waiting = {
             let mux = self.upstream.mux();
             let Some(pending) = mux.get(id) else { return };
             match (&pending.caller, pending.token()) {
-                (Caller::Client(client, _), Some(token)) => (client.clone(), token.to_owned()),
+                (Caller::Client(_, _, reply), Some(token)) => (reply.clone(), token.to_owned()),
                 _ => return,
             }
         };
-        let (client, token) = waiting;
-        client.send(rewrite::progress(message, span, &token), &gateway.stats);
+        let (reply, token) = waiting;
+        reply.send(rewrite::progress(message, span, &token), &gateway.stats);
     }
 
     /// A shared server's request cannot be tied to a client: `ping` is answered, nothing else is offered.
@@ -246,7 +282,7 @@ impl Server {
         let config = &gateway.config;
         // A server may have to be downloaded and started first.
         let patience = if ask.method == "initialize" { config.timeout_run_tool } else { config.timeout_rpc };
-        let opened = self.upstream.mux().open(now, Caller::Gateway, ask.method, None, patience);
+        let opened = self.upstream.mux().open(now, Caller::Conversation, ask.method, None, patience);
         let Ok(id) = opened else {
             self.conversation.unanswered();
             return Ok(());
@@ -263,39 +299,54 @@ impl Server {
     fn go_on(&mut self, gateway: &Gateway, now: Instant, next: Next) -> Result<(), Farewell> {
         match next {
             Next::Ask(ask) => self.ask(gateway, now, ask),
-            Next::Tools(tools, again) => {
-                self.list(gateway, tools);
-                again.map_or(Ok(()), |ask| self.ask(gateway, now, ask))
+            Next::Offer(kind, items, next) => {
+                self.list(gateway, kind, items);
+                match next {
+                    Some(ask) => self.ask(gateway, now, ask),
+                    None => {
+                        self.complete(gateway);
+                        Ok(())
+                    }
+                }
             }
             Next::Failed(why) => self.failed(&why),
         }
     }
 
-    fn list(&mut self, gateway: &Gateway, tools: Vec<Tool>) {
-        let count = tools.len();
-        for refused in self.conversation.take_refused() {
-            log::warn!("server '{}': left out a tool without a usable name: {refused}", self.upstream.name());
+    fn list(&mut self, gateway: &Gateway, kind: Kind, items: Vec<Item>) {
+        let (name, count) = (self.upstream.name(), items.len());
+        self.upstream.greeted(self.conversation.greeting());
+        if kind == Kind::Tool {
+            self.tools = count;
         }
-        let changed = gateway.catalog().set_tools(self.key, tools);
-        for warning in changed.iter().flatten() {
-            log::warn!("server '{}': {warning}", self.upstream.name());
+        if self.upstream.has("resources") {
+            gateway.catalog().set_has_resources(self.key);
+        }
+        let changed = gateway.catalog().set(self.key, kind, items);
+        for remark in self.conversation.take_remarks().iter().chain(changed.iter().flatten()) {
+            log::warn!("server '{name}': {remark}");
         }
         if changed.is_some() {
-            gateway.tools_changed();
+            log::info!("server '{name}' offers {count} {}s", kind.noun());
+            gateway.lists_changed(&[kind]);
         }
-        let first = !std::mem::replace(&mut self.listed, true);
-        if first || changed.is_some() {
-            log::info!("server '{}' offers {count} tools", self.upstream.name());
+    }
+
+    /// All that the server offers is listed.
+    fn complete(&mut self, gateway: &Gateway) {
+        if std::mem::replace(&mut self.listed, true) {
+            return;
         }
-        if first && self.ours {
-            let _ = self.upstream.link().send(Status::registered(&self.id, count));
+        gateway.resume_wishes(&self.upstream);
+        if self.ours {
+            let _ = self.upstream.link().send(Status::registered(&self.id, self.tools));
         }
     }
 
     /// A server that was listed keeps what it had; one that was not cannot be used.
     fn failed(&mut self, why: &str) -> Result<(), Farewell> {
         if self.listed {
-            log::warn!("server '{}': {why}; its tools stay as they were", self.upstream.name());
+            log::warn!("server '{}': {why}; its lists stay as they were", self.upstream.name());
             self.conversation.unanswered();
             return Ok(());
         }
@@ -305,7 +356,18 @@ impl Server {
         Err(Farewell::new(1008, why))
     }
 
+    /// The processes of single sessions are looked at now and then, if there are any.
+    fn deadline(&self) -> Option<Instant> {
+        let own = self.upstream.isolation().filter(|isolation| !isolation.open().is_empty());
+        let look = own.map(|_| self.looked + CHANNEL_TICK);
+        self.upstream.mux().deadline().into_iter().chain(look).min()
+    }
+
     fn expire(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
+        if now >= self.looked + CHANNEL_TICK {
+            self.looked = now;
+            gateway.expire_processes(&self.upstream, now);
+        }
         for pending in self.upstream.expire(now, &gateway.stats) {
             let why = format!("{} was not answered in {} s", pending.method, pending.patience.as_secs_f64());
             self.failed(&why)?;

@@ -3,13 +3,18 @@
 //! The table of who waits for what is `tunnel::mux`; the link is behind a queue. `registration` owns the other end.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use super::client::Client;
+use super::{client::Client, reply::Reply};
 use crate::{
     jsonrpc::{self, Message, Span},
+    limits, mcp,
     net::{
         link::Farewell,
         queue::{Refused, Sender},
@@ -17,6 +22,7 @@ use crate::{
     session,
     stats::Stats,
     tunnel::{
+        channel,
         mux::{self, Mux, Pending},
         rewrite,
     },
@@ -25,10 +31,14 @@ use crate::{
 /// Who waits for an answer.
 #[derive(Debug)]
 pub enum Caller {
-    /// The gateway itself.
-    Gateway,
+    /// The gateway's own conversation with the server.
+    Conversation,
+    /// A process of a client's own, which cannot serve before it is initialized.
+    Greeting,
+    /// Nobody: it was asked so that something happens.
+    Nobody,
     /// A client, with its own id for the request, raw.
-    Client(Arc<Client>, Box<str>),
+    Client(Arc<Client>, Box<str>, Reply),
 }
 
 /// A call as it goes to the server: what the client sent, and what has to be changed in it.
@@ -36,12 +46,14 @@ pub enum Caller {
 pub struct Call<'a> {
     /// The client's request.
     pub message: &'a Message<'a>,
-    /// The server's own name for what is called, and where the client's name stands.
-    pub name: Option<(Span, &'a str)>,
+    /// Where the client's name for something stands, and the server's own name for it.
+    pub rename: Option<(Span, &'a str)>,
     /// Where the client's progress token stands.
     pub token: Option<Span>,
     /// How long the answer may take.
     pub patience: Duration,
+    /// Where the answer goes.
+    pub reply: Reply,
 }
 
 /// Why a call is not passed on.
@@ -63,12 +75,115 @@ pub struct Upstream {
     name: String,
     mux: Mutex<Mux<Caller>>,
     link: Sender<Farewell>,
+    /// The server's answer to `initialize`, raw.
+    greeting: OnceLock<String>,
+    /// How many sessions can have a process of their own.
+    sessions: Option<Isolation>,
+    /// It is such a process.
+    private: Option<Private>,
+}
+
+/// The processes of single sessions behind one link.
+#[derive(Debug)]
+pub struct Isolation {
+    most: u32,
+    last: AtomicU32,
+    open: Mutex<BTreeMap<u32, Arc<Upstream>>>,
+}
+
+impl Isolation {
+    /// The processes by the number of their channel.
+    pub fn open(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Upstream>>> {
+        // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What makes a process one of a session's own.
+#[derive(Debug)]
+pub struct Private {
+    /// Its channel of the link.
+    pub number: u32,
+    /// Whose it is.
+    pub client: Weak<Client>,
+    /// The server that it is a process of.
+    pub shared: Weak<Upstream>,
+    /// What waits until it is initialized.
+    waiting: Mutex<Option<Vec<String>>>,
 }
 
 impl Upstream {
-    /// A server behind a link.
-    pub fn new(name: String, most: usize, link: Sender<Farewell>) -> Arc<Self> {
-        Arc::new(Self { name, mux: Mutex::new(Mux::new(most)), link })
+    /// A server behind a link, of which so many sessions can have a process of their own.
+    pub fn new(name: String, most: usize, link: Sender<Farewell>, sessions: Option<u32>) -> Arc<Self> {
+        let sessions =
+            sessions.map(|most| Isolation { most, last: AtomicU32::new(0), open: Mutex::default() });
+        let (mux, greeting) = (Mutex::new(Mux::new(most)), OnceLock::new());
+        Arc::new(Self { name, mux, link, greeting, sessions, private: None })
+    }
+
+    /// A process of a session's own. With `wait` nothing is sent to it before [`Upstream::ready`]. `None` when there are as
+    /// many as there may be, or the link does not take more.
+    pub fn fork(self: &Arc<Self>, client: &Arc<Client>, most: usize, wait: bool) -> Option<Arc<Self>> {
+        let isolation = self.sessions.as_ref()?;
+        let mut open = isolation.open();
+        if open.len() >= isolation.most as usize {
+            return None;
+        }
+        let number = isolation.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.link.send(channel::open(number)).ok()?;
+        let (client, shared) = (Arc::downgrade(client), Arc::downgrade(self));
+        let waiting = Mutex::new(wait.then(Vec::new));
+        let private = Private { number, client, shared, waiting };
+        let (name, link) = (self.name.clone(), self.link.clone());
+        let (mux, greeting) = (Mutex::new(Mux::new(most)), OnceLock::new());
+        let forked = Self { name, mux, link, greeting, sessions: None, private: Some(private) };
+        let forked = Arc::new(forked);
+        open.insert(number, forked.clone());
+        Some(forked)
+    }
+
+    /// The processes of single sessions, where there can be some.
+    pub fn isolation(&self) -> Option<&Isolation> {
+        self.sessions.as_ref()
+    }
+
+    /// What makes it a session's own.
+    pub fn private(&self) -> Option<&Private> {
+        self.private.as_ref()
+    }
+
+    /// Sends a message to the server.
+    ///
+    /// # Errors
+    /// [`Refused`]: the link does not keep up, or is gone.
+    pub fn send(&self, text: String) -> Result<(), Refused> {
+        let Some(private) = &self.private else { return self.link.send(text) };
+        let mut waiting = private.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *waiting {
+            Some(waiting) if waiting.len() >= limits::ASKS => Err(Refused::Full),
+            Some(waiting) => {
+                waiting.push(text);
+                Ok(())
+            }
+            None => self.link.send(channel::message(private.number, &text)),
+        }
+    }
+
+    /// Sends a message to the server, whether it is initialized or not.
+    pub fn send_now(&self, text: &str) {
+        if let Some(private) = &self.private {
+            // A link that is full or gone ends, and the process with it.
+            let _ = self.link.send(channel::message(private.number, text));
+        }
+    }
+
+    /// The process is initialized: what waited is sent.
+    pub fn ready(&self) {
+        let Some(private) = &self.private else { return };
+        let mut waiting = private.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for text in waiting.take().into_iter().flatten() {
+            self.send_now(&text);
+        }
     }
 
     /// The name it registered with.
@@ -79,6 +194,22 @@ impl Upstream {
     /// The queue towards the edge.
     pub fn link(&self) -> &Sender<Farewell> {
         &self.link
+    }
+
+    /// The server's answer to `initialize`, raw; `None` before it came.
+    pub fn greeting(&self) -> Option<&str> {
+        self.greeting.get().map(String::as_str)
+    }
+
+    /// Remembers the server's answer to `initialize`.
+    pub fn greeted(&self, result: &str) {
+        self.greeting.get_or_init(|| result.to_owned());
+    }
+
+    /// Whether the server declares a capability.
+    pub fn has(&self, capability: &str) -> bool {
+        let declared = |result: &str| jsonrpc::find(result, 0..result.len(), &["capabilities", capability]);
+        self.greeting().is_some_and(|result| matches!(declared(result), Ok(Some(_))))
     }
 
     /// The table of pending requests.
@@ -104,7 +235,7 @@ impl Upstream {
             // Held until the call is in both tables, so that its answer cannot come in between.
             let mut calls = client.calls();
             calls.may_begin(id).map_err(Declined::Client)?;
-            let caller = Caller::Client(client.clone(), id.into());
+            let caller = Caller::Client(client.clone(), id.into(), call.reply.clone());
             let opened = self.mux().open(now, caller, call.message.method(), token, call.patience);
             let upstream_id = opened.map_err(|refused| match refused {
                 mux::Refused::Busy => Declined::Server,
@@ -113,8 +244,10 @@ impl Upstream {
             calls.begin(id, self.clone(), upstream_id);
             upstream_id
         };
-        let text = rewrite::request(call.message, upstream_id, call.name.clone(), call.token.clone());
-        let Err(refused) = self.link.send(text) else { return Ok(()) };
+        // Where nobody else is served, no token can be anybody else's.
+        let token = call.token.clone().filter(|_| self.private.is_none());
+        let text = rewrite::request(call.message, upstream_id, call.rename.clone(), token);
+        let Err(refused) = self.send(text) else { return Ok(()) };
         if self.mux().close(upstream_id).is_none() {
             // The link went meanwhile, and whoever saw that has failed the call already.
             return Ok(());
@@ -123,18 +256,35 @@ impl Upstream {
         Err(if refused == Refused::Full { Declined::Link } else { Declined::Gone })
     }
 
+    /// Asks the server for something without waiting for the answer.
+    pub fn tell(&self, now: Instant, method: &str, params: &str, patience: Duration) {
+        self.ask(now, Caller::Nobody, method, params, patience);
+    }
+
+    /// Asks the server something of the gateway's own.
+    pub fn ask(&self, now: Instant, caller: Caller, method: &str, params: &str, patience: Duration) {
+        let first = matches!(caller, Caller::Greeting);
+        let Ok(id) = self.mux().open(now, caller, method, None, patience) else { return };
+        if first {
+            return self.send_now(&jsonrpc::request(&id.to_string(), method, params));
+        }
+        // A link that is full or gone forgets the request by itself.
+        let _ = self.send(jsonrpc::request(&id.to_string(), method, params));
+    }
+
     /// Tells the server to stop working on a request. `notification` is the client's own, with the place of its
     /// request id; without one, the reason.
-    pub fn cancel(&self, upstream_id: u64, notification: Result<(&Message<'_>, Span), &str>) {
-        if self.mux().close(upstream_id).is_none() {
-            return;
-        }
+    pub fn cancel(&self, upstream_id: u64, notification: Result<(&Message<'_>, Span), &str>, stats: &Stats) {
+        let Some(pending) = self.mux().close(upstream_id) else { return };
         let text = match notification {
             Ok((message, span)) => rewrite::cancellation(message, span, upstream_id),
             Err(reason) => rewrite::cancelled(upstream_id, reason),
         };
         // A link that is full or gone forgets the request by itself.
-        let _ = self.link.send(text);
+        let _ = self.send(text);
+        if let Caller::Client(_, id, reply) = pending.caller {
+            reply.cancelled(&id, stats);
+        }
     }
 
     /// The link is gone: everybody who waits is told.
@@ -146,7 +296,7 @@ impl Upstream {
         }
     }
 
-    /// Fails the requests whose time is up, and tells the server to stop. The gateway's own are handed back.
+    /// Fails the requests whose time is up, and tells the server to stop. Those of the conversation are handed back.
     pub fn expire(&self, now: Instant, stats: &Stats) -> Vec<Pending<Caller>> {
         let mut expired = Vec::new();
         self.mux().tick(now, &mut expired);
@@ -154,8 +304,10 @@ impl Upstream {
         for (id, pending) in expired {
             let seconds = pending.patience.as_secs_f64();
             log::info!("server '{}' did not answer {} in {seconds} s", self.name, pending.method);
-            let _ = self.link.send(rewrite::cancelled(id, "no answer in time"));
-            if matches!(pending.caller, Caller::Gateway) {
+            if &*pending.method != "initialize" {
+                let _ = self.send(rewrite::cancelled(id, "no answer in time"));
+            }
+            if matches!(pending.caller, Caller::Conversation | Caller::Greeting) {
                 own.push(pending);
             } else {
                 let text = format!("server '{}' did not answer within {seconds} s", self.name);
@@ -168,16 +320,19 @@ impl Upstream {
 
 /// Gives an answer to who waits for it, under the client's own id.
 pub fn deliver(pending: Pending<Caller>, message: &Message<'_>, stats: &Stats) {
-    if let Caller::Client(client, id) = pending.caller {
+    if let Caller::Client(client, id, reply) = pending.caller {
         client.calls().end(&id);
-        client.send(message.with_id(&id), stats);
+        if let (Some(result), "initialize") = (message.result(), &*pending.method) {
+            client.initialized(&mcp::version_of(result).unwrap_or_default());
+        }
+        reply.finish(message.with_id(&id), stats);
     }
 }
 
 /// Fails a request with an error of ours.
 fn fail(pending: Pending<Caller>, code: i64, text: &str, stats: &Stats) {
-    if let Caller::Client(client, id) = pending.caller {
+    if let Caller::Client(client, id, reply) = pending.caller {
         client.calls().end(&id);
-        client.send(jsonrpc::error(&id, code, text), stats);
+        reply.finish(jsonrpc::error(&id, code, text), stats);
     }
 }

@@ -1,12 +1,17 @@
-//! The gateway's own conversation with one server: `initialize`, `notifications/initialized`, and the listing
-//! of its tools, page by page, now and whenever the server says that they changed.
+//! The gateway's own conversation with one server: `initialize`, `notifications/initialized`, and the listing of
+//! what it offers, page by page, now and whenever the server says that something changed.
 //!
-//! Pure: it says what to ask next and is told the answers, one at a time. `gateway::upstream` carries them.
+//! Pure: it says what to ask next and is told the answers, one at a time. `gateway::registration` carries them.
+
+use std::collections::VecDeque;
 
 use crate::{
     jsonrpc::{self, Message, elements, find, quote, unquote},
     limits::CatalogLimits,
-    mcp::{LATEST, names::Tool},
+    mcp::{
+        LATEST,
+        offer::{Item, Kind},
+    },
     text,
 };
 
@@ -26,8 +31,8 @@ pub struct Ask {
 pub enum Next {
     /// Ask this.
     Ask(Ask),
-    /// The list is complete, and `Some` is to be asked because it changed meanwhile.
-    Tools(Vec<Tool>, Option<Ask>),
+    /// A list is complete, and this is to be asked next. Without it, all is listed.
+    Offer(Kind, Vec<Item>, Option<Ask>),
     /// The server cannot be used, for this reason.
     Failed(String),
 }
@@ -36,17 +41,31 @@ pub enum Next {
 #[derive(Debug)]
 enum Phase {
     Initializing,
-    Listing { tools: Vec<Tool>, bytes: usize, pages: usize, changed: bool },
+    Listing(Listing),
     Settled,
+}
+
+/// A list that is coming in.
+#[derive(Debug)]
+struct Listing {
+    kind: Kind,
+    items: Vec<Item>,
+    bytes: usize,
+    pages: usize,
 }
 
 /// The conversation with one server.
 #[derive(Debug)]
 pub struct Conversation {
     phase: Phase,
-    has_tools: bool,
-    /// Names that were refused, for the log.
-    refused: Vec<String>,
+    /// Lists that are to be asked for next.
+    due: VecDeque<Kind>,
+    /// Kinds whose capability the server declared.
+    declared: Vec<Kind>,
+    /// The result of `initialize`, raw.
+    greeting: String,
+    /// What is odd about the server, for the log.
+    remarks: Vec<String>,
     limits: CatalogLimits,
 }
 
@@ -57,119 +76,157 @@ impl Conversation {
             "{{\"protocolVersion\":\"{LATEST}\",\"capabilities\":{{}},\"clientInfo\":{{\"name\":\"mcpport\",\"version\":\"{}\"}}}}",
             env!("CARGO_PKG_VERSION")
         );
-        let conversation = Self { phase: Phase::Initializing, has_tools: false, refused: Vec::new(), limits };
+        let conversation = Self {
+            phase: Phase::Initializing,
+            due: VecDeque::new(),
+            declared: Vec::new(),
+            greeting: String::new(),
+            remarks: Vec::new(),
+            limits,
+        };
         (conversation, Ask { first: None, method: "initialize", params })
     }
 
     /// The server answered what was asked last.
     pub fn answered(&mut self, message: &Message<'_>) -> Next {
-        match &self.phase {
+        match std::mem::replace(&mut self.phase, Phase::Settled) {
             Phase::Initializing => self.initialized(message),
-            Phase::Listing { .. } => self.listed(message),
+            Phase::Listing(listing) => self.listed(listing, message),
             Phase::Settled => Next::Failed("the server answered what was not asked".into()),
         }
     }
 
-    /// The server says that its tools changed. Gives what to ask, unless a listing is under way.
-    pub fn tools_changed(&mut self) -> Option<Ask> {
-        match &mut self.phase {
-            Phase::Initializing => None,
-            Phase::Listing { changed, .. } => {
-                *changed = true;
-                None
-            }
-            Phase::Settled => Some(self.list()),
+    /// The server says that a list changed. Gives what to ask, unless a listing is under way.
+    pub fn changed(&mut self, kind: Kind) -> Option<Ask> {
+        if !self.due.contains(&kind) {
+            self.due.push_back(kind);
+        }
+        match self.phase {
+            Phase::Settled => self.next_list(),
+            Phase::Initializing | Phase::Listing(_) => None,
         }
     }
 
-    /// The question went unanswered. What was listed before stays; a server that was never listed cannot be used.
+    /// The question went unanswered. What was listed before stays.
     pub fn unanswered(&mut self) {
         self.phase = Phase::Settled;
+        self.due.clear();
     }
 
-    /// Tool names that were refused since the last call, shown fit for a log.
-    pub fn take_refused(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.refused)
+    /// The result of `initialize`, raw; empty before it came.
+    pub fn greeting(&self) -> &str {
+        &self.greeting
+    }
+
+    /// What was odd since the last call, fit for a log.
+    pub fn take_remarks(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.remarks)
     }
 
     fn initialized(&mut self, message: &Message<'_>) -> Next {
         let Some(result) = message.result() else {
             return Next::Failed(format!("initialize failed: {}", error_text(message)));
         };
-        let version = find(result, 0..result.len(), &["protocolVersion"]).ok().flatten();
-        let Some(version) = version.and_then(|span| unquote(&result[span])) else {
-            return Next::Failed("initialize was answered without a protocolVersion".into());
-        };
+        let version = super::version_of(result);
         // Only membership in the list counts; an unknown version is a server we cannot speak with.
-        if !super::VERSIONS.contains(&version.as_ref()) {
-            let shown = text::show(&version);
-            return Next::Failed(format!(
-                "the server speaks protocol version {shown}, which is not supported"
-            ));
+        if let Some(why) = match version.as_deref() {
+            None => Some("initialize was answered without a protocolVersion".to_owned()),
+            Some(version) if super::VERSIONS.contains(&version) => None,
+            Some(other) => Some(format!(
+                "the server speaks protocol version {}, which is not supported",
+                text::show(other)
+            )),
+        } {
+            return Next::Failed(why);
         }
-        self.has_tools = matches!(find(result, 0..result.len(), &["capabilities", "tools"]), Ok(Some(_)));
-        let first = Some(jsonrpc::notification("notifications/initialized", None));
+        let declares = |kind: &Kind| {
+            matches!(find(result, 0..result.len(), &["capabilities", kind.capability()]), Ok(Some(_)))
+        };
+        self.declared = Kind::ALL.into_iter().filter(declares).collect();
+        self.greeting = result.to_owned();
         // A server may leave the capability out and have tools all the same; asking costs one round.
-        Next::Ask(Ask { first, ..self.list() })
+        self.due = Kind::ALL.into_iter().filter(|kind| *kind == Kind::Tool || declares(kind)).collect();
+        let first = Some(jsonrpc::notification("notifications/initialized", None));
+        match self.next_list() {
+            Some(ask) => Next::Ask(Ask { first, ..ask }),
+            None => Next::Failed("there is nothing to ask the server for".into()),
+        }
     }
 
-    fn list(&mut self) -> Ask {
-        self.refused.clear();
-        self.phase = Phase::Listing { tools: Vec::new(), bytes: 0, pages: 0, changed: false };
-        Ask { first: None, method: "tools/list", params: "{}".into() }
+    fn next_list(&mut self) -> Option<Ask> {
+        let kind = self.due.pop_front()?;
+        self.phase = Phase::Listing(Listing { kind, items: Vec::new(), bytes: 0, pages: 0 });
+        Some(Ask { first: None, method: kind.method(), params: "{}".into() })
     }
 
-    fn listed(&mut self, message: &Message<'_>) -> Next {
-        let Phase::Listing { mut tools, mut bytes, mut pages, changed } =
-            std::mem::replace(&mut self.phase, Phase::Settled)
-        else {
-            return Next::Failed("the server answered what was not asked".into());
-        };
-        let Some(result) = message.result() else {
-            // A server without tools does not know the method.
-            let empty = !self.has_tools && pages == 0;
-            return if empty {
-                Next::Tools(Vec::new(), None)
-            } else {
-                Next::Failed(format!("tools/list failed: {}", error_text(message)))
-            };
-        };
-        let Ok(Some(list)) = find(result, 0..result.len(), &["tools"]) else {
-            return Next::Failed("tools/list was answered without tools".into());
-        };
+    fn listed(&mut self, mut listing: Listing, message: &Message<'_>) -> Next {
+        let kind = listing.kind;
+        let list = message.result().and_then(|result| {
+            Some((result, find(result, 0..result.len(), &[kind.member()]).ok().flatten()?))
+        });
+        let Some((result, list)) = list else { return self.no_list(&listing, message) };
         for span in elements(result, list) {
             let raw = &result[span];
-            match Tool::read(raw, self.limits.tool_name) {
-                Some(tool) => {
-                    bytes += tool.bytes();
-                    tools.push(tool);
-                }
-                None => self.refused.push(text::show(raw).to_string()),
+            match Item::read(kind, raw, &self.limits) {
+                Some(item) => listing.take(item),
+                None => self.remarks.push(format!(
+                    "left out a {} without a usable {}: {}",
+                    kind.noun(),
+                    kind.key(),
+                    text::show(raw)
+                )),
             }
             // Refused ones count as well: a line of the log each, and bytes that nothing else bounds.
-            if tools.len() + self.refused.len() > self.limits.tools || bytes > self.limits.bytes {
-                let CatalogLimits { tools, bytes, .. } = self.limits;
+            if listing.items.len() + self.remarks.len() > self.limits.items
+                || listing.bytes > self.limits.bytes
+            {
+                let CatalogLimits { items, bytes, .. } = self.limits;
                 return Next::Failed(format!(
-                    "the server lists more than {tools} tools or {bytes} bytes of them"
+                    "the server lists more than {items} {}s or {bytes} bytes of them",
+                    kind.noun()
                 ));
             }
         }
-        pages += 1;
+        listing.pages += 1;
         let cursor = find(result, 0..result.len(), &["nextCursor"]).ok().flatten();
         match cursor.and_then(|span| unquote(&result[span])) {
-            Some(_) if pages >= self.limits.pages => {
-                Next::Failed(format!("the server's tool list has more than {} pages", self.limits.pages))
-            }
+            Some(_) if listing.pages >= self.limits.pages => Next::Failed(format!(
+                "the server's list of {}s has more than {} pages",
+                kind.noun(),
+                self.limits.pages
+            )),
             Some(cursor) => {
-                self.phase = Phase::Listing { tools, bytes, pages, changed };
+                self.phase = Phase::Listing(listing);
                 let params = format!("{{\"cursor\":{}}}", quote(&cursor));
-                Next::Ask(Ask { first: None, method: "tools/list", params })
+                Next::Ask(Ask { first: None, method: kind.method(), params })
             }
-            None => {
-                let again = changed.then(|| self.list());
-                Next::Tools(tools, again)
-            }
+            None => Next::Offer(kind, listing.items, self.next_list()),
         }
+    }
+
+    /// A list did not come. Without its tools a server that has some is of no use; anything else can be missed.
+    fn no_list(&mut self, listing: &Listing, message: &Message<'_>) -> Next {
+        let kind = listing.kind;
+        let declared = self.declared.contains(&kind);
+        let why = match message.error() {
+            Some(_) => format!("{} failed: {}", kind.method(), error_text(message)),
+            None => format!("{} was answered without {}", kind.method(), kind.member()),
+        };
+        if kind == Kind::Tool && (declared || listing.pages > 0) {
+            return Next::Failed(why);
+        }
+        // Templates go with resources, and most servers that have the one have not the other.
+        if declared && kind != Kind::Template {
+            self.remarks.push(why);
+        }
+        Next::Offer(kind, Vec::new(), self.next_list())
+    }
+}
+
+impl Listing {
+    fn take(&mut self, item: Item) {
+        self.bytes += item.bytes();
+        self.items.push(item);
     }
 }
 
@@ -193,63 +250,81 @@ mod tests {
         conversation.answered(&Message::read(text).unwrap())
     }
 
-    fn started() -> Conversation {
+    fn started(capabilities: &str) -> Conversation {
         let (mut conversation, ask) = Conversation::start(CatalogLimits::default());
         assert_eq!(ask.method, "initialize");
-        let hello = answer(r#"{"protocolVersion":"2025-06-18","capabilities":{"tools":{}},"serverInfo":{}}"#);
-        let Next::Ask(ask) = feed(&mut conversation, &hello) else { panic!("no question") };
+        let hello = format!(
+            "{{\"protocolVersion\":\"2025-06-18\",\"capabilities\":{capabilities},\"serverInfo\":{{}}}}"
+        );
+        let Next::Ask(ask) = feed(&mut conversation, &answer(&hello)) else { panic!("no question") };
         assert!(ask.first.is_some_and(|first| first.contains("notifications/initialized")));
         assert_eq!((ask.method, ask.params.as_str()), ("tools/list", "{}"));
+        assert_eq!(conversation.greeting(), hello);
         conversation
     }
 
-    fn names(next: Next) -> Vec<String> {
+    fn keys(next: Next) -> Vec<String> {
         match next {
-            Next::Tools(tools, None) => tools.into_iter().map(|tool| tool.name).collect(),
+            Next::Offer(_, items, None) => items.into_iter().map(|item| item.key).collect(),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn pages_are_followed() {
-        let mut conversation = started();
+        let mut conversation = started("{\"tools\":{}}");
         let next = feed(&mut conversation, &answer(r#"{"tools":[{"name":"a"}],"nextCursor":"x\"y"}"#));
         let Next::Ask(ask) = next else { panic!("{next:?}") };
         assert_eq!(ask.params, r#"{"cursor":"x\"y"}"#);
-        assert_eq!(names(feed(&mut conversation, &answer(r#"{"tools":[{"name":"b"}]}"#))), ["a", "b"]);
+        assert_eq!(keys(feed(&mut conversation, &answer(r#"{"tools":[{"name":"b"}]}"#))), ["a", "b"]);
+    }
+
+    #[test]
+    fn everything_declared_is_listed() {
+        let mut conversation = started("{\"resources\":{},\"prompts\":{},\"logging\":{}}");
+        let mut asked = Vec::new();
+        let mut next = feed(&mut conversation, &jsonrpc::error("1", -32601, "no tools"));
+        while let Next::Offer(_, _, Some(ask)) = next {
+            asked.push(ask.method);
+            next = feed(&mut conversation, &jsonrpc::error("1", -32601, "none"));
+        }
+        assert_eq!(asked, ["prompts/list", "resources/list", "resources/templates/list"]);
+        assert_eq!(conversation.take_remarks().len(), 2);
     }
 
     #[test]
     fn a_change_during_a_listing_is_not_lost() {
-        let mut conversation = started();
-        assert_eq!(conversation.tools_changed(), None);
+        let mut conversation = started("{\"tools\":{}}");
+        assert_eq!(conversation.changed(Kind::Tool), None);
+        assert_eq!(conversation.changed(Kind::Tool), None);
         let next = feed(&mut conversation, &answer(r#"{"tools":[]}"#));
-        assert!(matches!(next, Next::Tools(_, Some(_))), "{next:?}");
-        assert!(names(feed(&mut conversation, &answer(r#"{"tools":[]}"#))).is_empty());
-        assert!(conversation.tools_changed().is_some());
+        assert!(matches!(next, Next::Offer(_, _, Some(_))), "{next:?}");
+        assert!(keys(feed(&mut conversation, &answer(r#"{"tools":[]}"#))).is_empty());
+        assert!(conversation.changed(Kind::Prompt).is_some_and(|ask| ask.method == "prompts/list"));
     }
 
     #[test]
-    fn bad_tools_are_left_out_and_named() {
-        let mut conversation = started();
+    fn bad_items_are_left_out_and_named() {
+        let mut conversation = started("{\"tools\":{}}");
         let list = answer(r#"{"tools":[{"name":"ok"},{"name":"b\u0007d"},{"nome":"x"},7]}"#);
-        assert_eq!(names(feed(&mut conversation, &list)), ["ok"]);
-        assert_eq!(conversation.take_refused().len(), 3);
+        assert_eq!(keys(feed(&mut conversation, &list)), ["ok"]);
+        assert_eq!(conversation.take_remarks().len(), 3);
     }
 
     #[test]
     fn limits_are_kept() {
+        let fresh = || started("{\"tools\":{}}");
         let list = |count: usize| {
             let tools: Vec<String> = (0..count).map(|n| format!("{{\"name\":\"t{n}\"}}")).collect();
             answer(&format!("{{\"tools\":[{}]}}", tools.join(",")))
         };
-        assert_eq!(names(feed(&mut started(), &list(512))).len(), 512);
-        assert!(matches!(feed(&mut started(), &list(513)), Next::Failed(why) if why.contains("512")));
+        assert_eq!(keys(feed(&mut fresh(), &list(512))).len(), 512);
+        assert!(matches!(feed(&mut fresh(), &list(513)), Next::Failed(why) if why.contains("512")));
         let large = format!("{{\"tools\":[{{\"name\":\"a\",\"x\":\"{}\"}}]}}", "y".repeat(4 << 20));
-        assert!(matches!(feed(&mut started(), &answer(&large)), Next::Failed(_)));
+        assert!(matches!(feed(&mut fresh(), &answer(&large)), Next::Failed(_)));
         let refused = answer(&format!("{{\"tools\":[{}0]}}", "0,".repeat(512)));
-        assert!(matches!(feed(&mut started(), &refused), Next::Failed(why) if why.contains("512")));
-        let mut endless = started();
+        assert!(matches!(feed(&mut fresh(), &refused), Next::Failed(why) if why.contains("512")));
+        let mut endless = fresh();
         let page = answer(r#"{"tools":[],"nextCursor":""}"#);
         let asked = (0..100).take_while(|_| matches!(feed(&mut endless, &page), Next::Ask(_))).count();
         assert_eq!(asked, 63);
@@ -266,12 +341,12 @@ mod tests {
             let next = feed(&mut conversation, &reply);
             assert!(matches!(&next, Next::Failed(text) if text.contains(why)), "{next:?}");
         }
+        let refused = jsonrpc::error("1", -32603, "broken");
+        assert!(matches!(feed(&mut started("{\"tools\":{}}"), &refused), Next::Failed(_)));
     }
 
     #[test]
     fn a_server_without_tools_has_none() {
-        let (mut conversation, _) = Conversation::start(CatalogLimits::default());
-        feed(&mut conversation, &answer(r#"{"protocolVersion":"2024-11-05","capabilities":{}}"#));
-        assert!(names(feed(&mut conversation, &jsonrpc::error("2", -32601, "unknown"))).is_empty());
+        assert!(keys(feed(&mut started("{}"), &jsonrpc::error("2", -32601, "unknown"))).is_empty());
     }
 }

@@ -1,9 +1,7 @@
-//! The names under which clients see the tools of all servers.
+//! The names under which clients see the tools and prompts of all servers.
 //!
 //! A pure function of server and tool: it does not depend on who else is connected. Model APIs refuse other
 //! characters than `[A-Za-z0-9_-]`, and more than 64 of them; so does this.
-
-use crate::jsonrpc;
 
 /// Length of the hash suffix with its separator.
 const SUFFIX: usize = 9;
@@ -38,45 +36,6 @@ fn hash(server: &str, name: &str) -> u32 {
     (wide >> 32) as u32 ^ wide as u32
 }
 
-/// Whether a server may call a tool so: any printable text without control or direction characters,
-/// up to `longest` characters.
-pub fn is_own_name(name: &str, longest: usize) -> bool {
-    let shown = crate::text::show_up_to(name, name.len()).to_string();
-    !name.is_empty() && name.chars().count() <= longest && shown == name
-}
-
-/// A tool as its server describes it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Tool {
-    /// The server's own name for it.
-    pub name: String,
-    /// The whole description, raw.
-    raw: String,
-    /// Where the name's value lies in it.
-    name_span: jsonrpc::Span,
-}
-
-impl Tool {
-    /// Reads one element of a `tools/list` result. `None` when it has no single usable name.
-    pub fn read(raw: &str, longest: usize) -> Option<Self> {
-        let name_span = jsonrpc::find(raw, 0..raw.len(), &["name"]).ok()??;
-        let name = jsonrpc::unquote(&raw[name_span.clone()])?.into_owned();
-        // On one line, as everything that goes to clients: line breaks stand between tokens only (RFC 8259, section 2).
-        is_own_name(&name, longest).then(|| Self { name, raw: raw.replace(['\n', '\r'], " "), name_span })
-    }
-
-    /// The description under another name; all else as the server wrote it.
-    pub fn under(&self, exposed: &str) -> String {
-        let (before, after) = (&self.raw[..self.name_span.start], &self.raw[self.name_span.end..]);
-        format!("{before}{}{after}", jsonrpc::quote(exposed))
-    }
-
-    /// Bytes of the description.
-    pub fn bytes(&self) -> usize {
-        self.raw.len()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,27 +61,5 @@ mod tests {
         assert_eq!(exposed_with_hash("file", "read", 64), format!("file_read_{:08x}", hash("file", "read")));
         assert_ne!(hash("a", "b_c"), hash("a_b", "c"));
         assert_eq!(hash("", ""), 0x2962_0a93);
-    }
-
-    #[test]
-    fn tools_are_renamed_and_nothing_else() {
-        let raw = "{\"x\": 1.0, \"name\" : \"re\\u0061d\", \"inputSchema\":{\"name\":\"y\"}}";
-        let tool = Tool::read(raw, 128).unwrap();
-        assert_eq!(tool.name, "read");
-        assert_eq!(tool.under("f_read"), raw.replace("\"re\\u0061d\"", "\"f_read\""));
-        let broken = Tool::read(&raw.replace(", ", ",\r\n"), 128).unwrap();
-        assert_eq!(broken.under("f_read"), tool.under("f_read").replace(", ", ",  "));
-        for bad in [
-            "{}",
-            "[]",
-            "{\"name\":1}",
-            "{\"name\":\"\"}",
-            "{\"name\":\"a\",\"name\":\"b\"}",
-            "{\"name\":\"a\\nb\"}",
-            "{\"name\":\"a\\u202eb\"}",
-        ] {
-            assert_eq!(Tool::read(bad, 128), None, "{bad}");
-        }
-        assert_eq!(Tool::read(&format!("{{\"name\":\"{}\"}}", "n".repeat(129)), 128), None);
     }
 }

@@ -19,6 +19,8 @@ pub struct Registration {
     pub name: Option<String>,
     /// The edge offered `mcpport`: status frames may follow.
     pub ours: bool,
+    /// The edge can give so many client sessions a process of their own.
+    pub sessions: Option<u32>,
 }
 
 /// Why a first frame is refused.
@@ -69,13 +71,16 @@ impl Registration {
         }
         let ours =
             call && at(&["params", "capabilities", "mcpport"])?.is_some_and(|value| value.starts_with('{'));
-        Ok(Self { id: read_id(id)?, name: read_name(name, longest_name)?, ours })
+        let sessions = at(&["params", "capabilities", "mcpport", "sessions", "max"])?;
+        let sessions = sessions.filter(|_| ours).and_then(|most| most.parse().ok()).filter(|most| *most > 0);
+        Ok(Self { id: read_id(id)?, name: read_name(name, longest_name)?, ours, sessions })
     }
 
-    /// The first frame that our edge sends.
-    pub fn frame(id: &str, name: &str) -> String {
+    /// The first frame that our edge sends. `sessions`: that many clients can have a process of their own.
+    pub fn frame(id: &str, name: &str, sessions: Option<u32>) -> String {
+        let offer = sessions.map_or_else(String::new, |most| format!("\"sessions\":{{\"max\":{most}}}"));
         format!(
-            "{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"register\",\"params\":{{\"name\":{},\"version\":\"{}\",\"capabilities\":{{\"mcpport\":{{}}}}}}}}",
+            "{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"register\",\"params\":{{\"name\":{},\"version\":\"{}\",\"capabilities\":{{\"mcpport\":{{{offer}}}}}}}}}",
             quote(id),
             quote(name),
             env!("CARGO_PKG_VERSION"),
@@ -116,6 +121,8 @@ pub struct Status {
     pub message: String,
     /// The gateway answered the `mcpport` offer.
     pub ours: bool,
+    /// The gateway will give client sessions a process of their own.
+    pub sessions: bool,
 }
 
 impl Status {
@@ -130,12 +137,18 @@ impl Status {
             }
         }
         let ours = at(&["capabilities", "mcpport"])?.is_some();
-        Some(Self { status: text(&["status"])??, message: text(&["message"])?.unwrap_or_default(), ours })
+        let sessions = at(&["capabilities", "mcpport", "sessions"])?.is_some();
+        let (status, message) = (text(&["status"])??, text(&["message"])?.unwrap_or_default());
+        Some(Self { status, message, ours, sessions })
     }
 
     /// The gateway has read the registration.
-    pub fn received(id: &str, ours: bool) -> String {
-        let capabilities = if ours { ",\"capabilities\":{\"mcpport\":{}}" } else { "" };
+    pub fn received(id: &str, ours: bool, sessions: bool) -> String {
+        let capabilities = match (ours, sessions) {
+            (true, true) => ",\"capabilities\":{\"mcpport\":{\"sessions\":{}}}",
+            (true, false) => ",\"capabilities\":{\"mcpport\":{}}",
+            (false, _) => "",
+        };
         let message = quote(&format!("registration received, server id {id}"));
         format!("{{\"status\":\"received\",\"id\":{},\"message\":{message}{capabilities}}}", quote(id))
     }
@@ -166,7 +179,7 @@ mod tests {
 
     #[test]
     fn registrations_of_all_ages() {
-        assert_eq!(read(&Registration::frame("i", "file")), Ok((some("i"), some("file"), true)));
+        assert_eq!(read(&Registration::frame("i", "file", None)), Ok((some("i"), some("file"), true)));
         let original = r#"{"jsonrpc": "2.0", "id": "u", "method": "register", "params": {"name": "f", "capabilities": {}}}"#;
         assert_eq!(read(original), Ok((some("u"), some("f"), false)));
         assert_eq!(read(r#"{"name":"f","id":"u"}"#), Ok((some("u"), some("f"), false)));
@@ -205,13 +218,28 @@ mod tests {
 
     #[test]
     fn status_frames() {
-        let received = Status::read(&Status::received("i", true)).unwrap();
+        let received = Status::read(&Status::received("i", true, false)).unwrap();
         assert_eq!((received.status.as_str(), received.ours), ("received", true));
-        assert!(!Status::read(&Status::received("i", false)).unwrap().ours);
+        assert!(!Status::read(&Status::received("i", false, false)).unwrap().ours);
         assert_eq!(Status::read(&Status::error("no \"x\"")).unwrap().message, "no \"x\"");
         assert_eq!(Status::read(&Status::registered("i", 3)).unwrap().status, "registered");
         assert_eq!(Status::read(r#"{"jsonrpc":"2.0","id":1,"result":{},"status":"error"}"#), None);
         assert_eq!(Status::read(r#"{"status":"error","method":"a","method":"b"}"#), None);
         assert_eq!(Status::read("hello"), None);
+    }
+
+    #[test]
+    fn sessions_are_offered_and_taken() {
+        let read = |frame: &str| Registration::read(frame, 64).unwrap().sessions;
+        assert_eq!(read(&Registration::frame("i", "file", Some(9))), Some(9));
+        assert_eq!(read(&Registration::frame("i", "file", None)), None);
+        for wrong in ["0", "-1", "1.5", "\"9\"", "99999999999", "null"] {
+            assert_eq!(
+                read(&Registration::frame("i", "file", Some(9)).replace(":9", &format!(":{wrong}"))),
+                None
+            );
+        }
+        assert!(Status::read(&Status::received("i", true, true)).unwrap().sessions);
+        assert!(!Status::read(&Status::received("i", true, false)).unwrap().sessions);
     }
 }

@@ -93,9 +93,9 @@ fn first_frames(frame: &str) {
         assert!(id.as_ref().is_none_or(|id| id.len() <= SERVER_ID && !id.chars().any(char::is_control)));
         assert!(name.as_ref().is_none_or(|name| text::is_name(name, 64)));
         if let (Some(id), Some(name)) = (id, name) {
-            let again = Registration::read(&Registration::frame(id, name), 64);
+            let again = Registration::read(&Registration::frame(id, name, None), 64);
             assert_eq!(again, Ok(Registration { ours: true, ..registration.clone() }));
-            assert!(Status::read(&Status::received(id, true)).is_some_and(|status| status.ours));
+            assert!(Status::read(&Status::received(id, true, false)).is_some_and(|status| status.ours));
         }
     }
     if let Some(status) = Status::read(frame) {

@@ -10,6 +10,7 @@ use mcpport::{
         self,
         conversation::{Ask, Conversation, Next},
         names::exposed,
+        offer::Kind,
     },
     session::{self, Calls, Sessions},
     tunnel::{
@@ -55,7 +56,7 @@ impl Gateway {
         let mut sessions = Sessions::new(&net.limits.session);
         let clients = (0..clients).map(|place| {
             let (id, principal) = (session::id([place as u8; 16]), Principal::token(place % 2));
-            sessions.open(id.clone(), principal, place).unwrap();
+            sessions.open(net.now, id.clone(), principal, place).unwrap();
             Client::new(place, principal, id, Calls::new(&net.limits.session), 3 + net.random.below(8))
         });
         let clients = clients.collect();
@@ -81,8 +82,8 @@ impl Gateway {
             return None;
         }
         let stranger = Principal::token(1 - place % 2);
-        assert_eq!(self.sessions.find(&client.session, client.principal), Some(place));
-        assert_eq!(self.sessions.find(&client.session, stranger), None, "a session is its owner's");
+        assert_eq!(self.sessions.find(net.now, &client.session, client.principal), Some(place));
+        assert_eq!(self.sessions.find(net.now, &client.session, stranger), None, "a session is its owner's");
         match net.random.below(100) {
             0..2 => self.leave(net, place),
             2..15 => self.cancel_one(net, place),
@@ -90,7 +91,7 @@ impl Gateway {
             _ if self.clients[place].plans > 0 => self.ask(net, place),
             _ => {}
         }
-        let pause = if net.random.chance(30) { 3000 } else { 120 };
+        let pause = if net.random.chance(50) { 3000 } else { 120 };
         Some(net.random.millis(1, pause))
     }
 
@@ -99,9 +100,13 @@ impl Gateway {
         let missing = usize::from(net.random.chance(10));
         let server = child::name(net.random.below(self.servers + missing));
         let tool = child::TOOLS[net.random.below(child::TOOLS.len())];
+        let tool = exposed(&server, tool, net.limits.catalog.exposed_name);
+        if self.catalog.find(Kind::Tool, &tool).is_none() && net.random.chance(95) {
+            return;
+        }
         let client = &mut self.clients[place];
         client.plans -= 1;
-        let text = client.ask(&exposed(&server, tool, net.limits.catalog.exposed_name));
+        let text = client.ask(&tool);
         let message = Message::read(&text).unwrap();
         let id = message.id().unwrap();
         if let Err((code, why)) = self.call(net, place, &message) {
@@ -119,7 +124,7 @@ impl Gateway {
         let (text, id) = (message.text(), message.id().unwrap());
         let span = message.param(&["name"]).unwrap().unwrap();
         let name = unquote(&text[span.clone()]).unwrap();
-        let Some(Target::Server { handle: link, tool }) = self.catalog.find(&name) else {
+        let Some(Target::Server { handle: link, key: tool }) = self.catalog.find(Kind::Tool, &name) else {
             return Err((jsonrpc::INVALID_PARAMS, "unknown tool"));
         };
         assert!(net.wires[link].gateway.up, "the catalog leads to a link that is gone");
@@ -210,7 +215,7 @@ impl Gateway {
             }
             Ok(Step::Notification) if message.method() == "notifications/tools/list_changed" => {
                 let server = self.upstreams[link].server.as_mut().unwrap();
-                if let Some(ask) = server.conversation.tools_changed() {
+                if let Some(ask) = server.conversation.changed(Kind::Tool) {
                     self.own(net, link, ask);
                 }
             }
@@ -225,7 +230,7 @@ impl Gateway {
         if let Some(old) = replaced {
             self.link_down(net, old, "replaced");
         }
-        net.down(link, Frame::Text(Status::received(&id, true)));
+        net.down(link, Frame::Text(Status::received(&id, true, false)));
         let (conversation, ask) = Conversation::start(net.limits.catalog.clone());
         self.upstreams[link].server = Some(Server { key, conversation, listed: false });
         self.own(net, link, ask);
@@ -248,13 +253,13 @@ impl Gateway {
         let server = self.upstreams[link].server.as_mut().unwrap();
         match server.conversation.answered(message) {
             Next::Ask(ask) => self.own(net, link, ask),
-            Next::Tools(tools, again) => {
-                assert_eq!(tools.len(), child::TOOLS.len());
+            Next::Offer(kind, tools, next) => {
+                assert_eq!((kind, tools.len()), (Kind::Tool, child::TOOLS.len()));
                 server.listed = true;
-                if self.catalog.set_tools(server.key, tools).is_some() {
+                if self.catalog.set(server.key, kind, tools).is_some() {
                     self.tools_changed();
                 }
-                if let Some(ask) = again {
+                if let Some(ask) = next {
                     self.own(net, link, ask);
                 }
             }
@@ -357,6 +362,6 @@ impl Gateway {
         assert!(self.clients.iter().all(|client| client.calls.is_empty() && client.open.is_empty()));
         assert!(self.catalog.is_empty() && self.sessions.is_empty());
         let own = format!("{{\"tools\":[{}]}}", mcp::LIST_SERVERS);
-        assert_eq!(self.catalog.list(None).as_deref(), Some(own.as_str()));
+        assert_eq!(self.catalog.list(Kind::Tool, None).as_deref(), Some(own.as_str()));
     }
 }

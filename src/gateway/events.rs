@@ -1,0 +1,166 @@
+//! Writes messages as an event stream until the stream or its client comes to an end.
+
+use std::{
+    collections::VecDeque,
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    task::Poll,
+    time::Instant,
+};
+
+use futures_lite::AsyncRead;
+use smol::Timer;
+
+use super::{Gateway, streams::Streams};
+use crate::{
+    http::{conn::Step, respond::Response, vocab::StatusCode},
+    net::{
+        exec::Thrown,
+        queue::{Receiver, Taken},
+        web::Web,
+    },
+    session::event_id,
+    sse,
+};
+
+/// Why writing ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ended {
+    /// The client closed the connection.
+    ByClient,
+    /// All was written, and no more will come.
+    Complete,
+    /// Another connection wants the stream.
+    Wanted,
+}
+
+/// Numbers on the events of a stream, so that a client can come back to it.
+pub struct Numbers<'a> {
+    /// Where sent events are kept.
+    pub streams: &'a Streams,
+    /// The stream's number.
+    pub stream: u32,
+    /// Number of the last event.
+    pub sent: u64,
+    /// Thrown when another connection wants the stream.
+    pub wanted: Thrown,
+}
+
+/// The head of an event stream.
+pub fn head() -> Response {
+    Response::new(StatusCode::Ok)
+        .field("Content-Type", "text/event-stream")
+        .field("Cache-Control", "no-store")
+        .field("X-Accel-Buffering", "no")
+}
+
+/// Writes events until the end. `first` is written before all else; the head of the answer is out already.
+///
+/// # Errors
+/// The connection broke, or the client does not read.
+pub async fn write(
+    gateway: &Gateway,
+    web: &mut Web,
+    queue: &mut Receiver<()>,
+    mut first: Vec<u8>,
+    mut numbers: Option<&mut Numbers<'_>>,
+) -> io::Result<Ended> {
+    let every = gateway.config.limits.session.keep_alive;
+    let mut timer = Timer::after(every);
+    let mut written = Instant::now();
+    let ended = loop {
+        if !first.is_empty() {
+            web.conn.stream(&first, &mut web.out);
+            web.flush().await?;
+            first = Vec::new();
+            written = Instant::now();
+        }
+        let wanted = numbers.as_ref().map(|numbers| numbers.wanted.clone());
+        match next(gateway, web, queue, &mut timer, wanted).await? {
+            Wake::Messages(messages) => append(messages, numbers.as_deref_mut(), &mut first),
+            Wake::Timer => {
+                if written.elapsed() >= every {
+                    first.extend_from_slice(sse::KEEP_ALIVE);
+                }
+                timer.set_at(if first.is_empty() { written } else { Instant::now() } + every);
+            }
+            Wake::End(ended) => break ended,
+        }
+    };
+    if ended == Ended::Complete { write_all(web, &[]).await } else { Ok(ended) }
+}
+
+/// Writes the last events of a stream, and its end.
+///
+/// # Errors
+/// The connection broke, or the client does not read.
+pub async fn write_all(web: &mut Web, events: &[u8]) -> io::Result<Ended> {
+    web.conn.stream(events, &mut web.out);
+    web.conn.end_stream(Instant::now(), &mut web.out);
+    web.flush().await.map(|()| Ended::Complete)
+}
+
+/// Puts messages into events. What has a number is kept before it is sent: nobody knows how much of it will arrive.
+pub fn append(messages: VecDeque<String>, numbers: Option<&mut Numbers<'_>>, out: &mut Vec<u8>) {
+    match numbers {
+        None => messages.iter().for_each(|message| sse::event("message", message, out)),
+        Some(numbers) => {
+            for message in messages {
+                numbers.sent += 1;
+                sse::id(&event_id(numbers.stream, numbers.sent), out);
+                sse::event("message", &message, out);
+                numbers.streams.replay().keep(numbers.stream, numbers.sent, message);
+            }
+        }
+    }
+}
+
+enum Wake {
+    Messages(VecDeque<String>),
+    Timer,
+    End(Ended),
+}
+
+/// Waits for messages, for the end of the client, or for the time of a keep-alive.
+async fn next(
+    gateway: &Gateway,
+    web: &mut Web,
+    queue: &mut Receiver<()>,
+    timer: &mut Timer,
+    wanted: Option<Thrown>,
+) -> io::Result<Wake> {
+    let mut stopped = std::pin::pin!(gateway.stopped.wait());
+    let mut wanted = std::pin::pin!(async {
+        match wanted {
+            Some(wanted) => wanted.wait().await,
+            None => std::future::pending().await,
+        }
+    });
+    poll_fn(|context| {
+        let mut messages = VecDeque::new();
+        match queue.poll_take(context, &mut messages) {
+            Poll::Ready(Taken::Some) => return Poll::Ready(Ok(Wake::Messages(messages))),
+            Poll::Ready(Taken::Ended(())) => return Poll::Ready(Ok(Wake::End(Ended::Complete))),
+            Poll::Pending => {}
+        }
+        // What the client sends on this connection does not matter; that it closes it does.
+        while let Poll::Ready(read) = Pin::new(&mut web.stream).poll_read(context, web.conn.space()) {
+            web.conn.filled(read?);
+            if matches!(web.conn.next(Instant::now()), Step::Close) || web.conn.is_ended() {
+                return Poll::Ready(Ok(Wake::End(Ended::ByClient)));
+            }
+        }
+        if Pin::new(&mut *timer).poll(context).is_ready() {
+            return Poll::Ready(Ok(Wake::Timer));
+        }
+        if wanted.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Ok(Wake::End(Ended::Wanted)));
+        }
+        match stopped.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Ok(Wake::End(Ended::Complete))),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}

@@ -1,0 +1,203 @@
+//! What goes to one server, and what comes from it unasked.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    Gateway,
+    client::{Client, Scope},
+    dispatch::{Answer, Problem, declined, string_param},
+    reply::Reply,
+    upstream::{Call, Upstream},
+};
+use crate::{
+    jsonrpc::{self, Message, Span, quote, unquote},
+    limits,
+    mcp::{logging::Level, offer::Kind},
+    session::Subscriber,
+    tunnel::rewrite,
+};
+
+/// Where the client's name for something stands, and the server's own name for it.
+type Named = (Span, String);
+
+impl Gateway {
+    /// A request at the endpoint of one server: as it is, except where sessions share the server.
+    pub fn ask_server(
+        &self,
+        client: &Arc<Client>,
+        upstream: &Arc<Upstream>,
+        message: &Message<'_>,
+        reply: &Reply,
+    ) -> Result<Answer, Problem> {
+        match message.method() {
+            "resources/subscribe" | "resources/unsubscribe" => match string_param(message, &["uri"])? {
+                Some(named) => self.resource(client, upstream, message, named, reply),
+                None => self.forward(client, upstream, message, None, reply),
+            },
+            _ => self.forward(client, upstream, message, None, reply),
+        }
+    }
+
+    /// Passes a request on.
+    pub fn forward(
+        &self,
+        client: &Arc<Client>,
+        upstream: &Arc<Upstream>,
+        message: &Message<'_>,
+        named: Option<Named>,
+        reply: &Reply,
+    ) -> Result<Answer, Problem> {
+        let token = rewrite::token(message).map_err(|why| (why.code(), why.reason().to_owned()))?;
+        if token.as_ref().is_some_and(|span| span.len() > limits::ID_BYTES) {
+            return Err((jsonrpc::INVALID_PARAMS, "the progress token is too long".into()));
+        }
+        let patience = match message.method() {
+            "tools/call" | "initialize" => self.config.timeout_run_tool,
+            _ => self.config.timeout_rpc,
+        };
+        let upstream = self.process(client, upstream)?;
+        let rename = named.as_ref().map(|(span, own)| (span.clone(), own.as_str()));
+        let call = Call { message, rename, token, patience, reply: reply.clone() };
+        self.stats.calls.add();
+        let passed = upstream.call(Instant::now(), client, &call);
+        passed.map(|()| Answer::Later).map_err(|why| declined(why, upstream.name()))
+    }
+
+    /// Reading a resource, and the wish to hear of its changes, which is counted over all sessions.
+    pub fn resource(
+        &self,
+        client: &Arc<Client>,
+        upstream: &Arc<Upstream>,
+        message: &Message<'_>,
+        named: Named,
+        reply: &Reply,
+    ) -> Result<Answer, Problem> {
+        let (span, own) = &named;
+        match message.method() {
+            "resources/subscribe" => {
+                let mut subscriptions = self.subscriptions();
+                if subscriptions.count(client.id()) >= self.config.limits.session.subscriptions {
+                    return Err((jsonrpc::BUSY, "the session has too many subscriptions".into()));
+                }
+                let uri = unquote(&message.text()[span.clone()]).unwrap_or_default().into_owned();
+                subscriptions.add(upstream.name(), own, Subscriber { session: client.id().to_owned(), uri });
+            }
+            "resources/unsubscribe" => {
+                let last = self.subscriptions().remove(upstream.name(), own, client.id());
+                // A process of the session's own has nobody else to tell.
+                if !last && upstream.isolation().is_none() {
+                    return Ok(Answer::Now("{}".into()));
+                }
+            }
+            _ => {}
+        }
+        self.forward(client, upstream, message, Some(named), reply)
+    }
+
+    /// A session is gone: servers need not tell what nobody wants to hear.
+    pub fn unsubscribe_all(&self, client: &Client) {
+        let unwanted = self.subscriptions().leave(client.id());
+        for (server, own) in unwanted {
+            let upstream = self.catalog().server(&server);
+            if let Some(upstream) = upstream.filter(|upstream| upstream.isolation().is_none()) {
+                let params = format!("{{\"uri\":{}}}", quote(&own));
+                upstream.tell(Instant::now(), "resources/unsubscribe", &params, self.config.timeout_rpc);
+            }
+        }
+    }
+
+    /// A server is back: it is asked anew for what sessions want to hear, and for their log level.
+    pub fn resume_wishes(&self, upstream: &Upstream) {
+        if upstream.isolation().is_some() {
+            return;
+        }
+        let wanted = self.subscriptions().of_server(upstream.name());
+        for own in wanted {
+            let params = format!("{{\"uri\":{}}}", quote(&own));
+            upstream.tell(Instant::now(), "resources/subscribe", &params, self.config.timeout_rpc);
+        }
+        self.tell_level(upstream);
+    }
+
+    /// Asks a server for log messages from the lowest level that anybody wants.
+    pub fn tell_level(&self, upstream: &Upstream) {
+        let lowest = self.audience(upstream.name()).iter().filter_map(|client| client.facts().level).min();
+        if let Some(level) = lowest.filter(|_| upstream.has("logging")) {
+            let params = format!("{{\"level\":\"{}\"}}", level.name());
+            upstream.tell(Instant::now(), "logging/setLevel", &params, self.config.timeout_rpc);
+        }
+    }
+
+    /// The sessions that see a server.
+    fn audience(&self, server: &str) -> Vec<Arc<Client>> {
+        let sees = |client: &&Arc<Client>| match client.scope() {
+            Scope::All => true,
+            Scope::Server(name) => name == server,
+        };
+        self.sessions().all().filter(sees).filter(|client| client.is_initialized()).cloned().collect()
+    }
+
+    /// Tells the sessions at the aggregate that lists changed.
+    pub fn lists_changed(&self, kinds: &[Kind]) {
+        let mut notices: Vec<&str> = kinds.iter().map(|kind| kind.changed()).collect();
+        notices.dedup();
+        if notices.is_empty() {
+            return;
+        }
+        let clients: Vec<Arc<Client>> = self.sessions().all().cloned().collect();
+        for client in clients.iter().filter(|client| *client.scope() == Scope::All && client.is_initialized())
+        {
+            for notice in &notices {
+                client.send(jsonrpc::notification(notice, None), &self.stats);
+            }
+        }
+    }
+
+    /// A shared server's notification that belongs to no call: to the sessions that it is for.
+    pub fn spread(&self, upstream: &Upstream, message: &Message<'_>) {
+        match message.method() {
+            "notifications/message" => {
+                let Some(level) = Level::of(message) else { return };
+                for client in self.audience(upstream.name()) {
+                    if client.facts().level.is_some_and(|wanted| level >= wanted) {
+                        client.send(message.splice(&[]), &self.stats);
+                    }
+                }
+            }
+            "notifications/resources/updated" => self.spread_update(upstream, message, None),
+            _ => {
+                for client in self.audience(upstream.name()) {
+                    if *client.scope() != Scope::All {
+                        client.send(message.splice(&[]), &self.stats);
+                    }
+                }
+            }
+        }
+    }
+
+    /// To subscribers only (or to this one), each under the URI that it knows.
+    pub fn spread_update(&self, upstream: &Upstream, message: &Message<'_>, only: Option<&Client>) {
+        let Ok(Some((span, updated))) = string_param(message, &["uri"]) else { return };
+        let subscribers = self.subscriptions().of_update(upstream.name(), &updated);
+        if subscribers.is_empty() {
+            return;
+        }
+        let clients = self.audience(upstream.name());
+        for subscriber in subscribers {
+            let Some(client) = clients.iter().find(|client| client.id() == subscriber.session) else {
+                continue;
+            };
+            if only.is_some_and(|only| only.id() != client.id()) {
+                continue;
+            }
+            // A resource that is exposed under another URI, or one below it.
+            let uri = match subscriber.uri.split_once('+') {
+                Some((name, _)) if name == upstream.name() && !updated.starts_with(&subscriber.uri) => {
+                    quote(&format!("{name}+{updated}"))
+                }
+                _ => quote(&updated),
+            };
+            client.send(message.splice(&[(span.clone(), &uri)]), &self.stats);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The 2024-11-05 transport: `GET /sse` opens a session and is its way back, `POST /messages` is the way in.
+
+use std::{io, sync::Arc, time::Instant};
+
+use super::{
+    client::{Client, Scope},
+    connection::{Connection, busy, is_json},
+    events,
+};
+use crate::{
+    auth::Principal,
+    http::{conn::Step, head::Request, respond::Response, vocab::StatusCode},
+    jsonrpc::{self, Message},
+    net::{queue::Receiver, random},
+    session, sse,
+};
+
+/// Opens a session, or gives the refusal.
+pub fn admit(
+    connection: &Connection,
+    principal: Principal,
+    scope: Scope,
+) -> Result<(Arc<Client>, Receiver<()>), Response> {
+    let gateway = &connection.gateway;
+    let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
+    let (client, queue) = Client::new(session::id(random), scope, true, &gateway.config.limits.session);
+    let opened = gateway.sessions().open(Instant::now(), client.id().to_owned(), principal, client.clone());
+    opened.map_err(|session::Full| busy("too many sessions are open\n"))?;
+    log::debug!("client {} opens an event stream from {}", client.name(), connection.web.stream.peer());
+    Ok((client, queue))
+}
+
+/// Ends a session in any case: also when its task is cancelled or panics.
+struct Session<'a> {
+    client: &'a Client,
+    gateway: &'a super::Gateway,
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.gateway.close(self.client, "the client closed its event stream");
+    }
+}
+
+/// Serves an event stream until the client goes away, does not read, or the gateway stops.
+///
+/// # Errors
+/// The connection broke, or the client does not read.
+pub async fn serve(
+    connection: &mut Connection,
+    head: Response,
+    client: Arc<Client>,
+    mut queue: Receiver<()>,
+) -> io::Result<()> {
+    let Connection { gateway, web } = connection;
+    let _session = Session { client: &client, gateway };
+    web.conn.start_stream(&head, &mut web.out);
+    let path = match client.scope() {
+        Scope::All => gateway.config.messages_path.clone(),
+        Scope::Server(name) => format!("/servers/{name}/messages"),
+    };
+    let mut first = Vec::new();
+    sse::event("endpoint", &format!("{path}?session_id={}", client.id()), &mut first);
+    events::write(gateway, web, &mut queue, first, None).await.map(|_| ())
+}
+
+/// Takes one message of a session. `None`: the connection has ended meanwhile.
+///
+/// # Errors
+/// The connection broke.
+pub async fn messages(
+    connection: &mut Connection,
+    principal: Principal,
+    request: &Request,
+) -> io::Result<Option<Response>> {
+    let found = match request.query("session_id") {
+        None => return Ok(Some(Response::new(StatusCode::BadRequest).text("session_id is missing\n"))),
+        Some(id) => connection.gateway.sessions().find(Instant::now(), &id, principal),
+    };
+    let Some(client) = found else {
+        return Ok(Some(Response::new(StatusCode::NotFound).text("no such session\n")));
+    };
+    if !is_json(request) {
+        return Ok(Some(Response::new(StatusCode::UnsupportedMediaType).text("send application/json\n")));
+    }
+    connection.web.conn.take_body(Instant::now(), &mut connection.web.out);
+    match connection.web.advance().await? {
+        Step::Body => {}
+        Step::Refuse(response) => return Ok(Some(response)),
+        _ => return Ok(None),
+    }
+    let body = std::str::from_utf8(connection.web.conn.body()).map_err(|_| jsonrpc::Malformed::Syntax);
+    Ok(Some(match body.and_then(Message::read) {
+        Ok(message) => {
+            connection.gateway.dispatch(&client, &message, &client.outbox());
+            Response::new(StatusCode::Accepted).text("Accepted")
+        }
+        Err(why) => {
+            let error = jsonrpc::error("null", why.code(), why.reason());
+            Response::new(StatusCode::BadRequest).json(error)
+        }
+    }))
+}

@@ -1,0 +1,439 @@
+//! The Streamable HTTP transport (2025-03-26 to 2025-11-25): one path for POST, GET and DELETE, sessions by header.
+//!
+//! The answer to a POST is plain JSON when the result is the first thing to say, and an event stream when something
+//! that belongs to the request comes before it. Streams can be resumed.
+
+use std::{collections::VecDeque, future::poll_fn, io, pin::Pin, sync::Arc, task::Poll, time::Instant};
+
+use futures_lite::AsyncRead;
+
+use super::{
+    client::{Client, Scope},
+    connection::{Connection, busy, is_json},
+    events::{self, Ended, Numbers},
+    reply::Reply,
+    streams::{Attached, NotAttached, STANDALONE},
+};
+use crate::{
+    auth::Principal,
+    http::{
+        conn::Step,
+        head::Request,
+        respond::Response,
+        vocab::{Method, StatusCode},
+    },
+    jsonrpc::{self, Kind, Malformed, Message, elements},
+    mcp,
+    net::{
+        queue::{self, Receiver, Taken},
+        random,
+    },
+    session::{self, event_id, read_event_id},
+    sse,
+};
+
+const SESSION: &str = "Mcp-Session-Id";
+
+/// Serves one request. `None`: it is answered, or the connection has ended.
+///
+/// # Errors
+/// The connection broke, or the client does not read.
+pub async fn serve(
+    connection: &mut Connection,
+    principal: Principal,
+    scope: Scope,
+    request: &Request,
+) -> io::Result<Option<Response>> {
+    match request.method() {
+        Method::Post => post(connection, principal, scope, request).await,
+        Method::Get => get(connection, principal, &scope, request).await,
+        _ => Ok(Some(delete(connection, principal, &scope, request))),
+    }
+}
+
+/// A refusal with a JSON-RPC error in it.
+fn refuse(status: StatusCode, id: &str, code: i64, why: &str) -> Response {
+    Response::new(status).json(jsonrpc::error(id, code, why))
+}
+
+fn bad_request(why: &str) -> Response {
+    refuse(StatusCode::BadRequest, "null", jsonrpc::INVALID_REQUEST, why)
+}
+
+/// Whether a client takes a type of answer. No `Accept` at all means anything (RFC 9110, section 12.5.1).
+fn accepts(request: &Request, kind: &str, family: &str) -> bool {
+    let mut fields = request.fields("accept").peekable();
+    fields.peek().is_none()
+        || fields.flat_map(|field| field.split(',')).any(|range| {
+            let range = range.split(';').next().unwrap_or_default().trim();
+            range.eq_ignore_ascii_case(kind) || range.eq_ignore_ascii_case(family) || range == "*/*"
+        })
+}
+
+/// The session that a request names.
+fn session(
+    connection: &Connection,
+    principal: Principal,
+    scope: &Scope,
+    request: &Request,
+) -> Result<Arc<Client>, Response> {
+    let mut ids = request.fields(SESSION);
+    let id = match (ids.next(), ids.next()) {
+        (Some(id), None) => id,
+        (None, _) => return Err(bad_request("Mcp-Session-Id is missing; begin with initialize")),
+        _ => return Err(bad_request("Mcp-Session-Id stands more than once")),
+    };
+    let found = connection.gateway.sessions().find(Instant::now(), id, principal);
+    let found = found.filter(|client| client.scope() == scope && !client.is_legacy());
+    let client = found.ok_or_else(|| {
+        refuse(
+            StatusCode::NotFound,
+            "null",
+            jsonrpc::INVALID_REQUEST,
+            "no such session; begin with initialize",
+        )
+    })?;
+    match request.field("mcp-protocol-version") {
+        Some(version) if !mcp::VERSIONS.contains(&version) => {
+            Err(bad_request("this MCP-Protocol-Version is not supported; begin with initialize"))
+        }
+        _ => Ok(client),
+    }
+}
+
+fn delete(connection: &Connection, principal: Principal, scope: &Scope, request: &Request) -> Response {
+    match session(connection, principal, scope, request) {
+        Ok(client) => {
+            connection.gateway.close(&client, "the client ended its session");
+            Response::new(StatusCode::NoContent)
+        }
+        Err(response) => response,
+    }
+}
+
+async fn post(
+    connection: &mut Connection,
+    principal: Principal,
+    scope: Scope,
+    request: &Request,
+) -> io::Result<Option<Response>> {
+    let both = accepts(request, "application/json", "application/*")
+        && accepts(request, "text/event-stream", "text/*");
+    if !both {
+        let why = "accept application/json and text/event-stream";
+        return Ok(Some(refuse(StatusCode::NotAcceptable, "null", jsonrpc::INVALID_REQUEST, why)));
+    }
+    if !is_json(request) {
+        return Ok(Some(Response::new(StatusCode::UnsupportedMediaType).text("send application/json\n")));
+    }
+    connection.web.conn.take_body(Instant::now(), &mut connection.web.out);
+    match connection.web.advance().await? {
+        Step::Body => {}
+        Step::Refuse(response) => return Ok(Some(response)),
+        _ => return Ok(None),
+    }
+    let posted = take(connection, principal, scope, request);
+    match posted {
+        Ok(Posted::Asked { client, queue, batch }) => {
+            answer(connection, &client, queue, batch, request).await
+        }
+        Ok(Posted::Begun { client, queue }) => greet(connection, &client, queue).await,
+        Err(response) => Ok(Some(response)),
+        Ok(Posted::Accepted) => Ok(Some(Response::new(StatusCode::Accepted))),
+    }
+}
+
+/// What a POST was.
+enum Posted {
+    /// Requests, whose answers come by this queue.
+    Asked { client: Arc<Client>, queue: Receiver<()>, batch: bool },
+    /// Nothing that wants an answer.
+    Accepted,
+    /// The beginning of a session.
+    Begun { client: Arc<Client>, queue: Receiver<()> },
+}
+
+/// Takes what stands in the body.
+fn take(
+    connection: &Connection,
+    principal: Principal,
+    scope: Scope,
+    request: &Request,
+) -> Result<Posted, Response> {
+    let malformed = |why: Malformed| refuse(StatusCode::BadRequest, "null", why.code(), why.reason());
+    let body = std::str::from_utf8(connection.web.conn.body()).map_err(|_| malformed(Malformed::Syntax))?;
+    let messages = match Message::read(body) {
+        Ok(message) if message.method() == "initialize" && message.kind() == Kind::Request => {
+            let begun = initialize(connection, principal, scope, request, &message);
+            return begun.map(|(client, queue)| Posted::Begun { client, queue });
+        }
+        Ok(message) => vec![message],
+        Err(Malformed::Batch) => Vec::new(),
+        Err(why) => return Err(malformed(why)),
+    };
+    let client = session(connection, principal, &scope, request)?;
+    let batch = messages.is_empty();
+    let messages = if batch { read_batch(body, &client, connection)? } else { messages };
+    let requests = messages.iter().filter(|message| message.kind() == Kind::Request).count();
+    let limits = &connection.gateway.config.limits.session;
+    let (sender, queue) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    let reply = Reply::post(sender, requests);
+    for message in &messages {
+        connection.gateway.dispatch(&client, message, &reply);
+    }
+    Ok(if requests == 0 { Posted::Accepted } else { Posted::Asked { client, queue, batch } })
+}
+
+/// The messages of a batch. Only one protocol version has them, and `initialize` never stands in one.
+fn read_batch<'a>(
+    body: &'a str,
+    client: &Client,
+    connection: &Connection,
+) -> Result<Vec<Message<'a>>, Response> {
+    if client.facts().version != "2025-03-26" {
+        return Err(bad_request(Malformed::Batch.reason()));
+    }
+    let start = body.len() - body.trim_start().len();
+    let mut messages = Vec::new();
+    for span in elements(body, start..body.len()) {
+        let message = Message::read(&body[span]);
+        let message =
+            message.map_err(|why| refuse(StatusCode::BadRequest, "null", why.code(), why.reason()))?;
+        if message.method() == "initialize" {
+            return Err(bad_request("initialize does not stand in a batch"));
+        }
+        messages.push(message);
+    }
+    match messages.len() {
+        0 => Err(bad_request("an empty batch")),
+        count if count > connection.gateway.config.limits.session.batch => {
+            Err(bad_request("the batch has too many messages"))
+        }
+        _ => Ok(messages),
+    }
+}
+
+/// Opens a session. The version header does not matter here: a client that has probed may have left it.
+fn initialize(
+    connection: &Connection,
+    principal: Principal,
+    scope: Scope,
+    request: &Request,
+    message: &Message<'_>,
+) -> Result<(Arc<Client>, Receiver<()>), Response> {
+    let id = message.id().unwrap_or_default();
+    if request.field(SESSION).is_some() {
+        session(connection, principal, &scope, request)?;
+        let why = "the session is initialized already";
+        return Err(refuse(StatusCode::BadRequest, id, jsonrpc::INVALID_REQUEST, why));
+    }
+    let gateway = &connection.gateway;
+    let limits = &gateway.config.limits.session;
+    let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
+    let (client, standalone) = Client::new(session::id(random), scope, false, limits);
+    client.streams().give_standalone(standalone);
+    let opened = gateway.sessions().open(Instant::now(), client.id().to_owned(), principal, client.clone());
+    opened.map_err(|session::Full| busy("too many sessions are open\n"))?;
+    let (sender, queue) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    gateway.dispatch(&client, message, &Reply::post(sender, 1));
+    Ok((client, queue))
+}
+
+/// Waits for the answer to `initialize`, which may come from a process that has to start first.
+async fn greet(
+    connection: &mut Connection,
+    client: &Arc<Client>,
+    mut queue: Receiver<()>,
+) -> io::Result<Option<Response>> {
+    let mut messages = VecDeque::new();
+    while let Gathered::Begun = gather(connection, &mut queue, &mut messages).await? {
+        // Nothing can be said to a client before its session has begun.
+        messages.retain(|text| is_response(text));
+    }
+    let answer = messages.pop_front();
+    if answer.is_some() && client.is_initialized() {
+        log::debug!("client {} begins a session from {}", client.name(), connection.web.stream.peer());
+        let response = Response::new(StatusCode::Ok).field(SESSION, client.id());
+        return Ok(answer.map(|answer| response.json(answer)));
+    }
+    connection.gateway.close(client, "it was not initialized");
+    Ok(answer.map(|answer| Response::new(StatusCode::Ok).json(answer)))
+}
+
+/// Answers requests: as JSON when the answers come first, as an event stream otherwise.
+async fn answer(
+    connection: &mut Connection,
+    client: &Arc<Client>,
+    mut queue: Receiver<()>,
+    batch: bool,
+    request: &Request,
+) -> io::Result<Option<Response>> {
+    let mut messages = VecDeque::new();
+    let complete = match gather(connection, &mut queue, &mut messages).await? {
+        Gathered::Complete => true,
+        Gathered::Begun => false,
+        // Not a cancellation in this transport: the call goes on, and nobody will see its answer.
+        Gathered::Gone => return Ok(None),
+    };
+    let plain = complete && messages.iter().all(|text| is_response(text));
+    if plain && (batch || messages.len() == 1) {
+        let bodies: Vec<String> = messages.into();
+        let body = if batch {
+            format!("[{}]", bodies.join(","))
+        } else {
+            bodies.into_iter().next().unwrap_or_default()
+        };
+        return Ok(Some(Response::new(StatusCode::Ok).json(body)));
+    }
+    let attached = client.streams().begin(queue);
+    let head = connection.with_cors(events::head(), request.field("origin"));
+    Box::pin(stream(connection, client, attached, head, Vec::new(), messages.into())).await?;
+    Ok(None)
+}
+
+fn is_response(text: &str) -> bool {
+    Message::read(text).is_ok_and(|message| message.kind() == Kind::Response)
+}
+
+enum Gathered {
+    /// All answers are here.
+    Complete,
+    /// Something else came first.
+    Begun,
+    /// The client is gone.
+    Gone,
+}
+
+/// Waits until it is clear what form the answer has.
+async fn gather(
+    connection: &mut Connection,
+    queue: &mut Receiver<()>,
+    messages: &mut VecDeque<String>,
+) -> io::Result<Gathered> {
+    let web = &mut connection.web;
+    let mut looked = 0;
+    poll_fn(|context| {
+        loop {
+            match queue.poll_take(context, messages) {
+                Poll::Ready(Taken::Some) => {}
+                Poll::Ready(Taken::Ended(())) => return Poll::Ready(Ok(Gathered::Complete)),
+                Poll::Pending => break,
+            }
+        }
+        while looked < messages.len() {
+            if !is_response(&messages[looked]) {
+                return Poll::Ready(Ok(Gathered::Begun));
+            }
+            looked += 1;
+        }
+        while let Poll::Ready(read) = Pin::new(&mut web.stream).poll_read(context, web.conn.space()) {
+            web.conn.filled(read?);
+            if matches!(web.conn.next(Instant::now()), Step::Close) || web.conn.is_ended() {
+                return Poll::Ready(Ok(Gathered::Gone));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Writes an event stream with numbers: first what was missed, under its old numbers, then what came before the stream
+/// began, then what comes. Lets it rest when the client is gone before its end.
+async fn stream(
+    connection: &mut Connection,
+    client: &Arc<Client>,
+    mut attached: Attached,
+    head: Response,
+    missed: Vec<(u64, String)>,
+    earlier: Vec<String>,
+) -> io::Result<()> {
+    let Connection { gateway, web } = connection;
+    web.conn.start_stream(&head, &mut web.out);
+    let mut first = Vec::new();
+    if client.facts().version == "2025-11-25" && attached.sent == 0 {
+        // Only this version's clients understand an event without data (basic/transports, resumability).
+        sse::retry(gateway.config.limits.session.retry, &mut first);
+        sse::id(&event_id(attached.id, 0), &mut first);
+        sse::event("message", "", &mut first);
+    }
+    for (number, message) in &missed {
+        sse::id(&event_id(attached.id, *number), &mut first);
+        sse::event("message", message, &mut first);
+    }
+    let mut numbers = Numbers {
+        streams: client.streams(),
+        stream: attached.id,
+        sent: attached.sent,
+        wanted: attached.wanted.clone(),
+    };
+    events::append(earlier.into(), Some(&mut numbers), &mut first);
+    let ended = match &mut attached.queue {
+        Some(queue) => events::write(gateway, web, queue, first, Some(&mut numbers)).await,
+        None => events::write_all(web, &first).await,
+    };
+    attached.sent = numbers.sent;
+    if matches!(ended, Ok(Ended::Complete)) {
+        attached.queue = None;
+    }
+    client.streams().rest(attached);
+    ended.map(|_| ())
+}
+
+async fn get(
+    connection: &mut Connection,
+    principal: Principal,
+    scope: &Scope,
+    request: &Request,
+) -> io::Result<Option<Response>> {
+    if !accepts(request, "text/event-stream", "text/*") {
+        return Ok(Some(refuse(
+            StatusCode::NotAcceptable,
+            "null",
+            jsonrpc::INVALID_REQUEST,
+            "accept text/event-stream",
+        )));
+    }
+    let client = match session(connection, principal, scope, request) {
+        Ok(client) => client,
+        Err(response) => return Ok(Some(response)),
+    };
+    let resumed = match request.field("last-event-id").and_then(read_event_id) {
+        Some((id, seen)) => resume(connection, &client, id, seen).await,
+        None => None,
+    };
+    let (attached, missed) = match resumed {
+        Some(resumed) => resumed,
+        None => match client.streams().attach(STANDALONE) {
+            Ok(attached) => (attached, Vec::new()),
+            Err(why) => {
+                let why = match why {
+                    NotAttached::Taken => "the session has such a stream already",
+                    NotAttached::Unknown => "the stream of this session has ended",
+                };
+                return Ok(Some(refuse(StatusCode::Conflict, "null", jsonrpc::INVALID_REQUEST, why)));
+            }
+        },
+    };
+    let head = connection.with_cors(events::head(), request.field("origin"));
+    Box::pin(stream(connection, &client, attached, head, missed, Vec::new())).await?;
+    Ok(None)
+}
+
+/// The stream that an event id names, and what was sent on it after that event. `None` when it cannot be resumed.
+async fn resume(
+    connection: &Connection,
+    client: &Client,
+    id: u32,
+    seen: u64,
+) -> Option<(Attached, Vec<(u64, String)>)> {
+    let attached = client.streams().take_over(id, &connection.gateway.config.limits.session).await.ok()?;
+    let missed = client.streams().replay().after(id, seen, attached.sent);
+    match missed {
+        Some(missed) => Some((attached, missed)),
+        None => {
+            log::debug!("client {}: a stream cannot be resumed, too much was missed", client.name());
+            client.streams().rest(attached);
+            None
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Log levels of `logging/setLevel` and `notifications/message`.
+
+use crate::jsonrpc::{Message, unquote};
+
+/// The levels, from talkative to terse (the order of RFC 5424).
+const LEVELS: [&str; 8] = ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
+
+/// A log level.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Level(u8);
+
+impl Level {
+    /// The level that a message names in its params.
+    pub fn of(message: &Message<'_>) -> Option<Self> {
+        let span = message.param(&["level"]).ok()??;
+        let name = unquote(&message.text()[span])?;
+        let place = LEVELS.iter().position(|level| *level == name)?;
+        u8::try_from(place).ok().map(Self)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        LEVELS.get(usize::from(self.0)).copied().unwrap_or("emergency")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_ordered() {
+        let of = |name: &str| {
+            let text = format!(r#"{{"jsonrpc":"2.0","method":"m","params":{{"level":"{name}"}}}}"#);
+            Level::of(&Message::read(&text).unwrap())
+        };
+        assert!(of("debug") < of("info") && of("alert") < of("emergency"));
+        assert_eq!(of("warning").map(Level::name), Some("warning"));
+        assert_eq!(of("loud"), None);
+    }
+}

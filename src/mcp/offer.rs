@@ -1,0 +1,173 @@
+//! What a server can offer, as it describes it: tools, prompts, resources, resource templates.
+//!
+//! An item is kept as the server wrote it; only the value that clients ask for it by is ever replaced.
+
+use crate::{jsonrpc, limits::CatalogLimits, text};
+
+/// A kind of things that are listed.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Kind {
+    /// `tools/list`.
+    Tool,
+    /// `prompts/list`.
+    Prompt,
+    /// `resources/list`.
+    Resource,
+    /// `resources/templates/list`.
+    Template,
+}
+
+impl Kind {
+    /// All kinds, in the order in which a server is asked for them.
+    pub const ALL: [Self; 4] = [Self::Tool, Self::Prompt, Self::Resource, Self::Template];
+
+    /// The method that lists them.
+    pub fn method(self) -> &'static str {
+        match self {
+            Self::Prompt => "prompts/list",
+            Self::Resource => "resources/list",
+            Self::Template => "resources/templates/list",
+            Self::Tool => "tools/list",
+        }
+    }
+
+    /// The kind that a method lists.
+    pub fn of_method(method: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.method() == method)
+    }
+
+    /// The member of the result that holds them.
+    pub fn member(self) -> &'static str {
+        match self {
+            Self::Prompt => "prompts",
+            Self::Resource => "resources",
+            Self::Template => "resourceTemplates",
+            Self::Tool => "tools",
+        }
+    }
+
+    /// The capability of a server that has them.
+    pub fn capability(self) -> &'static str {
+        match self {
+            Self::Prompt => "prompts",
+            Self::Resource | Self::Template => "resources",
+            Self::Tool => "tools",
+        }
+    }
+
+    /// The notification that says that the list changed.
+    pub fn changed(self) -> &'static str {
+        match self {
+            Self::Prompt => "notifications/prompts/list_changed",
+            Self::Resource | Self::Template => "notifications/resources/list_changed",
+            Self::Tool => "notifications/tools/list_changed",
+        }
+    }
+
+    /// The member of an item by which it is asked for.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Prompt | Self::Tool => "name",
+            Self::Resource => "uri",
+            Self::Template => "uriTemplate",
+        }
+    }
+
+    /// What one of them is called.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::Prompt => "prompt",
+            Self::Resource => "resource",
+            Self::Template => "resource template",
+            Self::Tool => "tool",
+        }
+    }
+
+    fn is_key(self, key: &str, limits: &CatalogLimits) -> bool {
+        let longest = match self {
+            Self::Prompt | Self::Tool => limits.tool_name,
+            Self::Resource | Self::Template => limits.uri,
+        };
+        // Printable, without control or direction characters: what is shown is what is meant.
+        let shown = text::show_up_to(key, key.len()).to_string();
+        !key.is_empty() && key.chars().count() <= longest && shown == key
+    }
+}
+
+/// One thing that a server offers.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Item {
+    /// The server's own name or URI for it.
+    pub key: String,
+    /// The whole description, raw.
+    raw: String,
+    /// Where the key's value lies in it.
+    span: jsonrpc::Span,
+}
+
+impl Item {
+    /// Reads one element of a list. `None` when it has no single usable key.
+    pub fn read(kind: Kind, raw: &str, limits: &CatalogLimits) -> Option<Self> {
+        let span = jsonrpc::find(raw, 0..raw.len(), &[kind.key()]).ok()??;
+        let key = jsonrpc::unquote(&raw[span.clone()])?.into_owned();
+        // On one line, as everything that goes to clients: line breaks stand between tokens only (RFC 8259, section 2).
+        kind.is_key(&key, limits).then(|| Self { key, raw: raw.replace(['\n', '\r'], " "), span })
+    }
+
+    /// The description under another key; all else as the server wrote it.
+    pub fn under(&self, exposed: &str) -> String {
+        let (before, after) = (&self.raw[..self.span.start], &self.raw[self.span.end..]);
+        format!("{before}{}{after}", jsonrpc::quote(exposed))
+    }
+
+    /// Bytes of the description.
+    pub fn bytes(&self) -> usize {
+        self.raw.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(kind: Kind, raw: &str) -> Option<Item> {
+        Item::read(kind, raw, &CatalogLimits::default())
+    }
+
+    #[test]
+    fn items_are_renamed_and_nothing_else() {
+        let raw = "{\"x\": 1.0, \"name\" : \"re\\u0061d\", \"inputSchema\":{\"name\":\"y\"}}";
+        let tool = read(Kind::Tool, raw).unwrap();
+        assert_eq!(tool.key, "read");
+        assert_eq!(tool.under("f_read"), raw.replace("\"re\\u0061d\"", "\"f_read\""));
+        let broken = read(Kind::Tool, &raw.replace(", ", ",\r\n")).unwrap();
+        assert_eq!(broken.under("f_read"), tool.under("f_read").replace(", ", ",  "));
+        let resource = read(Kind::Resource, "{\"uri\":\"a://b\",\"name\":\"c\"}").unwrap();
+        assert_eq!(resource.under("s+a://b"), "{\"uri\":\"s+a://b\",\"name\":\"c\"}");
+    }
+
+    #[test]
+    fn unusable_keys() {
+        for bad in [
+            "{}",
+            "[]",
+            "{\"name\":1}",
+            "{\"name\":\"\"}",
+            "{\"name\":\"a\",\"name\":\"b\"}",
+            "{\"name\":\"a\\nb\"}",
+            "{\"name\":\"a\\u202eb\"}",
+        ] {
+            assert_eq!(read(Kind::Tool, bad), None, "{bad}");
+        }
+        assert_eq!(read(Kind::Tool, &format!("{{\"name\":\"{}\"}}", "n".repeat(129))), None);
+        assert_eq!(read(Kind::Template, "{\"name\":\"x\",\"uri\":\"y\"}"), None);
+    }
+
+    #[test]
+    fn methods_and_kinds() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::of_method(kind.method()), Some(kind));
+        }
+        assert_eq!(Kind::of_method("tools/call"), None);
+    }
+}

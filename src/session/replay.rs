@@ -1,0 +1,96 @@
+//! Events that were sent on the streams of one session, kept for a client that lost its connection.
+//!
+//! Bounded: the oldest events go first, whatever stream they belong to. A stream of which something is missing
+//! can no longer be resumed, and says so.
+
+use std::collections::VecDeque;
+
+use crate::limits::SessionLimits;
+
+#[derive(Debug)]
+struct Event {
+    stream: u32,
+    number: u64,
+    text: String,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Replay {
+    events: VecDeque<Event>,
+    bytes: usize,
+    most_messages: usize,
+    most_bytes: usize,
+}
+
+impl Replay {
+    /// Nothing was sent so far.
+    pub fn new(limits: &SessionLimits) -> Self {
+        let (most_messages, most_bytes) = (limits.replay_messages, limits.replay_bytes);
+        Self { events: VecDeque::new(), bytes: 0, most_messages, most_bytes }
+    }
+
+    /// Keeps an event. The numbers of one stream count from 1 without a gap.
+    pub fn keep(&mut self, stream: u32, number: u64, text: String) {
+        self.bytes += text.len();
+        self.events.push_back(Event { stream, number, text });
+        while self.events.len() > self.most_messages || self.bytes > self.most_bytes {
+            let Some(oldest) = self.events.pop_front() else { break };
+            self.bytes -= oldest.text.len();
+        }
+    }
+
+    /// The events of a stream after number `seen`, up to and with `last`. `None` when some of them are gone.
+    pub fn after(&self, stream: u32, seen: u64, last: u64) -> Option<Vec<(u64, String)>> {
+        let missed: Vec<(u64, String)> = self
+            .events
+            .iter()
+            .filter(|event| event.stream == stream && event.number > seen)
+            .map(|event| (event.number, event.text.clone()))
+            .collect();
+        (missed.len() as u64 == last.checked_sub(seen)?).then_some(missed)
+    }
+}
+
+/// The id of an event: its stream and its number.
+pub fn event_id(stream: u32, number: u64) -> String {
+    format!("{stream}-{number}")
+}
+
+/// Reads an event id.
+pub fn read_event_id(id: &str) -> Option<(u32, u64)> {
+    let (stream, number) = id.split_once('-')?;
+    Some((stream.parse().ok()?, number.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_missed_is_there_or_said_to_be_gone() {
+        let limits = SessionLimits { replay_messages: 4, replay_bytes: 100, ..SessionLimits::default() };
+        let mut replay = Replay::new(&limits);
+        for number in 1..=3 {
+            replay.keep(7, number, format!("m{number}"));
+        }
+        replay.keep(8, 1, "other".into());
+        assert_eq!(replay.after(7, 1, 3), Some(vec![(2, "m2".into()), (3, "m3".into())]));
+        assert_eq!(replay.after(7, 3, 3), Some(vec![]));
+        assert_eq!(replay.after(7, 4, 3), None);
+        replay.keep(8, 2, "x".into());
+        assert_eq!(replay.after(7, 0, 3), None);
+        assert_eq!(replay.after(7, 1, 3).map(|missed| missed.len()), Some(2));
+        replay.keep(8, 3, "y".repeat(100));
+        assert_eq!(replay.after(7, 1, 3), None);
+        assert_eq!(replay.after(8, 2, 3).map(|missed| missed.len()), Some(1));
+    }
+
+    #[test]
+    fn event_ids() {
+        assert_eq!(read_event_id(&event_id(3, 17)), Some((3, 17)));
+        for bad in ["", "3", "3-", "-1", "a-b", "3-1-2", "99999999999-1"] {
+            assert_eq!(read_event_id(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Which sessions want to hear of which resources. Counted: a server is told of the first and of the last only.
+
+use std::collections::BTreeMap;
+
+/// One session's wish.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Subscriber {
+    /// The session.
+    pub session: String,
+    /// The URI under which it knows the resource.
+    pub uri: String,
+}
+
+/// See the module's documentation. By the name of the server and its own URI.
+#[derive(Debug, Default)]
+pub struct Subscriptions(BTreeMap<(String, String), Vec<Subscriber>>);
+
+impl Subscriptions {
+    /// How many a session has.
+    pub fn count(&self, session: &str) -> usize {
+        self.0.values().flatten().filter(|subscriber| subscriber.session == session).count()
+    }
+
+    /// A session wants to hear of a resource.
+    pub fn add(&mut self, server: &str, own: &str, subscriber: Subscriber) {
+        let subscribers = self.0.entry((server.to_owned(), own.to_owned())).or_default();
+        if !subscribers.contains(&subscriber) {
+            subscribers.push(subscriber);
+        }
+    }
+
+    /// A session no longer wants to. True when nobody does any more.
+    pub fn remove(&mut self, server: &str, own: &str, session: &str) -> bool {
+        let key = (server.to_owned(), own.to_owned());
+        let Some(subscribers) = self.0.get_mut(&key) else { return true };
+        subscribers.retain(|subscriber| subscriber.session != session);
+        let last = subscribers.is_empty();
+        if last {
+            self.0.remove(&key);
+        }
+        last
+    }
+
+    /// A session is gone. Returns the resources of which nobody wants to hear any more: server and own URI.
+    pub fn leave(&mut self, session: &str) -> Vec<(String, String)> {
+        let mut unwanted = Vec::new();
+        self.0.retain(|key, subscribers| {
+            subscribers.retain(|subscriber| subscriber.session != session);
+            let wanted = !subscribers.is_empty();
+            if !wanted {
+                unwanted.push(key.clone());
+            }
+            wanted
+        });
+        unwanted
+    }
+
+    /// The resources of a server that somebody wants to hear of.
+    pub fn of_server(&self, server: &str) -> Vec<String> {
+        self.0.keys().filter(|(name, _)| name == server).map(|(_, own)| own.clone()).collect()
+    }
+
+    /// Who is to hear that a resource of a server changed. It may lie below the one that was subscribed to.
+    pub fn of_update(&self, server: &str, updated: &str) -> Vec<Subscriber> {
+        let wanted = |own: &str| {
+            updated
+                .strip_prefix(own)
+                .is_some_and(|rest| rest.is_empty() || own.ends_with('/') || rest.starts_with('/'))
+        };
+        let found = self.0.iter().filter(|((name, own), _)| name == server && wanted(own));
+        found.flat_map(|(_, subscribers)| subscribers.iter().cloned()).collect()
+    }
+
+    /// Whether nobody is subscribed to anything.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn who(session: &str, uri: &str) -> Subscriber {
+        Subscriber { session: session.into(), uri: uri.into() }
+    }
+
+    #[test]
+    fn the_last_one_is_noticed() {
+        let mut subscriptions = Subscriptions::default();
+        subscriptions.add("s", "a://x", who("1", "a://x"));
+        subscriptions.add("s", "a://x", who("1", "a://x"));
+        subscriptions.add("s", "a://x", who("2", "s+a://x"));
+        assert_eq!((subscriptions.count("1"), subscriptions.of_server("s")), (1, vec!["a://x".to_owned()]));
+        assert!(!subscriptions.remove("s", "a://x", "1"));
+        assert!(subscriptions.remove("s", "a://x", "2"));
+        assert!(subscriptions.remove("s", "a://x", "2"));
+        assert!(subscriptions.is_empty());
+    }
+
+    #[test]
+    fn updates_reach_subscribers_only() {
+        let mut subscriptions = Subscriptions::default();
+        subscriptions.add("s", "a://x", who("1", "a://x"));
+        subscriptions.add("t", "a://x", who("2", "t+a://x"));
+        assert_eq!(subscriptions.of_update("s", "a://x"), [who("1", "a://x")]);
+        assert_eq!(subscriptions.of_update("t", "a://x/below"), [who("2", "t+a://x")]);
+        assert!(subscriptions.of_update("s", "a://xy").is_empty());
+        assert_eq!(subscriptions.leave("2"), [("t".to_owned(), "a://x".to_owned())]);
+        assert!(subscriptions.leave("2").is_empty());
+    }
+}
