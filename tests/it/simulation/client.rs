@@ -1,6 +1,6 @@
 //! A client: asks with ids 0, 1, 2… as all of them do, and knows what the answers must be.
 
-use std::{collections::BTreeMap, fmt::Write};
+use std::{collections::BTreeMap, fmt::Write, time::Instant};
 
 use mcpport::{
     auth::Principal,
@@ -12,8 +12,10 @@ use mcpport::{
 pub struct Waiting {
     /// What only its own answer and progress can hold.
     nonce: String,
-    /// Its progress token, raw.
+    /// Its progress token, raw; empty when it wants no progress.
     token: String,
+    /// When it must have been answered.
+    pub due: Option<Instant>,
 }
 
 pub struct Client {
@@ -57,7 +59,7 @@ impl Client {
     }
 
     /// Its next request.
-    pub fn ask(&mut self, tool: &str) -> String {
+    pub fn ask(&mut self, tool: &str, progress: bool) -> String {
         let number = self.next;
         self.next += 1;
         // The same number in the many ways of writing it; it must come back in this one.
@@ -67,13 +69,16 @@ impl Client {
             2 => format!("{number}.0"),
             _ => format!("\"\\u002d{number}\""),
         };
-        let token = if self.place % 2 == 0 { number.to_string() } else { format!("\"{number}\"") };
+        let token = match progress {
+            false => String::new(),
+            true if self.place % 2 == 0 => number.to_string(),
+            true => format!("\"{number}\""),
+        };
+        let meta = if progress { format!("\"_meta\":{{\"progressToken\":{token}}},") } else { String::new() };
         let nonce = format!("{}{number:03}", self.place + 1);
-        let params = format!(
-            "{{\"_meta\":{{\"progressToken\":{token}}},\"arguments\":{{\"nonce\":{nonce}}},\"name\":\"{tool}\"}}"
-        );
+        let params = format!("{{{meta}\"arguments\":{{\"nonce\":{nonce}}},\"name\":\"{tool}\"}}");
         let text = jsonrpc::request(&id, "tools/call", &params);
-        self.open.insert(id, Waiting { nonce, token });
+        self.open.insert(id, Waiting { nonce, token, due: None });
         text
     }
 

@@ -49,6 +49,7 @@ pub struct Gateway {
     servers: usize,
 }
 
+/// For the gateway's own questions.
 const PATIENCE: Duration = Duration::from_secs(6);
 
 impl Gateway {
@@ -106,7 +107,7 @@ impl Gateway {
         }
         let client = &mut self.clients[place];
         client.plans -= 1;
-        let text = client.ask(&tool);
+        let text = client.ask(&tool, net.random.chance(80));
         let message = Message::read(&text).unwrap();
         let id = message.id().unwrap();
         if let Err((code, why)) = self.call(net, place, &message) {
@@ -128,7 +129,8 @@ impl Gateway {
             return Err((jsonrpc::INVALID_PARAMS, "unknown tool"));
         };
         assert!(net.wires[link].gateway.up, "the catalog leads to a link that is gone");
-        let calls = &mut self.clients[place].calls;
+        let client = &mut self.clients[place];
+        let calls = &mut client.calls;
         calls
             .may_begin(id)
             .map_err(|why| (jsonrpc::BUSY, if why == session::Refused::Busy { "busy" } else { "?" }))?;
@@ -136,9 +138,11 @@ impl Gateway {
         let raw = token.clone().map(|span| &text[span]);
         let caller = Caller::Client(place, id.to_owned());
         let mux = &mut self.upstreams[link].mux;
-        let opened = mux.open(net.now, caller, message.method(), raw, PATIENCE);
+        let patience = net.random.millis(2000, 9000);
+        let opened = mux.open(net.now, caller, message.method(), raw, patience);
         let upstream_id = opened.map_err(|_| (jsonrpc::BUSY, "busy"))?;
         calls.begin(id, link, upstream_id);
+        client.open.get_mut(id).expect("just asked").due = Some(net.now + patience);
         if net.random.chance(3) {
             // The queue of the link is full.
             assert!(mux.close(upstream_id).is_some() && calls.end(id).is_some());
@@ -171,6 +175,7 @@ impl Gateway {
         client.open.clear();
         let mut open = client.calls.end_all();
         open.sort_unstable();
+        assert_eq!(client.calls.may_begin("late"), Err(session::Refused::Ended));
         for (link, id) in open {
             assert!(self.upstreams[link].mux.close(id).is_some());
             net.down(link, Frame::Text(rewrite::cancelled(id, "the client is gone")));
@@ -344,6 +349,8 @@ impl Gateway {
             );
             assert!(client.calls.len() <= net.limits.session.in_flight);
             calls += client.calls.len();
+            let overdue = client.open.values().any(|waiting| waiting.due.is_none_or(|due| due <= net.now));
+            assert!(!overdue, "an answer is late");
         }
         assert!(calls <= pending, "a client waits for what no link knows");
         assert!(pending <= calls + self.upstreams.len(), "a link waits for what no client asked");
