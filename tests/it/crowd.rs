@@ -115,7 +115,7 @@ fn crowd(clients: usize, servers: usize, calls: usize, most: usize, arguments: &
 
 #[test]
 fn eight_clients_and_four_servers_get_their_own_answers() {
-    crowd(8, 4, 250, 16, &[]);
+    crowd(8, 4, 1250, 16, &[]);
 }
 
 #[test]
