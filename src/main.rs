@@ -41,7 +41,10 @@ fn run(command: Command) -> Result<(), Fault> {
             let bound = Bound::new(*config)?;
             exec::run(
                 threads,
-                until_stopped(signals, |stop| async move { Ok(bound.serve(stop.wait()).await) }),
+                until_stopped(signals, |stop| async move {
+                    bound.serve(stop.wait()).await;
+                    Ok(())
+                }),
             )
         }
         Command::Register(config, level) => {

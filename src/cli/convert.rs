@@ -14,7 +14,7 @@ use crate::{
     demo, device,
     fault::Fault,
     http::vocab::Url,
-    limits::{Limits, SERVER_ID},
+    limits::{Limits, MAX_SESSIONS, SERVER_ID},
     net::random,
     router::REGISTER_PATH,
     secret::Secret,
@@ -73,6 +73,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
         health_paths.push(path("--health-endpoint", given)?);
     }
     let tls = client_tls(&args)?;
+    let sessions = sessions(&args)?;
     let config = RegisterConfig {
         command,
         gateway: gateway_url(&args.gateway_url)?,
@@ -80,6 +81,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
         id,
         headers: args.header.iter().map(|header| self::header(header)).collect::<Result<_, _>>()?,
         tls,
+        sessions,
         require_gateway: args.require_gateway,
         port: args.port,
         cors: args.enable_cors,
@@ -216,6 +218,18 @@ fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, Fault> {
             client_ca: args.ssl_ca_cert.as_ref().map(PathBuf::from),
         })),
         _ => Err(Fault::usage("--ssl-enabled needs --ssl-keyfile and --ssl-certfile")),
+    }
+}
+
+fn sessions(args: &RegisterArgs) -> Result<Option<u32>, Fault> {
+    match (args.sessions.as_str(), args.max_sessions) {
+        ("shared", None) => Ok(None),
+        ("shared", Some(_)) => Err(Fault::usage("--max-sessions has no effect without --sessions isolated")),
+        ("isolated", Some(0)) => Err(Fault::usage("--max-sessions: at least 1 is needed")),
+        ("isolated", most) => Ok(Some(most.unwrap_or(MAX_SESSIONS))),
+        (other, _) => {
+            Err(Fault::usage(format!("--sessions {}: shared or isolated is needed", text::show(other))))
+        }
     }
 }
 

@@ -96,8 +96,10 @@ fn main() {
         }
         server.read(&line);
     }
-    while server.options.ignore_eof {
-        thread::park();
+    if server.options.ignore_eof {
+        loop {
+            thread::park();
+        }
     }
 }
 

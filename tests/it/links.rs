@@ -185,6 +185,7 @@ fn a_token_that_is_refused_at_the_start_ends_the_program() {
 fn a_token_that_is_refused_later_is_waited_out() {
     let mut gateway = Gateway::start(&["--auth-token", "right"]);
     let mut edge = gateway.edge_with("s", &[], &["--header", "Authorization: Bearer right"]);
+    edge.program.wait_for("registered: ");
     gateway.program.kill();
     let _other = again(&gateway, &["--auth-token", "changed"]);
     let line = edge.program.wait_for("[ERROR]");
