@@ -277,6 +277,39 @@ fn a_gateway_drains_when_it_is_stopped() {
 }
 
 #[test]
+fn a_call_that_runs_at_the_end_is_answered() {
+    let mut gateway = Gateway::start(&[]);
+    let edge = gateway.edge("s");
+    let mut client = gateway.client();
+    let id = client.begin_call("s_sleep", r#"{"ms":500}"#);
+    edge.wait_for("\"sleep\"");
+    gateway.program.signal(Signal::TERM);
+    assert!(client.answer(&id).contains("slept"));
+    client.ended();
+    assert_eq!(gateway.program.ended().code, Some(0));
+}
+
+#[test]
+fn a_call_that_does_not_end_is_failed_before_the_end() {
+    // Both at once: it takes as long as a gateway waits for calls.
+    let mut worlds = ["shared", "isolated"].map(|sessions| {
+        let gateway = Gateway::start(&[]);
+        let edge = gateway.edge_with("s", &[], &["--sessions", sessions]);
+        let mut client = gateway.client();
+        let id = client.begin_call("s_hold", r#"{"key":"k"}"#);
+        edge.wait_for("\"hold\"");
+        gateway.program.signal(Signal::TERM);
+        (gateway, edge, client, id)
+    });
+    for (gateway, _edge, client, id) in &mut worlds {
+        let answer = client.answer(id);
+        assert!(answer.contains("server 's' went away: the gateway stops"), "{answer}");
+        client.ended();
+        assert_eq!(gateway.program.ended().code, Some(0));
+    }
+}
+
+#[test]
 fn a_second_signal_ends_at_once() {
     let mut gateway = Gateway::start(&[]);
     // A connection in the middle of a request keeps the gateway waiting.
