@@ -122,6 +122,26 @@ impl Gateway {
         self.end_processes(client);
     }
 
+    /// Waits for the calls that run, as long as that may take; what still runs then is failed, so that each client
+    /// hears of it before its stream ends.
+    async fn finish_calls(&self) {
+        let idle = async {
+            while self.sessions().all().any(|client| !client.calls().is_empty()) {
+                Timer::after(limits::DRAIN_LOOK).await;
+            }
+        };
+        if deadline::within(limits::DRAIN_CALLS, idle).await.is_ok() {
+            return;
+        }
+        let servers: Vec<Arc<Upstream>> = self.catalog().all().map(|(_, server)| server.clone()).collect();
+        for server in servers {
+            let own = server.isolation().map(|isolation| isolation.open().values().cloned().collect());
+            for process in own.unwrap_or_else(Vec::new).iter().chain([&server]) {
+                process.fail_all("the gateway stops", &self.stats);
+            }
+        }
+    }
+
     /// Ends the sessions that nobody uses, for ever.
     async fn sweep(self: Arc<Self>) {
         loop {
@@ -159,7 +179,7 @@ impl Bound {
         self.listeners.iter().map(Listener::local).collect()
     }
 
-    /// Serves until `stop` is ready, then finishes what runs, for as long as [`limits::DRAIN`].
+    /// Serves until `stop` is ready, then finishes what runs, for as long as [`limits::DRAIN_CALLS`] and [`limits::DRAIN`].
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let Self { gateway, listeners, acceptor, switch } = self;
         self::greet(&gateway, &listeners, acceptor.is_some());
@@ -169,8 +189,9 @@ impl Bound {
         let sweeping = exec::spawn(door.gateway.clone().sweep());
         stop.await;
         drop((accepting, sweeping));
-        drop(switch);
         log::info!("stopping: no new connections, waiting for {} to end", door.crew.len());
+        door.gateway.finish_calls().await;
+        drop(switch);
         if deadline::within(limits::DRAIN, door.crew.gone()).await.is_err() {
             log::warn!("some connections did not end within {} s", limits::DRAIN.as_secs());
         }

@@ -118,6 +118,11 @@ fn options() -> Options {
             "--version" => options.version = Some(value()),
             "--page" => options.page = value().parse().expect("a number"),
             "--tool" => options.tools.push(value()),
+            // Not nice, and no message.
+            "--shout" => {
+                eprintln!("shouted\r\x1b[31mred\x07 \u{202e}backwards");
+                println!("noise\r\x1b[31mred");
+            }
             other => panic!("unknown flag {other}"),
         }
     }

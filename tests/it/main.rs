@@ -5,6 +5,7 @@ mod canaries;
 mod certs;
 mod child;
 mod complaints;
+mod crowd;
 /// `mcpport device`, driven line by line on boxes made of files.
 mod device;
 mod doors;
