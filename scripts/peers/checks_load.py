@@ -1,0 +1,130 @@
+"""Many clients, many servers: every answer goes to who asked, once, as it was written."""
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+
+import kit
+from checks_raw import result
+from kit import fake, need, need_equal
+
+
+class Asker:
+    """One client of a load, with its own dice."""
+
+    def __init__(self, number, client, servers, seed):
+        self.number, self.client, self.servers = number, client, servers
+        self.dice = random.Random(seed * 1000 + number)
+        self.sent = dict.fromkeys(servers, 0)
+        self.slowest = 0.0
+
+    async def one(self):
+        """One call of a random kind to a random server; anything but its own answer fails the check."""
+        server = self.dice.choice(self.servers)
+        kind = self.dice.choices(("echo", "sleep", "progress", "fail", "error"), (40, 30, 20, 5, 5))[0]
+        self.sent[server] += 1
+        id = self.client.mint()
+        text = f"client {self.number} call {id} {self.dice.random()}"
+        begun = time.monotonic()
+        await getattr(self, kind)(server, id, text)
+        self.slowest = max(self.slowest, time.monotonic() - begun)
+
+    async def ask(self, server, id, kind, **arguments):
+        """The whole answer; the progress token is the id, as it is in every SDK."""
+        params = {"name": f"{server}_{kind}", "arguments": arguments, "_meta": {"progressToken": id}}
+        message, _ = await self.client.exchange("tools/call", params, id=id, seconds=60)
+        return message
+
+    async def echo(self, server, id, text):
+        answer = await self.ask(server, id, "echo", text=text)
+        need_equal(answer.get("result"), result(f"{server}:{text}"), "echo")
+
+    async def sleep(self, server, id, text):
+        steps = self.listen(id)
+        answer = await self.ask(server, id, "sleep", text=text, ms=self.dice.randrange(20))
+        self.hush(id)
+        need_equal(answer.get("result"), result(f"{server}:{text}"), "sleep")
+        need_equal(steps, [f"{server}:{text}:started"], "progress of sleep")
+
+    async def progress(self, server, id, text):
+        steps, count = self.listen(id), self.dice.randrange(1, 5)
+        answer = await self.ask(server, id, "progress", text=text, steps=count, ms=self.dice.randrange(4))
+        self.hush(id)
+        need_equal(answer.get("result"), result(f"{server}:{text}"), "progress")
+        need_equal(steps, [f"{server}:{text}:{n}" for n in range(1, count + 1)], "steps of progress")
+
+    async def fail(self, server, id, text):
+        answer = await self.ask(server, id, "fail", text=text)
+        need_equal(answer.get("result"), {**result(f"{server}:{text}"), "isError": True}, "fail")
+
+    async def error(self, server, id, text):
+        answer = await self.ask(server, id, "error", code=-32050, message=text, data=[id, text])
+        need_equal(answer.get("error"), {"code": -32050, "message": text, "data": [id, text]}, "error")
+
+    def listen(self, id):
+        """Collects the progress of one call."""
+        steps = []
+        self.client.progress[json.dumps(id)] = lambda params: steps.append(params["message"])
+        return steps
+
+    def hush(self, id):
+        """From here on progress for this call is a stray."""
+        del self.client.progress[json.dumps(id)]
+
+
+async def storm(port, clients, servers, calls, in_flight, seed):
+    """Spreads calls over clients that keep `in_flight` going each; the seconds of the slowest."""
+    async with contextlib.AsyncExitStack() as stack:
+        askers = []
+        for number in range(clients):
+            client = await stack.enter_async_context(kit.client(port, posters=in_flight))
+            askers.append(Asker(number, client, servers, seed))
+        left = iter(range(calls))
+
+        async def worker(asker):
+            for _ in left:
+                await asker.one()
+
+        await asyncio.gather(*(worker(asker) for asker in askers for _ in range(in_flight)))
+        for asker in askers:
+            # What was sent twice or late is on the stream before the answer to this.
+            for server in servers:
+                await asker.client.text(f"{server}_echo", text="the end")
+                asker.sent[server] += 1
+            need_equal(asker.client.strays, [], f"messages to client {asker.number} that nobody asked for")
+        for server in servers:
+            count = int(await askers[0].client.text(f"{server}_count"))
+            need_equal(count, sum(asker.sent[server] for asker in askers), f"calls that reached {server}")
+        return max(asker.slowest for asker in askers)
+
+
+def under_load(world, clients, servers, calls, in_flight, seed=1):
+    """Starts servers and lets the storm loose."""
+    gateway, port = world.gateway()
+    names = [f"server{n}" for n in range(servers)]
+    for name in names:
+        world.register(name, fake(name), port)
+    kit.listed(port, *(f"{name}_echo" for name in names))
+    begun = time.monotonic()
+    slowest = asyncio.run(storm(port, clients, names, calls, in_flight, seed))
+    need(slowest < 10, f"the slowest call took {slowest:.1f} s")
+    seconds, memory = time.monotonic() - begun, kit.resident_kib(gateway.pid)
+    return f"{calls} calls in {seconds:.1f} s, slowest {slowest * 1000:.0f} ms, gateway {memory} KiB"
+
+
+def load_8x4(world):
+    """8 clients, 4 servers, 10 000 mixed calls out of order."""
+    return under_load(world, 8, 4, 10_000, 8)
+
+
+def load_32(world):
+    """32 clients with 4 calls in flight each."""
+    return under_load(world, 32, 2, 6_400, 4)
+
+
+CHECKS = {
+    "load-8x4": (load_8x4, 180),
+    "load-32": (load_32, 180),
+}

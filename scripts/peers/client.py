@@ -1,0 +1,177 @@
+"""Plays a scenario with the official Python SDK (1.x or 2.x, whichever this Python has) and prints what came of it.
+
+Called with one JSON argument: `target` (`stdio`: words, or `sse`: URL and `headers`), `prefix` and `steps`. Prints JSON
+lines: `{"ready": ...}` once connected, one line for each step, `{"done": true}`. `client.mjs` is its twin.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+
+from mcp import ClientSession, StdioServerParameters, types
+from mcp.client.sse import sse_client
+from mcp.client.stdio import stdio_client
+
+try:
+    from mcp.client import Client
+except ImportError:
+    Client = None
+
+STEP_SECONDS = 60
+
+
+def say(**line):
+    """One line of the transcript."""
+    print(json.dumps(line), flush=True)
+
+
+def plain(model):
+    """A result as it came: no defaults added."""
+    return model.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def transport(target):
+    """The way to the server."""
+    if "sse" in target:
+        return sse_client(target["sse"], headers=target.get("headers"))
+    command, *arguments = target["stdio"]
+    return stdio_client(StdioServerParameters(command=command, args=arguments), errlog=open(os.devnull, "w"))
+
+
+@contextlib.asynccontextmanager
+async def connected(target, on_message):
+    """A session that has shaken hands, and what the server said of itself."""
+    if Client is not None:
+        # The default mode probes `server/discover` first. Asked directly, the server is made to speak the same era.
+        mode = "auto" if "sse" in target else "legacy"
+        async with Client(transport(target), mode=mode, message_handler=on_message) as session:
+            yield session, {"version": session.protocol_version}
+    else:
+        async with transport(target) as streams, ClientSession(*streams, message_handler=on_message) as session:
+            yield session, plain(await session.initialize())
+
+
+class Player:
+    """Plays steps against one session."""
+
+    def __init__(self, prefix):
+        self.prefix = prefix
+        self.changed = asyncio.Event()
+
+    async def on_message(self, message):
+        """Notes that the list of tools changed."""
+        if type(getattr(message, "root", message)).__name__ == "ToolListChangedNotification":
+            self.changed.set()
+
+    async def play(self, step):
+        """One step; what came of it."""
+        (kind,) = set(step) & {"await_tool", "until_tool", "list", "call", "parallel", "cancel", "until"}
+        return await asyncio.wait_for(getattr(self, kind)(step), STEP_SECONDS)
+
+    async def tools(self):
+        """All tools whose name begins with the prefix, which is taken off; by name, as the gateway lists them."""
+        tools, cursor = [], None
+        while True:
+            more = {"cache_mode": "bypass"} if Client else {}
+            page = await self.session.list_tools(**({"cursor": cursor} if cursor else {}), **more)
+            tools += [plain(tool) for tool in page.tools]
+            cursor = getattr(page, "nextCursor", None) or getattr(page, "next_cursor", None)
+            if not cursor:
+                break
+        tools = [tool for tool in tools if tool["name"].startswith(self.prefix)]
+        tools = [{**tool, "name": tool["name"].removeprefix(self.prefix)} for tool in tools]
+        return sorted(tools, key=lambda tool: tool["name"])
+
+    async def await_tool(self, step):
+        """Waits for a tool by notification alone."""
+        while True:
+            self.changed.clear()
+            if step["await_tool"] in [tool["name"] for tool in await self.tools()]:
+                return None
+            await self.changed.wait()
+
+    async def until_tool(self, step):
+        """Asks until a tool is there: for gateways that do not tell of changes."""
+        while step["until_tool"] not in [tool["name"] for tool in await self.tools()]:
+            await asyncio.sleep(0.2)
+
+    async def list(self, step):
+        return await self.tools()
+
+    async def call(self, step):
+        """A tool call with everything that belongs to it."""
+        progress = []
+
+        async def on_progress(done, total, message):
+            progress.append([done, total, message])
+            if "reached" in step:
+                step["reached"].set()
+
+        more = {"progress_callback": on_progress} if step.get("progress") else {}
+        try:
+            name = self.prefix + step["call"]
+            out = {"result": plain(await self.session.call_tool(name, step.get("args", {}), **more))}
+        except Exception as error:
+            out = {"error": describe(error)}
+        return {**out, "progress": progress} if progress else out
+
+    async def parallel(self, step):
+        return await asyncio.gather(*(self.call(one) for one in step["parallel"]))
+
+    async def cancel(self, step):
+        """Cancels a call after its first progress."""
+        reached = asyncio.Event()
+        # Private, but this SDK line has no other way to learn the id that it has to name.
+        id = getattr(self.session, "_request_id", None)
+        task = asyncio.create_task(self.call({**step["cancel"], "progress": True, "reached": reached}))
+        await reached.wait()
+        if Client is None:
+            params = types.CancelledNotificationParams(requestId=id, reason="no longer wanted")
+            note = types.CancelledNotification(method="notifications/cancelled", params=params)
+            await self.session.send_notification(types.ClientNotification(note))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def until(self, step):
+        """Repeats a call until its text is what is wanted."""
+        while True:
+            out = await self.call({"call": step["until"], "args": step.get("args", {})})
+            if out.get("result", {}).get("content", [{}])[0].get("text") == step["text"]:
+                return None
+            await asyncio.sleep(0.05)
+
+
+def describe(error):
+    """An error answer, or what the SDK itself complains of."""
+    inner = getattr(error, "error", None)
+    if inner is not None and hasattr(inner, "code"):
+        return plain(inner)
+    return {"sdk": f"{type(error).__name__}: {error}"}
+
+
+async def main():
+    scenario = json.loads(sys.argv[1])
+    player = Player(scenario.get("prefix", ""))
+    async with connected(scenario["target"], player.on_message) as (session, welcome):
+        player.session = session
+        say(ready=welcome)
+        for step in scenario["steps"]:
+            say(out=await player.play(step))
+        say(done=True)
+
+
+def innermost(error):
+    """Task groups wrap what went wrong."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+try:
+    asyncio.run(main())
+except BaseException as error:
+    error = innermost(error)
+    say(broken=f"{type(error).__name__}: {error}")
+    sys.exit(1)

@@ -1,0 +1,267 @@
+"""A stdio MCP server in plain Python, with tools that real servers lack: slow, large, odd and failing ones.
+
+Several run side by side under different names; every answer carries the name, so that a mixed-up answer shows.
+"""
+
+import heapq
+import itertools
+import json
+import os
+import select
+import signal
+import sys
+import time
+
+VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+
+# Results that a parser which rebuilds numbers, escapes, order or unknown members would change.
+VERBATIM = (
+    '{"content":[],"structuredContent":{"z":1.0,"a":1e2,"big":12345678901234567890,"neg":-0.0}}',
+    '{ "content" : [ ] , "b":2,"a":1, "nobody/knows": {"deep":[[[[null]]]]} }',
+    '{"content":[{"type":"text","text":"\\u0061\\u00e9\\ud83d\\ude00\\/\\u2028"}],"_meta":{"k":"v"}}',
+    '{"content":[{"type":"text","text":"zażółć 🦀 \u2028 \u0085 data: x"}],"isError":false}',
+    '{"content":[{"type":"future","x":[1,2,{"y":null}]}],"isError":true,"resultType":"complete"}',
+    # Valid by JSON's grammar, and yet several SDKs cannot read it: only for clients that look at bytes.
+    '{"content":[{"type":"text","text":"\\ud800"}]}',
+)
+
+TEXT = {"type": "string"}
+NUMBER = {"type": "number"}
+
+
+def tool(name, description="", **properties):
+    """One entry of tools/list."""
+    schema = {"type": "object", "properties": properties}
+    return {"name": name, "description": description or name, "inputSchema": schema}
+
+
+class Server:
+    """The state of one run: what is listed, what is due, what was cancelled."""
+
+    def __init__(self, name, stubborn):
+        self.name = name
+        self.stubborn = stubborn
+        self.due = []
+        self.order = itertools.count()
+        self.running = {}
+        self.cancelled = []
+        self.calls = 0
+        self.asked = {}
+        self.tools = [
+            tool("echo", "Says it again: zażółć 🦀", text=TEXT),
+            tool("big", "A long text", bytes=NUMBER),
+            tool("sleep", "Answers late", ms=NUMBER, text=TEXT),
+            tool("fail", "Answers with isError", text=TEXT),
+            tool("error", "Answers with a JSON-RPC error", code=NUMBER, message=TEXT, data={}),
+            tool("progress", "Tells of steps", steps=NUMBER, ms=NUMBER, text=TEXT),
+            tool("crash", "Ends the process without an answer"),
+            tool("list_changed", "Offers one tool more", tool=TEXT),
+            tool("cancelled", "Texts of the calls that were cancelled"),
+            tool("count", "Calls so far, this one left out"),
+            tool("verbatim", "A result of odd bytes", index=NUMBER),
+            tool("env", "The environment of this process"),
+            tool("noise", "Says nonsense on stdout and stderr first"),
+            tool("ask", "Asks the client something", method=TEXT),
+            tool("pid", "The id of this process"),
+        ]
+
+    # Input
+
+    def message(self, message):
+        """Takes one message from the client."""
+        method, params = message.get("method"), message.get("params") or {}
+        if method is None:
+            self.answered(message)
+        elif "id" not in message:
+            self.notification(method, params)
+        elif method == "initialize":
+            self.result(message["id"], self.greeting(params))
+        elif method == "ping":
+            self.result(message["id"], {})
+        elif method == "tools/list":
+            self.result(message["id"], {"tools": self.tools})
+        elif method == "tools/call":
+            self.call(message["id"], params)
+        else:
+            self.error(message["id"], -32601, f"no method {method}")
+
+    def greeting(self, params):
+        """Result of initialize."""
+        asked = params.get("protocolVersion")
+        return {
+            "protocolVersion": asked if asked in VERSIONS else VERSIONS[-1],
+            "capabilities": {"tools": {"listChanged": True}},
+            "serverInfo": {"name": self.name, "version": "1"},
+        }
+
+    def notification(self, method, params):
+        """A cancelled call is forgotten and never answered."""
+        if method == "notifications/cancelled":
+            text = self.running.pop(key(params.get("requestId")), None)
+            if text is not None:
+                self.cancelled.append(text)
+
+    def answered(self, message):
+        """The client answered a question of ours: hand it to the call that asked."""
+        waiting = self.asked.pop(message.get("id"), None)
+        if waiting is not None:
+            self.text(waiting, json.dumps({k: v for k, v in message.items() if k in ("result", "error")}))
+
+    def call(self, id, params):
+        """Starts one tool."""
+        name, arguments = params.get("name"), params.get("arguments") or {}
+        token = (params.get("_meta") or {}).get("progressToken")
+        handler = getattr(self, f"tool_{name}", None)
+        if handler is None:
+            known = any(t["name"] == name for t in self.tools)
+            return self.text(id, "added") if known else self.error(id, -32602, f"no tool {name}")
+        handler(id, arguments, token)
+        self.calls += 1
+
+    # Tools
+
+    def tool_echo(self, id, arguments, token):
+        self.text(id, f"{self.name}:{arguments.get('text')}")
+
+    def tool_big(self, id, arguments, token):
+        size, unit = int(arguments["bytes"]), f"{self.name}-0123456789"
+        self.text(id, (unit * (size // len(unit) + 1))[:size])
+
+    def tool_sleep(self, id, arguments, token):
+        self.running[key(id)] = arguments.get("text")
+        self.progress(token, 0, 1, f"{self.name}:{arguments.get('text')}:started")
+        self.later(arguments["ms"] / 1000, lambda: self.finish(id, arguments))
+
+    def tool_fail(self, id, arguments, token):
+        self.text(id, f"{self.name}:{arguments.get('text')}", isError=True)
+
+    def tool_error(self, id, arguments, token):
+        self.error(id, arguments.get("code"), arguments.get("message"), arguments.get("data"))
+
+    def tool_progress(self, id, arguments, token):
+        steps, pause = int(arguments["steps"]), arguments.get("ms", 0) / 1000
+        self.running[key(id)] = arguments.get("text")
+        for step in range(1, steps + 1):
+            says = f"{self.name}:{arguments.get('text')}:{step}"
+            self.later(pause * step, lambda step=step, says=says: self.step(id, token, step, steps, says))
+        self.later(pause * steps, lambda: self.finish(id, arguments))
+
+    def tool_crash(self, id, arguments, token):
+        os._exit(3)
+
+    def tool_list_changed(self, id, arguments, token):
+        self.tools.append(tool(arguments["tool"]))
+        self.send({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
+        self.text(id, "changed")
+
+    def tool_cancelled(self, id, arguments, token):
+        self.text(id, json.dumps(self.cancelled))
+
+    def tool_count(self, id, arguments, token):
+        self.text(id, str(self.calls))
+
+    def tool_verbatim(self, id, arguments, token):
+        self.line(f'{{"jsonrpc":"2.0","id":{json.dumps(id)},"result":{VERBATIM[int(arguments["index"])]}}}')
+
+    def tool_env(self, id, arguments, token):
+        self.text(id, json.dumps(dict(os.environ), sort_keys=True))
+
+    def tool_noise(self, id, arguments, token):
+        self.line("this is not JSON")
+        self.line('{"neither": "request nor answer"}')
+        self.line("")
+        sys.stderr.write("noise with \x1b[31mcolour\x1b[0m\r and \x07 bell\n")
+        sys.stderr.flush()
+        self.text(id, f"{self.name}:after the noise")
+
+    def tool_ask(self, id, arguments, token):
+        question = f"{self.name}-{next(self.order)}"
+        self.asked[question] = id
+        self.send({"jsonrpc": "2.0", "id": question, "method": arguments["method"]})
+
+    def tool_pid(self, id, arguments, token):
+        self.text(id, str(os.getpid()))
+
+    # Output
+
+    def finish(self, id, arguments):
+        """Answers unless it was cancelled."""
+        if self.running.pop(key(id), None) is not None:
+            self.text(id, f"{self.name}:{arguments.get('text')}")
+
+    def step(self, id, token, step, steps, says):
+        if key(id) in self.running:
+            self.progress(token, step, steps, says)
+
+    def progress(self, token, step, steps, says):
+        if token is not None:
+            params = {"progressToken": token, "progress": step, "total": steps, "message": says}
+            self.send({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})
+
+    def text(self, id, text, **more):
+        self.result(id, {"content": [{"type": "text", "text": text}], **more})
+
+    def result(self, id, result):
+        self.send({"jsonrpc": "2.0", "id": id, "result": result})
+
+    def error(self, id, code, message, data=None):
+        error = {"code": code, "message": message}
+        if data is not None:
+            error["data"] = data
+        self.send({"jsonrpc": "2.0", "id": id, "error": error})
+
+    def send(self, message):
+        self.line(json.dumps(message, ensure_ascii=False, separators=(",", ":")))
+
+    def line(self, text):
+        sys.stdout.buffer.write(text.encode() + b"\n")
+
+    def later(self, seconds, action):
+        heapq.heappush(self.due, (time.monotonic() + seconds, next(self.order), action))
+
+    # The loop
+
+    def run(self):
+        """Reads lines and does what is due, until the input ends."""
+        pending = b""
+        while True:
+            sys.stdout.buffer.flush()
+            now = time.monotonic()
+            while self.due and self.due[0][0] <= now:
+                heapq.heappop(self.due)[2]()
+            sys.stdout.buffer.flush()
+            wait = max(0, self.due[0][0] - time.monotonic()) if self.due else None
+            if not select.select([0], [], [], wait)[0]:
+                continue
+            chunk = os.read(0, 1 << 16)
+            if not chunk:
+                return self.linger()
+            *lines, pending = (pending + chunk).split(b"\n")
+            for line in lines:
+                if line.strip():
+                    self.message(json.loads(line))
+
+    def linger(self):
+        """The input ended; a stubborn server stays."""
+        while self.stubborn:
+            signal.pause()
+
+
+def key(id):
+    """Request ids as a table key: `1` and `"1"` differ."""
+    return json.dumps(id)
+
+
+def main():
+    name, stubborn = sys.argv[1], "--stubborn" in sys.argv
+    if stubborn:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+    if "--stderr" in sys.argv:
+        sys.stderr.write(f"{name} is up\n")
+        sys.stderr.flush()
+    Server(name, stubborn).run()
+
+
+if __name__ == "__main__":
+    main()
