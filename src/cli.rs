@@ -13,6 +13,7 @@ use crate::{
     config::{GatewayConfig, RegisterConfig},
     demo, device,
     fault::Fault,
+    text,
 };
 
 /// What is to be done.
@@ -101,7 +102,7 @@ fn complete(
     flags: &[Flag],
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Vec<String>, Fault> {
-    let mut out = spell(typed, flags);
+    let mut out = spell(typed, flags)?;
     for flag in flags {
         let long = format!("--{}", flag.name);
         let variable = format!("MCPPORT_{}", flag.name.to_ascii_uppercase().replace('-', "_"));
@@ -126,7 +127,9 @@ fn complete(
 }
 
 /// `--flag=value` as two words, and other spellings of a flag's name as the name. A flag's value stays as it is.
-fn spell(typed: &[String], flags: &[Flag]) -> Vec<String> {
+///
+/// What is no flag is not repeated in the complaint: it may be a token that lost its quotes.
+fn spell(typed: &[String], flags: &[Flag]) -> Result<Vec<String>, Fault> {
     let mut out = Vec::new();
     let mut words = typed.iter();
     while let Some(word) = words.next() {
@@ -134,21 +137,32 @@ fn spell(typed: &[String], flags: &[Flag]) -> Vec<String> {
             Some((name, value)) if name.starts_with("--") => (name, Some(value)),
             _ => (word.as_str(), None),
         };
+        if matches!(word.as_str(), "--help" | "-h") {
+            out.push("--help".to_owned());
+            continue;
+        }
         let known = flags.iter().find(|flag| {
             name.strip_prefix("--").is_some_and(|name| name == flag.name || flag.also.contains(&name))
         });
         let Some(flag) = known else {
-            out.push(word.clone());
-            continue;
+            return Err(Fault::usage(if name.starts_with('-') {
+                format!("unknown flag {}; see --help", text::show(name))
+            } else {
+                "a word that is neither a flag nor a flag's value; is a value without its quotes? see --help"
+                    .to_owned()
+            }));
         };
         out.push(format!("--{}", flag.name));
         match (value, flag.takes) {
+            (Some(_), Takes::Nothing) => {
+                return Err(Fault::usage(format!("--{} is a switch and takes no value", flag.name)));
+            }
             (Some(value), _) => out.push(value.to_owned()),
             (None, Takes::Nothing) => {}
             (None, _) => out.extend(words.next().cloned()),
         }
     }
-    out
+    Ok(out)
 }
 
 #[cfg(test)]

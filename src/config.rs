@@ -67,6 +67,8 @@ pub struct RegisterConfig {
     pub headers: Vec<(String, Secret)>,
     /// Trust of the gateway's certificate.
     pub tls: ClientTls,
+    /// Give each client session a process of its own, so many at a time. `None`: all share one.
+    pub sessions: Option<u32>,
     /// End when the first connection fails.
     pub require_gateway: bool,
     /// Local HTTP port, 0: none.

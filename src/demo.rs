@@ -126,6 +126,7 @@ fn register_config(gateway: SocketAddr) -> Result<RegisterConfig, Fault> {
         id: text::uuid(random),
         headers: Vec::new(),
         tls: ClientTls::default(),
+        sessions: None,
         require_gateway: false,
         port: 0,
         cors: false,

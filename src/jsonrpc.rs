@@ -256,6 +256,13 @@ impl Parts {
     }
 }
 
+/// Where the object lies that is the whole text; `None` when the text is no JSON object within
+/// [`crate::limits::JSON_DEPTH`].
+pub fn object(text: &str) -> Option<Span> {
+    scan::envelope(text, &mut |_, _| Ok(())).ok()?;
+    Some(text.find('{')?..text.rfind('}')? + 1)
+}
+
 /// The text of a JSON string, from its quoted form; `None` when it is not a string that UTF-8 can hold.
 pub fn unquote(raw: &str) -> Option<Cow<'_, str>> {
     let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
@@ -355,6 +362,7 @@ mod tests {
             ("{} x", Syntax),
             ("\u{feff}{}", Syntax),
             ("{\"a\":01}", Syntax),
+            ("{\"id\":1,\"id\":2}}", Syntax),
             ("{\"a\":\"\n\"}", Syntax),
             ("[]", Batch),
             ("  [{}]", Batch),

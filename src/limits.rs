@@ -370,6 +370,16 @@ pub const ID_BYTES: usize = 256;
 pub const INSTRUCTIONS: usize = 16 * KIB;
 /// How often idle sessions are looked for.
 pub const SWEEP: Duration = Duration::from_secs(30);
+/// Processes for isolated sessions at one edge, unless `--max-sessions` says otherwise.
+pub const MAX_SESSIONS: u32 = 32;
+/// Requests of a server that wait for one client's answer.
+pub const ASKS: usize = 64;
+/// Bytes of what a client says of itself in `initialize`, to be said to the processes of its own.
+pub const CLIENT_FACTS: usize = 64 * KIB;
+/// How often the calls of isolated sessions are looked at for their deadlines.
+pub const CHANNEL_TICK: Duration = Duration::from_secs(1);
+/// Bytes that a close frame has for its reason (RFC 6455, section 5.5, less two for the code).
+pub const CLOSE_REASON: usize = 123;
 /// Bytes of one page of a list; well below what clients take as one event (1 MiB).
 pub const LIST_PAGE: usize = 256 * KIB;
 /// Connections that the kernel holds for us until we accept them: a burst of reconnecting edges must fit.

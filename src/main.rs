@@ -41,7 +41,10 @@ fn run(command: Command) -> Result<(), Fault> {
             let bound = Bound::new(*config)?;
             exec::run(
                 threads,
-                until_stopped(signals, |stop| async move { Ok(bound.serve(stop.wait()).await) }),
+                until_stopped(signals, |stop| async move {
+                    bound.serve(stop.wait()).await;
+                    Ok(())
+                }),
             )
         }
         Command::Register(config, level) => {
@@ -87,6 +90,8 @@ fn log_to_stderr(level: log::LevelFilter) {
     env_logger::Builder::new()
         .filter_level(level.min(log::LevelFilter::Warn))
         .filter_module("mcpport", level)
+        // What a server at the edge writes to its stderr.
+        .filter_module("child", level)
         .format(|out, record| {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             writeln!(out, "{} [{}] {}", text::utc(now), record.level(), record.args())

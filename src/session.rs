@@ -2,6 +2,7 @@
 //!
 //! Pure tables; `H` is the program's handle of a client, `U` its handle of a server.
 
+mod asks;
 mod replay;
 mod subscriptions;
 
@@ -11,6 +12,7 @@ use std::{
 };
 
 pub use self::{
+    asks::{Asks, TooMany},
     replay::{Replay, event_id, read_event_id},
     subscriptions::{Subscriber, Subscriptions},
 };

@@ -56,6 +56,8 @@ pub const REGISTER: &[Flag] = &[
     flag("gateway-url", Takes::One),
     flag("server-name", Takes::One),
     flag("server-id", Takes::One),
+    flag("sessions", Takes::One),
+    flag("max-sessions", Takes::One),
     flag("header", Takes::Many),
     flag("no-ssl-verify", Takes::Nothing),
     Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
@@ -159,6 +161,12 @@ pub struct RegisterArgs {
     /// identity of this server; the same id takes over an earlier link (default: a fresh UUID)
     #[argh(option)]
     pub server_id: Option<String>,
+    /// shared: all clients share one process; isolated: each session has its own (default: shared)
+    #[argh(option, default = "String::from(\"shared\")")]
+    pub sessions: String,
+    /// processes that isolated sessions may have at a time (default: 32)
+    #[argh(option)]
+    pub max_sessions: Option<u32>,
     /// field of the request to the gateway, "Key: Value"; repeatable
     #[argh(option)]
     pub header: Vec<String>,

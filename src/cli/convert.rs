@@ -14,7 +14,7 @@ use crate::{
     demo, device,
     fault::Fault,
     http::vocab::Url,
-    limits::Limits,
+    limits::{Limits, MAX_SESSIONS, SERVER_ID},
     net::random,
     router::REGISTER_PATH,
     secret::Secret,
@@ -61,8 +61,9 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
     }
     let command = CommandLine::parse(&args.stdio).map_err(|why| Fault::usage(format!("--stdio: {why}")))?;
     let id = match &args.server_id {
-        Some(id) if id.is_empty() || id.chars().any(char::is_control) => {
-            return Err(Fault::usage("--server-id: a plain text is needed"));
+        Some(id) if id.is_empty() || id.len() > SERVER_ID || id.chars().any(char::is_control) => {
+            let why = format!("--server-id: a plain text of at most {SERVER_ID} characters is needed");
+            return Err(Fault::usage(why));
         }
         Some(id) => id.clone(),
         None => text::uuid(random::bytes().map_err(|error| Fault::run(format!("no randomness: {error}")))?),
@@ -72,6 +73,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
         health_paths.push(path("--health-endpoint", given)?);
     }
     let tls = client_tls(&args)?;
+    let sessions = sessions(&args)?;
     let config = RegisterConfig {
         command,
         gateway: gateway_url(&args.gateway_url)?,
@@ -79,6 +81,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
         id,
         headers: args.header.iter().map(|header| self::header(header)).collect::<Result<_, _>>()?,
         tls,
+        sessions,
         require_gateway: args.require_gateway,
         port: args.port,
         cors: args.enable_cors,
@@ -215,6 +218,18 @@ fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, Fault> {
             client_ca: args.ssl_ca_cert.as_ref().map(PathBuf::from),
         })),
         _ => Err(Fault::usage("--ssl-enabled needs --ssl-keyfile and --ssl-certfile")),
+    }
+}
+
+fn sessions(args: &RegisterArgs) -> Result<Option<u32>, Fault> {
+    match (args.sessions.as_str(), args.max_sessions) {
+        ("shared", None) => Ok(None),
+        ("shared", Some(_)) => Err(Fault::usage("--max-sessions has no effect without --sessions isolated")),
+        ("isolated", Some(0)) => Err(Fault::usage("--max-sessions: at least 1 is needed")),
+        ("isolated", most) => Ok(Some(most.unwrap_or(MAX_SESSIONS))),
+        (other, _) => {
+            Err(Fault::usage(format!("--sessions {}: shared or isolated is needed", text::show(other))))
+        }
     }
 }
 

@@ -1,13 +1,16 @@
 //! A connected client, as the rest of the gateway sees it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use super::{reply::Reply, streams::Streams, upstream::Upstream};
 use crate::{
     limits::SessionLimits,
     mcp::{LATEST, logging::Level},
     net::queue::{self, Receiver, Sender},
-    session::Calls,
+    session::{Asks, Calls},
     stats::Stats,
     text,
 };
@@ -30,6 +33,10 @@ pub struct Facts {
     pub version: String,
     /// From which level it wants log messages.
     pub level: Option<Level>,
+    /// Its capabilities and its name, raw, for the processes of its own.
+    pub capabilities: String,
+    /// See `capabilities`.
+    pub info: String,
 }
 
 /// One client session.
@@ -44,16 +51,34 @@ pub struct Client {
     calls: Mutex<Calls<Arc<Upstream>>>,
     facts: Mutex<Facts>,
     streams: Streams,
+    /// The processes of its own, by the name of the server.
+    own: Mutex<HashMap<String, Arc<Upstream>>>,
+    /// What they ask it.
+    asks: Mutex<Asks<Arc<Upstream>>>,
 }
 
 impl Client {
     /// A client, and the queue of what belongs to no request.
     pub fn new(id: String, scope: Scope, legacy: bool, limits: &SessionLimits) -> (Arc<Self>, Receiver<()>) {
         let (outbox, queue) = queue::bounded(limits.queue_messages, limits.queue_bytes);
-        let facts = Facts { initialized: false, version: LATEST.into(), level: None };
+        let (capabilities, info) = ("{}".into(), "{}".into());
+        let facts = Facts { initialized: false, version: LATEST.into(), level: None, capabilities, info };
         let calls = Mutex::new(Calls::new(limits));
         let (facts, streams) = (Mutex::new(facts), Streams::new(limits));
-        (Arc::new(Self { id, scope, legacy, outbox, calls, facts, streams }), queue)
+        (
+            Arc::new(Self {
+                id,
+                scope,
+                legacy,
+                outbox,
+                calls,
+                facts,
+                streams,
+                own: Mutex::default(),
+                asks: Mutex::default(),
+            }),
+            queue,
+        )
     }
 
     /// The session's id.
@@ -111,6 +136,23 @@ impl Client {
     /// What is known of the client.
     pub fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The processes of its own, by the name of the server.
+    pub fn own(&self) -> MutexGuard<'_, HashMap<String, Arc<Upstream>>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What they ask it.
+    pub fn asks(&self) -> MutexGuard<'_, Asks<Arc<Upstream>>> {
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session is initialized with this version. False when it was before.
+    pub fn initialized(&self, version: &str) -> bool {
+        let mut facts = self.facts();
+        version.clone_into(&mut facts.version);
+        !std::mem::replace(&mut facts.initialized, true)
     }
 
     /// Whether notifications may be sent to it.

@@ -64,7 +64,9 @@ impl Connection {
     }
 
     async fn request(&mut self, request: Request) -> io::Result<Then> {
-        let origin = request.field("origin").map(str::to_owned);
+        // A page that may not come in may not read why, either.
+        let admitted = self.gateway.policy.admit(&request).is_ok();
+        let origin = request.field("origin").filter(|_| admitted).map(str::to_owned);
         match self.check(&request) {
             Ok((route, principal)) => self.go(route, principal, &request, origin.as_deref()).await,
             Err(response) => {

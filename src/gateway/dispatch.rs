@@ -49,12 +49,21 @@ impl Gateway {
                 }
             }
             MessageKind::Notification => self.notification(client, message),
-            // A shared server asks clients nothing, so there is nothing they could answer.
-            MessageKind::Response => self.stats.strays.add(),
+            MessageKind::Response => self.answered(client, message),
         }
     }
 
     fn request(&self, client: &Arc<Client>, message: &Message<'_>, reply: &Reply) -> Result<Answer, Problem> {
+        if let Some(upstream) = self.isolated(client) {
+            return match message.method() {
+                "ping" => Ok(Answer::Now("{}".into())),
+                "initialize" if client.is_initialized() => Err(initialized_already()),
+                "initialize" => self.forward(client, &upstream, message, None, reply),
+                "server/discover" => Err(unknown_method(message)),
+                _ if client.own().is_empty() => Err(not_connected(upstream.name())),
+                _ => self.ask_server(client, &upstream, message, reply),
+            };
+        }
         match (message.method(), client.scope()) {
             ("initialize", _) => self.initialize(client, message).map(Answer::Now),
             ("ping", _) => Ok(Answer::Now("{}".into())),
@@ -70,8 +79,26 @@ impl Gateway {
         }
     }
 
+    /// The server whose process a session at its endpoint has for itself.
+    fn isolated(&self, client: &Client) -> Option<Arc<Upstream>> {
+        let Scope::Server(name) = client.scope() else { return None };
+        self.catalog().server(name).filter(|upstream| upstream.isolation().is_some())
+    }
+
     fn notification(&self, client: &Arc<Client>, message: &Message<'_>) {
-        match (message.method(), client.scope()) {
+        let method = message.method();
+        let own = method != "notifications/cancelled"
+            && (method == "notifications/roots/list_changed" || *client.scope() != Scope::All);
+        let processes: Vec<Arc<Upstream>> =
+            if own { client.own().values().cloned().collect() } else { Vec::new() };
+        for process in &processes {
+            // Nobody waits for an answer to a notification.
+            let _ = process.send(message.splice(&[]));
+        }
+        if !processes.is_empty() {
+            return;
+        }
+        match (method, client.scope()) {
             ("notifications/cancelled", _) => {
                 let Ok(Some(span)) = message.param(&["requestId"]) else { return };
                 let ended = client.calls().end(&message.text()[span.clone()]);
@@ -85,9 +112,9 @@ impl Gateway {
                 _,
             ) => {}
             (_, Scope::Server(name)) => {
-                if let Some(upstream) = self.catalog().server(name) {
-                    // Nobody waits for an answer to a notification.
-                    let _ = upstream.link().send(message.splice(&[]));
+                let upstream = self.catalog().server(name);
+                if let Some(upstream) = upstream.filter(|upstream| upstream.isolation().is_none()) {
+                    let _ = upstream.send(message.splice(&[]));
                 }
             }
             (_, Scope::All) => {}
@@ -203,12 +230,15 @@ impl Gateway {
                 mcp::greeting_for(greeting.ok_or_else(|| not_connected(name))?, &asked)
             }
         };
-        let mut facts = client.facts();
-        if facts.initialized {
-            return Err((jsonrpc::INVALID_REQUEST, "the session is initialized already".into()));
+        if !client.initialized(&version) {
+            return Err(initialized_already());
         }
-        facts.initialized = true;
-        facts.version = version;
+        let raw = |name: &str| match message.param(&[name]) {
+            Ok(Some(span)) if span.len() <= limits::CLIENT_FACTS => message.text()[span].to_owned(),
+            _ => "{}".to_owned(),
+        };
+        let mut facts = client.facts();
+        (facts.capabilities, facts.info) = (raw("capabilities"), raw("clientInfo"));
         Ok(result)
     }
 
@@ -238,8 +268,12 @@ impl Gateway {
             Scope::All => self.catalog().all().map(|(_, upstream)| upstream.clone()).collect(),
             Scope::Server(name) => self.catalog().server(name).into_iter().collect(),
         };
-        for upstream in servers {
-            self.tell_level(&upstream);
+        for upstream in servers.iter().filter(|upstream| upstream.isolation().is_none()) {
+            self.tell_level(upstream);
+        }
+        let own: Vec<Arc<Upstream>> = client.own().values().cloned().collect();
+        for process in own {
+            self.tell_own_level(client, &process);
         }
         Ok("{}".into())
     }
@@ -271,6 +305,10 @@ fn needed_param(message: &Message<'_>, path: &[&str]) -> Result<(Span, String), 
 
 fn unknown_method(message: &Message<'_>) -> Problem {
     (jsonrpc::METHOD_NOT_FOUND, format!("method not found: {}", text::show(message.method())))
+}
+
+fn initialized_already() -> Problem {
+    (jsonrpc::INVALID_REQUEST, "the session is initialized already".into())
 }
 
 fn not_connected(server: &str) -> Problem {

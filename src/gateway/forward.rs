@@ -52,9 +52,10 @@ impl Gateway {
             return Err((jsonrpc::INVALID_PARAMS, "the progress token is too long".into()));
         }
         let patience = match message.method() {
-            "tools/call" => self.config.timeout_run_tool,
+            "tools/call" | "initialize" => self.config.timeout_run_tool,
             _ => self.config.timeout_rpc,
         };
+        let upstream = self.process(client, upstream)?;
         let rename = named.as_ref().map(|(span, own)| (span.clone(), own.as_str()));
         let call = Call { message, rename, token, patience, reply: reply.clone() };
         self.stats.calls.add();
@@ -81,8 +82,12 @@ impl Gateway {
                 let uri = unquote(&message.text()[span.clone()]).unwrap_or_default().into_owned();
                 subscriptions.add(upstream.name(), own, Subscriber { session: client.id().to_owned(), uri });
             }
-            "resources/unsubscribe" if !self.subscriptions().remove(upstream.name(), own, client.id()) => {
-                return Ok(Answer::Now("{}".into()));
+            "resources/unsubscribe" => {
+                let last = self.subscriptions().remove(upstream.name(), own, client.id());
+                // A process of the session's own has nobody else to tell.
+                if !last && upstream.isolation().is_none() {
+                    return Ok(Answer::Now("{}".into()));
+                }
             }
             _ => {}
         }
@@ -93,7 +98,8 @@ impl Gateway {
     pub fn unsubscribe_all(&self, client: &Client) {
         let unwanted = self.subscriptions().leave(client.id());
         for (server, own) in unwanted {
-            if let Some(upstream) = self.catalog().server(&server) {
+            let upstream = self.catalog().server(&server);
+            if let Some(upstream) = upstream.filter(|upstream| upstream.isolation().is_none()) {
                 let params = format!("{{\"uri\":{}}}", quote(&own));
                 upstream.tell(Instant::now(), "resources/unsubscribe", &params, self.config.timeout_rpc);
             }
@@ -102,6 +108,9 @@ impl Gateway {
 
     /// A server is back: it is asked anew for what sessions want to hear, and for their log level.
     pub fn resume_wishes(&self, upstream: &Upstream) {
+        if upstream.isolation().is_some() {
+            return;
+        }
         let wanted = self.subscriptions().of_server(upstream.name());
         for own in wanted {
             let params = format!("{{\"uri\":{}}}", quote(&own));
@@ -155,7 +164,7 @@ impl Gateway {
                     }
                 }
             }
-            "notifications/resources/updated" => self.spread_update(upstream, message),
+            "notifications/resources/updated" => self.spread_update(upstream, message, None),
             _ => {
                 for client in self.audience(upstream.name()) {
                     if *client.scope() != Scope::All {
@@ -166,8 +175,8 @@ impl Gateway {
         }
     }
 
-    /// To subscribers only, each under the URI that it knows.
-    fn spread_update(&self, upstream: &Upstream, message: &Message<'_>) {
+    /// To subscribers only (or to this one), each under the URI that it knows.
+    pub fn spread_update(&self, upstream: &Upstream, message: &Message<'_>, only: Option<&Client>) {
         let Ok(Some((span, updated))) = string_param(message, &["uri"]) else { return };
         let subscribers = self.subscriptions().of_update(upstream.name(), &updated);
         if subscribers.is_empty() {
@@ -178,6 +187,9 @@ impl Gateway {
             let Some(client) = clients.iter().find(|client| client.id() == subscriber.session) else {
                 continue;
             };
+            if only.is_some_and(|only| only.id() != client.id()) {
+                continue;
+            }
             // A resource that is exposed under another URI, or one below it.
             let uri = match subscriber.uri.split_once('+') {
                 Some((name, _)) if name == upstream.name() && !updated.starts_with(&subscriber.uri) => {

@@ -5,6 +5,7 @@
 //!   client comes back to one.
 //! - `registration`: one registered server's link. `upstream`: that server, as the others see it.
 //! - `client`: a client, as the others see it; `reply`: where its answers go.
+//! - `isolation`: sessions with a process of their own.
 //! - `dispatch`: what a client's message means. `forward`: what goes to one server and comes from it.
 //!
 //! All rules are in the pure rooms below; here they meet the sockets.
@@ -14,6 +15,7 @@ mod connection;
 mod dispatch;
 mod events;
 mod forward;
+mod isolation;
 mod legacy;
 mod registration;
 mod reply;
@@ -117,6 +119,7 @@ impl Gateway {
             upstream.cancel(id, Err(reason), &self.stats);
         }
         self.unsubscribe_all(client);
+        self.end_processes(client);
     }
 
     /// Ends the sessions that nobody uses, for ever.

@@ -12,6 +12,7 @@ use crate::{
     auth::Principal,
     catalog::Key,
     jsonrpc::{self, Message, Span},
+    limits::CHANNEL_TICK,
     mcp::{
         conversation::{Ask, Conversation, Next},
         offer::{Item, Kind},
@@ -24,6 +25,7 @@ use crate::{
     text,
     tunnel::{
         CLOSE_REFUSED, CLOSE_REPLACED,
+        channel::{self, Frame},
         handshake::{Registration, Status},
         mux::Step,
         rewrite,
@@ -85,6 +87,8 @@ struct Server {
     listed: bool,
     /// How many tools it has.
     tools: usize,
+    /// When the processes of single sessions were last looked at.
+    looked: Instant,
 }
 
 impl Peer for Edge {
@@ -98,7 +102,7 @@ impl Peer for Edge {
     fn deadline(&self) -> Option<Instant> {
         match &self.stage {
             Stage::New => Some(self.born + self.gateway.config.limits.link.register_time),
-            Stage::Server(server) => server.upstream.mux().deadline(),
+            Stage::Server(server) => server.deadline(),
         }
     }
 
@@ -126,7 +130,8 @@ impl Edge {
         if !text::is_name(&name, limits.catalog.server_name) {
             return Err(self.refuse("the server needs a name (--server-name)".into(), 1008));
         }
-        let upstream = Upstream::new(name.clone(), limits.link.in_flight, self.sender.clone());
+        let upstream =
+            Upstream::new(name.clone(), limits.link.in_flight, self.sender.clone(), registration.sessions);
         let (conversation, ask) = Conversation::start(limits.catalog.clone());
         let registered = self.gateway.catalog().register(&id, &name, self.principal, upstream.clone());
         let (key, replaced) = registered.map_err(|taken| {
@@ -143,9 +148,17 @@ impl Edge {
             self.gateway.lists_changed(&Kind::ALL);
         }
         log::info!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
-        self.say(Status::received(&id, registration.ours));
-        let mut server =
-            Server { key, id, ours: registration.ours, upstream, conversation, listed: false, tools: 0 };
+        self.say(Status::received(&id, registration.ours, registration.sessions.is_some()));
+        let mut server = Server {
+            key,
+            id,
+            ours: registration.ours,
+            upstream,
+            conversation,
+            listed: false,
+            tools: 0,
+            looked: now,
+        };
         let asked = server.ask(&self.gateway, now, ask);
         self.stage = Stage::Server(Box::new(server));
         asked
@@ -171,6 +184,7 @@ impl Edge {
         };
         let removed = self.gateway.catalog().remove(server.key);
         server.upstream.fail_all(&ended.to_string(), &self.gateway.stats);
+        self.gateway.end_all_processes(&server.upstream, &ended.to_string());
         log::info!("server '{}' is gone: {ended}", server.upstream.name());
         if let Some((_, kinds)) = removed {
             self.gateway.lists_changed(&kinds);
@@ -180,6 +194,19 @@ impl Edge {
 
 impl Server {
     fn frame(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), Farewell> {
+        let frame = match (channel::read(frame), self.upstream.isolation()) {
+            (Frame::Message(number, text), Some(isolation)) => {
+                let process = isolation.open().get(&number).cloned();
+                // A session that has ended may still be spoken to.
+                process.iter().for_each(|process| gateway.private_message(process, text));
+                return Ok(());
+            }
+            (Frame::Close(number, reason), Some(_)) => {
+                gateway.process_gone(&self.upstream, number, reason);
+                return Ok(());
+            }
+            _ => frame,
+        };
         let Ok(message) = Message::read(frame) else {
             gateway.stats.strays.add();
             log::debug!("server '{}' sent a frame that is no message", self.upstream.name());
@@ -329,7 +356,18 @@ impl Server {
         Err(Farewell::new(1008, why))
     }
 
+    /// The processes of single sessions are looked at now and then, if there are any.
+    fn deadline(&self) -> Option<Instant> {
+        let own = self.upstream.isolation().filter(|isolation| !isolation.open().is_empty());
+        let look = own.map(|_| self.looked + CHANNEL_TICK);
+        self.upstream.mux().deadline().into_iter().chain(look).min()
+    }
+
     fn expire(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
+        if now >= self.looked + CHANNEL_TICK {
+            self.looked = now;
+            gateway.expire_processes(&self.upstream, now);
+        }
         for pending in self.upstream.expire(now, &gateway.stats) {
             let why = format!("{} was not answered in {} s", pending.method, pending.patience.as_secs_f64());
             self.failed(&why)?;

@@ -137,7 +137,8 @@ async fn post(
         Ok(Posted::Asked { client, queue, batch }) => {
             answer(connection, &client, queue, batch, request).await
         }
-        Ok(Posted::Initialized(response)) | Err(response) => Ok(Some(response)),
+        Ok(Posted::Begun { client, queue }) => greet(connection, &client, queue).await,
+        Err(response) => Ok(Some(response)),
         Ok(Posted::Accepted) => Ok(Some(Response::new(StatusCode::Accepted))),
     }
 }
@@ -149,7 +150,7 @@ enum Posted {
     /// Nothing that wants an answer.
     Accepted,
     /// The beginning of a session.
-    Initialized(Response),
+    Begun { client: Arc<Client>, queue: Receiver<()> },
 }
 
 /// Takes what stands in the body.
@@ -163,7 +164,8 @@ fn take(
     let body = std::str::from_utf8(connection.web.conn.body()).map_err(|_| malformed(Malformed::Syntax))?;
     let messages = match Message::read(body) {
         Ok(message) if message.method() == "initialize" && message.kind() == Kind::Request => {
-            return initialize(connection, principal, scope, request, &message).map(Posted::Initialized);
+            let begun = initialize(connection, principal, scope, request, &message);
+            return begun.map(|(client, queue)| Posted::Begun { client, queue });
         }
         Ok(message) => vec![message],
         Err(Malformed::Batch) => Vec::new(),
@@ -218,7 +220,7 @@ fn initialize(
     scope: Scope,
     request: &Request,
     message: &Message<'_>,
-) -> Result<Response, Response> {
+) -> Result<(Arc<Client>, Receiver<()>), Response> {
     let id = message.id().unwrap_or_default();
     if request.field(SESSION).is_some() {
         session(connection, principal, &scope, request)?;
@@ -230,20 +232,32 @@ fn initialize(
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
     let (client, standalone) = Client::new(session::id(random), scope, false, limits);
     client.streams().give_standalone(standalone);
-    // The answer is there at once, so it can be looked at before the session is opened.
-    let (sender, mut queue) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    let opened = gateway.sessions().open(Instant::now(), client.id().to_owned(), principal, client.clone());
+    opened.map_err(|session::Full| busy("too many sessions are open\n"))?;
+    let (sender, queue) = queue::bounded(limits.queue_messages, limits.queue_bytes);
     gateway.dispatch(&client, message, &Reply::post(sender, 1));
-    let mut answers = VecDeque::new();
-    let taken = futures_lite::future::block_on(futures_lite::future::poll_once(queue.take(&mut answers)));
-    let answer = taken.and(answers.pop_front()).unwrap_or_default();
-    if client.is_initialized() {
-        let opened =
-            gateway.sessions().open(Instant::now(), client.id().to_owned(), principal, client.clone());
-        opened.map_err(|session::Full| busy("too many sessions are open\n"))?;
-        log::debug!("client {} begins a session from {}", client.name(), connection.web.stream.peer());
-        return Ok(Response::new(StatusCode::Ok).field(SESSION, client.id()).json(answer));
+    Ok((client, queue))
+}
+
+/// Waits for the answer to `initialize`, which may come from a process that has to start first.
+async fn greet(
+    connection: &mut Connection,
+    client: &Arc<Client>,
+    mut queue: Receiver<()>,
+) -> io::Result<Option<Response>> {
+    let mut messages = VecDeque::new();
+    while let Gathered::Begun = gather(connection, &mut queue, &mut messages).await? {
+        // Nothing can be said to a client before its session has begun.
+        messages.retain(|text| is_response(text));
     }
-    Ok(Response::new(StatusCode::Ok).json(answer))
+    let answer = messages.pop_front();
+    if answer.is_some() && client.is_initialized() {
+        log::debug!("client {} begins a session from {}", client.name(), connection.web.stream.peer());
+        let response = Response::new(StatusCode::Ok).field(SESSION, client.id());
+        return Ok(answer.map(|answer| response.json(answer)));
+    }
+    connection.gateway.close(client, "it was not initialized");
+    Ok(answer.map(|answer| Response::new(StatusCode::Ok).json(answer)))
 }
 
 /// Answers requests: as JSON when the answers come first, as an event stream otherwise.

@@ -3,13 +3,18 @@
 //! The table of who waits for what is `tunnel::mux`; the link is behind a queue. `registration` owns the other end.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use super::{client::Client, reply::Reply};
 use crate::{
     jsonrpc::{self, Message, Span},
+    limits, mcp,
     net::{
         link::Farewell,
         queue::{Refused, Sender},
@@ -17,6 +22,7 @@ use crate::{
     session,
     stats::Stats,
     tunnel::{
+        channel,
         mux::{self, Mux, Pending},
         rewrite,
     },
@@ -27,6 +33,8 @@ use crate::{
 pub enum Caller {
     /// The gateway's own conversation with the server.
     Conversation,
+    /// A process of a client's own, which cannot serve before it is initialized.
+    Greeting,
     /// Nobody: it was asked so that something happens.
     Nobody,
     /// A client, with its own id for the request, raw.
@@ -69,12 +77,113 @@ pub struct Upstream {
     link: Sender<Farewell>,
     /// The server's answer to `initialize`, raw.
     greeting: OnceLock<String>,
+    /// How many sessions can have a process of their own.
+    sessions: Option<Isolation>,
+    /// It is such a process.
+    private: Option<Private>,
+}
+
+/// The processes of single sessions behind one link.
+#[derive(Debug)]
+pub struct Isolation {
+    most: u32,
+    last: AtomicU32,
+    open: Mutex<BTreeMap<u32, Arc<Upstream>>>,
+}
+
+impl Isolation {
+    /// The processes by the number of their channel.
+    pub fn open(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Upstream>>> {
+        // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What makes a process one of a session's own.
+#[derive(Debug)]
+pub struct Private {
+    /// Its channel of the link.
+    pub number: u32,
+    /// Whose it is.
+    pub client: Weak<Client>,
+    /// The server that it is a process of.
+    pub shared: Weak<Upstream>,
+    /// What waits until it is initialized.
+    waiting: Mutex<Option<Vec<String>>>,
 }
 
 impl Upstream {
-    /// A server behind a link.
-    pub fn new(name: String, most: usize, link: Sender<Farewell>) -> Arc<Self> {
-        Arc::new(Self { name, mux: Mutex::new(Mux::new(most)), link, greeting: OnceLock::new() })
+    /// A server behind a link, of which so many sessions can have a process of their own.
+    pub fn new(name: String, most: usize, link: Sender<Farewell>, sessions: Option<u32>) -> Arc<Self> {
+        let sessions =
+            sessions.map(|most| Isolation { most, last: AtomicU32::new(0), open: Mutex::default() });
+        let (mux, greeting) = (Mutex::new(Mux::new(most)), OnceLock::new());
+        Arc::new(Self { name, mux, link, greeting, sessions, private: None })
+    }
+
+    /// A process of a session's own. With `wait` nothing is sent to it before [`Upstream::ready`]. `None` when there are as
+    /// many as there may be, or the link does not take more.
+    pub fn fork(self: &Arc<Self>, client: &Arc<Client>, most: usize, wait: bool) -> Option<Arc<Self>> {
+        let isolation = self.sessions.as_ref()?;
+        let mut open = isolation.open();
+        if open.len() >= isolation.most as usize {
+            return None;
+        }
+        let number = isolation.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.link.send(channel::open(number)).ok()?;
+        let (client, shared) = (Arc::downgrade(client), Arc::downgrade(self));
+        let waiting = Mutex::new(wait.then(Vec::new));
+        let private = Private { number, client, shared, waiting };
+        let (name, link) = (self.name.clone(), self.link.clone());
+        let (mux, greeting) = (Mutex::new(Mux::new(most)), OnceLock::new());
+        let forked = Self { name, mux, link, greeting, sessions: None, private: Some(private) };
+        let forked = Arc::new(forked);
+        open.insert(number, forked.clone());
+        Some(forked)
+    }
+
+    /// The processes of single sessions, where there can be some.
+    pub fn isolation(&self) -> Option<&Isolation> {
+        self.sessions.as_ref()
+    }
+
+    /// What makes it a session's own.
+    pub fn private(&self) -> Option<&Private> {
+        self.private.as_ref()
+    }
+
+    /// Sends a message to the server.
+    ///
+    /// # Errors
+    /// [`Refused`]: the link does not keep up, or is gone.
+    pub fn send(&self, text: String) -> Result<(), Refused> {
+        let Some(private) = &self.private else { return self.link.send(text) };
+        let mut waiting = private.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *waiting {
+            Some(waiting) if waiting.len() >= limits::ASKS => Err(Refused::Full),
+            Some(waiting) => {
+                waiting.push(text);
+                Ok(())
+            }
+            None => self.link.send(channel::message(private.number, &text)),
+        }
+    }
+
+    /// Sends a message to the server, whether it is initialized or not.
+    pub fn send_now(&self, text: &str) {
+        if let Some(private) = &self.private {
+            // A link that is full or gone ends, and the process with it.
+            let _ = self.link.send(channel::message(private.number, text));
+        }
+    }
+
+    /// The process is initialized: what waited is sent.
+    pub fn ready(&self) {
+        let Some(private) = &self.private else { return };
+        let mut waiting = private.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for text in waiting.take().into_iter().flatten() {
+            self.send_now(&text);
+        }
     }
 
     /// The name it registered with.
@@ -135,8 +244,10 @@ impl Upstream {
             calls.begin(id, self.clone(), upstream_id);
             upstream_id
         };
-        let text = rewrite::request(call.message, upstream_id, call.rename.clone(), call.token.clone());
-        let Err(refused) = self.link.send(text) else { return Ok(()) };
+        // Where nobody else is served, no token can be anybody else's.
+        let token = call.token.clone().filter(|_| self.private.is_none());
+        let text = rewrite::request(call.message, upstream_id, call.rename.clone(), token);
+        let Err(refused) = self.send(text) else { return Ok(()) };
         if self.mux().close(upstream_id).is_none() {
             // The link went meanwhile, and whoever saw that has failed the call already.
             return Ok(());
@@ -147,9 +258,18 @@ impl Upstream {
 
     /// Asks the server for something without waiting for the answer.
     pub fn tell(&self, now: Instant, method: &str, params: &str, patience: Duration) {
-        let Ok(id) = self.mux().open(now, Caller::Nobody, method, None, patience) else { return };
+        self.ask(now, Caller::Nobody, method, params, patience);
+    }
+
+    /// Asks the server something of the gateway's own.
+    pub fn ask(&self, now: Instant, caller: Caller, method: &str, params: &str, patience: Duration) {
+        let first = matches!(caller, Caller::Greeting);
+        let Ok(id) = self.mux().open(now, caller, method, None, patience) else { return };
+        if first {
+            return self.send_now(&jsonrpc::request(&id.to_string(), method, params));
+        }
         // A link that is full or gone forgets the request by itself.
-        let _ = self.link.send(jsonrpc::request(&id.to_string(), method, params));
+        let _ = self.send(jsonrpc::request(&id.to_string(), method, params));
     }
 
     /// Tells the server to stop working on a request. `notification` is the client's own, with the place of its
@@ -161,7 +281,7 @@ impl Upstream {
             Err(reason) => rewrite::cancelled(upstream_id, reason),
         };
         // A link that is full or gone forgets the request by itself.
-        let _ = self.link.send(text);
+        let _ = self.send(text);
         if let Caller::Client(_, id, reply) = pending.caller {
             reply.cancelled(&id, stats);
         }
@@ -185,9 +305,9 @@ impl Upstream {
             let seconds = pending.patience.as_secs_f64();
             log::info!("server '{}' did not answer {} in {seconds} s", self.name, pending.method);
             if &*pending.method != "initialize" {
-                let _ = self.link.send(rewrite::cancelled(id, "no answer in time"));
+                let _ = self.send(rewrite::cancelled(id, "no answer in time"));
             }
-            if matches!(pending.caller, Caller::Conversation) {
+            if matches!(pending.caller, Caller::Conversation | Caller::Greeting) {
                 own.push(pending);
             } else {
                 let text = format!("server '{}' did not answer within {seconds} s", self.name);
@@ -202,6 +322,9 @@ impl Upstream {
 pub fn deliver(pending: Pending<Caller>, message: &Message<'_>, stats: &Stats) {
     if let Caller::Client(client, id, reply) = pending.caller {
         client.calls().end(&id);
+        if let (Some(result), "initialize") = (message.result(), &*pending.method) {
+            client.initialized(&mcp::version_of(result).unwrap_or_default());
+        }
         reply.finish(message.with_id(&id), stats);
     }
 }

@@ -14,17 +14,24 @@ pub(super) fn envelope(
 ) -> Result<bool, Malformed> {
     let mut scanner = Scanner::new(text.as_bytes(), 0);
     scanner.white();
-    match scanner.peek() {
-        Some(b'{') => scanner.object(member)?,
-        other => {
-            // Whatever it is, it must be JSON before we speak of its kind.
-            scanner.value(0)?;
-            scanner.end()?;
-            return Err(if other == Some(b'[') { Malformed::Batch } else { Malformed::NotObject });
+    // Whatever it is, and whatever is wrong with it, it must be JSON before we speak of that.
+    let sound = match scanner.peek() {
+        Some(b'{') => {
+            let mut sound = Ok(());
+            scanner.object(&mut |key, value| {
+                if sound.is_ok() {
+                    sound = member(key, value);
+                }
+            })?;
+            sound
         }
-    }
+        other => {
+            scanner.value(0)?;
+            Err(if other == Some(b'[') { Malformed::Batch } else { Malformed::NotObject })
+        }
+    };
     scanner.end()?;
-    Ok(scanner.line_breaks)
+    sound.map(|()| scanner.line_breaks)
 }
 
 /// The members of an object inside a checked text, as spans of key and value. Nothing for other values.
@@ -78,23 +85,18 @@ impl<'a> Scanner<'a> {
         if self.at == self.bytes.len() { Ok(()) } else { Err(Malformed::Syntax) }
     }
 
-    fn object(
-        &mut self,
-        member: &mut dyn FnMut(Span, Span) -> Result<(), Malformed>,
-    ) -> Result<(), Malformed> {
+    fn object(&mut self, member: &mut dyn FnMut(Span, Span)) -> Result<(), Malformed> {
         self.expect(b'{')?;
         self.white();
         if self.eat(b'}') {
             return Ok(());
         }
-        // What the caller objects to counts only once the text has proved to be JSON.
-        let mut objection = Ok(());
         loop {
             let (key, value) = self.member(1)?;
-            objection = objection.and_then(|()| member(key, value));
+            member(key, value);
             self.white();
             if self.eat(b'}') {
-                return objection;
+                return Ok(());
             }
             self.expect(b',')?;
             self.white();

@@ -31,7 +31,7 @@ use super::{
     stream::Stream,
 };
 use crate::{
-    limits::{LINK_BURST, LinkLimits},
+    limits::{CLOSE_REASON, LINK_BURST, LinkLimits},
     text,
     tunnel::liveness::{Liveness, Verdict},
 };
@@ -158,16 +158,22 @@ pub async fn drive(
         due: now + limits.ping_every,
     };
     let ended = poll_fn(|context| driver.poll(context)).await;
-    let mut socket = driver.socket;
-    say_goodbye(&mut socket, &ended, limits).await;
+    let Driver { mut socket, mut outgoing, queue, .. } = driver;
+    // What was queued before the end still goes out: among it may be the reason for the end.
+    let _ = future::poll_once(queue.take(&mut outgoing)).await;
+    say_goodbye(&mut socket, outgoing, &ended, limits).await;
     ended
 }
 
 /// Tells the peer why, and waits a moment for it to read that: closing at once could overtake the words.
-async fn say_goodbye(socket: &mut Socket, ended: &Ended, limits: &LinkLimits) {
+async fn say_goodbye(socket: &mut Socket, unsent: VecDeque<String>, ended: &Ended, limits: &LinkLimits) {
     let farewell = async {
         if let Ended::ByUs(why) = ended {
-            let frame = CloseFrame { code: CloseCode::from(why.code), reason: why.reason.as_str().into() };
+            for text in unsent {
+                poll_fn(|context| Pin::new(&mut *socket).poll_ready(context)).await.ok()?;
+                Pin::new(&mut *socket).start_send(Message::text(text)).ok()?;
+            }
+            let frame = CloseFrame { code: CloseCode::from(why.code), reason: clipped(&why.reason).into() };
             socket.close(Some(frame)).await.ok()?;
         }
         if !matches!(ended, Ended::ByUs(_) | Ended::ByPeer(_)) {
@@ -184,6 +190,15 @@ async fn say_goodbye(socket: &mut Socket, ended: &Ended, limits: &LinkLimits) {
     };
     // A peer that does not listen is not waited for.
     let _ = deadline::within(limits.farewell, farewell).await;
+}
+
+/// As much of a reason as a close frame can hold; the library would send none of a longer one.
+fn clipped(reason: &str) -> &str {
+    let mut end = reason.len().min(CLOSE_REASON);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    reason.get(..end).unwrap_or_default()
 }
 
 struct Driver<'a> {

@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use super::{server::noise, sessions::Sessions};
 use crate::{
     config::RegisterConfig,
     jsonrpc::{self, Message},
@@ -18,6 +19,7 @@ use crate::{
     text,
     tunnel::{
         CLOSE_REFUSED, CLOSE_REPLACED,
+        channel::{self, Frame},
         edge::{Down, Edge, Up},
         handshake::{Registration, Status},
     },
@@ -39,6 +41,7 @@ pub enum Outcome {
 pub struct State {
     edge: Mutex<Shared>,
     child: Sender<()>,
+    sessions: Arc<Sessions>,
 }
 
 #[derive(Debug, Default)]
@@ -53,9 +56,9 @@ struct Shared {
 }
 
 impl State {
-    /// The state around a child that reads from this queue.
-    pub fn new(child: Sender<()>) -> Arc<Self> {
-        Arc::new(Self { edge: Mutex::default(), child })
+    /// The state around a child that reads from this queue, and the sessions that have a process of their own.
+    pub fn new(child: Sender<()>, sessions: Arc<Sessions>) -> Arc<Self> {
+        Arc::new(Self { edge: Mutex::default(), child, sessions })
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -74,7 +77,7 @@ impl State {
     }
 
     /// A line came from the child: passes it on, as soon as the link has room.
-    pub async fn from_child(&self, line: &str) {
+    pub async fn said(&self, line: &str) {
         let (up, link) = {
             let mut shared = self.lock();
             (shared.edge.from_child(line), shared.link.clone())
@@ -87,9 +90,7 @@ impl State {
             }
             (Up::Gateway(_), None) => log::debug!("a message of the server found no link"),
             (Up::Stale, _) => log::debug!("an answer to an earlier link is dropped"),
-            (Up::Noise, _) => {
-                log::warn!("the server wrote to stdout what is no message: {}", text::show(line))
-            }
+            (Up::Noise, _) => noise(line),
         }
     }
 
@@ -114,8 +115,9 @@ impl State {
         !shared.leaving
     }
 
-    /// The link is gone: the child need not go on with what nobody waits for.
+    /// The link is gone: the child need not go on with what nobody waits for, and sessions have nobody to serve.
     fn link_down(&self) {
+        self.sessions.close_all();
         let lines = {
             let mut shared = self.lock();
             shared.link = None;
@@ -134,7 +136,7 @@ pub async fn live(socket: Socket, state: &Arc<State>, config: &RegisterConfig) -
     let limits = &config.limits.link;
     let (sender, mut receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
     // The queue is empty, so the first frame fits.
-    let _ = sender.send(Registration::frame(&config.id, &config.name));
+    let _ = sender.send(Registration::frame(&config.id, &config.name, config.sessions));
     if !state.link_up(sender.clone()) {
         return Outcome::Stopped;
     }
@@ -144,6 +146,9 @@ pub async fn live(socket: Socket, state: &Arc<State>, config: &RegisterConfig) -
         limits,
         born: Instant::now(),
         answered: false,
+        ours: false,
+        isolated: false,
+        wants_sessions: config.sessions.is_some(),
         refusal: None,
     };
     let ended = link::drive(socket, &mut receiver, &mut life, limits).await;
@@ -159,21 +164,43 @@ struct Life<'a> {
     born: Instant,
     /// The gateway has spoken.
     answered: bool,
+    /// It will say when the registration is complete.
+    ours: bool,
+    /// It gives client sessions a process of their own.
+    isolated: bool,
+    /// We offered that.
+    wants_sessions: bool,
     /// Why the gateway says it will not have us.
     refusal: Option<String>,
 }
 
 impl Peer for Life<'_> {
     fn frame(&mut self, _now: Instant, frame: &str) -> Result<(), Farewell> {
-        let down = self.state.lock().edge.from_gateway(frame);
         self.answered = true;
+        let frame = match channel::read(frame) {
+            Frame::Plain(frame) => frame,
+            _ if !self.isolated => return Err(Farewell::new(1008, "a channel that was not agreed on")),
+            Frame::Message(number, text) => {
+                self.state.sessions.message(number, text, &self.link);
+                return Ok(());
+            }
+            Frame::Open(number) => {
+                self.state.sessions.start(number, &self.link);
+                return Ok(());
+            }
+            Frame::Close(number, _) => {
+                self.state.sessions.close(number);
+                return Ok(());
+            }
+        };
+        let down = self.state.lock().edge.from_gateway(frame);
         match down {
-            Down::Child(line) => self.to_child(line),
+            Down::Child(line) => self.hand_down(line),
             Down::Gateway(frame) => {
                 // What the gateway asks and does not read must not pile up here.
                 let sent = self.link.send(frame);
                 sent.map_err(|_| Farewell::new(1013, "the gateway does not read"))?;
-                self.registered();
+                self.spoken_for();
             }
             Down::Status(status) => self.status(&status),
             Down::Drop(why) => log::debug!("dropped {why}"),
@@ -191,8 +218,8 @@ impl Peer for Life<'_> {
 }
 
 impl Life<'_> {
-    fn to_child(&mut self, line: String) {
-        self.registered();
+    fn hand_down(&self, line: String) {
+        self.spoken_for();
         let (busy, line) = match self.state.child.offer(line) {
             Ok(()) => return,
             Err((Refused::Full, line)) => ("the server does not read its input", line),
@@ -210,7 +237,13 @@ impl Life<'_> {
         }
     }
 
-    /// A gateway that sends us MCP has taken us.
+    /// A gateway that sends us MCP has taken us, as far as we can know; ours says it when it has.
+    fn spoken_for(&self) {
+        if !self.ours {
+            self.registered();
+        }
+    }
+
     fn registered(&self) {
         let mut shared = self.state.lock();
         shared.registered = true;
@@ -218,10 +251,18 @@ impl Life<'_> {
     }
 
     fn status(&mut self, status: &Status) {
+        self.ours |= status.ours;
+        self.isolated |= status.sessions;
+        if self.wants_sessions && !self.isolated && status.status == "received" {
+            log::warn!("the gateway does not know isolated sessions; all clients share one process");
+        }
         let message = text::show(&status.message);
         match status.status.as_str() {
             "error" => self.refusal = Some(status.message.clone()),
-            "registered" => log::info!("registered: {message}"),
+            "registered" => {
+                self.registered();
+                log::info!("registered: {message}");
+            }
             other => log::debug!("the gateway says {}: {message}", text::show(other)),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! - `connect`: a fresh link to the gateway, or one clear line why not.
 //! - `life`: the life of one link: frames to the child, lines from it.
-//! - `server`: the child with its pipes.
+//! - `server`: a child with its pipes. `sessions`: a child for each client session.
 //! - `health`: the local health check.
 //!
 //! The child lives longer than a link. Nothing that comes from the network can start, stop or name a process.
@@ -11,6 +11,7 @@ mod connect;
 mod health;
 mod life;
 mod server;
+mod sessions;
 
 use std::{
     sync::Arc,
@@ -19,7 +20,12 @@ use std::{
 
 use futures_lite::future;
 
-use self::{connect::Dialer, life::Outcome, server::Server};
+use self::{
+    connect::Dialer,
+    life::{Outcome, State},
+    server::{Outlet, Server},
+    sessions::Sessions,
+};
 use crate::{
     config::RegisterConfig,
     fault::Fault,
@@ -35,9 +41,11 @@ use crate::{
 pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Result<(), Fault> {
     let dialer = Dialer::new(&config)?;
     let health = health::bind(&config)?;
-    let mut server = Server::start(&config)?;
+    let sessions = Sessions::new(&config);
+    let (input, lines) = Server::queue(&config);
+    let state = State::new(input.clone(), sessions.clone());
+    let mut server = Server::start_with(&config, Outlet::Shared(state.clone()), input, lines)?;
     let (switch, stopped) = exec::switch();
-    let state = server.state();
     let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));
     let mut links = Box::pin(keep_linked(&config, &dialer, &state));
     let end = future::or(
@@ -54,7 +62,9 @@ pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Resu
         let _ = deadline::within(limits::CLOSE, links).await;
     }
     drop((switch, health));
+    sessions.close_all();
     let exit = server.stop(&config.limits.child).await;
+    sessions.gone().await;
     match end {
         End::Stopped => Ok(()),
         End::Server(None) => Err(Fault::run(format!("server '{}' ended by itself: {exit}", config.name))),
@@ -74,11 +84,7 @@ enum End {
 }
 
 /// Keeps a link up: one life after another, with a delay between two.
-async fn keep_linked(
-    config: &RegisterConfig,
-    dialer: &Dialer,
-    state: &Arc<life::State>,
-) -> Result<(), Fault> {
+async fn keep_linked(config: &RegisterConfig, dialer: &Dialer, state: &Arc<State>) -> Result<(), Fault> {
     let limits = &config.limits.link;
     let mut backoff = Backoff::default();
     loop {

@@ -9,20 +9,52 @@ use super::life::State;
 use crate::{
     config::RegisterConfig,
     fault::Fault,
+    jsonrpc::Message,
     limits::{self, ChildLimits},
     ndjson::Lines,
     net::{
         child::{self, Child, Exit, Stderr, Stdin, Stdout},
         deadline, exec,
+        link::Farewell,
         queue::{self, Receiver, Taken},
     },
     text,
+    tunnel::channel,
 };
 
+/// Where the lines of a server go.
+#[derive(Clone, Debug)]
+pub enum Outlet {
+    /// The process that all clients share.
+    Shared(Arc<State>),
+    /// The process of one client session, on this channel of the link.
+    Channel(u32, queue::Sender<Farewell>),
+}
+
+impl Outlet {
+    async fn line(&self, line: &str) {
+        match self {
+            Self::Shared(state) => state.said(line).await,
+            Self::Channel(number, link) => match Message::read(line) {
+                // When the link is gone, so is the session.
+                Ok(message) => {
+                    let _ = link.send_wait(channel::message(*number, &message.splice(&[]))).await;
+                }
+                Err(_) => noise(line),
+            },
+        }
+    }
+}
+
+/// What is no message stays here: banners, and what people print to find a fault.
+pub fn noise(line: &str) {
+    log::warn!("the server wrote to stdout what is no message: {}", text::show(line));
+}
+
 /// A running server.
+#[derive(Debug)]
 pub struct Server {
     child: Child,
-    state: Arc<State>,
     input: queue::Sender<()>,
     writer: Task<io::Result<()>>,
     reader: Task<Read>,
@@ -34,25 +66,42 @@ impl Server {
     ///
     /// # Errors
     /// One line that names `--stdio`.
-    pub fn start(config: &RegisterConfig) -> Result<Self, Fault> {
+    pub fn start(config: &RegisterConfig, outlet: Outlet) -> Result<Self, Fault> {
+        let (input, lines) = Self::queue(config);
+        Self::start_with(config, outlet, input, lines)
+    }
+
+    /// What the server will read from, for those who need to know before it runs.
+    pub fn queue(config: &RegisterConfig) -> (queue::Sender<()>, Receiver<()>) {
+        queue::bounded(config.limits.child.queue_messages, config.limits.link.queue_bytes)
+    }
+
+    /// As [`Server::start`], with a queue that is there already.
+    ///
+    /// # Errors
+    /// One line that names `--stdio`.
+    pub fn start_with(
+        config: &RegisterConfig,
+        outlet: Outlet,
+        input: queue::Sender<()>,
+        lines: Receiver<()>,
+    ) -> Result<Self, Fault> {
         let limits = &config.limits.child;
         let mut child = Child::spawn(&config.command)?;
         log::info!("server '{}' runs as process {}", config.name, child.pid());
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Fault::run("the server has no pipes"));
         };
-        let (input, lines) = queue::bounded(limits.queue_messages, config.limits.link.queue_bytes);
-        let state = State::new(input.clone());
         let writer = exec::spawn(write(stdin, lines, limits.clone()));
-        let reader = exec::spawn(read(stdout, state.clone(), limits.line_bytes));
+        let reader = exec::spawn(read(stdout, outlet, limits.line_bytes));
         let logger =
             child.stderr.take().map(|stderr| exec::spawn(log(stderr, config.name.clone(), limits.clone())));
-        Ok(Self { child, state, input, writer, reader, logger })
+        Ok(Self { child, input, writer, reader, logger })
     }
 
-    /// What it shares with the links.
-    pub fn state(&self) -> Arc<State> {
-        self.state.clone()
+    /// What it reads from.
+    pub fn input(&self) -> queue::Sender<()> {
+        self.input.clone()
     }
 
     /// Waits until the server can serve no more. `None`: it ended by itself; otherwise the reason to end it.
@@ -99,6 +148,7 @@ async fn log(stderr: Stderr, name: String, limits: ChildLimits) {
 }
 
 /// Why there is nothing more to read.
+#[derive(Debug)]
 enum Read {
     /// The child closed its stdout.
     Closed,
@@ -131,7 +181,7 @@ async fn write(mut stdin: Stdin, mut lines: Receiver<()>, limits: ChildLimits) -
 }
 
 /// Reads lines until there is nothing more to read.
-async fn read(mut stdout: Stdout, state: Arc<State>, longest: usize) -> Read {
+async fn read(mut stdout: Stdout, outlet: Outlet, longest: usize) -> Read {
     let mut lines = Lines::new(longest);
     loop {
         match stdout.read(lines.space()).await {
@@ -141,7 +191,7 @@ async fn read(mut stdout: Stdout, state: Arc<State>, longest: usize) -> Read {
         loop {
             match lines.next_line() {
                 Ok(Some(line)) => match std::str::from_utf8(line) {
-                    Ok(line) => state.from_child(line).await,
+                    Ok(line) => outlet.line(line).await,
                     Err(_) => {
                         let shown = String::from_utf8_lossy(line);
                         log::warn!("the server wrote a line that is not UTF-8: {}", text::show(&shown));

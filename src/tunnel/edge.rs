@@ -55,8 +55,8 @@ enum Greeting {
 pub struct Edge {
     /// Added to the gateway's ids on their way to the child.
     offset: u64,
-    /// The highest id that the child knows.
-    highest: u64,
+    /// Above all ids that the child knows.
+    next: u64,
     /// Requests that the child has not answered, by the id it knows.
     open: BTreeSet<u64>,
     greeting: Greeting,
@@ -66,12 +66,19 @@ pub struct Edge {
 impl Edge {
     /// The link is gone. Gives the lines that tell the child to stop what nobody waits for.
     pub fn disconnected(&mut self) -> Vec<String> {
-        self.offset = self.highest;
         if let Greeting::Asked { id, wanted } = &mut self.greeting {
             *wanted = None;
             self.open.remove(id);
         }
         let open = std::mem::take(&mut self.open);
+        if self.next >= SMALL {
+            // Soon the ids would not be exact. Beginning again only risks that a late answer passes for another.
+            self.next = 0;
+            if matches!(self.greeting, Greeting::Asked { .. }) {
+                self.greeting = Greeting::None;
+            }
+        }
+        self.offset = self.next;
         open.into_iter().map(|id| rewrite::cancelled(id, "the link to the gateway was lost")).collect()
     }
 
@@ -88,13 +95,7 @@ impl Edge {
             {
                 Down::Drop("the child is initialized already")
             }
-            (Kind::Notification, "notifications/cancelled") => {
-                let span = message.param(&["requestId"]).ok().flatten();
-                if let Some(id) = span.clone().and_then(|span| number(&frame[span])) {
-                    self.open.remove(&(id + self.offset));
-                }
-                Down::Child(self.shift(&message, span.into_iter(), Self::to_child))
-            }
+            (Kind::Notification, "notifications/cancelled") => self.cancel(&message),
             _ => Down::Child(message.splice(&[])),
         }
     }
@@ -106,7 +107,10 @@ impl Edge {
             Kind::Response => self.answer(&message),
             Kind::Notification if message.method() == "notifications/progress" => {
                 let Ok(span) = message.param(&["progressToken"]) else { return Up::Noise };
-                if span.clone().and_then(|span| number(&line[span])).is_some_and(|token| token <= self.offset)
+                if span
+                    .clone()
+                    .and_then(|span| number(&line[span], EXACT))
+                    .is_some_and(|token| token < self.offset)
                 {
                     return Up::Stale;
                 }
@@ -114,6 +118,20 @@ impl Edge {
             }
             _ => Up::Gateway(message.splice(&[])),
         }
+    }
+
+    fn cancel(&mut self, message: &Message<'_>) -> Down {
+        let Ok(span) = message.param(&["requestId"]) else {
+            return Down::Drop("a cancellation with an ambiguous request id");
+        };
+        if let Some(id) = span.clone().and_then(|span| number(&message.text()[span], SMALL)) {
+            let id = id + self.offset;
+            if matches!(self.greeting, Greeting::Asked { id: asked, .. } if asked == id) {
+                return Down::Drop("initialize is never cancelled");
+            }
+            self.open.remove(&id);
+        }
+        Down::Child(self.shift(message, span.into_iter(), Self::to_child))
     }
 
     fn greet(&mut self, message: &Message<'_>) -> Down {
@@ -125,7 +143,7 @@ impl Edge {
                 Down::Drop("the child is still thinking about an earlier initialize")
             }
             Greeting::None => {
-                if let Some(number) = number(&id) {
+                if let Some(number) = number(&id, SMALL) {
                     self.greeting = Greeting::Asked { id: number + self.offset, wanted: Some(id) };
                 }
                 self.ask(message)
@@ -134,22 +152,31 @@ impl Edge {
     }
 
     fn ask(&mut self, message: &Message<'_>) -> Down {
-        if let Some(id) = message.id().and_then(number) {
-            self.highest = self.highest.max(id + self.offset);
-            if self.open.len() < EDGE_OPEN {
-                self.open.insert(id + self.offset);
-            }
-        }
         let Ok(token) = message.param(&["_meta", "progressToken"]) else {
             return Down::Drop("a request with an ambiguous progress token");
         };
         let mut spans: Vec<Span> = message.id_span().into_iter().chain(token).collect();
         spans.sort_by_key(|span| span.start);
+        if spans.iter().any(|span| number(&message.text()[span.clone()], EXACT).is_some_and(|id| id >= SMALL))
+        {
+            // On its way back it could not be told from one that was moved.
+            let why = "request ids and progress tokens from 2^52 to 2^53 are not carried";
+            let id = message.id().unwrap_or_default();
+            return Down::Gateway(jsonrpc::error(id, jsonrpc::INVALID_REQUEST, why));
+        }
+        if let Some(id) = message.id().and_then(|id| number(id, SMALL)) {
+            self.next = self.next.max(id + self.offset + 1);
+            if self.open.len() < EDGE_OPEN {
+                self.open.insert(id + self.offset);
+            }
+        }
         Down::Child(self.shift(message, spans.into_iter(), Self::to_child))
     }
 
     fn answer(&mut self, message: &Message<'_>) -> Up {
-        let Some(id) = message.id().and_then(number) else { return Up::Gateway(message.splice(&[])) };
+        let Some(id) = message.id().and_then(|id| number(id, EXACT)) else {
+            return Up::Gateway(message.splice(&[]));
+        };
         self.open.remove(&id);
         if let Greeting::Asked { id: asked, wanted } = &mut self.greeting
             && *asked == id
@@ -161,7 +188,7 @@ impl Edge {
             };
             return wanted.map_or(Up::Stale, |id| Up::Gateway(message.with_id(&id)));
         }
-        if id <= self.offset {
+        if id < self.offset {
             return Up::Stale;
         }
         Up::Gateway(self.shift(message, message.id_span().into_iter(), Self::to_gateway))
@@ -172,29 +199,33 @@ impl Edge {
         &self,
         message: &Message<'_>,
         spans: impl Iterator<Item = Span>,
-        moved: fn(&Self, u64) -> u64,
+        moved: fn(&Self, &str) -> Option<u64>,
     ) -> String {
         let new: Vec<(Span, String)> = spans
-            .filter_map(|span| Some((span.clone(), moved(self, number(&message.text()[span])?).to_string())))
+            .filter_map(|span| Some((span.clone(), moved(self, &message.text()[span])?.to_string())))
             .collect();
         let edits: Vec<(Span, &str)> = new.iter().map(|(span, text)| (span.clone(), text.as_str())).collect();
         message.splice(if self.offset == 0 { &[] } else { &edits })
     }
 
-    fn to_child(&self, id: u64) -> u64 {
-        id + self.offset
+    fn to_child(&self, raw: &str) -> Option<u64> {
+        number(raw, SMALL).map(|id| id + self.offset)
     }
 
-    fn to_gateway(&self, id: u64) -> u64 {
-        id.saturating_sub(self.offset)
+    fn to_gateway(&self, raw: &str) -> Option<u64> {
+        number(raw, EXACT).map(|id| id.saturating_sub(self.offset))
     }
 }
 
-/// A plain number that can be moved without leaving what every JSON reader holds exactly.
-fn number(raw: &str) -> Option<u64> {
-    const EXACT: u64 = 1 << 52;
+/// Below this every JSON reader holds a number exactly.
+const EXACT: u64 = 1 << 53;
+/// Below this an id of the gateway is moved: an offset is below it too, so that their sum is exact.
+const SMALL: u64 = 1 << 52;
+
+/// A plain number below a bound.
+fn number(raw: &str, bound: u64) -> Option<u64> {
     let plain = raw.bytes().all(|byte| byte.is_ascii_digit());
-    raw.parse().ok().filter(|number| plain && *number < EXACT)
+    raw.parse().ok().filter(|number| plain && *number < bound)
 }
 
 #[cfg(test)]
@@ -238,14 +269,27 @@ mod tests {
         let lines = edge.disconnected();
         assert_eq!(lines.len(), 1);
         assert!(lines[0].contains("\"requestId\":2"), "{lines:?}");
-        assert_eq!(edge.from_gateway(&call(1)), Down::Child(call(3)));
+        assert_eq!(edge.from_gateway(&call(1)), Down::Child(call(4)));
         assert_eq!(edge.from_child(&answer(2)), Up::Stale);
         assert_eq!(edge.from_child(&progress(2)), Up::Stale);
-        assert_eq!(edge.from_child(&progress(3)), Up::Gateway(progress(1)));
+        assert_eq!(edge.from_child(&progress(4)), Up::Gateway(progress(1)));
         let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
-        assert_eq!(edge.from_gateway(cancel), Down::Child(cancel.replace(":1}", ":3}")));
-        assert_eq!(edge.from_child(&answer(3)), Up::Gateway(answer(1).replace("\"n\":1", "\"n\":3")));
+        assert_eq!(edge.from_gateway(cancel), Down::Child(cancel.replace(":1}", ":4}")));
+        assert_eq!(edge.from_child(&answer(4)), Up::Gateway(answer(1).replace("\"n\":1", "\"n\":4")));
         assert!(edge.disconnected().is_empty());
+    }
+
+    #[test]
+    fn an_id_of_0_is_one_like_any_other() {
+        let mut edge = Edge::default();
+        for _ in 0..3 {
+            assert!(matches!(edge.from_gateway(&call(0)), Down::Child(_)));
+            let theirs = *edge.open.first().unwrap();
+            assert!(
+                matches!(edge.from_child(&answer(theirs)), Up::Gateway(frame) if frame.contains("\"id\":0,"))
+            );
+            edge.disconnected();
+        }
     }
 
     #[test]
@@ -270,6 +314,32 @@ mod tests {
         assert!(edge.disconnected().is_empty(), "initialize is never cancelled");
         assert!(matches!(edge.from_gateway(&hello(5)), Down::Drop(_)));
         assert_eq!(edge.from_child(&answer(1)), Up::Gateway(answer(5).replace("\"n\":5", "\"n\":1")));
+    }
+
+    #[test]
+    fn large_ids_survive_reconnects() {
+        let mut edge = Edge::default();
+        for _ in 0..5000 {
+            let id = SMALL - 1;
+            let Down::Child(line) = edge.from_gateway(&call(id)) else { panic!("no line") };
+            let theirs = Message::read(&line).unwrap().id().unwrap().parse().unwrap();
+            assert!(theirs < EXACT);
+            let Up::Gateway(frame) = edge.from_child(&answer(theirs)) else { panic!("no answer") };
+            assert_eq!(Message::read(&frame).unwrap().id(), Some(id.to_string().as_str()));
+            edge.disconnected();
+        }
+    }
+
+    #[test]
+    fn what_must_not_reach_the_child() {
+        let mut edge = Edge::default();
+        edge.from_gateway(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
+        let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
+        assert!(matches!(edge.from_gateway(cancel), Down::Drop(_)), "initialize is never cancelled");
+        let ambiguous = cancel.replace(":1}", ":2,\"requestId\":3}");
+        assert!(matches!(edge.from_gateway(&ambiguous), Down::Drop(_)));
+        assert!(matches!(edge.from_gateway(&call(SMALL)), Down::Gateway(error) if error.contains("2^52")));
+        assert!(matches!(edge.from_gateway(&call(EXACT)), Down::Child(line) if line == call(EXACT)));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use crate::{
-    jsonrpc::{find, quote, unquote},
+    jsonrpc::{find, object, quote, unquote},
     limits::SERVER_ID,
     text,
 };
@@ -19,6 +19,8 @@ pub struct Registration {
     pub name: Option<String>,
     /// The edge offered `mcpport`: status frames may follow.
     pub ours: bool,
+    /// The edge can give so many client sessions a process of their own.
+    pub sessions: Option<u32>,
 }
 
 /// Why a first frame is refused.
@@ -51,26 +53,34 @@ impl Registration {
     /// # Errors
     /// [`Refused`], with a reason for the edge's user.
     pub fn read(frame: &str, longest_name: usize) -> Result<Self, Refused> {
-        let whole = checked(frame).ok_or(Refused::NotRegister)?;
-        let at = |path: &[&str]| find(frame, whole.clone(), path).ok().flatten().map(|span| &frame[span]);
-        let call = match at(&["method"]) {
+        let whole = object(frame).ok_or(Refused::NotRegister)?;
+        // A member that stands twice could be read in two ways.
+        let at = |path: &[&str]| match find(frame, whole.clone(), path) {
+            Ok(found) => Ok(found.map(|span| &frame[span])),
+            Err(_) => Err(Refused::NotRegister),
+        };
+        let (id, method) = (at(&["id"])?, at(&["method"])?);
+        let call = match method {
             Some(method) if unquote(method).as_deref() == Some("register") => true,
             None => false,
             Some(_) => return Err(Refused::NotRegister),
         };
-        let name = if call { at(&["params", "name"]) } else { at(&["name"]) };
-        if !call && name.is_none() && at(&["id"]).is_none() {
+        let name = if call { at(&["params", "name"])? } else { at(&["name"])? };
+        if !call && name.is_none() && id.is_none() {
             return Err(Refused::NotRegister);
         }
         let ours =
-            call && at(&["params", "capabilities", "mcpport"]).is_some_and(|value| value.starts_with('{'));
-        Ok(Self { id: read_id(at(&["id"]))?, name: read_name(name, longest_name)?, ours })
+            call && at(&["params", "capabilities", "mcpport"])?.is_some_and(|value| value.starts_with('{'));
+        let sessions = at(&["params", "capabilities", "mcpport", "sessions", "max"])?;
+        let sessions = sessions.filter(|_| ours).and_then(|most| most.parse().ok()).filter(|most| *most > 0);
+        Ok(Self { id: read_id(id)?, name: read_name(name, longest_name)?, ours, sessions })
     }
 
-    /// The first frame that our edge sends.
-    pub fn frame(id: &str, name: &str) -> String {
+    /// The first frame that our edge sends. `sessions`: that many clients can have a process of their own.
+    pub fn frame(id: &str, name: &str, sessions: Option<u32>) -> String {
+        let offer = sessions.map_or_else(String::new, |most| format!("\"sessions\":{{\"max\":{most}}}"));
         format!(
-            "{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"register\",\"params\":{{\"name\":{},\"version\":\"{}\",\"capabilities\":{{\"mcpport\":{{}}}}}}}}",
+            "{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"register\",\"params\":{{\"name\":{},\"version\":\"{}\",\"capabilities\":{{\"mcpport\":{{{offer}}}}}}}}}",
             quote(id),
             quote(name),
             env!("CARGO_PKG_VERSION"),
@@ -111,24 +121,34 @@ pub struct Status {
     pub message: String,
     /// The gateway answered the `mcpport` offer.
     pub ours: bool,
+    /// The gateway will give client sessions a process of their own.
+    pub sessions: bool,
 }
 
 impl Status {
     /// Reads a status frame; `None` when the frame is something else.
     pub fn read(frame: &str) -> Option<Self> {
-        let whole = checked(frame)?;
-        let at = |path: &[&str]| find(frame, whole.clone(), path).ok().flatten().map(|span| &frame[span]);
-        let text = |path: &[&str]| at(path).and_then(unquote).map(Cow::into_owned);
-        if ["method", "result", "error"].iter().any(|member| at(&[member]).is_some()) {
-            return None;
+        let whole = object(frame)?;
+        let at = |path: &[&str]| Some(find(frame, whole.clone(), path).ok()?.map(|span| &frame[span]));
+        let text = |path: &[&str]| Some(at(path)?.and_then(unquote).map(Cow::into_owned));
+        for member in ["method", "result", "error"] {
+            if at(&[member])?.is_some() {
+                return None;
+            }
         }
-        let ours = at(&["capabilities", "mcpport"]).is_some();
-        Some(Self { status: text(&["status"])?, message: text(&["message"]).unwrap_or_default(), ours })
+        let ours = at(&["capabilities", "mcpport"])?.is_some();
+        let sessions = at(&["capabilities", "mcpport", "sessions"])?.is_some();
+        let (status, message) = (text(&["status"])??, text(&["message"])?.unwrap_or_default());
+        Some(Self { status, message, ours, sessions })
     }
 
     /// The gateway has read the registration.
-    pub fn received(id: &str, ours: bool) -> String {
-        let capabilities = if ours { ",\"capabilities\":{\"mcpport\":{}}" } else { "" };
+    pub fn received(id: &str, ours: bool, sessions: bool) -> String {
+        let capabilities = match (ours, sessions) {
+            (true, true) => ",\"capabilities\":{\"mcpport\":{\"sessions\":{}}}",
+            (true, false) => ",\"capabilities\":{\"mcpport\":{}}",
+            (false, _) => "",
+        };
         let message = quote(&format!("registration received, server id {id}"));
         format!("{{\"status\":\"received\",\"id\":{},\"message\":{message}{capabilities}}}", quote(id))
     }
@@ -145,13 +165,6 @@ impl Status {
     }
 }
 
-/// Where the object of a frame lies; `None` when the frame is not one sound JSON object.
-fn checked(frame: &str) -> Option<std::ops::Range<usize>> {
-    let sound = serde_json::from_str::<&serde_json::value::RawValue>(frame).ok()?.get();
-    let start = frame.len() - frame.trim_start().len();
-    sound.starts_with('{').then_some(start..start + sound.len())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,7 +179,7 @@ mod tests {
 
     #[test]
     fn registrations_of_all_ages() {
-        assert_eq!(read(&Registration::frame("i", "file")), Ok((some("i"), some("file"), true)));
+        assert_eq!(read(&Registration::frame("i", "file", None)), Ok((some("i"), some("file"), true)));
         let original = r#"{"jsonrpc": "2.0", "id": "u", "method": "register", "params": {"name": "f", "capabilities": {}}}"#;
         assert_eq!(read(original), Ok((some("u"), some("f"), false)));
         assert_eq!(read(r#"{"name":"f","id":"u"}"#), Ok((some("u"), some("f"), false)));
@@ -179,6 +192,16 @@ mod tests {
         for frame in ["", "[]", "x", "{}", "{\"method\":\"tools/call\",\"id\":1}", "{\"a\":", "{\"id\":1} {}"]
         {
             assert_eq!(read(frame), Err(Refused::NotRegister), "{frame}");
+        }
+        let deep =
+            format!("{{\"x\":{}{},\"id\":1,\"method\":\"register\"}}", "[".repeat(128), "]".repeat(128));
+        assert_eq!(read(&deep), Err(Refused::NotRegister), "what cannot be read whole is not read in part");
+        for twice in [
+            r#"{"method":"register","method":"tools/call","id":1}"#,
+            r#"{"method":"register","params":{"name":"a","n\u0061me":"b"}}"#,
+            r#"{"id":1,"id":2,"name":"a"}"#,
+        ] {
+            assert_eq!(read(twice), Err(Refused::NotRegister), "{twice}");
         }
         for name in ["\"\"", "\"a b\"", "1", "\"a\\u000ab\"", &format!("\"{}\"", "x".repeat(65))] {
             let frame = format!("{{\"method\":\"register\",\"params\":{{\"name\":{name}}}}}");
@@ -195,12 +218,28 @@ mod tests {
 
     #[test]
     fn status_frames() {
-        let received = Status::read(&Status::received("i", true)).unwrap();
+        let received = Status::read(&Status::received("i", true, false)).unwrap();
         assert_eq!((received.status.as_str(), received.ours), ("received", true));
-        assert!(!Status::read(&Status::received("i", false)).unwrap().ours);
+        assert!(!Status::read(&Status::received("i", false, false)).unwrap().ours);
         assert_eq!(Status::read(&Status::error("no \"x\"")).unwrap().message, "no \"x\"");
         assert_eq!(Status::read(&Status::registered("i", 3)).unwrap().status, "registered");
         assert_eq!(Status::read(r#"{"jsonrpc":"2.0","id":1,"result":{},"status":"error"}"#), None);
+        assert_eq!(Status::read(r#"{"status":"error","method":"a","method":"b"}"#), None);
         assert_eq!(Status::read("hello"), None);
+    }
+
+    #[test]
+    fn sessions_are_offered_and_taken() {
+        let read = |frame: &str| Registration::read(frame, 64).unwrap().sessions;
+        assert_eq!(read(&Registration::frame("i", "file", Some(9))), Some(9));
+        assert_eq!(read(&Registration::frame("i", "file", None)), None);
+        for wrong in ["0", "-1", "1.5", "\"9\"", "99999999999", "null"] {
+            assert_eq!(
+                read(&Registration::frame("i", "file", Some(9)).replace(":9", &format!(":{wrong}"))),
+                None
+            );
+        }
+        assert!(Status::read(&Status::received("i", true, true)).unwrap().sessions);
+        assert!(!Status::read(&Status::received("i", true, false)).unwrap().sessions);
     }
 }

@@ -13,6 +13,12 @@
 //! 3. The gateway is the server's MCP client: `initialize`, `notifications/initialized`, `tools/list` (all pages).
 //! 4. From then on each frame is one JSON-RPC message, in both directions.
 //!
+//! An edge that can give each client session a process of its own says so in step 1 by
+//! `"mcpport":{"sessions":{"max":M}}`, and a gateway that will make use of it answers in step 2 with
+//! `"mcpport":{"sessions":{}}`. Then there are channels beside the shared process; their frames are in [`channel`].
+//! At most M of them are open at a time, all of them end with the link, and the shared process serves for listing
+//! what the server offers.
+//!
 //! A frame with a `status` member and without `method`, `result` and `error` is a *status frame*: it is meant for the edge
 //! program itself and never reaches a child. To an edge that did not offer `mcpport` none is sent after the first answer,
 //! because the original program hands every later frame to its child; ours is told `{"status":"registered",...}` when its
@@ -30,6 +36,7 @@
 //! Neighbours: `net::link` moves the frames; `gateway` and `register` own the two ends.
 
 pub mod backoff;
+pub mod channel;
 pub mod edge;
 pub mod handshake;
 pub mod liveness;

@@ -130,6 +130,16 @@ impl<C> Mux<C> {
         self.pending.get(&id)
     }
 
+    /// The pending request that came last.
+    pub fn newest(&self) -> Option<&Pending<C>> {
+        self.pending.iter().max_by_key(|(id, _)| **id).map(|(_, pending)| pending)
+    }
+
+    /// The pending request whose caller wants its progress under this token, raw.
+    pub fn of_token(&self, token: &str) -> Option<&Pending<C>> {
+        self.pending.values().find(|pending| pending.token() == Some(token))
+    }
+
     /// Takes a request out: answered, cancelled, or its caller is gone. A later answer is a stray.
     pub fn close(&mut self, id: u64) -> Option<Pending<C>> {
         self.pending.remove(&id)

@@ -1,4 +1,4 @@
-//! Writes seeds for the fuzz targets into a folder, from the test vectors. Needs no crate: `rustc seeds.rs`.
+//! Writes seeds for the fuzz targets into a folder, from the test vectors and a few messages. Needs no crate: `rustc seeds.rs`.
 
 use std::fs;
 use std::path::Path;
@@ -25,6 +25,42 @@ fn main() {
         };
         save(corpus, "conn", number, &[&[caller, number as u8], bytes.as_slice()].concat());
     }
+    messages(corpus);
+}
+
+/// What clients, gateways, edges and children say to each other.
+const MESSAGES: [&str; 16] = [
+    r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}"#,
+    r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
+    r#"{"jsonrpc":"2.0","id":0,"method":"tools/call","params":{"name":"a","arguments":{"x":[1,-2.5e+3,{"y":null}]},"_meta":{"progressToken":0}}}"#,
+    "{\r\n \"jsonrpc\" : \"2.0\",\n\t\"id\" : \"\\u0061\\\"\", \"method\":\"ping\" }\n",
+    r#"{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"\u00e9 \ud83d\ude00 \\ \""}],"isError":false}}"#,
+    r#"{"jsonrpc":"2.0","id":9007199254740993,"error":{"code":-32601,"message":"no","data":[true,false]}}"#,
+    r#"{"jsonrpc":"2.0","error":{"code":-32700,"message":"no"},"id":null}"#,
+    r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":1,"progress":0.5}}"#,
+    r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1,"reason":"why"}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"id":1,"method":"a"}"#,
+    r#"[{"jsonrpc":"2.0","id":1,"method":"a"}]"#,
+    r#"{"jsonrpc":"2.0","id":"u","method":"register","params":{"name":"f","version":"1","capabilities":{"mcpport":{}}}}"#,
+    r#"{"name":"f","id":"u"}"#,
+    r#"{"status":"received","id":"u","message":"hello","capabilities":{"mcpport":{}}}"#,
+    r#"{"status":"error","message":"no"}"#,
+    "npm WARN this is not JSON",
+];
+
+fn messages(corpus: &Path) {
+    for (number, message) in MESSAGES.iter().enumerate() {
+        save(corpus, "envelope", number, message.as_bytes());
+        save(corpus, "wire", number, message.as_bytes());
+    }
+    let deep =
+        format!("{{\"jsonrpc\":\"2.0\",\"method\":\"a\",\"params\":{}{}}}", "[".repeat(127), "]".repeat(127));
+    save(corpus, "envelope", MESSAGES.len(), deep.as_bytes());
+    let lines = MESSAGES.join("\n");
+    save(corpus, "ndjson", 0, format!("\u{7f}a{lines}\n").as_bytes());
+    save(corpus, "ndjson", 1, format!("\u{5}ab\r\n\n \nabcde\r\nabcdef\n{lines}").as_bytes());
+    let both = MESSAGES.map(|message| format!("d{message}\u{1e}u{message}")).join("\u{1e}");
+    save(corpus, "wire", MESSAGES.len(), format!("{both}\u{1e}x\u{1e}{both}").as_bytes());
 }
 
 fn save(corpus: &Path, target: &str, number: usize, bytes: &[u8]) {

@@ -64,7 +64,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rustix", &["net/", "device/"]),
     ("rustls_native_certs", &["net/tls"]),
     ("rustls_pki_types", &["net/tls"]),
-    ("serde_json", &["jsonrpc", "tunnel/handshake", "device/"]),
+    ("serde_json", &["jsonrpc", "device/"]),
     ("webpki_roots", &["net/tls"]),
     ("std::process::exit", &[]),
     ("std::process::Command", &["net/child"]),

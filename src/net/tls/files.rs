@@ -80,7 +80,9 @@ pub fn mismatch(error: &rustls::Error, certificate: &Path, key: &Path) -> Fault 
             key,
             &format!("not the key of the first certificate in {CERTIFICATE} {}", certificate.display()),
         ),
-        rustls::Error::InvalidCertificate(_) => unusable(CERTIFICATE, certificate, &error.to_string()),
+        rustls::Error::InvalidCertificate(why) => {
+            unusable(CERTIFICATE, certificate, &format!("not a certificate that can be used ({why})"))
+        }
         _ => unusable(
             KEY,
             key,

@@ -1,0 +1,291 @@
+//! A stdio MCP server that does what a test tells it to. It belongs to the tests, not to the program.
+//!
+//! What it is asked it writes down (`--log FILE`, one line for each line read), so that a test can see what
+//! arrived. Flags make it misbehave; its tools do what their names say.
+
+use std::{
+    collections::HashMap,
+    env, fs,
+    io::{self, BufRead, Write},
+    process, str,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+/// What the flags say.
+#[derive(Debug, Default)]
+struct Options {
+    /// Everything read goes there.
+    log: Option<String>,
+    /// TERM does nothing.
+    ignore_term: bool,
+    /// The end of stdin does nothing.
+    ignore_eof: bool,
+    /// Methods that are never answered.
+    mute: Vec<String>,
+    /// Methods that are answered once only.
+    once: Vec<String>,
+    /// Methods that are answered with an error.
+    refuse: Vec<String>,
+    /// Protocol version to answer with.
+    version: Option<String>,
+    /// Tools on one page of the list; 0: all.
+    page: usize,
+    /// Names of tools beside the usual ones.
+    tools: Vec<String>,
+}
+
+const TOOLS: &[&str] = &[
+    "ask_client",
+    "big",
+    "change",
+    "crash",
+    "deaf",
+    "echo",
+    "env",
+    "fail",
+    "hold",
+    "is_error",
+    "noise",
+    "pid",
+    "progress",
+    "raw",
+    "release",
+    "sleep",
+];
+
+struct Server {
+    options: Options,
+    /// Calls of `hold` that wait for `release`: raw ids by their key.
+    held: Mutex<HashMap<String, String>>,
+    /// Questions to the client: raw ids of the calls that wait for their answers, by our id.
+    asked: Mutex<HashMap<String, String>>,
+    /// How often each method was asked.
+    counts: Mutex<HashMap<String, usize>>,
+    /// How often `change` was called: each call adds a tool.
+    changes: AtomicUsize,
+    output: Mutex<io::Stdout>,
+}
+
+fn main() {
+    let server = Arc::new(Server {
+        options: options(),
+        held: Mutex::default(),
+        asked: Mutex::default(),
+        counts: Mutex::default(),
+        changes: AtomicUsize::new(0),
+        output: Mutex::new(io::stdout()),
+    });
+    // A handler that nobody asks is as good as ignoring the signal.
+    let _handler =
+        server.options.ignore_term.then(|| async_signal::Signals::new([async_signal::Signal::Term]));
+    let mut log = server.options.log.as_ref().map(|path| {
+        fs::OpenOptions::new().create(true).append(true).open(path).expect("the log can be written")
+    });
+    for line in io::stdin().lock().lines() {
+        let Ok(line) = line else { break };
+        if let Some(log) = &mut log {
+            // One write for a line: several processes may share the file.
+            log.write_all(format!("{line}\n").as_bytes()).expect("the log can be written");
+        }
+        server.read(&line);
+    }
+    if server.options.ignore_eof {
+        loop {
+            thread::park();
+        }
+    }
+}
+
+fn options() -> Options {
+    let mut options = Options::default();
+    let mut words = env::args().skip(1);
+    while let Some(flag) = words.next() {
+        let mut value = || words.next().expect("the flag has a value");
+        match flag.as_str() {
+            "--log" => options.log = Some(value()),
+            "--ignore-term" => options.ignore_term = true,
+            "--ignore-eof" => options.ignore_eof = true,
+            "--mute" => options.mute.push(value()),
+            "--once" => options.once.push(value()),
+            "--refuse" => options.refuse.push(value()),
+            "--version" => options.version = Some(value()),
+            "--page" => options.page = value().parse().expect("a number"),
+            "--tool" => options.tools.push(value()),
+            other => panic!("unknown flag {other}"),
+        }
+    }
+    options
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nobody panicked")
+}
+
+impl Server {
+    fn read(self: &Arc<Self>, line: &str) {
+        let message: Value = serde_json::from_str(line).expect("a line is JSON");
+        let id = message.get("id").map(Value::to_string);
+        match (message["method"].as_str(), id) {
+            (Some(method), Some(id)) => self.request(method, &id, &message["params"]),
+            (None, Some(id)) => self.answered(&id, &message),
+            _ => {}
+        }
+    }
+
+    fn request(self: &Arc<Self>, method: &str, id: &str, params: &Value) {
+        let asked = {
+            let mut counts = lock(&self.counts);
+            let count = counts.entry(method.to_owned()).or_default();
+            *count += 1;
+            *count
+        };
+        let is_in = |list: &[String]| list.iter().any(|one| one == method);
+        if is_in(&self.options.mute) || (is_in(&self.options.once) && asked > 1) {
+            return;
+        }
+        if is_in(&self.options.refuse) {
+            return self.error(id, -32603, "not in the mood", None);
+        }
+        match method {
+            "initialize" => self.initialize(id, params),
+            "ping" => self.result(id, "{}"),
+            "tools/list" => self.list(id, params),
+            "tools/call" => self.call(id, params),
+            _ => self.error(id, -32601, "method not found", None),
+        }
+    }
+
+    fn initialize(&self, id: &str, params: &Value) {
+        let asked = params["protocolVersion"].as_str().unwrap_or_default();
+        let version = self.options.version.as_deref().unwrap_or(asked);
+        let result = json!({
+            "protocolVersion": version,
+            "capabilities": {"tools": {"listChanged": true}},
+            "serverInfo": {"name": "fake", "version": "1"},
+        });
+        self.result(id, &result.to_string());
+    }
+
+    /// The cursor is the place of the first tool of the page.
+    fn list(&self, id: &str, params: &Value) {
+        let extra = (0..self.changes.load(Ordering::SeqCst)).map(|number| format!("extra{number}"));
+        let names: Vec<String> =
+            TOOLS.iter().map(ToString::to_string).chain(self.options.tools.clone()).chain(extra).collect();
+        let from: usize = params["cursor"].as_str().map_or(0, |cursor| cursor.parse().expect("our cursor"));
+        let page = if self.options.page == 0 { names.len() } else { self.options.page };
+        let to = names.len().min(from + page);
+        let tools: Vec<Value> = names[from..to]
+            .iter()
+            .map(|name| json!({"name": name, "inputSchema": {"type": "object"}}))
+            .collect();
+        let mut result = json!({"tools": tools});
+        if to < names.len() {
+            result["nextCursor"] = json!(to.to_string());
+        }
+        self.result(id, &result.to_string());
+    }
+
+    fn call(self: &Arc<Self>, id: &str, params: &Value) {
+        let arguments = &params["arguments"];
+        let text = |name: &str| arguments[name].as_str().unwrap_or_default();
+        let number = |name: &str| arguments[name].as_u64().unwrap_or_default();
+        match params["name"].as_str().unwrap_or_default() {
+            "echo" => self.text(id, text("text")),
+            "env" => self.text(id, &env::var(text("name")).unwrap_or_default()),
+            "pid" => self.text(id, &process::id().to_string()),
+            "big" => self.text(id, &"x".repeat(number("bytes") as usize)),
+            "raw" => self.result(id, text("result")),
+            "is_error" => self.result(id, r#"{"content":[{"type":"text","text":"no"}],"isError":true}"#),
+            "fail" => {
+                self.error(
+                    id,
+                    arguments["code"].as_i64().unwrap_or(-1),
+                    text("message"),
+                    arguments.get("data"),
+                );
+            }
+            "sleep" => {
+                let (server, id, time) = (self.clone(), id.to_owned(), Duration::from_millis(number("ms")));
+                thread::spawn(move || {
+                    thread::sleep(time);
+                    server.text(&id, "slept");
+                });
+            }
+            "hold" => drop(lock(&self.held).insert(text("key").to_owned(), id.to_owned())),
+            "release" => {
+                if let Some(held) = lock(&self.held).remove(text("key")) {
+                    self.text(&held, text("key"));
+                }
+                self.text(id, "released");
+            }
+            "progress" => {
+                for step in 1..=number("steps") {
+                    let params = json!({"progressToken": params["_meta"]["progressToken"], "progress": step});
+                    self.notify("notifications/progress", &params);
+                }
+                self.text(id, "done");
+            }
+            "change" => {
+                self.changes.fetch_add(1, Ordering::SeqCst);
+                self.notify("notifications/tools/list_changed", &json!({}));
+                self.text(id, "changed");
+            }
+            "noise" => {
+                self.line("this is no message");
+                self.line("[1,2]");
+                eprintln!("a word to the people\nand another");
+                self.text(id, "loud");
+            }
+            "ask_client" => {
+                let own = format!("\"q{id}\"");
+                lock(&self.asked).insert(own.clone(), id.to_owned());
+                self.line(&format!("{{\"jsonrpc\":\"2.0\",\"id\":{own},\"method\":\"{}\"}}", text("method")));
+            }
+            "crash" => process::exit(3),
+            "deaf" => loop {
+                thread::park();
+            },
+            other => self.text(id, &format!("{other} was called")),
+        }
+    }
+
+    /// The client answered what `ask_client` asked: the whole answer is the text.
+    fn answered(&self, id: &str, message: &Value) {
+        if let Some(call) = lock(&self.asked).remove(id) {
+            self.text(&call, &message.to_string());
+        }
+    }
+
+    fn text(&self, id: &str, text: &str) {
+        self.result(id, &json!({"content": [{"type": "text", "text": text}]}).to_string());
+    }
+
+    fn result(&self, id: &str, result: &str) {
+        self.line(&format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{result}}}"));
+    }
+
+    fn error(&self, id: &str, code: i64, message: &str, data: Option<&Value>) {
+        let mut error = json!({"code": code, "message": message});
+        if let Some(data) = data {
+            error["data"] = data.clone();
+        }
+        self.line(&format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{error}}}"));
+    }
+
+    fn notify(&self, method: &str, params: &Value) {
+        self.line(&format!("{{\"jsonrpc\":\"2.0\",\"method\":\"{method}\",\"params\":{params}}}"));
+    }
+
+    /// Whoever reads may be gone: then nobody misses the line.
+    fn line(&self, text: &str) {
+        let mut output = lock(&self.output);
+        let _ = output.write_all(format!("{text}\n").as_bytes()).and_then(|()| output.flush());
+    }
+}

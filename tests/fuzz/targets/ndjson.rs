@@ -1,0 +1,57 @@
+//! Lines of a child: the same however the bytes are cut, and those that a simple reader finds. The first byte is the cap.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mcpport::ndjson::{Lines, TooLong};
+
+fuzz_target!(|data: &[u8]| {
+    let [cap, sizes, data @ ..] = data else { return };
+    let cap = usize::from(*cap);
+    let whole = run(cap, data, |_| usize::MAX);
+    assert_eq!(whole, run(cap, data, |_| 1));
+    assert_eq!(whole, run(cap, data, |turn| 1 + usize::from(sizes.rotate_left(turn % 8)) % 19));
+    assert_eq!(whole, simple(cap, data));
+});
+
+type Outcome = (Vec<Vec<u8>>, Result<Vec<u8>, TooLong>);
+
+/// The lines, and what was left over.
+fn run(cap: usize, data: &[u8], size: impl Fn(u32) -> usize) -> Outcome {
+    let (mut lines, mut out, mut rest, mut turn) = (Lines::new(cap), Vec::new(), data, 0);
+    loop {
+        loop {
+            match lines.next_line() {
+                Ok(Some(line)) => out.push(line.to_vec()),
+                Ok(None) => break,
+                Err(TooLong) => return (out, Err(TooLong)),
+            }
+        }
+        if rest.is_empty() {
+            return (out, Ok(lines.unfinished().to_vec()));
+        }
+        let space = lines.space();
+        assert!(!space.is_empty());
+        let count = space.len().min(rest.len()).min(size(turn));
+        space[..count].copy_from_slice(&rest[..count]);
+        lines.filled(count);
+        rest = &rest[count..];
+        turn += 1;
+    }
+}
+
+/// The rules in the plainest words.
+fn simple(cap: usize, data: &[u8]) -> Outcome {
+    let mut pieces: Vec<&[u8]> = data.split(|byte| *byte == b'\n').collect();
+    let last = pieces.pop().unwrap_or_default();
+    let long = |piece: &[u8]| piece.strip_suffix(b"\r").unwrap_or(piece).len() > cap;
+    let mut out = Vec::new();
+    for piece in pieces {
+        if long(piece) {
+            return (out, Err(TooLong));
+        }
+        if !piece.trim_ascii().is_empty() {
+            out.push(piece.strip_suffix(b"\r").unwrap_or(piece).to_vec());
+        }
+    }
+    (out, if long(last) { Err(TooLong) } else { Ok(last.to_vec()) })
+}

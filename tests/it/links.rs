@@ -1,0 +1,291 @@
+//! The link: who may register, what becomes of a link that breaks, and what is kept.
+
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+};
+
+use rustix::process::Signal;
+
+use crate::{
+    wire::{Wire, ask, get, member},
+    world::{Edge, Gateway, Program, eventually},
+};
+
+/// The one complaint of a program that ended with exit code 1.
+#[track_caller]
+fn complaint(program: &mut Program) -> String {
+    let end = program.ended();
+    assert_eq!((end.code, end.complaint().len()), (Some(1), 1), "{:?}", end.stderr);
+    end.complaint()[0].to_owned()
+}
+
+/// Starts a gateway where one was before.
+#[track_caller]
+fn again(old: &Gateway, arguments: &[&str]) -> Gateway {
+    let port = old.address.port().to_string();
+    let program = Program::start(&[&["gateway", "--port", &port], arguments].concat());
+    program.wait_for("listening on");
+    Gateway { program, address: old.address }
+}
+
+#[test]
+fn a_name_belongs_to_one_server() {
+    let gateway = Gateway::start(&[]);
+    let id = "i".repeat(120);
+    let _first = gateway.edge_with("taken", &[], &["--server-id", &id]);
+    let mut second = Edge::start(&gateway.url(), "taken", &[], &[]);
+    let line = complaint(&mut second.program);
+    assert!(line.contains("the name 'taken' belongs to another server") && line.contains(&id), "{line}");
+    assert!(second.program.offspring().is_empty());
+    assert_eq!(gateway.client().call_text("taken_echo", r#"{"text":"still here"}"#), "still here");
+}
+
+#[test]
+fn the_same_id_takes_over() {
+    let gateway = Gateway::start(&["--timeout-run-tool", "10m"]);
+    let mut first = gateway.edge_with("s", &[], &["--server-id", "box"]);
+    let mut client = gateway.client();
+    let id = client.begin_call("s_hold", r#"{"key":"k"}"#);
+    first.wait_for("\"hold\"");
+    let second = Edge::start(&gateway.url(), "s", &[], &["--server-id", "box"]);
+    let answer = client.answer(&id);
+    assert!(answer.contains("server 's' went away") && member(&answer, "error").is_some(), "{answer}");
+    first.program.wait_for("took over; see --server-id");
+    second.program.wait_for("registered");
+    client.tools_until(|tools| tools.len() == 17);
+    assert_eq!(client.call_text("s_pid", "{}"), second.server_pid().to_string());
+    assert!(first.program.is_running(), "it was registered: so it waits");
+}
+
+#[test]
+fn an_id_belongs_to_the_token_that_registered_it() {
+    let gateway = Gateway::start(&["--auth-token", "one", "--auth-token", "two"]);
+    let token = |token| ["--server-id", "box", "--header", token];
+    let _first = gateway.edge_with("s", &[], &token("Authorization: Bearer one"));
+    let mut thief = Edge::start(&gateway.url(), "other", &[], &token("Authorization: Bearer two"));
+    let line = complaint(&mut thief.program);
+    assert!(line.contains("refuses the registration"), "{line}");
+}
+
+#[test]
+fn names_that_are_not_allowed() {
+    let gateway = Gateway::start(&[]);
+    for name in ["", "a b", "ü", "a/b", "a'b", "a\"b", &"n".repeat(65)] {
+        let end = Program::finish(&["register", "--stdio", "cat", "--server-name", name]);
+        assert_eq!((end.code, end.complaint().len()), (Some(2), 1), "{name}: {:?}", end.stderr);
+        assert!(end.complaint()[0].contains("--server-name"), "{:?}", end.stderr);
+    }
+    for name in ["a", "A.b-c_d", "0", &"n".repeat(64)] {
+        gateway.edge(name);
+    }
+}
+
+#[test]
+fn a_server_that_cannot_be_used_is_given_up() {
+    let gateway = Gateway::start(&["--timeout-rpc", "300ms", "--timeout-run-tool", "300ms"]);
+    for (arguments, words) in [
+        (&["--mute", "initialize"][..], "initialize was not answered in 0.3 s"),
+        (&["--mute", "tools/list"], "tools/list was not answered in 0.3 s"),
+        (&["--refuse", "initialize"], "initialize failed: not in the mood"),
+        (&["--refuse", "tools/list"], "tools/list failed: not in the mood"),
+        (&["--version", "1999-01-01"], "protocol version 1999-01-01"),
+    ] {
+        let mut edge = Edge::start(&gateway.url(), "s", arguments, &[]);
+        let line = complaint(&mut edge.program);
+        assert!(line.contains("gave the server up") && line.contains(words), "{line}");
+        assert!(edge.program.offspring().is_empty());
+    }
+}
+
+#[test]
+fn a_restarted_gateway_gets_the_same_server_back() {
+    let mut gateway = Gateway::start(&[]);
+    let edge = gateway.edge("s");
+    let pid = edge.server_pid().to_string();
+    assert_eq!(gateway.client().call_text("s_pid", "{}"), pid);
+    for round in 1..=2 {
+        gateway.program.kill();
+        gateway = again(&gateway, &[]);
+        gateway.program.wait_for("server 's' offers 16 tools");
+        let mut client = gateway.client();
+        assert_eq!(client.call_text("s_pid", "{}"), pid, "the child lives on");
+        assert_eq!((edge.count("\"initialize\""), edge.count("notifications/initialized")), (1, 1));
+        assert_eq!(edge.count("tools/list"), 1 + round);
+        edge.program.wait_for_nth("registered: ", 1 + round);
+    }
+}
+
+#[test]
+fn a_gateway_that_comes_later_is_found() {
+    let first = Gateway::start(&[]);
+    let mut gone = first;
+    gone.program.kill();
+    let edge = Edge::start(&gone.url(), "s", &[], &[]);
+    edge.program.wait_for("nobody listens there");
+    let gateway = again(&gone, &[]);
+    gateway.program.wait_for("server 's' offers");
+    edge.program.wait_for("registered");
+}
+
+#[test]
+fn an_answer_to_an_earlier_link_answers_nobody() {
+    let mut gateway = Gateway::start(&[]);
+    let edge = gateway.edge("s");
+    let mut client = gateway.client();
+    let keys: Vec<String> = (0..4).map(|key| format!("{{\"key\":\"old{key}\"}}")).collect();
+    for key in &keys {
+        client.begin_call("s_hold", key);
+    }
+    eventually("all of them wait", || edge.count("\"hold\"") == 4);
+    gateway.program.kill();
+    // Nobody waits for them any more, and the server is told so.
+    eventually("they are cancelled", || edge.count("notifications/cancelled") == 4);
+    gateway = again(&gateway, &[]);
+    gateway.program.wait_for("server 's' offers");
+    let mut client = gateway.client();
+    // The new gateway counts from 1 again; the server hears other ids than before.
+    let waiting: Vec<String> =
+        (0..4).map(|key| client.begin_call("s_hold", &format!("{{\"key\":\"new{key}\"}}"))).collect();
+    eventually("the new ones wait", || edge.count("\"hold\"") == 8);
+    for key in &keys {
+        client.call("s_release", key);
+    }
+    for (key, id) in waiting.iter().enumerate() {
+        client.call("s_release", &format!("{{\"key\":\"new{key}\"}}"));
+        assert!(client.answer(id).contains(&format!("new{key}")));
+    }
+    assert_eq!(client.rest(), [""; 0]);
+    let ids: std::collections::HashSet<_> = edge
+        .got()
+        .iter()
+        .filter(|line| !line.contains("cancelled"))
+        .filter_map(|line| member(line, "id"))
+        .collect();
+    let asked =
+        edge.got().iter().filter(|line| line.contains("\"id\"") && !line.contains("cancelled")).count();
+    assert_eq!(ids.len(), asked, "no id twice in the life of a server");
+}
+
+#[test]
+fn a_token_that_is_refused_at_the_start_ends_the_program() {
+    let gateway = Gateway::start(&["--auth-token", "right"]);
+    for (arguments, words) in [
+        (&[][..], "wants a token (401)"),
+        (&["--header", "Authorization: Bearer canary"], "does not accept the token (401)"),
+    ] {
+        let mut edge = Edge::start(&gateway.url(), "s", &[], arguments);
+        let line = complaint(&mut edge.program);
+        assert!(line.contains(words) && !line.contains("canary"), "{line}");
+        assert!(edge.program.offspring().is_empty());
+    }
+}
+
+#[test]
+fn a_token_that_is_refused_later_is_waited_out() {
+    let mut gateway = Gateway::start(&["--auth-token", "right"]);
+    let mut edge = gateway.edge_with("s", &[], &["--header", "Authorization: Bearer right"]);
+    edge.program.wait_for("registered: ");
+    gateway.program.kill();
+    let _other = again(&gateway, &["--auth-token", "changed"]);
+    let line = edge.program.wait_for("[ERROR]");
+    assert!(line.contains("401"), "{line}");
+    assert!(edge.program.is_running());
+}
+
+#[test]
+fn what_answers_and_is_no_gateway_is_told_apart() {
+    for (answer, words) in [
+        ("garbage\r\n\r\n", "does not speak HTTP"),
+        ("SSH-2.0-x\r\n", "does not speak HTTP"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "answers 200 instead of upgrading"),
+        ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "no registration endpoint"),
+        ("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "refuses us (403)"),
+        ("HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", "busy (503)"),
+        (
+            "HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n",
+            "",
+        ),
+        ("", ""),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("ws://{}/mcp/register", listener.local_addr().unwrap());
+        let mut edge = Edge::start(&url, "s", &[], &["--require-gateway"]);
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut bytes = [0; 1024];
+        assert!(stream.read(&mut bytes).unwrap() > 0);
+        stream.write_all(answer.as_bytes()).unwrap();
+        drop((stream, listener));
+        let line = complaint(&mut edge.program);
+        assert!(line.contains(words) && line.len() < 400, "{answer:?}: {line}");
+    }
+}
+
+#[test]
+fn garbage_on_the_port_is_refused_and_harms_nobody() {
+    let gateway = Gateway::start(&[]);
+    for garbage in [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..],
+        b"SSH-2.0-x\r\n\r\n",
+        b"\0\0\0\0\r\n\r\n",
+        b"GET\r\n\r\n",
+    ] {
+        let mut wire = Wire::connect(gateway.address);
+        wire.send(garbage);
+        let answer = wire.answer();
+        assert_eq!((answer.status, answer.field("connection")), (400, Some("close")), "{answer:?}");
+        assert!(wire.is_closed());
+    }
+    assert_eq!(get(gateway.address, "/health").status, 200);
+}
+
+#[test]
+fn upgrades_that_are_none_are_refused() {
+    let gateway = Gateway::start(&[]);
+    let host = crate::wire::host(gateway.address);
+    for (lines, status) in [
+        (&[][..], 426),
+        (&["Connection: Upgrade", "Upgrade: h2c"], 426),
+        (&["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"], 400),
+        (
+            &[
+                "Connection: Upgrade",
+                "Upgrade: websocket",
+                "Sec-WebSocket-Version: 8",
+                "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+            ],
+            426,
+        ),
+    ] {
+        let lines = [&[host.as_str()], lines].concat();
+        let answer = ask(&mut Wire::connect(gateway.address), "GET", "/mcp/register", &lines, "");
+        assert_eq!(answer.status, status, "{lines:?}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_gateway_drains_when_it_is_stopped() {
+    let mut gateway = Gateway::start(&[]);
+    let edge = gateway.edge("s");
+    let mut client = gateway.client();
+    let end = gateway.program.stop();
+    assert_eq!((end.code, end.complaint().len()), (Some(0), 0), "{:?}", end.stderr);
+    client.ended();
+    edge.program.wait_for("the gateway stops");
+    edge.program.wait_for("next try in");
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let mut gateway = Gateway::start(&[]);
+    // A connection in the middle of a request keeps the gateway waiting.
+    let mut wire = Wire::connect(gateway.address);
+    wire.send("POST /messages?session_id=x HTTP/1.1\r\n");
+    get(gateway.address, "/health");
+    gateway.program.signal(Signal::TERM);
+    gateway.program.wait_for("stopping: ");
+    gateway.program.signal(Signal::INT);
+    let end = gateway.program.ended();
+    assert_eq!(end.code, Some(1), "{:?}", end.stderr);
+    assert!(end.complaint()[0].contains("again: ended at once"), "{:?}", end.stderr);
+}

@@ -1,0 +1,211 @@
+//! TLS end to end: certificates on both sides, what is trusted, and what is told when it is not.
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use futures_rustls::{
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto::ring},
+};
+
+use crate::{
+    certs::{available, generate, shared},
+    wire::{Client, UPGRADE, Wire, host, tcp, text},
+    world::{Edge, Gateway},
+};
+
+/// The path of a file as an argument.
+fn file(set: &Path, name: &str) -> String {
+    set.join(name).to_str().unwrap().to_owned()
+}
+
+/// A gateway with the shared certificate.
+#[track_caller]
+fn gateway(arguments: &[&str]) -> Gateway {
+    let (key, certificate) = (file(shared(), "server.key"), file(shared(), "server.crt"));
+    let tls = ["--ssl-enabled", "--ssl-keyfile", &key, "--ssl-certfile", &certificate];
+    Gateway::start(&[&tls, arguments].concat())
+}
+
+/// Where `register` reaches it, by a name of the certificate.
+fn url(gateway: &Gateway) -> String {
+    format!("wss://localhost:{}/mcp/register", gateway.address.port())
+}
+
+/// A connection that trusts the authority of `set`, with this client certificate.
+fn dial(address: SocketAddr, set: &Path, identity: Option<(&Path, &str)>) -> Wire {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(set.join("ca.crt")).unwrap()).unwrap();
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+    let config = match identity {
+        None => builder.with_no_client_auth(),
+        Some((set, name)) => {
+            let certificate = CertificateDer::from_pem_file(set.join(format!("{name}.crt"))).unwrap();
+            let key = PrivateKeyDer::from_pem_file(set.join(format!("{name}.key"))).unwrap();
+            builder.with_client_auth_cert(vec![certificate], key).unwrap()
+        }
+    };
+    let name = ServerName::try_from("localhost").unwrap();
+    let connection = ClientConnection::new(Arc::new(config), name).unwrap();
+    Wire::new(StreamOwned::new(connection, tcp(address)))
+}
+
+/// Registers, waits, and calls through it all.
+#[track_caller]
+fn works(gateway: &Gateway, name: &str, url: &str, arguments: &[&str], identity: bool) {
+    let _edge = Edge::start(url, name, &[], arguments);
+    gateway.program.wait_for(&format!("server '{name}' offers"));
+    let address = gateway.address;
+    let dial = move || dial(address, shared(), identity.then(|| (shared(), "edge")));
+    let mut client = Client::open_by(address, "/sse", &[], dial);
+    client.initialize();
+    assert_eq!(client.call_text(&format!("{name}_echo"), r#"{"text":"through"}"#), "through");
+    let big = client.call_text(&format!("{name}_big"), r#"{"bytes":3000000}"#);
+    assert_eq!(big.len(), 3_000_000);
+}
+
+/// `register` gives up with one line.
+#[track_caller]
+fn gives_up(url: &str, arguments: &[&str], words: &[&str]) {
+    let mut edge = Edge::start(url, "s", &[], arguments);
+    let end = edge.program.ended();
+    assert_eq!((end.code, end.complaint().len()), (Some(1), 1), "{arguments:?}: {:?}", end.stderr);
+    for word in words {
+        assert!(end.complaint()[0].contains(word), "{arguments:?}: {word} is not in {:?}", end.complaint());
+    }
+    assert!(edge.program.offspring().is_empty());
+}
+
+#[test]
+fn everything_goes_over_tls() {
+    if !available() {
+        return;
+    }
+    let gateway = gateway(&[]);
+    works(&gateway, "s", &url(&gateway), &["--ssl-ca-cert", &file(shared(), "ca.crt")], false);
+    for (target, extra, status) in
+        [("/health", &[][..], 200), ("/sse", &[], 200), ("/mcp/register", UPGRADE, 101)]
+    {
+        let mut wire = dial(gateway.address, shared(), None);
+        let host = host(gateway.address);
+        wire.send(text("GET", target, &[&[host.as_str()], extra].concat(), ""));
+        assert_eq!(wire.head().unwrap().status, status, "{target}");
+        let mut plain = Wire::connect(gateway.address);
+        plain.send(text("GET", target, &[&[host.as_str()], extra].concat(), ""));
+        assert!(plain.head().is_err(), "nothing is served in the clear");
+    }
+    let log = gateway.program.log();
+    assert!(log.contains("https://") && log.contains("wss://") && !log.contains("http://"), "{log}");
+}
+
+#[test]
+fn silent_connections_delay_nobody() {
+    if !available() {
+        return;
+    }
+    let gateway = gateway(&[]);
+    let _silent: Vec<_> = (0..10).map(|_| tcp(gateway.address)).collect();
+    let mut wire = dial(gateway.address, shared(), None);
+    wire.send(text("GET", "/health", &[&host(gateway.address)], ""));
+    assert_eq!(wire.answer().status, 200);
+    assert!(!gateway.program.log().contains("handshake"), "none of them was given up yet");
+}
+
+#[test]
+fn clients_need_a_certificate_when_an_authority_is_given() {
+    if !available() {
+        return;
+    }
+    let strangers = generate(&["--client", "edge", "--key-size", "2048"]);
+    for flag in ["--ssl-ca-cert", "--ssl-ca-certs"] {
+        let gateway = gateway(&[flag, &file(shared(), "ca.crt")]);
+        let request = text("GET", "/health", &["Host: any.example"], "");
+        for (identity, served) in
+            [(None, false), (Some((&*strangers, "edge")), false), (Some((shared(), "edge")), true)]
+        {
+            let mut wire = dial(gateway.address, shared(), identity);
+            wire.send(&request);
+            let answer = wire.head();
+            assert_eq!(answer.is_ok_and(|answer| answer.status == 200), served, "{identity:?}");
+        }
+        let trust = ["--ssl-ca-cert", &file(shared(), "ca.crt")];
+        gives_up(&url(&gateway), &trust, &["--ssl-certfile", "--ssl-keyfile"]);
+        let of = |set: &Path| [file(set, "edge.crt"), file(set, "edge.key")];
+        let [certificate, key] = of(&strangers);
+        let wrong = [&trust[..], &["--ssl-certfile", &certificate, "--ssl-keyfile", &key]].concat();
+        gives_up(&url(&gateway), &wrong, &["does not accept our client certificate", "--ssl-certfile"]);
+        let [certificate, key] = of(shared());
+        let right = [&trust[..], &["--ssl-certfile", &certificate, "--ssl-keyfile", &key]].concat();
+        works(&gateway, "s", &url(&gateway), &right, true);
+    }
+}
+
+#[test]
+fn register_trusts_whom_it_is_told_to() {
+    if !available() {
+        return;
+    }
+    let other = generate(&["--key-size", "2048"]);
+    let gateway = gateway(&[]);
+    let url = url(&gateway);
+    gives_up(&url, &[], &["is not trusted", "--ssl-ca-cert"]);
+    gives_up(&url, &["--ssl-ca-cert", &file(&other, "ca.crt")], &["is not trusted", "--ssl-ca-cert"]);
+    works(&gateway, "authority", &url, &["--ssl-ca-certs", &file(shared(), "ca.crt")], false);
+    works(&gateway, "anybody", &url, &["--no-ssl-verify"], false);
+    // The trust roots of the system, which can be put elsewhere.
+    let roots = file(shared(), "ca.crt");
+    let _edge = Edge::start_in(&url, "system", &[], &[], &[("SSL_CERT_FILE", &roots)]);
+    gateway.program.wait_for("server 'system' offers");
+}
+
+#[test]
+fn no_ssl_verify_is_warned_of() {
+    if !available() {
+        return;
+    }
+    let gateway = gateway(&[]);
+    let edge = Edge::start(&url(&gateway), "s", &[], &["--no-ssl-verify"]);
+    let line = edge.program.wait_for("--no-ssl-verify");
+    assert!(line.contains("[WARN]"), "{line}");
+}
+
+#[test]
+fn a_certificate_for_other_names_is_refused() {
+    if !available() {
+        return;
+    }
+    let gateway = gateway(&["--host", "127.0.0.2"]);
+    let url = format!("wss://{}/mcp/register", gateway.address);
+    gives_up(&url, &["--ssl-ca-cert", &file(shared(), "ca.crt")], &["for other names", "localhost"]);
+    let _edge = Edge::start(&url, "s", &[], &["--no-ssl-verify"]);
+    gateway.program.wait_for("server 's' offers");
+}
+
+#[test]
+fn addresses_are_names_too() {
+    if !available() {
+        return;
+    }
+    let gateway = gateway(&["--host", "::"]);
+    let ca = file(shared(), "ca.crt");
+    for (name, host) in [("four", "127.0.0.1"), ("six", "[::1]"), ("name", "localhost")] {
+        if name == "six" && std::net::TcpListener::bind("[::1]:0").is_err() {
+            continue;
+        }
+        let url = format!("wss://{host}:{}/", gateway.address.port());
+        let _edge = Edge::start(&url, name, &[], &["--ssl-ca-cert", &ca]);
+        gateway.program.wait_for(&format!("server '{name}' offers"));
+    }
+}
+
+#[test]
+fn a_wrong_scheme_is_told() {
+    if !available() {
+        return;
+    }
+    let secure = gateway(&[]);
+    gives_up(&secure.url(), &["--require-gateway"], &["wss://"]);
+    let plain = Gateway::start(&[]);
+    let trust = file(shared(), "ca.crt");
+    gives_up(&url(&plain), &["--require-gateway", "--ssl-ca-cert", &trust], &["ws://"]);
+}

@@ -1,0 +1,368 @@
+//! The real programs, as a user starts them: each in a process, on ports that the system chooses, with its stderr read
+//! as it comes. Dropping one kills it with everything that it started.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Read},
+    net::SocketAddr,
+    os::unix::process::{CommandExt, ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{directory, wire::Client};
+
+/// Longer than anything here takes on a slow and busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+const MARK: &str = "IT_MARK";
+
+/// What a program wrote so far.
+#[derive(Default)]
+struct Said {
+    lines: Mutex<(Vec<String>, bool)>,
+    more: Condvar,
+}
+
+/// A running `mcpport`.
+pub struct Program {
+    child: Child,
+    said: Arc<Said>,
+    stdout: Arc<Said>,
+    mark: String,
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct End {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    pub stderr: Vec<String>,
+}
+
+impl End {
+    /// What it wrote beside the log: its complaint.
+    pub fn complaint(&self) -> Vec<&str> {
+        let is_log = |line: &str| ["[DEBUG]", "[INFO]", "[WARN]", "[ERROR]"].iter().any(|l| line.contains(l));
+        self.stderr.iter().map(String::as_str).filter(|line| !is_log(line)).collect()
+    }
+}
+
+impl Program {
+    /// Starts `mcpport` with these arguments.
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::start_in(arguments, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub fn start_in(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let mark = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mcpport"));
+        for (name, _) in env::vars().filter(|(name, _)| name.starts_with("MCP")) {
+            command.env_remove(name);
+        }
+        command.args(arguments).envs(variables.iter().copied()).env(MARK, &mark);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().unwrap();
+        let said = Said::read(child.stderr.take().unwrap());
+        let stdout = Said::read(child.stdout.take().unwrap());
+        Self { child, said, stdout, mark }
+    }
+
+    /// Runs to the end.
+    #[track_caller]
+    pub fn finish(arguments: &[&str]) -> End {
+        Self::start(arguments).ended()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The first line of stderr with this text; waits for it.
+    #[track_caller]
+    pub fn wait_for(&self, text: &str) -> String {
+        self.wait_for_nth(text, 1)
+    }
+
+    /// The line of stderr with this text that is the `nth` such; waits for it.
+    #[track_caller]
+    pub fn wait_for_nth(&self, text: &str, nth: usize) -> String {
+        self.said.wait(text, nth)
+    }
+
+    /// The first line of stdout with this text; waits for it.
+    #[track_caller]
+    pub fn wait_for_output(&self, text: &str) -> String {
+        self.stdout.wait(text, 1)
+    }
+
+    /// All of stderr so far.
+    pub fn log(&self) -> String {
+        self.said.lock().0.join("\n")
+    }
+
+    /// All of stdout so far.
+    pub fn output(&self) -> String {
+        self.stdout.lock().0.join("\n")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for its end, and for the end of its stderr.
+    #[track_caller]
+    pub fn ended(&mut self) -> End {
+        let child = &mut self.child;
+        let mut status = None;
+        eventually("the program ends", || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        });
+        let status = status.unwrap();
+        let mut lines = self.said.lock();
+        let deadline = Instant::now() + PATIENCE;
+        while !lines.1 && Instant::now() < deadline {
+            lines = self.said.more.wait_timeout(lines, Duration::from_secs(1)).unwrap().0;
+        }
+        End { code: status.code(), signal: status.signal(), stderr: lines.0.clone() }
+    }
+
+    /// SIGTERM, and the end that follows.
+    #[track_caller]
+    pub fn stop(&mut self) -> End {
+        self.signal(Signal::TERM);
+        self.ended()
+    }
+
+    /// SIGKILL, and the end that follows.
+    #[track_caller]
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.ended();
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Living processes that it started, and those that these started, whatever became of their parents.
+    pub fn offspring(&self) -> Vec<u32> {
+        let wanted = format!("{MARK}={}", self.mark);
+        let ids = fs::read_dir("/proc").unwrap().flatten();
+        let ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        ids.filter(|id| {
+            let environment = fs::read(format!("/proc/{id}/environ")).unwrap_or_default();
+            *id != self.pid() && environment.split(|byte| *byte == 0).any(|one| one == wanted.as_bytes())
+        })
+        .collect()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for id in self.offspring() {
+            if let Some(pid) = i32::try_from(id).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        if thread::panicking() {
+            eprintln!("--- stderr of process {}:\n{}", self.pid(), self.log());
+        }
+    }
+}
+
+impl Said {
+    /// A test that failed while it looked does not spoil it.
+    fn lock(&self) -> MutexGuard<'_, (Vec<String>, bool)> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(pipe: impl Read + Send + 'static) -> Arc<Self> {
+        let said = Arc::new(Self::default());
+        let ours = said.clone();
+        thread::spawn(move || {
+            let mut lines = BufReader::new(pipe);
+            let mut line = Vec::new();
+            while lines.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+                let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
+                ours.lock().0.push(text);
+                ours.more.notify_all();
+                line.clear();
+            }
+            ours.lock().1 = true;
+            ours.more.notify_all();
+        });
+        said
+    }
+
+    #[track_caller]
+    fn wait(&self, text: &str, nth: usize) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = self.lock();
+        loop {
+            if let Some(line) = lines.0.iter().filter(|line| line.contains(text)).nth(nth - 1) {
+                return line.clone();
+            }
+            let (said, ended) = &*lines;
+            assert!(!ended && Instant::now() < deadline, "no line with {text:?} in:\n{}", said.join("\n"));
+            lines = self.more.wait_timeout(lines, Duration::from_secs(1)).unwrap().0;
+        }
+    }
+}
+
+/// SIGKILL.
+pub fn kill(id: u32) {
+    let pid = i32::try_from(id).ok().and_then(Pid::from_raw).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+}
+
+/// Waits for something that another process brings about.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it takes too long until {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A gateway, and where it listens.
+pub struct Gateway {
+    pub program: Program,
+    pub address: SocketAddr,
+}
+
+impl Gateway {
+    /// Starts one on a free port.
+    #[track_caller]
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::start_in(arguments, &[])
+    }
+
+    /// The same with variables in its environment.
+    #[track_caller]
+    pub fn start_in(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let program = Program::start_in(&[&["gateway", "--port", "0"], arguments].concat(), variables);
+        let address = listening(&program);
+        Self { program, address }
+    }
+
+    pub fn url(&self) -> String {
+        format!("ws://{}/mcp/register", self.address)
+    }
+
+    /// A client that has done its `initialize`.
+    #[track_caller]
+    pub fn client(&self) -> Client {
+        Client::ready(self.address, &[])
+    }
+
+    /// Registers a fake server, and waits until its tools are listed.
+    #[track_caller]
+    pub fn edge(&self, name: &str) -> Edge {
+        self.edge_with(name, &[], &[])
+    }
+
+    /// The same with arguments for the fake server and for `register`.
+    #[track_caller]
+    pub fn edge_with(&self, name: &str, server: &[&str], register: &[&str]) -> Edge {
+        let edge = Edge::start(&self.url(), name, server, register);
+        self.program.wait_for(&format!("server '{name}' offers"));
+        edge
+    }
+}
+
+/// Where a gateway says that it listens, in IPv4 if it does.
+#[track_caller]
+pub fn listening(program: &Program) -> SocketAddr {
+    let line = program.wait_for("listening on ");
+    let address = line.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
+    let mut address: SocketAddr = address.parse().unwrap();
+    if address.ip().is_unspecified() {
+        address.set_ip([127, 0, 0, 1].into());
+    }
+    address
+}
+
+/// A `register` with a fake server.
+pub struct Edge {
+    pub program: Program,
+    log: PathBuf,
+}
+
+impl Edge {
+    /// Starts one; it may not get through.
+    pub fn start(url: &str, name: &str, server: &[&str], register: &[&str]) -> Self {
+        Self::start_in(url, name, server, register, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub fn start_in(
+        url: &str,
+        name: &str,
+        server: &[&str],
+        register: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let log = directory("fake").join("log");
+        let command = command(&log, server);
+        let fixed = ["register", "--stdio", &command, "--gateway-url", url, "--server-name", name];
+        let program = Program::start_in(&[&fixed, register].concat(), variables);
+        Self { program, log }
+    }
+
+    /// What the server has read: whole lines.
+    pub fn got(&self) -> Vec<String> {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+
+    /// The first line that the server has read with this text; waits for it.
+    #[track_caller]
+    pub fn wait_for(&self, text: &str) -> String {
+        let mut found = None;
+        eventually(&format!("the server reads {text:?}"), || {
+            found = self.got().into_iter().find(|line| line.contains(text));
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    /// How many lines the server has read with this text.
+    pub fn count(&self, text: &str) -> usize {
+        self.got().iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// The process of the server.
+    #[track_caller]
+    pub fn server_pid(&self) -> u32 {
+        self.program.wait_for("runs as process").rsplit(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+/// The fake server as a command line.
+pub fn command(log: &Path, arguments: &[&str]) -> String {
+    format!("'{}' --log '{}' {}", fake_server().display(), log.display(), arguments.join(" "))
+}
+
+/// The fake server: an example of this package, which `cargo test` builds with the rest.
+pub fn fake_server() -> PathBuf {
+    let binary = Path::new(env!("CARGO_BIN_EXE_mcpport"));
+    let server = binary.parent().unwrap().join("examples/fake-server");
+    assert!(server.exists(), "cargo build --example fake-server (cargo test does it by itself)");
+    server
+}
