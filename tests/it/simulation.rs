@@ -317,7 +317,7 @@ impl World {
             Frame::Text(text) => {
                 wire.edge.liveness.heard(now);
                 match self.boxes[place].edge.from_gateway(&text) {
-                    Down::Child(line) => self.to_child(place, &line),
+                    Down::Child(line) => self.hand_to_child(place, &line),
                     Down::Gateway(frame) => self.net.up(link, Frame::Text(frame)),
                     Down::Status(status) => assert_ne!(status.status, "error", "{}", status.message),
                     Down::Drop(_) => {}
@@ -332,7 +332,7 @@ impl World {
         }
     }
 
-    fn to_child(&mut self, place: usize, line: &str) {
+    fn hand_to_child(&mut self, place: usize, line: &str) {
         for (after, line) in self.boxes[place].child.read(line, &mut self.net.random) {
             self.net.plan(after, Event::Line(place, line));
         }
@@ -367,7 +367,7 @@ impl World {
         let (alive, random) = (self.net.now - edge_box.born, self.net.random.next() as u32);
         let delay = edge_box.backoff.next(Setback::Lost, alive, random, &self.net.limits.link);
         for line in edge_box.edge.disconnected() {
-            self.to_child(place, &line);
+            self.hand_to_child(place, &line);
         }
         self.net.plan(delay, Event::Dial(place));
     }

@@ -71,7 +71,7 @@ impl Client {
         };
         let token = match progress {
             false => String::new(),
-            true if self.place % 2 == 0 => number.to_string(),
+            true if self.place.is_multiple_of(2) => number.to_string(),
             true => format!("\"{number}\""),
         };
         let meta = if progress { format!("\"_meta\":{{\"progressToken\":{token}}},") } else { String::new() };
