@@ -358,8 +358,12 @@ pub const DEMO_TIME: Duration = Duration::from_secs(30);
 pub const LINK_BURST: usize = 64;
 /// Bytes of a server's identity. A UUID has 36; people give host names.
 pub const SERVER_ID: usize = 128;
-/// Graceful stop: time for running calls and streams to end.
-pub const DRAIN: Duration = Duration::from_secs(10);
+/// Graceful stop: time for running calls to end. With [`DRAIN`] it is what service managers wait before they kill.
+pub const DRAIN_CALLS: Duration = Duration::from_secs(8);
+/// Graceful stop: how often to look whether calls still run.
+pub const DRAIN_LOOK: Duration = Duration::from_millis(20);
+/// Graceful stop: time for streams and links to end after the calls.
+pub const DRAIN: Duration = Duration::from_secs(2);
 /// Bytes of foreign text in one log line.
 pub const LOG_TEXT: usize = 256;
 /// Requests of a gateway that the edge remembers, to cancel them when the link is lost.

@@ -112,20 +112,41 @@ impl Gateway {
     fn close(&self, client: &Client, reason: &str) {
         self.sessions().close(client.id());
         client.end();
-        client.streams().close();
         let open = client.calls().end_all();
         log::debug!("client {} is gone ({reason}), {} calls are cancelled", client.name(), open.len());
         for (upstream, id) in open {
             upstream.cancel(id, Err(reason), &self.stats);
         }
+        // After the calls, so that streams that are read end with what became of them.
+        client.streams().close();
         self.unsubscribe_all(client);
         self.end_processes(client);
+    }
+
+    /// Waits for the calls that run, as long as that may take; what still runs then is failed, so that each client
+    /// hears of it before its stream ends.
+    async fn finish_calls(&self) {
+        let idle = async {
+            while self.sessions().all().any(|client| !client.calls().is_empty()) {
+                Timer::after(limits::DRAIN_LOOK).await;
+            }
+        };
+        if deadline::within(limits::DRAIN_CALLS, idle).await.is_ok() {
+            return;
+        }
+        let servers: Vec<Arc<Upstream>> = self.catalog().all().map(|(_, server)| server.clone()).collect();
+        for server in servers {
+            let own = server.isolation().map(|isolation| isolation.open().values().cloned().collect());
+            for process in own.unwrap_or_else(Vec::new).iter().chain([&server]) {
+                process.fail_all("the gateway stops", &self.stats);
+            }
+        }
     }
 
     /// Ends the sessions that nobody uses, for ever.
     async fn sweep(self: Arc<Self>) {
         loop {
-            Timer::after(limits::SWEEP).await;
+            Timer::after(limits::SWEEP.min(self.config.limits.session.idle)).await;
             let idle = self.sessions().expire(Instant::now(), |client| client.is_busy());
             for client in idle {
                 self.close(&client, "it was not used for a long time");
@@ -159,7 +180,7 @@ impl Bound {
         self.listeners.iter().map(Listener::local).collect()
     }
 
-    /// Serves until `stop` is ready, then finishes what runs, for as long as [`limits::DRAIN`].
+    /// Serves until `stop` is ready, then finishes what runs, for as long as [`limits::DRAIN_CALLS`] and [`limits::DRAIN`].
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let Self { gateway, listeners, acceptor, switch } = self;
         self::greet(&gateway, &listeners, acceptor.is_some());
@@ -169,8 +190,9 @@ impl Bound {
         let sweeping = exec::spawn(door.gateway.clone().sweep());
         stop.await;
         drop((accepting, sweeping));
-        drop(switch);
         log::info!("stopping: no new connections, waiting for {} to end", door.crew.len());
+        door.gateway.finish_calls().await;
+        drop(switch);
         if deadline::within(limits::DRAIN, door.crew.gone()).await.is_err() {
             log::warn!("some connections did not end within {} s", limits::DRAIN.as_secs());
         }

@@ -282,7 +282,7 @@ impl Server {
         let config = &gateway.config;
         // A server may have to be downloaded and started first.
         let patience = if ask.method == "initialize" { config.timeout_run_tool } else { config.timeout_rpc };
-        let opened = self.upstream.mux().open(now, Caller::Conversation, ask.method, None, patience);
+        let opened = self.upstream.mux().open_own(now, Caller::Conversation, ask.method, patience);
         let Ok(id) = opened else {
             self.conversation.unanswered();
             return Ok(());

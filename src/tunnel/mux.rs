@@ -88,18 +88,36 @@ impl<C> Mux<C> {
         token: Option<&str>,
         patience: Duration,
     ) -> Result<u64, Refused> {
+        if self.pending.len() >= self.most && !self.gone {
+            return Err(Refused::Busy);
+        }
+        let deadline = now + patience;
+        let token = token.map(Into::into);
+        self.insert(Pending { caller, method: method.into(), patience, deadline, token })
+    }
+
+    /// Takes in a request of the gateway's own, of which there is one at a time: callers must not keep it out.
+    ///
+    /// # Errors
+    /// [`Refused::Gone`]: the table was drained.
+    pub fn open_own(
+        &mut self,
+        now: Instant,
+        caller: C,
+        method: &str,
+        patience: Duration,
+    ) -> Result<u64, Refused> {
+        let deadline = now + patience;
+        self.insert(Pending { caller, method: method.into(), patience, deadline, token: None })
+    }
+
+    fn insert(&mut self, pending: Pending<C>) -> Result<u64, Refused> {
         if self.gone {
             return Err(Refused::Gone);
         }
-        if self.pending.len() >= self.most {
-            return Err(Refused::Busy);
-        }
         self.last += 1;
-        let deadline = now + patience;
-        let pending =
-            Pending { caller, method: method.into(), patience, deadline, token: token.map(Into::into) };
+        self.due = Some(self.due.map_or(pending.deadline, |due| due.min(pending.deadline)));
         self.pending.insert(self.last, pending);
-        self.due = Some(self.due.map_or(deadline, |due| due.min(deadline)));
         Ok(self.last)
     }
 
@@ -242,9 +260,12 @@ mod tests {
         assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(1));
         assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(2));
         assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Err(Refused::Busy));
+        assert_eq!(mux.open_own(now, "us", "m", PATIENCE), Ok(3));
         mux.close(2);
-        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(3));
+        mux.close(3);
+        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(4));
         assert_eq!(mux.drain().len(), 2);
+        assert_eq!(mux.open_own(now, "us", "m", PATIENCE), Err(Refused::Gone));
         assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Err(Refused::Gone));
         assert_eq!((mux.is_empty(), mux.deadline()), (true, None));
     }

@@ -131,6 +131,11 @@ fn options() -> Options {
                 options.tools.extend(session::TOOLS.iter().map(ToString::to_string));
             }
             "--gate" => options.gate = Some(value()),
+            // Not nice, and no message.
+            "--shout" => {
+                eprintln!("shouted\r\x1b[31mred\x07 \u{202e}backwards");
+                println!("noise\r\x1b[31mred");
+            }
             other => panic!("unknown flag {other}"),
         }
     }

@@ -78,6 +78,13 @@ fn usage() {
         (&["register", "--stdio", "cat", "--header", "A: cana\u{1}ry"], &["--header"]),
         (&["register", "--stdio", "cat", "--header", "Host: canary"], &["--header Host"]),
         (&["register", "--stdio", "cat", "--port", "x"], &["port"]),
+        (&["register", "--stdio", "cat", "--sessions", "many"], &["--sessions many", "isolated"]),
+        (&["register", "--stdio", "cat", "--max-sessions", "5"], &["--max-sessions", "--sessions isolated"]),
+        (
+            &["register", "--stdio", "cat", "--sessions", "isolated", "--max-sessions", "0"],
+            &["--max-sessions"],
+        ),
+        (&["gateway", "--mcp-path", "/sse"], &["same path"]),
         (&["register", "--stdio", "cat", "--health-endpoint", "up"], &["--health-endpoint"]),
         (&["register", "--stdio", "cat", "--no-ssl-verify", "--ssl-ca-cert", "f"], &["contradict"]),
         (&["register", "--stdio", "cat", "--ssl-certfile", "f"], &["--ssl-keyfile"]),

@@ -189,6 +189,19 @@ fn sse_path() {
 }
 
 #[test]
+fn mcp_path() {
+    let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}"#;
+    let accept = ["Accept: application/json, text/event-stream"];
+    for (arguments, path, other) in [(&[][..], "/mcp", "/in"), (&["--mcp-path", "/in"], "/in", "/mcp")] {
+        let gateway = Gateway::start(arguments);
+        let answer = request(gateway.address, "POST", path, &accept, initialize);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(answer.field("mcp-session-id").is_some() && answer.body.contains("2025-06-18"), "{answer:?}");
+        assert_eq!(request(gateway.address, "POST", other, &accept, initialize).status, 404);
+    }
+}
+
+#[test]
 fn messages_path() {
     for (arguments, endpoint, other) in [
         (&[][..], "/messages", "/messages/"),

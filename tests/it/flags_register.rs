@@ -143,6 +143,30 @@ fn server_name_and_server_id() {
 }
 
 #[test]
+fn sessions_and_max_sessions() {
+    let gateway = Gateway::start(&[]);
+    let _shared = gateway.edge_with("shared", &[], &["--sessions", "shared"]);
+    let isolated = ["--sessions", "isolated", "--max-sessions", "2"];
+    let edge = gateway.edge_with("isolated", &[], &isolated);
+    let (mut one, mut other) = (gateway.client(), gateway.client());
+    assert_eq!(one.call_text("shared_pid", "{}"), other.call_text("shared_pid", "{}"));
+    let own = one.call_text("isolated_pid", "{}");
+    assert_eq!(one.call_text("isolated_pid", "{}"), own, "one process for all of a session");
+    assert_ne!(other.call_text("isolated_pid", "{}"), own);
+    let mut third = gateway.client();
+    let refused = third.call("isolated_pid", "{}");
+    assert!(refused.contains("--max-sessions") && refused.contains("\"error\""), "{refused}");
+    let processes = edge.program.offspring().len();
+    drop(one);
+    eventually("its process ends", || edge.program.offspring().len() < processes);
+    let mut fresh = third.call("isolated_pid", "{}");
+    eventually("there is room again", || {
+        fresh = third.call("isolated_pid", "{}");
+        !fresh.contains("\"error\"")
+    });
+}
+
+#[test]
 fn require_gateway() {
     let url = format!("ws://127.0.0.1:{}/mcp/register", free_port());
     let mut strict = Edge::start(&url, "s", &[], &["--require-gateway"]);

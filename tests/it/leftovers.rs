@@ -82,6 +82,27 @@ fn a_server_survives_its_gateway_and_not_its_edge() {
 }
 
 #[test]
+fn nothing_is_left_of_isolated_sessions() {
+    for end in ["asked", "killed", "gateway killed"] {
+        let mut gateway = Gateway::start(&[]);
+        let mut edge = gateway.edge_with("s", &[], &["--sessions", "isolated"]);
+        let mut clients: Vec<_> = (0..3).map(|_| gateway.client()).collect();
+        for client in &mut clients {
+            client.call("s_echo", "{}");
+        }
+        assert!(edge.program.offspring().len() >= 3);
+        match end {
+            "asked" => assert_eq!(edge.program.stop().code, Some(0)),
+            "killed" => edge.program.kill(),
+            _ => gateway.program.kill(),
+        }
+        // With the gateway go the sessions; the one process that the list of tools comes from may stay.
+        let most = usize::from(end == "gateway killed");
+        eventually(end, || edge.program.offspring().len() <= most);
+    }
+}
+
+#[test]
 fn nothing_is_left_of_many_runs() {
     let gateway = Gateway::start(&[]);
     for round in 0..20 {

@@ -45,6 +45,7 @@ fn a_name_belongs_to_one_server() {
 fn the_same_id_takes_over() {
     let gateway = Gateway::start(&["--timeout-run-tool", "10m"]);
     let mut first = gateway.edge_with("s", &[], &["--server-id", "box"]);
+    first.program.wait_for("registered: ");
     let mut client = gateway.client();
     let id = client.begin_call("s_hold", r#"{"key":"k"}"#);
     first.wait_for("\"hold\"");
@@ -105,6 +106,7 @@ fn a_restarted_gateway_gets_the_same_server_back() {
     let pid = edge.server_pid().to_string();
     assert_eq!(gateway.client().call_text("s_pid", "{}"), pid);
     for round in 1..=2 {
+        edge.program.wait_for_nth("registered: ", round);
         gateway.program.kill();
         gateway = again(&gateway, &[]);
         gateway.program.wait_for("server 's' offers 16 tools");
@@ -112,7 +114,6 @@ fn a_restarted_gateway_gets_the_same_server_back() {
         assert_eq!(client.call_text("s_pid", "{}"), pid, "the child lives on");
         assert_eq!((edge.count("\"initialize\""), edge.count("notifications/initialized")), (1, 1));
         assert_eq!(edge.count("tools/list"), 1 + round);
-        edge.program.wait_for_nth("registered: ", 1 + round);
     }
 }
 
@@ -273,6 +274,39 @@ fn a_gateway_drains_when_it_is_stopped() {
     client.ended();
     edge.program.wait_for("the gateway stops");
     edge.program.wait_for("next try in");
+}
+
+#[test]
+fn a_call_that_runs_at_the_end_is_answered() {
+    let mut gateway = Gateway::start(&[]);
+    let edge = gateway.edge("s");
+    let mut client = gateway.client();
+    let id = client.begin_call("s_sleep", r#"{"ms":500}"#);
+    edge.wait_for("\"sleep\"");
+    gateway.program.signal(Signal::TERM);
+    assert!(client.answer(&id).contains("slept"));
+    client.ended();
+    assert_eq!(gateway.program.ended().code, Some(0));
+}
+
+#[test]
+fn a_call_that_does_not_end_is_failed_before_the_end() {
+    // Both at once: it takes as long as a gateway waits for calls.
+    let mut worlds = ["shared", "isolated"].map(|sessions| {
+        let gateway = Gateway::start(&[]);
+        let edge = gateway.edge_with("s", &[], &["--sessions", sessions]);
+        let mut client = gateway.client();
+        let id = client.begin_call("s_hold", r#"{"key":"k"}"#);
+        edge.wait_for("\"hold\"");
+        gateway.program.signal(Signal::TERM);
+        (gateway, edge, client, id)
+    });
+    for (gateway, _edge, client, id) in &mut worlds {
+        let answer = client.answer(id);
+        assert!(answer.contains("server 's' went away: the gateway stops"), "{answer}");
+        client.ended();
+        assert_eq!(gateway.program.ended().code, Some(0));
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod canaries;
 mod certs;
 mod child;
 mod complaints;
+mod crowd;
 /// `mcpport device`, driven line by line on boxes made of files.
 mod device;
 mod doors;
@@ -17,6 +18,7 @@ mod link;
 mod links;
 mod net;
 mod secure;
+mod simulation;
 mod tidy;
 /// The real programs, and HTTP towards them.
 mod wire;

@@ -191,7 +191,6 @@ pub fn member(object: &str, name: &str) -> Option<String> {
 
 /// A client of the 2024-11-05 transport.
 pub struct Client {
-    address: SocketAddr,
     lines: Vec<String>,
     wire: Wire,
     dial: Box<dyn Fn() -> Wire>,
@@ -226,8 +225,7 @@ impl Client {
         assert_eq!(head.field("content-type"), Some("text/event-stream"));
         let (events, inbox) = (Vec::new(), VecDeque::new());
         let dial = Box::new(dial);
-        let mut client =
-            Self { address, lines, wire, dial, events, inbox, endpoint: String::new(), last_id: 0 };
+        let mut client = Self { lines, wire, dial, events, inbox, endpoint: String::new(), last_id: 0 };
         let (kind, endpoint) = client.read_event();
         assert_eq!(kind, "endpoint");
         client.endpoint = endpoint;
@@ -392,9 +390,5 @@ impl Client {
     #[track_caller]
     pub fn ended(&mut self) {
         eventually("the stream ends", || !matches!(self.try_event(), Ok(Some(_))));
-    }
-
-    pub fn address(&self) -> SocketAddr {
-        self.address
     }
 }

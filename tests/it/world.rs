@@ -5,7 +5,7 @@ use std::{
     env, fs,
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -43,7 +43,6 @@ pub struct Program {
 #[derive(Debug)]
 pub struct End {
     pub code: Option<i32>,
-    pub signal: Option<i32>,
     pub stderr: Vec<String>,
 }
 
@@ -135,7 +134,7 @@ impl Program {
         while !lines.1 && Instant::now() < deadline {
             lines = self.said.more.wait_timeout(lines, Duration::from_secs(1)).unwrap().0;
         }
-        End { code: status.code(), signal: status.signal(), stderr: lines.0.clone() }
+        End { code: status.code(), stderr: lines.0.clone() }
     }
 
     /// SIGTERM, and the end that follows.
