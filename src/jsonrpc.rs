@@ -137,6 +137,11 @@ impl<'a> Message<'a> {
         self.result.clone().map(|span| &self.text[span])
     }
 
+    /// Where the result lies.
+    pub fn result_span(&self) -> Option<Span> {
+        self.result.clone()
+    }
+
     /// The error as it was written.
     pub fn error(&self) -> Option<&'a str> {
         self.error.clone().map(|span| &self.text[span])

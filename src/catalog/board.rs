@@ -54,9 +54,11 @@ impl Board {
     ) -> Option<String> {
         let (plain, other) = self.names(name, &item.key, limits);
         let noun = self.kind.noun();
-        let taken = self.entries.contains_key(&plain);
+        let holder = self.entries.get(&plain);
+        let taken = holder.is_some();
+        let again = holder.is_some_and(|entry| entry.server == Some(server) && entry.key == item.key);
         let exposed = if taken { other } else { plain.clone() };
-        if self.entries.contains_key(&exposed) {
+        if again || self.entries.contains_key(&exposed) {
             return Some(format!("{noun} {} is listed twice", text::show(&item.key)));
         }
         let entry = Entry { server: Some(server), key: item.key.clone(), listed: item.under(&exposed) };

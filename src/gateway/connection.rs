@@ -130,11 +130,6 @@ impl Connection {
             }
             Route::Preflight => Some(preflight()),
             Route::Messages => legacy::messages(self, principal, request).await?,
-            Route::Mcp(Some(name)) | Route::EventStream(Some(name))
-                if self.gateway.catalog().server(name).is_none() =>
-            {
-                Some(Response::new(StatusCode::NotFound).text("no such server is connected\n"))
-            }
             Route::Mcp(name) => streamable::serve(self, principal, scope(name), request).await?,
             Route::EventStream(name) => match legacy::admit(self, principal, scope(name)) {
                 Ok((client, queue)) => {
@@ -176,6 +171,16 @@ impl Connection {
         let socket = link::accepted(stream, glued, &gateway.config.limits.link).await;
         registration::serve(gateway, socket, principal, peer).await;
         drop(badge);
+    }
+
+    /// A session begins only with a server that is connected; one that is open outlives it, and sees it come back.
+    pub(super) fn need_connected(&self, scope: &Scope) -> Result<(), Response> {
+        match scope {
+            Scope::Server(name) if self.gateway.catalog().server(name).is_none() => {
+                Err(Response::new(StatusCode::NotFound).text("no such server is connected\n"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Lets a page of an allowed origin read the answer, if that was asked for.

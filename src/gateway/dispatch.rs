@@ -263,11 +263,19 @@ impl Gateway {
     fn set_level(&self, client: &Client, message: &Message<'_>) -> Result<String, Problem> {
         let level =
             Level::of(message).ok_or_else(|| (jsonrpc::INVALID_PARAMS, "unknown log level".to_owned()))?;
-        client.facts().level = Some(level);
         let servers: Vec<Arc<Upstream>> = match client.scope() {
             Scope::All => self.catalog().all().map(|(_, upstream)| upstream.clone()).collect(),
             Scope::Server(name) => self.catalog().server(name).into_iter().collect(),
         };
+        // The aggregate takes the wish for servers that are still to come; one server can do it or not.
+        match (client.scope(), servers.first()) {
+            (Scope::Server(name), None) => return Err(not_connected(name)),
+            (Scope::Server(_), Some(upstream)) if !upstream.has("logging") => {
+                return Err(unknown_method(message));
+            }
+            _ => {}
+        }
+        client.facts().level = Some(level);
         for upstream in servers.iter().filter(|upstream| upstream.isolation().is_none()) {
             self.tell_level(upstream);
         }

@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use futures_lite::AsyncRead;
+use futures_lite::{AsyncRead, future};
 use smol::Timer;
 
 use super::{Gateway, streams::Streams};
@@ -72,7 +72,7 @@ pub async fn write(
     let ended = loop {
         if !first.is_empty() {
             web.conn.stream(&first, &mut web.out);
-            web.flush().await?;
+            flush(web, numbers.as_ref().map(|numbers| &numbers.wanted)).await?;
             first = Vec::new();
             written = Instant::now();
         }
@@ -89,6 +89,19 @@ pub async fn write(
         }
     };
     if ended == Ended::Complete { write_all(web, &[]).await } else { Ok(ended) }
+}
+
+/// Writes what is to be written. A client that comes back for its stream does not wait until an old connection, which
+/// may be dead, has taken everything: that connection ends in the middle.
+async fn flush(web: &mut Web, wanted: Option<&Thrown>) -> io::Result<()> {
+    let wanted = async {
+        match wanted {
+            Some(wanted) => wanted.wait().await,
+            None => std::future::pending().await,
+        }
+        Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the stream goes on over another connection"))
+    };
+    future::or(web.flush(), wanted).await
 }
 
 /// Writes the last events of a stream, and its end.

@@ -117,6 +117,19 @@ impl Gateway {
             upstream.tell(Instant::now(), "resources/subscribe", &params, self.config.timeout_rpc);
         }
         self.tell_level(upstream);
+        // Sessions at its own endpoint have seen it before, when it may have offered something else.
+        for kind in [Kind::Tool, Kind::Prompt, Kind::Resource] {
+            if upstream.has(kind.capability()) {
+                self.tell_own(upstream, &jsonrpc::notification(kind.changed(), None));
+            }
+        }
+    }
+
+    /// Tells the sessions at a server's own endpoint.
+    fn tell_own(&self, upstream: &Upstream, notification: &str) {
+        for client in self.audience(upstream.name()).iter().filter(|client| *client.scope() != Scope::All) {
+            client.send(notification.to_owned(), &self.stats);
+        }
     }
 
     /// Asks a server for log messages from the lowest level that anybody wants.
@@ -165,13 +178,7 @@ impl Gateway {
                 }
             }
             "notifications/resources/updated" => self.spread_update(upstream, message, None),
-            _ => {
-                for client in self.audience(upstream.name()) {
-                    if *client.scope() != Scope::All {
-                        client.send(message.splice(&[]), &self.stats);
-                    }
-                }
-            }
+            _ => self.tell_own(upstream, &message.splice(&[])),
         }
     }
 

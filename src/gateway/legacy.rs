@@ -21,6 +21,7 @@ pub fn admit(
     principal: Principal,
     scope: Scope,
 ) -> Result<(Arc<Client>, Receiver<()>), Response> {
+    connection.need_connected(&scope)?;
     let gateway = &connection.gateway;
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
     let (client, queue) = Client::new(session::id(random), scope, true, &gateway.config.limits.session);
@@ -77,7 +78,7 @@ pub async fn messages(
         None => return Ok(Some(Response::new(StatusCode::BadRequest).text("session_id is missing\n"))),
         Some(id) => connection.gateway.sessions().find(Instant::now(), &id, principal),
     };
-    let Some(client) = found else {
+    let Some(client) = found.filter(|client| client.is_legacy()) else {
         return Ok(Some(Response::new(StatusCode::NotFound).text("no such session\n")));
     };
     if !is_json(request) {

@@ -112,12 +112,13 @@ impl Gateway {
     fn close(&self, client: &Client, reason: &str) {
         self.sessions().close(client.id());
         client.end();
-        client.streams().close();
         let open = client.calls().end_all();
         log::debug!("client {} is gone ({reason}), {} calls are cancelled", client.name(), open.len());
         for (upstream, id) in open {
             upstream.cancel(id, Err(reason), &self.stats);
         }
+        // After the calls, so that streams that are read end with what became of them.
+        client.streams().close();
         self.unsubscribe_all(client);
         self.end_processes(client);
     }
@@ -145,7 +146,7 @@ impl Gateway {
     /// Ends the sessions that nobody uses, for ever.
     async fn sweep(self: Arc<Self>) {
         loop {
-            Timer::after(limits::SWEEP).await;
+            Timer::after(limits::SWEEP.min(self.config.limits.session.idle)).await;
             let idle = self.sessions().expire(Instant::now(), |client| client.is_busy());
             for client in idle {
                 self.close(&client, "it was not used for a long time");

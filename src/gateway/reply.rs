@@ -35,13 +35,18 @@ impl Reply {
         self.open.is_some()
     }
 
-    /// Queues a message that belongs to a request, before its answer. A client that does not read is cut off: the
-    /// stream ends, so that it notices, instead of losing messages silently.
+    /// Queues a message that belongs to a request, before its answer. A client that does not read its event stream is cut
+    /// off: the stream ends, so that it notices. The answer to a POST only loses such messages: whoever sent it may come
+    /// back for the stream, and the answer matters more.
     pub fn send(&self, message: String, stats: &Stats) {
         if self.queue.send(message) == Err(Refused::Full) {
             stats.slow_clients.add();
-            log::warn!("a client does not read; its stream ends");
-            self.queue.end(());
+            if self.is_post() {
+                log::info!("a client does not read; a message before its answer is lost");
+            } else {
+                log::warn!("a client does not read; its stream ends");
+                self.queue.end(());
+            }
         }
     }
 
@@ -52,10 +57,10 @@ impl Reply {
 
     /// Queues the answer to a request.
     pub fn finish(&self, answer: String, stats: &Stats) {
-        self.send(answer, stats);
-        if let Some(open) = &self.open
-            && open.fetch_sub(1, Ordering::AcqRel) == 1
-        {
+        let Some(open) = &self.open else { return self.send(answer, stats) };
+        // There are only so many as there were requests. Nobody may be left to read it.
+        let _ = self.queue.send_anyway(answer);
+        if open.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.queue.end(());
         }
     }

@@ -137,7 +137,7 @@ async fn post(
         Ok(Posted::Asked { client, queue, batch }) => {
             answer(connection, &client, queue, batch, request).await
         }
-        Ok(Posted::Begun { client, queue }) => greet(connection, &client, queue).await,
+        Ok(Posted::Begun { client, queue }) => open(connection, principal, &client, queue).await,
         Err(response) => Ok(Some(response)),
         Ok(Posted::Accepted) => Ok(Some(Response::new(StatusCode::Accepted))),
     }
@@ -149,7 +149,7 @@ enum Posted {
     Asked { client: Arc<Client>, queue: Receiver<()>, batch: bool },
     /// Nothing that wants an answer.
     Accepted,
-    /// The beginning of a session.
+    /// The beginning of a session; the answer comes by this queue.
     Begun { client: Arc<Client>, queue: Receiver<()> },
 }
 
@@ -164,8 +164,7 @@ fn take(
     let body = std::str::from_utf8(connection.web.conn.body()).map_err(|_| malformed(Malformed::Syntax))?;
     let messages = match Message::read(body) {
         Ok(message) if message.method() == "initialize" && message.kind() == Kind::Request => {
-            let begun = initialize(connection, principal, scope, request, &message);
-            return begun.map(|(client, queue)| Posted::Begun { client, queue });
+            return initialize(connection, principal, scope, request, &message);
         }
         Ok(message) => vec![message],
         Err(Malformed::Batch) => Vec::new(),
@@ -213,51 +212,64 @@ fn read_batch<'a>(
     }
 }
 
-/// Opens a session. The version header does not matter here: a client that has probed may have left it.
+/// Begins a session. The version header does not matter here: a client that has probed may have left it.
 fn initialize(
     connection: &Connection,
     principal: Principal,
     scope: Scope,
     request: &Request,
     message: &Message<'_>,
-) -> Result<(Arc<Client>, Receiver<()>), Response> {
+) -> Result<Posted, Response> {
     let id = message.id().unwrap_or_default();
     if request.field(SESSION).is_some() {
         session(connection, principal, &scope, request)?;
         let why = "the session is initialized already";
         return Err(refuse(StatusCode::BadRequest, id, jsonrpc::INVALID_REQUEST, why));
     }
+    connection.need_connected(&scope)?;
     let gateway = &connection.gateway;
     let limits = &gateway.config.limits.session;
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
     let (client, standalone) = Client::new(session::id(random), scope, false, limits);
     client.streams().give_standalone(standalone);
-    let opened = gateway.sessions().open(Instant::now(), client.id().to_owned(), principal, client.clone());
-    opened.map_err(|session::Full| busy("too many sessions are open\n"))?;
     let (sender, queue) = queue::bounded(limits.queue_messages, limits.queue_bytes);
     gateway.dispatch(&client, message, &Reply::post(sender, 1));
-    Ok((client, queue))
+    Ok(Posted::Begun { client, queue })
 }
 
-/// Waits for the answer to `initialize`, which may come from a process that has to start first.
-async fn greet(
+/// Opens the session when `initialize` was answered with a result. Nobody knows its id before that.
+async fn open(
     connection: &mut Connection,
+    principal: Principal,
     client: &Arc<Client>,
     mut queue: Receiver<()>,
 ) -> io::Result<Option<Response>> {
-    let mut messages = VecDeque::new();
-    while let Gathered::Begun = gather(connection, &mut queue, &mut messages).await? {
-        // Nothing can be said to a client before its session has begun.
-        messages.retain(|text| is_response(text));
+    let mut answers = VecDeque::new();
+    let mut gathered = gather(connection, &mut queue, &mut answers).await;
+    while matches!(gathered, Ok(Gathered::Begun)) {
+        // Nothing else can be said to a client before its session has begun.
+        answers.retain(|text| is_response(text));
+        gathered = gather(connection, &mut queue, &mut answers).await;
     }
-    let answer = messages.pop_front();
-    if answer.is_some() && client.is_initialized() {
-        log::debug!("client {} begins a session from {}", client.name(), connection.web.stream.peer());
-        let response = Response::new(StatusCode::Ok).field(SESSION, client.id());
-        return Ok(answer.map(|answer| response.json(answer)));
+    let gateway = &connection.gateway;
+    let answer = match gathered {
+        Ok(Gathered::Complete | Gathered::Begun) => answers.pop_front().unwrap_or_default(),
+        Ok(Gathered::Gone) | Err(_) => {
+            gateway.close(client, "the client left before its session began");
+            return gathered.map(|_| None);
+        }
+    };
+    if !client.is_initialized() {
+        gateway.close(client, "it was not initialized");
+        return Ok(Some(Response::new(StatusCode::Ok).json(answer)));
     }
-    connection.gateway.close(client, "it was not initialized");
-    Ok(answer.map(|answer| Response::new(StatusCode::Ok).json(answer)))
+    let opened = gateway.sessions().open(Instant::now(), client.id().to_owned(), principal, client.clone());
+    if opened.is_err() {
+        gateway.close(client, "too many sessions are open");
+        return Ok(Some(busy("too many sessions are open\n")));
+    }
+    log::debug!("client {} begins a session from {}", client.name(), connection.web.stream.peer());
+    Ok(Some(Response::new(StatusCode::Ok).field(SESSION, client.id()).json(answer)))
 }
 
 /// Answers requests: as JSON when the answers come first, as an event stream otherwise.
@@ -376,7 +388,11 @@ async fn stream(
         attached.queue = None;
     }
     client.streams().rest(attached);
-    ended.map(|_| ())
+    match ended {
+        // Whoever wants the stream has it by now; the old connection may go on with something else.
+        Ok(Ended::Wanted) => events::write_all(web, &[]).await.map(|_| ()),
+        ended => ended.map(|_| ()),
+    }
 }
 
 async fn get(
@@ -397,43 +413,44 @@ async fn get(
         Ok(client) => client,
         Err(response) => return Ok(Some(response)),
     };
-    let resumed = match request.field("last-event-id").and_then(read_event_id) {
+    let attached = match request.field("last-event-id").and_then(read_event_id) {
         Some((id, seen)) => resume(connection, &client, id, seen).await,
-        None => None,
+        // What is no event id of ours was never given to this client: it begins, whatever it sends along.
+        None => client.streams().attach(STANDALONE).map(|attached| (attached, Vec::new())),
     };
-    let (attached, missed) = match resumed {
-        Some(resumed) => resumed,
-        None => match client.streams().attach(STANDALONE) {
-            Ok(attached) => (attached, Vec::new()),
-            Err(why) => {
-                let why = match why {
-                    NotAttached::Taken => "the session has such a stream already",
-                    NotAttached::Unknown => "the stream of this session has ended",
-                };
-                return Ok(Some(refuse(StatusCode::Conflict, "null", jsonrpc::INVALID_REQUEST, why)));
-            }
-        },
+    let (attached, missed) = match attached {
+        Ok(attached) => attached,
+        Err(NotAttached::Taken) => {
+            let why = "another connection has this stream";
+            return Ok(Some(refuse(StatusCode::Conflict, "null", jsonrpc::INVALID_REQUEST, why)));
+        }
+        Err(NotAttached::Unknown) => return Ok(Some(bad_request("this stream cannot be resumed"))),
     };
     let head = connection.with_cors(events::head(), request.field("origin"));
     Box::pin(stream(connection, &client, attached, head, missed, Vec::new())).await?;
     Ok(None)
 }
 
-/// The stream that an event id names, and what was sent on it after that event. `None` when it cannot be resumed.
+/// The stream that an event id names, and what was sent on it after that event.
 async fn resume(
     connection: &Connection,
     client: &Client,
     id: u32,
     seen: u64,
-) -> Option<(Attached, Vec<(u64, String)>)> {
-    let attached = client.streams().take_over(id, &connection.gateway.config.limits.session).await.ok()?;
+) -> Result<(Attached, Vec<(u64, String)>), NotAttached> {
+    let attached = client.streams().take_over(id, &connection.gateway.config.limits.session).await?;
     let missed = client.streams().replay().after(id, seen, attached.sent);
     match missed {
-        Some(missed) => Some((attached, missed)),
-        None => {
-            log::debug!("client {}: a stream cannot be resumed, too much was missed", client.name());
+        Some((missed, true)) => Ok((attached, missed)),
+        // What is still to come is worth more than what is lost: above all the answer.
+        Some((missed, false)) if attached.queue.is_some() || !missed.is_empty() => {
+            log::info!("client {}: some events of a stream are lost, too much was missed", client.name());
+            Ok((attached, missed))
+        }
+        _ => {
+            log::info!("client {}: a stream cannot be resumed, nothing of it is kept", client.name());
             client.streams().rest(attached);
-            None
+            Err(NotAttached::Unknown)
         }
     }
 }

@@ -53,7 +53,8 @@ struct Resting {
 
 #[derive(Debug)]
 struct Held {
-    _wanted: Switch,
+    /// Dropped to tell the holder that another wants the stream.
+    _wanted: Option<Switch>,
     /// Who wants it next.
     heir: Option<async_channel::Sender<Resting>>,
 }
@@ -64,6 +65,30 @@ struct Table {
     /// In the order in which they came to rest.
     resting: Vec<(u32, Resting)>,
     closed: bool,
+}
+
+impl Table {
+    fn take(&mut self, id: u32) -> Option<Resting> {
+        let place = self.resting.iter().position(|(other, _)| *other == id)?;
+        Some(self.resting.remove(place).1)
+    }
+
+    fn hold(&mut self, id: u32, resting: Resting) -> Attached {
+        let (switch, wanted) = exec::switch();
+        self.held.insert(id, Held { _wanted: Some(switch), heir: None });
+        Attached { id, queue: resting.queue, sent: resting.sent, wanted }
+    }
+
+    /// Makes room for one more that rests: what has ended goes first, then the oldest, but never the one that is not
+    /// opened by a request.
+    fn make_room(&mut self, most: usize) {
+        while self.resting.len() >= most {
+            let ended = self.resting.iter().position(|(_, resting)| resting.queue.is_none());
+            let oldest = || self.resting.iter().position(|(id, _)| *id != STANDALONE);
+            let Some(place) = ended.or_else(oldest) else { break };
+            self.resting.remove(place);
+        }
+    }
 }
 
 /// See the module's documentation.
@@ -104,7 +129,7 @@ impl Streams {
     /// A stream for the answer to a request.
     pub fn begin(&self, queue: Receiver<()>) -> Attached {
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.hold(id, Resting { queue: Some(queue), sent: 0 })
+        self.table().hold(id, Resting { queue: Some(queue), sent: 0 })
     }
 
     /// Attaches a stream that rests.
@@ -112,15 +137,12 @@ impl Streams {
     /// # Errors
     /// [`NotAttached`], with the reason.
     pub fn attach(&self, id: u32) -> Result<Attached, NotAttached> {
-        let resting = {
-            let mut table = self.table();
-            let Some(place) = table.resting.iter().position(|(other, _)| *other == id) else {
-                let taken = table.held.contains_key(&id);
-                return Err(if taken { NotAttached::Taken } else { NotAttached::Unknown });
-            };
-            table.resting.remove(place).1
-        };
-        Ok(self.hold(id, resting))
+        let mut table = self.table();
+        match table.take(id) {
+            Some(resting) => Ok(table.hold(id, resting)),
+            None if table.held.contains_key(&id) => Err(NotAttached::Taken),
+            None => Err(NotAttached::Unknown),
+        }
     }
 
     /// Attaches a stream even if another connection has it: that one may be dead without having noticed.
@@ -128,26 +150,26 @@ impl Streams {
     /// # Errors
     /// [`NotAttached`], with the reason.
     pub async fn take_over(&self, id: u32, limits: &SessionLimits) -> Result<Attached, NotAttached> {
-        match self.attach(id) {
-            Err(NotAttached::Taken) => {}
-            other => return other,
-        }
-        let (heir, handed) = async_channel::bounded(1);
-        if let Some(held) = self.table().held.get_mut(&id) {
-            let (switch, _) = exec::switch();
-            *held = Held { _wanted: switch, heir: Some(heir) };
-        }
-        let resting = deadline::within(limits.retry, handed.recv()).await;
-        match resting {
-            Ok(Ok(resting)) => Ok(self.hold(id, resting)),
-            _ => Err(NotAttached::Taken),
-        }
-    }
-
-    fn hold(&self, id: u32, resting: Resting) -> Attached {
-        let (switch, wanted) = exec::switch();
-        self.table().held.insert(id, Held { _wanted: switch, heir: None });
-        Attached { id, queue: resting.queue, sent: resting.sent, wanted }
+        let handed = {
+            let mut table = self.table();
+            if let Some(resting) = table.take(id) {
+                return Ok(table.hold(id, resting));
+            }
+            let held = table.held.get_mut(&id).ok_or(NotAttached::Unknown)?;
+            let (heir, handed) = async_channel::bounded(1);
+            *held = Held { _wanted: None, heir: Some(heir) };
+            handed
+        };
+        let resting = match deadline::within(limits.retry, handed.recv()).await {
+            Ok(Ok(resting)) => Some(resting),
+            _ => {
+                // It may have come at the last moment; after this it comes no more, and rests instead.
+                handed.close();
+                handed.try_recv().ok()
+            }
+        };
+        let resting = resting.ok_or(NotAttached::Taken)?;
+        Ok(self.table().hold(id, resting))
     }
 
     /// A connection lets go of a stream, which may go on: for who wants it, or to wait for its client.
@@ -165,11 +187,7 @@ impl Streams {
                 Err(error) => resting = error.into_inner(),
             }
         }
-        // The oldest goes first, but never the one that is not opened by a request.
-        while table.resting.len() >= self.most {
-            let Some(place) = table.resting.iter().position(|(id, _)| *id != STANDALONE) else { break };
-            table.resting.remove(place);
-        }
+        table.make_room(self.most);
         table.resting.push((id, resting));
     }
 

@@ -14,7 +14,8 @@ use std::{
 use super::{client::Client, reply::Reply};
 use crate::{
     jsonrpc::{self, Message, Span},
-    limits, mcp,
+    limits,
+    mcp::{self, bridge},
     net::{
         link::Farewell,
         queue::{Refused, Sender},
@@ -321,12 +322,29 @@ impl Upstream {
 /// Gives an answer to who waits for it, under the client's own id.
 pub fn deliver(pending: Pending<Caller>, message: &Message<'_>, stats: &Stats) {
     if let Caller::Client(client, id, reply) = pending.caller {
-        client.calls().end(&id);
+        let asked = client.calls().end(&id).map(|(upstream, _)| upstream);
         if let (Some(result), "initialize") = (message.result(), &*pending.method) {
             client.initialized(&mcp::version_of(result).unwrap_or_default());
+            asked.iter().for_each(|process| process.greeted(result));
         }
-        reply.finish(message.with_id(&id), stats);
+        reply.finish(fit(&client, asked.as_deref(), &pending.method, message, &id), stats);
     }
+}
+
+/// An answer under the client's id, without types of content that the client's version does not know.
+fn fit(client: &Client, asked: Option<&Upstream>, method: &str, message: &Message<'_>, id: &str) -> String {
+    let version = client.facts().version.clone();
+    let server =
+        asked.filter(|_| bridge::concerns(&version)).and_then(Upstream::greeting).and_then(mcp::version_of);
+    let mut edits = match server {
+        Some(server) => bridge::edits(method, &version, &server, message),
+        None => Vec::new(),
+    };
+    let Some(span) = message.id_span().filter(|_| !edits.is_empty()) else { return message.with_id(id) };
+    edits.push((span, id.to_owned()));
+    edits.sort_unstable_by_key(|(span, _)| span.start);
+    let edits: Vec<(Span, &str)> = edits.iter().map(|(span, new)| (span.clone(), new.as_str())).collect();
+    message.splice(&edits)
 }
 
 /// Fails a request with an error of ours.

@@ -3,6 +3,7 @@
 //!
 //! Built on `jsonrpc`; used by `catalog` and by the programs.
 
+pub mod bridge;
 pub mod conversation;
 pub mod logging;
 pub mod names;

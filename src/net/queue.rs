@@ -105,6 +105,24 @@ impl<E> Sender<E> {
         Ok(())
     }
 
+    /// Puts a message in even if there is no room: for what is bounded elsewhere and must not be lost.
+    ///
+    /// # Errors
+    /// [`Refused::Closed`].
+    pub fn send_anyway(&self, message: String) -> Result<(), Refused> {
+        let waker = {
+            let mut state = lock(&self.0);
+            if state.deaf || state.end.is_some() {
+                return Err(Refused::Closed);
+            }
+            state.bytes += message.len();
+            state.messages.push_back(message);
+            state.reader.take()
+        };
+        waker.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+
     /// Puts a message in, as soon as there is room.
     ///
     /// # Errors

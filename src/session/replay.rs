@@ -1,7 +1,7 @@
 //! Events that were sent on the streams of one session, kept for a client that lost its connection.
 //!
-//! Bounded: the oldest events go first, whatever stream they belong to. A stream of which something is missing
-//! can no longer be resumed, and says so.
+//! Bounded: the oldest events go first, whatever stream they belong to. Who comes back to a stream of which something
+//! is missing is told so.
 
 use std::collections::VecDeque;
 
@@ -40,15 +40,18 @@ impl Replay {
         }
     }
 
-    /// The events of a stream after number `seen`, up to and with `last`. `None` when some of them are gone.
-    pub fn after(&self, stream: u32, seen: u64, last: u64) -> Option<Vec<(u64, String)>> {
+    /// The events of a stream after number `seen` that are kept, and whether these are all up to `last`. `None` when
+    /// event `seen` was never sent.
+    pub fn after(&self, stream: u32, seen: u64, last: u64) -> Option<(Vec<(u64, String)>, bool)> {
+        let sent = last.checked_sub(seen)?;
         let missed: Vec<(u64, String)> = self
             .events
             .iter()
             .filter(|event| event.stream == stream && event.number > seen)
             .map(|event| (event.number, event.text.clone()))
             .collect();
-        (missed.len() as u64 == last.checked_sub(seen)?).then_some(missed)
+        let complete = missed.len() as u64 == sent;
+        Some((missed, complete))
     }
 }
 
@@ -75,15 +78,17 @@ mod tests {
             replay.keep(7, number, format!("m{number}"));
         }
         replay.keep(8, 1, "other".into());
-        assert_eq!(replay.after(7, 1, 3), Some(vec![(2, "m2".into()), (3, "m3".into())]));
-        assert_eq!(replay.after(7, 3, 3), Some(vec![]));
+        assert_eq!(replay.after(7, 1, 3), Some((vec![(2, "m2".into()), (3, "m3".into())], true)));
+        assert_eq!(replay.after(7, 3, 3), Some((vec![], true)));
         assert_eq!(replay.after(7, 4, 3), None);
         replay.keep(8, 2, "x".into());
-        assert_eq!(replay.after(7, 0, 3), None);
-        assert_eq!(replay.after(7, 1, 3).map(|missed| missed.len()), Some(2));
+        let counted =
+            |missed: Option<(Vec<(u64, String)>, bool)>| missed.map(|(events, all)| (events.len(), all));
+        assert_eq!(counted(replay.after(7, 0, 3)), Some((2, false)));
+        assert_eq!(counted(replay.after(7, 1, 3)), Some((2, true)));
         replay.keep(8, 3, "y".repeat(100));
-        assert_eq!(replay.after(7, 1, 3), None);
-        assert_eq!(replay.after(8, 2, 3).map(|missed| missed.len()), Some(1));
+        assert_eq!(counted(replay.after(7, 1, 3)), Some((0, false)));
+        assert_eq!(counted(replay.after(8, 2, 3)), Some((1, true)));
     }
 
     #[test]

@@ -53,6 +53,9 @@ fn messages(corpus: &Path) {
         save(corpus, "envelope", number, message.as_bytes());
         save(corpus, "wire", number, message.as_bytes());
     }
+    for (number, frame) in ["#1 {}", "+7", "-7 gone", "-1", "#4294967296 x", "#01 "].iter().enumerate() {
+        save(corpus, "wire", 100 + number, format!("f{frame}").as_bytes());
+    }
     let deep =
         format!("{{\"jsonrpc\":\"2.0\",\"method\":\"a\",\"params\":{}{}}}", "[".repeat(127), "]".repeat(127));
     save(corpus, "envelope", MESSAGES.len(), deep.as_bytes());

@@ -17,6 +17,7 @@ mod link;
 mod links;
 mod net;
 mod secure;
+mod simulation;
 mod tidy;
 /// The real programs, and HTTP towards them.
 mod wire;

@@ -7,6 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use mcpport::jsonrpc::{Kind, Message};
 use mcpport::limits::SERVER_ID;
 use mcpport::text;
+use mcpport::tunnel::channel::{self, Frame};
 use mcpport::tunnel::edge::{Down, Edge, Up};
 use mcpport::tunnel::handshake::{Registration, Status};
 
@@ -22,7 +23,10 @@ fuzz_target!(|data: &[u8]| {
                 lines_are_cancellations(&edge.disconnected());
                 asked.clear();
             }
-            (_, frame) => first_frames(frame),
+            (_, frame) => {
+                first_frames(frame);
+                channels(frame);
+            }
         }
     }
 });
@@ -85,6 +89,17 @@ fn lines_are_cancellations(lines: &[String]) {
     for line in lines {
         assert_eq!(Message::read(line).expect("a message").method(), "notifications/cancelled");
     }
+}
+
+fn channels(frame: &str) {
+    let again = match channel::read(frame) {
+        Frame::Plain(text) => return assert_eq!(text, frame),
+        Frame::Message(number, text) => channel::message(number, text),
+        Frame::Open(number) => channel::open(number),
+        Frame::Close(number, why) => channel::close(number, why),
+    };
+    assert_eq!(channel::read(&again), channel::read(frame));
+    assert!(Message::read(frame).is_err(), "no message looks like a frame of a channel");
 }
 
 fn first_frames(frame: &str) {

@@ -162,8 +162,7 @@ pub fn paths(code: &str) -> Vec<(usize, String)> {
 
 fn spread(tokens: &[(usize, &str)], at: &mut usize, before: &str, out: &mut Vec<(usize, String)>) {
     let (place, mut path) = (tokens[*at].0, before.to_owned());
-    loop {
-        let Some((_, token)) = tokens.get(*at).filter(|(_, token)| token.starts_with(is_word)) else { break };
+    while let Some((_, token)) = tokens.get(*at).filter(|(_, token)| token.starts_with(is_word)) {
         path.push_str(token);
         *at += 1;
         if tokens.get(*at).is_none_or(|(_, token)| *token != "::") {

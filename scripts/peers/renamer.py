@@ -1,0 +1,91 @@
+"""A small HTTP proxy that hides the prefix of the aggregate: so a suite that asks for `echo` finds `every_echo`.
+
+It changes names of tools and prompts in what is asked, and in lists that come back as JSON. All else, event streams
+included, passes as it is.
+"""
+
+import http.client
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+HOPS = {"connection", "content-length", "host", "keep-alive", "transfer-encoding"}
+
+
+def serve(port, prefix):
+    """Starts a proxy to a loopback port in a thread; the port that it listens on."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_):
+            """Nobody reads a log of this."""
+
+        def relay(self):
+            body = renamed(self.rfile.read(int(self.headers.get("Content-Length") or 0)), prefix)
+            fields = {k: v for k, v in self.headers.items() if k.lower() not in HOPS}
+            # The suite probes with foreign hosts; its own are ours.
+            fields["Host"] = self.headers.get("Host", "").replace(f":{self.server.server_port}", f":{port}")
+            upstream = http.client.HTTPConnection("127.0.0.1", port)
+            try:
+                upstream.request(self.command, self.path, body or None, fields)
+                self.answer(upstream.getresponse())
+            except OSError:
+                self.close_connection = True
+            finally:
+                upstream.close()
+
+        def answer(self, answer):
+            stream = answer.getheader("Content-Type", "").startswith("text/event-stream")
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in HOPS:
+                    self.send_header(name, value)
+            if not stream:
+                body = stripped(answer.read(), prefix)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+                return
+            self.close_connection = True
+            self.send_header("Connection", "close")
+            self.end_headers()
+            while piece := answer.read1(65536):
+                self.wfile.write(piece)
+                self.wfile.flush()
+
+        do_GET = do_POST = do_DELETE = relay
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server.server_port
+
+
+def renamed(body, prefix):
+    """A request under the exposed name."""
+    try:
+        message = json.loads(body)
+        params = message["params"]
+        method = message["method"]
+    except (ValueError, KeyError, TypeError):
+        return body
+    if method in ("tools/call", "prompts/get") and "name" in params:
+        params["name"] = prefix + params["name"]
+    elif method == "completion/complete" and params.get("ref", {}).get("type") == "ref/prompt":
+        params["ref"]["name"] = prefix + params["ref"]["name"]
+    else:
+        return body
+    return json.dumps(message).encode()
+
+
+def stripped(body, prefix):
+    """A list under the server's own names, without what others offer."""
+    try:
+        message = json.loads(body)
+        result = message["result"]
+        kind = next(kind for kind in ("tools", "prompts") if kind in result)
+    except (ValueError, KeyError, TypeError, StopIteration):
+        return body
+    items = [item for item in result[kind] if item["name"].startswith(prefix)]
+    result[kind] = [{**item, "name": item["name"].removeprefix(prefix)} for item in items]
+    return json.dumps(message).encode()

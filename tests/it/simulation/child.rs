@@ -1,0 +1,117 @@
+//! A stdio server as children are: slow, talkative, sometimes silent, sometimes saying things twice or out of the blue.
+
+use std::{collections::HashSet, time::Duration};
+
+use mcpport::jsonrpc::{self, Kind, Message, unquote};
+
+use super::Random;
+
+/// The tools of each server.
+pub const TOOLS: [&str; 2] = ["echo", "slow"];
+
+/// The name that the server of a box registers.
+pub fn name(place: usize) -> String {
+    format!("s{place}")
+}
+
+pub struct Child {
+    place: usize,
+    /// Ids of all requests that it ever got: none may come twice.
+    seen: HashSet<String>,
+    initialized: bool,
+    /// Ids that it answered: what it says about them later is late.
+    answered: Vec<String>,
+}
+
+/// When it will write what.
+type Lines = Vec<(Duration, String)>;
+
+impl Child {
+    pub fn new(place: usize) -> Self {
+        Self { place, seen: HashSet::new(), initialized: false, answered: Vec::new() }
+    }
+
+    /// A line on its stdin.
+    pub fn read(&mut self, line: &str, random: &mut Random) -> Lines {
+        assert!(!line.contains(['\n', '\r']), "{line}");
+        let message = Message::read(line).expect("the edge hands on messages only");
+        if message.kind() != Kind::Request {
+            return Vec::new();
+        }
+        let id = message.id().unwrap_or_default().to_owned();
+        assert!(self.seen.insert(id.clone()), "the child of box {} gets id {id} twice", self.place);
+        let mut lines = match message.method() {
+            "initialize" => self.initialize(&id, random),
+            "tools/list" => vec![(random.millis(0, 300), jsonrpc::result(&id, &listing()))],
+            "tools/call" => self.call(&id, &message, random),
+            other => panic!("the child is asked {other}"),
+        };
+        self.babble(&mut lines, random);
+        lines
+    }
+
+    fn initialize(&mut self, id: &str, random: &mut Random) -> Lines {
+        assert!(!std::mem::replace(&mut self.initialized, true), "a child is initialized twice");
+        let result = r#"{"protocolVersion":"2025-06-18","capabilities":{"tools":{}},"serverInfo":{}}"#;
+        vec![(random.millis(0, 2000), jsonrpc::result(id, result))]
+    }
+
+    fn call(&mut self, id: &str, message: &Message<'_>, random: &mut Random) -> Lines {
+        let part = |path: &[&str]| message.param(path).unwrap().map(|span| &message.text()[span]);
+        let token = part(&["_meta", "progressToken"]);
+        assert!(token.is_none_or(|token| token == id), "our id stands in for the client's token");
+        let tool = part(&["name"]).and_then(unquote).unwrap().into_owned();
+        assert!(TOOLS.contains(&tool.as_str()), "the server's own name is asked for");
+        let nonce = part(&["arguments", "nonce"]).unwrap();
+        let longest = if tool == "slow" { 9000 } else { 1500 };
+        let end = random.millis(0, longest);
+        let mut lines = Vec::new();
+        for _ in 0..random.below(3) {
+            let at = end.mul_f64(random.below(120) as f64 / 100.0);
+            lines.push((at, progress(id, nonce)));
+        }
+        if random.chance(90) {
+            let answer = if random.chance(90) {
+                jsonrpc::result(id, &format!("{{\"nonce\":{nonce}}}"))
+            } else {
+                format!(
+                    "{{\"error\":{{\"code\":7,\"message\":\"no\",\"data\":{nonce}}},\"jsonrpc\":\"2.0\",\"id\":{id}}}"
+                )
+            };
+            self.answered.push(id.to_owned());
+            if random.chance(20) {
+                lines.push((end + random.millis(1, 4000), answer.clone()));
+            }
+            lines.push((end, answer));
+        }
+        lines
+    }
+
+    /// Things that nobody asked for, and that are nobody's.
+    fn babble(&mut self, lines: &mut Lines, random: &mut Random) {
+        let unasked = match random.below(24) {
+            0 => "Listening on port 3".to_owned(),
+            1 => jsonrpc::result("1000000", "{\"nonce\":-1}"),
+            2 => jsonrpc::result("0", "{\"nonce\":-1}"),
+            3 => jsonrpc::result("\"1\"", "{\"nonce\":-1}"),
+            4 => jsonrpc::request("1", "ping", "{}"),
+            5 => jsonrpc::request("2", "sampling/createMessage", "{}"),
+            6 => jsonrpc::notification("notifications/tools/list_changed", None),
+            7 => progress("1000000", "-1"),
+            8 => jsonrpc::notification("notifications/message", Some("{}")),
+            9 => "{\"status\":\"error\",\"message\":\"not the gateway\"}".to_owned(),
+            _ => return,
+        };
+        lines.push((random.millis(0, 2000), unasked));
+    }
+}
+
+fn progress(token: &str, nonce: &str) -> String {
+    let params = format!("{{\"progressToken\":{token},\"progress\":1,\"message\":{nonce}}}");
+    jsonrpc::notification("notifications/progress", Some(&params))
+}
+
+fn listing() -> String {
+    let tools = TOOLS.map(|tool| format!("{{\"name\":\"{tool}\"}}")).join(",");
+    format!("{{\"tools\":[{tools}]}}")
+}

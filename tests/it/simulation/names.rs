@@ -1,0 +1,116 @@
+//! Names that collide, by the seed: whoever comes and goes, each exposed name leads to one tool of one server, and to
+//! the same one for as long as that server says the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mcpport::{
+    auth::Principal,
+    catalog::{Catalog, Key, Target},
+    limits::CatalogLimits,
+    mcp::{
+        names::{exposed, exposed_with_hash},
+        offer::{Item, Kind},
+    },
+};
+
+use super::{Named, Random};
+
+/// Few letters, and many ways to the same plain name: `a` + `b_c` and `a_b` + `c`, `.` and `/` and `_`, too long.
+const SERVERS: [&str; 6] = ["a", "a_b", "a.b", "b", "a_b_c", "list"];
+const TOOLS: [&str; 10] =
+    ["c", "b_c", "b.c", "b/c", "servers", "_", "ééé", "aVeryLongNameIndeed1", "aVeryLongNameIndeed2", "c_d"];
+
+/// Short, so that names are cut.
+const LONGEST: usize = 18;
+
+struct Books {
+    catalog: Catalog<usize>,
+    /// What is registered: the server's place, its key, what it offers.
+    servers: BTreeMap<usize, (Key, Vec<&'static str>)>,
+    /// Where each tool was found at the last look.
+    exposed: BTreeMap<(usize, &'static str), String>,
+    limits: CatalogLimits,
+}
+
+impl Books {
+    fn new() -> Self {
+        let limits = CatalogLimits { exposed_name: LONGEST, ..CatalogLimits::default() };
+        let own = [("list_servers", "{\"name\":\"list_servers\"}")];
+        let catalog = Catalog::new(&own, limits.clone());
+        Self { catalog, servers: BTreeMap::new(), exposed: BTreeMap::new(), limits }
+    }
+
+    fn step(&mut self, random: &mut Random) {
+        let place = random.below(SERVERS.len());
+        match self.servers.get(&place) {
+            None => {
+                let (id, name) = (format!("id-{place}"), SERVERS[place]);
+                let registered = self.catalog.register(&id, name, Principal::ANONYMOUS, place);
+                self.servers.insert(place, (registered.unwrap().0, Vec::new()));
+            }
+            Some((key, _)) if random.chance(25) => {
+                assert_eq!(self.catalog.remove(*key).map(|(handle, _)| handle), Some(place));
+                self.servers.remove(&place);
+                self.exposed.retain(|(server, _), _| *server != place);
+            }
+            Some((key, _)) => {
+                let offer: Vec<_> = (0..random.below(6)).map(|_| TOOLS[random.below(TOOLS.len())]).collect();
+                self.offer(place, *key, offer);
+            }
+        }
+    }
+
+    fn offer(&mut self, place: usize, key: Key, offer: Vec<&'static str>) {
+        let item = |name: &&str| Item::read(Kind::Tool, &format!("{{\"name\":\"{name}\"}}"), &self.limits);
+        let items: Vec<Item> = offer.iter().map(|name| item(name).expect("a usable name")).collect();
+        if self.catalog.set(key, Kind::Tool, items).is_some() {
+            self.exposed.retain(|(server, _), _| *server != place);
+        }
+        self.servers.insert(place, (key, offer));
+    }
+
+    /// Every name on the list leads somewhere, every tool is on the list once, and nothing moved.
+    fn check(&mut self) {
+        let mut found = BTreeMap::new();
+        for name in self.listed() {
+            assert!(name.len() <= LONGEST, "{name} is too long");
+            assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)), "{name}");
+            match self.catalog.find(Kind::Tool, &name).expect("what is listed can be found") {
+                Target::Own => assert_eq!(name, "list_servers"),
+                Target::Server { handle, key } => {
+                    let tool = *TOOLS.iter().find(|tool| **tool == key).unwrap();
+                    let names = [exposed, exposed_with_hash].map(|f| f(SERVERS[handle], tool, LONGEST));
+                    assert!(names.contains(&name), "{name} is no name of {} {tool}", SERVERS[handle]);
+                    assert_eq!(found.insert((handle, tool), name), None, "{tool} is listed twice");
+                }
+            }
+        }
+        let offered = |(place, (_, tools)): (&usize, &(Key, Vec<_>))| -> Vec<_> {
+            tools.iter().map(|tool| (*place, *tool)).collect()
+        };
+        let offered: BTreeSet<(usize, &str)> = self.servers.iter().flat_map(offered).collect();
+        assert_eq!(found.keys().copied().collect::<BTreeSet<_>>(), offered);
+        for (tool, name) in &self.exposed {
+            assert_eq!(found.get(tool), Some(name), "the name moved");
+        }
+        self.exposed = found;
+    }
+
+    fn listed(&self) -> Vec<String> {
+        let page = self.catalog.list(Kind::Tool, None).unwrap();
+        let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+        let tools = page["tools"].as_array().unwrap().iter();
+        tools.map(|tool| tool["name"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+#[test]
+fn a_name_leads_to_one_tool_and_stays_there() {
+    for seed in 0..200 {
+        let (_named, mut random, mut books) = (Named(seed), Random(seed), Books::new());
+        for _ in 0..40 {
+            books.step(&mut random);
+            books.check();
+        }
+    }
+}
