@@ -14,7 +14,7 @@ fn routes(client: &Client) -> Vec<(&'static str, String, Vec<&'static str>, u16)
         ("POST", "/mcp".into(), vec![], 400),
         ("GET", "/mcp".into(), vec![], 400),
         ("DELETE", "/mcp".into(), vec![], 400),
-        ("POST", "/servers/s/mcp".into(), vec![], 404),
+        ("POST", "/servers/s/mcp".into(), vec![], 400),
         ("GET", "/servers/s/sse".into(), vec![], 404),
         ("POST", "/servers/s/messages".into(), vec![], 400),
         ("GET", "/health".into(), vec![], 200),
