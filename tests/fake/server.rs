@@ -39,6 +39,12 @@ struct Options {
     page: usize,
     /// Names of tools beside the usual ones.
     tools: Vec<String>,
+    /// It has resources, prompts, completion and log levels too.
+    rich: bool,
+    /// What its resources say and its instructions name.
+    label: String,
+    /// URIs of resources beside the usual one.
+    resources: Vec<String>,
 }
 
 const TOOLS: &[&str] = &[
@@ -64,6 +70,8 @@ struct Server {
     options: Options,
     /// Calls of `hold` that wait for `release`: raw ids by their key.
     held: Mutex<HashMap<String, String>>,
+    /// Progress tokens of such calls.
+    tokens: Mutex<HashMap<String, Value>>,
     /// Questions to the client: raw ids of the calls that wait for their answers, by our id.
     asked: Mutex<HashMap<String, String>>,
     /// How often each method was asked.
@@ -77,6 +85,7 @@ fn main() {
     let server = Arc::new(Server {
         options: options(),
         held: Mutex::default(),
+        tokens: Mutex::default(),
         asked: Mutex::default(),
         counts: Mutex::default(),
         changes: AtomicUsize::new(0),
@@ -116,6 +125,9 @@ fn options() -> Options {
             "--version" => options.version = Some(value()),
             "--page" => options.page = value().parse().expect("a number"),
             "--tool" => options.tools.push(value()),
+            "--rich" => options.rich = true,
+            "--label" => options.label = value(),
+            "--resource" => options.resources.push(value()),
             other => panic!("unknown flag {other}"),
         }
     }
@@ -156,6 +168,7 @@ impl Server {
             "ping" => self.result(id, "{}"),
             "tools/list" => self.list(id, params),
             "tools/call" => self.call(id, params),
+            _ if self.options.rich => self.rich(method, id, params),
             _ => self.error(id, -32601, "method not found", None),
         }
     }
@@ -163,11 +176,55 @@ impl Server {
     fn initialize(&self, id: &str, params: &Value) {
         let asked = params["protocolVersion"].as_str().unwrap_or_default();
         let version = self.options.version.as_deref().unwrap_or(asked);
-        let result = json!({
+        let mut result = json!({
             "protocolVersion": version,
             "capabilities": {"tools": {"listChanged": true}},
             "serverInfo": {"name": "fake", "version": "1"},
         });
+        if self.options.rich {
+            let both = json!({"listChanged": true, "subscribe": true});
+            result["capabilities"] = json!({
+                "tools": {"listChanged": true}, "resources": both, "prompts": {"listChanged": true},
+                "logging": {}, "completions": {}, "experimental": {"odd": {"x": 1}},
+            });
+            result["instructions"] = json!(format!("Ask {}.", self.options.label));
+            result["unheard"] = json!([1.0, "of"]);
+        }
+        self.result(id, &result.to_string());
+    }
+
+    /// What only a server with `--rich` has.
+    fn rich(&self, method: &str, id: &str, params: &Value) {
+        let text = |path: &str| params.pointer(path).and_then(Value::as_str).unwrap_or_default();
+        let label = &self.options.label;
+        let result = match method {
+            "resources/list" => {
+                let uris = ["a://one"].into_iter().chain(self.options.resources.iter().map(String::as_str));
+                let list: Vec<Value> = uris.map(|uri| json!({"uri": uri, "name": label})).collect();
+                json!({"resources": list})
+            }
+            "resources/templates/list" => {
+                json!({"resourceTemplates": [{"uriTemplate": format!("{label}://{{id}}/log"), "name": "log"}]})
+            }
+            "resources/read" if text("/uri").contains("none") => {
+                return self.error(id, -32002, "no such resource", Some(&json!({"uri": text("/uri")})));
+            }
+            "resources/read" => {
+                json!({"contents": [{"uri": text("/uri"), "text": format!("{} of {label}", text("/uri"))}]})
+            }
+            "resources/subscribe" | "resources/unsubscribe" | "logging/setLevel" => json!({}),
+            "prompts/list" => json!({"prompts": [{"name": "greet", "arguments": [{"name": "who"}]}]}),
+            "prompts/get" => {
+                let said = format!("{label} greets {}", text("/arguments/who"));
+                json!({"messages": [{"role": "user", "content": {"type": "text", "text": said}}]})
+            }
+            "completion/complete" => {
+                let asked = [text("/ref/name"), text("/ref/uri"), text("/argument/value")].concat();
+                json!({"completion": {"values": [format!("{label} {asked}")]}})
+            }
+            "vendor/echo" => json!({"method": method, "params": params}),
+            _ => return self.error(id, -32601, "method not found", None),
+        };
         self.result(id, &result.to_string());
     }
 
@@ -216,7 +273,25 @@ impl Server {
                     server.text(&id, "slept");
                 });
             }
-            "hold" => drop(lock(&self.held).insert(text("key").to_owned(), id.to_owned())),
+            "hold" => {
+                let token = params["_meta"]["progressToken"].clone();
+                lock(&self.tokens).insert(text("key").to_owned(), token);
+                lock(&self.held).insert(text("key").to_owned(), id.to_owned());
+            }
+            // Progress of a call that is held.
+            "tick" => {
+                let token = lock(&self.tokens).get(text("key")).cloned();
+                for step in number("from")..=number("to") {
+                    let params =
+                        json!({"progressToken": token, "progress": step, "message": text("message")});
+                    self.notify("notifications/progress", &params);
+                }
+                self.text(id, "ticked");
+            }
+            "notify" => {
+                self.notify(text("method"), &arguments["params"]);
+                self.text(id, "notified");
+            }
             "release" => {
                 if let Some(held) = lock(&self.held).remove(text("key")) {
                     self.text(&held, text("key"));

@@ -11,6 +11,11 @@ mod http;
 mod link;
 mod links;
 mod net;
+mod offers;
+mod servers;
+/// A client of the Streamable HTTP transport.
+mod session;
+mod streamable;
 mod tidy;
 /// The real programs, and HTTP towards them.
 mod wire;
