@@ -45,6 +45,8 @@ struct Options {
     label: String,
     /// URIs of resources beside the usual one.
     resources: Vec<String>,
+    /// So many more with long URIs.
+    many: usize,
 }
 
 const TOOLS: &[&str] = &[
@@ -128,6 +130,7 @@ fn options() -> Options {
             "--rich" => options.rich = true,
             "--label" => options.label = value(),
             "--resource" => options.resources.push(value()),
+            "--many" => options.many = value().parse().expect("a number"),
             other => panic!("unknown flag {other}"),
         }
     }
@@ -198,11 +201,7 @@ impl Server {
         let text = |path: &str| params.pointer(path).and_then(Value::as_str).unwrap_or_default();
         let label = &self.options.label;
         let result = match method {
-            "resources/list" => {
-                let uris = ["a://one"].into_iter().chain(self.options.resources.iter().map(String::as_str));
-                let list: Vec<Value> = uris.map(|uri| json!({"uri": uri, "name": label})).collect();
-                json!({"resources": list})
-            }
+            "resources/list" => self.resources(params),
             "resources/templates/list" => {
                 json!({"resourceTemplates": [{"uriTemplate": format!("{label}://{{id}}/log"), "name": "log"}]})
             }
@@ -228,21 +227,39 @@ impl Server {
         self.result(id, &result.to_string());
     }
 
-    /// The cursor is the place of the first tool of the page.
+    /// One page of them.
+    fn resources(&self, params: &Value) -> Value {
+        let many = (0..self.options.many).map(|number| format!("a://{number:04}/{}", "x".repeat(1200)));
+        let usual = ["a://one".to_owned()].into_iter().chain(self.options.resources.iter().cloned());
+        let uris: Vec<String> = usual.chain(many).collect();
+        let (part, next) = self.page(&uris, params);
+        let list: Vec<Value> =
+            part.iter().map(|uri| json!({"uri": uri, "name": self.options.label})).collect();
+        let mut result = json!({"resources": list});
+        if let Some(next) = next {
+            result["nextCursor"] = json!(next);
+        }
+        result
+    }
+
+    /// The part of a list that is asked for, and the cursor of the next: the place of its first item.
+    fn page<'a>(&self, all: &'a [String], params: &Value) -> (&'a [String], Option<String>) {
+        let from: usize = params["cursor"].as_str().map_or(0, |cursor| cursor.parse().expect("our cursor"));
+        let page = if self.options.page == 0 { all.len() } else { self.options.page };
+        let to = all.len().min(from + page);
+        (&all[from..to], (to < all.len()).then(|| to.to_string()))
+    }
+
     fn list(&self, id: &str, params: &Value) {
         let extra = (0..self.changes.load(Ordering::SeqCst)).map(|number| format!("extra{number}"));
         let names: Vec<String> =
             TOOLS.iter().map(ToString::to_string).chain(self.options.tools.clone()).chain(extra).collect();
-        let from: usize = params["cursor"].as_str().map_or(0, |cursor| cursor.parse().expect("our cursor"));
-        let page = if self.options.page == 0 { names.len() } else { self.options.page };
-        let to = names.len().min(from + page);
-        let tools: Vec<Value> = names[from..to]
-            .iter()
-            .map(|name| json!({"name": name, "inputSchema": {"type": "object"}}))
-            .collect();
+        let (part, next) = self.page(&names, params);
+        let tools: Vec<Value> =
+            part.iter().map(|name| json!({"name": name, "inputSchema": {"type": "object"}})).collect();
         let mut result = json!({"tools": tools});
-        if to < names.len() {
-            result["nextCursor"] = json!(to.to_string());
+        if let Some(next) = next {
+            result["nextCursor"] = json!(next);
         }
         self.result(id, &result.to_string());
     }
