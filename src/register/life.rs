@@ -148,6 +148,7 @@ pub async fn live(socket: Socket, state: &Arc<State>, config: &RegisterConfig) -
         answered: false,
         ours: false,
         isolated: false,
+        opened: 0,
         wants_sessions: config.sessions.is_some(),
         refusal: None,
     };
@@ -168,6 +169,8 @@ struct Life<'a> {
     ours: bool,
     /// It gives client sessions a process of their own.
     isolated: bool,
+    /// Number of the last channel.
+    opened: u32,
     /// We offered that.
     wants_sessions: bool,
     /// Why the gateway says it will not have us.
@@ -181,12 +184,14 @@ impl Peer for Life<'_> {
             Frame::Plain(frame) => frame,
             _ if !self.isolated => return Err(Farewell::new(1008, "a channel that was not agreed on")),
             Frame::Message(number, text) => {
-                self.state.sessions.message(number, text, &self.link);
-                return Ok(());
+                return self.state.sessions.message(number, text, &self.link).map_err(does_not_read);
+            }
+            Frame::Open(number) if number <= self.opened => {
+                return Err(Farewell::new(1008, "the number of a channel was used before"));
             }
             Frame::Open(number) => {
-                self.state.sessions.start(number, &self.link);
-                return Ok(());
+                self.opened = number;
+                return self.state.sessions.start(number, &self.link).map_err(does_not_read);
             }
             Frame::Close(number, _) => {
                 self.state.sessions.close(number);
@@ -198,8 +203,7 @@ impl Peer for Life<'_> {
             Down::Child(line) => self.hand_down(line),
             Down::Gateway(frame) => {
                 // What the gateway asks and does not read must not pile up here.
-                let sent = self.link.send(frame);
-                sent.map_err(|_| Farewell::new(1013, "the gateway does not read"))?;
+                self.link.send(frame).map_err(does_not_read)?;
                 self.spoken_for();
             }
             Down::Status(status) => self.status(&status),
@@ -215,6 +219,10 @@ impl Peer for Life<'_> {
     fn tick(&mut self, _now: Instant) -> Result<(), Farewell> {
         Err(Farewell::new(1008, "the gateway did not answer the registration"))
     }
+}
+
+fn does_not_read(_: Refused) -> Farewell {
+    Farewell::new(1013, "the gateway does not read")
 }
 
 impl Life<'_> {
@@ -252,7 +260,7 @@ impl Life<'_> {
 
     fn status(&mut self, status: &Status) {
         self.ours |= status.ours;
-        self.isolated |= status.sessions;
+        self.isolated |= self.wants_sessions && status.sessions;
         if self.wants_sessions && !self.isolated && status.status == "received" {
             log::warn!("the gateway does not know isolated sessions; all clients share one process");
         }

@@ -5,7 +5,8 @@
 //! - `server`: a child with its pipes. `sessions`: a child for each client session.
 //! - `health`: the local health check.
 //!
-//! The child lives longer than a link. Nothing that comes from the network can start, stop or name a process.
+//! The child lives longer than a link. Nothing that comes from the network can name a process, or start another than the
+//! command of `--stdio`; and that only with `--sessions isolated`, and never more than `--max-sessions`.
 
 mod connect;
 mod health;
@@ -44,7 +45,7 @@ pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Resu
     let sessions = Sessions::new(&config);
     let (input, lines) = Server::queue(&config);
     let state = State::new(input.clone(), sessions.clone());
-    let mut server = Server::start_with(&config, Outlet::Shared(state.clone()), input, lines)?;
+    let mut server = Server::start(&config, Outlet::Shared(state.clone()), input, lines)?;
     let (switch, stopped) = exec::switch();
     let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));
     let mut links = Box::pin(keep_linked(&config, &dialer, &state));

@@ -57,30 +57,22 @@ pub struct Server {
     child: Child,
     input: queue::Sender<()>,
     writer: Task<io::Result<()>>,
-    reader: Task<Read>,
+    /// `None`: all was read.
+    reader: Option<Task<Read>>,
     logger: Option<Task<()>>,
 }
 
 impl Server {
-    /// Starts the command and the tasks at its pipes.
-    ///
-    /// # Errors
-    /// One line that names `--stdio`.
-    pub fn start(config: &RegisterConfig, outlet: Outlet) -> Result<Self, Fault> {
-        let (input, lines) = Self::queue(config);
-        Self::start_with(config, outlet, input, lines)
-    }
-
-    /// What the server will read from, for those who need to know before it runs.
+    /// What a server reads from; there before it runs.
     pub fn queue(config: &RegisterConfig) -> (queue::Sender<()>, Receiver<()>) {
         queue::bounded(config.limits.child.queue_messages, config.limits.link.queue_bytes)
     }
 
-    /// As [`Server::start`], with a queue that is there already.
+    /// Starts the command and the tasks at its pipes.
     ///
     /// # Errors
     /// One line that names `--stdio`.
-    pub fn start_with(
+    pub fn start(
         config: &RegisterConfig,
         outlet: Outlet,
         input: queue::Sender<()>,
@@ -93,15 +85,10 @@ impl Server {
             return Err(Fault::run("the server has no pipes"));
         };
         let writer = exec::spawn(write(stdin, lines, limits.clone()));
-        let reader = exec::spawn(read(stdout, outlet, limits.line_bytes));
+        let reader = Some(exec::spawn(read(stdout, outlet, limits.line_bytes)));
         let logger =
             child.stderr.take().map(|stderr| exec::spawn(log(stderr, config.name.clone(), limits.clone())));
         Ok(Self { child, input, writer, reader, logger })
-    }
-
-    /// What it reads from.
-    pub fn input(&self) -> queue::Sender<()> {
-        self.input.clone()
     }
 
     /// Waits until the server can serve no more. `None`: it ended by itself; otherwise the reason to end it.
@@ -120,7 +107,12 @@ impl Server {
             }
         };
         let read = async {
-            match reader.await {
+            let end = match reader.as_mut() {
+                Some(task) => task.await,
+                None => Read::Closed,
+            };
+            *reader = None;
+            match end {
                 Read::Closed => std::future::pending().await,
                 Read::TooLong => Some("it wrote a line that is too long"),
             }
@@ -134,11 +126,21 @@ impl Server {
         let Self { child, writer, reader, logger, .. } = self;
         let exit = child.stop(limits).await;
         log::info!("the server ended: {exit}");
-        // What it said last is still in the pipe.
-        if let Some(logger) = logger {
-            let _ = deadline::within(limits::CLOSE, logger).await;
-        }
-        drop((writer, reader));
+        // What it said last is still in the pipes.
+        let last_words = future::zip(
+            async {
+                if let Some(reader) = reader {
+                    reader.await;
+                }
+            },
+            async {
+                if let Some(logger) = logger {
+                    logger.await;
+                }
+            },
+        );
+        let _ = deadline::within(limits::CLOSE, last_words).await;
+        drop(writer);
         exit
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures_lite::future;
+use smol::lock::Semaphore;
 
 use super::server::{Outlet, Server};
 use crate::{
@@ -15,97 +16,153 @@ use crate::{
     net::{
         exec::{self, Crew, Switch, Thrown},
         link::Farewell,
-        queue::{Refused, Sender},
+        queue::{self, Receiver, Refused},
     },
     tunnel::channel,
 };
+
+/// The queue of the link.
+type Link = queue::Sender<Farewell>;
 
 /// All channels of the present link.
 #[derive(Debug)]
 pub struct Sessions {
     config: RegisterConfig,
-    open: Mutex<HashMap<u32, Open>>,
+    table: Mutex<Table>,
+    /// As many processes as may run. One that is being ended still counts.
+    room: Semaphore,
     crew: Crew,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    open: HashMap<u32, Open>,
+    /// Sessions begun so far: the next link gives the same numbers again, while those of this one may still be ending.
+    begun: u64,
 }
 
 #[derive(Debug)]
 struct Open {
-    input: Sender<()>,
+    begun: u64,
+    input: queue::Sender<()>,
     /// Dropping it ends the process.
     _stop: Switch,
+}
+
+/// What the task of one session has.
+struct Session {
+    number: u32,
+    begun: u64,
+    input: queue::Sender<()>,
+    lines: Receiver<()>,
+    stopped: Thrown,
+    link: Link,
 }
 
 impl Sessions {
     /// No session so far.
     pub fn new(config: &RegisterConfig) -> Arc<Self> {
-        Arc::new(Self { config: config.clone(), open: Mutex::default(), crew: Crew::new() })
+        let room = Semaphore::new(config.sessions.unwrap_or_default() as usize);
+        Arc::new(Self { config: config.clone(), table: Mutex::default(), room, crew: Crew::new() })
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<u32, Open>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The gateway opens a channel: starts a process, or says why not.
-    pub fn start(self: &Arc<Self>, number: u32, link: &Sender<Farewell>) {
-        let most = self.config.sessions.unwrap_or_default() as usize;
-        // A process that is being ended counts until it is gone.
-        if self.crew.len() >= most || self.open().contains_key(&number) {
-            return refuse(number, "the edge runs as many sessions as it may (--max-sessions)", link);
-        }
-        let outlet = Outlet::Channel(number, link.clone());
-        let server = match Server::start(&self.config, outlet) {
-            Ok(server) => server,
-            Err(fault) => return refuse(number, &fault.to_string(), link),
-        };
+    /// The gateway opens a channel: its process starts as soon as there is room, or the gateway is told why not.
+    ///
+    /// # Errors
+    /// The link takes no more: the gateway asks and does not read.
+    pub fn start(self: &Arc<Self>, number: u32, link: &Link) -> Result<(), Refused> {
+        let (input, lines) = Server::queue(&self.config);
         let (stop, stopped) = exec::switch();
-        self.open().insert(number, Open { input: server.input(), _stop: stop });
-        let (sessions, link, badge) = (self.clone(), link.clone(), self.crew.badge());
+        let begun = {
+            let mut table = self.table();
+            if table.open.len() >= self.config.sessions.unwrap_or_default() as usize {
+                let why = "the edge runs as many sessions as it may (--max-sessions)";
+                log::warn!("session {number} is not started: {why}");
+                return link.send(channel::close(number, why));
+            }
+            table.begun += 1;
+            let begun = table.begun;
+            table.open.insert(number, Open { begun, input: input.clone(), _stop: stop });
+            begun
+        };
+        let session = Session { number, begun, input, lines, stopped, link: link.clone() };
+        let (sessions, badge) = (self.clone(), self.crew.badge());
         let life = async move {
             let _held = badge;
-            sessions.live(number, server, stopped, &link).await;
+            sessions.live(session).await;
         };
         exec::spawn_guarded(life, || log::error!("a session ended in a panic; the others go on"));
+        Ok(())
     }
 
-    async fn live(&self, number: u32, mut server: Server, stopped: Thrown, link: &Sender<Farewell>) {
-        let ended = async { Some(server.ended().await) };
-        let stopped = async {
-            stopped.wait().await;
-            None
+    async fn live(&self, session: Session) {
+        let (number, begun, link) = (session.number, session.begun, session.link.clone());
+        let ended = self.serve(session).await;
+        {
+            let mut table = self.table();
+            if table.open.get(&number).is_none_or(|open| open.begun != begun) {
+                return;
+            }
+            table.open.remove(&number);
+        }
+        if let Some(why) = ended {
+            log::info!("session {number} ends: {why}");
+            // When the link is gone, nobody needs to be told.
+            let _ = link.send_wait(channel::close(number, &why)).await;
+        }
+    }
+
+    /// Runs the process of a session. `None`: it was stopped; otherwise why it ended or could not begin.
+    async fn serve(&self, session: Session) -> Option<String> {
+        let Session { number, input, lines, stopped, link, .. } = session;
+        // Those that were there before may not have ended yet, and never need long for that.
+        let _room = unless(&stopped, self.room.acquire()).await?;
+        let outlet = Outlet::Channel(number, link);
+        let mut server = match Server::start(&self.config, outlet, input, lines) {
+            Ok(server) => server,
+            Err(fault) => return Some(fault.to_string()),
         };
-        let ended = future::or(stopped, ended).await;
+        let ended = unless(&stopped, server.ended()).await;
         let exit = server.stop(&self.config.limits.child).await;
-        self.open().remove(&number);
-        let Some(why) = ended else { return };
-        let why = why.map_or_else(|| exit.to_string(), str::to_owned);
-        log::info!("the process of session {number} ended by itself: {why}");
-        let _ = link.send_wait(channel::close(number, &why)).await;
+        Some(ended?.map_or_else(|| exit.to_string(), str::to_owned))
     }
 
     /// A message for a session's process.
-    pub fn message(&self, number: u32, text: &str, link: &Sender<Farewell>) {
-        let Some(input) = self.open().get(&number).map(|open| open.input.clone()) else { return };
-        let Ok(message) = Message::read(text) else { return };
+    ///
+    /// # Errors
+    /// The link takes no more: the gateway asks and does not read.
+    pub fn message(&self, number: u32, text: &str, link: &Link) -> Result<(), Refused> {
+        let Some(input) = self.table().open.get(&number).map(|open| open.input.clone()) else {
+            return Ok(());
+        };
+        let Ok(message) = Message::read(text) else { return Ok(()) };
         let busy = match input.send(message.splice(&[])) {
-            Ok(()) => return,
+            Ok(()) => return Ok(()),
             Err(Refused::Full) => "the server does not read its input",
             Err(Refused::Closed) => "the server has ended",
         };
         log::warn!("a message for session {number} is turned away: {busy}");
-        if let (Kind::Request, Some(id)) = (message.kind(), message.id()) {
-            let _ = link.send(channel::message(number, &jsonrpc::error(id, jsonrpc::BUSY, busy)));
+        match (message.kind(), message.id()) {
+            (Kind::Request, Some(id)) => {
+                link.send(channel::message(number, &jsonrpc::error(id, jsonrpc::BUSY, busy)))
+            }
+            _ => Ok(()),
         }
     }
 
     /// The gateway closes a channel: its process is ended.
     pub fn close(&self, number: u32) {
-        self.open().remove(&number);
+        self.table().open.remove(&number);
     }
 
     /// The link is gone, and all sessions with it.
     pub fn close_all(&self) {
-        self.open().clear();
+        self.table().open.clear();
     }
 
     /// Waits until no process is left.
@@ -114,8 +171,11 @@ impl Sessions {
     }
 }
 
-fn refuse(number: u32, why: &str, link: &Sender<Farewell>) {
-    log::warn!("session {number} is not started: {why}");
-    // A link that is full is about to end.
-    let _ = link.send(channel::close(number, why));
+/// Waits for something unless the session is stopped before.
+async fn unless<T>(stopped: &Thrown, wanted: impl Future<Output = T>) -> Option<T> {
+    let stopped = async {
+        stopped.wait().await;
+        None
+    };
+    future::or(stopped, async { Some(wanted.await) }).await
 }

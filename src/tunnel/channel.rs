@@ -7,7 +7,9 @@
 //! | `+N` | gateway to edge: open channel N with a process of its own |
 //! | `-N TEXT` | either way: channel N is closed, and why |
 //!
-//! N is a decimal number from 1 that is never used twice on a link. A JSON text never begins with `#`, `+` or `-`
+//! N is a decimal number from 1, and each channel of a link has a larger one than all before it: an edge ends the link
+//! otherwise (close code 1008), and so does either end when channels were not agreed on. What comes for a channel that
+//! is not open is dropped, since the other end may not know yet that it was closed. A JSON text never begins with `#`, `+` or `-`
 //! followed by such a number and its end or a space, except for a negative number, which is no frame anyway.
 
 /// What a frame is.
@@ -28,7 +30,7 @@ pub fn read(frame: &str) -> Frame<'_> {
     let Some((kind, rest)) = frame.split_at_checked(1) else { return Frame::Plain(frame) };
     let (number, text) = rest.split_once(' ').unwrap_or((rest, ""));
     let number = match kind {
-        "#" | "+" | "-" if number.bytes().all(|byte| byte.is_ascii_digit()) => number.parse().ok(),
+        "#" | "+" | "-" if is_number(number) => number.parse().ok(),
         _ => None,
     };
     match (kind, number) {
@@ -37,6 +39,11 @@ pub fn read(frame: &str) -> Frame<'_> {
         ("-", Some(channel)) => Frame::Close(channel, text),
         _ => Frame::Plain(frame),
     }
+}
+
+/// Whether it is written as we write it, so that no channel has two names.
+fn is_number(text: &str) -> bool {
+    text.starts_with(|first: char| first != '0') && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// A message of a channel.
@@ -74,9 +81,22 @@ mod tests {
 
     #[test]
     fn anything_else_is_plain() {
-        for plain in
-            ["", "{}", "{\"#1\":2}", "#", "#x {}", "#-1 {}", "+", "+1 x", "#99999999999 {}", "é", "-", "*1"]
-        {
+        for plain in [
+            "",
+            "{}",
+            "{\"#1\":2}",
+            "#",
+            "#x {}",
+            "#-1 {}",
+            "+",
+            "+1 x",
+            "#99999999999 {}",
+            "é",
+            "-",
+            "*1",
+            "+0",
+            "#01 {}",
+        ] {
             assert_eq!(read(plain), Frame::Plain(plain), "{plain}");
         }
     }

@@ -3,6 +3,8 @@
 //! What it is asked it writes down (`--log FILE`, one line for each line read), so that a test can see what
 //! arrived. Flags make it misbehave; its tools do what their names say.
 
+mod session;
+
 use std::{
     collections::HashMap,
     env, fs,
@@ -47,6 +49,10 @@ struct Options {
     resources: Vec<String>,
     /// So many more with long URIs.
     many: usize,
+    /// It talks to its client, and keeps things for it.
+    session: bool,
+    /// With `session`: the file without which `initialize` is not answered.
+    gate: Option<String>,
 }
 
 const TOOLS: &[&str] = &[
@@ -80,6 +86,7 @@ struct Server {
     counts: Mutex<HashMap<String, usize>>,
     /// How often `change` was called: each call adds a tool.
     changes: AtomicUsize,
+    session: session::Session,
     output: Mutex<io::Stdout>,
 }
 
@@ -91,6 +98,7 @@ fn main() {
         asked: Mutex::default(),
         counts: Mutex::default(),
         changes: AtomicUsize::new(0),
+        session: session::Session::default(),
         output: Mutex::new(io::stdout()),
     });
     // A handler that nobody asks is as good as ignoring the signal.
@@ -129,6 +137,11 @@ fn options() -> Options {
             "--version" => options.version = Some(value()),
             "--page" => options.page = value().parse().expect("a number"),
             "--tool" => options.tools.push(value()),
+            "--session" => {
+                options.session = true;
+                options.tools.extend(session::TOOLS.iter().map(ToString::to_string));
+            }
+            "--gate" => options.gate = Some(value()),
             // Not nice, and no message.
             "--shout" => {
                 eprintln!("shouted\r\x1b[31mred\x07 \u{202e}backwards");
@@ -173,7 +186,11 @@ impl Server {
         if is_in(&self.options.refuse) {
             return self.error(id, -32603, "not in the mood", None);
         }
+        if self.options.session && session::request(self, method, id, params) {
+            return;
+        }
         match method {
+            "initialize" if self.options.session => session::initialize(self, id, params),
             "initialize" => self.initialize(id, params),
             "ping" => self.result(id, "{}"),
             "tools/list" => self.list(id, params),
@@ -275,6 +292,9 @@ impl Server {
         let arguments = &params["arguments"];
         let text = |name: &str| arguments[name].as_str().unwrap_or_default();
         let number = |name: &str| arguments[name].as_u64().unwrap_or_default();
+        if self.options.session && session::call(self, id, params) {
+            return;
+        }
         match params["name"].as_str().unwrap_or_default() {
             "echo" => self.text(id, text("text")),
             "env" => self.text(id, &env::var(text("name")).unwrap_or_default()),
@@ -356,8 +376,9 @@ impl Server {
     /// The client answered what `ask_client` asked: the whole answer is the text.
     fn answered(&self, id: &str, message: &Value) {
         if let Some(call) = lock(&self.asked).remove(id) {
-            self.text(&call, &message.to_string());
+            return self.text(&call, &message.to_string());
         }
+        session::answered(self, message);
     }
 
     fn text(&self, id: &str, text: &str) {

@@ -12,6 +12,7 @@ mod doors;
 mod flags_gateway;
 mod flags_register;
 mod http;
+mod isolation;
 mod leftovers;
 mod link;
 mod links;

@@ -75,7 +75,8 @@ impl Wire {
         }
     }
 
-    fn exactly(&mut self, count: usize) -> io::Result<Vec<u8>> {
+    /// So many bytes.
+    pub fn exactly(&mut self, count: usize) -> io::Result<Vec<u8>> {
         while self.buffer.len() < count {
             if self.fill()? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
