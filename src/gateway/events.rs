@@ -70,7 +70,8 @@ pub async fn write(
     let mut timer = Timer::after(every);
     let mut written = Instant::now();
     let ended = loop {
-        if !first.is_empty() {
+        // The head of the answer may wait there, and a client waits for it.
+        if !first.is_empty() || !web.out.is_empty() {
             web.conn.stream(&first, &mut web.out);
             flush(web, numbers.as_ref().map(|numbers| &numbers.wanted)).await?;
             first = Vec::new();

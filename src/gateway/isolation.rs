@@ -12,6 +12,7 @@ use std::{sync::Arc, time::Instant};
 use super::{
     Gateway,
     client::{Client, Scope},
+    reply::Reply,
     upstream::{Caller, Declined, Upstream, deliver},
 };
 use crate::{
@@ -69,7 +70,7 @@ impl Gateway {
                 let own = &message.text()[span.clone()];
                 let number = client.asks().cancel(|server| Arc::ptr_eq(server, process), own);
                 if let Some(number) = number {
-                    self.to_client(&client, process, rewrite::cancellation(&message, span, number), true);
+                    self.question(&client, process, rewrite::cancellation(&message, span, number));
                 }
             }
             (Kind::Notification, "notifications/progress") => {
@@ -142,7 +143,7 @@ impl Gateway {
         let id = message.id().unwrap_or_default();
         let asked = client.asks().begin(now, process.clone(), id);
         match asked {
-            Ok(number) => self.to_client(client, process, message.with_id(&number.to_string()), true),
+            Ok(number) => self.question(client, process, message.with_id(&number.to_string())),
             Err(TooMany) => {
                 let error = jsonrpc::error(id, jsonrpc::BUSY, "the client has too many requests to answer");
                 // A server that asks so much may miss an answer.
@@ -165,21 +166,31 @@ impl Gateway {
         }
     }
 
-    /// What belongs to a call goes where its answer goes: to the newest one, as nothing says which it is. Before the
-    /// answer to `initialize` a client takes nothing; what comes meanwhile waits for the stream of the session.
+    /// What belongs to a call goes where its answer goes, all else to the stream for that.
     fn to_client(&self, client: &Client, process: &Upstream, text: String, related: bool) {
-        let reply = process.mux().newest().and_then(|pending| match &pending.caller {
-            Caller::Client(_, _, reply)
-                if related && !reply.is_closed() && &*pending.method != "initialize" =>
-            {
-                Some(reply.clone())
-            }
-            _ => None,
-        });
-        match reply {
+        match Self::newest_reply(process).filter(|_| related) {
             Some(reply) => reply.send(text, &self.stats),
             None => client.send(text, &self.stats),
         }
+    }
+
+    /// A question to the client, or that it was taken back: such are kept until the client listens.
+    fn question(&self, client: &Client, process: &Upstream, text: String) {
+        match Self::newest_reply(process) {
+            Some(reply) => reply.send(text, &self.stats),
+            None => client.keep(text, &self.stats),
+        }
+    }
+
+    /// The way back of the newest call, as nothing says which call a message of the process belongs to. Before the answer
+    /// to `initialize` a client takes nothing.
+    fn newest_reply(process: &Upstream) -> Option<Reply> {
+        process.mux().newest().and_then(|pending| match &pending.caller {
+            Caller::Client(_, _, reply) if !reply.is_closed() && &*pending.method != "initialize" => {
+                Some(reply.clone())
+            }
+            _ => None,
+        })
     }
 
     /// Asks a session's own process for log messages from the session's level.
@@ -260,7 +271,7 @@ impl Gateway {
             for (number, own) in overdue {
                 let why = "the client did not answer in time";
                 let _ = process.send_now(jsonrpc::error(&own, jsonrpc::TIMED_OUT, why));
-                self.to_client(&client, &process, rewrite::cancelled(number, "no answer in time"), true);
+                self.question(&client, &process, rewrite::cancelled(number, "no answer in time"));
             }
         }
     }

@@ -41,6 +41,14 @@ struct Options {
     page: usize,
     /// Names of tools beside the usual ones.
     tools: Vec<String>,
+    /// It has resources, prompts, completion and log levels too.
+    rich: bool,
+    /// What its resources say and its instructions name.
+    label: String,
+    /// URIs of resources beside the usual one.
+    resources: Vec<String>,
+    /// So many more with long URIs.
+    many: usize,
     /// It talks to its client, and keeps things for it.
     session: bool,
     /// With `session`: the file without which `initialize` is not answered.
@@ -70,6 +78,8 @@ struct Server {
     options: Options,
     /// Calls of `hold` that wait for `release`: raw ids by their key.
     held: Mutex<HashMap<String, String>>,
+    /// Progress tokens of such calls.
+    tokens: Mutex<HashMap<String, Value>>,
     /// Questions to the client: raw ids of the calls that wait for their answers, by our id.
     asked: Mutex<HashMap<String, String>>,
     /// How often each method was asked.
@@ -84,6 +94,7 @@ fn main() {
     let server = Arc::new(Server {
         options: options(),
         held: Mutex::default(),
+        tokens: Mutex::default(),
         asked: Mutex::default(),
         counts: Mutex::default(),
         changes: AtomicUsize::new(0),
@@ -136,6 +147,10 @@ fn options() -> Options {
                 eprintln!("shouted\r\x1b[31mred\x07 \u{202e}backwards");
                 println!("noise\r\x1b[31mred");
             }
+            "--rich" => options.rich = true,
+            "--label" => options.label = value(),
+            "--resource" => options.resources.push(value()),
+            "--many" => options.many = value().parse().expect("a number"),
             other => panic!("unknown flag {other}"),
         }
     }
@@ -180,6 +195,7 @@ impl Server {
             "ping" => self.result(id, "{}"),
             "tools/list" => self.list(id, params),
             "tools/call" => self.call(id, params),
+            _ if self.options.rich => self.rich(method, id, params),
             _ => self.error(id, -32601, "method not found", None),
         }
     }
@@ -187,29 +203,87 @@ impl Server {
     fn initialize(&self, id: &str, params: &Value) {
         let asked = params["protocolVersion"].as_str().unwrap_or_default();
         let version = self.options.version.as_deref().unwrap_or(asked);
-        let result = json!({
+        let mut result = json!({
             "protocolVersion": version,
             "capabilities": {"tools": {"listChanged": true}},
             "serverInfo": {"name": "fake", "version": "1"},
         });
+        if self.options.rich {
+            let both = json!({"listChanged": true, "subscribe": true});
+            result["capabilities"] = json!({
+                "tools": {"listChanged": true}, "resources": both, "prompts": {"listChanged": true},
+                "logging": {}, "completions": {}, "experimental": {"odd": {"x": 1}},
+            });
+            result["instructions"] = json!(format!("Ask {}.", self.options.label));
+            result["unheard"] = json!([1.0, "of"]);
+        }
         self.result(id, &result.to_string());
     }
 
-    /// The cursor is the place of the first tool of the page.
+    /// What only a server with `--rich` has.
+    fn rich(&self, method: &str, id: &str, params: &Value) {
+        let text = |path: &str| params.pointer(path).and_then(Value::as_str).unwrap_or_default();
+        let label = &self.options.label;
+        let result = match method {
+            "resources/list" => self.resources(params),
+            "resources/templates/list" => {
+                json!({"resourceTemplates": [{"uriTemplate": format!("{label}://{{id}}/log"), "name": "log"}]})
+            }
+            "resources/read" if text("/uri").contains("none") => {
+                return self.error(id, -32002, "no such resource", Some(&json!({"uri": text("/uri")})));
+            }
+            "resources/read" => {
+                json!({"contents": [{"uri": text("/uri"), "text": format!("{} of {label}", text("/uri"))}]})
+            }
+            "resources/subscribe" | "resources/unsubscribe" | "logging/setLevel" => json!({}),
+            "prompts/list" => json!({"prompts": [{"name": "greet", "arguments": [{"name": "who"}]}]}),
+            "prompts/get" => {
+                let said = format!("{label} greets {}", text("/arguments/who"));
+                json!({"messages": [{"role": "user", "content": {"type": "text", "text": said}}]})
+            }
+            "completion/complete" => {
+                let asked = [text("/ref/name"), text("/ref/uri"), text("/argument/value")].concat();
+                json!({"completion": {"values": [format!("{label} {asked}")]}})
+            }
+            "vendor/echo" => json!({"method": method, "params": params}),
+            _ => return self.error(id, -32601, "method not found", None),
+        };
+        self.result(id, &result.to_string());
+    }
+
+    /// One page of them.
+    fn resources(&self, params: &Value) -> Value {
+        let many = (0..self.options.many).map(|number| format!("a://{number:04}/{}", "x".repeat(1200)));
+        let usual = ["a://one".to_owned()].into_iter().chain(self.options.resources.iter().cloned());
+        let uris: Vec<String> = usual.chain(many).collect();
+        let (part, next) = self.page(&uris, params);
+        let list: Vec<Value> =
+            part.iter().map(|uri| json!({"uri": uri, "name": self.options.label})).collect();
+        let mut result = json!({"resources": list});
+        if let Some(next) = next {
+            result["nextCursor"] = json!(next);
+        }
+        result
+    }
+
+    /// The part of a list that is asked for, and the cursor of the next: the place of its first item.
+    fn page<'a>(&self, all: &'a [String], params: &Value) -> (&'a [String], Option<String>) {
+        let from: usize = params["cursor"].as_str().map_or(0, |cursor| cursor.parse().expect("our cursor"));
+        let page = if self.options.page == 0 { all.len() } else { self.options.page };
+        let to = all.len().min(from + page);
+        (&all[from..to], (to < all.len()).then(|| to.to_string()))
+    }
+
     fn list(&self, id: &str, params: &Value) {
         let extra = (0..self.changes.load(Ordering::SeqCst)).map(|number| format!("extra{number}"));
         let names: Vec<String> =
             TOOLS.iter().map(ToString::to_string).chain(self.options.tools.clone()).chain(extra).collect();
-        let from: usize = params["cursor"].as_str().map_or(0, |cursor| cursor.parse().expect("our cursor"));
-        let page = if self.options.page == 0 { names.len() } else { self.options.page };
-        let to = names.len().min(from + page);
-        let tools: Vec<Value> = names[from..to]
-            .iter()
-            .map(|name| json!({"name": name, "inputSchema": {"type": "object"}}))
-            .collect();
+        let (part, next) = self.page(&names, params);
+        let tools: Vec<Value> =
+            part.iter().map(|name| json!({"name": name, "inputSchema": {"type": "object"}})).collect();
         let mut result = json!({"tools": tools});
-        if to < names.len() {
-            result["nextCursor"] = json!(to.to_string());
+        if let Some(next) = next {
+            result["nextCursor"] = json!(next);
         }
         self.result(id, &result.to_string());
     }
@@ -243,7 +317,25 @@ impl Server {
                     server.text(&id, "slept");
                 });
             }
-            "hold" => drop(lock(&self.held).insert(text("key").to_owned(), id.to_owned())),
+            "hold" => {
+                let token = params["_meta"]["progressToken"].clone();
+                lock(&self.tokens).insert(text("key").to_owned(), token);
+                lock(&self.held).insert(text("key").to_owned(), id.to_owned());
+            }
+            // Progress of a call that is held.
+            "tick" => {
+                let token = lock(&self.tokens).get(text("key")).cloned();
+                for step in number("from")..=number("to") {
+                    let params =
+                        json!({"progressToken": token, "progress": step, "message": text("message")});
+                    self.notify("notifications/progress", &params);
+                }
+                self.text(id, "ticked");
+            }
+            "notify" => {
+                self.notify(text("method"), &arguments["params"]);
+                self.text(id, "notified");
+            }
             "release" => {
                 if let Some(held) = lock(&self.held).remove(text("key")) {
                     self.text(&held, text("key"));

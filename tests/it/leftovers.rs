@@ -130,7 +130,7 @@ fn nothing_is_left_when_the_start_fails() {
 
 #[test]
 fn a_server_that_is_deaf_and_full_is_ended_as_well() {
-    let gateway = Gateway::start(&["--timeout-run-tool", "300ms"]);
+    let gateway = Gateway::start(&["--timeout-run-tool", "2s"]);
     let mut edge: Edge = gateway.edge("s");
     let mut client = gateway.client();
     client.call("s_deaf", "{}");

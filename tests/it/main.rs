@@ -17,8 +17,13 @@ mod leftovers;
 mod link;
 mod links;
 mod net;
+mod offers;
 mod secure;
+mod servers;
+/// A client of the Streamable HTTP transport.
+mod session;
 mod simulation;
+mod streamable;
 mod tidy;
 /// The real programs, and HTTP towards them.
 mod wire;

@@ -1,0 +1,245 @@
+//! What servers offer beside tools, put together for all clients.
+
+use serde_json::{Value, json};
+
+use crate::{
+    session::{Session, request, value},
+    world::{Edge, Gateway, eventually},
+};
+
+/// Two servers with the same resource, and three clients: two at the aggregate, one of them old, one at a server.
+struct Two {
+    gateway: Gateway,
+    one: Edge,
+    two: Edge,
+}
+
+impl Two {
+    fn start() -> Self {
+        let gateway = Gateway::start(&[]);
+        let tools = ["--tool", "notify", "--rich", "--label"];
+        let one = gateway.edge_with("one", &[&tools[..], &["one"]].concat(), &[]);
+        gateway.program.wait_for("server 'one' offers 1 resource templates");
+        let two = gateway.edge_with("two", &[&tools[..], &["two", "--resource", "b://only"]].concat(), &[]);
+        gateway.program.wait_for("server 'two' offers 1 resource templates");
+        Self { gateway, one, two }
+    }
+
+    fn session(&self) -> Session {
+        Session::open_as(self.gateway.address, "/mcp", "2025-06-18", &[])
+    }
+}
+
+/// The members of all pages of a list.
+fn list(session: &Session, method: &str, member: &str, key: &str) -> Vec<String> {
+    let (mut all, mut params) = (Vec::new(), json!({}));
+    loop {
+        let result = session.ask(method, params)["result"].clone();
+        let items = result[member].as_array().unwrap_or_else(|| panic!("{result}"));
+        all.extend(items.iter().map(|item| item[key].as_str().unwrap().to_owned()));
+        match result.get("nextCursor") {
+            Some(cursor) => params = json!({"cursor": cursor}),
+            None => return all,
+        }
+    }
+}
+
+#[test]
+fn everything_is_put_together() {
+    let two = Two::start();
+    let session = two.session();
+    assert_eq!(list(&session, "resources/list", "resources", "uri"), ["a://one", "b://only", "two+a://one"]);
+    let templates = list(&session, "resources/templates/list", "resourceTemplates", "uriTemplate");
+    assert_eq!(templates, ["one://{id}/log", "two://{id}/log"]);
+    assert_eq!(list(&session, "prompts/list", "prompts", "name"), ["one_greet", "two_greet"]);
+    for (uri, text) in [
+        ("a://one", "a://one of one"),
+        ("two+a://one", "a://one of two"),
+        ("b://only", "b://only of two"),
+        ("two://7/log", "two://7/log of two"),
+        ("one+z://unlisted", "z://unlisted of one"),
+    ] {
+        let answer = session.ask("resources/read", json!({"uri": uri}));
+        assert_eq!(answer["result"]["contents"][0]["text"], text, "{uri}");
+    }
+    let missing = session.ask("resources/read", json!({"uri": "one+x://none"}));
+    assert_eq!(
+        (&missing["error"]["code"], &missing["error"]["data"]["uri"]),
+        (&json!(-32002), &json!("x://none"))
+    );
+    assert_eq!(session.ask("resources/read", json!({"uri": "z://nobody"}))["error"]["code"], -32002);
+    let prompt = session.ask("prompts/get", json!({"name": "two_greet", "arguments": {"who": "é"}}));
+    assert_eq!(prompt["result"]["messages"][0]["content"]["text"], "two greets é");
+    assert_eq!(session.ask("prompts/get", json!({"name": "greet"}))["error"]["code"], -32602);
+    for (reference, value) in [
+        (json!({"type": "ref/prompt", "name": "one_greet"}), "one greetx"),
+        (json!({"type": "ref/resource", "uri": "two://{id}/log"}), "two two://{id}/logx"),
+        (json!({"type": "ref/resource", "uri": "two+a://one"}), "two a://onex"),
+    ] {
+        let params = json!({"ref": reference, "argument": {"name": "n", "value": "x"}});
+        assert_eq!(
+            session.ask("completion/complete", params)["result"]["completion"]["values"],
+            json!([value])
+        );
+    }
+    let bad = json!({"ref": {"type": "ref/other"}, "argument": {"name": "n", "value": "x"}});
+    assert_eq!(session.ask("completion/complete", bad)["error"]["code"], -32602);
+    assert_eq!(session.greeting["instructions"], "# one\n\nAsk one.\n\n# two\n\nAsk two.");
+    assert_eq!(session.ask("vendor/echo", json!({}))["error"]["code"], -32601);
+}
+
+#[test]
+fn what_a_server_takes_along_is_gone() {
+    let mut two = Two::start();
+    let session = two.session();
+    let mut listening = session.listen(None);
+    two.one.program.kill();
+    let mut told = [listening.message(), listening.message(), listening.message()]
+        .map(|message| message["method"].as_str().unwrap().to_owned());
+    told.sort();
+    assert_eq!(
+        told,
+        ["prompts", "resources", "tools"].map(|kind| format!("notifications/{kind}/list_changed"))
+    );
+    assert_eq!(list(&session, "prompts/list", "prompts", "name"), ["two_greet"]);
+    assert_eq!(list(&session, "resources/list", "resources", "uri"), ["b://only", "two+a://one"]);
+    assert_eq!(
+        session.ask("resources/read", json!({"uri": "two+a://one"}))["result"]["contents"][0]["uri"],
+        "a://one"
+    );
+}
+
+#[test]
+fn updates_reach_their_subscribers_only() {
+    let two = Two::start();
+    let (first, second, third) = (two.session(), two.session(), two.session());
+    let own = Session::open_as(two.gateway.address, "/servers/two/mcp", "2025-06-18", &[]);
+    let mut streams = [&first, &second, &third, &own].map(|session| session.listen(None));
+    for (session, uri) in
+        [(&first, "a://one"), (&second, "two+a://one"), (&first, "two+a://one"), (&own, "a://one")]
+    {
+        assert_eq!(session.ask("resources/subscribe", json!({"uri": uri}))["result"], json!({}));
+    }
+    let update = |server: &str| {
+        let notice =
+            json!({"method": "notifications/resources/updated", "params": {"uri": "a://one", "odd": 1}});
+        assert_eq!(first.call_text(&format!("{server}_notify"), notice), "notified");
+    };
+    // The end of what is to be read: a notification that all of them get.
+    let log = || {
+        for session in [&first, &second, &third, &own] {
+            session.ask("logging/setLevel", json!({"level": "info"}));
+        }
+        let notice = json!({"method": "notifications/message", "params": {"level": "error", "data": "end"}});
+        first.call_text("two_notify", notice);
+    };
+    update("one");
+    update("two");
+    log();
+    let mut seen = streams.each_mut().map(|stream| {
+        let (mut seen, mut ended) = (Vec::new(), false);
+        while !ended {
+            let message = stream.message();
+            ended = message["method"] == "notifications/message";
+            seen.extend(message["params"]["uri"].as_str().map(str::to_owned));
+        }
+        seen
+    });
+    seen[0].sort();
+    assert_eq!(seen, [vec!["a://one", "two+a://one"], vec!["two+a://one"], vec![], vec!["a://one"]]);
+}
+
+#[test]
+fn a_server_hears_of_the_first_and_the_last_wish() {
+    let two = Two::start();
+    let (first, second) = (two.session(), two.session());
+    let uri = json!({"uri": "two+a://one"});
+    for session in [&first, &second] {
+        session.ask("resources/subscribe", uri.clone());
+    }
+    assert!(two.two.wait_for("resources/subscribe").contains(r#""uri":"a://one""#));
+    assert_eq!(first.ask("resources/unsubscribe", uri.clone())["result"], json!({}));
+    assert_eq!(first.ask("resources/unsubscribe", uri)["result"], json!({}));
+    assert_eq!(two.two.count("resources/unsubscribe"), 0);
+    // A session that ends takes its wishes along.
+    second.send("DELETE", &[], "").answer();
+    assert!(two.two.wait_for("resources/unsubscribe").contains(r#""uri":"a://one""#));
+    assert_eq!(two.one.count("subscribe"), 0, "the other server hears nothing of it");
+}
+
+#[test]
+fn a_server_that_is_back_hears_what_is_wanted() {
+    let gateway = Gateway::start(&[]);
+    let id = ["--server-id", "box"];
+    let mut edge = gateway.edge_with("s", &["--rich"], &id);
+    gateway.program.wait_for("server 's' offers 1 resource templates");
+    let session = Session::open_as(gateway.address, "/mcp", "2025-06-18", &[]);
+    session.ask("resources/subscribe", json!({"uri": "a://one"}));
+    session.ask("logging/setLevel", json!({"level": "notice"}));
+    edge.wait_for("logging/setLevel");
+    edge.program.kill();
+    let back = Edge::start(&gateway.url(), "s", &["--rich"], &id);
+    assert!(back.wait_for("resources/subscribe").contains("a://one"));
+    assert!(back.wait_for("logging/setLevel").contains("notice"));
+}
+
+#[test]
+fn each_client_has_a_log_level_of_its_own() {
+    let two = Two::start();
+    let (quiet, loud, silent) = (two.session(), two.session(), two.session());
+    let mut streams = [&quiet, &loud, &silent].map(|session| session.listen(None));
+    quiet.ask("logging/setLevel", json!({"level": "error"}));
+    assert!(two.one.wait_for("logging/setLevel").contains("error"));
+    loud.ask("logging/setLevel", json!({"level": "debug"}));
+    eventually("the lowest level is wanted", || two.one.got().iter().any(|line| line.contains("\"debug\"")));
+    quiet.ask("logging/setLevel", json!({"level": "critical"}));
+    let say = |level: &str, data: Value| {
+        let params = json!({"level": level, "logger": "l", "data": data});
+        quiet.call_text("one_notify", json!({"method": "notifications/message", "params": params}));
+    };
+    say("debug", json!({"n": 1.5}));
+    say("error", json!("two"));
+    say("emergency", json!(null));
+    quiet.call_text("one_change", json!({}));
+    let seen = streams.each_mut().map(|stream| {
+        let mut seen = Vec::new();
+        loop {
+            let message = stream.message();
+            if message["method"] == "notifications/tools/list_changed" {
+                return seen;
+            }
+            assert_eq!(message["params"]["logger"], "l");
+            seen.push(message["params"]["level"].as_str().unwrap().to_owned());
+        }
+    });
+    assert_eq!(seen, [vec!["emergency"], vec!["debug", "error", "emergency"], vec![]]);
+    let last = two.one.got().iter().rfind(|line| line.contains("logging/setLevel")).cloned();
+    assert!(last.is_some_and(|line| line.contains("debug")), "others still want it");
+}
+
+#[test]
+fn all_kinds_of_changes_are_told() {
+    let two = Two::start();
+    let session = two.session();
+    let mut listening = session.listen(None);
+    // The server's lists did not change, so that nothing is told of them.
+    session.call_text("one_notify", json!({"method": "notifications/prompts/list_changed", "params": {}}));
+    eventually("the list is asked for anew", || two.one.count("prompts/list") >= 2);
+    session.call_text("one_change", json!({}));
+    assert_eq!(listening.message()["method"], "notifications/tools/list_changed");
+}
+
+#[test]
+fn long_lists_come_in_pages_of_ours() {
+    let gateway = Gateway::start(&[]);
+    let _edge = gateway.edge_with("s", &["--rich", "--many", "400", "--page", "50"], &[]);
+    gateway.program.wait_for("server 's' offers 401 resources");
+    let session = Session::open(gateway.address, "/mcp");
+    let first = session.ask("resources/list", json!({}));
+    assert!(first["result"]["nextCursor"].is_string(), "more than one page");
+    let many = (0..400).map(|number| format!("a://{number:04}/{}", "x".repeat(1200)));
+    let wanted: Vec<String> = many.chain(["a://one".to_owned()]).collect();
+    assert_eq!(list(&session, "resources/list", "resources", "uri"), wanted);
+    let answer = session.post(&request(1, "resources/list", json!({"cursor": "nonsense"})));
+    assert_eq!(value(&answer.body)["error"]["code"], -32602);
+}
