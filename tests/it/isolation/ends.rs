@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use super::{Gate, isolated, processes, value, wait_for_processes, world, world_with};
 use crate::{
     isolation::peer::{CAPABILITIES, Peer, Place},
-    wire::member,
+    wire::{Wire, host, member, text},
     world::{Gateway, Program, eventually},
 };
 
@@ -292,4 +292,24 @@ fn a_client_that_leaves_early() {
         }
         wait_for_processes(&edge, 0);
     }
+}
+
+/// A message that comes in slowly may find its session gone.
+#[test]
+fn a_session_that_ended_gets_no_process() {
+    let (gateway, edge) = world(&[]);
+    let place = Place::WHOLE[0];
+    let mut peer = Peer::ready(&gateway, place);
+    let call = r#"{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"name":"s_echo"}}"#;
+    let request = text("POST", peer.endpoint(), &[&*host(gateway.address)], call);
+    let (first, rest) = request.split_at(request.len() - 10);
+    let mut wire = Wire::connect(gateway.address);
+    wire.send(first.replacen("\r\n", "\r\nExpect: 100-continue\r\n", 1));
+    assert_eq!(wire.head().unwrap().status, 100, "its session was found");
+    peer.hang_up();
+    eventually("the session is over", || peer.is_over());
+    wire.send(rest);
+    assert_eq!(wire.answer().status, 202);
+    let mut other = Peer::ready(&gateway, place);
+    assert_eq!([other.pid()], *processes(&edge));
 }

@@ -338,6 +338,11 @@ impl Peer {
         }
     }
 
+    /// Where a client of the 2024-11-05 transport posts.
+    pub fn endpoint(&self) -> &str {
+        &self.session
+    }
+
     /// Whether the session is over, for who asks.
     #[track_caller]
     pub fn is_over(&self) -> bool {
