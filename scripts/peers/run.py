@@ -14,12 +14,13 @@ import checks_canary
 import checks_children
 import checks_compat
 import checks_demo
+import checks_endpoints
 import checks_load
 import checks_raw
 import checks_sdk
 import kit
 
-MODULES = (checks_sdk, checks_compat, checks_raw, checks_load, checks_canary, checks_demo, checks_children)
+MODULES = (checks_sdk, checks_compat, checks_raw, checks_load, checks_canary, checks_demo, checks_children, checks_endpoints)
 
 # Seconds that a check has for cleaning up, beyond its own.
 GRACE = 20
