@@ -17,10 +17,21 @@ import checks_demo
 import checks_load
 import checks_load_http
 import checks_raw
+import checks_readme
 import checks_sdk
 import kit
 
-MODULES = (checks_sdk, checks_compat, checks_raw, checks_load, checks_load_http, checks_canary, checks_demo, checks_children)
+MODULES = (
+    checks_sdk,
+    checks_compat,
+    checks_raw,
+    checks_load,
+    checks_load_http,
+    checks_canary,
+    checks_demo,
+    checks_readme,
+    checks_children,
+)
 
 # Seconds that a check has for cleaning up, beyond its own.
 GRACE = 20
