@@ -1,8 +1,8 @@
 """The load of `checks_load.py` over Streamable HTTP, with all that a session has of its own mixed in.
 
-Each of 8 clients has a session at `/mcp` and one at each `/servers/<name>/mcp`, all at the same time, each with its GET stream
-open and several POSTs under way. Each session has its own log level and its own subscriptions. What each one has to hear
-follows from who called what; it must have heard just that, each message once.
+Each of 8 clients has a session at `/mcp` and one at each `/servers/<name>/mcp`, all at the same time, each with its GET
+stream open and several POSTs under way. Each session has its own log level and its own subscriptions. What each one has
+to hear follows from who called what; it must have heard just that, each message once.
 """
 
 import asyncio

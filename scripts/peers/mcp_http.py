@@ -1,7 +1,7 @@
 """An MCP client over Streamable HTTP (2025-03-26 to 2025-11-25), on bare sockets.
 
-As strict as `mcp_sse.py`, and about more: an answer, and progress, may come by the POST that asked for them alone, and no
-event id comes twice. All else is a stray.
+As strict as `mcp_sse.py`, and about more: an answer, and progress, may come by the POST that asked for them alone, and
+no event id comes twice. All else is a stray.
 """
 
 import asyncio
