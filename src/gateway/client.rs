@@ -111,12 +111,20 @@ impl Client {
         Reply::stream(self.outbox.clone())
     }
 
-    /// Queues a message that belongs to no request.
+    /// Queues a message that belongs to no request. In the Streamable transport a client has to ask for the stream of
+    /// such messages; before it does, they are for nobody.
     pub fn send(&self, message: String, stats: &Stats) {
+        if self.legacy || self.streams.was_listened_to() {
+            self.keep(message, stats);
+        }
+    }
+
+    /// Queues a message even if nobody listens yet: a question, which somebody waits to have answered.
+    pub fn keep(&self, message: String, stats: &Stats) {
         if self.legacy {
             self.outbox().send(message, stats);
         } else if self.outbox.send(message) == Err(queue::Refused::Full) {
-            // Nobody may ever have asked for the stream of such messages; the session goes on without them.
+            // Its stream rests, or is not read; the session goes on without this message.
             log::debug!("client {}: a message found no room on its stream", self.name());
         }
     }

@@ -10,6 +10,7 @@ use super::{
     Gateway,
     client::{Client, Scope},
     dispatch::Problem,
+    reply::Reply,
     upstream::{Caller, Upstream, deliver},
 };
 use crate::{
@@ -126,7 +127,13 @@ impl Gateway {
         let id = message.id().unwrap_or_default();
         let asked = client.asks().begin(process.clone(), id);
         match asked {
-            Ok(number) => self.to_client(client, process, message.with_id(&number.to_string()), true),
+            Ok(number) => {
+                let question = message.with_id(&number.to_string());
+                match Self::newest_reply(process) {
+                    Some(reply) => reply.send(question, &self.stats),
+                    None => client.keep(question, &self.stats),
+                }
+            }
             Err(TooMany) => {
                 let error = jsonrpc::error(id, jsonrpc::BUSY, "the client has too many requests to answer");
                 let _ = process.send(error);
@@ -145,16 +152,20 @@ impl Gateway {
         }
     }
 
-    /// What belongs to a call goes where its answer goes: to the newest one, as nothing says which it is.
+    /// What belongs to a call goes where its answer goes, all else to the stream for that.
     fn to_client(&self, client: &Client, process: &Upstream, text: String, related: bool) {
-        let reply = process.mux().newest().and_then(|pending| match &pending.caller {
-            Caller::Client(_, _, reply) if related && !reply.is_closed() => Some(reply.clone()),
-            _ => None,
-        });
-        match reply {
+        match Self::newest_reply(process).filter(|_| related) {
             Some(reply) => reply.send(text, &self.stats),
             None => client.send(text, &self.stats),
         }
+    }
+
+    /// The way back of the newest call, as nothing says which call a message of the process belongs to.
+    fn newest_reply(process: &Upstream) -> Option<Reply> {
+        process.mux().newest().and_then(|pending| match &pending.caller {
+            Caller::Client(_, _, reply) if !reply.is_closed() => Some(reply.clone()),
+            _ => None,
+        })
     }
 
     /// Asks a session's own process for log messages from the session's level.

@@ -232,7 +232,7 @@ fn all_kinds_of_changes_are_told() {
 #[test]
 fn long_lists_come_in_pages_of_ours() {
     let gateway = Gateway::start(&[]);
-    let _edge = gateway.edge_with("s", &["--rich", "--many", "400", "--page", "3"], &[]);
+    let _edge = gateway.edge_with("s", &["--rich", "--many", "400", "--page", "50"], &[]);
     gateway.program.wait_for("server 's' offers 401 resources");
     let session = Session::open(gateway.address, "/mcp");
     let first = session.ask("resources/list", json!({}));
