@@ -7,6 +7,7 @@ use std::{
 
 use super::{reply::Reply, streams::Streams, upstream::Upstream};
 use crate::{
+    jsonrpc::quote,
     limits::SessionLimits,
     mcp::{LATEST, logging::Level},
     net::queue::{self, Receiver, Sender},
@@ -39,6 +40,30 @@ pub struct Facts {
     pub info: String,
 }
 
+impl Facts {
+    /// What a process of its own is told in `initialize`.
+    pub fn hello(&self) -> String {
+        let (version, capabilities, info) = (quote(&self.version), &self.capabilities, &self.info);
+        format!("{{\"protocolVersion\":{version},\"capabilities\":{capabilities},\"clientInfo\":{info}}}")
+    }
+}
+
+/// The processes of a session's own.
+#[derive(Debug, Default)]
+pub struct Own {
+    /// By the name of the server.
+    pub processes: HashMap<String, Arc<Upstream>>,
+    /// The session has ended, and gets no more.
+    pub ended: bool,
+}
+
+impl Own {
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Upstream>> {
+        self.processes.values().cloned().collect()
+    }
+}
+
 /// One client session.
 #[derive(Debug)]
 pub struct Client {
@@ -51,8 +76,7 @@ pub struct Client {
     calls: Mutex<Calls<Arc<Upstream>>>,
     facts: Mutex<Facts>,
     streams: Streams,
-    /// The processes of its own, by the name of the server.
-    own: Mutex<HashMap<String, Arc<Upstream>>>,
+    own: Mutex<Own>,
     /// What they ask it.
     asks: Mutex<Asks<Arc<Upstream>>>,
 }
@@ -111,12 +135,20 @@ impl Client {
         Reply::stream(self.outbox.clone())
     }
 
-    /// Queues a message that belongs to no request.
+    /// Queues a message that belongs to no request. In the Streamable transport a client has to ask for the stream of
+    /// such messages; before it does, they are for nobody.
     pub fn send(&self, message: String, stats: &Stats) {
+        if self.legacy || self.streams.was_listened_to() {
+            self.keep(message, stats);
+        }
+    }
+
+    /// Queues a message even if nobody listens yet: a question, which somebody waits to have answered.
+    pub fn keep(&self, message: String, stats: &Stats) {
         if self.legacy {
             self.outbox().send(message, stats);
         } else if self.outbox.send(message) == Err(queue::Refused::Full) {
-            // Nobody may ever have asked for the stream of such messages; the session goes on without them.
+            // Its stream rests, or is not read; the session goes on without this message.
             log::debug!("client {}: a message found no room on its stream", self.name());
         }
     }
@@ -138,8 +170,8 @@ impl Client {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The processes of its own, by the name of the server.
-    pub fn own(&self) -> MutexGuard<'_, HashMap<String, Arc<Upstream>>> {
+    /// The processes of its own.
+    pub fn own(&self) -> MutexGuard<'_, Own> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

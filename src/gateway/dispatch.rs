@@ -60,8 +60,13 @@ impl Gateway {
                 "initialize" if client.is_initialized() => Err(initialized_already()),
                 "initialize" => self.forward(client, &upstream, message, None, reply),
                 "server/discover" => Err(unknown_method(message)),
-                _ if client.own().is_empty() => Err(not_connected(upstream.name())),
-                _ => self.ask_server(client, &upstream, message, reply),
+                _ if !client.own().processes.is_empty() => self.ask_server(client, &upstream, message, reply),
+                _ if client.is_initialized() => {
+                    // It began when all sessions shared the server.
+                    self.close(client, "the server has other sessions now");
+                    Err((jsonrpc::INVALID_REQUEST, "the session has ended; begin with initialize".into()))
+                }
+                _ => Err((jsonrpc::INVALID_REQUEST, "begin with initialize".into())),
             };
         }
         match (message.method(), client.scope()) {
@@ -89,8 +94,7 @@ impl Gateway {
         let method = message.method();
         let own = method != "notifications/cancelled"
             && (method == "notifications/roots/list_changed" || *client.scope() != Scope::All);
-        let processes: Vec<Arc<Upstream>> =
-            if own { client.own().values().cloned().collect() } else { Vec::new() };
+        let processes: Vec<Arc<Upstream>> = if own { client.own().all() } else { Vec::new() };
         for process in &processes {
             // Nobody waits for an answer to a notification.
             let _ = process.send(message.splice(&[]));
@@ -279,7 +283,7 @@ impl Gateway {
         for upstream in servers.iter().filter(|upstream| upstream.isolation().is_none()) {
             self.tell_level(upstream);
         }
-        let own: Vec<Arc<Upstream>> = client.own().values().cloned().collect();
+        let own = client.own().all();
         for process in own {
             self.tell_own_level(client, &process);
         }
@@ -332,6 +336,9 @@ pub fn declined(why: Declined, server: &str) -> Problem {
         }
         Declined::Client(session::Refused::Repeated) => invalid("a call with this id is under way"),
         Declined::Client(session::Refused::Ended) => invalid("the session has ended"),
+        Declined::Sessions => {
+            (jsonrpc::BUSY, format!("server '{server}' has as many sessions as it may (--max-sessions)"))
+        }
         Declined::Server => (jsonrpc::BUSY, format!("server '{server}' has too many calls under way")),
         Declined::Link => (jsonrpc::BUSY, format!("the link to server '{server}' does not keep up")),
         Declined::Gone => (jsonrpc::INTERNAL_ERROR, format!("server '{server}' went away")),

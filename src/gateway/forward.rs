@@ -55,7 +55,8 @@ impl Gateway {
             "tools/call" | "initialize" => self.config.timeout_run_tool,
             _ => self.config.timeout_rpc,
         };
-        let upstream = self.process(client, upstream)?;
+        let process = self.process(client, upstream);
+        let upstream = process.map_err(|why| declined(why, upstream.name()))?;
         let rename = named.as_ref().map(|(span, own)| (span.clone(), own.as_str()));
         let call = Call { message, rename, token, patience, reply: reply.clone() };
         self.stats.calls.add();
@@ -73,25 +74,38 @@ impl Gateway {
         reply: &Reply,
     ) -> Result<Answer, Problem> {
         let (span, own) = &named;
+        let mut added = None;
         match message.method() {
             "resources/subscribe" => {
+                // A process that begins is told what its client wanted before, and then this.
+                self.process(client, upstream).map_err(|why| declined(why, upstream.name()))?;
                 let mut subscriptions = self.subscriptions();
                 if subscriptions.count(client.id()) >= self.config.limits.session.subscriptions {
                     return Err((jsonrpc::BUSY, "the session has too many subscriptions".into()));
                 }
                 let uri = unquote(&message.text()[span.clone()]).unwrap_or_default().into_owned();
-                subscriptions.add(upstream.name(), own, Subscriber { session: client.id().to_owned(), uri });
+                let subscriber = Subscriber { session: client.id().to_owned(), uri };
+                added = subscriptions.add(upstream.name(), own, subscriber).then(|| own.clone());
             }
             "resources/unsubscribe" => {
                 let last = self.subscriptions().remove(upstream.name(), own, client.id());
-                // A process of the session's own has nobody else to tell.
-                if !last && upstream.isolation().is_none() {
+                let told = match upstream.isolation() {
+                    // Others want to hear of it still.
+                    None => last,
+                    Some(_) => client.own().processes.contains_key(upstream.name()),
+                };
+                if !told {
                     return Ok(Answer::Now("{}".into()));
                 }
             }
             _ => {}
         }
-        self.forward(client, upstream, message, Some(named), reply)
+        let passed = self.forward(client, upstream, message, Some(named), reply);
+        if let (Err(_), Some(own)) = (&passed, added) {
+            // Nobody was asked; and a session that has ended takes nothing back any more.
+            self.subscriptions().remove(upstream.name(), &own, client.id());
+        }
+        passed
     }
 
     /// A session is gone: servers need not tell what nobody wants to hear.
@@ -107,8 +121,20 @@ impl Gateway {
     }
 
     /// A server is back: it is asked anew for what sessions want to hear, and for their log level.
-    pub fn resume_wishes(&self, upstream: &Upstream) {
+    pub fn resume_wishes(&self, upstream: &Arc<Upstream>) {
         if upstream.isolation().is_some() {
+            // The processes that knew it are gone with the old link.
+            for client in self.audience(upstream.name()) {
+                if !self.subscriptions().of_session(upstream.name(), client.id()).is_empty()
+                    && let Err(why) = self.process(&client, &upstream)
+                {
+                    log::warn!(
+                        "client {} hears no changes: {}",
+                        client.name(),
+                        declined(why, upstream.name()).1
+                    );
+                }
+            }
             return;
         }
         let wanted = self.subscriptions().of_server(upstream.name());
@@ -168,6 +194,10 @@ impl Gateway {
 
     /// A shared server's notification that belongs to no call: to the sessions that it is for.
     pub fn spread(&self, upstream: &Upstream, message: &Message<'_>) {
+        if upstream.isolation().is_some() {
+            // Sessions hear of their own processes; this one only says what the server offers.
+            return;
+        }
         match message.method() {
             "notifications/message" => {
                 let Some(level) = Level::of(message) else { return };

@@ -3,74 +3,74 @@
 //! Nobody else is behind such a process, so what it asks and says of its own goes to that session, and the other way
 //! round. At the endpoint of one server the client's own `initialize` opens it; at the aggregate the gateway says the
 //! client's capabilities to each server that the session touches.
+//!
+//! Locks, in this order: a client's processes (`own`), then a server's channels or the subscriptions. No other lock is
+//! taken while one of a client's or a server's tables is held, but for a client's calls and the mux in it.
 
 use std::{sync::Arc, time::Instant};
 
 use super::{
     Gateway,
     client::{Client, Scope},
-    dispatch::Problem,
-    upstream::{Caller, Upstream, deliver},
+    reply::Reply,
+    upstream::{Caller, Declined, Upstream, deliver},
 };
 use crate::{
     jsonrpc::{self, Kind, Message, quote},
-    session::TooMany,
+    mcp::conversation::error_text,
+    net::queue::Refused,
+    session::{self, TooMany},
     text,
-    tunnel::{channel, mux::Step, rewrite},
+    tunnel::{mux::Step, rewrite},
 };
 
 impl Gateway {
     /// The process that serves a client: the server's only one, or the session's own, opened if need be.
-    pub fn process(&self, client: &Arc<Client>, upstream: &Arc<Upstream>) -> Result<Arc<Upstream>, Problem> {
-        if upstream.isolation().is_none() {
-            return Ok(upstream.clone());
-        }
+    ///
+    /// # Errors
+    /// [`Declined`]: the session has ended, or there are as many as there may be, or the link takes no more.
+    pub fn process(&self, client: &Arc<Client>, upstream: &Arc<Upstream>) -> Result<Arc<Upstream>, Declined> {
+        let Some(isolation) = upstream.isolation() else { return Ok(upstream.clone()) };
         let mut own = client.own();
-        if let Some(process) = own.get(upstream.name()) {
+        if own.ended {
+            return Err(Declined::Client(session::Refused::Ended));
+        }
+        if let Some(process) = own.processes.get(upstream.name()) {
             return Ok(process.clone());
         }
-        let wait = *client.scope() == Scope::All;
-        let forked = upstream.fork(client, self.config.limits.session.in_flight, wait);
-        let process = forked.ok_or_else(|| {
-            let why =
-                format!("server '{}' runs as many sessions as it may (--max-sessions)", upstream.name());
-            (jsonrpc::BUSY, why)
-        })?;
-        own.insert(upstream.name().to_owned(), process.clone());
+        let whole = *client.scope() == Scope::All;
+        let wishes = whole.then(|| self.subscriptions().of_session(upstream.name(), client.id()));
+        let limits = &self.config.limits.session;
+        // Its client's calls, and what the gateway asks for its client.
+        let most = limits.in_flight + limits.subscriptions;
+        let process = upstream.fork(isolation, client, most, wishes)?;
+        own.processes.insert(upstream.name().to_owned(), process.clone());
         drop(own);
         log::debug!("client {} gets a process of server '{}' of its own", client.name(), upstream.name());
-        if wait {
-            let facts = client.facts();
-            let params = format!(
-                "{{\"protocolVersion\":{},\"capabilities\":{},\"clientInfo\":{}}}",
-                quote(&facts.version),
-                facts.capabilities,
-                facts.info
-            );
-            drop(facts);
-            let patience = self.config.timeout_run_tool;
-            process.ask(Instant::now(), Caller::Greeting, "initialize", &params, patience);
+        if whole {
+            let hello = client.facts().hello();
+            process.greet(Instant::now(), &hello, self.config.timeout_run_tool);
         }
         Ok(process)
     }
 
     /// A message from a session's own process.
-    pub fn private_message(&self, process: &Arc<Upstream>, text: &str) {
+    pub fn private_message(&self, now: Instant, process: &Arc<Upstream>, text: &str) {
         let Some(client) = process.private().and_then(|private| private.client.upgrade()) else { return };
         let Ok(message) = Message::read(text) else { return self.stats.strays.add() };
         match (message.kind(), message.method()) {
-            (Kind::Response, _) => self.private_answer(&client, process, &message),
+            (Kind::Response, _) => self.private_answer(now, &client, process, &message),
             (Kind::Request, "ping") => {
-                // A link that is full or gone ends, and the process with it.
-                let _ = process.send(jsonrpc::result(message.id().unwrap_or_default(), "{}"));
+                // An edge that asks and does not read gets no more answers.
+                let _ = process.send_now(jsonrpc::result(message.id().unwrap_or_default(), "{}"));
             }
-            (Kind::Request, _) => self.ask_client(&client, process, &message),
+            (Kind::Request, _) => self.ask_client(now, &client, process, &message),
             (Kind::Notification, "notifications/cancelled") => {
                 let Ok(Some(span)) = message.param(&["requestId"]) else { return };
                 let own = &message.text()[span.clone()];
                 let number = client.asks().cancel(|server| Arc::ptr_eq(server, process), own);
                 if let Some(number) = number {
-                    self.to_client(&client, process, rewrite::cancellation(&message, span, number), true);
+                    self.question(&client, process, rewrite::cancellation(&message, span, number));
                 }
             }
             (Kind::Notification, "notifications/progress") => {
@@ -86,24 +86,41 @@ impl Gateway {
         }
     }
 
-    fn private_answer(&self, client: &Arc<Client>, process: &Arc<Upstream>, message: &Message<'_>) {
+    fn private_answer(
+        &self,
+        now: Instant,
+        client: &Arc<Client>,
+        process: &Arc<Upstream>,
+        message: &Message<'_>,
+    ) {
         let step = process.mux().sort(message);
         match step {
             Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Greeting) => match message.result()
             {
                 Some(result) => {
                     process.greeted(result);
-                    process.send_now(&jsonrpc::notification("notifications/initialized", None));
-                    process.ready();
-                    if client.facts().level.is_some() {
-                        self.tell_own_level(client, process);
-                    }
+                    process.ready(self.first_wishes(now, client, process), &self.stats);
                 }
-                None => self.end_process(process, "it refused to be initialized", true),
+                None => {
+                    let why = format!("initialize failed: {}", error_text(message));
+                    self.end_process(process, &why, true);
+                }
             },
             Ok(Step::Answer(pending)) => deliver(pending, message, &self.stats),
             _ => self.stats.strays.add(),
         }
+    }
+
+    /// What the client of a new process has asked for before: its log level, and changes of resources.
+    fn first_wishes(&self, now: Instant, client: &Client, process: &Upstream) -> Vec<String> {
+        let level = client.facts().level.filter(|_| process.has("logging"));
+        let level = level.map(|level| ("logging/setLevel", format!("{{\"level\":\"{}\"}}", level.name())));
+        let wishes = process.private().map(|private| private.wishes.as_slice()).unwrap_or_default();
+        let wishes = wishes.iter().map(|uri| ("resources/subscribe", format!("{{\"uri\":{}}}", quote(uri))));
+        let asked = level.into_iter().chain(wishes);
+        asked
+            .filter_map(|(method, params)| process.request(now, method, &params, self.config.timeout_rpc))
+            .collect()
     }
 
     /// To the call whose token it is. A task's token outlives its call.
@@ -122,14 +139,15 @@ impl Gateway {
     }
 
     /// A question of the process, under an id of ours: each process counts its own.
-    fn ask_client(&self, client: &Client, process: &Arc<Upstream>, message: &Message<'_>) {
+    fn ask_client(&self, now: Instant, client: &Client, process: &Arc<Upstream>, message: &Message<'_>) {
         let id = message.id().unwrap_or_default();
-        let asked = client.asks().begin(process.clone(), id);
+        let asked = client.asks().begin(now, process.clone(), id);
         match asked {
-            Ok(number) => self.to_client(client, process, message.with_id(&number.to_string()), true),
+            Ok(number) => self.question(client, process, message.with_id(&number.to_string())),
             Err(TooMany) => {
                 let error = jsonrpc::error(id, jsonrpc::BUSY, "the client has too many requests to answer");
-                let _ = process.send(error);
+                // A server that asks so much may miss an answer.
+                let _ = process.send_now(error);
             }
         }
     }
@@ -139,22 +157,40 @@ impl Gateway {
         let ended = message.id().and_then(|id| client.asks().end(id));
         match ended {
             Some((process, own)) => {
-                let _ = process.send(message.with_id(&own));
+                if process.send_now(message.with_id(&own)) == Err(Refused::Full) {
+                    // The server would wait for it for ever.
+                    self.end_process(&process, "the link does not keep up", true);
+                }
             }
             None => self.stats.strays.add(),
         }
     }
 
-    /// What belongs to a call goes where its answer goes: to the newest one, as nothing says which it is.
+    /// What belongs to a call goes where its answer goes, all else to the stream for that.
     fn to_client(&self, client: &Client, process: &Upstream, text: String, related: bool) {
-        let reply = process.mux().newest().and_then(|pending| match &pending.caller {
-            Caller::Client(_, _, reply) if related && !reply.is_closed() => Some(reply.clone()),
-            _ => None,
-        });
-        match reply {
+        match Self::newest_reply(process).filter(|_| related) {
             Some(reply) => reply.send(text, &self.stats),
             None => client.send(text, &self.stats),
         }
+    }
+
+    /// A question to the client, or that it was taken back: such are kept until the client listens.
+    fn question(&self, client: &Client, process: &Upstream, text: String) {
+        match Self::newest_reply(process) {
+            Some(reply) => reply.send(text, &self.stats),
+            None => client.keep(text, &self.stats),
+        }
+    }
+
+    /// The way back of the newest call, as nothing says which call a message of the process belongs to. Before the answer
+    /// to `initialize` a client takes nothing.
+    fn newest_reply(process: &Upstream) -> Option<Reply> {
+        process.mux().newest().and_then(|pending| match &pending.caller {
+            Caller::Client(_, _, reply) if !reply.is_closed() && &*pending.method != "initialize" => {
+                Some(reply.clone())
+            }
+            _ => None,
+        })
     }
 
     /// Asks a session's own process for log messages from the session's level.
@@ -168,7 +204,7 @@ impl Gateway {
 
     /// The edge says that a process is gone, or could not be started.
     pub fn process_gone(&self, shared: &Upstream, number: u32, reason: &str) {
-        let process = shared.isolation().and_then(|isolation| isolation.open().get(&number).cloned());
+        let process = shared.isolation().and_then(|isolation| isolation.process(number));
         if let Some(process) = process {
             let reason = format!("its process for this session ended: {}", text::show(reason));
             self.end_process(&process, &reason, false);
@@ -178,19 +214,21 @@ impl Gateway {
     /// Ends a session's own process: its calls fail, and the session is told. `tell`: the edge has to be told as well.
     pub fn end_process(&self, process: &Arc<Upstream>, reason: &str, tell: bool) {
         let Some(private) = process.private() else { return };
-        if let Some(shared) = private.shared.upgrade()
-            && let Some(isolation) = shared.isolation()
-            && isolation.open().remove(&private.number).is_some()
-            && tell
-        {
-            // A link that is full or gone ends, and the process with it.
-            let _ = process.link().send(channel::close(private.number, reason));
+        let shared = private.shared.upgrade();
+        let isolation = shared.as_ref().and_then(|shared| shared.isolation());
+        if isolation.is_some_and(|isolation| isolation.remove(private.number)) && tell {
+            process.close_channel(reason);
         }
         process.fail_all(reason, &self.stats);
         let Some(client) = private.client.upgrade() else { return };
         client.asks().forget(|server| Arc::ptr_eq(server, process));
-        let removed = client.own().remove(process.name());
-        if removed.is_some() && *client.scope() != Scope::All {
+        let removed = {
+            let mut own = client.own();
+            // The session may have a new one by now.
+            let is_its = own.processes.get(process.name()).is_some_and(|its| Arc::ptr_eq(its, process));
+            is_its && own.processes.remove(process.name()).is_some()
+        };
+        if removed && *client.scope() != Scope::All {
             // The session was the process's; what it knew is lost.
             self.close(&client, reason);
         }
@@ -198,28 +236,42 @@ impl Gateway {
 
     /// Ends all processes of a session that has ended.
     pub fn end_processes(&self, client: &Client) {
-        let own: Vec<Arc<Upstream>> = client.own().drain().map(|(_, process)| process).collect();
-        for process in own {
-            self.end_process(&process, "the session ended", true);
+        let processes = {
+            let mut own = client.own();
+            own.ended = true;
+            std::mem::take(&mut own.processes)
+        };
+        for process in processes.values() {
+            self.end_process(process, "the session ended", true);
         }
     }
 
     /// The link of a server is gone, and all processes behind it.
     pub fn end_all_processes(&self, shared: &Upstream, reason: &str) {
-        let Some(isolation) = shared.isolation() else { return };
-        let open: Vec<Arc<Upstream>> = isolation.open().values().cloned().collect();
-        for process in open {
+        let processes = shared.isolation().map(|isolation| isolation.end()).unwrap_or_default();
+        for process in processes {
             self.end_process(&process, reason, false);
         }
     }
 
-    /// Fails what took too long in the processes of single sessions.
+    /// Fails what took too long in the processes of single sessions, and takes back what they asked too long ago: no call
+    /// lasts longer than that.
     pub fn expire_processes(&self, shared: &Upstream, now: Instant) {
-        let Some(isolation) = shared.isolation() else { return };
-        let open: Vec<Arc<Upstream>> = isolation.open().values().cloned().collect();
-        for process in open {
+        let processes = shared.isolation().map(|isolation| isolation.all()).unwrap_or_default();
+        for process in processes {
             if !process.expire(now, &self.stats).is_empty() {
                 self.end_process(&process, "it was not initialized in time", true);
+                continue;
+            }
+            let Some(client) = process.private().and_then(|private| private.client.upgrade()) else {
+                continue;
+            };
+            let patience = self.config.timeout_run_tool;
+            let overdue = client.asks().overdue(now, patience, |server| Arc::ptr_eq(server, &process));
+            for (number, own) in overdue {
+                let why = "the client did not answer in time";
+                let _ = process.send_now(jsonrpc::error(&own, jsonrpc::TIMED_OUT, why));
+                self.question(&client, &process, rewrite::cancelled(number, "no answer in time"));
             }
         }
     }

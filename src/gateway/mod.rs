@@ -136,8 +136,8 @@ impl Gateway {
         }
         let servers: Vec<Arc<Upstream>> = self.catalog().all().map(|(_, server)| server.clone()).collect();
         for server in servers {
-            let own = server.isolation().map(|isolation| isolation.open().values().cloned().collect());
-            for process in own.unwrap_or_else(Vec::new).iter().chain([&server]) {
+            let own = server.isolation().map(|isolation| isolation.all()).unwrap_or_default();
+            for process in own.iter().chain([&server]) {
                 process.fail_all("the gateway stops", &self.stats);
             }
         }

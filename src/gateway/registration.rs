@@ -143,7 +143,9 @@ impl Edge {
         })?;
         if let Some(old) = replaced {
             log::info!("server '{}' is registered anew; the old link is closed", old.name());
-            old.fail_all("it registered anew over another link", &self.gateway.stats);
+            let why = "it registered anew over another link";
+            old.fail_all(why, &self.gateway.stats);
+            self.gateway.end_all_processes(&old, why);
             old.link().end(Farewell::new(CLOSE_REPLACED, "the same server id registered over another link"));
             self.gateway.lists_changed(&Kind::ALL);
         }
@@ -195,16 +197,20 @@ impl Edge {
 impl Server {
     fn frame(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), Farewell> {
         let frame = match (channel::read(frame), self.upstream.isolation()) {
+            (Frame::Plain(frame), _) => frame,
             (Frame::Message(number, text), Some(isolation)) => {
-                let process = isolation.open().get(&number).cloned();
                 // A session that has ended may still be spoken to.
-                process.iter().for_each(|process| gateway.private_message(process, text));
+                if let Some(process) = isolation.process(number) {
+                    gateway.private_message(now, &process, text);
+                }
                 return Ok(());
             }
             (Frame::Close(number, reason), Some(_)) => {
                 gateway.process_gone(&self.upstream, number, reason);
                 return Ok(());
             }
+            _ if self.ours => return Err(Farewell::new(1008, "a channel that was not agreed on")),
+            // The original hands on whatever its server prints.
             _ => frame,
         };
         let Ok(message) = Message::read(frame) else {
@@ -358,7 +364,7 @@ impl Server {
 
     /// The processes of single sessions are looked at now and then, if there are any.
     fn deadline(&self) -> Option<Instant> {
-        let own = self.upstream.isolation().filter(|isolation| !isolation.open().is_empty());
+        let own = self.upstream.isolation().filter(|isolation| !isolation.is_empty());
         let look = own.map(|_| self.looked + CHANNEL_TICK);
         self.upstream.mux().deadline().into_iter().chain(look).min()
     }

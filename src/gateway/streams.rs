@@ -64,6 +64,8 @@ struct Table {
     held: HashMap<u32, Held>,
     /// In the order in which they came to rest.
     resting: Vec<(u32, Resting)>,
+    /// The client has asked for the stream that is not opened by a request.
+    listened: bool,
     closed: bool,
 }
 
@@ -75,6 +77,7 @@ impl Table {
 
     fn hold(&mut self, id: u32, resting: Resting) -> Attached {
         let (switch, wanted) = exec::switch();
+        self.listened |= id == STANDALONE;
         self.held.insert(id, Held { _wanted: Some(switch), heir: None });
         Attached { id, queue: resting.queue, sent: resting.sent, wanted }
     }
@@ -197,6 +200,11 @@ impl Streams {
         table.closed = true;
         table.resting.clear();
         table.held.clear();
+    }
+
+    /// Whether the client has ever asked for the stream that is not opened by a request.
+    pub fn was_listened_to(&self) -> bool {
+        self.table().listened
     }
 
     /// Whether a connection has a stream in hand.

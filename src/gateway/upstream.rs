@@ -4,10 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -64,10 +61,21 @@ pub enum Declined {
     Client(session::Refused),
     /// The server has too many calls under way.
     Server,
+    /// As many sessions have a process of it as may.
+    Sessions,
     /// The link does not keep up.
     Link,
     /// The link is gone.
     Gone,
+}
+
+impl Declined {
+    fn by_link(refused: Refused) -> Self {
+        match refused {
+            Refused::Full => Self::Link,
+            Refused::Closed => Self::Gone,
+        }
+    }
 }
 
 /// One registered server.
@@ -88,15 +96,50 @@ pub struct Upstream {
 #[derive(Debug)]
 pub struct Isolation {
     most: u32,
-    last: AtomicU32,
-    open: Mutex<BTreeMap<u32, Arc<Upstream>>>,
+    channels: Mutex<Channels>,
+}
+
+#[derive(Debug, Default)]
+struct Channels {
+    /// Number of the last one.
+    last: u32,
+    /// The processes by the number of their channel.
+    open: BTreeMap<u32, Arc<Upstream>>,
+    /// The link is gone: none is opened any more.
+    ended: bool,
 }
 
 impl Isolation {
-    /// The processes by the number of their channel.
-    pub fn open(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Upstream>>> {
+    fn channels(&self) -> MutexGuard<'_, Channels> {
         // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process on a channel.
+    pub fn process(&self, number: u32) -> Option<Arc<Upstream>> {
+        self.channels().open.get(&number).cloned()
+    }
+
+    /// All processes.
+    pub fn all(&self) -> Vec<Arc<Upstream>> {
+        self.channels().open.values().cloned().collect()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.channels().open.is_empty()
+    }
+
+    /// Forgets a process. False: it was forgotten before.
+    pub fn remove(&self, number: u32) -> bool {
+        self.channels().open.remove(&number).is_some()
+    }
+
+    /// The link is gone. Gives the processes that were behind it.
+    pub fn end(&self) -> Vec<Arc<Upstream>> {
+        let mut channels = self.channels();
+        channels.ended = true;
+        channels.open.values().cloned().collect()
     }
 }
 
@@ -109,38 +152,52 @@ pub struct Private {
     pub client: Weak<Client>,
     /// The server that it is a process of.
     pub shared: Weak<Upstream>,
-    /// What waits until it is initialized.
-    waiting: Mutex<Option<Vec<String>>>,
+    /// The resources that its client wanted to hear of when it began.
+    pub wishes: Vec<String>,
+    /// What waits until it is initialized: with the id of the mux, if it is a call.
+    waiting: Mutex<Option<Vec<(Option<u64>, String)>>>,
 }
 
 impl Upstream {
     /// A server behind a link, of which so many sessions can have a process of their own.
     pub fn new(name: String, most: usize, link: Sender<Farewell>, sessions: Option<u32>) -> Arc<Self> {
-        let sessions =
-            sessions.map(|most| Isolation { most, last: AtomicU32::new(0), open: Mutex::default() });
+        let sessions = sessions.map(|most| Isolation { most, channels: Mutex::default() });
         let (mux, greeting) = (Mutex::new(Mux::new(most)), OnceLock::new());
         Arc::new(Self { name, mux, link, greeting, sessions, private: None })
     }
 
-    /// A process of a session's own. With `wait` nothing is sent to it before [`Upstream::ready`]. `None` when there are as
-    /// many as there may be, or the link does not take more.
-    pub fn fork(self: &Arc<Self>, client: &Arc<Client>, most: usize, wait: bool) -> Option<Arc<Self>> {
-        let isolation = self.sessions.as_ref()?;
-        let mut open = isolation.open();
-        if open.len() >= isolation.most as usize {
-            return None;
+    /// A process of a session's own. `wishes`: the gateway initializes it, and no call is sent to it before
+    /// [`Upstream::ready`]; these resources its client wants to hear of. Without: the client does all that.
+    ///
+    /// # Errors
+    /// [`Declined`]: there are as many as there may be, or the link takes no more.
+    pub fn fork(
+        self: &Arc<Self>,
+        isolation: &Isolation,
+        client: &Arc<Client>,
+        most: usize,
+        wishes: Option<Vec<String>>,
+    ) -> Result<Arc<Self>, Declined> {
+        let mut channels = isolation.channels();
+        if channels.ended {
+            return Err(Declined::Gone);
         }
-        let number = isolation.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.link.send(channel::open(number)).ok()?;
+        if channels.open.len() >= isolation.most as usize {
+            return Err(Declined::Sessions);
+        }
+        let number = channels.last.checked_add(1).ok_or(Declined::Gone)?;
+        self.link.send(channel::open(number)).map_err(Declined::by_link)?;
+        channels.last = number;
         let (client, shared) = (Arc::downgrade(client), Arc::downgrade(self));
-        let waiting = Mutex::new(wait.then(Vec::new));
-        let private = Private { number, client, shared, waiting };
+        let waiting = Mutex::new(wishes.is_some().then(Vec::new));
+        let wishes = wishes.unwrap_or_default();
+        let private = Private { number, client, shared, wishes, waiting };
         let (name, link) = (self.name.clone(), self.link.clone());
         let (mux, greeting) = (Mutex::new(Mux::new(most)), OnceLock::new());
         let forked = Self { name, mux, link, greeting, sessions: None, private: Some(private) };
         let forked = Arc::new(forked);
-        open.insert(number, forked.clone());
-        Some(forked)
+        channels.open.insert(number, forked.clone());
+        Ok(forked)
     }
 
     /// The processes of single sessions, where there can be some.
@@ -158,12 +215,16 @@ impl Upstream {
     /// # Errors
     /// [`Refused`]: the link does not keep up, or is gone.
     pub fn send(&self, text: String) -> Result<(), Refused> {
+        self.send_call(None, text)
+    }
+
+    fn send_call(&self, id: Option<u64>, text: String) -> Result<(), Refused> {
         let Some(private) = &self.private else { return self.link.send(text) };
         let mut waiting = private.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *waiting {
             Some(waiting) if waiting.len() >= limits::ASKS => Err(Refused::Full),
             Some(waiting) => {
-                waiting.push(text);
+                waiting.push((id, text));
                 Ok(())
             }
             None => self.link.send(channel::message(private.number, &text)),
@@ -171,19 +232,48 @@ impl Upstream {
     }
 
     /// Sends a message to the server, whether it is initialized or not.
-    pub fn send_now(&self, text: &str) {
-        if let Some(private) = &self.private {
-            // A link that is full or gone ends, and the process with it.
-            let _ = self.link.send(channel::message(private.number, text));
+    ///
+    /// # Errors
+    /// [`Refused`]: the link does not keep up, or is gone.
+    pub fn send_now(&self, text: String) -> Result<(), Refused> {
+        self.link.send(self.frame(text))
+    }
+
+    /// Sends a message of which a process gets one in its life, and cannot do without.
+    fn send_once(&self, text: String) {
+        // Whoever finds that the link is gone ends the process.
+        let _ = self.link.send_anyway(self.frame(text));
+    }
+
+    fn frame(&self, text: String) -> String {
+        match &self.private {
+            Some(private) => channel::message(private.number, &text),
+            None => text,
         }
     }
 
-    /// The process is initialized: what waited is sent.
-    pub fn ready(&self) {
+    /// The process has answered `initialize`: it is told so, then `first`, then what waited.
+    pub fn ready(&self, first: Vec<String>, stats: &Stats) {
         let Some(private) = &self.private else { return };
-        let mut waiting = private.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        for text in waiting.take().into_iter().flatten() {
-            self.send_now(&text);
+        self.send_once(jsonrpc::notification("notifications/initialized", None));
+        first.into_iter().for_each(|text| self.send_once(text));
+        let lost: Vec<u64> = {
+            // Held until all is sent, so that nothing overtakes what waited.
+            let mut waiting = private.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let waited = waiting.take().into_iter().flatten();
+            waited.filter_map(|(id, text)| self.send_now(text).err().and(id)).collect()
+        };
+        for pending in lost.into_iter().filter_map(|id| self.mux().close(id)) {
+            let why = format!("the link to server '{}' does not keep up", self.name);
+            fail(pending, jsonrpc::BUSY, &why, stats);
+        }
+    }
+
+    /// Tells the edge that a session needs its process no more.
+    pub fn close_channel(&self, reason: &str) {
+        if let Some(private) = &self.private {
+            // There is one for each channel, and without it the process would stay as long as the link.
+            let _ = self.link.send_anyway(channel::close(private.number, reason));
         }
     }
 
@@ -248,29 +338,34 @@ impl Upstream {
         // Where nobody else is served, no token can be anybody else's.
         let token = call.token.clone().filter(|_| self.private.is_none());
         let text = rewrite::request(call.message, upstream_id, call.rename.clone(), token);
-        let Err(refused) = self.send(text) else { return Ok(()) };
+        let Err(refused) = self.send_call(Some(upstream_id), text) else { return Ok(()) };
         if self.mux().close(upstream_id).is_none() {
             // The link went meanwhile, and whoever saw that has failed the call already.
             return Ok(());
         }
         client.calls().end(id);
-        Err(if refused == Refused::Full { Declined::Link } else { Declined::Gone })
+        Err(Declined::by_link(refused))
     }
 
     /// Asks the server for something without waiting for the answer.
     pub fn tell(&self, now: Instant, method: &str, params: &str, patience: Duration) {
-        self.ask(now, Caller::Nobody, method, params, patience);
+        if let Some(request) = self.request(now, method, params, patience) {
+            // A request that does not get through is forgotten at its time.
+            let _ = self.send_now(request);
+        }
     }
 
-    /// Asks the server something of the gateway's own.
-    pub fn ask(&self, now: Instant, caller: Caller, method: &str, params: &str, patience: Duration) {
-        let first = matches!(caller, Caller::Greeting);
-        let Ok(id) = self.mux().open(now, caller, method, None, patience) else { return };
-        if first {
-            return self.send_now(&jsonrpc::request(&id.to_string(), method, params));
+    /// A request whose answer nobody waits for, to be sent.
+    pub fn request(&self, now: Instant, method: &str, params: &str, patience: Duration) -> Option<String> {
+        let id = self.mux().open(now, Caller::Nobody, method, None, patience).ok()?;
+        Some(jsonrpc::request(&id.to_string(), method, params))
+    }
+
+    /// Begins to initialize a process of a session's own.
+    pub fn greet(&self, now: Instant, params: &str, patience: Duration) {
+        if let Ok(id) = self.mux().open_own(now, Caller::Greeting, "initialize", patience) {
+            self.send_once(jsonrpc::request(&id.to_string(), "initialize", params));
         }
-        // A link that is full or gone forgets the request by itself.
-        let _ = self.send(jsonrpc::request(&id.to_string(), method, params));
     }
 
     /// Tells the server to stop working on a request. `notification` is the client's own, with the place of its

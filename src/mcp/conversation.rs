@@ -231,7 +231,7 @@ impl Listing {
 }
 
 /// The message of an error, fit for a log.
-fn error_text(message: &Message<'_>) -> String {
+pub fn error_text(message: &Message<'_>) -> String {
     let error = message.error().unwrap_or("{}");
     let found = find(error, 0..error.len(), &["message"]).ok().flatten();
     let words = found.and_then(|span| unquote(&error[span])).unwrap_or_default();

@@ -1,6 +1,9 @@
 //! What servers ask of one client: each question under an id of ours, since every server counts its own.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use crate::limits;
 
@@ -12,7 +15,15 @@ pub struct TooMany;
 #[derive(Debug)]
 pub struct Asks<U> {
     last: u64,
-    open: HashMap<u64, (U, Box<str>)>,
+    open: HashMap<u64, Ask<U>>,
+}
+
+#[derive(Debug)]
+struct Ask<U> {
+    server: U,
+    /// The server's own id, raw.
+    id: Box<str>,
+    since: Instant,
 }
 
 impl<U> Default for Asks<U> {
@@ -26,24 +37,24 @@ impl<U> Asks<U> {
     ///
     /// # Errors
     /// [`TooMany`] at the limit.
-    pub fn begin(&mut self, server: U, id: &str) -> Result<u64, TooMany> {
+    pub fn begin(&mut self, now: Instant, server: U, id: &str) -> Result<u64, TooMany> {
         if self.open.len() >= limits::ASKS {
             return Err(TooMany);
         }
         self.last += 1;
-        self.open.insert(self.last, (server, id.into()));
+        self.open.insert(self.last, Ask { server, id: id.into(), since: now });
         Ok(self.last)
     }
 
     /// The client answers: which server asked, and under which id. `id` is what the client wrote.
     pub fn end(&mut self, id: &str) -> Option<(U, Box<str>)> {
         let number = id.parse().ok().filter(|_| id.bytes().all(|byte| byte.is_ascii_digit()))?;
-        self.open.remove(&number)
+        self.open.remove(&number).map(|ask| (ask.server, ask.id))
     }
 
     /// A server takes its question back. Gives the id under which the client was asked.
     pub fn cancel(&mut self, is_server: impl Fn(&U) -> bool, id: &str) -> Option<u64> {
-        let found = self.open.iter().find(|(_, (server, own))| **own == *id && is_server(server));
+        let found = self.open.iter().find(|(_, ask)| *ask.id == *id && is_server(&ask.server));
         let number = found.map(|(number, _)| *number)?;
         self.open.remove(&number);
         Some(number)
@@ -51,7 +62,19 @@ impl<U> Asks<U> {
 
     /// A server is gone with its questions.
     pub fn forget(&mut self, is_server: impl Fn(&U) -> bool) {
-        self.open.retain(|_, (server, _)| !is_server(server));
+        self.open.retain(|_, ask| !is_server(&ask.server));
+    }
+
+    /// Takes out the questions of a server that have waited so long. Gives the ids under which the client was asked, and
+    /// the server's own.
+    pub fn overdue(
+        &mut self,
+        now: Instant,
+        patience: Duration,
+        is_server: impl Fn(&U) -> bool,
+    ) -> Vec<(u64, Box<str>)> {
+        let over = |ask: &Ask<U>| now.duration_since(ask.since) >= patience && is_server(&ask.server);
+        self.open.extract_if(|_, ask| over(ask)).map(|(number, ask)| (number, ask.id)).collect()
     }
 }
 
@@ -61,8 +84,8 @@ mod tests {
 
     #[test]
     fn two_servers_with_one_id_are_told_apart() {
-        let mut asks = Asks::default();
-        assert_eq!((asks.begin("a", "0"), asks.begin("b", "0")), (Ok(1), Ok(2)));
+        let (mut asks, now) = (Asks::default(), Instant::now());
+        assert_eq!((asks.begin(now, "a", "0"), asks.begin(now, "b", "0")), (Ok(1), Ok(2)));
         for wrong in ["\"1\"", "3", "01x", "+1", ""] {
             assert_eq!(asks.end(wrong), None, "{wrong}");
         }
@@ -74,12 +97,23 @@ mod tests {
 
     #[test]
     fn questions_are_bounded_and_go_with_their_server() {
-        let mut asks = Asks::default();
+        let (mut asks, now) = (Asks::default(), Instant::now());
         for id in 0..limits::ASKS {
-            asks.begin(id % 2, "x").unwrap();
+            asks.begin(now, id % 2, "x").unwrap();
         }
-        assert_eq!(asks.begin(0, "x"), Err(TooMany));
+        assert_eq!(asks.begin(now, 0, "x"), Err(TooMany));
         asks.forget(|server| *server == 0);
-        assert!(asks.begin(0, "x").is_ok());
+        assert!(asks.begin(now, 0, "x").is_ok());
+    }
+
+    #[test]
+    fn questions_do_not_wait_for_ever() {
+        let (mut asks, start, patience) = (Asks::default(), Instant::now(), Duration::from_secs(9));
+        asks.begin(start, "a", "0").unwrap();
+        asks.begin(start, "b", "0").unwrap();
+        asks.begin(start + patience, "a", "\"1\"").unwrap();
+        assert_eq!(asks.overdue(start, patience, |_| true), []);
+        assert_eq!(asks.overdue(start + patience, patience, |server| *server == "a"), [(1, "0".into())]);
+        assert_eq!((asks.end("1"), asks.end("3")), (None, Some(("a", "\"1\"".into()))));
     }
 }

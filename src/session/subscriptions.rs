@@ -21,12 +21,14 @@ impl Subscriptions {
         self.0.values().flatten().filter(|subscriber| subscriber.session == session).count()
     }
 
-    /// A session wants to hear of a resource.
-    pub fn add(&mut self, server: &str, own: &str, subscriber: Subscriber) {
+    /// A session wants to hear of a resource. False: it did before.
+    pub fn add(&mut self, server: &str, own: &str, subscriber: Subscriber) -> bool {
         let subscribers = self.0.entry((server.to_owned(), own.to_owned())).or_default();
-        if !subscribers.contains(&subscriber) {
+        let new = !subscribers.contains(&subscriber);
+        if new {
             subscribers.push(subscriber);
         }
+        new
     }
 
     /// A session no longer wants to. True when nobody does any more.
@@ -58,6 +60,13 @@ impl Subscriptions {
     /// The resources of a server that somebody wants to hear of.
     pub fn of_server(&self, server: &str) -> Vec<String> {
         self.0.keys().filter(|(name, _)| name == server).map(|(_, own)| own.clone()).collect()
+    }
+
+    /// The resources of a server that a session wants to hear of.
+    pub fn of_session(&self, server: &str, session: &str) -> Vec<String> {
+        let wants = |subscribers: &[Subscriber]| subscribers.iter().any(|one| one.session == session);
+        let found = self.0.iter().filter(|((name, _), subscribers)| name == server && wants(subscribers));
+        found.map(|((_, own), _)| own.clone()).collect()
     }
 
     /// Who is to hear that a resource of a server changed. It may lie below the one that was subscribed to.
@@ -92,6 +101,10 @@ mod tests {
         subscriptions.add("s", "a://x", who("1", "a://x"));
         subscriptions.add("s", "a://x", who("2", "s+a://x"));
         assert_eq!((subscriptions.count("1"), subscriptions.of_server("s")), (1, vec!["a://x".to_owned()]));
+        assert_eq!(
+            (subscriptions.of_session("s", "2").len(), subscriptions.of_session("s", "3").len()),
+            (1, 0)
+        );
         assert!(!subscriptions.remove("s", "a://x", "1"));
         assert!(subscriptions.remove("s", "a://x", "2"));
         assert!(subscriptions.remove("s", "a://x", "2"));

@@ -1,5 +1,6 @@
 //! Sessions with a process of their own (`register --sessions isolated`), over both transports and at both endpoints.
 
+mod ends;
 mod peer;
 
 use std::{fs, path::PathBuf};
