@@ -68,10 +68,10 @@ def endpoints(port):
     }
 
 
-def check(world, sdk, endpoint):
+def check(world, sdk, endpoint, sessions="shared"):
     """The same steps against the server and at one endpoint of a gateway."""
     _, port = world.gateway()
-    world.register("every", EVERYTHING, port)
+    world.register("every", EVERYTHING, port, "--sessions", sessions)
     listed(port, "every_echo", seconds=30)
     target, own = endpoints(port)[endpoint]
     played = [*([{"welcome": True}] if own else []), *steps()]
@@ -87,4 +87,10 @@ CHECKS = {
     f"endpoints-{sdk}-{name}": (functools.partial(check, sdk=sdk, endpoint=name), 240)
     for sdk in SDKS
     for name in ("all", "server", "server-sse")
+}
+
+CHECKS |= {
+    f"isolated-{sdk}-{name}": (functools.partial(check, sdk=sdk, endpoint=name, sessions="isolated"), 240)
+    for sdk in SDKS
+    for name in ("all", "server")
 }
