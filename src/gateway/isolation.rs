@@ -182,10 +182,10 @@ impl Gateway {
         }
     }
 
-    /// The way back of the newest call, as nothing says which call a message of the process belongs to. Before the answer
+    /// The way back of the newest call that is read, as nothing says which call a message of the process belongs to. Before the answer
     /// to `initialize` a client takes nothing.
     fn newest_reply(process: &Upstream) -> Option<Reply> {
-        process.mux().newest().and_then(|pending| match &pending.caller {
+        process.mux().newest(|pending| match &pending.caller {
             Caller::Client(_, _, reply) if !reply.is_closed() && &*pending.method != "initialize" => {
                 Some(reply.clone())
             }

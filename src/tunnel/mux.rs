@@ -148,9 +148,10 @@ impl<C> Mux<C> {
         self.pending.get(&id)
     }
 
-    /// The pending request that came last.
-    pub fn newest(&self) -> Option<&Pending<C>> {
-        self.pending.iter().max_by_key(|(id, _)| **id).map(|(_, pending)| pending)
+    /// What `wanted` finds in the pending request that came last of those in which it finds something.
+    pub fn newest<T>(&self, wanted: impl Fn(&Pending<C>) -> Option<T>) -> Option<T> {
+        let found = self.pending.iter().filter_map(|(id, pending)| Some((id, wanted(pending)?)));
+        found.max_by_key(|(id, _)| **id).map(|(_, found)| found)
     }
 
     /// The pending request whose caller wants its progress under this token, raw.
@@ -249,6 +250,8 @@ mod tests {
         assert_eq!(sort(&mut mux, &progress(with)), "progress of 1 at 1");
         assert_eq!(sort(&mut mux, &progress(without)), "stray");
         assert_eq!(mux.get(with).unwrap().token(), Some("\"t\""));
+        assert_eq!(mux.newest(|pending| Some(pending.caller)), Some("b"));
+        assert_eq!(mux.newest(|pending| pending.token().map(|_| pending.caller)), Some("a"));
         mux.close(with);
         assert_eq!(sort(&mut mux, &progress(with)), "stray");
     }

@@ -1,6 +1,8 @@
 //! Sessions with a process of their own (`register --sessions isolated`), over both transports and at both endpoints.
 
 mod ends;
+mod hostile;
+mod many;
 mod peer;
 
 use std::{fs, path::PathBuf};

@@ -200,7 +200,9 @@ fn nothing_is_left_when_register_ends() {
     for signal in [Signal::TERM, Signal::KILL] {
         let mut edge = isolated(&gateway, &[], &[]);
         let mut peers: Vec<Peer> = Place::ALL.into_iter().map(|place| Peer::ready(&gateway, place)).collect();
-        peers.iter_mut().for_each(|peer| drop(peer.pid()));
+        for peer in &mut peers {
+            peer.pid();
+        }
         assert_eq!(processes(&edge).len(), 4);
         edge.program.signal(signal);
         edge.program.ended();

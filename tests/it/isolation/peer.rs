@@ -65,10 +65,8 @@ pub enum Source {
 #[derive(Debug)]
 enum Event {
     Message(Source, String),
-    /// The stream has ended.
+    /// The stream has ended, or never began.
     End(Source),
-    /// Another status than 200.
-    Status(Source, u16),
 }
 
 /// See the module's documentation.
@@ -281,16 +279,6 @@ impl Peer {
         self.wait(|event| matches!(event, Event::End(Source::Stream)));
     }
 
-    /// The status with which a request was turned away.
-    #[track_caller]
-    pub fn turned_away(&mut self, id: &str) -> u16 {
-        let source = Source::Post(id.to_owned());
-        match self.wait(|event| matches!(event, Event::Status(from, _) if *from == source)) {
-            Event::Status(_, status) => status,
-            other => panic!("{other:?}"),
-        }
-    }
-
     #[track_caller]
     fn wait(&mut self, wanted: impl Fn(&Event) -> bool) -> Event {
         if let Some(place) = self.inbox.iter().position(&wanted) {
@@ -334,6 +322,13 @@ impl Peer {
         if !self.session.is_empty() {
             self.end();
         }
+    }
+
+    /// DELETE for a session that may have ended.
+    #[track_caller]
+    pub fn try_end(&mut self) {
+        let status = self.request("DELETE", "").status;
+        assert!(matches!(status, 204 | 404), "{status}");
     }
 
     /// Closes all connections.
@@ -381,11 +376,9 @@ impl Reader {
         let length = head.field("content-length").and_then(|length| length.parse().ok()).unwrap_or_default();
         let body = self.wire.exactly(length).unwrap_or_default();
         let body = String::from_utf8_lossy(&body).into_owned();
-        let event = match head.status {
-            200 => Event::Message(source.clone(), body),
-            other => Event::Status(source.clone(), other),
-        };
-        let _ = sender.send(event);
+        if head.status == 200 {
+            let _ = sender.send(Event::Message(source.clone(), body));
+        }
         let _ = sender.send(Event::End(source.clone()));
     }
 

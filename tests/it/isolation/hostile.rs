@@ -1,0 +1,301 @@
+//! Hand-made ends of a link: a gateway that knows no sessions, and ends that do not keep to the rules.
+
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Instant,
+};
+
+use async_tungstenite::tungstenite::{self, Message, WebSocket};
+use rustix::process::Signal;
+
+use super::{processes, value, wait_for_processes};
+use crate::{
+    isolation::peer::{CAPABILITIES, Peer, Place},
+    wire::{get, member},
+    world::{Edge, Gateway, PATIENCE, eventually},
+};
+
+/// Our end of a link.
+struct End(WebSocket<TcpStream>);
+
+impl End {
+    fn bounded(stream: &TcpStream) {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+    }
+
+    /// A gateway, to the edge that comes.
+    #[track_caller]
+    fn accept(listener: &TcpListener) -> Self {
+        let (stream, _) = listener.accept().unwrap();
+        Self::bounded(&stream);
+        Self(tungstenite::accept(stream).unwrap())
+    }
+
+    /// An edge that registers `s` with these capabilities, and has a tool `t`.
+    #[track_caller]
+    fn register(gateway: SocketAddr, capabilities: &str) -> Self {
+        let stream = TcpStream::connect(gateway).unwrap();
+        Self::bounded(&stream);
+        let url = format!("ws://{gateway}/mcp/register");
+        let mut end = Self(tungstenite::client(url, stream).unwrap().0);
+        end.say(&format!(
+            r#"{{"jsonrpc":"2.0","id":"x","method":"register","params":{{"name":"s","capabilities":{capabilities}}}}}"#
+        ));
+        let received = end.next();
+        assert!(received.contains("\"received\""), "{received}");
+        let id = end.request("", "initialize");
+        end.say(&format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"result":{{"protocolVersion":"2025-06-18","capabilities":{{"tools":{{}}}},"serverInfo":{{"name":"x","version":"1"}}}}}}"#
+        ));
+        let id = end.request("", "tools/list");
+        end.say(&format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"result":{{"tools":[{{"name":"t","inputSchema":{{"type":"object"}}}}]}}}}"#
+        ));
+        end
+    }
+
+    /// The id of the next request of this method behind a prefix; what comes before it is passed over.
+    #[track_caller]
+    fn request(&mut self, prefix: &str, method: &str) -> String {
+        let wanted = format!("\"{method}\"");
+        let frame = self.find(|frame| {
+            let message = frame.strip_prefix(prefix);
+            message.and_then(|message| member(message, "method")).as_ref() == Some(&wanted)
+        });
+        member(&frame[prefix.len()..], "id").unwrap()
+    }
+
+    #[track_caller]
+    fn say(&mut self, frame: &str) {
+        self.0.send(Message::text(frame)).unwrap();
+    }
+
+    /// The next frame.
+    #[track_caller]
+    fn next(&mut self) -> String {
+        loop {
+            match self.0.read().unwrap() {
+                Message::Text(text) => return text.to_string(),
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[track_caller]
+    fn find(&mut self, wanted: impl Fn(&str) -> bool) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let frame = self.next();
+            if wanted(&frame) {
+                return frame;
+            }
+            assert!(Instant::now() < deadline);
+        }
+    }
+
+    /// The code and the reason with which the other end closes; what comes before it is passed over.
+    #[track_caller]
+    fn farewell(&mut self) -> (u16, String) {
+        loop {
+            if let Message::Close(Some(frame)) = self.0.read().unwrap() {
+                return (frame.code.into(), frame.reason.to_string());
+            }
+        }
+    }
+}
+
+/// A port, and an edge that registers there with at most two sessions.
+fn listener() -> (TcpListener, Edge) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}/mcp/register", listener.local_addr().unwrap());
+    let edge = Edge::start(&url, "s", &["--session"], &["--sessions", "isolated", "--max-sessions", "2"]);
+    (listener, edge)
+}
+
+/// A gateway that has read the registration, and agrees to sessions or does not.
+#[track_caller]
+fn gateway(listener: &TcpListener, agrees: bool) -> End {
+    let mut end = End::accept(listener);
+    let offer = value(&end.next());
+    assert_eq!(offer["params"]["capabilities"]["mcpport"]["sessions"]["max"], 2);
+    end.say(if agrees {
+        r#"{"status":"received","id":"x","message":"","capabilities":{"mcpport":{"sessions":{}}}}"#
+    } else {
+        r#"{"status":"received","id":"x","message":"as the original says it"}"#
+    });
+    end
+}
+
+const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+const PONG: &str = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
+
+#[test]
+fn a_gateway_without_sessions_gets_a_shared_server() {
+    let (listener, edge) = listener();
+    for frame in ["+1", "#1 {}", "-1 bye"] {
+        let mut end = gateway(&listener, false);
+        edge.program.wait_for("does not know isolated sessions; all clients share one process");
+        end.say(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"pid","arguments":{}}}"#);
+        assert!(end.next().contains(&format!("\"{}\"", edge.server_pid())));
+        assert_eq!(processes(&edge), [0; 0]);
+        end.say(frame);
+        assert_eq!(end.farewell(), (1008, "a channel that was not agreed on".into()));
+    }
+}
+
+#[test]
+fn a_gateway_never_gets_more_processes_than_it_may() {
+    let (listener, edge) = listener();
+    let mut end = gateway(&listener, true);
+    for nonsense in
+        ["#9 {}", "-9 bye", "#9", "+0", "+99999999999", "#99999999999 {}", "+1 2", "#1 {}", "+x", ""]
+    {
+        end.say(nonsense);
+    }
+    end.say("+1");
+    end.say("+2");
+    end.say("+3");
+    let refusal = end.next();
+    assert!(refusal.starts_with("-3 ") && refusal.contains("--max-sessions"), "{refusal}");
+    for (prefix, nonsense) in [("#1 ", "no message"), ("#1 ", "[]"), ("#2 ", "")] {
+        end.say(&format!("{prefix}{nonsense}"));
+    }
+    for prefix in ["#1 ", "#2 ", ""] {
+        end.say(&format!("{prefix}{PING}"));
+        assert_eq!(end.next(), format!("{prefix}{PONG}"));
+    }
+    assert_eq!(processes(&edge).len(), 2);
+    for number in 4..1000 {
+        end.say(&format!("-{}", number - 2));
+        end.say(&format!("+{number}"));
+        if number % 100 == 0 {
+            assert!(processes(&edge).len() <= 2);
+        }
+    }
+    end.say("-1");
+    end.say("-999");
+    end.say(PING);
+    end.find(|frame| frame == PONG);
+    wait_for_processes(&edge, 1);
+    end.say("+1000");
+    end.say(&format!("#1000 {PING}"));
+    end.find(|frame| frame == format!("#1000 {PONG}"));
+    end.say("+1000");
+    assert_eq!(end.farewell(), (1008, "the number of a channel was used before".into()));
+    wait_for_processes(&edge, 0);
+}
+
+#[test]
+fn a_gateway_that_asks_and_does_not_read_is_left() {
+    let (listener, edge) = listener();
+    let mut end = gateway(&listener, true);
+    end.say("+1");
+    let deadline = Instant::now() + PATIENCE;
+    for number in 2.. {
+        // The edge may be gone already.
+        if end.0.send(Message::text(format!("+{number}"))).is_err() {
+            break;
+        }
+        assert!(Instant::now() < deadline);
+    }
+    edge.program.wait_for("the gateway does not read");
+    wait_for_processes(&edge, 0);
+}
+
+const SESSIONS: &str = r#"{"mcpport":{"sessions":{"max":9}}}"#;
+
+#[test]
+fn an_edge_that_breaks_the_rules_is_left() {
+    let gateway = Gateway::start(&[]);
+    for (capabilities, frame) in
+        [(r#"{"mcpport":{}}"#, "#1 {}"), (r#"{"mcpport":{}}"#, "-1"), (SESSIONS, "+1")]
+    {
+        let mut end = End::register(gateway.address, capabilities);
+        end.say(frame);
+        assert_eq!(end.farewell(), (1008, "a channel that was not agreed on".into()));
+    }
+    // The original hands on whatever its server prints.
+    let mut end = End::register(gateway.address, "{}");
+    for noise in ["#1 heading", "-1 degree", "+1"] {
+        end.say(noise);
+    }
+    let mut client = gateway.client();
+    client.tools_until(|tools| tools.len() == 2);
+    let call = client.begin_call("s_t", "{}");
+    let id = end.request("", "tools/call");
+    end.say(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"fine":true}}}}"#));
+    assert!(client.answer(&call).contains("fine"));
+}
+
+#[test]
+fn an_edge_that_talks_nonsense_harms_nobody() {
+    let gateway = Gateway::start(&[]);
+    let mut end = End::register(gateway.address, SESSIONS);
+    let mut client = gateway.client();
+    client.tools_until(|tools| tools.len() == 2);
+    for nonsense in ["#1 {}", "-1 bye", "-4294967295", "#4294967295 {}", "#99999999999 {}", "#", "-", "#1"] {
+        end.say(nonsense);
+    }
+    let mut peer = Peer::open(&gateway, Place::SINGLE[0]);
+    let params =
+        format!(r#"{{"protocolVersion":"2025-06-18","capabilities":{CAPABILITIES},"clientInfo":{{}}}}"#);
+    let hello = peer.begin("initialize", &params);
+    assert_eq!(end.find(|frame| frame.starts_with('+')), "+1");
+    let id = end.request("#1 ", "initialize");
+    for nonsense in ["nonsense", "[]", "{}", r#"{"jsonrpc":"2.0","id":77,"result":{}}"#] {
+        end.say(&format!("#1 {nonsense}"));
+    }
+    end.say(&format!(r##"#1 {{"jsonrpc":"2.0","id":{id},"result":{{"protocolVersion":"2025-06-18"}}}}"##));
+    assert!(peer.answer(&hello).contains("result"));
+    // More questions than a client has to bear, all under one id.
+    for _ in 0..80 {
+        end.say(r##"#1 {"jsonrpc":"2.0","id":0,"method":"roots/list"}"##);
+    }
+    for _ in 0..16 {
+        let refusal = end.find(|frame| frame.contains("\"error\""));
+        assert!(
+            refusal.starts_with(r##"#1 {"jsonrpc":"2.0","id":0"##) && refusal.contains("-32000"),
+            "{refusal}"
+        );
+    }
+    for _ in 0..64 {
+        peer.asked("roots/list");
+    }
+    let call = peer.begin("x", "{}");
+    end.request("#1 ", "x");
+    end.say("-1 it is tired\u{7}");
+    let answer = peer.answer(&call);
+    assert!(answer.contains("it is tired") && answer.contains("server 's' went away"), "{answer}");
+    peer.ended();
+    for late in ["-1 again", "#1 {}", r##"#1 {"jsonrpc":"2.0","method":"x"}"##] {
+        end.say(late);
+    }
+    // The shared process is there all the time.
+    let call = client.begin("tools/call", r#"{"name":"s_t"}"#);
+    assert_eq!(end.find(|frame| frame.starts_with('+')), "+2");
+    let id = end.request("#2 ", "initialize");
+    end.say(&format!(r##"#2 {{"jsonrpc":"2.0","id":{id},"result":{{}}}}"##));
+    let id = end.request("#2 ", "tools/call");
+    end.say(&format!(r##"#2 {{"jsonrpc":"2.0","id":{id},"result":{{"fine":true}}}}"##));
+    assert!(client.answer(&call).contains("fine"));
+    assert_eq!(get(gateway.address, "/health").body, "ok");
+}
+
+/// An edge that does not answer for a while is none that is gone.
+#[test]
+fn an_edge_that_stops_for_a_while() {
+    let (gateway, edge) = super::world(&["--max-sessions", "1"]);
+    let mut peer = Peer::ready(&gateway, Place::SINGLE[1]);
+    peer.pid();
+    edge.program.signal(Signal::STOP);
+    peer.end();
+    let mut next = Peer::open(&gateway, Place::SINGLE[1]);
+    let hello =
+        next.begin("initialize", r#"{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{}}"#);
+    edge.program.signal(Signal::CONT);
+    assert!(next.answer(&hello).contains("result"));
+    eventually("the first is gone", || processes(&edge).len() == 1);
+}
