@@ -14,6 +14,9 @@ from kit import fake, need, need_equal
 class Asker:
     """One client of a load, with its own dice."""
 
+    # What it may call, and how often of a hundred times.
+    KINDS = {"echo": 40, "sleep": 30, "progress": 20, "fail": 5, "error": 5}
+
     def __init__(self, number, client, servers, seed):
         self.number, self.client, self.servers = number, client, servers
         self.dice = random.Random(seed * 1000 + number)
@@ -23,17 +26,21 @@ class Asker:
     async def one(self):
         """One call of a random kind to a random server; anything but its own answer fails the check."""
         server = self.dice.choice(self.servers)
-        kind = self.dice.choices(("echo", "sleep", "progress", "fail", "error"), (40, 30, 20, 5, 5))[0]
-        self.sent[server] += 1
+        kind = self.dice.choices(list(self.KINDS), list(self.KINDS.values()))[0]
         id = self.client.mint()
         text = f"client {self.number} call {id} {self.dice.random()}"
         begun = time.monotonic()
         await getattr(self, kind)(server, id, text)
         self.slowest = max(self.slowest, time.monotonic() - begun)
 
+    def tool(self, server, name):
+        """The name of a server's tool at the endpoint that this client has."""
+        return f"{server}_{name}"
+
     async def ask(self, server, id, kind, **arguments):
         """The whole answer; the progress token is the id, as it is in every SDK."""
-        params = {"name": f"{server}_{kind}", "arguments": arguments, "_meta": {"progressToken": id}}
+        self.sent[server] += 1
+        params = {"name": self.tool(server, kind), "arguments": arguments, "_meta": {"progressToken": id}}
         message, _ = await self.client.exchange("tools/call", params, id=id, seconds=60)
         return message
 
@@ -91,8 +98,7 @@ async def storm(port, clients, servers, calls, in_flight, seed):
         for asker in askers:
             # What was sent twice or late is on the stream before the answer to this.
             for server in servers:
-                await asker.client.text(f"{server}_echo", text="the end")
-                asker.sent[server] += 1
+                await asker.echo(server, asker.client.mint(), "the end")
             need_equal(asker.client.strays, [], f"messages to client {asker.number} that nobody asked for")
         for server in servers:
             count = int(await askers[0].client.text(f"{server}_count"))

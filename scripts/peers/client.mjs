@@ -14,19 +14,19 @@ const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
 async function sdk() {
   if (scenario.sdk === "1") {
     const base = "@modelcontextprotocol/sdk";
-    const [{ Client }, { SSEClientTransport }, { StdioClientTransport }, types] = await Promise.all(
-      ["client/index.js", "client/sse.js", "client/stdio.js", "types.js"].map((part) => load(`${base}/${part}`)),
-    );
-    return { Client, SSEClientTransport, StdioClientTransport, changed: types.ToolListChangedNotificationSchema };
+    const parts = ["client/index.js", "client/sse.js", "client/stdio.js", "client/streamableHttp.js", "types.js"];
+    const all = Object.assign({}, ...(await Promise.all(parts.map((part) => load(`${base}/${part}`)))));
+    const told = [all.ResourceUpdatedNotificationSchema, all.LoggingMessageNotificationSchema];
+    return { ...all, changed: all.ToolListChangedNotificationSchema, told };
   }
-  const { Client, SSEClientTransport } = await load("@modelcontextprotocol/client");
-  const { StdioClientTransport } = await load("@modelcontextprotocol/client/stdio");
-  return { Client, SSEClientTransport, StdioClientTransport, changed: "notifications/tools/list_changed" };
+  const all = { ...(await load("@modelcontextprotocol/client")), ...(await load("@modelcontextprotocol/client/stdio")) };
+  return { ...all, changed: "notifications/tools/list_changed", told: ["notifications/resources/updated", "notifications/message"] };
 }
 
 const kit = await sdk();
 
-function transport({ sse, headers, stdio }) {
+function transport({ sse, http, headers, stdio }) {
+  if (http) return new kit.StreamableHTTPClientTransport(new URL(http));
   if (!sse) return new kit.StdioClientTransport({ command: stdio[0], args: stdio.slice(1), stderr: "ignore" });
   // The stream's request takes its fields from `requestInit` too, in both lines of the SDK.
   return new kit.SSEClientTransport(new URL(sse), { requestInit: { headers: headers ?? {} } });
@@ -36,6 +36,16 @@ const client = new kit.Client({ name: "peers", version: "1" }, { capabilities: {
 const prefix = scenario.prefix ?? "";
 let ring = () => {};
 client.setNotificationHandler(kit.changed, () => ring());
+
+/** What was told, and who waits for it. */
+const inbox = [];
+let hear = () => {};
+for (const schema of kit.told) {
+  client.setNotificationHandler(schema, (message) => {
+    inbox.push(message);
+    hear();
+  });
+}
 
 /** All tools whose name begins with the prefix, which is taken off; by name, as the gateway lists them. */
 async function tools() {
@@ -77,7 +87,54 @@ async function call(step, more = {}) {
   return progress.length ? { ...out, progress } : out;
 }
 
+/** What is to be completed, under its exposed name. */
+const reference = (ref) => (ref.type === "ref/prompt" ? { ...ref, name: prefix + ref.name } : ref);
+
+/** Any request but a call, by the method of the SDK that is made for it. */
+const ways = {
+  "completion/complete": ({ ref, argument }) => client.complete({ ref: reference(ref), argument }),
+  "logging/setLevel": ({ level }) => client.setLoggingLevel(level),
+  ping: () => client.ping(),
+  "prompts/get": (params) => client.getPrompt({ ...params, name: prefix + params.name }),
+  "prompts/list": () => client.listPrompts(),
+  "resources/list": () => client.listResources(),
+  "resources/read": (params) => client.readResource(params),
+  "resources/subscribe": (params) => client.subscribeResource(params),
+  "resources/templates/list": () => client.listResourceTemplates(),
+  "resources/unsubscribe": (params) => client.unsubscribeResource(params),
+};
+
+/** A list in the order of the gateway's, prompts without the prefix. */
+function bare(result) {
+  for (const [kind, key] of [["prompts", "name"], ["resources", "uri"], ["resourceTemplates", "uriTemplate"]]) {
+    if (!result[kind]) continue;
+    result[kind] = result[kind].map((item) => (kind === "prompts" ? { ...item, name: item.name.slice(prefix.length) } : item));
+    result[kind].sort((one, other) => (one[key] < other[key] ? -1 : 1));
+  }
+  return result;
+}
+
 const play = {
+  async ask({ ask, params }) {
+    try {
+      return bare(await ways[ask](params ?? {}));
+    } catch (error) {
+      return { error: describe(error) };
+    }
+  },
+  async told({ told }) {
+    for (;;) {
+      const heard = new Promise((resolve) => (hear = resolve));
+      const place = inbox.findIndex((message) => message.method === told);
+      if (place >= 0) return inbox.splice(place, 1)[0].params.uri ?? null;
+      await heard;
+    }
+  },
+  async welcome() {
+    const version = client.getNegotiatedProtocolVersion?.() ?? null;
+    const said = [client.getServerVersion(), client.getServerCapabilities(), client.getInstructions() ?? null];
+    return { version, serverInfo: said[0], capabilities: said[1], instructions: said[2] };
+  },
   async await_tool(step) {
     for (;;) {
       const changed = new Promise((resolve) => (ring = resolve));

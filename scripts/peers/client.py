@@ -1,7 +1,7 @@
 """Plays a scenario with the official Python SDK (1.x or 2.x, whichever this Python has) and prints what came of it.
 
-Called with one JSON argument: `target` (`stdio`: words, or `sse`: URL and `headers`), `prefix` and `steps`. Prints JSON
-lines: `{"ready": ...}` once connected, one line for each step, `{"done": true}`. `client.mjs` is its twin.
+Called with one JSON argument: `target` (`stdio`: words, `sse`: URL and `headers`, or `http`: URL of Streamable HTTP),
+`prefix` and `steps`. Prints JSON lines: `{"ready": ...}` once connected, one line for each step, `{"done": true}`. `client.mjs` is its twin.
 """
 
 import asyncio
@@ -13,6 +13,8 @@ import sys
 from mcp import ClientSession, StdioServerParameters, types
 from mcp.client.sse import sse_client
 from mcp.client.stdio import stdio_client
+from mcp.client.streamable_http import streamable_http_client
+from pydantic import AnyUrl
 
 try:
     from mcp.client import Client
@@ -36,8 +38,17 @@ def transport(target):
     """The way to the server."""
     if "sse" in target:
         return sse_client(target["sse"], headers=target.get("headers"))
+    if "http" in target:
+        return http_client(target["http"])
     command, *arguments = target["stdio"]
     return stdio_client(StdioServerParameters(command=command, args=arguments), errlog=open(os.devnull, "w"))
+
+
+@contextlib.asynccontextmanager
+async def http_client(url):
+    """Streamable HTTP; the 1.x line gives the session's id too."""
+    async with streamable_http_client(url) as streams:
+        yield streams[:2]
 
 
 @contextlib.asynccontextmanager
@@ -45,9 +56,10 @@ async def connected(target, on_message):
     """A session that has shaken hands, and what the server said of itself."""
     if Client is not None:
         # The default mode probes `server/discover` first. Asked directly, the server is made to speak the same era.
-        mode = "auto" if "sse" in target else "legacy"
+        mode = "legacy" if "stdio" in target else "auto"
         async with Client(transport(target), mode=mode, message_handler=on_message) as session:
-            yield session, {"version": session.protocol_version}
+            said = {"serverInfo": plain(session.server_info), "capabilities": plain(session.server_capabilities)}
+            yield session, {"version": session.protocol_version, "instructions": session.instructions, **said}
     else:
         async with transport(target) as streams, ClientSession(*streams, message_handler=on_message) as session:
             yield session, plain(await session.initialize())
@@ -59,15 +71,20 @@ class Player:
     def __init__(self, prefix):
         self.prefix = prefix
         self.changed = asyncio.Event()
+        self.told_queue = asyncio.Queue()
 
     async def on_message(self, message):
-        """Notes that the list of tools changed."""
-        if type(getattr(message, "root", message)).__name__ == "ToolListChangedNotification":
+        """Notes that the list of tools changed, and keeps all notifications for `told`."""
+        message = getattr(message, "root", message)
+        if type(message).__name__ == "ToolListChangedNotification":
             self.changed.set()
+        if hasattr(message, "method"):
+            self.told_queue.put_nowait((message.method, plain(message.params) if message.params else {}))
 
     async def play(self, step):
         """One step; what came of it."""
-        (kind,) = set(step) & {"await_tool", "until_tool", "list", "call", "parallel", "cancel", "until"}
+        kinds = {"ask", "await_tool", "cancel", "call", "list", "parallel", "told", "until", "until_tool", "welcome"}
+        (kind,) = set(step) & kinds
         return await asyncio.wait_for(getattr(self, kind)(step), STEP_SECONDS)
 
     async def tools(self):
@@ -117,6 +134,53 @@ class Player:
             out = {"error": describe(error)}
         return {**out, "progress": progress} if progress else out
 
+    async def welcome(self, step):
+        """What the server says of itself."""
+        return self.said
+
+    async def told(self, step):
+        """Waits for a notification; of an update, the URI."""
+        while True:
+            method, params = await self.told_queue.get()
+            if method == step["told"]:
+                return params.get("uri")
+
+    async def ask(self, step):
+        """Any request but a call, by the method of the SDK that is made for it."""
+        method, params = step["ask"], step.get("params", {})
+        uri = params.get("uri") if Client else params.get("uri") and AnyUrl(params["uri"])
+        fresh = {"cache_mode": "bypass"} if Client else {}
+        ways = {
+            "completion/complete": lambda s: s.complete(self.reference(params["ref"]), params["argument"]),
+            "logging/setLevel": lambda s: s.set_logging_level(params["level"]),
+            "ping": lambda s: s.send_ping(),
+            "prompts/get": lambda s: s.get_prompt(self.prefix + params["name"], params.get("arguments")),
+            "prompts/list": lambda s: s.list_prompts(**fresh),
+            "resources/list": lambda s: s.list_resources(**fresh),
+            "resources/read": lambda s: s.read_resource(uri, **fresh),
+            "resources/subscribe": lambda s: s.subscribe_resource(uri),
+            "resources/templates/list": lambda s: s.list_resource_templates(**fresh),
+            "resources/unsubscribe": lambda s: s.unsubscribe_resource(uri),
+        }
+        try:
+            return self.bare(plain(await ways[method](self.session)))
+        except Exception as error:
+            return {"error": describe(error)}
+
+    def reference(self, ref):
+        """What is to be completed."""
+        if ref["type"] == "ref/prompt":
+            return types.PromptReference(type="ref/prompt", name=self.prefix + ref["name"])
+        return types.ResourceTemplateReference(type="ref/resource", uri=ref["uri"])
+
+    def bare(self, result):
+        """A list in the order of the gateway's, prompts without the prefix."""
+        for kind, key in (("prompts", "name"), ("resources", "uri"), ("resourceTemplates", "uriTemplate")):
+            if kind in result:
+                items = sorted(result[kind], key=lambda item: item[key])
+                result[kind] = [{**i, "name": i["name"].removeprefix(self.prefix)} if kind == "prompts" else i for i in items]
+        return result
+
     async def parallel(self, step):
         return await asyncio.gather(*(self.call(one) for one in step["parallel"]))
 
@@ -155,7 +219,7 @@ async def main():
     scenario = json.loads(sys.argv[1])
     player = Player(scenario.get("prefix", ""))
     async with connected(scenario["target"], player.on_message) as (session, welcome):
-        player.session = session
+        player.session, player.said = session, welcome
         say(ready=welcome)
         for step in scenario["steps"]:
             say(out=await player.play(step))

@@ -25,6 +25,13 @@ VERBATIM = (
     '{"content":[{"type":"text","text":"\\ud800"}]}',
 )
 
+# Log levels, from talkative to terse.
+LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+
+# A URI that all servers with `--offers` have, and how many each has for itself.
+COMMON = "common://note"
+RESOURCES = 6
+
 TEXT = {"type": "string"}
 NUMBER = {"type": "number"}
 
@@ -38,9 +45,12 @@ def tool(name, description="", **properties):
 class Server:
     """The state of one run: what is listed, what is due, what was cancelled."""
 
-    def __init__(self, name, stubborn):
+    def __init__(self, name, stubborn, offers):
         self.name = name
         self.stubborn = stubborn
+        self.offers = offers
+        self.level = "info"
+        self.subscribed = set()
         self.due = []
         self.order = itertools.count()
         self.running = {}
@@ -64,6 +74,12 @@ class Server:
             tool("ask", "Asks the client something", method=TEXT),
             tool("pid", "The id of this process"),
         ]
+        if offers:
+            self.tools += [
+                tool("touch", "Says that a resource changed", uri=TEXT, text=TEXT),
+                tool("log", "Writes a log message", level=TEXT, text=TEXT),
+                tool("wishes", "Level and subscriptions that this process was told of"),
+            ]
 
     # Input
 
@@ -82,15 +98,18 @@ class Server:
             self.result(message["id"], {"tools": self.tools})
         elif method == "tools/call":
             self.call(message["id"], params)
+        elif self.offers and (handler := getattr(self, f"offer_{method.replace('/', '_')}", None)):
+            self.result(message["id"], handler(params))
         else:
             self.error(message["id"], -32601, f"no method {method}")
 
     def greeting(self, params):
         """Result of initialize."""
         asked = params.get("protocolVersion")
+        more = {"resources": {"subscribe": True}, "logging": {}} if self.offers else {}
         return {
             "protocolVersion": asked if asked in VERSIONS else VERSIONS[-1],
-            "capabilities": {"tools": {"listChanged": True}},
+            "capabilities": {"tools": {"listChanged": True}, **more},
             "serverInfo": {"name": self.name, "version": "1"},
         }
 
@@ -117,6 +136,46 @@ class Server:
             return self.text(id, "added") if known else self.error(id, -32602, f"no tool {name}")
         handler(id, arguments, token)
         self.calls += 1
+
+    # What a server with `--offers` has beside tools
+
+    def offer_resources_list(self, params):
+        """Resources of its own, and one that all servers have under the same URI."""
+        uris = [*(f"{self.name}://{n}" for n in range(RESOURCES)), COMMON]
+        return {"resources": [{"uri": uri, "name": f"{self.name} {uri}"} for uri in uris]}
+
+    def offer_resources_templates_list(self, params):
+        return {"resourceTemplates": []}
+
+    def offer_resources_read(self, params):
+        return {"contents": [{"uri": params["uri"], "text": f"{self.name}:{params['uri']}"}]}
+
+    def offer_resources_subscribe(self, params):
+        self.subscribed.add(params["uri"])
+        return {}
+
+    def offer_resources_unsubscribe(self, params):
+        self.subscribed.discard(params["uri"])
+        return {}
+
+    def offer_logging_setLevel(self, params):
+        self.level = params["level"]
+        return {}
+
+    def tool_touch(self, id, arguments, token):
+        uri, text = arguments["uri"], arguments["text"]
+        if uri in self.subscribed:
+            self.tell("resources/updated", {"uri": uri, "_meta": {"text": text}})
+        self.text(id, f"{self.name}:{text}")
+
+    def tool_log(self, id, arguments, token):
+        level, text = arguments["level"], arguments["text"]
+        if LEVELS.index(level) >= LEVELS.index(self.level):
+            self.tell("message", {"level": level, "logger": self.name, "data": text})
+        self.text(id, f"{self.name}:{text}")
+
+    def tool_wishes(self, id, arguments, token):
+        self.text(id, json.dumps([self.level, sorted(self.subscribed)]))
 
     # Tools
 
@@ -195,8 +254,11 @@ class Server:
 
     def progress(self, token, step, steps, says):
         if token is not None:
-            params = {"progressToken": token, "progress": step, "total": steps, "message": says}
-            self.send({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})
+            self.tell("progress", {"progressToken": token, "progress": step, "total": steps, "message": says})
+
+    def tell(self, kind, params):
+        """A notification."""
+        self.send({"jsonrpc": "2.0", "method": f"notifications/{kind}", "params": params})
 
     def text(self, id, text, **more):
         self.result(id, {"content": [{"type": "text", "text": text}], **more})
@@ -260,7 +322,7 @@ def main():
     if "--stderr" in sys.argv:
         sys.stderr.write(f"{name} is up\n")
         sys.stderr.flush()
-    Server(name, stubborn).run()
+    Server(name, stubborn, "--offers" in sys.argv).run()
 
 
 if __name__ == "__main__":

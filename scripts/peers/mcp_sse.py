@@ -176,7 +176,10 @@ class Client:
 
     def message(self, raw):
         """Hands one message to whoever waits for it."""
-        message = json.loads(raw)
+        self.take(json.loads(raw), raw)
+
+    def take(self, message, raw):
+        """The same, for a message that is read already."""
         method, params = message.get("method"), message.get("params") or {}
         if method is None:
             future = self.waiting.pop(json.dumps(message.get("id")), None)

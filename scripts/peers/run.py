@@ -14,12 +14,26 @@ import checks_canary
 import checks_children
 import checks_compat
 import checks_demo
+import checks_endpoints
 import checks_load
+import checks_load_http
 import checks_raw
+import checks_readme
 import checks_sdk
 import kit
 
-MODULES = (checks_sdk, checks_compat, checks_raw, checks_load, checks_canary, checks_demo, checks_children)
+MODULES = (
+    checks_sdk,
+    checks_compat,
+    checks_raw,
+    checks_load,
+    checks_load_http,
+    checks_canary,
+    checks_demo,
+    checks_readme,
+    checks_children,
+    checks_endpoints,
+)
 
 # Seconds that a check has for cleaning up, beyond its own.
 GRACE = 20

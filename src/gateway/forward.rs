@@ -126,7 +126,7 @@ impl Gateway {
             // The processes that knew it are gone with the old link.
             for client in self.audience(upstream.name()) {
                 if !self.subscriptions().of_session(upstream.name(), client.id()).is_empty()
-                    && let Err(why) = self.process(&client, &upstream)
+                    && let Err(why) = self.process(&client, upstream)
                 {
                     log::warn!(
                         "client {} hears no changes: {}",

@@ -177,7 +177,7 @@ impl Gateway {
     /// A question to the client, or that it was taken back: such are kept until the client listens.
     fn question(&self, client: &Client, process: &Upstream, text: String) {
         match Self::newest_reply(process) {
-            Some(reply) => reply.send(text, &self.stats),
+            Some(reply) => reply.ask(text),
             None => client.keep(text, &self.stats),
         }
     }

@@ -50,6 +50,13 @@ impl Reply {
         }
     }
 
+    /// Queues a question to the client, which finds room in any case: a server waits for the answer, and how many there can
+    /// be is bounded elsewhere.
+    pub fn ask(&self, question: String) {
+        // Nobody reads any more: then the session ends, and the server with it.
+        let _ = self.queue.send_anyway(question);
+    }
+
     /// Whether nobody reads any more.
     pub fn is_closed(&self) -> bool {
         self.queue.is_closed()

@@ -143,6 +143,9 @@ impl Isolation {
     }
 }
 
+/// Messages, each with the id of the request that it is.
+type Waiting = Vec<(Option<u64>, String)>;
+
 /// What makes a process one of a session's own.
 #[derive(Debug)]
 pub struct Private {
@@ -155,7 +158,7 @@ pub struct Private {
     /// The resources that its client wanted to hear of when it began.
     pub wishes: Vec<String>,
     /// What waits until it is initialized: with the id of the mux, if it is a call.
-    waiting: Mutex<Option<Vec<(Option<u64>, String)>>>,
+    waiting: Mutex<Option<Waiting>>,
 }
 
 impl Upstream {

@@ -483,6 +483,34 @@ fn a_client_that_never_reads_is_cut_off_and_others_lose_nothing() {
     assert!(edge.count("notify") >= 12);
 }
 
+#[test]
+fn a_stream_is_taken_over_from_a_connection_that_is_stuck() {
+    let gateway = Gateway::start_small(|limits| {
+        limits.session.replay_bytes = 64 << 20;
+        limits.session.queue_bytes = 64 << 20;
+    });
+    let _edge = gateway.edge("s", &[]);
+    let (session, other) = (Session::open(gateway.address, SERVER), Session::open(gateway.address, SERVER));
+    let mut stuck = session.listen(None);
+    let first = stuck.next();
+    assert_eq!(first.data.as_deref(), Some(""));
+    // More than the system keeps for one connection, so that the gateway waits for it to be read.
+    let padding = "x".repeat(900_000);
+    let say = |number: i64| {
+        let notice = json!({"method": "notifications/odd", "params": {"number": number, "padding": padding}});
+        assert_eq!(other.call_text("notify", notice), "notified");
+    };
+    (0..16).for_each(say);
+    let begun = std::time::Instant::now();
+    let mut fresh = session.listen(first.id.as_deref());
+    for number in 0..16 {
+        assert_eq!(fresh.message()["params"]["number"], number);
+    }
+    assert!(begun.elapsed() < Limits::default().http.write_stall / 2, "nobody waits for the old connection");
+    say(16);
+    assert_eq!(fresh.message()["params"]["number"], 16);
+}
+
 /// A gateway in this process, with limits of its own.
 struct Small {
     address: std::net::SocketAddr,
