@@ -512,14 +512,14 @@ fn a_stream_is_taken_over_from_a_connection_that_is_stuck() {
 }
 
 /// A gateway in this process, with limits of its own.
-struct Small {
-    address: std::net::SocketAddr,
+pub struct Small {
+    pub address: std::net::SocketAddr,
     switch: Option<Switch>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Gateway {
-    fn start_small(change: impl FnOnce(&mut Limits)) -> Small {
+    pub fn start_small(change: impl FnOnce(&mut Limits)) -> Small {
         let mut limits = Limits::default();
         change(&mut limits);
         let config = GatewayConfig {

@@ -1,12 +1,14 @@
 //! What ends, and what goes with it: sessions, processes, links, programs; and how many there may be.
 
+use std::{thread, time::Duration};
+
 use rustix::process::Signal;
 
 use super::{Gate, isolated, processes, value, wait_for_processes, world, world_with};
 use crate::{
     isolation::peer::{CAPABILITIES, Peer, Place},
     wire::{Wire, host, member, text},
-    world::{Gateway, Program, eventually},
+    world::{Edge, Gateway, Program, eventually},
 };
 
 /// The message of an error.
@@ -275,9 +277,7 @@ fn a_client_that_leaves_early() {
     gate.close();
     for place in Place::ALL {
         let mut peer = Peer::open(&gateway, place);
-        if place.single && place.streamable {
-            peer.begin("initialize", r#"{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{}}"#);
-        } else if place.single {
+        if place.single {
             peer.begin("initialize", r#"{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{}}"#);
         } else {
             peer = Peer::ready(&gateway, place);
@@ -312,4 +312,25 @@ fn a_session_that_ended_gets_no_process() {
     assert_eq!(wire.answer().status, 202);
     let mut other = Peer::ready(&gateway, place);
     assert_eq!([other.pid()], *processes(&edge));
+}
+
+#[test]
+fn an_idle_session_ends_with_its_process() {
+    let gateway = Gateway::start_small(|limits| limits.session.idle = Duration::from_millis(300));
+    let url = format!("ws://{}/mcp/register", gateway.address);
+    let edge = Edge::start(&url, "s", &["--session"], &["--sessions", "isolated"]);
+    edge.program.wait_for("registered: ");
+    for place in [Place::WHOLE[1], Place::SINGLE[1]] {
+        let mut peer = Peer::ready_at(gateway.address, place);
+        peer.pid();
+        wait_for_processes(&edge, 0);
+        assert!(peer.is_over());
+        let mut busy = Peer::ready_at(gateway.address, place);
+        let call = busy.begin_call("ask", r#"{"method":"roots/list","params":{}}"#);
+        let asked = member(&busy.asked("roots/list").1, "id").unwrap();
+        // Not asked again: that would be use.
+        thread::sleep(Duration::from_millis(1000));
+        busy.respond(&asked, "{}");
+        assert!(busy.answer(&call).contains("result"));
+    }
 }

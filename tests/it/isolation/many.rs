@@ -13,10 +13,10 @@ fn descriptors(program: &Program) -> usize {
     fs::read_dir(format!("/proc/{}/fd", program.pid())).unwrap().count()
 }
 
-/// 100 sessions, or as many as `IT_SESSIONS` says.
+/// 100 sessions, or as many as `MCPPORT_SESSIONS` says.
 #[test]
 fn nothing_is_left_of_many_sessions() {
-    let rounds: usize = env::var("IT_SESSIONS").map_or(100, |count| count.parse().unwrap());
+    let rounds: usize = env::var("MCPPORT_SESSIONS").map_or(100, |count| count.parse().unwrap());
     // With room for one, a single place that is not given back ends the test.
     let (gateway, edge) = world(&["--max-sessions", "1"]);
     let counts = || (descriptors(&gateway.program), descriptors(&edge.program));

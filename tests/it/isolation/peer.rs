@@ -90,10 +90,14 @@ impl Peer {
     /// A client that has done nothing but open its event stream, where there is one.
     #[track_caller]
     pub fn open(gateway: &Gateway, place: Place) -> Self {
+        Self::open_at(gateway.address, place)
+    }
+
+    #[track_caller]
+    fn open_at(address: SocketAddr, place: Place) -> Self {
         let (sender, events) = mpsc::channel();
         let (session, inbox, streams) = (String::new(), VecDeque::new(), Vec::new());
-        let mut peer =
-            Self { place, address: gateway.address, session, events, sender, inbox, streams, last_id: 0 };
+        let mut peer = Self { place, address, session, events, sender, inbox, streams, last_id: 0 };
         if !place.streamable {
             peer.session = peer.stream();
         }
@@ -103,7 +107,13 @@ impl Peer {
     /// A client after the whole handshake.
     #[track_caller]
     pub fn ready(gateway: &Gateway, place: Place) -> Self {
-        let mut peer = Self::open(gateway, place);
+        Self::ready_at(gateway.address, place)
+    }
+
+    /// The same for a gateway that is no [`Gateway`].
+    #[track_caller]
+    pub fn ready_at(address: SocketAddr, place: Place) -> Self {
+        let mut peer = Self::open_at(address, place);
         let answer = peer.initialize("2025-06-18", CAPABILITIES, r#"{"name":"peer","version":"1"}"#);
         assert!(member(&answer, "result").is_some(), "{answer}");
         peer.initialized();
