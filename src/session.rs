@@ -153,6 +153,11 @@ impl<U> Calls<U> {
         self.open.drain().map(|(_, call)| call).collect()
     }
 
+    /// Whether the session has ended.
+    pub fn have_ended(&self) -> bool {
+        self.ended
+    }
+
     /// How many are under way.
     pub fn len(&self) -> usize {
         self.open.len()
@@ -218,7 +223,9 @@ mod tests {
         assert_eq!(calls.may_begin("3"), Err(Refused::Busy));
         assert_eq!((calls.end("\"1\""), calls.end("\"1\"")), (Some(("s", 11)), None));
         assert_eq!(calls.may_begin("1"), Err(Refused::Repeated));
+        assert!(!calls.have_ended());
         assert_eq!(calls.end_all(), [("s", 10)]);
+        assert!(calls.have_ended());
         assert_eq!(calls.may_begin("4"), Err(Refused::Ended));
     }
 }

@@ -110,9 +110,10 @@ impl Gateway {
 
     /// Ends a session: its calls are cancelled, its streams end.
     fn close(&self, client: &Client, reason: &str) {
-        self.sessions().close(client.id());
         client.end();
         let open = client.calls().end_all();
+        // After its calls: who opens a session looks at them last.
+        self.sessions().close(client.id());
         log::debug!("client {} is gone ({reason}), {} calls are cancelled", client.name(), open.len());
         for (upstream, id) in open {
             upstream.cancel(id, Err(reason), &self.stats);

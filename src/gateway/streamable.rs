@@ -268,6 +268,10 @@ async fn open(
         gateway.close(client, "too many sessions are open");
         return Ok(Some(busy("too many sessions are open\n")));
     }
+    if client.calls().have_ended() {
+        // Its process answered and was gone: so is the session, as the client will hear when it uses it.
+        gateway.sessions().close(client.id());
+    }
     log::debug!("client {} begins a session from {}", client.name(), connection.web.stream.peer());
     Ok(Some(Response::new(StatusCode::Ok).field(SESSION, client.id()).json(answer)))
 }

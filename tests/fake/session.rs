@@ -55,6 +55,10 @@ pub fn initialize(server: &std::sync::Arc<Server>, id: &str, params: &Value) {
         loop {
             match std::fs::read_to_string(&gate) {
                 Ok(word) if word == "no" => return server.error(&id, -32603, "not for you", None),
+                Ok(word) if word == "quit" => {
+                    server.result(&id, &result);
+                    process::exit(0);
+                }
                 Ok(_) => return server.result(&id, &result),
                 Err(_) => thread::sleep(Duration::from_millis(5)),
             }

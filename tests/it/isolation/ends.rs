@@ -269,6 +269,28 @@ fn questions_that_nobody_answers_are_taken_back() {
     }
 }
 
+#[test]
+fn a_process_that_quits_as_soon_as_it_is_asked() {
+    let gate = Gate::new();
+    let (gateway, edge) = world_with(&[], &["--gate", &gate.argument()], &[]);
+    gate.say("quit");
+    for _ in 0..10 {
+        for place in Place::SINGLE {
+            let mut peer = Peer::open(&gateway, place);
+            let answer = peer.initialize("2025-06-18", CAPABILITIES, "{}");
+            assert!(member(&answer, "result").is_some(), "{answer}");
+            eventually("the session is over", || peer.is_over());
+        }
+        for place in Place::WHOLE {
+            // It may just have had the time for it.
+            let answer = Peer::ready(&gateway, place).call("echo", "{}");
+            let told = answer.contains("server 's' went away") && answer.contains("exit status 0");
+            assert!(told || member(&answer, "result").is_some(), "{answer}");
+        }
+    }
+    wait_for_processes(&edge, 0);
+}
+
 /// A client that hangs up while its process is still not ready leaves nothing.
 #[test]
 fn a_client_that_leaves_early() {
