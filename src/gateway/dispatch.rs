@@ -279,6 +279,7 @@ impl Gateway {
             }
             _ => {}
         }
+        let _ordered = self.wishes();
         client.facts().level = Some(level);
         for upstream in servers.iter().filter(|upstream| upstream.isolation().is_none()) {
             self.tell_level(upstream);

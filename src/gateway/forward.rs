@@ -74,6 +74,7 @@ impl Gateway {
         reply: &Reply,
     ) -> Result<Answer, Problem> {
         let (span, own) = &named;
+        let _ordered = (message.method() != "resources/read").then(|| self.wishes());
         let mut added = None;
         match message.method() {
             "resources/subscribe" => {
@@ -110,6 +111,7 @@ impl Gateway {
 
     /// A session is gone: servers need not tell what nobody wants to hear.
     pub fn unsubscribe_all(&self, client: &Client) {
+        let _ordered = self.wishes();
         let unwanted = self.subscriptions().leave(client.id());
         for (server, own) in unwanted {
             let upstream = self.catalog().server(&server);
@@ -122,6 +124,7 @@ impl Gateway {
 
     /// A server is back: it is asked anew for what sessions want to hear, and for their log level.
     pub fn resume_wishes(&self, upstream: &Arc<Upstream>) {
+        let _ordered = self.wishes();
         if upstream.isolation().is_some() {
             // The processes that knew it are gone with the old link.
             for client in self.audience(upstream.name()) {

@@ -61,6 +61,9 @@ pub struct Gateway {
     catalog: Mutex<Catalog<Arc<Upstream>>>,
     sessions: Mutex<Sessions<Arc<Client>>>,
     subscriptions: Mutex<Subscriptions>,
+    /// Held from a change of what sessions want to hear until the server is told, so that the last word to the server
+    /// is the last change. No session is closed under it.
+    wishes: Mutex<()>,
     links: Crew,
     stats: Stats,
     stopped: Thrown,
@@ -87,6 +90,7 @@ impl Gateway {
             catalog: Mutex::new(Catalog::new(&own, config.limits.catalog.clone())),
             sessions: Mutex::new(Sessions::new(&config.limits.session)),
             subscriptions: Mutex::default(),
+            wishes: Mutex::default(),
             links: Crew::new(),
             stats: Stats::default(),
             stopped,
@@ -106,6 +110,10 @@ impl Gateway {
 
     fn subscriptions(&self) -> MutexGuard<'_, Subscriptions> {
         self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wishes(&self) -> MutexGuard<'_, ()> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends a session: its calls are cancelled, its streams end.
