@@ -28,7 +28,7 @@ impl Gateway {
     /// The process that serves a client: the server's only one, or the session's own, opened if need be.
     ///
     /// # Errors
-    /// [`Declined`]: the session has ended, or there are as many as there may be, or the link takes no more.
+    /// `Declined`: the session has ended, or there are as many as there may be, or the link takes no more.
     pub fn process(&self, client: &Arc<Client>, upstream: &Arc<Upstream>) -> Result<Arc<Upstream>, Declined> {
         let Some(isolation) = upstream.isolation() else { return Ok(upstream.clone()) };
         let mut own = client.own();
