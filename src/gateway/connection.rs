@@ -1,6 +1,6 @@
 //! One HTTP connection: checks every request, and routes it.
 
-use std::{io, sync::Arc};
+use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
 use super::{Gateway, client::Scope, events, legacy, registration, streamable};
 use crate::{
@@ -183,6 +183,21 @@ impl Connection {
         }
     }
 
+    /// Reads the body of a request, which then stands in `web`. Otherwise: what to answer, or nothing when the connection
+    /// has ended meanwhile.
+    pub(super) async fn read_json(&mut self, request: &Request) -> io::Result<ControlFlow<Option<Response>>> {
+        if !is_json(request) {
+            let refusal = Response::new(StatusCode::UnsupportedMediaType).text("send application/json\n");
+            return Ok(ControlFlow::Break(Some(refusal)));
+        }
+        self.web.conn.take_body(Instant::now(), &mut self.web.out);
+        Ok(match self.web.advance().await? {
+            Step::Body => ControlFlow::Continue(()),
+            Step::Refuse(response) => ControlFlow::Break(Some(response)),
+            _ => ControlFlow::Break(None),
+        })
+    }
+
     /// Lets a page of an allowed origin read the answer, if that was asked for.
     pub(super) fn with_cors(&self, response: Response, origin: Option<&str>) -> Response {
         match origin {
@@ -202,7 +217,7 @@ fn forbidden(why: Forbidden) -> Response {
 }
 
 /// Whether the body says that it is JSON. A message without a type is taken, as the original takes it.
-pub(super) fn is_json(request: &Request) -> bool {
+fn is_json(request: &Request) -> bool {
     let Some(field) = request.field("content-type") else { return true };
     let kind = field.split(';').next().unwrap_or_default().trim();
     kind.eq_ignore_ascii_case("application/json")

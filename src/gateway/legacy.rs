@@ -1,15 +1,15 @@
 //! The 2024-11-05 transport: `GET /sse` opens a session and is its way back, `POST /messages` is the way in.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
 use super::{
     client::{Client, Scope},
-    connection::{Connection, busy, is_json},
+    connection::{Connection, busy},
     events,
 };
 use crate::{
     auth::Principal,
-    http::{conn::Step, head::Request, respond::Response, vocab::StatusCode},
+    http::{head::Request, respond::Response, vocab::StatusCode},
     jsonrpc::{self, Message},
     net::{queue::Receiver, random},
     session, sse,
@@ -81,14 +81,8 @@ pub async fn messages(
     let Some(client) = found.filter(|client| client.is_legacy()) else {
         return Ok(Some(Response::new(StatusCode::NotFound).text("no such session\n")));
     };
-    if !is_json(request) {
-        return Ok(Some(Response::new(StatusCode::UnsupportedMediaType).text("send application/json\n")));
-    }
-    connection.web.conn.take_body(Instant::now(), &mut connection.web.out);
-    match connection.web.advance().await? {
-        Step::Body => {}
-        Step::Refuse(response) => return Ok(Some(response)),
-        _ => return Ok(None),
+    if let ControlFlow::Break(answer) = connection.read_json(request).await? {
+        return Ok(answer);
     }
     let body = std::str::from_utf8(connection.web.conn.body()).map_err(|_| jsonrpc::Malformed::Syntax);
     Ok(Some(match body.and_then(Message::read) {

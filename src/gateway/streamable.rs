@@ -3,13 +3,16 @@
 //! The answer to a POST is plain JSON when the result is the first thing to say, and an event stream when something
 //! that belongs to the request comes before it. Streams can be resumed.
 
-use std::{collections::VecDeque, future::poll_fn, io, pin::Pin, sync::Arc, task::Poll, time::Instant};
+use std::{
+    collections::VecDeque, future::poll_fn, io, ops::ControlFlow, pin::Pin, sync::Arc, task::Poll,
+    time::Instant,
+};
 
 use futures_lite::AsyncRead;
 
 use super::{
     client::{Client, Scope},
-    connection::{Connection, busy, is_json},
+    connection::{Connection, busy},
     events::{self, Ended, Numbers},
     reply::Reply,
     streams::{Attached, NotAttached, STANDALONE},
@@ -123,14 +126,8 @@ async fn post(
         let why = "accept application/json and text/event-stream";
         return Ok(Some(refuse(StatusCode::NotAcceptable, "null", jsonrpc::INVALID_REQUEST, why)));
     }
-    if !is_json(request) {
-        return Ok(Some(Response::new(StatusCode::UnsupportedMediaType).text("send application/json\n")));
-    }
-    connection.web.conn.take_body(Instant::now(), &mut connection.web.out);
-    match connection.web.advance().await? {
-        Step::Body => {}
-        Step::Refuse(response) => return Ok(Some(response)),
-        _ => return Ok(None),
+    if let ControlFlow::Break(answer) = connection.read_json(request).await? {
+        return Ok(answer);
     }
     let posted = take(connection, principal, scope, request);
     match posted {
