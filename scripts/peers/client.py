@@ -13,8 +13,13 @@ import sys
 from mcp import ClientSession, StdioServerParameters, types
 from mcp.client.sse import sse_client
 from mcp.client.stdio import stdio_client
-from mcp.client.streamable_http import streamable_http_client
 from pydantic import AnyUrl
+
+try:
+    from mcp.client.streamable_http import streamable_http_client
+except ImportError:
+    # The version that the original needs has it under another name; with that one only SSE is played.
+    streamable_http_client = None
 
 try:
     from mcp.client import Client
