@@ -19,7 +19,7 @@ use crate::{
     },
     net::{
         link::{self, Ended, Farewell, Peer, Socket},
-        queue::{self, Receiver, Sender},
+        queue::{self, Sender},
         random,
     },
     text,
@@ -45,18 +45,9 @@ pub async fn serve(gateway: Arc<Gateway>, socket: Socket, principal: Principal, 
         sender.end(Farewell::new(1001, "the gateway stops"));
         std::future::pending().await
     };
-    let ended = drive(socket, &mut receiver, &mut edge, &limits);
+    let ended = link::drive(socket, &mut receiver, &mut edge, &limits);
     let ended = futures_lite::future::or(ended, farewell).await;
     edge.gone(&ended);
-}
-
-async fn drive(
-    socket: Socket,
-    receiver: &mut Receiver<Farewell>,
-    edge: &mut Edge,
-    limits: &crate::limits::LinkLimits,
-) -> Ended {
-    link::drive(socket, receiver, edge, limits).await
 }
 
 /// The gateway's end of one link.

@@ -230,7 +230,7 @@ impl Upstream {
                 waiting.push((id, text));
                 Ok(())
             }
-            None => self.link.send(channel::message(private.number, &text)),
+            None => self.send_now(text),
         }
     }
 
