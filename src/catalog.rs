@@ -189,6 +189,14 @@ impl<H: Clone> Catalog<H> {
         self.servers.values().map(|server| (server.name.as_str(), &server.handle))
     }
 
+    /// The servers with what they are: id, name, handle, number of tools; in the order of their registration.
+    pub fn overview(&self) -> impl Iterator<Item = (&str, &str, &H, usize)> {
+        self.servers.values().map(|server| {
+            let tools = server.offers.get(&Kind::Tool).map_or(0, Vec::len);
+            (server.id.as_str(), server.name.as_str(), &server.handle, tools)
+        })
+    }
+
     /// The servers as JSON objects: id, name, tools_count.
     pub fn servers(&self) -> Vec<String> {
         self.servers

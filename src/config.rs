@@ -25,6 +25,8 @@ pub struct GatewayConfig {
     pub messages_path: String,
     /// Path of the health check.
     pub health_path: String,
+    /// Path of the status.
+    pub status_path: String,
     /// Whoever presents one of these is let in; empty: everybody is.
     pub tokens: Vec<Secret>,
     /// TLS, when asked for.

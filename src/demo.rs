@@ -100,6 +100,7 @@ fn gateway_config(port: u16) -> GatewayConfig {
         mcp_path: "/mcp".into(),
         messages_path: "/messages".into(),
         health_path: "/health".into(),
+        status_path: "/status".into(),
         tokens: Vec::new(),
         tls: None,
         allow_origins: Vec::new(),

@@ -19,9 +19,14 @@ pub use self::{
 
 use crate::{auth::Principal, limits::SessionLimits};
 
-/// The session table is full, or that of one principal.
+/// Why no session is opened.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Full;
+pub enum Full {
+    /// There are as many as there may be.
+    All,
+    /// One token has as many as it may have.
+    Token,
+}
 
 #[derive(Debug)]
 struct Entry<H> {
@@ -36,22 +41,29 @@ struct Entry<H> {
 pub struct Sessions<H> {
     open: HashMap<String, Entry<H>>,
     most: usize,
+    most_of_one: usize,
     idle: Duration,
 }
 
 impl<H: Clone> Sessions<H> {
     /// An empty table.
     pub fn new(limits: &SessionLimits) -> Self {
-        Self { open: HashMap::new(), most: limits.sessions, idle: limits.idle }
+        let (most, most_of_one) = (limits.sessions, limits.sessions_per_token);
+        Self { open: HashMap::new(), most, most_of_one, idle: limits.idle }
     }
 
     /// Opens a session under an id that nobody can guess.
     ///
     /// # Errors
-    /// [`Full`] at the limit.
+    /// [`Full`], with the limit that is reached.
     pub fn open(&mut self, now: Instant, id: String, principal: Principal, handle: H) -> Result<(), Full> {
         if self.open.len() >= self.most {
-            return Err(Full);
+            return Err(Full::All);
+        }
+        // Where no token is asked for, everybody is the same one.
+        let own = || self.open.values().filter(|entry| entry.principal == principal).count();
+        if principal != Principal::ANONYMOUS && own() >= self.most_of_one {
+            return Err(Full::Token);
         }
         self.open.insert(id, Entry { principal, handle, used: now });
         Ok(())
@@ -181,7 +193,7 @@ mod tests {
         let mut sessions = Sessions::new(&SessionLimits { sessions: 1, ..SessionLimits::default() });
         let (us, them) = (Principal::token(0), Principal::token(1));
         sessions.open(now, "a".into(), us, 1).unwrap();
-        assert_eq!(sessions.open(now, "b".into(), us, 2), Err(Full));
+        assert_eq!(sessions.open(now, "b".into(), us, 2), Err(Full::All));
         assert_eq!(sessions.find(now, "a", us), Some(1));
         assert_eq!((sessions.find(now, "a", them), sessions.find(now, "b", us)), (None, None));
         assert_eq!((sessions.close("a"), sessions.close("a"), sessions.is_empty()), (Some(1), None, true));

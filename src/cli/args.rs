@@ -38,6 +38,7 @@ pub const GATEWAY: &[Flag] = &[
     flag("sse-path", Takes::One),
     Flag { name: "messages-path", takes: Takes::One, also: &["message-path"] },
     flag("health-endpoint", Takes::One),
+    flag("status-path", Takes::One),
     flag("auth-token", Takes::Many),
     flag("auth-token-file", Takes::One),
     flag("ssl-enabled", Takes::Nothing),
@@ -47,6 +48,14 @@ pub const GATEWAY: &[Flag] = &[
     flag("allow-origin", Takes::Many),
     flag("public-host", Takes::Many),
     flag("enable-cors", Takes::Nothing),
+    flag("max-connections", Takes::One),
+    flag("max-connections-per-address", Takes::One),
+    flag("max-links", Takes::One),
+    flag("max-client-sessions", Takes::One),
+    flag("max-sessions-per-token", Takes::One),
+    flag("max-calls-per-session", Takes::One),
+    flag("max-calls-per-server", Takes::One),
+    flag("max-message-bytes", Takes::One),
     flag("threads", Takes::One),
 ];
 
@@ -58,6 +67,7 @@ pub const REGISTER: &[Flag] = &[
     flag("server-id", Takes::One),
     flag("sessions", Takes::One),
     flag("max-sessions", Takes::One),
+    flag("max-message-bytes", Takes::One),
     flag("header", Takes::Many),
     flag("no-ssl-verify", Takes::Nothing),
     Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
@@ -114,6 +124,9 @@ pub struct GatewayArgs {
     /// path of the health check (default: /health)
     #[argh(option, default = "String::from(\"/health\")")]
     pub health_endpoint: String,
+    /// path of the status: what the gateway has and did, as JSON (default: /status)
+    #[argh(option, default = "String::from(\"/status\")")]
+    pub status_path: String,
     /// let in who presents this bearer token; repeatable (without any, everybody is let in)
     #[argh(option)]
     pub auth_token: Vec<String>,
@@ -141,6 +154,30 @@ pub struct GatewayArgs {
     /// let pages of allowed origins read the answers
     #[argh(switch)]
     pub enable_cors: bool,
+    /// connections at a time; one more is answered 503 (default: 1024)
+    #[argh(option)]
+    pub max_connections: Option<usize>,
+    /// connections from one address or IPv6 /64 network, loopback aside; one more is answered 429 (default: 128)
+    #[argh(option)]
+    pub max_connections_per_address: Option<usize>,
+    /// edge boxes at a time; one more is answered 503 and tries again (default: 256)
+    #[argh(option)]
+    pub max_links: Option<usize>,
+    /// client sessions at a time; one more is answered 503 (default: 512)
+    #[argh(option)]
+    pub max_client_sessions: Option<usize>,
+    /// sessions of one token at a time; one more is answered 429 (default: 256)
+    #[argh(option)]
+    pub max_sessions_per_token: Option<usize>,
+    /// calls of one session under way; one more is answered "busy" (default: 64)
+    #[argh(option)]
+    pub max_calls_per_session: Option<usize>,
+    /// calls to one server under way; one more is answered "busy" (default: 256)
+    #[argh(option)]
+    pub max_calls_per_server: Option<usize>,
+    /// size of one message: 65536, 512K, 16M; give register the same (default: 4M)
+    #[argh(option)]
+    pub max_message_bytes: Option<String>,
     /// threads that do the work (default: 1)
     #[argh(option, default = "1")]
     pub threads: usize,
@@ -167,6 +204,9 @@ pub struct RegisterArgs {
     /// processes that isolated sessions may have at a time (default: 32)
     #[argh(option)]
     pub max_sessions: Option<u32>,
+    /// size of one message of the server: 65536, 512K, 16M; give the gateway the same (default: 4M)
+    #[argh(option)]
+    pub max_message_bytes: Option<String>,
     /// field of the request to the gateway, "Key: Value"; repeatable
     #[argh(option)]
     pub header: Vec<String>,

@@ -14,7 +14,7 @@ use crate::{
     demo, device,
     fault::Fault,
     http::vocab::Url,
-    limits::{Limits, MAX_SESSIONS, SERVER_ID},
+    limits::{MAX_SESSIONS, SERVER_ID},
     net::random,
     router::REGISTER_PATH,
     secret::Secret,
@@ -26,6 +26,7 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
     let level = if args.debug { LevelFilter::Debug } else { level(&args.log_level)? };
     let tokens = tokens(&args, environment("MCP_GATEWAY_AUTH_TOKENS"))?;
     let tls = server_tls(&args)?;
+    let limits = super::limits::gateway(&args)?;
     let (host, ipv6) = host(args.host, args.ipv6);
     let config = GatewayConfig {
         host,
@@ -37,13 +38,14 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
         mcp_path: path("--mcp-path", &args.mcp_path)?,
         messages_path: messages_path(&args.messages_path)?,
         health_path: path("--health-endpoint", &args.health_endpoint)?,
+        status_path: path("--status-path", &args.status_path)?,
         tokens,
         tls,
         allow_origins: args.allow_origin,
         public_hosts: args.public_host,
         cors: args.enable_cors,
         threads: threads(args.threads)?,
-        limits: Limits::default(),
+        limits,
     };
     distinct(&config)?;
     Ok(Command::Gateway(Box::new(config), level))
@@ -51,7 +53,7 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
 
 /// `mcpport register`.
 pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
-    let limits = Limits::default();
+    let limits = super::limits::register(&args)?;
     let longest = limits.catalog.server_name;
     if !text::is_name(&args.server_name, longest) {
         return Err(Fault::usage(format!(
@@ -151,6 +153,7 @@ fn distinct(config: &GatewayConfig) -> Result<(), Fault> {
         ("--mcp-path", &config.mcp_path),
         ("--messages-path", &config.messages_path),
         ("--health-endpoint", &config.health_path),
+        ("--status-path", &config.status_path),
         ("the registration endpoint", REGISTER_PATH),
     ];
     for (place, (flag, path)) in paths.iter().enumerate() {

@@ -12,7 +12,7 @@ use futures_lite::AsyncRead;
 
 use super::{
     client::{Client, Scope},
-    connection::{Connection, busy},
+    connection::{Connection, no_session},
     events::{self, Ended, Numbers},
     reply::Reply,
     streams::{Attached, NotAttached, STANDALONE},
@@ -261,9 +261,9 @@ async fn open(
         return Ok(Some(Response::new(StatusCode::Ok).json(answer)));
     }
     let opened = gateway.sessions().open(Instant::now(), client.id().to_owned(), principal, client.clone());
-    if opened.is_err() {
+    if let Err(full) = opened {
         gateway.close(client, "too many sessions are open");
-        return Ok(Some(busy("too many sessions are open\n")));
+        return Ok(Some(no_session(full)));
     }
     if client.calls().have_ended() {
         // Its process answered and was gone: so is the session, as the client will hear when it uses it.
@@ -360,7 +360,7 @@ async fn stream(
     missed: Vec<(u64, String)>,
     earlier: Vec<String>,
 ) -> io::Result<()> {
-    let Connection { gateway, web } = connection;
+    let Connection { gateway, web, .. } = connection;
     web.conn.start_stream(&head, &mut web.out);
     let mut first = Vec::new();
     if client.facts().version == "2025-11-25" && attached.sent == 0 {

@@ -153,6 +153,7 @@ pub async fn drive(
         stalled: None,
         written: 0,
         partial: None,
+        seen: 0,
         liveness: Liveness::new(now),
         timer: Timer::at(now + limits.ping_every),
         due: now + limits.ping_every,
@@ -215,6 +216,8 @@ struct Driver<'a> {
     written: u64,
     /// Since when a message is incomplete.
     partial: Option<Instant>,
+    /// Bytes of it at the last look.
+    seen: usize,
     liveness: Liveness,
     timer: Timer,
     /// When `timer` fires.
@@ -290,7 +293,12 @@ impl Driver<'_> {
     fn stall(&mut self) {
         let written = self.socket.get_ref().written;
         if self.stalled.is_none() || written != self.written {
-            self.stalled = Some(Instant::now());
+            let now = Instant::now();
+            if self.stalled.is_some() {
+                // What waited was taken in: somebody is there, busy with a message that is larger than its buffers.
+                self.liveness.heard(now);
+            }
+            self.stalled = Some(now);
             self.written = written;
         }
     }
@@ -302,6 +310,7 @@ impl Driver<'_> {
         };
         let now = Instant::now();
         self.socket.get_mut().since = 0;
+        self.seen = 0;
         self.partial = None;
         let handled = match message {
             Some(Ok(Message::Text(text))) => {
@@ -333,8 +342,12 @@ impl Driver<'_> {
         if since > self.socket.get_ref().most {
             return Poll::Ready(Err(Ended::ByUs(Farewell::new(1008, "fragments without end"))));
         }
-        if since > 0 && self.partial.is_none() {
-            self.partial = Some(Instant::now());
+        if since != self.seen {
+            let now = Instant::now();
+            // A large message over a slow line is a sign of life long before it is whole.
+            self.liveness.heard(now);
+            self.partial.get_or_insert(now);
+            self.seen = since;
         }
         let target = self.deadline();
         if target < self.due {
@@ -354,8 +367,8 @@ impl Driver<'_> {
         if over(self.stalled, self.limits.write_stall) {
             return Err(Ended::Lost("the peer does not read".into()));
         }
-        if over(self.partial, self.limits.message_time) {
-            return Err(Ended::ByUs(Farewell::new(1008, "a message took too long")));
+        if over(self.partial, self.message_time()) {
+            return Err(Ended::ByUs(Farewell::new(1008, "a message came too slowly")));
         }
         match self.liveness.tick(now, self.limits) {
             Verdict::Dead => return Err(Ended::Silent(self.limits.dead_after)),
@@ -373,9 +386,15 @@ impl Driver<'_> {
         Ok(())
     }
 
+    /// How long the bytes of the present message have paid for.
+    fn message_time(&self) -> Duration {
+        let paid = self.seen.checked_div(self.limits.message_floor).unwrap_or_default();
+        self.limits.message_time + Duration::from_secs(paid as u64)
+    }
+
     fn deadline(&self) -> Instant {
         let stalled = self.stalled.map(|since| since + self.limits.write_stall);
-        let partial = self.partial.map(|since| since + self.limits.message_time);
+        let partial = self.partial.map(|since| since + self.message_time());
         let live = self.liveness.deadline(self.limits);
         [stalled, partial, self.peer.deadline()].into_iter().flatten().fold(live, Instant::min)
     }

@@ -80,6 +80,11 @@ impl Subscriptions {
         found.flat_map(|(_, subscribers)| subscribers.iter().cloned()).collect()
     }
 
+    /// How many resources somebody wants to hear of.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Whether nobody is subscribed to anything.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
