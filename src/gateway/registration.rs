@@ -35,6 +35,7 @@ use crate::{
 /// Serves a link that came up, until it ends.
 pub async fn serve(gateway: Arc<Gateway>, socket: Socket, principal: Principal, from: std::net::SocketAddr) {
     let limits = gateway.config.limits.link.clone();
+    gateway.stats.links.add();
     let (sender, mut receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
     let mut edge =
         Edge { gateway: gateway.clone(), principal, from, born: Instant::now(), sender, stage: Stage::New };
@@ -47,6 +48,9 @@ pub async fn serve(gateway: Arc<Gateway>, socket: Socket, principal: Principal, 
     };
     let ended = link::drive(socket, &mut receiver, &mut edge, &limits);
     let ended = futures_lite::future::or(ended, farewell).await;
+    if matches!(ended, Ended::ByUs(_)) {
+        gateway.stats.links_ended.add();
+    }
     edge.gone(&ended);
 }
 
@@ -220,6 +224,7 @@ impl Server {
                 self.relist(gateway, now)
             }
             Ok(Step::Answer(pending)) => {
+                gateway.settle(&self.upstream, &pending, &message);
                 deliver(pending, &message, &gateway.stats);
                 Ok(())
             }
