@@ -200,6 +200,8 @@ pub struct LinkLimits {
     pub in_flight: usize,
     /// Time for the peer to read our goodbye.
     pub farewell: Duration,
+    /// Bytes that are read away meanwhile: what was on its way when we said it.
+    pub farewell_bytes: usize,
     /// Connecting and upgrading, at the edge.
     pub connect_time: Duration,
     /// First reconnect delay, before jitter.
@@ -232,6 +234,7 @@ impl Default for LinkLimits {
             links: 256,
             in_flight: 256,
             farewell: Duration::from_secs(1),
+            farewell_bytes: 64 * KIB,
             connect_time: Duration::from_secs(10),
             backoff_base: Duration::from_millis(500),
             backoff_cap: Duration::from_secs(30),

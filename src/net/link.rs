@@ -183,11 +183,18 @@ async fn say_goodbye(socket: &mut Socket, unsent: VecDeque<String>, ended: &Ende
         let stream = &mut socket.get_mut().inner;
         stream.finish(limits.farewell).await.ok()?;
         let mut rest = [0; 512];
-        while futures_lite::AsyncReadExt::read(stream, &mut rest).await.ok()? > 0 {
+        let mut left = limits.farewell_bytes;
+        while left > 0 {
+            let count = futures_lite::AsyncReadExt::read(stream, &mut rest).await.ok()?;
+            if count == 0 {
+                return Some(());
+            }
+            left = left.saturating_sub(count);
             // A peer that goes on talking must not keep the limit from being looked at.
             future::yield_now().await;
         }
-        Some(())
+        // It has until then to read our words; reading its own for longer would only feed a flood.
+        std::future::pending().await
     };
     // A peer that does not listen is not waited for.
     let _ = deadline::within(limits.farewell, farewell).await;
@@ -388,8 +395,8 @@ impl Driver<'_> {
 
     /// How long the bytes of the present message have paid for.
     fn message_time(&self) -> Duration {
-        let paid = self.seen.checked_div(self.limits.message_floor).unwrap_or_default();
-        self.limits.message_time + Duration::from_secs(paid as u64)
+        let paid = (self.seen as u64 * 1000).checked_div(self.limits.message_floor as u64);
+        self.limits.message_time + Duration::from_millis(paid.unwrap_or_default())
     }
 
     fn deadline(&self) -> Instant {

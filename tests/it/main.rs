@@ -11,6 +11,7 @@ mod device;
 mod doors;
 mod flags_gateway;
 mod flags_register;
+mod hostile;
 mod http;
 mod isolation;
 mod leftovers;

@@ -64,7 +64,7 @@ impl Program {
     pub fn start_in(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mcpport"));
+        let mut command = Command::new(program());
         for (name, _) in env::vars().filter(|(name, _)| name.starts_with("MCP")) {
             command.env_remove(name);
         }
@@ -167,6 +167,11 @@ impl Program {
         })
         .collect()
     }
+}
+
+/// The program: the one that was built with the tests, unless another is named, to measure it.
+fn program() -> PathBuf {
+    env::var_os("MCPPORT_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_mcpport").into(), PathBuf::from)
 }
 
 impl Drop for Program {
