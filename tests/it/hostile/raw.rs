@@ -156,11 +156,16 @@ impl Raw {
     /// The code and the reason with which the link is closed, whatever comes before.
     #[track_caller]
     pub fn closed(&mut self) -> (u16, String) {
+        self.try_closed().expect("a close frame before the end")
+    }
+
+    /// The same; `None`: the connection ends without a word.
+    pub fn try_closed(&mut self) -> Option<(u16, String)> {
         loop {
-            let (first, payload) = self.frame().expect("a close frame before the end");
+            let (first, payload) = self.frame()?;
             if first & 15 == 8 {
                 let code = u16::from_be_bytes([payload[0], payload[1]]);
-                return (code, String::from_utf8_lossy(&payload[2..]).into_owned());
+                return Some((code, String::from_utf8_lossy(&payload[2..]).into_owned()));
             }
         }
     }
