@@ -136,6 +136,8 @@ pub struct SessionLimits {
     pub queue_messages: usize,
     /// Bytes that wait for one client to read them; a single larger message is still taken when nothing waits.
     pub queue_bytes: usize,
+    /// Bytes of messages that are written to a client at a time, at least one message; they are in memory twice then.
+    pub write_bytes: usize,
     /// Calls of one session that wait for an answer.
     pub in_flight: usize,
     /// A comment goes out on a silent event stream this often, so that proxies keep it open.
@@ -156,6 +158,7 @@ impl Default for SessionLimits {
             batch: 64,
             queue_messages: 256,
             queue_bytes: MIB,
+            write_bytes: 64 * KIB,
             in_flight: 64,
             keep_alive: Duration::from_secs(15),
         }
@@ -386,8 +389,9 @@ pub const RPC_TIME: Duration = Duration::from_secs(10);
 pub const TOOL_TIME: Duration = Duration::from_secs(120);
 /// Time for the demo's call, from its first connection on: a slow box still starts a process in this time.
 pub const DEMO_TIME: Duration = Duration::from_secs(30);
-/// Frames of one link that are handled in one go before other tasks get their turn.
-pub const LINK_BURST: usize = 64;
+/// Frames of one link that are handled in one go before other tasks get their turn. A call waits for such a turn at each
+/// of its steps while a server floods, and a turn costs less than one frame.
+pub const LINK_BURST: usize = 16;
 /// Bytes of a server's identity. A UUID has 36; people give host names.
 pub const SERVER_ID: usize = 128;
 /// Graceful stop: time for running calls to end. With [`DRAIN`] it is what service managers wait before they kill.

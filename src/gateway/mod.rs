@@ -288,6 +288,8 @@ async fn accept(mut listener: Listener, door: Arc<Door>) {
             gateway.stats.panics.add();
             log::error!("a connection ended in a panic; the others go on");
         });
+        // Those that were accepted get their turn before the next, however many wait: what they push out is gone then.
+        future::yield_now().await;
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::Write,
     net::TcpStream,
     sync::{
         atomic::{AtomicBool, Ordering},
@@ -24,7 +24,7 @@ use crate::{
     certs::{available, shared},
     secure::{dial, file},
     session::{BOTH, Session, call},
-    wire::{Wire, host, tcp, text},
+    wire::{Client, host, tcp, text},
     world::Gateway,
 };
 
@@ -148,7 +148,7 @@ fn allow_sockets() {
 /// Event streams that are never read, with 12 MB for each of them.
 fn slow_readers() {
     let gateway = Gateway::start(&[]);
-    let (_edge, _good) = (gateway.edge_with("s", &["--session"], &[]), gateway.edge("good"));
+    let (_edge, _good) = (gateway.edge("s"), gateway.edge("good"));
     let good = Session::open(gateway.address, "/mcp");
     let peers = sized(100);
     let row = row(
@@ -157,20 +157,12 @@ fn slow_readers() {
         &gateway,
         &|count| calls(&good, "good_echo", count),
         |ready, stop| {
-            let own = host(gateway.address);
-            let streams: Vec<TcpStream> = (0..peers)
-                .map(|_| {
-                    let mut stream = tcp(gateway.address);
-                    stream.write_all(text("GET", "/servers/s/sse", &[&own], "").as_bytes()).unwrap();
-                    // As much as the session's address, so that it is there.
-                    let _ = stream.read(&mut [0; 512]).unwrap();
-                    stream
-                })
-                .collect();
-            for stream in &streams {
-                let mut wire = Wire::new(stream.try_clone().unwrap());
-                let _ = wire.head();
-            }
+            let clients = (0..peers).map(|_| {
+                let mut client = Client::open(gateway.address, "/servers/s/sse", &[]);
+                client.initialize();
+                client
+            });
+            let _held: Vec<Client> = clients.collect();
             let teller = Session::open(gateway.address, "/servers/s/mcp");
             ready.send(()).unwrap();
             let padding = "x".repeat(400_000);
