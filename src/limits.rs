@@ -389,6 +389,8 @@ pub const DRAIN_CALLS: Duration = Duration::from_secs(8);
 pub const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// Graceful stop: time for streams and links to end after the calls.
 pub const DRAIN: Duration = Duration::from_secs(2);
+/// Time for the task of a lost link to hand its conversation to the new one; it is asked on the same machine.
+pub const CLAIM: Duration = Duration::from_secs(2);
 /// Bytes of foreign text in one log line.
 pub const LOG_TEXT: usize = 256;
 /// Requests of a gateway that the edge remembers, to cancel them when the link is lost.

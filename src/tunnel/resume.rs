@@ -334,7 +334,9 @@ mod tests {
     fn acknowledgements_are_read_as_they_are_written() {
         assert_eq!(read("*0"), Some(0));
         assert_eq!(read("*18446744073709551615"), Some(u64::MAX));
-        for other in ["", "*", "*x", "*-1", "*+1", "*01", "*1 ", " *1", "*18446744073709551616", "{}", "#1 {}"] {
+        for other in
+            ["", "*", "*x", "*-1", "*+1", "*01", "*1 ", " *1", "*18446744073709551616", "{}", "#1 {}"]
+        {
             assert_eq!(read(other), None, "{other}");
         }
     }
