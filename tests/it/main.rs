@@ -4,6 +4,7 @@ mod calls;
 mod canaries;
 mod certs;
 mod child;
+mod comeback;
 mod complaints;
 mod crowd;
 mod cuts;
@@ -28,6 +29,7 @@ mod servers;
 /// A client of the Streamable HTTP transport.
 mod session;
 mod simulation;
+mod stalls;
 mod streamable;
 mod tidy;
 /// The real programs, and HTTP towards them.
