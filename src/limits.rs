@@ -381,6 +381,9 @@ pub const TOOL_TIME: Duration = Duration::from_secs(120);
 pub const DEMO_TIME: Duration = Duration::from_secs(30);
 /// Frames of one link that are handled in one go before other tasks get their turn.
 pub const LINK_BURST: usize = 64;
+/// How often in [`LinkLimits::write_stall`] a write that waits is tried anyway: the system says that there is room when
+/// there is much, and a slow line makes progress before.
+pub const STALL_LOOKS: u32 = 4;
 /// Bytes of a server's identity. A UUID has 36; people give host names.
 pub const SERVER_ID: usize = 128;
 /// Graceful stop: time for running calls to end. With [`DRAIN`] it is what service managers wait before they kill.

@@ -32,7 +32,7 @@ use super::{
     stream::Stream,
 };
 use crate::{
-    limits::{CLOSE_REASON, LINK_BURST, LinkLimits},
+    limits::{CLOSE_REASON, LINK_BURST, LinkLimits, STALL_LOOKS},
     text,
     tunnel::{
         liveness::{Liveness, Verdict},
@@ -540,7 +540,9 @@ impl Driver<'_> {
     }
 
     fn deadline(&self) -> Instant {
-        let stalled = self.stalled.map(|since| since + self.limits.write_stall);
+        // Tried in between as well: else progress just after a try would count as progress at the end.
+        let look = || Instant::now() + self.limits.write_stall / STALL_LOOKS;
+        let stalled = self.stalled.map(|since| look().min(since + self.limits.write_stall));
         let partial = self.partial.map(|since| since + self.limits.message_time);
         let choked = self.choked.map(|since| since + self.limits.write_stall);
         let owed = self.line.resume.as_ref().and_then(|resume| resume.due(self.limits));
