@@ -13,6 +13,8 @@ mod device;
 mod doors;
 mod flags_gateway;
 mod flags_register;
+/// The end of a link, frame by frame.
+mod frames;
 mod http;
 /// The programs in this process, with limits of the test's choice.
 mod inside;
@@ -24,6 +26,7 @@ mod net;
 mod offers;
 /// A line that goes wrong on command.
 mod relay;
+mod resume;
 mod secure;
 mod servers;
 /// A client of the Streamable HTTP transport.
