@@ -11,8 +11,9 @@ use self::board::Board;
 use crate::{
     auth::Principal,
     jsonrpc::quote,
-    limits::CatalogLimits,
+    limits::{CatalogLimits, LOG_CHANGES},
     mcp::offer::{Item, Kind},
+    text,
 };
 
 /// A registration's place in the catalog. Never reused.
@@ -127,7 +128,8 @@ impl<H: Clone> Catalog<H> {
             return None;
         }
         board.remove(key);
-        let mut warnings = Vec::new();
+        let mut warnings =
+            server.offers.get(&kind).map_or_else(Vec::new, |before| altered(kind, before, &items));
         for item in &items {
             warnings.extend(board.add(key, &server.name, item, &self.limits));
         }
@@ -210,6 +212,28 @@ impl<H: Clone> Catalog<H> {
     pub fn is_empty(&self) -> bool {
         self.servers.is_empty()
     }
+}
+
+/// What describes itself otherwise than before under the same name, one line each. A tool that was looked at and
+/// approved may have become another one.
+fn altered(kind: Kind, before: &[Item], after: &[Item]) -> Vec<String> {
+    let known: BTreeMap<&str, &Item> = before.iter().map(|item| (item.key.as_str(), item)).collect();
+    let other = |item: &&Item| known.get(item.key.as_str()).is_some_and(|old| old != item);
+    let mut others = after.iter().filter(other);
+    let line = |item: &Item| {
+        let old = known.get(item.key.as_str()).map_or(0, |old| old.hash());
+        let (noun, name) = (kind.noun(), text::show(&item.key));
+        format!(
+            "the description of {noun} {name} is another one than before ({old:08x}, now {:08x})",
+            item.hash()
+        )
+    };
+    let mut lines: Vec<String> = others.by_ref().take(LOG_CHANGES).map(line).collect();
+    let more = others.count();
+    if more > 0 {
+        lines.push(format!("and those of {more} more {}s", kind.noun()));
+    }
+    lines
 }
 
 #[cfg(test)]

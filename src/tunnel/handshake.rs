@@ -112,10 +112,10 @@ fn read_name(raw: Option<&str>, longest: usize) -> Result<Option<String>, Refuse
     }
 }
 
-/// A frame by which the gateway speaks to the edge program itself.
+/// A frame by which the gateway and the edge program speak to each other.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Status {
-    /// `received`, `registered` or `error`.
+    /// `received`, `registered` or `error`; from the edge `restarted`.
     pub status: String,
     /// In words.
     pub message: String,
@@ -157,6 +157,11 @@ impl Status {
     pub fn registered(id: &str, tools: usize) -> String {
         let message = quote(&format!("registration complete, {tools} tools listed"));
         format!("{{\"status\":\"registered\",\"id\":{},\"message\":{message}}}", quote(id))
+    }
+
+    /// To the gateway: the server was started anew, and all that was known of it may have changed.
+    pub fn restarted() -> String {
+        "{\"status\":\"restarted\"}".to_owned()
     }
 
     /// The registration failed.
