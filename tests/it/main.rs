@@ -24,6 +24,7 @@ mod servers;
 mod session;
 mod simulation;
 mod streamable;
+mod supervision;
 mod tidy;
 /// The real programs, and HTTP towards them.
 mod wire;
