@@ -377,20 +377,13 @@ impl Edge {
 
     /// The new child is initialized.
     fn ready(&mut self, answer: Option<String>, held: Held) -> Up {
-        let (mut lines, mut frames) = (Vec::new(), Vec::new());
-        match answer {
-            // The gateway goes on from here as it does with a child that it has never seen.
-            Some(answer) => {
-                self.initialized = false;
-                frames.push(answer);
-            }
-            None => {
-                if self.initialized {
-                    lines.push(jsonrpc::notification("notifications/initialized", None));
-                }
-                frames = self.announcement();
-            }
+        let mut lines = Vec::new();
+        if self.initialized {
+            // Said once by the gateway, for all that follow: what waits is not for a child that has not heard it.
+            lines.push(jsonrpc::notification("notifications/initialized", None));
         }
+        // A gateway that waits for the answer lists after it anyway.
+        let mut frames = answer.map_or_else(|| self.announcement(), |answer| vec![answer]);
         for frame in &held.frames {
             match Message::read(frame).map(|message| self.pass(&message)) {
                 Ok(Down::Child(line)) => lines.push(line),
@@ -759,9 +752,9 @@ mod tests {
         edge.disconnected();
         assert!(matches!(edge.gets(&hello(5)), Down::Drop(_)));
         assert_eq!(edge.child_back(), Some(hello(1)));
-        let frames = vec![greeting(5, "{\"a\":1}")];
-        assert_eq!(edge.from_child(&greeting(1, "{\"a\":1}")), Up::Ready { lines: vec![], frames });
-        assert_eq!(edge.gets(DONE), Down::Child(DONE.into()));
+        let (lines, frames) = (vec![DONE.into()], vec![greeting(5, "{\"a\":1}")]);
+        assert_eq!(edge.from_child(&greeting(1, "{\"a\":1}")), Up::Ready { lines, frames });
+        assert!(matches!(edge.gets(DONE), Down::Drop(_)), "it was told already");
         // While it is being greeted, and with the word of the gateway coming too early.
         edge.child_gone("x", None);
         edge.child_back();
@@ -789,8 +782,8 @@ mod tests {
         // A gateway that waits for it hears of it instead.
         edge.disconnected();
         edge.gets(&hello(7));
-        let frames = vec![jsonrpc::error("7", -32603, "no")];
-        assert_eq!(edge.from_child(&refusal), Up::Ready { lines: vec![], frames });
+        let Up::Ready { frames, .. } = edge.from_child(&refusal) else { panic!("not ready") };
+        assert_eq!(frames, [jsonrpc::error("7", -32603, "no")]);
         assert!(matches!(edge.gets(&hello(8)), Down::Child(_)), "and asks the child itself");
     }
 
