@@ -366,4 +366,38 @@ mod tests {
         assert_eq!((seen, pages), (expected, 4));
         assert_eq!(catalog.list(Kind::Tool, Some("bogus")), None);
     }
+
+    #[test]
+    fn a_tool_that_describes_itself_otherwise_is_named() {
+        let mut catalog = catalog();
+        let (key, _) = catalog.register("1", "s", US, "h").unwrap();
+        let offer = |tools: &[(&str, &str)]| -> Vec<Item> {
+            let raw =
+                |(name, more): &(&str, &str)| format!("{{\"name\":\"{name}\",\"description\":\"{more}\"}}");
+            let limits = CatalogLimits::default();
+            tools.iter().filter_map(|tool| Item::read(Kind::Tool, &raw(tool), &limits)).collect()
+        };
+        let mut set = |tools: &[(&str, &str)]| catalog.set(key, Kind::Tool, offer(tools));
+        assert_eq!(set(&[("a", "reads"), ("b", "writes")]), Some(vec![]));
+        assert_eq!(
+            set(&[("a", "reads"), ("b", "writes"), ("c", "new")]),
+            Some(vec![]),
+            "a new one is no other"
+        );
+        let warnings = set(&[("b", "writes"), ("a", "reads, and sends it away")]).unwrap();
+        let hashes = [("a", "reads"), ("a", "reads, and sends it away")].map(|tool| offer(&[tool])[0].hash());
+        assert_ne!(hashes[0], hashes[1]);
+        let (old, new) = (format!("{:08x}", hashes[0]), format!("{:08x}", hashes[1]));
+        assert_eq!(
+            warnings,
+            [format!("the description of tool a is another one than before ({old}, now {new})")]
+        );
+        // A list of many says so, and does not fill the log.
+        let names: Vec<String> = (0..LOG_CHANGES + 5).map(|number| format!("t{number}")).collect();
+        let all = |more| -> Vec<(&str, &str)> { names.iter().map(|name| (name.as_str(), more)).collect() };
+        set(&all("x"));
+        let warnings = set(&all("y")).unwrap();
+        assert_eq!(warnings.len(), LOG_CHANGES + 1);
+        assert_eq!(warnings[LOG_CHANGES], "and those of 5 more tools");
+    }
 }

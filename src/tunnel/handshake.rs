@@ -228,6 +228,7 @@ mod tests {
         assert!(!Status::read(&Status::received("i", false, false)).unwrap().ours);
         assert_eq!(Status::read(&Status::error("no \"x\"")).unwrap().message, "no \"x\"");
         assert_eq!(Status::read(&Status::registered("i", 3)).unwrap().status, "registered");
+        assert_eq!(Status::read(&Status::restarted()).unwrap().status, "restarted");
         assert_eq!(Status::read(r#"{"jsonrpc":"2.0","id":1,"result":{},"status":"error"}"#), None);
         assert_eq!(Status::read(r#"{"status":"error","method":"a","method":"b"}"#), None);
         assert_eq!(Status::read("hello"), None);
