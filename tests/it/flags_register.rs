@@ -208,7 +208,7 @@ fn the_local_health_check_is_local() {
 
 #[test]
 fn enable_cors() {
-    let gateway = Gateway::start(&[]);
+    let gateway = Gateway::start(&["--resume-window", "0"]);
     for (arguments, expected) in [(&[][..], None), (&["--enable-cors"], Some("*"))] {
         let (_edge, health) = with_health(&gateway.url(), arguments);
         let answer = request(health, "GET", "/health", &["Origin: https://page.example"], "");
