@@ -13,7 +13,7 @@ use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, future, io::Buf
 
 use crate::{
     command::CommandLine,
-    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig},
+    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart},
     fault::Fault,
     gateway::Bound,
     jsonrpc::{self, Message, elements, find, unquote},
@@ -127,6 +127,7 @@ fn register_config(gateway: SocketAddr) -> Result<RegisterConfig, Fault> {
         headers: Vec::new(),
         tls: ClientTls::default(),
         sessions: None,
+        restart: Restart::OnFailure,
         require_gateway: false,
         port: 0,
         cors: false,

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     command::CommandLine,
-    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, ServerTls},
+    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
     demo, device,
     fault::Fault,
     http::vocab::Url,
@@ -84,6 +84,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
         headers: args.header.iter().map(|header| self::header(header)).collect::<Result<_, _>>()?,
         tls,
         sessions,
+        restart: restart(&args.restart)?,
         require_gateway: args.require_gateway,
         port: args.port,
         cors: args.enable_cors,
@@ -239,6 +240,18 @@ fn sessions(args: &RegisterArgs) -> Result<Option<u32>, Fault> {
         (other, _) => {
             Err(Fault::usage(format!("--sessions {}: shared or isolated is needed", text::show(other))))
         }
+    }
+}
+
+fn restart(typed: &str) -> Result<Restart, Fault> {
+    match typed {
+        "never" => Ok(Restart::Never),
+        "on-failure" => Ok(Restart::OnFailure),
+        "always" => Ok(Restart::Always),
+        other => Err(Fault::usage(format!(
+            "--restart {}: never, on-failure or always is needed",
+            text::show(other)
+        ))),
     }
 }
 

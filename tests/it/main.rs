@@ -34,6 +34,7 @@ mod session;
 mod simulation;
 mod stalls;
 mod streamable;
+mod supervision;
 mod tidy;
 /// The real programs, and HTTP towards them.
 mod wire;
