@@ -25,8 +25,10 @@ pub struct GatewayConfig {
     pub messages_path: String,
     /// Path of the health check.
     pub health_path: String,
-    /// Whoever presents one of these is let in; empty: everybody is.
+    /// Who is let in and for what, as it was given ([`crate::auth::rule`]); with those of the file, none: everybody is.
     pub tokens: Vec<Secret>,
+    /// A file with more of them, which can be read again while the gateway runs.
+    pub token_file: Option<PathBuf>,
     /// TLS, when asked for.
     pub tls: Option<ServerTls>,
     /// Origins that browsers may come from, beside loopback and our own.

@@ -101,6 +101,7 @@ fn gateway_config(port: u16) -> GatewayConfig {
         messages_path: "/messages".into(),
         health_path: "/health".into(),
         tokens: Vec::new(),
+        token_file: None,
         tls: None,
         allow_origins: Vec::new(),
         public_hosts: Vec::new(),

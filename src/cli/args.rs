@@ -114,10 +114,10 @@ pub struct GatewayArgs {
     /// path of the health check (default: /health)
     #[argh(option, default = "String::from(\"/health\")")]
     pub health_endpoint: String,
-    /// let in who presents this bearer token; repeatable (without any, everybody is let in)
+    /// let in who presents this bearer token: TOKEN, client:TOKEN, register:TOKEN or register[NAME,…]:TOKEN, the token also as sha256:HEX; repeatable (without any, everybody is let in)
     #[argh(option)]
     pub auth_token: Vec<String>,
-    /// file with such tokens, one on each line
+    /// file with such tokens, one on each line; SIGHUP reads it again
     #[argh(option)]
     pub auth_token_file: Option<String>,
     /// speak TLS: https and wss

@@ -24,7 +24,7 @@ use crate::{
     },
     text,
     tunnel::{
-        CLOSE_REFUSED, CLOSE_REPLACED,
+        CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
         channel::{self, Frame},
         handshake::{Registration, Status},
         mux::Step,
@@ -124,14 +124,8 @@ impl Edge {
         let upstream =
             Upstream::new(name.clone(), limits.link.in_flight, self.sender.clone(), registration.sessions);
         let (conversation, ask) = Conversation::start(limits.catalog.clone());
-        let registered = self.gateway.catalog().register(&id, &name, self.principal, upstream.clone());
-        let (key, replaced) = registered.map_err(|taken| {
-            let holder = text::show(&taken.holder);
-            self.refuse(
-                format!("the name '{name}' belongs to another server, with id {holder}"),
-                CLOSE_REFUSED,
-            )
-        })?;
+        let claimed = self.claim(now, &id, &name, &upstream);
+        let (key, replaced) = claimed.map_err(|(why, code)| self.refuse(why, code))?;
         if let Some(old) = replaced {
             log::info!("server '{}' is registered anew; the old link is closed", old.name());
             let why = "it registered anew over another link";
@@ -155,6 +149,38 @@ impl Edge {
         let asked = server.ask(&self.gateway, now, ask);
         self.stage = Stage::Server(Box::new(server));
         asked
+    }
+
+    /// Takes the name, if the token and whoever has the name allow that. Otherwise: what to say, and the close code.
+    fn claim(
+        &self,
+        now: Instant,
+        id: &str,
+        name: &str,
+        upstream: &Arc<Upstream>,
+    ) -> Result<(Key, Option<Arc<Upstream>>), (String, u16)> {
+        // The right is looked at while the catalog is held: whoever takes it away looks at the catalog afterwards.
+        let mut catalog = self.gateway.catalog();
+        if !self.gateway.keys.tokens().may_claim(self.principal, name) {
+            let why = format!(
+                "the token may not register the name '{name}'; see register[NAME,…]:TOKEN of the gateway's --auth-token"
+            );
+            return Err((why, CLOSE_REFUSED));
+        }
+        if catalog.take_over(now, id, self.principal, |old| !old.link().is_closed()).is_err() {
+            let why = "this server id took over its own link too often in the last minute; does another program use it (--server-id)?";
+            return Err((why.to_owned(), CLOSE_TOO_OFTEN));
+        }
+        let registered = catalog.register(id, name, self.principal, upstream.clone());
+        registered.map_err(|taken| {
+            let whose = match taken.holder {
+                Some(holder) => {
+                    format!("the name '{name}' belongs to another server, with id {}", text::show(&holder))
+                }
+                None => format!("the name '{name}' or this server id belongs to somebody else"),
+            };
+            (whose, CLOSE_REFUSED)
+        })
     }
 
     /// Tells the edge why it is not taken.

@@ -18,7 +18,7 @@ use crate::{
     },
     text,
     tunnel::{
-        CLOSE_REFUSED, CLOSE_REPLACED,
+        CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
         channel::{self, Frame},
         edge::{Down, Edge, Up},
         handshake::{Registration, Status},
@@ -32,6 +32,8 @@ pub enum Outcome {
     Lost(String),
     /// The gateway will not have us as we are.
     Refused(String),
+    /// The gateway will not have us now: wait for long, however new we are.
+    NotNow(String),
     /// We are stopping.
     Stopped,
 }
@@ -286,6 +288,10 @@ impl Life<'_> {
                     "the gateway at {gateway} refuses the registration: {}",
                     text::show(&reason)
                 ))
+            }
+            (Ended::ByPeer(why), refusal) if why.code == CLOSE_TOO_OFTEN => {
+                let reason = refusal.unwrap_or(why.reason);
+                Outcome::NotNow(format!("the gateway at {gateway} puts us off: {}", text::show(&reason)))
             }
             (Ended::ByPeer(why), _) if why.code == CLOSE_REPLACED => Outcome::Refused(format!(
                 "another program registered at {gateway} with our id and took over; see --server-id"

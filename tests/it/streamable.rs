@@ -533,6 +533,7 @@ impl Gateway {
             messages_path: "/messages".into(),
             health_path: "/health".into(),
             tokens: Vec::new(),
+            token_file: None,
             tls: None,
             allow_origins: Vec::new(),
             public_hosts: Vec::new(),

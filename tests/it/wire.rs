@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use serde_json::value::RawValue;
 
 use crate::world::{PATIENCE, eventually};
@@ -43,6 +44,19 @@ impl Wire {
     #[track_caller]
     pub fn connect(address: SocketAddr) -> Self {
         Self::new(tcp(address))
+    }
+
+    /// From an address of 127.0.0.0/8, all of which is this machine.
+    #[track_caller]
+    pub fn connect_from(source: [u8; 4], address: SocketAddr) -> Self {
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        bind(&socket, &SocketAddr::from((source, 0))).unwrap();
+        connect(&socket, &address).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self::new(stream)
     }
 
     pub fn new(stream: impl Duplex + 'static) -> Self {
