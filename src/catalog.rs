@@ -53,6 +53,8 @@ struct Server<H> {
     name: String,
     principal: Principal,
     handle: H,
+    /// Its link is lost, and may come back.
+    away: bool,
     /// It declares resources, so it may have some that it does not list.
     has_resources: bool,
     offers: BTreeMap<Kind, Vec<Item>>,
@@ -107,8 +109,9 @@ impl<H: Clone> Catalog<H> {
         self.last += 1;
         let key = Key(self.last);
         let (id, name) = (id.to_owned(), name.to_owned());
-        let (has_resources, offers) = (false, BTreeMap::new());
-        self.servers.insert(key, Server { id, name, principal, handle, has_resources, offers, takeovers });
+        let (away, has_resources, offers) = (false, false, BTreeMap::new());
+        let server = Server { id, name, principal, handle, away, has_resources, offers, takeovers };
+        self.servers.insert(key, server);
         Ok((key, replaced))
     }
 
@@ -126,7 +129,7 @@ impl<H: Clone> Catalog<H> {
     ) -> Result<(), TooOften> {
         let mut servers = self.servers.values_mut();
         let own = servers.find(|server| server.id == id && server.principal == principal);
-        let Some(server) = own.filter(|server| alive(&server.handle)) else { return Ok(()) };
+        let Some(server) = own.filter(|server| !server.away && alive(&server.handle)) else { return Ok(()) };
         server.takeovers.retain(|at| now.saturating_duration_since(*at) < TAKEOVER_WINDOW);
         if server.takeovers.len() >= TAKEOVERS {
             return Err(TooOften);
@@ -147,6 +150,20 @@ impl<H: Clone> Catalog<H> {
         let removed = |(kind, board): (&Kind, &mut Board)| board.remove(key).then_some(*kind);
         let kinds = self.boards.iter_mut().filter_map(removed).collect();
         Some((server.handle, kinds))
+    }
+
+    /// The handle of the server with this id, if it belongs to the principal.
+    pub fn holder(&self, id: &str, principal: Principal) -> Option<H> {
+        let mut servers = self.servers.values();
+        let held = servers.find(|server| server.id == id && server.principal == principal);
+        held.map(|server| server.handle.clone())
+    }
+
+    /// The server's link is lost and may come back, or is back.
+    pub fn set_away(&mut self, key: Key, away: bool) {
+        if let Some(server) = self.servers.get_mut(&key) {
+            server.away = away;
+        }
     }
 
     /// The server declares resources.
@@ -227,14 +244,15 @@ impl<H: Clone> Catalog<H> {
         self.servers.values().map(|server| (server.name.as_str(), &server.handle))
     }
 
-    /// The servers as JSON objects: id, name, tools_count.
+    /// The servers as JSON objects: id, name, tools_count, state.
     pub fn servers(&self) -> Vec<String> {
         self.servers
             .values()
             .map(|server| {
                 let count = server.offers.get(&Kind::Tool).map_or(0, Vec::len);
                 let (id, name) = (quote(&server.id), quote(&server.name));
-                format!("{{\"id\":{id},\"name\":{name},\"tools_count\":{count}}}")
+                let state = if server.away { "reconnecting" } else { "connected" };
+                format!("{{\"id\":{id},\"name\":{name},\"tools_count\":{count},\"state\":\"{state}\"}}")
             })
             .collect()
     }
@@ -296,7 +314,7 @@ mod tests {
         assert_eq!(shown(catalog.find(Kind::Tool, "file_read")), "h1 read");
         assert_eq!(shown(catalog.find(Kind::Tool, "read")), "none");
         assert_eq!(shown(catalog.find(Kind::Prompt, "file_read")), "none");
-        assert_eq!(catalog.servers(), [r#"{"id":"1","name":"file","tools_count":2}"#]);
+        assert_eq!(catalog.servers(), [r#"{"id":"1","name":"file","tools_count":2,"state":"connected"}"#]);
         assert_eq!(catalog.remove(key), Some(("h1", vec![Kind::Tool])));
         assert_eq!(listed(&catalog, Kind::Tool), ["list_servers"]);
         assert_eq!(catalog.set(key, Kind::Tool, tools(&["read"])), None);
@@ -334,6 +352,10 @@ mod tests {
         assert_eq!(catalog.take_over(at(5), "1", US, living), Err(TooOften));
         assert_eq!(catalog.take_over(at(59), "1", US, living), Err(TooOften), "a refusal does not count");
         assert_eq!(catalog.take_over(at(6), "1", US, |_| false), Ok(()), "its link was dead");
+        let key = catalog.servers.keys().copied().next().unwrap();
+        catalog.set_away(key, true);
+        assert_eq!(catalog.take_over(at(6), "1", US, living), Ok(()), "it is waited for");
+        catalog.set_away(key, false);
         assert_eq!(catalog.take_over(at(6), "1", Principal::token(3), living), Ok(()), "refused elsewhere");
         assert_eq!(catalog.take_over(at(60), "1", US, living), Ok(()));
         assert_eq!(catalog.take_over(at(60), "1", US, living), Err(TooOften));

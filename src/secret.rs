@@ -18,6 +18,11 @@ impl Secret {
     pub fn expose(&self) -> &str {
         &self.0
     }
+
+    /// Whether `given` is this secret. The time says nothing of how much of it is right.
+    pub fn matches(&self, given: &[u8]) -> bool {
+        Digest::of(self.0.as_bytes()).matches(&Digest::of(given))
+    }
 }
 
 impl fmt::Debug for Secret {
@@ -89,6 +94,15 @@ mod tests {
     fn prints_stars() {
         let secret = Secret::new("canary");
         assert_eq!(format!("{secret} {secret:?} {:?}", Digest::of(b"canary")), "*** *** ***");
+    }
+
+    #[test]
+    fn matches_itself_only() {
+        let secret = Secret::new("token-1");
+        assert!(secret.matches(b"token-1"));
+        for wrong in ["", "token-", "token-2", "token-1 ", "Token-1", "token-11"] {
+            assert!(!secret.matches(wrong.as_bytes()), "{wrong:?}");
+        }
     }
 
     #[test]
