@@ -24,6 +24,8 @@ mod net;
 mod offers;
 /// A line that goes wrong on command.
 mod relay;
+mod reload;
+mod roles;
 mod secure;
 mod servers;
 /// A client of the Streamable HTTP transport.

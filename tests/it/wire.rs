@@ -69,6 +69,11 @@ impl Wire {
         self.stream.flush().unwrap();
     }
 
+    /// The same where it may be that nobody reads.
+    pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.stream.write_all(bytes.as_ref()).and_then(|()| self.stream.flush())
+    }
+
     /// The next bytes. 0: the end.
     fn fill(&mut self) -> io::Result<usize> {
         let mut bytes = [0; 16 * 1024];
