@@ -1,6 +1,6 @@
 //! What was asked for, as plain data. `cli` fills it; the programs read it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use crate::{command::CommandLine, limits::Limits, secret::Secret};
 
@@ -29,6 +29,8 @@ pub struct GatewayConfig {
     pub tokens: Vec<Secret>,
     /// A file with more of them, which can be read again while the gateway runs.
     pub token_file: Option<PathBuf>,
+    /// Proxies that are trusted to name whom they speak for (`X-Forwarded-For`), where wrong tokens are counted.
+    pub trusted_proxies: Vec<IpAddr>,
     /// TLS, when asked for.
     pub tls: Option<ServerTls>,
     /// Origins that browsers may come from, beside loopback and our own.

@@ -13,13 +13,14 @@
 //!   something that a guesser behind the same address does not have; and neither tells him whether the token of
 //!   anybody else is right.
 //!
-//! What remains: while somebody guesses, a *new* client behind the same address competes with him for those looks.
+//! What remains: while somebody guesses, a *new* client behind the same address competes with him for those looks. A
+//! proxy that is trusted to name whom it speaks for ([`origin`]) is no such address.
 //!
 //! Pure; `gateway::keys` drives it.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -40,6 +41,30 @@ impl Source {
             address => address,
         })
     }
+}
+
+/// Where a request comes from: the other end of its connection; or, if that is a proxy that is trusted to say so, whom it
+/// names in `X-Forwarded-For`. Proxies add to that field at the end, so the last address in it that is no such proxy
+/// counts: what stands before it may have been made up. Where the field says nothing, it is the proxy itself.
+pub fn origin<'a>(
+    peer: IpAddr,
+    trusted: &[IpAddr],
+    forwarded: impl DoubleEndedIterator<Item = &'a str>,
+) -> IpAddr {
+    let is_trusted = |address: &IpAddr| trusted.contains(&address.to_canonical());
+    if !is_trusted(&peer) {
+        return peer;
+    }
+    let mut named = forwarded.rev().flat_map(|field| field.rsplit(',')).map(|one| address(one.trim()));
+    // One that cannot be read hides all before it.
+    named.find(|named| named.is_none_or(|named| !is_trusted(&named))).flatten().unwrap_or(peer)
+}
+
+/// An address as proxies write it: with or without a port, that of IPv6 with or without brackets.
+fn address(text: &str) -> Option<IpAddr> {
+    let socket = || text.parse::<SocketAddr>().ok().map(|socket| socket.ip());
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse().ok().or_else(socket)
 }
 
 /// What an address did.
@@ -229,6 +254,30 @@ mod tests {
         // Ten minutes.
         assert!((90..=100).contains(&looked.len()), "{}", looked.len());
         assert!(looked.windows(11).all(|eleven| eleven[10] - eleven[0] >= MINUTE));
+    }
+
+    #[test]
+    fn proxies_that_are_trusted_name_their_clients() {
+        let trusted: Vec<IpAddr> = ["10.0.0.1", "10.0.0.2", "::1"].map(|text| text.parse().unwrap()).into();
+        for (peer, fields, expected) in [
+            ("192.0.2.9", &["192.0.2.1"][..], "192.0.2.9"),
+            ("10.0.0.1", &["192.0.2.1"], "192.0.2.1"),
+            ("::ffff:10.0.0.1", &["192.0.2.1"], "192.0.2.1"),
+            ("::1", &["192.0.2.1"], "192.0.2.1"),
+            ("10.0.0.1", &["198.51.100.1, 192.0.2.1"], "192.0.2.1"),
+            ("10.0.0.1", &["198.51.100.1", "192.0.2.1 , 10.0.0.2"], "192.0.2.1"),
+            ("10.0.0.1", &["192.0.2.1:4711"], "192.0.2.1"),
+            ("10.0.0.1", &["2001:db8::1"], "2001:db8::1"),
+            ("10.0.0.1", &["[2001:db8::1]"], "2001:db8::1"),
+            ("10.0.0.1", &["[2001:db8::1]:4711"], "2001:db8::1"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &[""], "10.0.0.1"),
+            ("10.0.0.1", &["198.51.100.1, unknown"], "10.0.0.1"),
+            ("10.0.0.1", &["10.0.0.2, 10.0.0.1"], "10.0.0.1"),
+        ] {
+            let found = origin(peer.parse().unwrap(), &trusted, fields.iter().copied());
+            assert_eq!(found, expected.parse::<IpAddr>().unwrap(), "{peer} {fields:?}");
+        }
     }
 
     #[test]

@@ -41,6 +41,7 @@ pub const GATEWAY: &[Flag] = &[
     flag("health-endpoint", Takes::One),
     flag("auth-token", Takes::Many),
     flag("auth-token-file", Takes::One),
+    flag("trusted-proxy", Takes::Many),
     flag("ssl-enabled", Takes::Nothing),
     flag("ssl-keyfile", Takes::One),
     flag("ssl-certfile", Takes::One),
@@ -124,6 +125,9 @@ pub struct GatewayArgs {
     /// file with such tokens, one on each line; SIGHUP reads it again
     #[argh(option)]
     pub auth_token_file: Option<String>,
+    /// address of a proxy that names its clients in X-Forwarded-For, to tell apart those who guess tokens; repeatable
+    #[argh(option)]
+    pub trusted_proxy: Vec<String>,
     /// speak TLS: https and wss
     #[argh(switch)]
     pub ssl_enabled: bool,

@@ -1,6 +1,6 @@
 //! From flags to configuration: each value checked, each complaint naming its flag and never a secret.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use log::LevelFilter;
 
@@ -42,6 +42,7 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
         health_path: path("--health-endpoint", &args.health_endpoint)?,
         tokens,
         token_file: args.auth_token_file.map(PathBuf::from),
+        trusted_proxies: proxies(&args.trusted_proxy)?,
         tls,
         allow_origins: args.allow_origin,
         public_hosts: args.public_host,
@@ -187,6 +188,15 @@ fn tokens(args: &GatewayArgs, environment: Option<String>) -> Result<Vec<Secret>
         tokens.push(Secret::new(typed));
     }
     Ok(tokens)
+}
+
+fn proxies(typed: &[String]) -> Result<Vec<IpAddr>, Fault> {
+    let address = |typed: &String| typed.parse::<IpAddr>().map(|address| address.to_canonical());
+    let all = typed.iter().map(|typed| {
+        let why = || format!("--trusted-proxy {}: an address such as 127.0.0.1 is needed", text::show(typed));
+        address(typed).map_err(|_| Fault::usage(why()))
+    });
+    all.collect()
 }
 
 fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, Fault> {

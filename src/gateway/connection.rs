@@ -10,7 +10,7 @@ use super::{
     legacy, registration, streamable,
 };
 use crate::{
-    auth::{Denied, Grant, Principal},
+    auth::{Denied, Grant, Principal, guess::origin},
     http::{
         conn::Step,
         head::Request,
@@ -119,7 +119,8 @@ impl Connection {
             id.or_else(|| request.query("session_id")).and_then(|id| gateway.sessions().owner(&id))
         };
         let fields = request.fields("authorization");
-        let asking = Asking { from: peer.ip(), fields, proven: self.proven, owner: &owner };
+        let from = origin(peer.ip(), &gateway.config.trusted_proxies, request.fields("x-forwarded-for"));
+        let asking = Asking { from, fields, proven: self.proven, owner: &owner };
         let checked = gateway.keys.check(Instant::now(), asking);
         match checked {
             Ok(grant) => {

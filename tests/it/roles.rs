@@ -385,6 +385,21 @@ fn who_guesses_is_put_off_and_who_is_in_stays_in() {
 }
 
 #[test]
+fn behind_a_trusted_proxy_each_client_counts_for_itself() {
+    for (flags, expected) in [(&["--trusted-proxy", "127.0.0.1"][..], 200), (&[], 429)] {
+        let gateway = Gateway::start(&[&["--auth-token=right"], flags].concat());
+        let status = |token: &str, client: &str| {
+            let forwarded = format!("X-Forwarded-For: 203.0.113.7, {client}");
+            request(gateway.address, "GET", "/health", &[&bearer(token), &forwarded], "").status
+        };
+        for guess in 0..10 {
+            assert_eq!(status(&format!("guess-{guess}"), "192.0.2.1"), 401);
+        }
+        assert_eq!((status("right", "192.0.2.1"), status("right", "192.0.2.2")), (429, expected));
+    }
+}
+
+#[test]
 fn an_old_token_shuts_nobody_out() {
     let gateway = Gateway::start(&["--auth-token=right"]);
     let here = [127, 0, 0, 9];
