@@ -31,7 +31,7 @@ impl Backoff {
         }
         let cap = match setback {
             Setback::Lost => limits.backoff_cap,
-            Setback::Suspended => limits.resume_retry,
+            Setback::Suspended => limits.resume_retry.min(limits.backoff_cap),
             Setback::Refused => limits.backoff_refused,
         };
         let factor = 1u32.checked_shl(self.attempts).unwrap_or(u32::MAX);
