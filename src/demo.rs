@@ -101,6 +101,8 @@ fn gateway_config(port: u16) -> GatewayConfig {
         messages_path: "/messages".into(),
         health_path: "/health".into(),
         tokens: Vec::new(),
+        token_file: None,
+        trusted_proxies: Vec::new(),
         tls: None,
         allow_origins: Vec::new(),
         public_hosts: Vec::new(),

@@ -41,6 +41,7 @@ pub const GATEWAY: &[Flag] = &[
     flag("health-endpoint", Takes::One),
     flag("auth-token", Takes::Many),
     flag("auth-token-file", Takes::One),
+    flag("trusted-proxy", Takes::Many),
     flag("ssl-enabled", Takes::Nothing),
     flag("ssl-keyfile", Takes::One),
     flag("ssl-certfile", Takes::One),
@@ -119,12 +120,15 @@ pub struct GatewayArgs {
     /// path of the health check (default: /health)
     #[argh(option, default = "String::from(\"/health\")")]
     pub health_endpoint: String,
-    /// let in who presents this bearer token; repeatable (without any, everybody is let in)
+    /// let in who presents this bearer token: TOKEN, client:TOKEN, register:TOKEN or register[NAME,…]:TOKEN, the token also as sha256:HEX; repeatable (without any, everybody is let in)
     #[argh(option)]
     pub auth_token: Vec<String>,
-    /// file with such tokens, one on each line
+    /// file with such tokens, one on each line; SIGHUP reads it again
     #[argh(option)]
     pub auth_token_file: Option<String>,
+    /// address of a proxy that names its clients in X-Forwarded-For, to tell apart those who guess tokens; repeatable
+    #[argh(option)]
+    pub trusted_proxy: Vec<String>,
     /// speak TLS: https and wss
     #[argh(switch)]
     pub ssl_enabled: bool,

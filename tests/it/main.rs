@@ -26,7 +26,9 @@ mod net;
 mod offers;
 /// A line that goes wrong on command.
 mod relay;
+mod reload;
 mod resume;
+mod roles;
 mod secure;
 mod servers;
 /// A client of the Streamable HTTP transport.
