@@ -13,7 +13,7 @@ use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, future, io::Buf
 
 use crate::{
     command::CommandLine,
-    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig},
+    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart},
     fault::Fault,
     gateway::Bound,
     jsonrpc::{self, Message, elements, find, unquote},
@@ -102,6 +102,8 @@ fn gateway_config(port: u16) -> GatewayConfig {
         health_path: "/health".into(),
         status_path: "/status".into(),
         tokens: Vec::new(),
+        token_file: None,
+        trusted_proxies: Vec::new(),
         tls: None,
         allow_origins: Vec::new(),
         public_hosts: Vec::new(),
@@ -128,6 +130,7 @@ fn register_config(gateway: SocketAddr) -> Result<RegisterConfig, Fault> {
         headers: Vec::new(),
         tls: ClientTls::default(),
         sessions: None,
+        restart: Restart::OnFailure,
         require_gateway: false,
         port: 0,
         cors: false,

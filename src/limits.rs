@@ -24,6 +24,8 @@ pub struct Limits {
     pub child: ChildLimits,
     /// The built-in server about the box.
     pub device: DeviceLimits,
+    /// Guessing of tokens.
+    pub guess: GuessLimits,
 }
 
 /// Bounds of the HTTP/1.1 server.
@@ -116,8 +118,9 @@ impl Default for HttpLimits {
 pub struct SessionLimits {
     /// Sessions in all.
     pub sessions: usize,
-    /// Sessions of one token, so that one tenant does not take all. Where there is no token, there is no such bound.
-    pub sessions_per_token: usize,
+    /// Sessions of one principal, where there are several: half of all. Whoever runs wild leaves the others as much as
+    /// he takes, and a farm of agents with one token has room. With one token, or none, there is nobody to leave it to.
+    pub per_principal: usize,
     /// A session of the Streamable transport ends when it was not used for so long.
     pub idle: Duration,
     /// Sent events of one session that are kept for a client that comes back to a broken stream.
@@ -148,7 +151,7 @@ impl Default for SessionLimits {
     fn default() -> Self {
         Self {
             sessions: 512,
-            sessions_per_token: 256,
+            per_principal: 256,
             idle: Duration::from_secs(30 * 60),
             replay_messages: 256,
             replay_bytes: MIB,
@@ -162,6 +165,25 @@ impl Default for SessionLimits {
             in_flight: 64,
             keep_alive: Duration::from_secs(15),
         }
+    }
+}
+
+/// Bounds of guessing tokens.
+#[derive(Clone, Debug)]
+pub struct GuessLimits {
+    /// Wrong tokens in `window` from one address; a person who mistypes needs three.
+    pub failures: usize,
+    /// See `failures`. Ten a minute are five million in a year: nothing against a token of 64 random bits.
+    pub window: Duration,
+    /// Addresses that are remembered; at most 400 bytes each. An attack from more of them is not stopped by counting.
+    pub addresses: usize,
+    /// How often a full table is looked through for what is over, at most.
+    pub sweep: Duration,
+}
+
+impl Default for GuessLimits {
+    fn default() -> Self {
+        Self { failures: 10, window: Duration::from_secs(60), addresses: 1024, sweep: Duration::from_secs(1) }
     }
 }
 
@@ -215,6 +237,23 @@ pub struct LinkLimits {
     pub backoff_refused: Duration,
     /// A life this long starts the backoff afresh.
     pub backoff_reset: Duration,
+    /// How long a conversation outlives its connection (`--resume-window`); zero: not at all. Most changes of address
+    /// and restarts of a router are over by then, and few clients wait longer.
+    pub resume_window: Duration,
+    /// Longest pause between two attempts as long as a conversation waits to be resumed.
+    pub resume_retry: Duration,
+    /// What the gateway adds to the window: an edge whose line is back just in time may be in a pause, and has to connect.
+    pub resume_grace: Duration,
+    /// Frames that are sent and not acknowledged.
+    pub resume_messages: usize,
+    /// Bytes of them; a single larger frame is still sent when all before it are acknowledged.
+    pub resume_bytes: usize,
+    /// Frames after which an acknowledgement is sent: one small frame for many.
+    pub ack_every: u64,
+    /// Bytes after which one is sent; well below what the peer may have under way.
+    pub ack_bytes: usize,
+    /// Time after which one is sent, so that an idle link keeps nothing.
+    pub ack_after: Duration,
 }
 
 impl Default for LinkLimits {
@@ -243,6 +282,14 @@ impl Default for LinkLimits {
             backoff_cap: Duration::from_secs(30),
             backoff_refused: Duration::from_secs(300),
             backoff_reset: Duration::from_secs(30),
+            resume_window: Duration::from_secs(30),
+            resume_retry: Duration::from_secs(4),
+            resume_grace: Duration::from_secs(5),
+            resume_messages: 1024,
+            resume_bytes: 8 * MIB,
+            ack_every: 64,
+            ack_bytes: 256 * KIB,
+            ack_after: Duration::from_secs(1),
         }
     }
 }
@@ -296,6 +343,20 @@ pub struct ChildLimits {
     pub queue_messages: usize,
     /// Time that a write to the child's stdin may make no progress.
     pub write_stall: Duration,
+    /// From the end of a server that is started again to the next start, the first time; it doubles each time. Long enough
+    /// for what a server depends on to come back, short enough not to be noticed after a single crash.
+    pub restart_base: Duration,
+    /// Longest such time: a server that never runs costs next to nothing, and one that is repaired is back in a minute.
+    pub restart_cap: Duration,
+    /// A life this long starts that afresh.
+    pub restart_reset: Duration,
+    /// A server that was started anew has this long to answer `initialize`; it may have to be downloaded first.
+    pub greet_time: Duration,
+    /// Time to read what a server that has ended left in its pipes, before its calls are failed: they must be within a
+    /// second.
+    pub last_words: Duration,
+    /// A server that closes its stdin or stdout has this long to end by itself.
+    pub pipe_grace: Duration,
     /// From closing stdin to SIGTERM.
     pub term_after: Duration,
     /// From closing stdin to SIGKILL.
@@ -310,6 +371,12 @@ impl Default for ChildLimits {
             stderr_lines: 100,
             queue_messages: 256,
             write_stall: Duration::from_secs(30),
+            restart_base: Duration::from_secs(1),
+            restart_cap: Duration::from_secs(60),
+            restart_reset: Duration::from_secs(60),
+            greet_time: TOOL_TIME,
+            last_words: Duration::from_millis(500),
+            pipe_grace: Duration::from_secs(2),
             term_after: Duration::from_secs(2),
             kill_after: Duration::from_secs(5),
         }
@@ -392,6 +459,9 @@ pub const DEMO_TIME: Duration = Duration::from_secs(30);
 /// Frames of one link that are handled in one go before other tasks get their turn. A call waits for such a turn at each
 /// of its steps while a server floods, and a turn costs less than one frame.
 pub const LINK_BURST: usize = 16;
+/// How often in [`LinkLimits::write_stall`] a write that waits is tried anyway: the system says that there is room when
+/// there is much, and a slow line makes progress before.
+pub const STALL_LOOKS: u32 = 4;
 /// Bytes of a server's identity. A UUID has 36; people give host names.
 pub const SERVER_ID: usize = 128;
 /// Graceful stop: time for running calls to end. With [`DRAIN`] it is what service managers wait before they kill.
@@ -400,10 +470,26 @@ pub const DRAIN_CALLS: Duration = Duration::from_secs(8);
 pub const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// Graceful stop: time for streams and links to end after the calls.
 pub const DRAIN: Duration = Duration::from_secs(2);
+/// Time for the task of a lost link to hand its conversation to the new one; it is asked on the same machine.
+pub const CLAIM: Duration = Duration::from_secs(2);
+/// Bytes of a file with tokens; some ten thousand of them.
+pub const TOKEN_FILE: u64 = MIB as u64;
+/// Characters of a principal's label, and of a server name with `*` to which a token is bound: those of a server's name.
+pub const RULE_NAME: usize = 64;
+/// Times that one server may take over its own living link in [`TAKEOVER_WINDOW`]; a person restarts less often, and two
+/// programs that fight over one id go on for ever.
+pub const TAKEOVERS: usize = 5;
+/// See [`TAKEOVERS`].
+pub const TAKEOVER_WINDOW: Duration = Duration::from_secs(60);
 /// Bytes of foreign text in one log line.
 pub const LOG_TEXT: usize = 256;
-/// Requests of a gateway that the edge remembers, to cancel them when the link is lost.
+/// Requests of a gateway that the edge remembers, to cancel them when the link is lost and to answer them when the
+/// server ends. Four times what our gateway has under way.
 pub const EDGE_OPEN: usize = 1024;
+/// Frames that wait at the edge until a server that was started anew is initialized: as many as a link has calls.
+pub const EDGE_HELD: usize = 256;
+/// Bytes of them: as much as may wait for a server that runs.
+pub const EDGE_HELD_BYTES: usize = 8 * MIB;
 /// Bytes of a client's request id or progress token; they are kept while the call runs.
 pub const ID_BYTES: usize = 256;
 /// Bytes of the instructions of all servers, put together for one client.
@@ -430,6 +516,8 @@ pub const BIND_TRIES: u32 = 16;
 pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(1);
 /// Longest pause after failed accepts: descriptors come back when connections end.
 pub const ACCEPT_PAUSE_LONGEST: Duration = Duration::from_secs(1);
+/// Tools of one list whose descriptions changed that are named in the log; a list can hold hundreds, and change often.
+pub const LOG_CHANGES: usize = 16;
 /// The same complaint is logged at most this often.
 pub const LOG_EVERY: Duration = Duration::from_secs(1);
 /// Time to send a TLS farewell and close; a peer that does not read gets no more.

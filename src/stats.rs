@@ -44,12 +44,16 @@ pub struct Stats {
     pub links: Counter,
     /// Links that we ended because of what the edge did.
     pub links_ended: Counter,
+    /// Requests turned away unread because somebody at their address guesses tokens.
+    pub throttled: Counter,
     /// Calls passed to servers.
     pub calls: Counter,
     /// Calls refused because a limit was reached.
     pub busy: Counter,
     /// Answers and progress that nobody waited for.
     pub strays: Counter,
+    /// Links that came back and went on where they were.
+    pub resumed: Counter,
     /// Clients cut off because they did not read.
     pub slow_clients: Counter,
 }
@@ -65,11 +69,13 @@ impl Stats {
             ("handshakes_failed", &self.handshakes_failed),
             ("refused", &self.refused),
             ("denied", &self.denied),
+            ("throttled", &self.throttled),
             ("links", &self.links),
             ("links_ended", &self.links_ended),
             ("calls", &self.calls),
             ("busy", &self.busy),
             ("strays", &self.strays),
+            ("resumed", &self.resumed),
             ("slow_clients", &self.slow_clients),
         ]
         .map(|(name, counter)| (name, counter.get()))

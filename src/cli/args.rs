@@ -34,6 +34,7 @@ pub const GATEWAY: &[Flag] = &[
     flag("debug", Takes::Nothing),
     flag("timeout-rpc", Takes::One),
     flag("timeout-run-tool", Takes::One),
+    flag("resume-window", Takes::One),
     flag("mcp-path", Takes::One),
     flag("sse-path", Takes::One),
     Flag { name: "messages-path", takes: Takes::One, also: &["message-path"] },
@@ -41,6 +42,7 @@ pub const GATEWAY: &[Flag] = &[
     flag("status-path", Takes::One),
     flag("auth-token", Takes::Many),
     flag("auth-token-file", Takes::One),
+    flag("trusted-proxy", Takes::Many),
     flag("ssl-enabled", Takes::Nothing),
     flag("ssl-keyfile", Takes::One),
     flag("ssl-certfile", Takes::One),
@@ -68,6 +70,7 @@ pub const REGISTER: &[Flag] = &[
     flag("sessions", Takes::One),
     flag("max-sessions", Takes::One),
     flag("max-message-bytes", Takes::One),
+    flag("restart", Takes::One),
     flag("header", Takes::Many),
     flag("no-ssl-verify", Takes::Nothing),
     Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
@@ -112,6 +115,9 @@ pub struct GatewayArgs {
     /// wait for a tool call's answer, and for a server to start (default: 120s)
     #[argh(option, default = "String::from(\"120s\")")]
     pub timeout_run_tool: String,
+    /// how long calls wait for a server whose link was lost, 0: not at all (default: 30s)
+    #[argh(option, default = "String::from(\"30s\")")]
+    pub resume_window: String,
     /// path of the Streamable HTTP transport (default: /mcp)
     #[argh(option, default = "String::from(\"/mcp\")")]
     pub mcp_path: String,
@@ -127,12 +133,15 @@ pub struct GatewayArgs {
     /// path of the status: what the gateway has and did, as JSON (default: /status)
     #[argh(option, default = "String::from(\"/status\")")]
     pub status_path: String,
-    /// let in who presents this bearer token; repeatable (without any, everybody is let in)
+    /// let in who presents this bearer token: TOKEN, client:TOKEN, register:TOKEN or register[NAME,…]:TOKEN, the token also as sha256:HEX; repeatable (without any, everybody is let in)
     #[argh(option)]
     pub auth_token: Vec<String>,
-    /// file with such tokens, one on each line
+    /// file with such tokens, one on each line; SIGHUP reads it again
     #[argh(option)]
     pub auth_token_file: Option<String>,
+    /// address of a proxy that names its clients in X-Forwarded-For, to tell apart those who guess tokens; repeatable
+    #[argh(option)]
+    pub trusted_proxy: Vec<String>,
     /// speak TLS: https and wss
     #[argh(switch)]
     pub ssl_enabled: bool,
@@ -207,6 +216,10 @@ pub struct RegisterArgs {
     /// size of one message of the server: 65536, 512K, 16M; give the gateway the same (default: 4M)
     #[argh(option)]
     pub max_message_bytes: Option<String>,
+    /// start a server that ended again, 1 s to 60 s later: never (register ends with it), on-failure
+    /// (unless its exit status is 0), always (default: on-failure)
+    #[argh(option, default = "String::from(\"on-failure\")")]
+    pub restart: String,
     /// field of the request to the gateway, "Key: Value"; repeatable
     #[argh(option)]
     pub header: Vec<String>,

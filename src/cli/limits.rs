@@ -27,7 +27,7 @@ pub fn gateway(args: &GatewayArgs) -> Result<Limits, Fault> {
     )?;
     set(&mut link.links, "--max-links", args.max_links)?;
     set(&mut session.sessions, "--max-client-sessions", args.max_client_sessions)?;
-    set(&mut session.sessions_per_token, "--max-sessions-per-token", args.max_sessions_per_token)?;
+    set(&mut session.per_principal, "--max-sessions-per-token", args.max_sessions_per_token)?;
     set(&mut session.in_flight, "--max-calls-per-session", args.max_calls_per_session)?;
     set(&mut link.in_flight, "--max-calls-per-server", args.max_calls_per_server)?;
     if let Some(typed) = &args.max_message_bytes {

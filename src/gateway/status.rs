@@ -2,7 +2,7 @@
 //!
 //! Nothing in it is secret: no token, no URL, no session id.
 
-use super::{Gateway, upstream::Upstream};
+use super::Gateway;
 use crate::{
     http::{respond::Response, vocab::StatusCode},
     jsonrpc::quote,
@@ -39,12 +39,12 @@ impl Gateway {
 
     fn server_list(&self) -> String {
         let catalog = self.catalog();
-        let servers = catalog.overview().map(|(id, name, upstream, tools)| {
+        let servers = catalog.overview().map(|(id, name, upstream, tools, away)| {
             format!(
                 "{{\"name\":{},\"id\":{},\"state\":\"{}\",\"tools\":{tools},\"calls\":{}}}",
                 quote(name),
                 quote(id),
-                state(upstream),
+                state(away),
                 upstream.under_way()
             )
         });
@@ -87,7 +87,7 @@ impl Gateway {
     }
 }
 
-/// Whether a server can be reached now.
-fn state(_server: &Upstream) -> &'static str {
-    "connected"
+/// Whether a server can be reached now, or is waited for.
+fn state(away: bool) -> &'static str {
+    if away { "reconnecting" } else { "connected" }
 }

@@ -12,7 +12,7 @@ use futures_lite::AsyncRead;
 
 use super::{
     client::{Client, Scope},
-    connection::{Connection, no_session},
+    connection::Connection,
     events::{self, Ended, Numbers},
     reply::Reply,
     streams::{Attached, NotAttached, STANDALONE},
@@ -260,10 +260,9 @@ async fn open(
         gateway.close(client, "it was not initialized");
         return Ok(Some(Response::new(StatusCode::Ok).json(answer)));
     }
-    let opened = gateway.sessions().open(Instant::now(), client.id().to_owned(), principal, client.clone());
-    if let Err(full) = opened {
-        gateway.close(client, "too many sessions are open");
-        return Ok(Some(no_session(full)));
+    if let Err(refusal) = connection.open_session(client, principal) {
+        gateway.close(client, "it may not be opened now");
+        return Ok(Some(refusal));
     }
     if client.calls().have_ended() {
         // Its process answered and was gone: so is the session, as the client will hear when it uses it.

@@ -19,10 +19,20 @@
 //! At most M of them are open at a time, all of them end with the link, and the shared process serves for listing
 //! what the server offers.
 //!
+//! A conversation may outlive its connection where both ends say so in the same two steps: see [`resume`].
+//!
 //! A frame with a `status` member and without `method`, `result` and `error` is a *status frame*: it is meant for the edge
 //! program itself and never reaches a child. To an edge that did not offer `mcpport` none is sent after the first answer,
 //! because the original program hands every later frame to its child; ours is told `{"status":"registered",...}` when its
 //! tools are listed, and `{"status":"error",...}` when they cannot be.
+//!
+//! A link can live longer than the edge's server. When the server ends, the edge answers what it left unanswered with an
+//! error (-32603) that says how it ended, and until it is back each further request at once with -32002; only
+//! `initialize` waits. The edge initializes the new one itself and then has the gateway list again: it sends
+//! `{"status":"restarted"}` to a gateway that has answered its `mcpport` offer, and to any gateway
+//! `notifications/tools/list_changed`, and those for prompts and resources where the server declares them. At
+//! `restarted` our gateway begins its conversation anew, from `initialize` on, which the edge answers for the server;
+//! and it asks again for the subscriptions and log levels of its clients.
 //!
 //! | close code | meaning |
 //! |---|---|
@@ -31,7 +41,8 @@
 //! | 1008 | the peer broke the rules above, or flooded |
 //! | 1013 | the peer does not read |
 //! | 4001 | another link with the same id took over |
-//! | 4403 | the name belongs to another server |
+//! | 4403 | the name or the id belongs to another server, or the token is not for this name |
+//! | 4429 | the same id took over too often; wait a minute |
 //!
 //! Neighbours: `net::link` moves the frames; `gateway` and `register` own the two ends.
 
@@ -41,9 +52,13 @@ pub mod edge;
 pub mod handshake;
 pub mod liveness;
 pub mod mux;
+pub mod restart;
+pub mod resume;
 pub mod rewrite;
 
 /// Close code: another link with the same id took over.
 pub const CLOSE_REPLACED: u16 = 4001;
 /// Close code: the registration was refused.
 pub const CLOSE_REFUSED: u16 = 4403;
+/// Close code: the same id took over its own living link too often.
+pub const CLOSE_TOO_OFTEN: u16 = 4429;

@@ -534,6 +534,8 @@ impl Gateway {
             health_path: "/health".into(),
             status_path: "/status".into(),
             tokens: Vec::new(),
+            token_file: None,
+            trusted_proxies: Vec::new(),
             tls: None,
             allow_origins: Vec::new(),
             public_hosts: Vec::new(),

@@ -70,13 +70,13 @@ fn fragments_without_end_are_told_so() {
         limits.link.message_floor = 1 << 20;
     });
     for (first, again) in [(frame(1, b""), frame(0, b"")), (frame(1, b" "), frame(0, b" "))] {
-        let mut raw = Raw::upgraded(gateway.address);
+        let mut raw = Raw::registered(gateway.address, "endless");
         raw.send(&first);
         let many = again.repeat(2000);
         while raw.stream.write_all(&many).is_ok() {}
         assert_eq!(raw.closed().0, 1008);
     }
-    let mut raw = Raw::upgraded(gateway.address);
+    let mut raw = Raw::registered(gateway.address, "slow");
     raw.send(&head(TEXT, 100));
     assert_eq!(raw.closed(), (1008, "a message came too slowly".into()));
 }
@@ -140,7 +140,7 @@ fn a_link_registers_in_time() {
     let gateway = Gateway::start_small(|limits| limits.link.register_time = Duration::from_millis(300));
     let mut raw = Raw::upgraded(gateway.address);
     let begun = Instant::now();
-    assert_eq!(raw.closed(), (1008, "no registration in time".into()));
+    assert_eq!(raw.closed(), (1008, "the first frame did not come in time".into()));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     // Rule 11: what is glued to the upgrade request belongs to the link.
     let mut raw = Raw::upgraded_with(gateway.address, &frame(TEXT, registration("glued").as_bytes()));
