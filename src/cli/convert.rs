@@ -99,7 +99,15 @@ pub fn device(args: DeviceArgs) -> Result<Command, Fault> {
 
 /// `mcpport demo`.
 pub fn demo(args: DemoArgs) -> Result<Command, Fault> {
-    Ok(Command::Demo(demo::Options { port: args.port, once: args.once }, level(&args.log_level)?))
+    let tls = match (args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_cert) {
+        (None, None, None) => None,
+        (Some(key), Some(certificate), Some(ca)) => Some(demo::Tls {
+            server: ServerTls { key: key.into(), certificate: certificate.into(), client_ca: None },
+            ca: ca.into(),
+        }),
+        _ => return Err(Fault::usage("--ssl-keyfile, --ssl-certfile and --ssl-ca-cert go together")),
+    };
+    Ok(Command::Demo(demo::Options { port: args.port, once: args.once, tls }, level(&args.log_level)?))
 }
 
 fn level(typed: &str) -> Result<LevelFilter, Fault> {

@@ -135,6 +135,7 @@ fn complaints_name_the_flag_and_no_secret() {
         (vec!["register", "--stdio", "a", "--header", "Host: canary"], "--header Host"),
         (vec!["register", "--stdio", "a", "--ssl-certfile", "c"], "--ssl-keyfile"),
         (vec!["register", "--stdio", "a", "--no-ssl-verify", "--ssl-ca-cert", "c"], "contradict"),
+        (vec!["demo", "--ssl-keyfile", "canary"], "--ssl-ca-cert"),
         (vec!["--canary"], "before the command"),
         (vec!["canary"], "unknown command"),
     ] {
