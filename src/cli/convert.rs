@@ -261,6 +261,9 @@ fn client_tls(args: &RegisterArgs) -> Result<ClientTls, Fault> {
 fn gateway_url(typed: &str) -> Result<GatewayUrl, Fault> {
     let bad =
         |why: &str| Fault::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"));
+    if !typed.is_ascii() {
+        return Err(bad("a URL in ASCII is needed, names of other scripts in their xn-- form"));
+    }
     let url = Url::parse(typed).map_err(|error| bad(&format!("a URL is needed ({error})")))?;
     let tls = match url.scheme() {
         "ws" | "http" => false,

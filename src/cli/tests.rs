@@ -130,6 +130,7 @@ fn complaints_name_the_flag_and_no_secret() {
         (vec!["register", "--stdio", "a", "--server-name", "a b"], "--server-name a b"),
         (vec!["register", "--stdio", "a", "--gateway-url", "canary"], "--gateway-url"),
         (vec!["register", "--stdio", "a", "--gateway-url", "ftp://canary/"], "ws://"),
+        (vec!["register", "--stdio", "a", "--gateway-url", "wss://canary.bücher/"], "xn--"),
         (vec!["register", "--stdio", "a", "--gateway-url", "ws://u:canary@h/"], "--header"),
         (vec!["register", "--stdio", "a", "--header", "canary"], "--header"),
         (vec!["register", "--stdio", "a", "--header", "Host: canary"], "--header Host"),
