@@ -15,7 +15,7 @@ Measures mcpport against its floors in one run, prints a table, and writes one J
   --soak SECONDS   time under load for the growth of memory (default 20; 300: from minute 1 to minute 5)
   --idle N         idle clients and links whose memory is measured (default 1000)
   --only TEXT      only ways whose name contains this, and no memory and times
-  --syscalls       count system calls too (needs strace)
+  --syscalls       count system calls too (needs perf with rights, or strace)
   --peers FILE     put the load on other programs too; see scripts/bench-peers.sh
   --binary FILE    the program to measure (default: the one that cargo built)
   --output FILE    where the JSON document goes (default: target/bench/last.json)";
