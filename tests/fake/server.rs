@@ -84,6 +84,8 @@ struct Server {
     asked: Mutex<HashMap<String, String>>,
     /// How often each method was asked.
     counts: Mutex<HashMap<String, usize>>,
+    /// How often `count` was called with each text.
+    seen: Mutex<HashMap<String, u64>>,
     /// How often `change` was called: each call adds a tool.
     changes: AtomicUsize,
     session: session::Session,
@@ -97,6 +99,7 @@ fn main() {
         tokens: Mutex::default(),
         asked: Mutex::default(),
         counts: Mutex::default(),
+        seen: Mutex::default(),
         changes: AtomicUsize::new(0),
         session: session::Session::default(),
         output: Mutex::new(io::stdout()),
@@ -310,12 +313,22 @@ impl Server {
                     arguments.get("data"),
                 );
             }
-            "sleep" => {
-                let (server, id, time) = (self.clone(), id.to_owned(), Duration::from_millis(number("ms")));
-                thread::spawn(move || {
-                    thread::sleep(time);
-                    server.text(&id, "slept");
-                });
+            "sleep" => self.text_after(number("ms"), id, "slept".into()),
+            // The text, and how often it came so far.
+            "count" => {
+                let seen = {
+                    let mut seen = lock(&self.seen);
+                    let count = seen.entry(text("text").to_owned()).or_default();
+                    *count += 1;
+                    *count
+                };
+                self.text_after(number("ms"), id, format!("{} {seen}", text("text")));
+            }
+            // How many texts `count` got, and how many of them more than once.
+            "tally" => {
+                let seen = lock(&self.seen);
+                let repeated = seen.values().filter(|count| **count > 1).count();
+                self.text(id, &format!("{} {repeated}", seen.len()));
             }
             "hold" => {
                 let token = params["_meta"]["progressToken"].clone();
@@ -379,6 +392,15 @@ impl Server {
             return self.text(&call, &message.to_string());
         }
         session::answered(self, message);
+    }
+
+    /// The same after a while.
+    fn text_after(self: &Arc<Self>, ms: u64, id: &str, text: String) {
+        let (server, id, time) = (self.clone(), id.to_owned(), Duration::from_millis(ms));
+        thread::spawn(move || {
+            thread::sleep(time);
+            server.text(&id, &text);
+        });
     }
 
     fn text(&self, id: &str, text: &str) {

@@ -260,6 +260,15 @@ impl Gateway {
         Self { program, address }
     }
 
+    /// Starts one where this one was.
+    #[track_caller]
+    pub fn again(&self, arguments: &[&str]) -> Self {
+        let port = self.address.port().to_string();
+        let program = Program::start(&[&["gateway", "--port", &port], arguments].concat());
+        program.wait_for("listening on");
+        Self { program, address: self.address }
+    }
+
     pub fn url(&self) -> String {
         format!("ws://{}/mcp/register", self.address)
     }
