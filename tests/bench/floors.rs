@@ -17,7 +17,7 @@ use mcpport::{
     ndjson::Lines,
     net::{
         exec,
-        link::{self, Ended, Farewell, Peer},
+        link::{self, Ended, Farewell, Line, Peer},
         listen,
         queue::{self, Sender},
         stream::Stream,
@@ -160,8 +160,8 @@ async fn visit(stream: Stream) -> std::io::Result<()> {
 async fn echo_link(web: Web, upgrade: &Upgrade, limits: &Limits) -> std::io::Result<()> {
     let (stream, glued) = web.upgrade(upgrade).await?;
     let socket = link::accepted(stream, glued, &limits.link).await;
-    let (sender, mut receiver) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
-    link::drive(socket, &mut receiver, &mut Echo(sender), &limits.link).await;
+    let (sender, receiver) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
+    link::drive(socket, &mut Line::new(receiver), &mut Echo(sender), &limits.link).await;
     Ok(())
 }
 
@@ -185,7 +185,7 @@ impl Peer for Echo {
 /// Frames over a link and back, so many under way.
 pub fn link(address: SocketAddr, in_flight: usize, window: Window) -> Outcome<Sample> {
     let limits = Limits::default().link;
-    let (sender, mut receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    let (sender, receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
     let request = Request::builder()
         .uri(format!("ws://{address}/"))
         .header("Host", address.to_string())
@@ -202,7 +202,7 @@ pub fn link(address: SocketAddr, in_flight: usize, window: Window) -> Outcome<Sa
     let ended = smol::block_on(async {
         let stream = Stream::connect(address).await?;
         let socket = link::upgrade(stream, request, &limits).await?;
-        Outcome::Ok(link::drive(socket, &mut receiver, &mut asking, &limits).await)
+        Outcome::Ok(link::drive(socket, &mut Line::new(receiver), &mut asking, &limits).await)
     })?;
     match (ended, asking.failure) {
         (Ended::ByUs(_), None) => Ok(asking.clock.sample(window)),
