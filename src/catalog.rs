@@ -49,6 +49,8 @@ struct Server<H> {
     name: String,
     principal: Principal,
     handle: H,
+    /// Its link is lost, and may come back.
+    away: bool,
     /// It declares resources, so it may have some that it does not list.
     has_resources: bool,
     offers: BTreeMap<Kind, Vec<Item>>,
@@ -98,7 +100,8 @@ impl<H: Clone> Catalog<H> {
         self.last += 1;
         let key = Key(self.last);
         let (id, name) = (id.to_owned(), name.to_owned());
-        let server = Server { id, name, principal, handle, has_resources: false, offers: BTreeMap::new() };
+        let (away, has_resources, offers) = (false, false, BTreeMap::new());
+        let server = Server { id, name, principal, handle, away, has_resources, offers };
         self.servers.insert(key, server);
         Ok((key, replaced))
     }
@@ -109,6 +112,20 @@ impl<H: Clone> Catalog<H> {
         let removed = |(kind, board): (&Kind, &mut Board)| board.remove(key).then_some(*kind);
         let kinds = self.boards.iter_mut().filter_map(removed).collect();
         Some((server.handle, kinds))
+    }
+
+    /// The handle of the server with this id, if it belongs to the principal.
+    pub fn holder(&self, id: &str, principal: Principal) -> Option<H> {
+        let mut servers = self.servers.values();
+        let held = servers.find(|server| server.id == id && server.principal == principal);
+        held.map(|server| server.handle.clone())
+    }
+
+    /// The server's link is lost and may come back, or is back.
+    pub fn set_away(&mut self, key: Key, away: bool) {
+        if let Some(server) = self.servers.get_mut(&key) {
+            server.away = away;
+        }
     }
 
     /// The server declares resources.
@@ -189,14 +206,15 @@ impl<H: Clone> Catalog<H> {
         self.servers.values().map(|server| (server.name.as_str(), &server.handle))
     }
 
-    /// The servers as JSON objects: id, name, tools_count.
+    /// The servers as JSON objects: id, name, tools_count, state.
     pub fn servers(&self) -> Vec<String> {
         self.servers
             .values()
             .map(|server| {
                 let count = server.offers.get(&Kind::Tool).map_or(0, Vec::len);
                 let (id, name) = (quote(&server.id), quote(&server.name));
-                format!("{{\"id\":{id},\"name\":{name},\"tools_count\":{count}}}")
+                let state = if server.away { "reconnecting" } else { "connected" };
+                format!("{{\"id\":{id},\"name\":{name},\"tools_count\":{count},\"state\":\"{state}\"}}")
             })
             .collect()
     }
@@ -258,7 +276,7 @@ mod tests {
         assert_eq!(shown(catalog.find(Kind::Tool, "file_read")), "h1 read");
         assert_eq!(shown(catalog.find(Kind::Tool, "read")), "none");
         assert_eq!(shown(catalog.find(Kind::Prompt, "file_read")), "none");
-        assert_eq!(catalog.servers(), [r#"{"id":"1","name":"file","tools_count":2}"#]);
+        assert_eq!(catalog.servers(), [r#"{"id":"1","name":"file","tools_count":2,"state":"connected"}"#]);
         assert_eq!(catalog.remove(key), Some(("h1", vec![Kind::Tool])));
         assert_eq!(listed(&catalog, Kind::Tool), ["list_servers"]);
         assert_eq!(catalog.set(key, Kind::Tool, tools(&["read"])), None);

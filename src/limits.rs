@@ -194,6 +194,23 @@ pub struct LinkLimits {
     pub backoff_refused: Duration,
     /// A life this long starts the backoff afresh.
     pub backoff_reset: Duration,
+    /// How long a conversation outlives its connection (`--resume-window`); zero: not at all. Most changes of address
+    /// and restarts of a router are over by then, and few clients wait longer.
+    pub resume_window: Duration,
+    /// Longest pause between two attempts as long as a conversation waits to be resumed.
+    pub resume_retry: Duration,
+    /// What the gateway adds to the window: an edge whose line is back just in time may be in a pause, and has to connect.
+    pub resume_grace: Duration,
+    /// Frames that are sent and not acknowledged.
+    pub resume_messages: usize,
+    /// Bytes of them; a single larger frame is still sent when all before it are acknowledged.
+    pub resume_bytes: usize,
+    /// Frames after which an acknowledgement is sent: one small frame for many.
+    pub ack_every: u64,
+    /// Bytes after which one is sent; well below what the peer may have under way.
+    pub ack_bytes: usize,
+    /// Time after which one is sent, so that an idle link keeps nothing.
+    pub ack_after: Duration,
 }
 
 impl Default for LinkLimits {
@@ -220,6 +237,14 @@ impl Default for LinkLimits {
             backoff_cap: Duration::from_secs(30),
             backoff_refused: Duration::from_secs(300),
             backoff_reset: Duration::from_secs(30),
+            resume_window: Duration::from_secs(30),
+            resume_retry: Duration::from_secs(4),
+            resume_grace: Duration::from_secs(5),
+            resume_messages: 1024,
+            resume_bytes: 8 * MIB,
+            ack_every: 64,
+            ack_bytes: 256 * KIB,
+            ack_after: Duration::from_secs(1),
         }
     }
 }
@@ -367,6 +392,8 @@ pub const DRAIN_CALLS: Duration = Duration::from_secs(8);
 pub const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// Graceful stop: time for streams and links to end after the calls.
 pub const DRAIN: Duration = Duration::from_secs(2);
+/// Time for the task of a lost link to hand its conversation to the new one; it is asked on the same machine.
+pub const CLAIM: Duration = Duration::from_secs(2);
 /// Bytes of foreign text in one log line.
 pub const LOG_TEXT: usize = 256;
 /// Requests of a gateway that the edge remembers, to cancel them when the link is lost.

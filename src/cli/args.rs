@@ -34,6 +34,7 @@ pub const GATEWAY: &[Flag] = &[
     flag("debug", Takes::Nothing),
     flag("timeout-rpc", Takes::One),
     flag("timeout-run-tool", Takes::One),
+    flag("resume-window", Takes::One),
     flag("mcp-path", Takes::One),
     flag("sse-path", Takes::One),
     Flag { name: "messages-path", takes: Takes::One, also: &["message-path"] },
@@ -102,6 +103,9 @@ pub struct GatewayArgs {
     /// wait for a tool call's answer, and for a server to start (default: 120s)
     #[argh(option, default = "String::from(\"120s\")")]
     pub timeout_run_tool: String,
+    /// how long calls wait for a server whose link was lost, 0: not at all (default: 30s)
+    #[argh(option, default = "String::from(\"30s\")")]
+    pub resume_window: String,
     /// path of the Streamable HTTP transport (default: /mcp)
     #[argh(option, default = "String::from(\"/mcp\")")]
     pub mcp_path: String,

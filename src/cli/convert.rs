@@ -27,6 +27,8 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
     let tokens = tokens(&args, environment("MCP_GATEWAY_AUTH_TOKENS"))?;
     let tls = server_tls(&args)?;
     let (host, ipv6) = host(args.host, args.ipv6);
+    let mut limits = Limits::default();
+    limits.link.resume_window = window("--resume-window", &args.resume_window)?;
     let config = GatewayConfig {
         host,
         port: args.port,
@@ -43,7 +45,7 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
         public_hosts: args.public_host,
         cors: args.enable_cors,
         threads: threads(args.threads)?,
-        limits: Limits::default(),
+        limits,
     };
     distinct(&config)?;
     Ok(Command::Gateway(Box::new(config), level))
@@ -127,6 +129,13 @@ fn host(typed: Option<String>, ipv6: bool) -> (Option<String>, bool) {
 fn duration(flag: &str, typed: &str) -> Result<Duration, Fault> {
     text::duration(typed).filter(|time| !time.is_zero()).ok_or_else(|| {
         Fault::usage(format!("{flag} {}: a time like 10, 10s, 500ms or 2m is needed", text::show(typed)))
+    })
+}
+
+/// A time that may be none.
+fn window(flag: &str, typed: &str) -> Result<Duration, Fault> {
+    text::duration(typed).ok_or_else(|| {
+        Fault::usage(format!("{flag} {}: a time like 30, 30s or 2m is needed, or 0", text::show(typed)))
     })
 }
 

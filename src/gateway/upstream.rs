@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{client::Client, reply::Reply};
+use super::{client::Client, registration::Berth, reply::Reply};
 use crate::{
     jsonrpc::{self, Message, Span},
     limits,
@@ -86,6 +86,8 @@ pub struct Upstream {
     link: Sender<Farewell>,
     /// The server's answer to `initialize`, raw.
     greeting: OnceLock<String>,
+    /// Where it can be asked for after a drop.
+    berth: Option<Berth>,
     /// How many sessions can have a process of their own.
     sessions: Option<Isolation>,
     /// It is such a process.
@@ -163,10 +165,17 @@ pub struct Private {
 
 impl Upstream {
     /// A server behind a link, of which so many sessions can have a process of their own.
-    pub fn new(name: String, most: usize, link: Sender<Farewell>, sessions: Option<u32>) -> Arc<Self> {
+    /// `berth`: where it can be asked for after a drop.
+    pub fn new(
+        name: String,
+        most: usize,
+        link: Sender<Farewell>,
+        sessions: Option<u32>,
+        berth: Option<Berth>,
+    ) -> Arc<Self> {
         let sessions = sessions.map(|most| Isolation { most, channels: Mutex::default() });
         let (mux, greeting) = (Mutex::new(Mux::new(most)), OnceLock::new());
-        Arc::new(Self { name, mux, link, greeting, sessions, private: None })
+        Arc::new(Self { name, mux, link, greeting, berth, sessions, private: None })
     }
 
     /// A process of a session's own. `wishes`: the gateway initializes it, and no call is sent to it before
@@ -197,10 +206,16 @@ impl Upstream {
         let private = Private { number, client, shared, wishes, waiting };
         let (name, link) = (self.name.clone(), self.link.clone());
         let (mux, greeting) = (Mutex::new(Mux::new(most)), OnceLock::new());
-        let forked = Self { name, mux, link, greeting, sessions: None, private: Some(private) };
+        let private = Some(private);
+        let forked = Self { name, mux, link, greeting, berth: None, sessions: None, private };
         let forked = Arc::new(forked);
         channels.open.insert(number, forked.clone());
         Ok(forked)
+    }
+
+    /// Where it can be asked for after a drop, if it can come back.
+    pub fn berth(&self) -> Option<&Berth> {
+        self.berth.as_ref()
     }
 
     /// The processes of single sessions, where there can be some.

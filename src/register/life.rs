@@ -1,8 +1,10 @@
-//! The life of one link: frames from the gateway to the child, and what both ends say about the registration.
+//! The life of a registration: frames from the gateway to the child, and what both ends say about it. It may outlive its
+//! link, where the gateway agrees.
 //!
-//! What becomes of a frame or a line is decided by `tunnel::edge`.
+//! What becomes of a frame or a line is decided by `tunnel::edge`; the rules of coming back are in `tunnel::resume`.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -11,9 +13,8 @@ use super::{server::noise, sessions::Sessions};
 use crate::{
     config::RegisterConfig,
     jsonrpc::{self, Message},
-    limits::LinkLimits,
     net::{
-        link::{self, Ended, Farewell, Peer, Socket},
+        link::{self, Ended, Farewell, Line, Peer, Socket},
         queue::{self, Refused, Sender},
     },
     text,
@@ -21,7 +22,7 @@ use crate::{
         CLOSE_REFUSED, CLOSE_REPLACED,
         channel::{self, Frame},
         edge::{Down, Edge, Up},
-        handshake::{Registration, Status},
+        handshake::{Claim, Grant, Registration, Status},
     },
 };
 
@@ -47,7 +48,9 @@ pub struct State {
 #[derive(Debug, Default)]
 struct Shared {
     edge: Edge,
+    /// The queue towards the gateway: of the present link, or of one that may be resumed.
     link: Option<Sender<Farewell>>,
+    linked: bool,
     /// The present link is registered.
     registered: bool,
     /// Some link was.
@@ -105,22 +108,31 @@ impl State {
 
     /// Whether a link is up.
     pub fn is_linked(&self) -> bool {
-        self.lock().link.is_some()
+        self.lock().linked
     }
 
-    /// A link comes up. False when we are leaving.
+    /// A link comes up with this queue. False when we are leaving.
     fn link_up(&self, link: Sender<Farewell>) -> bool {
         let mut shared = self.lock();
         shared.link = Some(link);
+        shared.linked = true;
         !shared.leaving
     }
 
-    /// The link is gone: the child need not go on with what nobody waits for, and sessions have nobody to serve.
+    /// The link is gone and may be resumed: all goes on as it was, but for the health check.
+    fn suspend(&self) {
+        let mut shared = self.lock();
+        shared.linked = false;
+        shared.registered = false;
+    }
+
+    /// The link is gone for good: the child need not go on with what nobody waits for, and sessions have nobody to serve.
     fn link_down(&self) {
         self.sessions.close_all();
         let lines = {
             let mut shared = self.lock();
             shared.link = None;
+            shared.linked = false;
             shared.registered = false;
             shared.edge.disconnected()
         };
@@ -131,55 +143,133 @@ impl State {
     }
 }
 
-/// Registers over a fresh connection, and carries frames until the link ends.
-pub async fn live(socket: Socket, state: &Arc<State>, config: &RegisterConfig) -> Outcome {
-    let limits = &config.limits.link;
-    let (sender, mut receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
-    // The queue is empty, so the first frame fits.
-    let _ = sender.send(Registration::frame(&config.id, &config.name, config.sessions));
-    if !state.link_up(sender.clone()) {
-        return Outcome::Stopped;
-    }
-    let mut life = Life {
-        state: state.clone(),
-        link: sender,
-        limits,
-        born: Instant::now(),
-        answered: false,
-        ours: false,
-        isolated: false,
-        opened: 0,
-        wants_sessions: config.sessions.is_some(),
-        refusal: None,
-    };
-    let ended = link::drive(socket, &mut receiver, &mut life, limits).await;
-    state.link_down();
-    life.outcome(ended, config)
+/// A registration whose link is lost, and which the gateway may take up again.
+pub struct Kept<'a> {
+    life: Life<'a>,
+    line: Line,
+    grant: Grant,
+    /// When it is too late.
+    until: Instant,
 }
 
-/// Our end of the link.
+impl Kept<'_> {
+    /// When nobody waits for it any more. Then it has to be given up.
+    pub fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// Nobody waits for it any more.
+    pub fn give_up(self, state: &State) {
+        log::warn!("the gateway waits no more for what was under way");
+        state.link_down();
+    }
+
+    fn claim(&self) -> Claim {
+        Claim { token: self.grant.token.clone(), received: self.line.received().unwrap_or_default() }
+    }
+}
+
+/// Registers over a fresh connection, and carries frames until the link ends. `kept` is the registration that may be
+/// taken up again: from before this link, and from this one when it is lost.
+pub async fn live<'a>(
+    mut socket: Socket,
+    state: &Arc<State>,
+    config: &'a RegisterConfig,
+    kept: &mut Option<Kept<'a>>,
+) -> Outcome {
+    let limits = &config.limits.link;
+    let (frame, answer) = match introduce(&mut socket, config, kept.as_ref()).await {
+        Ok(answered) => answered,
+        Err(ended) => {
+            link::end(socket, VecDeque::new(), &ended, limits).await;
+            return outcome(ended, None, state, config);
+        }
+    };
+    let grant = answer.as_ref().and_then(|status| status.resume.clone());
+    let (mut life, mut line) = take_up(state, config, kept, grant.as_ref());
+    if !state.link_up(life.link.clone()) {
+        return Outcome::Stopped;
+    }
+    let ended = match life.begin(answer, &frame) {
+        Ok(()) => link::drive(socket, &mut line, &mut life, limits).await,
+        Err(why) => {
+            let ended = Ended::ByUs(why);
+            link::end(socket, VecDeque::new(), &ended, limits).await;
+            ended
+        }
+    };
+    let refusal = life.refusal.take();
+    match grant.filter(|_| ended.is_accident()) {
+        Some(grant) => {
+            state.suspend();
+            // The gateway may notice later than we do.
+            let until = Instant::now() + grant.window + limits.resume_grace + limits.dead_after;
+            *kept = Some(Kept { life, line, grant, until });
+        }
+        None => state.link_down(),
+    }
+    outcome(ended, refusal, state, config)
+}
+
+/// Says who we are, and reads what the gateway says to that.
+async fn introduce(
+    socket: &mut Socket,
+    config: &RegisterConfig,
+    kept: Option<&Kept<'_>>,
+) -> Result<(String, Option<Status>), Ended> {
+    let limits = &config.limits.link;
+    let claim = kept.map(Kept::claim);
+    let hello = Registration::frame(&config.id, &config.name, config.sessions, claim.as_ref());
+    link::say(socket, hello, limits).await?;
+    let frame = link::hear(socket, limits.message_bytes, limits).await?.to_string();
+    let status = Status::read(&frame);
+    Ok((frame, status))
+}
+
+/// The registration that was kept, if the gateway goes on with it, or a new one.
+fn take_up<'a>(
+    state: &Arc<State>,
+    config: &'a RegisterConfig,
+    kept: &mut Option<Kept<'a>>,
+    grant: Option<&Grant>,
+) -> (Life<'a>, Line) {
+    if let Some(Kept { life, mut line, .. }) = kept.take() {
+        let received = grant.and_then(|grant| grant.received);
+        if received.is_some_and(|received| line.resume(received).is_ok()) {
+            log::info!("the link goes on where it was lost");
+            return (life, line);
+        }
+        log::warn!("the gateway begins anew: what was under way when the link was lost is given up");
+        state.link_down();
+    }
+    let limits = &config.limits.link;
+    let (sender, receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    let mut line = Line::new(receiver);
+    if grant.is_some() {
+        line.count();
+    }
+    (Life::new(state, config, sender), line)
+}
+
+/// Our end of the registration.
 struct Life<'a> {
     state: Arc<State>,
     link: Sender<Farewell>,
-    limits: &'a LinkLimits,
-    born: Instant,
-    /// The gateway has spoken.
-    answered: bool,
-    /// It will say when the registration is complete.
+    /// The gateway will say when the registration is complete.
     ours: bool,
     /// It gives client sessions a process of their own.
     isolated: bool,
     /// Number of the last channel.
     opened: u32,
-    /// We offered that.
-    wants_sessions: bool,
+    config: &'a RegisterConfig,
+    /// The registration is complete.
+    complete: bool,
     /// Why the gateway says it will not have us.
     refusal: Option<String>,
 }
 
 impl Peer for Life<'_> {
     fn frame(&mut self, _now: Instant, frame: &str) -> Result<(), Farewell> {
-        self.answered = true;
         let frame = match channel::read(frame) {
             Frame::Plain(frame) => frame,
             _ if !self.isolated => return Err(Farewell::new(1008, "a channel that was not agreed on")),
@@ -213,11 +303,11 @@ impl Peer for Life<'_> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        (!self.answered).then(|| self.born + self.limits.register_time)
+        None
     }
 
     fn tick(&mut self, _now: Instant) -> Result<(), Farewell> {
-        Err(Farewell::new(1008, "the gateway did not answer the registration"))
+        Ok(())
     }
 }
 
@@ -225,8 +315,26 @@ fn does_not_read(_: Refused) -> Farewell {
     Farewell::new(1013, "the gateway does not read")
 }
 
-impl Life<'_> {
-    fn hand_down(&self, line: String) {
+impl<'a> Life<'a> {
+    fn new(state: &Arc<State>, config: &'a RegisterConfig, link: Sender<Farewell>) -> Self {
+        let (ours, isolated, complete) = (false, false, false);
+        Self { state: state.clone(), link, ours, isolated, opened: 0, config, complete, refusal: None }
+    }
+
+    /// What the gateway said to the registration.
+    fn begin(&mut self, answer: Option<Status>, frame: &str) -> Result<(), Farewell> {
+        if self.complete {
+            self.registered();
+        }
+        match answer {
+            Some(status) => self.status(&status),
+            // The original takes any first frame for success; what it is, is not lost.
+            None => self.frame(Instant::now(), frame)?,
+        }
+        Ok(())
+    }
+
+    fn hand_down(&mut self, line: String) {
         self.spoken_for();
         let (busy, line) = match self.state.child.offer(line) {
             Ok(()) => return,
@@ -246,13 +354,14 @@ impl Life<'_> {
     }
 
     /// A gateway that sends us MCP has taken us, as far as we can know; ours says it when it has.
-    fn spoken_for(&self) {
+    fn spoken_for(&mut self) {
         if !self.ours {
             self.registered();
         }
     }
 
-    fn registered(&self) {
+    fn registered(&mut self) {
+        self.complete = true;
         let mut shared = self.state.lock();
         shared.registered = true;
         shared.was_registered = true;
@@ -260,8 +369,9 @@ impl Life<'_> {
 
     fn status(&mut self, status: &Status) {
         self.ours |= status.ours;
-        self.isolated |= self.wants_sessions && status.sessions;
-        if self.wants_sessions && !self.isolated && status.status == "received" {
+        let wanted = self.config.sessions.is_some();
+        self.isolated |= wanted && status.sessions;
+        if wanted && !self.isolated && status.status == "received" {
             log::warn!("the gateway does not know isolated sessions; all clients share one process");
         }
         let message = text::show(&status.message);
@@ -274,27 +384,25 @@ impl Life<'_> {
             other => log::debug!("the gateway says {}: {message}", text::show(other)),
         }
     }
+}
 
-    fn outcome(self, ended: Ended, config: &RegisterConfig) -> Outcome {
-        let gateway = config.gateway.authority();
-        let leaving = self.state.lock().leaving;
-        match (ended, self.refusal) {
-            _ if leaving => Outcome::Stopped,
-            (Ended::ByPeer(why), refusal) if why.code == CLOSE_REFUSED => {
-                let reason = refusal.unwrap_or(why.reason);
-                Outcome::Refused(format!(
-                    "the gateway at {gateway} refuses the registration: {}",
-                    text::show(&reason)
-                ))
-            }
-            (Ended::ByPeer(why), _) if why.code == CLOSE_REPLACED => Outcome::Refused(format!(
-                "another program registered at {gateway} with our id and took over; see --server-id"
-            )),
-            (_, Some(reason)) => Outcome::Refused(format!(
-                "the gateway at {gateway} gave the server up: {}",
-                text::show(&reason)
-            )),
-            (ended, None) => Outcome::Lost(format!("link to {gateway}: {ended}")),
+/// What the end of a link means for the next try. `refusal`: why the gateway said that it will not have us.
+fn outcome(ended: Ended, refusal: Option<String>, state: &State, config: &RegisterConfig) -> Outcome {
+    let gateway = config.gateway.authority();
+    match (ended, refusal) {
+        _ if state.lock().leaving => Outcome::Stopped,
+        (Ended::ByPeer(why), refusal) if why.code == CLOSE_REFUSED => {
+            let reason = refusal.unwrap_or(why.reason);
+            let reason = text::show(&reason);
+            Outcome::Refused(format!("the gateway at {gateway} refuses the registration: {reason}"))
         }
+        (Ended::ByPeer(why), _) if why.code == CLOSE_REPLACED => Outcome::Refused(format!(
+            "another program registered at {gateway} with our id and took over; see --server-id"
+        )),
+        (_, Some(reason)) => {
+            let reason = text::show(&reason);
+            Outcome::Refused(format!("the gateway at {gateway} gave the server up: {reason}"))
+        }
+        (ended, None) => Outcome::Lost(format!("link to {gateway}: {ended}")),
     }
 }

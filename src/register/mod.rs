@@ -23,7 +23,7 @@ use futures_lite::future;
 
 use self::{
     connect::Dialer,
-    life::{Outcome, State},
+    life::{Kept, Outcome, State},
     server::{Outlet, Server},
     sessions::Sessions,
 };
@@ -88,10 +88,11 @@ enum End {
 async fn keep_linked(config: &RegisterConfig, dialer: &Dialer, state: &Arc<State>) -> Result<(), Fault> {
     let limits = &config.limits.link;
     let mut backoff = Backoff::default();
+    let mut kept: Option<Kept<'_>> = None;
     loop {
         let born = Instant::now();
         let outcome = match dialer.dial().await {
-            Ok(socket) => life::live(socket, state, config).await,
+            Ok(socket) => life::live(socket, state, config, &mut kept).await,
             Err(outcome) => outcome,
         };
         let setback = match outcome {
@@ -110,6 +111,11 @@ async fn keep_linked(config: &RegisterConfig, dialer: &Dialer, state: &Arc<State
                 Setback::Refused
             }
         };
+        let too_late = |kept: &mut Kept<'_>| setback == Setback::Refused || kept.until() <= Instant::now();
+        if let Some(late) = kept.take_if(too_late) {
+            late.give_up(state);
+        }
+        let setback = if kept.is_some() { Setback::Suspended } else { setback };
         let delay = backoff.next(setback, born.elapsed(), random::jitter(), limits);
         log::info!("next try in {:.1} s", delay.as_secs_f64());
         pause(delay).await;

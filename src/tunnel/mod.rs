@@ -19,6 +19,8 @@
 //! At most M of them are open at a time, all of them end with the link, and the shared process serves for listing
 //! what the server offers.
 //!
+//! A conversation may outlive its connection where both ends say so in the same two steps: see [`resume`].
+//!
 //! A frame with a `status` member and without `method`, `result` and `error` is a *status frame*: it is meant for the edge
 //! program itself and never reaches a child. To an edge that did not offer `mcpport` none is sent after the first answer,
 //! because the original program hands every later frame to its child; ours is told `{"status":"registered",...}` when its
@@ -41,6 +43,7 @@ pub mod edge;
 pub mod handshake;
 pub mod liveness;
 pub mod mux;
+pub mod resume;
 pub mod rewrite;
 
 /// Close code: another link with the same id took over.

@@ -267,7 +267,7 @@ fn a_client_that_is_not_initialized_is_told_nothing() {
 #[test]
 fn calls_of_a_dead_server_fail_at_once_and_name_it() {
     for crash in ["crash", "kill the edge", "kill the server"] {
-        let gateway = Gateway::start(&["--timeout-run-tool", "10m"]);
+        let gateway = Gateway::start(&["--timeout-run-tool", "10m", "--resume-window", "0"]);
         let mut edge = gateway.edge("doomed");
         let mut client = gateway.client();
         let waiting: Vec<String> =

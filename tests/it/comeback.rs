@@ -139,7 +139,7 @@ fn an_edge_that_stands_still_is_noticed() {
         println!("takes {DEAD:?}: MCPPORT_SLOW=1; the same in small is in `stalls`");
         return;
     }
-    let gateway = Gateway::start(&["--timeout-run-tool", "10m"]);
+    let gateway = Gateway::start(&["--timeout-run-tool", "10m", "--resume-window", "0"]);
     let edge = gateway.edge("s");
     let mut client = gateway.client();
     let held = client.begin_call("s_hold", r#"{"key":"k"}"#);

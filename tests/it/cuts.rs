@@ -31,6 +31,8 @@ const SESSIONS: usize = 4;
 const EACH: usize = 8;
 /// In this time a waiting call hears that its link is gone.
 const TOLD: Duration = Duration::from_secs(1);
+/// In this time a call that waits for the link is answered; it only keeps the test from waiting for ever.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is done to the line. All of it ends the link.
 #[derive(Clone, Copy, Debug)]
@@ -318,9 +320,21 @@ fn judge(world: &World, board: &Board) -> u64 {
 }
 
 #[test]
-fn without_a_window_a_cut_fails_what_waits_and_nothing_else() {
+fn within_the_window_a_cut_loses_no_call_and_repeats_none() {
     let begun = Instant::now();
     let world = World::new(&[]);
+    let (board, mut figures) = cut(&world, PATIENCE);
+    figures.print("window of 30 s", &board, begun.elapsed());
+    let got = judge(&world, &board);
+    let [failed, absent] = [&board.failed, &board.absent].map(|count| count.load(Ordering::SeqCst));
+    assert_eq!([failed, absent], [0, 0], "calls that failed, calls that found no server");
+    assert_eq!(got, board.answered(), "what the server got and what was answered");
+}
+
+#[test]
+fn without_a_window_a_cut_fails_what_waits_and_nothing_else() {
+    let begun = Instant::now();
+    let world = World::new(&["--resume-window", "0"]);
     let (board, mut figures) = cut(&world, TOLD);
     figures.print("no window", &board, begun.elapsed());
     let got = judge(&world, &board);

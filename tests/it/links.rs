@@ -122,7 +122,7 @@ fn a_gateway_that_comes_later_is_found() {
 
 #[test]
 fn an_answer_to_an_earlier_link_answers_nobody() {
-    let mut gateway = Gateway::start(&[]);
+    let mut gateway = Gateway::start(&["--resume-window", "0"]);
     let edge = gateway.edge("s");
     let mut client = gateway.client();
     let keys: Vec<String> = (0..4).map(|key| format!("{{\"key\":\"old{key}\"}}")).collect();

@@ -352,7 +352,7 @@ impl World {
         self.gateway.link_up(&self.net);
         let edge_box = &mut self.boxes[place];
         (edge_box.link, edge_box.born) = (Some(link), now);
-        let hello = Registration::frame(&format!("id-{place}"), &child::name(place), None);
+        let hello = Registration::frame(&format!("id-{place}"), &child::name(place), None, None);
         self.net.up(link, Frame::Text(hello));
     }
 

@@ -46,7 +46,7 @@ fn error(answer: &str) -> String {
 /// Freezes the line in these directions, with calls under way.
 #[track_caller]
 fn freeze(ways: &[Way]) {
-    let gateway = inside::Gateway::start(&[], quick);
+    let gateway = inside::Gateway::start(&["--resume-window", "0"], quick);
     let relay = Relay::to(gateway.address);
     let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], quick);
     let mut client = Client::ready(gateway.address, &[]);
@@ -127,7 +127,7 @@ fn shown(times: &[Duration]) -> String {
 fn an_edge_that_does_not_read_slows_no_other() {
     const QUEUE: usize = 1 << 20;
     let stall = Duration::from_secs(2);
-    let gateway = inside::Gateway::start(&[], |limits| {
+    let gateway = inside::Gateway::start(&["--resume-window", "0"], |limits| {
         (limits.link.queue_bytes, limits.link.write_stall) = (QUEUE, stall);
     });
     let relay = Relay::narrow(gateway.address, 4096);
@@ -177,7 +177,7 @@ fn quick_return(limits: &mut Limits) {
 #[test]
 fn a_gateway_that_does_not_read_is_left() {
     let stall = Duration::from_secs(1);
-    let gateway = inside::Gateway::start(&[], |_| {});
+    let gateway = inside::Gateway::start(&["--resume-window", "0"], |_| {});
     let relay = Relay::narrow(gateway.address, 4096);
     let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], |limits| {
         quick_return(limits);
