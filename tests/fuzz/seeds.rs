@@ -29,7 +29,7 @@ fn main() {
 }
 
 /// What clients, gateways, edges and children say to each other.
-const MESSAGES: [&str; 19] = [
+const MESSAGES: [&str; 21] = [
     r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}"#,
     r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
     r#"{"jsonrpc":"2.0","id":0,"method":"tools/call","params":{"name":"a","arguments":{"x":[1,-2.5e+3,{"y":null}]},"_meta":{"progressToken":0}}}"#,
@@ -47,6 +47,8 @@ const MESSAGES: [&str; 19] = [
     r#"{"name":"f","id":"u"}"#,
     r#"{"status":"received","id":"u","message":"m","capabilities":{"mcpport":{"sessions":{}}}}"#,
     r#"{"status":"received","id":"u","message":"hello","capabilities":{"mcpport":{}}}"#,
+    r#"{"jsonrpc":"2.0","id":"u","method":"register","params":{"name":"f","capabilities":{"mcpport":{"resume":{"token":"t","received":7}}}}}"#,
+    r#"{"status":"received","id":"u","message":"m","capabilities":{"mcpport":{"resume":{"token":"t","window":30,"received":0}}}}"#,
     r#"{"status":"error","message":"no"}"#,
     "npm WARN this is not JSON",
 ];
@@ -80,6 +82,13 @@ fn operations(corpus: &Path) {
     let times: Vec<u8> = (0..8).flat_map(|number| [6, number * 30]).collect();
     let looks: Vec<u8> = (0..12).flat_map(|number| [4, number, 7, number, 5, number]).collect();
     save(corpus, "mux", 0, &[fill.as_slice(), &answers, &fill, &times].concat());
+    // Both say much and hear some of it; then cuts, and all of it again.
+    let talk: Vec<u8> = (0..24).flat_map(|number| [number % 8, number * 9]).collect();
+    let cuts: Vec<u8> = (0..4).flat_map(|number| [10, number * 5, 0, 40, 3, 60, 4, 0, 5, 0]).collect();
+    for kind in [0, 2, 4, 1, 3, 5] {
+        save(corpus, "resume", usize::from(kind), &[&[kind], talk.as_slice(), &cuts, &talk].concat());
+    }
+    save(corpus, "resume", 100, b"*17");
     save(corpus, "mux", 1, &[&[2, 90], fill.as_slice(), &looks, &[2, 50], &times, &[8, 255], &fill].concat());
 }
 
