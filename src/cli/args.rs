@@ -88,8 +88,14 @@ pub const REGISTER: &[Flag] = &[
 pub const DEVICE: &[Flag] = &[flag("log", Takes::Many)];
 
 /// Flags of `demo`.
-pub const DEMO: &[Flag] =
-    &[flag("port", Takes::One), flag("once", Takes::Nothing), flag("log-level", Takes::One)];
+pub const DEMO: &[Flag] = &[
+    flag("port", Takes::One),
+    flag("once", Takes::Nothing),
+    flag("ssl-keyfile", Takes::One),
+    flag("ssl-certfile", Takes::One),
+    Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
+    flag("log-level", Takes::One),
+];
 
 /// Run the gateway that MCP clients and edge boxes connect to.
 #[derive(Debug, FromArgs)]
@@ -272,6 +278,15 @@ pub struct DemoArgs {
     /// end after the call
     #[argh(switch)]
     pub once: bool,
+    /// speak TLS with this private key, a PEM file; needs the next two
+    #[argh(option)]
+    pub ssl_keyfile: Option<String>,
+    /// a certificate for 127.0.0.1, a PEM file
+    #[argh(option)]
+    pub ssl_certfile: Option<String>,
+    /// the authority that it comes from, a PEM file
+    #[argh(option)]
+    pub ssl_ca_cert: Option<String>,
     /// DEBUG, INFO, WARNING, ERROR or CRITICAL (default: WARNING)
     #[argh(option, default = "String::from(\"WARNING\")")]
     pub log_level: String,

@@ -106,7 +106,15 @@ pub fn device(args: DeviceArgs) -> Result<Command, Fault> {
 
 /// `mcpport demo`.
 pub fn demo(args: DemoArgs) -> Result<Command, Fault> {
-    Ok(Command::Demo(demo::Options { port: args.port, once: args.once }, level(&args.log_level)?))
+    let tls = match (args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_cert) {
+        (None, None, None) => None,
+        (Some(key), Some(certificate), Some(ca)) => Some(demo::Tls {
+            server: ServerTls { key: key.into(), certificate: certificate.into(), client_ca: None },
+            ca: ca.into(),
+        }),
+        _ => return Err(Fault::usage("--ssl-keyfile, --ssl-certfile and --ssl-ca-cert go together")),
+    };
+    Ok(Command::Demo(demo::Options { port: args.port, once: args.once, tls }, level(&args.log_level)?))
 }
 
 fn level(typed: &str) -> Result<LevelFilter, Fault> {
@@ -268,6 +276,9 @@ fn client_tls(args: &RegisterArgs) -> Result<ClientTls, Fault> {
 fn gateway_url(typed: &str) -> Result<GatewayUrl, Fault> {
     let bad =
         |why: &str| Fault::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"));
+    if !typed.is_ascii() {
+        return Err(bad("a URL in ASCII is needed, names of other scripts in their xn-- form"));
+    }
     let url = Url::parse(typed).map_err(|error| bad(&format!("a URL is needed ({error})")))?;
     let tls = match url.scheme() {
         "ws" | "http" => false,

@@ -35,6 +35,7 @@ mod servers;
 /// A client of the Streamable HTTP transport.
 mod session;
 mod simulation;
+mod soak;
 mod stalls;
 mod streamable;
 mod supervision;

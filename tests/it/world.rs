@@ -31,6 +31,11 @@ struct Said {
     more: Condvar,
 }
 
+/// The program under test: `MCPPORT_BIN`, or the one that was built with the tests.
+fn binary() -> PathBuf {
+    env::var_os("MCPPORT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_mcpport").into(), PathBuf::from)
+}
+
 /// A running `mcpport`.
 pub struct Program {
     child: Child,
@@ -73,7 +78,7 @@ impl Program {
     fn spawn(arguments: &[&str], variables: &[(&str, &str)], stdin: Stdio) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let mut command = Command::new(program());
+        let mut command = Command::new(binary());
         for (name, _) in env::vars().filter(|(name, _)| name.starts_with("MCP")) {
             command.env_remove(name);
         }
@@ -176,11 +181,6 @@ impl Program {
         })
         .collect()
     }
-}
-
-/// The program: the one that was built with the tests, unless another is named, to measure it.
-fn program() -> PathBuf {
-    env::var_os("MCPPORT_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_mcpport").into(), PathBuf::from)
 }
 
 impl Drop for Program {
