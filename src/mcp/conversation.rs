@@ -101,7 +101,8 @@ impl Conversation {
 
     /// The server says that a list changed: it is to be asked for anew, once [`Conversation::relist`] is called.
     pub fn changed(&mut self, kind: Kind) {
-        if !self.changes.contains(&kind) {
+        // What is still to be asked for in any case is not asked for twice.
+        if !self.changes.contains(&kind) && !self.due.contains(&kind) {
             self.changes.push_back(kind);
         }
     }
@@ -159,6 +160,7 @@ impl Conversation {
         self.greeting = result.to_owned();
         // A server may leave the capability out and have tools all the same; asking costs one round.
         self.due = Kind::ALL.into_iter().filter(|kind| *kind == Kind::Tool || declares(kind)).collect();
+        self.changes.clear();
         let first = Some(jsonrpc::notification("notifications/initialized", None));
         match self.next_list() {
             Some(ask) => Next::Ask(Ask { first, ..ask }),
