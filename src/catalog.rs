@@ -11,8 +11,9 @@ use self::board::Board;
 use crate::{
     auth::Principal,
     jsonrpc::quote,
-    limits::{CatalogLimits, TAKEOVER_WINDOW, TAKEOVERS},
+    limits::{CatalogLimits, LOG_CHANGES, TAKEOVER_WINDOW, TAKEOVERS},
     mcp::offer::{Item, Kind},
+    text,
 };
 
 /// A registration's place in the catalog. Never reused.
@@ -182,7 +183,8 @@ impl<H: Clone> Catalog<H> {
             return None;
         }
         board.remove(key);
-        let mut warnings = Vec::new();
+        let mut warnings =
+            server.offers.get(&kind).map_or_else(Vec::new, |before| altered(kind, before, &items));
         for item in &items {
             warnings.extend(board.add(key, &server.name, item, &self.limits));
         }
@@ -266,6 +268,28 @@ impl<H: Clone> Catalog<H> {
     pub fn is_empty(&self) -> bool {
         self.servers.is_empty()
     }
+}
+
+/// What describes itself otherwise than before under the same name, one line each. A tool that was looked at and
+/// approved may have become another one.
+fn altered(kind: Kind, before: &[Item], after: &[Item]) -> Vec<String> {
+    let known: BTreeMap<&str, &Item> = before.iter().map(|item| (item.key.as_str(), item)).collect();
+    let other = |item: &&Item| known.get(item.key.as_str()).is_some_and(|old| old != item);
+    let mut others = after.iter().filter(other);
+    let line = |item: &Item| {
+        let old = known.get(item.key.as_str()).map_or(0, |old| old.hash());
+        let (noun, name) = (kind.noun(), text::show(&item.key));
+        format!(
+            "the description of {noun} {name} is another one than before ({old:08x}, now {:08x})",
+            item.hash()
+        )
+    };
+    let mut lines: Vec<String> = others.by_ref().take(LOG_CHANGES).map(line).collect();
+    let more = others.count();
+    if more > 0 {
+        lines.push(format!("and those of {more} more {}s", kind.noun()));
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -438,5 +462,39 @@ mod tests {
             .collect();
         assert_eq!((seen, pages), (expected, 4));
         assert_eq!(catalog.list(Kind::Tool, Some("bogus")), None);
+    }
+
+    #[test]
+    fn a_tool_that_describes_itself_otherwise_is_named() {
+        let mut catalog = catalog();
+        let (key, _) = catalog.register("1", "s", US, "h").unwrap();
+        let offer = |tools: &[(&str, &str)]| -> Vec<Item> {
+            let raw =
+                |(name, more): &(&str, &str)| format!("{{\"name\":\"{name}\",\"description\":\"{more}\"}}");
+            let limits = CatalogLimits::default();
+            tools.iter().filter_map(|tool| Item::read(Kind::Tool, &raw(tool), &limits)).collect()
+        };
+        let mut set = |tools: &[(&str, &str)]| catalog.set(key, Kind::Tool, offer(tools));
+        assert_eq!(set(&[("a", "reads"), ("b", "writes")]), Some(vec![]));
+        assert_eq!(
+            set(&[("a", "reads"), ("b", "writes"), ("c", "new")]),
+            Some(vec![]),
+            "a new one is no other"
+        );
+        let warnings = set(&[("b", "writes"), ("a", "reads, and sends it away")]).unwrap();
+        let hashes = [("a", "reads"), ("a", "reads, and sends it away")].map(|tool| offer(&[tool])[0].hash());
+        assert_ne!(hashes[0], hashes[1]);
+        let (old, new) = (format!("{:08x}", hashes[0]), format!("{:08x}", hashes[1]));
+        assert_eq!(
+            warnings,
+            [format!("the description of tool a is another one than before ({old}, now {new})")]
+        );
+        // A list of many says so, and does not fill the log.
+        let names: Vec<String> = (0..LOG_CHANGES + 5).map(|number| format!("t{number}")).collect();
+        let all = |more| -> Vec<(&str, &str)> { names.iter().map(|name| (name.as_str(), more)).collect() };
+        set(&all("x"));
+        let warnings = set(&all("y")).unwrap();
+        assert_eq!(warnings.len(), LOG_CHANGES + 1);
+        assert_eq!(warnings[LOG_CHANGES], "and those of 5 more tools");
     }
 }

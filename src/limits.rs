@@ -320,6 +320,20 @@ pub struct ChildLimits {
     pub queue_messages: usize,
     /// Time that a write to the child's stdin may make no progress.
     pub write_stall: Duration,
+    /// From the end of a server that is started again to the next start, the first time; it doubles each time. Long enough
+    /// for what a server depends on to come back, short enough not to be noticed after a single crash.
+    pub restart_base: Duration,
+    /// Longest such time: a server that never runs costs next to nothing, and one that is repaired is back in a minute.
+    pub restart_cap: Duration,
+    /// A life this long starts that afresh.
+    pub restart_reset: Duration,
+    /// A server that was started anew has this long to answer `initialize`; it may have to be downloaded first.
+    pub greet_time: Duration,
+    /// Time to read what a server that has ended left in its pipes, before its calls are failed: they must be within a
+    /// second.
+    pub last_words: Duration,
+    /// A server that closes its stdin or stdout has this long to end by itself.
+    pub pipe_grace: Duration,
     /// From closing stdin to SIGTERM.
     pub term_after: Duration,
     /// From closing stdin to SIGKILL.
@@ -334,6 +348,12 @@ impl Default for ChildLimits {
             stderr_lines: 100,
             queue_messages: 256,
             write_stall: Duration::from_secs(30),
+            restart_base: Duration::from_secs(1),
+            restart_cap: Duration::from_secs(60),
+            restart_reset: Duration::from_secs(60),
+            greet_time: TOOL_TIME,
+            last_words: Duration::from_millis(500),
+            pipe_grace: Duration::from_secs(2),
             term_after: Duration::from_secs(2),
             kill_after: Duration::from_secs(5),
         }
@@ -430,8 +450,13 @@ pub const TAKEOVERS: usize = 5;
 pub const TAKEOVER_WINDOW: Duration = Duration::from_secs(60);
 /// Bytes of foreign text in one log line.
 pub const LOG_TEXT: usize = 256;
-/// Requests of a gateway that the edge remembers, to cancel them when the link is lost.
+/// Requests of a gateway that the edge remembers, to cancel them when the link is lost and to answer them when the
+/// server ends. Four times what our gateway has under way.
 pub const EDGE_OPEN: usize = 1024;
+/// Frames that wait at the edge until a server that was started anew is initialized: as many as a link has calls.
+pub const EDGE_HELD: usize = 256;
+/// Bytes of them: as much as may wait for a server that runs.
+pub const EDGE_HELD_BYTES: usize = 8 * MIB;
 /// Bytes of a client's request id or progress token; they are kept while the call runs.
 pub const ID_BYTES: usize = 256;
 /// Bytes of the instructions of all servers, put together for one client.
@@ -458,6 +483,8 @@ pub const BIND_TRIES: u32 = 16;
 pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(1);
 /// Longest pause after failed accepts: descriptors come back when connections end.
 pub const ACCEPT_PAUSE_LONGEST: Duration = Duration::from_secs(1);
+/// Tools of one list whose descriptions changed that are named in the log; a list can hold hundreds, and change often.
+pub const LOG_CHANGES: usize = 16;
 /// The same complaint is logged at most this often.
 pub const LOG_EVERY: Duration = Duration::from_secs(1);
 /// Time to send a TLS farewell and close; a peer that does not read gets no more.

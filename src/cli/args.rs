@@ -60,6 +60,7 @@ pub const REGISTER: &[Flag] = &[
     flag("server-id", Takes::One),
     flag("sessions", Takes::One),
     flag("max-sessions", Takes::One),
+    flag("restart", Takes::One),
     flag("header", Takes::Many),
     flag("no-ssl-verify", Takes::Nothing),
     Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
@@ -77,8 +78,14 @@ pub const REGISTER: &[Flag] = &[
 pub const DEVICE: &[Flag] = &[flag("log", Takes::Many)];
 
 /// Flags of `demo`.
-pub const DEMO: &[Flag] =
-    &[flag("port", Takes::One), flag("once", Takes::Nothing), flag("log-level", Takes::One)];
+pub const DEMO: &[Flag] = &[
+    flag("port", Takes::One),
+    flag("once", Takes::Nothing),
+    flag("ssl-keyfile", Takes::One),
+    flag("ssl-certfile", Takes::One),
+    Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
+    flag("log-level", Takes::One),
+];
 
 /// Run the gateway that MCP clients and edge boxes connect to.
 #[derive(Debug, FromArgs)]
@@ -175,6 +182,10 @@ pub struct RegisterArgs {
     /// processes that isolated sessions may have at a time (default: 32)
     #[argh(option)]
     pub max_sessions: Option<u32>,
+    /// start a server that ended again, 1 s to 60 s later: never (register ends with it), on-failure
+    /// (unless its exit status is 0), always (default: on-failure)
+    #[argh(option, default = "String::from(\"on-failure\")")]
+    pub restart: String,
     /// field of the request to the gateway, "Key: Value"; repeatable
     #[argh(option)]
     pub header: Vec<String>,
@@ -227,6 +238,15 @@ pub struct DemoArgs {
     /// end after the call
     #[argh(switch)]
     pub once: bool,
+    /// speak TLS with this private key, a PEM file; needs the next two
+    #[argh(option)]
+    pub ssl_keyfile: Option<String>,
+    /// a certificate for 127.0.0.1, a PEM file
+    #[argh(option)]
+    pub ssl_certfile: Option<String>,
+    /// the authority that it comes from, a PEM file
+    #[argh(option)]
+    pub ssl_ca_cert: Option<String>,
     /// DEBUG, INFO, WARNING, ERROR or CRITICAL (default: WARNING)
     #[argh(option, default = "String::from(\"WARNING\")")]
     pub log_level: String,

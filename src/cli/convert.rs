@@ -11,7 +11,7 @@ use super::{
 use crate::{
     auth::rule::{self, Rule},
     command::CommandLine,
-    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, ServerTls},
+    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
     demo, device,
     fault::Fault,
     http::vocab::Url,
@@ -87,6 +87,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
         headers: args.header.iter().map(|header| self::header(header)).collect::<Result<_, _>>()?,
         tls,
         sessions,
+        restart: restart(&args.restart)?,
         require_gateway: args.require_gateway,
         port: args.port,
         cors: args.enable_cors,
@@ -104,7 +105,15 @@ pub fn device(args: DeviceArgs) -> Result<Command, Fault> {
 
 /// `mcpport demo`.
 pub fn demo(args: DemoArgs) -> Result<Command, Fault> {
-    Ok(Command::Demo(demo::Options { port: args.port, once: args.once }, level(&args.log_level)?))
+    let tls = match (args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_cert) {
+        (None, None, None) => None,
+        (Some(key), Some(certificate), Some(ca)) => Some(demo::Tls {
+            server: ServerTls { key: key.into(), certificate: certificate.into(), client_ca: None },
+            ca: ca.into(),
+        }),
+        _ => return Err(Fault::usage("--ssl-keyfile, --ssl-certfile and --ssl-ca-cert go together")),
+    };
+    Ok(Command::Demo(demo::Options { port: args.port, once: args.once, tls }, level(&args.log_level)?))
 }
 
 fn level(typed: &str) -> Result<LevelFilter, Fault> {
@@ -233,6 +242,18 @@ fn sessions(args: &RegisterArgs) -> Result<Option<u32>, Fault> {
     }
 }
 
+fn restart(typed: &str) -> Result<Restart, Fault> {
+    match typed {
+        "never" => Ok(Restart::Never),
+        "on-failure" => Ok(Restart::OnFailure),
+        "always" => Ok(Restart::Always),
+        other => Err(Fault::usage(format!(
+            "--restart {}: never, on-failure or always is needed",
+            text::show(other)
+        ))),
+    }
+}
+
 fn client_tls(args: &RegisterArgs) -> Result<ClientTls, Fault> {
     if args.no_ssl_verify && args.ssl_ca_cert.is_some() {
         return Err(Fault::usage("--no-ssl-verify and --ssl-ca-cert contradict each other"));
@@ -253,6 +274,9 @@ fn client_tls(args: &RegisterArgs) -> Result<ClientTls, Fault> {
 fn gateway_url(typed: &str) -> Result<GatewayUrl, Fault> {
     let bad =
         |why: &str| Fault::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"));
+    if !typed.is_ascii() {
+        return Err(bad("a URL in ASCII is needed, names of other scripts in their xn-- form"));
+    }
     let url = Url::parse(typed).map_err(|error| bad(&format!("a URL is needed ({error})")))?;
     let tls = match url.scheme() {
         "ws" | "http" => false,

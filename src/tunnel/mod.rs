@@ -26,6 +26,14 @@
 //! because the original program hands every later frame to its child; ours is told `{"status":"registered",...}` when its
 //! tools are listed, and `{"status":"error",...}` when they cannot be.
 //!
+//! A link can live longer than the edge's server. When the server ends, the edge answers what it left unanswered with an
+//! error (-32603) that says how it ended, and until it is back each further request at once with -32002; only
+//! `initialize` waits. The edge initializes the new one itself and then has the gateway list again: it sends
+//! `{"status":"restarted"}` to a gateway that has answered its `mcpport` offer, and to any gateway
+//! `notifications/tools/list_changed`, and those for prompts and resources where the server declares them. At
+//! `restarted` our gateway begins its conversation anew, from `initialize` on, which the edge answers for the server;
+//! and it asks again for the subscriptions and log levels of its clients.
+//!
 //! | close code | meaning |
 //! |---|---|
 //! | 1000, 1001 | the sender stops |
@@ -44,6 +52,7 @@ pub mod edge;
 pub mod handshake;
 pub mod liveness;
 pub mod mux;
+pub mod restart;
 pub mod resume;
 pub mod rewrite;
 
