@@ -86,6 +86,7 @@ const DEPENDENCIES: &[&str] = &[
     "getrandom",
     "http-types",
     "httparse",
+    "idna_adapter",
     "log",
     "ring",
     "rustix",
