@@ -246,6 +246,15 @@ impl<H: Clone> Catalog<H> {
         self.servers.values().map(|server| (server.name.as_str(), &server.handle))
     }
 
+    /// The servers with what they are: id, name, handle, number of tools, whether it is away; in the order of their
+    /// registration.
+    pub fn overview(&self) -> impl Iterator<Item = (&str, &str, &H, usize, bool)> {
+        self.servers.values().map(|server| {
+            let tools = server.offers.get(&Kind::Tool).map_or(0, Vec::len);
+            (server.id.as_str(), server.name.as_str(), &server.handle, tools, server.away)
+        })
+    }
+
     /// The servers as JSON objects: id, name, tools_count, state.
     pub fn servers(&self) -> Vec<String> {
         self.servers

@@ -25,6 +25,8 @@ pub struct GatewayConfig {
     pub messages_path: String,
     /// Path of the health check.
     pub health_path: String,
+    /// Path of the status.
+    pub status_path: String,
     /// Who is let in and for what, as it was given ([`crate::auth::rule`]); with those of the file, none: everybody is.
     pub tokens: Vec<Secret>,
     /// A file with more of them, which can be read again while the gateway runs.

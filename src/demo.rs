@@ -116,6 +116,7 @@ fn gateway_config(port: u16, tls: Option<ServerTls>) -> GatewayConfig {
         mcp_path: "/mcp".into(),
         messages_path: "/messages".into(),
         health_path: "/health".into(),
+        status_path: "/status".into(),
         tokens: Vec::new(),
         token_file: None,
         trusted_proxies: Vec::new(),

@@ -19,9 +19,14 @@ pub use self::{
 
 use crate::{auth::Principal, limits::SessionLimits};
 
-/// The session table is full, or that of one principal.
+/// Why no session is opened.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Full;
+pub enum Full {
+    /// There are as many as there may be.
+    All,
+    /// One token has as many as it may have.
+    Token,
+}
 
 #[derive(Debug)]
 struct Entry<H> {
@@ -57,11 +62,14 @@ impl<H: Clone> Sessions<H> {
     /// Opens a session under an id that nobody can guess.
     ///
     /// # Errors
-    /// [`Full`] at the limit of all, or of this principal.
+    /// [`Full`], with the limit that is reached.
     pub fn open(&mut self, now: Instant, id: String, principal: Principal, handle: H) -> Result<(), Full> {
+        if self.open.len() >= self.most {
+            return Err(Full::All);
+        }
         let own = || self.open.values().filter(|entry| entry.principal == principal).count();
-        if self.open.len() >= self.most || self.most_each.is_some_and(|most| own() >= most) {
-            return Err(Full);
+        if self.most_each.is_some_and(|most| own() >= most) {
+            return Err(Full::Token);
         }
         self.open.insert(id, Entry { principal, handle, used: now });
         Ok(())
@@ -202,7 +210,7 @@ mod tests {
         let mut sessions = Sessions::new(&SessionLimits { sessions: 1, ..SessionLimits::default() });
         let (us, them) = (Principal::token(0), Principal::token(1));
         sessions.open(now, "a".into(), us, 1).unwrap();
-        assert_eq!(sessions.open(now, "b".into(), us, 2), Err(Full));
+        assert_eq!(sessions.open(now, "b".into(), us, 2), Err(Full::All));
         assert_eq!(sessions.find(now, "a", us), Some(1));
         assert_eq!((sessions.find(now, "a", them), sessions.find(now, "b", us)), (None, None));
         assert_eq!((sessions.close("a"), sessions.close("a"), sessions.is_empty()), (Some(1), None, true));

@@ -15,7 +15,7 @@ use crate::{
     demo, device,
     fault::Fault,
     http::vocab::Url,
-    limits::{Limits, MAX_SESSIONS, SERVER_ID},
+    limits::{MAX_SESSIONS, SERVER_ID},
     net::random,
     router::REGISTER_PATH,
     secret::Secret,
@@ -27,8 +27,8 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
     let level = if args.debug { LevelFilter::Debug } else { level(&args.log_level)? };
     let tokens = tokens(&args, environment("MCP_GATEWAY_AUTH_TOKENS"))?;
     let tls = server_tls(&args)?;
+    let mut limits = super::limits::gateway(&args)?;
     let (host, ipv6) = host(args.host, args.ipv6);
-    let mut limits = Limits::default();
     limits.link.resume_window = window("--resume-window", &args.resume_window)?;
     let config = GatewayConfig {
         host,
@@ -40,6 +40,7 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
         mcp_path: path("--mcp-path", &args.mcp_path)?,
         messages_path: messages_path(&args.messages_path)?,
         health_path: path("--health-endpoint", &args.health_endpoint)?,
+        status_path: path("--status-path", &args.status_path)?,
         tokens,
         token_file: args.auth_token_file.map(PathBuf::from),
         trusted_proxies: proxies(&args.trusted_proxy)?,
@@ -56,7 +57,7 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
 
 /// `mcpport register`.
 pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
-    let limits = Limits::default();
+    let limits = super::limits::register(&args)?;
     let longest = limits.catalog.server_name;
     if !text::is_name(&args.server_name, longest) {
         return Err(Fault::usage(format!(
@@ -172,6 +173,7 @@ fn distinct(config: &GatewayConfig) -> Result<(), Fault> {
         ("--mcp-path", &config.mcp_path),
         ("--messages-path", &config.messages_path),
         ("--health-endpoint", &config.health_path),
+        ("--status-path", &config.status_path),
         ("the registration endpoint", REGISTER_PATH),
     ];
     for (place, (flag, path)) in paths.iter().enumerate() {

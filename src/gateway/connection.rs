@@ -5,6 +5,7 @@ use std::{borrow::Cow, io, ops::ControlFlow, sync::Arc, time::Instant};
 use super::{
     Gateway,
     client::{Client, Scope},
+    door::Visit,
     events,
     keys::{Asking, Refusal},
     legacy, registration, streamable,
@@ -20,12 +21,14 @@ use crate::{
     },
     net::{link, stream::Stream, web::Web},
     router::{Forbidden, Route, Unrouted},
+    session,
 };
 
 /// One connection.
 pub struct Connection {
     pub(super) gateway: Arc<Gateway>,
     pub(super) web: Web,
+    visit: Visit,
     /// Who was let in over it.
     proven: Option<Principal>,
 }
@@ -38,9 +41,9 @@ enum Then {
 
 impl Connection {
     /// A connection that was accepted, after its TLS handshake.
-    pub fn new(gateway: Arc<Gateway>, stream: Stream) -> Self {
+    pub fn new(gateway: Arc<Gateway>, stream: Stream, visit: Visit) -> Self {
         let web = Web::new(stream, &gateway.config.limits.http, gateway.stopped.clone());
-        Self { gateway, web, proven: None }
+        Self { gateway, web, visit, proven: None }
     }
 
     /// Serves its requests until it ends.
@@ -64,6 +67,7 @@ impl Connection {
         match self.web.advance().await? {
             Step::Request(request) => self.request(request).await.map(Some),
             Step::Refuse(response) => {
+                self.gateway.stats.refused.add();
                 self.web.answer(&response);
                 Ok(Some(Then::Next))
             }
@@ -76,7 +80,12 @@ impl Connection {
         let admitted = self.gateway.policy.admit(&request).is_ok();
         let origin = request.field("origin").filter(|_| admitted).map(str::to_owned);
         match self.check(&request) {
-            Ok((route, principal)) => self.go(route, principal, &request, origin.as_deref()).await,
+            Ok((route, principal)) => {
+                if route != Route::Preflight {
+                    self.visit.known();
+                }
+                self.go(route, principal, &request, origin.as_deref()).await
+            }
             Err(response) => {
                 let response = self.with_cors(response, origin.as_deref());
                 self.web.answer(&response);
@@ -170,6 +179,7 @@ impl Connection {
                 Some(Response::new(StatusCode::Ok).field("Cache-Control", "no-store").text("ok"))
             }
             Route::Preflight => Some(preflight()),
+            Route::Status => Some(self.gateway.status()),
             Route::Messages => legacy::messages(self, principal, request).await?,
             Route::Mcp(name) => streamable::serve(self, principal, scope(name), request).await?,
             Route::EventStream(name) => match legacy::admit(self, principal, scope(name)) {
@@ -196,7 +206,7 @@ impl Connection {
         let upgrade = Upgrade::check(request)?;
         if self.gateway.links.len() >= self.gateway.config.limits.link.links {
             log::warn!("a registration from {} is refused: too many links", self.web.stream.peer());
-            return Err(busy("too many servers are registered\n"));
+            return Err(busy("too many servers are registered (--max-links)\n"));
         }
         Ok(upgrade)
     }
@@ -204,14 +214,14 @@ impl Connection {
     async fn upgrade(self, upgrade: Upgrade, principal: Principal) {
         let badge = self.gateway.links.badge();
         let peer = self.web.stream.peer();
-        let Self { gateway, web, .. } = self;
+        let Self { gateway, web, visit, .. } = self;
         let (stream, glued) = match web.upgrade(&upgrade).await {
             Ok(upgraded) => upgraded,
             Err(error) => return log::debug!("connection with {peer} broke: {error}"),
         };
         let socket = link::accepted(stream, glued, &gateway.config.limits.link).await;
         registration::serve(gateway, socket, principal, peer).await;
-        drop(badge);
+        drop((badge, visit));
     }
 
     /// A session begins only with a server that is connected; one that is open outlives it, and sees it come back.
@@ -226,11 +236,7 @@ impl Connection {
 
     /// Opens a session.
     pub(super) fn open_session(&self, client: &Arc<Client>, principal: Principal) -> Result<(), Response> {
-        if self.gateway.open_session(Instant::now(), client, principal) {
-            Ok(())
-        } else {
-            Err(busy("too many sessions are open\n"))
-        }
+        self.gateway.open_session(Instant::now(), client, principal).map_err(no_session)
     }
 
     /// Reads the body of a request, which then stands in `web`. Otherwise: what to answer, or nothing when the connection
@@ -243,7 +249,10 @@ impl Connection {
         self.web.conn.take_body(Instant::now(), &mut self.web.out);
         Ok(match self.web.advance().await? {
             Step::Body => ControlFlow::Continue(()),
-            Step::Refuse(response) => ControlFlow::Break(Some(response)),
+            Step::Refuse(response) => {
+                self.gateway.stats.refused.add();
+                ControlFlow::Break(Some(response))
+            }
             _ => ControlFlow::Break(None),
         })
     }
@@ -276,6 +285,16 @@ fn is_json(request: &Request) -> bool {
 /// 503 with a hint when to come back.
 pub(super) fn busy(text: &str) -> Response {
     Response::new(StatusCode::ServiceUnavailable).field("Retry-After", "1").text(text)
+}
+
+/// There is no place for one more session.
+fn no_session(full: session::Full) -> Response {
+    match full {
+        session::Full::All => busy("too many sessions are open (--max-client-sessions)\n"),
+        session::Full::Token => Response::new(StatusCode::TooManyRequests)
+            .field("Retry-After", "1")
+            .text("too many sessions of this token are open (--max-sessions-per-token)\n"),
+    }
 }
 
 fn preflight() -> Response {

@@ -23,6 +23,7 @@ use crate::{
     fault::Fault,
     limits::{self, GuessLimits},
     net::{link::Farewell, tls::Acceptor},
+    session::Full,
 };
 
 /// See the module's documentation.
@@ -153,12 +154,22 @@ fn text(path: &Path) -> Result<String, String> {
 }
 
 impl Gateway {
-    /// Opens a session. False when the table is full, or when the right to it was just taken away.
-    pub(super) fn open_session(&self, now: Instant, client: &Arc<Client>, principal: Principal) -> bool {
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// The table is full; as such counts, too, that the right to it was taken away this moment.
+    pub(super) fn open_session(
+        &self,
+        now: Instant,
+        client: &Arc<Client>,
+        principal: Principal,
+    ) -> Result<(), Full> {
         // Looked up while the table of sessions is held: whoever takes a right away looks at that table afterwards.
         let mut sessions = self.sessions();
-        self.keys.tokens().may_call(principal)
-            && sessions.open(now, client.id().to_owned(), principal, client.clone()).is_ok()
+        if !self.keys.tokens().may_call(principal) {
+            return Err(Full::All);
+        }
+        sessions.open(now, client.id().to_owned(), principal, client.clone())
     }
 
     /// Reads the tokens and the certificates again. All of it is taken, or nothing: a file that cannot be used leaves

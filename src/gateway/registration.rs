@@ -31,6 +31,7 @@ use crate::{
 /// Serves a link that came up, until it ends or another takes over.
 pub async fn serve(gateway: Arc<Gateway>, mut socket: Socket, principal: Principal, from: SocketAddr) {
     let limits = gateway.config.limits.link.clone();
+    gateway.stats.links.add();
     let stopped = gateway.stopped.clone();
     let stopping = async {
         stopped.wait().await;
@@ -40,6 +41,7 @@ pub async fn serve(gateway: Arc<Gateway>, mut socket: Socket, principal: Princip
     let frame = match heard {
         Ok(frame) => frame,
         Err(ended) => {
+            gateway.count_end(&ended);
             log::info!("link from {from} ended without a registration: {ended}");
             return link::end(socket, VecDeque::new(), &ended, &limits).await;
         }
@@ -50,12 +52,23 @@ pub async fn serve(gateway: Arc<Gateway>, mut socket: Socket, principal: Princip
         Err(why) => {
             log::warn!("a registration from {from} is refused: {}", why.reason);
             let words = VecDeque::from([Status::error(&why.reason)]);
-            return link::end(socket, words, &Ended::ByUs(why), &limits).await;
+            let ended = Ended::ByUs(why);
+            gateway.count_end(&ended);
+            return link::end(socket, words, &ended, &limits).await;
         }
     };
     match link::say(&mut socket, answer, &limits).await {
         Ok(()) => life.live(socket).await,
         Err(ended) => life.part(ended).await,
+    }
+}
+
+impl Gateway {
+    /// Counts the links that we ended.
+    fn count_end(&self, ended: &Ended) {
+        if matches!(ended, Ended::ByUs(_)) {
+            self.stats.links_ended.add();
+        }
     }
 }
 
@@ -120,6 +133,7 @@ impl Life {
 
     /// The connection is gone.
     async fn part(self: Box<Self>, ended: Ended) {
+        self.server.gateway().count_end(&ended);
         if !ended.is_accident() || self.limits.resume_window.is_zero() {
             return self.server.gone(&ended.to_string());
         }

@@ -60,6 +60,8 @@ pub struct Conversation {
     phase: Phase,
     /// Lists that are to be asked for next.
     due: VecDeque<Kind>,
+    /// Lists that changed since they were asked for.
+    changes: VecDeque<Kind>,
     /// Kinds whose capability the server declared.
     declared: Vec<Kind>,
     /// The result of `initialize`, raw.
@@ -79,6 +81,7 @@ impl Conversation {
         let conversation = Self {
             phase: Phase::Initializing,
             due: VecDeque::new(),
+            changes: VecDeque::new(),
             declared: Vec::new(),
             greeting: String::new(),
             remarks: Vec::new(),
@@ -96,15 +99,25 @@ impl Conversation {
         }
     }
 
-    /// The server says that a list changed. Gives what to ask, unless a listing is under way.
-    pub fn changed(&mut self, kind: Kind) -> Option<Ask> {
-        if !self.due.contains(&kind) {
-            self.due.push_back(kind);
+    /// The server says that a list changed: it is to be asked for anew, once [`Conversation::relist`] is called.
+    pub fn changed(&mut self, kind: Kind) {
+        if !self.changes.contains(&kind) {
+            self.changes.push_back(kind);
         }
-        match self.phase {
-            Phase::Settled => self.next_list(),
-            Phase::Initializing | Phase::Listing(_) => None,
+    }
+
+    /// Whether a list has changed and nothing else is being asked for.
+    pub fn wants_relist(&self) -> bool {
+        !self.changes.is_empty() && matches!(self.phase, Phase::Settled)
+    }
+
+    /// Asks for the lists that changed. `None`: there is none, or something else is being asked for.
+    pub fn relist(&mut self) -> Option<Ask> {
+        if !self.wants_relist() {
+            return None;
         }
+        self.due.append(&mut self.changes);
+        self.next_list()
     }
 
     /// The question went unanswered. What was listed before stays.
@@ -295,12 +308,16 @@ mod tests {
     #[test]
     fn a_change_during_a_listing_is_not_lost() {
         let mut conversation = started("{\"tools\":{}}");
-        assert_eq!(conversation.changed(Kind::Tool), None);
-        assert_eq!(conversation.changed(Kind::Tool), None);
+        conversation.changed(Kind::Tool);
+        conversation.changed(Kind::Tool);
+        assert!(!conversation.wants_relist() && conversation.relist().is_none(), "one question at a time");
         let next = feed(&mut conversation, &answer(r#"{"tools":[]}"#));
-        assert!(matches!(next, Next::Offer(_, _, Some(_))), "{next:?}");
+        assert!(matches!(next, Next::Offer(_, _, None)), "{next:?}");
+        assert!(conversation.relist().is_some_and(|ask| ask.method == "tools/list"));
+        assert!(conversation.relist().is_none(), "two changes are one");
         assert!(keys(feed(&mut conversation, &answer(r#"{"tools":[]}"#))).is_empty());
-        assert!(conversation.changed(Kind::Prompt).is_some_and(|ask| ask.method == "prompts/list"));
+        conversation.changed(Kind::Prompt);
+        assert!(conversation.relist().is_some_and(|ask| ask.method == "prompts/list"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The path of a file as an argument.
-fn file(set: &Path, name: &str) -> String {
+pub fn file(set: &Path, name: &str) -> String {
     set.join(name).to_str().unwrap().to_owned()
 }
 

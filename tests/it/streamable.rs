@@ -532,6 +532,7 @@ impl Gateway {
             mcp_path: "/mcp".into(),
             messages_path: "/messages".into(),
             health_path: "/health".into(),
+            status_path: "/status".into(),
             tokens: Vec::new(),
             token_file: None,
             trusted_proxies: Vec::new(),

@@ -1,6 +1,7 @@
 //! The house rules that can be read off the source: which room may name what, and how code here looks. The floors
 //! are those of the table in `src/lib.rs`. What the rules cannot see (is a name good, a comment true) is for people.
 
+mod rules;
 mod source;
 
 use std::{collections::BTreeMap, fs, path::Path};

@@ -220,7 +220,8 @@ impl Gateway {
             }
             Ok(Step::Notification) if message.method() == "notifications/tools/list_changed" => {
                 let server = self.upstreams[link].server.as_mut().unwrap();
-                if let Some(ask) = server.conversation.changed(Kind::Tool) {
+                server.conversation.changed(Kind::Tool);
+                if let Some(ask) = server.conversation.relist() {
                     self.own(net, link, ask);
                 }
             }
@@ -269,6 +270,10 @@ impl Gateway {
                 }
             }
             Next::Failed(why) => panic!("an honest server fails: {why}"),
+        }
+        let server = self.upstreams[link].server.as_mut().unwrap();
+        if let Some(ask) = server.conversation.relist() {
+            self.own(net, link, ask);
         }
     }
 
