@@ -95,7 +95,7 @@ impl World {
         );
         let Down::Child(line) = self.edge.from_gateway(&frame) else { panic!("a call is for the child") };
         let message = Message::read(&line).expect("a message");
-        let known = message.id().and_then(|id| id.parse().ok()).expect("a number");
+        let known: u64 = message.id().and_then(|id| id.parse().ok()).expect("a number");
         let token = message.param(&["_meta", "progressToken"]).expect("one").expect("a token");
         assert_eq!(line[token], known.to_string(), "the id and the token move together");
         if !self.wild {
@@ -168,8 +168,12 @@ impl World {
             cancelled.push(line[span].parse::<u64>().expect("a number"));
         }
         if !self.wild {
-            let open = self.questions.iter_mut().filter(|question| std::mem::take(&mut question.open));
-            let mut open: Vec<u64> = open.map(|question| question.known).collect();
+            let open = self.questions.iter_mut().filter(|question| question.open);
+            let close = |question: &mut Question| {
+                question.open = false;
+                question.known
+            };
+            let mut open: Vec<u64> = open.map(close).collect();
             open.sort_unstable();
             assert_eq!(cancelled, open);
         }
