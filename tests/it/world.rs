@@ -67,6 +67,15 @@ impl Program {
 
     /// The same with variables in its environment.
     pub fn start_in(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::spawn(arguments, variables, Stdio::null())
+    }
+
+    /// The same with something to read from.
+    pub fn start_on(arguments: &[&str], stdin: Stdio) -> Self {
+        Self::spawn(arguments, &[], stdin)
+    }
+
+    fn spawn(arguments: &[&str], variables: &[(&str, &str)], stdin: Stdio) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let mut command = Command::new(binary());
@@ -74,7 +83,7 @@ impl Program {
             command.env_remove(name);
         }
         command.args(arguments).envs(variables.iter().copied()).env(MARK, &mark);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().unwrap();
         let said = Said::read(child.stderr.take().unwrap());
         let stdout = Said::read(child.stdout.take().unwrap());
@@ -363,7 +372,13 @@ impl Edge {
     /// The process of the server.
     #[track_caller]
     pub fn server_pid(&self) -> u32 {
-        self.program.wait_for("runs as process").rsplit(' ').next().unwrap().parse().unwrap()
+        self.nth_server_pid(1)
+    }
+
+    /// The process of the server when it is started for the `nth` time; waits for that.
+    #[track_caller]
+    pub fn nth_server_pid(&self, nth: usize) -> u32 {
+        self.program.wait_for_nth("runs as process", nth).rsplit(' ').next().unwrap().parse().unwrap()
     }
 }
 
