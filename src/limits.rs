@@ -24,6 +24,8 @@ pub struct Limits {
     pub child: ChildLimits,
     /// The built-in server about the box.
     pub device: DeviceLimits,
+    /// Guessing of tokens.
+    pub guess: GuessLimits,
 }
 
 /// Bounds of the HTTP/1.1 server.
@@ -106,6 +108,9 @@ impl Default for HttpLimits {
 pub struct SessionLimits {
     /// Sessions in all.
     pub sessions: usize,
+    /// Sessions of one principal, where there are several: half of all. Whoever runs wild leaves the others as much as
+    /// he takes, and a farm of agents with one token has room. With one token, or none, there is nobody to leave it to.
+    pub per_principal: usize,
     /// A session of the Streamable transport ends when it was not used for so long.
     pub idle: Duration,
     /// Sent events of one session that are kept for a client that comes back to a broken stream.
@@ -134,6 +139,7 @@ impl Default for SessionLimits {
     fn default() -> Self {
         Self {
             sessions: 512,
+            per_principal: 256,
             idle: Duration::from_secs(30 * 60),
             replay_messages: 256,
             replay_bytes: MIB,
@@ -146,6 +152,25 @@ impl Default for SessionLimits {
             in_flight: 64,
             keep_alive: Duration::from_secs(15),
         }
+    }
+}
+
+/// Bounds of guessing tokens.
+#[derive(Clone, Debug)]
+pub struct GuessLimits {
+    /// Wrong tokens in `window` from one address; a person who mistypes needs three.
+    pub failures: usize,
+    /// See `failures`. Ten a minute are five million in a year: nothing against a token of 64 random bits.
+    pub window: Duration,
+    /// Addresses that are remembered; at most 400 bytes each. An attack from more of them is not stopped by counting.
+    pub addresses: usize,
+    /// How often a full table is looked through for what is over, at most.
+    pub sweep: Duration,
+}
+
+impl Default for GuessLimits {
+    fn default() -> Self {
+        Self { failures: 10, window: Duration::from_secs(60), addresses: 1024, sweep: Duration::from_secs(1) }
     }
 }
 
@@ -414,6 +439,15 @@ pub const DRAIN_LOOK: Duration = Duration::from_millis(20);
 pub const DRAIN: Duration = Duration::from_secs(2);
 /// Time for the task of a lost link to hand its conversation to the new one; it is asked on the same machine.
 pub const CLAIM: Duration = Duration::from_secs(2);
+/// Bytes of a file with tokens; some ten thousand of them.
+pub const TOKEN_FILE: u64 = MIB as u64;
+/// Characters of a principal's label, and of a server name with `*` to which a token is bound: those of a server's name.
+pub const RULE_NAME: usize = 64;
+/// Times that one server may take over its own living link in [`TAKEOVER_WINDOW`]; a person restarts less often, and two
+/// programs that fight over one id go on for ever.
+pub const TAKEOVERS: usize = 5;
+/// See [`TAKEOVERS`].
+pub const TAKEOVER_WINDOW: Duration = Duration::from_secs(60);
 /// Bytes of foreign text in one log line.
 pub const LOG_TEXT: usize = 256;
 /// Requests of a gateway that the edge remembers, to cancel them when the link is lost and to answer them when the
