@@ -72,6 +72,14 @@ fn messages(corpus: &Path) {
     // Questions and answers over three links; late ones, repeated ones, cancelled ones.
     let links = "q1 q2 q3 a0 p1 c3 x q1 q2 a1 a2 a3 a3 e4 x q1 p5 a4 a5 x".replace(' ', "\u{1e}");
     save(corpus, "control", 101, links.as_bytes());
+    // The same over three children, and an `initialize` that outlives all of them.
+    let children = "q1 q2 a0 g q3 c2 b q4 a1 a2 g b q5 x q1 g x b q1 a4 g".replace(' ', "\u{1e}");
+    save(corpus, "control", 102, children.as_bytes());
+    let hello = r#"d{"jsonrpc":"2.0","id":1,"method":"initialize"}"#;
+    let known = r#"u{"jsonrpc":"2.0","id":1,"result":{"capabilities":{"prompts":{}}}}"#;
+    let words =
+        [hello, "g", "b", "q2", known, "q3", "g", hello, "b", "q4", known, "x", hello, "g", "b", known];
+    save(corpus, "control", 103, words.join("\u{1e}").as_bytes());
     operations(corpus);
 }
 

@@ -1,4 +1,4 @@
-//! The edge's end of a link, against any gateway and any child: frames, lines and reconnects in any order. Events are
+//! The edge's end of a link, against any gateway and any child: frames, lines, reconnects and restarts in any order. Events are
 //! separated by a record separator; the first letter of an event says what it is.
 //!
 //! | event | meaning |
@@ -8,10 +8,11 @@
 //! | `cN` | it cancels N |
 //! | `aN`, `pN`, `eN` | the child answers the Nth question that it got in its life, tells its progress, or refuses it |
 //! | `x` | the link is lost, and another comes |
+//! | `g`, `b` | the child ends, the next one is started |
 //! | anything else | a frame of a channel |
 #![no_main]
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use libfuzzer_sys::fuzz_target;
 use mcpport::jsonrpc::{Kind, Message};
@@ -31,6 +32,8 @@ fuzz_target!(|data: &[u8]| {
             (Some('c'), id) => world.cancel(id),
             (Some(word @ ('a' | 'p' | 'e')), place) => world.reply(word, place),
             (Some('x'), _) => world.lose(),
+            (Some('g'), _) => world.crash(),
+            (Some('b'), _) => world.start(),
             _ => channels(event),
         }
     }
@@ -43,6 +46,8 @@ struct Question {
     /// The id that the gateway gave it.
     asked: u64,
     link: u32,
+    /// Which child got it.
+    child: u32,
     open: bool,
 }
 
@@ -52,6 +57,9 @@ struct World {
     edge: Edge,
     /// Number of the present link.
     link: u32,
+    /// Number of the present child, or of the last.
+    child: u32,
+    is_down: bool,
     questions: Vec<Question>,
     /// Ids of this link, with the place of their question.
     asked: HashMap<u64, usize>,
@@ -64,7 +72,7 @@ impl World {
     fn down(&mut self, frame: &str) {
         self.wild = true;
         let message = Message::read(frame);
-        match self.edge.from_gateway(frame) {
+        match self.edge.from_gateway(Instant::now(), frame) {
             Down::Child(line) => {
                 let (before, after) =
                     (message.expect("came as a message"), Message::read(&line).expect("a message"));
@@ -83,7 +91,7 @@ impl World {
                 assert!(message.is_err());
                 assert_eq!(Status::read(frame), Some(status));
             }
-            Down::Drop(_) => {}
+            Down::Held | Down::Drop(_) => {}
         }
     }
 
@@ -93,16 +101,25 @@ impl World {
         let frame = format!(
             "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"tools/call\",\"params\":{{\"_meta\":{{\"progressToken\":{id}}}}}}}"
         );
-        let Down::Child(line) = self.edge.from_gateway(&frame) else { panic!("a call is for the child") };
+        let line = match self.edge.from_gateway(Instant::now(), &frame) {
+            Down::Child(line) => line,
+            Down::Gateway(answer) if self.is_down || self.wild => {
+                let answer = Message::read(&answer).expect("a message");
+                assert_eq!((answer.kind(), answer.id()), (Kind::Response, Some(id.to_string().as_str())));
+                return;
+            }
+            Down::Held if self.wild => return,
+            other => panic!("a call is for the child: {other:?}"),
+        };
         let message = Message::read(&line).expect("a message");
-        let known = message.id().and_then(|id| id.parse().ok()).expect("a number");
+        let known: u64 = message.id().and_then(|id| id.parse().ok()).expect("a number");
         let token = message.param(&["_meta", "progressToken"]).expect("one").expect("a token");
         assert_eq!(line[token], known.to_string(), "the id and the token move together");
         if !self.wild {
             assert!(self.questions.iter().all(|old| old.known != known), "the child gets an id twice");
         }
         self.asked.insert(id, self.questions.len());
-        self.questions.push(Question { known, asked: id, link: self.link, open: true });
+        self.questions.push(Question { known, asked: id, link: self.link, child: self.child, open: true });
     }
 
     fn cancel(&mut self, id: &str) {
@@ -110,7 +127,7 @@ impl World {
         let frame = format!(
             "{{\"jsonrpc\":\"2.0\",\"method\":\"notifications/cancelled\",\"params\":{{\"requestId\":{id}}}}}"
         );
-        match (self.edge.from_gateway(&frame), self.asked.get(&id)) {
+        match (self.edge.from_gateway(Instant::now(), &frame), self.asked.get(&id)) {
             (Down::Child(line), Some(place)) => {
                 let question = &mut self.questions[*place];
                 let message = Message::read(&line).expect("a message");
@@ -119,7 +136,7 @@ impl World {
                 question.open = false;
             }
             (Down::Child(_), None) => {}
-            (Down::Drop(_), _) if self.wild => {}
+            (Down::Held | Down::Drop(_), _) if self.wild || self.is_down => {}
             (other, _) => panic!("{other:?}"),
         }
     }
@@ -130,6 +147,10 @@ impl World {
         let Some(question) = place.parse().ok().and_then(|place: usize| self.questions.get_mut(place)) else {
             return;
         };
+        if question.child != self.child || self.is_down {
+            // Each child has a reader of its own, which is heard no more when the child has ended.
+            return;
+        }
         let (known, asked) = (question.known, question.asked);
         let line = match word {
             'a' => format!("{{\"jsonrpc\":\"2.0\",\"id\":{known},\"result\":{{\"n\":{known}}}}}"),
@@ -145,16 +166,56 @@ impl World {
         if wild {
             return;
         }
-        match came {
+        match &came {
             Up::Gateway(frame) => {
                 assert_eq!(question.link, link, "a word about a question of an earlier link");
-                let message = Message::read(&frame).expect("a message");
+                let message = Message::read(frame).expect("a message");
                 let token = message.param(&["progressToken"]).expect("one").map(|span| &frame[span]);
                 assert_eq!(message.id().or(token), Some(asked.to_string().as_str()));
             }
             Up::Stale => assert_ne!(question.link, link, "a word about a question of this link is dropped"),
-            Up::Noise => panic!("{line}"),
+            Up::Noise | Up::Refused | Up::Ready { .. } => panic!("{line}: {came:?}"),
         }
+    }
+
+    /// Exactly what is open is answered, once.
+    fn crash(&mut self) {
+        self.is_down = true;
+        let frames = self.edge.child_gone("it is gone", None);
+        let ids = frames.iter().map(|frame| {
+            let message = Message::read(frame).expect("a message");
+            assert!(message.error().is_some());
+            message.id().expect("it answers something").to_owned()
+        });
+        let ids: Vec<String> = ids.collect();
+        let open = self.take_open();
+        if !self.wild {
+            assert_eq!(ids, open.iter().map(|(_, asked)| asked.to_string()).collect::<Vec<_>>());
+        }
+    }
+
+    /// The next child, if there is none; it is told first what the gateway told the first.
+    fn start(&mut self) {
+        if !std::mem::replace(&mut self.is_down, false) {
+            return;
+        }
+        self.child += 1;
+        let line = self.edge.child_back();
+        assert!(line.is_none() || self.wild);
+        assert!(line.is_none_or(|line| Message::read(&line).expect("a message").method() == "initialize"));
+    }
+
+    /// The ids of the open questions, the child's and the gateway's. They are no longer open then.
+    fn take_open(&mut self) -> Vec<(u64, u64)> {
+        let open = self.questions.iter_mut().filter(|question| question.open);
+        let mut open: Vec<(u64, u64)> = open
+            .map(|question| {
+                question.open = false;
+                (question.known, question.asked)
+            })
+            .collect();
+        open.sort_unstable();
+        open
     }
 
     /// Exactly what is open is cancelled, and nobody hears of it again.
@@ -168,10 +229,8 @@ impl World {
             cancelled.push(line[span].parse::<u64>().expect("a number"));
         }
         if !self.wild {
-            let open = self.questions.iter_mut().filter(|question| std::mem::take(&mut question.open));
-            let mut open: Vec<u64> = open.map(|question| question.known).collect();
-            open.sort_unstable();
-            assert_eq!(cancelled, open);
+            let open = self.take_open();
+            assert_eq!(cancelled, open.iter().map(|(known, _)| *known).collect::<Vec<_>>());
         }
         self.link += 1;
         self.asked.clear();
@@ -193,7 +252,11 @@ fn up(edge: &mut Edge, line: &str) {
             assert!(!frame.contains(['\n', '\r']));
             assert_eq!(Status::read(&frame), None, "what a child says is never taken for the gateway's word");
         }
-        Up::Noise | Up::Stale => {}
+        Up::Ready { lines, frames } => {
+            assert!(lines.iter().all(|line| Message::read(line).is_ok()));
+            assert!(frames.iter().all(|frame| Message::read(frame).is_ok() || Status::read(frame).is_some()));
+        }
+        Up::Refused | Up::Noise | Up::Stale => {}
     }
 }
 
