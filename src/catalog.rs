@@ -11,8 +11,9 @@ use self::board::Board;
 use crate::{
     auth::Principal,
     jsonrpc::quote,
-    limits::CatalogLimits,
+    limits::{CatalogLimits, LOG_CHANGES},
     mcp::offer::{Item, Kind},
+    text,
 };
 
 /// A registration's place in the catalog. Never reused.
@@ -49,6 +50,8 @@ struct Server<H> {
     name: String,
     principal: Principal,
     handle: H,
+    /// Its link is lost, and may come back.
+    away: bool,
     /// It declares resources, so it may have some that it does not list.
     has_resources: bool,
     offers: BTreeMap<Kind, Vec<Item>>,
@@ -98,7 +101,8 @@ impl<H: Clone> Catalog<H> {
         self.last += 1;
         let key = Key(self.last);
         let (id, name) = (id.to_owned(), name.to_owned());
-        let server = Server { id, name, principal, handle, has_resources: false, offers: BTreeMap::new() };
+        let (away, has_resources, offers) = (false, false, BTreeMap::new());
+        let server = Server { id, name, principal, handle, away, has_resources, offers };
         self.servers.insert(key, server);
         Ok((key, replaced))
     }
@@ -109,6 +113,20 @@ impl<H: Clone> Catalog<H> {
         let removed = |(kind, board): (&Kind, &mut Board)| board.remove(key).then_some(*kind);
         let kinds = self.boards.iter_mut().filter_map(removed).collect();
         Some((server.handle, kinds))
+    }
+
+    /// The handle of the server with this id, if it belongs to the principal.
+    pub fn holder(&self, id: &str, principal: Principal) -> Option<H> {
+        let mut servers = self.servers.values();
+        let held = servers.find(|server| server.id == id && server.principal == principal);
+        held.map(|server| server.handle.clone())
+    }
+
+    /// The server's link is lost and may come back, or is back.
+    pub fn set_away(&mut self, key: Key, away: bool) {
+        if let Some(server) = self.servers.get_mut(&key) {
+            server.away = away;
+        }
     }
 
     /// The server declares resources.
@@ -127,7 +145,8 @@ impl<H: Clone> Catalog<H> {
             return None;
         }
         board.remove(key);
-        let mut warnings = Vec::new();
+        let mut warnings =
+            server.offers.get(&kind).map_or_else(Vec::new, |before| altered(kind, before, &items));
         for item in &items {
             warnings.extend(board.add(key, &server.name, item, &self.limits));
         }
@@ -189,14 +208,15 @@ impl<H: Clone> Catalog<H> {
         self.servers.values().map(|server| (server.name.as_str(), &server.handle))
     }
 
-    /// The servers as JSON objects: id, name, tools_count.
+    /// The servers as JSON objects: id, name, tools_count, state.
     pub fn servers(&self) -> Vec<String> {
         self.servers
             .values()
             .map(|server| {
                 let count = server.offers.get(&Kind::Tool).map_or(0, Vec::len);
                 let (id, name) = (quote(&server.id), quote(&server.name));
-                format!("{{\"id\":{id},\"name\":{name},\"tools_count\":{count}}}")
+                let state = if server.away { "reconnecting" } else { "connected" };
+                format!("{{\"id\":{id},\"name\":{name},\"tools_count\":{count},\"state\":\"{state}\"}}")
             })
             .collect()
     }
@@ -210,6 +230,28 @@ impl<H: Clone> Catalog<H> {
     pub fn is_empty(&self) -> bool {
         self.servers.is_empty()
     }
+}
+
+/// What describes itself otherwise than before under the same name, one line each. A tool that was looked at and
+/// approved may have become another one.
+fn altered(kind: Kind, before: &[Item], after: &[Item]) -> Vec<String> {
+    let known: BTreeMap<&str, &Item> = before.iter().map(|item| (item.key.as_str(), item)).collect();
+    let other = |item: &&Item| known.get(item.key.as_str()).is_some_and(|old| old != item);
+    let mut others = after.iter().filter(other);
+    let line = |item: &Item| {
+        let old = known.get(item.key.as_str()).map_or(0, |old| old.hash());
+        let (noun, name) = (kind.noun(), text::show(&item.key));
+        format!(
+            "the description of {noun} {name} is another one than before ({old:08x}, now {:08x})",
+            item.hash()
+        )
+    };
+    let mut lines: Vec<String> = others.by_ref().take(LOG_CHANGES).map(line).collect();
+    let more = others.count();
+    if more > 0 {
+        lines.push(format!("and those of {more} more {}s", kind.noun()));
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -258,7 +300,7 @@ mod tests {
         assert_eq!(shown(catalog.find(Kind::Tool, "file_read")), "h1 read");
         assert_eq!(shown(catalog.find(Kind::Tool, "read")), "none");
         assert_eq!(shown(catalog.find(Kind::Prompt, "file_read")), "none");
-        assert_eq!(catalog.servers(), [r#"{"id":"1","name":"file","tools_count":2}"#]);
+        assert_eq!(catalog.servers(), [r#"{"id":"1","name":"file","tools_count":2,"state":"connected"}"#]);
         assert_eq!(catalog.remove(key), Some(("h1", vec![Kind::Tool])));
         assert_eq!(listed(&catalog, Kind::Tool), ["list_servers"]);
         assert_eq!(catalog.set(key, Kind::Tool, tools(&["read"])), None);
@@ -341,5 +383,39 @@ mod tests {
             .collect();
         assert_eq!((seen, pages), (expected, 4));
         assert_eq!(catalog.list(Kind::Tool, Some("bogus")), None);
+    }
+
+    #[test]
+    fn a_tool_that_describes_itself_otherwise_is_named() {
+        let mut catalog = catalog();
+        let (key, _) = catalog.register("1", "s", US, "h").unwrap();
+        let offer = |tools: &[(&str, &str)]| -> Vec<Item> {
+            let raw =
+                |(name, more): &(&str, &str)| format!("{{\"name\":\"{name}\",\"description\":\"{more}\"}}");
+            let limits = CatalogLimits::default();
+            tools.iter().filter_map(|tool| Item::read(Kind::Tool, &raw(tool), &limits)).collect()
+        };
+        let mut set = |tools: &[(&str, &str)]| catalog.set(key, Kind::Tool, offer(tools));
+        assert_eq!(set(&[("a", "reads"), ("b", "writes")]), Some(vec![]));
+        assert_eq!(
+            set(&[("a", "reads"), ("b", "writes"), ("c", "new")]),
+            Some(vec![]),
+            "a new one is no other"
+        );
+        let warnings = set(&[("b", "writes"), ("a", "reads, and sends it away")]).unwrap();
+        let hashes = [("a", "reads"), ("a", "reads, and sends it away")].map(|tool| offer(&[tool])[0].hash());
+        assert_ne!(hashes[0], hashes[1]);
+        let (old, new) = (format!("{:08x}", hashes[0]), format!("{:08x}", hashes[1]));
+        assert_eq!(
+            warnings,
+            [format!("the description of tool a is another one than before ({old}, now {new})")]
+        );
+        // A list of many says so, and does not fill the log.
+        let names: Vec<String> = (0..LOG_CHANGES + 5).map(|number| format!("t{number}")).collect();
+        let all = |more| -> Vec<(&str, &str)> { names.iter().map(|name| (name.as_str(), more)).collect() };
+        set(&all("x"));
+        let warnings = set(&all("y")).unwrap();
+        assert_eq!(warnings.len(), LOG_CHANGES + 1);
+        assert_eq!(warnings[LOG_CHANGES], "and those of 5 more tools");
     }
 }

@@ -69,6 +69,8 @@ pub struct RegisterConfig {
     pub tls: ClientTls,
     /// Give each client session a process of its own, so many at a time. `None`: all share one.
     pub sessions: Option<u32>,
+    /// Start the server again when it has ended.
+    pub restart: Restart,
     /// End when the first connection fails.
     pub require_gateway: bool,
     /// Local HTTP port, 0: none.
@@ -81,6 +83,18 @@ pub struct RegisterConfig {
     pub threads: usize,
     /// All numbers.
     pub limits: Limits,
+}
+
+/// When a server that has ended is started again.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Restart {
+    /// Not at all: the program ends with it.
+    Never,
+    /// Unless it ended by itself with exit status 0.
+    #[default]
+    OnFailure,
+    /// However it ended.
+    Always,
 }
 
 /// Where the gateway takes registrations.

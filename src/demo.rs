@@ -14,7 +14,7 @@ use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, future, io::Buf
 
 use crate::{
     command::CommandLine,
-    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, ServerTls},
+    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
     fault::Fault,
     gateway::Bound,
     jsonrpc::{self, Message, elements, find, unquote},
@@ -143,6 +143,7 @@ fn register_config(gateway: SocketAddr, tls: Option<ClientTls>) -> Result<Regist
         headers: Vec::new(),
         tls: tls.unwrap_or_default(),
         sessions: None,
+        restart: Restart::OnFailure,
         require_gateway: false,
         port: 0,
         cors: false,

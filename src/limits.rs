@@ -194,6 +194,23 @@ pub struct LinkLimits {
     pub backoff_refused: Duration,
     /// A life this long starts the backoff afresh.
     pub backoff_reset: Duration,
+    /// How long a conversation outlives its connection (`--resume-window`); zero: not at all. Most changes of address
+    /// and restarts of a router are over by then, and few clients wait longer.
+    pub resume_window: Duration,
+    /// Longest pause between two attempts as long as a conversation waits to be resumed.
+    pub resume_retry: Duration,
+    /// What the gateway adds to the window: an edge whose line is back just in time may be in a pause, and has to connect.
+    pub resume_grace: Duration,
+    /// Frames that are sent and not acknowledged.
+    pub resume_messages: usize,
+    /// Bytes of them; a single larger frame is still sent when all before it are acknowledged.
+    pub resume_bytes: usize,
+    /// Frames after which an acknowledgement is sent: one small frame for many.
+    pub ack_every: u64,
+    /// Bytes after which one is sent; well below what the peer may have under way.
+    pub ack_bytes: usize,
+    /// Time after which one is sent, so that an idle link keeps nothing.
+    pub ack_after: Duration,
 }
 
 impl Default for LinkLimits {
@@ -220,6 +237,14 @@ impl Default for LinkLimits {
             backoff_cap: Duration::from_secs(30),
             backoff_refused: Duration::from_secs(300),
             backoff_reset: Duration::from_secs(30),
+            resume_window: Duration::from_secs(30),
+            resume_retry: Duration::from_secs(4),
+            resume_grace: Duration::from_secs(5),
+            resume_messages: 1024,
+            resume_bytes: 8 * MIB,
+            ack_every: 64,
+            ack_bytes: 256 * KIB,
+            ack_after: Duration::from_secs(1),
         }
     }
 }
@@ -270,6 +295,20 @@ pub struct ChildLimits {
     pub queue_messages: usize,
     /// Time that a write to the child's stdin may make no progress.
     pub write_stall: Duration,
+    /// From the end of a server that is started again to the next start, the first time; it doubles each time. Long enough
+    /// for what a server depends on to come back, short enough not to be noticed after a single crash.
+    pub restart_base: Duration,
+    /// Longest such time: a server that never runs costs next to nothing, and one that is repaired is back in a minute.
+    pub restart_cap: Duration,
+    /// A life this long starts that afresh.
+    pub restart_reset: Duration,
+    /// A server that was started anew has this long to answer `initialize`; it may have to be downloaded first.
+    pub greet_time: Duration,
+    /// Time to read what a server that has ended left in its pipes, before its calls are failed: they must be within a
+    /// second.
+    pub last_words: Duration,
+    /// A server that closes its stdin or stdout has this long to end by itself.
+    pub pipe_grace: Duration,
     /// From closing stdin to SIGTERM.
     pub term_after: Duration,
     /// From closing stdin to SIGKILL.
@@ -284,6 +323,12 @@ impl Default for ChildLimits {
             stderr_lines: 100,
             queue_messages: 256,
             write_stall: Duration::from_secs(30),
+            restart_base: Duration::from_secs(1),
+            restart_cap: Duration::from_secs(60),
+            restart_reset: Duration::from_secs(60),
+            greet_time: TOOL_TIME,
+            last_words: Duration::from_millis(500),
+            pipe_grace: Duration::from_secs(2),
             term_after: Duration::from_secs(2),
             kill_after: Duration::from_secs(5),
         }
@@ -356,6 +401,9 @@ pub const TOOL_TIME: Duration = Duration::from_secs(120);
 pub const DEMO_TIME: Duration = Duration::from_secs(30);
 /// Frames of one link that are handled in one go before other tasks get their turn.
 pub const LINK_BURST: usize = 64;
+/// How often in [`LinkLimits::write_stall`] a write that waits is tried anyway: the system says that there is room when
+/// there is much, and a slow line makes progress before.
+pub const STALL_LOOKS: u32 = 4;
 /// Bytes of a server's identity. A UUID has 36; people give host names.
 pub const SERVER_ID: usize = 128;
 /// Graceful stop: time for running calls to end. With [`DRAIN`] it is what service managers wait before they kill.
@@ -364,10 +412,17 @@ pub const DRAIN_CALLS: Duration = Duration::from_secs(8);
 pub const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// Graceful stop: time for streams and links to end after the calls.
 pub const DRAIN: Duration = Duration::from_secs(2);
+/// Time for the task of a lost link to hand its conversation to the new one; it is asked on the same machine.
+pub const CLAIM: Duration = Duration::from_secs(2);
 /// Bytes of foreign text in one log line.
 pub const LOG_TEXT: usize = 256;
-/// Requests of a gateway that the edge remembers, to cancel them when the link is lost.
+/// Requests of a gateway that the edge remembers, to cancel them when the link is lost and to answer them when the
+/// server ends. Four times what our gateway has under way.
 pub const EDGE_OPEN: usize = 1024;
+/// Frames that wait at the edge until a server that was started anew is initialized: as many as a link has calls.
+pub const EDGE_HELD: usize = 256;
+/// Bytes of them: as much as may wait for a server that runs.
+pub const EDGE_HELD_BYTES: usize = 8 * MIB;
 /// Bytes of a client's request id or progress token; they are kept while the call runs.
 pub const ID_BYTES: usize = 256;
 /// Bytes of the instructions of all servers, put together for one client.
@@ -394,6 +449,8 @@ pub const BIND_TRIES: u32 = 16;
 pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(1);
 /// Longest pause after failed accepts: descriptors come back when connections end.
 pub const ACCEPT_PAUSE_LONGEST: Duration = Duration::from_secs(1);
+/// Tools of one list whose descriptions changed that are named in the log; a list can hold hundreds, and change often.
+pub const LOG_CHANGES: usize = 16;
 /// The same complaint is logged at most this often.
 pub const LOG_EVERY: Duration = Duration::from_secs(1);
 /// Time to send a TLS farewell and close; a peer that does not read gets no more.

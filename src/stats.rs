@@ -31,6 +31,8 @@ pub struct Stats {
     pub calls: Counter,
     /// Answers and progress that nobody waited for.
     pub strays: Counter,
+    /// Links that came back and went on where they were.
+    pub resumed: Counter,
     /// Clients cut off because they did not read.
     pub slow_clients: Counter,
 }

@@ -34,6 +34,7 @@ pub const GATEWAY: &[Flag] = &[
     flag("debug", Takes::Nothing),
     flag("timeout-rpc", Takes::One),
     flag("timeout-run-tool", Takes::One),
+    flag("resume-window", Takes::One),
     flag("mcp-path", Takes::One),
     flag("sse-path", Takes::One),
     Flag { name: "messages-path", takes: Takes::One, also: &["message-path"] },
@@ -58,6 +59,7 @@ pub const REGISTER: &[Flag] = &[
     flag("server-id", Takes::One),
     flag("sessions", Takes::One),
     flag("max-sessions", Takes::One),
+    flag("restart", Takes::One),
     flag("header", Takes::Many),
     flag("no-ssl-verify", Takes::Nothing),
     Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
@@ -108,6 +110,9 @@ pub struct GatewayArgs {
     /// wait for a tool call's answer, and for a server to start (default: 120s)
     #[argh(option, default = "String::from(\"120s\")")]
     pub timeout_run_tool: String,
+    /// how long calls wait for a server whose link was lost, 0: not at all (default: 30s)
+    #[argh(option, default = "String::from(\"30s\")")]
+    pub resume_window: String,
     /// path of the Streamable HTTP transport (default: /mcp)
     #[argh(option, default = "String::from(\"/mcp\")")]
     pub mcp_path: String,
@@ -173,6 +178,10 @@ pub struct RegisterArgs {
     /// processes that isolated sessions may have at a time (default: 32)
     #[argh(option)]
     pub max_sessions: Option<u32>,
+    /// start a server that ended again, 1 s to 60 s later: never (register ends with it), on-failure
+    /// (unless its exit status is 0), always (default: on-failure)
+    #[argh(option, default = "String::from(\"on-failure\")")]
+    pub restart: String,
     /// field of the request to the gateway, "Key: Value"; repeatable
     #[argh(option)]
     pub header: Vec<String>,

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     command::CommandLine,
-    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, ServerTls},
+    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
     demo, device,
     fault::Fault,
     http::vocab::Url,
@@ -27,6 +27,8 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
     let tokens = tokens(&args, environment("MCP_GATEWAY_AUTH_TOKENS"))?;
     let tls = server_tls(&args)?;
     let (host, ipv6) = host(args.host, args.ipv6);
+    let mut limits = Limits::default();
+    limits.link.resume_window = window("--resume-window", &args.resume_window)?;
     let config = GatewayConfig {
         host,
         port: args.port,
@@ -43,7 +45,7 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
         public_hosts: args.public_host,
         cors: args.enable_cors,
         threads: threads(args.threads)?,
-        limits: Limits::default(),
+        limits,
     };
     distinct(&config)?;
     Ok(Command::Gateway(Box::new(config), level))
@@ -82,6 +84,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
         headers: args.header.iter().map(|header| self::header(header)).collect::<Result<_, _>>()?,
         tls,
         sessions,
+        restart: restart(&args.restart)?,
         require_gateway: args.require_gateway,
         port: args.port,
         cors: args.enable_cors,
@@ -135,6 +138,13 @@ fn host(typed: Option<String>, ipv6: bool) -> (Option<String>, bool) {
 fn duration(flag: &str, typed: &str) -> Result<Duration, Fault> {
     text::duration(typed).filter(|time| !time.is_zero()).ok_or_else(|| {
         Fault::usage(format!("{flag} {}: a time like 10, 10s, 500ms or 2m is needed", text::show(typed)))
+    })
+}
+
+/// A time that may be none.
+fn window(flag: &str, typed: &str) -> Result<Duration, Fault> {
+    text::duration(typed).ok_or_else(|| {
+        Fault::usage(format!("{flag} {}: a time like 30, 30s or 2m is needed, or 0", text::show(typed)))
     })
 }
 
@@ -238,6 +248,18 @@ fn sessions(args: &RegisterArgs) -> Result<Option<u32>, Fault> {
         (other, _) => {
             Err(Fault::usage(format!("--sessions {}: shared or isolated is needed", text::show(other))))
         }
+    }
+}
+
+fn restart(typed: &str) -> Result<Restart, Fault> {
+    match typed {
+        "never" => Ok(Restart::Never),
+        "on-failure" => Ok(Restart::OnFailure),
+        "always" => Ok(Restart::Always),
+        other => Err(Fault::usage(format!(
+            "--restart {}: never, on-failure or always is needed",
+            text::show(other)
+        ))),
     }
 }
 

@@ -3,7 +3,8 @@
 //! - [`connection`]: one HTTP connection: reads, checks who asks and from where, routes.
 //! - `legacy`: the 2024-11-05 transport. `streamable`: the later ones. `events` and `streams`: event streams, and how a
 //!   client comes back to one.
-//! - `registration`: one registered server's link. `upstream`: that server, as the others see it.
+//! - `registration`: how an edge gets its server in, and back in. `server`: what that server's frames mean. `upstream`: that
+//!   server, as the others see it.
 //! - `client`: a client, as the others see it; `reply`: where its answers go.
 //! - `isolation`: sessions with a process of their own.
 //! - `dispatch`: what a client's message means. `forward`: what goes to one server and comes from it.
@@ -19,6 +20,7 @@ mod isolation;
 mod legacy;
 mod registration;
 mod reply;
+mod server;
 mod streamable;
 mod streams;
 mod upstream;

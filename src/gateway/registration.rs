@@ -1,374 +1,289 @@
-//! One registered server's link, from its first frame to its end.
+//! How an edge gets a server into the gateway, over a new link or back over another one.
 //!
-//! Drives `mcp::conversation` (the gateway as the server's client) and `tunnel::mux` (everybody else's calls).
+//! The first frame decides. A server that loses its link by accident stays for the resume window: its calls wait, and the
+//! connection that brings it back takes all over from the one that lost it. `server` is what its frames mean; the rules of
+//! coming back are in `tunnel::resume`.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Instant};
 
-use super::{
-    Gateway,
-    upstream::{Caller, Upstream, deliver},
-};
+use async_channel::{Receiver, Sender};
+use futures_lite::future;
+
+use super::{Gateway, server::Server, upstream::Upstream};
 use crate::{
     auth::Principal,
-    catalog::Key,
-    jsonrpc::{self, Message, Span},
-    limits::CHANNEL_TICK,
-    mcp::{
-        conversation::{Ask, Conversation, Next},
-        offer::{Item, Kind},
-    },
+    limits::{self, LinkLimits},
+    mcp::offer::Kind,
     net::{
-        link::{self, Ended, Farewell, Peer, Socket},
-        queue::{self, Sender},
-        random,
+        self, deadline,
+        link::{self, Ended, Farewell, Line, Peer, Socket},
+        queue,
     },
-    text,
+    secret::Secret,
+    session, text,
     tunnel::{
         CLOSE_REFUSED, CLOSE_REPLACED,
-        channel::{self, Frame},
-        handshake::{Registration, Status},
-        mux::Step,
-        rewrite,
+        handshake::{Claim, Grant, Registration, Status},
     },
 };
 
-/// Serves a link that came up, until it ends.
-pub async fn serve(gateway: Arc<Gateway>, socket: Socket, principal: Principal, from: std::net::SocketAddr) {
+/// Serves a link that came up, until it ends or another takes over.
+pub async fn serve(gateway: Arc<Gateway>, mut socket: Socket, principal: Principal, from: SocketAddr) {
     let limits = gateway.config.limits.link.clone();
-    let (sender, mut receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
-    let mut edge =
-        Edge { gateway: gateway.clone(), principal, from, born: Instant::now(), sender, stage: Stage::New };
     let stopped = gateway.stopped.clone();
-    let sender = edge.sender.clone();
-    let farewell = async {
+    let stopping = async {
         stopped.wait().await;
-        sender.end(Farewell::new(1001, "the gateway stops"));
-        std::future::pending().await
+        Err(Ended::ByUs(gateway_stops()))
     };
-    let ended = link::drive(socket, &mut receiver, &mut edge, &limits);
-    let ended = futures_lite::future::or(ended, farewell).await;
-    edge.gone(&ended);
+    let heard = future::or(link::hear(&mut socket, limits.register_bytes, &limits), stopping).await;
+    let frame = match heard {
+        Ok(frame) => frame,
+        Err(ended) => {
+            log::info!("link from {from} ended without a registration: {ended}");
+            return link::end(socket, VecDeque::new(), &ended, &limits).await;
+        }
+    };
+    let newcomer = Newcomer { gateway: &gateway, principal, from };
+    let (life, answer) = match newcomer.admit(&frame).await {
+        Ok(admitted) => admitted,
+        Err(why) => {
+            log::warn!("a registration from {from} is refused: {}", why.reason);
+            let words = VecDeque::from([Status::error(&why.reason)]);
+            return link::end(socket, words, &Ended::ByUs(why), &limits).await;
+        }
+    };
+    match link::say(&mut socket, answer, &limits).await {
+        Ok(()) => life.live(socket).await,
+        Err(ended) => life.part(ended).await,
+    }
 }
 
-/// The gateway's end of one link.
-struct Edge {
-    gateway: Arc<Gateway>,
+fn gateway_stops() -> Farewell {
+    Farewell::new(1001, "the gateway stops")
+}
+
+/// Where a server that may come back can be asked for.
+#[derive(Debug)]
+pub struct Berth {
+    token: Secret,
+    claims: Sender<Sender<Box<Life>>>,
+}
+
+impl Berth {
+    /// What outlives the connection, from the task that has it. `None`: it is not there any more.
+    async fn claim(&self) -> Option<Box<Life>> {
+        let (give, take) = async_channel::bounded(1);
+        self.claims.try_send(give).ok()?;
+        deadline::within(limits::CLAIM, take.recv()).await.ok()?.ok()
+    }
+}
+
+/// A registered server with its line: what outlives a connection.
+struct Life {
+    server: Server,
+    line: Line,
+    /// It may come back over another connection.
+    resumes: bool,
+    claims: Receiver<Sender<Box<Life>>>,
+    limits: LinkLimits,
+}
+
+/// What ends the time with one connection, or without.
+enum Next {
+    Ended(Ended),
+    Claimed(Sender<Box<Life>>),
+    Replaced,
+    Stopped,
+    Tick,
+}
+
+impl Life {
+    /// Carries frames until the connection ends, or another takes over.
+    async fn live(mut self: Box<Self>, socket: Socket) {
+        let Self { server, line, claims, limits, .. } = &mut *self;
+        let stopped = server.gateway().stopped.clone();
+        let queue = server.upstream().link().clone();
+        let driving = async { Next::Ended(link::drive(socket, line, server, limits).await) };
+        let stopping = async {
+            stopped.wait().await;
+            queue.end(gateway_stops());
+            future::pending().await
+        };
+        match future::or(driving, future::or(claimed(claims), stopping)).await {
+            Next::Claimed(claim) => self.hand_over(claim).await,
+            Next::Ended(ended) => self.part(ended).await,
+            Next::Replaced | Next::Stopped | Next::Tick => {}
+        }
+    }
+
+    /// The connection is gone.
+    async fn part(self: Box<Self>, ended: Ended) {
+        if !ended.is_accident() || self.limits.resume_window.is_zero() {
+            return self.server.gone(&ended.to_string());
+        }
+        if !self.resumes {
+            return self.server.gone(&format!("{ended}; its edge cannot resume"));
+        }
+        self.wait(ended).await;
+    }
+
+    /// Without a connection: waits for another one, as long as the window is open.
+    async fn wait(mut self: Box<Self>, ended: Ended) {
+        let window = self.limits.resume_window;
+        let over = Instant::now() + window + self.limits.resume_grace;
+        let name = self.server.upstream().name();
+        log::warn!("server '{name}' is reconnecting: {ended}; its calls wait up to {} s", window.as_secs());
+        self.server.set_away(true);
+        let stopped = self.server.gateway().stopped.clone();
+        loop {
+            let Self { server, line, claims, .. } = &mut *self;
+            let due = server.deadline().map_or(over, |due| due.min(over));
+            let ticking = async {
+                deadline::until(Some(due)).await;
+                Next::Tick
+            };
+            let replaced = async {
+                line.ended().await;
+                Next::Replaced
+            };
+            let stopping = async {
+                stopped.wait().await;
+                Next::Stopped
+            };
+            let next = future::or(future::or(claimed(claims), replaced), future::or(stopping, ticking)).await;
+            let now = Instant::now();
+            let why = match next {
+                Next::Claimed(claim) => return Box::pin(self.hand_over(claim)).await,
+                Next::Tick if now >= over => {
+                    let seconds = window.as_secs();
+                    format!("{ended}; it did not come back within {seconds} s (--resume-window)")
+                }
+                Next::Tick => match self.server.tick(now) {
+                    Ok(()) => continue,
+                    Err(farewell) => farewell.reason,
+                },
+                Next::Replaced => "it registered anew over another link".into(),
+                Next::Stopped | Next::Ended(_) => "the gateway stops".into(),
+            };
+            return self.server.gone(&why);
+        }
+    }
+
+    /// To the connection that asks for it; if that is gone too, it waits for the next.
+    async fn hand_over(self: Box<Self>, claim: Sender<Box<Life>>) {
+        if let Err(unwanted) = claim.try_send(self) {
+            let ended = Ended::Lost("another link came and went".into());
+            unwanted.into_inner().wait(ended).await;
+        }
+    }
+}
+
+async fn claimed(claims: &Receiver<Sender<Box<Life>>>) -> Next {
+    match claims.recv().await {
+        Ok(claim) => Next::Claimed(claim),
+        // Nobody can ask for it any more, so nobody will.
+        Err(_) => future::pending().await,
+    }
+}
+
+/// An edge that has said who it is.
+struct Newcomer<'a> {
+    gateway: &'a Arc<Gateway>,
     principal: Principal,
-    from: std::net::SocketAddr,
-    born: Instant,
-    sender: Sender<Farewell>,
-    stage: Stage,
+    from: SocketAddr,
 }
 
-enum Stage {
-    /// Nothing was said yet.
-    New,
-    /// Registered.
-    Server(Box<Server>),
-}
-
-struct Server {
-    key: Key,
-    id: String,
-    /// It is told by status frames what becomes of it.
-    ours: bool,
-    upstream: Arc<Upstream>,
-    conversation: Conversation,
-    /// All that it offers was listed once.
-    listed: bool,
-    /// How many tools it has.
-    tools: usize,
-    /// When the processes of single sessions were last looked at.
-    looked: Instant,
-}
-
-impl Peer for Edge {
-    fn frame(&mut self, now: Instant, frame: &str) -> Result<(), Farewell> {
-        match &mut self.stage {
-            Stage::New => self.register(now, frame),
-            Stage::Server(server) => server.frame(&self.gateway, now, frame),
+impl Newcomer<'_> {
+    /// The server that a first frame speaks of, and the answer to it.
+    async fn admit(&self, frame: &str) -> Result<(Box<Life>, String), Farewell> {
+        let longest = self.gateway.config.limits.catalog.server_name;
+        let registration =
+            Registration::read(frame, longest).map_err(|why| Farewell::new(1008, why.reason()))?;
+        if let Some(claim) = &registration.claim
+            && let Some(resumed) = self.resume(&registration, claim).await
+        {
+            return Ok(resumed);
         }
+        self.register(registration)
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        match &self.stage {
-            Stage::New => Some(self.born + self.gateway.config.limits.link.register_time),
-            Stage::Server(server) => server.deadline(),
+    /// A server that comes back, if it is still waited for.
+    async fn resume(&self, registration: &Registration, claim: &Claim) -> Option<(Box<Life>, String)> {
+        let id = registration.id.as_deref()?;
+        let holder = self.gateway.catalog().holder(id, self.principal)?;
+        let berth = holder.berth()?;
+        let same_name = registration.name.as_deref() == Some(holder.name());
+        if !same_name || !berth.token.matches(claim.token.expose().as_bytes()) {
+            return None;
         }
+        let mut life = berth.claim().await?;
+        if life.line.resume(claim.received).is_err() {
+            life.server.gone("it came back and could not go on where it was");
+            return None;
+        }
+        let grant = Grant {
+            token: berth.token.clone(),
+            window: life.limits.resume_window,
+            received: life.line.received(),
+        };
+        let sessions = holder.isolation().is_some() && registration.sessions.is_some();
+        log::info!("server '{}' is back, from {}", holder.name(), self.from);
+        self.gateway.stats.resumed.add();
+        life.server.set_away(false);
+        Some((life, Status::received(id, true, sessions, Some(&grant))))
     }
 
-    fn tick(&mut self, now: Instant) -> Result<(), Farewell> {
-        match &mut self.stage {
-            Stage::New => Err(Farewell::new(1008, "no registration in time")),
-            Stage::Server(server) => server.expire(&self.gateway, now),
-        }
-    }
-}
-
-impl Edge {
-    fn register(&mut self, now: Instant, frame: &str) -> Result<(), Farewell> {
+    /// A server that begins anew.
+    fn register(&self, registration: Registration) -> Result<(Box<Life>, String), Farewell> {
         let limits = &self.gateway.config.limits;
-        if frame.len() > limits.link.register_bytes {
-            return Err(Farewell::new(1009, "the registration is too large"));
-        }
-        let registration = Registration::read(frame, limits.catalog.server_name)
-            .map_err(|why| self.refuse(why.reason().to_owned(), 1008))?;
         let id = match registration.id {
             Some(id) => id,
-            None => text::uuid(random::bytes().map_err(|_| Farewell::new(1011, "no randomness"))?),
+            None => text::uuid(random()?),
         };
         let name = registration.name.unwrap_or_else(|| format!("server-{id}"));
         if !text::is_name(&name, limits.catalog.server_name) {
-            return Err(self.refuse("the server needs a name (--server-name)".into(), 1008));
+            return Err(Farewell::new(1008, "the server needs a name (--server-name)"));
         }
-        let upstream =
-            Upstream::new(name.clone(), limits.link.in_flight, self.sender.clone(), registration.sessions);
-        let (conversation, ask) = Conversation::start(limits.catalog.clone());
-        let registered = self.gateway.catalog().register(&id, &name, self.principal, upstream.clone());
+        let (sender, receiver) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
+        let (claimant, claims) = async_channel::bounded(1);
+        let resumes = registration.resumes && !limits.link.resume_window.is_zero();
+        let token = if resumes { Some(Secret::new(session::id(random()?))) } else { None };
+        let berth = token.clone().map(|token| Berth { token, claims: claimant });
+        let sessions = registration.sessions;
+        let upstream = Upstream::new(name.clone(), limits.link.in_flight, sender, sessions, berth);
+        let key = self.enter(&id, &name, &upstream)?;
+        log::info!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
+        let mut line = Line::new(receiver);
+        let grant = token.map(|token| {
+            line.count();
+            Grant { token, window: limits.link.resume_window, received: None }
+        });
+        let answer = Status::received(&id, registration.ours, sessions.is_some(), grant.as_ref());
+        let server = Server::greet(self.gateway, key, id, registration.ours, upstream)?;
+        Ok((Box::new(Life { server, line, resumes, claims, limits: limits.link.clone() }), answer))
+    }
+
+    /// Into the catalog; the server that had the id goes.
+    fn enter(&self, id: &str, name: &str, upstream: &Arc<Upstream>) -> Result<crate::catalog::Key, Farewell> {
+        let gateway = self.gateway;
+        let registered = gateway.catalog().register(id, name, self.principal, upstream.clone());
         let (key, replaced) = registered.map_err(|taken| {
             let holder = text::show(&taken.holder);
-            self.refuse(
-                format!("the name '{name}' belongs to another server, with id {holder}"),
-                CLOSE_REFUSED,
-            )
+            let why = format!("the name '{name}' belongs to another server, with id {holder}");
+            Farewell::new(CLOSE_REFUSED, why)
         })?;
         if let Some(old) = replaced {
             log::info!("server '{}' is registered anew; the old link is closed", old.name());
             let why = "it registered anew over another link";
-            old.fail_all(why, &self.gateway.stats);
-            self.gateway.end_all_processes(&old, why);
+            old.fail_all(why, &gateway.stats);
+            gateway.end_all_processes(&old, why);
             old.link().end(Farewell::new(CLOSE_REPLACED, "the same server id registered over another link"));
-            self.gateway.lists_changed(&Kind::ALL);
+            gateway.lists_changed(&Kind::ALL);
         }
-        log::info!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
-        self.say(Status::received(&id, registration.ours, registration.sessions.is_some()));
-        let mut server = Server {
-            key,
-            id,
-            ours: registration.ours,
-            upstream,
-            conversation,
-            listed: false,
-            tools: 0,
-            looked: now,
-        };
-        let asked = server.ask(&self.gateway, now, ask);
-        self.stage = Stage::Server(Box::new(server));
-        asked
-    }
-
-    /// Tells the edge why it is not taken.
-    fn refuse(&self, reason: String, code: u16) -> Farewell {
-        log::warn!("a registration from {} is refused: {reason}", self.from);
-        self.say(Status::error(&reason));
-        Farewell::new(code, reason)
-    }
-
-    fn say(&self, frame: String) {
-        // A queue that is full or ended belongs to a link that is about to end.
-        let _ = self.sender.send(frame);
-    }
-
-    /// The link is gone, and so is the server: from the list at once, and its waiting calls fail at once.
-    fn gone(self, ended: &Ended) {
-        let Stage::Server(server) = self.stage else {
-            log::info!("link from {} ended without a registration: {ended}", self.from);
-            return;
-        };
-        let removed = self.gateway.catalog().remove(server.key);
-        server.upstream.fail_all(&ended.to_string(), &self.gateway.stats);
-        self.gateway.end_all_processes(&server.upstream, &ended.to_string());
-        log::info!("server '{}' is gone: {ended}", server.upstream.name());
-        if let Some((_, kinds)) = removed {
-            self.gateway.lists_changed(&kinds);
-        }
+        Ok(key)
     }
 }
 
-impl Server {
-    fn frame(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), Farewell> {
-        let frame = match (channel::read(frame), self.upstream.isolation()) {
-            (Frame::Plain(frame), _) => frame,
-            (Frame::Message(number, text), Some(isolation)) => {
-                // A session that has ended may still be spoken to.
-                if let Some(process) = isolation.process(number) {
-                    gateway.private_message(now, &process, text);
-                }
-                return Ok(());
-            }
-            (Frame::Close(number, reason), Some(_)) => {
-                gateway.process_gone(&self.upstream, number, reason);
-                return Ok(());
-            }
-            _ if self.ours => return Err(Farewell::new(1008, "a channel that was not agreed on")),
-            // The original hands on whatever its server prints.
-            _ => frame,
-        };
-        let Ok(message) = Message::read(frame) else {
-            gateway.stats.strays.add();
-            log::debug!("server '{}' sent a frame that is no message", self.upstream.name());
-            return Ok(());
-        };
-        let step = self.upstream.mux().sort(&message);
-        match step {
-            Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Conversation) => {
-                let next = self.conversation.answered(&message);
-                self.go_on(gateway, now, next)
-            }
-            Ok(Step::Answer(pending)) => {
-                deliver(pending, &message, &gateway.stats);
-                Ok(())
-            }
-            Ok(Step::Progress(id, span)) => {
-                self.progress(gateway, id, &message, span);
-                Ok(())
-            }
-            Ok(Step::Request) => {
-                self.answer(&message);
-                Ok(())
-            }
-            Ok(Step::Notification) => {
-                gateway.spread(&self.upstream, &message);
-                self.changed(gateway, now, message.method())
-            }
-            Ok(Step::Stray) | Err(_) => {
-                gateway.stats.strays.add();
-                Ok(())
-            }
-        }
-    }
-
-    /// A list of the server changed: all lists that the notification speaks of are asked for anew.
-    fn changed(&mut self, gateway: &Gateway, now: Instant, notification: &str) -> Result<(), Farewell> {
-        for kind in Kind::ALL.into_iter().filter(|kind| kind.changed() == notification) {
-            if let Some(ask) = self.conversation.changed(kind) {
-                self.ask(gateway, now, ask)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn progress(&self, gateway: &Gateway, id: u64, message: &Message<'_>, span: Span) {
-        let waiting = {
-            let mux = self.upstream.mux();
-            let Some(pending) = mux.get(id) else { return };
-            match (&pending.caller, pending.token()) {
-                (Caller::Client(_, _, reply), Some(token)) => (reply.clone(), token.to_owned()),
-                _ => return,
-            }
-        };
-        let (reply, token) = waiting;
-        reply.send(rewrite::progress(message, span, &token), &gateway.stats);
-    }
-
-    /// A shared server's request cannot be tied to a client: `ping` is answered, nothing else is offered.
-    fn answer(&self, message: &Message<'_>) {
-        let id = message.id().unwrap_or_default();
-        let answer = match message.method() {
-            "ping" => jsonrpc::result(id, "{}"),
-            other => {
-                let text = format!("method not found: {}", text::show(other));
-                jsonrpc::error(id, jsonrpc::METHOD_NOT_FOUND, &text)
-            }
-        };
-        let _ = self.upstream.link().send(answer);
-    }
-
-    /// Sends a question of the gateway's own.
-    fn ask(&mut self, gateway: &Gateway, now: Instant, ask: Ask) -> Result<(), Farewell> {
-        let config = &gateway.config;
-        // A server may have to be downloaded and started first.
-        let patience = if ask.method == "initialize" { config.timeout_run_tool } else { config.timeout_rpc };
-        let opened = self.upstream.mux().open_own(now, Caller::Conversation, ask.method, patience);
-        let Ok(id) = opened else {
-            self.conversation.unanswered();
-            return Ok(());
-        };
-        let request = jsonrpc::request(&id.to_string(), ask.method, &ask.params);
-        let frames: VecDeque<String> = ask.first.into_iter().chain([request]).collect();
-        for frame in frames {
-            self.upstream.link().send(frame).map_err(|_| Farewell::new(1013, "the link does not keep up"))?;
-        }
-        Ok(())
-    }
-
-    /// What follows from an answer to a question of the gateway's own.
-    fn go_on(&mut self, gateway: &Gateway, now: Instant, next: Next) -> Result<(), Farewell> {
-        match next {
-            Next::Ask(ask) => self.ask(gateway, now, ask),
-            Next::Offer(kind, items, next) => {
-                self.list(gateway, kind, items);
-                match next {
-                    Some(ask) => self.ask(gateway, now, ask),
-                    None => {
-                        self.complete(gateway);
-                        Ok(())
-                    }
-                }
-            }
-            Next::Failed(why) => self.failed(&why),
-        }
-    }
-
-    fn list(&mut self, gateway: &Gateway, kind: Kind, items: Vec<Item>) {
-        let (name, count) = (self.upstream.name(), items.len());
-        self.upstream.greeted(self.conversation.greeting());
-        if kind == Kind::Tool {
-            self.tools = count;
-        }
-        if self.upstream.has("resources") {
-            gateway.catalog().set_has_resources(self.key);
-        }
-        let changed = gateway.catalog().set(self.key, kind, items);
-        for remark in self.conversation.take_remarks().iter().chain(changed.iter().flatten()) {
-            log::warn!("server '{name}': {remark}");
-        }
-        if changed.is_some() {
-            log::info!("server '{name}' offers {count} {}s", kind.noun());
-            gateway.lists_changed(&[kind]);
-        }
-    }
-
-    /// All that the server offers is listed.
-    fn complete(&mut self, gateway: &Gateway) {
-        if std::mem::replace(&mut self.listed, true) {
-            return;
-        }
-        gateway.resume_wishes(&self.upstream);
-        if self.ours {
-            let _ = self.upstream.link().send(Status::registered(&self.id, self.tools));
-        }
-    }
-
-    /// A server that was listed keeps what it had; one that was not cannot be used.
-    fn failed(&mut self, why: &str) -> Result<(), Farewell> {
-        if self.listed {
-            log::warn!("server '{}': {why}; its lists stay as they were", self.upstream.name());
-            self.conversation.unanswered();
-            return Ok(());
-        }
-        if self.ours {
-            let _ = self.upstream.link().send(Status::error(why));
-        }
-        Err(Farewell::new(1008, why))
-    }
-
-    /// The processes of single sessions are looked at now and then, if there are any.
-    fn deadline(&self) -> Option<Instant> {
-        let own = self.upstream.isolation().filter(|isolation| !isolation.is_empty());
-        let look = own.map(|_| self.looked + CHANNEL_TICK);
-        self.upstream.mux().deadline().into_iter().chain(look).min()
-    }
-
-    fn expire(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
-        if now >= self.looked + CHANNEL_TICK {
-            self.looked = now;
-            gateway.expire_processes(&self.upstream, now);
-        }
-        for pending in self.upstream.expire(now, &gateway.stats) {
-            let why = format!("{} was not answered in {} s", pending.method, pending.patience.as_secs_f64());
-            self.failed(&why)?;
-        }
-        Ok(())
-    }
+fn random() -> Result<[u8; 16], Farewell> {
+    net::random::bytes().map_err(|_| Farewell::new(1011, "no randomness"))
 }

@@ -1,7 +1,8 @@
 //! One link: a WebSocket driven by one task.
 //!
 //! That task owns the socket, so no send is ever cancelled half-way. It writes what is in its queue, several frames
-//! in one write; hands each frame that arrives to its [`Peer`]; keeps the heartbeat; and ends for one reason.
+//! in one write; hands each frame that arrives to its [`Peer`]; keeps the heartbeat; and ends for one reason. What has to
+//! outlive the socket, so that the conversation can go on over another, is its [`Line`].
 //! What the frames mean is `tunnel`'s business.
 
 use std::{
@@ -16,12 +17,12 @@ use std::{
 use async_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Error, Message,
+        Error, Message, Utf8Bytes,
         error::CapacityError,
         protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
-use futures_lite::{AsyncRead, AsyncWrite, Stream as _, future};
+use futures_lite::{AsyncRead, AsyncWrite, Stream as _, StreamExt, future};
 use futures_sink::Sink;
 use smol::Timer;
 
@@ -31,9 +32,12 @@ use super::{
     stream::Stream,
 };
 use crate::{
-    limits::{CLOSE_REASON, LINK_BURST, LinkLimits},
+    limits::{CLOSE_REASON, LINK_BURST, LinkLimits, STALL_LOOKS},
     text,
-    tunnel::liveness::{Liveness, Verdict},
+    tunnel::{
+        liveness::{Liveness, Verdict},
+        resume::{self, Impossible, Resume},
+    },
 };
 
 /// Our reason to end a link, as the peer is told.
@@ -63,6 +67,13 @@ pub enum Ended {
     Lost(String),
     /// Nothing was heard from the peer for this long.
     Silent(Duration),
+}
+
+impl Ended {
+    /// Nobody wanted it: the conversation may go on over another connection.
+    pub fn is_accident(&self) -> bool {
+        matches!(self, Self::Lost(_) | Self::Silent(_))
+    }
 }
 
 impl std::fmt::Display for Ended {
@@ -95,6 +106,81 @@ pub trait Peer {
     /// # Errors
     /// A [`Farewell`] ends the link.
     fn tick(&mut self, now: Instant) -> Result<(), Farewell>;
+}
+
+/// What goes out on a link: its queue, and what has to be known to go on over another connection.
+#[derive(Debug)]
+pub struct Line {
+    queue: Receiver<Farewell>,
+    /// Goes out before anything else, and does not count.
+    first: VecDeque<Utf8Bytes>,
+    /// Taken from the queue.
+    outgoing: VecDeque<String>,
+    resume: Option<Resume<Utf8Bytes>>,
+}
+
+impl Line {
+    /// What comes from a queue goes out; with the connection it ends.
+    pub fn new(queue: Receiver<Farewell>) -> Self {
+        Self { queue, first: VecDeque::new(), outgoing: VecDeque::new(), resume: None }
+    }
+
+    /// From now on both ends count frames.
+    pub fn count(&mut self) {
+        self.resume = Some(Resume::new());
+    }
+
+    /// Puts a frame before all others; it does not count.
+    pub fn first(&mut self, text: String) {
+        self.first.push_back(text.into());
+    }
+
+    /// How many frames have arrived, where that is counted.
+    pub fn received(&self) -> Option<u64> {
+        self.resume.as_ref().map(Resume::count)
+    }
+
+    /// Another connection is there, and the peer has received so many frames: what it has not goes out again.
+    ///
+    /// # Errors
+    /// [`Impossible`]: the conversation cannot go on.
+    pub fn resume(&mut self, received: u64) -> Result<(), Impossible> {
+        let resume = self.resume.as_mut().ok_or(Impossible)?;
+        self.first = resume.resume(received)?.into();
+        Ok(())
+    }
+
+    /// Waits until somebody ends the queue.
+    pub async fn ended(&mut self) {
+        self.queue.ended().await;
+    }
+
+    /// The next frame that may go out.
+    fn next(&mut self, limits: &LinkLimits) -> Option<Utf8Bytes> {
+        if let Some(frame) = self.first.pop_front() {
+            return Some(frame);
+        }
+        let Some(resume) = &mut self.resume else { return self.outgoing.pop_front().map(Utf8Bytes::from) };
+        if !resume.has_room(limits) {
+            return None;
+        }
+        let frame = Utf8Bytes::from(self.outgoing.pop_front()?);
+        resume.sent(frame.clone(), frame.len());
+        Some(frame)
+    }
+
+    /// Something waits for the peer's acknowledgements.
+    fn is_choked(&self, limits: &LinkLimits) -> bool {
+        let full = self.resume.as_ref().is_some_and(|resume| !resume.has_room(limits));
+        full && self.first.is_empty() && !self.outgoing.is_empty()
+    }
+
+    /// All that is left of it.
+    async fn rest(&mut self) -> VecDeque<String> {
+        let mut rest = std::mem::take(&mut self.outgoing);
+        let _ = future::poll_once(self.queue.take(&mut rest)).await;
+        rest
+    }
 }
 
 /// A WebSocket over one of our streams.
@@ -135,38 +221,91 @@ fn config(limits: &LinkLimits) -> WebSocketConfig {
         .max_frame_size(Some(limits.message_bytes))
 }
 
+/// Sends one frame over a link that nobody drives yet.
+///
+/// # Errors
+/// Why the link ended.
+pub async fn say(socket: &mut Socket, text: String, limits: &LinkLimits) -> Result<(), Ended> {
+    let sending = async {
+        poll_fn(|context| Pin::new(&mut *socket).poll_ready(context)).await?;
+        Pin::new(&mut *socket).start_send(Message::text(text))?;
+        poll_fn(|context| Pin::new(&mut *socket).poll_flush(context)).await
+    };
+    match deadline::within(limits.write_stall, sending).await {
+        Ok(sent) => sent.map_err(lost),
+        Err(_) => Err(Ended::Lost("the peer does not read".into())),
+    }
+}
+
+/// Waits for the first text frame of a link that nobody drives yet, of at most so many bytes.
+///
+/// # Errors
+/// Why the link ended, or has to.
+pub async fn hear(socket: &mut Socket, most: usize, limits: &LinkLimits) -> Result<Utf8Bytes, Ended> {
+    let by_us = |code, reason: &str| Err(Ended::ByUs(Farewell::new(code, reason)));
+    let hearing = async {
+        let mut liveness = Liveness::new(Instant::now());
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Text(text))) if text.len() > most => {
+                    return by_us(1009, "the first frame is too large");
+                }
+                Some(Ok(Message::Text(text))) => {
+                    socket.get_mut().since = 0;
+                    return Ok(text);
+                }
+                Some(Ok(Message::Binary(_))) => return by_us(1003, "frames are text"),
+                Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
+                    if !liveness.control(Instant::now(), limits) {
+                        return by_us(1008, "too many control frames");
+                    }
+                }
+                Some(Err(error)) => return Err(broken(error)),
+                None => return Err(Ended::Lost("the connection was closed".into())),
+            }
+        }
+    };
+    match deadline::within(limits.register_time, hearing).await {
+        Ok(heard) => heard,
+        Err(_) => by_us(1008, "the first frame did not come in time"),
+    }
+}
+
 /// Drives a link until it ends, says goodbye where there is something to say, and closes the connection.
 pub async fn drive(
     socket: Socket,
-    queue: &mut Receiver<Farewell>,
+    line: &mut Line,
     peer: &mut (dyn Peer + Send),
     limits: &LinkLimits,
 ) -> Ended {
     let now = Instant::now();
     let mut driver = Driver {
         socket,
-        queue,
+        line,
         peer,
         limits,
-        outgoing: VecDeque::new(),
         dirty: false,
         stalled: None,
         written: 0,
+        choked: None,
         partial: None,
         liveness: Liveness::new(now),
         timer: Timer::at(now + limits.ping_every),
         due: now + limits.ping_every,
     };
     let ended = poll_fn(|context| driver.poll(context)).await;
-    let Driver { mut socket, mut outgoing, queue, .. } = driver;
+    let Driver { socket, line, .. } = driver;
     // What was queued before the end still goes out: among it may be the reason for the end.
-    let _ = future::poll_once(queue.take(&mut outgoing)).await;
-    say_goodbye(&mut socket, outgoing, &ended, limits).await;
+    let unsent = if matches!(ended, Ended::ByUs(_)) { line.rest().await } else { VecDeque::new() };
+    end(socket, unsent, &ended, limits).await;
     ended
 }
 
 /// Tells the peer why, and waits a moment for it to read that: closing at once could overtake the words.
-async fn say_goodbye(socket: &mut Socket, unsent: VecDeque<String>, ended: &Ended, limits: &LinkLimits) {
+/// Of what is unsent it is told only when it was we who ended the link.
+pub async fn end(mut socket: Socket, unsent: VecDeque<String>, ended: &Ended, limits: &LinkLimits) {
+    let socket = &mut socket;
     let farewell = async {
         if let Ended::ByUs(why) = ended {
             for text in unsent {
@@ -203,16 +342,17 @@ fn clipped(reason: &str) -> &str {
 
 struct Driver<'a> {
     socket: Socket,
-    queue: &'a mut Receiver<Farewell>,
+    line: &'a mut Line,
     peer: &'a mut (dyn Peer + Send),
     limits: &'a LinkLimits,
-    outgoing: VecDeque<String>,
     /// Frames were written that are not flushed yet.
     dirty: bool,
     /// Since when a write makes no progress.
     stalled: Option<Instant>,
     /// Bytes that had left when `stalled` was set.
     written: u64,
+    /// Since when nothing may be sent because the peer acknowledges nothing.
+    choked: Option<Instant>,
     /// Since when a message is incomplete.
     partial: Option<Instant>,
     liveness: Liveness,
@@ -249,14 +389,13 @@ impl Driver<'_> {
     fn write(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
         let mut end = None;
         loop {
-            if self.outgoing.is_empty() {
-                match self.queue.poll_take(context, &mut self.outgoing) {
-                    Poll::Ready(Taken::Some) => {}
+            if self.line.outgoing.is_empty() {
+                match self.line.queue.poll_take(context, &mut self.line.outgoing) {
                     Poll::Ready(Taken::Ended(why)) => end = Some(why),
-                    Poll::Pending => {}
+                    Poll::Ready(Taken::Some) | Poll::Pending => {}
                 }
             }
-            if self.outgoing.is_empty() {
+            if self.line.first.is_empty() && self.line.outgoing.is_empty() {
                 break;
             }
             match Pin::new(&mut self.socket).poll_ready(context) {
@@ -264,11 +403,14 @@ impl Driver<'_> {
                 Poll::Ready(Err(error)) => return Poll::Ready(lost(error)),
                 Poll::Pending => break,
             }
-            let Some(text) = self.outgoing.pop_front() else { break };
-            if let Err(error) = Pin::new(&mut self.socket).start_send(Message::text(text)) {
+            let Some(frame) = self.line.next(self.limits) else { break };
+            if let Err(error) = Pin::new(&mut self.socket).start_send(Message::Text(frame)) {
                 return Poll::Ready(lost(error));
             }
             self.dirty = true;
+        }
+        if self.choked.is_none() && self.line.is_choked(self.limits) {
+            self.choked = Some(Instant::now());
         }
         if self.dirty {
             match Pin::new(&mut self.socket).poll_flush(context) {
@@ -306,7 +448,7 @@ impl Driver<'_> {
         let handled = match message {
             Some(Ok(Message::Text(text))) => {
                 self.liveness.heard(now);
-                self.peer.frame(now, &text)
+                self.text(now, &text)
             }
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {
                 if self.liveness.control(now, self.limits) {
@@ -316,15 +458,31 @@ impl Driver<'_> {
                 }
             }
             Some(Ok(Message::Binary(_))) => Err(Farewell::new(1003, "frames are text")),
-            Some(Ok(Message::Close(frame))) => {
-                let frame = frame.map(|frame| Farewell::new(frame.code.into(), frame.reason.as_str()));
-                return Poll::Ready(Err(Ended::ByPeer(frame.unwrap_or(Farewell::new(1005, "")))));
-            }
+            Some(Ok(Message::Close(frame))) => return Poll::Ready(Err(closed(frame))),
             Some(Ok(Message::Frame(_))) => Ok(()),
             Some(Err(error)) => return Poll::Ready(Err(broken(error))),
             None => return Poll::Ready(Err(Ended::Lost("the connection was closed".into()))),
         };
         Poll::Ready(handled.map_err(Ended::ByUs))
+    }
+
+    /// A text frame: an acknowledgement, or the peer's.
+    fn text(&mut self, now: Instant, text: &str) -> Result<(), Farewell> {
+        let count = self.line.resume.as_ref().and_then(|_| resume::read(text));
+        match (&mut self.line.resume, count) {
+            (Some(resume), Some(count)) => {
+                self.choked = None;
+                let acknowledged = resume.acknowledge(count);
+                acknowledged.map_err(|_| Farewell::new(1008, "an acknowledgement that cannot be"))
+            }
+            (Some(resume), None) => {
+                self.peer.frame(now, text)?;
+                resume.received(now, text.len());
+                self.line.first.extend(resume.owed(self.limits).map(Utf8Bytes::from));
+                Ok(())
+            }
+            (None, _) => self.peer.frame(now, text),
+        }
     }
 
     /// Looks at the clock. Ready when something was done, pending when there is nothing to do before the timer fires.
@@ -354,6 +512,9 @@ impl Driver<'_> {
         if over(self.stalled, self.limits.write_stall) {
             return Err(Ended::Lost("the peer does not read".into()));
         }
+        if over(self.choked, self.limits.write_stall) {
+            return Err(Ended::Lost("the peer acknowledges nothing".into()));
+        }
         if over(self.partial, self.limits.message_time) {
             return Err(Ended::ByUs(Farewell::new(1008, "a message took too long")));
         }
@@ -367,6 +528,11 @@ impl Driver<'_> {
             }
             Verdict::Ping | Verdict::Fine => {}
         }
+        if let Some(resume) = &mut self.line.resume
+            && resume.due(self.limits).is_some_and(|due| now >= due)
+        {
+            self.line.first.push_back(resume.tell().into());
+        }
         if self.peer.deadline().is_some_and(|due| now >= due) {
             self.peer.tick(now).map_err(Ended::ByUs)?;
         }
@@ -374,11 +540,20 @@ impl Driver<'_> {
     }
 
     fn deadline(&self) -> Instant {
-        let stalled = self.stalled.map(|since| since + self.limits.write_stall);
+        // Tried in between as well: else progress just after a try would count as progress at the end.
+        let look = || Instant::now() + self.limits.write_stall / STALL_LOOKS;
+        let stalled = self.stalled.map(|since| look().min(since + self.limits.write_stall));
         let partial = self.partial.map(|since| since + self.limits.message_time);
+        let choked = self.choked.map(|since| since + self.limits.write_stall);
+        let owed = self.line.resume.as_ref().and_then(|resume| resume.due(self.limits));
         let live = self.liveness.deadline(self.limits);
-        [stalled, partial, self.peer.deadline()].into_iter().flatten().fold(live, Instant::min)
+        [stalled, choked, partial, owed, self.peer.deadline()].into_iter().flatten().fold(live, Instant::min)
     }
+}
+
+fn closed(frame: Option<CloseFrame>) -> Ended {
+    let frame = frame.map(|frame| Farewell::new(frame.code.into(), frame.reason.as_str()));
+    Ended::ByPeer(frame.unwrap_or(Farewell::new(1005, "")))
 }
 
 fn lost(error: Error) -> Ended {

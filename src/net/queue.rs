@@ -195,6 +195,19 @@ impl<E: Clone> Receiver<E> {
         Poll::Ready(Taken::Some)
     }
 
+    /// Waits until the queue is ended; what is in it stays there.
+    pub async fn ended(&mut self) {
+        poll_fn(|context| {
+            let mut state = lock(&self.0);
+            if state.end.is_some() {
+                return Poll::Ready(());
+            }
+            state.reader = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Takes all messages there are, and waits for one if there is none.
     pub async fn take(&mut self, into: &mut VecDeque<String>) -> Taken<E> {
         poll_fn(|context| self.poll_take(context, into)).await

@@ -1,19 +1,20 @@
-//! The life of one link: frames from the gateway to the child, and what both ends say about the registration.
+//! The life of a registration: frames from the gateway to the child, and what both ends say about it. It may outlive its
+//! link, where the gateway agrees.
 //!
-//! What becomes of a frame or a line is decided by `tunnel::edge`.
+//! What becomes of a frame or a line is decided by `tunnel::edge`; the rules of coming back are in `tunnel::resume`.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
-use super::{server::noise, sessions::Sessions};
+use super::{server::Heard, sessions::Sessions};
 use crate::{
     config::RegisterConfig,
-    jsonrpc::{self, Message},
-    limits::LinkLimits,
+    jsonrpc::{self, Kind, Message},
     net::{
-        link::{self, Ended, Farewell, Peer, Socket},
+        link::{self, Ended, Farewell, Line, Peer, Socket},
         queue::{self, Refused, Sender},
     },
     text,
@@ -21,7 +22,7 @@ use crate::{
         CLOSE_REFUSED, CLOSE_REPLACED,
         channel::{self, Frame},
         edge::{Down, Edge, Up},
-        handshake::{Registration, Status},
+        handshake::{Claim, Grant, Registration, Status},
     },
 };
 
@@ -40,14 +41,19 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct State {
     edge: Mutex<Shared>,
-    child: Sender<()>,
     sessions: Arc<Sessions>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     edge: Edge,
+    /// What the child reads from.
+    child: Option<Sender<()>>,
+    /// How many children there were, this one counted.
+    generation: u64,
+    /// The queue towards the gateway: of the present link, or of one that may be resumed.
     link: Option<Sender<Farewell>>,
+    linked: bool,
     /// The present link is registered.
     registered: bool,
     /// Some link was.
@@ -56,9 +62,9 @@ struct Shared {
 }
 
 impl State {
-    /// The state around a child that reads from this queue, and the sessions that have a process of their own.
-    pub fn new(child: Sender<()>, sessions: Arc<Sessions>) -> Arc<Self> {
-        Arc::new(Self { edge: Mutex::default(), child, sessions })
+    /// The state before there is a child or a link, and the sessions that have a process of their own.
+    pub fn new(sessions: Arc<Sessions>) -> Arc<Self> {
+        Arc::new(Self { edge: Mutex::default(), sessions })
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -76,21 +82,106 @@ impl State {
         self.lock().was_registered
     }
 
-    /// A line came from the child: passes it on, as soon as the link has room.
-    pub async fn said(&self, line: &str) {
+    /// Whether the child takes requests at present.
+    pub fn is_served(&self) -> bool {
+        self.lock().edge.is_up()
+    }
+
+    /// Whether this child still has to answer the `initialize` that it was started anew with.
+    pub fn is_greeting(&self, generation: u64) -> bool {
+        let shared = self.lock();
+        shared.generation == generation && shared.edge.is_greeting()
+    }
+
+    /// The number of the present child; another one than that of a moment ago means that it was started anew.
+    fn generation(&self) -> u64 {
+        self.lock().generation
+    }
+
+    /// A child is started, and reads from this queue. Gives its number.
+    pub fn child_up(&self, input: Sender<()>) -> u64 {
+        let mut shared = self.lock();
+        if let Some(hello) = shared.edge.child_back() {
+            // The queue is empty.
+            let _ = input.send(hello);
+        }
+        shared.child = Some(input);
+        shared.generation += 1;
+        shared.generation
+    }
+
+    /// The child has ended: the gateway gets the answers that it left out. See [`Edge::child_gone`].
+    pub fn child_down(&self, why: &str, due: Option<Instant>) {
+        let mut shared = self.lock();
+        shared.child = None;
+        for frame in shared.edge.child_gone(why, due) {
+            // Small, no more than the gateway asked, and it must not lose them.
+            if let Some(link) = &shared.link {
+                let _ = link.send_anyway(frame);
+            }
+        }
+    }
+
+    /// A line came from a child: passes it on, as soon as the link has room.
+    pub async fn said(&self, generation: u64, line: &str) -> Heard {
         let (up, link) = {
             let mut shared = self.lock();
-            (shared.edge.from_child(line), shared.link.clone())
-        };
-        match (up, link) {
-            (Up::Gateway(frame), Some(link)) => {
-                if link.send_wait(frame).await.is_err() {
-                    log::debug!("a message of the server came too late for its link");
+            if shared.generation != generation {
+                log::debug!("a line of an earlier process is dropped");
+                return Heard::Message;
+            }
+            let mut up = shared.edge.from_child(line);
+            if let (Up::Ready { lines, .. }, Some(child)) = (&mut up, &shared.child) {
+                for line in lines.drain(..) {
+                    // Bounded by what may be held, and sent before anything can overtake it.
+                    let _ = child.send_anyway(line);
                 }
             }
-            (Up::Gateway(_), None) => log::debug!("a message of the server found no link"),
-            (Up::Stale, _) => log::debug!("an answer to an earlier link is dropped"),
-            (Up::Noise, _) => noise(line),
+            (up, shared.link.clone())
+        };
+        let frames = match up {
+            Up::Gateway(frame) => vec![frame],
+            Up::Ready { frames, .. } => {
+                log::info!("the server is initialized again");
+                frames
+            }
+            Up::Stale => {
+                log::debug!("an answer to an earlier link is dropped");
+                Vec::new()
+            }
+            Up::Refused => return Heard::End("it refused to be initialized again"),
+            Up::Noise => return Heard::Noise,
+        };
+        for frame in frames {
+            let Some(link) = &link else {
+                log::debug!("a message of the server found no link");
+                break;
+            };
+            if link.send_wait(frame).await.is_err() {
+                log::debug!("a message of the server came too late for its link");
+            }
+        }
+        Heard::Message
+    }
+
+    /// A frame came from the gateway. What is for the child is given to it (`None`), or answered when it takes nothing.
+    fn came(&self, now: Instant, frame: &str) -> Option<Down> {
+        let mut shared = self.lock();
+        let (line, child) = match (shared.edge.from_gateway(now, frame), &shared.child) {
+            (Down::Child(line), Some(child)) => (line, child),
+            (other, _) => return Some(other),
+        };
+        let (code, why, line) = match child.offer(line) {
+            Ok(()) => return None,
+            Err((Refused::Full, line)) => (jsonrpc::BUSY, "the server does not read its input", line),
+            Err((Refused::Closed, line)) => (jsonrpc::DOWN, "the server has ended", line),
+        };
+        log::warn!("a message for the server is turned away: {why}");
+        let message = Message::read(&line).ok().filter(|message| message.kind() == Kind::Request)?;
+        // The gateway knows the request under the id that it came with; the edge puts that back.
+        match shared.edge.from_child(&jsonrpc::error(message.id()?, code, why)) {
+            Up::Gateway(frame) => Some(Down::Gateway(frame)),
+            _ => None,
         }
     }
 
@@ -105,81 +196,175 @@ impl State {
 
     /// Whether a link is up.
     pub fn is_linked(&self) -> bool {
-        self.lock().link.is_some()
+        self.lock().linked
     }
 
-    /// A link comes up. False when we are leaving.
+    /// A link comes up with this queue. False when we are leaving.
     fn link_up(&self, link: Sender<Farewell>) -> bool {
         let mut shared = self.lock();
         shared.link = Some(link);
+        shared.linked = true;
         !shared.leaving
     }
 
-    /// The link is gone: the child need not go on with what nobody waits for, and sessions have nobody to serve.
+    /// The link is gone and may be resumed: all goes on as it was, but for the health check.
+    fn suspend(&self) {
+        let mut shared = self.lock();
+        shared.linked = false;
+        shared.registered = false;
+    }
+
+    /// The link is gone for good: the child need not go on with what nobody waits for, and sessions have nobody to serve.
     fn link_down(&self) {
         self.sessions.close_all();
-        let lines = {
-            let mut shared = self.lock();
-            shared.link = None;
-            shared.registered = false;
-            shared.edge.disconnected()
-        };
-        for line in lines {
+        let mut shared = self.lock();
+        shared.link = None;
+        shared.linked = false;
+        shared.registered = false;
+        for line in shared.edge.disconnected() {
             // A child that does not read will not read this either.
-            let _ = self.child.send(line);
+            let _ = shared.child.as_ref().map(|child| child.send(line));
         }
     }
 }
 
-/// Registers over a fresh connection, and carries frames until the link ends.
-pub async fn live(socket: Socket, state: &Arc<State>, config: &RegisterConfig) -> Outcome {
-    let limits = &config.limits.link;
-    let (sender, mut receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
-    // The queue is empty, so the first frame fits.
-    let _ = sender.send(Registration::frame(&config.id, &config.name, config.sessions));
-    if !state.link_up(sender.clone()) {
-        return Outcome::Stopped;
-    }
-    let mut life = Life {
-        state: state.clone(),
-        link: sender,
-        limits,
-        born: Instant::now(),
-        answered: false,
-        ours: false,
-        isolated: false,
-        opened: 0,
-        wants_sessions: config.sessions.is_some(),
-        refusal: None,
-    };
-    let ended = link::drive(socket, &mut receiver, &mut life, limits).await;
-    state.link_down();
-    life.outcome(ended, config)
+/// A registration whose link is lost, and which the gateway may take up again.
+pub struct Kept<'a> {
+    life: Life<'a>,
+    line: Line,
+    grant: Grant,
+    /// When it is too late.
+    until: Instant,
 }
 
-/// Our end of the link.
+impl Kept<'_> {
+    /// When nobody waits for it any more. Then it has to be given up.
+    pub fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// Nobody waits for it any more.
+    pub fn give_up(self, state: &State) {
+        log::warn!("the gateway waits no more for what was under way");
+        state.link_down();
+    }
+
+    fn claim(&self) -> Claim {
+        Claim { token: self.grant.token.clone(), received: self.line.received().unwrap_or_default() }
+    }
+}
+
+/// Registers over a fresh connection, and carries frames until the link ends. `kept` is the registration that may be
+/// taken up again: from before this link, and from this one when it is lost.
+pub async fn live<'a>(
+    mut socket: Socket,
+    state: &Arc<State>,
+    config: &'a RegisterConfig,
+    kept: &mut Option<Kept<'a>>,
+) -> Outcome {
+    let limits = &config.limits.link;
+    let (frame, answer) = match introduce(&mut socket, config, kept.as_ref()).await {
+        Ok(answered) => answered,
+        Err(ended) => {
+            link::end(socket, VecDeque::new(), &ended, limits).await;
+            return outcome(ended, None, state, config);
+        }
+    };
+    let grant = answer.as_ref().and_then(|status| status.resume.clone());
+    let (mut life, mut line) = take_up(state, config, kept, grant.as_ref());
+    if !state.link_up(life.link.clone()) {
+        return Outcome::Stopped;
+    }
+    let ended = match life.begin(answer, &frame) {
+        Ok(()) => link::drive(socket, &mut line, &mut life, limits).await,
+        Err(why) => {
+            let ended = Ended::ByUs(why);
+            link::end(socket, VecDeque::new(), &ended, limits).await;
+            ended
+        }
+    };
+    // What a server could not do that has ended since, the next one may.
+    let excused = !state.is_served() || state.generation() != life.child;
+    let refusal = match life.refusal.take() {
+        Some(why) if excused => {
+            log::warn!("the gateway gave the server up, which had ended: {}", text::show(&why));
+            None
+        }
+        refusal => refusal,
+    };
+    match grant.filter(|_| ended.is_accident()) {
+        Some(grant) => {
+            state.suspend();
+            // The gateway may notice later than we do.
+            let until = Instant::now() + grant.window + limits.resume_grace + limits.dead_after;
+            *kept = Some(Kept { life, line, grant, until });
+        }
+        None => state.link_down(),
+    }
+    outcome(ended, refusal, state, config)
+}
+
+/// Says who we are, and reads what the gateway says to that.
+async fn introduce(
+    socket: &mut Socket,
+    config: &RegisterConfig,
+    kept: Option<&Kept<'_>>,
+) -> Result<(String, Option<Status>), Ended> {
+    let limits = &config.limits.link;
+    let claim = kept.map(Kept::claim);
+    let hello = Registration::frame(&config.id, &config.name, config.sessions, claim.as_ref());
+    link::say(socket, hello, limits).await?;
+    let frame = link::hear(socket, limits.message_bytes, limits).await?.to_string();
+    let status = Status::read(&frame);
+    Ok((frame, status))
+}
+
+/// The registration that was kept, if the gateway goes on with it, or a new one.
+fn take_up<'a>(
+    state: &Arc<State>,
+    config: &'a RegisterConfig,
+    kept: &mut Option<Kept<'a>>,
+    grant: Option<&Grant>,
+) -> (Life<'a>, Line) {
+    if let Some(Kept { life, mut line, .. }) = kept.take() {
+        let received = grant.and_then(|grant| grant.received);
+        if received.is_some_and(|received| line.resume(received).is_ok()) {
+            log::info!("the link goes on where it was lost");
+            return (life, line);
+        }
+        log::warn!("the gateway begins anew: what was under way when the link was lost is given up");
+        state.link_down();
+    }
+    let limits = &config.limits.link;
+    let (sender, receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    let mut line = Line::new(receiver);
+    if grant.is_some() {
+        line.count();
+    }
+    (Life::new(state, config, sender), line)
+}
+
+/// Our end of the registration.
 struct Life<'a> {
     state: Arc<State>,
     link: Sender<Farewell>,
-    limits: &'a LinkLimits,
-    born: Instant,
-    /// The gateway has spoken.
-    answered: bool,
-    /// It will say when the registration is complete.
+    /// The gateway will say when the registration is complete.
     ours: bool,
     /// It gives client sessions a process of their own.
     isolated: bool,
     /// Number of the last channel.
     opened: u32,
-    /// We offered that.
-    wants_sessions: bool,
+    config: &'a RegisterConfig,
+    /// The registration is complete.
+    complete: bool,
     /// Why the gateway says it will not have us.
     refusal: Option<String>,
+    /// The child that there was when it began.
+    child: u64,
 }
 
 impl Peer for Life<'_> {
-    fn frame(&mut self, _now: Instant, frame: &str) -> Result<(), Farewell> {
-        self.answered = true;
+    fn frame(&mut self, now: Instant, frame: &str) -> Result<(), Farewell> {
         let frame = match channel::read(frame) {
             Frame::Plain(frame) => frame,
             _ if !self.isolated => return Err(Farewell::new(1008, "a channel that was not agreed on")),
@@ -198,26 +383,25 @@ impl Peer for Life<'_> {
                 return Ok(());
             }
         };
-        let down = self.state.lock().edge.from_gateway(frame);
-        match down {
-            Down::Child(line) => self.hand_down(line),
-            Down::Gateway(frame) => {
+        match self.state.came(now, frame) {
+            None | Some(Down::Child(_) | Down::Held) => self.spoken_for(),
+            Some(Down::Gateway(frame)) => {
                 // What the gateway asks and does not read must not pile up here.
                 self.link.send(frame).map_err(does_not_read)?;
                 self.spoken_for();
             }
-            Down::Status(status) => self.status(&status),
-            Down::Drop(why) => log::debug!("dropped {why}"),
+            Some(Down::Status(status)) => self.status(&status),
+            Some(Down::Drop(why)) => log::debug!("dropped {why}"),
         }
         Ok(())
     }
 
     fn deadline(&self) -> Option<Instant> {
-        (!self.answered).then(|| self.born + self.limits.register_time)
+        None
     }
 
     fn tick(&mut self, _now: Instant) -> Result<(), Farewell> {
-        Err(Farewell::new(1008, "the gateway did not answer the registration"))
+        Ok(())
     }
 }
 
@@ -225,34 +409,35 @@ fn does_not_read(_: Refused) -> Farewell {
     Farewell::new(1013, "the gateway does not read")
 }
 
-impl Life<'_> {
-    fn hand_down(&self, line: String) {
-        self.spoken_for();
-        let (busy, line) = match self.state.child.offer(line) {
-            Ok(()) => return,
-            Err((Refused::Full, line)) => ("the server does not read its input", line),
-            Err((Refused::Closed, line)) => ("the server has ended", line),
-        };
-        log::warn!("a message for the server is turned away: {busy}");
-        if let Ok(message) = Message::read(&line)
-            && let (jsonrpc::Kind::Request, Some(id)) = (message.kind(), message.id())
-        {
-            // The gateway knows the request under the id that it came with; the edge puts that back.
-            let error = jsonrpc::error(id, jsonrpc::BUSY, busy);
-            if let Up::Gateway(frame) = self.state.lock().edge.from_child(&error) {
-                let _ = self.link.send(frame);
-            }
+impl<'a> Life<'a> {
+    fn new(state: &Arc<State>, config: &'a RegisterConfig, link: Sender<Farewell>) -> Self {
+        let (ours, isolated, complete) = (false, false, false);
+        let (state, child) = (state.clone(), state.generation());
+        Self { state, link, ours, isolated, opened: 0, config, complete, refusal: None, child }
+    }
+
+    /// What the gateway said to the registration.
+    fn begin(&mut self, answer: Option<Status>, frame: &str) -> Result<(), Farewell> {
+        if self.complete {
+            self.registered();
         }
+        match answer {
+            Some(status) => self.status(&status),
+            // The original takes any first frame for success; what it is, is not lost.
+            None => self.frame(Instant::now(), frame)?,
+        }
+        Ok(())
     }
 
     /// A gateway that sends us MCP has taken us, as far as we can know; ours says it when it has.
-    fn spoken_for(&self) {
+    fn spoken_for(&mut self) {
         if !self.ours {
             self.registered();
         }
     }
 
-    fn registered(&self) {
+    fn registered(&mut self) {
+        self.complete = true;
         let mut shared = self.state.lock();
         shared.registered = true;
         shared.was_registered = true;
@@ -260,8 +445,12 @@ impl Life<'_> {
 
     fn status(&mut self, status: &Status) {
         self.ours |= status.ours;
-        self.isolated |= self.wants_sessions && status.sessions;
-        if self.wants_sessions && !self.isolated && status.status == "received" {
+        if status.ours {
+            self.state.lock().edge.gateway_is_ours();
+        }
+        let wanted = self.config.sessions.is_some();
+        self.isolated |= wanted && status.sessions;
+        if wanted && !self.isolated && status.status == "received" {
             log::warn!("the gateway does not know isolated sessions; all clients share one process");
         }
         let message = text::show(&status.message);
@@ -274,27 +463,25 @@ impl Life<'_> {
             other => log::debug!("the gateway says {}: {message}", text::show(other)),
         }
     }
+}
 
-    fn outcome(self, ended: Ended, config: &RegisterConfig) -> Outcome {
-        let gateway = config.gateway.authority();
-        let leaving = self.state.lock().leaving;
-        match (ended, self.refusal) {
-            _ if leaving => Outcome::Stopped,
-            (Ended::ByPeer(why), refusal) if why.code == CLOSE_REFUSED => {
-                let reason = refusal.unwrap_or(why.reason);
-                Outcome::Refused(format!(
-                    "the gateway at {gateway} refuses the registration: {}",
-                    text::show(&reason)
-                ))
-            }
-            (Ended::ByPeer(why), _) if why.code == CLOSE_REPLACED => Outcome::Refused(format!(
-                "another program registered at {gateway} with our id and took over; see --server-id"
-            )),
-            (_, Some(reason)) => Outcome::Refused(format!(
-                "the gateway at {gateway} gave the server up: {}",
-                text::show(&reason)
-            )),
-            (ended, None) => Outcome::Lost(format!("link to {gateway}: {ended}")),
+/// What the end of a link means for the next try. `refusal`: why the gateway said that it will not have us.
+fn outcome(ended: Ended, refusal: Option<String>, state: &State, config: &RegisterConfig) -> Outcome {
+    let gateway = config.gateway.authority();
+    match (ended, refusal) {
+        _ if state.lock().leaving => Outcome::Stopped,
+        (Ended::ByPeer(why), refusal) if why.code == CLOSE_REFUSED => {
+            let reason = refusal.unwrap_or(why.reason);
+            let reason = text::show(&reason);
+            Outcome::Refused(format!("the gateway at {gateway} refuses the registration: {reason}"))
         }
+        (Ended::ByPeer(why), _) if why.code == CLOSE_REPLACED => Outcome::Refused(format!(
+            "another program registered at {gateway} with our id and took over; see --server-id"
+        )),
+        (_, Some(reason)) => {
+            let reason = text::show(&reason);
+            Outcome::Refused(format!("the gateway at {gateway} gave the server up: {reason}"))
+        }
+        (ended, None) => Outcome::Lost(format!("link to {gateway}: {ended}")),
     }
 }

@@ -9,6 +9,8 @@ use crate::limits::LinkLimits;
 pub enum Setback {
     /// The line, or the gateway, went away.
     Lost,
+    /// The line went away, and what was under way waits to be resumed: there is no time for long pauses.
+    Suspended,
     /// The gateway refused us; a person has to change something.
     Refused,
 }
@@ -29,6 +31,7 @@ impl Backoff {
         }
         let cap = match setback {
             Setback::Lost => limits.backoff_cap,
+            Setback::Suspended => limits.resume_retry.min(limits.backoff_cap),
             Setback::Refused => limits.backoff_refused,
         };
         let factor = 1u32.checked_shl(self.attempts).unwrap_or(u32::MAX);
@@ -49,7 +52,7 @@ mod tests {
         let mut next = |setback, alive| backoff.next(setback, Duration::from_secs(alive), u32::MAX, &limits);
         let lost: Vec<_> = (0..8).map(|_| next(Setback::Lost, 0).as_secs_f64()).collect();
         assert_eq!(lost, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]);
-        assert_eq!(next(Setback::Refused, 0), Duration::from_secs(128));
+        assert_eq!(next(Setback::Suspended, 0), limits.resume_retry);
         assert_eq!(next(Setback::Refused, 0), Duration::from_secs(256));
         assert_eq!(next(Setback::Refused, 0), limits.backoff_refused);
         assert_eq!(next(Setback::Lost, 30), Duration::from_millis(500));

@@ -2,16 +2,17 @@
 //!
 //! The wire is described in [`crate::tunnel`].
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use crate::{
     jsonrpc::{find, object, quote, unquote},
     limits::SERVER_ID,
+    secret::Secret,
     text,
 };
 
 /// What an edge asked for in its first frame.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Registration {
     /// Identity, if the edge has one.
     pub id: Option<String>,
@@ -21,6 +22,30 @@ pub struct Registration {
     pub ours: bool,
     /// The edge can give so many client sessions a process of their own.
     pub sessions: Option<u32>,
+    /// The edge can resume a conversation over another link.
+    pub resumes: bool,
+    /// It comes back to one.
+    pub claim: Option<Claim>,
+}
+
+/// An edge comes back to a conversation.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The gateway gave it with an earlier answer.
+    pub token: Secret,
+    /// Frames that the edge has received in it.
+    pub received: u64,
+}
+
+/// The gateway offers to go on with the conversation after a drop.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// To be shown when coming back.
+    pub token: Secret,
+    /// For how long after a drop.
+    pub window: Duration,
+    /// The conversation goes on at once, and the gateway has received so many frames in it; `None`: it begins.
+    pub received: Option<u64>,
 }
 
 /// Why a first frame is refused.
@@ -73,18 +98,37 @@ impl Registration {
             call && at(&["params", "capabilities", "mcpport"])?.is_some_and(|value| value.starts_with('{'));
         let sessions = at(&["params", "capabilities", "mcpport", "sessions", "max"])?;
         let sessions = sessions.filter(|_| ours).and_then(|most| most.parse().ok()).filter(|most| *most > 0);
-        Ok(Self { id: read_id(id)?, name: read_name(name, longest_name)?, ours, sessions })
+        let (id, name) = (read_id(id)?, read_name(name, longest_name)?);
+        let resume = |member| at(&["params", "capabilities", "mcpport", "resume", member]);
+        let resumes =
+            at(&["params", "capabilities", "mcpport", "resume"])?.is_some_and(|value| value.starts_with('{'));
+        let token = resume("token")?.and_then(unquote).map(|token| Secret::new(token.as_ref()));
+        let received = resume("received")?.and_then(|count| count.parse().ok());
+        let claim = token.zip(received).map(|(token, received)| Claim { token, received });
+        Ok(Self { id, name, ours, sessions, resumes: ours && resumes, claim: claim.filter(|_| ours) })
     }
 
-    /// The first frame that our edge sends. `sessions`: that many clients can have a process of their own.
-    pub fn frame(id: &str, name: &str, sessions: Option<u32>) -> String {
-        let offer = sessions.map_or_else(String::new, |most| format!("\"sessions\":{{\"max\":{most}}}"));
+    /// The first frame that our edge sends. `sessions`: that many clients can have a process of their own. `claim`: it
+    /// comes back to a conversation.
+    pub fn frame(id: &str, name: &str, sessions: Option<u32>, claim: Option<&Claim>) -> String {
+        let sessions = sessions.map_or_else(String::new, |most| format!(",\"sessions\":{{\"max\":{most}}}"));
+        let resume = claim.map_or_else(String::new, |claim| {
+            format!("\"token\":{},\"received\":{}", quote(claim.token.expose()), claim.received)
+        });
         format!(
-            "{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"register\",\"params\":{{\"name\":{},\"version\":\"{}\",\"capabilities\":{{\"mcpport\":{{{offer}}}}}}}}}",
+            "{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"register\",\"params\":{{\"name\":{},\"version\":\"{}\",\"capabilities\":{{\"mcpport\":{{\"resume\":{{{resume}}}{sessions}}}}}}}}}",
             quote(id),
             quote(name),
             env!("CARGO_PKG_VERSION"),
         )
+    }
+}
+
+impl Grant {
+    fn member(&self) -> String {
+        let received = self.received.map_or_else(String::new, |count| format!(",\"received\":{count}"));
+        let (token, window) = (quote(self.token.expose()), self.window.as_secs());
+        format!("\"resume\":{{\"token\":{token},\"window\":{window}{received}}}")
     }
 }
 
@@ -112,10 +156,10 @@ fn read_name(raw: Option<&str>, longest: usize) -> Result<Option<String>, Refuse
     }
 }
 
-/// A frame by which the gateway speaks to the edge program itself.
-#[derive(Clone, Debug, Eq, PartialEq)]
+/// A frame by which the gateway and the edge program speak to each other.
+#[derive(Clone, Debug)]
 pub struct Status {
-    /// `received`, `registered` or `error`.
+    /// `received`, `registered` or `error`; from the edge `restarted`.
     pub status: String,
     /// In words.
     pub message: String,
@@ -123,7 +167,19 @@ pub struct Status {
     pub ours: bool,
     /// The gateway will give client sessions a process of their own.
     pub sessions: bool,
+    /// The conversation can be resumed, or is.
+    pub resume: Option<Grant>,
 }
+
+/// Two are equal when they say the same; what a grant's token is does not belong to that.
+impl PartialEq for Status {
+    fn eq(&self, other: &Self) -> bool {
+        let said = |status: &Self| (status.ours, status.sessions, status.resume.is_some());
+        self.status == other.status && self.message == other.message && said(self) == said(other)
+    }
+}
+
+impl Eq for Status {}
 
 impl Status {
     /// Reads a status frame; `None` when the frame is something else.
@@ -138,16 +194,23 @@ impl Status {
         }
         let ours = at(&["capabilities", "mcpport"])?.is_some();
         let sessions = at(&["capabilities", "mcpport", "sessions"])?.is_some();
+        let resume = |member| at(&["capabilities", "mcpport", "resume", member]);
+        let token = resume("token")?.and_then(unquote).map(|token| Secret::new(token.as_ref()));
+        let window = resume("window")?.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+        let received = resume("received")?.and_then(|count| count.parse().ok());
+        let resume = token.zip(window).map(|(token, window)| Grant { token, window, received });
         let (status, message) = (text(&["status"])??, text(&["message"])?.unwrap_or_default());
-        Some(Self { status, message, ours, sessions })
+        Some(Self { status, message, ours, sessions, resume })
     }
 
     /// The gateway has read the registration.
-    pub fn received(id: &str, ours: bool, sessions: bool) -> String {
-        let capabilities = match (ours, sessions) {
-            (true, true) => ",\"capabilities\":{\"mcpport\":{\"sessions\":{}}}",
-            (true, false) => ",\"capabilities\":{\"mcpport\":{}}",
-            (false, _) => "",
+    pub fn received(id: &str, ours: bool, sessions: bool, resume: Option<&Grant>) -> String {
+        let sessions = if sessions { "\"sessions\":{}" } else { "" };
+        let resume = resume.map_or_else(String::new, Grant::member);
+        let comma = if sessions.is_empty() || resume.is_empty() { "" } else { "," };
+        let capabilities = match ours {
+            true => format!(",\"capabilities\":{{\"mcpport\":{{{sessions}{comma}{resume}}}}}"),
+            false => String::new(),
         };
         let message = quote(&format!("registration received, server id {id}"));
         format!("{{\"status\":\"received\",\"id\":{},\"message\":{message}{capabilities}}}", quote(id))
@@ -157,6 +220,11 @@ impl Status {
     pub fn registered(id: &str, tools: usize) -> String {
         let message = quote(&format!("registration complete, {tools} tools listed"));
         format!("{{\"status\":\"registered\",\"id\":{},\"message\":{message}}}", quote(id))
+    }
+
+    /// To the gateway: the server was started anew, and all that was known of it may have changed.
+    pub fn restarted() -> String {
+        "{\"status\":\"restarted\"}".to_owned()
     }
 
     /// The registration failed.
@@ -179,7 +247,7 @@ mod tests {
 
     #[test]
     fn registrations_of_all_ages() {
-        assert_eq!(read(&Registration::frame("i", "file", None)), Ok((some("i"), some("file"), true)));
+        assert_eq!(read(&Registration::frame("i", "file", None, None)), Ok((some("i"), some("file"), true)));
         let original = r#"{"jsonrpc": "2.0", "id": "u", "method": "register", "params": {"name": "f", "capabilities": {}}}"#;
         assert_eq!(read(original), Ok((some("u"), some("f"), false)));
         assert_eq!(read(r#"{"name":"f","id":"u"}"#), Ok((some("u"), some("f"), false)));
@@ -218,11 +286,12 @@ mod tests {
 
     #[test]
     fn status_frames() {
-        let received = Status::read(&Status::received("i", true, false)).unwrap();
+        let received = Status::read(&Status::received("i", true, false, None)).unwrap();
         assert_eq!((received.status.as_str(), received.ours), ("received", true));
-        assert!(!Status::read(&Status::received("i", false, false)).unwrap().ours);
+        assert!(!Status::read(&Status::received("i", false, false, None)).unwrap().ours);
         assert_eq!(Status::read(&Status::error("no \"x\"")).unwrap().message, "no \"x\"");
         assert_eq!(Status::read(&Status::registered("i", 3)).unwrap().status, "registered");
+        assert_eq!(Status::read(&Status::restarted()).unwrap().status, "restarted");
         assert_eq!(Status::read(r#"{"jsonrpc":"2.0","id":1,"result":{},"status":"error"}"#), None);
         assert_eq!(Status::read(r#"{"status":"error","method":"a","method":"b"}"#), None);
         assert_eq!(Status::read("hello"), None);
@@ -231,15 +300,41 @@ mod tests {
     #[test]
     fn sessions_are_offered_and_taken() {
         let read = |frame: &str| Registration::read(frame, 64).unwrap().sessions;
-        assert_eq!(read(&Registration::frame("i", "file", Some(9))), Some(9));
-        assert_eq!(read(&Registration::frame("i", "file", None)), None);
+        assert_eq!(read(&Registration::frame("i", "file", Some(9), None)), Some(9));
+        assert_eq!(read(&Registration::frame("i", "file", None, None)), None);
         for wrong in ["0", "-1", "1.5", "\"9\"", "99999999999", "null"] {
             assert_eq!(
-                read(&Registration::frame("i", "file", Some(9)).replace(":9", &format!(":{wrong}"))),
+                read(&Registration::frame("i", "file", Some(9), None).replace(":9", &format!(":{wrong}"))),
                 None
             );
         }
-        assert!(Status::read(&Status::received("i", true, true)).unwrap().sessions);
-        assert!(!Status::read(&Status::received("i", true, false)).unwrap().sessions);
+        assert!(Status::read(&Status::received("i", true, true, None)).unwrap().sessions);
+        assert!(!Status::read(&Status::received("i", true, false, None)).unwrap().sessions);
+    }
+
+    #[test]
+    fn a_conversation_is_claimed_and_granted() {
+        let read = |frame: &str| Registration::read(frame, 64).unwrap();
+        let fresh = read(&Registration::frame("i", "file", None, None));
+        assert!(fresh.resumes && fresh.claim.is_none());
+        let claim = Claim { token: Secret::new("t\"1"), received: 7 };
+        let frame = Registration::frame("i", "file", Some(3), Some(&claim));
+        let back = read(&frame).claim.unwrap();
+        assert_eq!((back.token.expose(), back.received), ("t\"1", 7));
+        for wrong in ["-7", "1.5", "\"7\"", "18446744073709551616", "null"] {
+            let frame = frame.replace("\"received\":7", &format!("\"received\":{wrong}"));
+            let back = read(&frame);
+            assert!(back.resumes && back.claim.is_none(), "{wrong}");
+        }
+        assert!(!read(r#"{"method":"register","params":{"name":"a","capabilities":{}}}"#).resumes);
+
+        let mut grant = Grant { token: Secret::new("t"), window: Duration::from_secs(30), received: None };
+        let granted = |grant: &Grant| {
+            Status::read(&Status::received("i", true, true, Some(grant))).unwrap().resume.unwrap()
+        };
+        assert_eq!((granted(&grant).window.as_secs(), granted(&grant).received), (30, None));
+        grant.received = Some(0);
+        assert_eq!((granted(&grant).token.expose(), granted(&grant).received), ("t", Some(0)));
+        assert!(!Status::received("i", false, false, Some(&grant)).contains("resume"), "not to the original");
     }
 }

@@ -19,10 +19,20 @@
 //! At most M of them are open at a time, all of them end with the link, and the shared process serves for listing
 //! what the server offers.
 //!
+//! A conversation may outlive its connection where both ends say so in the same two steps: see [`resume`].
+//!
 //! A frame with a `status` member and without `method`, `result` and `error` is a *status frame*: it is meant for the edge
 //! program itself and never reaches a child. To an edge that did not offer `mcpport` none is sent after the first answer,
 //! because the original program hands every later frame to its child; ours is told `{"status":"registered",...}` when its
 //! tools are listed, and `{"status":"error",...}` when they cannot be.
+//!
+//! A link can live longer than the edge's server. When the server ends, the edge answers what it left unanswered with an
+//! error (-32603) that says how it ended, and until it is back each further request at once with -32002; only
+//! `initialize` waits. The edge initializes the new one itself and then has the gateway list again: it sends
+//! `{"status":"restarted"}` to a gateway that has answered its `mcpport` offer, and to any gateway
+//! `notifications/tools/list_changed`, and those for prompts and resources where the server declares them. At
+//! `restarted` our gateway begins its conversation anew, from `initialize` on, which the edge answers for the server;
+//! and it asks again for the subscriptions and log levels of its clients.
 //!
 //! | close code | meaning |
 //! |---|---|
@@ -41,6 +51,8 @@ pub mod edge;
 pub mod handshake;
 pub mod liveness;
 pub mod mux;
+pub mod restart;
+pub mod resume;
 pub mod rewrite;
 
 /// Close code: another link with the same id took over.

@@ -134,8 +134,11 @@ fn what_cannot_be_done() {
             ],
             &["no-such-host.invalid"],
         ),
-        (&["register", "--stdio", "true"], &["ended by itself", "exit status 0"]),
-        (&["register", "--stdio", "sh -c 'exit 7'"], &["ended by itself", "exit status 7"]),
+        (&["register", "--stdio", "true"], &["ended by itself", "exit status 0", "--restart always"]),
+        (
+            &["register", "--stdio", "sh -c 'exit 7'", "--restart", "never"],
+            &["ended by itself", "exit status 7"],
+        ),
         (&["register", "--stdio", "no-such-program | cat; exit 127"], &["127", "command not found"]),
         (&["demo", "--port", &port], &["in use", &port]),
     ] {

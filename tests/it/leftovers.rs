@@ -84,7 +84,7 @@ fn a_server_survives_its_gateway_and_not_its_edge() {
 #[test]
 fn nothing_is_left_of_isolated_sessions() {
     for end in ["asked", "killed", "gateway killed"] {
-        let mut gateway = Gateway::start(&[]);
+        let mut gateway = Gateway::start(&["--resume-window", "0"]);
         let mut edge = gateway.edge_with("s", &[], &["--sessions", "isolated"]);
         let mut clients: Vec<_> = (0..3).map(|_| gateway.client()).collect();
         for client in &mut clients {

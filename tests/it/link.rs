@@ -10,7 +10,7 @@ use std::{
 use mcpport::{
     limits::LinkLimits,
     net::{
-        link::{self, Ended, Farewell, Peer},
+        link::{self, Ended, Farewell, Line, Peer},
         listen, queue,
     },
 };
@@ -59,9 +59,9 @@ fn against(
     });
     let (ended, frames) = run(async {
         let socket = link::accepted(listener.accept().await, Vec::new(), limits).await;
-        let (_sender, mut receiver) = queue::bounded(8, 1024);
+        let (_sender, receiver) = queue::bounded(8, 1024);
         let mut counter = Counter { frames: 0, end: end.map(|end| Instant::now() + end) };
-        let ended = link::drive(socket, &mut receiver, &mut counter, limits).await;
+        let ended = link::drive(socket, &mut Line::new(receiver), &mut counter, limits).await;
         (ended, counter.frames)
     });
     (ended, peer.join().unwrap(), frames)

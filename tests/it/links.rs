@@ -20,15 +20,6 @@ fn complaint(program: &mut Program) -> String {
     end.complaint()[0].to_owned()
 }
 
-/// Starts a gateway where one was before.
-#[track_caller]
-fn again(old: &Gateway, arguments: &[&str]) -> Gateway {
-    let port = old.address.port().to_string();
-    let program = Program::start(&[&["gateway", "--port", &port], arguments].concat());
-    program.wait_for("listening on");
-    Gateway { program, address: old.address }
-}
-
 #[test]
 fn a_name_belongs_to_one_server() {
     let gateway = Gateway::start(&[]);
@@ -108,7 +99,7 @@ fn a_restarted_gateway_gets_the_same_server_back() {
     for round in 1..=2 {
         edge.program.wait_for_nth("registered: ", round);
         gateway.program.kill();
-        gateway = again(&gateway, &[]);
+        gateway = gateway.again(&[]);
         gateway.program.wait_for("server 's' offers 16 tools");
         let mut client = gateway.client();
         assert_eq!(client.call_text("s_pid", "{}"), pid, "the child lives on");
@@ -124,14 +115,14 @@ fn a_gateway_that_comes_later_is_found() {
     gone.program.kill();
     let edge = Edge::start(&gone.url(), "s", &[], &[]);
     edge.program.wait_for("nobody listens there");
-    let gateway = again(&gone, &[]);
+    let gateway = gone.again(&[]);
     gateway.program.wait_for("server 's' offers");
     edge.program.wait_for("registered");
 }
 
 #[test]
 fn an_answer_to_an_earlier_link_answers_nobody() {
-    let mut gateway = Gateway::start(&[]);
+    let mut gateway = Gateway::start(&["--resume-window", "0"]);
     let edge = gateway.edge("s");
     let mut client = gateway.client();
     let keys: Vec<String> = (0..4).map(|key| format!("{{\"key\":\"old{key}\"}}")).collect();
@@ -142,7 +133,7 @@ fn an_answer_to_an_earlier_link_answers_nobody() {
     gateway.program.kill();
     // Nobody waits for them any more, and the server is told so.
     eventually("they are cancelled", || edge.count("notifications/cancelled") == 4);
-    gateway = again(&gateway, &[]);
+    gateway = gateway.again(&[]);
     gateway.program.wait_for("server 's' offers");
     let mut client = gateway.client();
     // The new gateway counts from 1 again; the server hears other ids than before.
@@ -188,7 +179,7 @@ fn a_token_that_is_refused_later_is_waited_out() {
     let mut edge = gateway.edge_with("s", &[], &["--header", "Authorization: Bearer right"]);
     edge.program.wait_for("registered: ");
     gateway.program.kill();
-    let _other = again(&gateway, &["--auth-token", "changed"]);
+    let _other = gateway.again(&["--auth-token", "changed"]);
     let line = edge.program.wait_for("[ERROR]");
     assert!(line.contains("401"), "{line}");
     assert!(edge.program.is_running());

@@ -4,26 +4,37 @@ mod calls;
 mod canaries;
 mod certs;
 mod child;
+mod comeback;
 mod complaints;
 mod crowd;
+mod cuts;
 /// `mcpport device`, driven line by line on boxes made of files.
 mod device;
 mod doors;
 mod flags_gateway;
 mod flags_register;
+/// The end of a link, frame by frame.
+mod frames;
 mod http;
+/// The programs in this process, with limits of the test's choice.
+mod inside;
 mod isolation;
 mod leftovers;
 mod link;
 mod links;
 mod net;
 mod offers;
+/// A line that goes wrong on command.
+mod relay;
+mod resume;
 mod secure;
 mod servers;
 /// A client of the Streamable HTTP transport.
 mod session;
 mod simulation;
+mod stalls;
 mod streamable;
+mod supervision;
 mod tidy;
 /// The real programs, and HTTP towards them.
 mod wire;

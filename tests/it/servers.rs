@@ -97,7 +97,7 @@ fn a_server_that_is_not_there() {
 
 #[test]
 fn a_session_outlives_the_servers_absence() {
-    let gateway = Gateway::start(&[]);
+    let gateway = Gateway::start(&["--resume-window", "0"]);
     let id = ["--server-id", "box"];
     let mut edge = gateway.edge_with("s", &["--rich"], &id);
     gateway.program.wait_for("server 's' offers 1 resource templates");

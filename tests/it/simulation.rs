@@ -316,11 +316,11 @@ impl World {
         match frame {
             Frame::Text(text) => {
                 wire.edge.liveness.heard(now);
-                match self.boxes[place].edge.from_gateway(&text) {
+                match self.boxes[place].edge.from_gateway(self.net.now, &text) {
                     Down::Child(line) => self.hand_to_child(place, &line),
                     Down::Gateway(frame) => self.net.up(link, Frame::Text(frame)),
                     Down::Status(status) => assert_ne!(status.status, "error", "{}", status.message),
-                    Down::Drop(_) => {}
+                    Down::Held | Down::Drop(_) => {}
                 }
             }
             Frame::Ping => {
@@ -352,7 +352,7 @@ impl World {
         self.gateway.link_up(&self.net);
         let edge_box = &mut self.boxes[place];
         (edge_box.link, edge_box.born) = (Some(link), now);
-        let hello = Registration::frame(&format!("id-{place}"), &child::name(place), None);
+        let hello = Registration::frame(&format!("id-{place}"), &child::name(place), None, None);
         self.net.up(link, Frame::Text(hello));
     }
 

@@ -260,6 +260,15 @@ impl Gateway {
         Self { program, address }
     }
 
+    /// Starts one where this one was.
+    #[track_caller]
+    pub fn again(&self, arguments: &[&str]) -> Self {
+        let port = self.address.port().to_string();
+        let program = Program::start(&[&["gateway", "--port", &port], arguments].concat());
+        program.wait_for("listening on");
+        Self { program, address: self.address }
+    }
+
     pub fn url(&self) -> String {
         format!("ws://{}/mcp/register", self.address)
     }
@@ -349,7 +358,13 @@ impl Edge {
     /// The process of the server.
     #[track_caller]
     pub fn server_pid(&self) -> u32 {
-        self.program.wait_for("runs as process").rsplit(' ').next().unwrap().parse().unwrap()
+        self.nth_server_pid(1)
+    }
+
+    /// The process of the server when it is started for the `nth` time; waits for that.
+    #[track_caller]
+    pub fn nth_server_pid(&self, nth: usize) -> u32 {
+        self.program.wait_for_nth("runs as process", nth).rsplit(' ').next().unwrap().parse().unwrap()
     }
 }
 

@@ -1,7 +1,7 @@
-//! The edge of a link: any frames, lines and reconnects. Each line of the input is one event; its first byte says which.
+//! The edge of a link: any frames, lines, reconnects and restarts. Each line of the input is one event; its first byte says which.
 #![no_main]
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Instant};
 
 use libfuzzer_sys::fuzz_target;
 use mcpport::jsonrpc::{Kind, Message};
@@ -23,6 +23,17 @@ fuzz_target!(|data: &[u8]| {
                 lines_are_cancellations(&edge.disconnected());
                 asked.clear();
             }
+            (Some('g'), why) => {
+                for frame in edge.child_gone(why, None) {
+                    let error = Message::read(&frame).expect("a message");
+                    assert!(error.error().is_some());
+                    asked.remove(error.id().expect("it answers a request"));
+                }
+            }
+            (Some('b'), _) => {
+                let line = edge.child_back();
+                assert!(line.is_none_or(|line| Message::read(&line).expect("a message").method() == "initialize"));
+            }
             (_, frame) => {
                 first_frames(frame);
                 channels(frame);
@@ -34,7 +45,7 @@ fuzz_target!(|data: &[u8]| {
 /// `asked` are the ids of this link so far.
 fn down(edge: &mut Edge, frame: &str, asked: &mut HashSet<String>) {
     let message = Message::read(frame);
-    match edge.from_gateway(frame) {
+    match edge.from_gateway(Instant::now(), frame) {
         Down::Child(line) => {
             let (before, after) =
                 (message.expect("came as a message"), Message::read(&line).expect("a message"));
@@ -56,17 +67,20 @@ fn down(edge: &mut Edge, frame: &str, asked: &mut HashSet<String>) {
             assert!(message.is_err());
             assert_eq!(Status::read(frame), Some(status));
         }
-        Down::Drop(_) => {}
+        Down::Held | Down::Drop(_) => {}
     }
 }
 
 /// A child that answers at once, most of the time: the answer goes back under the id that the gateway chose.
 fn echo(edge: &mut Edge, asked: &str, known: &str) {
-    if known.len() % 3 == 0 {
+    // One text can be written in several ways, and the edge gives back the one that it was asked with first.
+    if known.len() % 3 == 0 || known.contains('\\') {
         return;
     }
     match edge.from_child(&format!("{{\"jsonrpc\":\"2.0\",\"id\":{known},\"result\":{{}}}}")) {
         Up::Gateway(frame) => assert_eq!(Message::read(&frame).expect("a message").id(), Some(asked)),
+        // What the child is asked before it has answered `initialize` is an answer to its own question.
+        Up::Ready { .. } | Up::Refused => {}
         other => panic!("{other:?}"),
     }
 }
@@ -81,7 +95,11 @@ fn up(edge: &mut Edge, line: &str) {
             assert!(!frame.contains(['\n', '\r']));
             assert_eq!(Status::read(&frame), None, "what a child says is never taken for the gateway's word");
         }
-        Up::Noise | Up::Stale => {}
+        Up::Ready { lines, frames } => {
+            assert!(lines.iter().all(|line| Message::read(line).is_ok()));
+            assert!(frames.iter().all(|frame| Message::read(frame).is_ok() || Status::read(frame).is_some()));
+        }
+        Up::Refused | Up::Noise | Up::Stale => {}
     }
 }
 

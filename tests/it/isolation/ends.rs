@@ -121,7 +121,7 @@ fn again(old: &Gateway) -> Gateway {
 
 #[test]
 fn a_lost_link_ends_all_processes() {
-    let (mut gateway, edge) = world(&[]);
+    let (mut gateway, edge) = world_with(&["--resume-window", "0"], &[], &[]);
     let mut peers: Vec<Peer> = Place::ALL.into_iter().map(|place| Peer::ready(&gateway, place)).collect();
     for peer in &mut peers {
         peer.pid();
@@ -141,7 +141,7 @@ fn a_lost_link_ends_all_processes() {
 /// The edge goes and comes back: at the aggregate a session lives on.
 #[test]
 fn sessions_at_the_aggregate_outlive_a_link() {
-    let gateway = Gateway::start(&[]);
+    let gateway = Gateway::start(&["--resume-window", "0"]);
     let id = ["--server-id", "box"];
     let mut edge = isolated(&gateway, &[], &id);
     let mut whole: Vec<Peer> = Place::WHOLE.into_iter().map(|place| Peer::ready(&gateway, place)).collect();
@@ -198,7 +198,7 @@ fn a_new_link_is_not_confused_with_the_old() {
 
 #[test]
 fn nothing_is_left_when_register_ends() {
-    let gateway = Gateway::start(&[]);
+    let gateway = Gateway::start(&["--resume-window", "0"]);
     for signal in [Signal::TERM, Signal::KILL] {
         let mut edge = isolated(&gateway, &[], &[]);
         let mut peers: Vec<Peer> = Place::ALL.into_iter().map(|place| Peer::ready(&gateway, place)).collect();

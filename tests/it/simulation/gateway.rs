@@ -235,7 +235,7 @@ impl Gateway {
         if let Some(old) = replaced {
             self.link_down(net, old, "replaced");
         }
-        net.down(link, Frame::Text(Status::received(&id, true, false)));
+        net.down(link, Frame::Text(Status::received(&id, true, false, None)));
         let (conversation, ask) = Conversation::start(net.limits.catalog.clone());
         self.upstreams[link].server = Some(Server { key, conversation, listed: false });
         self.own(net, link, ask);

@@ -1,0 +1,333 @@
+//! A registered server's end of its link: what its frames mean, and what the gateway asks it.
+//!
+//! Drives `mcp::conversation` (the gateway as the server's client) and `tunnel::mux` (everybody else's calls).
+//! `registration` gives it a link.
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use super::{
+    Gateway,
+    upstream::{Caller, Upstream, deliver},
+};
+use crate::{
+    catalog::Key,
+    jsonrpc::{self, Message, Span},
+    limits::CHANNEL_TICK,
+    mcp::{
+        conversation::{Ask, Conversation, Next},
+        offer::{Item, Kind},
+    },
+    net::link::{Farewell, Peer},
+    text,
+    tunnel::{
+        channel::{self, Frame},
+        handshake::Status,
+        mux::Step,
+        rewrite,
+    },
+};
+
+/// A server in the catalog, for as long as this lives.
+pub struct Server {
+    gateway: Arc<Gateway>,
+    key: Key,
+    id: String,
+    /// It is told by status frames what becomes of it.
+    ours: bool,
+    upstream: Arc<Upstream>,
+    conversation: Conversation,
+    /// The id of the conversation's open question.
+    asked: Option<u64>,
+    /// All that it offers was listed once.
+    listed: bool,
+    /// It was started anew, and is being listed again.
+    renewed: bool,
+    /// How many tools it has.
+    tools: usize,
+    /// When the processes of single sessions were last looked at.
+    looked: Instant,
+    /// Why it goes, once that is known.
+    farewell: Option<String>,
+}
+
+impl Peer for Server {
+    fn frame(&mut self, now: Instant, frame: &str) -> Result<(), Farewell> {
+        let gateway = self.gateway.clone();
+        self.message(&gateway, now, frame)
+    }
+
+    /// The processes of single sessions are looked at now and then, if there are any.
+    fn deadline(&self) -> Option<Instant> {
+        let own = self.upstream.isolation().filter(|isolation| !isolation.is_empty());
+        let look = own.map(|_| self.looked + CHANNEL_TICK);
+        self.upstream.mux().deadline().into_iter().chain(look).min()
+    }
+
+    fn tick(&mut self, now: Instant) -> Result<(), Farewell> {
+        let gateway = self.gateway.clone();
+        self.expire(&gateway, now)
+    }
+}
+
+/// It is gone: from the list at once, and its waiting calls fail at once.
+impl Drop for Server {
+    fn drop(&mut self) {
+        let why = self.farewell.take().unwrap_or_else(|| "a fault of the gateway".into());
+        let removed = self.gateway.catalog().remove(self.key);
+        self.upstream.fail_all(&why, &self.gateway.stats);
+        self.gateway.end_all_processes(&self.upstream, &why);
+        log::info!("server '{}' is gone: {why}", self.upstream.name());
+        if let Some((_, kinds)) = removed {
+            self.gateway.lists_changed(&kinds);
+        }
+    }
+}
+
+impl Server {
+    /// A server that is in the catalog since now. It is asked at once what it is.
+    ///
+    /// # Errors
+    /// A [`Farewell`]: there is nothing to say to it.
+    pub fn greet(
+        gateway: &Arc<Gateway>,
+        key: Key,
+        id: String,
+        ours: bool,
+        upstream: Arc<Upstream>,
+    ) -> Result<Self, Farewell> {
+        let (conversation, ask) = Conversation::start(gateway.config.limits.catalog.clone());
+        let now = Instant::now();
+        let mut server = Self {
+            gateway: gateway.clone(),
+            key,
+            id,
+            ours,
+            upstream,
+            conversation,
+            asked: None,
+            listed: false,
+            renewed: false,
+            tools: 0,
+            looked: now,
+            farewell: None,
+        };
+        server.ask(gateway, now, ask)?;
+        Ok(server)
+    }
+
+    /// The server, as the others see it.
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
+    }
+
+    /// Where it is registered.
+    pub fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+
+    /// Its link is lost and may come back, or is back.
+    pub fn set_away(&self, away: bool) {
+        self.gateway.catalog().set_away(self.key, away);
+    }
+
+    /// It goes, for this reason.
+    pub fn gone(mut self, why: &str) {
+        self.farewell = Some(why.to_owned());
+    }
+
+    fn message(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), Farewell> {
+        let frame = match (channel::read(frame), self.upstream.isolation()) {
+            (Frame::Plain(frame), _) => frame,
+            (Frame::Message(number, text), Some(isolation)) => {
+                // A session that has ended may still be spoken to.
+                if let Some(process) = isolation.process(number) {
+                    gateway.private_message(now, &process, text);
+                }
+                return Ok(());
+            }
+            (Frame::Close(number, reason), Some(_)) => {
+                gateway.process_gone(&self.upstream, number, reason);
+                return Ok(());
+            }
+            _ if self.ours => return Err(Farewell::new(1008, "a channel that was not agreed on")),
+            // The original hands on whatever its server prints.
+            _ => frame,
+        };
+        let Ok(message) = Message::read(frame) else {
+            if self.ours && Status::read(frame).is_some_and(|status| status.status == "restarted") {
+                return self.restarted(gateway, now);
+            }
+            gateway.stats.strays.add();
+            log::debug!("server '{}' sent a frame that is no message", self.upstream.name());
+            return Ok(());
+        };
+        let step = self.upstream.mux().sort(&message);
+        match step {
+            Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Conversation) => {
+                let next = self.conversation.answered(&message);
+                self.go_on(gateway, now, next)
+            }
+            Ok(Step::Answer(pending)) => {
+                deliver(pending, &message, &gateway.stats);
+                Ok(())
+            }
+            Ok(Step::Progress(id, span)) => {
+                self.progress(gateway, id, &message, span);
+                Ok(())
+            }
+            Ok(Step::Request) => {
+                self.answer(&message);
+                Ok(())
+            }
+            Ok(Step::Notification) => {
+                gateway.spread(&self.upstream, &message);
+                self.changed(gateway, now, message.method())
+            }
+            Ok(Step::Stray) | Err(_) => {
+                gateway.stats.strays.add();
+                Ok(())
+            }
+        }
+    }
+
+    /// The server was started anew: it may be another version of itself, so the conversation begins again.
+    fn restarted(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
+        log::info!("server '{}' was started anew at its edge", self.upstream.name());
+        // What was asked before would be taken for an answer to what is asked now.
+        self.asked.take().and_then(|id| self.upstream.mux().close(id));
+        let (conversation, ask) = Conversation::start(gateway.config.limits.catalog.clone());
+        self.conversation = conversation;
+        self.renewed = true;
+        self.ask(gateway, now, ask)
+    }
+
+    /// A list of the server changed: all lists that the notification speaks of are asked for anew.
+    fn changed(&mut self, gateway: &Gateway, now: Instant, notification: &str) -> Result<(), Farewell> {
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.changed() == notification) {
+            if let Some(ask) = self.conversation.changed(kind) {
+                self.ask(gateway, now, ask)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn progress(&self, gateway: &Gateway, id: u64, message: &Message<'_>, span: Span) {
+        let waiting = {
+            let mux = self.upstream.mux();
+            let Some(pending) = mux.get(id) else { return };
+            match (&pending.caller, pending.token()) {
+                (Caller::Client(_, _, reply), Some(token)) => (reply.clone(), token.to_owned()),
+                _ => return,
+            }
+        };
+        let (reply, token) = waiting;
+        reply.send(rewrite::progress(message, span, &token), &gateway.stats);
+    }
+
+    /// A shared server's request cannot be tied to a client: `ping` is answered, nothing else is offered.
+    fn answer(&self, message: &Message<'_>) {
+        let id = message.id().unwrap_or_default();
+        let answer = match message.method() {
+            "ping" => jsonrpc::result(id, "{}"),
+            other => {
+                let text = format!("method not found: {}", text::show(other));
+                jsonrpc::error(id, jsonrpc::METHOD_NOT_FOUND, &text)
+            }
+        };
+        let _ = self.upstream.link().send(answer);
+    }
+
+    /// Sends a question of the gateway's own.
+    fn ask(&mut self, gateway: &Gateway, now: Instant, ask: Ask) -> Result<(), Farewell> {
+        let config = &gateway.config;
+        // A server may have to be downloaded and started first.
+        let patience = if ask.method == "initialize" { config.timeout_run_tool } else { config.timeout_rpc };
+        let opened = self.upstream.mux().open_own(now, Caller::Conversation, ask.method, patience);
+        let Ok(id) = opened else {
+            self.conversation.unanswered();
+            return Ok(());
+        };
+        self.asked = Some(id);
+        let request = jsonrpc::request(&id.to_string(), ask.method, &ask.params);
+        let frames: VecDeque<String> = ask.first.into_iter().chain([request]).collect();
+        for frame in frames {
+            self.upstream.link().send(frame).map_err(|_| Farewell::new(1013, "the link does not keep up"))?;
+        }
+        Ok(())
+    }
+
+    /// What follows from an answer to a question of the gateway's own.
+    fn go_on(&mut self, gateway: &Gateway, now: Instant, next: Next) -> Result<(), Farewell> {
+        match next {
+            Next::Ask(ask) => self.ask(gateway, now, ask),
+            Next::Offer(kind, items, next) => {
+                self.list(gateway, kind, items);
+                match next {
+                    Some(ask) => self.ask(gateway, now, ask),
+                    None => {
+                        self.complete(gateway);
+                        Ok(())
+                    }
+                }
+            }
+            Next::Failed(why) => self.failed(&why),
+        }
+    }
+
+    fn list(&mut self, gateway: &Gateway, kind: Kind, items: Vec<Item>) {
+        let (name, count) = (self.upstream.name(), items.len());
+        self.upstream.greeted(self.conversation.greeting());
+        if kind == Kind::Tool {
+            self.tools = count;
+        }
+        if self.upstream.has("resources") {
+            gateway.catalog().set_has_resources(self.key);
+        }
+        let changed = gateway.catalog().set(self.key, kind, items);
+        for remark in self.conversation.take_remarks().iter().chain(changed.iter().flatten()) {
+            log::warn!("server '{name}': {remark}");
+        }
+        if changed.is_some() {
+            log::info!("server '{name}' offers {count} {}s", kind.noun());
+            gateway.lists_changed(&[kind]);
+        }
+    }
+
+    /// All that the server offers is listed.
+    fn complete(&mut self, gateway: &Gateway) {
+        let first = !std::mem::replace(&mut self.listed, true);
+        let renewed = std::mem::take(&mut self.renewed);
+        // Processes of single sessions live on when the one that is listed is started anew.
+        if first || (renewed && self.upstream.isolation().is_none()) {
+            gateway.resume_wishes(&self.upstream);
+        }
+        if first && self.ours {
+            let _ = self.upstream.link().send(Status::registered(&self.id, self.tools));
+        }
+    }
+
+    /// A server that was listed keeps what it had; one that was not cannot be used.
+    fn failed(&mut self, why: &str) -> Result<(), Farewell> {
+        if self.listed {
+            log::warn!("server '{}': {why}; its lists stay as they were", self.upstream.name());
+            self.conversation.unanswered();
+            return Ok(());
+        }
+        if self.ours {
+            let _ = self.upstream.link().send(Status::error(why));
+        }
+        Err(Farewell::new(1008, why))
+    }
+
+    fn expire(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
+        if now >= self.looked + CHANNEL_TICK {
+            self.looked = now;
+            gateway.expire_processes(&self.upstream, now);
+        }
+        for pending in self.upstream.expire(now, &gateway.stats) {
+            let why = format!("{} was not answered in {} s", pending.method, pending.patience.as_secs_f64());
+            self.failed(&why)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,343 @@
+//! What lets a conversation outlive its connection: each end counts the frames of both directions, and keeps what it
+//! sent until the other end has acknowledged it.
+//!
+//! | on the wire | meaning |
+//! |---|---|
+//! | `"resume":{}` in the registration | the edge can resume |
+//! | `"resume":{"token":T,"window":S}` in the answer | so can the gateway, up to S seconds after a drop |
+//! | `"resume":{"token":T,"received":N}` in a later registration | the edge comes back, and has received N frames |
+//! | `"resume":{"token":T,"window":S,"received":M}` in its answer | taken: the gateway has received M |
+//! | `*N` | the sender has received N frames in all |
+//!
+//! Every text frame counts from 1 in each direction, except the registration, its answer and `*N` itself. After a
+//! resumed registration each end first sends again what the other has not received, in order, and goes on from there.
+//! Without `received` in the answer the gateway begins anew and nothing is sent again. An end acknowledges at least
+//! every [`ack_every`](LinkLimits::ack_every) frames or [`ack_bytes`](LinkLimits::ack_bytes) bytes, and no later than
+//! [`ack_after`](LinkLimits::ack_after); one that has too much unacknowledged sends nothing more until it hears. The
+//! token is a secret, bound to the server's id and to whose token the edge presents.
+//!
+//! Pure; `net::link` drives it.
+
+use std::{collections::VecDeque, time::Instant};
+
+use crate::limits::LinkLimits;
+
+/// What of a conversation has to be known to carry it on over another connection. `F` is a frame, cheap to clone.
+#[derive(Debug)]
+pub struct Resume<F> {
+    /// Sent and not acknowledged, with the size in bytes.
+    kept: VecDeque<(F, usize)>,
+    kept_bytes: usize,
+    /// Frames that the peer has acknowledged.
+    acknowledged: u64,
+    /// Frames received.
+    received: u64,
+    /// Frames received when we last said so.
+    told: u64,
+    /// Bytes received since.
+    untold_bytes: usize,
+    /// When the first frame since came.
+    untold_since: Option<Instant>,
+}
+
+/// The peer acknowledges what was never sent, or what it had acknowledged was taken back.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Impossible;
+
+impl<F: Clone> Resume<F> {
+    /// Nothing was sent or received.
+    pub fn new() -> Self {
+        Self {
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+            acknowledged: 0,
+            received: 0,
+            told: 0,
+            untold_bytes: 0,
+            untold_since: None,
+        }
+    }
+
+    /// Whether another frame may be sent before the peer acknowledges some.
+    pub fn has_room(&self, limits: &LinkLimits) -> bool {
+        self.kept.is_empty()
+            || (self.kept.len() < limits.resume_messages && self.kept_bytes < limits.resume_bytes)
+    }
+
+    /// A frame of so many bytes is sent.
+    pub fn sent(&mut self, frame: F, bytes: usize) {
+        self.kept.push_back((frame, bytes));
+        self.kept_bytes += bytes;
+    }
+
+    /// A frame of so many bytes has arrived.
+    pub fn received(&mut self, now: Instant, bytes: usize) {
+        self.received += 1;
+        self.untold_bytes += bytes;
+        self.untold_since.get_or_insert(now);
+    }
+
+    /// How many frames have arrived in all.
+    pub fn count(&self) -> u64 {
+        self.received
+    }
+
+    /// How many frames wait to be acknowledged.
+    pub fn unacknowledged(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// The peer has received so many frames in all.
+    ///
+    /// # Errors
+    /// [`Impossible`]; nothing is changed then.
+    pub fn acknowledge(&mut self, count: u64) -> Result<(), Impossible> {
+        let news = count.checked_sub(self.acknowledged).ok_or(Impossible)?;
+        let news = usize::try_from(news).ok().filter(|news| *news <= self.kept.len()).ok_or(Impossible)?;
+        let bytes: usize = self.kept.drain(..news).map(|(_, bytes)| bytes).sum();
+        self.kept_bytes -= bytes;
+        self.acknowledged = count;
+        if self.kept.is_empty() {
+            // A burst must not pin memory for as long as the link lasts.
+            self.kept.shrink_to(0);
+        }
+        Ok(())
+    }
+
+    /// The frame that acknowledges what has arrived, once so much has that the peer may be waiting for it.
+    pub fn owed(&mut self, limits: &LinkLimits) -> Option<String> {
+        let frames = self.received - self.told;
+        let enough = frames >= limits.ack_every || self.untold_bytes >= limits.ack_bytes;
+        enough.then(|| self.tell())
+    }
+
+    /// When an acknowledgement is due, however little has arrived.
+    pub fn due(&self, limits: &LinkLimits) -> Option<Instant> {
+        self.untold_since.map(|since| since + limits.ack_after)
+    }
+
+    /// The frame that acknowledges all that has arrived.
+    pub fn tell(&mut self) -> String {
+        self.told = self.received;
+        self.untold_bytes = 0;
+        self.untold_since = None;
+        format!("*{}", self.received)
+    }
+
+    /// Both ends meet again over another connection, and the peer says that it has received so many frames. Gives what it
+    /// has not, in order.
+    ///
+    /// # Errors
+    /// [`Impossible`]: what it lacks is not here any more, or it claims more than was sent. Begin anew then.
+    pub fn resume(&mut self, count: u64) -> Result<Vec<F>, Impossible> {
+        self.acknowledge(count)?;
+        // It is told in the registration or its answer.
+        self.tell();
+        Ok(self.kept.iter().map(|(frame, _)| frame.clone()).collect())
+    }
+}
+
+impl<F: Clone> Default for Resume<F> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The count in an acknowledgement; `None` when the frame is something else. No JSON text begins with `*`.
+pub fn read(frame: &str) -> Option<u64> {
+    let count = frame.strip_prefix('*')?;
+    let plain = count.bytes().all(|byte| byte.is_ascii_digit()) && (count == "0" || !count.starts_with('0'));
+    count.parse().ok().filter(|_| plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Two ends and what is under way between them; what arrives is written down.
+    struct Pair {
+        ends: [Resume<u32>; 2],
+        /// Towards each end.
+        wires: [VecDeque<Wire>; 2],
+        said: [u32; 2],
+        heard: [Vec<u32>; 2],
+        limits: LinkLimits,
+        now: Instant,
+    }
+
+    enum Wire {
+        Frame(u32),
+        Ack(String),
+    }
+
+    impl Pair {
+        fn new(ack_every: u64) -> Self {
+            let limits = LinkLimits { ack_every, resume_messages: 5, ..LinkLimits::default() };
+            let now = Instant::now();
+            Self {
+                ends: Default::default(),
+                wires: Default::default(),
+                said: [0; 2],
+                heard: Default::default(),
+                limits,
+                now,
+            }
+        }
+
+        fn say(&mut self, end: usize) {
+            if self.ends[end].has_room(&self.limits) {
+                self.said[end] += 1;
+                self.ends[end].sent(self.said[end], 1);
+                self.wires[1 - end].push_back(Wire::Frame(self.said[end]));
+            }
+        }
+
+        fn hear(&mut self, end: usize) {
+            match self.wires[end].pop_front() {
+                Some(Wire::Frame(frame)) => {
+                    self.heard[end].push(frame);
+                    self.ends[end].received(self.now, 1);
+                    if let Some(ack) = self.ends[end].owed(&self.limits) {
+                        self.wires[1 - end].push_back(Wire::Ack(ack));
+                    }
+                }
+                Some(Wire::Ack(ack)) => self.ends[end].acknowledge(read(&ack).unwrap()).unwrap(),
+                None => {}
+            }
+        }
+
+        /// All that is under way is lost, and both ends meet again.
+        fn cut(&mut self) {
+            self.wires = Default::default();
+            for end in [0, 1] {
+                let count = self.ends[1 - end].count();
+                let again = self.ends[end].resume(count).unwrap();
+                self.wires[1 - end].extend(again.into_iter().map(Wire::Frame));
+            }
+        }
+
+        fn check(&self) {
+            for end in [0, 1] {
+                let expected: Vec<u32> = (1..=self.heard[end].len() as u32).collect();
+                assert_eq!(self.heard[end], expected, "each frame once, in order");
+                assert!(self.ends[end].unacknowledged() <= self.limits.resume_messages);
+            }
+        }
+
+        fn finish(mut self) {
+            while self.wires.iter().any(|wire| !wire.is_empty()) {
+                self.hear(0);
+                self.hear(1);
+                self.check();
+            }
+            assert_eq!([self.heard[1].len() as u32, self.heard[0].len() as u32], self.said);
+        }
+    }
+
+    /// A cut at every boundary of every short history loses nothing and repeats nothing.
+    #[test]
+    fn a_cut_at_every_frame_boundary() {
+        const STEPS: u32 = 6;
+        for ack_every in [1, 2, 3] {
+            for history in 0..4_u32.pow(STEPS) {
+                for cut in 0..=STEPS {
+                    let mut pair = Pair::new(ack_every);
+                    for step in 0..=STEPS {
+                        if step == cut {
+                            pair.cut();
+                        }
+                        match (history >> (2 * step)) & 3 {
+                            0 => pair.say(0),
+                            1 => pair.say(1),
+                            2 => pair.hear(0),
+                            _ => pair.hear(1),
+                        }
+                        pair.check();
+                    }
+                    pair.finish();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn many_cuts_in_long_histories() {
+        for seed in 1..=500_u64 {
+            let mut state = seed;
+            let mut random = move |below: u64| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 33) % below
+            };
+            let mut pair = Pair::new(1 + random(4));
+            for _ in 0..400 {
+                match random(9) {
+                    0..2 => pair.say(0),
+                    2..4 => pair.say(1),
+                    4..6 => pair.hear(0),
+                    6..8 => pair.hear(1),
+                    _ => pair.cut(),
+                }
+                pair.check();
+            }
+            pair.finish();
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_and_changes_nothing() {
+        let mut end = Resume::new();
+        for frame in 1..=4 {
+            end.sent(frame, 10);
+        }
+        assert_eq!(end.acknowledge(5), Err(Impossible));
+        assert_eq!(end.acknowledge(2), Ok(()));
+        assert_eq!(end.acknowledge(2), Ok(()));
+        assert_eq!(end.acknowledge(1), Err(Impossible));
+        assert_eq!(end.resume(1), Err(Impossible));
+        assert_eq!(end.resume(u64::MAX), Err(Impossible));
+        assert_eq!(end.resume(3), Ok(vec![4]));
+        assert_eq!(end.unacknowledged(), 1);
+    }
+
+    #[test]
+    fn room_ends_at_either_bound_and_comes_back() {
+        let limits = LinkLimits { resume_messages: 3, resume_bytes: 100, ..LinkLimits::default() };
+        let mut end = Resume::new();
+        end.sent((), 1000);
+        assert!(!end.has_room(&limits), "one large frame fills it");
+        end.acknowledge(1).unwrap();
+        for _ in 0..3 {
+            assert!(end.has_room(&limits));
+            end.sent((), 1);
+        }
+        assert!(!end.has_room(&limits));
+    }
+
+    #[test]
+    fn acknowledgements_come_by_count_by_bytes_and_by_time() {
+        let limits = LinkLimits { ack_every: 3, ack_bytes: 100, ..LinkLimits::default() };
+        let (mut end, now) = (Resume::<()>::new(), Instant::now());
+        assert_eq!(end.due(&limits), None);
+        end.received(now, 1);
+        end.received(now + Duration::from_millis(5), 1);
+        assert_eq!((end.owed(&limits), end.due(&limits)), (None, Some(now + limits.ack_after)));
+        end.received(now, 1);
+        assert_eq!(end.owed(&limits).as_deref(), Some("*3"));
+        assert_eq!((end.owed(&limits), end.due(&limits)), (None, None));
+        end.received(now, 100);
+        assert_eq!(end.owed(&limits).as_deref(), Some("*4"));
+    }
+
+    #[test]
+    fn acknowledgements_are_read_as_they_are_written() {
+        assert_eq!(read("*0"), Some(0));
+        assert_eq!(read("*18446744073709551615"), Some(u64::MAX));
+        for other in
+            ["", "*", "*x", "*-1", "*+1", "*01", "*1 ", " *1", "*18446744073709551616", "{}", "#1 {}"]
+        {
+            assert_eq!(read(other), None, "{other}");
+        }
+    }
+}

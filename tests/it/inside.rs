@@ -1,0 +1,85 @@
+//! The programs in this process, on threads of their own, with limits that no flag can give. They end when dropped.
+
+use std::{
+    net::SocketAddr,
+    thread::{self, JoinHandle},
+};
+
+use mcpport::{
+    cli::{self, Command},
+    fault::Fault,
+    gateway::Bound,
+    limits::Limits,
+    net::exec::{self, Switch},
+    register,
+};
+
+/// A program on a thread.
+struct Running<T> {
+    switch: Option<Switch>,
+    thread: Option<JoinHandle<T>>,
+}
+
+impl<T: Send + 'static> Running<T> {
+    fn start(program: impl FnOnce(exec::Thrown) -> T + Send + 'static) -> Self {
+        let (switch, stopped) = exec::switch();
+        Self { switch: Some(switch), thread: Some(thread::spawn(move || program(stopped))) }
+    }
+}
+
+impl<T> Drop for Running<T> {
+    fn drop(&mut self) {
+        drop(self.switch.take());
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// A gateway.
+pub struct Gateway {
+    pub address: SocketAddr,
+    _running: Running<()>,
+}
+
+impl Gateway {
+    /// Starts one with these flags, on a port of the system's choice.
+    pub fn start(flags: &[&str], change: impl FnOnce(&mut Limits)) -> Self {
+        let Command::Gateway(mut config, _) = parse(&["gateway", "--port", "0"], flags) else {
+            panic!("the flags are not those of a gateway")
+        };
+        change(&mut config.limits);
+        let bound = Bound::new(*config).unwrap();
+        let address = bound.addresses().into_iter().find(SocketAddr::is_ipv4).unwrap();
+        let serve = |stopped: exec::Thrown| exec::run(1, bound.serve(async move { stopped.wait().await }));
+        Self { address, _running: Running::start(serve) }
+    }
+}
+
+/// An edge with its server.
+pub struct Edge {
+    _running: Running<Result<(), Fault>>,
+}
+
+impl Edge {
+    /// Starts one for this command line; it may not get through.
+    pub fn start(
+        url: &str,
+        name: &str,
+        server: &str,
+        flags: &[&str],
+        change: impl FnOnce(&mut Limits),
+    ) -> Self {
+        let own = ["register", "--stdio", server, "--gateway-url", url, "--server-name", name];
+        let Command::Register(mut config, _) = parse(&own, flags) else {
+            panic!("the flags are not those of an edge")
+        };
+        change(&mut config.limits);
+        let run =
+            |stopped: exec::Thrown| exec::run(1, register::run(*config, async move { stopped.wait().await }));
+        Self { _running: Running::start(run) }
+    }
+}
+
+fn parse(own: &[&str], flags: &[&str]) -> Command {
+    let typed: Vec<String> = own.iter().chain(flags).map(ToString::to_string).collect();
+    cli::parse(&typed, &|_| None).unwrap_or_else(|fault| panic!("{fault}"))
+}

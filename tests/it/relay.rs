@@ -1,0 +1,427 @@
+//! A line that goes wrong on command: a TCP relay on loopback whose connections can be frozen, dripped, cut and half-closed
+//! while they run. One thread of its own; what it has opened ends with it.
+
+use std::{
+    future::poll_fn,
+    io,
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Poll, Waker},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
+use smol::{Async, LocalExecutor, Timer, future, io::AsyncReadExt, io::AsyncWriteExt};
+
+/// A direction.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Way {
+    /// From who connected to the target: from an edge to its gateway.
+    Up,
+    /// Back.
+    Down,
+}
+
+impl Way {
+    pub const BOTH: [Self; 2] = [Self::Up, Self::Down];
+}
+
+/// The switches, and what they act on.
+#[derive(Default)]
+struct Switches {
+    /// Nothing is read and nothing written, by direction.
+    frozen: [bool; 2],
+    /// One byte at a time, this far apart.
+    drip: [Option<Duration>; 2],
+    /// New connections are reset.
+    refuses: bool,
+    /// Bytes that sockets may hold for us.
+    window: Option<usize>,
+    /// How often all connections were cut. One that began under a smaller number ends.
+    cuts: u64,
+    /// How often a direction was closed, in the same manner.
+    closings: [u64; 2],
+    over: bool,
+    /// Connections taken so far.
+    taken: u64,
+    /// Connections that are open.
+    open: usize,
+    waiting: Vec<Waker>,
+}
+
+struct Shared {
+    switches: Mutex<Switches>,
+    /// Bytes passed on, by direction.
+    bytes: [AtomicU64; 2],
+    target: SocketAddr,
+}
+
+/// A relay on a port of its own.
+pub struct Relay {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// Carries connections to this address.
+    pub fn to(target: SocketAddr) -> Self {
+        Self::start(target, None)
+    }
+
+    /// The same with sockets that hold few bytes, so that who writes to a frozen relay soon feels it.
+    pub fn narrow(target: SocketAddr, window: usize) -> Self {
+        Self::start(target, Some(window))
+    }
+
+    fn start(target: SocketAddr, window: Option<usize>) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        if let Some(window) = window {
+            // What a listener has is what its connections have.
+            set_socket_recv_buffer_size(&listener, window).unwrap();
+        }
+        let address = listener.local_addr().unwrap();
+        let switches = Mutex::new(Switches { window, ..Switches::default() });
+        let shared = Arc::new(Shared { switches, bytes: Default::default(), target });
+        let ours = shared.clone();
+        let thread = thread::spawn(move || {
+            let executor = LocalExecutor::new();
+            let accepting = accept(Async::new(listener).unwrap(), &executor, &ours);
+            let over = ours.until(|switches| switches.over);
+            smol::block_on(executor.run(future::or(accepting, over)));
+        });
+        Self { address, shared, thread: Some(thread) }
+    }
+
+    /// Where an edge registers through it.
+    pub fn url(&self) -> String {
+        format!("ws://{}/mcp/register", self.address)
+    }
+
+    /// Stops a direction: what comes from the sender stays with the sender, as far as its buffers hold it.
+    pub fn freeze(&self, way: Way) {
+        self.shared.change(|switches| switches.frozen[way as usize] = true);
+    }
+
+    /// Lets a direction run again.
+    pub fn thaw(&self, way: Way) {
+        self.shared.change(|switches| switches.frozen[way as usize] = false);
+    }
+
+    /// Passes one byte on and then waits so long, in one direction.
+    pub fn drip(&self, way: Way, pause: Duration) {
+        self.shared.change(|switches| switches.drip[way as usize] = Some(pause));
+    }
+
+    /// All switches as at the start, for connections that are there and that come.
+    pub fn restore(&self) {
+        self.shared.change(|switches| {
+            (switches.frozen, switches.drip, switches.refuses) = ([false; 2], [None; 2], false);
+        });
+    }
+
+    /// Resets all connections, towards both ends.
+    pub fn cut(&self) {
+        self.shared.change(|switches| switches.cuts += 1);
+    }
+
+    /// Ends one direction of all connections: its receiver reads the end, and what its sender still sends goes nowhere.
+    pub fn close(&self, way: Way) {
+        self.shared.change(|switches| switches.closings[way as usize] += 1);
+    }
+
+    /// Resets new connections at once, or no longer.
+    pub fn refuse(&self, refuses: bool) {
+        self.shared.change(|switches| switches.refuses = refuses);
+    }
+
+    /// Bytes that it passed on in a direction.
+    pub fn passed(&self, way: Way) -> u64 {
+        self.shared.bytes[way as usize].load(Ordering::Relaxed)
+    }
+
+    /// Connections that it took so far, without those refused.
+    pub fn taken(&self) -> u64 {
+        self.shared.lock().taken
+    }
+
+    /// Connections that are open.
+    pub fn open(&self) -> usize {
+        self.shared.lock().open
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.shared.change(|switches| switches.over = true);
+        let ended = self.thread.take().map(JoinHandle::join);
+        assert!(thread::panicking() || !matches!(ended, Some(Err(_))), "the relay panicked");
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Switches> {
+        self.switches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Switches)) {
+        let waiting = {
+            let mut switches = self.lock();
+            change(&mut switches);
+            std::mem::take(&mut switches.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits for the switches to be as wanted.
+    async fn until(&self, wanted: impl Fn(&Switches) -> bool) {
+        poll_fn(|context| {
+            let mut switches = self.lock();
+            if wanted(&switches) {
+                return Poll::Ready(());
+            }
+            if !switches.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+                switches.waiting.push(context.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    async fn thawed(&self, way: Way) {
+        self.until(|switches| !switches.frozen[way as usize]).await;
+    }
+}
+
+async fn accept<'a>(listener: Async<TcpListener>, executor: &LocalExecutor<'a>, shared: &'a Arc<Shared>) {
+    loop {
+        let Ok((near, _)) = listener.accept().await else { continue };
+        if shared.lock().refuses {
+            reset(&near);
+            continue;
+        }
+        let mut begun = (0, [0; 2]);
+        shared.change(|switches| {
+            (switches.taken, switches.open) = (switches.taken + 1, switches.open + 1);
+            begun = (switches.cuts, switches.closings);
+        });
+        executor.spawn(connection(shared, near, begun)).detach();
+    }
+}
+
+/// One connection from its beginning, when so many cuts and closings had been, to its end.
+async fn connection(shared: &Shared, near: Async<TcpStream>, (cuts, closings): (u64, [u64; 2])) {
+    let carried = async {
+        let far = Async::<TcpStream>::connect(shared.target).await.inspect_err(|_| reset(&near))?;
+        let pumps = future::try_zip(
+            pump(shared, Way::Up, &near, &far, closings[0]),
+            pump(shared, Way::Down, &far, &near, closings[1]),
+        );
+        let cut = async {
+            shared.until(|switches| switches.cuts > cuts).await;
+            Err(io::ErrorKind::ConnectionReset.into())
+        };
+        let window = shared.lock().window;
+        for socket in [&near, &far] {
+            socket.get_ref().set_nodelay(true)?;
+            window.map_or(Ok(()), |window| set_socket_recv_buffer_size(socket.get_ref(), window))?;
+        }
+        let ended = future::or(async { pumps.await.map(|_| ()) }, cut).await;
+        // What broke on one side breaks on the other.
+        ended.inspect_err(|_| [&near, &far].into_iter().for_each(reset))
+    };
+    let refused = async {
+        shared.until(|switches| switches.cuts > cuts).await;
+        reset(&near);
+        Ok(())
+    };
+    let _: io::Result<()> = future::or(carried, refused).await;
+    drop(near);
+    shared.change(|switches| switches.open -= 1);
+}
+
+/// The end of this socket will be a reset.
+fn reset(socket: &Async<TcpStream>) {
+    let _ = set_socket_linger(socket.get_ref(), Some(Duration::ZERO));
+}
+
+/// Carries one direction to its end.
+async fn pump(
+    shared: &Shared,
+    way: Way,
+    mut from: &Async<TcpStream>,
+    to: &Async<TcpStream>,
+    closings: u64,
+) -> io::Result<()> {
+    let closed = || shared.until(|switches| switches.closings[way as usize] > closings);
+    let running = async {
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            shared.thawed(way).await;
+            let count = from.read(&mut buffer).await?;
+            shared.thawed(way).await;
+            if count == 0 {
+                return Ok(false);
+            }
+            pass(shared, way, to, &buffer[..count]).await?;
+        }
+    };
+    let was_closed = async {
+        closed().await;
+        io::Result::Ok(true)
+    };
+    let was_closed = future::or(was_closed, running).await?;
+    // The other end may have gone meanwhile.
+    let _ = to.get_ref().shutdown(Shutdown::Write);
+    let mut nowhere = [0; 1024];
+    while was_closed && from.read(&mut nowhere).await? > 0 {}
+    Ok(())
+}
+
+async fn pass(shared: &Shared, way: Way, mut to: &Async<TcpStream>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        shared.thawed(way).await;
+        let drip = shared.lock().drip[way as usize];
+        let now = if drip.is_some() { 1 } else { bytes.len() };
+        to.write_all(&bytes[..now]).await?;
+        shared.bytes[way as usize].fetch_add(now as u64, Ordering::Relaxed);
+        bytes = &bytes[now..];
+        if let Some(pause) = drip {
+            let change = shared.until(|switches| switches.drip[way as usize] != drip);
+            let time = async {
+                Timer::after(pause).await;
+            };
+            future::or(change, time).await;
+        }
+    }
+    Ok(())
+}
+
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+    use crate::{wire::tcp, world::eventually};
+
+    /// Both ends of a connection through a relay.
+    fn line(relay: impl FnOnce(SocketAddr) -> Relay) -> (Relay, TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let relay = relay(listener.local_addr().unwrap());
+        let near = tcp(relay.address);
+        let (far, _) = listener.accept().unwrap();
+        far.set_read_timeout(Some(crate::world::PATIENCE)).unwrap();
+        (relay, near, far)
+    }
+
+    fn read(mut from: &TcpStream, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        from.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn bytes_pass_and_are_counted() {
+        let (relay, mut near, mut far) = line(Relay::to);
+        near.write_all(b"question").unwrap();
+        assert_eq!(read(&far, 8), b"question");
+        far.write_all(b"answer").unwrap();
+        assert_eq!(read(&near, 6), b"answer");
+        assert_eq!((relay.passed(Way::Up), relay.passed(Way::Down), relay.taken()), (8, 6, 1));
+        drop(near);
+        assert_eq!(far.read(&mut [0]).unwrap(), 0, "the end passes, too");
+        drop(far);
+        eventually("the connection is over", || relay.open() == 0);
+    }
+
+    #[test]
+    fn a_frozen_direction_waits_and_the_other_runs() {
+        let (relay, mut near, mut far) = line(Relay::to);
+        relay.freeze(Way::Up);
+        near.write_all(b"late").unwrap();
+        far.write_all(b"still here").unwrap();
+        assert_eq!(read(&near, 10), b"still here");
+        assert_eq!(relay.passed(Way::Up), 0);
+        relay.thaw(Way::Up);
+        assert_eq!(read(&far, 4), b"late");
+    }
+
+    #[test]
+    fn a_narrow_relay_that_is_frozen_holds_little() {
+        let (relay, near, far) = line(|target| Relay::narrow(target, 4096));
+        relay.freeze(Way::Up);
+        set_socket_recv_buffer_size(&far, 4096).unwrap();
+        near.set_nonblocking(true).unwrap();
+        rustix::net::sockopt::set_socket_send_buffer_size(&near, 4096).unwrap();
+        let (mut sent, bytes) = (0, [0; 4096]);
+        eventually("the line is full", || match (&near).write(&bytes) {
+            Ok(count) => {
+                sent += count;
+                false
+            }
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        });
+        assert!(sent < 256 * 1024, "{sent} bytes went into a line that is frozen");
+    }
+
+    #[test]
+    fn a_drip_is_slow_and_loses_nothing() {
+        let (relay, mut near, far) = line(Relay::to);
+        relay.drip(Way::Up, Duration::from_millis(1));
+        near.write_all(b"drop by drop").unwrap();
+        assert_eq!(read(&far, 12), b"drop by drop");
+        relay.drip(Way::Up, Duration::from_secs(3600));
+        near.write_all(b"and the rest").unwrap();
+        assert_eq!(read(&far, 1), b"a");
+        relay.restore();
+        assert_eq!(read(&far, 11), b"nd the rest");
+    }
+
+    #[test]
+    fn a_cut_is_a_reset_for_both() {
+        let (relay, mut near, mut far) = line(Relay::to);
+        near.write_all(b"x").unwrap();
+        read(&far, 1);
+        relay.freeze(Way::Down);
+        relay.cut();
+        for end in [&mut near, &mut far] {
+            assert_eq!(end.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        }
+        eventually("the connection is over", || relay.open() == 0);
+        relay.restore();
+        assert_eq!(relay.taken(), 1);
+    }
+
+    #[test]
+    fn one_half_is_closed_and_the_other_runs() {
+        let (relay, mut near, mut far) = line(Relay::to);
+        relay.close(Way::Up);
+        assert_eq!(far.read(&mut [0]).unwrap(), 0);
+        near.write_all(b"into the void").unwrap();
+        far.write_all(b"heard").unwrap();
+        assert_eq!(read(&near, 5), b"heard");
+        drop(far);
+        assert_eq!(near.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn who_is_refused_hears_it_at_once() {
+        let (relay, _near, _far) = line(Relay::to);
+        relay.refuse(true);
+        let mut refused = tcp(relay.address);
+        assert_eq!(refused.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!((relay.taken(), relay.open()), (1, 1));
+    }
+
+    #[test]
+    fn what_it_opened_ends_with_it() {
+        let (relay, mut near, mut far) = line(Relay::to);
+        drop(relay);
+        for end in [&mut near, &mut far] {
+            assert!(matches!(end.read(&mut [0]), Ok(0) | Err(_)));
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Lines that go dead without a word, lines that are only idle, and ends that do not read. The programs run in this process,
+//! with times that are short; `comeback` has the same with real processes and real times.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use mcpport::limits::Limits;
+use serde_json::Value;
+
+use crate::{
+    inside,
+    relay::{Relay, Way},
+    session::value,
+    wire::Client,
+    world::{eventually, fake_server},
+};
+
+/// When a silent peer is dead, here. On a busy machine a live one may need some of it.
+const DEAD: Duration = Duration::from_millis(800);
+/// In this time everybody is told.
+const TOLD: Duration = Duration::from_secs(1);
+
+/// The heartbeat in small, in the proportions of the default.
+fn quick(limits: &mut Limits) {
+    limits.link.ping_every = DEAD / 3;
+    limits.link.dead_after = DEAD;
+    limits.link.backoff_base = Duration::from_millis(20);
+    limits.link.backoff_cap = Duration::from_millis(100);
+}
+
+fn server() -> String {
+    format!("'{}'", fake_server().display())
+}
+
+fn has(tools: &[String], server: &str) -> bool {
+    tools.contains(&format!("{server}_echo"))
+}
+
+#[track_caller]
+fn error(answer: &str) -> String {
+    value(answer)["error"]["message"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+}
+
+/// Freezes the line in these directions, with calls under way.
+#[track_caller]
+fn freeze(ways: &[Way]) {
+    let gateway = inside::Gateway::start(&["--resume-window", "0"], quick);
+    let relay = Relay::to(gateway.address);
+    let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], quick);
+    let mut client = Client::ready(gateway.address, &[]);
+    client.tools_until(|tools| has(tools, "s"));
+    let held: Vec<String> =
+        (0..8).map(|key| client.begin_call("s_hold", &format!("{{\"key\":\"{key}\"}}"))).collect();
+    client.call("s_echo", "{}");
+    let begun = Instant::now();
+    ways.iter().for_each(|way| relay.freeze(*way));
+    client.rest();
+    client.notification("notifications/tools/list_changed");
+    let detected = begun.elapsed();
+    for id in &held {
+        let why = error(&client.answer(id));
+        assert!(why.contains("server 's' went away"), "{why}");
+    }
+    let told = begun.elapsed() - detected;
+    println!("frozen {ways:?}: seen after {detected:?} (bound {DEAD:?}), all calls told {told:?} later");
+    // Whoever does not hear says so to the other, who may only then know.
+    assert!(detected < DEAD + TOLD && told < TOLD, "{detected:?}, {told:?}");
+    assert!(!has(&client.tools(), "s"));
+    relay.restore();
+    client.tools_until(|tools| has(tools, "s"));
+    assert_eq!(client.call_text("s_echo", r#"{"text":"back"}"#), "back");
+    assert!(relay.taken() > 1, "the edge came back over a new connection");
+}
+
+#[test]
+fn a_line_that_is_dead_both_ways_is_noticed() {
+    freeze(&Way::BOTH);
+}
+
+#[test]
+fn a_gateway_that_hears_nothing_notices() {
+    freeze(&[Way::Up]);
+}
+
+#[test]
+fn an_edge_that_hears_nothing_notices() {
+    freeze(&[Way::Down]);
+}
+
+#[test]
+fn an_idle_link_stays_up() {
+    let gateway = inside::Gateway::start(&[], quick);
+    let relay = Relay::to(gateway.address);
+    let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], quick);
+    let mut client = Client::ready(gateway.address, &[]);
+    client.tools_until(|tools| has(tools, "s"));
+    let before = Way::BOTH.map(|way| relay.passed(way));
+    // Idle is what is tested: nothing but the heartbeat happens meanwhile.
+    thread::sleep(DEAD * 10);
+    let after = Way::BOTH.map(|way| relay.passed(way));
+    assert!(after[0] > before[0] && after[1] > before[1], "pings and answers: {before:?}, {after:?}");
+    assert_eq!((relay.taken(), relay.open()), (1, 1), "the first link is the last");
+    assert_eq!(client.call_text("s_echo", r#"{"text":"still here"}"#), "still here");
+    assert_eq!(client.rest(), [""; 0]);
+}
+
+/// Times of so many calls.
+fn times(client: &mut Client, tool: &str, count: usize) -> Vec<Duration> {
+    let call = |_| {
+        let begun = Instant::now();
+        assert_eq!(client.call_text(tool, r#"{"text":"x"}"#), "x");
+        begun.elapsed()
+    };
+    let mut times: Vec<Duration> = (0..count).map(call).collect();
+    times.sort_unstable();
+    times
+}
+
+fn shown(times: &[Duration]) -> String {
+    let at = |part: usize| times[(times.len() - 1) * part / 100].as_secs_f64() * 1000.0;
+    format!("p50 {:.2} ms, p99 {:.2} ms", at(50), at(99))
+}
+
+#[test]
+fn an_edge_that_does_not_read_slows_no_other() {
+    const QUEUE: usize = 1 << 20;
+    let stall = Duration::from_secs(2);
+    let gateway = inside::Gateway::start(&["--resume-window", "0"], |limits| {
+        (limits.link.queue_bytes, limits.link.write_stall) = (QUEUE, stall);
+    });
+    let relay = Relay::narrow(gateway.address, 4096);
+    let _slow = inside::Edge::start(&relay.url(), "slow", &server(), &[], quick_return);
+    let direct = format!("ws://{}/mcp/register", gateway.address);
+    let _good = inside::Edge::start(&direct, "good", &server(), &[], |_| {});
+    let mut client = Client::ready(gateway.address, &[]);
+    client.tools_until(|tools| has(tools, "slow") && has(tools, "good"));
+    let mut good = Client::ready(gateway.address, &[]);
+    let before = times(&mut good, "good_echo", 200);
+
+    relay.freeze(Way::Down);
+    let passed = relay.passed(Way::Down);
+    let text = format!("{{\"text\":\"{}\"}}", "x".repeat(QUEUE / 8));
+    let mut open: Vec<String> = (0..48).map(|_| client.begin_call("slow_echo", &text)).collect();
+    let begun = Instant::now();
+    let during = times(&mut good, "good_echo", 200);
+    println!("calls to another server: before {}; beside a full link {}", shown(&before), shown(&during));
+
+    let mut errors: Vec<(String, Duration)> = Vec::new();
+    while let Some(id) = open.pop() {
+        let answer = client.answer(&id);
+        errors.push((error(&answer), begun.elapsed()));
+    }
+    assert_eq!(relay.passed(Way::Down), passed);
+    let (busy, gone): (Vec<_>, Vec<_>) = errors.iter().partition(|(why, _)| why.contains("keep up"));
+    assert!(gone.iter().all(|(why, _)| why.contains("does not read")), "{errors:?}");
+    // What the system holds of a connection is a few megabytes at most; what we hold is the queue and what is being written.
+    assert!(busy.len() >= 8 && gone.len() >= 8, "{} busy, {} gone", busy.len(), gone.len());
+    let last = gone.iter().map(|(_, after)| *after).max().unwrap_or_default();
+    println!(
+        "{} calls were turned away at once, {} failed after {last:?} (stall {stall:?})",
+        busy.len(),
+        gone.len()
+    );
+    assert!(last < stall + TOLD, "{last:?}");
+    relay.restore();
+    client.tools_until(|tools| has(tools, "slow"));
+    assert_eq!(client.call_text("slow_echo", r#"{"text":"back"}"#), "back");
+}
+
+fn quick_return(limits: &mut Limits) {
+    limits.link.backoff_base = Duration::from_millis(20);
+    limits.link.backoff_cap = Duration::from_millis(100);
+}
+
+#[test]
+fn a_gateway_that_does_not_read_is_left() {
+    let stall = Duration::from_secs(1);
+    let gateway = inside::Gateway::start(&["--resume-window", "0"], |_| {});
+    let relay = Relay::narrow(gateway.address, 4096);
+    let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], |limits| {
+        quick_return(limits);
+        (limits.link.queue_bytes, limits.link.write_stall) = (1 << 20, stall);
+    });
+    let mut client = Client::ready(gateway.address, &[]);
+    client.tools_until(|tools| has(tools, "s"));
+    relay.freeze(Way::Up);
+    let begun = Instant::now();
+    let open: Vec<String> = (0..16).map(|_| client.begin_call("s_big", r#"{"bytes":1000000}"#)).collect();
+    eventually("the edge tries another connection", || relay.taken() > 1);
+    let left = begun.elapsed();
+    println!("an edge whose gateway does not read left it after {left:?} (stall {stall:?})");
+    assert!(left < stall + TOLD, "{left:?}");
+    relay.restore();
+    // What was under way on the old link is not waited for.
+    for id in &open {
+        let answer = client.answer(id);
+        assert!(answer.contains("server 's' went away") || answer.contains("xxx"), "{answer}");
+    }
+    client.tools_until(|tools| has(tools, "s"));
+    assert_eq!(client.call_text("s_echo", r#"{"text":"back"}"#), "back");
+}
+
+#[test]
+fn a_line_that_drips_is_slow_and_not_dead() {
+    let gateway = inside::Gateway::start(&[], quick);
+    let relay = Relay::to(gateway.address);
+    let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], quick);
+    let mut client = Client::ready(gateway.address, &[]);
+    client.tools_until(|tools| has(tools, "s"));
+    Way::BOTH.iter().for_each(|way| relay.drip(*way, Duration::from_millis(2)));
+    let answer: Value = value(&client.call("s_echo", r#"{"text":"drop by drop"}"#));
+    assert_eq!(answer["result"]["content"][0]["text"], "drop by drop");
+    relay.restore();
+    eventually("the line is the first one", || relay.open() == 1);
+    assert_eq!(relay.taken(), 1);
+}
