@@ -85,6 +85,7 @@ const DEPENDENCIES: &[&str] = &[
     "getrandom",
     "http-types",
     "httparse",
+    "idna_adapter",
     "log",
     "rustix",
     "rustls-native-certs",
