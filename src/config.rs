@@ -1,6 +1,6 @@
 //! What was asked for, as plain data. `cli` fills it; the programs read it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use crate::{command::CommandLine, limits::Limits, secret::Secret};
 
@@ -25,8 +25,12 @@ pub struct GatewayConfig {
     pub messages_path: String,
     /// Path of the health check.
     pub health_path: String,
-    /// Whoever presents one of these is let in; empty: everybody is.
+    /// Who is let in and for what, as it was given ([`crate::auth::rule`]); with those of the file, none: everybody is.
     pub tokens: Vec<Secret>,
+    /// A file with more of them, which can be read again while the gateway runs.
+    pub token_file: Option<PathBuf>,
+    /// Proxies that are trusted to name whom they speak for (`X-Forwarded-For`), where wrong tokens are counted.
+    pub trusted_proxies: Vec<IpAddr>,
     /// TLS, when asked for.
     pub tls: Option<ServerTls>,
     /// Origins that browsers may come from, beside loopback and our own.
@@ -69,6 +73,8 @@ pub struct RegisterConfig {
     pub tls: ClientTls,
     /// Give each client session a process of its own, so many at a time. `None`: all share one.
     pub sessions: Option<u32>,
+    /// Start the server again when it has ended.
+    pub restart: Restart,
     /// End when the first connection fails.
     pub require_gateway: bool,
     /// Local HTTP port, 0: none.
@@ -81,6 +87,18 @@ pub struct RegisterConfig {
     pub threads: usize,
     /// All numbers.
     pub limits: Limits,
+}
+
+/// When a server that has ended is started again.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Restart {
+    /// Not at all: the program ends with it.
+    Never,
+    /// Unless it ended by itself with exit status 0.
+    #[default]
+    OnFailure,
+    /// However it ended.
+    Always,
 }
 
 /// Where the gateway takes registrations.

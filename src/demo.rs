@@ -7,31 +7,43 @@ use std::{
     future::pending,
     io::{self, Write},
     net::SocketAddr,
+    path::PathBuf,
 };
 
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, future, io::BufReader};
 
 use crate::{
     command::CommandLine,
-    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig},
+    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
     fault::Fault,
     gateway::Bound,
     jsonrpc::{self, Message, elements, find, unquote},
     limits::{self, Limits},
     mcp,
-    net::{deadline, exec, random, stream::Stream},
+    net::{deadline, exec, random, stream::Stream, tls::Connector},
     register,
     router::REGISTER_PATH,
     text,
 };
 
 /// What was asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Port of the gateway, 0: any free one.
     pub port: u16,
     /// End after the call.
     pub once: bool,
+    /// Speak TLS, at the gateway and towards it.
+    pub tls: Option<Tls>,
+}
+
+/// The certificates of a demo over TLS.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The gateway's; it has to name 127.0.0.1.
+    pub server: ServerTls,
+    /// PEM file with the authority that it comes from.
+    pub ca: PathBuf,
 }
 
 /// Name of the server that is shown.
@@ -44,14 +56,18 @@ const TOOL: &str = "device_system";
 /// # Errors
 /// One line: the port is taken, or the call failed.
 pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(), Fault> {
-    let bound = Bound::new(gateway_config(options.port))?;
+    let trust =
+        options.tls.as_ref().map(|tls| ClientTls { ca: Some(tls.ca.clone()), ..ClientTls::default() });
+    let connector = trust.as_ref().map(Connector::new).transpose()?;
+    let bound = Bound::new(gateway_config(options.port, options.tls.map(|tls| tls.server)))?;
     let Some(address) = bound.addresses().first().copied() else {
         return Err(Fault::run("the gateway listens nowhere"));
     };
-    let edge_config = register_config(address)?;
+    let edge_config = register_config(address, trust)?;
+    let gateway = Gateway { address, tls: connector };
     let (switch, stopped) = exec::switch();
     let shown = async {
-        let shown = deadline::within(limits::DEMO_TIME, show(address)).await;
+        let shown = deadline::within(limits::DEMO_TIME, show(&gateway)).await;
         match shown {
             Ok(Ok(())) if options.once => Ok(()),
             Ok(Ok(())) => {
@@ -89,7 +105,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     both.await.1.map(|_| ())
 }
 
-fn gateway_config(port: u16) -> GatewayConfig {
+fn gateway_config(port: u16, tls: Option<ServerTls>) -> GatewayConfig {
     GatewayConfig {
         host: None,
         port,
@@ -101,7 +117,9 @@ fn gateway_config(port: u16) -> GatewayConfig {
         messages_path: "/messages".into(),
         health_path: "/health".into(),
         tokens: Vec::new(),
-        tls: None,
+        token_file: None,
+        trusted_proxies: Vec::new(),
+        tls,
         allow_origins: Vec::new(),
         public_hosts: Vec::new(),
         cors: false,
@@ -110,14 +128,14 @@ fn gateway_config(port: u16) -> GatewayConfig {
     }
 }
 
-fn register_config(gateway: SocketAddr) -> Result<RegisterConfig, Fault> {
+fn register_config(gateway: SocketAddr, tls: Option<ClientTls>) -> Result<RegisterConfig, Fault> {
     let program = env::current_exe()
         .map_err(|error| Fault::run(format!("cannot find the program's own file: {error}")))?;
     let random = random::bytes().map_err(|error| Fault::run(format!("no randomness: {error}")))?;
     Ok(RegisterConfig {
         command: CommandLine::Direct(vec![program.to_string_lossy().into_owned(), "device".into()]),
         gateway: GatewayUrl {
-            tls: false,
+            tls: tls.is_some(),
             host: gateway.ip().to_string(),
             port: gateway.port(),
             target: REGISTER_PATH.into(),
@@ -125,8 +143,9 @@ fn register_config(gateway: SocketAddr) -> Result<RegisterConfig, Fault> {
         name: SERVER.into(),
         id: text::uuid(random),
         headers: Vec::new(),
-        tls: ClientTls::default(),
+        tls: tls.unwrap_or_default(),
         sessions: None,
+        restart: Restart::OnFailure,
         require_gateway: false,
         port: 0,
         cors: false,
@@ -142,11 +161,12 @@ fn say(line: &str) {
 }
 
 /// Makes the call as any client would, and prints what a newcomer needs next.
-async fn show(gateway: SocketAddr) -> io::Result<()> {
-    say(&format!("gateway   http://{gateway}/sse"));
+async fn show(gateway: &Gateway) -> io::Result<()> {
+    let (http, ws, address) = (gateway.scheme("http"), gateway.scheme("ws"), gateway.address);
+    say(&format!("gateway   {http}://{address}/sse"));
     let mut client = Client::connect(gateway).await?;
     let tools = client.wait_for_tools().await?;
-    say(&format!("server    '{SERVER}' behind ws://{gateway}{REGISTER_PATH}"));
+    say(&format!("server    '{SERVER}' behind {ws}://{address}{REGISTER_PATH}"));
     say(&format!("tools     {}", tools.join(", ")));
     let params = format!("{{\"name\":\"{TOOL}\",\"arguments\":{{}}}}");
     let answer = client.ask("tools/call", &params).await?;
@@ -158,11 +178,11 @@ async fn show(gateway: SocketAddr) -> io::Result<()> {
     }
     say("\nPaste this into the configuration of an MCP client:\n");
     say(&format!(
-        "  {{\"mcpServers\": {{\"mcpport\": {{\"type\": \"sse\", \"url\": \"http://{gateway}/sse\"}}}}}}\n"
+        "  {{\"mcpServers\": {{\"mcpport\": {{\"type\": \"sse\", \"url\": \"{http}://{address}/sse\"}}}}}}\n"
     ));
     say("and register servers of your own:\n");
     say(&format!(
-        "  mcpport register --stdio \"npx -y @modelcontextprotocol/server-filesystem ./\" --server-name file --gateway-url ws://{gateway}{REGISTER_PATH}\n"
+        "  mcpport register --stdio \"npx -y @modelcontextprotocol/server-filesystem ./\" --server-name file --gateway-url {ws}://{address}{REGISTER_PATH}\n"
     ));
     Ok(())
 }
@@ -174,19 +194,41 @@ fn first_text(result: &str) -> Option<String> {
     unquote(&result[text]).map(|text| text.into_owned())
 }
 
+/// Where the gateway is, and how it is reached.
+struct Gateway {
+    address: SocketAddr,
+    tls: Option<Connector>,
+}
+
+impl Gateway {
+    /// `http` or `https`, `ws` or `wss`.
+    fn scheme(&self, plain: &str) -> String {
+        let secure = if self.tls.is_some() { "s" } else { "" };
+        format!("{plain}{secure}")
+    }
+
+    async fn connect(&self) -> io::Result<Stream> {
+        let stream = Stream::connect(self.address).await?;
+        let Some(tls) = &self.tls else { return Ok(stream) };
+        let secured = tls.connect(stream, &self.address.ip().to_string()).await;
+        secured.map_err(|error| broken(&tls.explain(&error, &self.address.to_string())))
+    }
+}
+
 /// A client of the 2024-11-05 transport, as small as it can be. It speaks HTTP/1.0, so that the event stream comes
 /// without chunks.
-struct Client {
-    gateway: SocketAddr,
+struct Client<'a> {
+    gateway: &'a Gateway,
     events: BufReader<Stream>,
     endpoint: String,
     last_id: u64,
 }
 
-impl Client {
-    async fn connect(gateway: SocketAddr) -> io::Result<Self> {
-        let mut stream = Stream::connect(gateway).await?;
-        stream.write_all(format!("GET /sse HTTP/1.0\r\nHost: {gateway}\r\n\r\n").as_bytes()).await?;
+impl<'a> Client<'a> {
+    async fn connect(gateway: &'a Gateway) -> io::Result<Self> {
+        let mut stream = gateway.connect().await?;
+        let address = gateway.address;
+        stream.write_all(format!("GET /sse HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
         let mut client =
             Self { gateway, events: BufReader::new(stream), endpoint: String::new(), last_id: 0 };
         client.endpoint = client.event().await?;
@@ -224,10 +266,10 @@ impl Client {
     }
 
     async fn post(&self, message: &str) -> io::Result<()> {
-        let (gateway, endpoint) = (self.gateway, &self.endpoint);
-        let mut stream = Stream::connect(gateway).await?;
+        let (address, endpoint) = (self.gateway.address, &self.endpoint);
+        let mut stream = self.gateway.connect().await?;
         let head = format!(
-            "POST {endpoint} HTTP/1.0\r\nHost: {gateway}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            "POST {endpoint} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             message.len()
         );
         stream.write_all(head.as_bytes()).await?;

@@ -24,6 +24,8 @@ pub struct Limits {
     pub child: ChildLimits,
     /// The built-in server about the box.
     pub device: DeviceLimits,
+    /// Guessing of tokens.
+    pub guess: GuessLimits,
 }
 
 /// Bounds of the HTTP/1.1 server.
@@ -106,6 +108,9 @@ impl Default for HttpLimits {
 pub struct SessionLimits {
     /// Sessions in all.
     pub sessions: usize,
+    /// Sessions of one principal, where there are several: half of all. Whoever runs wild leaves the others as much as
+    /// he takes, and a farm of agents with one token has room. With one token, or none, there is nobody to leave it to.
+    pub per_principal: usize,
     /// A session of the Streamable transport ends when it was not used for so long.
     pub idle: Duration,
     /// Sent events of one session that are kept for a client that comes back to a broken stream.
@@ -134,6 +139,7 @@ impl Default for SessionLimits {
     fn default() -> Self {
         Self {
             sessions: 512,
+            per_principal: 256,
             idle: Duration::from_secs(30 * 60),
             replay_messages: 256,
             replay_bytes: MIB,
@@ -146,6 +152,25 @@ impl Default for SessionLimits {
             in_flight: 64,
             keep_alive: Duration::from_secs(15),
         }
+    }
+}
+
+/// Bounds of guessing tokens.
+#[derive(Clone, Debug)]
+pub struct GuessLimits {
+    /// Wrong tokens in `window` from one address; a person who mistypes needs three.
+    pub failures: usize,
+    /// See `failures`. Ten a minute are five million in a year: nothing against a token of 64 random bits.
+    pub window: Duration,
+    /// Addresses that are remembered; at most 400 bytes each. An attack from more of them is not stopped by counting.
+    pub addresses: usize,
+    /// How often a full table is looked through for what is over, at most.
+    pub sweep: Duration,
+}
+
+impl Default for GuessLimits {
+    fn default() -> Self {
+        Self { failures: 10, window: Duration::from_secs(60), addresses: 1024, sweep: Duration::from_secs(1) }
     }
 }
 
@@ -295,6 +320,20 @@ pub struct ChildLimits {
     pub queue_messages: usize,
     /// Time that a write to the child's stdin may make no progress.
     pub write_stall: Duration,
+    /// From the end of a server that is started again to the next start, the first time; it doubles each time. Long enough
+    /// for what a server depends on to come back, short enough not to be noticed after a single crash.
+    pub restart_base: Duration,
+    /// Longest such time: a server that never runs costs next to nothing, and one that is repaired is back in a minute.
+    pub restart_cap: Duration,
+    /// A life this long starts that afresh.
+    pub restart_reset: Duration,
+    /// A server that was started anew has this long to answer `initialize`; it may have to be downloaded first.
+    pub greet_time: Duration,
+    /// Time to read what a server that has ended left in its pipes, before its calls are failed: they must be within a
+    /// second.
+    pub last_words: Duration,
+    /// A server that closes its stdin or stdout has this long to end by itself.
+    pub pipe_grace: Duration,
     /// From closing stdin to SIGTERM.
     pub term_after: Duration,
     /// From closing stdin to SIGKILL.
@@ -309,6 +348,12 @@ impl Default for ChildLimits {
             stderr_lines: 100,
             queue_messages: 256,
             write_stall: Duration::from_secs(30),
+            restart_base: Duration::from_secs(1),
+            restart_cap: Duration::from_secs(60),
+            restart_reset: Duration::from_secs(60),
+            greet_time: TOOL_TIME,
+            last_words: Duration::from_millis(500),
+            pipe_grace: Duration::from_secs(2),
             term_after: Duration::from_secs(2),
             kill_after: Duration::from_secs(5),
         }
@@ -394,10 +439,24 @@ pub const DRAIN_LOOK: Duration = Duration::from_millis(20);
 pub const DRAIN: Duration = Duration::from_secs(2);
 /// Time for the task of a lost link to hand its conversation to the new one; it is asked on the same machine.
 pub const CLAIM: Duration = Duration::from_secs(2);
+/// Bytes of a file with tokens; some ten thousand of them.
+pub const TOKEN_FILE: u64 = MIB as u64;
+/// Characters of a principal's label, and of a server name with `*` to which a token is bound: those of a server's name.
+pub const RULE_NAME: usize = 64;
+/// Times that one server may take over its own living link in [`TAKEOVER_WINDOW`]; a person restarts less often, and two
+/// programs that fight over one id go on for ever.
+pub const TAKEOVERS: usize = 5;
+/// See [`TAKEOVERS`].
+pub const TAKEOVER_WINDOW: Duration = Duration::from_secs(60);
 /// Bytes of foreign text in one log line.
 pub const LOG_TEXT: usize = 256;
-/// Requests of a gateway that the edge remembers, to cancel them when the link is lost.
+/// Requests of a gateway that the edge remembers, to cancel them when the link is lost and to answer them when the
+/// server ends. Four times what our gateway has under way.
 pub const EDGE_OPEN: usize = 1024;
+/// Frames that wait at the edge until a server that was started anew is initialized: as many as a link has calls.
+pub const EDGE_HELD: usize = 256;
+/// Bytes of them: as much as may wait for a server that runs.
+pub const EDGE_HELD_BYTES: usize = 8 * MIB;
 /// Bytes of a client's request id or progress token; they are kept while the call runs.
 pub const ID_BYTES: usize = 256;
 /// Bytes of the instructions of all servers, put together for one client.
@@ -424,6 +483,8 @@ pub const BIND_TRIES: u32 = 16;
 pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(1);
 /// Longest pause after failed accepts: descriptors come back when connections end.
 pub const ACCEPT_PAUSE_LONGEST: Duration = Duration::from_secs(1);
+/// Tools of one list whose descriptions changed that are named in the log; a list can hold hundreds, and change often.
+pub const LOG_CHANGES: usize = 16;
 /// The same complaint is logged at most this often.
 pub const LOG_EVERY: Duration = Duration::from_secs(1);
 /// Time to send a TLS farewell and close; a peer that does not read gets no more.

@@ -27,6 +27,8 @@ pub struct Stats {
     pub panics: Counter,
     /// Requests denied for their token.
     pub denied: Counter,
+    /// Requests turned away unread because somebody at their address guesses tokens.
+    pub throttled: Counter,
     /// Calls passed to servers.
     pub calls: Counter,
     /// Answers and progress that nobody waited for.

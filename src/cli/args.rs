@@ -41,6 +41,7 @@ pub const GATEWAY: &[Flag] = &[
     flag("health-endpoint", Takes::One),
     flag("auth-token", Takes::Many),
     flag("auth-token-file", Takes::One),
+    flag("trusted-proxy", Takes::Many),
     flag("ssl-enabled", Takes::Nothing),
     flag("ssl-keyfile", Takes::One),
     flag("ssl-certfile", Takes::One),
@@ -59,6 +60,7 @@ pub const REGISTER: &[Flag] = &[
     flag("server-id", Takes::One),
     flag("sessions", Takes::One),
     flag("max-sessions", Takes::One),
+    flag("restart", Takes::One),
     flag("header", Takes::Many),
     flag("no-ssl-verify", Takes::Nothing),
     Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
@@ -76,8 +78,14 @@ pub const REGISTER: &[Flag] = &[
 pub const DEVICE: &[Flag] = &[flag("log", Takes::Many)];
 
 /// Flags of `demo`.
-pub const DEMO: &[Flag] =
-    &[flag("port", Takes::One), flag("once", Takes::Nothing), flag("log-level", Takes::One)];
+pub const DEMO: &[Flag] = &[
+    flag("port", Takes::One),
+    flag("once", Takes::Nothing),
+    flag("ssl-keyfile", Takes::One),
+    flag("ssl-certfile", Takes::One),
+    Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
+    flag("log-level", Takes::One),
+];
 
 /// Run the gateway that MCP clients and edge boxes connect to.
 #[derive(Debug, FromArgs)]
@@ -118,12 +126,15 @@ pub struct GatewayArgs {
     /// path of the health check (default: /health)
     #[argh(option, default = "String::from(\"/health\")")]
     pub health_endpoint: String,
-    /// let in who presents this bearer token; repeatable (without any, everybody is let in)
+    /// let in who presents this bearer token: TOKEN, client:TOKEN, register:TOKEN or register[NAME,…]:TOKEN, the token also as sha256:HEX; repeatable (without any, everybody is let in)
     #[argh(option)]
     pub auth_token: Vec<String>,
-    /// file with such tokens, one on each line
+    /// file with such tokens, one on each line; SIGHUP reads it again
     #[argh(option)]
     pub auth_token_file: Option<String>,
+    /// address of a proxy that names its clients in X-Forwarded-For, to tell apart those who guess tokens; repeatable
+    #[argh(option)]
+    pub trusted_proxy: Vec<String>,
     /// speak TLS: https and wss
     #[argh(switch)]
     pub ssl_enabled: bool,
@@ -171,6 +182,10 @@ pub struct RegisterArgs {
     /// processes that isolated sessions may have at a time (default: 32)
     #[argh(option)]
     pub max_sessions: Option<u32>,
+    /// start a server that ended again, 1 s to 60 s later: never (register ends with it), on-failure
+    /// (unless its exit status is 0), always (default: on-failure)
+    #[argh(option, default = "String::from(\"on-failure\")")]
+    pub restart: String,
     /// field of the request to the gateway, "Key: Value"; repeatable
     #[argh(option)]
     pub header: Vec<String>,
@@ -223,6 +238,15 @@ pub struct DemoArgs {
     /// end after the call
     #[argh(switch)]
     pub once: bool,
+    /// speak TLS with this private key, a PEM file; needs the next two
+    #[argh(option)]
+    pub ssl_keyfile: Option<String>,
+    /// a certificate for 127.0.0.1, a PEM file
+    #[argh(option)]
+    pub ssl_certfile: Option<String>,
+    /// the authority that it comes from, a PEM file
+    #[argh(option)]
+    pub ssl_ca_cert: Option<String>,
     /// DEBUG, INFO, WARNING, ERROR or CRITICAL (default: WARNING)
     #[argh(option, default = "String::from(\"WARNING\")")]
     pub log_level: String,

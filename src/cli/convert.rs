@@ -1,6 +1,6 @@
 //! From flags to configuration: each value checked, each complaint naming its flag and never a secret.
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use log::LevelFilter;
 
@@ -9,8 +9,9 @@ use super::{
     args::{DemoArgs, DeviceArgs, GatewayArgs, RegisterArgs},
 };
 use crate::{
+    auth::rule::{self, Rule},
     command::CommandLine,
-    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, ServerTls},
+    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
     demo, device,
     fault::Fault,
     http::vocab::Url,
@@ -40,6 +41,8 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
         messages_path: messages_path(&args.messages_path)?,
         health_path: path("--health-endpoint", &args.health_endpoint)?,
         tokens,
+        token_file: args.auth_token_file.map(PathBuf::from),
+        trusted_proxies: proxies(&args.trusted_proxy)?,
         tls,
         allow_origins: args.allow_origin,
         public_hosts: args.public_host,
@@ -84,6 +87,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
         headers: args.header.iter().map(|header| self::header(header)).collect::<Result<_, _>>()?,
         tls,
         sessions,
+        restart: restart(&args.restart)?,
         require_gateway: args.require_gateway,
         port: args.port,
         cors: args.enable_cors,
@@ -101,7 +105,15 @@ pub fn device(args: DeviceArgs) -> Result<Command, Fault> {
 
 /// `mcpport demo`.
 pub fn demo(args: DemoArgs) -> Result<Command, Fault> {
-    Ok(Command::Demo(demo::Options { port: args.port, once: args.once }, level(&args.log_level)?))
+    let tls = match (args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_cert) {
+        (None, None, None) => None,
+        (Some(key), Some(certificate), Some(ca)) => Some(demo::Tls {
+            server: ServerTls { key: key.into(), certificate: certificate.into(), client_ca: None },
+            ca: ca.into(),
+        }),
+        _ => return Err(Fault::usage("--ssl-keyfile, --ssl-certfile and --ssl-ca-cert go together")),
+    };
+    Ok(Command::Demo(demo::Options { port: args.port, once: args.once, tls }, level(&args.log_level)?))
 }
 
 fn level(typed: &str) -> Result<LevelFilter, Fault> {
@@ -174,38 +186,26 @@ fn threads(typed: usize) -> Result<usize, Fault> {
     if (1..=64).contains(&typed) { Ok(typed) } else { Err(Fault::usage("--threads: 1 to 64 are allowed")) }
 }
 
-/// All tokens: from flags, from the file, from the environment.
+/// The tokens from flags and from the environment. Those of the file are read when the gateway starts.
 fn tokens(args: &GatewayArgs, environment: Option<String>) -> Result<Vec<Secret>, Fault> {
+    let list = environment.unwrap_or_default();
+    let flags = args.auth_token.iter().map(|typed| ("--auth-token", typed.as_str()));
+    let listed = rule::split(&list).into_iter().map(|typed| ("MCP_GATEWAY_AUTH_TOKENS", typed));
     let mut tokens = Vec::new();
-    for typed in &args.auth_token {
-        tokens.push(token("--auth-token", typed)?);
-    }
-    for typed in environment.iter().flat_map(|list| list.split(',')).map(str::trim) {
-        if !typed.is_empty() {
-            tokens.push(token("MCP_GATEWAY_AUTH_TOKENS", typed)?);
-        }
-    }
-    if let Some(file) = &args.auth_token_file {
-        let content = fs::read_to_string(file)
-            .map_err(|error| Fault::usage(format!("--auth-token-file {file}: {}", plain(&error))))?;
-        let lines = content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let before = tokens.len();
-        for line in lines {
-            tokens.push(token("--auth-token-file", line)?);
-        }
-        if tokens.len() == before {
-            return Err(Fault::usage(format!("--auth-token-file {file}: there is no token in it")));
-        }
+    for (flag, typed) in flags.chain(listed) {
+        Rule::read(typed).map_err(|why| Fault::usage(format!("{flag}: {why}")))?;
+        tokens.push(Secret::new(typed));
     }
     Ok(tokens)
 }
 
-/// What cannot be sent as a bearer token would lock everybody out.
-fn token(flag: &str, typed: &str) -> Result<Secret, Fault> {
-    if typed.is_empty() || !typed.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Fault::usage(format!("{flag}: a token is a text of visible characters without spaces")));
-    }
-    Ok(Secret::new(typed))
+fn proxies(typed: &[String]) -> Result<Vec<IpAddr>, Fault> {
+    let address = |typed: &String| typed.parse::<IpAddr>().map(|address| address.to_canonical());
+    let all = typed.iter().map(|typed| {
+        let why = || format!("--trusted-proxy {}: an address such as 127.0.0.1 is needed", text::show(typed));
+        address(typed).map_err(|_| Fault::usage(why()))
+    });
+    all.collect()
 }
 
 fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, Fault> {
@@ -242,6 +242,18 @@ fn sessions(args: &RegisterArgs) -> Result<Option<u32>, Fault> {
     }
 }
 
+fn restart(typed: &str) -> Result<Restart, Fault> {
+    match typed {
+        "never" => Ok(Restart::Never),
+        "on-failure" => Ok(Restart::OnFailure),
+        "always" => Ok(Restart::Always),
+        other => Err(Fault::usage(format!(
+            "--restart {}: never, on-failure or always is needed",
+            text::show(other)
+        ))),
+    }
+}
+
 fn client_tls(args: &RegisterArgs) -> Result<ClientTls, Fault> {
     if args.no_ssl_verify && args.ssl_ca_cert.is_some() {
         return Err(Fault::usage("--no-ssl-verify and --ssl-ca-cert contradict each other"));
@@ -262,6 +274,9 @@ fn client_tls(args: &RegisterArgs) -> Result<ClientTls, Fault> {
 fn gateway_url(typed: &str) -> Result<GatewayUrl, Fault> {
     let bad =
         |why: &str| Fault::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"));
+    if !typed.is_ascii() {
+        return Err(bad("a URL in ASCII is needed, names of other scripts in their xn-- form"));
+    }
     let url = Url::parse(typed).map_err(|error| bad(&format!("a URL is needed ({error})")))?;
     let tls = match url.scheme() {
         "ws" | "http" => false,
@@ -296,13 +311,4 @@ fn header(typed: &str) -> Result<(String, Secret), Fault> {
         return Err(Fault::usage(format!("--header {}: this field is ours to set", text::show(key))));
     }
     Ok((key.to_owned(), Secret::new(value)))
-}
-
-fn plain(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "no such file".into(),
-        io::ErrorKind::PermissionDenied => "it may not be read".into(),
-        io::ErrorKind::InvalidData => "it is not a text".into(),
-        _ => error.to_string(),
-    }
 }

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::config::Restart;
 
 fn run(line: &[&str], environment: &[(&str, &str)]) -> Result<Command, Fault> {
     let typed: Vec<String> = line.iter().map(|word| (*word).to_owned()).collect();
@@ -76,13 +77,13 @@ fn the_environment_fills_in() {
         ("MCPPORT_ENABLE_CORS", "true"),
         ("MCPPORT_IPV6", "0"),
         ("MCPPORT_AUTH_TOKEN", "a\nb"),
-        ("MCP_GATEWAY_AUTH_TOKENS", "c, d"),
+        ("MCP_GATEWAY_AUTH_TOKENS", "c, register[a,b]:d"),
         ("MCPPORT_SSE_PATH", ""),
     ];
     let (config, _) = gateway(&[], &environment);
     assert_eq!((config.port, config.cors, config.ipv6, config.sse_path.as_str()), (7, true, false, "/sse"));
     let tokens: Vec<&str> = config.tokens.iter().map(|token| token.expose()).collect();
-    assert_eq!(tokens, ["a", "b", "c", "d"]);
+    assert_eq!(tokens, ["a", "b", "c", "register[a,b]:d"]);
     assert_eq!(gateway(&["--port", "9"], &environment).0.port, 9);
     let wrong = run(&["g"], &[("MCPPORT_DEBUG", "maybe")]);
     assert!(matches!(wrong, Err(Fault::Usage(why)) if why.contains("MCPPORT_DEBUG")));
@@ -106,6 +107,10 @@ fn register_values() {
     assert_eq!((config.headers.len(), config.name.as_str(), config.id.len()), (2, "local", 36));
     assert_eq!(config.health_paths, ["/health", "/up"]);
     assert!(!format!("{config:?}").contains("a:b"));
+    assert_eq!(config.restart, Restart::OnFailure);
+    for (typed, policy) in [("never", Restart::Never), ("always", Restart::Always)] {
+        assert_eq!(register(&["--restart", typed]).restart, policy);
+    }
 }
 
 #[test]
@@ -122,7 +127,9 @@ fn complaints_name_the_flag_and_no_secret() {
         (vec!["gateway", "--ssl-enabled"], "--ssl-keyfile and --ssl-certfile"),
         (vec!["gateway", "--ssl-keyfile", "x"], "without --ssl-enabled"),
         (vec!["gateway", "--auth-token", "ca nary"], "--auth-token"),
-        (vec!["gateway", "--auth-token-file", "/none/such"], "no such file"),
+        (vec!["gateway", "--auth-token", "clients:canary"], "--auth-token"),
+        (vec!["gateway", "--auth-token", "sha256:canary"], "64 hexadecimal digits"),
+        (vec!["gateway", "--auth-token", "register[canary,]:x"], "names of A-Z"),
         (vec!["gateway", "--threads", "0"], "--threads"),
         (vec!["register"], "--stdio"),
         (vec!["register", "--stdio", ""], "--stdio"),
@@ -130,11 +137,14 @@ fn complaints_name_the_flag_and_no_secret() {
         (vec!["register", "--stdio", "a", "--server-name", "a b"], "--server-name a b"),
         (vec!["register", "--stdio", "a", "--gateway-url", "canary"], "--gateway-url"),
         (vec!["register", "--stdio", "a", "--gateway-url", "ftp://canary/"], "ws://"),
+        (vec!["register", "--stdio", "a", "--gateway-url", "wss://canary.bücher/"], "xn--"),
         (vec!["register", "--stdio", "a", "--gateway-url", "ws://u:canary@h/"], "--header"),
         (vec!["register", "--stdio", "a", "--header", "canary"], "--header"),
         (vec!["register", "--stdio", "a", "--header", "Host: canary"], "--header Host"),
+        (vec!["register", "--stdio", "a", "--restart", "sometimes"], "--restart sometimes"),
         (vec!["register", "--stdio", "a", "--ssl-certfile", "c"], "--ssl-keyfile"),
         (vec!["register", "--stdio", "a", "--no-ssl-verify", "--ssl-ca-cert", "c"], "contradict"),
+        (vec!["demo", "--ssl-keyfile", "canary"], "--ssl-ca-cert"),
         (vec!["--canary"], "before the command"),
         (vec!["canary"], "unknown command"),
     ] {

@@ -1,10 +1,16 @@
 //! One HTTP connection: checks every request, and routes it.
 
-use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
+use std::{borrow::Cow, io, ops::ControlFlow, sync::Arc, time::Instant};
 
-use super::{Gateway, client::Scope, events, legacy, registration, streamable};
+use super::{
+    Gateway,
+    client::{Client, Scope},
+    events,
+    keys::{Asking, Refusal},
+    legacy, registration, streamable,
+};
 use crate::{
-    auth::{Denied, Principal},
+    auth::{Denied, Grant, Principal, guess::origin},
     http::{
         conn::Step,
         head::Request,
@@ -20,6 +26,8 @@ use crate::{
 pub struct Connection {
     pub(super) gateway: Arc<Gateway>,
     pub(super) web: Web,
+    /// Who was let in over it.
+    proven: Option<Principal>,
 }
 
 /// What becomes of the connection after a request.
@@ -32,7 +40,7 @@ impl Connection {
     /// A connection that was accepted, after its TLS handshake.
     pub fn new(gateway: Arc<Gateway>, stream: Stream) -> Self {
         let web = Web::new(stream, &gateway.config.limits.http, gateway.stopped.clone());
-        Self { gateway, web }
+        Self { gateway, web, proven: None }
     }
 
     /// Serves its requests until it ends.
@@ -78,24 +86,57 @@ impl Connection {
     }
 
     /// Who asks, from where, for what; in this order, before anything else of the request is acted on.
-    fn check<'a>(&self, request: &'a Request) -> Result<(Route<'a>, Principal), Response> {
-        let policy = &self.gateway.policy;
-        let route = policy.route(request);
+    fn check<'a>(&mut self, request: &'a Request) -> Result<(Route<'a>, Principal), Response> {
+        let route = self.gateway.policy.route(request);
         // A browser's preflight never carries a token; it is answered, and tells nothing.
-        let principal = if route == Ok(Route::Preflight) {
-            Principal::ANONYMOUS
-        } else {
-            let checked = self.gateway.tokens.check(request.fields("authorization"));
-            checked.map_err(|why| self.denied(why))?
+        let grant = if route == Ok(Route::Preflight) { Grant::OPEN } else { self.identify(request)? };
+        // Whoever may do one thing alone is not told what else there is.
+        let may = match &route {
+            Ok(Route::Register) => grant.register,
+            Ok(Route::Health) => true,
+            _ => grant.client,
         };
-        policy.admit(request).map_err(forbidden)?;
+        if !may {
+            self.gateway.stats.denied.add();
+            log::debug!("a request from {} has a token of another role", self.web.stream.peer());
+            return Err(Response::new(StatusCode::Forbidden).text("this token is not for that\n"));
+        }
+        self.gateway.policy.admit(request).map_err(forbidden)?;
         let route = route.map_err(|why| match why {
             Unrouted::Path => Response::new(StatusCode::NotFound).text("not found\n"),
             Unrouted::Method(allowed) => Response::new(StatusCode::MethodNotAllowed)
                 .field("Allow", allowed)
                 .text("method not allowed\n"),
         })?;
-        Ok((route, principal))
+        Ok((route, grant.principal))
+    }
+
+    /// Who asks.
+    fn identify(&mut self, request: &Request) -> Result<Grant, Response> {
+        let (gateway, peer) = (&self.gateway, self.web.stream.peer());
+        let owner = || {
+            let id = request.field("mcp-session-id").map(Cow::Borrowed);
+            id.or_else(|| request.query("session_id")).and_then(|id| gateway.sessions().owner(&id))
+        };
+        let fields = request.fields("authorization");
+        let from = origin(peer.ip(), &gateway.config.trusted_proxies, request.fields("x-forwarded-for"));
+        let asking = Asking { from, fields, proven: self.proven, owner: &owner };
+        let checked = gateway.keys.check(Instant::now(), asking);
+        match checked {
+            Ok(grant) => {
+                self.proven = Some(grant.principal);
+                Ok(grant)
+            }
+            Err(Refusal::Denied(why)) => Err(self.denied(why)),
+            Err(Refusal::Guessing(wait)) => {
+                gateway.stats.throttled.add();
+                log::debug!("a request from {peer} is put off: too many wrong tokens come from there");
+                // Rounded up, so that who comes back then is not early.
+                let seconds = (wait.as_secs() + 1).to_string();
+                let response = Response::new(StatusCode::TooManyRequests).field("Retry-After", &seconds);
+                Err(response.text("too many wrong tokens\n"))
+            }
+        }
     }
 
     /// RFC 6750, section 3: no error code when no token was sent.
@@ -163,7 +204,7 @@ impl Connection {
     async fn upgrade(self, upgrade: Upgrade, principal: Principal) {
         let badge = self.gateway.links.badge();
         let peer = self.web.stream.peer();
-        let Self { gateway, web } = self;
+        let Self { gateway, web, .. } = self;
         let (stream, glued) = match web.upgrade(&upgrade).await {
             Ok(upgraded) => upgraded,
             Err(error) => return log::debug!("connection with {peer} broke: {error}"),
@@ -180,6 +221,15 @@ impl Connection {
                 Err(Response::new(StatusCode::NotFound).text("no such server is connected\n"))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Opens a session.
+    pub(super) fn open_session(&self, client: &Arc<Client>, principal: Principal) -> Result<(), Response> {
+        if self.gateway.open_session(Instant::now(), client, principal) {
+            Ok(())
+        } else {
+            Err(busy("too many sessions are open\n"))
         }
     }
 

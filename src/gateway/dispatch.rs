@@ -3,7 +3,7 @@
 //! - Here: what the gateway answers itself, and the aggregate of all servers.
 //! - `forward`: what goes to one server.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use super::{
     Gateway,
@@ -231,7 +231,7 @@ impl Gateway {
             Scope::Server(name) => {
                 let upstream = self.catalog().server(name);
                 let greeting = upstream.as_ref().and_then(|upstream| upstream.greeting());
-                mcp::greeting_for(greeting.ok_or_else(|| not_connected(name))?, &asked)
+                mcp::greeting_for(&greeting.ok_or_else(|| not_connected(name))?, &asked)
             }
         };
         if !client.initialized(&version) {
@@ -251,8 +251,8 @@ impl Gateway {
         let mut out = String::new();
         for (name, upstream) in self.catalog().all() {
             let found = upstream.greeting().and_then(|result| {
-                let span = jsonrpc::find(result, 0..result.len(), &["instructions"]).ok()??;
-                unquote(&result[span])
+                let span = jsonrpc::find(&result, 0..result.len(), &["instructions"]).ok()??;
+                unquote(&result[span]).map(Cow::into_owned)
             });
             let Some(instructions) = found.filter(|text| !text.is_empty()) else { continue };
             let part = format!("# {name}\n\n{instructions}\n\n");

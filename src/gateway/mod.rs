@@ -3,6 +3,7 @@
 //! - [`connection`]: one HTTP connection: reads, checks who asks and from where, routes.
 //! - `legacy`: the 2024-11-05 transport. `streamable`: the later ones. `events` and `streams`: event streams, and how a
 //!   client comes back to one.
+//! - `keys`: who may do what, and how that is read anew while it runs.
 //! - `registration`: how an edge gets its server in, and back in. `server`: what that server's frames mean. `upstream`: that
 //!   server, as the others see it.
 //! - `client`: a client, as the others see it; `reply`: where its answers go.
@@ -17,6 +18,7 @@ mod dispatch;
 mod events;
 mod forward;
 mod isolation;
+mod keys;
 mod legacy;
 mod registration;
 mod reply;
@@ -32,10 +34,11 @@ use std::{
     time::Instant,
 };
 
+use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use smol::Timer;
 
-use self::{client::Client, upstream::Upstream};
+use self::{client::Client, keys::Keys, upstream::Upstream};
 use crate::{
     auth::Tokens,
     catalog::Catalog,
@@ -59,7 +62,7 @@ use crate::{
 pub struct Gateway {
     config: GatewayConfig,
     policy: Policy,
-    tokens: Tokens,
+    keys: Keys,
     catalog: Mutex<Catalog<Arc<Upstream>>>,
     sessions: Mutex<Sessions<Arc<Client>>>,
     subscriptions: Mutex<Subscriptions>,
@@ -72,9 +75,8 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    fn new(config: GatewayConfig, stopped: Thrown) -> Self {
-        let guarded =
-            !config.tokens.is_empty() || config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    fn new(config: GatewayConfig, tokens: Tokens, stopped: Thrown) -> Self {
+        let guarded = !tokens.is_empty() || config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         let policy = Policy {
             sse_path: config.sse_path.clone(),
             mcp_path: config.mcp_path.clone(),
@@ -86,11 +88,13 @@ impl Gateway {
             cors: config.cors,
         };
         let own = [("list_servers", mcp::LIST_SERVERS)];
+        let mut sessions = Sessions::new(&config.limits.session);
+        sessions.share(tokens.have_several_clients());
         Self {
             policy,
-            tokens: Tokens::new(config.tokens.clone()),
+            keys: Keys::new(tokens, &config.limits.guess),
             catalog: Mutex::new(Catalog::new(&own, config.limits.catalog.clone())),
-            sessions: Mutex::new(Sessions::new(&config.limits.session)),
+            sessions: Mutex::new(sessions),
             subscriptions: Mutex::default(),
             wishes: Mutex::default(),
             links: Crew::new(),
@@ -172,18 +176,38 @@ pub struct Bound {
     listeners: Vec<Listener>,
     acceptor: Option<Acceptor>,
     switch: Switch,
+    reloads: (Sender<()>, Receiver<()>),
+}
+
+/// Asks a gateway to read its files again.
+#[derive(Clone, Debug)]
+pub struct Reloader(Sender<()>);
+
+impl Reloader {
+    /// Asks. What is asked while the files are being read leads to one more reading.
+    pub fn ask(&self) {
+        // Full: it was asked already. Closed: the gateway has stopped.
+        let _ = self.0.try_send(());
+    }
 }
 
 impl Bound {
-    /// Reads the certificates and takes the port.
+    /// Reads the tokens and the certificates, and takes the port.
     ///
     /// # Errors
     /// One line that names the flag or the address.
     pub fn new(config: GatewayConfig) -> Result<Self, Fault> {
         let acceptor = config.tls.as_ref().map(Acceptor::new).transpose()?;
+        let tokens = keys::read(&config)?;
         let listeners = listen::bind(config.host.as_deref(), config.port, config.ipv6)?;
         let (switch, stopped) = exec::switch();
-        Ok(Self { gateway: Arc::new(Gateway::new(config, stopped)), listeners, acceptor, switch })
+        let gateway = Arc::new(Gateway::new(config, tokens, stopped));
+        Ok(Self { gateway, listeners, acceptor, switch, reloads: async_channel::bounded(1) })
+    }
+
+    /// By which it can be asked to read its tokens and certificates again.
+    pub fn reloader(&self) -> Reloader {
+        Reloader(self.reloads.0.clone())
     }
 
     /// Where it listens.
@@ -193,20 +217,29 @@ impl Bound {
 
     /// Serves until `stop` is ready, then finishes what runs, for as long as [`limits::DRAIN_CALLS`] and [`limits::DRAIN`].
     pub async fn serve(self, stop: impl Future<Output = ()>) {
-        let Self { gateway, listeners, acceptor, switch } = self;
+        let Self { gateway, listeners, acceptor, switch, reloads } = self;
         self::greet(&gateway, &listeners, acceptor.is_some());
         let door = Arc::new(Door { gateway, acceptor, crew: Crew::new(), addresses: Mutex::default() });
         let accepting: Vec<_> =
             listeners.into_iter().map(|listener| exec::spawn(accept(listener, door.clone()))).collect();
         let sweeping = exec::spawn(door.gateway.clone().sweep());
+        let reloading = exec::spawn(reload(door.clone(), reloads.1));
         stop.await;
-        drop((accepting, sweeping));
+        drop((accepting, sweeping, reloading));
         log::info!("stopping: no new connections, waiting for {} to end", door.crew.len());
         door.gateway.finish_calls().await;
         drop(switch);
         if deadline::within(limits::DRAIN, door.crew.gone()).await.is_err() {
             log::warn!("some connections did not end within {} s", limits::DRAIN.as_secs());
         }
+    }
+}
+
+/// Reads the files again whenever that is asked for.
+async fn reload(door: Arc<Door>, asked: Receiver<()>) {
+    while asked.recv().await.is_ok() {
+        log::info!("reading tokens and certificates again");
+        door.gateway.clone().reload(door.acceptor.clone()).await;
     }
 }
 
@@ -228,7 +261,7 @@ fn greet(gateway: &Gateway, listeners: &[Listener], tls: bool) {
             );
         }
     }
-    if !gateway.tokens.is_empty() && !tls && listeners.iter().any(|l| !l.local().ip().is_loopback()) {
+    if !gateway.keys.tokens().is_empty() && !tls && listeners.iter().any(|l| !l.local().ip().is_loopback()) {
         log::warn!("tokens travel in the clear: use --ssl-enabled, or a TLS proxy in front");
     }
 }

@@ -36,8 +36,12 @@ pub struct Server {
     ours: bool,
     upstream: Arc<Upstream>,
     conversation: Conversation,
+    /// The id of the conversation's open question.
+    asked: Option<u64>,
     /// All that it offers was listed once.
     listed: bool,
+    /// It was started anew, and is being listed again.
+    renewed: bool,
     /// How many tools it has.
     tools: usize,
     /// When the processes of single sessions were last looked at.
@@ -100,7 +104,9 @@ impl Server {
             ours,
             upstream,
             conversation,
+            asked: None,
             listed: false,
+            renewed: false,
             tools: 0,
             looked: now,
             farewell: None,
@@ -148,6 +154,9 @@ impl Server {
             _ => frame,
         };
         let Ok(message) = Message::read(frame) else {
+            if self.ours && Status::read(frame).is_some_and(|status| status.status == "restarted") {
+                return self.restarted(gateway, now);
+            }
             gateway.stats.strays.add();
             log::debug!("server '{}' sent a frame that is no message", self.upstream.name());
             return Ok(());
@@ -179,6 +188,17 @@ impl Server {
                 Ok(())
             }
         }
+    }
+
+    /// The server was started anew: it may be another version of itself, so the conversation begins again.
+    fn restarted(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
+        log::info!("server '{}' was started anew at its edge", self.upstream.name());
+        // What was asked before would be taken for an answer to what is asked now.
+        self.asked.take().and_then(|id| self.upstream.mux().close(id));
+        let (conversation, ask) = Conversation::start(gateway.config.limits.catalog.clone());
+        self.conversation = conversation;
+        self.renewed = true;
+        self.ask(gateway, now, ask)
     }
 
     /// A list of the server changed: all lists that the notification speaks of are asked for anew.
@@ -227,6 +247,7 @@ impl Server {
             self.conversation.unanswered();
             return Ok(());
         };
+        self.asked = Some(id);
         let request = jsonrpc::request(&id.to_string(), ask.method, &ask.params);
         let frames: VecDeque<String> = ask.first.into_iter().chain([request]).collect();
         for frame in frames {
@@ -274,11 +295,13 @@ impl Server {
 
     /// All that the server offers is listed.
     fn complete(&mut self, gateway: &Gateway) {
-        if std::mem::replace(&mut self.listed, true) {
-            return;
+        let first = !std::mem::replace(&mut self.listed, true);
+        let renewed = std::mem::take(&mut self.renewed);
+        // Processes of single sessions live on when the one that is listed is started anew.
+        if first || (renewed && self.upstream.isolation().is_none()) {
+            gateway.resume_wishes(&self.upstream);
         }
-        gateway.resume_wishes(&self.upstream);
-        if self.ours {
+        if first && self.ours {
             let _ = self.upstream.link().send(Status::registered(&self.id, self.tools));
         }
     }

@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -84,8 +84,8 @@ pub struct Upstream {
     name: String,
     mux: Mutex<Mux<Caller>>,
     link: Sender<Farewell>,
-    /// The server's answer to `initialize`, raw.
-    greeting: OnceLock<String>,
+    /// The server's answer to `initialize`, raw. A server that is started anew gives another.
+    greeting: Mutex<Option<Arc<str>>>,
     /// Where it can be asked for after a drop.
     berth: Option<Berth>,
     /// How many sessions can have a process of their own.
@@ -174,7 +174,7 @@ impl Upstream {
         berth: Option<Berth>,
     ) -> Arc<Self> {
         let sessions = sessions.map(|most| Isolation { most, channels: Mutex::default() });
-        let (mux, greeting) = (Mutex::new(Mux::new(most)), OnceLock::new());
+        let (mux, greeting) = (Mutex::new(Mux::new(most)), Mutex::default());
         Arc::new(Self { name, mux, link, greeting, berth, sessions, private: None })
     }
 
@@ -205,7 +205,7 @@ impl Upstream {
         let wishes = wishes.unwrap_or_default();
         let private = Private { number, client, shared, wishes, waiting };
         let (name, link) = (self.name.clone(), self.link.clone());
-        let (mux, greeting) = (Mutex::new(Mux::new(most)), OnceLock::new());
+        let (mux, greeting) = (Mutex::new(Mux::new(most)), Mutex::default());
         let private = Some(private);
         let forked = Self { name, mux, link, greeting, berth: None, sessions: None, private };
         let forked = Arc::new(forked);
@@ -306,19 +306,22 @@ impl Upstream {
     }
 
     /// The server's answer to `initialize`, raw; `None` before it came.
-    pub fn greeting(&self) -> Option<&str> {
-        self.greeting.get().map(String::as_str)
+    pub fn greeting(&self) -> Option<Arc<str>> {
+        self.greeting.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Remembers the server's answer to `initialize`.
     pub fn greeted(&self, result: &str) {
-        self.greeting.get_or_init(|| result.to_owned());
+        let mut greeting = self.greeting.lock().unwrap_or_else(PoisonError::into_inner);
+        if greeting.as_deref() != Some(result) {
+            *greeting = Some(result.into());
+        }
     }
 
     /// Whether the server declares a capability.
     pub fn has(&self, capability: &str) -> bool {
         let declared = |result: &str| jsonrpc::find(result, 0..result.len(), &["capabilities", capability]);
-        self.greeting().is_some_and(|result| matches!(declared(result), Ok(Some(_))))
+        self.greeting().is_some_and(|result| matches!(declared(&result), Ok(Some(_))))
     }
 
     /// The table of pending requests.
@@ -447,8 +450,8 @@ pub fn deliver(pending: Pending<Caller>, message: &Message<'_>, stats: &Stats) {
 /// An answer under the client's id, without types of content that the client's version does not know.
 fn fit(client: &Client, asked: Option<&Upstream>, method: &str, message: &Message<'_>, id: &str) -> String {
     let version = client.facts().version.clone();
-    let server =
-        asked.filter(|_| bridge::concerns(&version)).and_then(Upstream::greeting).and_then(mcp::version_of);
+    let greeting = asked.filter(|_| bridge::concerns(&version)).and_then(Upstream::greeting);
+    let server = greeting.and_then(|greeting| mcp::version_of(&greeting));
     let mut edits = match server {
         Some(server) => bridge::edits(method, &version, &server, message),
         None => Vec::new(),

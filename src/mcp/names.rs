@@ -27,9 +27,13 @@ fn cut(mut plain: String, server: &str, name: &str, longest: usize) -> String {
     format!("{plain}_{:08x}", hash(server, name))
 }
 
-/// FNV-1a, folded to 32 bits. Stable for ever: clients remember tool names.
+/// Stable for ever: clients remember tool names.
 fn hash(server: &str, name: &str) -> u32 {
-    let bytes = server.bytes().chain([0]).chain(name.bytes());
+    short_hash(server.bytes().chain([0]).chain(name.bytes()))
+}
+
+/// FNV-1a, folded to 32 bits: to tell texts apart, not to prove anything.
+pub fn short_hash(bytes: impl Iterator<Item = u8>) -> u32 {
     let wide = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });

@@ -2,6 +2,7 @@
 //!
 //! An item is kept as the server wrote it; only the value that clients ask for it by is ever replaced.
 
+use super::names;
 use crate::{jsonrpc, limits::CatalogLimits, text};
 
 /// A kind of things that are listed.
@@ -118,6 +119,11 @@ impl Item {
     pub fn under(&self, exposed: &str) -> String {
         let (before, after) = (&self.raw[..self.span.start], &self.raw[self.span.end..]);
         format!("{before}{}{after}", jsonrpc::quote(exposed))
+    }
+
+    /// A short name for the whole description, for the log.
+    pub fn hash(&self) -> u32 {
+        names::short_hash(self.raw.bytes())
     }
 
     /// Bytes of the description.

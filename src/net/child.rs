@@ -41,7 +41,7 @@ use rustix::{
     },
 };
 
-pub use self::stderr::log_stderr;
+pub use self::stderr::{Budget, log_stderr};
 use super::{deadline::within, signals};
 use crate::{command::CommandLine, fault::Fault, limits, limits::ChildLimits, text};
 
@@ -295,6 +295,22 @@ impl Exit {
     }
 }
 
+impl Exit {
+    /// The command could not be run, says the shell.
+    pub fn is_not_run(self) -> bool {
+        matches!(self.0.and_then(|status| status.code()), Some(126 | 127))
+    }
+
+    /// As the end of a sentence that begins with the name of the child.
+    pub fn told(self) -> String {
+        match self.0.map(|status| (status.code(), status.signal())) {
+            Some((Some(code), _)) => format!("exited with status {code}"),
+            Some((None, Some(_))) => format!("was ended by {self}"),
+            _ => "was ended, and it is not known how".to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(status) = self.0 else { return f.write_str("killed, and how it ended is not known") };
@@ -349,6 +365,9 @@ mod tests {
             (40, "signal 40"),
         ] {
             assert_eq!(Exit(Some(ExitStatus::from_raw(raw))).to_string(), expected);
+        }
+        for (raw, told) in [(3 << 8, "exited with status 3"), (9, "was ended by signal 9 (KILL)")] {
+            assert_eq!(Exit(Some(ExitStatus::from_raw(raw))).told(), told);
         }
         assert_eq!(Exit(None).to_string(), "killed, and how it ended is not known");
     }

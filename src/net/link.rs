@@ -150,9 +150,9 @@ impl Line {
         Ok(())
     }
 
-    /// Waits until somebody ends the queue.
-    pub async fn ended(&mut self) {
-        self.queue.ended().await;
+    /// Waits until somebody ends the queue: with this.
+    pub async fn ended(&mut self) -> Farewell {
+        self.queue.ended().await
     }
 
     /// The next frame that may go out.

@@ -195,17 +195,20 @@ impl<E: Clone> Receiver<E> {
         Poll::Ready(Taken::Some)
     }
 
-    /// Waits until the queue is ended; what is in it stays there.
-    pub async fn ended(&mut self) {
+    /// Waits until the queue is ended, and gives the reason; what is in it stays there.
+    pub async fn ended(&mut self) -> E
+    where
+        E: Clone,
+    {
         poll_fn(|context| {
             let mut state = lock(&self.0);
-            if state.end.is_some() {
-                return Poll::Ready(());
+            if let Some(end) = &state.end {
+                return Poll::Ready(end.clone());
             }
             state.reader = Some(context.waker().clone());
             Poll::Pending
         })
-        .await;
+        .await
     }
 
     /// Takes all messages there are, and waits for one if there is none.

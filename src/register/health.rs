@@ -1,4 +1,4 @@
-//! The local health check (`--port`): 200 while the gateway has us, 503 otherwise.
+//! The local health check (`--port`): 200 while the gateway has us and the server runs, 503 otherwise.
 
 use std::sync::Arc;
 
@@ -104,10 +104,11 @@ impl Check {
         if !matches!(request.method(), Method::Get | Method::Head) {
             return Response::new(StatusCode::MethodNotAllowed).field("Allow", "GET, HEAD");
         }
-        let response = if self.state.is_registered() {
-            Response::new(StatusCode::Ok).text("ok")
-        } else {
-            Response::new(StatusCode::ServiceUnavailable).text("not connected to the gateway")
+        let trouble = |why: &str| Response::new(StatusCode::ServiceUnavailable).text(why);
+        let response = match (self.state.is_registered(), self.state.is_served()) {
+            (true, true) => Response::new(StatusCode::Ok).text("ok"),
+            (false, _) => trouble("not connected to the gateway"),
+            (true, false) => trouble("the server is down"),
         };
         let response = response.field("Cache-Control", "no-store");
         if self.cors { response.field("Access-Control-Allow-Origin", "*") } else { response }

@@ -9,17 +9,17 @@ use std::{
     time::Instant,
 };
 
-use super::{server::noise, sessions::Sessions};
+use super::{server::Heard, sessions::Sessions};
 use crate::{
     config::RegisterConfig,
-    jsonrpc::{self, Message},
+    jsonrpc::{self, Kind, Message},
     net::{
         link::{self, Ended, Farewell, Line, Peer, Socket},
         queue::{self, Refused, Sender},
     },
     text,
     tunnel::{
-        CLOSE_REFUSED, CLOSE_REPLACED,
+        CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
         channel::{self, Frame},
         edge::{Down, Edge, Up},
         handshake::{Claim, Grant, Registration, Status},
@@ -33,6 +33,8 @@ pub enum Outcome {
     Lost(String),
     /// The gateway will not have us as we are.
     Refused(String),
+    /// The gateway will not have us now: wait for long, however new we are.
+    NotNow(String),
     /// We are stopping.
     Stopped,
 }
@@ -41,13 +43,16 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct State {
     edge: Mutex<Shared>,
-    child: Sender<()>,
     sessions: Arc<Sessions>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     edge: Edge,
+    /// What the child reads from.
+    child: Option<Sender<()>>,
+    /// How many children there were, this one counted.
+    generation: u64,
     /// The queue towards the gateway: of the present link, or of one that may be resumed.
     link: Option<Sender<Farewell>>,
     linked: bool,
@@ -59,9 +64,9 @@ struct Shared {
 }
 
 impl State {
-    /// The state around a child that reads from this queue, and the sessions that have a process of their own.
-    pub fn new(child: Sender<()>, sessions: Arc<Sessions>) -> Arc<Self> {
-        Arc::new(Self { edge: Mutex::default(), child, sessions })
+    /// The state before there is a child or a link, and the sessions that have a process of their own.
+    pub fn new(sessions: Arc<Sessions>) -> Arc<Self> {
+        Arc::new(Self { edge: Mutex::default(), sessions })
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -79,21 +84,106 @@ impl State {
         self.lock().was_registered
     }
 
-    /// A line came from the child: passes it on, as soon as the link has room.
-    pub async fn said(&self, line: &str) {
+    /// Whether the child takes requests at present.
+    pub fn is_served(&self) -> bool {
+        self.lock().edge.is_up()
+    }
+
+    /// Whether this child still has to answer the `initialize` that it was started anew with.
+    pub fn is_greeting(&self, generation: u64) -> bool {
+        let shared = self.lock();
+        shared.generation == generation && shared.edge.is_greeting()
+    }
+
+    /// The number of the present child; another one than that of a moment ago means that it was started anew.
+    fn generation(&self) -> u64 {
+        self.lock().generation
+    }
+
+    /// A child is started, and reads from this queue. Gives its number.
+    pub fn child_up(&self, input: Sender<()>) -> u64 {
+        let mut shared = self.lock();
+        if let Some(hello) = shared.edge.child_back() {
+            // The queue is empty.
+            let _ = input.send(hello);
+        }
+        shared.child = Some(input);
+        shared.generation += 1;
+        shared.generation
+    }
+
+    /// The child has ended: the gateway gets the answers that it left out. See [`Edge::child_gone`].
+    pub fn child_down(&self, why: &str, due: Option<Instant>) {
+        let mut shared = self.lock();
+        shared.child = None;
+        for frame in shared.edge.child_gone(why, due) {
+            // Small, no more than the gateway asked, and it must not lose them.
+            if let Some(link) = &shared.link {
+                let _ = link.send_anyway(frame);
+            }
+        }
+    }
+
+    /// A line came from a child: passes it on, as soon as the link has room.
+    pub async fn said(&self, generation: u64, line: &str) -> Heard {
         let (up, link) = {
             let mut shared = self.lock();
-            (shared.edge.from_child(line), shared.link.clone())
-        };
-        match (up, link) {
-            (Up::Gateway(frame), Some(link)) => {
-                if link.send_wait(frame).await.is_err() {
-                    log::debug!("a message of the server came too late for its link");
+            if shared.generation != generation {
+                log::debug!("a line of an earlier process is dropped");
+                return Heard::Message;
+            }
+            let mut up = shared.edge.from_child(line);
+            if let (Up::Ready { lines, .. }, Some(child)) = (&mut up, &shared.child) {
+                for line in lines.drain(..) {
+                    // Bounded by what may be held, and sent before anything can overtake it.
+                    let _ = child.send_anyway(line);
                 }
             }
-            (Up::Gateway(_), None) => log::debug!("a message of the server found no link"),
-            (Up::Stale, _) => log::debug!("an answer to an earlier link is dropped"),
-            (Up::Noise, _) => noise(line),
+            (up, shared.link.clone())
+        };
+        let frames = match up {
+            Up::Gateway(frame) => vec![frame],
+            Up::Ready { frames, .. } => {
+                log::info!("the server is initialized again");
+                frames
+            }
+            Up::Stale => {
+                log::debug!("an answer to an earlier link is dropped");
+                Vec::new()
+            }
+            Up::Refused => return Heard::End("it refused to be initialized again"),
+            Up::Noise => return Heard::Noise,
+        };
+        for frame in frames {
+            let Some(link) = &link else {
+                log::debug!("a message of the server found no link");
+                break;
+            };
+            if link.send_wait(frame).await.is_err() {
+                log::debug!("a message of the server came too late for its link");
+            }
+        }
+        Heard::Message
+    }
+
+    /// A frame came from the gateway. What is for the child is given to it (`None`), or answered when it takes nothing.
+    fn came(&self, now: Instant, frame: &str) -> Option<Down> {
+        let mut shared = self.lock();
+        let (line, child) = match (shared.edge.from_gateway(now, frame), &shared.child) {
+            (Down::Child(line), Some(child)) => (line, child),
+            (other, _) => return Some(other),
+        };
+        let (code, why, line) = match child.offer(line) {
+            Ok(()) => return None,
+            Err((Refused::Full, line)) => (jsonrpc::BUSY, "the server does not read its input", line),
+            Err((Refused::Closed, line)) => (jsonrpc::DOWN, "the server has ended", line),
+        };
+        log::warn!("a message for the server is turned away: {why}");
+        let message = Message::read(&line).ok().filter(|message| message.kind() == Kind::Request)?;
+        // The gateway knows the request under the id that it came with; the edge puts that back.
+        match shared.edge.from_child(&jsonrpc::error(message.id()?, code, why)) {
+            Up::Gateway(frame) => Some(Down::Gateway(frame)),
+            _ => None,
         }
     }
 
@@ -129,16 +219,13 @@ impl State {
     /// The link is gone for good: the child need not go on with what nobody waits for, and sessions have nobody to serve.
     fn link_down(&self) {
         self.sessions.close_all();
-        let lines = {
-            let mut shared = self.lock();
-            shared.link = None;
-            shared.linked = false;
-            shared.registered = false;
-            shared.edge.disconnected()
-        };
-        for line in lines {
+        let mut shared = self.lock();
+        shared.link = None;
+        shared.linked = false;
+        shared.registered = false;
+        for line in shared.edge.disconnected() {
             // A child that does not read will not read this either.
-            let _ = self.child.send(line);
+            let _ = shared.child.as_ref().map(|child| child.send(line));
         }
     }
 }
@@ -198,7 +285,15 @@ pub async fn live<'a>(
             ended
         }
     };
-    let refusal = life.refusal.take();
+    // What a server could not do that has ended since, the next one may.
+    let excused = !state.is_served() || state.generation() != life.child;
+    let refusal = match life.refusal.take() {
+        Some(why) if excused => {
+            log::warn!("the gateway gave the server up, which had ended: {}", text::show(&why));
+            None
+        }
+        refusal => refusal,
+    };
     match grant.filter(|_| ended.is_accident()) {
         Some(grant) => {
             state.suspend();
@@ -266,10 +361,12 @@ struct Life<'a> {
     complete: bool,
     /// Why the gateway says it will not have us.
     refusal: Option<String>,
+    /// The child that there was when it began.
+    child: u64,
 }
 
 impl Peer for Life<'_> {
-    fn frame(&mut self, _now: Instant, frame: &str) -> Result<(), Farewell> {
+    fn frame(&mut self, now: Instant, frame: &str) -> Result<(), Farewell> {
         let frame = match channel::read(frame) {
             Frame::Plain(frame) => frame,
             _ if !self.isolated => return Err(Farewell::new(1008, "a channel that was not agreed on")),
@@ -288,16 +385,15 @@ impl Peer for Life<'_> {
                 return Ok(());
             }
         };
-        let down = self.state.lock().edge.from_gateway(frame);
-        match down {
-            Down::Child(line) => self.hand_down(line),
-            Down::Gateway(frame) => {
+        match self.state.came(now, frame) {
+            None | Some(Down::Child(_) | Down::Held) => self.spoken_for(),
+            Some(Down::Gateway(frame)) => {
                 // What the gateway asks and does not read must not pile up here.
                 self.link.send(frame).map_err(does_not_read)?;
                 self.spoken_for();
             }
-            Down::Status(status) => self.status(&status),
-            Down::Drop(why) => log::debug!("dropped {why}"),
+            Some(Down::Status(status)) => self.status(&status),
+            Some(Down::Drop(why)) => log::debug!("dropped {why}"),
         }
         Ok(())
     }
@@ -318,7 +414,8 @@ fn does_not_read(_: Refused) -> Farewell {
 impl<'a> Life<'a> {
     fn new(state: &Arc<State>, config: &'a RegisterConfig, link: Sender<Farewell>) -> Self {
         let (ours, isolated, complete) = (false, false, false);
-        Self { state: state.clone(), link, ours, isolated, opened: 0, config, complete, refusal: None }
+        let (state, child) = (state.clone(), state.generation());
+        Self { state, link, ours, isolated, opened: 0, config, complete, refusal: None, child }
     }
 
     /// What the gateway said to the registration.
@@ -332,25 +429,6 @@ impl<'a> Life<'a> {
             None => self.frame(Instant::now(), frame)?,
         }
         Ok(())
-    }
-
-    fn hand_down(&mut self, line: String) {
-        self.spoken_for();
-        let (busy, line) = match self.state.child.offer(line) {
-            Ok(()) => return,
-            Err((Refused::Full, line)) => ("the server does not read its input", line),
-            Err((Refused::Closed, line)) => ("the server has ended", line),
-        };
-        log::warn!("a message for the server is turned away: {busy}");
-        if let Ok(message) = Message::read(&line)
-            && let (jsonrpc::Kind::Request, Some(id)) = (message.kind(), message.id())
-        {
-            // The gateway knows the request under the id that it came with; the edge puts that back.
-            let error = jsonrpc::error(id, jsonrpc::BUSY, busy);
-            if let Up::Gateway(frame) = self.state.lock().edge.from_child(&error) {
-                let _ = self.link.send(frame);
-            }
-        }
     }
 
     /// A gateway that sends us MCP has taken us, as far as we can know; ours says it when it has.
@@ -369,6 +447,9 @@ impl<'a> Life<'a> {
 
     fn status(&mut self, status: &Status) {
         self.ours |= status.ours;
+        if status.ours {
+            self.state.lock().edge.gateway_is_ours();
+        }
         let wanted = self.config.sessions.is_some();
         self.isolated |= wanted && status.sessions;
         if wanted && !self.isolated && status.status == "received" {
@@ -395,6 +476,10 @@ fn outcome(ended: Ended, refusal: Option<String>, state: &State, config: &Regist
             let reason = refusal.unwrap_or(why.reason);
             let reason = text::show(&reason);
             Outcome::Refused(format!("the gateway at {gateway} refuses the registration: {reason}"))
+        }
+        (Ended::ByPeer(why), refusal) if why.code == CLOSE_TOO_OFTEN => {
+            let reason = refusal.unwrap_or(why.reason);
+            Outcome::NotNow(format!("the gateway at {gateway} puts us off: {}", text::show(&reason)))
         }
         (Ended::ByPeer(why), _) if why.code == CLOSE_REPLACED => Outcome::Refused(format!(
             "another program registered at {gateway} with our id and took over; see --server-id"

@@ -2,17 +2,20 @@
 //!
 //! - `connect`: a fresh link to the gateway, or one clear line why not.
 //! - `life`: the life of one link: frames to the child, lines from it.
-//! - `server`: a child with its pipes. `sessions`: a child for each client session.
+//! - `server`: a child with its pipes. `supervise`: the one that all share, started again when it ends. `sessions`: a
+//!   child for each client session.
 //! - `health`: the local health check.
 //!
 //! The child lives longer than a link. Nothing that comes from the network can name a process, or start another than the
-//! command of `--stdio`; and that only with `--sessions isolated`, and never more than `--max-sessions`.
+//! command of `--stdio`; and that only with `--sessions isolated`, and never more than `--max-sessions`. The shared child is
+//! started again when it has ended, and only then.
 
 mod connect;
 mod health;
 mod life;
 mod server;
 mod sessions;
+mod supervise;
 
 use std::{
     sync::Arc,
@@ -24,8 +27,8 @@ use futures_lite::future;
 use self::{
     connect::Dialer,
     life::{Kept, Outcome, State},
-    server::{Outlet, Server},
     sessions::Sessions,
+    supervise::Supervisor,
 };
 use crate::{
     config::RegisterConfig,
@@ -35,7 +38,7 @@ use crate::{
     tunnel::backoff::{Backoff, Setback},
 };
 
-/// Runs until `stop` is ready, the server ends, or the gateway cannot be used.
+/// Runs until `stop` is ready, the server ends and is not started again, or the gateway cannot be used.
 ///
 /// # Errors
 /// One line: the command cannot be started, the gateway refuses us, the server ended.
@@ -43,9 +46,8 @@ pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Resu
     let dialer = Dialer::new(&config)?;
     let health = health::bind(&config)?;
     let sessions = Sessions::new(&config);
-    let (input, lines) = Server::queue(&config);
-    let state = State::new(input.clone(), sessions.clone());
-    let mut server = Server::start(&config, Outlet::Shared(state.clone()), input, lines)?;
+    let state = State::new(sessions.clone());
+    let mut supervisor = Supervisor::start(&config, &state)?;
     let (switch, stopped) = exec::switch();
     let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));
     let mut links = Box::pin(keep_linked(&config, &dialer, &state));
@@ -54,7 +56,7 @@ pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Resu
             stop.await;
             End::Stopped
         },
-        future::or(async { End::Server(server.ended().await) }, async { End::Links((&mut links).await) }),
+        future::or(async { End::Server(supervisor.run().await) }, async { End::Links((&mut links).await) }),
     )
     .await;
     // The gateway is told before the server goes, so that nobody waits for its answers.
@@ -64,14 +66,11 @@ pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Resu
     }
     drop((switch, health));
     sessions.close_all();
-    let exit = server.stop(&config.limits.child).await;
+    supervisor.stop().await;
     sessions.gone().await;
     match end {
         End::Stopped => Ok(()),
-        End::Server(None) => Err(Fault::run(format!("server '{}' ended by itself: {exit}", config.name))),
-        End::Server(Some(why)) => {
-            Err(Fault::run(format!("server '{}' was ended because {why}", config.name)))
-        }
+        End::Server(fault) => Err(fault),
         End::Links(result) => result,
     }
 }
@@ -79,8 +78,8 @@ pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Resu
 /// What ended the program.
 enum End {
     Stopped,
-    /// The server: by itself, or for this reason.
-    Server(Option<&'static str>),
+    /// The server, and it is not started again.
+    Server(Fault),
     Links(Result<(), Fault>),
 }
 
@@ -106,7 +105,7 @@ async fn keep_linked(config: &RegisterConfig, dialer: &Dialer, state: &Arc<State
             }
             // A first refusal is for the person who typed the command; later ones have to be waited out.
             Outcome::Refused(why) if !state.was_registered() => return Err(Fault::run(why)),
-            Outcome::Refused(why) => {
+            Outcome::Refused(why) | Outcome::NotNow(why) => {
                 log::error!("{why}");
                 Setback::Refused
             }

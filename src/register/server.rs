@@ -1,6 +1,6 @@
 //! The child with its pipes: lines in, lines out, people's talk into the log.
 
-use std::{collections::VecDeque, io, sync::Arc};
+use std::{collections::VecDeque, io, sync::Arc, time::Instant};
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use smol::Task;
@@ -13,8 +13,9 @@ use crate::{
     limits::{self, ChildLimits},
     ndjson::Lines,
     net::{
-        child::{self, Child, Exit, Stderr, Stdin, Stdout},
-        deadline, exec,
+        child::{self, Budget, Child, Exit, Stderr, Stdin, Stdout},
+        deadline,
+        exec::{self, Switch, Thrown},
         link::Farewell,
         queue::{self, Receiver, Taken},
     },
@@ -25,30 +26,37 @@ use crate::{
 /// Where the lines of a server go.
 #[derive(Clone, Debug)]
 pub enum Outlet {
-    /// The process that all clients share.
-    Shared(Arc<State>),
+    /// The process that all clients share, by its number.
+    Shared(Arc<State>, u64),
     /// The process of one client session, on this channel of the link.
     Channel(u32, queue::Sender<Farewell>),
 }
 
+/// What became of a line.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Heard {
+    /// It was a message, and is on its way.
+    Message,
+    /// It was none. It stays here: a banner, or what people print to find a fault.
+    Noise,
+    /// The server is of no use, for this reason.
+    End(&'static str),
+}
+
 impl Outlet {
-    async fn line(&self, line: &str) {
+    async fn line(&self, line: &str) -> Heard {
         match self {
-            Self::Shared(state) => state.said(line).await,
+            Self::Shared(state, generation) => state.said(*generation, line).await,
             Self::Channel(number, link) => match Message::read(line) {
                 // When the link is gone, so is the session.
                 Ok(message) => {
                     let _ = link.send_wait(channel::message(*number, &message.splice(&[]))).await;
+                    Heard::Message
                 }
-                Err(_) => noise(line),
+                Err(_) => Heard::Noise,
             },
         }
     }
-}
-
-/// What is no message stays here: banners, and what people print to find a fault.
-pub fn noise(line: &str) {
-    log::warn!("the server wrote to stdout what is no message: {}", text::show(line));
 }
 
 /// A running server.
@@ -58,8 +66,10 @@ pub struct Server {
     input: queue::Sender<()>,
     writer: Task<io::Result<()>>,
     /// `None`: all was read.
-    reader: Option<Task<Read>>,
+    reader: Option<Task<Option<String>>>,
     logger: Option<Task<()>>,
+    /// Dropping it keeps the reader from reading more.
+    enough: Switch,
 }
 
 impl Server {
@@ -84,37 +94,44 @@ impl Server {
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Fault::run("the server has no pipes"));
         };
+        let (enough, stopped) = exec::switch();
         let writer = exec::spawn(write(stdin, lines, limits.clone()));
-        let reader = Some(exec::spawn(read(stdout, outlet, limits.line_bytes)));
+        let reader = Some(exec::spawn(read(stdout, outlet, stopped, limits.clone())));
         let logger =
             child.stderr.take().map(|stderr| exec::spawn(log(stderr, config.name.clone(), limits.clone())));
-        Ok(Self { child, input, writer, reader, logger })
+        Ok(Self { child, input, writer, reader, logger, enough })
     }
 
     /// Waits until the server can serve no more. `None`: it ended by itself; otherwise the reason to end it.
-    pub async fn ended(&mut self) -> Option<&'static str> {
+    pub async fn ended(&mut self, limits: &ChildLimits) -> Option<String> {
         let Self { child, writer, reader, .. } = self;
         let exited = async {
             child.exited().await;
             None
         };
+        // Most servers close their pipes when they end, and are seen to end a moment later.
+        let closed = |pipe| async move {
+            deadline::until(Instant::now().checked_add(limits.pipe_grace)).await;
+            Some(format!("it closed its {pipe}"))
+        };
         let wrote = async {
             match writer.await {
                 Ok(()) => std::future::pending().await,
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => Some("it did not read its input"),
-                // It closed its stdin, which most do when they end.
-                Err(_) => std::future::pending().await,
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    Some(format!("it did not read its input for {} s", limits.write_stall.as_secs_f64()))
+                }
+                Err(_) => closed("stdin").await,
             }
         };
         let read = async {
             let end = match reader.as_mut() {
                 Some(task) => task.await,
-                None => Read::Closed,
+                None => None,
             };
             *reader = None;
             match end {
-                Read::Closed => std::future::pending().await,
-                Read::TooLong => Some("it wrote a line that is too long"),
+                None => closed("stdout").await,
+                reason => reason,
             }
         };
         future::or(exited, future::or(wrote, read)).await
@@ -123,14 +140,16 @@ impl Server {
     /// Closes its stdin, and ends whatever is left of it.
     pub async fn stop(self, limits: &ChildLimits) -> Exit {
         self.input.end(());
-        let Self { child, writer, reader, logger, .. } = self;
+        let Self { child, writer, reader, logger, enough, .. } = self;
         let exit = child.stop(limits).await;
         log::info!("the server ended: {exit}");
         // What it said last is still in the pipes.
+        let mut reader = reader;
         let last_words = future::zip(
             async {
-                if let Some(reader) = reader {
-                    reader.await;
+                if let Some(task) = reader.as_mut() {
+                    task.await;
+                    reader = None;
                 }
             },
             async {
@@ -139,23 +158,18 @@ impl Server {
                 }
             },
         );
-        let _ = deadline::within(limits::CLOSE, last_words).await;
-        drop(writer);
+        let _ = deadline::within(limits.last_words, last_words).await;
+        drop((writer, enough));
+        // It may hold a line for which the link has no room yet: that one still goes, when it can.
+        if let Some(reader) = reader {
+            reader.detach();
+        }
         exit
     }
 }
 
 async fn log(stderr: Stderr, name: String, limits: ChildLimits) {
     child::log_stderr(stderr, &name, &limits).await;
-}
-
-/// Why there is nothing more to read.
-#[derive(Debug)]
-enum Read {
-    /// The child closed its stdout.
-    Closed,
-    /// It wrote a line that is too long.
-    TooLong,
 }
 
 /// Writes what is queued, several lines in one write. Ends when the queue ends, which closes the child's stdin.
@@ -170,10 +184,7 @@ async fn write(mut stdin: Stdin, mut lines: Receiver<()>, limits: ChildLimits) -
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
             let written = deadline::within(limits.write_stall, stdin.write(rest)).await;
-            let Ok(written) = written else {
-                log::error!("the server has not read its input for {} s", limits.write_stall.as_secs());
-                return Err(io::ErrorKind::TimedOut.into());
-            };
+            let Ok(written) = written else { return Err(io::ErrorKind::TimedOut.into()) };
             rest = rest.get(written?..).unwrap_or_default();
         }
         bytes.clear();
@@ -182,31 +193,68 @@ async fn write(mut stdin: Stdin, mut lines: Receiver<()>, limits: ChildLimits) -
     Ok(())
 }
 
-/// Reads lines until there is nothing more to read.
-async fn read(mut stdout: Stdout, outlet: Outlet, longest: usize) -> Read {
-    let mut lines = Lines::new(longest);
+/// Reads lines until there is nothing more to read (`None`), or a reason to end the server.
+async fn read(mut stdout: Stdout, outlet: Outlet, enough: Thrown, limits: ChildLimits) -> Option<String> {
+    let mut lines = Lines::new(limits.line_bytes);
+    let mut noise = Noise::new(&limits);
     loop {
-        match stdout.read(lines.space()).await {
+        let stopped = async {
+            enough.wait().await;
+            Ok(0)
+        };
+        match future::or(stdout.read(lines.space()), stopped).await {
             Ok(count) if count > 0 => lines.filled(count),
-            _ => return Read::Closed,
+            _ => return None,
         }
         loop {
             match lines.next_line() {
                 Ok(Some(line)) => match std::str::from_utf8(line) {
-                    Ok(line) => outlet.line(line).await,
-                    Err(_) => {
-                        let shown = String::from_utf8_lossy(line);
-                        log::warn!("the server wrote a line that is not UTF-8: {}", text::show(&shown));
-                    }
+                    Ok(line) => match outlet.line(line).await {
+                        Heard::Message => {}
+                        Heard::Noise => noise.line(line),
+                        Heard::End(why) => return Some(why.to_owned()),
+                    },
+                    Err(_) => noise.line(&String::from_utf8_lossy(line)),
                 },
                 Ok(None) => break,
-                Err(_) => {
-                    log::error!("the server wrote a line of more than {longest} bytes");
-                    return Read::TooLong;
-                }
+                Err(_) => return Some(format!("it wrote a line of more than {} bytes", limits.line_bytes)),
             }
         }
         // A server that talks without end must not keep the link from being written.
         future::yield_now().await;
+    }
+}
+
+/// Lines on stdout that are no messages: counted, and shown as far as the budget for stderr goes.
+struct Noise {
+    budget: Budget,
+    count: u64,
+}
+
+impl Noise {
+    fn new(limits: &ChildLimits) -> Self {
+        Self { budget: Budget::new(limits.stderr_lines, limits::LOG_EVERY), count: 0 }
+    }
+
+    fn line(&mut self, line: &str) {
+        self.count += 1;
+        if self.budget.spend(Instant::now(), Self::dropped) {
+            log::warn!("the server wrote to stdout what is no message: {}", text::show(line));
+        }
+    }
+
+    fn dropped(count: u64) {
+        if count > 0 {
+            log::warn!("{count} more lines on stdout that are no messages were not logged");
+        }
+    }
+}
+
+impl Drop for Noise {
+    fn drop(&mut self) {
+        Self::dropped(self.budget.dropped());
+        if self.count > 0 {
+            log::info!("{} lines of the server's stdout were no messages", self.count);
+        }
     }
 }

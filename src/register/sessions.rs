@@ -127,9 +127,10 @@ impl Sessions {
             Ok(server) => server,
             Err(fault) => return Some(fault.to_string()),
         };
-        let ended = unless(&stopped, server.ended()).await;
-        let exit = server.stop(&self.config.limits.child).await;
-        Some(ended?.map_or_else(|| exit.to_string(), str::to_owned))
+        let limits = &self.config.limits.child;
+        let ended = unless(&stopped, server.ended(limits)).await;
+        let exit = server.stop(limits).await;
+        Some(ended?.unwrap_or_else(|| exit.to_string()))
     }
 
     /// A message for a session's process.

@@ -4,13 +4,22 @@
 //! said the first time, and moves the ids of each later link up by an offset: a late answer to a
 //! question of an earlier link can then never pass for an answer to a new one.
 //!
+//! A link lives longer than a child, too. When the child ends, the edge answers in its place what it left
+//! unanswered and what comes while it is down. The next one gets the `initialize` that was kept, with what comes
+//! meanwhile waiting behind it, and the gateway is told to list again. Only an `initialize` is never failed: it
+//! waits for the next child.
+//!
 //! Pure; `register::life` drives it.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    mem,
+    time::Instant,
+};
 
 use crate::{
-    jsonrpc::{self, Kind, Message, Span},
-    limits::EDGE_OPEN,
+    jsonrpc::{self, Kind, Message, Span, find, unquote},
+    limits::{EDGE_HELD, EDGE_HELD_BYTES, EDGE_OPEN, ID_BYTES},
     tunnel::{handshake::Status, rewrite},
 };
 
@@ -23,6 +32,8 @@ pub enum Down {
     Gateway(String),
     /// The gateway speaks to us.
     Status(Status),
+    /// It waits until the child is initialized.
+    Held,
     /// Nothing.
     Drop(&'static str),
 }
@@ -32,7 +43,16 @@ pub enum Down {
 pub enum Up {
     /// A frame for the gateway.
     Gateway(String),
-    /// Nothing: the answer is to a question of an earlier link.
+    /// The child was started anew and is initialized: these lines are for it, these frames for the gateway.
+    Ready {
+        /// Lines for the child, without their line ends.
+        lines: Vec<String>,
+        /// Frames for the gateway.
+        frames: Vec<String>,
+    },
+    /// The child was started anew and will not be initialized: it is of no use.
+    Refused,
+    /// Nothing: the answer is to a question of an earlier link, or the child has ended.
     Stale,
     /// Nothing: the line is no message.
     Noise,
@@ -44,10 +64,38 @@ enum Greeting {
     /// It was not asked.
     #[default]
     None,
-    /// It was asked with this id (as the child knows it); `wanted` is the id the present link waits with.
-    Asked { id: u64, wanted: Option<String> },
+    /// It was asked and has not answered.
+    Asked,
     /// Its result.
     Known(String),
+}
+
+/// The gateway's `initialize`, kept for each start of the child.
+#[derive(Debug)]
+struct Hello {
+    /// As the child gets it.
+    line: String,
+    /// Its id as the child knows it, raw.
+    id: String,
+}
+
+/// What can be asked of the child at present.
+#[derive(Debug, Default)]
+enum Phase {
+    /// Everything.
+    #[default]
+    Up,
+    /// It was started anew and has not answered `initialize`: this waits for it.
+    Greeting(Held),
+    /// Nothing: it has ended, for this reason, and is started again at that time.
+    Down { why: String, due: Option<Instant> },
+}
+
+/// Frames that wait, in their order.
+#[derive(Debug, Default)]
+struct Held {
+    frames: VecDeque<String>,
+    bytes: usize,
 }
 
 /// The state of the edge's end.
@@ -59,49 +107,107 @@ pub struct Edge {
     next: u64,
     /// Requests that the child has not answered, by the id it knows.
     open: BTreeSet<u64>,
+    /// The same for ids that are not moved, raw.
+    others: BTreeSet<String>,
+    phase: Phase,
+    hello: Option<Hello>,
     greeting: Greeting,
+    /// The id with which the present link waits for the answer to `initialize`.
+    wanted: Option<String>,
+    /// The gateway has said that the child is initialized.
     initialized: bool,
+    /// The present gateway reads status frames.
+    ours: bool,
+    /// This child has asked something.
+    asking: bool,
 }
 
 impl Edge {
     /// The link is gone. Gives the lines that tell the child to stop what nobody waits for.
     pub fn disconnected(&mut self) -> Vec<String> {
-        if let Greeting::Asked { id, wanted } = &mut self.greeting {
-            *wanted = None;
-            self.open.remove(id);
+        (self.wanted, self.ours) = (None, false);
+        self.others.clear();
+        if let Phase::Greeting(held) = &mut self.phase {
+            *held = Held::default();
         }
-        let open = std::mem::take(&mut self.open);
+        let open = mem::take(&mut self.open);
         if self.next >= SMALL {
             // Soon the ids would not be exact. Beginning again only risks that a late answer passes for another.
             self.next = 0;
-            if matches!(self.greeting, Greeting::Asked { .. }) {
-                self.greeting = Greeting::None;
+            if matches!((&self.greeting, &self.phase), (Greeting::Asked, Phase::Up)) {
+                (self.greeting, self.hello) = (Greeting::None, None);
             }
         }
         self.offset = self.next;
         open.into_iter().map(|id| rewrite::cancelled(id, "the link to the gateway was lost")).collect()
     }
 
+    /// The child has ended, `why` says of whom and how in one sentence; `due` is when it is started again, if it is.
+    /// Gives the answers that it left out, for the gateway.
+    pub fn child_gone(&mut self, why: &str, due: Option<Instant>) -> Vec<String> {
+        self.asking = false;
+        let moved =
+            mem::take(&mut self.open).into_iter().map(|id| (id.saturating_sub(self.offset)).to_string());
+        let mut ids: Vec<String> = moved.chain(mem::take(&mut self.others)).collect();
+        if let Phase::Greeting(held) = mem::replace(&mut self.phase, Phase::Down { why: why.into(), due }) {
+            let held = held.frames.iter().filter_map(|frame| Message::read(frame).ok());
+            ids.extend(held.filter_map(|message| message.id().map(str::to_owned)));
+        }
+        ids.iter().map(|id| jsonrpc::error(id, jsonrpc::INTERNAL_ERROR, why)).collect()
+    }
+
+    /// The child was started anew. Gives what it is told first, if anything.
+    pub fn child_back(&mut self) -> Option<String> {
+        let Some(hello) = &self.hello else {
+            self.phase = Phase::Up;
+            return None;
+        };
+        (self.phase, self.greeting) = (Phase::Greeting(Held::default()), Greeting::Asked);
+        Some(hello.line.clone())
+    }
+
+    /// The gateway of the present link reads status frames.
+    pub fn gateway_is_ours(&mut self) {
+        self.ours = true;
+    }
+
+    /// Whether the child takes requests.
+    pub fn is_up(&self) -> bool {
+        matches!(self.phase, Phase::Up)
+    }
+
+    /// Whether the child was started anew and has not answered `initialize` so far.
+    pub fn is_greeting(&self) -> bool {
+        matches!(self.phase, Phase::Greeting(_))
+    }
+
     /// A frame came from the gateway.
-    pub fn from_gateway(&mut self, frame: &str) -> Down {
+    pub fn from_gateway(&mut self, now: Instant, frame: &str) -> Down {
         let Ok(message) = Message::read(frame) else {
             return Status::read(frame).map_or(Down::Drop("a frame that is no message"), Down::Status);
         };
-        match (message.kind(), message.method()) {
-            (Kind::Request, "initialize") => self.greet(&message),
-            (Kind::Request, _) => self.ask(&message),
-            (Kind::Notification, "notifications/initialized")
-                if std::mem::replace(&mut self.initialized, true) =>
-            {
-                Down::Drop("the child is initialized already")
+        match (message.kind(), message.method(), &self.phase) {
+            (Kind::Request, "initialize", _) => self.greet(&message),
+            (Kind::Notification, "notifications/initialized", phase) => {
+                let is_up = matches!(phase, Phase::Up);
+                match mem::replace(&mut self.initialized, true) {
+                    true => Down::Drop("the child is initialized already"),
+                    false if is_up => Down::Child(message.splice(&[])),
+                    // It is told as soon as it can be.
+                    false => Down::Drop("the child is not initialized yet"),
+                }
             }
-            (Kind::Notification, "notifications/cancelled") => self.cancel(&message),
-            _ => Down::Child(message.splice(&[])),
+            (.., Phase::Up) => self.pass(&message),
+            (.., Phase::Greeting(_)) => self.hold(&message),
+            (.., Phase::Down { why, due }) => turn_away(&message, why, *due, now),
         }
     }
 
     /// A line came from the child.
     pub fn from_child(&mut self, line: &str) -> Up {
+        if matches!(self.phase, Phase::Down { .. }) {
+            return Up::Stale;
+        }
         let Ok(message) = Message::read(line) else { return Up::Noise };
         match message.kind() {
             Kind::Response => self.answer(&message),
@@ -116,7 +222,41 @@ impl Edge {
                 }
                 Up::Gateway(self.shift(&message, span.into_iter(), Self::to_gateway))
             }
-            _ => Up::Gateway(message.splice(&[])),
+            kind => {
+                self.asking |= kind == Kind::Request;
+                Up::Gateway(message.splice(&[]))
+            }
+        }
+    }
+
+    /// A message for a child that is up, but for what begins a conversation.
+    fn pass(&mut self, message: &Message<'_>) -> Down {
+        match (message.kind(), message.method()) {
+            (Kind::Request, _) => self.ask(message),
+            (Kind::Notification, "notifications/cancelled") => self.cancel(message),
+            _ => Down::Child(message.splice(&[])),
+        }
+    }
+
+    /// A message for a child that is not initialized yet.
+    fn hold(&mut self, message: &Message<'_>) -> Down {
+        if message.kind() == Kind::Response {
+            // It may be what the child waits for; to the one before it nothing is owed any more.
+            return if self.asking { Down::Child(message.splice(&[])) } else { Down::Drop("a late answer") };
+        }
+        let Phase::Greeting(held) = &mut self.phase else { return Down::Drop("nothing to wait for") };
+        let bytes = held.bytes + message.text().len();
+        if held.frames.len() < EDGE_HELD && bytes <= EDGE_HELD_BYTES {
+            held.frames.push_back(message.text().to_owned());
+            held.bytes = bytes;
+            return Down::Held;
+        }
+        match message.id() {
+            Some(id) => {
+                let why = "the server is being started, and as many calls wait for it as may";
+                Down::Gateway(jsonrpc::error(id, jsonrpc::BUSY, why))
+            }
+            None => Down::Drop("a notification for which there is no room"),
         }
     }
 
@@ -124,36 +264,63 @@ impl Edge {
         let Ok(span) = message.param(&["requestId"]) else {
             return Down::Drop("a cancellation with an ambiguous request id");
         };
-        if let Some(id) = span.clone().and_then(|span| number(&message.text()[span], SMALL)) {
-            let id = id + self.offset;
-            if matches!(self.greeting, Greeting::Asked { id: asked, .. } if asked == id) {
+        if let Some(raw) = span.clone().map(|span| &message.text()[span]) {
+            let theirs = self.to_child(raw);
+            let known = theirs.map_or_else(|| raw.to_owned(), |id| id.to_string());
+            if matches!(self.greeting, Greeting::Asked) && self.is_hello(&known) {
                 return Down::Drop("initialize is never cancelled");
             }
-            self.open.remove(&id);
+            match theirs {
+                Some(id) => self.open.remove(&id),
+                None => self.others.remove(raw),
+            };
         }
         Down::Child(self.shift(message, span.into_iter(), Self::to_child))
     }
 
     fn greet(&mut self, message: &Message<'_>) -> Down {
         let id = message.id().unwrap_or_default().to_owned();
-        match &mut self.greeting {
-            Greeting::Known(result) => Down::Gateway(jsonrpc::result(&id, result)),
-            Greeting::Asked { wanted, .. } => {
-                *wanted = Some(id);
-                Down::Drop("the child is still thinking about an earlier initialize")
-            }
-            Greeting::None => {
-                if let Some(number) = number(&id, SMALL) {
-                    self.greeting = Greeting::Asked { id: number + self.offset, wanted: Some(id) };
-                }
-                self.ask(message)
+        match (&self.phase, &self.greeting) {
+            (Phase::Up, Greeting::Known(result)) => return Down::Gateway(jsonrpc::result(&id, result)),
+            (Phase::Up, Greeting::None) => {}
+            (Phase::Down { .. }, _) if self.hello.is_none() => {}
+            _ => {
+                self.wanted = Some(id);
+                return Down::Drop("the child has not answered an earlier initialize");
             }
         }
+        let line = match self.request(message) {
+            Ok(line) => line,
+            Err(refused) => return refused,
+        };
+        let theirs = self.to_child(&id).map_or_else(|| id.clone(), |id| id.to_string());
+        self.hello = Some(Hello { line: line.clone(), id: theirs });
+        self.wanted = Some(id);
+        if !self.is_up() {
+            return Down::Drop("initialize waits for the child");
+        }
+        self.greeting = Greeting::Asked;
+        Down::Child(line)
     }
 
     fn ask(&mut self, message: &Message<'_>) -> Down {
+        let line = match self.request(message) {
+            Ok(line) => line,
+            Err(refused) => return refused,
+        };
+        let raw = message.id().unwrap_or_default();
+        match self.to_child(raw) {
+            Some(id) => remember(&mut self.open, id),
+            None if raw.len() <= ID_BYTES => remember(&mut self.others, raw.to_owned()),
+            None => {}
+        }
+        Down::Child(line)
+    }
+
+    /// A request as the child gets it, or why it does not.
+    fn request(&mut self, message: &Message<'_>) -> Result<String, Down> {
         let Ok(token) = message.param(&["_meta", "progressToken"]) else {
-            return Down::Drop("a request with an ambiguous progress token");
+            return Err(Down::Drop("a request with an ambiguous progress token"));
         };
         let mut spans: Vec<Span> = message.id_span().into_iter().chain(token).collect();
         spans.sort_by_key(|span| span.start);
@@ -162,36 +329,85 @@ impl Edge {
             // On its way back it could not be told from one that was moved.
             let why = "request ids and progress tokens from 2^52 to 2^53 are not carried";
             let id = message.id().unwrap_or_default();
-            return Down::Gateway(jsonrpc::error(id, jsonrpc::INVALID_REQUEST, why));
+            return Err(Down::Gateway(jsonrpc::error(id, jsonrpc::INVALID_REQUEST, why)));
         }
-        if let Some(id) = message.id().and_then(|id| number(id, SMALL)) {
-            self.next = self.next.max(id + self.offset + 1);
-            if self.open.len() < EDGE_OPEN {
-                self.open.insert(id + self.offset);
-            }
+        if let Some(id) = message.id().and_then(|id| self.to_child(id)) {
+            self.next = self.next.max(id + 1);
         }
-        Down::Child(self.shift(message, spans.into_iter(), Self::to_child))
+        Ok(self.shift(message, spans.into_iter(), Self::to_child))
     }
 
     fn answer(&mut self, message: &Message<'_>) -> Up {
-        let Some(id) = message.id().and_then(|id| number(id, EXACT)) else {
+        let Some(raw) = message.id() else { return Up::Gateway(message.splice(&[])) };
+        if matches!(self.greeting, Greeting::Asked) && self.is_hello(raw) {
+            return self.greeted(message);
+        }
+        let Some(id) = number(raw, EXACT) else {
+            self.others.remove(raw);
             return Up::Gateway(message.splice(&[]));
         };
         self.open.remove(&id);
-        if let Greeting::Asked { id: asked, wanted } = &mut self.greeting
-            && *asked == id
-        {
-            let wanted = wanted.take();
-            self.greeting = match message.result() {
-                Some(result) => Greeting::Known(result.to_owned()),
-                None => Greeting::None,
-            };
-            return wanted.map_or(Up::Stale, |id| Up::Gateway(message.with_id(&id)));
-        }
+        self.others.remove(raw);
         if id < self.offset {
             return Up::Stale;
         }
         Up::Gateway(self.shift(message, message.id_span().into_iter(), Self::to_gateway))
+    }
+
+    /// Whether this is the id of `initialize`, as the child knows it.
+    fn is_hello(&self, raw: &str) -> bool {
+        self.hello.as_ref().is_some_and(|hello| {
+            hello.id == raw || (raw.starts_with('"') && unquote(raw) == unquote(&hello.id))
+        })
+    }
+
+    /// The child has answered `initialize`.
+    fn greeted(&mut self, message: &Message<'_>) -> Up {
+        let anew = self.is_greeting();
+        if anew && message.result().is_none() && self.wanted.is_none() {
+            return Up::Refused;
+        }
+        match message.result() {
+            Some(result) => self.greeting = Greeting::Known(result.to_owned()),
+            None => (self.greeting, self.hello) = (Greeting::None, None),
+        }
+        let answer = self.wanted.take().map(|id| message.with_id(&id));
+        match mem::take(&mut self.phase) {
+            Phase::Greeting(held) => self.ready(answer, held),
+            _ => answer.map_or(Up::Stale, Up::Gateway),
+        }
+    }
+
+    /// The new child is initialized.
+    fn ready(&mut self, answer: Option<String>, held: Held) -> Up {
+        let mut lines = Vec::new();
+        if self.initialized {
+            // Said once by the gateway, for all that follow: what waits is not for a child that has not heard it.
+            lines.push(jsonrpc::notification("notifications/initialized", None));
+        }
+        // A gateway that waits for the answer lists after it anyway.
+        let mut frames = answer.map_or_else(|| self.announcement(), |answer| vec![answer]);
+        for frame in &held.frames {
+            match Message::read(frame).map(|message| self.pass(&message)) {
+                Ok(Down::Child(line)) => lines.push(line),
+                Ok(Down::Gateway(frame)) => frames.push(frame),
+                _ => {}
+            }
+        }
+        Up::Ready { lines, frames }
+    }
+
+    /// What makes the gateway list again. For one of ours the status comes first: what follows is then part of it.
+    fn announcement(&self) -> Vec<String> {
+        let Greeting::Known(result) = &self.greeting else { return Vec::new() };
+        let declared =
+            |what: &str| matches!(find(result, 0..result.len(), &["capabilities", what]), Ok(Some(_)));
+        // A server may leave the capability out and have tools all the same.
+        let kinds =
+            ["tools", "prompts", "resources"].into_iter().filter(|kind| *kind == "tools" || declared(kind));
+        let changed =
+            kinds.map(|kind| jsonrpc::notification(&format!("notifications/{kind}/list_changed"), None));
+        self.ours.then(Status::restarted).into_iter().chain(changed).collect()
     }
 
     /// The message with its numeric ids moved; other ids stay as they are.
@@ -217,6 +433,27 @@ impl Edge {
     }
 }
 
+/// One more open request. Of too many one is forgotten, by number the oldest: it is what nobody waits for any more.
+fn remember<T: Ord>(open: &mut BTreeSet<T>, id: T) {
+    if open.len() >= EDGE_OPEN {
+        open.pop_first();
+    }
+    open.insert(id);
+}
+
+/// The answer to what comes while the child is down.
+fn turn_away(message: &Message<'_>, why: &str, due: Option<Instant>, now: Instant) -> Down {
+    let (Kind::Request, Some(id)) = (message.kind(), message.id()) else {
+        return Down::Drop("a message for a child that is down");
+    };
+    let text = match due.map(|due| due.saturating_duration_since(now)) {
+        Some(rest) if !rest.is_zero() => format!("{why}; it is started again in {:.1} s", rest.as_secs_f64()),
+        Some(_) => format!("{why}; it is being started again"),
+        None => why.to_owned(),
+    };
+    Down::Gateway(jsonrpc::error(id, jsonrpc::DOWN, &text))
+}
+
 /// Below this every JSON reader holds a number exactly.
 const EXACT: u64 = 1 << 53;
 /// Below this an id of the gateway is moved: an offset is below it too, so that their sum is exact.
@@ -230,7 +467,16 @@ fn number(raw: &str, bound: u64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    impl Edge {
+        /// A frame from the gateway, when the time does not matter.
+        fn gets(&mut self, frame: &str) -> Down {
+            self.from_gateway(Instant::now(), frame)
+        }
+    }
 
     fn call(id: u64) -> String {
         format!(
@@ -251,30 +497,30 @@ mod tests {
     #[test]
     fn the_first_link_passes_everything_as_it_is() {
         let mut edge = Edge::default();
-        assert_eq!(edge.from_gateway(&call(1)), Down::Child(call(1)));
+        assert_eq!(edge.gets(&call(1)), Down::Child(call(1)));
         assert_eq!(edge.from_child(&progress(1)), Up::Gateway(progress(1)));
         assert_eq!(edge.from_child(&answer(1)), Up::Gateway(answer(1)));
         let ping = r#"{"jsonrpc":"2.0","id":"x","method":"ping"}"#;
         assert_eq!(edge.from_child(ping), Up::Gateway(ping.into()));
         assert_eq!(edge.from_child("Listening on port 3"), Up::Noise);
-        assert!(matches!(edge.from_gateway(r#"{"status":"registered","id":"x"}"#), Down::Status(_)));
+        assert!(matches!(edge.gets(r#"{"status":"registered","id":"x"}"#), Down::Status(_)));
     }
 
     #[test]
     fn late_answers_do_not_reach_a_new_link() {
         let mut edge = Edge::default();
-        edge.from_gateway(&call(1));
-        edge.from_gateway(&call(2));
+        edge.gets(&call(1));
+        edge.gets(&call(2));
         edge.from_child(&answer(1));
         let lines = edge.disconnected();
         assert_eq!(lines.len(), 1);
         assert!(lines[0].contains("\"requestId\":2"), "{lines:?}");
-        assert_eq!(edge.from_gateway(&call(1)), Down::Child(call(4)));
+        assert_eq!(edge.gets(&call(1)), Down::Child(call(4)));
         assert_eq!(edge.from_child(&answer(2)), Up::Stale);
         assert_eq!(edge.from_child(&progress(2)), Up::Stale);
         assert_eq!(edge.from_child(&progress(4)), Up::Gateway(progress(1)));
         let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
-        assert_eq!(edge.from_gateway(cancel), Down::Child(cancel.replace(":1}", ":4}")));
+        assert_eq!(edge.gets(cancel), Down::Child(cancel.replace(":1}", ":4}")));
         assert_eq!(edge.from_child(&answer(4)), Up::Gateway(answer(1).replace("\"n\":1", "\"n\":4")));
         assert!(edge.disconnected().is_empty());
     }
@@ -283,7 +529,7 @@ mod tests {
     fn an_id_of_0_is_one_like_any_other() {
         let mut edge = Edge::default();
         for _ in 0..3 {
-            assert!(matches!(edge.from_gateway(&call(0)), Down::Child(_)));
+            assert!(matches!(edge.gets(&call(0)), Down::Child(_)));
             let theirs = *edge.open.first().unwrap();
             assert!(
                 matches!(edge.from_child(&answer(theirs)), Up::Gateway(frame) if frame.contains("\"id\":0,"))
@@ -297,22 +543,22 @@ mod tests {
         let mut edge = Edge::default();
         let hello = |id| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{}}}}"#);
         let done = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
-        assert_eq!(edge.from_gateway(&hello(1)), Down::Child(hello(1)));
+        assert_eq!(edge.gets(&hello(1)), Down::Child(hello(1)));
         assert_eq!(edge.from_child(&answer(1)), Up::Gateway(answer(1)));
-        assert_eq!(edge.from_gateway(done), Down::Child(done.into()));
+        assert_eq!(edge.gets(done), Down::Child(done.into()));
         assert!(edge.disconnected().is_empty());
         let known = r#"{"jsonrpc":"2.0","id":9,"result":{"n":1}}"#;
-        assert_eq!(edge.from_gateway(&hello(9)), Down::Gateway(known.into()));
-        assert!(matches!(edge.from_gateway(done), Down::Drop(_)));
+        assert_eq!(edge.gets(&hello(9)), Down::Gateway(known.into()));
+        assert!(matches!(edge.gets(done), Down::Drop(_)));
     }
 
     #[test]
     fn an_initialize_that_outlives_its_link_answers_the_next() {
         let mut edge = Edge::default();
         let hello = |id| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{}}}}"#);
-        edge.from_gateway(&hello(1));
+        edge.gets(&hello(1));
         assert!(edge.disconnected().is_empty(), "initialize is never cancelled");
-        assert!(matches!(edge.from_gateway(&hello(5)), Down::Drop(_)));
+        assert!(matches!(edge.gets(&hello(5)), Down::Drop(_)));
         assert_eq!(edge.from_child(&answer(1)), Up::Gateway(answer(5).replace("\"n\":5", "\"n\":1")));
     }
 
@@ -321,7 +567,7 @@ mod tests {
         let mut edge = Edge::default();
         for _ in 0..5000 {
             let id = SMALL - 1;
-            let Down::Child(line) = edge.from_gateway(&call(id)) else { panic!("no line") };
+            let Down::Child(line) = edge.gets(&call(id)) else { panic!("no line") };
             let theirs = Message::read(&line).unwrap().id().unwrap().parse().unwrap();
             assert!(theirs < EXACT);
             let Up::Gateway(frame) = edge.from_child(&answer(theirs)) else { panic!("no answer") };
@@ -333,23 +579,233 @@ mod tests {
     #[test]
     fn what_must_not_reach_the_child() {
         let mut edge = Edge::default();
-        edge.from_gateway(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
+        edge.gets(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
         let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
-        assert!(matches!(edge.from_gateway(cancel), Down::Drop(_)), "initialize is never cancelled");
+        assert!(matches!(edge.gets(cancel), Down::Drop(_)), "initialize is never cancelled");
         let ambiguous = cancel.replace(":1}", ":2,\"requestId\":3}");
-        assert!(matches!(edge.from_gateway(&ambiguous), Down::Drop(_)));
-        assert!(matches!(edge.from_gateway(&call(SMALL)), Down::Gateway(error) if error.contains("2^52")));
-        assert!(matches!(edge.from_gateway(&call(EXACT)), Down::Child(line) if line == call(EXACT)));
+        assert!(matches!(edge.gets(&ambiguous), Down::Drop(_)));
+        assert!(matches!(edge.gets(&call(SMALL)), Down::Gateway(error) if error.contains("2^52")));
+        assert!(matches!(edge.gets(&call(EXACT)), Down::Child(line) if line == call(EXACT)));
     }
 
     #[test]
     fn a_refused_initialize_is_asked_again() {
         let mut edge = Edge::default();
         let hello = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#;
-        edge.from_gateway(hello);
+        edge.gets(hello);
         let error = r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"no"}}"#;
         assert_eq!(edge.from_child(error), Up::Gateway(error.into()));
         edge.disconnected();
-        assert!(matches!(edge.from_gateway(hello), Down::Child(_)));
+        assert!(matches!(edge.gets(hello), Down::Child(_)));
+    }
+
+    const DONE: &str = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+
+    fn hello(id: u64) -> String {
+        format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{"x":1}}}}"#)
+    }
+
+    fn greeting(id: u64, capabilities: &str) -> String {
+        jsonrpc::result(&id.to_string(), &format!("{{\"capabilities\":{capabilities}}}"))
+    }
+
+    fn changed(kind: &str) -> String {
+        jsonrpc::notification(&format!("notifications/{kind}/list_changed"), None)
+    }
+
+    /// An edge whose child is initialized, behind a link of the original or of ours.
+    fn running(ours: bool) -> Edge {
+        let mut edge = Edge::default();
+        if ours {
+            edge.gateway_is_ours();
+        }
+        assert_eq!(edge.gets(&hello(1)), Down::Child(hello(1)));
+        assert_eq!(edge.from_child(&greeting(1, "{}")), Up::Gateway(greeting(1, "{}")));
+        assert_eq!(edge.gets(DONE), Down::Child(DONE.into()));
+        edge
+    }
+
+    #[test]
+    fn what_a_child_left_unanswered_is_answered_for_it() {
+        let mut edge = running(true);
+        edge.gets(&call(2));
+        edge.disconnected();
+        let text = r#"{"jsonrpc":"2.0","id":"a","method":"m"}"#;
+        for (frame, line) in [(call(2), call(2 + 3)), (call(3), call(3 + 3)), (text.into(), text.into())] {
+            assert_eq!(edge.gets(&frame), Down::Child(line));
+        }
+        edge.from_child(&answer(5));
+        let error = |id| jsonrpc::error(id, jsonrpc::INTERNAL_ERROR, "server 's' exited with status 3");
+        assert_eq!(edge.child_gone("server 's' exited with status 3", None), [error("3"), error("\"a\"")]);
+        assert_eq!(edge.from_child(&answer(6)), Up::Stale, "it is dead");
+        assert!(edge.child_gone("x", None).is_empty(), "once is enough");
+        assert!(edge.disconnected().is_empty());
+    }
+
+    #[test]
+    fn what_comes_while_the_child_is_down_is_answered_at_once() {
+        let (mut edge, now) = (running(true), Instant::now());
+        edge.child_gone("server 's' exited with status 3", Some(now + Duration::from_millis(1500)));
+        assert!(!edge.is_up());
+        for (after, words) in
+            [(0, "started again in 1.5 s"), (1400, "in 0.1 s"), (1500, "is being started again")]
+        {
+            let down = edge.from_gateway(now + Duration::from_millis(after), &call(7));
+            let Down::Gateway(error) = down else { panic!("{down:?}") };
+            let error = Message::read(&error).unwrap();
+            assert_eq!(error.id(), Some("7"));
+            let told = error.error().unwrap();
+            assert!(
+                told.contains("-32002")
+                    && told.contains("exited with status 3; it is")
+                    && told.contains(words)
+            );
+        }
+        for frame in [changed("roots"), answer(1), progress(1)] {
+            assert!(matches!(edge.gets(&frame), Down::Drop(_)), "{frame}");
+        }
+        edge.child_gone("server 's' cannot be started", None);
+        assert!(matches!(edge.gets(&call(8)), Down::Gateway(error) if error.contains("cannot be started\"")));
+    }
+
+    #[test]
+    fn a_new_child_is_initialized_and_the_gateway_told() {
+        for (ours, capabilities, told) in [
+            (true, r#"{"prompts":{}}"#, vec![Status::restarted(), changed("tools"), changed("prompts")]),
+            (false, r#"{"tools":{},"resources":{}}"#, vec![changed("tools"), changed("resources")]),
+        ] {
+            let mut edge = running(ours);
+            edge.child_gone("x", None);
+            assert_eq!(edge.child_back(), Some(hello(1)), "as the gateway sent it");
+            assert!(edge.is_greeting() && !edge.is_up());
+            // What comes meanwhile waits, in its order; what the child says meanwhile passes.
+            for frame in [call(2), changed("roots"), call(3)] {
+                assert_eq!(edge.gets(&frame), Down::Held);
+            }
+            assert_eq!(edge.from_child(&changed("tools")), Up::Gateway(changed("tools")));
+            assert!(matches!(edge.gets(&answer(9)), Down::Drop(_)), "an answer to the dead one");
+            let lines = vec![DONE.into(), call(2), changed("roots"), call(3)];
+            assert_eq!(edge.from_child(&greeting(1, capabilities)), Up::Ready { lines, frames: told });
+            assert!(edge.is_up());
+            assert_eq!(edge.from_child(&answer(2)), Up::Gateway(answer(2)));
+            assert_eq!(
+                edge.gets(&hello(9)),
+                Down::Gateway(greeting(9, capabilities)),
+                "the new result is kept"
+            );
+            assert_eq!(edge.child_gone("x", None).len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_child_that_asks_before_it_answers_is_answered() {
+        let mut edge = running(true);
+        edge.child_gone("x", None);
+        edge.child_back();
+        let ping = r#"{"jsonrpc":"2.0","id":9,"method":"ping"}"#;
+        assert_eq!(edge.from_child(ping), Up::Gateway(ping.into()));
+        assert_eq!(edge.gets(&answer(9)), Down::Child(answer(9)));
+    }
+
+    #[test]
+    fn what_waits_is_bounded_and_fails_with_its_child() {
+        let mut edge = running(true);
+        edge.child_gone("x", None);
+        edge.child_back();
+        for id in 0..EDGE_HELD as u64 {
+            assert_eq!(edge.gets(&call(id)), Down::Held);
+        }
+        assert!(matches!(edge.gets(&call(999)), Down::Gateway(busy) if busy.contains("-32000")));
+        assert!(matches!(edge.gets(&changed("roots")), Down::Drop(_)));
+        assert_eq!(edge.child_gone("it died again", None).len(), EDGE_HELD);
+        edge.child_back();
+        let large = call(1).replace("tools/call", &"x".repeat(EDGE_HELD_BYTES / 2));
+        assert_eq!(edge.gets(&large), Down::Held);
+        assert!(matches!(edge.gets(&large), Down::Gateway(_)));
+        edge.disconnected();
+        assert_eq!(edge.child_gone("x", None), [""; 0], "nobody waits any more");
+    }
+
+    #[test]
+    fn the_first_initialize_waits_for_the_next_child() {
+        let mut edge = Edge::default();
+        edge.gets(&hello(1));
+        assert!(edge.child_gone("x", None).is_empty(), "it is not failed");
+        assert!(edge.child_gone("x", None).is_empty());
+        for _ in 0..3 {
+            assert_eq!(edge.child_back(), Some(hello(1)));
+            assert!(edge.child_gone("x", None).is_empty());
+        }
+        assert_eq!(edge.child_back(), Some(hello(1)));
+        let frames = vec![greeting(1, "{}")];
+        assert_eq!(edge.from_child(&greeting(1, "{}")), Up::Ready { lines: vec![], frames });
+        assert_eq!(edge.gets(DONE), Down::Child(DONE.into()), "by the gateway, as ever");
+    }
+
+    #[test]
+    fn an_initialize_while_the_child_is_down_waits_for_it() {
+        // The first one of all.
+        let mut edge = Edge::default();
+        edge.child_gone("x", None);
+        assert!(matches!(edge.gets(&hello(4)), Down::Drop(_)));
+        assert_eq!(edge.child_back(), Some(hello(4)));
+        let frames = vec![greeting(4, "{}")];
+        assert_eq!(edge.from_child(&greeting(4, "{}")), Up::Ready { lines: vec![], frames });
+        // One of a later link: it gets what the new child says, and begins as with any other.
+        let mut edge = running(true);
+        edge.child_gone("x", None);
+        edge.disconnected();
+        assert!(matches!(edge.gets(&hello(5)), Down::Drop(_)));
+        assert_eq!(edge.child_back(), Some(hello(1)));
+        let (lines, frames) = (vec![DONE.into()], vec![greeting(5, "{\"a\":1}")]);
+        assert_eq!(edge.from_child(&greeting(1, "{\"a\":1}")), Up::Ready { lines, frames });
+        assert!(matches!(edge.gets(DONE), Down::Drop(_)), "it was told already");
+        // While it is being greeted, and with the word of the gateway coming too early.
+        edge.child_gone("x", None);
+        edge.child_back();
+        edge.disconnected();
+        edge.gets(&hello(6));
+        assert!(matches!(edge.from_child(&greeting(1, "{}")), Up::Ready { frames, .. } if frames.len() == 1));
+        edge.child_gone("x", None);
+        assert!(matches!(edge.gets(DONE), Down::Drop(_)));
+        edge.child_back();
+        assert!(
+            matches!(edge.from_child(&greeting(1, "{}")), Up::Ready { lines, .. } if lines == [DONE.to_owned()])
+        );
+    }
+
+    #[test]
+    fn a_child_that_will_not_be_initialized_again_is_of_no_use() {
+        let refusal = jsonrpc::error("1", -32603, "no");
+        let mut edge = running(true);
+        edge.child_gone("x", None);
+        edge.child_back();
+        edge.gets(&call(2));
+        assert_eq!(edge.from_child(&refusal), Up::Refused);
+        assert_eq!(edge.child_gone("x", None).len(), 1, "what waited is failed");
+        assert_eq!(edge.child_back(), Some(hello(1)), "the next one may");
+        // A gateway that waits for it hears of it instead.
+        edge.disconnected();
+        edge.gets(&hello(7));
+        let Up::Ready { frames, .. } = edge.from_child(&refusal) else { panic!("not ready") };
+        assert_eq!(frames, [jsonrpc::error("7", -32603, "no")]);
+        assert!(matches!(edge.gets(&hello(8)), Down::Child(_)), "and asks the child itself");
+    }
+
+    #[test]
+    fn only_the_newest_open_requests_are_remembered() {
+        let mut edge = running(true);
+        for id in 0..EDGE_OPEN as u64 + 10 {
+            edge.gets(&call(id + 2));
+            edge.gets(&format!(r#"{{"jsonrpc":"2.0","id":"{id}","method":"m"}}"#));
+        }
+        let long = "x".repeat(ID_BYTES);
+        assert!(matches!(
+            edge.gets(&format!(r#"{{"jsonrpc":"2.0","id":"{long}","method":"m"}}"#)),
+            Down::Child(_)
+        ));
+        let failed = edge.child_gone("x", None);
+        assert_eq!(failed.len(), 2 * EDGE_OPEN);
+        assert!(failed[0].contains("\"id\":12,") && !failed.concat().contains(&long));
     }
 }

@@ -156,10 +156,10 @@ fn read_name(raw: Option<&str>, longest: usize) -> Result<Option<String>, Refuse
     }
 }
 
-/// A frame by which the gateway speaks to the edge program itself.
+/// A frame by which the gateway and the edge program speak to each other.
 #[derive(Clone, Debug)]
 pub struct Status {
-    /// `received`, `registered` or `error`.
+    /// `received`, `registered` or `error`; from the edge `restarted`.
     pub status: String,
     /// In words.
     pub message: String,
@@ -220,6 +220,11 @@ impl Status {
     pub fn registered(id: &str, tools: usize) -> String {
         let message = quote(&format!("registration complete, {tools} tools listed"));
         format!("{{\"status\":\"registered\",\"id\":{},\"message\":{message}}}", quote(id))
+    }
+
+    /// To the gateway: the server was started anew, and all that was known of it may have changed.
+    pub fn restarted() -> String {
+        "{\"status\":\"restarted\"}".to_owned()
     }
 
     /// The registration failed.
@@ -286,6 +291,7 @@ mod tests {
         assert!(!Status::read(&Status::received("i", false, false, None)).unwrap().ours);
         assert_eq!(Status::read(&Status::error("no \"x\"")).unwrap().message, "no \"x\"");
         assert_eq!(Status::read(&Status::registered("i", 3)).unwrap().status, "registered");
+        assert_eq!(Status::read(&Status::restarted()).unwrap().status, "restarted");
         assert_eq!(Status::read(r#"{"jsonrpc":"2.0","id":1,"result":{},"status":"error"}"#), None);
         assert_eq!(Status::read(r#"{"status":"error","method":"a","method":"b"}"#), None);
         assert_eq!(Status::read("hello"), None);

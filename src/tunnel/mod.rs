@@ -26,6 +26,14 @@
 //! because the original program hands every later frame to its child; ours is told `{"status":"registered",...}` when its
 //! tools are listed, and `{"status":"error",...}` when they cannot be.
 //!
+//! A link can live longer than the edge's server. When the server ends, the edge answers what it left unanswered with an
+//! error (-32603) that says how it ended, and until it is back each further request at once with -32002; only
+//! `initialize` waits. The edge initializes the new one itself and then has the gateway list again: it sends
+//! `{"status":"restarted"}` to a gateway that has answered its `mcpport` offer, and to any gateway
+//! `notifications/tools/list_changed`, and those for prompts and resources where the server declares them. At
+//! `restarted` our gateway begins its conversation anew, from `initialize` on, which the edge answers for the server;
+//! and it asks again for the subscriptions and log levels of its clients.
+//!
 //! | close code | meaning |
 //! |---|---|
 //! | 1000, 1001 | the sender stops |
@@ -33,7 +41,8 @@
 //! | 1008 | the peer broke the rules above, or flooded |
 //! | 1013 | the peer does not read |
 //! | 4001 | another link with the same id took over |
-//! | 4403 | the name belongs to another server |
+//! | 4403 | the name or the id belongs to another server, or the token is not for this name |
+//! | 4429 | the same id took over too often; wait a minute |
 //!
 //! Neighbours: `net::link` moves the frames; `gateway` and `register` own the two ends.
 
@@ -43,6 +52,7 @@ pub mod edge;
 pub mod handshake;
 pub mod liveness;
 pub mod mux;
+pub mod restart;
 pub mod resume;
 pub mod rewrite;
 
@@ -50,3 +60,5 @@ pub mod rewrite;
 pub const CLOSE_REPLACED: u16 = 4001;
 /// Close code: the registration was refused.
 pub const CLOSE_REFUSED: u16 = 4403;
+/// Close code: the same id took over its own living link too often.
+pub const CLOSE_TOO_OFTEN: u16 = 4429;

@@ -51,6 +51,12 @@ struct Options {
     many: usize,
     /// It talks to its client, and keeps things for it.
     session: bool,
+    /// Each start adds a line to this file, and the number of the start shows in the list of tools.
+    starts: Option<String>,
+    /// Methods at which it exits with status 3, without an answer.
+    quit: Vec<String>,
+    /// The first and the last start in which it does so.
+    quit_in: (usize, usize),
     /// With `session`: the file without which `initialize` is not answered.
     gate: Option<String>,
 }
@@ -76,6 +82,8 @@ const TOOLS: &[&str] = &[
 
 struct Server {
     options: Options,
+    /// Which start this is, with `--starts`.
+    start: usize,
     /// Calls of `hold` that wait for `release`: raw ids by their key.
     held: Mutex<HashMap<String, String>>,
     /// Progress tokens of such calls.
@@ -93,8 +101,16 @@ struct Server {
 }
 
 fn main() {
+    let options = options();
+    let start = options.starts.as_ref().map_or(0, |path| {
+        let mut file =
+            fs::OpenOptions::new().create(true).append(true).open(path).expect("it can be written");
+        file.write_all(format!("{}\n", process::id()).as_bytes()).expect("it can be written");
+        fs::read_to_string(path).expect("it can be read").lines().count()
+    });
     let server = Arc::new(Server {
-        options: options(),
+        options,
+        start,
         held: Mutex::default(),
         tokens: Mutex::default(),
         asked: Mutex::default(),
@@ -126,7 +142,7 @@ fn main() {
 }
 
 fn options() -> Options {
-    let mut options = Options::default();
+    let mut options = Options { quit_in: (0, usize::MAX), ..Options::default() };
     let mut words = env::args().skip(1);
     while let Some(flag) = words.next() {
         let mut value = || words.next().expect("the flag has a value");
@@ -150,6 +166,10 @@ fn options() -> Options {
                 eprintln!("shouted\r\x1b[31mred\x07 \u{202e}backwards");
                 println!("noise\r\x1b[31mred");
             }
+            "--starts" => options.starts = Some(value()),
+            "--quit" => options.quit.push(value()),
+            "--quit-from" => options.quit_in.0 = value().parse().expect("a number"),
+            "--quit-to" => options.quit_in.1 = value().parse().expect("a number"),
             "--rich" => options.rich = true,
             "--label" => options.label = value(),
             "--resource" => options.resources.push(value()),
@@ -168,6 +188,12 @@ impl Server {
     fn read(self: &Arc<Self>, line: &str) {
         let message: Value = serde_json::from_str(line).expect("a line is JSON");
         let id = message.get("id").map(Value::to_string);
+        let (from, to) = self.options.quit_in;
+        if (from..=to).contains(&self.start)
+            && self.options.quit.iter().any(|method| message["method"] == **method)
+        {
+            process::exit(3);
+        }
         match (message["method"].as_str(), id) {
             (Some(method), Some(id)) => self.request(method, &id, &message["params"]),
             (None, Some(id)) => self.answered(&id, &message),
@@ -279,11 +305,23 @@ impl Server {
 
     fn list(&self, id: &str, params: &Value) {
         let extra = (0..self.changes.load(Ordering::SeqCst)).map(|number| format!("extra{number}"));
-        let names: Vec<String> =
-            TOOLS.iter().map(ToString::to_string).chain(self.options.tools.clone()).chain(extra).collect();
+        let own = (self.start > 0).then(|| format!("start{}", self.start));
+        let names: Vec<String> = TOOLS
+            .iter()
+            .map(ToString::to_string)
+            .chain(self.options.tools.clone())
+            .chain(extra)
+            .chain(own)
+            .collect();
         let (part, next) = self.page(&names, params);
-        let tools: Vec<Value> =
-            part.iter().map(|name| json!({"name": name, "inputSchema": {"type": "object"}})).collect();
+        let tool = |name: &String| match self.start {
+            0 => json!({"name": name, "inputSchema": {"type": "object"}}),
+            start if name == "echo" => {
+                json!({"name": name, "description": format!("start {start}"), "inputSchema": {"type": "object"}})
+            }
+            _ => json!({"name": name, "inputSchema": {"type": "object"}}),
+        };
+        let tools: Vec<Value> = part.iter().map(tool).collect();
         let mut result = json!({"tools": tools});
         if let Some(next) = next {
             result["nextCursor"] = json!(next);
@@ -378,7 +416,21 @@ impl Server {
                 lock(&self.asked).insert(own.clone(), id.to_owned());
                 self.line(&format!("{{\"jsonrpc\":\"2.0\",\"id\":{own},\"method\":\"{}\"}}", text("method")));
             }
-            "crash" => process::exit(3),
+            "crash" => process::exit(
+                arguments["status"].as_i64().and_then(|status| status.try_into().ok()).unwrap_or(3),
+            ),
+            // So many lines to people: on stderr, or where none belong.
+            "shout" => {
+                let (lines, stdout) = (number("lines"), text("where") == "stdout");
+                let line = "x".repeat(number("bytes").max(1) as usize - 1);
+                let (server, id) = (self.clone(), id.to_owned());
+                thread::spawn(move || {
+                    for _ in 0..lines {
+                        if stdout { server.line(&line) } else { eprintln!("{line}") }
+                    }
+                    server.text(&id, "shouted");
+                });
+            }
             "deaf" => loop {
                 thread::park();
             },

@@ -268,7 +268,7 @@ fn a_client_that_is_not_initialized_is_told_nothing() {
 fn calls_of_a_dead_server_fail_at_once_and_name_it() {
     for crash in ["crash", "kill the edge", "kill the server"] {
         let gateway = Gateway::start(&["--timeout-run-tool", "10m", "--resume-window", "0"]);
-        let mut edge = gateway.edge("doomed");
+        let mut edge = gateway.edge_with("doomed", &[], &["--restart", "never"]);
         let mut client = gateway.client();
         let waiting: Vec<String> =
             (0..3).map(|key| client.begin_call("doomed_hold", &format!("{{\"key\":\"{key}\"}}"))).collect();
@@ -278,12 +278,14 @@ fn calls_of_a_dead_server_fail_at_once_and_name_it() {
             "kill the edge" => edge.program.kill(),
             _ => crate::world::kill(edge.server_pid()),
         }
+        let words = match crash {
+            "crash" => "server 'doomed' exited with status 3",
+            "kill the edge" => "server 'doomed' went away",
+            _ => "server 'doomed' was ended by signal 9 (KILL)",
+        };
         for id in waiting {
             let answer = client.answer(&id);
-            assert!(
-                member(&answer, "error").is_some() && answer.contains("server 'doomed' went away"),
-                "{answer}"
-            );
+            assert!(member(&answer, "error").is_some() && answer.contains(words), "{answer}");
         }
         client.tools_until(|tools| tools == ["list_servers"]);
         if crash != "kill the edge" {

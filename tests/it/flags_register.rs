@@ -22,7 +22,7 @@ fn free_port() -> u16 {
 
 /// Runs `register` with a local health check on a port that was free. Somebody may take it first: then on another one.
 #[track_caller]
-fn with_health(url: &str, arguments: &[&str]) -> (Edge, SocketAddr) {
+pub fn with_health(url: &str, arguments: &[&str]) -> (Edge, SocketAddr) {
     loop {
         let port = free_port();
         let mut edge = Edge::start(url, "s", &[], &[&["--port", &port.to_string()], arguments].concat());
@@ -208,7 +208,7 @@ fn the_local_health_check_is_local() {
 
 #[test]
 fn enable_cors() {
-    let gateway = Gateway::start(&[]);
+    let gateway = Gateway::start(&["--resume-window", "0"]);
     for (arguments, expected) in [(&[][..], None), (&["--enable-cors"], Some("*"))] {
         let (_edge, health) = with_health(&gateway.url(), arguments);
         let answer = request(health, "GET", "/health", &["Origin: https://page.example"], "");

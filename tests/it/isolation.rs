@@ -3,7 +3,7 @@
 mod ends;
 mod hostile;
 mod many;
-mod peer;
+pub mod peer;
 
 use std::{fs, path::PathBuf};
 

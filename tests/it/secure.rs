@@ -10,7 +10,7 @@ use futures_rustls::{
 use crate::{
     certs::{available, generate, shared},
     wire::{Client, UPGRADE, Wire, host, tcp, text},
-    world::{Edge, Gateway},
+    world::{Edge, Gateway, Program},
 };
 
 /// The path of a file as an argument.
@@ -32,7 +32,7 @@ fn url(gateway: &Gateway) -> String {
 }
 
 /// A connection that trusts the authority of `set`, with this client certificate.
-fn dial(address: SocketAddr, set: &Path, identity: Option<(&Path, &str)>) -> Wire {
+pub fn dial(address: SocketAddr, set: &Path, identity: Option<(&Path, &str)>) -> Wire {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(set.join("ca.crt")).unwrap()).unwrap();
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -74,6 +74,24 @@ fn gives_up(url: &str, arguments: &[&str], words: &[&str]) {
         assert!(end.complaint()[0].contains(word), "{arguments:?}: {word} is not in {:?}", end.complaint());
     }
     assert!(edge.program.offspring().is_empty());
+}
+
+#[test]
+fn the_demo_over_tls() {
+    if !available() {
+        return;
+    }
+    let [key, certificate, ca] = ["server.key", "server.crt", "ca.crt"].map(|name| file(shared(), name));
+    let given = ["--ssl-keyfile", &key, "--ssl-certfile", &certificate, "--ssl-ca-cert", &ca];
+    let mut program = Program::start(&[&["demo", "--once"][..], &given].concat());
+    let end = program.ended();
+    assert_eq!(end.code, Some(0), "{:?}", end.stderr);
+    for line in
+        ["gateway   https://127.0.0.1:", "behind wss://", "device_system through the tunnel", "host: "]
+    {
+        program.wait_for_output(line);
+    }
+    assert!(program.offspring().is_empty());
 }
 
 #[test]

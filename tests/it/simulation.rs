@@ -316,11 +316,11 @@ impl World {
         match frame {
             Frame::Text(text) => {
                 wire.edge.liveness.heard(now);
-                match self.boxes[place].edge.from_gateway(&text) {
+                match self.boxes[place].edge.from_gateway(self.net.now, &text) {
                     Down::Child(line) => self.hand_to_child(place, &line),
                     Down::Gateway(frame) => self.net.up(link, Frame::Text(frame)),
                     Down::Status(status) => assert_ne!(status.status, "error", "{}", status.message),
-                    Down::Drop(_) => {}
+                    Down::Held | Down::Drop(_) => {}
                 }
             }
             Frame::Ping => {

@@ -533,6 +533,8 @@ impl Gateway {
             messages_path: "/messages".into(),
             health_path: "/health".into(),
             tokens: Vec::new(),
+            token_file: None,
+            trusted_proxies: Vec::new(),
             tls: None,
             allow_origins: Vec::new(),
             public_hosts: Vec::new(),

@@ -86,7 +86,8 @@ impl fmt::Display for Clip {
 }
 
 /// So many lines in each window of time.
-struct Budget {
+#[derive(Debug)]
+pub struct Budget {
     lines: u32,
     window: Duration,
     since: Option<Instant>,
@@ -95,12 +96,13 @@ struct Budget {
 }
 
 impl Budget {
-    fn new(lines: u32, window: Duration) -> Self {
+    /// `lines` for each `window`.
+    pub fn new(lines: u32, window: Duration) -> Self {
         Self { lines, window, since: None, used: 0, dropped: 0 }
     }
 
     /// Whether one more line may pass. When a new window begins, `report` hears what the old one dropped.
-    fn spend(&mut self, now: Instant, report: impl FnOnce(u64)) -> bool {
+    pub fn spend(&mut self, now: Instant, report: impl FnOnce(u64)) -> bool {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= self.window) {
             report(self.dropped());
             (self.since, self.used) = (Some(now), 0);
@@ -115,7 +117,7 @@ impl Budget {
     }
 
     /// What was dropped since this was last asked.
-    fn dropped(&mut self) -> u64 {
+    pub fn dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)
     }
 }

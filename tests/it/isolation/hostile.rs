@@ -1,111 +1,17 @@
 //! Hand-made ends of a link: a gateway that knows no sessions, and ends that do not keep to the rules.
 
-use std::{
-    net::{SocketAddr, TcpListener, TcpStream},
-    time::Instant,
-};
+use std::{net::TcpListener, time::Instant};
 
-use async_tungstenite::tungstenite::{self, Message, WebSocket};
+use async_tungstenite::tungstenite::Message;
 use rustix::process::Signal;
 
 use super::{processes, value, wait_for_processes};
 use crate::{
+    frames::End,
     isolation::peer::{CAPABILITIES, Peer, Place},
-    wire::{get, member},
+    wire::get,
     world::{Edge, Gateway, PATIENCE, eventually},
 };
-
-/// Our end of a link.
-struct End(WebSocket<TcpStream>);
-
-impl End {
-    fn bounded(stream: &TcpStream) {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-    }
-
-    /// A gateway, to the edge that comes.
-    #[track_caller]
-    fn accept(listener: &TcpListener) -> Self {
-        let (stream, _) = listener.accept().unwrap();
-        Self::bounded(&stream);
-        Self(tungstenite::accept(stream).unwrap())
-    }
-
-    /// An edge that registers `s` with these capabilities, and has a tool `t`.
-    #[track_caller]
-    fn register(gateway: SocketAddr, capabilities: &str) -> Self {
-        let stream = TcpStream::connect(gateway).unwrap();
-        Self::bounded(&stream);
-        let url = format!("ws://{gateway}/mcp/register");
-        let mut end = Self(tungstenite::client(url, stream).unwrap().0);
-        end.say(&format!(
-            r#"{{"jsonrpc":"2.0","id":"x","method":"register","params":{{"name":"s","capabilities":{capabilities}}}}}"#
-        ));
-        let received = end.next();
-        assert!(received.contains("\"received\""), "{received}");
-        let id = end.request("", "initialize");
-        end.say(&format!(
-            r#"{{"jsonrpc":"2.0","id":{id},"result":{{"protocolVersion":"2025-06-18","capabilities":{{"tools":{{}}}},"serverInfo":{{"name":"x","version":"1"}}}}}}"#
-        ));
-        let id = end.request("", "tools/list");
-        end.say(&format!(
-            r#"{{"jsonrpc":"2.0","id":{id},"result":{{"tools":[{{"name":"t","inputSchema":{{"type":"object"}}}}]}}}}"#
-        ));
-        end
-    }
-
-    /// The id of the next request of this method behind a prefix; what comes before it is passed over.
-    #[track_caller]
-    fn request(&mut self, prefix: &str, method: &str) -> String {
-        let wanted = format!("\"{method}\"");
-        let frame = self.find(|frame| {
-            let message = frame.strip_prefix(prefix);
-            message.and_then(|message| member(message, "method")).as_ref() == Some(&wanted)
-        });
-        member(&frame[prefix.len()..], "id").unwrap()
-    }
-
-    #[track_caller]
-    fn say(&mut self, frame: &str) {
-        self.0.send(Message::text(frame)).unwrap();
-    }
-
-    /// The next frame.
-    #[track_caller]
-    fn next(&mut self) -> String {
-        loop {
-            match self.0.read().unwrap() {
-                Message::Text(text) => return text.to_string(),
-                Message::Ping(_) | Message::Pong(_) => {}
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    #[track_caller]
-    fn find(&mut self, wanted: impl Fn(&str) -> bool) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let frame = self.next();
-            if wanted(&frame) {
-                return frame;
-            }
-            assert!(Instant::now() < deadline);
-        }
-    }
-
-    /// The code and the reason with which the other end closes; what comes before it is passed over.
-    #[track_caller]
-    fn farewell(&mut self) -> (u16, String) {
-        loop {
-            if let Message::Close(Some(frame)) = self.0.read().unwrap() {
-                return (frame.code.into(), frame.reason.to_string());
-            }
-        }
-    }
-}
 
 /// A port, and an edge that registers there with at most two sessions.
 fn listener() -> (TcpListener, Edge) {

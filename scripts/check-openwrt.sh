@@ -1,0 +1,41 @@
+#!/bin/sh
+# What procd and UCI give to an init script, as stand-ins that print what they are asked for. For check-delivery.sh.
+set -eu
+
+# One enabled server, with what it needs, and a gateway that is off.
+config_load() { :; }
+config_foreach() {
+    function=$1 kind=$2
+    shift 2
+    case $kind in
+        register) "$function" box "$@" ;;
+        gateway) "$function" gateway "$@" ;;
+    esac
+}
+config_get_bool() {
+    if [ "$2.$3" = box.enabled ]; then eval "$1=1"; else eval "$1=$4"; fi
+}
+config_get() {
+    if [ "$2.$3" = box.stdio ]; then eval "$1='/usr/bin/mcpport device'"; else eval "$1="; fi
+}
+config_list_foreach() {
+    [ "$1.$2" = box.header ] || return 0
+    "$3" 'A: 1'
+    "$3" 'B: 2'
+}
+procd_open_instance() { echo "open $1"; }
+procd_set_param() {
+    case $1 in
+        command | env | user) echo "$*" ;;
+    esac
+}
+procd_append_param() {
+    kind=$1
+    shift
+    echo "$kind+ $*"
+}
+procd_close_instance() { echo close; }
+
+# shellcheck disable=SC1090
+. "$1"
+start_service

@@ -1,0 +1,103 @@
+//! Whether and when a server that has ended is started again.
+//!
+//! Pure; `register::supervise` waits and starts.
+
+use std::time::Duration;
+
+use crate::{config::Restart, limits::ChildLimits};
+
+/// How a life of the server ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ending {
+    /// By itself, with exit status 0: it says that it is done.
+    Done,
+    /// By itself in any other way, or we had to end it, or it could not be started again.
+    Failed,
+}
+
+/// Delays between two starts.
+#[derive(Clone, Debug, Default)]
+pub struct Restarts {
+    failures: u32,
+}
+
+impl Restarts {
+    /// The delay before the next start; `None`: there is none. `alive` is how long the last life lasted; `random` is any
+    /// random number.
+    ///
+    /// The delay doubles from `restart_base` to `restart_cap`, less up to a quarter of it at random: edge boxes whose
+    /// servers fail of one cause do not start them again in step.
+    pub fn next(
+        &mut self,
+        policy: Restart,
+        ending: Ending,
+        alive: Duration,
+        random: u32,
+        limits: &ChildLimits,
+    ) -> Option<Duration> {
+        match (policy, ending) {
+            (Restart::Never, _) | (Restart::OnFailure, Ending::Done) => return None,
+            (Restart::OnFailure, Ending::Failed) | (Restart::Always, _) => {}
+        }
+        if alive >= limits.restart_reset {
+            self.failures = 0;
+        }
+        let factor = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);
+        self.failures = self.failures.saturating_add(1).min(31);
+        let whole = limits.restart_base.saturating_mul(factor).min(limits.restart_cap);
+        Some(whole.mul_f64(1.0 - f64::from(random) / f64::from(u32::MAX) / 4.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next(
+        restarts: &mut Restarts,
+        policy: Restart,
+        ending: Ending,
+        alive: u64,
+        random: u32,
+    ) -> Option<f64> {
+        let alive = Duration::from_secs(alive);
+        let delay = restarts.next(policy, ending, alive, random, &ChildLimits::default());
+        delay.map(|delay| delay.as_secs_f64())
+    }
+
+    #[test]
+    fn who_is_started_again() {
+        for (policy, ending, again) in [
+            (Restart::Never, Ending::Done, false),
+            (Restart::Never, Ending::Failed, false),
+            (Restart::OnFailure, Ending::Done, false),
+            (Restart::OnFailure, Ending::Failed, true),
+            (Restart::Always, Ending::Done, true),
+            (Restart::Always, Ending::Failed, true),
+        ] {
+            let delay = next(&mut Restarts::default(), policy, ending, 0, 0);
+            assert_eq!(delay.is_some(), again, "{policy:?} {ending:?}");
+        }
+    }
+
+    #[test]
+    fn delays_double_to_a_minute_and_begin_anew_after_a_healthy_one() {
+        let mut restarts = Restarts::default();
+        let mut crash = |alive| next(&mut restarts, Restart::OnFailure, Ending::Failed, alive, 0).unwrap();
+        let delays: Vec<f64> = [0, 0, 5, 0, 0, 59, 0, 0].map(&mut crash).into();
+        assert_eq!(delays, [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]);
+        assert_eq!([60, 0, 3600, 0].map(&mut crash), [1.0, 2.0, 1.0, 2.0]);
+    }
+
+    #[test]
+    fn chance_takes_up_to_a_quarter() {
+        let mut restarts = Restarts::default();
+        for step in 0..1000 {
+            let whole = next(&mut restarts.clone(), Restart::Always, Ending::Failed, 0, 0).unwrap();
+            let least = next(&mut restarts.clone(), Restart::Always, Ending::Failed, 0, u32::MAX).unwrap();
+            let some = next(&mut restarts, Restart::Always, Ending::Failed, 0, u32::MAX / 2).unwrap();
+            assert!((least - whole * 0.75).abs() < 1e-6 && least < some && some < whole, "start {step}");
+            assert!((0.75..=60.0).contains(&least) && whole <= 60.0);
+        }
+    }
+}

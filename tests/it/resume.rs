@@ -1,0 +1,306 @@
+//! A conversation that outlives its link: what may take it up again and what may not, and what happens to those who wait.
+//! That nothing is lost or repeated over many cuts is shown in `cuts`.
+
+use std::time::Duration;
+
+use crate::{
+    frames::End,
+    inside,
+    isolation::peer::{Peer, Place},
+    relay::{Relay, Way},
+    session::value,
+    wire::{Client, member},
+    world::{Gateway, eventually, fake_server},
+};
+use mcpport::limits::Limits;
+
+const RESUME: &str = r#"{"mcpport":{"resume":{}}}"#;
+
+/// What an edge says when it comes back.
+fn back(token: &str, received: u64) -> String {
+    format!(r#"{{"mcpport":{{"resume":{{"token":"{token}","received":{received}}}}}}}"#)
+}
+
+/// The token in the answer to a registration, and how many frames the gateway has received if it goes on.
+#[track_caller]
+fn granted(answer: &str) -> (String, Option<u64>) {
+    let resume = &value(answer)["capabilities"]["mcpport"]["resume"];
+    let token = resume["token"].as_str().unwrap_or_else(|| panic!("{answer}"));
+    (token.to_owned(), resume["received"].as_u64())
+}
+
+/// A gateway with an edge that can resume, is listed, and has heard a call to its tool: the frames that the edge has
+/// received are `initialize`, `notifications/initialized`, `tools/list`, `registered` and the call.
+struct World {
+    gateway: Gateway,
+    client: Client,
+    end: End,
+    token: String,
+    waiting: String,
+    upstream: String,
+}
+
+const HEARD: u64 = 5;
+/// It sent the answers to `initialize` and `tools/list`.
+const SENT: u64 = 2;
+
+#[track_caller]
+fn world(flags: &[&str], token: Option<&str>) -> World {
+    let gateway = Gateway::start(flags);
+    let mut end = End::connect(gateway.address, token);
+    let (granted, received) = granted(&end.introduce(RESUME));
+    assert_eq!(received, None);
+    end.list();
+    let bearer = token.map(|token| format!("Authorization: Bearer {token}"));
+    let lines: Vec<&str> = bearer.iter().map(String::as_str).collect();
+    let mut client = Client::ready(gateway.address, &lines);
+    client.tools_until(|tools| tools.len() == 2);
+    let waiting = client.begin_call("s_t", "{}");
+    let upstream = end.request("", "tools/call");
+    World { gateway, client, end, token: granted, waiting, upstream }
+}
+
+fn result(id: &str, word: &str) -> String {
+    format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"content":[],"word":"{word}"}}}}"#)
+}
+
+#[test]
+fn what_was_not_received_is_sent_again() {
+    let World { gateway, mut client, end, token, waiting, upstream } = world(&[], None);
+    drop(end);
+    gateway.program.wait_for("server 's' is reconnecting");
+    let state = |client: &mut Client| client.call_text("list_servers", "{}");
+    assert!(state(&mut client).contains("reconnecting"));
+    let later = client.begin_call("s_t", r#"{"later":1}"#);
+    let mut end = End::connect(gateway.address, None);
+    // It says that the call was lost on the way, and what came before it was not.
+    let answer = end.introduce(&back(&token, HEARD - 1));
+    assert_eq!(granted(&answer), (token, Some(SENT)));
+    let again = end.next();
+    assert_eq!(member(&again, "id"), Some(upstream.clone()), "{again}");
+    let next = end.next();
+    assert!(next.contains("\"later\":1"), "{next}");
+    end.say(&result(&upstream, "first"));
+    end.say(&result(&upstream, "twice"));
+    end.say(&result(&member(&next, "id").unwrap(), "later"));
+    assert!(client.answer(&waiting).contains("first"));
+    assert!(client.answer(&later).contains("later"));
+    assert!(state(&mut client).contains("connected"));
+    // All that the edge was sent is acknowledged by now, or is never asked for: nothing is repeated.
+    assert_eq!(client.rest(), [""; 0]);
+}
+
+#[test]
+fn a_link_that_seems_alive_is_taken_over() {
+    let World { gateway, mut client, mut end, token, waiting, upstream } = world(&[], None);
+    let mut second = End::connect(gateway.address, None);
+    assert_eq!(granted(&second.introduce(&back(&token, HEARD))).1, Some(SENT));
+    assert!(end.0.read().is_err(), "the old link is over");
+    second.say(&result(&upstream, "by the second"));
+    assert!(client.answer(&waiting).contains("by the second"));
+}
+
+#[test]
+fn only_who_had_it_may_take_it_up() {
+    let World { gateway, mut client, end, token, waiting, .. } =
+        world(&["--auth-token", "one", "--auth-token", "two"], Some("one"));
+    drop(end);
+    gateway.program.wait_for("server 's' is reconnecting");
+    // Another principal, who knows the secret.
+    let mut thief = End::connect(gateway.address, Some("two"));
+    let answer = thief.introduce(&back(&token, HEARD));
+    assert!(answer.contains("\"error\"") && answer.contains("belongs to another server"), "{answer}");
+    assert!(!answer.contains(&token));
+    // The right one with another secret begins anew, and what waited is told.
+    let mut end = End::connect(gateway.address, Some("one"));
+    let (fresh, received) = granted(&end.introduce(&back("AAAAAAAAAAAAAAAAAAAAAA", HEARD)));
+    assert!(received.is_none() && fresh != token);
+    assert!(client.answer(&waiting).contains("server 's' went away: it registered anew"));
+    assert!(!gateway.program.log().contains(&token), "the token is a secret");
+}
+
+#[test]
+fn what_cannot_be_begins_anew() {
+    for impossible in [HEARD + 1, 0, u64::MAX] {
+        let World { gateway, mut client, mut end, token, waiting, .. } = world(&[], None);
+        // All that it has heard is acknowledged, so that 0 cannot be sent again.
+        end.say(&format!("*{HEARD}"));
+        client.call("list_servers", "{}");
+        let expected = if impossible == 0 { "begins anew" } else { "claims more than was sent" };
+        end.say(&result("77", expected));
+        drop(end);
+        gateway.program.wait_for("server 's' is reconnecting");
+        let mut end = End::connect(gateway.address, None);
+        assert_eq!(granted(&end.introduce(&back(&token, impossible))).1, None, "{expected}");
+        assert!(client.answer(&waiting).contains("it came back and could not go on"), "{expected}");
+        end.list();
+    }
+}
+
+#[test]
+fn acknowledgements_that_cannot_be_end_the_link() {
+    for wrong in [HEARD + 1, u64::MAX] {
+        let World { gateway: _gateway, client: _client, mut end, .. } = world(&[], None);
+        end.say(&format!("*{wrong}"));
+        assert_eq!(end.farewell(), (1008, "an acknowledgement that cannot be".into()));
+    }
+}
+
+#[test]
+fn the_gateway_acknowledges_in_time() {
+    let World { gateway: _gateway, client: _client, mut end, .. } = world(&[], None);
+    assert_eq!(end.next(), format!("*{SENT}"), "after a while");
+    (0..64).for_each(|_| end.say(r#"{"jsonrpc":"2.0","method":"notifications/message","params":{}}"#));
+    assert_eq!(end.next(), format!("*{}", SENT + 64), "after many");
+}
+
+#[test]
+fn an_end_of_the_window_is_named() {
+    let gateway = inside::Gateway::start(&["--resume-window", "500ms"], |limits| {
+        limits.link.resume_grace = Duration::ZERO;
+    });
+    let mut end = End::connect(gateway.address, None);
+    end.introduce(RESUME);
+    end.list();
+    let mut client = Client::ready(gateway.address, &[]);
+    client.tools_until(|tools| tools.len() == 2);
+    let waiting = client.begin_call("s_t", "{}");
+    end.request("", "tools/call");
+    drop(end);
+    let why = client.answer(&waiting);
+    assert!(why.contains("it did not come back within") && why.contains("--resume-window"), "{why}");
+    client.tools_until(|tools| tools == ["list_servers"]);
+}
+
+#[test]
+fn a_call_keeps_its_own_time() {
+    let World { gateway, mut client, end, waiting, .. } = world(&["--timeout-run-tool", "1s"], None);
+    drop(end);
+    gateway.program.wait_for("server 's' is reconnecting");
+    let why = client.answer(&waiting);
+    assert!(why.contains("did not answer within 1 s"), "{why}");
+    assert_eq!(client.tools().len(), 2, "the server is still waited for");
+}
+
+#[test]
+fn those_who_cannot_resume_are_not_waited_for() {
+    for (flags, capabilities, reason) in [
+        (&[][..], "{}", "; its edge cannot resume"),
+        (&[], r#"{"mcpport":{}}"#, "; its edge cannot resume"),
+        (&["--resume-window", "0"], RESUME, "the link was lost"),
+    ] {
+        let gateway = Gateway::start(flags);
+        let mut end = End::connect(gateway.address, None);
+        let answer = end.introduce(capabilities);
+        assert!(!answer.contains("resume"), "{answer}");
+        end.list();
+        let mut client = gateway.client();
+        client.tools_until(|tools| tools.len() == 2);
+        let waiting = client.begin_call("s_t", "{}");
+        end.request("", "tools/call");
+        // Without an agreement it is a frame like any other, and harms nobody.
+        end.say("*1");
+        drop(end);
+        let why = client.answer(&waiting);
+        assert!(why.contains("server 's' went away") && why.contains(reason), "{why}");
+    }
+}
+
+#[test]
+fn a_goodbye_is_no_accident() {
+    let World { gateway: _gateway, mut client, mut end, waiting, .. } = world(&[], None);
+    end.0.close(None).unwrap();
+    assert!(client.answer(&waiting).contains("server 's' went away: the peer closed the link"));
+}
+
+#[test]
+fn a_gateway_that_stops_fails_what_waits_for_a_link() {
+    let World { mut gateway, mut client, end, waiting, .. } = world(&[], None);
+    drop(end);
+    gateway.program.wait_for("server 's' is reconnecting");
+    gateway.program.signal(rustix::process::Signal::TERM);
+    assert!(client.answer(&waiting).contains("the gateway stops"));
+    assert_eq!(gateway.program.ended().code, Some(0));
+}
+
+#[test]
+fn calls_beyond_the_queue_are_told_at_once() {
+    let gateway = inside::Gateway::start(&[], |limits| limits.link.queue_messages = 4);
+    let mut end = End::connect(gateway.address, None);
+    end.introduce(RESUME);
+    end.list();
+    let mut client = Client::ready(gateway.address, &[]);
+    client.tools_until(|tools| tools.len() == 2);
+    drop(end);
+    eventually("it is away", || client.call_text("list_servers", "{}").contains("reconnecting"));
+    (0..4).for_each(|_| drop(client.begin_call("s_t", "{}")));
+    let refused = client.call("s_t", "{}");
+    assert!(refused.contains("-32000") && refused.contains("the link to server 's'"), "{refused}");
+    assert_eq!(client.rest(), [""; 0], "the others wait");
+}
+
+/// The edge begins anew when its gateway knows nothing of what was, and its server is told to stop what nobody waits for.
+#[test]
+fn a_gateway_that_was_killed_knows_nothing() {
+    let mut gateway = Gateway::start(&[]);
+    let edge = gateway.edge("s");
+    let mut client = gateway.client();
+    client.begin_call("s_hold", r#"{"key":"k"}"#);
+    edge.wait_for("\"hold\"");
+    gateway.program.kill();
+    let gateway = gateway.again(&[]);
+    edge.program.wait_for("the gateway begins anew");
+    eventually("the call is cancelled", || edge.count("notifications/cancelled") == 1);
+    let mut client = gateway.client();
+    client.tools_until(|tools| tools.iter().any(|tool| tool == "s_echo"));
+    assert_eq!(client.call_text("s_echo", r#"{"text":"anew"}"#), "anew");
+}
+
+fn soon(limits: &mut Limits) {
+    limits.link.backoff_base = Duration::from_millis(5);
+    limits.link.backoff_cap = Duration::from_millis(50);
+}
+
+/// Sessions with a process of their own keep it.
+#[test]
+fn isolated_sessions_outlive_a_cut() {
+    let gateway = Gateway::start(&[]);
+    let relay = Relay::to(gateway.address);
+    let server = format!("'{}' --session", fake_server().display());
+    let _edge = inside::Edge::start(&relay.url(), "s", &server, &["--sessions", "isolated"], soon);
+    gateway.client().tools_until(|tools| tools.iter().any(|tool| tool == "s_pid"));
+    let mut peers: Vec<Peer> = Place::ALL.into_iter().map(|place| Peer::ready(&gateway, place)).collect();
+    let before: Vec<u32> = peers.iter_mut().map(Peer::pid).collect();
+    for round in 1..=3 {
+        let calls: Vec<String> =
+            peers.iter_mut().map(|peer| peer.begin_call("hold", r#"{"key":"k"}"#)).collect();
+        relay.cut();
+        eventually("the edge is back", || relay.taken() > round);
+        for (peer, call) in peers.iter_mut().zip(&calls) {
+            peer.call("release", r#"{"key":"k"}"#);
+            assert!(peer.answer(call).contains("\"k\""));
+        }
+    }
+    let after: Vec<u32> = peers.iter_mut().map(Peer::pid).collect();
+    assert_eq!(before, after);
+}
+
+/// Large messages are carried on in the middle, and both directions are bounded.
+#[test]
+fn large_messages_go_on_where_they_were() {
+    let gateway = inside::Gateway::start(&[], |_| {});
+    let relay = Relay::narrow(gateway.address, 4096);
+    let server = format!("'{}'", fake_server().display());
+    let _edge = inside::Edge::start(&relay.url(), "s", &server, &[], soon);
+    let mut client = Client::ready(gateway.address, &[]);
+    client.tools_until(|tools| tools.iter().any(|tool| tool == "s_big"));
+    for round in 1..=4_u64 {
+        let call = client.begin_call("s_big", r#"{"bytes":3000000}"#);
+        let before = relay.passed(Way::Up);
+        eventually("it is on its way", || relay.passed(Way::Up) > before + 500_000 * (round % 3));
+        relay.cut();
+        let answer = client.answer(&call);
+        let text = value(&answer)["result"]["content"][0]["text"].as_str().unwrap().len();
+        assert_eq!(text, 3_000_000);
+    }
+}
