@@ -91,6 +91,7 @@ impl Conversation {
     pub fn again(&mut self) -> Ask {
         self.phase = Phase::Initializing;
         self.due.clear();
+        self.changes.clear();
         hello()
     }
 
@@ -337,7 +338,7 @@ mod tests {
     fn a_server_that_is_started_anew_is_asked_everything_again() {
         let mut conversation = started("{\"tools\":{}}");
         assert_eq!(conversation.again().method, "initialize");
-        assert_eq!(conversation.changed(Kind::Tool), None, "it will be listed anyway");
+        assert!(conversation.relist().is_none(), "one question at a time");
         let hello = r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{},"prompts":{}}}"#;
         let Next::Ask(ask) = feed(&mut conversation, &answer(hello)) else { panic!("no question") };
         assert!(ask.first.is_some() && ask.method == "tools/list");
@@ -348,7 +349,8 @@ mod tests {
         conversation.again();
         conversation.unanswered();
         assert_eq!(conversation.greeting(), hello);
-        assert!(conversation.changed(Kind::Tool).is_some());
+        conversation.changed(Kind::Tool);
+        assert!(conversation.relist().is_some());
         let refused = feed(&mut conversation, &jsonrpc::error("1", -32603, "broken"));
         assert!(matches!(refused, Next::Failed(_)), "it has tools: {refused:?}");
     }
