@@ -104,9 +104,9 @@ impl<H> Visits<H> {
         self.open == 0
     }
 
-    /// How many addresses they come from; loopback does not count.
+    /// How many addresses they come from; loopback is one of them.
     pub fn addresses(&self) -> usize {
-        self.addresses.len()
+        self.addresses.len() + usize::from(self.loopback > 0)
     }
 
     /// The count of those like this one, and how many of them there may be.
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(enter("127.0.0.3"), Some(TurnedAway::Address));
         assert_eq!(enter("192.0.2.1"), None);
         assert_eq!(enter("192.0.2.1"), Some(TurnedAway::Address));
-        assert_eq!(visits.addresses(), 4);
+        assert_eq!(visits.addresses(), 5);
     }
 
     #[test]

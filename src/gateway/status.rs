@@ -57,7 +57,7 @@ impl Gateway {
         counts.collect::<Vec<_>>().join(",")
     }
 
-    /// The sizes of all tables. At rest each is 0, but for the connection that asks.
+    /// The sizes of all tables. At rest each is 0, but for the connection that asks, and its address.
     fn tables(&self) -> String {
         let (connections, addresses) = {
             let visits = self.visits();
