@@ -154,7 +154,7 @@ fn names(rest: &str) -> Result<(Names, &str), Mistyped> {
             && name.bytes().all(|byte| byte == b'*' || text::is_name_byte(byte))
     };
     let all: Vec<&str> = inner.split(',').collect();
-    if !all.iter().all(|name| is_good(name)) {
+    if !all.iter().all(is_good) {
         return Err(Mistyped::Names);
     }
     Ok((Names::Like(all.into_iter().map(str::to_owned).collect()), rest))

@@ -201,8 +201,7 @@ impl Server {
         log::info!("server '{}' was started anew at its edge", self.upstream.name());
         // What was asked before would be taken for an answer to what is asked now.
         self.asked.take().and_then(|id| self.upstream.mux().close(id));
-        let (conversation, ask) = Conversation::start(gateway.config.limits.catalog.clone());
-        self.conversation = conversation;
+        let ask = self.conversation.again();
         self.renewed = true;
         self.ask(gateway, now, ask)
     }

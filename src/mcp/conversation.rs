@@ -74,10 +74,6 @@ pub struct Conversation {
 impl Conversation {
     /// A new conversation, and what to ask first.
     pub fn start(limits: CatalogLimits) -> (Self, Ask) {
-        let params = format!(
-            "{{\"protocolVersion\":\"{LATEST}\",\"capabilities\":{{}},\"clientInfo\":{{\"name\":\"mcpport\",\"version\":\"{}\"}}}}",
-            env!("CARGO_PKG_VERSION")
-        );
         let conversation = Self {
             phase: Phase::Initializing,
             due: VecDeque::new(),
@@ -87,7 +83,16 @@ impl Conversation {
             remarks: Vec::new(),
             limits,
         };
-        (conversation, Ask { first: None, method: "initialize", params })
+        (conversation, hello())
+    }
+
+    /// The server was started anew: the conversation begins again, and what it knows holds until the server has
+    /// answered. Gives what to ask; no answer to what was asked before may come after this.
+    pub fn again(&mut self) -> Ask {
+        self.phase = Phase::Initializing;
+        self.due.clear();
+        self.changes.clear();
+        hello()
     }
 
     /// The server answered what was asked last.
@@ -238,6 +243,15 @@ impl Conversation {
     }
 }
 
+/// The first question.
+fn hello() -> Ask {
+    let params = format!(
+        "{{\"protocolVersion\":\"{LATEST}\",\"capabilities\":{{}},\"clientInfo\":{{\"name\":\"mcpport\",\"version\":\"{}\"}}}}",
+        env!("CARGO_PKG_VERSION")
+    );
+    Ask { first: None, method: "initialize", params }
+}
+
 impl Listing {
     fn take(&mut self, item: Item) {
         self.bytes += item.bytes();
@@ -320,6 +334,27 @@ mod tests {
         assert!(keys(feed(&mut conversation, &answer(r#"{"tools":[]}"#))).is_empty());
         conversation.changed(Kind::Prompt);
         assert!(conversation.relist().is_some_and(|ask| ask.method == "prompts/list"));
+    }
+
+    #[test]
+    fn a_server_that_is_started_anew_is_asked_everything_again() {
+        let mut conversation = started("{\"tools\":{}}");
+        assert_eq!(conversation.again().method, "initialize");
+        assert!(conversation.relist().is_none(), "one question at a time");
+        let hello = r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{},"prompts":{}}}"#;
+        let Next::Ask(ask) = feed(&mut conversation, &answer(hello)) else { panic!("no question") };
+        assert!(ask.first.is_some() && ask.method == "tools/list");
+        assert_eq!(conversation.greeting(), hello);
+        let next = feed(&mut conversation, &answer(r#"{"tools":[]}"#));
+        assert!(matches!(next, Next::Offer(_, _, Some(ask)) if ask.method == "prompts/list"));
+        // What it was before still holds when it does not answer.
+        conversation.again();
+        conversation.unanswered();
+        assert_eq!(conversation.greeting(), hello);
+        conversation.changed(Kind::Tool);
+        assert!(conversation.relist().is_some());
+        let refused = feed(&mut conversation, &jsonrpc::error("1", -32603, "broken"));
+        assert!(matches!(refused, Next::Failed(_)), "it has tools: {refused:?}");
     }
 
     #[test]

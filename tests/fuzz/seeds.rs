@@ -72,6 +72,9 @@ fn messages(corpus: &Path) {
     // Questions and answers over three links; late ones, repeated ones, cancelled ones.
     let links = "q1 q2 q3 a0 p1 c3 x q1 q2 a1 a2 a3 a3 e4 x q1 p5 a4 a5 x".replace(' ', "\u{1e}");
     save(corpus, "control", 101, links.as_bytes());
+    // The same with children that end and come back.
+    let starts = "i h q1 q2 k q3 b q4 c4 q5 h a0 a3 a4 q6 k x i b q1 h a6 k b x i q1 h h a7 a7 x";
+    save(corpus, "control", 102, starts.replace(' ', "\u{1e}").as_bytes());
     operations(corpus);
 }
 

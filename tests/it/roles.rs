@@ -105,8 +105,12 @@ impl Link {
     }
 }
 
-/// Each route as a request that is served, and its status: with a token for everything, for clients, for registration.
-fn routes(client: &Client) -> Vec<(&'static str, String, Vec<&'static str>, &'static str, [u16; 3])> {
+/// A request: method, target, further lines, body; and its status with a token for everything, for clients, for
+/// registration.
+type Case = (&'static str, String, Vec<&'static str>, &'static str, [u16; 3]);
+
+/// Each route as a request that is served.
+fn routes(client: &Client) -> Vec<Case> {
     let post = [BOTH].to_vec();
     vec![
         ("GET", "/sse".into(), vec![], "", [200, 200, 403]),

@@ -105,7 +105,7 @@ fn visit(gateway: &Gateway, number: usize) {
     let mut edge = Edge::start(&gateway.url(), &name, &[], &[]);
     edge.program.wait_for("registered: ");
     post(gateway.address, &format!("{name}_echo"), number);
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         assert_eq!(edge.program.stop().code, Some(0));
     } else {
         edge.program.kill();

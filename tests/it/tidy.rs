@@ -87,6 +87,7 @@ const DEPENDENCIES: &[&str] = &[
     "getrandom",
     "http-types",
     "httparse",
+    "idna_adapter",
     "log",
     "ring",
     "rustix",

@@ -138,7 +138,7 @@ fn the_status_shows_what_there_is() {
     let first = now();
     assert_eq!(first["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!((first["open"].as_bool(), first["uptime_seconds"].is_u64()), (Some(false), true));
-    let header = format!("{token}");
+    let header = token.to_string();
     let mut edge = gateway.edge_with("s", &["--rich"], &["--header", &header, "--server-id", "box"]);
     let mut client = Client::ready(gateway.address, &[token]);
     let session = Session::open_as(gateway.address, "/mcp", "2025-11-25", &[token]);
