@@ -28,7 +28,7 @@ use crate::{
     jsonrpc::{self, Kind, Malformed, Message, elements},
     mcp,
     net::{
-        queue::{self, Receiver, Taken},
+        queue::{Receiver, Taken},
         random,
     },
     session::{self, event_id, read_event_id},
@@ -171,8 +171,7 @@ fn take(
     let batch = messages.is_empty();
     let messages = if batch { read_batch(body, &client, connection)? } else { messages };
     let requests = messages.iter().filter(|message| message.kind() == Kind::Request).count();
-    let limits = &connection.gateway.config.limits.session;
-    let (sender, queue) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    let (sender, queue) = connection.gateway.client_queue();
     let reply = Reply::post(sender, requests);
     for message in &messages {
         connection.gateway.dispatch(&client, message, &reply);
@@ -225,11 +224,11 @@ fn initialize(
     }
     connection.need_connected(&scope)?;
     let gateway = &connection.gateway;
-    let limits = &gateway.config.limits.session;
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
-    let (client, standalone) = Client::new(session::id(random), scope, false, limits);
+    let (outbox, standalone) = gateway.client_queue();
+    let client = Client::new(session::id(random), scope, false, outbox, &gateway.config.limits.session);
     client.streams().give_standalone(standalone);
-    let (sender, queue) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    let (sender, queue) = gateway.client_queue();
     gateway.dispatch(&client, message, &Reply::post(sender, 1));
     Ok(Posted::Begun { client, queue })
 }
