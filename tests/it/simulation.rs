@@ -97,6 +97,8 @@ enum Event {
 enum Fault {
     /// The connection is reset: both ends know, or the edge alone, or nobody.
     Reset { edge: bool, gateway: bool },
+    /// The connection ends for the edge alone; what it had sent still arrives.
+    Leave,
     /// What goes in one direction goes nowhere, and nobody is told.
     Deaf(Way),
     /// In these directions nothing moves for a while; what was sent arrives after it.
@@ -113,7 +115,8 @@ pub enum Way {
 }
 
 /// What happens in gentle worlds, too.
-const FAULTS: [Fault; 8] = [
+const FAULTS: [Fault; 9] = [
+    Fault::Leave,
     Fault::Reset { edge: true, gateway: true },
     Fault::Reset { edge: true, gateway: false },
     Fault::Reset { edge: false, gateway: false },
@@ -476,6 +479,11 @@ impl World {
     fn fault(&mut self, place: usize, fault: Fault) {
         let wire = self.boxes[place].wire();
         self.net.say(|| format!("{fault:?} of box {place}, connection {wire:?}"));
+        if self.net.random.chance(30) {
+            // One seldom comes alone: the next may meet an edge that is just coming back.
+            let (after, next) = (self.net.random.millis(0, 200), self.net.random.below(FAULTS.len()));
+            self.net.plan(after, Event::Fault(place, FAULTS[next]));
+        }
         match fault {
             Fault::Partition(ways) => {
                 let until = self.net.now + self.net.random.millis(500, 20_000);
@@ -484,6 +492,7 @@ impl World {
                     *held = until.max(*held);
                 }
             }
+            Fault::Leave => wire.into_iter().for_each(|wire| self.edge_down(wire, true)),
             Fault::Deaf(way) => {
                 wire.into_iter().for_each(|wire| self.net.wires[wire].ends[way as usize].lost = true);
             }
