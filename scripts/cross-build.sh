@@ -138,10 +138,10 @@ build() {
     options=(-Z "build-std=std,panic_abort")
   fi
   # Apart from the host's builds: other compiler, other flags.
-  PATH=$dir/zig/bin:$PATH cargo zigbuild --manifest-path "$root/Cargo.toml" --locked --release --bin mcpport \
+  PATH=$dir/zig/bin:$PATH cargo zigbuild --manifest-path "$root/Cargo.toml" --locked --profile small --bin mcpport \
     --target "$target" --target-dir "$dir/build-$by" "${options[@]}" || fail "building for $target failed"
   mkdir -p "$dir/$target"
-  cp "$dir/build-$by/$target/release/mcpport" "$dir/$target/mcpport"
+  cp "$dir/build-$by/$target/small/mcpport" "$dir/$target/mcpport"
 }
 
 # What must not be delivered ends the run: a program that asks for an interpreter or for libraries of the machine.

@@ -137,7 +137,8 @@ pub struct SessionLimits {
     pub batch: usize,
     /// Messages that wait for one client to read them.
     pub queue_messages: usize,
-    /// Bytes that wait for one client to read them; a single larger message is still taken when nothing waits.
+    /// Bytes that wait for one client to read them; a single larger message is still taken when nothing waits. With what
+    /// such a connection has beside it, 1 MiB.
     pub queue_bytes: usize,
     /// Bytes of messages that are written to a client at a time, at least one message; they are in memory twice then.
     pub write_bytes: usize,
@@ -160,7 +161,7 @@ impl Default for SessionLimits {
             subscriptions: 256,
             batch: 64,
             queue_messages: 256,
-            queue_bytes: MIB,
+            queue_bytes: 960 * KIB,
             write_bytes: 64 * KIB,
             in_flight: 64,
             keep_alive: Duration::from_secs(15),

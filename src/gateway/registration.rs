@@ -42,7 +42,7 @@ pub async fn serve(gateway: Arc<Gateway>, mut socket: Socket, principal: Princip
         Ok(frame) => frame,
         Err(ended) => {
             gateway.count_end(&ended);
-            log::info!("link from {from} ended without a registration: {ended}");
+            gateway.seldom(&format!("link from {from} ended without a registration: {ended}"));
             return link::end(socket, VecDeque::new(), &ended, &limits).await;
         }
     };
@@ -50,7 +50,7 @@ pub async fn serve(gateway: Arc<Gateway>, mut socket: Socket, principal: Princip
     let (life, answer) = match newcomer.admit(&frame).await {
         Ok(admitted) => admitted,
         Err(why) => {
-            log::warn!("a registration from {from} is refused: {}", why.reason);
+            gateway.seldom(&format!("a registration from {from} is refused: {}", text::show(&why.reason)));
             let words = VecDeque::from([Status::error(&why.reason)]);
             let ended = Ended::ByUs(why);
             gateway.count_end(&ended);

@@ -181,6 +181,9 @@ impl Server {
                 self.progress(gateway, id, &message, span);
                 Ok(())
             }
+            Ok(Step::Request) if self.ours && message.method() == "register" => {
+                Err(Farewell::new(1008, "a second registration on one link"))
+            }
             Ok(Step::Request) => {
                 self.answer(&message);
                 Ok(())

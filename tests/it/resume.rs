@@ -131,7 +131,7 @@ fn only_who_had_it_may_take_it_up() {
     // Another principal, who knows the secret.
     let mut thief = End::connect(gateway.address, Some("two"));
     let answer = thief.introduce(&back(&token, HEARD));
-    assert!(answer.contains("\"error\"") && answer.contains("belongs to another server"), "{answer}");
+    assert!(answer.contains("\"error\"") && answer.contains("belongs to somebody else"), "{answer}");
     assert!(!answer.contains(&token));
     // The right one with another secret begins anew, and what waited is told.
     let mut end = End::connect(gateway.address, Some("one"));
@@ -166,6 +166,14 @@ fn acknowledgements_that_cannot_be_end_the_link() {
         end.say(&format!("*{wrong}"));
         assert_eq!(end.farewell(), (1008, "an acknowledgement that cannot be".into()));
     }
+}
+
+#[test]
+fn a_second_registration_ends_the_link() {
+    let World { gateway: _gateway, mut client, mut end, waiting, .. } = world(&[], None);
+    end.say(r#"{"jsonrpc":"2.0","id":"x","method":"register","params":{"name":"other"}}"#);
+    assert_eq!(end.farewell(), (1008, "a second registration on one link".into()));
+    assert!(client.answer(&waiting).contains("a second registration"));
 }
 
 #[test]

@@ -95,6 +95,7 @@ fn a_slow_line_gets_a_large_message_through() {
         limits.link.dead_after = Duration::from_millis(1500);
     });
     let mut raw = Raw::registered(gateway.address, "slow");
+    eventually("its list is read", || status(gateway.address)["servers"][0]["tools"] == 1);
     let session = Session::open(gateway.address, "/servers/slow/mcp");
     let mut asked = session.send("POST", &[BOTH], &call(1, "echo", json!({"text": "x"})));
     let id = crate::wire::member(&raw.text_with("tools/call"), "id").unwrap();
