@@ -268,7 +268,10 @@ pub async fn live<'a>(
     let (frame, answer) = match introduce(&mut socket, config, kept.as_ref()).await {
         Ok(answered) => answered,
         Err(ended) => {
-            link::end(socket, VecDeque::new(), &ended, limits).await;
+            // A gateway may have taken us back just now: to it a word of ours would be the end of what is kept.
+            if kept.is_none() {
+                link::end(socket, VecDeque::new(), &ended, limits).await;
+            }
             return outcome(ended, None, state, config);
         }
     };

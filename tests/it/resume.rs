@@ -1,7 +1,7 @@
 //! A conversation that outlives its link: what may take it up again and what may not, and what happens to those who wait.
 //! That nothing is lost or repeated over many cuts is shown in `cuts`.
 
-use std::time::Duration;
+use std::{net::TcpListener, time::Duration};
 
 use crate::{
     frames::End,
@@ -88,6 +88,28 @@ fn what_was_not_received_is_sent_again() {
     assert!(state(&mut client).contains("connected"));
     // All that the edge was sent is acknowledged by now, or is never asked for: nothing is repeated.
     assert_eq!(client.rest(), [""; 0]);
+}
+
+#[test]
+fn an_edge_that_comes_back_and_hears_nothing_goes_without_a_word() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}/mcp/register", listener.local_addr().unwrap());
+    let server = format!("'{}'", fake_server().display());
+    let _edge = inside::Edge::start(&url, "s", &server, &[], |limits| {
+        limits.link.register_time = Duration::from_millis(300);
+        limits.link.backoff_base = Duration::from_millis(10);
+    });
+    let mut gateway = End::accept(&listener);
+    gateway.next();
+    gateway.say(r#"{"status":"received","id":"x","message":"m","capabilities":{"mcpport":{"resume":{"token":"t","window":30}}}}"#);
+    drop(gateway);
+    // A gateway whose answer is lost has taken it back: a word about its patience would end what is kept there.
+    let mut gateway = End::accept(&listener);
+    assert!(gateway.next().contains("\"token\":\"t\""));
+    let end = gateway.0.read();
+    assert!(end.is_err(), "{end:?}");
+    let mut gateway = End::accept(&listener);
+    assert!(gateway.next().contains("\"token\":\"t\""), "and it tries again");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! A seeded world in virtual time: clients, gateway, links, edges and children made of the real tables and machines, without
-//! a socket, a clock or a thread. The seed decides delays, losses, repeats, reconnects, crashes, cancellations and who leaves
-//! when; after each step the promises of the gateway are checked.
+//! a socket, a clock or a thread. The seed decides delays, losses, repeats, cuts, partitions, restarts of the gateway, of
+//! edges and of children, cancellations and who leaves when; after each step the promises of the gateway are checked.
+//! Some worlds are gentle: their lines are cut as often as others', but nothing is started anew, and there no call may
+//! hear that its link is gone.
 //!
 //! `MCPPORT_SEEDS=10000` runs so many seeds (otherwise 2 000); `MCPPORT_SEED=7` runs that one and tells what happens.
 //!
@@ -8,7 +10,9 @@
 
 mod child;
 mod client;
+mod edge;
 mod gateway;
+mod line;
 mod names;
 
 use std::{
@@ -18,18 +22,11 @@ use std::{
 };
 
 use mcpport::{
-    config::Restart,
     limits::{ChildLimits, Limits, LinkLimits, SessionLimits},
-    tunnel::{
-        backoff::{Backoff, Setback},
-        edge::{Down, Edge, Up},
-        handshake::Registration,
-        liveness::{Liveness, Verdict},
-        restart::{Ending, Restarts},
-    },
+    tunnel::liveness::{Liveness, Verdict},
 };
 
-use self::{child::Child, client::Client, gateway::Gateway};
+use self::{client::Client, edge::EdgeBox, gateway::Gateway};
 
 /// Numbers from a seed (SplitMix64).
 pub struct Random(u64);
@@ -41,6 +38,10 @@ impl Random {
         mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ mixed >> 31
+    }
+
+    pub fn number(&mut self) -> u32 {
+        self.next() as u32
     }
 
     /// A number below a bound.
@@ -58,13 +59,16 @@ impl Random {
     }
 }
 
-/// What travels on a link.
+/// What travels on a connection.
 #[derive(Debug)]
 pub enum Frame {
     Text(String),
     Ping,
     Pong,
-    Close,
+    /// The end, with a word about why.
+    Farewell,
+    /// The end without a word.
+    End,
 }
 
 #[derive(Debug)]
@@ -79,45 +83,71 @@ enum Event {
     Line(usize, u64, String),
     /// A child ends.
     Crash(usize),
-    /// The next child is started.
-    Start(usize),
-    /// An edge connects.
-    Dial(usize),
-    /// Something happens to a box's link.
-    Fault(usize),
+    /// The child after the one of this number is started.
+    Start(usize, u64),
+    /// An edge connects, if it still means the attempt of this number.
+    Dial(usize, u32),
+    /// Something happens to a box, its line or its program.
+    Fault(usize, Fault),
+    /// The gateway is killed.
+    Kill,
 }
 
-/// One end of a link.
-pub struct End {
-    pub up: bool,
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// The connection is reset: both ends know, or the edge alone, or nobody.
+    Reset { edge: bool, gateway: bool },
+    /// The connection ends for the edge alone; what it had sent still arrives.
+    Leave,
+    /// What goes in one direction goes nowhere, and nobody is told.
+    Deaf(Way),
+    /// In these directions nothing moves for a while; what was sent arrives after it.
+    Partition(&'static [Way]),
+    /// The program at the edge is killed and started anew.
+    Restart,
+}
+
+/// A direction.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Way {
+    Up,
+    Down,
+}
+
+/// What happens in gentle worlds, too.
+const FAULTS: [Fault; 9] = [
+    Fault::Leave,
+    Fault::Reset { edge: true, gateway: true },
+    Fault::Reset { edge: true, gateway: false },
+    Fault::Reset { edge: false, gateway: false },
+    Fault::Deaf(Way::Up),
+    Fault::Deaf(Way::Down),
+    Fault::Partition(&[Way::Up, Way::Down]),
+    Fault::Partition(&[Way::Up]),
+    Fault::Partition(&[Way::Down]),
+];
+
+/// One end of a connection.
+struct End {
+    up: bool,
     liveness: Liveness,
     /// When the last frame towards this end arrives: frames do not overtake.
     last: Instant,
+    /// What is sent to it is lost.
+    lost: bool,
 }
 
-/// A link as the wire sees it.
+/// A connection of an edge.
 pub struct Wire {
-    edge_box: usize,
-    pub gateway: End,
-    edge: End,
-    /// Frames are lost, and nobody is told.
-    cut: bool,
-}
-
-/// One edge box.
-struct EdgeBox {
-    edge: Edge,
-    child: Child,
-    /// How many children there were before.
-    generation: u64,
-    started: Instant,
-    restarts: Restarts,
-    link: Option<usize>,
-    backoff: Backoff,
+    place: usize,
+    /// What it carries at the gateway.
+    pub talk: Option<usize>,
     born: Instant,
+    /// The receiving ends of both directions.
+    ends: [End; 2],
 }
 
-/// Everything but the gateway and the clients.
+/// Everything but the programs and the clients.
 pub struct Net {
     pub now: Instant,
     pub random: Random,
@@ -126,6 +156,8 @@ pub struct Net {
     agenda: BTreeMap<(Instant, u64), Event>,
     number: u64,
     pub wires: Vec<Wire>,
+    /// Until when nothing moves, by box and direction.
+    held: Vec<[Instant; 2]>,
     loud: bool,
 }
 
@@ -141,29 +173,56 @@ impl Net {
         }
     }
 
+    /// When a box can be reached both ways.
+    fn held_until(&self, place: usize) -> Instant {
+        self.held[place][0].max(self.held[place][1])
+    }
+
+    /// A new connection from a box.
+    fn connect(&mut self, place: usize) -> usize {
+        let now = self.now;
+        let end = || End { up: true, liveness: Liveness::new(now), last: now, lost: false };
+        self.wires.push(Wire { place, talk: None, born: now, ends: [end(), end()] });
+        self.wires.len() - 1
+    }
+
     /// Sends a frame from the gateway to an edge.
-    pub fn down(&mut self, link: usize, frame: Frame) {
-        if let Some(after) = self.travel(link, |wire| &mut wire.edge) {
-            self.plan(after, Event::Down(link, frame));
+    pub fn down(&mut self, wire: usize, frame: Frame) {
+        if let Some(after) = self.travel(wire, Way::Down) {
+            self.plan(after, Event::Down(wire, frame));
         }
     }
 
-    fn up(&mut self, link: usize, frame: Frame) {
-        if let Some(after) = self.travel(link, |wire| &mut wire.gateway) {
-            self.plan(after, Event::Up(link, frame));
+    fn up(&mut self, wire: usize, frame: Frame) {
+        if let Some(after) = self.travel(wire, Way::Up) {
+            self.plan(after, Event::Up(wire, frame));
         }
     }
 
-    fn travel(&mut self, link: usize, end: fn(&mut Wire) -> &mut End) -> Option<Duration> {
+    fn travel(&mut self, wire: usize, way: Way) -> Option<Duration> {
         let delay =
             if self.random.chance(5) { self.random.millis(0, 3000) } else { self.random.millis(0, 80) };
-        let (now, wire) = (self.now, &mut self.wires[link]);
-        if wire.cut {
+        let (now, wire) = (self.now, &mut self.wires[wire]);
+        let (from, end) = (now.max(self.held[wire.place][way as usize]), &mut wire.ends[way as usize]);
+        if end.lost {
             return None;
         }
-        let end = end(wire);
-        end.last = end.last.max(now + delay);
+        end.last = end.last.max(from + delay);
         Some(end.last - now)
+    }
+
+    /// The gateway's end is gone. The edge is told nothing but that.
+    pub fn hang_up(&mut self, wire: usize) {
+        if std::mem::replace(&mut self.wires[wire].ends[Way::Up as usize].up, false) {
+            self.down(wire, Frame::End);
+        }
+    }
+
+    /// The gateway ends a connection, and says why.
+    pub fn farewell(&mut self, wire: usize) {
+        if std::mem::replace(&mut self.wires[wire].ends[Way::Up as usize].up, false) {
+            self.down(wire, Frame::Farewell);
+        }
     }
 }
 
@@ -171,64 +230,62 @@ struct World {
     net: Net,
     gateway: Gateway,
     boxes: Vec<EdgeBox>,
+    gentle: bool,
+}
+
+/// The limits of a world.
+fn limits(random: &mut Random, gentle: bool) -> Limits {
+    let window = Duration::from_secs([0, 5, 30][random.below(3)]);
+    let link = LinkLimits {
+        ping_every: Duration::from_secs(4),
+        dead_after: Duration::from_secs(12),
+        in_flight: 3 + random.below(6),
+        backoff_cap: Duration::from_secs(4),
+        resume_window: if gentle { Duration::from_secs(3600) } else { window },
+        resume_messages: 2 + random.below(8),
+        ack_every: 1 + random.below(4) as u64,
+        queue_messages: if gentle { 256 } else { 4 + random.below(16) },
+        ..LinkLimits::default()
+    };
+    let session = SessionLimits { in_flight: 2 + random.below(4), ..SessionLimits::default() };
+    let child = ChildLimits {
+        restart_base: Duration::from_millis(800),
+        restart_cap: Duration::from_secs(3),
+        restart_reset: Duration::from_secs(5),
+        ..ChildLimits::default()
+    };
+    Limits { link, session, child, ..Limits::default() }
 }
 
 impl World {
     fn new(seed: u64, loud: bool) -> Self {
-        let (mut random, start) = (Random(seed), Instant::now());
-        let link = LinkLimits {
-            ping_every: Duration::from_secs(4),
-            dead_after: Duration::from_secs(12),
-            in_flight: 3 + random.below(6),
-            backoff_cap: Duration::from_secs(4),
-            ..LinkLimits::default()
-        };
-        let session = SessionLimits { in_flight: 2 + random.below(4), ..SessionLimits::default() };
-        let child = ChildLimits {
-            restart_base: Duration::from_millis(800),
-            restart_cap: Duration::from_secs(3),
-            restart_reset: Duration::from_secs(5),
-            ..ChildLimits::default()
-        };
-        let limits = Limits { link, session, child, ..Limits::default() };
+        let (mut random, start, gentle) = (Random(seed), Instant::now(), seed.is_multiple_of(3));
+        let limits = limits(&mut random, gentle);
         let (clients, servers) = (1 + random.below(5), 1 + random.below(4));
-        let mut net = Net {
-            now: start,
-            random,
-            limits,
-            start,
-            agenda: BTreeMap::new(),
-            number: 0,
-            wires: Vec::new(),
-            loud,
-        };
+        let (agenda, wires, held) = (BTreeMap::new(), Vec::new(), vec![[start; 2]; servers]);
+        let mut net = Net { now: start, random, limits, start, agenda, number: 0, wires, held, loud };
         for place in 0..servers {
-            net.plan(Duration::ZERO, Event::Dial(place));
-            for _ in 0..net.random.below(4) {
-                let at = net.random.millis(500, 30_000);
-                net.plan(at, Event::Fault(place));
+            for _ in 0..net.random.below(6) {
+                let (at, fault) = (net.random.millis(500, 30_000), FAULTS[net.random.below(FAULTS.len())]);
+                let restarts = net.random.chance(20) && !gentle;
+                net.plan(at, Event::Fault(place, if restarts { Fault::Restart } else { fault }));
             }
-            for _ in 0..net.random.below(4) {
+            for _ in 0..net.random.below(if gentle { 1 } else { 4 }) {
                 let at = net.random.millis(100, 30_000);
                 net.plan(at, Event::Crash(place));
             }
+        }
+        if !gentle && net.random.chance(30) {
+            let at = net.random.millis(3000, 20_000);
+            net.plan(at, Event::Kill);
         }
         for place in 0..clients {
             let at = net.random.millis(500, 4000);
             net.plan(at, Event::Act(place));
         }
         let gateway = Gateway::new(&mut net, clients, servers);
-        let new = |place| EdgeBox {
-            edge: Edge::default(),
-            child: Child::new(place),
-            generation: 0,
-            started: start,
-            restarts: Restarts::default(),
-            link: None,
-            backoff: Backoff::default(),
-            born: start,
-        };
-        Self { net, gateway, boxes: (0..servers).map(new).collect() }
+        let boxes = (0..servers).map(|place| EdgeBox::new(&mut net, place)).collect();
+        Self { net, gateway, boxes, gentle }
     }
 
     /// Runs until every client has what it asked for; then ends everything. Returns how much happened.
@@ -240,21 +297,27 @@ impl World {
             );
             self.step();
             self.timers();
-            self.gateway.check(&self.net);
+            self.check();
         }
-        let history =
+        let history: Vec<String> =
             self.gateway.clients.iter_mut().map(|client| std::mem::take(&mut client.history)).collect();
-        for link in 0..self.net.wires.len() {
-            self.gateway.link_down(&mut self.net, link, "the end");
-        }
-        (0..self.gateway.clients.len()).for_each(|client| self.gateway.leave(&mut self.net, client));
-        self.gateway.check(&self.net);
+        let failed = history.iter().any(|history| history.contains("\"code\":-32603,"));
+        assert!(!self.gentle || !failed, "a call is lost although nothing but lines was");
+        self.gateway.end(&mut self.net);
+        self.check();
         self.gateway.check_empty();
         (self.net.number, history)
     }
 
+    fn check(&self) {
+        self.gateway.check(&self.net);
+        self.boxes.iter().for_each(|edge_box| edge_box.check(&self.net));
+    }
+
     fn step(&mut self) {
-        let wake = (0..self.net.wires.len()).filter_map(|link| self.deadline(link)).min();
+        let wires = (0..self.net.wires.len()).filter_map(|wire| self.deadline(wire));
+        let boxes = self.boxes.iter().filter_map(|edge_box| edge_box.deadline(&self.net));
+        let wake = wires.chain(boxes).chain(self.gateway.deadline(&self.net)).min();
         let Some(next) = self.net.agenda.first_entry() else {
             self.net.now = wake.expect("somebody waits, so something has a deadline");
             return;
@@ -267,189 +330,190 @@ impl World {
         let event = next.remove();
         self.net.now = at;
         self.net.say(|| format!("{event:?}"));
+        self.happen(event);
+    }
+
+    fn happen(&mut self, event: Event) {
+        let net = &mut self.net;
         match event {
             Event::Act(client) => {
-                if let Some(after) = self.gateway.act(&mut self.net, client) {
-                    self.net.plan(after, Event::Act(client));
+                if let Some(after) = self.gateway.act(net, client) {
+                    net.plan(after, Event::Act(client));
                 }
             }
-            Event::Up(link, frame) => self.at_gateway(link, frame),
-            Event::Down(link, frame) => self.at_edge(link, frame),
-            Event::Line(place, generation, line) => self.line(place, generation, &line),
-            Event::Crash(place) => self.crash(place),
-            Event::Start(place) => self.start(place),
-            Event::Dial(place) => self.dial(place),
-            Event::Fault(place) => self.fault(place),
+            Event::Up(wire, frame) => self.at_gateway(wire, frame),
+            Event::Down(wire, frame) => self.at_edge(wire, frame),
+            Event::Line(place, birth, line) => self.boxes[place].said(net, birth, &line),
+            Event::Crash(place) => self.boxes[place].crash(net),
+            Event::Start(place, birth) => self.boxes[place].start(net, birth),
+            Event::Dial(place, number) => {
+                let there = net.now >= self.gateway.there;
+                self.boxes[place].dial(net, number, there);
+            }
+            Event::Fault(place, fault) => self.fault(place, fault),
+            Event::Kill => self.gateway.restart(net),
         }
     }
 
-    fn deadline(&self, link: usize) -> Option<Instant> {
-        let (wire, limits) = (&self.net.wires[link], &self.net.limits.link);
-        let ends = [&wire.gateway, &wire.edge].into_iter().filter(|end| end.up);
-        let calls = self.gateway.deadline(link).filter(|_| wire.gateway.up);
-        ends.map(|end| end.liveness.deadline(limits)).chain(calls).min()
+    /// What a connection waits for, at both ends: signs of life, and before that the first frame.
+    fn deadline(&self, wire: usize) -> Option<Instant> {
+        let (limits, wire) = (&self.net.limits.link, &self.net.wires[wire]);
+        let first = wire.born + limits.register_time;
+        let due = |end: &End, begun: bool| match (end.up, begun) {
+            (false, _) => None,
+            (true, true) => Some(end.liveness.deadline(limits)),
+            (true, false) => Some(first),
+        };
+        let [gateway, edge] = &wire.ends;
+        let begun = self.boxes[wire.place].is_live();
+        due(gateway, wire.talk.is_some()).into_iter().chain(due(edge, begun)).min()
     }
 
-    /// What is due at both ends of all links.
+    /// What is due.
     fn timers(&mut self) {
-        for link in 0..self.net.wires.len() {
-            let (now, limits, wire) = (self.net.now, &self.net.limits.link, &mut self.net.wires[link]);
-            let [gateway, edge] = [&mut wire.gateway, &mut wire.edge]
-                .map(|end| if end.up { end.liveness.tick(now, limits) } else { Verdict::Fine });
-            match gateway {
-                Verdict::Dead => self.gateway.link_down(&mut self.net, link, "silent"),
-                Verdict::Ping => self.net.down(link, Frame::Ping),
-                Verdict::Fine => {}
-            }
-            match edge {
-                Verdict::Dead => self.edge_down(link),
-                Verdict::Ping => self.net.up(link, Frame::Ping),
-                Verdict::Fine => {}
-            }
-            self.gateway.expire(&mut self.net, link);
-            assert!(self.deadline(link).is_none_or(|due| due > now), "a deadline of link {link} is past");
+        for wire in 0..self.net.wires.len() {
+            self.heartbeat(wire, Way::Up, self.net.wires[wire].talk.is_some());
+            let place = self.net.wires[wire].place;
+            self.heartbeat(wire, Way::Down, self.boxes[place].is_live());
+            let due = self.deadline(wire);
+            assert!(due.is_none_or(|due| due > self.net.now), "a deadline of connection {wire} is past");
+        }
+        self.gateway.tick(&mut self.net);
+        for edge_box in &mut self.boxes {
+            edge_box.tick(&mut self.net);
         }
     }
 
-    fn at_gateway(&mut self, link: usize, frame: Frame) {
-        let (now, wire) = (self.net.now, &mut self.net.wires[link]);
-        if wire.cut || !wire.gateway.up {
+    /// What is due at the end of a connection that receives in this direction. `begun`: the first frame has come.
+    fn heartbeat(&mut self, wire: usize, way: Way, begun: bool) {
+        let (now, limits) = (self.net.now, &self.net.limits.link);
+        let (late, end) = (
+            now >= self.net.wires[wire].born + limits.register_time,
+            &mut self.net.wires[wire].ends[way as usize],
+        );
+        if !end.up {
+            return;
+        }
+        let verdict = match (begun, late) {
+            (true, _) => end.liveness.tick(now, limits),
+            (false, true) => Verdict::Dead,
+            (false, false) => Verdict::Fine,
+        };
+        match (verdict, way) {
+            (Verdict::Dead, Way::Up) => self.gateway_down(wire, begun, "silent"),
+            (Verdict::Dead, Way::Down) => {
+                let keeps = self.boxes[self.net.wires[wire].place].keeps();
+                self.edge_down(wire, begun || keeps);
+            }
+            (Verdict::Ping, Way::Up) => self.net.down(wire, Frame::Ping),
+            (Verdict::Ping, Way::Down) => self.net.up(wire, Frame::Ping),
+            (Verdict::Fine, _) => {}
+        }
+    }
+
+    fn at_gateway(&mut self, wire: usize, frame: Frame) {
+        let (now, end) = (self.net.now, &mut self.net.wires[wire].ends[Way::Up as usize]);
+        if end.lost || !end.up {
             return;
         }
         match frame {
             Frame::Text(text) => {
-                wire.gateway.liveness.heard(now);
-                self.gateway.frame(&mut self.net, link, &text);
+                end.liveness.heard(now);
+                self.gateway.frame(&mut self.net, wire, &text);
             }
             Frame::Ping | Frame::Pong => {
-                let calm = wire.gateway.liveness.control(now, &self.net.limits.link);
+                let calm = end.liveness.control(now, &self.net.limits.link);
                 assert!(calm, "an honest edge floods");
                 if matches!(frame, Frame::Ping) {
-                    self.net.down(link, Frame::Pong);
+                    self.net.down(wire, Frame::Pong);
                 }
             }
-            Frame::Close => self.gateway.link_down(&mut self.net, link, "closed"),
+            Frame::Farewell => self.gateway_down(wire, false, "closed"),
+            Frame::End => self.gateway_down(wire, true, "lost"),
         }
     }
 
-    fn at_edge(&mut self, link: usize, frame: Frame) {
-        let (now, wire) = (self.net.now, &mut self.net.wires[link]);
-        if wire.cut || !wire.edge.up {
+    fn at_edge(&mut self, wire: usize, frame: Frame) {
+        let (now, place) = (self.net.now, self.net.wires[wire].place);
+        let end = &mut self.net.wires[wire].ends[Way::Down as usize];
+        if end.lost || !end.up {
             return;
         }
-        let place = wire.edge_box;
         match frame {
             Frame::Text(text) => {
-                wire.edge.liveness.heard(now);
-                match self.boxes[place].edge.from_gateway(self.net.now, &text) {
-                    Down::Child(line) => self.hand_to_child(place, &line),
-                    Down::Gateway(frame) => self.net.up(link, Frame::Text(frame)),
-                    Down::Status(status) => {
-                        assert_ne!(status.status, "error", "{}", status.message);
-                        self.boxes[place].edge.gateway_is_ours();
-                    }
-                    Down::Held | Down::Drop(_) => {}
+                end.liveness.heard(now);
+                self.boxes[place].frame(&mut self.net, &text);
+            }
+            Frame::Ping | Frame::Pong => {
+                let calm = end.liveness.control(now, &self.net.limits.link);
+                assert!(calm, "an honest gateway floods");
+                if matches!(frame, Frame::Ping) {
+                    self.net.up(wire, Frame::Pong);
                 }
             }
-            Frame::Ping => {
-                assert!(wire.edge.liveness.control(now, &self.net.limits.link), "an honest gateway floods");
-                self.net.up(link, Frame::Pong);
+            Frame::Farewell => self.edge_down(wire, false),
+            Frame::End => self.edge_down(wire, true),
+        }
+    }
+
+    /// A connection has ended for the gateway. `accident`: nobody said a word.
+    fn gateway_down(&mut self, wire: usize, accident: bool, why: &str) {
+        match accident {
+            true => self.net.hang_up(wire),
+            false => self.net.farewell(wire),
+        }
+        self.gateway.wire_down(&mut self.net, wire, accident, why);
+    }
+
+    /// A connection has ended for its edge. `accident`: nobody said a word.
+    fn edge_down(&mut self, wire: usize, accident: bool) {
+        if !std::mem::replace(&mut self.net.wires[wire].ends[Way::Down as usize].up, false) {
+            return;
+        }
+        self.net.up(wire, if accident { Frame::End } else { Frame::Farewell });
+        let place = self.net.wires[wire].place;
+        assert_eq!(self.boxes[place].wire(), Some(wire), "an edge has one connection at a time");
+        self.boxes[place].wire_down(&mut self.net, accident);
+    }
+
+    fn fault(&mut self, place: usize, fault: Fault) {
+        let wire = self.boxes[place].wire();
+        self.net.say(|| format!("{fault:?} of box {place}, connection {wire:?}"));
+        if self.net.random.chance(30) {
+            // One seldom comes alone: the next may meet an edge that is just coming back.
+            let (after, next) = (self.net.random.millis(0, 200), self.net.random.below(FAULTS.len()));
+            self.net.plan(after, Event::Fault(place, FAULTS[next]));
+        }
+        match fault {
+            Fault::Partition(ways) => {
+                let until = self.net.now + self.net.random.millis(500, 20_000);
+                for way in ways {
+                    let held = &mut self.net.held[place][*way as usize];
+                    *held = until.max(*held);
+                }
             }
-            Frame::Pong => wire.edge.liveness.heard(now),
-            Frame::Close => self.edge_down(link),
-        }
-    }
-
-    fn hand_to_child(&mut self, place: usize, line: &str) {
-        let edge_box = &mut self.boxes[place];
-        let generation = edge_box.generation;
-        for (after, line) in edge_box.child.read(line, &mut self.net.random) {
-            self.net.plan(after, Event::Line(place, generation, line));
-        }
-    }
-
-    fn line(&mut self, place: usize, generation: u64, line: &str) {
-        let edge_box = &mut self.boxes[place];
-        if edge_box.generation != generation {
-            return;
-        }
-        match edge_box.edge.from_child(line) {
-            Up::Gateway(frame) => self.tell_gateway(place, vec![frame]),
-            Up::Ready { lines, frames } => {
-                lines.iter().for_each(|line| self.hand_to_child(place, line));
-                self.tell_gateway(place, frames);
+            Fault::Leave => wire.into_iter().for_each(|wire| self.edge_down(wire, true)),
+            Fault::Deaf(way) => {
+                wire.into_iter().for_each(|wire| self.net.wires[wire].ends[way as usize].lost = true);
             }
-            Up::Refused => panic!("an honest child refuses"),
-            Up::Stale | Up::Noise => {}
-        }
-    }
-
-    fn tell_gateway(&mut self, place: usize, frames: Vec<String>) {
-        let Some(link) = self.boxes[place].link else { return };
-        frames.into_iter().for_each(|frame| self.net.up(link, Frame::Text(frame)));
-    }
-
-    /// The child of a box ends, in the middle of what it does.
-    fn crash(&mut self, place: usize) {
-        let edge_box = &mut self.boxes[place];
-        if !edge_box.child.end() {
-            return;
-        }
-        let (alive, random) = (self.net.now - edge_box.started, self.net.random.next() as u32);
-        let (policy, limits) = (Restart::OnFailure, &self.net.limits.child);
-        let delay = edge_box.restarts.next(policy, Ending::Failed, alive, random, limits).unwrap();
-        let frames = edge_box.edge.child_gone("the server crashed", Some(self.net.now + delay));
-        self.tell_gateway(place, frames);
-        self.net.plan(delay, Event::Start(place));
-    }
-
-    fn start(&mut self, place: usize) {
-        let edge_box = &mut self.boxes[place];
-        edge_box.generation += 1;
-        (edge_box.child, edge_box.started) = (Child::new(place), self.net.now);
-        if let Some(line) = edge_box.edge.child_back() {
-            self.hand_to_child(place, &line);
-        }
-    }
-
-    fn dial(&mut self, place: usize) {
-        let (now, link) = (self.net.now, self.net.wires.len());
-        let end = || End { up: true, liveness: Liveness::new(now), last: now };
-        self.net.wires.push(Wire { edge_box: place, gateway: end(), edge: end(), cut: false });
-        self.gateway.link_up(&self.net);
-        let edge_box = &mut self.boxes[place];
-        (edge_box.link, edge_box.born) = (Some(link), now);
-        let hello = Registration::frame(&format!("id-{place}"), &child::name(place), None, None);
-        self.net.up(link, Frame::Text(hello));
-    }
-
-    fn edge_down(&mut self, link: usize) {
-        let wire = &mut self.net.wires[link];
-        if !std::mem::replace(&mut wire.edge.up, false) {
-            return;
-        }
-        let place = wire.edge_box;
-        let edge_box = &mut self.boxes[place];
-        edge_box.link = None;
-        let (alive, random) = (self.net.now - edge_box.born, self.net.random.next() as u32);
-        let delay = edge_box.backoff.next(Setback::Lost, alive, random, &self.net.limits.link);
-        for line in edge_box.edge.disconnected() {
-            self.hand_to_child(place, &line);
-        }
-        self.net.plan(delay, Event::Dial(place));
-    }
-
-    /// The line breaks for both ends, for the edge alone (the gateway sees a second link), or for nobody.
-    fn fault(&mut self, place: usize) {
-        let Some(link) = self.boxes[place].link else { return };
-        let kind = self.net.random.below(3);
-        self.net.say(|| format!("fault {kind} of link {link}"));
-        self.net.wires[link].cut = true;
-        if kind < 2 {
-            self.edge_down(link);
-        }
-        if kind == 0 {
-            self.gateway.link_down(&mut self.net, link, "reset");
+            Fault::Reset { edge, gateway } => {
+                let Some(wire) = wire else { return };
+                // What is under way is lost.
+                self.net.wires[wire].ends.iter_mut().for_each(|end| end.lost = true);
+                if edge {
+                    self.edge_down(wire, true);
+                }
+                if gateway && self.net.wires[wire].ends[Way::Up as usize].up {
+                    self.gateway_down(wire, true, "reset");
+                }
+            }
+            Fault::Restart => {
+                if let Some(wire) = wire {
+                    self.net.wires[wire].ends[Way::Down as usize].up = false;
+                    self.net.up(wire, Frame::End);
+                }
+                self.boxes[place].restart(&mut self.net);
+            }
         }
     }
 }

@@ -16,6 +16,8 @@ pub fn name(place: usize) -> String {
 
 pub struct Child {
     place: usize,
+    /// What it and all before it were asked: no call may come twice, whatever ends and comes back.
+    calls: HashSet<String>,
     /// Ids of all requests that it ever got: none may come twice.
     seen: HashSet<String>,
     initialized: bool,
@@ -33,12 +35,18 @@ impl Child {
     pub fn new(place: usize) -> Self {
         Self {
             place,
+            calls: HashSet::new(),
             seen: HashSet::new(),
             initialized: false,
             told: false,
             ended: false,
             answered: Vec::new(),
         }
+    }
+
+    /// The next one of this box takes its place.
+    pub fn begin_again(&mut self) {
+        *self = Self { calls: std::mem::take(&mut self.calls), ..Self::new(self.place) };
     }
 
     /// It ends. False: it had ended before.
@@ -81,6 +89,7 @@ impl Child {
         let tool = part(&["name"]).and_then(unquote).unwrap().into_owned();
         assert!(TOOLS.contains(&tool.as_str()), "the server's own name is asked for");
         let nonce = part(&["arguments", "nonce"]).unwrap();
+        assert!(self.calls.insert(nonce.to_owned()), "box {} gets call {nonce} twice", self.place);
         let longest = if tool == "slow" { 9000 } else { 1500 };
         let end = random.millis(0, longest);
         let mut lines = Vec::new();

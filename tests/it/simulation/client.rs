@@ -54,6 +54,13 @@ impl Client {
         }
     }
 
+    /// The gateway was started anew: what waited ends with its connection, and a new session begins.
+    pub fn begin_again(&mut self, session: String, calls: Calls<usize>) {
+        (self.session, self.calls) = (session, calls);
+        self.open.clear();
+        self.history.push_str("the gateway is new\n");
+    }
+
     pub fn is_done(&self) -> bool {
         self.left || (self.plans == 0 && self.open.is_empty())
     }

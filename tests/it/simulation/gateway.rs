@@ -12,15 +12,16 @@ use mcpport::{
         names::exposed,
         offer::Kind,
     },
+    secret::Secret,
     session::{self, Calls, Sessions},
     tunnel::{
-        handshake::{Registration, Status},
+        handshake::{Claim, Grant, Registration, Status},
         mux::{Mux, Pending, Step},
         rewrite,
     },
 };
 
-use super::{Frame, Net, child, client::Client};
+use super::{Frame, Net, child, client::Client, line::Line};
 
 /// Who waits for an answer.
 #[derive(Debug)]
@@ -29,10 +30,18 @@ enum Caller {
     Client(usize, String),
 }
 
-/// The gateway's end of a link.
-struct Upstream {
+/// A registered server, over one connection or several.
+struct Talk {
     mux: Mux<Caller>,
-    server: Option<Server>,
+    server: Server,
+    line: Line,
+    /// The present connection.
+    wire: Option<usize>,
+    /// When it is not waited for any more.
+    over: Option<Instant>,
+    /// What it shows when it comes back; without it, it cannot.
+    token: Option<String>,
+    gone: bool,
 }
 
 struct Server {
@@ -46,9 +55,13 @@ struct Server {
 pub struct Gateway {
     catalog: Catalog<usize>,
     sessions: Sessions<usize>,
-    upstreams: Vec<Upstream>,
+    talks: Vec<Talk>,
     pub clients: Vec<Client>,
     servers: usize,
+    /// How often it was started.
+    starts: u8,
+    /// When it is there again after it was killed.
+    pub there: Instant,
 }
 
 /// For the gateway's own questions.
@@ -63,17 +76,40 @@ impl Gateway {
             Client::new(place, principal, id, Calls::new(&net.limits.session), 3 + net.random.below(8))
         });
         let clients = clients.collect();
-        let own = [("list_servers", mcp::LIST_SERVERS)];
-        let catalog = Catalog::new(&own, net.limits.catalog.clone());
-        Self { catalog, sessions, upstreams: Vec::new(), clients, servers }
+        let catalog = Self::catalog(net);
+        Self { catalog, sessions, talks: Vec::new(), clients, servers, starts: 1, there: net.now }
     }
 
-    pub fn link_up(&mut self, net: &Net) {
-        self.upstreams.push(Upstream { mux: Mux::new(net.limits.link.in_flight), server: None });
+    fn catalog(net: &Net) -> Catalog<usize> {
+        Catalog::new(&[("list_servers", mcp::LIST_SERVERS)], net.limits.catalog.clone())
     }
 
-    pub fn deadline(&self, link: usize) -> Option<Instant> {
-        self.upstreams[link].mux.deadline()
+    /// It is killed, and started anew after a while: it remembers nothing. All connections end without a word.
+    pub fn restart(&mut self, net: &mut Net) {
+        self.starts += 1;
+        self.talks.clear();
+        self.catalog = Self::catalog(net);
+        self.sessions = Sessions::new(&net.limits.session);
+        for (place, client) in self.clients.iter_mut().enumerate().filter(|(_, client)| !client.left) {
+            let id = session::id([place as u8 + 16 * self.starts; 16]);
+            self.sessions.open(net.now, id.clone(), client.principal, place).unwrap();
+            client.begin_again(id, Calls::new(&net.limits.session));
+        }
+        self.there = net.now + net.random.millis(0, 5000);
+        for wire in 0..net.wires.len() {
+            net.wires[wire].talk = None;
+            net.hang_up(wire);
+        }
+    }
+
+    /// When something is due, beside what the connections wait for.
+    pub fn deadline(&self, net: &Net) -> Option<Instant> {
+        let alive = self.talks.iter().filter(|talk| !talk.gone);
+        let due = |talk: &Talk| {
+            let owed = talk.wire.and_then(|_| talk.line.due(&net.limits.link));
+            talk.mux.deadline().into_iter().chain(talk.over).chain(owed).min()
+        };
+        alive.filter_map(due).min()
     }
 
     // ---- what clients do
@@ -130,7 +166,7 @@ impl Gateway {
         let Some(Target::Server { handle: link, key: tool }) = self.catalog.find(Kind::Tool, &name) else {
             return Err((jsonrpc::INVALID_PARAMS, "unknown tool"));
         };
-        assert!(net.wires[link].gateway.up, "the catalog leads to a link that is gone");
+        assert!(!self.talks[link].gone, "the catalog leads to a server that is gone");
         let client = &mut self.clients[place];
         let calls = &mut client.calls;
         calls
@@ -139,18 +175,17 @@ impl Gateway {
         let token = rewrite::token(message).unwrap();
         let raw = token.clone().map(|span| &text[span]);
         let caller = Caller::Client(place, id.to_owned());
-        let mux = &mut self.upstreams[link].mux;
+        let mux = &mut self.talks[link].mux;
         let patience = net.random.millis(2000, 9000);
         let opened = mux.open(net.now, caller, message.method(), raw, patience);
         let upstream_id = opened.map_err(|_| (jsonrpc::BUSY, "busy"))?;
         calls.begin(id, link, upstream_id);
         client.open.get_mut(id).expect("just asked").due = Some(net.now + patience);
-        if net.random.chance(3) {
-            // The queue of the link is full.
-            assert!(mux.close(upstream_id).is_some() && calls.end(id).is_some());
+        if !self.send(net, link, rewrite::request(message, upstream_id, Some((span, &tool)), token)) {
+            let (mux, client) = (&mut self.talks[link].mux, &mut self.clients[place]);
+            assert!(mux.close(upstream_id).is_some() && client.calls.end(id).is_some());
             return Err((jsonrpc::BUSY, "the link does not keep up"));
         }
-        net.down(link, Frame::Text(rewrite::request(message, upstream_id, Some((span, &tool)), token)));
         Ok(())
     }
 
@@ -163,9 +198,9 @@ impl Gateway {
         let span = message.param(&["requestId"]).unwrap().unwrap();
         let (link, upstream_id) =
             client.calls.end(&text[span.clone()]).expect("an open call is in the table");
-        assert!(self.upstreams[link].mux.close(upstream_id).is_some());
-        net.down(link, Frame::Text(rewrite::cancellation(&message, span, upstream_id)));
+        assert!(self.talks[link].mux.close(upstream_id).is_some());
         client.open.remove(&id);
+        self.send(net, link, rewrite::cancellation(&message, span, upstream_id));
     }
 
     pub fn leave(&mut self, net: &mut Net, place: usize) {
@@ -179,8 +214,8 @@ impl Gateway {
         open.sort_unstable();
         assert_eq!(client.calls.may_begin("late"), Err(session::Refused::Ended));
         for (link, id) in open {
-            assert!(self.upstreams[link].mux.close(id).is_some());
-            net.down(link, Frame::Text(rewrite::cancelled(id, "the client is gone")));
+            assert!(self.talks[link].mux.close(id).is_some());
+            self.send(net, link, rewrite::cancelled(id, "the client is gone"));
         }
     }
 
@@ -196,18 +231,40 @@ impl Gateway {
 
     // ---- what links do
 
-    /// A text frame from an edge.
-    pub fn frame(&mut self, net: &mut Net, link: usize, text: &str) {
-        if self.upstreams[link].server.is_none() {
-            return self.register(net, link, text);
+    /// Sends a frame to a server, or keeps it until that can be. False: there is no room.
+    fn send(&mut self, net: &mut Net, link: usize, frame: String) -> bool {
+        let fits = self.talks[link].line.offer(frame, &net.limits.link);
+        self.pump(net, link);
+        fits
+    }
+
+    fn pump(&mut self, net: &mut Net, link: usize) {
+        let talk = &mut self.talks[link];
+        let Some(wire) = talk.wire else { return };
+        while let Some(text) = talk.line.next(&net.limits.link) {
+            net.down(wire, Frame::Text(text));
         }
+    }
+
+    /// A text frame from an edge.
+    pub fn frame(&mut self, net: &mut Net, wire: usize, text: &str) {
+        let Some(link) = net.wires[wire].talk else { return self.admit(net, wire, text) };
+        if !self.talks[link].line.acknowledges(text) {
+            self.message(net, link, text);
+            let (now, limits) = (net.now, net.limits.link.clone());
+            self.talks[link].line.arrived(now, text, &limits);
+        }
+        self.pump(net, link);
+    }
+
+    fn message(&mut self, net: &mut Net, link: usize, text: &str) {
         let Ok(message) = Message::read(text) else {
             if Status::read(text).is_some_and(|status| status.status == "restarted") {
                 self.restarted(net, link);
             }
             return;
         };
-        match self.upstreams[link].mux.sort(&message) {
+        match self.talks[link].mux.sort(&message) {
             Ok(Step::Answer(pending)) => match pending.caller {
                 Caller::Gateway => self.answered(net, link, &message),
                 Caller::Client(place, id) => {
@@ -216,64 +273,113 @@ impl Gateway {
                 }
             },
             Ok(Step::Progress(id, span)) => {
-                let pending = self.upstreams[link].mux.get(id).expect("just found");
+                let pending = self.talks[link].mux.get(id).expect("just found");
                 if let (Caller::Client(place, _), Some(token)) = (&pending.caller, pending.token()) {
                     let text = rewrite::progress(&message, span, token);
                     self.clients[*place].read(&text);
                 }
             }
             Ok(Step::Request) => {
-                net.down(link, Frame::Text(jsonrpc::result(message.id().unwrap_or_default(), "{}")));
+                self.send(net, link, jsonrpc::result(message.id().unwrap_or_default(), "{}"));
             }
             Ok(Step::Notification) if message.method() == "notifications/tools/list_changed" => {
-                let server = self.upstreams[link].server.as_mut().unwrap();
-                server.conversation.changed(Kind::Tool);
-                if let Some(ask) = server.conversation.relist() {
-                    self.own(net, link, ask);
-                }
+                self.talks[link].server.conversation.changed(Kind::Tool);
+                self.relist(net, link);
             }
             Ok(Step::Notification | Step::Stray) | Err(_) => {}
         }
     }
 
-    fn register(&mut self, net: &mut Net, link: usize, text: &str) {
+    /// The first frame of a connection: a server comes back, or begins anew.
+    fn admit(&mut self, net: &mut Net, wire: usize, text: &str) {
         let registration = Registration::read(text, net.limits.catalog.server_name).unwrap();
         let (id, name) = (registration.id.unwrap(), registration.name.unwrap());
+        if let Some(claim) = &registration.claim
+            && self.resume(net, wire, &id, claim)
+        {
+            return;
+        }
+        let resumes = registration.resumes && !net.limits.link.resume_window.is_zero();
+        let link = self.talks.len();
         let (key, replaced) = self.catalog.register(&id, &name, Principal::ANONYMOUS, link).unwrap();
         if let Some(old) = replaced {
-            self.link_down(net, old, "replaced");
+            self.gone(net, old, "replaced");
         }
-        net.down(link, Frame::Text(Status::received(&id, true, false, None)));
+        let token = resumes.then(|| format!("{link} of start {}", self.starts));
+        let grant = token.as_deref().map(|token| grant(net, token, None));
+        net.down(wire, Frame::Text(Status::received(&id, true, false, grant.as_ref())));
         let (conversation, ask) = Conversation::start(net.limits.catalog.clone());
-        self.upstreams[link].server = Some(Server { key, conversation, asked: None, listed: false });
+        self.talks.push(Talk {
+            mux: Mux::new(net.limits.link.in_flight),
+            server: Server { key, conversation, asked: None, listed: false },
+            line: Line::new(resumes),
+            wire: Some(wire),
+            over: None,
+            token,
+            gone: false,
+        });
+        net.wires[wire].talk = Some(link);
         self.own(net, link, ask);
+    }
+
+    /// A server comes back, if it is waited for. Whatever connection it had ends without a word.
+    fn resume(&mut self, net: &mut Net, wire: usize, id: &str, claim: &Claim) -> bool {
+        let Some(link) = self.catalog.holder(id, Principal::ANONYMOUS) else { return false };
+        let talk = &mut self.talks[link];
+        if talk.token.as_deref() != Some(claim.token.expose()) {
+            return false;
+        }
+        if let Some(old) = talk.wire.take() {
+            net.wires[old].talk = None;
+            net.hang_up(old);
+        }
+        if !talk.line.back(claim.received) {
+            net.say(|| format!("talk {link} cannot go on"));
+            self.gone(net, link, "it could not go on where it was");
+            return false;
+        }
+        (talk.wire, talk.over) = (Some(wire), None);
+        self.catalog.set_away(talk.server.key, false);
+        net.wires[wire].talk = Some(link);
+        let grant = grant(net, claim.token.expose(), talk.line.received());
+        net.down(wire, Frame::Text(Status::received(id, true, false, Some(&grant))));
+        self.pump(net, link);
+        true
     }
 
     /// The child of an edge was started anew.
     fn restarted(&mut self, net: &mut Net, link: usize) {
-        let upstream = &mut self.upstreams[link];
-        let server = upstream.server.as_mut().unwrap();
-        server.asked.take().and_then(|id| upstream.mux.close(id));
-        let ask = server.conversation.again();
+        let talk = &mut self.talks[link];
+        talk.server.asked.take().and_then(|id| talk.mux.close(id));
+        let ask = talk.server.conversation.again();
         self.own(net, link, ask);
+    }
+
+    /// Lists that changed are asked for as soon as nothing else is.
+    fn relist(&mut self, net: &mut Net, link: usize) {
+        if let Some(ask) = self.talks[link].server.conversation.relist().filter(|_| !self.talks[link].gone) {
+            self.own(net, link, ask);
+        }
     }
 
     /// A question of the gateway's own.
     fn own(&mut self, net: &mut Net, link: usize, ask: Ask) {
-        let upstream = &mut self.upstreams[link];
-        let Ok(id) = upstream.mux.open(net.now, Caller::Gateway, ask.method, None, PATIENCE) else {
-            upstream.server.as_mut().unwrap().conversation.unanswered();
+        let talk = &mut self.talks[link];
+        let Ok(id) = talk.mux.open_own(net.now, Caller::Gateway, ask.method, PATIENCE) else {
+            talk.server.conversation.unanswered();
             return;
         };
-        upstream.server.as_mut().unwrap().asked = Some(id);
+        talk.server.asked = Some(id);
         for frame in ask.first.into_iter().chain([jsonrpc::request(&id.to_string(), ask.method, &ask.params)])
         {
-            net.down(link, Frame::Text(frame));
+            if !self.send(net, link, frame) {
+                return self.gone(net, link, "the link does not keep up");
+            }
         }
     }
 
     fn answered(&mut self, net: &mut Net, link: usize, message: &Message<'_>) {
-        let server = self.upstreams[link].server.as_mut().unwrap();
+        let server = &mut self.talks[link].server;
         match server.conversation.answered(message) {
             Next::Ask(ask) => self.own(net, link, ask),
             Next::Offer(kind, tools, next) => {
@@ -290,13 +396,10 @@ impl Gateway {
             Next::Failed(_) if server.listed => server.conversation.unanswered(),
             Next::Failed(why) => {
                 assert!(why.contains("crashed") || why.contains("down"), "an honest server fails: {why}");
-                self.link_down(net, link, "it was never listed");
+                self.gone(net, link, "it was never listed");
             }
         }
-        let server = self.upstreams[link].server.as_mut().unwrap();
-        if let Some(ask) = server.conversation.relist() {
-            self.own(net, link, ask);
-        }
+        self.relist(net, link);
     }
 
     fn tools_changed(&mut self) {
@@ -305,16 +408,32 @@ impl Gateway {
         }
     }
 
-    /// The gateway sees the end of a link.
-    pub fn link_down(&mut self, net: &mut Net, link: usize, why: &str) {
-        if !std::mem::replace(&mut net.wires[link].gateway.up, false) {
+    /// A connection has ended for the gateway. `accident`: nobody said a word, so its server may come back.
+    pub fn wire_down(&mut self, net: &mut Net, wire: usize, accident: bool, why: &str) {
+        net.say(|| format!("connection {wire} is down at the gateway: {why}"));
+        let Some(link) = net.wires[wire].talk.take() else { return };
+        let talk = &mut self.talks[link];
+        talk.wire = None;
+        if !accident || talk.token.is_none() {
+            return self.gone(net, link, why);
+        }
+        talk.over = Some(net.now + net.limits.link.resume_window + net.limits.link.resume_grace);
+        self.catalog.set_away(talk.server.key, true);
+    }
+
+    /// A server is gone: its waiting calls fail at once. If it is still there, it is told.
+    pub fn gone(&mut self, net: &mut Net, link: usize, why: &str) {
+        let talk = &mut self.talks[link];
+        if std::mem::replace(&mut talk.gone, true) {
             return;
         }
-        net.say(|| format!("link {link} is down: {why}"));
-        net.down(link, Frame::Close);
-        let upstream = &mut self.upstreams[link];
-        let removed = upstream.server.as_ref().and_then(|server| self.catalog.remove(server.key));
-        let mut waiting = upstream.mux.drain();
+        net.say(|| format!("talk {link} is gone: {why}"));
+        if let Some(wire) = talk.wire.take() {
+            net.wires[wire].talk = None;
+            net.farewell(wire);
+        }
+        let removed = self.catalog.remove(talk.server.key);
+        let mut waiting = talk.mux.drain();
         // The table has no order, and a seed must always give the same world.
         waiting.sort_by_key(|pending| match &pending.caller {
             Caller::Gateway => None,
@@ -335,37 +454,60 @@ impl Gateway {
         }
     }
 
-    /// Fails what is overdue on a link.
-    pub fn expire(&mut self, net: &mut Net, link: usize) {
+    /// Does what is due: answers that did not come, servers that did not come back, acknowledgements.
+    pub fn tick(&mut self, net: &mut Net) {
+        for link in 0..self.talks.len() {
+            let talk = &mut self.talks[link];
+            if talk.over.is_some_and(|over| over <= net.now) && !talk.gone {
+                self.gone(net, link, "it did not come back");
+            }
+            self.expire(net, link);
+            let talk = &mut self.talks[link];
+            if talk.wire.is_some() {
+                talk.line.tick(net.now, &net.limits.link);
+            }
+            self.pump(net, link);
+        }
+        assert!(self.deadline(net).is_none_or(|due| due > net.now), "a deadline is past");
+    }
+
+    /// Fails what is overdue.
+    fn expire(&mut self, net: &mut Net, link: usize) {
         let mut expired = Vec::new();
-        self.upstreams[link].mux.tick(net.now, &mut expired);
+        self.talks[link].mux.tick(net.now, &mut expired);
         expired.sort_unstable_by_key(|(id, _)| *id);
         for (id, pending) in expired {
-            net.down(link, Frame::Text(rewrite::cancelled(id, "no answer in time")));
+            self.send(net, link, rewrite::cancelled(id, "no answer in time"));
             let Caller::Gateway = pending.caller else {
                 self.fail(pending, jsonrpc::TIMED_OUT);
                 continue;
             };
-            let server = self.upstreams[link].server.as_mut().unwrap();
+            let server = &mut self.talks[link].server;
             if server.listed {
                 server.conversation.unanswered();
             } else {
-                self.link_down(net, link, "it was never listed");
+                self.gone(net, link, "it was never listed");
             }
         }
+    }
+
+    /// The end of the world.
+    pub fn end(&mut self, net: &mut Net) {
+        (0..self.talks.len()).for_each(|link| self.gone(net, link, "the end"));
+        (0..self.clients.len()).for_each(|client| self.leave(net, client));
     }
 
     // ---- what must always hold
 
     pub fn check(&self, net: &Net) {
         let mut pending = 0;
-        for (link, upstream) in self.upstreams.iter().enumerate() {
-            assert!(upstream.mux.len() <= net.limits.link.in_flight);
-            assert!(
-                net.wires[link].gateway.up || upstream.mux.is_empty(),
-                "link {link} is gone and somebody waits"
-            );
-            pending += upstream.mux.len();
+        for (link, talk) in self.talks.iter().enumerate() {
+            // One more for a question of the gateway's own.
+            assert!(talk.mux.len() <= net.limits.link.in_flight + 1);
+            assert!(!talk.gone || talk.mux.is_empty(), "server {link} is gone and somebody waits");
+            assert!(talk.gone || talk.wire.is_some() != talk.over.is_some(), "server {link} is nowhere");
+            talk.line.check(&net.limits.link);
+            pending += talk.mux.len();
         }
         let mut calls = 0;
         for client in &self.clients {
@@ -380,22 +522,20 @@ impl Gateway {
             assert!(!overdue, "an answer is late");
         }
         assert!(calls <= pending, "a client waits for what no link knows");
-        assert!(pending <= calls + self.upstreams.len(), "a link waits for what no client asked");
-        let registered =
-            self.upstreams.iter().zip(&net.wires).filter(|(up, wire)| up.server.is_some() && wire.gateway.up);
-        assert_eq!(self.catalog.len(), registered.count());
+        assert!(pending <= calls + self.talks.len(), "a link waits for what no client asked");
+        assert_eq!(self.catalog.len(), self.talks.iter().filter(|talk| !talk.gone).count());
     }
 
     /// Nothing is left.
     pub fn check_empty(&self) {
-        assert!(
-            self.upstreams
-                .iter()
-                .all(|upstream| upstream.mux.is_empty() && upstream.mux.deadline().is_none())
-        );
+        assert!(self.talks.iter().all(|talk| talk.mux.is_empty() && talk.mux.deadline().is_none()));
         assert!(self.clients.iter().all(|client| client.calls.is_empty() && client.open.is_empty()));
         assert!(self.catalog.is_empty() && self.sessions.is_empty());
         let own = format!("{{\"tools\":[{}]}}", mcp::LIST_SERVERS);
         assert_eq!(self.catalog.list(Kind::Tool, None).as_deref(), Some(own.as_str()));
     }
+}
+
+fn grant(net: &Net, token: &str, received: Option<u64>) -> Grant {
+    Grant { token: Secret::new(token), window: net.limits.link.resume_window, received }
 }

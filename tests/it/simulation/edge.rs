@@ -1,0 +1,285 @@
+//! An edge box: the real machine of its end, its backoff and its heartbeat; a child that may end; a program that may too.
+
+use std::time::{Duration, Instant};
+
+use mcpport::{
+    config::Restart,
+    secret::Secret,
+    tunnel::{
+        backoff::{Backoff, Setback},
+        edge::{Down, Edge, Up},
+        handshake::{Claim, Grant, Registration, Status},
+        restart::{Ending, Restarts},
+    },
+};
+
+use super::{
+    Event, Frame, Net,
+    child::{self, Child},
+    line::Line,
+};
+
+/// A registration that may be taken up again.
+struct Kept {
+    line: Line,
+    token: Secret,
+    until: Instant,
+}
+
+/// The present connection, once the gateway has answered.
+struct Live {
+    line: Line,
+    grant: Option<Grant>,
+}
+
+pub struct EdgeBox {
+    place: usize,
+    edge: Edge,
+    child: Child,
+    /// Number of the child: lines of an earlier one come too late.
+    births: u64,
+    started: Instant,
+    restarts: Restarts,
+    /// The present connection.
+    wire: Option<usize>,
+    live: Option<Live>,
+    kept: Option<Kept>,
+    backoff: Backoff,
+    born: Instant,
+    /// Attempts to connect that are planned and still meant.
+    dials: u32,
+}
+
+impl EdgeBox {
+    pub fn new(net: &mut Net, place: usize) -> Self {
+        let mut edge_box = Self {
+            place,
+            edge: Edge::default(),
+            child: Child::new(place),
+            births: 0,
+            started: net.now,
+            restarts: Restarts::default(),
+            wire: None,
+            live: None,
+            kept: None,
+            backoff: Backoff::default(),
+            born: net.now,
+            dials: 0,
+        };
+        edge_box.plan_dial(net, Duration::ZERO);
+        edge_box
+    }
+
+    pub fn wire(&self) -> Option<usize> {
+        self.wire
+    }
+
+    /// Whether the gateway has answered on the present connection.
+    pub fn is_live(&self) -> bool {
+        self.live.is_some()
+    }
+
+    /// Whether a registration waits to be taken up again.
+    pub fn keeps(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    fn plan_dial(&mut self, net: &mut Net, after: Duration) {
+        self.dials += 1;
+        net.plan(after, Event::Dial(self.place, self.dials));
+    }
+
+    /// It is time for an attempt. `there`: somebody listens at the gateway.
+    pub fn dial(&mut self, net: &mut Net, number: u32, there: bool) {
+        if number != self.dials {
+            return;
+        }
+        self.born = net.now;
+        let held = net.held_until(self.place).saturating_duration_since(net.now);
+        if !there || held > net.limits.link.connect_time {
+            let after = if there { net.limits.link.connect_time } else { Duration::ZERO };
+            return self.lost(net, after);
+        }
+        if !held.is_zero() {
+            return self.plan_dial(net, held);
+        }
+        let wire = net.connect(self.place);
+        self.wire = Some(wire);
+        let claim = self.kept.as_ref().map(|kept| Claim {
+            token: kept.token.clone(),
+            received: kept.line.received().expect("what is kept is counted"),
+        });
+        let (id, name) = (format!("id-{}", self.place), child::name(self.place));
+        net.up(wire, Frame::Text(Registration::frame(&id, &name, None, claim.as_ref())));
+    }
+
+    /// The next attempt after one that failed, or a connection that ended.
+    fn lost(&mut self, net: &mut Net, after: Duration) {
+        if self.kept.take_if(|kept| kept.until <= net.now).is_some() {
+            self.link_down(net);
+        }
+        let setback = if self.kept.is_some() { Setback::Suspended } else { Setback::Lost };
+        let (alive, random) = (net.now - self.born, net.random.number());
+        let delay = self.backoff.next(setback, alive, random, &net.limits.link);
+        self.plan_dial(net, after + delay);
+    }
+
+    /// The connection has ended for us. `accident`: nobody said a word.
+    pub fn wire_down(&mut self, net: &mut Net, accident: bool) {
+        self.wire = None;
+        if let Some(live) = self.live.take() {
+            let limits = &net.limits.link;
+            match live.grant.filter(|_| accident) {
+                Some(Grant { token, window, .. }) => {
+                    let until = net.now + window + limits.resume_grace + limits.dead_after;
+                    self.kept = Some(Kept { line: live.line, token, until });
+                }
+                None => self.link_down(net),
+            }
+        }
+        self.lost(net, Duration::ZERO);
+    }
+
+    /// What was under way is given up.
+    fn link_down(&mut self, net: &mut Net) {
+        for line in self.edge.disconnected() {
+            self.hand_down(net, &line);
+        }
+    }
+
+    /// A text frame from the gateway.
+    pub fn frame(&mut self, net: &mut Net, text: &str) {
+        if self.live.is_none() {
+            self.answered(net, text);
+        } else if !self.line().acknowledges(text) {
+            match self.edge.from_gateway(net.now, text) {
+                Down::Child(line) => self.hand_down(net, &line),
+                Down::Gateway(frame) => self.line().put(frame),
+                Down::Status(status) => assert_ne!(status.status, "error", "{}", status.message),
+                Down::Held | Down::Drop(_) => {}
+            }
+            let (now, limits) = (net.now, net.limits.link.clone());
+            self.line().arrived(now, text, &limits);
+        }
+        self.pump(net);
+    }
+
+    fn line(&mut self) -> &mut Line {
+        &mut self.live.as_mut().expect("the gateway has answered").line
+    }
+
+    /// The gateway's first frame: it goes on, or begins anew.
+    fn answered(&mut self, net: &mut Net, text: &str) {
+        let status = Status::read(text).expect("the gateway answers a registration");
+        assert_eq!(status.status, "received", "{}", status.message);
+        let received = status.resume.as_ref().and_then(|grant| grant.received);
+        if let Some(mut kept) = self.kept.take() {
+            if let Some(received) = received {
+                assert!(kept.line.back(received), "what the gateway has not, we have");
+                self.live = Some(Live { line: kept.line, grant: status.resume });
+                return;
+            }
+            self.link_down(net);
+        }
+        assert_eq!(received, None, "there is nothing to go on with");
+        self.live = Some(Live { line: Line::new(status.resume.is_some()), grant: status.resume });
+        self.edge.gateway_is_ours();
+    }
+
+    /// Sends what may go out.
+    fn pump(&mut self, net: &mut Net) {
+        let (Some(wire), Some(live)) = (self.wire, &mut self.live) else { return };
+        while let Some(text) = live.line.next(&net.limits.link) {
+            net.up(wire, Frame::Text(text));
+        }
+    }
+
+    pub fn deadline(&self, net: &Net) -> Option<Instant> {
+        self.live.as_ref().and_then(|live| live.line.due(&net.limits.link))
+    }
+
+    pub fn tick(&mut self, net: &mut Net) {
+        if let Some(live) = &mut self.live {
+            live.line.tick(net.now, &net.limits.link);
+        }
+        self.pump(net);
+    }
+
+    pub fn check(&self, net: &Net) {
+        let lines = self.live.iter().map(|live| &live.line).chain(self.kept.iter().map(|kept| &kept.line));
+        lines.for_each(|line| line.check(&net.limits.link));
+        assert!(self.live.is_none() || self.wire.is_some());
+    }
+
+    // ---- the child
+
+    fn hand_down(&mut self, net: &mut Net, line: &str) {
+        for (after, line) in self.child.read(line, &mut net.random) {
+            net.plan(after, Event::Line(self.place, self.births, line));
+        }
+    }
+
+    /// A line that a child wrote.
+    pub fn said(&mut self, net: &mut Net, birth: u64, line: &str) {
+        if birth != self.births {
+            return;
+        }
+        match self.edge.from_child(line) {
+            Up::Gateway(frame) => self.send(frame),
+            Up::Ready { lines, frames } => {
+                lines.iter().for_each(|line| self.hand_down(net, line));
+                frames.into_iter().for_each(|frame| self.send(frame));
+            }
+            Up::Refused => panic!("an honest child refuses"),
+            Up::Stale | Up::Noise => {}
+        }
+        self.pump(net);
+    }
+
+    /// Over the present connection, or as soon as there is one again.
+    fn send(&mut self, frame: String) {
+        match (&mut self.live, &mut self.kept) {
+            (Some(live), _) => live.line.put(frame),
+            (None, Some(kept)) => kept.line.put(frame),
+            (None, None) => {}
+        }
+    }
+
+    /// The child ends in the middle of what it does, and another is started after a while.
+    pub fn crash(&mut self, net: &mut Net) {
+        if !self.child.end() {
+            return;
+        }
+        let (alive, random) = (net.now - self.started, net.random.number());
+        let (policy, limits) = (Restart::OnFailure, &net.limits.child);
+        let delay = self.restarts.next(policy, Ending::Failed, alive, random, limits).unwrap();
+        for frame in self.edge.child_gone("the server crashed", Some(net.now + delay)) {
+            self.send(frame);
+        }
+        net.plan(delay, Event::Start(self.place, self.births));
+        self.pump(net);
+    }
+
+    /// The child after this one starts, unless the whole program was started anew meanwhile.
+    pub fn start(&mut self, net: &mut Net, birth: u64) {
+        if birth != self.births {
+            return;
+        }
+        self.births += 1;
+        self.child.begin_again();
+        self.started = net.now;
+        if let Some(line) = self.edge.child_back() {
+            self.hand_down(net, &line);
+        }
+    }
+
+    /// The program is killed and started anew, with its child: it remembers nothing. The connection ends without a word.
+    pub fn restart(&mut self, net: &mut Net) {
+        self.births += 1;
+        self.child.begin_again();
+        (self.edge, self.live, self.kept, self.wire) = (Edge::default(), None, None, None);
+        (self.backoff, self.restarts, self.started) = (Backoff::default(), Restarts::default(), net.now);
+        let after = net.random.millis(100, 4000);
+        self.plan_dial(net, after);
+    }
+}
