@@ -3,6 +3,8 @@
 #
 #   scripts/fuzz.sh [SECONDS] [TARGET...]     (default: 30 seconds, all targets)
 #
+# MCPPORT_FUZZ_JOBS run at a time (default 2).
+#
 # Works with a stable toolchain: the coverage passes are asked for by plain code generation flags, and the
 # sanitizers, which want a nightly, are left out; overflow checks and debug assertions are on. Needs a C++
 # compiler for libFuzzer. Seeds come from tests/vectors; a finding is left in tests/fuzz/artifacts.
@@ -11,6 +13,7 @@ set -eu
 cd "$(dirname "$0")/.."
 seconds=${1:-30}
 [ $# -eq 0 ] || shift
+jobs=${MCPPORT_FUZZ_JOBS:-2}
 fuzz=tests/fuzz
 host=$(rustc -vV | sed -n 's/^host: //p')
 all=$(awk '/^\[\[bin\]\]/ { bin = 1; next } /^\[/ { bin = 0 } bin && /^name *=/ { gsub(/.*= *"|".*/, ""); print }' $fuzz/Cargo.toml)
@@ -27,16 +30,35 @@ RUSTFLAGS="$flags" cargo build --quiet --release --manifest-path $fuzz/Cargo.tom
 rustc --edition 2024 -o $fuzz/target/seeds $fuzz/seeds.rs
 $fuzz/target/seeds tests/vectors $fuzz/corpus
 
-for target in $targets; do
-    mkdir -p "$fuzz/corpus/$target" "$fuzz/artifacts/$target"
-    echo "fuzz: $target, $seconds s"
-    log=$fuzz/target/$target.log
-    if ! "$fuzz/target/$host/release/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 \
-        -artifact_prefix="$fuzz/artifacts/$target/" -print_final_stats=1 "$fuzz/corpus/$target" >"$log" 2>&1; then
+# One target; what it says of itself goes to a file, and its end to us.
+run() {
+    mkdir -p "$fuzz/corpus/$1" "$fuzz/artifacts/$1"
+    log=$fuzz/target/$1.log
+    if ! "$fuzz/target/$host/release/$1" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 \
+        -artifact_prefix="$fuzz/artifacts/$1/" -print_final_stats=1 "$fuzz/corpus/$1" >"$log" 2>&1; then
         tail -n 40 "$log"
-        echo "fuzz: $target failed; see $fuzz/artifacts/$target" >&2
-        exit 1
+        echo "fuzz: $1 failed; see $fuzz/artifacts/$1" >&2
+        return 1
     fi
-    grep -E 'inline 8-bit|stat::number_of_executed_units|DONE' "$log"
+    echo "fuzz: $1, $seconds s: $(awk '/number_of_executed_units/ { runs = $2 } / cov: / { covered = $4 }
+        END { print runs " runs, coverage " covered }' "$log")"
+}
+
+# Waits for those that run, and remembers whether one of them failed.
+settle() {
+    for pid in $running; do
+        wait "$pid" || failed=1
+    done
+    running=""
+}
+
+running="" failed=0 count=0
+for target in $targets; do
+    run "$target" &
+    running="$running $!"
+    count=$((count + 1))
+    [ $((count % jobs)) -ne 0 ] || settle
 done
+settle
+[ "$failed" -eq 0 ] || exit 1
 echo "fuzz: all well"

@@ -13,38 +13,13 @@ here=$root/scripts/peers
 export MCPPORT_PEERS_DIR=${MCPPORT_PEERS_DIR:-$root/target/peers}
 export MCPPORT_BIN=${MCPPORT_BIN:-$root/target/release/mcpport}
 
-# installed DIRECTORY RECIPE: whether what is there was made from this recipe.
-installed() {
-  cmp -s "$2" "$1/recipe"
-}
-
-# A Python environment from a list of exact versions.
-venv() {
-  local dir=$MCPPORT_PEERS_DIR/$1 recipe=$here/$1.txt
-  installed "$dir" "$recipe" && return
-  echo "installing $1" >&2
-  rm -rf "$dir"
-  python3 -m venv "$dir"
-  "$dir/bin/pip" install --quiet --disable-pip-version-check --requirement "$recipe"
-  cp "$recipe" "$dir/recipe"
-}
-
-# Node packages from a package.json of exact versions.
-packages() {
-  local dir=$MCPPORT_PEERS_DIR/node recipe=$here/package.json
-  installed "$dir" "$recipe" && return
-  echo "installing node packages" >&2
-  rm -rf "$dir"
-  mkdir -p "$dir"
-  cp "$recipe" "$dir/package.json"
-  npm install --prefix "$dir" --no-package-lock --no-audit --no-fund --silent
-  cp "$recipe" "$dir/recipe"
-}
+# shellcheck source=scripts/peers/install.sh
+source "$here/install.sh"
 
 if [[ ${1:-} != --list ]]; then
   [[ -x $MCPPORT_BIN ]] || { echo "no binary at $MCPPORT_BIN: run cargo build --release, or set MCPPORT_BIN" >&2; exit 2; }
   mkdir -p "$MCPPORT_PEERS_DIR"
   for name in python1 python2 original time; do venv "$name"; done
-  packages
+  packages node package.json
 fi
 exec python3 -B "$here/run.py" "$@"

@@ -1,104 +1,315 @@
-//! Who is asking: bearer tokens to principals.
+//! Who is asking, and what they may do: bearer tokens to principals and roles.
 //!
-//! Everything else in the program is bound to a [`Principal`], never to the bytes of a token.
+//! Everything else in the program is bound to a [`Principal`], never to the bytes of a token. [`rule`] reads how a token
+//! is given; [`guess`] counts those that are wrong.
 
-use crate::secret::Secret;
+pub mod guess;
+pub mod rule;
 
-/// Whoever stands behind a request.
+use std::fmt;
+
+use self::rule::{Names, Rule};
+use crate::secret::Digest;
+
+/// Whoever stands behind a request. It is the same as long as the label of its tokens is, or without a label the token.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub struct Principal(u32);
+pub struct Principal(u128);
 
 impl Principal {
     /// Everybody, where no token is configured.
     pub const ANONYMOUS: Self = Self(0);
 
-    /// Who has the token at this place of the list.
+    /// A principal by a number of its own, where there are no tokens to make it from.
     pub fn token(place: usize) -> Self {
-        Self(u32::try_from(place).unwrap_or(u32::MAX - 1) + 1)
+        Self(place as u128 + 1)
+    }
+
+    /// The principal behind a token. Made by another digest, so that it says nothing about that of the token.
+    fn of(who: Option<&str>, digest: &Digest) -> Self {
+        let text = match who {
+            Some(who) => format!("who:{who}"),
+            None => format!("token:{}", digest.number()),
+        };
+        Self(Digest::of(text.as_bytes()).number())
     }
 }
 
-/// Why a request is not let in.
+/// Who asks, and what the token is good for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Grant {
+    /// Who asks.
+    pub principal: Principal,
+    /// The clients' routes.
+    pub client: bool,
+    /// Registration, under the names of [`Tokens::may_claim`].
+    pub register: bool,
+}
+
+impl Grant {
+    /// Everything, to everybody: no token is configured.
+    pub const OPEN: Self = Self { principal: Principal::ANONYMOUS, client: true, register: true };
+}
+
+/// Why a request has no token that can be looked at.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Denied {
     /// It has no `Authorization`.
     Missing,
     /// It has several.
     Several,
-    /// Its scheme is not `Bearer`, or its token is unknown.
+    /// Its scheme is not `Bearer`.
     Wrong,
 }
 
-/// The tokens that are let in.
+/// The digest of the token in the `Authorization` fields of a request.
+///
+/// # Errors
+/// [`Denied`], with what was wrong (RFC 6750, section 2.1).
+pub fn presented<'a>(mut fields: impl Iterator<Item = &'a str>) -> Result<Digest, Denied> {
+    let field = fields.next().ok_or(Denied::Missing)?;
+    if fields.next().is_some() {
+        return Err(Denied::Several);
+    }
+    let (scheme, token) = field.split_once(' ').ok_or(Denied::Wrong)?;
+    let token = token.trim_matches(' ');
+    if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
+        return Err(Denied::Wrong);
+    }
+    Ok(Digest::of(token.as_bytes()))
+}
+
+/// One token.
+#[derive(Clone, Debug)]
+struct Entry {
+    digest: Digest,
+    who: Option<String>,
+    principal: Principal,
+    client: bool,
+    register: Option<Names>,
+}
+
+/// The same token was given with two labels: nobody could say whose it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TwoOwners;
+
+impl fmt::Display for TwoOwners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("one token is given with two labels (@…); each principal needs a token of its own")
+    }
+}
+
+/// The tokens that are let in, and for what.
 #[derive(Clone, Debug, Default)]
-pub struct Tokens(Vec<Secret>);
+pub struct Tokens(Vec<Entry>);
 
 impl Tokens {
-    /// A table of tokens; equal ones are one principal. Empty: everybody is let in.
-    pub fn new(tokens: Vec<Secret>) -> Self {
-        Self(tokens)
+    /// A table of tokens. One that is given more than once is good for all of it. Empty: everybody may do everything.
+    ///
+    /// # Errors
+    /// [`TwoOwners`].
+    pub fn new(rules: Vec<Rule>) -> Result<Self, TwoOwners> {
+        let mut entries: Vec<Entry> = Vec::new();
+        for rule in rules {
+            let Some(entry) = entries.iter_mut().find(|entry| entry.digest.matches(&rule.digest)) else {
+                let Rule { client, register, who, digest } = rule;
+                entries.push(Entry { digest, who, principal: Principal::ANONYMOUS, client, register });
+                continue;
+            };
+            if entry.who.is_some() && rule.who.is_some() && entry.who != rule.who {
+                return Err(TwoOwners);
+            }
+            entry.who = entry.who.take().or(rule.who);
+            entry.client |= rule.client;
+            entry.register = match (entry.register.take(), rule.register) {
+                (Some(ours), Some(theirs)) => Some(ours.and(theirs)),
+                (ours, theirs) => ours.or(theirs),
+            };
+        }
+        for entry in &mut entries {
+            entry.principal = Principal::of(entry.who.as_deref(), &entry.digest);
+        }
+        Ok(Self(entries))
     }
 
-    /// Whether everybody is let in.
+    /// Whether everybody may do everything.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Finds who asks, from the values of the `Authorization` fields. All tokens are compared, in constant time.
-    ///
-    /// # Errors
-    /// [`Denied`], with what was wrong (RFC 6750, section 3).
-    pub fn check<'a>(&self, mut fields: impl Iterator<Item = &'a str>) -> Result<Principal, Denied> {
-        if self.0.is_empty() {
-            return Ok(Principal::ANONYMOUS);
-        }
-        let field = fields.next().ok_or(Denied::Missing)?;
-        if fields.next().is_some() {
-            return Err(Denied::Several);
-        }
-        let (scheme, token) = field.split_once(' ').ok_or(Denied::Wrong)?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(Denied::Wrong);
-        }
-        let token = token.trim_matches(' ').as_bytes();
+    /// Finds who has a token. All tokens are compared, whole, whichever is right.
+    pub fn find(&self, digest: &Digest) -> Option<Grant> {
+        self.find_by(|known| known.matches(digest))
+    }
+
+    fn find_by(&self, mut is_it: impl FnMut(&Digest) -> bool) -> Option<Grant> {
         let mut found = None;
-        for (place, known) in self.0.iter().enumerate() {
-            if known.matches(token) && found.is_none() {
-                found = Some(Principal::token(place));
+        for entry in &self.0 {
+            if is_it(&entry.digest) {
+                let (client, register) = (entry.client, entry.register.is_some());
+                found = Some(Grant { principal: entry.principal, client, register });
             }
         }
-        found.ok_or(Denied::Wrong)
+        found
+    }
+
+    /// Whether a principal has any token for the clients' routes.
+    pub fn may_call(&self, principal: Principal) -> bool {
+        self.is_empty() || self.of(principal).any(|entry| entry.client)
+    }
+
+    /// Whether a principal has any token by which it may register a server of this name.
+    pub fn may_claim(&self, principal: Principal, name: &str) -> bool {
+        let mut names = self.of(principal).filter_map(|entry| entry.register.as_ref());
+        self.is_empty() || names.any(|names| names.allow(name))
+    }
+
+    /// Whether more than one principal may open sessions, so that they have to share.
+    pub fn have_several_clients(&self) -> bool {
+        let mut clients = self.0.iter().filter(|entry| entry.client).map(|entry| entry.principal);
+        let first = clients.next();
+        clients.any(|other| Some(other) != first)
+    }
+
+    fn of(&self, principal: Principal) -> impl Iterator<Item = &Entry> {
+        self.0.iter().filter(move |entry| entry.principal == principal)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
-    fn tokens() -> Tokens {
-        Tokens::new(vec![Secret::new("one"), Secret::new("two")])
+    fn tokens(given: &[&str]) -> Tokens {
+        Tokens::new(given.iter().map(|given| Rule::read(given).unwrap()).collect()).unwrap()
+    }
+
+    fn grant(tokens: &Tokens, token: &str) -> Option<Grant> {
+        tokens.find(&Digest::of(token.as_bytes()))
     }
 
     #[test]
-    fn right_tokens_are_different_principals() {
-        let check = |field: &'static str| tokens().check([field].into_iter());
-        assert_eq!(check("Bearer one"), Ok(Principal::token(0)));
-        assert_eq!(check("bearer  two "), Ok(Principal::token(1)));
+    fn the_field() {
+        let right = Digest::of(b"one");
+        for field in ["Bearer one", "bearer  one ", "BEARER one"] {
+            assert!(presented([field].into_iter()).unwrap().matches(&right), "{field}");
+        }
+        for field in ["Bearer on", "Bearer onee", "Bearer one two", "Bearer ONE"] {
+            assert!(!presented([field].into_iter()).unwrap().matches(&right), "{field}");
+        }
+        for field in ["", "Bearer", "Bearer ", "Bearer  ", "Basic one", "one", "Bearer\tone"] {
+            assert_eq!(presented([field].into_iter()).unwrap_err(), Denied::Wrong, "{field:?}");
+        }
+        assert_eq!(presented([].into_iter()).unwrap_err(), Denied::Missing);
+        assert_eq!(presented(["Bearer one", "Bearer one"].into_iter()).unwrap_err(), Denied::Several);
     }
 
     #[test]
-    fn everything_else_is_denied() {
-        assert_eq!(tokens().check([].into_iter()), Err(Denied::Missing));
-        assert_eq!(tokens().check(["Bearer one", "Bearer one"].into_iter()), Err(Denied::Several));
-        for field in
-            ["", "Bearer", "Bearer ", "Basic one", "one", "Bearer on", "Bearer onee", "Bearer one two"]
+    fn roles() {
+        let tokens = tokens(&["client:c", "register:r", "both", "client:twice", "register[x]:twice"]);
+        for (token, client, register) in
+            [("c", true, false), ("r", false, true), ("both", true, true), ("twice", true, true)]
         {
-            assert_eq!(tokens().check([field].into_iter()), Err(Denied::Wrong), "{field:?}");
+            let grant = grant(&tokens, token).unwrap();
+            assert_eq!((grant.client, grant.register), (client, register), "{token}");
+        }
+        assert_eq!(grant(&tokens, "client:c"), None);
+        let who = |token| grant(&tokens, token).unwrap().principal;
+        assert!(who("c") != who("r") && who("r") != who("both"));
+        assert!(tokens.may_call(who("c")) && !tokens.may_call(who("r")));
+        assert!(!tokens.may_claim(who("c"), "x") && tokens.may_claim(who("r"), "x"));
+        assert!(tokens.may_claim(who("twice"), "x") && !tokens.may_claim(who("twice"), "y"));
+    }
+
+    #[test]
+    fn a_label_is_a_principal() {
+        let tokens = tokens(&["client@a:1", "register[x]@a:2", "register[y-*]@a:3", "@b:4", "5", "client:6"]);
+        let who = |token| grant(&tokens, token).unwrap().principal;
+        assert!(who("1") == who("2") && who("2") == who("3") && who("3") != who("4"));
+        assert!(!grant(&tokens, "1").unwrap().register, "the role is the token's");
+        for (name, allowed) in [("x", true), ("y-1", true), ("y", false), ("z", false)] {
+            assert_eq!(tokens.may_claim(who("2"), name), allowed, "the names are the principal's: {name}");
+        }
+        let later = self::tokens(&["register[x]@a:new", "5"]);
+        assert_eq!(grant(&later, "new").unwrap().principal, who("1"), "it stays the same over a change");
+        assert_eq!(grant(&later, "5").unwrap().principal, who("5"));
+        assert!(
+            !later.may_call(who("1")) && !later.may_claim(who("4"), "x") && later.may_claim(who("1"), "x")
+        );
+    }
+
+    #[test]
+    fn a_token_has_one_owner() {
+        let rules = |given: &[&str]| given.iter().map(|given| Rule::read(given).unwrap()).collect();
+        assert_eq!(Tokens::new(rules(&["client@a:1", "register@b:1"])).unwrap_err(), TwoOwners);
+        let labelled = Tokens::new(rules(&["client:1", "register@b:1", "@b:2"])).unwrap();
+        let (one, two) = (grant(&labelled, "1").unwrap(), grant(&labelled, "2").unwrap());
+        assert_eq!(one, two);
+    }
+
+    #[test]
+    fn those_who_share() {
+        for (given, expected) in [
+            (&[][..], false),
+            (&["a"], false),
+            (&["a", "register:b"], false),
+            (&["@x:a", "client@x:b"], false),
+            (&["a", "b"], true),
+            (&["client@x:a", "client@y:b"], true),
+        ] {
+            assert_eq!(tokens(given).have_several_clients(), expected, "{given:?}");
         }
     }
 
     #[test]
-    fn without_tokens_everybody_is_let_in() {
-        assert_eq!(Tokens::default().check(["Basic x", "y"].into_iter()), Ok(Principal::ANONYMOUS));
+    fn without_tokens_everybody_may_do_everything() {
+        let open = Tokens::default();
+        assert!(open.is_empty() && open.may_call(Principal::ANONYMOUS));
+        assert!(open.may_claim(Principal::ANONYMOUS, "x"));
+    }
+
+    fn many() -> Tokens {
+        let given: Vec<String> = (0..64).map(|number| format!("token-{number}")).collect();
+        tokens(&given.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn all_tokens_are_compared() {
+        let tokens = many();
+        for token in ["token-0", "token-31", "token-63", "wrong", ""] {
+            let digest = Digest::of(token.as_bytes());
+            let mut compared = 0;
+            let found = tokens.find_by(|known| {
+                compared += 1;
+                known.matches(&digest)
+            });
+            assert_eq!((found.is_some(), compared), (token.starts_with("token"), 64), "{token}");
+        }
+    }
+
+    /// Printed and not asserted: other programs run on the same machine. `cargo test --release … -- --nocapture`.
+    #[test]
+    fn the_time_of_a_comparison() {
+        let tokens = many();
+        let mut medians = Vec::new();
+        for (what, token) in
+            [("the first", "token-0"), ("the last", "token-63"), ("none", "token-x"), ("none, far off", "x")]
+        {
+            let digest = Digest::of(token.as_bytes());
+            let mut times: Vec<u128> = (0..1001)
+                .map(|_| {
+                    let begun = Instant::now();
+                    for _ in 0..10 {
+                        std::hint::black_box(tokens.find(std::hint::black_box(&digest)));
+                    }
+                    begun.elapsed().as_nanos() / 10
+                })
+                .collect();
+            times.sort_unstable();
+            medians.push((what, times[times.len() / 2]));
+        }
+        println!("64 tokens, median nanoseconds of a comparison by which one is right: {medians:?}");
+        assert!(medians.iter().all(|(_, time)| *time > 0));
     }
 }

@@ -5,13 +5,13 @@
 
 mod board;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use self::board::Board;
 use crate::{
     auth::Principal,
     jsonrpc::quote,
-    limits::{CatalogLimits, LOG_CHANGES},
+    limits::{CatalogLimits, LOG_CHANGES, TAKEOVER_WINDOW, TAKEOVERS},
     mcp::offer::{Item, Kind},
     text,
 };
@@ -39,9 +39,13 @@ pub enum Target<H> {
 pub struct NameTaken {
     /// The name.
     pub name: String,
-    /// The id of the server that has it.
-    pub holder: String,
+    /// The id of the server that has it; nobody's business but of the principal whose server that is.
+    pub holder: Option<String>,
 }
+
+/// A server took over its own living link too often in the last minute: it is another program with the same id.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TooOften;
 
 /// One registered server.
 #[derive(Debug)]
@@ -55,6 +59,8 @@ struct Server<H> {
     /// It declares resources, so it may have some that it does not list.
     has_resources: bool,
     offers: BTreeMap<Kind, Vec<Item>>,
+    /// When it took over from itself, in the last minute.
+    takeovers: Vec<Instant>,
 }
 
 /// See the module's documentation.
@@ -95,16 +101,48 @@ impl<H: Clone> Catalog<H> {
             (same_id && server.principal != principal) || (!same_id && server.name == name)
         });
         if let Some((_, holder)) = conflict {
-            return Err(NameTaken { name: name.to_owned(), holder: holder.id.clone() });
+            let holder = (holder.principal == principal).then(|| holder.id.clone());
+            return Err(NameTaken { name: name.to_owned(), holder });
         }
+        let before = replaced.and_then(|key| self.servers.get_mut(&key));
+        let takeovers = before.map(|server| std::mem::take(&mut server.takeovers)).unwrap_or_default();
         let replaced = replaced.and_then(|key| self.remove(key)).map(|(handle, _)| handle);
         self.last += 1;
         let key = Key(self.last);
         let (id, name) = (id.to_owned(), name.to_owned());
         let (away, has_resources, offers) = (false, false, BTreeMap::new());
-        let server = Server { id, name, principal, handle, away, has_resources, offers };
+        let server = Server { id, name, principal, handle, away, has_resources, offers, takeovers };
         self.servers.insert(key, server);
         Ok((key, replaced))
+    }
+
+    /// Counts a take-over that is about to happen: the id is registered by the same principal, and its link is `alive`.
+    /// A link that has ended is not taken over, however often its line drops.
+    ///
+    /// # Errors
+    /// [`TooOften`]: it was the last of too many.
+    pub fn take_over(
+        &mut self,
+        now: Instant,
+        id: &str,
+        principal: Principal,
+        alive: impl Fn(&H) -> bool,
+    ) -> Result<(), TooOften> {
+        let mut servers = self.servers.values_mut();
+        let own = servers.find(|server| server.id == id && server.principal == principal);
+        let Some(server) = own.filter(|server| !server.away && alive(&server.handle)) else { return Ok(()) };
+        server.takeovers.retain(|at| now.saturating_duration_since(*at) < TAKEOVER_WINDOW);
+        if server.takeovers.len() >= TAKEOVERS {
+            return Err(TooOften);
+        }
+        server.takeovers.push(now);
+        Ok(())
+    }
+
+    /// The handles of the servers that their principals may not have under their names any more.
+    pub fn unauthorized(&self, may_claim: impl Fn(Principal, &str) -> bool) -> Vec<H> {
+        let out = self.servers.values().filter(|server| !may_claim(server.principal, &server.name));
+        out.map(|server| server.handle.clone()).collect()
     }
 
     /// Takes a server out with all its names. Returns its handle, and the kinds of which something was listed.
@@ -206,6 +244,15 @@ impl<H: Clone> Catalog<H> {
     /// The handles of all servers with their names, in the order of their registration.
     pub fn all(&self) -> impl Iterator<Item = (&str, &H)> {
         self.servers.values().map(|server| (server.name.as_str(), &server.handle))
+    }
+
+    /// The servers with what they are: id, name, handle, number of tools, whether it is away; in the order of their
+    /// registration.
+    pub fn overview(&self) -> impl Iterator<Item = (&str, &str, &H, usize, bool)> {
+        self.servers.values().map(|server| {
+            let tools = server.offers.get(&Kind::Tool).map_or(0, Vec::len);
+            (server.id.as_str(), server.name.as_str(), &server.handle, tools, server.away)
+        })
     }
 
     /// The servers as JSON objects: id, name, tools_count, state.
@@ -312,12 +359,53 @@ mod tests {
         let (first, _) = catalog.register("1", "file", US, "h1").unwrap();
         catalog.set(first, Kind::Tool, tools(&["read"]));
         let taken = catalog.register("2", "file", US, "h2").unwrap_err();
-        assert_eq!(taken, NameTaken { name: "file".into(), holder: "1".into() });
-        assert!(catalog.register("1", "file", Principal::token(3), "h3").is_err());
+        assert_eq!(taken, NameTaken { name: "file".into(), holder: Some("1".into()) });
+        for (id, name) in [("1", "file"), ("1", "other"), ("2", "file")] {
+            let taken = catalog.register(id, name, Principal::token(3), "h3").unwrap_err();
+            assert_eq!(taken, NameTaken { name: name.into(), holder: None }, "{id} {name}");
+        }
         let (second, replaced) = catalog.register("1", "files", US, "h4").unwrap();
         assert_eq!((replaced, catalog.len()), (Some("h1"), 1));
         assert_eq!(catalog.remove(first), None);
         assert_eq!(catalog.remove(second), Some(("h4", vec![])));
+    }
+
+    #[test]
+    fn take_overs_are_counted() {
+        let mut catalog = catalog();
+        let start = Instant::now();
+        let at = |seconds| start + std::time::Duration::from_secs(seconds);
+        let living = |_: &&str| true;
+        assert_eq!(catalog.take_over(start, "1", US, living), Ok(()), "nobody was there");
+        catalog.register("1", "file", US, "h").unwrap();
+        for second in 0..5 {
+            assert_eq!(catalog.take_over(at(second), "1", US, living), Ok(()), "{second}");
+            catalog.register("1", "file", US, "h").unwrap();
+        }
+        assert_eq!(catalog.take_over(at(5), "1", US, living), Err(TooOften));
+        assert_eq!(catalog.take_over(at(59), "1", US, living), Err(TooOften), "a refusal does not count");
+        assert_eq!(catalog.take_over(at(6), "1", US, |_| false), Ok(()), "its link was dead");
+        let key = catalog.servers.keys().copied().next().unwrap();
+        catalog.set_away(key, true);
+        assert_eq!(catalog.take_over(at(6), "1", US, living), Ok(()), "it is waited for");
+        catalog.set_away(key, false);
+        assert_eq!(catalog.take_over(at(6), "1", Principal::token(3), living), Ok(()), "refused elsewhere");
+        assert_eq!(catalog.take_over(at(60), "1", US, living), Ok(()));
+        assert_eq!(catalog.take_over(at(60), "1", US, living), Err(TooOften));
+        let key = catalog.register("1", "file", US, "h").unwrap().0;
+        catalog.remove(key);
+        catalog.register("1", "file", US, "h").unwrap();
+        assert_eq!(catalog.take_over(at(60), "1", US, living), Ok(()), "it begins afresh");
+    }
+
+    #[test]
+    fn servers_whose_token_is_gone() {
+        let mut catalog = catalog();
+        let them = Principal::token(1);
+        catalog.register("1", "a", US, "h1").unwrap();
+        catalog.register("2", "b", them, "h2").unwrap();
+        catalog.register("3", "c", them, "h3").unwrap();
+        assert_eq!(catalog.unauthorized(|who, name| who == US || name == "c"), ["h2"]);
     }
 
     #[test]

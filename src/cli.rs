@@ -5,6 +5,7 @@
 
 mod args;
 mod convert;
+mod limits;
 
 use argh::FromArgs;
 

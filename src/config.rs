@@ -1,6 +1,6 @@
 //! What was asked for, as plain data. `cli` fills it; the programs read it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use crate::{command::CommandLine, limits::Limits, secret::Secret};
 
@@ -25,8 +25,14 @@ pub struct GatewayConfig {
     pub messages_path: String,
     /// Path of the health check.
     pub health_path: String,
-    /// Whoever presents one of these is let in; empty: everybody is.
+    /// Path of the status.
+    pub status_path: String,
+    /// Who is let in and for what, as it was given ([`crate::auth::rule`]); with those of the file, none: everybody is.
     pub tokens: Vec<Secret>,
+    /// A file with more of them, which can be read again while the gateway runs.
+    pub token_file: Option<PathBuf>,
+    /// Proxies that are trusted to name whom they speak for (`X-Forwarded-For`), where wrong tokens are counted.
+    pub trusted_proxies: Vec<IpAddr>,
     /// TLS, when asked for.
     pub tls: Option<ServerTls>,
     /// Origins that browsers may come from, beside loopback and our own.

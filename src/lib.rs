@@ -19,7 +19,7 @@
 //! | 5 shell | `main`, [`cli`], [`demo`] |
 //! | 4 programs | [`gateway`], [`register`], [`device`] (none imports another) |
 //! | 3 io | [`net`]: sockets, TLS, the WebSocket link, child processes, signals, deadlines |
-//! | 2 state | [`auth`], [`session`], [`catalog`], [`router`], [`stats`] |
+//! | 2 state | [`auth`], [`session`], [`catalog`], [`router`], [`stats`], [`visits`] |
 //! | 1 protocol | [`http`], [`sse`], [`jsonrpc`], [`mcp`], [`ndjson`], [`tunnel`] |
 //! | 0 ground | [`limits`], [`config`], [`command`], [`fault`], [`secret`], [`text`] |
 //!
@@ -54,3 +54,4 @@ pub mod sse;
 pub mod stats;
 pub mod text;
 pub mod tunnel;
+pub mod visits;

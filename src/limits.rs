@@ -24,6 +24,8 @@ pub struct Limits {
     pub child: ChildLimits,
     /// The built-in server about the box.
     pub device: DeviceLimits,
+    /// Guessing of tokens.
+    pub guess: GuessLimits,
 }
 
 /// Bounds of the HTTP/1.1 server.
@@ -67,8 +69,15 @@ pub struct HttpLimits {
     pub write_stall: Duration,
     /// Connections in all. With 64 KiB worst case each, 64 MiB.
     pub connections: usize,
-    /// Connections from one address.
+    /// Connections from one IPv4 address or one IPv6 /64 network. A household of clients has a dozen each.
     pub connections_per_address: usize,
+    /// Connections from loopback, all together: a proxy on this machine speaks for everybody.
+    pub connections_from_loopback: usize,
+    /// Connections that have sent no request that is let in. One more pushes out the oldest, so it only has to hold
+    /// those that speak: 200 edges that come back within a second, and their handshakes.
+    pub connections_unknown: usize,
+    /// Connections that are told at one time that there is no place for them; others are closed without a word.
+    pub turned_away: usize,
     /// TLS handshake, off the accept loop.
     pub tls_handshake: Duration,
 }
@@ -95,7 +104,10 @@ impl Default for HttpLimits {
             watch_bytes: 256,
             write_stall: Duration::from_secs(30),
             connections: 1024,
-            connections_per_address: 1024,
+            connections_per_address: 128,
+            connections_from_loopback: 1024,
+            connections_unknown: 256,
+            turned_away: 64,
             tls_handshake: Duration::from_secs(10),
         }
     }
@@ -106,6 +118,9 @@ impl Default for HttpLimits {
 pub struct SessionLimits {
     /// Sessions in all.
     pub sessions: usize,
+    /// Sessions of one principal, where there are several: half of all. Whoever runs wild leaves the others as much as
+    /// he takes, and a farm of agents with one token has room. With one token, or none, there is nobody to leave it to.
+    pub per_principal: usize,
     /// A session of the Streamable transport ends when it was not used for so long.
     pub idle: Duration,
     /// Sent events of one session that are kept for a client that comes back to a broken stream.
@@ -122,8 +137,11 @@ pub struct SessionLimits {
     pub batch: usize,
     /// Messages that wait for one client to read them.
     pub queue_messages: usize,
-    /// Bytes that wait for one client to read them; a single larger message is still taken when nothing waits.
+    /// Bytes that wait for one client to read them; a single larger message is still taken when nothing waits. With what
+    /// such a connection has beside it, 1 MiB.
     pub queue_bytes: usize,
+    /// Bytes of messages that are written to a client at a time, at least one message; they are in memory twice then.
+    pub write_bytes: usize,
     /// Calls of one session that wait for an answer.
     pub in_flight: usize,
     /// A comment goes out on a silent event stream this often, so that proxies keep it open.
@@ -134,6 +152,7 @@ impl Default for SessionLimits {
     fn default() -> Self {
         Self {
             sessions: 512,
+            per_principal: 256,
             idle: Duration::from_secs(30 * 60),
             replay_messages: 256,
             replay_bytes: MIB,
@@ -142,10 +161,30 @@ impl Default for SessionLimits {
             subscriptions: 256,
             batch: 64,
             queue_messages: 256,
-            queue_bytes: MIB,
+            queue_bytes: 960 * KIB,
+            write_bytes: 64 * KIB,
             in_flight: 64,
             keep_alive: Duration::from_secs(15),
         }
+    }
+}
+
+/// Bounds of guessing tokens.
+#[derive(Clone, Debug)]
+pub struct GuessLimits {
+    /// Wrong tokens in `window` from one address; a person who mistypes needs three.
+    pub failures: usize,
+    /// See `failures`. Ten a minute are five million in a year: nothing against a token of 64 random bits.
+    pub window: Duration,
+    /// Addresses that are remembered; at most 400 bytes each. An attack from more of them is not stopped by counting.
+    pub addresses: usize,
+    /// How often a full table is looked through for what is over, at most.
+    pub sweep: Duration,
+}
+
+impl Default for GuessLimits {
+    fn default() -> Self {
+        Self { failures: 10, window: Duration::from_secs(60), addresses: 1024, sweep: Duration::from_secs(1) }
     }
 }
 
@@ -164,8 +203,11 @@ pub struct LinkLimits {
     pub queue_bytes: usize,
     /// Time that a write to the link may make no progress.
     pub write_stall: Duration,
-    /// Time between the raw bytes of a message and its end; fragments without end are cut off.
+    /// From the first byte of a message on, time before `message_floor` is asked for.
     pub message_time: Duration,
+    /// Bytes per second that a message must bring after that: a large one over a slow line passes, a drip does not. How
+    /// long fragments without end can go on is bounded by the bytes of a message.
+    pub message_floor: usize,
     /// Control frames in `control_window`.
     pub control_frames: u32,
     /// The window for `control_frames`.
@@ -184,6 +226,8 @@ pub struct LinkLimits {
     pub in_flight: usize,
     /// Time for the peer to read our goodbye.
     pub farewell: Duration,
+    /// Bytes that are read away meanwhile: what was on its way when we said it.
+    pub farewell_bytes: usize,
     /// Connecting and upgrading, at the edge.
     pub connect_time: Duration,
     /// First reconnect delay, before jitter.
@@ -216,13 +260,14 @@ pub struct LinkLimits {
 impl Default for LinkLimits {
     fn default() -> Self {
         Self {
-            message_bytes: 4 * MIB + 64 * KIB,
+            message_bytes: 4 * MIB + FRAME_EXTRA,
             read_buffer: 8 * KIB,
             write_buffer: 16 * KIB,
             queue_messages: 256,
             queue_bytes: 8 * MIB,
             write_stall: Duration::from_secs(10),
             message_time: Duration::from_secs(30),
+            message_floor: KIB,
             control_frames: 100,
             control_window: Duration::from_secs(10),
             ping_every: Duration::from_secs(15),
@@ -232,6 +277,7 @@ impl Default for LinkLimits {
             links: 256,
             in_flight: 256,
             farewell: Duration::from_secs(1),
+            farewell_bytes: 64 * KIB,
             connect_time: Duration::from_secs(10),
             backoff_base: Duration::from_millis(500),
             backoff_cap: Duration::from_secs(30),
@@ -266,6 +312,8 @@ pub struct CatalogLimits {
     pub uri: usize,
     /// Characters of a name that a client sees; several model APIs refuse more.
     pub exposed_name: usize,
+    /// Pause between two listings that a server asks for by saying that a list changed.
+    pub list_pause: Duration,
 }
 
 impl Default for CatalogLimits {
@@ -278,6 +326,7 @@ impl Default for CatalogLimits {
             tool_name: 128,
             uri: 2048,
             exposed_name: 64,
+            list_pause: Duration::from_secs(1),
         }
     }
 }
@@ -391,6 +440,15 @@ impl Default for DeviceLimits {
     }
 }
 
+/// Bytes of one message that `--max-message-bytes` may ask for: what a registration has, and what a small box still holds
+/// a few of.
+pub const MESSAGE_BYTES: std::ops::RangeInclusive<usize> = 64 * KIB..=256 * MIB;
+/// What a frame on a link has beside its message.
+pub const FRAME_EXTRA: usize = 64 * KIB;
+/// Most of anything countable that a flag may ask for: descriptors of one process end there on common systems.
+pub const COUNT: usize = 1_000_000;
+/// Descriptors of the gateway beside those of its connections: standard streams, sockets, logs, and some to spare.
+pub const DESCRIPTORS_EXTRA: usize = 64;
 /// Nesting of JSON values; what other parsers allow. One bit each in a `u128`.
 pub const JSON_DEPTH: u32 = 128;
 /// Time for an answer of a server, unless `--timeout-rpc` says otherwise.
@@ -399,8 +457,9 @@ pub const RPC_TIME: Duration = Duration::from_secs(10);
 pub const TOOL_TIME: Duration = Duration::from_secs(120);
 /// Time for the demo's call, from its first connection on: a slow box still starts a process in this time.
 pub const DEMO_TIME: Duration = Duration::from_secs(30);
-/// Frames of one link that are handled in one go before other tasks get their turn.
-pub const LINK_BURST: usize = 64;
+/// Frames of one link that are handled in one go before other tasks get their turn. A call waits for such a turn at each
+/// of its steps while a server floods, and a turn costs less than one frame.
+pub const LINK_BURST: usize = 16;
 /// How often in [`LinkLimits::write_stall`] a write that waits is tried anyway: the system says that there is room when
 /// there is much, and a slow line makes progress before.
 pub const STALL_LOOKS: u32 = 4;
@@ -414,6 +473,15 @@ pub const DRAIN_LOOK: Duration = Duration::from_millis(20);
 pub const DRAIN: Duration = Duration::from_secs(2);
 /// Time for the task of a lost link to hand its conversation to the new one; it is asked on the same machine.
 pub const CLAIM: Duration = Duration::from_secs(2);
+/// Bytes of a file with tokens; some ten thousand of them.
+pub const TOKEN_FILE: u64 = MIB as u64;
+/// Characters of a principal's label, and of a server name with `*` to which a token is bound: those of a server's name.
+pub const RULE_NAME: usize = 64;
+/// Times that one server may take over its own living link in [`TAKEOVER_WINDOW`]; a person restarts less often, and two
+/// programs that fight over one id go on for ever.
+pub const TAKEOVERS: usize = 5;
+/// See [`TAKEOVERS`].
+pub const TAKEOVER_WINDOW: Duration = Duration::from_secs(60);
 /// Bytes of foreign text in one log line.
 pub const LOG_TEXT: usize = 256;
 /// Requests of a gateway that the edge remembers, to cancel them when the link is lost and to answer them when the

@@ -1,6 +1,11 @@
 //! The binary: arguments to a command, a command to an exit code.
 
-use std::{env, io::Write, process::ExitCode, time::SystemTime};
+use std::{
+    env,
+    io::{self, Write},
+    process::ExitCode,
+    time::SystemTime,
+};
 
 use futures_lite::future;
 use mcpport::{
@@ -37,8 +42,10 @@ fn run(command: Command) -> Result<(), Fault> {
         Command::Device(options) => device::run(options),
         Command::Gateway(config, level) => {
             log_to_stderr(level);
-            let (threads, signals) = (config.threads, signals()?);
+            let (threads, mut signals) = (config.threads, signals()?);
             let bound = Bound::new(*config)?;
+            let reload = bound.reloader();
+            signals.on_hangup(move || reload.ask()).map_err(unheard)?;
             exec::run(
                 threads,
                 until_stopped(signals, |stop| async move {
@@ -66,7 +73,11 @@ fn run(command: Command) -> Result<(), Fault> {
 }
 
 fn signals() -> Result<Stop, Fault> {
-    Stop::new().map_err(|error| Fault::run(format!("cannot listen for signals: {error}")))
+    Stop::new().map_err(unheard)
+}
+
+fn unheard(error: io::Error) -> Fault {
+    Fault::run(format!("cannot listen for signals: {error}"))
 }
 
 /// Runs a program. The first signal asks it to finish, the second drops it where it stands: with it go its children.

@@ -23,6 +23,8 @@ pub enum Route<'a> {
     Preflight,
     /// A server registers: WebSocket.
     Register,
+    /// What the gateway has and did.
+    Status,
 }
 
 /// Why there is no route.
@@ -70,6 +72,8 @@ pub struct Policy {
     pub messages_path: String,
     /// Path of the health check.
     pub health_path: String,
+    /// Path of the status.
+    pub status_path: String,
     /// A token or a client certificate is asked for: then any `Host` is served, as a rebound page has neither.
     pub guarded: bool,
     /// Names under which the gateway may be addressed when it is not guarded.
@@ -130,6 +134,7 @@ impl Policy {
             _ if path == self.mcp_path => Some(Route::Mcp(None)),
             _ if trimmed == self.messages_path => Some(Route::Messages),
             _ if path == self.health_path => Some(Route::Health),
+            _ if path == self.status_path => Some(Route::Status),
             _ => {
                 let (name, endpoint) = path.strip_prefix(SERVERS_PATH)?.split_once('/')?;
                 match endpoint {
@@ -201,6 +206,7 @@ mod tests {
             mcp_path: "/mcp".into(),
             messages_path: "/messages".into(),
             health_path: "/health".into(),
+            status_path: "/status".into(),
             guarded,
             public_hosts: vec!["gw.example".into()],
             allow_origins: vec!["https://app.example".into()],
@@ -285,6 +291,8 @@ mod tests {
             ("POST", "/servers/a/messages?session_id=x", "Ok(Messages)"),
             ("GET", "/mcp/register", "Ok(Register)"),
             ("HEAD", "/health", "Ok(Health)"),
+            ("GET", "/status", "Ok(Status)"),
+            ("POST", "/status", "Err(Method(\"GET\"))"),
             ("POST", "/sse", "Err(Method(\"GET\"))"),
             ("PUT", "/mcp", "Err(Method(\"GET, POST, DELETE\"))"),
             ("OPTIONS", "/sse", "Err(Method(\"GET\"))"),

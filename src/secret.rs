@@ -1,6 +1,8 @@
-//! A token that cannot be printed and that compares in constant time.
+//! A token that cannot be printed, and the digest under which it is known.
 
 use std::fmt;
+
+use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 
 /// A secret text. `Debug` and `Display` print `***`; the bytes leave only through [`Secret::expose`].
 #[derive(Clone)]
@@ -17,16 +19,9 @@ impl Secret {
         &self.0
     }
 
-    /// Whether `given` is this secret. The time depends on the length of `given` alone.
+    /// Whether `given` is this secret. The time says nothing of how much of it is right.
     pub fn matches(&self, given: &[u8]) -> bool {
-        let own = self.0.as_bytes();
-        let mut difference = u8::from(own.len() != given.len());
-        for (place, byte) in given.iter().enumerate() {
-            // Past the end of the secret a byte is compared with its own complement: never equal, same work.
-            let mine = own.get(place).copied().unwrap_or(!byte);
-            difference |= mine ^ byte;
-        }
-        std::hint::black_box(difference) == 0
+        Digest::of(self.0.as_bytes()).matches(&Digest::of(given))
     }
 }
 
@@ -42,14 +37,63 @@ impl fmt::Display for Secret {
     }
 }
 
+/// SHA-256 of a token. It is compared, never printed: it can be asked whether a guess is right.
+///
+/// Without `PartialEq`, so that nobody compares two of them in a way that takes the longer the more is right.
+#[derive(Clone, Copy)]
+pub struct Digest([u8; SHA256_OUTPUT_LEN]);
+
+impl Digest {
+    /// The digest of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut own = [0; SHA256_OUTPUT_LEN];
+        for (own, byte) in own.iter_mut().zip(digest(&SHA256, bytes).as_ref()) {
+            *own = *byte;
+        }
+        Self(own)
+    }
+
+    /// A digest as 64 hexadecimal digits. `None`: it is something else.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let mut own = [0; SHA256_OUTPUT_LEN];
+        if text.len() != 2 * own.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        for (place, byte) in own.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(text.get(2 * place..2 * place + 2)?, 16).ok()?;
+        }
+        Some(Self(own))
+    }
+
+    /// Whether both are the same. Looks at all bytes whatever they are.
+    pub fn matches(&self, other: &Self) -> bool {
+        let differences = self.0.iter().zip(&other.0).fold(0, |all, (one, two)| all | (one ^ two));
+        std::hint::black_box(differences) == 0
+    }
+
+    /// A number made of the first 128 bits.
+    pub fn number(&self) -> u128 {
+        self.0.iter().take(16).fold(0, |number, byte| number << 8 | u128::from(*byte))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Secret;
+    use super::*;
+
+    /// FIPS 180-2, appendix B.1: SHA-256 of `abc`.
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     #[test]
     fn prints_stars() {
         let secret = Secret::new("canary");
-        assert_eq!(format!("{secret} {secret:?}"), "*** ***");
+        assert_eq!(format!("{secret} {secret:?} {:?}", Digest::of(b"canary")), "*** *** ***");
     }
 
     #[test]
@@ -59,6 +103,31 @@ mod tests {
         for wrong in ["", "token-", "token-2", "token-1 ", "Token-1", "token-11"] {
             assert!(!secret.matches(wrong.as_bytes()), "{wrong:?}");
         }
-        assert!(Secret::new("").matches(b""));
+    }
+
+    #[test]
+    fn digests() {
+        let abc = Digest::of(b"abc");
+        assert!(abc.matches(&Digest::from_hex(ABC).unwrap()));
+        assert!(abc.matches(&Digest::from_hex(&ABC.to_uppercase()).unwrap()));
+        assert_eq!(abc.number(), 0xba78_16bf_8f01_cfea_4141_40de_5dae_2223);
+        for wrong in ["", "abd", "ab", "abc ", "Abc"] {
+            assert!(!abc.matches(&Digest::of(wrong.as_bytes())), "{wrong:?}");
+        }
+        for wrong in ["", "ba", &ABC[1..], &format!("{ABC}0"), &ABC.replace('b', "g"), &"ü".repeat(32)] {
+            assert!(Digest::from_hex(wrong).is_none(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn every_byte_counts() {
+        let right = Digest::of(b"token");
+        for place in 0..SHA256_OUTPUT_LEN {
+            for bit in 0..8 {
+                let mut other = right;
+                other.0[place] ^= 1 << bit;
+                assert!(!right.matches(&other), "{place}.{bit}");
+            }
+        }
     }
 }

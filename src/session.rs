@@ -19,9 +19,14 @@ pub use self::{
 
 use crate::{auth::Principal, limits::SessionLimits};
 
-/// The session table is full, or that of one principal.
+/// Why no session is opened.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Full;
+pub enum Full {
+    /// There are as many as there may be.
+    All,
+    /// One token has as many as it may have.
+    Token,
+}
 
 #[derive(Debug)]
 struct Entry<H> {
@@ -36,22 +41,35 @@ struct Entry<H> {
 pub struct Sessions<H> {
     open: HashMap<String, Entry<H>>,
     most: usize,
+    /// So many of one principal, when several share the table.
+    most_each: Option<usize>,
+    per_principal: usize,
     idle: Duration,
 }
 
 impl<H: Clone> Sessions<H> {
     /// An empty table.
     pub fn new(limits: &SessionLimits) -> Self {
-        Self { open: HashMap::new(), most: limits.sessions, idle: limits.idle }
+        let (most, per_principal, idle) = (limits.sessions, limits.per_principal, limits.idle);
+        Self { open: HashMap::new(), most, most_each: None, per_principal, idle }
+    }
+
+    /// Whether several principals share the table: then none of them gets all of it.
+    pub fn share(&mut self, several: bool) {
+        self.most_each = several.then_some(self.per_principal);
     }
 
     /// Opens a session under an id that nobody can guess.
     ///
     /// # Errors
-    /// [`Full`] at the limit.
+    /// [`Full`], with the limit that is reached.
     pub fn open(&mut self, now: Instant, id: String, principal: Principal, handle: H) -> Result<(), Full> {
         if self.open.len() >= self.most {
-            return Err(Full);
+            return Err(Full::All);
+        }
+        let own = || self.open.values().filter(|entry| entry.principal == principal).count();
+        if self.most_each.is_some_and(|most| own() >= most) {
+            return Err(Full::Token);
         }
         self.open.insert(id, Entry { principal, handle, used: now });
         Ok(())
@@ -62,6 +80,17 @@ impl<H: Clone> Sessions<H> {
         let entry = self.open.get_mut(id).filter(|entry| entry.principal == principal)?;
         entry.used = now;
         Some(entry.handle.clone())
+    }
+
+    /// Who opened a session. That does not count as a use of it.
+    pub fn owner(&self, id: &str) -> Option<Principal> {
+        self.open.get(id).map(|entry| entry.principal)
+    }
+
+    /// Ends the sessions of those who may have none any more.
+    pub fn expel(&mut self, may_stay: impl Fn(Principal) -> bool) -> Vec<H> {
+        let out = self.open.extract_if(|_, entry| !may_stay(entry.principal));
+        out.map(|(_, entry)| entry.handle).collect()
     }
 
     /// Ends a session.
@@ -181,10 +210,41 @@ mod tests {
         let mut sessions = Sessions::new(&SessionLimits { sessions: 1, ..SessionLimits::default() });
         let (us, them) = (Principal::token(0), Principal::token(1));
         sessions.open(now, "a".into(), us, 1).unwrap();
-        assert_eq!(sessions.open(now, "b".into(), us, 2), Err(Full));
+        assert_eq!(sessions.open(now, "b".into(), us, 2), Err(Full::All));
         assert_eq!(sessions.find(now, "a", us), Some(1));
         assert_eq!((sessions.find(now, "a", them), sessions.find(now, "b", us)), (None, None));
         assert_eq!((sessions.close("a"), sessions.close("a"), sessions.is_empty()), (Some(1), None, true));
+    }
+
+    #[test]
+    fn no_principal_takes_the_sessions_of_another() {
+        let limits = SessionLimits::default();
+        let now = Instant::now();
+        for (several, own) in [(false, limits.sessions), (true, limits.per_principal)] {
+            let mut sessions = Sessions::new(&limits);
+            sessions.share(several);
+            let greedy = Principal::token(0);
+            let opened = (0..1000).filter(|n| sessions.open(now, n.to_string(), greedy, ()).is_ok()).count();
+            assert_eq!(opened, own);
+            let modest = sessions.open(now, "m".into(), Principal::token(1), ());
+            assert_eq!(modest.is_ok(), several);
+            sessions.close("0");
+            assert_eq!(sessions.open(now, "again".into(), greedy, ()), Ok(()));
+        }
+    }
+
+    #[test]
+    fn sessions_end_with_the_right_to_them() {
+        let now = Instant::now();
+        let mut sessions = Sessions::new(&SessionLimits::default());
+        let (stays, goes) = (Principal::token(0), Principal::token(1));
+        for (id, principal, handle) in [("a", stays, 1), ("b", goes, 2), ("c", goes, 3)] {
+            sessions.open(now, id.into(), principal, handle).unwrap();
+        }
+        assert_eq!((sessions.owner("b"), sessions.owner("x")), (Some(goes), None));
+        let mut gone = sessions.expel(|principal| principal == stays);
+        gone.sort_unstable();
+        assert_eq!((gone, sessions.len(), sessions.owner("b")), (vec![2, 3], 1, None));
     }
 
     #[test]

@@ -1,6 +1,11 @@
-//! Counters of one running program. They only grow; a reader takes what it sees.
+//! Counters of one running program, which only grow; and how often to speak of what happens often.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use crate::limits;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -23,16 +28,98 @@ impl Counter {
 pub struct Stats {
     /// Connections taken.
     pub connections: Counter,
+    /// Connections for which there was no place.
+    pub turned_away: Counter,
+    /// Connections that asked for nothing and had to make room for others.
+    pub pushed_out: Counter,
     /// Connections that ended in a panic.
     pub panics: Counter,
+    /// TLS handshakes that failed.
+    pub handshakes_failed: Counter,
+    /// Requests refused for their form, size or pace.
+    pub refused: Counter,
     /// Requests denied for their token.
     pub denied: Counter,
+    /// Links that came up.
+    pub links: Counter,
+    /// Links that we ended because of what the edge did.
+    pub links_ended: Counter,
+    /// Requests turned away unread because somebody at their address guesses tokens.
+    pub throttled: Counter,
     /// Calls passed to servers.
     pub calls: Counter,
+    /// Calls refused because a limit was reached.
+    pub busy: Counter,
     /// Answers and progress that nobody waited for.
     pub strays: Counter,
     /// Links that came back and went on where they were.
     pub resumed: Counter,
     /// Clients cut off because they did not read.
     pub slow_clients: Counter,
+}
+
+impl Stats {
+    /// All counts with their names, as they are shown.
+    pub fn all(&self) -> Vec<(&'static str, u64)> {
+        [
+            ("connections", &self.connections),
+            ("turned_away", &self.turned_away),
+            ("pushed_out", &self.pushed_out),
+            ("panics", &self.panics),
+            ("handshakes_failed", &self.handshakes_failed),
+            ("refused", &self.refused),
+            ("denied", &self.denied),
+            ("throttled", &self.throttled),
+            ("links", &self.links),
+            ("links_ended", &self.links_ended),
+            ("calls", &self.calls),
+            ("busy", &self.busy),
+            ("strays", &self.strays),
+            ("resumed", &self.resumed),
+            ("slow_clients", &self.slow_clients),
+        ]
+        .map(|(name, counter)| (name, counter.get()))
+        .into()
+    }
+}
+
+/// When to speak of something that peers can bring about as often as they like: once in [`limits::LOG_EVERY`].
+#[derive(Debug, Default)]
+pub struct Seldom {
+    unsaid: u64,
+    said: Option<Instant>,
+}
+
+impl Seldom {
+    /// It happened again. How often since it was spoken of, when it is time to speak.
+    pub fn due(&mut self, now: Instant) -> Option<u64> {
+        self.unsaid += 1;
+        if self.said.is_some_and(|said| now.saturating_duration_since(said) < limits::LOG_EVERY) {
+            return None;
+        }
+        self.said = Some(now);
+        Some(std::mem::take(&mut self.unsaid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn one_complaint_a_second() {
+        let mut seldom = Seldom::default();
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let said: Vec<_> = [0, 10, 999, 1000, 1001, 2500].map(|millis| seldom.due(at(millis))).into();
+        assert_eq!(said, [Some(1), None, None, Some(3), None, Some(2)]);
+    }
+
+    #[test]
+    fn every_counter_is_shown() {
+        let shown = format!("{:?}", Stats::default()).matches("Counter(").count();
+        assert_eq!(Stats::default().all().len(), shown);
+    }
 }

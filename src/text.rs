@@ -57,6 +57,27 @@ pub fn utc(since_epoch: Duration) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milliseconds:03}Z")
 }
 
+/// A size in bytes: digits, and perhaps K or M for 1024 of something (with `iB` or `B` behind, as people write it).
+pub fn bytes(typed: &str) -> Option<usize> {
+    let typed = typed.trim();
+    let end = typed.find(|c: char| !c.is_ascii_digit()).unwrap_or(typed.len());
+    let (digits, unit) = typed.split_at(end);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => 1024,
+        "m" | "mb" | "mib" => 1024 * 1024,
+        _ => return None,
+    };
+    digits.parse::<usize>().ok()?.checked_mul(factor)
+}
+
+/// A size as [`bytes`] reads it, in the largest unit that leaves no rest.
+pub fn size(bytes: usize) -> String {
+    let units = [("M", 1024 * 1024), ("K", 1024)];
+    let unit = units.into_iter().find(|(_, factor)| bytes > 0 && bytes.is_multiple_of(*factor));
+    unit.map_or_else(|| bytes.to_string(), |(name, factor)| format!("{}{name}", bytes / factor))
+}
+
 /// Foreign text made fit for one log line: control and direction characters escaped, length bounded.
 pub fn show(text: &str) -> Shown<'_> {
     show_up_to(text, limits::LOG_TEXT)
@@ -102,6 +123,20 @@ fn is_plain(character: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes() {
+        for (typed, expected) in
+            [("4096", 4096), ("64K", 65536), ("4m", 4 << 20), ("4 MiB", 4 << 20), ("1kB", 1024)]
+        {
+            assert_eq!(bytes(typed), Some(expected), "{typed}");
+            assert_eq!(bytes(&size(expected)), Some(expected));
+        }
+        for typed in ["", "M", "-1", "1G", "1.5M", "99999999999999999999", "18446744073709551615K"] {
+            assert_eq!(bytes(typed), None, "{typed}");
+        }
+        assert_eq!([size(4 << 20), size(65536), size(1000)], ["4M", "64K", "1000"]);
+    }
 
     #[test]
     fn names() {

@@ -104,11 +104,11 @@ def canary_refused(world):
     _, port = world.gateway("--auth-token", "right", *DEBUG)
     world.register("own", fake("own"), port, *header("right"), "--log-level", "DEBUG")
     kit.listed(port, "own_echo", headers=bearer("right"))
-    asyncio.run(knock(port))
     for number, flags in enumerate((header("canary-wrong"), ["--header", "Authorization: canary-bare"])):
         edge = world.register(f"no{number}", fake("no"), port, *flags, "--log-level", "DEBUG", "--require-gateway")
         need_equal(edge.exit(20), 1, f"exit code of a refused register; {edge.tail()}")
         need("401" in edge.log(), f"no word of 401; {edge.tail()}")
+    asyncio.run(knock(port))
     for number, url in enumerate(
         (
             f"ws://canary-user:canary-password@localhost:{port}/mcp/register",
@@ -126,7 +126,7 @@ def canary_refused(world):
 
 
 async def knock(port):
-    """Requests that must be answered with 401 (or 400 where they are not even well-formed)."""
+    """Requests that must be answered with 401, 400 where they are not even well-formed, 429 when it is too much."""
     async with kit.client(port, headers=bearer("right")) as client:
         session = client.endpoint
         body = json.dumps({"jsonrpc": "2.0", "id": 5, "method": "tools/list", "params": {"x": "canary-body"}}).encode()
@@ -150,7 +150,7 @@ async def knock(port):
                 ("GET", "/canary-path", (), None),
             ):
                 status, _, answer = await mcp_sse.fetch(port, method, path, [*field, *more], data)
-                need(status in (400, 401), f"{status} for {method} {path} with {field}")
+                need(status in (400, 401, 429), f"{status} for {method} {path} with {field}")
                 need(b"canary" not in answer.lower(), f"the answer repeats it: {answer!r}")
         need_equal(await client.text("own_echo", text="still"), "own:still", "the session of the right token")
 

@@ -39,8 +39,10 @@ pub const GATEWAY: &[Flag] = &[
     flag("sse-path", Takes::One),
     Flag { name: "messages-path", takes: Takes::One, also: &["message-path"] },
     flag("health-endpoint", Takes::One),
+    flag("status-path", Takes::One),
     flag("auth-token", Takes::Many),
     flag("auth-token-file", Takes::One),
+    flag("trusted-proxy", Takes::Many),
     flag("ssl-enabled", Takes::Nothing),
     flag("ssl-keyfile", Takes::One),
     flag("ssl-certfile", Takes::One),
@@ -48,6 +50,14 @@ pub const GATEWAY: &[Flag] = &[
     flag("allow-origin", Takes::Many),
     flag("public-host", Takes::Many),
     flag("enable-cors", Takes::Nothing),
+    flag("max-connections", Takes::One),
+    flag("max-connections-per-address", Takes::One),
+    flag("max-links", Takes::One),
+    flag("max-client-sessions", Takes::One),
+    flag("max-sessions-per-token", Takes::One),
+    flag("max-calls-per-session", Takes::One),
+    flag("max-calls-per-server", Takes::One),
+    flag("max-message-bytes", Takes::One),
     flag("threads", Takes::One),
 ];
 
@@ -59,6 +69,7 @@ pub const REGISTER: &[Flag] = &[
     flag("server-id", Takes::One),
     flag("sessions", Takes::One),
     flag("max-sessions", Takes::One),
+    flag("max-message-bytes", Takes::One),
     flag("restart", Takes::One),
     flag("header", Takes::Many),
     flag("no-ssl-verify", Takes::Nothing),
@@ -125,12 +136,18 @@ pub struct GatewayArgs {
     /// path of the health check (default: /health)
     #[argh(option, default = "String::from(\"/health\")")]
     pub health_endpoint: String,
-    /// let in who presents this bearer token; repeatable (without any, everybody is let in)
+    /// path of the status: what the gateway has and did, as JSON (default: /status)
+    #[argh(option, default = "String::from(\"/status\")")]
+    pub status_path: String,
+    /// let in who presents this bearer token: TOKEN, client:TOKEN, register:TOKEN or register[NAME,…]:TOKEN, the token also as sha256:HEX; repeatable (without any, everybody is let in)
     #[argh(option)]
     pub auth_token: Vec<String>,
-    /// file with such tokens, one on each line
+    /// file with such tokens, one on each line; SIGHUP reads it again
     #[argh(option)]
     pub auth_token_file: Option<String>,
+    /// address of a proxy that names its clients in X-Forwarded-For, to tell apart those who guess tokens; repeatable
+    #[argh(option)]
+    pub trusted_proxy: Vec<String>,
     /// speak TLS: https and wss
     #[argh(switch)]
     pub ssl_enabled: bool,
@@ -152,6 +169,30 @@ pub struct GatewayArgs {
     /// let pages of allowed origins read the answers
     #[argh(switch)]
     pub enable_cors: bool,
+    /// connections at a time; one more is answered 503 (default: 1024)
+    #[argh(option)]
+    pub max_connections: Option<usize>,
+    /// connections from one address or IPv6 /64 network, loopback aside; one more is answered 429 (default: 128)
+    #[argh(option)]
+    pub max_connections_per_address: Option<usize>,
+    /// edge boxes at a time; one more is answered 503 and tries again (default: 256)
+    #[argh(option)]
+    pub max_links: Option<usize>,
+    /// client sessions at a time; one more is answered 503 (default: 512)
+    #[argh(option)]
+    pub max_client_sessions: Option<usize>,
+    /// sessions of one token at a time; one more is answered 429 (default: 256)
+    #[argh(option)]
+    pub max_sessions_per_token: Option<usize>,
+    /// calls of one session under way; one more is answered "busy" (default: 64)
+    #[argh(option)]
+    pub max_calls_per_session: Option<usize>,
+    /// calls to one server under way; one more is answered "busy" (default: 256)
+    #[argh(option)]
+    pub max_calls_per_server: Option<usize>,
+    /// size of one message: 65536, 512K, 16M; give register the same (default: 4M)
+    #[argh(option)]
+    pub max_message_bytes: Option<String>,
     /// threads that do the work (default: 1)
     #[argh(option, default = "1")]
     pub threads: usize,
@@ -178,6 +219,9 @@ pub struct RegisterArgs {
     /// processes that isolated sessions may have at a time (default: 32)
     #[argh(option)]
     pub max_sessions: Option<u32>,
+    /// size of one message of the server: 65536, 512K, 16M; give the gateway the same (default: 4M)
+    #[argh(option)]
+    pub max_message_bytes: Option<String>,
     /// start a server that ended again, 1 s to 60 s later: never (register ends with it), on-failure
     /// (unless its exit status is 0), always (default: on-failure)
     #[argh(option, default = "String::from(\"on-failure\")")]

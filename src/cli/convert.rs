@@ -1,6 +1,6 @@
 //! From flags to configuration: each value checked, each complaint naming its flag and never a secret.
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use log::LevelFilter;
 
@@ -9,12 +9,13 @@ use super::{
     args::{DemoArgs, DeviceArgs, GatewayArgs, RegisterArgs},
 };
 use crate::{
+    auth::rule::{self, Rule},
     command::CommandLine,
     config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
     demo, device,
     fault::Fault,
     http::vocab::Url,
-    limits::{Limits, MAX_SESSIONS, SERVER_ID},
+    limits::{MAX_SESSIONS, SERVER_ID},
     net::random,
     router::REGISTER_PATH,
     secret::Secret,
@@ -26,8 +27,8 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
     let level = if args.debug { LevelFilter::Debug } else { level(&args.log_level)? };
     let tokens = tokens(&args, environment("MCP_GATEWAY_AUTH_TOKENS"))?;
     let tls = server_tls(&args)?;
+    let mut limits = super::limits::gateway(&args)?;
     let (host, ipv6) = host(args.host, args.ipv6);
-    let mut limits = Limits::default();
     limits.link.resume_window = window("--resume-window", &args.resume_window)?;
     let config = GatewayConfig {
         host,
@@ -39,7 +40,10 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
         mcp_path: path("--mcp-path", &args.mcp_path)?,
         messages_path: messages_path(&args.messages_path)?,
         health_path: path("--health-endpoint", &args.health_endpoint)?,
+        status_path: path("--status-path", &args.status_path)?,
         tokens,
+        token_file: args.auth_token_file.map(PathBuf::from),
+        trusted_proxies: proxies(&args.trusted_proxy)?,
         tls,
         allow_origins: args.allow_origin,
         public_hosts: args.public_host,
@@ -53,7 +57,7 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
 
 /// `mcpport register`.
 pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
-    let limits = Limits::default();
+    let limits = super::limits::register(&args)?;
     let longest = limits.catalog.server_name;
     if !text::is_name(&args.server_name, longest) {
         return Err(Fault::usage(format!(
@@ -169,6 +173,7 @@ fn distinct(config: &GatewayConfig) -> Result<(), Fault> {
         ("--mcp-path", &config.mcp_path),
         ("--messages-path", &config.messages_path),
         ("--health-endpoint", &config.health_path),
+        ("--status-path", &config.status_path),
         ("the registration endpoint", REGISTER_PATH),
     ];
     for (place, (flag, path)) in paths.iter().enumerate() {
@@ -183,38 +188,26 @@ fn threads(typed: usize) -> Result<usize, Fault> {
     if (1..=64).contains(&typed) { Ok(typed) } else { Err(Fault::usage("--threads: 1 to 64 are allowed")) }
 }
 
-/// All tokens: from flags, from the file, from the environment.
+/// The tokens from flags and from the environment. Those of the file are read when the gateway starts.
 fn tokens(args: &GatewayArgs, environment: Option<String>) -> Result<Vec<Secret>, Fault> {
+    let list = environment.unwrap_or_default();
+    let flags = args.auth_token.iter().map(|typed| ("--auth-token", typed.as_str()));
+    let listed = rule::split(&list).into_iter().map(|typed| ("MCP_GATEWAY_AUTH_TOKENS", typed));
     let mut tokens = Vec::new();
-    for typed in &args.auth_token {
-        tokens.push(token("--auth-token", typed)?);
-    }
-    for typed in environment.iter().flat_map(|list| list.split(',')).map(str::trim) {
-        if !typed.is_empty() {
-            tokens.push(token("MCP_GATEWAY_AUTH_TOKENS", typed)?);
-        }
-    }
-    if let Some(file) = &args.auth_token_file {
-        let content = fs::read_to_string(file)
-            .map_err(|error| Fault::usage(format!("--auth-token-file {file}: {}", plain(&error))))?;
-        let lines = content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let before = tokens.len();
-        for line in lines {
-            tokens.push(token("--auth-token-file", line)?);
-        }
-        if tokens.len() == before {
-            return Err(Fault::usage(format!("--auth-token-file {file}: there is no token in it")));
-        }
+    for (flag, typed) in flags.chain(listed) {
+        Rule::read(typed).map_err(|why| Fault::usage(format!("{flag}: {why}")))?;
+        tokens.push(Secret::new(typed));
     }
     Ok(tokens)
 }
 
-/// What cannot be sent as a bearer token would lock everybody out.
-fn token(flag: &str, typed: &str) -> Result<Secret, Fault> {
-    if typed.is_empty() || !typed.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Fault::usage(format!("{flag}: a token is a text of visible characters without spaces")));
-    }
-    Ok(Secret::new(typed))
+fn proxies(typed: &[String]) -> Result<Vec<IpAddr>, Fault> {
+    let address = |typed: &String| typed.parse::<IpAddr>().map(|address| address.to_canonical());
+    let all = typed.iter().map(|typed| {
+        let why = || format!("--trusted-proxy {}: an address such as 127.0.0.1 is needed", text::show(typed));
+        address(typed).map_err(|_| Fault::usage(why()))
+    });
+    all.collect()
 }
 
 fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, Fault> {
@@ -320,13 +313,4 @@ fn header(typed: &str) -> Result<(String, Secret), Fault> {
         return Err(Fault::usage(format!("--header {}: this field is ours to set", text::show(key))));
     }
     Ok((key.to_owned(), Secret::new(value)))
-}
-
-fn plain(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "no such file".into(),
-        io::ErrorKind::PermissionDenied => "it may not be read".into(),
-        io::ErrorKind::InvalidData => "it is not a text".into(),
-        _ => error.to_string(),
-    }
 }

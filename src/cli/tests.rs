@@ -45,6 +45,42 @@ fn gateway_defaults() {
 }
 
 #[test]
+fn limits() {
+    let (config, _) = gateway(&[], &[]);
+    let limits = &config.limits;
+    assert_eq!((limits.http.connections, limits.http.connections_per_address), (1024, 128));
+    assert_eq!((limits.http.connections_unknown, limits.http.connections_from_loopback), (256, 1024));
+    let line = ["--max-connections", "100", "--max-connections-per-address", "7", "--max-links", "3"];
+    let more = ["--max-client-sessions=4", "--max-sessions-per-token=2", "--max-calls-per-session=5"];
+    let last = ["--max-message-bytes", "1M"];
+    let line = [&line[..], &more[..], &last[..]].concat();
+    let (config, _) = gateway(&line, &[("MCPPORT_MAX_CALLS_PER_SERVER", "6")]);
+    let limits = &config.limits;
+    assert_eq!((limits.http.connections, limits.http.connections_per_address), (100, 7));
+    assert_eq!((limits.http.connections_unknown, limits.http.connections_from_loopback), (25, 100));
+    assert_eq!((limits.link.links, limits.session.sessions, limits.session.per_principal), (3, 4, 2));
+    assert_eq!((limits.session.in_flight, limits.link.in_flight), (5, 6));
+    assert_eq!(limits.http.body_bytes, 1 << 20);
+    assert!(limits.link.message_bytes > 1 << 20);
+    let edge = register(&["--max-message-bytes", "16M"]).limits;
+    assert_eq!(edge.child.line_bytes, 16 << 20);
+    assert!(edge.link.message_bytes > 16 << 20);
+    for (line, words) in [
+        (&["gateway", "--max-links", "0"][..], "--max-links: at least 1"),
+        (&["gateway", "--max-connections", "9999999"], "--max-connections: at most"),
+        (&["gateway", "--max-connections", "many"], "--max-connections"),
+        (
+            &["gateway", "--max-message-bytes", "1K"],
+            "--max-message-bytes 1K: a size like 4M is needed, from 64K",
+        ),
+        (&["r", "--stdio", "cat", "--max-message-bytes", "1G"], "--max-message-bytes 1G"),
+        (&["gateway", "--status-path", "/mcp"], "--mcp-path and --status-path have the same path"),
+    ] {
+        assert!(fault(line).contains(words), "{line:?}: {}", fault(line));
+    }
+}
+
+#[test]
 fn spellings() {
     for line in [["--message-path", "/m/"], ["--messages-path", "/m"]] {
         assert_eq!(gateway(&line, &[]).0.messages_path, "/m");
@@ -77,13 +113,13 @@ fn the_environment_fills_in() {
         ("MCPPORT_ENABLE_CORS", "true"),
         ("MCPPORT_IPV6", "0"),
         ("MCPPORT_AUTH_TOKEN", "a\nb"),
-        ("MCP_GATEWAY_AUTH_TOKENS", "c, d"),
+        ("MCP_GATEWAY_AUTH_TOKENS", "c, register[a,b]:d"),
         ("MCPPORT_SSE_PATH", ""),
     ];
     let (config, _) = gateway(&[], &environment);
     assert_eq!((config.port, config.cors, config.ipv6, config.sse_path.as_str()), (7, true, false, "/sse"));
     let tokens: Vec<&str> = config.tokens.iter().map(|token| token.expose()).collect();
-    assert_eq!(tokens, ["a", "b", "c", "d"]);
+    assert_eq!(tokens, ["a", "b", "c", "register[a,b]:d"]);
     assert_eq!(gateway(&["--port", "9"], &environment).0.port, 9);
     let wrong = run(&["g"], &[("MCPPORT_DEBUG", "maybe")]);
     assert!(matches!(wrong, Err(Fault::Usage(why)) if why.contains("MCPPORT_DEBUG")));
@@ -127,7 +163,9 @@ fn complaints_name_the_flag_and_no_secret() {
         (vec!["gateway", "--ssl-enabled"], "--ssl-keyfile and --ssl-certfile"),
         (vec!["gateway", "--ssl-keyfile", "x"], "without --ssl-enabled"),
         (vec!["gateway", "--auth-token", "ca nary"], "--auth-token"),
-        (vec!["gateway", "--auth-token-file", "/none/such"], "no such file"),
+        (vec!["gateway", "--auth-token", "clients:canary"], "--auth-token"),
+        (vec!["gateway", "--auth-token", "sha256:canary"], "64 hexadecimal digits"),
+        (vec!["gateway", "--auth-token", "register[canary,]:x"], "names of A-Z"),
         (vec!["gateway", "--threads", "0"], "--threads"),
         (vec!["register"], "--stdio"),
         (vec!["register", "--stdio", ""], "--stdio"),

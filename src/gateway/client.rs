@@ -127,7 +127,12 @@ impl Client {
 
     /// Whether it has something under way.
     pub fn is_busy(&self) -> bool {
-        self.legacy || self.streams.is_attached() || !self.calls().is_empty()
+        self.open_streams() > 0 || !self.calls().is_empty()
+    }
+
+    /// How many event streams are open.
+    pub fn open_streams(&self) -> usize {
+        if self.legacy { 1 } else { self.streams.attached() }
     }
 
     /// The way back that does not belong to a request.

@@ -1,10 +1,17 @@
 //! One HTTP connection: checks every request, and routes it.
 
-use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
+use std::{borrow::Cow, io, ops::ControlFlow, sync::Arc, time::Instant};
 
-use super::{Gateway, client::Scope, events, legacy, registration, streamable};
+use super::{
+    Gateway,
+    client::{Client, Scope},
+    door::Visit,
+    events,
+    keys::{Asking, Refusal},
+    legacy, registration, streamable,
+};
 use crate::{
-    auth::{Denied, Principal},
+    auth::{Denied, Grant, Principal, guess::origin},
     http::{
         conn::Step,
         head::Request,
@@ -14,12 +21,16 @@ use crate::{
     },
     net::{link, stream::Stream, web::Web},
     router::{Forbidden, Route, Unrouted},
+    session,
 };
 
 /// One connection.
 pub struct Connection {
     pub(super) gateway: Arc<Gateway>,
     pub(super) web: Web,
+    visit: Visit,
+    /// Who was let in over it.
+    proven: Option<Principal>,
 }
 
 /// What becomes of the connection after a request.
@@ -30,9 +41,9 @@ enum Then {
 
 impl Connection {
     /// A connection that was accepted, after its TLS handshake.
-    pub fn new(gateway: Arc<Gateway>, stream: Stream) -> Self {
+    pub fn new(gateway: Arc<Gateway>, stream: Stream, visit: Visit) -> Self {
         let web = Web::new(stream, &gateway.config.limits.http, gateway.stopped.clone());
-        Self { gateway, web }
+        Self { gateway, web, visit, proven: None }
     }
 
     /// Serves its requests until it ends.
@@ -56,6 +67,7 @@ impl Connection {
         match self.web.advance().await? {
             Step::Request(request) => self.request(request).await.map(Some),
             Step::Refuse(response) => {
+                self.gateway.stats.refused.add();
                 self.web.answer(&response);
                 Ok(Some(Then::Next))
             }
@@ -68,7 +80,12 @@ impl Connection {
         let admitted = self.gateway.policy.admit(&request).is_ok();
         let origin = request.field("origin").filter(|_| admitted).map(str::to_owned);
         match self.check(&request) {
-            Ok((route, principal)) => self.go(route, principal, &request, origin.as_deref()).await,
+            Ok((route, principal)) => {
+                if route != Route::Preflight {
+                    self.visit.known();
+                }
+                self.go(route, principal, &request, origin.as_deref()).await
+            }
             Err(response) => {
                 let response = self.with_cors(response, origin.as_deref());
                 self.web.answer(&response);
@@ -78,24 +95,57 @@ impl Connection {
     }
 
     /// Who asks, from where, for what; in this order, before anything else of the request is acted on.
-    fn check<'a>(&self, request: &'a Request) -> Result<(Route<'a>, Principal), Response> {
-        let policy = &self.gateway.policy;
-        let route = policy.route(request);
+    fn check<'a>(&mut self, request: &'a Request) -> Result<(Route<'a>, Principal), Response> {
+        let route = self.gateway.policy.route(request);
         // A browser's preflight never carries a token; it is answered, and tells nothing.
-        let principal = if route == Ok(Route::Preflight) {
-            Principal::ANONYMOUS
-        } else {
-            let checked = self.gateway.tokens.check(request.fields("authorization"));
-            checked.map_err(|why| self.denied(why))?
+        let grant = if route == Ok(Route::Preflight) { Grant::OPEN } else { self.identify(request)? };
+        // Whoever may do one thing alone is not told what else there is.
+        let may = match &route {
+            Ok(Route::Register) => grant.register,
+            Ok(Route::Health) => true,
+            _ => grant.client,
         };
-        policy.admit(request).map_err(forbidden)?;
+        if !may {
+            self.gateway.stats.denied.add();
+            log::debug!("a request from {} has a token of another role", self.web.stream.peer());
+            return Err(Response::new(StatusCode::Forbidden).text("this token is not for that\n"));
+        }
+        self.gateway.policy.admit(request).map_err(forbidden)?;
         let route = route.map_err(|why| match why {
             Unrouted::Path => Response::new(StatusCode::NotFound).text("not found\n"),
             Unrouted::Method(allowed) => Response::new(StatusCode::MethodNotAllowed)
                 .field("Allow", allowed)
                 .text("method not allowed\n"),
         })?;
-        Ok((route, principal))
+        Ok((route, grant.principal))
+    }
+
+    /// Who asks.
+    fn identify(&mut self, request: &Request) -> Result<Grant, Response> {
+        let (gateway, peer) = (&self.gateway, self.web.stream.peer());
+        let owner = || {
+            let id = request.field("mcp-session-id").map(Cow::Borrowed);
+            id.or_else(|| request.query("session_id")).and_then(|id| gateway.sessions().owner(&id))
+        };
+        let fields = request.fields("authorization");
+        let from = origin(peer.ip(), &gateway.config.trusted_proxies, request.fields("x-forwarded-for"));
+        let asking = Asking { from, fields, proven: self.proven, owner: &owner };
+        let checked = gateway.keys.check(Instant::now(), asking);
+        match checked {
+            Ok(grant) => {
+                self.proven = Some(grant.principal);
+                Ok(grant)
+            }
+            Err(Refusal::Denied(why)) => Err(self.denied(why)),
+            Err(Refusal::Guessing(wait)) => {
+                gateway.stats.throttled.add();
+                log::debug!("a request from {peer} is put off: too many wrong tokens come from there");
+                // Rounded up, so that who comes back then is not early.
+                let seconds = (wait.as_secs() + 1).to_string();
+                let response = Response::new(StatusCode::TooManyRequests).field("Retry-After", &seconds);
+                Err(response.text("too many wrong tokens\n"))
+            }
+        }
     }
 
     /// RFC 6750, section 3: no error code when no token was sent.
@@ -129,6 +179,7 @@ impl Connection {
                 Some(Response::new(StatusCode::Ok).field("Cache-Control", "no-store").text("ok"))
             }
             Route::Preflight => Some(preflight()),
+            Route::Status => Some(self.gateway.status()),
             Route::Messages => legacy::messages(self, principal, request).await?,
             Route::Mcp(name) => streamable::serve(self, principal, scope(name), request).await?,
             Route::EventStream(name) => match legacy::admit(self, principal, scope(name)) {
@@ -155,7 +206,7 @@ impl Connection {
         let upgrade = Upgrade::check(request)?;
         if self.gateway.links.len() >= self.gateway.config.limits.link.links {
             log::warn!("a registration from {} is refused: too many links", self.web.stream.peer());
-            return Err(busy("too many servers are registered\n"));
+            return Err(busy("too many servers are registered (--max-links)\n"));
         }
         Ok(upgrade)
     }
@@ -163,14 +214,14 @@ impl Connection {
     async fn upgrade(self, upgrade: Upgrade, principal: Principal) {
         let badge = self.gateway.links.badge();
         let peer = self.web.stream.peer();
-        let Self { gateway, web } = self;
+        let Self { gateway, web, visit, .. } = self;
         let (stream, glued) = match web.upgrade(&upgrade).await {
             Ok(upgraded) => upgraded,
             Err(error) => return log::debug!("connection with {peer} broke: {error}"),
         };
         let socket = link::accepted(stream, glued, &gateway.config.limits.link).await;
         registration::serve(gateway, socket, principal, peer).await;
-        drop(badge);
+        drop((badge, visit));
     }
 
     /// A session begins only with a server that is connected; one that is open outlives it, and sees it come back.
@@ -183,6 +234,11 @@ impl Connection {
         }
     }
 
+    /// Opens a session.
+    pub(super) fn open_session(&self, client: &Arc<Client>, principal: Principal) -> Result<(), Response> {
+        self.gateway.open_session(Instant::now(), client, principal).map_err(no_session)
+    }
+
     /// Reads the body of a request, which then stands in `web`. Otherwise: what to answer, or nothing when the connection
     /// has ended meanwhile.
     pub(super) async fn read_json(&mut self, request: &Request) -> io::Result<ControlFlow<Option<Response>>> {
@@ -193,7 +249,10 @@ impl Connection {
         self.web.conn.take_body(Instant::now(), &mut self.web.out);
         Ok(match self.web.advance().await? {
             Step::Body => ControlFlow::Continue(()),
-            Step::Refuse(response) => ControlFlow::Break(Some(response)),
+            Step::Refuse(response) => {
+                self.gateway.stats.refused.add();
+                ControlFlow::Break(Some(response))
+            }
             _ => ControlFlow::Break(None),
         })
     }
@@ -226,6 +285,16 @@ fn is_json(request: &Request) -> bool {
 /// 503 with a hint when to come back.
 pub(super) fn busy(text: &str) -> Response {
     Response::new(StatusCode::ServiceUnavailable).field("Retry-After", "1").text(text)
+}
+
+/// There is no place for one more session.
+fn no_session(full: session::Full) -> Response {
+    match full {
+        session::Full::All => busy("too many sessions are open (--max-client-sessions)\n"),
+        session::Full::Token => Response::new(StatusCode::TooManyRequests)
+            .field("Retry-After", "1")
+            .text("too many sessions of this token are open (--max-sessions-per-token)\n"),
+    }
 }
 
 fn preflight() -> Response {

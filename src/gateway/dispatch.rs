@@ -45,7 +45,12 @@ impl Gateway {
                 match answer {
                     Ok(Answer::Now(result)) => reply.finish(jsonrpc::result(id, &result), &self.stats),
                     Ok(Answer::Later) => {}
-                    Err((code, why)) => reply.finish(jsonrpc::error(id, code, &why), &self.stats),
+                    Err((code, why)) => {
+                        if code == jsonrpc::BUSY {
+                            self.stats.busy.add();
+                        }
+                        reply.finish(jsonrpc::error(id, code, &why), &self.stats);
+                    }
                 }
             }
             MessageKind::Notification => self.notification(client, message),
@@ -333,14 +338,17 @@ pub fn declined(why: Declined, server: &str) -> Problem {
     let invalid = |text: &str| (jsonrpc::INVALID_REQUEST, text.to_owned());
     match why {
         Declined::Client(session::Refused::Busy) => {
-            (jsonrpc::BUSY, "too many calls of this session are under way".into())
+            (jsonrpc::BUSY, "too many calls of this session are under way (--max-calls-per-session)".into())
         }
         Declined::Client(session::Refused::Repeated) => invalid("a call with this id is under way"),
         Declined::Client(session::Refused::Ended) => invalid("the session has ended"),
         Declined::Sessions => {
             (jsonrpc::BUSY, format!("server '{server}' has as many sessions as it may (--max-sessions)"))
         }
-        Declined::Server => (jsonrpc::BUSY, format!("server '{server}' has too many calls under way")),
+        Declined::Server => (
+            jsonrpc::BUSY,
+            format!("server '{server}' has too many calls under way (--max-calls-per-server)"),
+        ),
         Declined::Link => (jsonrpc::BUSY, format!("the link to server '{server}' does not keep up")),
         Declined::Gone => (jsonrpc::INTERNAL_ERROR, format!("server '{server}' went away")),
     }

@@ -73,8 +73,9 @@ pub async fn write(
         // The head of the answer may wait there, and a client waits for it.
         if !first.is_empty() || !web.out.is_empty() {
             web.conn.stream(&first, &mut web.out);
-            flush(web, numbers.as_ref().map(|numbers| &numbers.wanted)).await?;
+            // It may take a client long to read what stands in `out`; once is enough.
             first = Vec::new();
+            flush(web, numbers.as_ref().map(|numbers| &numbers.wanted)).await?;
             written = Instant::now();
         }
         let wanted = numbers.as_ref().map(|numbers| numbers.wanted.clone());
@@ -153,7 +154,7 @@ async fn next(
     });
     poll_fn(|context| {
         let mut messages = VecDeque::new();
-        match queue.poll_take(context, &mut messages) {
+        match queue.poll_take_some(context, &mut messages, gateway.config.limits.session.write_bytes) {
             Poll::Ready(Taken::Some) => return Poll::Ready(Ok(Wake::Messages(messages))),
             Poll::Ready(Taken::Ended(())) => return Poll::Ready(Ok(Wake::End(Ended::Complete))),
             Poll::Pending => {}

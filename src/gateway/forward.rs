@@ -7,14 +7,14 @@ use super::{
     client::{Client, Scope},
     dispatch::{Answer, Problem, declined, string_param},
     reply::Reply,
-    upstream::{Call, Upstream},
+    upstream::{Call, Caller, Upstream},
 };
 use crate::{
     jsonrpc::{self, Message, Span, quote, unquote},
     limits,
     mcp::{logging::Level, offer::Kind},
     session::Subscriber,
-    tunnel::rewrite,
+    tunnel::{mux::Pending, rewrite},
 };
 
 /// Where the client's name for something stands, and the server's own name for it.
@@ -85,7 +85,8 @@ impl Gateway {
                     return Err((jsonrpc::BUSY, "the session has too many subscriptions".into()));
                 }
                 let uri = unquote(&message.text()[span.clone()]).unwrap_or_default().into_owned();
-                let subscriber = Subscriber { session: client.id().to_owned(), uri };
+                let asked = message.id().map(str::to_owned);
+                let subscriber = Subscriber { session: client.id().to_owned(), uri, asked };
                 added = subscriptions.add(upstream.name(), own, subscriber).then(|| own.clone());
             }
             "resources/unsubscribe" => {
@@ -107,6 +108,13 @@ impl Gateway {
             self.subscriptions().remove(upstream.name(), &own, client.id());
         }
         passed
+    }
+
+    /// A server has answered. What it does not tell of is not counted as a wish.
+    pub fn settle(&self, upstream: &Upstream, pending: &Pending<Caller>, answer: &Message<'_>) {
+        if let (Caller::Client(client, id, _), "resources/subscribe") = (&pending.caller, &*pending.method) {
+            self.subscriptions().settle(upstream.name(), client.id(), id, answer.error().is_none());
+        }
     }
 
     /// A session is gone: servers need not tell what nobody wants to hear.

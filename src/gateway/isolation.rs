@@ -106,7 +106,10 @@ impl Gateway {
                     self.end_process(process, &why, true);
                 }
             },
-            Ok(Step::Answer(pending)) => deliver(pending, message, &self.stats),
+            Ok(Step::Answer(pending)) => {
+                self.settle(process, &pending, message);
+                deliver(pending, message, &self.stats);
+            }
             _ => self.stats.strays.add(),
         }
     }

@@ -4,7 +4,7 @@ use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
 use super::{
     client::{Client, Scope},
-    connection::{Connection, busy},
+    connection::Connection,
     events,
 };
 use crate::{
@@ -25,8 +25,7 @@ pub fn admit(
     let gateway = &connection.gateway;
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
     let (client, queue) = Client::new(session::id(random), scope, true, &gateway.config.limits.session);
-    let opened = gateway.sessions().open(Instant::now(), client.id().to_owned(), principal, client.clone());
-    opened.map_err(|session::Full| busy("too many sessions are open\n"))?;
+    connection.open_session(&client, principal)?;
     log::debug!("client {} opens an event stream from {}", client.name(), connection.web.stream.peer());
     Ok((client, queue))
 }
@@ -53,7 +52,7 @@ pub async fn serve(
     client: Arc<Client>,
     mut queue: Receiver<()>,
 ) -> io::Result<()> {
-    let Connection { gateway, web } = connection;
+    let Connection { gateway, web, .. } = connection;
     let _session = Session { client: &client, gateway };
     web.conn.start_stream(&head, &mut web.out);
     let path = match client.scope() {

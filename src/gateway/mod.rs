@@ -1,8 +1,10 @@
 //! The gateway: an HTTP server for MCP clients, and the other end of the links of all edge boxes.
 //!
-//! - [`connection`]: one HTTP connection: reads, checks who asks and from where, routes.
+//! - [`connection`]: one HTTP connection: reads, checks who asks and from where, routes. `door`: its place among all.
+//! - `status`: what the gateway has and did.
 //! - `legacy`: the 2024-11-05 transport. `streamable`: the later ones. `events` and `streams`: event streams, and how a
 //!   client comes back to one.
+//! - `keys`: who may do what, and how that is read anew while it runs.
 //! - `registration`: how an edge gets its server in, and back in. `server`: what that server's frames mean. `upstream`: that
 //!   server, as the others see it.
 //! - `client`: a client, as the others see it; `reply`: where its answers go.
@@ -14,28 +16,31 @@
 mod client;
 mod connection;
 mod dispatch;
+mod door;
 mod events;
 mod forward;
 mod isolation;
+mod keys;
 mod legacy;
 mod registration;
 mod reply;
 mod server;
+mod status;
 mod streamable;
 mod streams;
 mod upstream;
 
 use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
+use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use smol::Timer;
 
-use self::{client::Client, upstream::Upstream};
+use self::{client::Client, door::Visit, keys::Keys, upstream::Upstream};
 use crate::{
     auth::Tokens,
     catalog::Catalog,
@@ -51,7 +56,8 @@ use crate::{
     },
     router::Policy,
     session::{Sessions, Subscriptions},
-    stats::Stats,
+    stats::{Seldom, Stats},
+    visits::Visits,
 };
 
 /// What all connections of one gateway share.
@@ -59,7 +65,7 @@ use crate::{
 pub struct Gateway {
     config: GatewayConfig,
     policy: Policy,
-    tokens: Tokens,
+    keys: Keys,
     catalog: Mutex<Catalog<Arc<Upstream>>>,
     sessions: Mutex<Sessions<Arc<Client>>>,
     subscriptions: Mutex<Subscriptions>,
@@ -67,34 +73,49 @@ pub struct Gateway {
     /// is the last change. No session is closed under it.
     wishes: Mutex<()>,
     links: Crew,
+    visits: Mutex<Visits<Switch>>,
+    /// Those who are told that there is no place for them.
+    leaving: Crew,
     stats: Stats,
+    /// When to complain of peers.
+    complaints: Mutex<Seldom>,
+    started: Instant,
+    /// It listens beyond loopback.
+    exposed: bool,
     stopped: Thrown,
 }
 
 impl Gateway {
-    fn new(config: GatewayConfig, stopped: Thrown) -> Self {
-        let guarded =
-            !config.tokens.is_empty() || config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    fn new(config: GatewayConfig, tokens: Tokens, stopped: Thrown, exposed: bool) -> Self {
+        let guarded = !tokens.is_empty() || config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         let policy = Policy {
             sse_path: config.sse_path.clone(),
             mcp_path: config.mcp_path.clone(),
             messages_path: config.messages_path.clone(),
             health_path: config.health_path.clone(),
+            status_path: config.status_path.clone(),
             guarded,
             public_hosts: config.public_hosts.clone(),
             allow_origins: config.allow_origins.clone(),
             cors: config.cors,
         };
         let own = [("list_servers", mcp::LIST_SERVERS)];
+        let mut sessions = Sessions::new(&config.limits.session);
+        sessions.share(tokens.have_several_clients());
         Self {
             policy,
-            tokens: Tokens::new(config.tokens.clone()),
+            keys: Keys::new(tokens, &config.limits.guess),
             catalog: Mutex::new(Catalog::new(&own, config.limits.catalog.clone())),
-            sessions: Mutex::new(Sessions::new(&config.limits.session)),
+            sessions: Mutex::new(sessions),
             subscriptions: Mutex::default(),
             wishes: Mutex::default(),
             links: Crew::new(),
+            visits: Mutex::new(Visits::new(&config.limits.http)),
+            leaving: Crew::new(),
             stats: Stats::default(),
+            complaints: Mutex::default(),
+            started: Instant::now(),
+            exposed,
             stopped,
             config,
         }
@@ -112,6 +133,10 @@ impl Gateway {
 
     fn subscriptions(&self) -> MutexGuard<'_, Subscriptions> {
         self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn visits(&self) -> MutexGuard<'_, Visits<Switch>> {
+        self.visits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wishes(&self) -> MutexGuard<'_, ()> {
@@ -172,18 +197,39 @@ pub struct Bound {
     listeners: Vec<Listener>,
     acceptor: Option<Acceptor>,
     switch: Switch,
+    reloads: (Sender<()>, Receiver<()>),
+}
+
+/// Asks a gateway to read its files again.
+#[derive(Clone, Debug)]
+pub struct Reloader(Sender<()>);
+
+impl Reloader {
+    /// Asks. What is asked while the files are being read leads to one more reading.
+    pub fn ask(&self) {
+        // Full: it was asked already. Closed: the gateway has stopped.
+        let _ = self.0.try_send(());
+    }
 }
 
 impl Bound {
-    /// Reads the certificates and takes the port.
+    /// Reads the tokens and the certificates, and takes the port.
     ///
     /// # Errors
     /// One line that names the flag or the address.
     pub fn new(config: GatewayConfig) -> Result<Self, Fault> {
         let acceptor = config.tls.as_ref().map(Acceptor::new).transpose()?;
+        let tokens = keys::read(&config)?;
         let listeners = listen::bind(config.host.as_deref(), config.port, config.ipv6)?;
         let (switch, stopped) = exec::switch();
-        Ok(Self { gateway: Arc::new(Gateway::new(config, stopped)), listeners, acceptor, switch })
+        let exposed = listeners.iter().any(|listener| !listener.local().ip().is_loopback());
+        let gateway = Arc::new(Gateway::new(config, tokens, stopped, exposed));
+        Ok(Self { gateway, listeners, acceptor, switch, reloads: async_channel::bounded(1) })
+    }
+
+    /// By which it can be asked to read its tokens and certificates again.
+    pub fn reloader(&self) -> Reloader {
+        Reloader(self.reloads.0.clone())
     }
 
     /// Where it listens.
@@ -193,20 +239,35 @@ impl Bound {
 
     /// Serves until `stop` is ready, then finishes what runs, for as long as [`limits::DRAIN_CALLS`] and [`limits::DRAIN`].
     pub async fn serve(self, stop: impl Future<Output = ()>) {
-        let Self { gateway, listeners, acceptor, switch } = self;
+        let Self { gateway, listeners, acceptor, switch, reloads } = self;
+        let needed = gateway.config.limits.http.connections + limits::DESCRIPTORS_EXTRA;
+        let allowed = listen::allow_descriptors(needed);
+        if allowed < needed as u64 {
+            log::warn!("the system allows {allowed} descriptors, and all connections need {needed}");
+        }
         self::greet(&gateway, &listeners, acceptor.is_some());
-        let door = Arc::new(Door { gateway, acceptor, crew: Crew::new(), addresses: Mutex::default() });
+        let door = Arc::new(Door { gateway, acceptor, crew: Crew::new() });
         let accepting: Vec<_> =
             listeners.into_iter().map(|listener| exec::spawn(accept(listener, door.clone()))).collect();
         let sweeping = exec::spawn(door.gateway.clone().sweep());
+        let reloading = exec::spawn(reload(door.clone(), reloads.1));
         stop.await;
-        drop((accepting, sweeping));
+        drop((accepting, sweeping, reloading));
         log::info!("stopping: no new connections, waiting for {} to end", door.crew.len());
         door.gateway.finish_calls().await;
         drop(switch);
         if deadline::within(limits::DRAIN, door.crew.gone()).await.is_err() {
             log::warn!("some connections did not end within {} s", limits::DRAIN.as_secs());
         }
+        log::info!("{}", door.gateway.summary());
+    }
+}
+
+/// Reads the files again whenever that is asked for.
+async fn reload(door: Arc<Door>, asked: Receiver<()>) {
+    while asked.recv().await.is_ok() {
+        log::info!("reading tokens and certificates again");
+        door.gateway.clone().reload(door.acceptor.clone()).await;
     }
 }
 
@@ -228,7 +289,7 @@ fn greet(gateway: &Gateway, listeners: &[Listener], tls: bool) {
             );
         }
     }
-    if !gateway.tokens.is_empty() && !tls && listeners.iter().any(|l| !l.local().ip().is_loopback()) {
+    if !gateway.keys.tokens().is_empty() && !tls && listeners.iter().any(|l| !l.local().ip().is_loopback()) {
         log::warn!("tokens travel in the clear: use --ssl-enabled, or a TLS proxy in front");
     }
 }
@@ -238,38 +299,6 @@ struct Door {
     gateway: Arc<Gateway>,
     acceptor: Option<Acceptor>,
     crew: Crew,
-    /// Connections by the address they come from.
-    addresses: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// One more connection from an address; one less when it is dropped.
-struct Visit {
-    door: Arc<Door>,
-    address: IpAddr,
-}
-
-impl Visit {
-    fn begin(door: &Arc<Door>, address: IpAddr) -> Option<Self> {
-        let mut addresses = door.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = addresses.entry(address).or_default();
-        if *count >= door.gateway.config.limits.http.connections_per_address {
-            return None;
-        }
-        *count += 1;
-        Some(Self { door: door.clone(), address })
-    }
-}
-
-impl Drop for Visit {
-    fn drop(&mut self) {
-        let mut addresses = self.door.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = addresses.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                addresses.remove(&self.address);
-            }
-        }
-    }
 }
 
 /// Takes connections for ever. Handshakes and everything slow happen in the connection's own task.
@@ -277,44 +306,47 @@ async fn accept(mut listener: Listener, door: Arc<Door>) {
     loop {
         let stream = listener.accept().await;
         door.gateway.stats.connections.add();
-        let visit = Visit::begin(&door, stream.peer().ip());
-        let full = door.crew.len() >= door.gateway.config.limits.http.connections;
-        let Some(visit) = visit.filter(|_| !full) else {
-            log::warn!("a connection from {} is turned away: too many are open", stream.peer());
-            turn_away(stream).await;
-            continue;
+        let (visit, pushed_out) = match Visit::begin(&door.gateway, stream.peer().ip()) {
+            Ok(begun) => begun,
+            Err(why) => {
+                door::turn_away(&door.gateway, stream, why);
+                continue;
+            }
         };
         let badge = door.crew.badge();
-        let gateway = door.gateway.clone();
+        let (gateway, door) = (door.gateway.clone(), door.clone());
         let task = async move {
             let _held = badge;
-            welcome(&visit.door, stream).await;
+            future::or(welcome(&door, stream, visit), pushed_out.wait()).await;
         };
         exec::spawn_guarded(task, move || {
             gateway.stats.panics.add();
             log::error!("a connection ended in a panic; the others go on");
         });
+        // Those that were accepted get their turn before the next, however many wait: what they push out is gone then.
+        future::yield_now().await;
     }
 }
 
-/// Says 503 if that can be said at once.
-async fn turn_away(mut stream: Stream) {
-    const ANSWER: &[u8] =
-        b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-    let mut answer = Box::pin(futures_lite::AsyncWriteExt::write_all(&mut stream, ANSWER));
-    let _ = future::poll_once(&mut answer).await;
-}
-
-async fn welcome(door: &Door, stream: Stream) {
+async fn welcome(door: &Door, stream: Stream, visit: Visit) {
     let peer = stream.peer();
     let limit = door.gateway.config.limits.http.tls_handshake;
     let stream = match &door.acceptor {
         None => stream,
         Some(acceptor) => match deadline::within(limit, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return log::info!("TLS handshake with {peer} failed: {error}"),
-            Err(_) => return log::info!("TLS handshake with {peer} took longer than {} s", limit.as_secs()),
+            Ok(Err(error)) => {
+                door.gateway.stats.handshakes_failed.add();
+                return door.gateway.seldom(&format!("TLS handshake with {peer} failed: {error}"));
+            }
+            Err(_) => {
+                door.gateway.stats.handshakes_failed.add();
+                let seconds = limit.as_secs();
+                return door
+                    .gateway
+                    .seldom(&format!("TLS handshake with {peer} took longer than {seconds} s"));
+            }
         },
     };
-    connection::Connection::new(door.gateway.clone(), stream).serve().await;
+    connection::Connection::new(door.gateway.clone(), stream, visit).serve().await;
 }

@@ -12,6 +12,7 @@ use futures_lite::future;
 use super::{Gateway, server::Server, upstream::Upstream};
 use crate::{
     auth::Principal,
+    catalog::Key,
     limits::{self, LinkLimits},
     mcp::offer::Kind,
     net::{
@@ -22,7 +23,7 @@ use crate::{
     secret::Secret,
     session, text,
     tunnel::{
-        CLOSE_REFUSED, CLOSE_REPLACED,
+        CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
         handshake::{Claim, Grant, Registration, Status},
     },
 };
@@ -30,6 +31,7 @@ use crate::{
 /// Serves a link that came up, until it ends or another takes over.
 pub async fn serve(gateway: Arc<Gateway>, mut socket: Socket, principal: Principal, from: SocketAddr) {
     let limits = gateway.config.limits.link.clone();
+    gateway.stats.links.add();
     let stopped = gateway.stopped.clone();
     let stopping = async {
         stopped.wait().await;
@@ -39,6 +41,7 @@ pub async fn serve(gateway: Arc<Gateway>, mut socket: Socket, principal: Princip
     let frame = match heard {
         Ok(frame) => frame,
         Err(ended) => {
+            gateway.count_end(&ended);
             log::info!("link from {from} ended without a registration: {ended}");
             return link::end(socket, VecDeque::new(), &ended, &limits).await;
         }
@@ -49,12 +52,23 @@ pub async fn serve(gateway: Arc<Gateway>, mut socket: Socket, principal: Princip
         Err(why) => {
             log::warn!("a registration from {from} is refused: {}", why.reason);
             let words = VecDeque::from([Status::error(&why.reason)]);
-            return link::end(socket, words, &Ended::ByUs(why), &limits).await;
+            let ended = Ended::ByUs(why);
+            gateway.count_end(&ended);
+            return link::end(socket, words, &ended, &limits).await;
         }
     };
     match link::say(&mut socket, answer, &limits).await {
         Ok(()) => life.live(socket).await,
         Err(ended) => life.part(ended).await,
+    }
+}
+
+impl Gateway {
+    /// Counts the links that we ended.
+    fn count_end(&self, ended: &Ended) {
+        if matches!(ended, Ended::ByUs(_)) {
+            self.stats.links_ended.add();
+        }
     }
 }
 
@@ -92,7 +106,8 @@ struct Life {
 enum Next {
     Ended(Ended),
     Claimed(Sender<Box<Life>>),
-    Replaced,
+    /// Somebody took it away: another link, or whoever took its token away.
+    Taken(Farewell),
     Stopped,
     Tick,
 }
@@ -112,12 +127,13 @@ impl Life {
         match future::or(driving, future::or(claimed(claims), stopping)).await {
             Next::Claimed(claim) => self.hand_over(claim).await,
             Next::Ended(ended) => self.part(ended).await,
-            Next::Replaced | Next::Stopped | Next::Tick => {}
+            Next::Taken(_) | Next::Stopped | Next::Tick => {}
         }
     }
 
     /// The connection is gone.
     async fn part(self: Box<Self>, ended: Ended) {
+        self.server.gateway().count_end(&ended);
         if !ended.is_accident() || self.limits.resume_window.is_zero() {
             return self.server.gone(&ended.to_string());
         }
@@ -142,15 +158,12 @@ impl Life {
                 deadline::until(Some(due)).await;
                 Next::Tick
             };
-            let replaced = async {
-                line.ended().await;
-                Next::Replaced
-            };
+            let taken = async { Next::Taken(line.ended().await) };
             let stopping = async {
                 stopped.wait().await;
                 Next::Stopped
             };
-            let next = future::or(future::or(claimed(claims), replaced), future::or(stopping, ticking)).await;
+            let next = future::or(future::or(claimed(claims), taken), future::or(stopping, ticking)).await;
             let now = Instant::now();
             let why = match next {
                 Next::Claimed(claim) => return Box::pin(self.hand_over(claim)).await,
@@ -162,7 +175,7 @@ impl Life {
                     Ok(()) => continue,
                     Err(farewell) => farewell.reason,
                 },
-                Next::Replaced => "it registered anew over another link".into(),
+                Next::Taken(farewell) => farewell.reason,
                 Next::Stopped | Next::Ended(_) => "the gateway stops".into(),
             };
             return self.server.gone(&why);
@@ -213,7 +226,10 @@ impl Newcomer<'_> {
         let holder = self.gateway.catalog().holder(id, self.principal)?;
         let berth = holder.berth()?;
         let same_name = registration.name.as_deref() == Some(holder.name());
-        if !same_name || !berth.token.matches(claim.token.expose().as_bytes()) {
+        if !same_name
+            || !self.may_claim(holder.name())
+            || !berth.token.matches(claim.token.expose().as_bytes())
+        {
             return None;
         }
         let mut life = berth.claim().await?;
@@ -263,15 +279,45 @@ impl Newcomer<'_> {
         Ok((Box::new(Life { server, line, resumes, claims, limits: limits.link.clone() }), answer))
     }
 
-    /// Into the catalog; the server that had the id goes.
-    fn enter(&self, id: &str, name: &str, upstream: &Arc<Upstream>) -> Result<crate::catalog::Key, Farewell> {
-        let gateway = self.gateway;
-        let registered = gateway.catalog().register(id, name, self.principal, upstream.clone());
-        let (key, replaced) = registered.map_err(|taken| {
-            let holder = text::show(&taken.holder);
-            let why = format!("the name '{name}' belongs to another server, with id {holder}");
+    /// Takes the name, if the token and whoever has the name allow that.
+    fn claim(
+        &self,
+        id: &str,
+        name: &str,
+        upstream: &Arc<Upstream>,
+    ) -> Result<(Key, Option<Arc<Upstream>>), Farewell> {
+        // The right is looked at while the catalog is held: whoever takes it away looks at the catalog afterwards.
+        let mut catalog = self.gateway.catalog();
+        if !self.may_claim(name) {
+            let why = format!("the token is not for the name '{name}' (register[NAME,…] at the gateway)");
+            return Err(Farewell::new(CLOSE_REFUSED, why));
+        }
+        let alive = |old: &Arc<Upstream>| !old.link().is_closed();
+        if catalog.take_over(Instant::now(), id, self.principal, alive).is_err() {
+            let why =
+                "this server id took over too often in the last minute; is it used twice (--server-id)?";
+            return Err(Farewell::new(CLOSE_TOO_OFTEN, why));
+        }
+        let registered = catalog.register(id, name, self.principal, upstream.clone());
+        registered.map_err(|taken| {
+            let why = match taken.holder {
+                Some(holder) => {
+                    format!("the name '{name}' belongs to another server, with id {}", text::show(&holder))
+                }
+                None => format!("the name '{name}' or this server id belongs to somebody else"),
+            };
             Farewell::new(CLOSE_REFUSED, why)
-        })?;
+        })
+    }
+
+    fn may_claim(&self, name: &str) -> bool {
+        self.gateway.keys.tokens().may_claim(self.principal, name)
+    }
+
+    /// Into the catalog; the server that had the id goes.
+    fn enter(&self, id: &str, name: &str, upstream: &Arc<Upstream>) -> Result<Key, Farewell> {
+        let gateway = self.gateway;
+        let (key, replaced) = self.claim(id, name, upstream)?;
         if let Some(old) = replaced {
             log::info!("server '{}' is registered anew; the old link is closed", old.name());
             let why = "it registered anew over another link";

@@ -46,6 +46,8 @@ pub struct Server {
     tools: usize,
     /// When the processes of single sessions were last looked at.
     looked: Instant,
+    /// No list that changed is asked for before this.
+    relist: Instant,
     /// Why it goes, once that is known.
     farewell: Option<String>,
 }
@@ -60,7 +62,8 @@ impl Peer for Server {
     fn deadline(&self) -> Option<Instant> {
         let own = self.upstream.isolation().filter(|isolation| !isolation.is_empty());
         let look = own.map(|_| self.looked + CHANNEL_TICK);
-        self.upstream.mux().deadline().into_iter().chain(look).min()
+        let relist = self.conversation.wants_relist().then_some(self.relist);
+        self.upstream.mux().deadline().into_iter().chain(look).chain(relist).min()
     }
 
     fn tick(&mut self, now: Instant) -> Result<(), Farewell> {
@@ -109,6 +112,7 @@ impl Server {
             renewed: false,
             tools: 0,
             looked: now,
+            relist: now,
             farewell: None,
         };
         server.ask(gateway, now, ask)?;
@@ -165,9 +169,11 @@ impl Server {
         match step {
             Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Conversation) => {
                 let next = self.conversation.answered(&message);
-                self.go_on(gateway, now, next)
+                self.go_on(gateway, now, next)?;
+                self.relist(gateway, now)
             }
             Ok(Step::Answer(pending)) => {
+                gateway.settle(&self.upstream, &pending, &message);
                 deliver(pending, &message, &gateway.stats);
                 Ok(())
             }
@@ -195,8 +201,7 @@ impl Server {
         log::info!("server '{}' was started anew at its edge", self.upstream.name());
         // What was asked before would be taken for an answer to what is asked now.
         self.asked.take().and_then(|id| self.upstream.mux().close(id));
-        let (conversation, ask) = Conversation::start(gateway.config.limits.catalog.clone());
-        self.conversation = conversation;
+        let ask = self.conversation.again();
         self.renewed = true;
         self.ask(gateway, now, ask)
     }
@@ -204,11 +209,20 @@ impl Server {
     /// A list of the server changed: all lists that the notification speaks of are asked for anew.
     fn changed(&mut self, gateway: &Gateway, now: Instant, notification: &str) -> Result<(), Farewell> {
         for kind in Kind::ALL.into_iter().filter(|kind| kind.changed() == notification) {
-            if let Some(ask) = self.conversation.changed(kind) {
-                self.ask(gateway, now, ask)?;
-            }
+            self.conversation.changed(kind);
         }
-        Ok(())
+        self.relist(gateway, now)
+    }
+
+    /// Asks for the lists that changed; at once, unless that was done a moment ago. A server that always has a change to
+    /// tell is listed at a pace that harms nobody.
+    fn relist(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
+        if now < self.relist {
+            return Ok(());
+        }
+        let Some(ask) = self.conversation.relist() else { return Ok(()) };
+        self.relist = now + gateway.config.limits.catalog.list_pause;
+        self.ask(gateway, now, ask)
     }
 
     fn progress(&self, gateway: &Gateway, id: u64, message: &Message<'_>, span: Span) {
@@ -328,6 +342,6 @@ impl Server {
             let why = format!("{} was not answered in {} s", pending.method, pending.patience.as_secs_f64());
             self.failed(&why)?;
         }
-        Ok(())
+        self.relist(gateway, now)
     }
 }

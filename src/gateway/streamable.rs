@@ -12,7 +12,7 @@ use futures_lite::AsyncRead;
 
 use super::{
     client::{Client, Scope},
-    connection::{Connection, busy},
+    connection::Connection,
     events::{self, Ended, Numbers},
     reply::Reply,
     streams::{Attached, NotAttached, STANDALONE},
@@ -260,10 +260,9 @@ async fn open(
         gateway.close(client, "it was not initialized");
         return Ok(Some(Response::new(StatusCode::Ok).json(answer)));
     }
-    let opened = gateway.sessions().open(Instant::now(), client.id().to_owned(), principal, client.clone());
-    if opened.is_err() {
-        gateway.close(client, "too many sessions are open");
-        return Ok(Some(busy("too many sessions are open\n")));
+    if let Err(refusal) = connection.open_session(client, principal) {
+        gateway.close(client, "it may not be opened now");
+        return Ok(Some(refusal));
     }
     if client.calls().have_ended() {
         // Its process answered and was gone: so is the session, as the client will hear when it uses it.
@@ -360,7 +359,7 @@ async fn stream(
     missed: Vec<(u64, String)>,
     earlier: Vec<String>,
 ) -> io::Result<()> {
-    let Connection { gateway, web } = connection;
+    let Connection { gateway, web, .. } = connection;
     web.conn.start_stream(&head, &mut web.out);
     let mut first = Vec::new();
     if client.facts().version == "2025-11-25" && attached.sent == 0 {

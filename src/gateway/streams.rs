@@ -207,8 +207,8 @@ impl Streams {
         self.table().listened
     }
 
-    /// Whether a connection has a stream in hand.
-    pub fn is_attached(&self) -> bool {
-        !self.table().held.is_empty()
+    /// How many streams connections have in hand.
+    pub fn attached(&self) -> usize {
+        self.table().held.len()
     }
 }

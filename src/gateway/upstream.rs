@@ -330,6 +330,12 @@ impl Upstream {
         self.mux.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many requests wait for its answer, or for that of a process of a session's own.
+    pub fn under_way(&self) -> usize {
+        let own = self.sessions.iter().flat_map(Isolation::all);
+        self.mux().len() + own.map(|process| process.mux().len()).sum::<usize>()
+    }
+
     /// Passes a client's call on under an id of the mux.
     ///
     /// # Errors

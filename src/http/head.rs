@@ -199,7 +199,7 @@ impl Request {
     }
 
     /// All fields of that name, in any case, in the order of the head.
-    pub fn fields<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
+    pub fn fields<'a>(&'a self, name: &str) -> impl DoubleEndedIterator<Item = &'a str> {
         self.fields
             .iter()
             .filter(move |field| self.slice(field.name).eq_ignore_ascii_case(name))

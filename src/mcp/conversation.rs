@@ -60,6 +60,8 @@ pub struct Conversation {
     phase: Phase,
     /// Lists that are to be asked for next.
     due: VecDeque<Kind>,
+    /// Lists that changed since they were asked for.
+    changes: VecDeque<Kind>,
     /// Kinds whose capability the server declared.
     declared: Vec<Kind>,
     /// The result of `initialize`, raw.
@@ -72,19 +74,25 @@ pub struct Conversation {
 impl Conversation {
     /// A new conversation, and what to ask first.
     pub fn start(limits: CatalogLimits) -> (Self, Ask) {
-        let params = format!(
-            "{{\"protocolVersion\":\"{LATEST}\",\"capabilities\":{{}},\"clientInfo\":{{\"name\":\"mcpport\",\"version\":\"{}\"}}}}",
-            env!("CARGO_PKG_VERSION")
-        );
         let conversation = Self {
             phase: Phase::Initializing,
             due: VecDeque::new(),
+            changes: VecDeque::new(),
             declared: Vec::new(),
             greeting: String::new(),
             remarks: Vec::new(),
             limits,
         };
-        (conversation, Ask { first: None, method: "initialize", params })
+        (conversation, hello())
+    }
+
+    /// The server was started anew: the conversation begins again, and what it knows holds until the server has
+    /// answered. Gives what to ask; no answer to what was asked before may come after this.
+    pub fn again(&mut self) -> Ask {
+        self.phase = Phase::Initializing;
+        self.due.clear();
+        self.changes.clear();
+        hello()
     }
 
     /// The server answered what was asked last.
@@ -96,15 +104,26 @@ impl Conversation {
         }
     }
 
-    /// The server says that a list changed. Gives what to ask, unless a listing is under way.
-    pub fn changed(&mut self, kind: Kind) -> Option<Ask> {
-        if !self.due.contains(&kind) {
-            self.due.push_back(kind);
+    /// The server says that a list changed: it is to be asked for anew, once [`Conversation::relist`] is called.
+    pub fn changed(&mut self, kind: Kind) {
+        // What is still to be asked for in any case is not asked for twice.
+        if !self.changes.contains(&kind) && !self.due.contains(&kind) {
+            self.changes.push_back(kind);
         }
-        match self.phase {
-            Phase::Settled => self.next_list(),
-            Phase::Initializing | Phase::Listing(_) => None,
+    }
+
+    /// Whether a list has changed and nothing else is being asked for.
+    pub fn wants_relist(&self) -> bool {
+        !self.changes.is_empty() && matches!(self.phase, Phase::Settled)
+    }
+
+    /// Asks for the lists that changed. `None`: there is none, or something else is being asked for.
+    pub fn relist(&mut self) -> Option<Ask> {
+        if !self.wants_relist() {
+            return None;
         }
+        self.due.append(&mut self.changes);
+        self.next_list()
     }
 
     /// The question went unanswered. What was listed before stays.
@@ -146,6 +165,7 @@ impl Conversation {
         self.greeting = result.to_owned();
         // A server may leave the capability out and have tools all the same; asking costs one round.
         self.due = Kind::ALL.into_iter().filter(|kind| *kind == Kind::Tool || declares(kind)).collect();
+        self.changes.clear();
         let first = Some(jsonrpc::notification("notifications/initialized", None));
         match self.next_list() {
             Some(ask) => Next::Ask(Ask { first, ..ask }),
@@ -223,6 +243,15 @@ impl Conversation {
     }
 }
 
+/// The first question.
+fn hello() -> Ask {
+    let params = format!(
+        "{{\"protocolVersion\":\"{LATEST}\",\"capabilities\":{{}},\"clientInfo\":{{\"name\":\"mcpport\",\"version\":\"{}\"}}}}",
+        env!("CARGO_PKG_VERSION")
+    );
+    Ask { first: None, method: "initialize", params }
+}
+
 impl Listing {
     fn take(&mut self, item: Item) {
         self.bytes += item.bytes();
@@ -295,12 +324,37 @@ mod tests {
     #[test]
     fn a_change_during_a_listing_is_not_lost() {
         let mut conversation = started("{\"tools\":{}}");
-        assert_eq!(conversation.changed(Kind::Tool), None);
-        assert_eq!(conversation.changed(Kind::Tool), None);
+        conversation.changed(Kind::Tool);
+        conversation.changed(Kind::Tool);
+        assert!(!conversation.wants_relist() && conversation.relist().is_none(), "one question at a time");
         let next = feed(&mut conversation, &answer(r#"{"tools":[]}"#));
-        assert!(matches!(next, Next::Offer(_, _, Some(_))), "{next:?}");
+        assert!(matches!(next, Next::Offer(_, _, None)), "{next:?}");
+        assert!(conversation.relist().is_some_and(|ask| ask.method == "tools/list"));
+        assert!(conversation.relist().is_none(), "two changes are one");
         assert!(keys(feed(&mut conversation, &answer(r#"{"tools":[]}"#))).is_empty());
-        assert!(conversation.changed(Kind::Prompt).is_some_and(|ask| ask.method == "prompts/list"));
+        conversation.changed(Kind::Prompt);
+        assert!(conversation.relist().is_some_and(|ask| ask.method == "prompts/list"));
+    }
+
+    #[test]
+    fn a_server_that_is_started_anew_is_asked_everything_again() {
+        let mut conversation = started("{\"tools\":{}}");
+        assert_eq!(conversation.again().method, "initialize");
+        assert!(conversation.relist().is_none(), "one question at a time");
+        let hello = r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{},"prompts":{}}}"#;
+        let Next::Ask(ask) = feed(&mut conversation, &answer(hello)) else { panic!("no question") };
+        assert!(ask.first.is_some() && ask.method == "tools/list");
+        assert_eq!(conversation.greeting(), hello);
+        let next = feed(&mut conversation, &answer(r#"{"tools":[]}"#));
+        assert!(matches!(next, Next::Offer(_, _, Some(ask)) if ask.method == "prompts/list"));
+        // What it was before still holds when it does not answer.
+        conversation.again();
+        conversation.unanswered();
+        assert_eq!(conversation.greeting(), hello);
+        conversation.changed(Kind::Tool);
+        assert!(conversation.relist().is_some());
+        let refused = feed(&mut conversation, &jsonrpc::error("1", -32603, "broken"));
+        assert!(matches!(refused, Next::Failed(_)), "it has tools: {refused:?}");
     }
 
     #[test]

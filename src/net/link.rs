@@ -150,9 +150,9 @@ impl Line {
         Ok(())
     }
 
-    /// Waits until somebody ends the queue.
-    pub async fn ended(&mut self) {
-        self.queue.ended().await;
+    /// Waits until somebody ends the queue: with this.
+    pub async fn ended(&mut self) -> Farewell {
+        self.queue.ended().await
     }
 
     /// The next frame that may go out.
@@ -290,6 +290,7 @@ pub async fn drive(
         written: 0,
         choked: None,
         partial: None,
+        seen: 0,
         liveness: Liveness::new(now),
         timer: Timer::at(now + limits.ping_every),
         due: now + limits.ping_every,
@@ -321,11 +322,18 @@ pub async fn end(mut socket: Socket, unsent: VecDeque<String>, ended: &Ended, li
         let stream = &mut socket.get_mut().inner;
         stream.finish(limits.farewell).await.ok()?;
         let mut rest = [0; 512];
-        while futures_lite::AsyncReadExt::read(stream, &mut rest).await.ok()? > 0 {
+        let mut left = limits.farewell_bytes;
+        while left > 0 {
+            let count = futures_lite::AsyncReadExt::read(stream, &mut rest).await.ok()?;
+            if count == 0 {
+                return Some(());
+            }
+            left = left.saturating_sub(count);
             // A peer that goes on talking must not keep the limit from being looked at.
             future::yield_now().await;
         }
-        Some(())
+        // It has until then to read our words; reading its own for longer would only feed a flood.
+        std::future::pending().await
     };
     // A peer that does not listen is not waited for.
     let _ = deadline::within(limits.farewell, farewell).await;
@@ -355,6 +363,8 @@ struct Driver<'a> {
     choked: Option<Instant>,
     /// Since when a message is incomplete.
     partial: Option<Instant>,
+    /// Bytes of it at the last look.
+    seen: usize,
     liveness: Liveness,
     timer: Timer,
     /// When `timer` fires.
@@ -432,7 +442,12 @@ impl Driver<'_> {
     fn stall(&mut self) {
         let written = self.socket.get_ref().written;
         if self.stalled.is_none() || written != self.written {
-            self.stalled = Some(Instant::now());
+            let now = Instant::now();
+            if self.stalled.is_some() {
+                // What waited was taken in: somebody is there, busy with a message that is larger than its buffers.
+                self.liveness.heard(now);
+            }
+            self.stalled = Some(now);
             self.written = written;
         }
     }
@@ -444,6 +459,7 @@ impl Driver<'_> {
         };
         let now = Instant::now();
         self.socket.get_mut().since = 0;
+        self.seen = 0;
         self.partial = None;
         let handled = match message {
             Some(Ok(Message::Text(text))) => {
@@ -491,8 +507,12 @@ impl Driver<'_> {
         if since > self.socket.get_ref().most {
             return Poll::Ready(Err(Ended::ByUs(Farewell::new(1008, "fragments without end"))));
         }
-        if since > 0 && self.partial.is_none() {
-            self.partial = Some(Instant::now());
+        if since != self.seen {
+            let now = Instant::now();
+            // A large message over a slow line is a sign of life long before it is whole.
+            self.liveness.heard(now);
+            self.partial.get_or_insert(now);
+            self.seen = since;
         }
         let target = self.deadline();
         if target < self.due {
@@ -515,8 +535,8 @@ impl Driver<'_> {
         if over(self.choked, self.limits.write_stall) {
             return Err(Ended::Lost("the peer acknowledges nothing".into()));
         }
-        if over(self.partial, self.limits.message_time) {
-            return Err(Ended::ByUs(Farewell::new(1008, "a message took too long")));
+        if over(self.partial, self.message_time()) {
+            return Err(Ended::ByUs(Farewell::new(1008, "a message came too slowly")));
         }
         match self.liveness.tick(now, self.limits) {
             Verdict::Dead => return Err(Ended::Silent(self.limits.dead_after)),
@@ -539,11 +559,17 @@ impl Driver<'_> {
         Ok(())
     }
 
+    /// How long the bytes of the present message have paid for.
+    fn message_time(&self) -> Duration {
+        let paid = (self.seen as u64 * 1000).checked_div(self.limits.message_floor as u64);
+        self.limits.message_time + Duration::from_millis(paid.unwrap_or_default())
+    }
+
     fn deadline(&self) -> Instant {
         // Tried in between as well: else progress just after a try would count as progress at the end.
         let look = || Instant::now() + self.limits.write_stall / STALL_LOOKS;
         let stalled = self.stalled.map(|since| look().min(since + self.limits.write_stall));
-        let partial = self.partial.map(|since| since + self.limits.message_time);
+        let partial = self.partial.map(|since| since + self.message_time());
         let choked = self.choked.map(|since| since + self.limits.write_stall);
         let owed = self.line.resume.as_ref().and_then(|resume| resume.due(self.limits));
         let live = self.liveness.deadline(self.limits);

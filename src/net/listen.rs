@@ -13,11 +13,12 @@ use async_io::Async;
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use smol::Timer;
 
 use super::stream::Stream;
-use crate::{fault::Fault, limits, text};
+use crate::{fault::Fault, limits, stats::Seldom, text};
 
 /// Opens the listening sockets for `--host` and `--port`. With `port` 0 the system chooses one number for all of them.
 ///
@@ -111,6 +112,17 @@ fn is_missing(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
 }
 
+/// Sees to it that this process may have so many descriptors, as far as the system lets it: the usual limit for a
+/// program that does not ask is 1024, of which connections get what the rest leaves. Returns how many it may have.
+pub fn allow_descriptors(needed: usize) -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let needed = needed as u64;
+    let Some(current) = current.filter(|current| *current < needed) else { return needed };
+    let wanted = maximum.map_or(needed, |maximum| maximum.min(needed)).max(current);
+    let limits = Rlimit { current: Some(wanted), maximum };
+    if setrlimit(Resource::Nofile, limits).is_ok() { wanted } else { current }
+}
+
 /// Why an address could not be bound, for the user.
 fn refused(address: SocketAddr, error: &io::Error) -> Fault {
     let port = address.port();
@@ -171,8 +183,7 @@ impl Listener {
 #[derive(Debug, Default)]
 struct Backoff {
     pause: Duration,
-    unsaid: u64,
-    said: Option<Instant>,
+    complaints: Seldom,
 }
 
 impl Backoff {
@@ -184,18 +195,13 @@ impl Backoff {
     /// An accept failed: the pause to make, and how many failures to report, if it is time for a report.
     fn failed(&mut self, now: Instant) -> (Duration, Option<u64>) {
         self.pause = (self.pause * 2).clamp(limits::ACCEPT_PAUSE_FIRST, limits::ACCEPT_PAUSE_LONGEST);
-        self.unsaid += 1;
-        if self.said.is_some_and(|said| now.saturating_duration_since(said) < limits::LOG_EVERY) {
-            return (self.pause, None);
-        }
-        self.said = Some(now);
-        (self.pause, Some(std::mem::take(&mut self.unsaid)))
+        (self.pause, self.complaints.due(now))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::{Backoff, addresses};
 
@@ -225,14 +231,5 @@ mod tests {
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 1000]);
         backoff.worked();
         assert_eq!(backoff.failed(now).0.as_millis(), 1);
-    }
-
-    #[test]
-    fn one_complaint_a_second() {
-        let mut backoff = Backoff::default();
-        let start = Instant::now();
-        let at = |millis| start + Duration::from_millis(millis);
-        let said: Vec<_> = [0, 10, 999, 1000, 1001, 2500].map(|millis| backoff.failed(at(millis)).1).into();
-        assert_eq!(said, [Some(1), None, None, Some(3), None, Some(2)]);
     }
 }

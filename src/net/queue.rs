@@ -38,7 +38,9 @@ pub struct Receiver<E>(Arc<Mutex<State<E>>>);
 
 struct State<E> {
     messages: VecDeque<String>,
+    /// Bytes of the messages, and of those that were taken by [`Receiver::poll_take_some`] last.
     bytes: usize,
+    lent: usize,
     most_messages: usize,
     most_bytes: usize,
     end: Option<E>,
@@ -52,6 +54,7 @@ pub fn bounded<E>(most_messages: usize, most_bytes: usize) -> (Sender<E>, Receiv
     let state = Arc::new(Mutex::new(State {
         messages: VecDeque::new(),
         bytes: 0,
+        lent: 0,
         most_messages,
         most_bytes,
         end: None,
@@ -183,7 +186,7 @@ impl<E: Clone> Receiver<E> {
             }
             return Poll::Pending;
         }
-        state.bytes = 0;
+        (state.bytes, state.lent) = (0, 0);
         if into.is_empty() {
             std::mem::swap(into, &mut state.messages);
         } else {
@@ -195,17 +198,50 @@ impl<E: Clone> Receiver<E> {
         Poll::Ready(Taken::Some)
     }
 
-    /// Waits until the queue is ended; what is in it stays there.
-    pub async fn ended(&mut self) {
+    /// Takes messages until they have so many bytes, at least one. They count as waiting until the next call: whoever writes
+    /// them out has them as long in memory.
+    pub fn poll_take_some(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut VecDeque<String>,
+        bytes: usize,
+    ) -> Poll<Taken<E>> {
+        let mut state = lock(&self.0);
+        state.bytes -= std::mem::take(&mut state.lent);
+        while state.lent < bytes
+            && let Some(message) = state.messages.pop_front()
+        {
+            state.lent += message.len();
+            into.push_back(message);
+        }
+        if into.is_empty() {
+            drop(state);
+            return self.poll_take(context, into);
+        }
+        if state.messages.is_empty() {
+            // A burst must not be paid for until the queue ends.
+            state.messages = VecDeque::new();
+        }
+        let writers = std::mem::take(&mut state.writers);
+        drop(state);
+        writers.into_iter().for_each(Waker::wake);
+        Poll::Ready(Taken::Some)
+    }
+
+    /// Waits until the queue is ended, and gives the reason; what is in it stays there.
+    pub async fn ended(&mut self) -> E
+    where
+        E: Clone,
+    {
         poll_fn(|context| {
             let mut state = lock(&self.0);
-            if state.end.is_some() {
-                return Poll::Ready(());
+            if let Some(end) = &state.end {
+                return Poll::Ready(end.clone());
             }
             state.reader = Some(context.waker().clone());
             Poll::Pending
         })
-        .await;
+        .await
     }
 
     /// Takes all messages there are, and waits for one if there is none.
@@ -264,6 +300,27 @@ mod tests {
         assert_eq!(sender.send("d".into()), Err(Refused::Full));
         block_on(receiver.take(&mut taken));
         assert_eq!(taken.len(), 4);
+    }
+
+    #[test]
+    fn what_is_written_counts_until_it_is_written() {
+        let (sender, mut receiver) = bounded::<()>(10, 10);
+        for text in ["aaaa", "bbbb"] {
+            sender.send(text.into()).unwrap();
+        }
+        let mut take = |taken: &mut VecDeque<String>| {
+            block_on(poll_fn(|context| receiver.poll_take_some(context, taken, 1)))
+        };
+        let mut taken = VecDeque::new();
+        assert_eq!((take(&mut taken), taken.len()), (Taken::Some, 1));
+        assert_eq!(sender.send("cccc".into()), Err(Refused::Full), "the first is not out yet");
+        taken.clear();
+        assert_eq!((take(&mut taken), taken.len()), (Taken::Some, 1));
+        assert_eq!(sender.send("cccc".into()), Ok(()));
+        sender.end(());
+        taken.clear();
+        assert_eq!((take(&mut taken), taken.pop_front()), (Taken::Some, Some("cccc".into())));
+        assert_eq!(take(&mut taken), Taken::Ended(()));
     }
 
     #[test]

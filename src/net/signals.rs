@@ -1,16 +1,32 @@
 //! Requests to stop: SIGTERM, SIGINT and SIGHUP as a future. The first means "finish what runs", the second "now".
 //!
+//! SIGHUP has two meanings by tradition: the terminal was closed, and "read your files again". A program that has files
+//! to read says so ([`Stop::on_hangup`]); then the second holds wherever no terminal is attached.
+//!
 //! SIGPIPE needs nothing here: Rust's start-up code ignores it, so that a write to a closed socket or pipe is an ordinary
 //! error, and restores it in children. The integration tests check both.
 
-use std::{fs, future::pending, io};
+use std::{
+    fmt, fs,
+    future::pending,
+    io::{self, IsTerminal},
+};
 
 use async_signal::{Signal, Signals};
 use futures_lite::StreamExt;
 
 /// Listens for requests to stop for as long as it lives. Make one, early: signals before that have their default effect.
-#[derive(Debug)]
-pub struct Stop(Signals);
+pub struct Stop {
+    signals: Signals,
+    /// What SIGHUP does instead.
+    hangup: Option<Box<dyn Fn() + Send>>,
+}
+
+impl fmt::Debug for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stop").field("signals", &self.signals).finish_non_exhaustive()
+    }
+}
 
 impl Stop {
     /// Starts to listen.
@@ -25,16 +41,32 @@ impl Stop {
         if !is_ignored(Signal::Hup) {
             signals.add_signals([Signal::Hup])?;
         }
-        Ok(Self(signals))
+        Ok(Self { signals, hangup: None })
+    }
+
+    /// Makes SIGHUP do this instead, unless a terminal is attached (stdin or stderr is one): then it still means that the
+    /// terminal was closed. Under `nohup` too, where there was nothing else for it to do.
+    ///
+    /// # Errors
+    /// The system's, when the signal cannot be listened to.
+    pub fn on_hangup(&mut self, act: impl Fn() + Send + 'static) -> io::Result<()> {
+        if !io::stdin().is_terminal() && !io::stderr().is_terminal() {
+            self.signals.add_signals([Signal::Hup])?;
+            self.hangup = Some(Box::new(act));
+        }
+        Ok(())
     }
 
     /// Waits for the next request and names it. Dropping the future loses no request.
     pub async fn requested(&mut self) -> &'static str {
         loop {
-            match self.0.next().await {
+            match self.signals.next().await {
                 Some(Ok(Signal::Term)) => return "SIGTERM",
                 Some(Ok(Signal::Int)) => return "SIGINT",
-                Some(Ok(Signal::Hup)) => return "SIGHUP",
+                Some(Ok(Signal::Hup)) => match &self.hangup {
+                    Some(act) => act(),
+                    None => return "SIGHUP",
+                },
                 Some(Ok(_)) => {}
                 // The pipe is gone: without it no request can come, and polling it again would spin.
                 Some(Err(_)) | None => pending().await,

@@ -1,7 +1,8 @@
 //! TLS on both sides: settings from files, the handshake, and its errors in plain words.
 //!
 //! The cryptography is `ring`, the versions are 1.2 and 1.3, no application protocol is negotiated: all of it is HTTP/1.1.
-//! Files are read once, at the start, so that a wrong one is told before anything listens. A handshake waits for the
+//! Files are read at the start, so that a wrong one is told before anything listens; the gateway's can be read again
+//! while it runs ([`Acceptor::replace`]). A handshake waits for the
 //! peer for ever: whoever starts one sets the deadline (`deadline::within`).
 
 mod explain;
@@ -11,7 +12,7 @@ mod verify;
 use std::{
     io,
     net::{Shutdown, TcpStream},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use async_io::Async;
@@ -39,9 +40,9 @@ const CERTIFICATE: &str = "--ssl-certfile";
 /// Flag of the authorities' file.
 const AUTHORITY: &str = "--ssl-ca-cert";
 
-/// The server side: turns an accepted connection into a TLS one.
+/// The server side: turns an accepted connection into a TLS one. Clones are one and the same.
 #[derive(Clone)]
-pub struct Acceptor(TlsAcceptor);
+pub struct Acceptor(Arc<Mutex<TlsAcceptor>>);
 
 impl Acceptor {
     /// Reads the files and checks that they belong together.
@@ -66,7 +67,19 @@ impl Acceptor {
         let config = builder
             .with_single_cert(chain, key)
             .map_err(|error| files::mismatch(&error, &settings.certificate, &settings.key))?;
-        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+        Ok(Self(Arc::new(Mutex::new(TlsAcceptor::from(Arc::new(config))))))
+    }
+
+    /// Takes over the settings of another: handshakes from now on use them. Connections that are up stay, and none
+    /// of their sessions can be resumed under the new settings without a handshake of its own.
+    pub fn replace(&self, other: Self) {
+        let new = other.current();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = new;
+    }
+
+    fn current(&self) -> TlsAcceptor {
+        // It is replaced whole, so a panic elsewhere does not spoil it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Shakes hands with a client that has just connected.
@@ -74,8 +87,9 @@ impl Acceptor {
     /// # Errors
     /// `InvalidData` around a TLS error when the client offers what we refuse, or the system's. The client has been told.
     pub async fn accept(&self, stream: Stream) -> io::Result<Stream> {
+        let current = self.current();
         stream
-            .secure(async |socket| match self.0.accept(socket).into_fallible().await {
+            .secure(async |socket| match current.accept(socket).into_fallible().await {
                 Ok(session) => Ok(TlsStream::Server(session)),
                 Err((error, socket)) => {
                     linger(socket).await;

@@ -142,13 +142,14 @@ impl Dialer {
                 "the gateway at {gateway} does not accept the token (401): check --header \"Authorization: Bearer TOKEN\""
             )),
             403 => Outcome::Refused(format!(
-                "the gateway at {gateway} refuses us (403): it may not accept this host name (--public-host there), or not this token"
+                "the gateway at {gateway} refuses us (403): the token may have another role than register (--auth-token there), or it does not accept this host name (--public-host there)"
             )),
             404 => Outcome::Refused(format!(
                 "there is no registration endpoint at {} (404): check the path of --gateway-url",
                 self.url
             )),
-            503 | 429 => self.lost(&format!("it is busy ({})", status.as_u16())),
+            429 => self.lost("it puts us off (429): too many wrong tokens came from this address"),
+            503 => self.lost("it is busy (503)"),
             code => self.lost(&format!("it answers {code} instead of upgrading to WebSocket")),
         }
     }

@@ -19,7 +19,7 @@ use crate::{
     },
     text,
     tunnel::{
-        CLOSE_REFUSED, CLOSE_REPLACED,
+        CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
         channel::{self, Frame},
         edge::{Down, Edge, Up},
         handshake::{Claim, Grant, Registration, Status},
@@ -33,6 +33,8 @@ pub enum Outcome {
     Lost(String),
     /// The gateway will not have us as we are.
     Refused(String),
+    /// The gateway will not have us now: wait for long, however new we are.
+    NotNow(String),
     /// We are stopping.
     Stopped,
 }
@@ -474,6 +476,10 @@ fn outcome(ended: Ended, refusal: Option<String>, state: &State, config: &Regist
             let reason = refusal.unwrap_or(why.reason);
             let reason = text::show(&reason);
             Outcome::Refused(format!("the gateway at {gateway} refuses the registration: {reason}"))
+        }
+        (Ended::ByPeer(why), refusal) if why.code == CLOSE_TOO_OFTEN => {
+            let reason = refusal.unwrap_or(why.reason);
+            Outcome::NotNow(format!("the gateway at {gateway} puts us off: {}", text::show(&reason)))
         }
         (Ended::ByPeer(why), _) if why.code == CLOSE_REPLACED => Outcome::Refused(format!(
             "another program registered at {gateway} with our id and took over; see --server-id"

@@ -105,7 +105,7 @@ async fn keep_linked(config: &RegisterConfig, dialer: &Dialer, state: &Arc<State
             }
             // A first refusal is for the person who typed the command; later ones have to be waited out.
             Outcome::Refused(why) if !state.was_registered() => return Err(Fault::run(why)),
-            Outcome::Refused(why) => {
+            Outcome::Refused(why) | Outcome::NotNow(why) => {
                 log::error!("{why}");
                 Setback::Refused
             }

@@ -9,6 +9,8 @@ pub struct Subscriber {
     pub session: String,
     /// The URI under which it knows the resource.
     pub uri: String,
+    /// The request that asks the server for it, by the client's id, raw; `None` once that is answered.
+    pub asked: Option<String>,
 }
 
 /// See the module's documentation. By the name of the server and its own URI.
@@ -24,7 +26,8 @@ impl Subscriptions {
     /// A session wants to hear of a resource. False: it did before.
     pub fn add(&mut self, server: &str, own: &str, subscriber: Subscriber) -> bool {
         let subscribers = self.0.entry((server.to_owned(), own.to_owned())).or_default();
-        let new = !subscribers.contains(&subscriber);
+        let same = |one: &Subscriber| one.session == subscriber.session && one.uri == subscriber.uri;
+        let new = !subscribers.iter().any(same);
         if new {
             subscribers.push(subscriber);
         }
@@ -41,6 +44,21 @@ impl Subscriptions {
             self.0.remove(&key);
         }
         last
+    }
+
+    /// The server answered a session's request to hear of a resource. What it refused is not counted.
+    pub fn settle(&mut self, server: &str, session: &str, asked: &str, granted: bool) {
+        self.0.retain(|(name, _), subscribers| {
+            if name != server {
+                return true;
+            }
+            subscribers.retain_mut(|one| {
+                let settled = one.session == session && one.asked.as_deref() == Some(asked);
+                one.asked.take_if(|_| settled);
+                granted || !settled
+            });
+            !subscribers.is_empty()
+        });
     }
 
     /// A session is gone. Returns the resources of which nobody wants to hear any more: server and own URI.
@@ -80,6 +98,11 @@ impl Subscriptions {
         found.flat_map(|(_, subscribers)| subscribers.iter().cloned()).collect()
     }
 
+    /// How many resources somebody wants to hear of.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Whether nobody is subscribed to anything.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -91,7 +114,7 @@ mod tests {
     use super::*;
 
     fn who(session: &str, uri: &str) -> Subscriber {
-        Subscriber { session: session.into(), uri: uri.into() }
+        Subscriber { session: session.into(), uri: uri.into(), asked: None }
     }
 
     #[test]
@@ -109,6 +132,23 @@ mod tests {
         assert!(subscriptions.remove("s", "a://x", "2"));
         assert!(subscriptions.remove("s", "a://x", "2"));
         assert!(subscriptions.is_empty());
+    }
+
+    #[test]
+    fn what_a_server_refuses_is_not_counted() {
+        let mut subscriptions = Subscriptions::default();
+        for (session, own, asked) in [("1", "a://x", "7"), ("1", "a://y", "8"), ("2", "a://x", "7")] {
+            let asked = Some(asked.to_owned());
+            subscriptions.add("s", own, Subscriber { asked, ..who(session, own) });
+        }
+        subscriptions.settle("t", "1", "7", false);
+        subscriptions.settle("s", "1", "8", true);
+        subscriptions.settle("s", "1", "8", false);
+        assert_eq!(subscriptions.count("1"), 2, "an id that is used again means something else");
+        subscriptions.settle("s", "1", "7", false);
+        assert_eq!((subscriptions.count("1"), subscriptions.count("2"), subscriptions.len()), (1, 1, 2));
+        subscriptions.settle("s", "2", "7", false);
+        assert_eq!(subscriptions.of_server("s"), ["a://y"]);
     }
 
     #[test]

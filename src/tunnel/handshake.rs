@@ -91,7 +91,8 @@ impl Registration {
             Some(_) => return Err(Refused::NotRegister),
         };
         let name = if call { at(&["params", "name"])? } else { at(&["name"])? };
-        if !call && name.is_none() && id.is_none() {
+        let answer = at(&["result"])?.is_some() || at(&["error"])?.is_some();
+        if !call && (answer || (name.is_none() && id.is_none())) {
             return Err(Refused::NotRegister);
         }
         let ours =
@@ -268,6 +269,8 @@ mod tests {
             r#"{"method":"register","method":"tools/call","id":1}"#,
             r#"{"method":"register","params":{"name":"a","n\u0061me":"b"}}"#,
             r#"{"id":1,"id":2,"name":"a"}"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":{}}"#,
+            r#"{"id":1,"name":"a","error":{}}"#,
         ] {
             assert_eq!(read(twice), Err(Refused::NotRegister), "{twice}");
         }

@@ -41,7 +41,8 @@
 //! | 1008 | the peer broke the rules above, or flooded |
 //! | 1013 | the peer does not read |
 //! | 4001 | another link with the same id took over |
-//! | 4403 | the name belongs to another server |
+//! | 4403 | the name or the id belongs to another server, or the token is not for this name |
+//! | 4429 | the same id took over too often; wait a minute |
 //!
 //! Neighbours: `net::link` moves the frames; `gateway` and `register` own the two ends.
 
@@ -59,3 +60,5 @@ pub mod rewrite;
 pub const CLOSE_REPLACED: u16 = 4001;
 /// Close code: the registration was refused.
 pub const CLOSE_REFUSED: u16 = 4403;
+/// Close code: the same id took over its own living link too often.
+pub const CLOSE_TOO_OFTEN: u16 = 4429;

@@ -29,7 +29,7 @@ fn main() {
 }
 
 /// What clients, gateways, edges and children say to each other.
-const MESSAGES: [&str; 16] = [
+const MESSAGES: [&str; 21] = [
     r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}"#,
     r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
     r#"{"jsonrpc":"2.0","id":0,"method":"tools/call","params":{"name":"a","arguments":{"x":[1,-2.5e+3,{"y":null}]},"_meta":{"progressToken":0}}}"#,
@@ -42,8 +42,13 @@ const MESSAGES: [&str; 16] = [
     r#"{"jsonrpc":"2.0","id":1,"id":1,"method":"a"}"#,
     r#"[{"jsonrpc":"2.0","id":1,"method":"a"}]"#,
     r#"{"jsonrpc":"2.0","id":"u","method":"register","params":{"name":"f","version":"1","capabilities":{"mcpport":{}}}}"#,
+    r#"{"jsonrpc":"2.0","id":7,"method":"register","params":{"name":"cam-1","capabilities":{"mcpport":{"sessions":{"max":9}}}}}"#,
+    r#"{"method":"register","params":{"name":"a","n\u0061me":"b"},"id":null}"#,
     r#"{"name":"f","id":"u"}"#,
+    r#"{"status":"received","id":"u","message":"m","capabilities":{"mcpport":{"sessions":{}}}}"#,
     r#"{"status":"received","id":"u","message":"hello","capabilities":{"mcpport":{}}}"#,
+    r#"{"jsonrpc":"2.0","id":"u","method":"register","params":{"name":"f","capabilities":{"mcpport":{"resume":{"token":"t","received":7}}}}}"#,
+    r#"{"status":"received","id":"u","message":"m","capabilities":{"mcpport":{"resume":{"token":"t","window":30,"received":0}}}}"#,
     r#"{"status":"error","message":"no"}"#,
     "npm WARN this is not JSON",
 ];
@@ -51,10 +56,10 @@ const MESSAGES: [&str; 16] = [
 fn messages(corpus: &Path) {
     for (number, message) in MESSAGES.iter().enumerate() {
         save(corpus, "envelope", number, message.as_bytes());
-        save(corpus, "wire", number, message.as_bytes());
+        save(corpus, "register", number, message.as_bytes());
     }
     for (number, frame) in ["#1 {}", "+7", "-7 gone", "-1", "#4294967296 x", "#01 "].iter().enumerate() {
-        save(corpus, "wire", 100 + number, format!("f{frame}").as_bytes());
+        save(corpus, "control", number, frame.as_bytes());
     }
     let deep =
         format!("{{\"jsonrpc\":\"2.0\",\"method\":\"a\",\"params\":{}{}}}", "[".repeat(127), "]".repeat(127));
@@ -63,7 +68,31 @@ fn messages(corpus: &Path) {
     save(corpus, "ndjson", 0, format!("\u{7f}a{lines}\n").as_bytes());
     save(corpus, "ndjson", 1, format!("\u{5}ab\r\n\n \nabcde\r\nabcdef\n{lines}").as_bytes());
     let both = MESSAGES.map(|message| format!("d{message}\u{1e}u{message}")).join("\u{1e}");
-    save(corpus, "wire", MESSAGES.len(), format!("{both}\u{1e}x\u{1e}{both}").as_bytes());
+    save(corpus, "control", 100, format!("{both}\u{1e}x\u{1e}{both}").as_bytes());
+    // Questions and answers over three links; late ones, repeated ones, cancelled ones.
+    let links = "q1 q2 q3 a0 p1 c3 x q1 q2 a1 a2 a3 a3 e4 x q1 p5 a4 a5 x".replace(' ', "\u{1e}");
+    save(corpus, "control", 101, links.as_bytes());
+    // The same with children that end and come back.
+    let starts = "i h q1 q2 k q3 b q4 c4 q5 h a0 a3 a4 q6 k x i b q1 h a6 k b x i q1 h h a7 a7 x";
+    save(corpus, "control", 102, starts.replace(' ', "\u{1e}").as_bytes());
+    operations(corpus);
+}
+
+/// Operations on the table of a link, as the target reads them.
+fn operations(corpus: &Path) {
+    let fill: Vec<u8> = (0..16).flat_map(|number| [0, number * 8]).collect();
+    let answers: Vec<u8> = (0..12).flat_map(|number| [3, number]).collect();
+    let times: Vec<u8> = (0..8).flat_map(|number| [6, number * 30]).collect();
+    let looks: Vec<u8> = (0..12).flat_map(|number| [4, number, 7, number, 5, number]).collect();
+    save(corpus, "mux", 0, &[fill.as_slice(), &answers, &fill, &times].concat());
+    // Both say much and hear some of it; then cuts, and all of it again.
+    let talk: Vec<u8> = (0..24).flat_map(|number| [number % 8, number * 9]).collect();
+    let cuts: Vec<u8> = (0..4).flat_map(|number| [10, number * 5, 0, 40, 3, 60, 4, 0, 5, 0]).collect();
+    for kind in [0, 2, 4, 1, 3, 5] {
+        save(corpus, "resume", usize::from(kind), &[&[kind], talk.as_slice(), &cuts, &talk].concat());
+    }
+    save(corpus, "resume", 100, b"*17");
+    save(corpus, "mux", 1, &[&[2, 90], fill.as_slice(), &looks, &[2, 50], &times, &[8, 255], &fill].concat());
 }
 
 fn save(corpus: &Path, target: &str, number: usize, bytes: &[u8]) {

@@ -54,6 +54,13 @@ fn usage() {
         (&["gateway", "--health-endpoint", "/mcp/register"], &["same path"]),
         (&["gateway", "--auth-token", "a canary"], &["--auth-token"]),
         (&["gateway", "--auth-token", ""], &["--auth-token"]),
+        (&["gateway", "--auth-token", "clients:canary"], &["--auth-token", "role"]),
+        (&["gateway", "--auth-token", "register[canary]"], &["--auth-token", "the token is missing"]),
+        (
+            &["gateway", "--auth-token", "@a:canary", "--auth-token=@b:canary"],
+            &["--auth-token", "two labels"],
+        ),
+        (&["gateway", "--trusted-proxy", "localhost"], &["--trusted-proxy", "localhost", "address"]),
         (&["gateway", "--auth-token-file", "/no/such"], &["--auth-token-file", "no such file"]),
         (&["gateway", "--auth-token-file", "/"], &["--auth-token-file"]),
         (&["gateway", "--ssl-enabled"], &["--ssl-enabled", "--ssl-keyfile", "--ssl-certfile"]),

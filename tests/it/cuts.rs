@@ -40,14 +40,17 @@ enum Fault {
     /// Nothing moves in these directions for a while; then the line is reset.
     Freeze(&'static [Way]),
     Reset,
+    /// The line is reset, and once more while the edge comes back.
+    Twice,
     /// One direction ends.
     Close(Way),
     /// One direction moves slowly for a while; then the line is reset.
     Drip(Way),
 }
 
-const FAULTS: [Fault; 8] = [
+const FAULTS: [Fault; 9] = [
     Fault::Reset,
+    Fault::Twice,
     Fault::Freeze(&[Way::Up]),
     Fault::Close(Way::Up),
     Fault::Drip(Way::Down),
@@ -232,6 +235,12 @@ impl World {
             }
             Fault::Close(way) => return self.relay.close(way),
             Fault::Reset => {}
+            Fault::Twice => {
+                let taken = self.relay.taken();
+                self.relay.cut();
+                eventually("the edge comes back", || self.relay.taken() > taken);
+                thread::sleep(time / 8);
+            }
         }
         self.relay.cut();
         self.relay.restore();

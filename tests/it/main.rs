@@ -15,6 +15,7 @@ mod flags_gateway;
 mod flags_register;
 /// The end of a link, frame by frame.
 mod frames;
+mod hostile;
 mod http;
 /// The programs in this process, with limits of the test's choice.
 mod inside;
@@ -26,12 +27,15 @@ mod net;
 mod offers;
 /// A line that goes wrong on command.
 mod relay;
+mod reload;
 mod resume;
+mod roles;
 mod secure;
 mod servers;
 /// A client of the Streamable HTTP transport.
 mod session;
 mod simulation;
+mod soak;
 mod stalls;
 mod streamable;
 mod supervision;

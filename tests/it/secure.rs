@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The path of a file as an argument.
-fn file(set: &Path, name: &str) -> String {
+pub fn file(set: &Path, name: &str) -> String {
     set.join(name).to_str().unwrap().to_owned()
 }
 
@@ -32,7 +32,7 @@ fn url(gateway: &Gateway) -> String {
 }
 
 /// A connection that trusts the authority of `set`, with this client certificate.
-fn dial(address: SocketAddr, set: &Path, identity: Option<(&Path, &str)>) -> Wire {
+pub fn dial(address: SocketAddr, set: &Path, identity: Option<(&Path, &str)>) -> Wire {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(set.join("ca.crt")).unwrap()).unwrap();
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));

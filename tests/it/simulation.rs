@@ -1,5 +1,5 @@
 //! A seeded world in virtual time: clients, gateway, links, edges and children made of the real tables and machines, without
-//! a socket, a clock or a thread. The seed decides delays, losses, repeats, reconnects, cancellations and who leaves
+//! a socket, a clock or a thread. The seed decides delays, losses, repeats, reconnects, crashes, cancellations and who leaves
 //! when; after each step the promises of the gateway are checked.
 //!
 //! `MCPPORT_SEEDS=10000` runs so many seeds (otherwise 2 000); `MCPPORT_SEED=7` runs that one and tells what happens.
@@ -18,12 +18,14 @@ use std::{
 };
 
 use mcpport::{
-    limits::{Limits, LinkLimits, SessionLimits},
+    config::Restart,
+    limits::{ChildLimits, Limits, LinkLimits, SessionLimits},
     tunnel::{
         backoff::{Backoff, Setback},
         edge::{Down, Edge, Up},
         handshake::Registration,
         liveness::{Liveness, Verdict},
+        restart::{Ending, Restarts},
     },
 };
 
@@ -73,8 +75,12 @@ enum Event {
     Down(usize, Frame),
     /// A frame arrives at the gateway.
     Up(usize, Frame),
-    /// A child writes a line.
-    Line(usize, String),
+    /// A child, of this number, writes a line.
+    Line(usize, u64, String),
+    /// A child ends.
+    Crash(usize),
+    /// The next child is started.
+    Start(usize),
     /// An edge connects.
     Dial(usize),
     /// Something happens to a box's link.
@@ -102,6 +108,10 @@ pub struct Wire {
 struct EdgeBox {
     edge: Edge,
     child: Child,
+    /// How many children there were before.
+    generation: u64,
+    started: Instant,
+    restarts: Restarts,
     link: Option<usize>,
     backoff: Backoff,
     born: Instant,
@@ -174,7 +184,13 @@ impl World {
             ..LinkLimits::default()
         };
         let session = SessionLimits { in_flight: 2 + random.below(4), ..SessionLimits::default() };
-        let limits = Limits { link, session, ..Limits::default() };
+        let child = ChildLimits {
+            restart_base: Duration::from_millis(800),
+            restart_cap: Duration::from_secs(3),
+            restart_reset: Duration::from_secs(5),
+            ..ChildLimits::default()
+        };
+        let limits = Limits { link, session, child, ..Limits::default() };
         let (clients, servers) = (1 + random.below(5), 1 + random.below(4));
         let mut net = Net {
             now: start,
@@ -192,6 +208,10 @@ impl World {
                 let at = net.random.millis(500, 30_000);
                 net.plan(at, Event::Fault(place));
             }
+            for _ in 0..net.random.below(4) {
+                let at = net.random.millis(100, 30_000);
+                net.plan(at, Event::Crash(place));
+            }
         }
         for place in 0..clients {
             let at = net.random.millis(500, 4000);
@@ -201,6 +221,9 @@ impl World {
         let new = |place| EdgeBox {
             edge: Edge::default(),
             child: Child::new(place),
+            generation: 0,
+            started: start,
+            restarts: Restarts::default(),
             link: None,
             backoff: Backoff::default(),
             born: start,
@@ -252,7 +275,9 @@ impl World {
             }
             Event::Up(link, frame) => self.at_gateway(link, frame),
             Event::Down(link, frame) => self.at_edge(link, frame),
-            Event::Line(place, line) => self.line(place, &line),
+            Event::Line(place, generation, line) => self.line(place, generation, &line),
+            Event::Crash(place) => self.crash(place),
+            Event::Start(place) => self.start(place),
             Event::Dial(place) => self.dial(place),
             Event::Fault(place) => self.fault(place),
         }
@@ -319,7 +344,10 @@ impl World {
                 match self.boxes[place].edge.from_gateway(self.net.now, &text) {
                     Down::Child(line) => self.hand_to_child(place, &line),
                     Down::Gateway(frame) => self.net.up(link, Frame::Text(frame)),
-                    Down::Status(status) => assert_ne!(status.status, "error", "{}", status.message),
+                    Down::Status(status) => {
+                        assert_ne!(status.status, "error", "{}", status.message);
+                        self.boxes[place].edge.gateway_is_ours();
+                    }
                     Down::Held | Down::Drop(_) => {}
                 }
             }
@@ -333,15 +361,54 @@ impl World {
     }
 
     fn hand_to_child(&mut self, place: usize, line: &str) {
-        for (after, line) in self.boxes[place].child.read(line, &mut self.net.random) {
-            self.net.plan(after, Event::Line(place, line));
+        let edge_box = &mut self.boxes[place];
+        let generation = edge_box.generation;
+        for (after, line) in edge_box.child.read(line, &mut self.net.random) {
+            self.net.plan(after, Event::Line(place, generation, line));
         }
     }
 
-    fn line(&mut self, place: usize, line: &str) {
+    fn line(&mut self, place: usize, generation: u64, line: &str) {
         let edge_box = &mut self.boxes[place];
-        if let (Up::Gateway(frame), Some(link)) = (edge_box.edge.from_child(line), edge_box.link) {
-            self.net.up(link, Frame::Text(frame));
+        if edge_box.generation != generation {
+            return;
+        }
+        match edge_box.edge.from_child(line) {
+            Up::Gateway(frame) => self.tell_gateway(place, vec![frame]),
+            Up::Ready { lines, frames } => {
+                lines.iter().for_each(|line| self.hand_to_child(place, line));
+                self.tell_gateway(place, frames);
+            }
+            Up::Refused => panic!("an honest child refuses"),
+            Up::Stale | Up::Noise => {}
+        }
+    }
+
+    fn tell_gateway(&mut self, place: usize, frames: Vec<String>) {
+        let Some(link) = self.boxes[place].link else { return };
+        frames.into_iter().for_each(|frame| self.net.up(link, Frame::Text(frame)));
+    }
+
+    /// The child of a box ends, in the middle of what it does.
+    fn crash(&mut self, place: usize) {
+        let edge_box = &mut self.boxes[place];
+        if !edge_box.child.end() {
+            return;
+        }
+        let (alive, random) = (self.net.now - edge_box.started, self.net.random.next() as u32);
+        let (policy, limits) = (Restart::OnFailure, &self.net.limits.child);
+        let delay = edge_box.restarts.next(policy, Ending::Failed, alive, random, limits).unwrap();
+        let frames = edge_box.edge.child_gone("the server crashed", Some(self.net.now + delay));
+        self.tell_gateway(place, frames);
+        self.net.plan(delay, Event::Start(place));
+    }
+
+    fn start(&mut self, place: usize) {
+        let edge_box = &mut self.boxes[place];
+        edge_box.generation += 1;
+        (edge_box.child, edge_box.started) = (Child::new(place), self.net.now);
+        if let Some(line) = edge_box.edge.child_back() {
+            self.hand_to_child(place, &line);
         }
     }
 
@@ -440,11 +507,12 @@ fn every_call_is_answered_once_and_to_its_caller() {
 }
 
 /// What clients get to see, all of it often enough for the checks to mean something.
-const SIGHTS: [&str; 8] = [
+const SIGHTS: [&str; 9] = [
     "\"result\":{\"nonce\"",
     "\"code\":7,",
     "\"code\":-32000,",
     "\"code\":-32001,",
+    "\"code\":-32002,",
     "\"code\":-32603,",
     "unknown tool",
     "notifications/progress",

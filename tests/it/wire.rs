@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use serde_json::value::RawValue;
 
 use crate::world::{PATIENCE, eventually};
@@ -45,6 +46,19 @@ impl Wire {
         Self::new(tcp(address))
     }
 
+    /// From an address of 127.0.0.0/8, all of which is this machine.
+    #[track_caller]
+    pub fn connect_from(source: [u8; 4], address: SocketAddr) -> Self {
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        bind(&socket, &SocketAddr::from((source, 0))).unwrap();
+        connect(&socket, &address).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self::new(stream)
+    }
+
     pub fn new(stream: impl Duplex + 'static) -> Self {
         Self { stream: Box::new(stream), buffer: Vec::new() }
     }
@@ -55,10 +69,21 @@ impl Wire {
         self.stream.flush().unwrap();
     }
 
+    /// The same where it may be that nobody reads.
+    pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.stream.write_all(bytes.as_ref()).and_then(|()| self.stream.flush())
+    }
+
     /// The next bytes. 0: the end.
     fn fill(&mut self) -> io::Result<usize> {
         let mut bytes = [0; 16 * 1024];
-        let count = self.stream.read(&mut bytes)?;
+        let count = loop {
+            match self.stream.read(&mut bytes) {
+                // A process that was stopped and goes on: a read with a timeout does not go on by itself.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
         self.buffer.extend_from_slice(&bytes[..count]);
         Ok(count)
     }

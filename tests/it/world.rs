@@ -31,6 +31,11 @@ struct Said {
     more: Condvar,
 }
 
+/// The program under test: `MCPPORT_BIN`, or the one that was built with the tests.
+fn binary() -> PathBuf {
+    env::var_os("MCPPORT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_mcpport").into(), PathBuf::from)
+}
+
 /// A running `mcpport`.
 pub struct Program {
     child: Child,
@@ -62,14 +67,23 @@ impl Program {
 
     /// The same with variables in its environment.
     pub fn start_in(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::spawn(arguments, variables, Stdio::null())
+    }
+
+    /// The same with something to read from.
+    pub fn start_on(arguments: &[&str], stdin: Stdio) -> Self {
+        Self::spawn(arguments, &[], stdin)
+    }
+
+    fn spawn(arguments: &[&str], variables: &[(&str, &str)], stdin: Stdio) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mcpport"));
+        let mut command = Command::new(binary());
         for (name, _) in env::vars().filter(|(name, _)| name.starts_with("MCP")) {
             command.env_remove(name);
         }
         command.args(arguments).envs(variables.iter().copied()).env(MARK, &mark);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().unwrap();
         let said = Said::read(child.stderr.take().unwrap());
         let stdout = Said::read(child.stdout.take().unwrap());

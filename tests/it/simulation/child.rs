@@ -19,6 +19,9 @@ pub struct Child {
     /// Ids of all requests that it ever got: none may come twice.
     seen: HashSet<String>,
     initialized: bool,
+    /// It was told that it is.
+    told: bool,
+    ended: bool,
     /// Ids that it answered: what it says about them later is late.
     answered: Vec<String>,
 }
@@ -28,16 +31,31 @@ type Lines = Vec<(Duration, String)>;
 
 impl Child {
     pub fn new(place: usize) -> Self {
-        Self { place, seen: HashSet::new(), initialized: false, answered: Vec::new() }
+        Self {
+            place,
+            seen: HashSet::new(),
+            initialized: false,
+            told: false,
+            ended: false,
+            answered: Vec::new(),
+        }
+    }
+
+    /// It ends. False: it had ended before.
+    pub fn end(&mut self) -> bool {
+        !std::mem::replace(&mut self.ended, true)
     }
 
     /// A line on its stdin.
     pub fn read(&mut self, line: &str, random: &mut Random) -> Lines {
         assert!(!line.contains(['\n', '\r']), "{line}");
+        assert!(!self.ended, "a dead child gets {line}");
         let message = Message::read(line).expect("the edge hands on messages only");
+        self.told |= message.method() == "notifications/initialized";
         if message.kind() != Kind::Request {
             return Vec::new();
         }
+        assert!(self.told || message.method() == "initialize", "too early: {line}");
         let id = message.id().unwrap_or_default().to_owned();
         assert!(self.seen.insert(id.clone()), "the child of box {} gets id {id} twice", self.place);
         let mut lines = match message.method() {

@@ -115,7 +115,13 @@ fn answer(message: &Message<'_>, waiting: &Waiting) {
     let part = |name| find(error, 0..error.len(), &[name]).unwrap().map(|span| &error[span]);
     match part("code").and_then(|code| code.parse().ok()) {
         Some(7) => assert_eq!(part("data"), Some(waiting.nonce.as_str()), "somebody else's error"),
-        Some(jsonrpc::BUSY | jsonrpc::TIMED_OUT | jsonrpc::INTERNAL_ERROR | jsonrpc::INVALID_PARAMS) => {}
+        Some(
+            jsonrpc::BUSY
+            | jsonrpc::DOWN
+            | jsonrpc::TIMED_OUT
+            | jsonrpc::INTERNAL_ERROR
+            | jsonrpc::INVALID_PARAMS,
+        ) => {}
         _ => panic!("an error of nobody: {error}"),
     }
 }

@@ -38,6 +38,8 @@ struct Upstream {
 struct Server {
     key: Key,
     conversation: Conversation,
+    /// The id of the open question of the gateway's own.
+    asked: Option<u64>,
     listed: bool,
 }
 
@@ -199,7 +201,12 @@ impl Gateway {
         if self.upstreams[link].server.is_none() {
             return self.register(net, link, text);
         }
-        let Ok(message) = Message::read(text) else { return };
+        let Ok(message) = Message::read(text) else {
+            if Status::read(text).is_some_and(|status| status.status == "restarted") {
+                self.restarted(net, link);
+            }
+            return;
+        };
         match self.upstreams[link].mux.sort(&message) {
             Ok(Step::Answer(pending)) => match pending.caller {
                 Caller::Gateway => self.answered(net, link, &message),
@@ -220,7 +227,8 @@ impl Gateway {
             }
             Ok(Step::Notification) if message.method() == "notifications/tools/list_changed" => {
                 let server = self.upstreams[link].server.as_mut().unwrap();
-                if let Some(ask) = server.conversation.changed(Kind::Tool) {
+                server.conversation.changed(Kind::Tool);
+                if let Some(ask) = server.conversation.relist() {
                     self.own(net, link, ask);
                 }
             }
@@ -237,7 +245,16 @@ impl Gateway {
         }
         net.down(link, Frame::Text(Status::received(&id, true, false, None)));
         let (conversation, ask) = Conversation::start(net.limits.catalog.clone());
-        self.upstreams[link].server = Some(Server { key, conversation, listed: false });
+        self.upstreams[link].server = Some(Server { key, conversation, asked: None, listed: false });
+        self.own(net, link, ask);
+    }
+
+    /// The child of an edge was started anew.
+    fn restarted(&mut self, net: &mut Net, link: usize) {
+        let upstream = &mut self.upstreams[link];
+        let server = upstream.server.as_mut().unwrap();
+        server.asked.take().and_then(|id| upstream.mux.close(id));
+        let ask = server.conversation.again();
         self.own(net, link, ask);
     }
 
@@ -248,6 +265,7 @@ impl Gateway {
             upstream.server.as_mut().unwrap().conversation.unanswered();
             return;
         };
+        upstream.server.as_mut().unwrap().asked = Some(id);
         for frame in ask.first.into_iter().chain([jsonrpc::request(&id.to_string(), ask.method, &ask.params)])
         {
             net.down(link, Frame::Text(frame));
@@ -268,7 +286,16 @@ impl Gateway {
                     self.own(net, link, ask);
                 }
             }
-            Next::Failed(why) => panic!("an honest server fails: {why}"),
+            // It crashed on the way.
+            Next::Failed(_) if server.listed => server.conversation.unanswered(),
+            Next::Failed(why) => {
+                assert!(why.contains("crashed") || why.contains("down"), "an honest server fails: {why}");
+                self.link_down(net, link, "it was never listed");
+            }
+        }
+        let server = self.upstreams[link].server.as_mut().unwrap();
+        if let Some(ask) = server.conversation.relist() {
+            self.own(net, link, ask);
         }
     }
 

@@ -1,0 +1,39 @@
+# Installs peers by package name, in exact versions, below $MCPPORT_PEERS_DIR. Sourced, with $here set to this folder.
+# shellcheck shell=bash
+
+# installed DIRECTORY RECIPE: whether what is there was made from this recipe.
+installed() {
+  cmp -s "$2" "$1/recipe"
+}
+
+# venv NAME: a Python environment from a list of exact versions.
+venv() {
+  local dir=$MCPPORT_PEERS_DIR/$1 recipe=$here/$1.txt
+  installed "$dir" "$recipe" && return
+  echo "installing $1" >&2
+  rm -rf "$dir"
+  python3 -m venv "$dir"
+  "$dir/bin/pip" install --quiet --disable-pip-version-check --requirement "$recipe"
+  cp "$recipe" "$dir/recipe"
+}
+
+# packages NAME RECIPE: Node packages from a package.json of exact versions.
+packages() {
+  local dir=$MCPPORT_PEERS_DIR/$1 recipe=$here/$2
+  installed "$dir" "$recipe" && return
+  echo "installing node packages ($1)" >&2
+  rm -rf "$dir"
+  mkdir -p "$dir"
+  cp "$recipe" "$dir/package.json"
+  npm install --prefix "$dir" --no-package-lock --no-audit --no-fund --silent
+  cp "$recipe" "$dir/recipe"
+}
+
+# crate NAME VERSION: a Rust program, with the versions that its authors locked.
+crate() {
+  local dir=$MCPPORT_PEERS_DIR/rust
+  [[ -f $dir/$1-$2 ]] && return
+  echo "building $1 $2" >&2
+  cargo install --quiet --locked --root "$dir" --target-dir "$dir/build" --version "$2" "$1"
+  touch "$dir/$1-$2"
+}

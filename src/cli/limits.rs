@@ -1,0 +1,75 @@
+//! The flags that change a limit. What is not given stays as `limits` has it.
+
+use std::ops::RangeInclusive;
+
+use super::args::{GatewayArgs, RegisterArgs};
+use crate::{
+    fault::Fault,
+    limits::{COUNT, FRAME_EXTRA, Limits, MESSAGE_BYTES},
+    text,
+};
+
+/// The limits of a gateway.
+///
+/// # Errors
+/// A usage fault that names the flag.
+pub fn gateway(args: &GatewayArgs) -> Result<Limits, Fault> {
+    let mut limits = Limits::default();
+    let (http, session, link) = (&mut limits.http, &mut limits.session, &mut limits.link);
+    set(&mut http.connections, "--max-connections", args.max_connections)?;
+    http.connections_from_loopback = http.connections;
+    // Those that speak must not be kept out by those that do not.
+    http.connections_unknown = http.connections_unknown.min(http.connections.div_ceil(4));
+    set(
+        &mut http.connections_per_address,
+        "--max-connections-per-address",
+        args.max_connections_per_address,
+    )?;
+    set(&mut link.links, "--max-links", args.max_links)?;
+    set(&mut session.sessions, "--max-client-sessions", args.max_client_sessions)?;
+    set(&mut session.per_principal, "--max-sessions-per-token", args.max_sessions_per_token)?;
+    set(&mut session.in_flight, "--max-calls-per-session", args.max_calls_per_session)?;
+    set(&mut link.in_flight, "--max-calls-per-server", args.max_calls_per_server)?;
+    if let Some(typed) = &args.max_message_bytes {
+        http.body_bytes = bytes(typed)?;
+        link.message_bytes = http.body_bytes + FRAME_EXTRA;
+    }
+    Ok(limits)
+}
+
+/// The limits of an edge.
+///
+/// # Errors
+/// A usage fault that names the flag.
+pub fn register(args: &RegisterArgs) -> Result<Limits, Fault> {
+    let mut limits = Limits::default();
+    if let Some(typed) = &args.max_message_bytes {
+        limits.child.line_bytes = bytes(typed)?;
+        limits.link.message_bytes = limits.child.line_bytes + FRAME_EXTRA;
+    }
+    Ok(limits)
+}
+
+fn set(limit: &mut usize, flag: &str, given: Option<usize>) -> Result<(), Fault> {
+    match given {
+        None => Ok(()),
+        Some(0) => Err(Fault::usage(format!("{flag}: at least 1 is needed"))),
+        Some(many) if many > COUNT => Err(Fault::usage(format!("{flag}: at most {COUNT} can be"))),
+        Some(many) => {
+            *limit = many;
+            Ok(())
+        }
+    }
+}
+
+fn bytes(typed: &str) -> Result<usize, Fault> {
+    let allowed: RangeInclusive<usize> = MESSAGE_BYTES;
+    text::bytes(typed).filter(|bytes| allowed.contains(bytes)).ok_or_else(|| {
+        Fault::usage(format!(
+            "--max-message-bytes {}: a size like 4M is needed, from {} to {}",
+            text::show(typed),
+            text::size(*allowed.start()),
+            text::size(*allowed.end())
+        ))
+    })
+}

@@ -1,0 +1,119 @@
+//! The place of one connection among all, and what those hear for whom there is none.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, PoisonError},
+    time::Instant,
+};
+
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
+
+use super::Gateway;
+use crate::{
+    http::{respond, respond::Response, vocab::StatusCode},
+    net::{
+        deadline,
+        exec::{self, Switch, Thrown},
+        stream::Stream,
+    },
+    visits::TurnedAway,
+};
+
+/// One connection's place; given back when it is dropped.
+pub struct Visit {
+    gateway: Arc<Gateway>,
+    address: IpAddr,
+    number: u64,
+    /// What would end it; held from the moment that it is known.
+    kept: Option<Switch>,
+}
+
+impl Visit {
+    /// A place for a connection, and what is thrown when it has to make room for others.
+    ///
+    /// # Errors
+    /// [`TurnedAway`], with the limit that is reached.
+    pub fn begin(gateway: &Arc<Gateway>, address: IpAddr) -> Result<(Self, Thrown), TurnedAway> {
+        let (switch, pushed_out) = exec::switch();
+        let place = gateway.visits().enter(address, switch)?;
+        if place.pushed_out.is_some() {
+            gateway.stats.pushed_out.add();
+            gateway.seldom("a connection that asked for nothing makes room for another");
+        }
+        let visit = Self { gateway: gateway.clone(), address, number: place.number, kept: None };
+        Ok((visit, pushed_out))
+    }
+
+    /// The connection has sent a request that is let in.
+    pub fn known(&mut self) {
+        if self.kept.is_none() {
+            self.kept = self.gateway.visits().known(self.number);
+        }
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.gateway.visits().leave(self.number, self.address);
+    }
+}
+
+impl Gateway {
+    /// Says something that peers can bring about as often as they like: at most once a second, with a count.
+    pub(super) fn seldom(&self, what: &str) {
+        let times = self.complaints.lock().unwrap_or_else(PoisonError::into_inner).due(Instant::now());
+        match times {
+            Some(1) => log::warn!("{what}"),
+            Some(times) => log::warn!("{what} ({times} such events since the last line)"),
+            None => {}
+        }
+    }
+}
+
+/// Tells a peer for whom there is no place to come back later, if it can be told: not where it expects TLS, and only
+/// so many at a time.
+pub fn turn_away(gateway: &Arc<Gateway>, stream: Stream, why: TurnedAway) {
+    gateway.stats.turned_away.add();
+    let (status, text) = match why {
+        TurnedAway::Full => {
+            (StatusCode::ServiceUnavailable, "too many connections are open (--max-connections)\n")
+        }
+        TurnedAway::Address => (
+            StatusCode::TooManyRequests,
+            "too many connections from this address (--max-connections-per-address)\n",
+        ),
+    };
+    gateway.seldom(&format!("a connection from {} is turned away: {}", stream.peer().ip(), text.trim_end()));
+    let limits = &gateway.config.limits.http;
+    if gateway.config.tls.is_some() || gateway.leaving.len() >= limits.turned_away {
+        return;
+    }
+    let response = Response::new(status).field("Retry-After", "1").text(text);
+    let (badge, drain) = (gateway.leaving.badge(), (limits.drain_time, limits.drain_bytes));
+    let told = async move {
+        let _held = badge;
+        // Whoever does not read it does not want it.
+        let _ = deadline::within(drain.0, tell(stream, &response, drain)).await;
+    };
+    exec::spawn_guarded(told, || {});
+}
+
+/// Writes an answer, and reads what the peer was sending: closing before that could destroy the answer on its way.
+async fn tell(
+    mut stream: Stream,
+    response: &Response,
+    (time, mut bytes): (std::time::Duration, usize),
+) -> std::io::Result<()> {
+    let mut out = Vec::new();
+    respond::whole(response, true, false, &mut out);
+    stream.write_all(&out).await?;
+    stream.finish(time).await?;
+    let mut rest = [0; 512];
+    loop {
+        let count = stream.read(&mut rest).await?;
+        if count == 0 || count > bytes {
+            return Ok(());
+        }
+        bytes -= count;
+    }
+}

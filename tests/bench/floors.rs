@@ -1,0 +1,256 @@
+//! What a way through mcpport is made of, each measured alone: the child asked over pipes, a POST to our HTTP server that
+//! leads nowhere, and one round trip over our link.
+
+use std::{
+    collections::HashMap,
+    env,
+    io::{Read, Write},
+    net::SocketAddr,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use async_tungstenite::tungstenite::{handshake::client::generate_key, http::Request};
+use mcpport::{
+    http::{conn::Step, respond::Response, upgrade::Upgrade, vocab::StatusCode},
+    limits::Limits,
+    ndjson::Lines,
+    net::{
+        exec,
+        link::{self, Ended, Farewell, Line, Peer},
+        listen,
+        queue::{self, Sender},
+        stream::Stream,
+        web::Web,
+    },
+};
+
+use crate::{
+    Outcome,
+    load::{Sample, Window},
+    wire,
+};
+
+/// A message as a client sends it.
+fn message(id: u64) -> String {
+    format!(
+        "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"tools/call\",\"params\":{{\"name\":\"echo\",\"arguments\":{{\"text\":\"<{id}>\"}}}}}}"
+    )
+}
+
+/// Collects the times of calls within a window.
+struct Clock {
+    open: HashMap<u64, Instant>,
+    last: u64,
+    begin: Instant,
+    end: Instant,
+    latencies: Vec<u64>,
+}
+
+impl Clock {
+    fn new(window: Window) -> Self {
+        let begin = Instant::now() + window.warm;
+        Self { open: HashMap::new(), last: 0, begin, end: begin + window.time, latencies: Vec::new() }
+    }
+
+    /// The next message, while there is time.
+    fn next(&mut self) -> Option<String> {
+        let now = Instant::now();
+        if now >= self.end {
+            return None;
+        }
+        self.last += 1;
+        self.open.insert(self.last, now);
+        Some(message(self.last))
+    }
+
+    /// An answer came.
+    fn heard(&mut self, answer: &[u8]) -> Outcome<()> {
+        let now = Instant::now();
+        let id = wire::id_of(answer).ok_or("an answer without an id")?;
+        let begun = self.open.remove(&id).ok_or("an answer to nothing")?;
+        wire::find(answer, format!("\"<{id}>\"").as_bytes()).ok_or("a wrong answer")?;
+        if now >= self.begin && now < self.end {
+            self.latencies.push(u64::try_from((now - begun).as_nanos())?);
+        }
+        Ok(())
+    }
+
+    fn sample(mut self, window: Window) -> Sample {
+        self.latencies.sort_unstable();
+        let calls = self.latencies.len() as u64;
+        let seconds = window.time.as_secs_f64();
+        Sample { calls, all: self.last, seconds, latencies: self.latencies, spent: Vec::new() }
+    }
+}
+
+/// Asks a child over its pipes, with so many questions under way.
+pub fn pipe(in_flight: usize, window: Window) -> Outcome<Sample> {
+    let mut child =
+        Command::new(env::current_exe()?).arg("echo").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take().ok_or("no stdin")?;
+    let mut stdout = child.stdout.take().ok_or("no stdout")?;
+    let (mut lines, mut clock, mut out) = (Lines::new(1 << 20), Clock::new(window), Vec::new());
+    while clock.open.len() < in_flight {
+        out.extend(clock.next().ok_or("no time")?.bytes().chain(*b"\n"));
+    }
+    while !clock.open.is_empty() {
+        stdin.write_all(&out)?;
+        out.clear();
+        let count = stdout.read(lines.space())?;
+        if count == 0 {
+            return Err("the echo server has ended".into());
+        }
+        lines.filled(count);
+        while let Some(line) = lines.next_line()? {
+            clock.heard(line)?;
+            if let Some(text) = clock.next() {
+                out.extend(text.bytes().chain(*b"\n"));
+            }
+        }
+    }
+    drop(stdin);
+    child.wait()?;
+    Ok(clock.sample(window))
+}
+
+/// Serves POSTs, whose bodies come back, and links, whose frames come back; with the code of the gateway.
+pub fn serve(port: u16) -> Outcome<()> {
+    let mut listeners = listen::bind(Some("127.0.0.1"), port, false).map_err(|fault| fault.to_string())?;
+    let mut listener = listeners.pop().ok_or("no address")?;
+    exec::run(1, async move {
+        loop {
+            let stream = listener.accept().await;
+            exec::spawn_guarded(
+                async {
+                    let _ = visit(stream).await;
+                },
+                || (),
+            );
+        }
+    })
+}
+
+async fn visit(stream: Stream) -> std::io::Result<()> {
+    let limits = Limits::default();
+    let (_switch, stopped) = exec::switch();
+    let mut web = Web::new(stream, &limits.http, stopped);
+    loop {
+        let response = match web.advance().await? {
+            Step::Request(request) => {
+                if let Ok(upgrade) = Upgrade::check(&request) {
+                    return echo_link(web, &upgrade, &limits).await;
+                }
+                web.conn.take_body(Instant::now(), &mut web.out);
+                match web.advance().await? {
+                    Step::Body => Response::new(StatusCode::Ok).json(web.conn.body()),
+                    _ => return Ok(()),
+                }
+            }
+            Step::Refuse(response) => response,
+            _ => {
+                web.finish().await;
+                return Ok(());
+            }
+        };
+        web.answer(&response);
+    }
+}
+
+async fn echo_link(web: Web, upgrade: &Upgrade, limits: &Limits) -> std::io::Result<()> {
+    let (stream, glued) = web.upgrade(upgrade).await?;
+    let socket = link::accepted(stream, glued, &limits.link).await;
+    let (sender, receiver) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
+    link::drive(socket, &mut Line::new(receiver), &mut Echo(sender), &limits.link).await;
+    Ok(())
+}
+
+/// Sends back what comes.
+struct Echo(Sender<Farewell>);
+
+impl Peer for Echo {
+    fn frame(&mut self, _: Instant, text: &str) -> Result<(), Farewell> {
+        self.0.send(text.to_owned()).map_err(|_| Farewell::new(1013, "too fast"))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn tick(&mut self, _: Instant) -> Result<(), Farewell> {
+        Ok(())
+    }
+}
+
+/// Frames over a link and back, so many under way.
+pub fn link(address: SocketAddr, in_flight: usize, window: Window) -> Outcome<Sample> {
+    let limits = Limits::default().link;
+    let (sender, receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    let request = Request::builder()
+        .uri(format!("ws://{address}/"))
+        .header("Host", address.to_string())
+        .header("Connection", "Upgrade")
+        .header("Upgrade", "websocket")
+        .header("Sec-WebSocket-Version", "13")
+        .header("Sec-WebSocket-Key", generate_key())
+        .body(())?;
+    let mut asking = Asking { clock: Clock::new(window), sender, failure: None };
+    while asking.clock.open.len() < in_flight {
+        let text = asking.clock.next().ok_or("no time")?;
+        asking.sender.send(text).map_err(|_| "the queue is full")?;
+    }
+    let ended = smol::block_on(async {
+        let stream = Stream::connect(address).await?;
+        let socket = link::upgrade(stream, request, &limits).await?;
+        Outcome::Ok(link::drive(socket, &mut Line::new(receiver), &mut asking, &limits).await)
+    })?;
+    match (ended, asking.failure) {
+        (Ended::ByUs(_), None) => Ok(asking.clock.sample(window)),
+        (_, Some(why)) => Err(why.into()),
+        (ended, None) => Err(ended.to_string().into()),
+    }
+}
+
+/// Asks for ever anew.
+struct Asking {
+    clock: Clock,
+    sender: Sender<Farewell>,
+    failure: Option<String>,
+}
+
+impl Peer for Asking {
+    fn frame(&mut self, _: Instant, text: &str) -> Result<(), Farewell> {
+        if let Err(why) = self.clock.heard(text.as_bytes()) {
+            self.failure = Some(why.to_string());
+            return Err(Farewell::new(1008, "a wrong answer"));
+        }
+        match self.clock.next() {
+            Some(text) => self.sender.send(text).map_err(|_| Farewell::new(1013, "too fast")),
+            None if self.clock.open.is_empty() => Err(Farewell::new(1000, "done")),
+            None => Ok(()),
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn tick(&mut self, _: Instant) -> Result<(), Farewell> {
+        Ok(())
+    }
+}
+
+/// How long a child takes from its start to its answer to `initialize`.
+pub fn child_start() -> Outcome<Duration> {
+    let begun = Instant::now();
+    let mut child =
+        Command::new(env::current_exe()?).arg("echo").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take().ok_or("no stdin")?;
+    stdin.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"initialize\",\"params\":{}}\n")?;
+    let mut answer = [0; 4096];
+    let count = child.stdout.take().ok_or("no stdout")?.read(&mut answer)?;
+    let time = begun.elapsed();
+    drop(stdin);
+    child.wait()?;
+    if count > 0 { Ok(time) } else { Err("the echo server has ended".into()) }
+}

@@ -1,0 +1,101 @@
+//! Edges without a server, as many as are wanted: each registers by hand-written frames, says that it has one tool, and is
+//! silent from then on.
+
+use std::{
+    io::{BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use mcpport::{jsonrpc, jsonrpc::Message, tunnel::handshake::Registration};
+
+use crate::Outcome;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A link that is registered and idle.
+pub struct Link {
+    socket: BufReader<TcpStream>,
+}
+
+impl Link {
+    /// Registers, and answers until the tool is listed.
+    pub fn register(address: SocketAddr, name: &str) -> Outcome<Self> {
+        let socket = TcpStream::connect_timeout(&address, PATIENCE)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_nodelay(true)?;
+        let mut link = Self { socket: BufReader::with_capacity(1024, socket) };
+        let request = format!(
+            "GET /mcp/register HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        );
+        link.socket.get_mut().write_all(request.as_bytes())?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            link.socket.read_exact(&mut byte)?;
+            head.extend(byte);
+        }
+        if !head.starts_with(b"HTTP/1.1 101") {
+            return Err(String::from_utf8_lossy(&head).into_owned().into());
+        }
+        link.send(&Registration::frame(name, name, None, None))?;
+        while !link.answer()? {}
+        Ok(link)
+    }
+
+    /// Takes a frame and answers it. True: all is listed.
+    fn answer(&mut self) -> Outcome<bool> {
+        let text = self.read()?;
+        if text.contains("\"status\":\"error\"") {
+            return Err(text.into());
+        }
+        let Ok(message) = Message::read(&text) else {
+            return Ok(text.contains("\"status\":\"registered\""));
+        };
+        let Some(id) = message.id() else { return Ok(false) };
+        let result = match message.method() {
+            "initialize" => {
+                "{\"protocolVersion\":\"2025-06-18\",\"capabilities\":{\"tools\":{}},\"serverInfo\":{\"name\":\"idle\",\"version\":\"1\"}}"
+            }
+            _ => {
+                "{\"tools\":[{\"name\":\"nothing\",\"description\":\"Does nothing\",\"inputSchema\":{\"type\":\"object\"}}]}"
+            }
+        };
+        self.send(&jsonrpc::result(id, result))?;
+        Ok(false)
+    }
+
+    /// The next text frame. Ours are short, and so are the gateway's to us.
+    fn read(&mut self) -> Outcome<String> {
+        loop {
+            let mut head = [0; 2];
+            self.socket.read_exact(&mut head)?;
+            let mut length = usize::from(head[1] & 0x7f);
+            if length == 126 {
+                let mut more = [0; 2];
+                self.socket.read_exact(&mut more)?;
+                length = u16::from_be_bytes(more).into();
+            }
+            if length == 127 {
+                return Err("a frame that is too long".into());
+            }
+            let mut body = vec![0; length];
+            self.socket.read_exact(&mut body)?;
+            match head[0] & 0x0f {
+                1 => return Ok(String::from_utf8(body)?),
+                8 => return Err("the gateway closed the link".into()),
+                _ => {}
+            }
+        }
+    }
+
+    /// A masked text frame; the mask of zeros changes nothing.
+    fn send(&mut self, text: &str) -> Outcome<()> {
+        let length = u16::try_from(text.len())?;
+        let mut frame = vec![0x81, 0x80 | 126];
+        frame.extend(length.to_be_bytes());
+        frame.extend([0; 4]);
+        frame.extend(text.bytes());
+        Ok(self.socket.get_mut().write_all(&frame)?)
+    }
+}

@@ -1,0 +1,169 @@
+//! Memory: idle, for each idle client, link and isolated session, and whether it grows under load.
+
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use mcpport::{
+    cli::{self, Command},
+    gateway::Bound,
+    net::exec,
+};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    Outcome,
+    args::Args,
+    links::Link,
+    load::{self, Client, Door, Shape, Target, Window},
+    process::{self, Program, memory},
+    stage::{self, Stage},
+    stats::{median, tidy},
+};
+
+/// Sessions with a process of their own.
+const ISOLATED: usize = 32;
+/// Measurements of the soak.
+const LOOKS: u32 = 10;
+
+/// A gateway for more clients and links than the flags allow, as a process of its own.
+pub fn wide_gateway(port: u16) -> Outcome<()> {
+    let typed = ["gateway", "--host", "127.0.0.1", "--port", &port.to_string()].map(str::to_owned);
+    let parsed = cli::parse(&typed, &|_| None).map_err(|fault| fault.to_string())?;
+    let Command::Gateway(mut config, _) = parsed else { return Err("not a gateway".into()) };
+    let limits = &mut config.limits;
+    (limits.http.connections, limits.http.connections_per_address) = (10_000, 10_000);
+    (limits.session.sessions, limits.link.links) = (10_000, 10_000);
+    let bound = Bound::new(*config).map_err(|fault| fault.to_string())?;
+    exec::run(1, bound.serve(std::future::pending()));
+    Ok(())
+}
+
+/// All but the growth.
+pub fn measure(args: &Args) -> Outcome<Map<String, Value>> {
+    let mut found = Map::new();
+    let mut put = |name: &str, kib: f64| {
+        found.insert(name.into(), json!(tidy(kib)));
+    };
+    let (gateway, port) = stage::gateway(&args.binary, "idle gateway", None)?;
+    settle();
+    put("gateway_idle_kib", resident(&gateway)?);
+    put("gateway_idle_private_kib", private(&gateway)?);
+    let register = stage::register(&args.binary, "idle register", port, None, &[])?;
+    stage::listed(&stage::door(port, None))?;
+    settle();
+    put("register_idle_kib", resident(&register)?);
+    put("register_idle_private_kib", private(&register)?);
+    drop((register, gateway));
+    put("idle_client_kib", clients(args.idle)?);
+    put("idle_link_kib", links(args.idle)?);
+    let (gateway, register) = isolated(&args.binary)?;
+    put("isolated_session_gateway_kib", gateway);
+    put("isolated_session_register_kib", register);
+    Ok(found)
+}
+
+/// Lets a program finish what it does after its answer.
+fn settle() {
+    thread::sleep(Duration::from_millis(100));
+}
+
+/// In KiB.
+fn resident(program: &Program) -> Outcome<f64> {
+    Ok(memory(program.pid())?.0 as f64)
+}
+
+fn private(program: &Program) -> Outcome<f64> {
+    Ok(memory(program.pid())?.1 as f64)
+}
+
+/// KiB of the gateway for each client that only listens, at `/sse`.
+fn clients(count: usize) -> Outcome<f64> {
+    let port = process::free_port()?;
+    let gateway = Program::role("wide gateway", &["gateway", &port.to_string()])?;
+    process::listening(port)?;
+    let target = Target { path: "/sse".into(), door: Door::Sse, ..stage::door(port, None) };
+    // The first ones pay for what all share.
+    let mut held = (0..10).map(|_| Client::open(&target)).collect::<Outcome<Vec<_>>>()?;
+    settle();
+    let before = resident(&gateway)?;
+    for _ in 0..count {
+        held.push(Client::open(&target)?);
+    }
+    settle();
+    Ok((resident(&gateway)? - before) / count as f64)
+}
+
+/// KiB of the gateway for each link that carries nothing, with one tool behind it.
+fn links(count: usize) -> Outcome<f64> {
+    let port = process::free_port()?;
+    let gateway = Program::role("wide gateway", &["gateway", &port.to_string()])?;
+    process::listening(port)?;
+    let open = |number: usize| Link::register(process::local(port), &format!("edge-{number}"));
+    let mut held = (0..10).map(open).collect::<Outcome<Vec<_>>>()?;
+    settle();
+    let before = resident(&gateway)?;
+    for number in 0..count {
+        held.push(open(10 + number)?);
+    }
+    settle();
+    Ok((resident(&gateway)? - before) / count as f64)
+}
+
+/// KiB of gateway and register program for each session with a process of its own, without that process.
+fn isolated(binary: &Path) -> Outcome<(f64, f64)> {
+    let (gateway, port) = stage::gateway(binary, "isolating gateway", None)?;
+    let more = ["--sessions", "isolated", "--max-sessions", "64"];
+    let register = stage::register(binary, "isolating register", port, None, &more)?;
+    let target = stage::door(port, None);
+    stage::listed(&target)?;
+    let mut held = vec![Session::open(&target)?];
+    settle();
+    let before = (resident(&gateway)?, resident(&register)?);
+    for _ in 0..ISOLATED {
+        held.push(Session::open(&target)?);
+    }
+    settle();
+    let each = |after: f64, before: f64| (after - before) / ISOLATED as f64;
+    Ok((each(resident(&gateway)?, before.0), each(resident(&register)?, before.1)))
+}
+
+/// A session that has made a call.
+struct Session(#[allow(dead_code, reason = "the session lasts as long as it is held")] Client);
+
+impl Session {
+    fn open(target: &Target) -> Outcome<Self> {
+        let client = Client::open(target)?;
+        let call = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"echo_echo\",\"arguments\":{\"text\":\"mine\"}}}";
+        let (_, body) = crate::wire::Wire::open_ready(target)?.post(&client.head, call)?;
+        let body = String::from_utf8(body)?;
+        if body.contains("mine") { Ok(Self(client)) } else { Err(body.into()) }
+    }
+}
+
+/// Whether memory grows under load: KiB after the first fifth of the time, and at its end, as the median of a few looks.
+pub fn soak(stage: &Stage, time: Duration) -> Outcome<Map<String, Value>> {
+    let shape = Shape { clients: 32, in_flight: 4, bytes: 0 };
+    let pids = [stage.pair.0, stage.pair.1];
+    let programs: Vec<&Program> = pids.iter().filter_map(|place| stage.programs.get(*place)).collect();
+    let (mut seen, begun) = (vec![Vec::new(); programs.len()], Instant::now());
+    for _ in 0..LOOKS {
+        let window = Window { warm: Duration::ZERO, time: time / LOOKS };
+        load::run(&stage.plain, shape, window, &[])?;
+        for (seen, program) in seen.iter_mut().zip(&programs) {
+            seen.push(resident(program)?);
+        }
+    }
+    let mut found = Map::new();
+    found.insert("seconds".into(), json!(begun.elapsed().as_secs()));
+    for (name, seen) in ["gateway", "register"].iter().zip(seen) {
+        let early = median(seen.iter().skip(1).take(2).copied().collect()).unwrap_or_default();
+        let late = median(seen.iter().rev().take(2).copied().collect()).unwrap_or_default();
+        found.insert(format!("{name}_early_kib"), json!(early));
+        found.insert(format!("{name}_late_kib"), json!(late));
+        found.insert(format!("{name}_growth_kib"), json!(late - early));
+    }
+    Ok(found)
+}

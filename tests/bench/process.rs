@@ -1,0 +1,251 @@
+//! Programs under measurement: started, watched through `/proc`, and ended with all that they started.
+
+use std::{
+    env,
+    fs::{self, File},
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+
+use crate::{
+    Outcome,
+    load::{Door, Target},
+    wire::Wire,
+};
+
+/// Nothing takes so long to start.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Time to end before it is killed.
+const GRACE: Duration = Duration::from_secs(3);
+/// The kernel's unit of processor time in `/proc/PID/stat`, on all that Linux runs on.
+const TICK_NANOS: u64 = 10_000_000;
+
+/// A running program; dropping it ends it.
+pub struct Program {
+    child: Child,
+}
+
+impl Program {
+    /// Starts a command. What it says goes to a file of that name.
+    pub fn start(name: &str, command: &mut Command) -> Outcome<Self> {
+        let log = directory("logs")?.join(format!("{name}.log"));
+        let child =
+            command.stdin(Stdio::null()).stdout(File::create(&log)?).stderr(File::create(&log)?).spawn();
+        let child = child.map_err(|error| format!("{name} cannot be started: {error}"))?;
+        Ok(Self { child })
+    }
+
+    /// This program in another role.
+    pub fn role(name: &str, arguments: &[&str]) -> Outcome<Self> {
+        Self::start(name, Command::new(env::current_exe()?).args(arguments))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Itself and all that it started, but for the echo servers.
+    pub fn tree(&self) -> Vec<u32> {
+        let own = env::current_exe().unwrap_or_default();
+        let mut all = self.offspring();
+        all.retain(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = line.split(|byte| *byte == 0);
+            let program = words.next().unwrap_or_default();
+            !(program == own.as_os_str().as_encoded_bytes() && words.next() == Some(b"echo"))
+        });
+        all
+    }
+
+    /// Itself and all that it started.
+    fn offspring(&self) -> Vec<u32> {
+        let parents = parents();
+        let mut all = vec![self.pid()];
+        let mut place = 0;
+        while let Some(parent) = all.get(place).copied() {
+            all.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+            place += 1;
+        }
+        all
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let all = self.offspring();
+        signal(self.pid(), Signal::TERM);
+        let end = Instant::now() + GRACE;
+        while self.is_running() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(2));
+        }
+        // What it left behind is looked at again, since numbers are used anew.
+        let left: Vec<u32> =
+            parents().into_iter().map(|(pid, _)| pid).filter(|pid| all.contains(pid)).collect();
+        if self.is_running() {
+            left.into_iter().for_each(|pid| signal(pid, Signal::KILL));
+        }
+        let _ = self.child.wait();
+    }
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// All processes with their parents.
+fn parents() -> Vec<(u32, u32)> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid: u32| Some((pid, stat(pid)?.get(1)?.parse().ok()?))).collect()
+}
+
+/// The fields of `/proc/PID/stat` from the state on.
+fn stat(pid: u32) -> Option<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(')')?;
+    Some(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Processes whose processor time counts as that of one program.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    pub name: String,
+    pub pids: Vec<u32>,
+}
+
+impl Watched {
+    /// What they have used so far.
+    pub fn cpu(&self) -> Outcome<Cpu> {
+        let mut all = Cpu::default();
+        for pid in &self.pids {
+            let fields = stat(*pid).ok_or_else(|| format!("{} has ended", self.name))?;
+            let ticks = |place: usize| fields.get(place).map_or(Ok(0), |text| text.parse::<u64>());
+            all.user += ticks(11)?;
+            all.system += ticks(12)?;
+            all.nanos += nanos(*pid);
+        }
+        Ok(all)
+    }
+}
+
+/// Processor time of all threads that live, by the scheduler's own count; 0 where the kernel does not give it.
+fn nanos(pid: u32) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let times = threads.filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    });
+    times.sum()
+}
+
+/// Processor time: ticks in user and system mode, and nanoseconds of both.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu {
+    user: u64,
+    system: u64,
+    nanos: u64,
+}
+
+/// What was used between two looks, in microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    pub user: f64,
+    pub system: f64,
+}
+
+impl Cpu {
+    /// The total from the fine count, shared out by the coarse ones.
+    pub fn since(&self, earlier: &Self) -> Spent {
+        let user = self.user.saturating_sub(earlier.user);
+        let system = self.system.saturating_sub(earlier.system);
+        let ticks = user + system;
+        let nanos = self.nanos.saturating_sub(earlier.nanos);
+        // Threads that ended in between are in the coarse count alone.
+        let coarse = ticks.saturating_sub(2) * TICK_NANOS;
+        let total = if nanos < coarse { ticks * TICK_NANOS } else { nanos } as f64 / 1000.0;
+        let share = if ticks == 0 { 0.5 } else { user as f64 / ticks as f64 };
+        Spent { user: total * share, system: total * (1.0 - share) }
+    }
+}
+
+/// Resident memory in KiB: all of it, and what is not a mapped file.
+pub fn memory(pid: u32) -> Outcome<(u64, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).ok_or_else(|| format!("no {name}"))
+    };
+    Ok((field("VmRSS:")?, field("RssAnon:")?))
+}
+
+/// Where files of the benchmark go: below `target/bench`.
+pub fn directory(name: &str) -> Outcome<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench").join(name);
+    fs::create_dir_all(&path)?;
+    Ok(path)
+}
+
+/// A port that is free now.
+pub fn free_port() -> Outcome<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A port of this machine.
+pub fn local(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+/// As many descriptors as may be; for programs started later too.
+pub fn raise_limits() -> Outcome<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
+}
+
+/// Waits until something is there.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Outcome<T> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        if Instant::now() > end {
+            return Err(format!("it takes too long until {what}").into());
+        }
+        thread::sleep(Duration::from_micros(500));
+    }
+}
+
+/// Waits until a port takes connections.
+pub fn listening(port: u16) -> Outcome<()> {
+    eventually(&format!("port {port} is open"), || {
+        std::net::TcpStream::connect_timeout(&local(port), Duration::from_secs(1)).ok()
+    })
+    .map(|_| ())
+}
+
+/// The names of the tools at a door of the Streamable transport.
+pub fn tools(target: &Target) -> Outcome<String> {
+    let (mut wire, head, _) = session(target)?;
+    let (_, body) = wire.post(&head, "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/list\"}")?;
+    Ok(String::from_utf8(body)?)
+}
+
+/// Opens a session of the Streamable transport: a connection, the head of further POSTs, and the session's id.
+pub fn session(target: &Target) -> Outcome<(Wire, String, String)> {
+    debug_assert_eq!(target.door, Door::Mcp);
+    let client = crate::load::Client::open(target)?;
+    let session = client.session.ok_or("no session")?;
+    Ok((Wire::open_ready(target)?, client.head, session))
+}

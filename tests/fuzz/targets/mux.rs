@@ -1,0 +1,195 @@
+//! Any sequence of operations on the table of a link, against a table in the plainest words: each request that is taken in
+//! goes out exactly once, bounds are kept, and the deadline is never later than the first that is due. Two bytes are an
+//! operation and its argument.
+#![no_main]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use libfuzzer_sys::fuzz_target;
+use mcpport::jsonrpc::Message;
+use mcpport::tunnel::mux::{Mux, Pending, Refused, Step};
+
+/// Requests at a time.
+const MOST: usize = 6;
+
+fuzz_target!(|data: &[u8]| {
+    let mut world = World::new();
+    for pair in data.chunks_exact(2) {
+        world.step(pair[0], pair[1]);
+        world.check();
+    }
+});
+
+/// A request as it was taken in.
+struct Request {
+    caller: u32,
+    token: Option<String>,
+    deadline: Instant,
+    own: bool,
+}
+
+struct World {
+    mux: Mux<u32>,
+    now: Instant,
+    /// Callers so far: each opens one request.
+    callers: u32,
+    last: u64,
+    open: BTreeMap<u64, Request>,
+    gone: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        let (mux, now) = (Mux::new(MOST), Instant::now());
+        Self { mux, now, callers: 0, last: 0, open: BTreeMap::new(), gone: false }
+    }
+
+    fn step(&mut self, operation: u8, argument: u8) {
+        // Ids near those that are open: answered, open, and not minted yet.
+        let id = (self.last + 3).saturating_sub(u64::from(argument % 12));
+        match operation % 9 {
+            0 | 1 => self.open(argument),
+            2 => self.open_own(argument),
+            3 => self.answer(id, argument),
+            4 => self.progress(id, argument),
+            5 => {
+                let closed = self.mux.close(id);
+                self.leaves(id, closed);
+            }
+            6 => self.pass(argument),
+            7 => self.others(argument),
+            // Seldom: after it nothing happens any more.
+            _ if argument > 250 => self.drain(),
+            _ => {}
+        }
+    }
+
+    fn open(&mut self, argument: u8) {
+        let token = [None, Some("0"), Some("\"t\""), Some("7")][usize::from(argument) % 4];
+        let patience = Duration::from_millis(u64::from(argument));
+        let opened = self.mux.open(self.now, self.callers, "m", token, patience);
+        self.taken(opened, token, patience, false);
+    }
+
+    fn open_own(&mut self, argument: u8) {
+        // Its user has one at a time.
+        if self.open.values().any(|request| request.own) {
+            return;
+        }
+        let patience = Duration::from_millis(u64::from(argument));
+        let opened = self.mux.open_own(self.now, self.callers, "own", patience);
+        self.taken(opened, None, patience, true);
+    }
+
+    fn taken(&mut self, opened: Result<u64, Refused>, token: Option<&str>, patience: Duration, own: bool) {
+        let full = self.open.len() >= MOST && !own;
+        let expected = match (self.gone, full) {
+            (true, _) => Err(Refused::Gone),
+            (false, true) => Err(Refused::Busy),
+            (false, false) => Ok(self.last + 1),
+        };
+        assert_eq!(opened, expected, "ids count up, and none is refused without a reason");
+        let Ok(id) = opened else { return };
+        self.last = id;
+        let token = token.map(str::to_owned);
+        let request = Request { caller: self.callers, token, deadline: self.now + patience, own };
+        self.open.insert(id, request);
+        self.callers += 1;
+    }
+
+    /// A request went out of the table: it was in, and it was this one.
+    fn leaves(&mut self, id: u64, pending: Option<Pending<u32>>) {
+        let known = self.open.remove(&id);
+        assert_eq!(pending.is_some(), known.is_some());
+        if let (Some(pending), Some(known)) = (pending, known) {
+            assert_eq!((pending.caller, pending.token()), (known.caller, known.token.as_deref()));
+        }
+    }
+
+    fn answer(&mut self, id: u64, argument: u8) {
+        let forms =
+            [format!("{id}"), format!("{id}"), format!("\"{id}\""), format!("{id}.0"), format!("0{id}")];
+        let form = &forms[usize::from(argument / 16) % forms.len()];
+        let text = format!("{{\"jsonrpc\":\"2.0\",\"id\":{form},\"result\":{{}}}}");
+        let Ok(message) = Message::read(&text) else { return };
+        match self.mux.sort(&message).expect("nothing stands twice") {
+            Step::Answer(pending) => {
+                assert_eq!(*form, id.to_string(), "only our own way of writing it is our id");
+                self.leaves(id, Some(pending));
+            }
+            Step::Stray => assert!(*form != id.to_string() || !self.open.contains_key(&id)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn progress(&mut self, id: u64, argument: u8) {
+        let form = if argument > 200 { format!("\"{id}\"") } else { id.to_string() };
+        let text = format!(
+            "{{\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\",\"params\":{{\"progressToken\":{form}}}}}"
+        );
+        let message = Message::read(&text).expect("a message");
+        let wanted = self.open.get(&id).is_some_and(|request| request.token.is_some()) && argument <= 200;
+        match self.mux.sort(&message).expect("nothing stands twice") {
+            Step::Progress(found, span) => {
+                assert!(wanted && found == id && text[span] == *form);
+                let token = self.open[&id].token.as_deref();
+                assert_eq!(self.mux.get(id).expect("it stays").token(), token);
+            }
+            Step::Stray => assert!(!wanted),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Time passes, and all that is due goes out; nothing else.
+    fn pass(&mut self, argument: u8) {
+        self.now += Duration::from_millis(u64::from(argument / 2));
+        let mut expired = Vec::new();
+        self.mux.tick(self.now, &mut expired);
+        for (id, pending) in expired {
+            assert!(self.open.get(&id).is_some_and(|request| request.deadline <= self.now));
+            self.leaves(id, Some(pending));
+        }
+        assert!(self.open.values().all(|request| request.deadline > self.now), "it was due and stays");
+        assert!(self.mux.deadline().is_none_or(|due| due > self.now), "a deadline in the past");
+    }
+
+    /// What looks and does not change.
+    fn others(&self, argument: u8) {
+        let newest = self.mux.newest(|pending| Some(pending.caller));
+        assert_eq!(newest, self.open.values().next_back().map(|request| request.caller));
+        let token = ["0", "\"t\"", "7"][usize::from(argument) % 3];
+        let found = self.mux.of_token(token).map(|pending| pending.caller);
+        let with = |request: &&Request| request.token.as_deref() == Some(token);
+        match found {
+            Some(caller) => assert!(self.open.values().filter(with).any(|request| request.caller == caller)),
+            None => assert_eq!(self.open.values().filter(with).count(), 0),
+        }
+    }
+
+    fn drain(&mut self) {
+        let drained = self.mux.drain().into_iter().map(|pending| pending.caller);
+        let mut drained: Vec<u32> = drained.collect();
+        drained.sort_unstable();
+        let mut known: Vec<u32> = self.open.values().map(|request| request.caller).collect();
+        known.sort_unstable();
+        assert_eq!(drained, known, "everybody who waits is told, once");
+        self.open.clear();
+        self.gone = true;
+    }
+
+    fn check(&self) {
+        assert_eq!((self.mux.len(), self.mux.is_empty()), (self.open.len(), self.open.is_empty()));
+        let own = self.open.values().filter(|request| request.own).count();
+        assert!(self.open.len() <= MOST + own);
+        let first = self.open.values().map(|request| request.deadline).min();
+        match (self.mux.deadline(), first) {
+            (Some(due), Some(first)) => assert!(due <= first, "the deadline is later than the first"),
+            (None, first) => assert_eq!(first, None),
+            (Some(_), None) => {}
+        }
+        for (id, request) in &self.open {
+            assert_eq!(self.mux.get(*id).map(|pending| pending.caller), Some(request.caller));
+        }
+    }
+}

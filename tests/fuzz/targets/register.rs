@@ -1,0 +1,105 @@
+//! First frames of a link and status frames, against the library as oracle: whatever is read stands there, once, and is
+//! allowed; and what we write we read.
+#![no_main]
+
+use std::time::Duration;
+
+use libfuzzer_sys::fuzz_target;
+use mcpport::jsonrpc::Message;
+use mcpport::limits::SERVER_ID;
+use mcpport::secret::Secret;
+use mcpport::text;
+use mcpport::tunnel::handshake::{Claim, Grant, Registration, Status};
+use serde_json::Value;
+
+/// Characters of a name.
+const NAME: usize = 64;
+
+fuzz_target!(|data: &[u8]| {
+    let Ok(frame) = std::str::from_utf8(data) else { return };
+    let tree: Option<Value> = serde_json::from_str(frame).ok();
+    match Registration::read(frame, NAME) {
+        Ok(registration) => {
+            sound(&registration);
+            if let Some(tree) = &tree {
+                stands(&registration, tree);
+            }
+            again(&registration);
+        }
+        Err(why) => assert!(!why.reason().is_empty() && why.reason().len() < 200),
+    }
+    if let Some(status) = Status::read(frame) {
+        assert!(Message::read(frame).is_err(), "a frame is one or the other");
+        if let Some(tree) = &tree {
+            assert_eq!(tree["status"], *status.status);
+            assert!(tree["message"] == *status.message || status.message.is_empty());
+            assert_eq!(status.ours, tree["capabilities"].get("mcpport").is_some());
+        }
+        let error = Status::read(&Status::error(&status.message)).expect("a status frame");
+        assert_eq!((error.status.as_str(), &error.message), ("error", &status.message));
+    }
+});
+
+fn sound(registration: &Registration) {
+    let Registration { id, name, ours, sessions, resumes, claim } = registration;
+    assert!(id.as_ref().is_none_or(|id| id.len() <= SERVER_ID && !id.chars().any(char::is_control)));
+    assert!(name.as_ref().is_none_or(|name| text::is_name(name, NAME)));
+    assert!(sessions.is_none_or(|most| *ours && most > 0));
+    assert!((*ours || !resumes) && (*resumes || claim.is_none()));
+}
+
+/// The library's tree keeps the last of two members with one name; we refuse those that matter, so that both agree.
+fn stands(registration: &Registration, tree: &Value) {
+    let old = tree.get("method").is_none();
+    let name = if old { &tree["name"] } else { &tree["params"]["name"] };
+    assert_eq!(registration.name.as_deref(), name.as_str());
+    match (&registration.id, &tree["id"]) {
+        (None, id) => assert!(id.is_null() || id == ""),
+        (Some(id), Value::String(text)) => assert_eq!(id, text),
+        // Digits beyond what a number holds become a fraction in the tree.
+        (Some(id), Value::Number(_)) => assert!(id.bytes().all(|byte| byte.is_ascii_digit())),
+        (_, other) => panic!("{other} is an id"),
+    }
+    let ours = &tree["params"]["capabilities"]["mcpport"];
+    assert_eq!(registration.ours, !old && ours.is_object());
+    if let Some(most) = registration.sessions {
+        assert_eq!(ours["sessions"]["max"], most);
+    }
+    assert_eq!(registration.resumes, registration.ours && ours["resume"].is_object());
+    if let Some(claim) = &registration.claim {
+        assert_eq!(ours["resume"]["token"], claim.token.expose());
+        assert_eq!(ours["resume"]["received"], claim.received);
+    }
+}
+
+/// What we write for the same we read as the same.
+fn again(registration: &Registration) {
+    let (Some(id), Some(name)) = (&registration.id, &registration.name) else { return };
+    let claim = registration.claim.as_ref();
+    for (sessions, claim) in [(None, None), (registration.sessions, claim), (None, claim)] {
+        let frame = Registration::frame(id, name, sessions, claim);
+        let read = Registration::read(&frame, NAME).expect("what we write we read");
+        assert_eq!((&read.id, &read.name), (&registration.id, &registration.name));
+        assert_eq!((read.ours, read.resumes, read.sessions), (true, true, sessions));
+        assert_eq!(read.claim.as_ref().map(shown), claim.map(shown));
+    }
+    let (token, window) = (Secret::new(name.as_str()), Duration::from_secs(30));
+    let received = claim.map(|claim| claim.received);
+    let grant = Grant { token, window, received };
+    for (ours, sessions, grant) in
+        [(true, true, Some(&grant)), (true, false, Some(&grant)), (true, true, None), (false, false, None)]
+    {
+        let status = Status::read(&Status::received(id, ours, sessions, grant)).expect("a status frame");
+        assert_eq!((status.ours, status.sessions), (ours, ours && sessions));
+        assert_eq!(status.resume.is_some(), grant.is_some());
+        if let Some(read) = status.resume {
+            assert_eq!((read.token.expose(), read.window, read.received), (&**name, window, received));
+        }
+    }
+    let status = Status::read(&Status::registered(id, 3)).expect("a status frame");
+    assert_eq!(status.status, "registered");
+}
+
+fn shown(claim: &Claim) -> (&str, u64) {
+    (claim.token.expose(), claim.received)
+}

@@ -1,0 +1,55 @@
+//! Peers that do what no honest one does: bytes made by hand, against a gateway in this process with small limits or
+//! against the real program.
+
+mod door;
+mod drain;
+mod figures;
+mod links;
+mod pace;
+mod raw;
+mod shares;
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::{
+    session::{Session, value},
+    wire::get,
+};
+
+/// What `/status` says.
+#[track_caller]
+fn status(address: std::net::SocketAddr) -> Value {
+    let answer = get(address, "/status");
+    assert_eq!((answer.status, answer.field("content-type")), (200, Some("application/json")), "{answer:?}");
+    value(&answer.body)
+}
+
+/// A counter of `/status`.
+#[track_caller]
+fn counter(address: std::net::SocketAddr, name: &str) -> u64 {
+    status(address)["counters"][name].as_u64().unwrap()
+}
+
+/// Calls `echo` of server `s` so many times, one after the other, each over a connection of its own; how long each took.
+#[track_caller]
+fn calls(session: &Session, tool: &str, count: usize) -> Vec<Duration> {
+    let one = || {
+        let begun = Instant::now();
+        assert_eq!(session.call_text(tool, json!({"text": "good"})), "good");
+        begun.elapsed()
+    };
+    (0..count).map(|_| one()).collect()
+}
+
+/// The time within which 99 of 100 were done.
+fn p99(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[(times.len() * 99).div_ceil(100) - 1]
+}
+
+/// So large, and not small, when the figures are made for people to read.
+fn full_size() -> bool {
+    std::env::var("MCPPORT_FIGURES").is_ok_and(|set| set == "1")
+}

@@ -1,0 +1,107 @@
+//! Peers that speak slowly, or without end, on the HTTP side.
+
+use std::{
+    io::Write,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    wire::{Wire, get, host, tcp, text},
+    world::Gateway,
+};
+
+/// Rule 3: a head that drips is answered 408 at its time, whatever the drip.
+#[test]
+fn a_slow_head_is_answered() {
+    let limit = Duration::from_millis(600);
+    let gateway = Gateway::start_small(|limits| limits.http.head_time = limit);
+    for drip in [Duration::from_millis(20), Duration::from_millis(250), Duration::from_secs(60)] {
+        let stream = tcp(gateway.address);
+        let (mut drips, begun) = (stream.try_clone().unwrap(), Instant::now());
+        drips.write_all(b"GET / HTTP/1.1\r\nX: ").unwrap();
+        let feeder = thread::spawn(move || {
+            while drips.write_all(b"x").is_ok() && begun.elapsed() < 10 * limit && drip < 10 * limit {
+                thread::sleep(drip);
+            }
+        });
+        let mut wire = Wire::new(stream);
+        let answer = wire.answer();
+        assert_eq!((answer.status, answer.field("connection")), (408, Some("close")), "{answer:?}");
+        assert!(begun.elapsed() >= limit, "{:?}", begun.elapsed());
+        assert!(wire.is_closed());
+        drop(wire);
+        feeder.join().unwrap();
+    }
+}
+
+/// Rule 4: a body has to come at a pace, and is refused before it comes when it is announced too large.
+#[test]
+fn a_slow_body_is_answered() {
+    let gateway = Gateway::start_small(|limits| {
+        limits.http.body_grace = Duration::from_millis(300);
+        limits.http.body_bytes = 10_000;
+    });
+    let own = host(gateway.address);
+    let post = |lines: &str| {
+        format!("POST /mcp HTTP/1.1\r\n{own}\r\nContent-Type: application/json\r\n{lines}\r\n\r\n")
+    };
+    let mut wire = Wire::connect(gateway.address);
+    wire.send(post("Content-Length: 9000"));
+    wire.send("{".repeat(50));
+    assert_eq!(wire.answer().status, 408);
+    let mut wire = Wire::connect(gateway.address);
+    wire.send(post("Content-Length: 10001"));
+    assert_eq!(wire.answer().status, 413, "and nothing of it was sent");
+    let mut wire = Wire::connect(gateway.address);
+    wire.send(post("Transfer-Encoding: chunked"));
+    wire.send(format!("2711\r\n{}\r\n", "x".repeat(10_001)));
+    let answer = wire.answer();
+    assert_eq!((answer.status, answer.field("connection")), (413, Some("close")));
+    assert!(wire.is_closed());
+}
+
+/// Rules 1 and 2 against the real program: what never becomes a head, or is too large for one, is told so.
+#[test]
+fn heads_without_measure_are_answered() {
+    let gateway = Gateway::start(&[]);
+    let own = host(gateway.address);
+    let fields: String = (0..64).map(|number| format!("X-{number}: y\r\n")).collect();
+    for (bytes, status) in [
+        ("A".repeat(1 << 20), 431),
+        (format!("GET / HTTP/1.1\r\n{own}\r\n{fields}\r\n"), 431),
+        (format!("GET /{} HTTP/1.1\r\n{own}\r\n\r\n", "x".repeat(4096)), 414),
+        (format!("{} / HTTP/1.1\r\n{own}\r\n\r\n", "X".repeat(33)), 501),
+        (format!("GET / HTTP/1.1\r\n{own}\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n"), 400),
+    ] {
+        let stream = tcp(gateway.address);
+        let mut writer = stream.try_clone().unwrap();
+        let writes = thread::spawn(move || {
+            // The gateway may have had enough before all is written.
+            let _ = writer.write_all(bytes.as_bytes());
+        });
+        let mut wire = Wire::new(stream);
+        let answer = wire.answer();
+        assert_eq!((answer.status, answer.field("connection")), (status, Some("close")), "{answer:?}");
+        writes.join().unwrap();
+    }
+    let status = super::counter(gateway.address, "refused");
+    assert_eq!(status, 5);
+}
+
+/// A peer that sends requests and reads no answer is given up, and holds no more than its own connection.
+#[test]
+fn who_reads_no_answer_is_given_up() {
+    let gateway = Gateway::start_small(|limits| {
+        limits.http.write_stall = Duration::from_millis(300);
+        limits.http.requests = 1_000_000;
+    });
+    let mut stream = tcp(gateway.address);
+    let request = text("GET", "/status", &[&host(gateway.address)], "").repeat(1000);
+    let begun = Instant::now();
+    // Neither side's buffers take this much.
+    while stream.write_all(request.as_bytes()).is_ok() {
+        assert!(begun.elapsed() < crate::PATIENCE, "it is served for ever");
+    }
+    assert_eq!(get(gateway.address, "/health").status, 200);
+}

@@ -1,0 +1,128 @@
+//! What one session, server or token may take, so that something is left for the others.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{counter, raw::Raw, status};
+use crate::{
+    session::{BOTH, Session, call, hello, request, value},
+    wire::{Wire, ask, host},
+    world::{Gateway, eventually},
+};
+
+/// The error of an answer to a POST.
+#[track_caller]
+fn error(session: &Session, id: i64, tool: &str, arguments: Value) -> Value {
+    let begun = Instant::now();
+    let answer = session.post(&call(id, tool, arguments));
+    assert!(begun.elapsed() < Duration::from_secs(5), "who is refused does not wait");
+    value(&answer.body)["error"].clone()
+}
+
+/// Rule 29: one call too many of a session, or to a server, is refused at once by the name of the limit; others go on.
+#[test]
+fn calls_have_limits() {
+    let gateway = Gateway::start(&["--max-calls-per-session", "2", "--max-calls-per-server", "3"]);
+    let (edge, _other) = (gateway.edge("s"), gateway.edge("o"));
+    let (one, two) = (Session::open(gateway.address, "/mcp"), Session::open(gateway.address, "/mcp"));
+    let hold = |session: &Session, id: i64, key: &str| {
+        let held = session.send("POST", &[BOTH], &call(id, "s_hold", json!({"key": key})));
+        edge.wait_for(&format!("\"{key}\""));
+        held
+    };
+    let mut held = vec![hold(&one, 11, "k1"), hold(&one, 12, "k2")];
+    let busy = error(&one, 3, "s_echo", json!({"text": "x"}));
+    assert_eq!(busy["code"], -32000, "{busy}");
+    assert!(busy["message"].as_str().unwrap().contains("--max-calls-per-session"), "{busy}");
+    held.push(hold(&two, 11, "k3"));
+    let busy = error(&two, 2, "s_echo", json!({"text": "x"}));
+    assert!(busy["message"].as_str().unwrap().contains("--max-calls-per-server"), "{busy}");
+    assert_eq!(two.call_text("o_echo", json!({"text": "other"})), "other");
+    assert_eq!(counter(gateway.address, "busy"), 2);
+    let three = Session::open(gateway.address, "/servers/s/mcp");
+    assert!(error(&three, 1, "release", json!({"key": "k1"}))["message"].is_string(), "full is full");
+    // One of them is cancelled, and there is room for the one that ends the others.
+    let cancelled = json!({"requestId": 12, "reason": "enough"});
+    let told = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": cancelled});
+    assert_eq!(one.post(&told.to_string()).status, 202);
+    for key in ["k1", "k3"] {
+        three.call_text("release", json!({"key": key}));
+    }
+    assert!(held.remove(0).answer().body.contains("k1"));
+    eventually("nothing is under way", || status(gateway.address)["tables"]["calls"] == 0);
+    assert_eq!(one.call_text("s_echo", json!({"text": "again"})), "again");
+}
+
+/// The size of a message is the user's to choose, at both ends.
+#[test]
+fn messages_have_the_size_that_was_chosen() {
+    let gateway = Gateway::start(&["--max-message-bytes", "8M"]);
+    let _large = gateway.edge_with("large", &[], &["--max-message-bytes", "8M"]);
+    let session = Session::open(gateway.address, "/mcp");
+    assert_eq!(session.call_text("large_big", json!({"bytes": 6_000_000})).len(), 6_000_000);
+    let text = "x".repeat(5_000_000);
+    assert_eq!(session.call_text("large_echo", json!({"text": &text})), text);
+    let small = Gateway::start(&["--max-message-bytes", "64K"]);
+    let session = Session::open(small.address, "/mcp");
+    assert_eq!(session.post(&" ".repeat(65_536)).status, 400);
+    assert_eq!(session.post(&" ".repeat(65_537)).status, 413);
+}
+
+#[test]
+fn sessions_of_a_token_have_a_limit() {
+    let tokens = ["--auth-token", "one", "--auth-token", "two"];
+    let gateway = Gateway::start(&[&tokens[..], &["--max-sessions-per-token", "2"]].concat());
+    let open = |token: &str| {
+        let (own, token) = (host(gateway.address), format!("Authorization: Bearer {token}"));
+        ask(&mut Wire::connect(gateway.address), "POST", "/mcp", &[&own, &token, BOTH], &hello("2025-11-25"))
+    };
+    assert_eq!([open("one").status, open("one").status], [200, 200]);
+    let refused = open("one");
+    assert_eq!((refused.status, refused.field("retry-after")), (429, Some("1")), "{refused:?}");
+    assert!(refused.body.contains("--max-sessions-per-token"), "{refused:?}");
+    assert_eq!(open("two").status, 200);
+}
+
+/// What a server does not tell of takes no place among what a session may subscribe to.
+#[test]
+fn refused_subscriptions_are_not_counted() {
+    let gateway = Gateway::start_small(|limits| limits.session.subscriptions = 1);
+    let url = format!("ws://{}/mcp/register", gateway.address);
+    let _edge = crate::world::Edge::start(&url, "s", &["--rich", "--refuse", "resources/subscribe"], &[]);
+    eventually("the server is there", || !status(gateway.address)["servers"][0]["tools"].is_null());
+    eventually("and listed", || status(gateway.address)["servers"][0]["tools"] != 0);
+    for path in ["/mcp", "/servers/s/mcp"] {
+        let session = Session::open(gateway.address, path);
+        for uri in ["a://one", "a://two", "a://three"] {
+            let answer = session.ask("resources/subscribe", json!({"uri": uri}));
+            let why = answer["error"]["message"].as_str().unwrap_or_else(|| panic!("{answer}"));
+            assert!(!why.contains("too many"), "{path}: {answer}");
+        }
+    }
+    assert_eq!(status(gateway.address)["tables"]["subscriptions"], 0);
+}
+
+/// Rule 30: a link that is not read holds a bounded queue; calls beyond it are refused, and it ends in the end.
+#[test]
+fn a_link_that_is_not_read_ends() {
+    let gateway = Gateway::start_small(|limits| {
+        limits.link.queue_bytes = 256 * 1024;
+        limits.link.write_stall = Duration::from_secs(3);
+    });
+    let raw = Raw::registered(gateway.address, "deaf");
+    let session = Session::open(gateway.address, "/servers/deaf/mcp");
+    let text = "x".repeat(1 << 20);
+    // More than all buffers of the system on the way hold.
+    let calls = (0..24).map(|id| session.send("POST", &[BOTH], &call(id, "echo", json!({"text": &text}))));
+    let calls: Vec<Wire> = calls.collect();
+    let answers: Vec<String> = calls.into_iter().map(|mut wire| wire.answer().body).collect();
+    let with = |words: &str| answers.iter().filter(|answer| answer.contains(words)).count();
+    // The last may come after its end.
+    let (busy, gone, late) = (with("does not keep up"), with("went away"), with("is not connected"));
+    assert!(busy > 0 && gone > 0 && busy + gone + late == 24, "{answers:?}");
+    eventually("the link is given up", || status(gateway.address)["tables"]["links"] == 0);
+    let gone = session.post(&request(1, "tools/list", json!({})));
+    assert!(gone.body.contains("not connected"), "{gone:?}");
+    drop(raw);
+}

@@ -1,0 +1,282 @@
+//! Many connect, call and disconnect cycles with cuts of the line, edges that come and go, and clients that leave in the
+//! middle; and then nothing is left: no descriptor, no memory, no process, no entry of a table.
+//!
+//! `MCPPORT_SOAK=600` runs so many seconds (otherwise 3); `scripts/soak.sh` does it with release binaries. Cycles go in
+//! rounds: between two of them all is at rest, and what the programs then hold is compared.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    net::SocketAddr,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use crate::{
+    relay::{Relay, Way},
+    session::{BOTH, call, hello, value},
+    wire::{Client, Wire, ask, get, host},
+    world::{Edge, Gateway, Program, eventually},
+};
+
+/// Clients at a time.
+const CLIENTS: usize = 8;
+/// Rounds of a run. The first warms up.
+const ROUNDS: u32 = 6;
+/// Cycles that a run of ten minutes has at least.
+const CYCLES: usize = 10_000;
+/// Descriptors that may come and go: a timer, a name look-up.
+const DESCRIPTORS: usize = 2;
+/// What memory may grow by, in KiB.
+const DRIFT: i64 = 1024;
+
+/// Counts of one run.
+#[derive(Default)]
+struct Counts {
+    cycles: AtomicUsize,
+    cuts: AtomicUsize,
+    edges: AtomicUsize,
+    rest: AtomicBool,
+}
+
+impl Counts {
+    fn add(counter: &AtomicUsize) -> usize {
+        counter.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn works(&self) -> bool {
+        !self.rest.load(Ordering::SeqCst)
+    }
+}
+
+/// The world rests when this is dropped, also when a check failed.
+struct Rest<'a>(&'a Counts);
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        self.0.rest.store(true, Ordering::SeqCst);
+    }
+}
+
+/// One client of the Streamable transport, from its first word to its last.
+fn post(address: SocketAddr, tool: &str, number: usize) {
+    let (mut wire, own) = (Wire::connect(address), host(address));
+    let begun = ask(&mut wire, "POST", "/mcp", &[&own, BOTH], &hello("2025-11-25"));
+    assert_eq!(begun.status, 200, "{begun:?}");
+    let id = format!("Mcp-Session-Id: {}", begun.field("mcp-session-id").expect("a session has an id"));
+    let lines = [own.as_str(), BOTH, &id, "MCP-Protocol-Version: 2025-11-25"];
+    let told = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+    assert_eq!(ask(&mut wire, "POST", "/mcp", &lines, told).status, 202);
+    let text = format!("cycle {number}");
+    let answer = ask(&mut wire, "POST", "/mcp", &lines, &call(1, tool, json!({"text": text})));
+    check(&answer.body, &text);
+    assert_eq!(ask(&mut wire, "DELETE", "/mcp", &lines, "").status, 204);
+}
+
+/// One client of the older transport. It may leave in the middle of its call.
+fn stream(address: SocketAddr, tool: &str, number: usize) {
+    let mut client = Client::open(address, "/sse", &[]);
+    let (mut posts, own, text) = (Wire::connect(address), host(address), format!("cycle {number}"));
+    let mut say = |message: &str| {
+        assert_eq!(ask(&mut posts, "POST", &client.endpoint, &[&own], message).status, 202);
+    };
+    say(&hello("2024-11-05"));
+    say(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
+    say(&call(1, tool, json!({"text": text})));
+    if number % 8 > 1 {
+        check(&client.find(|message| value(message)["id"] == 1), &text);
+    }
+}
+
+#[track_caller]
+fn check(answer: &str, text: &str) {
+    assert_eq!(value(answer)["result"]["content"][0]["text"], text, "{answer}");
+}
+
+/// An edge that comes, is used and goes, as asked or not.
+fn visit(gateway: &Gateway, number: usize) {
+    let name = format!("visitor{number}");
+    let mut edge = Edge::start(&gateway.url(), &name, &[], &[]);
+    edge.program.wait_for("registered: ");
+    post(gateway.address, &format!("{name}_echo"), number);
+    if number.is_multiple_of(2) {
+        assert_eq!(edge.program.stop().code, Some(0));
+    } else {
+        edge.program.kill();
+    }
+    eventually("its server ends", || edge.program.offspring().is_empty());
+}
+
+/// Something happens to the line, now and then; the link comes back each time.
+fn cut(relay: &Relay, counts: &Counts) {
+    while counts.works() {
+        match Counts::add(&counts.cuts) % 4 {
+            0 => relay.cut(),
+            1 => relay.close(Way::Up),
+            2 => {
+                Way::BOTH.iter().for_each(|way| relay.freeze(*way));
+                thread::sleep(Duration::from_millis(100));
+                relay.cut();
+            }
+            _ => relay.close(Way::Down),
+        }
+        relay.restore();
+        // Between two cuts there is traffic.
+        let next = Instant::now() + Duration::from_secs(3);
+        eventually("it is time for the next cut", || !counts.works() || Instant::now() > next);
+    }
+}
+
+/// Everything at once, for so long.
+fn round(gateway: &Gateway, relay: &Relay, counts: &Counts, time: Duration) {
+    counts.rest.store(false, Ordering::SeqCst);
+    let address = gateway.address;
+    thread::scope(|scope| {
+        let _rest = Rest(counts);
+        for client in 0..CLIENTS {
+            scope.spawn(move || {
+                while counts.works() {
+                    let number = Counts::add(&counts.cycles);
+                    let tool = ["cut_echo", "near_echo"][number / 2 % 2];
+                    if client % 2 == 0 { post(address, tool, number) } else { stream(address, tool, number) }
+                }
+            });
+        }
+        scope.spawn(|| cut(relay, counts));
+        scope.spawn(|| {
+            while counts.works() {
+                visit(gateway, Counts::add(&counts.edges));
+            }
+        });
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+}
+
+/// The sizes of the gateway's tables, without the connection that asks.
+fn tables(address: SocketAddr) -> BTreeMap<String, u64> {
+    let answer = get(address, "/status");
+    if answer.status == 404 {
+        return BTreeMap::new();
+    }
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let mut sizes: BTreeMap<String, u64> =
+        serde_json::from_value(value(&answer.body)["tables"].clone()).expect("sizes of tables");
+    for own in ["connections", "addresses"] {
+        if let Some(size) = sizes.get_mut(own) {
+            *size -= 1;
+        }
+    }
+    sizes
+}
+
+/// What a process holds: descriptors, and memory in KiB.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    descriptors: usize,
+    memory: i64,
+}
+
+fn held(program: &Program) -> Held {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", program.pid())).unwrap().count();
+    let status = fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    Held { descriptors, memory: line.split_whitespace().next().unwrap().parse().unwrap() }
+}
+
+/// Waits until nothing is under way: the links of the edges that stay are all that is there.
+#[track_caller]
+fn rest(gateway: &Gateway, edges: u64) {
+    let last = Mutex::new(BTreeMap::new());
+    let calm = || {
+        let sizes = tables(gateway.address);
+        let calm = sizes.iter().all(|(name, size)| match name.as_str() {
+            "links" | "servers" | "connections" => *size == edges,
+            "addresses" => *size <= 1,
+            _ => *size == 0,
+        });
+        *last.lock().unwrap() = sizes;
+        calm
+    };
+    let begun = Instant::now();
+    // Asked once more it might see the connection of the last look, which is about to end.
+    let mut rests = calm();
+    while begun.elapsed() < crate::world::PATIENCE && !rests {
+        thread::sleep(Duration::from_millis(20));
+        rests = calm();
+    }
+    assert!(rests, "it does not come to rest: {:?}", last.lock().unwrap());
+}
+
+#[test]
+fn nothing_is_left_after_many_cycles() {
+    let asked: Option<u32> = env::var("MCPPORT_SOAK").ok().map(|text| text.parse().expect("seconds"));
+    let seconds = asked.unwrap_or(3);
+    // A killed edge is waited for in this time, and a cut one comes back in it.
+    let mut gateway = Gateway::start(&["--resume-window", "8"]);
+    let relay = Relay::to(gateway.address);
+    let mut edges = [(relay.url(), "cut"), (gateway.url(), "near")].map(|(url, name)| {
+        let edge = Edge::start(&url, name, &[], &[]);
+        edge.program.wait_for("registered: ");
+        edge
+    });
+    let (counts, begun) = (Counts::default(), Instant::now());
+    let mut series = Vec::new();
+    for number in 0..ROUNDS {
+        round(&gateway, &relay, &counts, Duration::from_secs(seconds.into()) / ROUNDS);
+        rest(&gateway, 2);
+        series.push([&gateway.program, &edges[0].program, &edges[1].program].map(held));
+        println!(
+            "round {number}, {:.0} s: {}",
+            begun.elapsed().as_secs_f64(),
+            shown(&series[series.len() - 1])
+        );
+    }
+    let [cycles, cuts, visits] =
+        [&counts.cycles, &counts.cuts, &counts.edges].map(|count| count.load(Ordering::SeqCst));
+    println!(
+        "{cycles} cycles, {cuts} cuts, {visits} edges came and went, in {:.0} s",
+        begun.elapsed().as_secs_f64()
+    );
+    compare(&series, asked.is_some());
+    for edge in &mut edges {
+        assert_eq!(edge.program.stop().code, Some(0));
+        assert!(edge.program.offspring().is_empty());
+    }
+    rest(&gateway, 0);
+    println!("tables at the end: {:?}", tables(gateway.address));
+    assert_eq!(gateway.program.stop().code, Some(0));
+    assert!(cycles >= CYCLES * seconds as usize / 600, "{cycles} cycles in {seconds} s");
+}
+
+fn shown(held: &[Held; 3]) -> String {
+    let names = ["gateway", "edge behind the relay", "edge beside it"];
+    let each = names.iter().zip(held);
+    let each =
+        each.map(|(name, held)| format!("{name} {} descriptors, {} KiB", held.descriptors, held.memory));
+    each.collect::<Vec<_>>().join("; ")
+}
+
+/// Compares the end with what was after the first round. `full`: it was long enough for memory to have settled.
+fn compare(series: &[[Held; 3]], full: bool) {
+    let (first, last) = (series[0], series[series.len() - 1]);
+    for place in 0..first.len() {
+        let (before, after) = (first[place], last[place]);
+        let drift = after.memory - before.memory;
+        println!(
+            "{}: {} descriptors more, {drift} KiB more",
+            ["gateway", "edge", "edge"][place],
+            after.descriptors as i64 - before.descriptors as i64
+        );
+        assert!(after.descriptors.abs_diff(before.descriptors) <= DESCRIPTORS, "{before:?}, then {after:?}");
+        assert!(!full || drift < DRIFT, "{before:?}, then {after:?}");
+    }
+}

@@ -1,0 +1,57 @@
+//! The list of rules and what shows them, `tests/rules.txt`: forty of them, and everything that is named is there.
+
+use std::{fs, path::Path};
+
+/// The file of a test by its path: `http::respond::tests::name` is a unit test, `hostile::pace::name` is one of these.
+fn is_test(root: &Path, path: &str) -> bool {
+    let parts: Vec<&str> = path.split("::").collect();
+    let Some((name, modules)) = parts.split_last() else { return false };
+    let unit = modules.last() == Some(&"tests");
+    let (base, modules) = if unit {
+        (root.join("src"), &modules[..modules.len() - 1])
+    } else {
+        (root.join("tests/it"), modules)
+    };
+    let file = base.join(modules.join("/"));
+    let own = [file.with_extension("rs"), file.join("mod.rs"), file.join("tests.rs")];
+    let test = format!("#[test]\nfn {name}()");
+    own.iter()
+        .filter_map(|file| fs::read_to_string(file).ok())
+        .any(|text| text.lines().map(str::trim_start).collect::<Vec<_>>().join("\n").contains(&test))
+}
+
+#[test]
+fn every_rule_is_shown_or_says_why_not() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("tests/rules.txt")).unwrap();
+    let mut complaints = Vec::new();
+    let mut next = 1;
+    for line in text.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty()) {
+        let columns: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [number, rule, names, note] = columns[..] else {
+            complaints.push(format!("not four columns: {line}"));
+            continue;
+        };
+        if number.parse() != Ok(next) || rule.is_empty() {
+            complaints.push(format!("rule {next} is missing before: {line}"));
+        }
+        next += 1;
+        if names.is_empty() && note.is_empty() {
+            complaints.push(format!("rule {number}: nothing shows it, and no reason stands there"));
+        }
+        for name in names.split_whitespace() {
+            let there = match name.split_once(':') {
+                Some(("fuzz", target)) => root.join(format!("tests/fuzz/targets/{target}.rs")).exists(),
+                Some(("script", path)) => root.join(path).exists(),
+                _ => is_test(root, name),
+            };
+            if !there {
+                complaints.push(format!("rule {number}: there is no {name}"));
+            }
+        }
+    }
+    if next != 41 {
+        complaints.push(format!("{} rules, not 40", next - 1));
+    }
+    super::check("tests/rules.txt", &complaints);
+}
