@@ -46,8 +46,8 @@ impl Connection {
         Self { gateway, web, visit, proven: None }
     }
 
-    /// Serves its requests until it ends.
-    pub async fn serve(mut self) {
+    /// Serves its requests until it ends. In a box: a task keeps what it is given beside what it makes of it.
+    pub async fn serve(mut self: Box<Self>) {
         let peer = self.web.stream.peer();
         loop {
             match self.turn().await {
@@ -211,11 +211,11 @@ impl Connection {
         Ok(upgrade)
     }
 
-    async fn upgrade(self, upgrade: Upgrade, principal: Principal) {
+    async fn upgrade(self: Box<Self>, upgrade: Upgrade, principal: Principal) {
         let badge = self.gateway.links.badge();
         let peer = self.web.stream.peer();
-        let Self { gateway, web, visit, .. } = self;
-        let (stream, glued) = match web.upgrade(&upgrade).await {
+        let Self { gateway, web, visit, .. } = *self;
+        let (stream, glued) = match Box::pin(web.upgrade(&upgrade)).await {
             Ok(upgraded) => upgraded,
             Err(error) => return log::debug!("connection with {peer} broke: {error}"),
         };

@@ -343,7 +343,8 @@ async fn welcome(door: &Door, stream: Stream, visit: Visit) {
     let limit = door.gateway.config.limits.http.tls_handshake;
     let stream = match &door.acceptor {
         None => stream,
-        Some(acceptor) => match deadline::within(limit, acceptor.accept(stream)).await {
+        // In a box, so that what a handshake needs is given back after it.
+        Some(acceptor) => match deadline::within(limit, Box::pin(acceptor.accept(stream))).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 door.gateway.stats.handshakes_failed.add();
@@ -358,5 +359,5 @@ async fn welcome(door: &Door, stream: Stream, visit: Visit) {
             }
         },
     };
-    connection::Connection::new(door.gateway.clone(), stream, visit).serve().await;
+    Box::new(connection::Connection::new(door.gateway.clone(), stream, visit)).serve().await;
 }

@@ -48,8 +48,10 @@ pub fn spawn_guarded(
     task: impl Future<Output = ()> + Send + 'static,
     panicked: impl FnOnce() + Send + 'static,
 ) {
+    // In a box, since an async block keeps what it takes in and what it awaits side by side: the task twice, that is.
+    let task = Box::pin(AssertUnwindSafe(task).catch_unwind());
     let guarded = async {
-        if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+        if task.await.is_err() {
             panicked();
         }
     };

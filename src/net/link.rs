@@ -305,7 +305,12 @@ pub async fn drive(
 
 /// Tells the peer why, and waits a moment for it to read that: closing at once could overtake the words.
 /// Of what is unsent it is told only when it was we who ended the link.
-pub async fn end(mut socket: Socket, unsent: VecDeque<String>, ended: &Ended, limits: &LinkLimits) {
+pub async fn end(socket: Socket, unsent: VecDeque<String>, ended: &Ended, limits: &LinkLimits) {
+    // In a box, so that a link does not hold all its life what its end needs.
+    Box::pin(say_goodbye(socket, unsent, ended, limits)).await;
+}
+
+async fn say_goodbye(mut socket: Socket, unsent: VecDeque<String>, ended: &Ended, limits: &LinkLimits) {
     let socket = &mut socket;
     let farewell = async {
         if let Ended::ByUs(why) = ended {
