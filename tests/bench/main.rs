@@ -47,7 +47,6 @@ fn main() -> ExitCode {
         ["echo"] => echo::run(),
         ["bridge", port] => number(port).and_then(bridge::run),
         ["floor", port] => number(port).and_then(floors::serve),
-        ["gateway", port] => number(port).and_then(memory::wide_gateway),
         ["--help", ..] => {
             println!("{}", args::HELP);
             Ok(())
