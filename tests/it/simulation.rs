@@ -481,8 +481,9 @@ impl World {
         self.net.say(|| format!("{fault:?} of box {place}, connection {wire:?}"));
         if self.net.random.chance(30) {
             // One seldom comes alone: the next may meet an edge that is just coming back.
-            let (after, next) = (self.net.random.millis(0, 200), self.net.random.below(FAULTS.len()));
-            self.net.plan(after, Event::Fault(place, FAULTS[next]));
+            let (after, next) = (self.net.random.millis(0, 400), self.net.random.below(2 * FAULTS.len()));
+            let next = FAULTS.get(next).copied().unwrap_or(Fault::Leave);
+            self.net.plan(after, Event::Fault(place, next));
         }
         match fault {
             Fault::Partition(ways) => {

@@ -70,6 +70,11 @@ impl Line {
         self.resume.as_ref().map(Resume::count)
     }
 
+    /// Whether the peer has acknowledged more frames than these.
+    pub fn is_past(&self, received: u64) -> bool {
+        self.resume.as_ref().is_some_and(|resume| received < resume.acknowledged())
+    }
+
     /// Over a new connection: the peer has received so many frames. False: it cannot go on.
     pub fn back(&mut self, received: u64) -> bool {
         let again = self.resume.as_mut().map(|resume| resume.resume(received));
