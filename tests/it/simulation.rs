@@ -311,7 +311,14 @@ impl World {
 
     fn check(&self) {
         self.gateway.check(&self.net);
-        self.boxes.iter().for_each(|edge_box| edge_box.check(&self.net));
+        for edge_box in &self.boxes {
+            edge_box.check(&self.net);
+            let both =
+                edge_box.counted().and_then(|(line, token)| Some((line, self.gateway.counted(token)?)));
+            if let Some((near, far)) = both {
+                near.check_against(far);
+            }
+        }
     }
 
     fn step(&mut self) {

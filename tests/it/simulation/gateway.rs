@@ -508,6 +508,12 @@ impl Gateway {
 
     // ---- what must always hold
 
+    /// The line of the server that has this token.
+    pub fn counted(&self, token: &str) -> Option<&Line> {
+        let alive = self.talks.iter().filter(|talk| !talk.gone);
+        alive.filter(|talk| talk.token.as_deref() == Some(token)).map(|talk| &talk.line).next()
+    }
+
     pub fn check(&self, net: &Net) {
         let mut pending = 0;
         for (link, talk) in self.talks.iter().enumerate() {
