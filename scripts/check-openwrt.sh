@@ -16,7 +16,13 @@ config_get_bool() {
     if [ "$2.$3" = box.enabled ]; then eval "$1=1"; else eval "$1=$4"; fi
 }
 config_get() {
-    if [ "$2.$3" = box.stdio ]; then eval "$1='/usr/bin/mcpport device'"; else eval "$1="; fi
+    case $2.$3 in
+        box.stdio) eval "$1='/usr/bin/mcpport device'" ;;
+        # A list, all in one.
+        box.header) eval "$1='A: 1 B: 2'" ;;
+        box.no_ssl_verify) eval "$1=1" ;;
+        *) eval "$1=" ;;
+    esac
 }
 config_list_foreach() {
     [ "$1.$2" = box.header ] || return 0

@@ -186,4 +186,4 @@ main() {
   ((${#lines[@]} == 0)) || printf '%s\n' "${lines[@]}"
 }
 
-main "$@"
+main "$@"; exit

@@ -97,4 +97,4 @@ main() {
   done
 }
 
-main "$@"
+main "$@"; exit

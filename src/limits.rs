@@ -137,9 +137,11 @@ pub struct SessionLimits {
     pub batch: usize,
     /// Messages that wait for one client to read them.
     pub queue_messages: usize,
-    /// Bytes that wait for one client to read them; a single larger message is still taken when nothing waits. With what
-    /// such a connection has beside it, 1 MiB.
+    /// Bytes that wait for one client to read them; a single larger message is still taken when nothing waits.
     pub queue_bytes: usize,
+    /// Bytes that all clients have in common for bursts beyond that: several large results at a time, to a client that
+    /// reads. With 100 clients that read nothing, less than 100 MiB wait in all.
+    pub queue_pool: usize,
     /// Bytes of messages that are written to a client at a time, at least one message; they are in memory twice then.
     pub write_bytes: usize,
     /// Calls of one session that wait for an answer.
@@ -161,7 +163,8 @@ impl Default for SessionLimits {
             subscriptions: 256,
             batch: 64,
             queue_messages: 256,
-            queue_bytes: 960 * KIB,
+            queue_bytes: 640 * KIB,
+            queue_pool: 16 * MIB,
             write_bytes: 64 * KIB,
             in_flight: 64,
             keep_alive: Duration::from_secs(15),

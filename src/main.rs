@@ -14,6 +14,7 @@ use mcpport::{
     fault::Fault,
     gateway::Bound,
     net::{
+        bell,
         exec::{self, Thrown},
         signals::Stop,
     },
@@ -93,7 +94,7 @@ async fn until_stopped<F: Future<Output = Result<(), Fault>>>(
         let signal = signals.requested().await;
         Err(Fault::run(format!("{signal} again: ended at once")))
     };
-    future::or(program(stop), watch).await
+    future::or(program(stop), bell::alone(watch)).await
 }
 
 /// Our own messages at the level asked for, those of the libraries only when they warn.

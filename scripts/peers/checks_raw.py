@@ -135,7 +135,7 @@ async def until_text(client, name, wanted, seconds=10):
 
 def raw_gone(world):
     """A server that dies or leaves: waiting calls fail at once and name it, its tools go, the other one stays."""
-    _, port = world.gateway()
+    _, port = world.gateway("--resume-window", "0")
     leaving = world.register("leaving", fake("leaving"), port)
     world.register("crashing", fake("crashing"), port)
     world.register("staying", fake("staying"), port)

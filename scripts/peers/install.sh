@@ -1,5 +1,6 @@
 # Installs peers by package name, in exact versions, below $MCPPORT_PEERS_DIR. Sourced, with $here set to this folder.
 # shellcheck shell=bash
+: "${MCPPORT_PEERS_DIR:?}" "${here:?}"
 
 # installed DIRECTORY RECIPE: whether what is there was made from this recipe.
 installed() {

@@ -10,7 +10,7 @@ use crate::{
     jsonrpc::quote,
     limits::SessionLimits,
     mcp::{LATEST, logging::Level},
-    net::queue::{self, Receiver, Sender},
+    net::queue::{Refused, Sender},
     session::{Asks, Calls},
     stats::Stats,
     text,
@@ -82,27 +82,20 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client, and the queue of what belongs to no request.
-    pub fn new(id: String, scope: Scope, legacy: bool, limits: &SessionLimits) -> (Arc<Self>, Receiver<()>) {
-        let (outbox, queue) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    /// A client; `outbox` takes what belongs to no request.
+    pub fn new(
+        id: String,
+        scope: Scope,
+        legacy: bool,
+        outbox: Sender<()>,
+        limits: &SessionLimits,
+    ) -> Arc<Self> {
         let (capabilities, info) = ("{}".into(), "{}".into());
         let facts = Facts { initialized: false, version: LATEST.into(), level: None, capabilities, info };
         let calls = Mutex::new(Calls::new(limits));
         let (facts, streams) = (Mutex::new(facts), Streams::new(limits));
-        (
-            Arc::new(Self {
-                id,
-                scope,
-                legacy,
-                outbox,
-                calls,
-                facts,
-                streams,
-                own: Mutex::default(),
-                asks: Mutex::default(),
-            }),
-            queue,
-        )
+        let (own, asks) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { id, scope, legacy, outbox, calls, facts, streams, own, asks })
     }
 
     /// The session's id.
@@ -152,7 +145,7 @@ impl Client {
     pub fn keep(&self, message: String, stats: &Stats) {
         if self.legacy {
             self.outbox().send(message, stats);
-        } else if self.outbox.send(message) == Err(queue::Refused::Full) {
+        } else if self.outbox.send(message) == Err(Refused::Full) {
             // Its stream rests, or is not read; the session goes on without this message.
             log::debug!("client {}: a message found no room on its stream", self.name());
         }

@@ -24,7 +24,8 @@ pub fn admit(
     connection.need_connected(&scope)?;
     let gateway = &connection.gateway;
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
-    let (client, queue) = Client::new(session::id(random), scope, true, &gateway.config.limits.session);
+    let (outbox, queue) = gateway.client_queue();
+    let client = Client::new(session::id(random), scope, true, outbox, &gateway.config.limits.session);
     connection.open_session(&client, principal)?;
     log::debug!("client {} opens an event stream from {}", client.name(), connection.web.stream.peer());
     Ok((client, queue))

@@ -51,6 +51,7 @@ use crate::{
         deadline,
         exec::{self, Crew, Switch, Thrown},
         listen::{self, Listener},
+        queue::{self, Pool},
         stream::Stream,
         tls::Acceptor,
     },
@@ -79,6 +80,8 @@ pub struct Gateway {
     stats: Stats,
     /// When to complain of peers.
     complaints: Mutex<Seldom>,
+    /// What bursts of all clients have in common.
+    pool: Pool,
     started: Instant,
     /// It listens beyond loopback.
     exposed: bool,
@@ -114,6 +117,7 @@ impl Gateway {
             leaving: Crew::new(),
             stats: Stats::default(),
             complaints: Mutex::default(),
+            pool: Pool::new(config.limits.session.queue_pool),
             started: Instant::now(),
             exposed,
             stopped,
@@ -141,6 +145,12 @@ impl Gateway {
 
     fn wishes(&self) -> MutexGuard<'_, ()> {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A queue towards a client.
+    fn client_queue(&self) -> (queue::Sender<()>, queue::Receiver<()>) {
+        let limits = &self.config.limits.session;
+        queue::with_pool(limits.queue_messages, limits.queue_bytes, Some(self.pool.clone()))
     }
 
     /// Ends a session: its calls are cancelled, its streams end.

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use crate::{
@@ -15,30 +15,44 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Reply {
     queue: Sender<()>,
-    /// For a POST: the requests of it that are not answered. The last answer ends the queue.
-    open: Option<Arc<AtomicUsize>>,
+    post: Option<Arc<Post>>,
+}
+
+/// What is known of the answer to a POST.
+#[derive(Debug)]
+struct Post {
+    /// The requests of it that are not answered. The last answer ends the queue.
+    open: AtomicUsize,
+    /// Something else than an answer was queued.
+    other: AtomicBool,
 }
 
 impl Reply {
     /// By the client's event stream, which goes on after any answer.
     pub fn stream(queue: Sender<()>) -> Self {
-        Self { queue, open: None }
+        Self { queue, post: None }
     }
 
     /// By the answer to a POST with so many requests.
     pub fn post(queue: Sender<()>, requests: usize) -> Self {
-        Self { queue, open: Some(Arc::new(AtomicUsize::new(requests))) }
+        let post = Post { open: AtomicUsize::new(requests), other: AtomicBool::new(false) };
+        Self { queue, post: Some(Arc::new(post)) }
     }
 
     /// Whether it is the answer to a POST, which somebody waits for.
     pub fn is_post(&self) -> bool {
-        self.open.is_some()
+        self.post.is_some()
     }
 
     /// Queues a message that belongs to a request, before its answer. A client that does not read its event stream is cut
     /// off: the stream ends, so that it notices. The answer to a POST only loses such messages: whoever sent it may come
     /// back for the stream, and the answer matters more.
     pub fn send(&self, message: String, stats: &Stats) {
+        self.mark();
+        self.queue_message(message, stats);
+    }
+
+    fn queue_message(&self, message: String, stats: &Stats) {
         if self.queue.send(message) == Err(Refused::Full) {
             stats.slow_clients.add();
             if self.is_post() {
@@ -53,8 +67,21 @@ impl Reply {
     /// Queues a question to the client, which finds room in any case: a server waits for the answer, and how many there can
     /// be is bounded elsewhere.
     pub fn ask(&self, question: String) {
+        self.mark();
         // Nobody reads any more: then the session ends, and the server with it.
         let _ = self.queue.send_anyway(question);
+    }
+
+    /// Something else than an answer is about to be queued: told before, so that nobody who finds it takes it for one.
+    fn mark(&self) {
+        if let Some(post) = &self.post {
+            post.other.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether something else than an answer was queued, or is about to be, since the last look.
+    pub fn had_other(&self) -> bool {
+        self.post.as_ref().is_some_and(|post| post.other.swap(false, Ordering::AcqRel))
     }
 
     /// Whether nobody reads any more.
@@ -64,10 +91,10 @@ impl Reply {
 
     /// Queues the answer to a request.
     pub fn finish(&self, answer: String, stats: &Stats) {
-        let Some(open) = &self.open else { return self.send(answer, stats) };
+        let Some(post) = &self.post else { return self.queue_message(answer, stats) };
         // There are only so many as there were requests. Nobody may be left to read it.
         let _ = self.queue.send_anyway(answer);
-        if open.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if post.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.queue.end(());
         }
     }

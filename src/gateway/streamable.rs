@@ -28,7 +28,7 @@ use crate::{
     jsonrpc::{self, Kind, Malformed, Message, elements},
     mcp,
     net::{
-        queue::{self, Receiver, Taken},
+        queue::{Receiver, Taken},
         random,
     },
     session::{self, event_id, read_event_id},
@@ -131,10 +131,12 @@ async fn post(
     }
     let posted = take(connection, principal, scope, request);
     match posted {
-        Ok(Posted::Asked { client, queue, batch }) => {
-            answer(connection, &client, queue, batch, request).await
+        Ok(Posted::Asked { client, queue, reply, batch }) => {
+            answer(connection, &client, queue, &reply, batch, request).await
         }
-        Ok(Posted::Begun { client, queue }) => open(connection, principal, &client, queue).await,
+        Ok(Posted::Begun { client, queue, reply }) => {
+            open(connection, principal, &client, queue, &reply).await
+        }
         Err(response) => Ok(Some(response)),
         Ok(Posted::Accepted) => Ok(Some(Response::new(StatusCode::Accepted))),
     }
@@ -143,11 +145,11 @@ async fn post(
 /// What a POST was.
 enum Posted {
     /// Requests, whose answers come by this queue.
-    Asked { client: Arc<Client>, queue: Receiver<()>, batch: bool },
+    Asked { client: Arc<Client>, queue: Receiver<()>, reply: Reply, batch: bool },
     /// Nothing that wants an answer.
     Accepted,
     /// The beginning of a session; the answer comes by this queue.
-    Begun { client: Arc<Client>, queue: Receiver<()> },
+    Begun { client: Arc<Client>, queue: Receiver<()>, reply: Reply },
 }
 
 /// Takes what stands in the body.
@@ -171,13 +173,12 @@ fn take(
     let batch = messages.is_empty();
     let messages = if batch { read_batch(body, &client, connection)? } else { messages };
     let requests = messages.iter().filter(|message| message.kind() == Kind::Request).count();
-    let limits = &connection.gateway.config.limits.session;
-    let (sender, queue) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    let (sender, queue) = connection.gateway.client_queue();
     let reply = Reply::post(sender, requests);
     for message in &messages {
         connection.gateway.dispatch(&client, message, &reply);
     }
-    Ok(if requests == 0 { Posted::Accepted } else { Posted::Asked { client, queue, batch } })
+    Ok(if requests == 0 { Posted::Accepted } else { Posted::Asked { client, queue, reply, batch } })
 }
 
 /// The messages of a batch. Only one protocol version has them, and `initialize` never stands in one.
@@ -225,13 +226,14 @@ fn initialize(
     }
     connection.need_connected(&scope)?;
     let gateway = &connection.gateway;
-    let limits = &gateway.config.limits.session;
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
-    let (client, standalone) = Client::new(session::id(random), scope, false, limits);
+    let (outbox, standalone) = gateway.client_queue();
+    let client = Client::new(session::id(random), scope, false, outbox, &gateway.config.limits.session);
     client.streams().give_standalone(standalone);
-    let (sender, queue) = queue::bounded(limits.queue_messages, limits.queue_bytes);
-    gateway.dispatch(&client, message, &Reply::post(sender, 1));
-    Ok(Posted::Begun { client, queue })
+    let (sender, queue) = gateway.client_queue();
+    let reply = Reply::post(sender, 1);
+    gateway.dispatch(&client, message, &reply);
+    Ok(Posted::Begun { client, queue, reply })
 }
 
 /// Opens the session when `initialize` was answered with a result. Nobody knows its id before that.
@@ -240,13 +242,14 @@ async fn open(
     principal: Principal,
     client: &Arc<Client>,
     mut queue: Receiver<()>,
+    reply: &Reply,
 ) -> io::Result<Option<Response>> {
     let mut answers = VecDeque::new();
-    let mut gathered = gather(connection, &mut queue, &mut answers).await;
+    let mut gathered = gather(connection, &mut queue, reply, &mut answers).await;
     while matches!(gathered, Ok(Gathered::Begun)) {
+        gathered = gather(connection, &mut queue, reply, &mut answers).await;
         // Nothing else can be said to a client before its session has begun.
         answers.retain(|text| is_response(text));
-        gathered = gather(connection, &mut queue, &mut answers).await;
     }
     let gateway = &connection.gateway;
     let answer = match gathered {
@@ -277,17 +280,17 @@ async fn answer(
     connection: &mut Connection,
     client: &Arc<Client>,
     mut queue: Receiver<()>,
+    reply: &Reply,
     batch: bool,
     request: &Request,
 ) -> io::Result<Option<Response>> {
     let mut messages = VecDeque::new();
-    let complete = match gather(connection, &mut queue, &mut messages).await? {
+    let plain = match gather(connection, &mut queue, reply, &mut messages).await? {
         Gathered::Complete => true,
         Gathered::Begun => false,
         // Not a cancellation in this transport: the call goes on, and nobody will see its answer.
         Gathered::Gone => return Ok(None),
     };
-    let plain = complete && messages.iter().all(|text| is_response(text));
     if plain && (batch || messages.len() == 1) {
         let bodies: Vec<String> = messages.into();
         let body = if batch {
@@ -320,23 +323,24 @@ enum Gathered {
 async fn gather(
     connection: &mut Connection,
     queue: &mut Receiver<()>,
+    reply: &Reply,
     messages: &mut VecDeque<String>,
 ) -> io::Result<Gathered> {
     let web = &mut connection.web;
-    let mut looked = 0;
     poll_fn(|context| {
-        loop {
+        let complete = loop {
             match queue.poll_take(context, messages) {
                 Poll::Ready(Taken::Some) => {}
-                Poll::Ready(Taken::Ended(())) => return Poll::Ready(Ok(Gathered::Complete)),
-                Poll::Pending => break,
+                Poll::Ready(Taken::Ended(())) => break true,
+                Poll::Pending => break false,
             }
+        };
+        // Looked at after the queue: what is not an answer was marked before it came in.
+        if reply.had_other() {
+            return Poll::Ready(Ok(Gathered::Begun));
         }
-        while looked < messages.len() {
-            if !is_response(&messages[looked]) {
-                return Poll::Ready(Ok(Gathered::Begun));
-            }
-            looked += 1;
+        if complete {
+            return Poll::Ready(Ok(Gathered::Complete));
         }
         while let Poll::Ready(read) = Pin::new(&mut web.stream).poll_read(context, web.conn.space()) {
             web.conn.filled(read?);

@@ -42,13 +42,13 @@ use rustix::{
 };
 
 pub use self::stderr::{Budget, log_stderr};
-use super::{deadline::within, signals};
+use super::{deadline::within, signals, stream::Source};
 use crate::{command::CommandLine, fault::Fault, limits, limits::ChildLimits, text};
 
 /// What the child reads.
 pub type Stdin = Async<ChildStdin>;
 /// What the child answers.
-pub type Stdout = Async<ChildStdout>;
+pub type Stdout = Source<ChildStdout>;
 /// What the child tells people; for [`log_stderr`].
 pub type Stderr = Async<ChildStderr>;
 
@@ -88,7 +88,7 @@ impl Child {
         leader.watch = Some(Watch::new(group, pidfd)?);
         Ok(Self {
             stdin: stdin.map(Async::new).transpose()?,
-            stdout: stdout.map(Async::new).transpose()?,
+            stdout: stdout.map(Async::new).transpose()?.map(Source::new),
             stderr: stderr.map(Async::new).transpose()?,
             leader,
         })

@@ -3,16 +3,20 @@
 use std::{
     future::Future,
     panic::AssertUnwindSafe,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     thread,
 };
 
 use async_channel::{Receiver, Sender};
-use futures_lite::FutureExt;
+use futures_lite::{FutureExt, Stream};
 use smol::{Executor, Task};
+
+use super::bell;
 
 static EXECUTOR: Executor<'static> = Executor::new();
 
@@ -20,7 +24,10 @@ static EXECUTOR: Executor<'static> = Executor::new();
 ///
 /// One thread is the default: a call through the gateway is a few short steps in several tasks, and handing each
 /// to another thread costs more than it gains.
-pub fn run<T>(threads: usize, main: impl Future<Output = T>) -> T {
+///
+/// The future is a task like the others: as the one that this thread waits for it would be looked at, and the system asked for
+/// events, between any two steps of the others.
+pub fn run<T: Send + 'static>(threads: usize, main: impl Future<Output = T> + Send + 'static) -> T {
     for number in 1..threads.max(1) {
         let helper = thread::Builder::new().name(format!("mcpport-{number}"));
         let spawned = helper.spawn(|| async_io::block_on(EXECUTOR.run(std::future::pending::<()>())));
@@ -28,7 +35,7 @@ pub fn run<T>(threads: usize, main: impl Future<Output = T>) -> T {
             log::warn!("cannot start thread {number} of {threads}: {error}");
         }
     }
-    async_io::block_on(EXECUTOR.run(main))
+    async_io::block_on(EXECUTOR.run(bell::alone(EXECUTOR.spawn(main))))
 }
 
 /// Spawns a task. It is cancelled when the handle is dropped.
@@ -70,9 +77,25 @@ impl Thrown {
         let _ = self.0.recv().await;
     }
 
+    /// For who waits again and again.
+    pub fn watch(&self) -> Watch {
+        Watch(Box::pin(self.0.clone()))
+    }
+
     /// Whether it was thrown.
     pub fn is_thrown(&self) -> bool {
         self.0.is_closed()
+    }
+}
+
+/// Waits for a [`Switch`], as one that stays in line however often it is asked.
+#[derive(Debug)]
+pub struct Watch(Pin<Box<Receiver<()>>>);
+
+impl Watch {
+    /// Ready from the throw on.
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll_next(context).map(|_| ())
     }
 }
 
@@ -139,6 +162,10 @@ impl Drop for Badge {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
+    use futures_lite::future;
+
     use super::*;
 
     #[test]
@@ -146,12 +173,17 @@ mod tests {
         let (switch, thrown) = switch();
         let waiting: Vec<_> =
             (0..10).map(|_| thrown.clone()).map(|t| spawn(async move { t.wait().await })).collect();
+        let mut watch = thrown.watch();
         assert!(!thrown.is_thrown());
-        run(1, async {
+        run(1, async move {
+            for _ in 0..2 {
+                assert!(future::poll_once(poll_fn(|context| watch.poll(context))).await.is_none());
+            }
             drop(switch);
             for task in waiting {
                 task.await;
             }
+            poll_fn(|context| watch.poll(context)).await;
         });
         assert!(thrown.is_thrown());
     }
@@ -172,7 +204,7 @@ mod tests {
             });
         }
         assert_eq!(crew.len(), 10);
-        run(1, crew.gone());
-        assert_eq!(run(1, hear.recv()), Ok(()));
+        run(1, async move { crew.gone().await });
+        assert_eq!(run(1, async move { hear.recv().await }), Ok(()));
     }
 }

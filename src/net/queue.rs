@@ -1,14 +1,18 @@
 //! A bounded queue of messages from many tasks to the one task that writes them.
 //!
 //! Bounded in messages and in bytes. The reader takes all there is at once, so that it can write it at once.
-//! A single message larger than the byte limit is still taken when nothing else waits. The lock is never held
+//! A single message larger than the byte limit is still taken when nothing else waits. Queues of the same kind may have a
+//! [`Pool`] of bytes in common: a burst of large messages finds room there, and yet all queues together are bounded. The lock is never held
 //! across an await.
 
 use std::{
     collections::VecDeque,
     fmt,
     future::poll_fn,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -36,6 +40,31 @@ pub struct Sender<E>(Arc<Mutex<State<E>>>);
 /// The reading side.
 pub struct Receiver<E>(Arc<Mutex<State<E>>>);
 
+/// Bytes that several queues may use beyond their own.
+#[derive(Clone, Debug)]
+pub struct Pool(Arc<AtomicUsize>);
+
+impl Pool {
+    /// So many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(bytes)))
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let taken = |left: usize| left.checked_sub(bytes);
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken).is_ok()
+    }
+
+    fn give(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// How many are left.
+    pub fn left(&self) -> usize {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 struct State<E> {
     messages: VecDeque<String>,
     /// Bytes of the messages, and of those that were taken by [`Receiver::poll_take_some`] last.
@@ -43,6 +72,9 @@ struct State<E> {
     lent: usize,
     most_messages: usize,
     most_bytes: usize,
+    pool: Option<Pool>,
+    /// Bytes from there.
+    borrowed: usize,
     end: Option<E>,
     deaf: bool,
     reader: Option<Waker>,
@@ -51,12 +83,19 @@ struct State<E> {
 
 /// A queue for so many messages and bytes. `E` is the reason with which it can be ended.
 pub fn bounded<E>(most_messages: usize, most_bytes: usize) -> (Sender<E>, Receiver<E>) {
+    with_pool(most_messages, most_bytes, None)
+}
+
+/// The same, and bytes beyond those may come from a pool.
+pub fn with_pool<E>(most_messages: usize, most_bytes: usize, pool: Option<Pool>) -> (Sender<E>, Receiver<E>) {
     let state = Arc::new(Mutex::new(State {
         messages: VecDeque::new(),
         bytes: 0,
         lent: 0,
         most_messages,
         most_bytes,
+        pool,
+        borrowed: 0,
         end: None,
         deaf: false,
         reader: None,
@@ -75,13 +114,43 @@ impl<E> State<E> {
         if self.deaf || self.end.is_some() {
             return Err((Refused::Closed, message));
         }
-        let fits = self.messages.len() < self.most_messages && self.bytes + message.len() <= self.most_bytes;
+        let fits = self.messages.len() < self.most_messages && self.has_bytes(message.len());
         if !fits && !self.messages.is_empty() {
             return Err((Refused::Full, message));
         }
         self.bytes += message.len();
         self.messages.push_back(message);
         Ok(())
+    }
+
+    /// Whether so many bytes more find room, here or in the pool.
+    fn has_bytes(&mut self, more: usize) -> bool {
+        let over = (self.bytes + more).saturating_sub(self.most_bytes);
+        let Some(missing) = over.checked_sub(self.borrowed).filter(|missing| *missing > 0) else {
+            return true;
+        };
+        let found = self.pool.as_ref().is_some_and(|pool| pool.take(missing));
+        if found {
+            self.borrowed += missing;
+        }
+        found
+    }
+
+    /// Gives back to the pool what is not needed any more.
+    fn settle(&mut self) {
+        let needed = self.bytes.saturating_sub(self.most_bytes);
+        let spare = self.borrowed.saturating_sub(needed);
+        if let Some(pool) = self.pool.as_ref().filter(|_| spare > 0) {
+            pool.give(spare);
+            self.borrowed -= spare;
+        }
+    }
+}
+
+impl<E> Drop for State<E> {
+    fn drop(&mut self) {
+        self.bytes = 0;
+        self.settle();
     }
 }
 
@@ -187,6 +256,7 @@ impl<E: Clone> Receiver<E> {
             return Poll::Pending;
         }
         (state.bytes, state.lent) = (0, 0);
+        state.settle();
         if into.is_empty() {
             std::mem::swap(into, &mut state.messages);
         } else {
@@ -208,6 +278,7 @@ impl<E: Clone> Receiver<E> {
     ) -> Poll<Taken<E>> {
         let mut state = lock(&self.0);
         state.bytes -= std::mem::take(&mut state.lent);
+        state.settle();
         while state.lent < bytes
             && let Some(message) = state.messages.pop_front()
         {
@@ -255,6 +326,8 @@ impl<E> Drop for Receiver<E> {
         let (messages, writers) = {
             let mut state = lock(&self.0);
             state.deaf = true;
+            state.bytes = 0;
+            state.settle();
             (std::mem::take(&mut state.messages), std::mem::take(&mut state.writers))
         };
         drop(messages);
@@ -321,6 +394,31 @@ mod tests {
         taken.clear();
         assert_eq!((take(&mut taken), taken.pop_front()), (Taken::Some, Some("cccc".into())));
         assert_eq!(take(&mut taken), Taken::Ended(()));
+    }
+
+    #[test]
+    fn a_burst_finds_room_in_the_pool_and_gives_it_back() {
+        let pool = Pool::new(10);
+        let queue = || with_pool::<()>(9, 10, Some(pool.clone()));
+        let ((sender, mut receiver), (other, others)) = (queue(), queue());
+        for text in ["aaaaaaaa", "bbbbbb", "cccc"] {
+            assert_eq!(sender.send(text.into()), Ok(()));
+        }
+        assert_eq!(pool.left(), 2);
+        assert_eq!(sender.send("ddd".into()), Err(Refused::Full));
+        assert_eq!(other.send("x".repeat(11)), Ok(()));
+        assert_eq!((other.send("yy".into()), pool.left()), (Err(Refused::Full), 1));
+        drop((other, others));
+        assert_eq!(pool.left(), 2);
+        let mut taken = VecDeque::new();
+        block_on(poll_fn(|context| receiver.poll_take_some(context, &mut taken, 1)));
+        assert_eq!(pool.left(), 2, "what is written counts until it is written");
+        block_on(poll_fn(|context| receiver.poll_take_some(context, &mut taken, 1)));
+        assert_eq!(pool.left(), 10);
+        sender.send("e".repeat(9)).unwrap();
+        assert!(pool.left() < 10);
+        drop(receiver);
+        assert_eq!(pool.left(), 10);
     }
 
     #[test]

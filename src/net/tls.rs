@@ -11,11 +11,10 @@ mod verify;
 
 use std::{
     io,
-    net::{Shutdown, TcpStream},
+    net::Shutdown,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use async_io::Async;
 use futures_lite::AsyncReadExt;
 use futures_rustls::{
     TlsAcceptor, TlsConnector, TlsStream,
@@ -26,7 +25,10 @@ use futures_rustls::{
     },
 };
 
-use super::{deadline, stream::Stream};
+use super::{
+    deadline,
+    stream::{Socket, Stream},
+};
 use crate::{
     config::{ClientTls, ServerTls},
     fault::Fault,
@@ -101,7 +103,7 @@ impl Acceptor {
 }
 
 /// Lets a refused client read the alert: a socket that is closed over unread bytes is reset, and the alert is lost.
-async fn linger(mut socket: Async<TcpStream>) {
+async fn linger(mut socket: Socket) {
     if socket.get_ref().shutdown(Shutdown::Write).is_err() {
         return;
     }

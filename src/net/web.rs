@@ -2,11 +2,22 @@
 //!
 //! What a request means is the caller's business: the gateway's connections, and the edge's health check.
 
-use std::{io, time::Instant};
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
 
-use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
+use futures_lite::{AsyncRead, AsyncWriteExt};
+use smol::Timer;
 
-use super::{deadline, exec::Thrown, stream::Stream};
+use super::{
+    deadline,
+    exec::{Thrown, Watch},
+    stream::Stream,
+};
 use crate::{
     http::{
         conn::{Conn, Step},
@@ -27,13 +38,17 @@ pub struct Web {
     pub out: Vec<u8>,
     limits: HttpLimits,
     stopped: Thrown,
+    stop: Watch,
+    /// Fires at the deadline of the machine or before: it is set anew only for an earlier one.
+    timer: Option<(Timer, Instant)>,
 }
 
 impl Web {
     /// A fresh connection. When `stopped` is thrown, it ends after the answer under way.
     pub fn new(stream: Stream, limits: &HttpLimits, stopped: Thrown) -> Self {
         let conn = Conn::new(Instant::now(), limits);
-        Self { stream, conn, out: Vec::new(), limits: limits.clone(), stopped }
+        let stop = stopped.watch();
+        Self { stream, conn, out: Vec::new(), limits: limits.clone(), stopped, stop, timer: None }
     }
 
     /// Writes and reads until the machine has a request, a body, a refusal or the end.
@@ -76,15 +91,18 @@ impl Web {
     async fn read(&mut self) -> io::Result<Step> {
         let limit = self.conn.deadline();
         let stopping = self.stopped.is_thrown();
-        let Self { stream, conn, stopped, .. } = self;
-        let read = async { stream.read(conn.space()).await.map(Some) };
-        let late = async {
-            let stopped =
-                async { if stopping { std::future::pending().await } else { stopped.wait().await } };
-            future::or(deadline::until(limit), stopped).await;
-            Ok(None)
-        };
-        match future::or(read, late).await? {
+        let read = poll_fn(|context| {
+            let Self { stream, conn, stop, timer, .. } = self;
+            if let Poll::Ready(read) = Pin::new(stream).poll_read(context, conn.space()) {
+                return Poll::Ready(read.map(Some));
+            }
+            let stopped = !stopping && stop.poll(context).is_ready();
+            if stopped || limit.is_some_and(|limit| poll_timer(timer, limit, context).is_ready()) {
+                return Poll::Ready(Ok(None));
+            }
+            Poll::Pending
+        });
+        match read.await? {
             Some(count) => {
                 self.conn.filled(count);
                 Ok(Step::Read)
@@ -141,5 +159,23 @@ impl Web {
     pub async fn finish(mut self) {
         // The peer may be gone already; then there is nobody to say it to.
         let _ = self.stream.finish(self.limits.drain_time).await;
+    }
+}
+
+/// Ready at `limit`. Setting a timer wakes the system's queue of events, so it is not done for each request: one that was set
+/// for an earlier moment is let fire, and then set for the rest.
+fn poll_timer(timer: &mut Option<(Timer, Instant)>, limit: Instant, context: &mut Context<'_>) -> Poll<()> {
+    loop {
+        let (timer, due) = timer.get_or_insert_with(|| (Timer::at(limit), limit));
+        if limit < *due {
+            *due = limit;
+            timer.set_at(limit);
+        }
+        ready!(Pin::new(&mut *timer).poll(context));
+        if Instant::now() >= limit {
+            return Poll::Ready(());
+        }
+        *due = limit;
+        timer.set_at(limit);
     }
 }

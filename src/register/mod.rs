@@ -34,7 +34,7 @@ use crate::{
     config::RegisterConfig,
     fault::Fault,
     limits,
-    net::{deadline, exec, random},
+    net::{bell, deadline, exec, random},
     tunnel::backoff::{Backoff, Setback},
 };
 
@@ -50,7 +50,7 @@ pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Resu
     let mut supervisor = Supervisor::start(&config, &state)?;
     let (switch, stopped) = exec::switch();
     let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));
-    let mut links = Box::pin(keep_linked(&config, &dialer, &state));
+    let mut links = bell::alone(keep_linked(&config, &dialer, &state));
     let end = future::or(
         async {
             stop.await;

@@ -1,6 +1,6 @@
 //! The child with its pipes: lines in, lines out, people's talk into the log.
 
-use std::{collections::VecDeque, io, sync::Arc, time::Instant};
+use std::{collections::VecDeque, io, pin::pin, sync::Arc, time::Instant};
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use smol::Task;
@@ -197,12 +197,12 @@ async fn write(mut stdin: Stdin, mut lines: Receiver<()>, limits: ChildLimits) -
 async fn read(mut stdout: Stdout, outlet: Outlet, enough: Thrown, limits: ChildLimits) -> Option<String> {
     let mut lines = Lines::new(limits.line_bytes);
     let mut noise = Noise::new(&limits);
+    let mut stopped = pin!(async {
+        enough.wait().await;
+        Ok(0)
+    });
     loop {
-        let stopped = async {
-            enough.wait().await;
-            Ok(0)
-        };
-        match future::or(stdout.read(lines.space()), stopped).await {
+        match future::or(stdout.read(lines.space()), stopped.as_mut()).await {
             Ok(count) if count > 0 => lines.filled(count),
             _ => return None,
         }
@@ -220,7 +220,7 @@ async fn read(mut stdout: Stdout, outlet: Outlet, enough: Thrown, limits: ChildL
                 Err(_) => return Some(format!("it wrote a line of more than {} bytes", limits.line_bytes)),
             }
         }
-        // A server that talks without end must not keep the link from being written.
+        // A server that talks without end must not keep the link from being written, nor the others from their turn.
         future::yield_now().await;
     }
 }

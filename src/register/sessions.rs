@@ -142,11 +142,12 @@ impl Sessions {
             return Ok(());
         };
         let Ok(message) = Message::read(text) else { return Ok(()) };
-        let busy = match input.send(message.splice(&[])) {
-            Ok(()) => return Ok(()),
-            Err(Refused::Full) => "the server does not read its input",
-            Err(Refused::Closed) => "the server has ended",
-        };
+        match input.send(message.splice(&[])) {
+            // Of a process that has ended the gateway is about to be told, with how it ended; that answers its calls.
+            Ok(()) | Err(Refused::Closed) => return Ok(()),
+            Err(Refused::Full) => {}
+        }
+        let busy = "the server does not read its input";
         log::warn!("a message for session {number} is turned away: {busy}");
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) => {

@@ -128,7 +128,8 @@ pub fn serve(port: u16) -> Outcome<()> {
                 || (),
             );
         }
-    })
+    });
+    Ok(())
 }
 
 async fn visit(stream: Stream) -> std::io::Result<()> {

@@ -177,7 +177,7 @@ fn quick_return(limits: &mut Limits) {
 #[test]
 fn a_gateway_that_does_not_read_is_left() {
     let stall = Duration::from_secs(1);
-    let gateway = inside::Gateway::start(&["--resume-window", "0"], |_| {});
+    let gateway = inside::Gateway::start(&[], |_| {});
     let relay = Relay::narrow(gateway.address, 4096);
     let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], |limits| {
         quick_return(limits);
@@ -193,10 +193,10 @@ fn a_gateway_that_does_not_read_is_left() {
     println!("an edge whose gateway does not read left it after {left:?} (stall {stall:?})");
     assert!(left < stall + TOLD, "{left:?}");
     relay.restore();
-    // What was under way on the old link is not waited for.
+    // What was under way on the old link comes over the new one, in one burst, and the client is given time to read it.
     for id in &open {
         let answer = client.answer(id);
-        assert!(answer.contains("server 's' went away") || answer.contains("xxx"), "{answer}");
+        assert!(answer.contains("xxx"), "{answer}");
     }
     client.tools_until(|tools| has(tools, "s"));
     assert_eq!(client.call_text("s_echo", r#"{"text":"back"}"#), "back");
