@@ -107,7 +107,7 @@ fn visit(gateway: &Gateway, number: usize, kills: bool) {
     let mut edge = Edge::start(&gateway.url(), &name, &[], &[]);
     edge.program.wait_for("registered: ");
     post(gateway.address, &format!("{name}_echo"), number);
-    if number % 4 > 0 || !kills {
+    if !number.is_multiple_of(4) || !kills {
         assert_eq!(edge.program.stop().code, Some(0));
     } else {
         edge.program.kill();
