@@ -28,8 +28,13 @@ use crate::{
     },
 };
 
-/// Serves a link that came up, until it ends or another takes over.
-pub async fn serve(gateway: Arc<Gateway>, mut socket: Socket, principal: Principal, from: SocketAddr) {
+/// Reads the first frame of a link that came up. `None`: it has ended.
+pub async fn enter(
+    gateway: Arc<Gateway>,
+    mut socket: Socket,
+    principal: Principal,
+    from: SocketAddr,
+) -> Option<Entered> {
     let limits = gateway.config.limits.link.clone();
     gateway.stats.links.add();
     let stopped = gateway.stopped.clone();
@@ -43,28 +48,43 @@ pub async fn serve(gateway: Arc<Gateway>, mut socket: Socket, principal: Princip
         Err(ended) => {
             gateway.count_end(&ended);
             gateway.seldom(&format!("link from {from} ended without a registration: {ended}"));
-            return link::end(socket, VecDeque::new(), &ended, &limits).await;
+            link::end(socket, VecDeque::new(), &ended, &limits).await;
+            return None;
         }
     };
     let newcomer = Newcomer { gateway: &gateway, principal, from };
     let (life, answer) = match newcomer.admit(&frame).await {
         Ok(Admitted::Here(life, answer)) => (life, answer),
         Ok(Admitted::Late(life)) => {
-            drop(socket);
             let ended = Ended::Lost("another link came late, and its edge had left it before".into());
-            return life.wait(ended).await;
+            return Some(Entered { life, link: Err(ended) });
         }
         Err(why) => {
             gateway.seldom(&format!("a registration from {from} is refused: {}", text::show(&why.reason)));
             let words = VecDeque::from([Status::error(&why.reason)]);
             let ended = Ended::ByUs(why);
             gateway.count_end(&ended);
-            return link::end(socket, words, &ended, &limits).await;
+            link::end(socket, words, &ended, &limits).await;
+            return None;
         }
     };
-    match link::say(&mut socket, answer, &limits).await {
-        Ok(()) => life.live(socket).await,
-        Err(ended) => life.part(ended).await,
+    let link = link::say(&mut socket, answer, &limits).await.map(|()| socket);
+    Some(Entered { life, link })
+}
+
+/// A server that is let in, with its link or how that ended.
+pub struct Entered {
+    life: Box<Life>,
+    link: Result<Socket, Ended>,
+}
+
+impl Entered {
+    /// Carries frames until the link ends, or another takes over.
+    pub async fn live(self) {
+        match self.link {
+            Ok(socket) => self.life.live(socket).await,
+            Err(ended) => self.life.part(ended).await,
+        }
     }
 }
 
