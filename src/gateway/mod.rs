@@ -343,7 +343,6 @@ async fn welcome(door: &Door, stream: Stream, visit: Visit) {
     let limit = door.gateway.config.limits.http.tls_handshake;
     let stream = match &door.acceptor {
         None => stream,
-        // In a box, so that what a handshake needs is given back after it.
         Some(acceptor) => match deadline::within(limit, Box::pin(acceptor.accept(stream))).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -359,5 +358,8 @@ async fn welcome(door: &Door, stream: Stream, visit: Visit) {
             }
         },
     };
-    Box::new(connection::Connection::new(door.gateway.clone(), stream, visit)).serve().await;
+    let connection = connection::Connection::new(door.gateway.clone(), stream, visit);
+    if let Some(link) = Box::pin(connection.serve()).await {
+        Box::pin(link.serve()).await;
+    }
 }

@@ -48,7 +48,7 @@ pub fn spawn_guarded(
     task: impl Future<Output = ()> + Send + 'static,
     panicked: impl FnOnce() + Send + 'static,
 ) {
-    // In a box, since an async block keeps what it takes in and what it awaits side by side: the task twice, that is.
+    // In a box: what an async block awaits and came from outside would stand in it twice, and these are large and many.
     let task = Box::pin(AssertUnwindSafe(task).catch_unwind());
     let guarded = async {
         if task.await.is_err() {

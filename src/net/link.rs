@@ -140,6 +140,11 @@ impl Line {
         self.resume.as_ref().map(Resume::count)
     }
 
+    /// Whether the peer has acknowledged more frames than these: then who says that it has so many said it long ago.
+    pub fn is_past(&self, received: u64) -> bool {
+        self.resume.as_ref().is_some_and(|resume| received < resume.acknowledged())
+    }
+
     /// Another connection is there, and the peer has received so many frames: what it has not goes out again.
     ///
     /// # Errors
