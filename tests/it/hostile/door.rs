@@ -146,6 +146,8 @@ fn the_status_shows_what_there_is() {
     stream.next();
     let id = client.begin_call("s_hold", r#"{"key":"k"}"#);
     edge.wait_for("\"hold\"");
+    // The gateway asks for lists meanwhile, which are calls as well.
+    eventually("only the client's call is under way", || now()["servers"][0]["calls"] == 1);
     let busy = now();
     let server = &busy["servers"][0];
     assert_eq!(
