@@ -22,6 +22,8 @@ use crate::{
 
 /// The name that the echo server registers with.
 pub const SERVER: &str = "echo";
+/// The peer that has a tunnel, as `scripts/bench-peers.sh` calls it.
+pub const TUNNEL: &str = "python-mcpport";
 
 /// What a way is compared with.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
