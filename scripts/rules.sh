@@ -35,7 +35,7 @@ exists() {
   case $1 in
     script:*) [[ -x ${1#script:} ]] ;;
     fuzz:*) [[ -f tests/fuzz/targets/${1#fuzz:}.rs ]] ;;
-    *) grep -rqE "fn ${1##*::}\(\)" src tests ;;
+    *) grep -rqE --include='*.rs' --exclude-dir=target "fn ${1##*::}\(\)" src tests ;;
   esac
 }
 
