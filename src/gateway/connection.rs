@@ -39,6 +39,39 @@ enum Then {
     Upgrade(Upgrade, Principal),
 }
 
+/// A connection that becomes a link.
+pub struct NewLink {
+    connection: Connection,
+    upgrade: Upgrade,
+    principal: Principal,
+}
+
+impl NewLink {
+    /// Serves the link until it ends. What served the connection before is not needed any more, and what lets the
+    /// server in is not needed later: an idle link holds neither.
+    pub async fn serve(self) {
+        let Self { connection, upgrade, principal } = self;
+        let badge = connection.gateway.links.badge();
+        let peer = connection.web.stream.peer();
+        let Connection { gateway, web, visit, .. } = connection;
+        let entering = async {
+            let (stream, glued) = match web.upgrade(&upgrade).await {
+                Ok(upgraded) => upgraded,
+                Err(error) => {
+                    log::debug!("connection with {peer} broke: {error}");
+                    return None;
+                }
+            };
+            let socket = link::accepted(stream, glued, &gateway.config.limits.link).await;
+            registration::enter(gateway, socket, principal, peer).await
+        };
+        if let Some(entered) = Box::pin(entering).await {
+            entered.live().await;
+        }
+        drop((badge, visit));
+    }
+}
+
 impl Connection {
     /// A connection that was accepted, after its TLS handshake.
     pub fn new(gateway: Arc<Gateway>, stream: Stream, visit: Visit) -> Self {
@@ -46,20 +79,24 @@ impl Connection {
         Self { gateway, web, visit, proven: None }
     }
 
-    /// Serves its requests until it ends.
-    pub async fn serve(mut self) {
+    /// Serves its requests until it ends, or becomes a link.
+    pub async fn serve(mut self) -> Option<NewLink> {
         let peer = self.web.stream.peer();
         loop {
             match self.turn().await {
                 Ok(Some(Then::Next)) => {}
                 Ok(Some(Then::Upgrade(upgrade, principal))) => {
-                    return Box::pin(self.upgrade(upgrade, principal)).await;
+                    return Some(NewLink { connection: self, upgrade, principal });
                 }
                 Ok(None) => break,
-                Err(error) => return log::debug!("connection with {peer} broke: {error}"),
+                Err(error) => {
+                    log::debug!("connection with {peer} broke: {error}");
+                    return None;
+                }
             }
         }
         self.web.finish().await;
+        None
     }
 
     /// One request and its answer. `None`: the connection has come to its end.
@@ -209,19 +246,6 @@ impl Connection {
             return Err(busy("too many servers are registered (--max-links)\n"));
         }
         Ok(upgrade)
-    }
-
-    async fn upgrade(self, upgrade: Upgrade, principal: Principal) {
-        let badge = self.gateway.links.badge();
-        let peer = self.web.stream.peer();
-        let Self { gateway, web, visit, .. } = self;
-        let (stream, glued) = match web.upgrade(&upgrade).await {
-            Ok(upgraded) => upgraded,
-            Err(error) => return log::debug!("connection with {peer} broke: {error}"),
-        };
-        let socket = link::accepted(stream, glued, &gateway.config.limits.link).await;
-        registration::serve(gateway, socket, principal, peer).await;
-        drop((badge, visit));
     }
 
     /// A session begins only with a server that is connected; one that is open outlives it, and sees it come back.

@@ -343,7 +343,7 @@ async fn welcome(door: &Door, stream: Stream, visit: Visit) {
     let limit = door.gateway.config.limits.http.tls_handshake;
     let stream = match &door.acceptor {
         None => stream,
-        Some(acceptor) => match deadline::within(limit, acceptor.accept(stream)).await {
+        Some(acceptor) => match deadline::within(limit, Box::pin(acceptor.accept(stream))).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 door.gateway.stats.handshakes_failed.add();
@@ -358,5 +358,8 @@ async fn welcome(door: &Door, stream: Stream, visit: Visit) {
             }
         },
     };
-    connection::Connection::new(door.gateway.clone(), stream, visit).serve().await;
+    let connection = connection::Connection::new(door.gateway.clone(), stream, visit);
+    if let Some(link) = Box::pin(connection.serve()).await {
+        Box::pin(link.serve()).await;
+    }
 }

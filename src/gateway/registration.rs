@@ -28,8 +28,13 @@ use crate::{
     },
 };
 
-/// Serves a link that came up, until it ends or another takes over.
-pub async fn serve(gateway: Arc<Gateway>, mut socket: Socket, principal: Principal, from: SocketAddr) {
+/// Reads the first frame of a link that came up. `None`: it has ended.
+pub async fn enter(
+    gateway: Arc<Gateway>,
+    mut socket: Socket,
+    principal: Principal,
+    from: SocketAddr,
+) -> Option<Entered> {
     let limits = gateway.config.limits.link.clone();
     gateway.stats.links.add();
     let stopped = gateway.stopped.clone();
@@ -43,23 +48,43 @@ pub async fn serve(gateway: Arc<Gateway>, mut socket: Socket, principal: Princip
         Err(ended) => {
             gateway.count_end(&ended);
             gateway.seldom(&format!("link from {from} ended without a registration: {ended}"));
-            return link::end(socket, VecDeque::new(), &ended, &limits).await;
+            link::end(socket, VecDeque::new(), &ended, &limits).await;
+            return None;
         }
     };
     let newcomer = Newcomer { gateway: &gateway, principal, from };
     let (life, answer) = match newcomer.admit(&frame).await {
-        Ok(admitted) => admitted,
+        Ok(Admitted::Here(life, answer)) => (life, answer),
+        Ok(Admitted::Late(life)) => {
+            let ended = Ended::Lost("another link came late, and its edge had left it before".into());
+            return Some(Entered { life, link: Err(ended) });
+        }
         Err(why) => {
             gateway.seldom(&format!("a registration from {from} is refused: {}", text::show(&why.reason)));
             let words = VecDeque::from([Status::error(&why.reason)]);
             let ended = Ended::ByUs(why);
             gateway.count_end(&ended);
-            return link::end(socket, words, &ended, &limits).await;
+            link::end(socket, words, &ended, &limits).await;
+            return None;
         }
     };
-    match link::say(&mut socket, answer, &limits).await {
-        Ok(()) => life.live(socket).await,
-        Err(ended) => life.part(ended).await,
+    let link = link::say(&mut socket, answer, &limits).await.map(|()| socket);
+    Some(Entered { life, link })
+}
+
+/// A server that is let in, with its link or how that ended.
+pub struct Entered {
+    life: Box<Life>,
+    link: Result<Socket, Ended>,
+}
+
+impl Entered {
+    /// Carries frames until the link ends, or another takes over.
+    pub async fn live(self) {
+        match self.link {
+            Ok(socket) => self.life.live(socket).await,
+            Err(ended) => self.life.part(ended).await,
+        }
     }
 }
 
@@ -98,6 +123,8 @@ struct Life {
     line: Line,
     /// It may come back over another connection.
     resumes: bool,
+    /// It has none at present.
+    away: bool,
     claims: Receiver<Sender<Box<Life>>>,
     limits: LinkLimits,
 }
@@ -149,7 +176,7 @@ impl Life {
         let over = Instant::now() + window + self.limits.resume_grace;
         let name = self.server.upstream().name();
         log::warn!("server '{name}' is reconnecting: {ended}; its calls wait up to {} s", window.as_secs());
-        self.server.set_away(true);
+        self.set_away(true);
         let stopped = self.server.gateway().stopped.clone();
         loop {
             let Self { server, line, claims, .. } = &mut *self;
@@ -182,6 +209,11 @@ impl Life {
         }
     }
 
+    fn set_away(&mut self, away: bool) {
+        self.away = away;
+        self.server.set_away(away);
+    }
+
     /// To the connection that asks for it; if that is gone too, it waits for the next.
     async fn hand_over(self: Box<Self>, claim: Sender<Box<Life>>) {
         if let Err(unwanted) = claim.try_send(self) {
@@ -199,6 +231,14 @@ async fn claimed(claims: &Receiver<Sender<Box<Life>>>) -> Next {
     }
 }
 
+/// What a first frame leads to.
+enum Admitted {
+    /// The server, and the answer.
+    Here(Box<Life>, String),
+    /// The server has come back over a later link, and this frame is of one before: it was long under way.
+    Late(Box<Life>),
+}
+
 /// An edge that has said who it is.
 struct Newcomer<'a> {
     gateway: &'a Arc<Gateway>,
@@ -208,7 +248,7 @@ struct Newcomer<'a> {
 
 impl Newcomer<'_> {
     /// The server that a first frame speaks of, and the answer to it.
-    async fn admit(&self, frame: &str) -> Result<(Box<Life>, String), Farewell> {
+    async fn admit(&self, frame: &str) -> Result<Admitted, Farewell> {
         let longest = self.gateway.config.limits.catalog.server_name;
         let registration =
             Registration::read(frame, longest).map_err(|why| Farewell::new(1008, why.reason()))?;
@@ -217,11 +257,12 @@ impl Newcomer<'_> {
         {
             return Ok(resumed);
         }
-        self.register(registration)
+        let (life, answer) = self.register(registration)?;
+        Ok(Admitted::Here(life, answer))
     }
 
     /// A server that comes back, if it is still waited for.
-    async fn resume(&self, registration: &Registration, claim: &Claim) -> Option<(Box<Life>, String)> {
+    async fn resume(&self, registration: &Registration, claim: &Claim) -> Option<Admitted> {
         let id = registration.id.as_deref()?;
         let holder = self.gateway.catalog().holder(id, self.principal)?;
         let berth = holder.berth()?;
@@ -233,6 +274,9 @@ impl Newcomer<'_> {
             return None;
         }
         let mut life = berth.claim().await?;
+        if life.line.is_past(claim.received) && !life.away {
+            return Some(Admitted::Late(life));
+        }
         if life.line.resume(claim.received).is_err() {
             life.server.gone("it came back and could not go on where it was");
             return None;
@@ -245,8 +289,8 @@ impl Newcomer<'_> {
         let sessions = holder.isolation().is_some() && registration.sessions.is_some();
         log::info!("server '{}' is back, from {}", holder.name(), self.from);
         self.gateway.stats.resumed.add();
-        life.server.set_away(false);
-        Some((life, Status::received(id, true, sessions, Some(&grant))))
+        life.set_away(false);
+        Some(Admitted::Here(life, Status::received(id, true, sessions, Some(&grant))))
     }
 
     /// A server that begins anew.
@@ -276,7 +320,10 @@ impl Newcomer<'_> {
         });
         let answer = Status::received(&id, registration.ours, sessions.is_some(), grant.as_ref());
         let server = Server::greet(self.gateway, key, id, registration.ours, upstream)?;
-        Ok((Box::new(Life { server, line, resumes, claims, limits: limits.link.clone() }), answer))
+        Ok((
+            Box::new(Life { server, line, resumes, away: false, claims, limits: limits.link.clone() }),
+            answer,
+        ))
     }
 
     /// Takes the name, if the token and whoever has the name allow that.

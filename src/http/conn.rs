@@ -276,7 +276,10 @@ impl Conn {
             Rest::Here(offset) => self.end.min(self.start + offset),
             _ => self.end,
         };
-        self.release();
+        if self.start == self.end {
+            // Little is read from now on, perhaps for hours.
+            (self.buffer, self.start, self.end) = (Vec::new(), 0, 0);
+        }
         self.state = State::Stream { chunked, close, left: self.limits.drain_bytes };
     }
 

@@ -77,9 +77,17 @@ impl Scan {
 
     /// Passes over bytes that may stand anywhere in a line; returns how many.
     fn skip_plain(&mut self, window: &[u8]) -> usize {
-        let count = window.iter().position(|&byte| is_control(byte)).unwrap_or(window.len());
+        let mut count = 0;
+        while let Some(eight) = window.get(count..).and_then(<[u8]>::first_chunk) {
+            if may_hold_control(*eight) {
+                break;
+            }
+            count += 8;
+        }
+        let rest = window.get(count..).unwrap_or_default();
+        count += rest.iter().position(|&byte| is_control(byte)).unwrap_or(rest.len());
         if self.lines == 0 && !self.space {
-            self.space = window.iter().take(count).any(|&byte| byte == b' ');
+            self.space = window.get(..count).is_some_and(|passed| passed.contains(&b' '));
         }
         self.seen += count;
         count
@@ -202,6 +210,8 @@ impl Request {
     pub fn fields<'a>(&'a self, name: &str) -> impl DoubleEndedIterator<Item = &'a str> {
         self.fields
             .iter()
+            // The length first: it tells most names apart.
+            .filter(move |field| (field.name.end - field.name.start) as usize == name.len())
             .filter(move |field| self.slice(field.name).eq_ignore_ascii_case(name))
             .map(|field| self.slice(field.value))
     }
@@ -446,6 +456,16 @@ pub(super) fn trim(text: &str) -> &str {
 /// All that may not stand inside a line. Tab may.
 fn is_control(byte: u8) -> bool {
     (byte < b' ' && byte != b'\t') || byte == 0x7f
+}
+
+/// False only if no byte of the eight is one; true for a tab as well.
+fn may_hold_control(eight: [u8; 8]) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
+    let word = u64::from_ne_bytes(eight);
+    let below = word.wrapping_sub(ONES.wrapping_mul(u64::from(b' '))) & !word;
+    let deleted = word ^ ONES.wrapping_mul(0x7f);
+    ((below | (deleted.wrapping_sub(ONES) & !deleted)) & HIGHS) != 0
 }
 
 /// The only line end.

@@ -48,8 +48,10 @@ pub fn spawn_guarded(
     task: impl Future<Output = ()> + Send + 'static,
     panicked: impl FnOnce() + Send + 'static,
 ) {
+    // In a box: what an async block awaits and came from outside would stand in it twice, and these are large and many.
+    let task = Box::pin(AssertUnwindSafe(task).catch_unwind());
     let guarded = async {
-        if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+        if task.await.is_err() {
             panicked();
         }
     };

@@ -140,6 +140,11 @@ impl Line {
         self.resume.as_ref().map(Resume::count)
     }
 
+    /// Whether the peer has acknowledged more frames than these: then who says that it has so many said it long ago.
+    pub fn is_past(&self, received: u64) -> bool {
+        self.resume.as_ref().is_some_and(|resume| received < resume.acknowledged())
+    }
+
     /// Another connection is there, and the peer has received so many frames: what it has not goes out again.
     ///
     /// # Errors
@@ -305,7 +310,12 @@ pub async fn drive(
 
 /// Tells the peer why, and waits a moment for it to read that: closing at once could overtake the words.
 /// Of what is unsent it is told only when it was we who ended the link.
-pub async fn end(mut socket: Socket, unsent: VecDeque<String>, ended: &Ended, limits: &LinkLimits) {
+pub async fn end(socket: Socket, unsent: VecDeque<String>, ended: &Ended, limits: &LinkLimits) {
+    // In a box, so that a link does not hold all its life what its end needs.
+    Box::pin(say_goodbye(socket, unsent, ended, limits)).await;
+}
+
+async fn say_goodbye(mut socket: Socket, unsent: VecDeque<String>, ended: &Ended, limits: &LinkLimits) {
     let socket = &mut socket;
     let farewell = async {
         if let Ended::ByUs(why) = ended {

@@ -156,7 +156,7 @@ impl Web {
     }
 
     /// Says goodbye and closes.
-    pub async fn finish(mut self) {
+    pub async fn finish(&mut self) {
         // The peer may be gone already; then there is nobody to say it to.
         let _ = self.stream.finish(self.limits.drain_time).await;
     }

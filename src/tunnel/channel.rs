@@ -28,11 +28,12 @@ pub enum Frame<'a> {
 /// Sorts a frame. What has none of the forms is plain, and for others to judge.
 pub fn read(frame: &str) -> Frame<'_> {
     let Some((kind, rest)) = frame.split_at_checked(1) else { return Frame::Plain(frame) };
+    // Looked at first: a plain frame is not searched for a space, of which it may have none in a megabyte.
+    if !matches!(kind, "#" | "+" | "-") {
+        return Frame::Plain(frame);
+    }
     let (number, text) = rest.split_once(' ').unwrap_or((rest, ""));
-    let number = match kind {
-        "#" | "+" | "-" if is_number(number) => number.parse().ok(),
-        _ => None,
-    };
+    let number = Some(number).filter(|number| is_number(number)).and_then(|number| number.parse().ok());
     match (kind, number) {
         ("#", Some(channel)) => Frame::Message(channel, text),
         ("+", Some(channel)) if text.is_empty() => Frame::Open(channel),

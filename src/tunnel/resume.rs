@@ -87,6 +87,11 @@ impl<F: Clone> Resume<F> {
         self.kept.len()
     }
 
+    /// How many frames the peer has acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged
+    }
+
     /// The peer has received so many frames in all.
     ///
     /// # Errors

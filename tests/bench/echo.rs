@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 
 use mcpport::{
     jsonrpc::{self, Message},
+    mcp,
     ndjson::Lines,
 };
 
@@ -47,9 +48,11 @@ fn answer(line: &str, big: &mut String, out: &mut Vec<u8>) -> Outcome<()> {
     match message.method() {
         "tools/call" => return call(&message, id, big, out),
         "initialize" => {
-            let version = argument(&message, &["protocolVersion"])?.unwrap_or("\"2025-06-18\"");
+            let asked = argument(&message, &["protocolVersion"])?.unwrap_or_default().trim_matches('"');
+            // The Python mcpport asks for one that it does not know itself.
+            let version = if mcp::VERSIONS.contains(&asked) { asked } else { "2024-11-05" };
             let result = format!(
-                "{{\"protocolVersion\":{version},\"capabilities\":{{\"tools\":{{}}}},\"serverInfo\":{{\"name\":\"echo\",\"version\":\"1\"}}}}"
+                "{{\"protocolVersion\":\"{version}\",\"capabilities\":{{\"tools\":{{}}}},\"serverInfo\":{{\"name\":\"echo\",\"version\":\"1\"}}}}"
             );
             out.extend(jsonrpc::result(id, &result).bytes());
         }

@@ -6,11 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mcpport::{
-    cli::{self, Command},
-    gateway::Bound,
-    net::exec,
-};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -25,21 +20,19 @@ use crate::{
 
 /// Sessions with a process of their own.
 const ISOLATED: usize = 32;
+/// A gateway for more clients and links than the usual limits allow.
+const WIDE: [&str; 8] = [
+    "--max-connections",
+    "20000",
+    "--max-connections-per-address",
+    "20000",
+    "--max-links",
+    "20000",
+    "--max-client-sessions",
+    "20000",
+];
 /// Measurements of the soak.
 const LOOKS: u32 = 10;
-
-/// A gateway for more clients and links than the flags allow, as a process of its own.
-pub fn wide_gateway(port: u16) -> Outcome<()> {
-    let typed = ["gateway", "--host", "127.0.0.1", "--port", &port.to_string()].map(str::to_owned);
-    let parsed = cli::parse(&typed, &|_| None).map_err(|fault| fault.to_string())?;
-    let Command::Gateway(mut config, _) = parsed else { return Err("not a gateway".into()) };
-    let limits = &mut config.limits;
-    (limits.http.connections, limits.http.connections_per_address) = (10_000, 10_000);
-    (limits.session.sessions, limits.link.links) = (10_000, 10_000);
-    let bound = Bound::new(*config).map_err(|fault| fault.to_string())?;
-    exec::run(1, bound.serve(std::future::pending()));
-    Ok(())
-}
 
 /// All but the growth.
 pub fn measure(args: &Args) -> Outcome<Map<String, Value>> {
@@ -57,8 +50,8 @@ pub fn measure(args: &Args) -> Outcome<Map<String, Value>> {
     put("register_idle_kib", resident(&register)?);
     put("register_idle_private_kib", private(&register)?);
     drop((register, gateway));
-    put("idle_client_kib", clients(args.idle)?);
-    put("idle_link_kib", links(args.idle)?);
+    put("idle_client_kib", clients(&args.binary, args.idle)?);
+    put("idle_link_kib", links(&args.binary, args.idle)?);
     let (gateway, register) = isolated(&args.binary)?;
     put("isolated_session_gateway_kib", gateway);
     put("isolated_session_register_kib", register);
@@ -80,10 +73,8 @@ fn private(program: &Program) -> Outcome<f64> {
 }
 
 /// KiB of the gateway for each client that only listens, at `/sse`.
-fn clients(count: usize) -> Outcome<f64> {
-    let port = process::free_port()?;
-    let gateway = Program::role("wide gateway", &["gateway", &port.to_string()])?;
-    process::listening(port)?;
+fn clients(binary: &Path, count: usize) -> Outcome<f64> {
+    let (gateway, port) = stage::gateway_with(binary, "wide gateway", None, &WIDE)?;
     let target = Target { path: "/sse".into(), door: Door::Sse, ..stage::door(port, None) };
     // The first ones pay for what all share.
     let mut held = (0..10).map(|_| Client::open(&target)).collect::<Outcome<Vec<_>>>()?;
@@ -97,10 +88,8 @@ fn clients(count: usize) -> Outcome<f64> {
 }
 
 /// KiB of the gateway for each link that carries nothing, with one tool behind it.
-fn links(count: usize) -> Outcome<f64> {
-    let port = process::free_port()?;
-    let gateway = Program::role("wide gateway", &["gateway", &port.to_string()])?;
-    process::listening(port)?;
+fn links(binary: &Path, count: usize) -> Outcome<f64> {
+    let (gateway, port) = stage::gateway_with(binary, "wide gateway", None, &WIDE)?;
     let open = |number: usize| Link::register(process::local(port), &format!("edge-{number}"));
     let mut held = (0..10).map(open).collect::<Outcome<Vec<_>>>()?;
     settle();

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     load::Shape,
-    stage::{Stage, Subject},
+    stage::{self, Kind, Stage, Subject},
     stats::{Round, Rounds, tidy},
 };
 
@@ -29,7 +29,7 @@ pub struct Report {
 
 /// Something aimed at: what was found, and the bound.
 struct Goal {
-    name: &'static str,
+    name: String,
     found: f64,
     bound: f64,
     at_least: bool,
@@ -61,8 +61,8 @@ impl Report {
     /// The goals for which everything was measured.
     fn goals(&self, stage: &Stage) -> Vec<Goal> {
         let mut goals = Vec::new();
-        let mut goal = |name, found: Option<f64>, bound, at_least| {
-            goals.extend(found.map(|found| Goal { name, found, bound, at_least }));
+        let mut goal = |name: &str, found: Option<f64>, bound, at_least| {
+            goals.extend(found.map(|found| Goal { name: name.to_owned(), found, bound, at_least }));
         };
         let p50 = |way: &str, shape: &str| self.median(stage, way, shape, |round| round.p50);
         let cpu = |way: &str, shape: &str| self.median(stage, way, shape, Round::cpu_total);
@@ -94,6 +94,17 @@ impl Report {
         let listed =
             self.number(&self.times, "tool_listed_ms").zip(self.number(&self.times, "child_start_ms"));
         goal("tool listed, ms beside the child's start", listed.map(|(all, child)| all - child), 50.0, false);
+        for peer in stage.subjects.iter().filter(|subject| subject.kind == Kind::Peer) {
+            let name = &peer.name;
+            // One of them has a tunnel too; the others do less for each call.
+            let (faster, lighter) = if name == stage::TUNNEL { (20.0, 1.0 / 25.0) } else { (1.0, 1.0) };
+            let title = |what: &str| format!("{what}, by {name}");
+            goal(&title("p50 of /mcp at 1x1"), ratio(p50("/mcp", "1x1"), p50(name, "1x1")), 1.0, false);
+            let (ours, theirs) = (rate("/mcp", "32x4"), rate(name, "32x4"));
+            goal(&title("calls/s of /mcp at 32x4"), ratio(ours, theirs), faster, true);
+            let (ours, theirs) = (cpu("/mcp", "32x4"), cpu(name, "32x4"));
+            goal(&title("CPU per call of /mcp at 32x4"), ratio(ours, theirs), lighter, false);
+        }
         goals
     }
 

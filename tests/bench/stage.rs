@@ -22,6 +22,8 @@ use crate::{
 
 /// The name that the echo server registers with.
 pub const SERVER: &str = "echo";
+/// The peer that has a tunnel, as `scripts/bench-peers.sh` calls it.
+pub const TUNNEL: &str = "python-mcpport";
 
 /// What a way is compared with.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -117,6 +119,11 @@ pub fn echo_command() -> Outcome<String> {
 
 /// Starts a gateway on a free port.
 pub fn gateway(binary: &Path, name: &str, tls: Option<&Tls>) -> Outcome<(Program, u16)> {
+    gateway_with(binary, name, tls, &[])
+}
+
+/// The same with further flags.
+pub fn gateway_with(binary: &Path, name: &str, tls: Option<&Tls>, more: &[&str]) -> Outcome<(Program, u16)> {
     let port = process::free_port()?;
     let mut command = Command::new(binary);
     command.args(["gateway", "--host", "127.0.0.1", "--port", &port.to_string()]);
@@ -124,7 +131,7 @@ pub fn gateway(binary: &Path, name: &str, tls: Option<&Tls>) -> Outcome<(Program
         let (key, certificate) = (tls.file("server.key"), tls.file("server.crt"));
         command.args(["--ssl-enabled", "--ssl-keyfile", &key, "--ssl-certfile", &certificate]);
     }
-    let program = Program::start(name, &mut command)?;
+    let program = Program::start(name, command.args(more))?;
     process::listening(port)?;
     Ok((program, port))
 }

@@ -9,6 +9,13 @@ use async_tungstenite::tungstenite::{self, Message, WebSocket, client::IntoClien
 
 use crate::{wire::member, world::PATIENCE};
 
+/// The registration of `s`.
+pub fn introduction(capabilities: &str) -> String {
+    format!(
+        r#"{{"jsonrpc":"2.0","id":"x","method":"register","params":{{"name":"s","capabilities":{capabilities}}}}}"#
+    )
+}
+
 /// Our end of a link.
 pub struct End(pub WebSocket<TcpStream>);
 
@@ -53,9 +60,7 @@ impl End {
     /// Registers `s`, and gives the answer.
     #[track_caller]
     pub fn introduce(&mut self, capabilities: &str) -> String {
-        self.say(&format!(
-            r#"{{"jsonrpc":"2.0","id":"x","method":"register","params":{{"name":"s","capabilities":{capabilities}}}}}"#
-        ));
+        self.say(&introduction(capabilities));
         self.next()
     }
 

@@ -4,7 +4,7 @@
 use std::{net::TcpListener, time::Duration};
 
 use crate::{
-    frames::End,
+    frames::{End, introduction},
     inside,
     isolation::peer::{Peer, Place},
     relay::{Relay, Way},
@@ -120,6 +120,23 @@ fn a_link_that_seems_alive_is_taken_over() {
     assert!(end.0.read().is_err(), "the old link is over");
     second.say(&result(&upstream, "by the second"));
     assert!(client.answer(&waiting).contains("by the second"));
+}
+
+#[test]
+fn a_claim_that_comes_late_costs_no_call() {
+    let World { gateway, mut client, end, token, waiting, upstream } = world(&[], None);
+    drop(end);
+    gateway.program.wait_for("server 's' is reconnecting");
+    let mut second = End::connect(gateway.address, None);
+    assert_eq!(granted(&second.introduce(&back(&token, HEARD))).1, Some(SENT));
+    // Of a link that the edge gave up before it took this one, and whose bytes were slow.
+    let mut late = End::connect(gateway.address, None);
+    late.say(&introduction(&back(&token, HEARD - 1)));
+    assert!(late.0.read().is_err() && second.0.read().is_err());
+    let mut third = End::connect(gateway.address, None);
+    assert_eq!(granted(&third.introduce(&back(&token, HEARD))).1, Some(SENT));
+    third.say(&result(&upstream, "by the third"));
+    assert!(client.answer(&waiting).contains("by the third"));
 }
 
 #[test]

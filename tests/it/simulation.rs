@@ -311,7 +311,14 @@ impl World {
 
     fn check(&self) {
         self.gateway.check(&self.net);
-        self.boxes.iter().for_each(|edge_box| edge_box.check(&self.net));
+        for edge_box in &self.boxes {
+            edge_box.check(&self.net);
+            let both =
+                edge_box.counted().and_then(|(line, token)| Some((line, self.gateway.counted(token)?)));
+            if let Some((near, far)) = both {
+                near.check_against(far);
+            }
+        }
     }
 
     fn step(&mut self) {
@@ -481,8 +488,9 @@ impl World {
         self.net.say(|| format!("{fault:?} of box {place}, connection {wire:?}"));
         if self.net.random.chance(30) {
             // One seldom comes alone: the next may meet an edge that is just coming back.
-            let (after, next) = (self.net.random.millis(0, 200), self.net.random.below(FAULTS.len()));
-            self.net.plan(after, Event::Fault(place, FAULTS[next]));
+            let (after, next) = (self.net.random.millis(0, 400), self.net.random.below(2 * FAULTS.len()));
+            let next = FAULTS.get(next).copied().unwrap_or(Fault::Leave);
+            self.net.plan(after, Event::Fault(place, next));
         }
         match fault {
             Fault::Partition(ways) => {

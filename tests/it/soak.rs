@@ -107,7 +107,7 @@ fn visit(gateway: &Gateway, number: usize, kills: bool) {
     let mut edge = Edge::start(&gateway.url(), &name, &[], &[]);
     edge.program.wait_for("registered: ");
     post(gateway.address, &format!("{name}_echo"), number);
-    if number.is_multiple_of(2) || !kills {
+    if !number.is_multiple_of(4) || !kills {
         assert_eq!(edge.program.stop().code, Some(0));
     } else {
         edge.program.kill();
@@ -154,6 +154,8 @@ fn round(gateway: &Gateway, relay: &Relay, counts: &Counts, time: Duration) {
         scope.spawn(|| {
             while counts.works() {
                 visit(gateway, Counts::add(&counts.edges), counts.kills);
+                // A killed one is held for a while: a crowd of them would be a peak, and no leak.
+                thread::sleep(Duration::from_millis(150));
             }
         });
         let end = Instant::now() + time;
@@ -166,9 +168,6 @@ fn round(gateway: &Gateway, relay: &Relay, counts: &Counts, time: Duration) {
 /// The sizes of the gateway's tables, without the connection that asks.
 fn tables(address: SocketAddr) -> BTreeMap<String, u64> {
     let answer = get(address, "/status");
-    if answer.status == 404 {
-        return BTreeMap::new();
-    }
     assert_eq!(answer.status, 200, "{answer:?}");
     let mut sizes: BTreeMap<String, u64> =
         serde_json::from_value(value(&answer.body)["tables"].clone()).expect("sizes of tables");
@@ -223,7 +222,7 @@ fn nothing_is_left_after_many_cycles() {
     let asked: Option<u32> = env::var("MCPPORT_SOAK").ok().map(|text| text.parse().expect("seconds"));
     let seconds = asked.unwrap_or(3);
     // A killed edge is waited for in this time, and a cut one comes back in it.
-    let mut gateway = Gateway::start(&["--resume-window", "8"]);
+    let mut gateway = Gateway::start(&["--resume-window", "4"]);
     let relay = Relay::to(gateway.address);
     let mut edges = [(relay.url(), "cut"), (gateway.url(), "near")].map(|(url, name)| {
         let edge = Edge::start(&url, name, &[], &[]);

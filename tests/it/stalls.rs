@@ -126,7 +126,7 @@ fn shown(times: &[Duration]) -> String {
 #[test]
 fn an_edge_that_does_not_read_slows_no_other() {
     const QUEUE: usize = 1 << 20;
-    let stall = Duration::from_secs(2);
+    let stall = Duration::from_secs(4);
     let gateway = inside::Gateway::start(&["--resume-window", "0"], |limits| {
         (limits.link.queue_bytes, limits.link.write_stall) = (QUEUE, stall);
     });
@@ -163,7 +163,7 @@ fn an_edge_that_does_not_read_slows_no_other() {
         busy.len(),
         gone.len()
     );
-    assert!(last < stall + TOLD, "{last:?}");
+    assert!(last < stall + stall / 4 + TOLD, "{last:?}");
     relay.restore();
     client.tools_until(|tools| has(tools, "slow"));
     assert_eq!(client.call_text("slow_echo", r#"{"text":"back"}"#), "back");
@@ -176,7 +176,7 @@ fn quick_return(limits: &mut Limits) {
 
 #[test]
 fn a_gateway_that_does_not_read_is_left() {
-    let stall = Duration::from_secs(1);
+    let stall = Duration::from_secs(4);
     let gateway = inside::Gateway::start(&[], |_| {});
     let relay = Relay::narrow(gateway.address, 4096);
     let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], |limits| {
@@ -191,7 +191,8 @@ fn a_gateway_that_does_not_read_is_left() {
     eventually("the edge tries another connection", || relay.taken() > 1);
     let left = begun.elapsed();
     println!("an edge whose gateway does not read left it after {left:?} (stall {stall:?})");
-    assert!(left < stall + TOLD, "{left:?}");
+    // A quarter of it is between two looks, and the buffers have to be full first.
+    assert!(left < stall + stall / 4 + 2 * TOLD, "{left:?}");
     relay.restore();
     // What was under way on the old link comes over the new one, in one burst, and the client is given time to read it.
     for id in &open {

@@ -329,13 +329,22 @@ impl Gateway {
         if talk.token.as_deref() != Some(claim.token.expose()) {
             return false;
         }
-        if let Some(old) = talk.wire.take() {
+        let old = talk.wire.take();
+        if let Some(old) = old {
             net.wires[old].talk = None;
             net.hang_up(old);
         }
+        if talk.line.is_past(claim.received) && old.is_some() {
+            net.say(|| format!("a claim to talk {link} comes late"));
+            let limits = &net.limits.link;
+            talk.over = Some(net.now + limits.resume_window + limits.resume_grace);
+            self.catalog.set_away(talk.server.key, true);
+            net.hang_up(wire);
+            return true;
+        }
         if !talk.line.back(claim.received) {
             net.say(|| format!("talk {link} cannot go on"));
-            self.gone(net, link, "it could not go on where it was");
+            self.gone(net, link, "it came back and could not go on");
             return false;
         }
         (talk.wire, talk.over) = (Some(wire), None);
@@ -498,6 +507,12 @@ impl Gateway {
     }
 
     // ---- what must always hold
+
+    /// The line of the server that has this token.
+    pub fn counted(&self, token: &str) -> Option<&Line> {
+        let alive = self.talks.iter().filter(|talk| !talk.gone);
+        alive.filter(|talk| talk.token.as_deref() == Some(token)).map(|talk| &talk.line).next()
+    }
 
     pub fn check(&self, net: &Net) {
         let mut pending = 0;

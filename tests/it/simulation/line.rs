@@ -1,6 +1,10 @@
 //! What one end of a link sends and has received, over one connection or several: as `net::link` does it, without sockets.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Instant,
+};
 
 use mcpport::{
     limits::LinkLimits,
@@ -14,6 +18,16 @@ pub struct Line {
     /// Goes out before anything else: acknowledgements, and what is sent again.
     first: VecDeque<String>,
     waiting: VecDeque<String>,
+    /// What the counted frames were, each with all before it: those that went out the first time, and those that came.
+    said: Vec<u64>,
+    heard: Vec<u64>,
+}
+
+/// Adds a frame to those before it.
+fn note(book: &mut Vec<u64>, frame: &str) {
+    let mut hasher = DefaultHasher::new();
+    (book.last(), frame).hash(&mut hasher);
+    book.push(hasher.finish());
 }
 
 impl Line {
@@ -47,6 +61,7 @@ impl Line {
         }
         let frame = self.waiting.pop_front()?;
         resume.sent(frame.clone(), frame.len());
+        note(&mut self.said, &frame);
         Some(frame)
     }
 
@@ -62,12 +77,18 @@ impl Line {
     pub fn arrived(&mut self, now: Instant, frame: &str, limits: &LinkLimits) {
         let Some(resume) = &mut self.resume else { return };
         resume.received(now, frame.len());
+        note(&mut self.heard, frame);
         self.first.extend(resume.owed(limits));
     }
 
     /// How many frames have arrived, where that is counted.
     pub fn received(&self) -> Option<u64> {
         self.resume.as_ref().map(Resume::count)
+    }
+
+    /// Whether the peer has acknowledged more frames than these.
+    pub fn is_past(&self, received: u64) -> bool {
+        self.resume.as_ref().is_some_and(|resume| received < resume.acknowledged())
     }
 
     /// Over a new connection: the peer has received so many frames. False: it cannot go on.
@@ -89,6 +110,14 @@ impl Line {
             && let Some(resume) = &mut self.resume
         {
             self.first.push_back(resume.tell());
+        }
+    }
+
+    /// What one end has heard is what the other has said, from the first frame on, in order, once.
+    pub fn check_against(&self, other: &Self) {
+        for (heard, said) in [(&self.heard, &other.said), (&other.heard, &self.said)] {
+            assert!(heard.len() <= said.len(), "{} frames came, and {} were sent", heard.len(), said.len());
+            assert_eq!(heard.last(), heard.len().checked_sub(1).and_then(|last| said.get(last)));
         }
     }
 
