@@ -84,6 +84,9 @@ impl Raw {
         );
         let list = raw.text_with("\"tools/list\"");
         raw.answer(&list, r#"{"tools":[{"name":"echo","inputSchema":{"type":"object"}}]}"#);
+        // Answered in order, so that the list is read by then.
+        raw.text(r#"{"jsonrpc":"2.0","id":"listed","method":"ping"}"#);
+        raw.text_with("\"listed\"");
         raw
     }
 
