@@ -305,8 +305,9 @@ impl Server {
             log::warn!("server '{name}': {remark}");
         }
         if changed.is_some() {
-            log::info!("server '{name}' offers {count} {}s", kind.noun());
             gateway.lists_changed(&[kind]);
+            // Said last: whoever reads this line and connects then is not told of a change that it never missed.
+            log::info!("server '{name}' offers {count} {}s", kind.noun());
         }
     }
 
