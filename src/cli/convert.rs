@@ -1,6 +1,6 @@
 //! From flags to configuration: each value checked, each complaint naming its flag and never a secret.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use log::LevelFilter;
 
@@ -15,7 +15,7 @@ use crate::{
     demo, device,
     fault::Fault,
     http::vocab::Url,
-    limits::{MAX_SESSIONS, SERVER_ID},
+    limits::{COUNT, MAX_SESSIONS, SERVER_ID, THREADS},
     net::random,
     router::REGISTER_PATH,
     secret::Secret,
@@ -32,7 +32,7 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
     limits.link.resume_window = window("--resume-window", &args.resume_window)?;
     let config = GatewayConfig {
         host,
-        port: args.port,
+        port: number("--port", &args.port, 0..=u16::MAX)?,
         ipv6,
         timeout_rpc: duration("--timeout-rpc", &args.timeout_rpc)?,
         timeout_run_tool: duration("--timeout-run-tool", &args.timeout_run_tool)?,
@@ -43,12 +43,12 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
         status_path: path("--status-path", &args.status_path)?,
         tokens,
         token_file: args.auth_token_file.map(PathBuf::from),
-        trusted_proxies: proxies(&args.trusted_proxy)?,
+        trusted_proxies: each(&args.trusted_proxy, proxy)?,
         tls,
-        allow_origins: args.allow_origin,
-        public_hosts: args.public_host,
+        allow_origins: each(&args.allow_origin, origin)?,
+        public_hosts: each(&args.public_host, public_host)?,
         cors: args.enable_cors,
-        threads: threads(args.threads)?,
+        threads: threads(&args.threads)?,
         limits,
     };
     distinct(&config)?;
@@ -65,7 +65,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
             text::show(&args.server_name)
         )));
     }
-    let command = CommandLine::parse(&args.stdio).map_err(|why| Fault::usage(format!("--stdio: {why}")))?;
+    let command = command(args.stdio.as_deref())?;
     let id = match &args.server_id {
         Some(id) if id.is_empty() || id.len() > SERVER_ID || id.chars().any(char::is_control) => {
             let why = format!("--server-id: a plain text of at most {SERVER_ID} characters is needed");
@@ -85,15 +85,15 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
         gateway: gateway_url(&args.gateway_url)?,
         name: args.server_name,
         id,
-        headers: args.header.iter().map(|header| self::header(header)).collect::<Result<_, _>>()?,
+        headers: each(&args.header, header)?,
         tls,
         sessions,
         restart: restart(&args.restart)?,
         require_gateway: args.require_gateway,
-        port: args.port,
+        port: number("--port", &args.port, 0..=u16::MAX)?,
         cors: args.enable_cors,
         health_paths,
-        threads: threads(args.threads)?,
+        threads: threads(&args.threads)?,
         limits,
     };
     Ok(Command::Register(Box::new(config), level(&args.log_level)?))
@@ -114,7 +114,27 @@ pub fn demo(args: DemoArgs) -> Result<Command, Fault> {
         }),
         _ => return Err(Fault::usage("--ssl-keyfile, --ssl-certfile and --ssl-ca-cert go together")),
     };
-    Ok(Command::Demo(demo::Options { port: args.port, once: args.once, tls }, level(&args.log_level)?))
+    let port = number("--port", &args.port, 0..=u16::MAX)?;
+    Ok(Command::Demo(demo::Options { port, once: args.once, tls }, level(&args.log_level)?))
+}
+
+/// A flag that may be given several times.
+fn each<T>(typed: &[String], read: impl Fn(&str) -> Result<T, Fault>) -> Result<Vec<T>, Fault> {
+    typed.iter().map(|typed| read(typed)).collect()
+}
+
+/// A whole number within bounds.
+///
+/// # Errors
+/// A usage fault that names the flag and the bounds.
+pub(super) fn number<N>(flag: &str, typed: &str, allowed: RangeInclusive<N>) -> Result<N, Fault>
+where
+    N: FromStr + PartialOrd + Display,
+{
+    typed.parse().ok().filter(|number| allowed.contains(number)).ok_or_else(|| {
+        let (typed, least, most) = (text::show(typed), allowed.start(), allowed.end());
+        Fault::usage(format!("{flag} {typed}: a number from {least} to {most} is needed"))
+    })
 }
 
 fn level(typed: &str) -> Result<LevelFilter, Fault> {
@@ -184,8 +204,14 @@ fn distinct(config: &GatewayConfig) -> Result<(), Fault> {
     Ok(())
 }
 
-fn threads(typed: usize) -> Result<usize, Fault> {
-    if (1..=64).contains(&typed) { Ok(typed) } else { Err(Fault::usage("--threads: 1 to 64 are allowed")) }
+fn threads(typed: &str) -> Result<usize, Fault> {
+    number("--threads", typed, 1..=THREADS)
+}
+
+fn command(typed: Option<&str>) -> Result<CommandLine, Fault> {
+    let needed = "--stdio is needed: the server's command, such as --stdio \"mcpport device\"";
+    let typed = typed.ok_or_else(|| Fault::usage(needed))?;
+    CommandLine::parse(typed).map_err(|why| Fault::usage(format!("--stdio: {why}")))
 }
 
 /// The tokens from flags and from the environment. Those of the file are read when the gateway starts.
@@ -201,13 +227,39 @@ fn tokens(args: &GatewayArgs, environment: Option<String>) -> Result<Vec<Secret>
     Ok(tokens)
 }
 
-fn proxies(typed: &[String]) -> Result<Vec<IpAddr>, Fault> {
-    let address = |typed: &String| typed.parse::<IpAddr>().map(|address| address.to_canonical());
-    let all = typed.iter().map(|typed| {
-        let why = || format!("--trusted-proxy {}: an address such as 127.0.0.1 is needed", text::show(typed));
-        address(typed).map_err(|_| Fault::usage(why()))
+fn proxy(typed: &str) -> Result<IpAddr, Fault> {
+    let address = typed.parse().map(|address: IpAddr| address.to_canonical());
+    let why = || format!("--trusted-proxy {}: an address such as 127.0.0.1 is needed", text::show(typed));
+    address.map_err(|_| Fault::usage(why()))
+}
+
+/// As browsers send it: a scheme and an authority, without a path. Anything else would never match.
+fn origin(typed: &str) -> Result<String, Fault> {
+    let plain =
+        |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'?' | b'#' | b'@' | b',' | b'"');
+    let whole = typed.split_once("://").is_some_and(|(scheme, authority)| {
+        let named = |part: &str| !part.is_empty() && part.bytes().all(plain);
+        named(scheme) && named(authority)
     });
-    all.collect()
+    if whole || matches!(typed, "*" | "null") {
+        return Ok(typed.to_owned());
+    }
+    Err(Fault::usage(format!(
+        "--allow-origin {}: an origin such as https://app.example is needed, without a path",
+        text::show(typed)
+    )))
+}
+
+/// As it stands in `Host`: a name, which may have a port.
+fn public_host(typed: &str) -> Result<String, Fault> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':');
+    if !typed.is_empty() && typed.bytes().all(plain) {
+        return Ok(typed.to_owned());
+    }
+    Err(Fault::usage(format!(
+        "--public-host {}: a name such as gw.example is needed, without scheme and path",
+        text::show(typed)
+    )))
 }
 
 fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, Fault> {
@@ -233,11 +285,11 @@ fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, Fault> {
 }
 
 fn sessions(args: &RegisterArgs) -> Result<Option<u32>, Fault> {
-    match (args.sessions.as_str(), args.max_sessions) {
+    match (args.sessions.as_str(), &args.max_sessions) {
         ("shared", None) => Ok(None),
         ("shared", Some(_)) => Err(Fault::usage("--max-sessions has no effect without --sessions isolated")),
-        ("isolated", Some(0)) => Err(Fault::usage("--max-sessions: at least 1 is needed")),
-        ("isolated", most) => Ok(Some(most.unwrap_or(MAX_SESSIONS))),
+        ("isolated", None) => Ok(Some(MAX_SESSIONS)),
+        ("isolated", Some(most)) => number("--max-sessions", most, 1..=COUNT as u32).map(Some),
         (other, _) => {
             Err(Fault::usage(format!("--sessions {}: shared or isolated is needed", text::show(other))))
         }
