@@ -143,3 +143,10 @@ pub struct ClientTls {
     /// PEM files with a certificate and key of our own, for gateways that ask for one.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
+
+impl ClientTls {
+    /// Whether anything of it was asked for.
+    pub fn says_anything(&self) -> bool {
+        self.no_verify || self.ca.is_some() || self.identity.is_some()
+    }
+}

@@ -59,19 +59,23 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     let trust =
         options.tls.as_ref().map(|tls| ClientTls { ca: Some(tls.ca.clone()), ..ClientTls::default() });
     let connector = trust.as_ref().map(Connector::new).transpose()?;
+    let authority = trust.as_ref().and_then(|trust| trust.ca.clone());
     let bound = Bound::new(gateway_config(options.port, options.tls.map(|tls| tls.server)))?;
     let Some(address) = bound.addresses().first().copied() else {
         return Err(Fault::run("the gateway listens nowhere"));
     };
     let edge_config = register_config(address, trust)?;
-    let gateway = Gateway { address, tls: connector };
+    let gateway = Gateway { address, tls: connector, authority };
     let (switch, stopped) = exec::switch();
     let shown = async {
         let shown = deadline::within(limits::DEMO_TIME, show(&gateway)).await;
         match shown {
-            Ok(Ok(())) if options.once => Ok(()),
+            Ok(Ok(())) if options.once => {
+                say("\nWithout --once it goes on serving, and prints what to paste into a client.");
+                Ok(())
+            }
             Ok(Ok(())) => {
-                say("Serving until Ctrl-C.");
+                invite(&gateway);
                 pending().await
             }
             Ok(Err(error)) => Err(Fault::run(format!("the demo call failed: {error}"))),
@@ -161,10 +165,10 @@ fn say(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// Makes the call as any client would, and prints what a newcomer needs next.
+/// Makes the call as any client would, and shows it.
 async fn show(gateway: &Gateway) -> io::Result<()> {
     let (http, ws, address) = (gateway.scheme("http"), gateway.scheme("ws"), gateway.address);
-    say(&format!("gateway   {http}://{address}/sse"));
+    say(&format!("gateway   {http}://{address}/mcp"));
     let mut client = Client::connect(gateway).await?;
     let tools = client.wait_for_tools().await?;
     say(&format!("server    '{SERVER}' behind {ws}://{address}{REGISTER_PATH}"));
@@ -177,15 +181,27 @@ async fn show(gateway: &Gateway) -> io::Result<()> {
     for line in first_text(result).ok_or_else(|| broken("the tool gave no text"))?.lines() {
         say(&format!("          {}", text::show(line)));
     }
+    Ok(())
+}
+
+/// Prints what a newcomer needs next.
+fn invite(gateway: &Gateway) {
+    let (http, ws, address) = (gateway.scheme("http"), gateway.scheme("ws"), gateway.address);
     say("\nPaste this into the configuration of an MCP client:\n");
     say(&format!(
-        "  {{\"mcpServers\": {{\"mcpport\": {{\"type\": \"sse\", \"url\": \"{http}://{address}/sse\"}}}}}}\n"
+        "  {{\"mcpServers\": {{\"mcpport\": {{\"type\": \"http\", \"url\": \"{http}://{address}/mcp\"}}}}}}\n"
     ));
-    say("and register servers of your own:\n");
     say(&format!(
-        "  mcpport register --stdio \"npx -y @modelcontextprotocol/server-filesystem ./\" --server-name file --gateway-url {ws}://{address}{REGISTER_PATH}\n"
+        "(for older clients: \"type\": \"sse\" and {http}://{address}/sse), and register servers:\n"
     ));
-    Ok(())
+    // As this program was called, which need not be in PATH.
+    let program = env::args().next().unwrap_or_else(|| "mcpport".into());
+    let trust = gateway.authority.as_ref().map(|file| format!(" --ssl-ca-cert {}", file.display()));
+    say(&format!(
+        "  {program} register --stdio \"npx -y @modelcontextprotocol/server-filesystem ./\" --server-name file --gateway-url {ws}://{address}{REGISTER_PATH}{}\n",
+        trust.unwrap_or_default()
+    ));
+    say("Serving until Ctrl-C.");
 }
 
 fn first_text(result: &str) -> Option<String> {
@@ -199,6 +215,8 @@ fn first_text(result: &str) -> Option<String> {
 struct Gateway {
     address: SocketAddr,
     tls: Option<Connector>,
+    /// The file of the authority that its certificate comes from.
+    authority: Option<PathBuf>,
 }
 
 impl Gateway {
