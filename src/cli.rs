@@ -6,6 +6,7 @@
 mod args;
 mod convert;
 mod limits;
+mod values;
 
 use argh::FromArgs;
 

@@ -142,7 +142,7 @@ pub struct GatewayArgs {
     /// address of a proxy that names its clients in X-Forwarded-For, to tell apart those who guess tokens; repeatable
     #[argh(option)]
     pub trusted_proxy: Vec<String>,
-    /// speak TLS, https and wss; needs --ssl-keyfile and --ssl-certfile
+    /// speak TLS, https and wss; needs the next two
     #[argh(switch)]
     pub ssl_enabled: bool,
     /// PEM file with the private key; SIGHUP reads it again

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use super::{
     args::{GatewayArgs, RegisterArgs},
-    convert::number,
+    values::number,
 };
 use crate::{
     fault::Fault,

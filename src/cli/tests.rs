@@ -36,6 +36,7 @@ fn fault(line: &[&str]) -> String {
 #[test]
 fn gateway_defaults() {
     let (config, level) = gateway(&[], &[]);
+    assert_eq!(format!("{config:?}"), format!("{:?}", GatewayConfig::default()));
     assert_eq!((config.host, config.port, level), (None, 8765, log::LevelFilter::Info));
     assert_eq!(config.timeout_rpc, Duration::from_secs(10));
     assert_eq!(config.timeout_run_tool, Duration::from_secs(120));

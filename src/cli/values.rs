@@ -1,0 +1,176 @@
+//! The value of one flag, as it was typed, to what it means. Each complaint names its flag, and never a secret.
+
+use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
+
+use log::LevelFilter;
+
+use crate::{
+    config::{GatewayUrl, Restart},
+    fault::Fault,
+    http::vocab::Url,
+    limits::THREADS,
+    router::REGISTER_PATH,
+    secret::Secret,
+    text,
+};
+
+/// A flag that may be given several times.
+pub fn each<T>(typed: &[String], read: impl Fn(&str) -> Result<T, Fault>) -> Result<Vec<T>, Fault> {
+    typed.iter().map(|typed| read(typed)).collect()
+}
+
+/// A whole number within bounds.
+///
+/// # Errors
+/// A usage fault that names the flag and the bounds.
+pub fn number<N>(flag: &str, typed: &str, allowed: RangeInclusive<N>) -> Result<N, Fault>
+where
+    N: FromStr + PartialOrd + Display,
+{
+    typed.parse().ok().filter(|number| allowed.contains(number)).ok_or_else(|| {
+        let (typed, least, most) = (text::show(typed), allowed.start(), allowed.end());
+        Fault::usage(format!("{flag} {typed}: a number from {least} to {most} is needed"))
+    })
+}
+
+/// How much is logged.
+pub fn level(typed: &str) -> Result<LevelFilter, Fault> {
+    match typed.to_ascii_uppercase().as_str() {
+        "DEBUG" => Ok(LevelFilter::Debug),
+        "INFO" => Ok(LevelFilter::Info),
+        "WARNING" | "WARN" => Ok(LevelFilter::Warn),
+        "ERROR" | "CRITICAL" => Ok(LevelFilter::Error),
+        _ => Err(Fault::usage(format!(
+            "--log-level {}: one of DEBUG, INFO, WARNING, ERROR, CRITICAL is needed",
+            text::show(typed)
+        ))),
+    }
+}
+
+/// A time that is not none.
+pub fn duration(flag: &str, typed: &str) -> Result<Duration, Fault> {
+    text::duration(typed).filter(|time| !time.is_zero()).ok_or_else(|| {
+        Fault::usage(format!("{flag} {}: a time like 10, 10s, 500ms or 2m is needed", text::show(typed)))
+    })
+}
+
+/// A time that may be none.
+pub fn window(flag: &str, typed: &str) -> Result<Duration, Fault> {
+    text::duration(typed).ok_or_else(|| {
+        Fault::usage(format!("{flag} {}: a time like 30, 30s or 2m is needed, or 0", text::show(typed)))
+    })
+}
+
+/// A path of the gateway or of the local health check.
+pub fn path(flag: &str, typed: &str) -> Result<String, Fault> {
+    let plain =
+        |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'"' | b'<' | b'>' | b'\\');
+    if typed.starts_with('/') && typed.bytes().all(plain) {
+        return Ok(typed.to_owned());
+    }
+    Err(Fault::usage(format!("{flag} {}: a path is needed, such as /sse", text::show(typed))))
+}
+
+/// Both with and without a trailing slash are served.
+pub fn messages_path(typed: &str) -> Result<String, Fault> {
+    let path = path("--messages-path", typed)?;
+    Ok(path.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(&path).to_owned())
+}
+
+/// How many threads.
+pub fn threads(typed: &str) -> Result<usize, Fault> {
+    number("--threads", typed, 1..=THREADS)
+}
+
+/// The address of a proxy.
+pub fn proxy(typed: &str) -> Result<IpAddr, Fault> {
+    let address = typed.parse().map(|address: IpAddr| address.to_canonical());
+    let why = || format!("--trusted-proxy {}: an address such as 127.0.0.1 is needed", text::show(typed));
+    address.map_err(|_| Fault::usage(why()))
+}
+
+/// As browsers send it: a scheme and an authority, without a path. Anything else would never match.
+pub fn origin(typed: &str) -> Result<String, Fault> {
+    let plain =
+        |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'?' | b'#' | b'@' | b',' | b'"');
+    let whole = typed.split_once("://").is_some_and(|(scheme, authority)| {
+        let named = |part: &str| !part.is_empty() && part.bytes().all(plain);
+        named(scheme) && named(authority)
+    });
+    if whole || matches!(typed, "*" | "null") {
+        return Ok(typed.to_owned());
+    }
+    Err(Fault::usage(format!(
+        "--allow-origin {}: an origin such as https://app.example is needed, without a path",
+        text::show(typed)
+    )))
+}
+
+/// As it stands in `Host`: a name, which may have a port.
+pub fn public_host(typed: &str) -> Result<String, Fault> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':');
+    if !typed.is_empty() && typed.bytes().all(plain) {
+        return Ok(typed.to_owned());
+    }
+    Err(Fault::usage(format!(
+        "--public-host {}: a name such as gw.example is needed, without scheme and path",
+        text::show(typed)
+    )))
+}
+
+/// When a server is started again.
+pub fn restart(typed: &str) -> Result<Restart, Fault> {
+    match typed {
+        "never" => Ok(Restart::Never),
+        "on-failure" => Ok(Restart::OnFailure),
+        "always" => Ok(Restart::Always),
+        other => Err(Fault::usage(format!(
+            "--restart {}: never, on-failure or always is needed",
+            text::show(other)
+        ))),
+    }
+}
+
+/// The URL itself is not repeated in complaints: people put secrets into URLs.
+pub fn gateway_url(typed: &str) -> Result<GatewayUrl, Fault> {
+    let bad =
+        |why: &str| Fault::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"));
+    if !typed.is_ascii() {
+        return Err(bad("a URL in ASCII is needed, names of other scripts in their xn-- form"));
+    }
+    let url = Url::parse(typed).map_err(|error| bad(&format!("a URL is needed ({error})")))?;
+    let tls = match url.scheme() {
+        "ws" | "http" => false,
+        "wss" | "https" => true,
+        _ => return Err(bad("a ws:// or wss:// URL is needed")),
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Fault::usage(
+            "--gateway-url: no user or password is sent; use --header \"Authorization: Bearer TOKEN\"",
+        ));
+    }
+    let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
+        return Err(bad("a URL with a host is needed"));
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let port = url.port().unwrap_or(if tls { 443 } else { 80 });
+    let path = if url.path() == "/" { REGISTER_PATH } else { url.path() };
+    let target = url.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    Ok(GatewayUrl { tls, host, port, target })
+}
+
+/// A field of the request to the gateway, whose value is secret.
+pub fn header(typed: &str) -> Result<(String, Secret), Fault> {
+    let bad = || Fault::usage("--header: the form is \"Key: Value\"");
+    let (key, value) = typed.split_once(':').ok_or_else(bad)?;
+    let (key, value) = (key.trim(), value.trim());
+    let reserved = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
+    let own = key.to_ascii_lowercase();
+    if key.is_empty() || value.is_empty() {
+        return Err(bad());
+    }
+    if reserved.contains(&own.as_str()) || own.starts_with("sec-websocket") {
+        return Err(Fault::usage(format!("--header {}: this field is ours to set", text::show(key))));
+    }
+    Ok((key.to_owned(), Secret::new(value)))
+}
