@@ -156,7 +156,7 @@ fn spell(command: &str, typed: &[String], flags: &[Flag]) -> Result<Vec<String>,
         let known = flags.iter().find(|flag| {
             name.strip_prefix("--").is_some_and(|name| name == flag.name || flag.also.contains(&name))
         });
-        let flag = known.ok_or_else(|| unknown(command, name))?;
+        let flag = known.ok_or_else(|| unknown(command, name, flags))?;
         out.push(format!("--{}", flag.name));
         match (value, flag.takes) {
             (Some(_), Takes::Nothing) => {
@@ -173,10 +173,13 @@ fn spell(command: &str, typed: &[String], flags: &[Flag]) -> Result<Vec<String>,
     Ok(out)
 }
 
-fn unknown(command: &str, word: &str) -> Fault {
+/// The original took the beginning of a flag for the flag. We do not, but say which it may be.
+fn unknown(command: &str, word: &str, flags: &[Flag]) -> Fault {
     let see = format!("see mcpport {command} --help");
-    Fault::usage(if word.starts_with("--") {
-        format!("unknown flag {}; {see}", text::show(word))
+    Fault::usage(if let Some(begun) = word.strip_prefix("--") {
+        let meant = flags.iter().find(|flag| !begun.is_empty() && flag.name.starts_with(begun));
+        let meant = meant.map(|flag| format!("is it --{}? ", flag.name));
+        format!("unknown flag {}; {}{see}", text::show(word), meant.unwrap_or_default())
     } else if word.starts_with('-') {
         format!("unknown flag {}; is the value before it without its quotes? {see}", text::show(word))
     } else {

@@ -154,6 +154,8 @@ fn register_values() {
 fn complaints_name_the_flag_and_no_secret() {
     for (line, why) in [
         (vec!["gateway", "--nonsense"], "--nonsense"),
+        (vec!["gateway", "--"], "unknown flag --; see mcpport gateway --help"),
+        (vec!["r", "--server-n", "x"], "unknown flag --server-n; is it --server-name? see mcpport register"),
         (vec!["gateway", "--port"], "--port: a value is needed"),
         (vec!["gateway", "--port", "70000"], "--port 70000: a number from 0 to 65535 is needed"),
         (vec!["demo", "--port", "x"], "--port x: a number from 0 to 65535 is needed"),
