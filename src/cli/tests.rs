@@ -228,6 +228,20 @@ fn every_flag_is_in_the_help_and_the_other_way_round() {
 }
 
 #[test]
+fn the_readme_tells_every_flag() {
+    let readme = include_str!("../../README.md");
+    let table = |command: &str| {
+        let rest = readme.split_once(&format!("`mcpport {command}` (or `")).expect("a table of its flags").1;
+        rest.split_once("\n`mcpport ").expect("what follows the table").0
+    };
+    for (command, flags) in [("gateway", args::GATEWAY), ("register", args::REGISTER)] {
+        for flag in flags {
+            assert!(table(command).contains(&format!("`--{}`", flag.name)), "{command} --{}", flag.name);
+        }
+    }
+}
+
+#[test]
 fn help_fits_a_terminal_and_is_found_either_way() {
     let print = |line: &[&str]| match run(line, &[]) {
         Ok(Command::Print(text)) => text,
