@@ -108,7 +108,6 @@ async fn play(gateway: &Gateway, once: bool) -> Result<(), Fault> {
 fn register_config(gateway: SocketAddr, tls: Option<ClientTls>) -> Result<RegisterConfig, Fault> {
     let program = env::current_exe()
         .map_err(|error| Fault::run(format!("cannot find the program's own file: {error}")))?;
-    let random = random::bytes().map_err(|error| Fault::run(format!("no randomness: {error}")))?;
     Ok(RegisterConfig {
         command: CommandLine::Direct(vec![program.to_string_lossy().into_owned(), "device".into()]),
         gateway: GatewayUrl {
@@ -118,7 +117,7 @@ fn register_config(gateway: SocketAddr, tls: Option<ClientTls>) -> Result<Regist
             target: REGISTER_PATH.into(),
         },
         name: SERVER.into(),
-        id: text::uuid(random),
+        id: random::uuid()?,
         headers: Vec::new(),
         tls: tls.unwrap_or_default(),
         sessions: None,

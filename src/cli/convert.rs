@@ -16,7 +16,7 @@ use crate::{
     config::{ClientTls, GatewayConfig, RegisterConfig, ServerTls},
     demo, device,
     fault::Fault,
-    limits::{COUNT, MAX_SESSIONS, SERVER_ID},
+    limits::{COUNT, MAX_SESSIONS},
     net::random,
     router::REGISTER_PATH,
     secret::Secret,
@@ -59,22 +59,9 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
 /// `mcpport register`.
 pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
     let limits = super::limits::register(&args)?;
-    let longest = limits.catalog.server_name;
-    if !text::is_name(&args.server_name, longest) {
-        return Err(Fault::usage(format!(
-            "--server-name {}: only A-Z a-z 0-9 _ . - are allowed, and at most {longest} of them",
-            text::show(&args.server_name)
-        )));
-    }
+    let name = values::server_name(&args.server_name, limits.catalog.server_name)?;
     let command = command(args.stdio.as_deref())?;
-    let id = match &args.server_id {
-        Some(id) if id.is_empty() || id.len() > SERVER_ID || id.chars().any(char::is_control) => {
-            let why = format!("--server-id: a plain text of at most {SERVER_ID} characters is needed");
-            return Err(Fault::usage(why));
-        }
-        Some(id) => id.clone(),
-        None => text::uuid(random::bytes().map_err(|error| Fault::run(format!("no randomness: {error}")))?),
-    };
+    let id = args.server_id.as_deref().map_or_else(random::uuid, values::server_id)?;
     let mut health_paths = vec!["/health".to_owned()];
     for given in &args.health_endpoint {
         health_paths.push(values::path("--health-endpoint", given)?);
@@ -84,7 +71,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
     let config = RegisterConfig {
         command,
         gateway: values::gateway_url(&args.gateway_url)?,
-        name: args.server_name,
+        name,
         id,
         headers: values::each(&args.header, values::header)?,
         tls,

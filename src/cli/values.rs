@@ -8,7 +8,7 @@ use crate::{
     config::{GatewayUrl, Restart},
     fault::Fault,
     http::vocab::Url,
-    limits::THREADS,
+    limits::{SERVER_ID, THREADS},
     router::REGISTER_PATH,
     secret::Secret,
     text,
@@ -80,6 +80,25 @@ pub fn messages_path(typed: &str) -> Result<String, Fault> {
 /// How many threads.
 pub fn threads(typed: &str) -> Result<usize, Fault> {
     number("--threads", typed, 1..=THREADS)
+}
+
+/// The name of a server.
+pub fn server_name(typed: &str, longest: usize) -> Result<String, Fault> {
+    if text::is_name(typed, longest) {
+        return Ok(typed.to_owned());
+    }
+    Err(Fault::usage(format!(
+        "--server-name {}: only A-Z a-z 0-9 _ . - are allowed, and at most {longest} of them",
+        text::show(typed)
+    )))
+}
+
+/// The identity of a server.
+pub fn server_id(typed: &str) -> Result<String, Fault> {
+    if (1..=SERVER_ID).contains(&typed.len()) && !typed.chars().any(char::is_control) {
+        return Ok(typed.to_owned());
+    }
+    Err(Fault::usage(format!("--server-id: a plain text of at most {SERVER_ID} characters is needed")))
 }
 
 /// The address of a proxy.
