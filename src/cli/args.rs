@@ -154,7 +154,7 @@ pub struct GatewayArgs {
     /// PEM file with an authority: ask every client for a certificate of it
     #[argh(option)]
     pub ssl_ca_cert: Option<String>,
-    /// let web pages of this origin in, beside loopback's and our own: https://app.example, or * for all; repeatable
+    /// let web pages of this origin in, beside loopback's and our own: https://NAME or https://NAME:PORT, or * for all; repeatable
     #[argh(option)]
     pub allow_origin: Vec<String>,
     /// a name under which the gateway may be reached when it asks for no token: gw.example; repeatable

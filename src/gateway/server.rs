@@ -348,7 +348,7 @@ impl Server {
             if !self.listed {
                 // Whoever reads it sits at the edge, and a first start may well take longer (`npx` on a small box).
                 let flag =
-                    if pending.method == "initialize" { "--timeout-run-tool" } else { "--timeout-rpc" };
+                    if &*pending.method == "initialize" { "--timeout-run-tool" } else { "--timeout-rpc" };
                 why += &format!(" (see {flag} at the gateway)");
             }
             self.failed(&why)?;
