@@ -66,8 +66,8 @@ pub fn parse(typed: &[String], environment: &dyn Fn(&str) -> Option<String>) -> 
 }
 
 /// Ends every help.
-const SPELLINGS: &str = "A flag --some-flag VALUE can also be given\n\
-    as --some-flag=VALUE, and in the environment as MCPPORT_SOME_FLAG=VALUE (1 for a switch).";
+const SPELLINGS: &str = "A flag --some-flag VALUE can also be given as --some-flag=VALUE, and in the\n\
+    environment as MCPPORT_SOME_FLAG=VALUE (1 for a switch).";
 
 fn overview() -> String {
     format!(
@@ -78,7 +78,7 @@ fn overview() -> String {
          \x20 register, r  run a stdio MCP server here and carry it to a gateway\n\
          \x20 device       a stdio MCP server about this box (for register --stdio)\n\
          \x20 demo         a gateway, a server and a call between them, on this machine\n\n\
-         mcpport <command> --help lists the flags. {SPELLINGS}",
+         mcpport <command> --help lists the flags.\n{SPELLINGS}",
         env!("CARGO_PKG_VERSION")
     )
 }
