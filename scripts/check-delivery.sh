@@ -106,6 +106,49 @@ removal() {
   echo "ok install: removal and refusals"
 }
 
+# A real installation, its user and all, in a copy of this machine that only we see: its root with a layer of memory above, which
+# goes when we do. There is no systemd in it.
+live() {
+  if ((EUID)) || id mcpport >/dev/null 2>&1; then
+    echo "-- install: a real one is not tried; that needs root, and a machine without mcpport"
+    return
+  fi
+  mkdir "$work/layer"
+  cp "$binary" "$work/program"
+  # shellcheck disable=SC2016
+  unshare --mount --propagation private -- sh -eu -c '
+    mount -t tmpfs tmpfs "$1/layer"
+    mkdir "$1/layer/new" "$1/layer/work" "$1/layer/all"
+    mount -t overlay -o "lowerdir=/,upperdir=$1/layer/new,workdir=$1/layer/work" overlay "$1/layer/all"
+    mount -t tmpfs tmpfs "$1/layer/all/run"
+    mount --bind /dev "$1/layer/all/dev"
+    mkdir "$1/layer/all/run/from"
+    cp "$2/install.sh" "$2"/*.service "$1/program" "$1/layer/all/run/from"
+    echo mounted
+    exec chroot "$1/layer/all" sh -eu -c "
+      cd /run/from
+      ./install.sh --binary program --register box
+      id mcpport
+      ls -ln /etc/mcpport/gateway.env | grep \"^-rw------- 1 0 0\"
+      ./install.sh --binary program
+      ./install.sh --uninstall
+      id mcpport
+      test ! -e /usr/local/bin/mcpport
+      test -e /etc/mcpport/gateway.env
+      ./install.sh --uninstall --purge
+      test ! -e /etc/mcpport
+      if id mcpport; then exit 1; fi
+      echo all done
+    "
+  ' live "$work" "$here" >"$work/said" 2>&1 || true
+  if ! grep -qx mounted "$work/said"; then
+    echo "-- install: a real one is not tried; the kernel allows no layer above this root"
+    return
+  fi
+  grep -qx 'all done' "$work/said" || { cat "$work/said" >&2; fail "a real installation"; }
+  echo "ok install: a real one as root, with its user; an update; removal"
+}
+
 other_prefix() {
   install --prefix /usr
   grep -q '^ExecStart=/usr/bin/mcpport gateway$' "$work/root/usr/lib/systemd/system/mcpport-gateway.service" ||
@@ -314,6 +357,7 @@ mkdir "$work/root"
 files_and_modes
 no_token
 removal
+live
 other_prefix
 settings_work
 units

@@ -5,7 +5,8 @@
 #   scripts/cross-build.sh --list          the targets
 #   scripts/cross-build.sh --prepare ...   installs what the targets need, and builds nothing
 #
-# The binaries come to DIR/TARGET/mcpport, where DIR is MCPPORT_CROSS_DIR (default target/cross).
+# The binaries come to DIR/TARGET/mcpport, where DIR is MCPPORT_CROSS_DIR (default target/cross). All that can be used again
+# (toolchains, standard libraries, dependencies) is kept in DIR too, 1 to 3 GB of it.
 #
 # zig is the C compiler, the linker and the C library of every target; it and cargo-zigbuild come from PyPI into DIR.
 # Rust's standard library for a target comes by `rustup target add`. Where that does not work (no rustup, its server out
@@ -143,6 +144,8 @@ build() {
     export RUSTC=$dir/debian/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="$PLAIN -C link-self-contained=no"
     options=(-Z "build-std=std,panic_abort")
   fi
+  # What zig has built (its C library among it) is kept beside the rest, so that keeping DIR is keeping all of it.
+  export ZIG_GLOBAL_CACHE_DIR=$dir/zig-cache ZIG_LOCAL_CACHE_DIR=$dir/zig-cache CARGO_ZIGBUILD_CACHE_DIR=$dir/zig-cache
   # Apart from the host's builds: other compiler, other flags.
   PATH=$dir/zig/bin:$PATH cargo zigbuild --manifest-path "$root/Cargo.toml" --locked --profile small --bin mcpport \
     --target "$target" --target-dir "$dir/build-$by" "${options[@]}" || fail "building for $target failed"
