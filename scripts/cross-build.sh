@@ -147,10 +147,10 @@ build() {
   # What zig has built (its C library among it) is kept beside the rest, so that keeping DIR is keeping all of it.
   export ZIG_GLOBAL_CACHE_DIR=$dir/zig-cache ZIG_LOCAL_CACHE_DIR=$dir/zig-cache CARGO_ZIGBUILD_CACHE_DIR=$dir/zig-cache
   # Apart from the host's builds: other compiler, other flags.
-  PATH=$dir/zig/bin:$PATH cargo zigbuild --manifest-path "$root/Cargo.toml" --locked --profile small --bin mcpport \
+  PATH=$dir/zig/bin:$PATH cargo zigbuild --manifest-path "$root/Cargo.toml" --locked --release --bin mcpport \
     --target "$target" --target-dir "$dir/build-$by" "${options[@]}" || fail "building for $target failed"
   mkdir -p "$dir/$target"
-  cp "$dir/build-$by/$target/small/mcpport" "$dir/$target/mcpport"
+  cp "$dir/build-$by/$target/release/mcpport" "$dir/$target/mcpport"
 }
 
 # What must not be delivered ends the run: a program that asks for an interpreter or for libraries of the machine, or one
