@@ -102,7 +102,8 @@ fn until_stopped<F: Future<Output = Result<(), Fault>> + Send + 'static>(
         let signal = signals.requested().await;
         Err(Fault::run(format!("{signal} again: ended at once")))
     };
-    exec::run(threads, future::or(program, bell::alone(watch)))
+    let unready = |error| Fault::run(format!("cannot wait for connections: {error}; see ulimit -n"));
+    exec::run(threads, future::or(program, bell::alone(watch))).map_err(unready)?
 }
 
 /// Our own messages at the level asked for, those of the libraries only when they warn.
