@@ -21,9 +21,8 @@ use mcpport::{
     register, text,
 };
 
-/// What a static binary would have by itself gives every large buffer back to the system at once, and asks for it anew: 1.7 times the
-/// processor time of a call with 64 KiB, and 2.6 times with 1 MiB (measured with the profile of releases). This one needs no more
-/// memory at rest.
+/// What a static binary would have by itself gives every large buffer back to the system at once and asks for it anew: 1.6 times the
+/// processor time of a call with 64 KiB, and twice that of one with 1 MiB. This one needs no more memory at rest.
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
