@@ -132,7 +132,46 @@ fn gateway_urls() {
     assert_eq!(register(&[]).gateway.to_string(), "ws://localhost:8765/mcp/register");
     assert_eq!(url("wss://gw.example"), "wss://gw.example:443/mcp/register");
     assert_eq!(url("ws://[::1]:5/x?token=secret"), "ws://[::1]:5/x");
-    assert_eq!(register(&["--gateway-url", "ws://h/x?a=b"]).gateway.target, "/x?a=b");
+    for (typed, meant) in [
+        (" WSS://GW.Example ", "wss://gw.example:443/mcp/register"),
+        ("https://h:", "wss://h:443/mcp/register"),
+        ("http://h:1/#part", "ws://h:1/mcp/register"),
+        ("ws://h?a=/b", "ws://h:80/mcp/register"),
+        ("ws://192.0.2.7:65535/a/b%20c", "ws://192.0.2.7:65535/a/b%20c"),
+        ("ws://[2001:DB8:0::1]/", "ws://[2001:db8::1]:80/mcp/register"),
+    ] {
+        assert_eq!(url(typed), meant, "{typed}");
+    }
+    let target = |typed| register(&["--gateway-url", typed]).gateway.target;
+    assert_eq!(target("ws://h/x?a=b"), "/x?a=b");
+    assert_eq!(target("ws://h?a=/b"), "/mcp/register?a=/b");
+    for wrong in [
+        "ws:/h",
+        "ws://",
+        "ws:///x",
+        "ws://:80",
+        "ws://h:0",
+        "ws://h:65536",
+        "ws://h:+5",
+        "ws://h:-5",
+        "ws://h:5x",
+        "ws://h h",
+        "ws://[::1",
+        "ws://[::1]5",
+        "ws://[h]",
+        "ws://::1",
+        "ws://h/a b",
+        "ws://h/\"",
+        "ws://h/\\",
+        "ws://h%41",
+        "ws://h/\r\nX: y",
+    ] {
+        let typed = ["register", "--stdio", "a", "--gateway-url", wrong];
+        assert!(
+            matches!(run(&typed, &[]), Err(Fault::Usage(why)) if why.contains("--gateway-url")),
+            "{wrong}"
+        );
+    }
 }
 
 #[test]

@@ -1,13 +1,18 @@
 //! The value of one flag, as it was typed, to what it means. Each complaint names its flag, and never a secret.
 
-use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{
+    fmt::Display,
+    net::{IpAddr, Ipv6Addr},
+    ops::RangeInclusive,
+    str::FromStr,
+    time::Duration,
+};
 
 use log::LevelFilter;
 
 use crate::{
     config::{GatewayUrl, Restart},
     fault::Fault,
-    http::vocab::Url,
     limits::{SERVER_ID, THREADS},
     router::REGISTER_PATH,
     secret::Secret,
@@ -151,31 +156,70 @@ pub fn restart(typed: &str) -> Result<Restart, Fault> {
 }
 
 /// The URL itself is not repeated in complaints: people put secrets into URLs.
+///
+/// Taken apart here, since a parser for all that browsers take is 50 KiB of program, and as much of the memory of an idle edge.
 pub fn gateway_url(typed: &str) -> Result<GatewayUrl, Fault> {
     let bad =
         |why: &str| Fault::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"));
     if !typed.is_ascii() {
         return Err(bad("a URL in ASCII is needed, names of other scripts in their xn-- form"));
     }
-    let url = Url::parse(typed).map_err(|error| bad(&format!("a URL is needed ({error})")))?;
-    let tls = match url.scheme() {
+    let Some((scheme, rest)) = typed.trim().split_once("://") else { return Err(bad("a URL is needed")) };
+    let tls = match scheme.to_ascii_lowercase().as_str() {
         "ws" | "http" => false,
         "wss" | "https" => true,
         _ => return Err(bad("a ws:// or wss:// URL is needed")),
     };
-    if !url.username().is_empty() || url.password().is_some() {
+    // What is behind a # stays with who typed it.
+    let rest = rest.split('#').next().unwrap_or_default();
+    let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    if authority.contains('@') {
         return Err(Fault::usage(
             "--gateway-url: no user or password is sent; use --header \"Authorization: Bearer TOKEN\"",
         ));
     }
-    let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
-        return Err(bad("a URL with a host is needed"));
+    let Some((host, port)) = host_and_port(authority) else {
+        return Err(bad("a URL with a host, and with a port of 1 to 65535 or none, is needed"));
     };
-    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let port = url.port().unwrap_or(if tls { 443 } else { 80 });
-    let path = if url.path() == "/" { REGISTER_PATH } else { url.path() };
-    let target = url.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
-    Ok(GatewayUrl { tls, host, port, target })
+    if !target.bytes().all(is_url_byte) {
+        return Err(bad("a URL is needed, characters that have no place there in their %XX form"));
+    }
+    let port = port.unwrap_or(if tls { 443 } else { 80 });
+    let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
+    let path = if matches!(path, "" | "/") { REGISTER_PATH } else { path };
+    Ok(GatewayUrl { tls, host, port, target: format!("{path}{query}") })
+}
+
+/// The host without brackets, and the port if one is there. `None`: not the form of RFC 3986 3.2.
+fn host_and_port(authority: &str) -> Option<(String, Option<u16>)> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (address, port) = rest.split_once(']')?;
+            (address.parse::<Ipv6Addr>().ok()?.to_string(), port)
+        }
+        None => {
+            let (name, port) = authority.split_at(authority.find(':').unwrap_or(authority.len()));
+            let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+            (
+                Some(name).filter(|name| !name.is_empty() && name.bytes().all(usual))?.to_ascii_lowercase(),
+                port,
+            )
+        }
+    };
+    let port = match port.strip_prefix(':') {
+        None if port.is_empty() => None,
+        // Nothing behind the colon: as if it was not there.
+        Some("") => None,
+        // A sign is no digit, though a number may have one.
+        Some(digits) if !digits.starts_with('+') => Some(digits.parse().ok().filter(|port| *port != 0)?),
+        _ => return None,
+    };
+    Some((host, port))
+}
+
+/// Whether it may stand in a path or a query (RFC 3986 3.3 and 3.4).
+fn is_url_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?%".contains(&byte)
 }
 
 /// A field of the request to the gateway, whose value is secret.

@@ -6,7 +6,7 @@
 use std::{
     future::poll_fn,
     io,
-    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -66,10 +66,7 @@ impl Stream {
     /// # Errors
     /// That the name has no address, or the last refusal.
     pub async fn dial(host: &str, port: u16) -> io::Result<Self> {
-        let addresses = match host.parse::<IpAddr>() {
-            Ok(address) => vec![SocketAddr::new(address, port)],
-            Err(_) => smol::net::resolve((host, port)).await?,
-        };
+        let addresses = addresses(host, port).await?;
         let mut attempts: Vec<Attempt> = Vec::new();
         let mut addresses = addresses.into_iter();
         let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
@@ -133,6 +130,21 @@ impl Stream {
     pub async fn finish(&mut self, limit: Duration) -> io::Result<()> {
         deadline::within(limit, poll_fn(|context| Pin::new(&mut *self).poll_close(context))).await?
     }
+}
+
+/// The addresses of a name, or the address that it is.
+///
+/// `localhost` is this machine whatever the system's tables say (RFC 6761 6.3); asking the system would also cost a thread, and
+/// 300 KiB of a program that needs no other name.
+async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    if host.eq_ignore_ascii_case("localhost") {
+        let both: [IpAddr; 2] = [Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()];
+        return Ok(both.map(|address| SocketAddr::new(address, port)).to_vec());
+    }
+    smol::net::resolve((host, port)).await
 }
 
 /// One of several ways to the same host.

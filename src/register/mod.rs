@@ -90,8 +90,9 @@ async fn keep_linked(config: &RegisterConfig, dialer: &Dialer, state: &Arc<State
     let mut kept: Option<Kept<'_>> = None;
     loop {
         let born = Instant::now();
-        let outcome = match dialer.dial().await {
-            Ok(socket) => life::live(socket, state, config, &mut kept).await,
+        // Each in a box for as long as it takes: an idle program need not keep the room of a handshake.
+        let outcome = match Box::pin(dialer.dial()).await {
+            Ok(socket) => Box::pin(life::live(socket, state, config, &mut kept)).await,
             Err(outcome) => outcome,
         };
         let setback = match outcome {
