@@ -135,6 +135,9 @@ pub struct SessionLimits {
     pub subscriptions: usize,
     /// Messages in one batch (protocol version 2025-03-26).
     pub batch: usize,
+    /// Bytes of the answers to one batch; the first may have more. They wait until all are there, and small requests can have
+    /// large answers.
+    pub batch_bytes: usize,
     /// Messages that wait for one client to read them.
     pub queue_messages: usize,
     /// Bytes that wait for one client to read them; a single larger message is still taken when nothing waits.
@@ -162,6 +165,7 @@ impl Default for SessionLimits {
             retry: Duration::from_secs(1),
             subscriptions: 256,
             batch: 64,
+            batch_bytes: 8 * MIB,
             queue_messages: 256,
             queue_bytes: 640 * KIB,
             queue_pool: 16 * MIB,
@@ -496,6 +500,8 @@ pub const EDGE_HELD: usize = 256;
 pub const EDGE_HELD_BYTES: usize = 8 * MIB;
 /// Bytes of a client's request id or progress token; they are kept while the call runs.
 pub const ID_BYTES: usize = 256;
+/// Bytes of a method that a client asks for; it is kept while the call runs. Real ones have thirty.
+pub const METHOD_BYTES: usize = 256;
 /// Bytes of the instructions of all servers, put together for one client.
 pub const INSTRUCTIONS: usize = 16 * KIB;
 /// How often idle sessions are looked for.

@@ -78,6 +78,12 @@ impl Gateway {
         let mut added = None;
         match message.method() {
             "resources/subscribe" => {
+                // It is kept as long as the session.
+                let longest = self.config.limits.catalog.uri;
+                if own.chars().count() > longest {
+                    let why = format!("the URI is too long to subscribe to: more than {longest} characters");
+                    return Err((jsonrpc::INVALID_PARAMS, why));
+                }
                 // A process that begins is told what its client wanted before, and then this.
                 self.process(client, upstream).map_err(|why| declined(why, upstream.name()))?;
                 let mut subscriptions = self.subscriptions();
@@ -110,10 +116,20 @@ impl Gateway {
         passed
     }
 
-    /// A server has answered. What it does not tell of is not counted as a wish.
+    /// A server has answered. What it does not tell of is not counted as a wish; and another log level may be wanted by
+    /// now than the one that it was asked for.
     pub fn settle(&self, upstream: &Upstream, pending: &Pending<Caller>, answer: &Message<'_>) {
-        if let (Caller::Client(client, id, _), "resources/subscribe") = (&pending.caller, &*pending.method) {
-            self.subscriptions().settle(upstream.name(), client.id(), id, answer.error().is_none());
+        match (&pending.caller, &*pending.method) {
+            (Caller::Client(client, id, _), "resources/subscribe") => {
+                self.subscriptions().settle(upstream.name(), client.id(), id, answer.error().is_none());
+            }
+            (Caller::Nobody, "logging/setLevel") => match upstream.private() {
+                None => self.tell_level(upstream),
+                Some(private) => {
+                    private.client.upgrade().iter().for_each(|client| self.tell_own_level(client, upstream));
+                }
+            },
+            _ => {}
         }
     }
 
@@ -153,6 +169,7 @@ impl Gateway {
             let params = format!("{{\"uri\":{}}}", quote(&own));
             upstream.tell(Instant::now(), "resources/subscribe", &params, self.config.timeout_rpc);
         }
+        upstream.forget_level();
         self.tell_level(upstream);
         // Sessions at its own endpoint have seen it before, when it may have offered something else.
         for kind in [Kind::Tool, Kind::Prompt, Kind::Resource] {
@@ -173,8 +190,7 @@ impl Gateway {
     pub fn tell_level(&self, upstream: &Upstream) {
         let lowest = self.audience(upstream.name()).iter().filter_map(|client| client.facts().level).min();
         if let Some(level) = lowest.filter(|_| upstream.has("logging")) {
-            let params = format!("{{\"level\":\"{}\"}}", level.name());
-            upstream.tell(Instant::now(), "logging/setLevel", &params, self.config.timeout_rpc);
+            upstream.tell_level(Instant::now(), level, self.config.timeout_rpc);
         }
     }
 

@@ -17,10 +17,10 @@ use super::{
 };
 use crate::{
     jsonrpc::{self, Kind, Message, quote},
+    limits,
     mcp::conversation::error_text,
     net::queue::Refused,
-    session::{self, TooMany},
-    text,
+    session, text,
     tunnel::{mux::Step, rewrite},
 };
 
@@ -144,14 +144,21 @@ impl Gateway {
     /// A question of the process, under an id of ours: each process counts its own.
     fn ask_client(&self, now: Instant, client: &Client, process: &Arc<Upstream>, message: &Message<'_>) {
         let id = message.id().unwrap_or_default();
+        let refuse = |code: i64, why: &str| {
+            // A server that asks so much may miss an answer.
+            let _ = process.send_now(jsonrpc::error(id, code, why));
+        };
+        if id.len() > limits::ID_BYTES {
+            return refuse(jsonrpc::INVALID_REQUEST, "the request id is too long");
+        }
         let asked = client.asks().begin(now, process.clone(), id);
-        match asked {
-            Ok(number) => self.question(client, process, message.with_id(&number.to_string())),
-            Err(TooMany) => {
-                let error = jsonrpc::error(id, jsonrpc::BUSY, "the client has too many requests to answer");
-                // A server that asks so much may miss an answer.
-                let _ = process.send_now(error);
-            }
+        let Ok(number) = asked else {
+            return refuse(jsonrpc::BUSY, "the client has too many requests to answer");
+        };
+        let number = number.to_string();
+        if !self.question(client, process, message.with_id(&number)) {
+            client.asks().end(&number);
+            refuse(jsonrpc::BUSY, "the client does not read what it is asked");
         }
     }
 
@@ -177,8 +184,9 @@ impl Gateway {
         }
     }
 
-    /// A question to the client, or that it was taken back: such are kept until the client listens.
-    fn question(&self, client: &Client, process: &Upstream, text: String) {
+    /// A question to the client, or that it was taken back: such are kept until the client listens. False: too much waits
+    /// for the client already. That a question was taken back may be lost: its answer is nobody's then.
+    fn question(&self, client: &Client, process: &Upstream, text: String) -> bool {
         match Self::newest_reply(process) {
             Some(reply) => reply.ask(text),
             None => client.keep(text, &self.stats),
@@ -200,8 +208,7 @@ impl Gateway {
     pub fn tell_own_level(&self, client: &Client, process: &Upstream) {
         let Some(level) = client.facts().level else { return };
         if process.has("logging") {
-            let params = format!("{{\"level\":\"{}\"}}", level.name());
-            process.tell(Instant::now(), "logging/setLevel", &params, self.config.timeout_rpc);
+            process.tell_level(Instant::now(), level, self.config.timeout_rpc);
         }
     }
 

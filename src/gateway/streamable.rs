@@ -130,6 +130,7 @@ async fn post(
         return Ok(answer);
     }
     let posted = take(connection, principal, scope, request);
+    connection.web.conn.drop_body();
     match posted {
         Ok(Posted::Asked { client, queue, reply, batch }) => {
             answer(connection, &client, queue, &reply, batch, request).await
@@ -174,7 +175,8 @@ fn take(
     let messages = if batch { read_batch(body, &client, connection)? } else { messages };
     let requests = messages.iter().filter(|message| message.kind() == Kind::Request).count();
     let (sender, queue) = connection.gateway.client_queue();
-    let reply = Reply::post(sender, requests);
+    let most = connection.gateway.config.limits.session.batch_bytes;
+    let reply = Reply::post(sender, requests, most);
     for message in &messages {
         connection.gateway.dispatch(&client, message, &reply);
     }
@@ -231,7 +233,7 @@ fn initialize(
     let client = Client::new(session::id(random), scope, false, outbox, &gateway.config.limits.session);
     client.streams().give_standalone(standalone);
     let (sender, queue) = gateway.client_queue();
-    let reply = Reply::post(sender, 1);
+    let reply = Reply::post(sender, 1, gateway.config.limits.session.batch_bytes);
     gateway.dispatch(&client, message, &reply);
     Ok(Posted::Begun { client, queue, reply })
 }
