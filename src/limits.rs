@@ -151,6 +151,9 @@ pub struct SessionLimits {
     pub in_flight: usize,
     /// A comment goes out on a silent event stream this often, so that proxies keep it open.
     pub keep_alive: Duration,
+    /// The answer to a POST becomes an event stream when nothing has come for so long. Most calls are done by then; the usual
+    /// patience of a proxy is a minute.
+    pub silence: Duration,
 }
 
 impl Default for SessionLimits {
@@ -172,6 +175,7 @@ impl Default for SessionLimits {
             write_bytes: 64 * KIB,
             in_flight: 64,
             keep_alive: Duration::from_secs(15),
+            silence: Duration::from_secs(15),
         }
     }
 }
@@ -512,6 +516,8 @@ pub const MAX_SESSIONS: u32 = 32;
 pub const ASKS: usize = 64;
 /// Bytes of what a client says of itself in `initialize`, to be said to the processes of its own.
 pub const CLIENT_FACTS: usize = 64 * KIB;
+/// Subscriptions that a server which is back is asked for at a time: enough for a far line, few beside its calls.
+pub const WISHES: usize = 16;
 /// How often the calls of isolated sessions are looked at for their deadlines.
 pub const CHANNEL_TICK: Duration = Duration::from_secs(1);
 /// Bytes that a close frame has for its reason (RFC 6455, section 5.5, less two for the code).

@@ -1,6 +1,6 @@
 //! What goes to one server, and what comes from it unasked.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
@@ -146,8 +146,9 @@ impl Gateway {
         }
     }
 
-    /// A server is back: it is asked anew for what sessions want to hear, and for their log level.
-    pub fn resume_wishes(&self, upstream: &Arc<Upstream>) {
+    /// A server is back: it is asked anew for the log level of its sessions. Gives the resources that it is to be asked for
+    /// as well.
+    pub fn resume_wishes(&self, upstream: &Arc<Upstream>) -> Vec<String> {
         let _ordered = self.wishes();
         if upstream.isolation().is_some() {
             // The processes that knew it are gone with the old link.
@@ -162,12 +163,7 @@ impl Gateway {
                     );
                 }
             }
-            return;
-        }
-        let wanted = self.subscriptions().of_server(upstream.name());
-        for own in wanted {
-            let params = format!("{{\"uri\":{}}}", quote(&own));
-            upstream.tell(Instant::now(), "resources/subscribe", &params, self.config.timeout_rpc);
+            return Vec::new();
         }
         upstream.forget_level();
         self.tell_level(upstream);
@@ -175,6 +171,29 @@ impl Gateway {
         for kind in [Kind::Tool, Kind::Prompt, Kind::Resource] {
             if upstream.has(kind.capability()) {
                 self.tell_own(upstream, &jsonrpc::notification(kind.changed(), None));
+            }
+        }
+        self.subscriptions().of_server(upstream.name())
+    }
+
+    /// Asks a server for the first of these resources, as long as only a few such requests are under way: there may be more
+    /// of them than calls and frames have room.
+    pub fn tell_wishes(&self, now: Instant, upstream: &Upstream, wishes: &mut VecDeque<String>) {
+        if wishes.is_empty() {
+            return;
+        }
+        // Nobody takes a wish back between the look and the request.
+        let _ordered = self.wishes();
+        let is_wish = |pending: &Pending<Caller>| {
+            matches!(pending.caller, Caller::Nobody) && &*pending.method == "resources/subscribe"
+        };
+        while upstream.mux().count(is_wish) < limits::WISHES
+            && let Some(own) = wishes.pop_front()
+        {
+            let wanted = self.subscriptions().is_wanted(upstream.name(), &own);
+            if wanted && !upstream.subscribe(now, &own, self.config.timeout_rpc) {
+                wishes.push_front(own);
+                return;
             }
         }
     }

@@ -116,14 +116,15 @@ impl Gateway {
 
     /// What the client of a new process has asked for before: its log level, and changes of resources.
     fn first_wishes(&self, now: Instant, client: &Client, process: &Upstream) -> Vec<String> {
+        let patience = self.config.timeout_rpc;
         let level = client.facts().level.filter(|_| process.has("logging"));
-        let level = level.map(|level| ("logging/setLevel", format!("{{\"level\":\"{}\"}}", level.name())));
+        let level = level.and_then(|level| process.level_request(now, level, patience));
         let wishes = process.private().map(|private| private.wishes.as_slice()).unwrap_or_default();
-        let wishes = wishes.iter().map(|uri| ("resources/subscribe", format!("{{\"uri\":{}}}", quote(uri))));
-        let asked = level.into_iter().chain(wishes);
-        asked
-            .filter_map(|(method, params)| process.request(now, method, &params, self.config.timeout_rpc))
-            .collect()
+        let wishes = wishes.iter().filter_map(|uri| {
+            let params = format!("{{\"uri\":{}}}", quote(uri));
+            process.request(now, "resources/subscribe", &params, patience)
+        });
+        level.into_iter().chain(wishes).collect()
     }
 
     /// To the call whose token it is. A task's token outlives its call.

@@ -436,21 +436,41 @@ impl Upstream {
         Some(jsonrpc::request(&id.to_string(), method, params))
     }
 
-    /// Asks the server for log messages from a level, unless it was asked for that last. While a request is under way no
-    /// other goes out: however often clients change their minds, their wishes take the place of one call. Whoever hears
-    /// the answer asks for what is wanted by then.
+    /// Asks the server to tell of changes of a resource. False: the link does not keep up.
+    pub fn subscribe(&self, now: Instant, own: &str, patience: Duration) -> bool {
+        let method = "resources/subscribe";
+        // Without room for anything the server is gone, and all wishes with it.
+        let Ok(id) = self.mux().open_own(now, Caller::Nobody, method, patience) else { return true };
+        let params = format!("{{\"uri\":{}}}", jsonrpc::quote(own));
+        let sent = self.send_now(jsonrpc::request(&id.to_string(), method, &params)) != Err(Refused::Full);
+        if !sent {
+            self.mux().close(id);
+        }
+        sent
+    }
+
+    /// Asks the server for log messages from a level; see [`Upstream::level_request`].
     pub fn tell_level(&self, now: Instant, level: Level, patience: Duration) {
+        if let Some(request) = self.level_request(now, level, patience) {
+            // A request that does not get through is forgotten at its time.
+            let _ = self.send_now(request);
+        }
+    }
+
+    /// A request for log messages from a level, unless the server was asked for that last. While one is under way there is
+    /// no other: however often clients change their minds, their wishes take the place of one call. Whoever hears the
+    /// answer asks for what is wanted by then.
+    pub fn level_request(&self, now: Instant, level: Level, patience: Duration) -> Option<String> {
         let mut wanted = self.level();
         let waits = wanted.asked.is_some_and(|id| self.mux().get(id).is_some());
         if waits || wanted.level == Some(level) {
-            return;
+            return None;
         }
         let method = "logging/setLevel";
-        let Ok(id) = self.mux().open_own(now, Caller::Nobody, method, patience) else { return };
+        let id = self.mux().open_own(now, Caller::Nobody, method, patience).ok()?;
         *wanted = Wanted { level: Some(level), asked: Some(id) };
         let params = format!("{{\"level\":\"{}\"}}", level.name());
-        // A request that does not get through is forgotten at its time.
-        let _ = self.send_now(jsonrpc::request(&id.to_string(), method, &params));
+        Some(jsonrpc::request(&id.to_string(), method, &params))
     }
 
     /// The server was started anew, and knows of no log level.
