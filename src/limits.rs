@@ -526,6 +526,8 @@ pub const CLOSE_REASON: usize = 123;
 pub const LIST_PAGE: usize = 256 * KIB;
 /// Connections that the kernel holds for us until we accept them: a burst of reconnecting edges must fit.
 pub const BACKLOG: i32 = 1024;
+/// Descriptors whose news one turn of the reactor brings; what is more comes with the next. More than run hot at a time, in 3 KiB.
+pub const EVENTS: usize = 256;
 /// Attempts to find one port number that is free in IPv4 and in IPv6.
 pub const BIND_TRIES: u32 = 16;
 /// First pause after a failed accept; it doubles up to [`ACCEPT_PAUSE_LONGEST`].

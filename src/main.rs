@@ -47,7 +47,7 @@ fn run(command: Command) -> Result<(), Fault> {
             let bound = Bound::new(*config)?;
             let reload = bound.reloader();
             signals.on_hangup(move || reload.ask()).map_err(unheard)?;
-            exec::run(
+            run_to_end(
                 threads,
                 until_stopped(signals, |stop| async move {
                     bound.serve(stop.wait()).await;
@@ -58,19 +58,27 @@ fn run(command: Command) -> Result<(), Fault> {
         Command::Register(config, level) => {
             log_to_stderr(level);
             let (threads, signals) = (config.threads, signals()?);
-            exec::run(
+            run_to_end(
                 threads,
                 until_stopped(signals, |stop| async move { register::run(*config, stop.wait()).await }),
             )
         }
         Command::Demo(options, level) => {
             log_to_stderr(level);
-            exec::run(
+            run_to_end(
                 1,
                 until_stopped(signals()?, |stop| async move { demo::run(options, stop.wait()).await }),
             )
         }
     }
+}
+
+fn run_to_end(
+    threads: usize,
+    program: impl Future<Output = Result<(), Fault>> + Send + 'static,
+) -> Result<(), Fault> {
+    let unready = |error| Fault::run(format!("cannot wait for connections: {error}; see ulimit -n"));
+    exec::run(threads, program).map_err(unready)?
 }
 
 fn signals() -> Result<Stop, Fault> {

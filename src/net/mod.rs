@@ -8,7 +8,8 @@
 //! - [`web`]: an HTTP connection: the machine in `http` over a stream.
 //! - [`child`]: a stdio server as a child process in its own process group.
 //! - [`link`]: the WebSocket between edge and gateway, driven by one task. [`queue`]: what feeds its writer, bounded.
-//! - [`exec`]: the executor. [`bell`]: waits that are not disturbed. [`random`]: ids and jitter.
+//! - [`exec`]: the executor. [`reactor`]: how its threads wait for the system. [`source`]: sockets and pipes over that.
+//! - [`bell`]: waits that are not disturbed. [`random`]: ids and jitter.
 //! - [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
 
 pub mod bell;
@@ -19,7 +20,9 @@ pub mod link;
 pub mod listen;
 pub mod queue;
 pub mod random;
+pub mod reactor;
 pub mod signals;
+pub mod source;
 pub mod stream;
 pub mod tls;
 pub mod web;

@@ -49,7 +49,8 @@ impl Gateway {
         change(&mut config.limits);
         let bound = Bound::new(*config).unwrap();
         let address = bound.addresses().into_iter().find(SocketAddr::is_ipv4).unwrap();
-        let serve = |stopped: exec::Thrown| exec::run(1, bound.serve(async move { stopped.wait().await }));
+        let serve =
+            |stopped: exec::Thrown| exec::run(1, bound.serve(async move { stopped.wait().await })).unwrap();
         Self { address, _running: Running::start(serve) }
     }
 }
@@ -73,8 +74,9 @@ impl Edge {
             panic!("the flags are not those of an edge")
         };
         change(&mut config.limits);
-        let run =
-            |stopped: exec::Thrown| exec::run(1, register::run(*config, async move { stopped.wait().await }));
+        let run = |stopped: exec::Thrown| {
+            exec::run(1, register::run(*config, async move { stopped.wait().await })).unwrap()
+        };
         Self { _running: Running::start(run) }
     }
 }

@@ -582,7 +582,7 @@ impl Gateway {
         let bound = Bound::new(config).unwrap();
         let address = bound.addresses()[0];
         let (switch, stopped) = exec::switch();
-        let serve = move || exec::run(1, bound.serve(async move { stopped.wait().await }));
+        let serve = move || exec::run(1, bound.serve(async move { stopped.wait().await })).unwrap();
         Small { address, switch: Some(switch), thread: Some(thread::spawn(serve)) }
     }
 }
