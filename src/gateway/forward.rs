@@ -187,9 +187,12 @@ impl Gateway {
         let is_wish = |pending: &Pending<Caller>| {
             matches!(pending.caller, Caller::Nobody) && &*pending.method == "resources/subscribe"
         };
-        while upstream.mux().count(is_wish) < limits::WISHES
-            && let Some(own) = wishes.pop_front()
-        {
+        loop {
+            let under_way = upstream.mux().count(is_wish);
+            if under_way >= limits::WISHES {
+                return;
+            }
+            let Some(own) = wishes.pop_front() else { return };
             let wanted = self.subscriptions().is_wanted(upstream.name(), &own);
             if wanted && !upstream.subscribe(now, &own, self.config.timeout_rpc) {
                 wishes.push_front(own);
