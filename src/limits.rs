@@ -502,6 +502,10 @@ pub const INSTRUCTIONS: usize = 16 * KIB;
 pub const SWEEP: Duration = Duration::from_secs(30);
 /// Processes for isolated sessions at one edge, unless `--max-sessions` says otherwise.
 pub const MAX_SESSIONS: u32 = 32;
+/// Port of the gateway, unless `--port` says otherwise. The one of the Python program.
+pub const PORT: u16 = 8765;
+/// Threads that a flag may ask for: more than the processors of any machine that this is for.
+pub const THREADS: usize = 64;
 /// Requests of a server that wait for one client's answer.
 pub const ASKS: usize = 64;
 /// Bytes of what a client says of itself in `initialize`, to be said to the processes of its own.

@@ -349,9 +349,14 @@ impl Newcomer<'_> {
         registered.map_err(|taken| {
             let why = match taken.holder {
                 Some(holder) => {
-                    format!("the name '{name}' belongs to another server, with id {}", text::show(&holder))
+                    let holder = text::show(&holder);
+                    format!(
+                        "the name '{name}' belongs to another server, with id {holder}; choose another (--server-name)"
+                    )
                 }
-                None => format!("the name '{name}' or this server id belongs to somebody else"),
+                None => format!(
+                    "the name '{name}' or this server id belongs to somebody else; choose others (--server-name, --server-id)"
+                ),
             };
             Farewell::new(CLOSE_REFUSED, why)
         })

@@ -343,7 +343,14 @@ impl Server {
             gateway.expire_processes(&self.upstream, now);
         }
         for pending in self.upstream.expire(now, &gateway.stats) {
-            let why = format!("{} was not answered in {} s", pending.method, pending.patience.as_secs_f64());
+            let seconds = pending.patience.as_secs_f64();
+            let mut why = format!("{} was not answered in {seconds} s", pending.method);
+            if !self.listed {
+                // Whoever reads it sits at the edge, and a first start may well take longer (`npx` on a small box).
+                let flag =
+                    if &*pending.method == "initialize" { "--timeout-run-tool" } else { "--timeout-rpc" };
+                why += &format!(" (see {flag} at the gateway)");
+            }
             self.failed(&why)?;
         }
         self.relist(gateway, now)

@@ -14,6 +14,8 @@ use mcpport::{
     register,
 };
 
+use crate::{wire::Client, world};
+
 /// A program on a thread.
 struct Running<T> {
     switch: Option<Switch>,
@@ -52,6 +54,14 @@ impl Gateway {
         let serve =
             |stopped: exec::Thrown| exec::run(1, bound.serve(async move { stopped.wait().await })).unwrap();
         Self { address, _running: Running::start(serve) }
+    }
+
+    /// Registers a fake server with it, and waits until a client sees its tools.
+    #[track_caller]
+    pub fn edge(&self, name: &str, server: &[&str]) -> world::Edge {
+        let edge = world::Edge::start(&format!("ws://{}/mcp/register", self.address), name, server, &[]);
+        Client::ready(self.address, &[]).tools_until(|tools| tools.iter().any(|tool| tool.starts_with(name)));
+        edge
     }
 }
 

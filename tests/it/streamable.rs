@@ -2,15 +2,11 @@
 
 use std::{io::Write, thread};
 
-use mcpport::{
-    config::GatewayConfig,
-    gateway::Bound,
-    limits::{self, Limits},
-    net::exec::{self, Switch},
-};
+use mcpport::limits::Limits;
 use serde_json::{Value, json};
 
 use crate::{
+    inside,
     session::{BOTH, Event, Session, call, call_with, events, hello, request, value},
     wire::{Answer, Wire, ask, host, tcp, text},
     world::{Edge, Gateway, eventually},
@@ -458,7 +454,7 @@ fn the_stream_by_get_is_resumed() {
 
 #[test]
 fn a_client_that_never_reads_is_cut_off_and_others_lose_nothing() {
-    let gateway = Gateway::start_small(|limits| {
+    let gateway = inside::Gateway::start(&[], |limits| {
         limits.http.write_stall = std::time::Duration::from_millis(200);
         limits.session.keep_alive = std::time::Duration::from_millis(50);
     });
@@ -485,7 +481,7 @@ fn a_client_that_never_reads_is_cut_off_and_others_lose_nothing() {
 
 #[test]
 fn a_stream_is_taken_over_from_a_connection_that_is_stuck() {
-    let gateway = Gateway::start_small(|limits| {
+    let gateway = inside::Gateway::start(&[], |limits| {
         limits.session.replay_bytes = 64 << 20;
         limits.session.queue_bytes = 64 << 20;
     });
@@ -511,65 +507,9 @@ fn a_stream_is_taken_over_from_a_connection_that_is_stuck() {
     assert_eq!(fresh.message()["params"]["number"], 16);
 }
 
-/// A gateway in this process, with limits of its own.
-pub struct Small {
-    pub address: std::net::SocketAddr,
-    switch: Option<Switch>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Gateway {
-    pub fn start_small(change: impl FnOnce(&mut Limits)) -> Small {
-        let mut limits = Limits::default();
-        change(&mut limits);
-        let config = GatewayConfig {
-            host: Some("127.0.0.1".into()),
-            port: 0,
-            ipv6: false,
-            timeout_rpc: limits::RPC_TIME,
-            timeout_run_tool: limits::TOOL_TIME,
-            sse_path: "/sse".into(),
-            mcp_path: "/mcp".into(),
-            messages_path: "/messages".into(),
-            health_path: "/health".into(),
-            status_path: "/status".into(),
-            tokens: Vec::new(),
-            token_file: None,
-            trusted_proxies: Vec::new(),
-            tls: None,
-            allow_origins: Vec::new(),
-            public_hosts: Vec::new(),
-            cors: false,
-            threads: 1,
-            limits,
-        };
-        let bound = Bound::new(config).unwrap();
-        let address = bound.addresses()[0];
-        let (switch, stopped) = exec::switch();
-        let serve = move || exec::run(1, bound.serve(async move { stopped.wait().await })).unwrap();
-        Small { address, switch: Some(switch), thread: Some(thread::spawn(serve)) }
-    }
-}
-
-impl Small {
-    fn edge(&self, name: &str, server: &[&str]) -> Edge {
-        let edge = Edge::start(&format!("ws://{}/mcp/register", self.address), name, server, &[]);
-        let mut client = crate::wire::Client::ready(self.address, &[]);
-        client.tools_until(|tools| tools.iter().any(|tool| tool.starts_with(name)));
-        edge
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        drop(self.switch.take());
-        let _ = self.thread.take().map(thread::JoinHandle::join);
-    }
-}
-
 #[test]
 fn a_full_table_says_come_back() {
-    let gateway = Gateway::start_small(|limits| limits.session.sessions = 2);
+    let gateway = inside::Gateway::start(&[], |limits| limits.session.sessions = 2);
     let (one, _two) = (Session::open(gateway.address, "/mcp"), Session::open(gateway.address, "/mcp"));
     let third = || {
         let host = host(gateway.address);
@@ -583,7 +523,8 @@ fn a_full_table_says_come_back() {
 
 #[test]
 fn a_session_that_nobody_uses_ends_and_one_in_use_does_not() {
-    let gateway = Gateway::start_small(|limits| limits.session.idle = std::time::Duration::from_millis(300));
+    let gateway =
+        inside::Gateway::start(&[], |limits| limits.session.idle = std::time::Duration::from_millis(300));
     let edge = gateway.edge("s", &[]);
     let (idle, listening, calling) = (
         Session::open(gateway.address, "/mcp"),
@@ -604,7 +545,7 @@ fn a_session_that_nobody_uses_ends_and_one_in_use_does_not() {
 
 #[test]
 fn a_lost_stream_that_missed_too_much_still_gets_its_answer() {
-    let gateway = Gateway::start_small(|limits| {
+    let gateway = inside::Gateway::start(&[], |limits| {
         limits.session.replay_messages = 2;
         limits.session.queue_messages = 4;
     });
