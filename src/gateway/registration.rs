@@ -310,7 +310,7 @@ impl Newcomer<'_> {
         let token = if resumes { Some(Secret::new(session::id(random()?))) } else { None };
         let berth = token.clone().map(|token| Berth { token, claims: claimant });
         let sessions = registration.sessions;
-        let upstream = Upstream::new(name.clone(), limits.link.in_flight, sender, sessions, berth);
+        let upstream = Upstream::new(name.clone(), &limits.link, sender, sessions, berth);
         let key = self.enter(&id, &name, &upstream)?;
         log::info!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
         let mut line = Line::new(receiver);

@@ -479,6 +479,42 @@ fn a_client_that_never_reads_is_cut_off_and_others_lose_nothing() {
     assert!(edge.count("notify") >= 12);
 }
 
+/// A proxy cuts an answer of which nothing comes; a stream is kept alive. Whoever did not name streams gets none.
+#[test]
+fn a_silent_answer_becomes_a_stream() {
+    let gateway = inside::Gateway::start(&[], |limits| {
+        // Longer than what is not silent takes.
+        limits.session.silence = std::time::Duration::from_secs(1);
+        limits.session.keep_alive = std::time::Duration::from_millis(50);
+    });
+    let edge = gateway.edge("s", &[]);
+    let session = Session::open_as(gateway.address, SERVER, "2025-06-18", &[]);
+    let hold = |id: i64, key: &str, accept: &str| {
+        let wire = session.send("POST", &[accept], &call(id, "hold", json!({"key": key})));
+        edge.wait_for(&format!("\"{key}\""));
+        wire
+    };
+    let mut plain = hold(1, "one", "Accept: */*");
+    let mut streamed = hold(2, "two", BOTH);
+    let head = streamed.head().unwrap();
+    assert_eq!((head.status, head.field("content-type")), (200, Some("text/event-stream")), "{}", head.head);
+    for _ in 0..3 {
+        assert_eq!(streamed.chunk().unwrap().unwrap(), b": keep-alive\r\n\r\n");
+    }
+    session.release("one");
+    let answer = plain.answer();
+    assert_eq!((answer.status, answer.field("content-type")), (200, Some("application/json")), "{answer:?}");
+    session.release("two");
+    let mut rest = Vec::new();
+    while let Some(chunk) = streamed.chunk().unwrap() {
+        rest.extend(chunk);
+    }
+    let rest = String::from_utf8(rest).unwrap().replace(": keep-alive\r\n\r\n", "");
+    let id = rest.strip_prefix("id: ").and_then(|rest| rest.split("\r\n").next()).unwrap();
+    let message = r#"{"jsonrpc":"2.0","id":2,"result":{"content":[{"text":"two","type":"text"}]}}"#;
+    assert_eq!(rest, format!("id: {id}\r\nevent: message\r\ndata: {message}\r\n\r\n"));
+}
+
 #[test]
 fn a_stream_is_taken_over_from_a_connection_that_is_stuck() {
     let gateway = inside::Gateway::start(&[], |limits| {

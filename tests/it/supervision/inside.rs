@@ -87,7 +87,7 @@ fn a_server_that_does_not_read_is_ended_and_started_again() {
             let words = "server 's' was ended because it did not read its input for 0.3 s";
             assert_eq!((code, message.as_str()), (-32603, words));
         }
-        assert_eq!(error(&client.call("s_echo", "{}")).0, -32002);
+        assert_eq!(error(&client.call("s_echo", "{}")).0, -31002);
         until_served(&mut client, "s_echo");
     });
 }
