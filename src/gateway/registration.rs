@@ -49,7 +49,7 @@ pub async fn enter(
             // Frames can be long under way: who does not answer has gone, and may be here again over that very link.
             link::answers(&mut socket, &limits).await?;
         }
-        Ok(frame)
+        Ok::<_, Ended>(frame)
     };
     let heard = future::or(hearing, stopping).await;
     let frame = match heard {

@@ -8,7 +8,8 @@
 //! - [`web`]: an HTTP connection: the machine in `http` over a stream.
 //! - [`child`]: a stdio server as a child process in its own process group.
 //! - [`link`]: the WebSocket between edge and gateway, driven by one task. [`queue`]: what feeds its writer, bounded.
-//! - [`exec`]: the executor. [`house`]: tasks that end with whoever they work for. [`bell`]: waits that are not disturbed. [`random`]: ids and jitter.
+//! - [`exec`]: the executor. [`house`]: tasks that end with whoever they work for. [`bell`]: waits that are not disturbed.
+//!   [`random`]: ids and jitter.
 //! - [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
 
 pub mod bell;

@@ -19,6 +19,9 @@
 //! At most M of them are open at a time, all of them end with the link, and the shared process serves for listing
 //! what the server offers.
 //!
+//! Who registers with the id of a server whose link is alive has to answer a WebSocket ping before step 2, and takes over
+//! then: a frame may be long under way, and its sender gone.
+//!
 //! A conversation may outlive its connection where both ends say so in the same two steps: see [`resume`].
 //!
 //! A frame with a `status` member and without `method`, `result` and `error` is a *status frame*: it is meant for the edge
