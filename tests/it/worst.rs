@@ -55,7 +55,7 @@ fn a_window_without_end_does_not_end_the_edge() {
 
 #[test]
 fn a_full_gateway_takes_back_who_was_lost() {
-    let gateway = Gateway::start(&["--max-links", "1", "--max-connections-per-address", "3"]);
+    let gateway = Gateway::start(&["--max-links", "1"]);
     let relay = Relay::to(gateway.address);
     let edge = Edge::start(&relay.url(), "s", &[], &[]);
     gateway.program.wait_for("server 's' offers");
