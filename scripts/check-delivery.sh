@@ -2,13 +2,14 @@
 # Checks what is delivered beside the binary: install.sh into a temporary root, the units, the OpenWrt script, the
 # empty container. Nothing of this machine is changed, and no root is needed.
 #
-# MCPPORT_BIN is the binary (default target/release/mcpport). Needs systemd-analyze, and dash for the OpenWrt script.
+# MCPPORT_BIN is the binary (default target/release/mcpport). Needs systemd-analyze, python3, GNU make, and dash for the
+# OpenWrt script. The container is checked when scripts/cross-build.sh has made its binary.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 here=$root/scripts
 binary=${MCPPORT_BIN:-$root/target/release/mcpport}
-static=${MCPPORT_CROSS_DIR:-$root/target/cross}/x86_64-unknown-linux-musl/mcpport
+cross=${MCPPORT_CROSS_DIR:-$root/target/cross}
 work=$(mktemp -d)
 started=()
 # shellcheck disable=SC2317
@@ -57,10 +58,34 @@ files_and_modes() {
   # Again: settings stay, a mode that was loosened is mended.
   cp "$work/root/etc/mcpport/gateway.env" "$work/before"
   chmod 644 "$work/root/etc/mcpport/gateway.env"
-  install --register=box
+  # A newer program takes the place of one that runs.
+  cp "$binary" "$work/newer"
+  echo >>"$work/newer"
+  "$work/root/usr/local/bin/mcpport" gateway --port 0 >"$work/old.log" 2>&1 &
+  started+=($!)
+  logged "$work/old.log" $! 'listening on '
+  binary=$work/newer install --register=box
   equal "files of an update" "$wanted" "$(tree)"
   cmp -s "$work/before" "$work/root/etc/mcpport/gateway.env" || fail "an update has changed the settings"
-  echo "ok install: files and modes, twice"
+  cmp -s "$work/newer" "$work/root/usr/local/bin/mcpport" || fail "an update has not brought the new program"
+  kill "${started[@]}"
+  wait "${started[@]}" || fail "the program that was replaced did not end well"
+  started=()
+  install --register box
+  echo "ok install: files and modes; an update brings the program and keeps the settings"
+}
+
+# Without randomness there is no token, and a gateway without a token is open.
+no_token() {
+  mkdir "$work/poor"
+  printf '#!/bin/sh\n' >"$work/poor/od"
+  chmod +x "$work/poor/od"
+  if PATH=$work/poor:$PATH DESTDIR=$work/none "$here/install.sh" --binary "$binary" >/dev/null 2>"$work/said"; then
+    fail "install.sh has made settings without a token"
+  fi
+  grep -q randomness "$work/said" || fail "install.sh does not say what is missing for a token"
+  [[ ! -e $work/none/etc/mcpport/gateway.env ]] || fail "install.sh has left settings without a token"
+  echo "ok install: no settings without a token"
 }
 
 removal() {
@@ -79,6 +104,49 @@ removal() {
   done
   equal "files after refusals" "" "$(tree)"
   echo "ok install: removal and refusals"
+}
+
+# A real installation, its user and all, in a copy of this machine that only we see: its root with a layer of memory above, which
+# goes when we do. There is no systemd in it.
+live() {
+  if ((EUID)) || id mcpport >/dev/null 2>&1; then
+    echo "-- install: a real one is not tried; that needs root, and a machine without mcpport"
+    return
+  fi
+  mkdir "$work/layer"
+  cp "$binary" "$work/program"
+  # shellcheck disable=SC2016
+  unshare --mount --propagation private -- sh -eu -c '
+    mount -t tmpfs tmpfs "$1/layer"
+    mkdir "$1/layer/new" "$1/layer/work" "$1/layer/all"
+    mount -t overlay -o "lowerdir=/,upperdir=$1/layer/new,workdir=$1/layer/work" overlay "$1/layer/all"
+    mount -t tmpfs tmpfs "$1/layer/all/run"
+    mount --bind /dev "$1/layer/all/dev"
+    mkdir "$1/layer/all/run/from"
+    cp "$2/install.sh" "$2"/*.service "$1/program" "$1/layer/all/run/from"
+    echo mounted
+    exec chroot "$1/layer/all" sh -eu -c "
+      cd /run/from
+      ./install.sh --binary program --register box
+      id mcpport
+      ls -ln /etc/mcpport/gateway.env | grep \"^-rw------- 1 0 0\"
+      ./install.sh --binary program
+      ./install.sh --uninstall
+      id mcpport
+      test ! -e /usr/local/bin/mcpport
+      test -e /etc/mcpport/gateway.env
+      ./install.sh --uninstall --purge
+      test ! -e /etc/mcpport
+      if id mcpport; then exit 1; fi
+      echo all done
+    "
+  ' live "$work" "$here" >"$work/said" 2>&1 || true
+  if ! grep -qx mounted "$work/said"; then
+    echo "-- install: a real one is not tried; the kernel allows no layer above this root"
+    return
+  fi
+  grep -qx 'all done' "$work/said" || { cat "$work/said" >&2; fail "a real installation"; }
+  echo "ok install: a real one as root, with its user; an update; removal"
 }
 
 other_prefix() {
@@ -158,29 +226,141 @@ close" "$found"
   echo "ok openwrt: the instance of an enabled section, its options and lists"
 }
 
-# As in a container from scratch: the program, and nothing else.
-empty_root() {
-  if [[ ! -x $static ]]; then
-    echo "-- container: not checked, there is no $static"
-    return
-  fi
+# OpenWrt's build system in small: the names that the recipe takes from it, and a package that is what `install` puts there.
+openwrt_sdk() {
+  mkdir -p "$work/sdk/include"
+  cat >"$work/sdk/rules.mk" <<'END'
+INCLUDE_DIR := $(TOPDIR)/include
+PKG_BUILD_DIR = $(TOPDIR)/build/$(PKG_NAME)-$(PKG_VERSION)
+CP := cp -fpR
+INSTALL_DIR := install -d -m0755
+INSTALL_BIN := install -m0755
+INSTALL_CONF := install -m0600
+END
+  cat >"$work/sdk/include/package.mk" <<'END'
+define BuildPackage
+$(eval $(Package/$(1)))
+$(foreach field,TITLE CATEGORY SECTION DEPENDS URL,$(if $($(field)),,$(error Package/$(1) has no $(field))))
+compile:
+	$(Build/Prepare)
+	$(Build/Configure)
+	$(Build/Compile)
+	$(call Package/$(1)/install,$(TOPDIR)/packed)
+	@echo "$(PKG_NAME) $(PKG_VERSION)-$(PKG_RELEASE)" >$(TOPDIR)/name
+	@echo "$(strip $(Package/$(1)/conffiles))" >$(TOPDIR)/conffiles
+endef
+END
+}
+
+# The package recipe, for each kind of processor: which binary it takes, and what it makes of it.
+openwrt_recipe() {
+  local target version made="" arch packages wanted
+  command -v make >/dev/null || fail "GNU make is needed (package make)"
+  openwrt_sdk
+  for target in x86_64-unknown-linux-musl aarch64-unknown-linux-musl armv7-unknown-linux-musleabihf \
+    arm-unknown-linux-musleabihf riscv64gc-unknown-linux-musl; do
+    mkdir -p "$work/cross/$target"
+    echo "$target" >"$work/cross/$target/mcpport"
+  done
+  version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/Cargo.toml" | head -n 1)
+  while read -r arch packages wanted; do
+    rm -rf "$work/sdk/build" "$work/sdk/packed"
+    make --silent -C "$here/openwrt/mcpport" TOPDIR="$work/sdk" ARCH="$arch" ARCH_PACKAGES="$packages" \
+      MCPPORT_CROSS_DIR="$work/cross" compile >"$work/said" 2>&1 || { cat "$work/said" >&2; fail "the recipe, for $packages"; }
+    equal "the binary for $packages" "$wanted" "$(cat "$work/sdk/packed/usr/bin/mcpport")"
+    equal "files of the package" '600 etc/config/mcpport
+755 etc/init.d/mcpport
+755 usr/bin/mcpport' "$(cd "$work/sdk/packed" && find . -type f -printf '%m %P\n' | sort -k 2)"
+    made+=" ${wanted%%-*}"
+  done <<'END'
+aarch64 aarch64_cortex-a53 aarch64-unknown-linux-musl
+x86_64 x86_64 x86_64-unknown-linux-musl
+riscv64 riscv64_riscv64 riscv64gc-unknown-linux-musl
+arm arm_cortex-a7_neon-vfpv4 armv7-unknown-linux-musleabihf
+arm arm_arm1176jzf-s_vfp arm-unknown-linux-musleabihf
+END
+  equal "the recipe's version" "mcpport $version-1" "$(cat "$work/sdk/name")"
+  equal "the recipe's settings file" "/etc/config/mcpport" "$(cat "$work/sdk/conffiles")"
+  echo "ok openwrt: the recipe packs the binary of each target:$made"
+}
+
+# What the recipe for containers says, as lines "KEY VALUE": files as "copy FROM TO", commands one word on each line.
+container_recipe() {
+  python3 - "$here/Containerfile" <<'END'
+import json, re, sys
+values, alone = {}, ("FROM", "USER", "STOPSIGNAL")
+for line in open(sys.argv[1]):
+    line = line.strip()
+    if not line or line.startswith("#"):
+        continue
+    word, rest = line.split(None, 1)
+    rest = re.sub(r"\$\{(\w+)\}", lambda found: values[found[1]], rest)
+    if word == "ARG":
+        values.update([rest.split("=", 1)])
+    elif word == "COPY":
+        source, to = rest.split()
+        print("copy", source, to)
+    elif word in ("ENTRYPOINT", "CMD"):
+        for part in json.loads(rest):
+            print(word.lower(), part)
+    elif word in alone:
+        print(word.lower(), rest)
+    elif word != "EXPOSE":
+        sys.exit(f"not known here: {line}")
+END
+}
+
+# As in the container: its files and nothing else, its user, its command, and the signal that ends it.
+container() {
+  local key value more from="" user="" signal="" entry=() command=() inside port
+  container_recipe >"$work/recipe" || fail "the Containerfile cannot be read"
   mkdir "$work/empty"
-  cp "$static" "$work/empty/mcpport"
-  unshare --user --map-root-user --root="$work/empty" -- /mcpport gateway --host :: --port 0 --auth-token t >"$work/empty.log" 2>&1 &
+  while read -r key value more; do
+    case $key in
+      from) from=$value ;;
+      user) user=$value ;;
+      stopsignal) signal=$value ;;
+      entrypoint) entry+=("$value") ;;
+      cmd) command+=("$value") ;;
+      copy)
+        value=$cross/${value#target/cross/}
+        if [[ ! -x $value ]]; then
+          echo "-- container: not run, there is no $value"
+          return
+        fi
+        [[ $(file --brief "$value") == *"statically linked"* ]] || fail "$value is not static"
+        mkdir -p "$(dirname "$work/empty$more")"
+        cp "$value" "$work/empty$more"
+        ;;
+    esac
+  done <"$work/recipe"
+  equal "base of the container" scratch "$from"
+  inside=(unshare --user --map-user="${user%:*}" --map-group="${user#*:}" --root="$work/empty" --wd=/ "${entry[@]}")
+  [[ $("${inside[@]}" --version) == "mcpport "* ]] || fail "the container's program does not start"
+  # Settings by the environment, as there; a free port in place of the usual one.
+  MCPPORT_PORT=0 MCPPORT_AUTH_TOKEN=t "${inside[@]}" "${command[@]}" >"$work/empty.log" 2>&1 &
   started+=($!)
-  logged "$work/empty.log" $! 'listening on '
-  kill "${started[@]}"
-  wait "${started[@]}" || fail "the gateway in an empty root did not end well"
+  logged "$work/empty.log" $! 'registrations on ws://'
+  port=$(sed -n 's/.*registrations on ws:\/\/[^ ]*:\([0-9]*\)\/.*/\1/p' "$work/empty.log" | head -n 1)
+  "${inside[@]}" register --stdio '/mcpport device' --server-name box --header 'Authorization: Bearer t' \
+    --gateway-url "ws://localhost:$port/mcp/register" >"$work/edge.log" 2>&1 &
+  started+=($!)
+  logged "$work/empty.log" "${started[0]}" "server 'box' offers"
+  kill -s "${signal#SIG}" "${started[@]}"
+  wait "${started[@]}" || fail "the programs of the container did not end well"
   started=()
-  echo "ok container: the gateway runs in an empty root"
+  echo "ok container: gateway and register run as its user $user with its command, and nothing else in the root"
 }
 
 [[ -x $binary ]] || fail "no binary at $binary: run cargo build --release, or set MCPPORT_BIN"
 mkdir "$work/root"
 files_and_modes
+no_token
 removal
+live
 other_prefix
 settings_work
 units
 openwrt
-empty_root
+openwrt_recipe
+container

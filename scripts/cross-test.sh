@@ -55,12 +55,14 @@ inside() {
 }
 
 run() {
-  local folder kind cpu machine binary test said=$2
+  local folder kind cpu machine how=emulated emulation binary test said=$2
   read -r folder kind cpu machine <<<"$said"
   binary=$dir/$folder/mcpport
   [[ -x $binary ]] || fail "no binary at $binary: run scripts/cross-build.sh $1"
-  test=(timeout -k 10 "$SECONDS_EACH" python3 -B "$root/scripts/peers/cross.py" "$binary" "$machine" "$work")
-  file --brief "$binary"
+  emulation="emulated as $machine ($cpu)"
+  [[ $machine != "$(uname -m)" ]] || how=native emulation=native
+  test=(timeout -k 10 "$SECONDS_EACH" python3 -B "$root/scripts/peers/cross.py" "$binary" "$folder" "$machine" "$work" "$how")
+  echo "-- $folder, $emulation: $(stat -c %s "$binary") bytes, $(file --brief "$binary")"
   export QEMU_CPU=$cpu
   if starts "$binary"; then
     "${test[@]}"

@@ -10,6 +10,7 @@ uninstall=
 purge=
 destdir=${DESTDIR:-}
 made=
+secret=
 
 usage() {
     cat <<'END'
@@ -130,21 +131,24 @@ unit() {
     sed "s|^ExecStart=/usr/local/bin/|ExecStart=$prefix/bin/|" "$here/$1" | place 644 "$(units)/$1"
 }
 
+# A secret of 48 digits, into $secret. Nothing, or less than asked for, would be a door that is open.
 token() {
-    od -An -N24 -tx1 /dev/urandom | tr -d ' \n'
+    secret=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
+    [ ${#secret} -eq 48 ] || fail "no randomness from /dev/urandom for a token"
 }
 
 gateway_settings() {
     file=$destdir/etc/mcpport/gateway.env
     [ ! -e "$file" ] || { chmod 600 "$file"; return 0; }
     made="$made $file"
+    token
     (umask 077 && place 600 "$file") <<END
 # Settings of mcpport-gateway: MCPPORT_<FLAG>=VALUE for each flag of "mcpport gateway --help".
 # This file holds a secret: keep its mode at 600.
 
 # Who presents this token is let in, clients and registrations alike. To change tokens without a restart, keep them in a
 # file of the user mcpport instead, MCPPORT_AUTH_TOKEN_FILE=/etc/mcpport/tokens, and run "systemctl reload mcpport-gateway".
-MCPPORT_AUTH_TOKEN=$(token)
+MCPPORT_AUTH_TOKEN=$secret
 
 # Without it: loopback alone, for a proxy on this machine. "::" is everything; then TLS is wanted too.
 #MCPPORT_HOST=::
@@ -161,6 +165,7 @@ register_settings() {
     file=$destdir/etc/mcpport/register-$register.env
     [ ! -e "$file" ] || { chmod 600 "$file"; return 0; }
     made="$made $file"
+    token
     (umask 077 && place 600 "$file") <<END
 # Settings of mcpport-register@$register: MCPPORT_<FLAG>=VALUE for each flag of "mcpport register --help".
 # This file holds a secret: keep its mode at 600.
@@ -172,7 +177,7 @@ MCPPORT_GATEWAY_URL=ws://localhost:8765/mcp/register
 # An authority of your own, if the gateway's certificate is from one.
 #MCPPORT_SSL_CA_CERT=/etc/mcpport/ca.crt
 # The identity of this registration; so a box that comes back takes its own place again at once.
-MCPPORT_SERVER_ID=$(token | cut -c1-32)
+MCPPORT_SERVER_ID=$(echo "$secret" | cut -c1-32)
 END
 }
 

@@ -6,6 +6,7 @@
 mod args;
 mod convert;
 mod limits;
+mod values;
 
 use argh::FromArgs;
 
@@ -38,17 +39,22 @@ pub enum Command {
 /// A usage fault of one line.
 pub fn parse(typed: &[String], environment: &dyn Fn(&str) -> Option<String>) -> Result<Command, Fault> {
     let Some((command, rest)) = typed.split_first() else { return Ok(Command::Print(overview())) };
-    let with = |flags| complete(rest, flags, environment);
+    let with = |name, flags| complete(name, rest, flags, environment);
     match command.as_str() {
         "gateway" | "g" => {
-            let flags = with(args::GATEWAY)?;
+            let flags = with("gateway", args::GATEWAY)?;
             read::<GatewayArgs>("gateway", &flags, |args| convert::gateway(args, environment))
         }
-        "register" | "r" => read::<RegisterArgs>("register", &with(args::REGISTER)?, convert::register),
-        "device" => read::<DeviceArgs>("device", &with(args::DEVICE)?, convert::device),
-        "demo" => read::<DemoArgs>("demo", &with(args::DEMO)?, convert::demo),
+        "register" | "r" => {
+            read::<RegisterArgs>("register", &with("register", args::REGISTER)?, convert::register)
+        }
+        "device" => read::<DeviceArgs>("device", &with("device", args::DEVICE)?, convert::device),
+        "demo" => read::<DemoArgs>("demo", &with("demo", args::DEMO)?, convert::demo),
         "--version" | "-v" | "-V" => Ok(Command::Print(format!("mcpport {}", env!("CARGO_PKG_VERSION")))),
-        "--help" | "-h" | "help" => Ok(Command::Print(overview())),
+        "--help" | "-h" | "help" => match rest.first().filter(|about| !about.starts_with('-')) {
+            Some(about) if about != "help" => parse(&[about.clone(), "--help".to_owned()], environment),
+            _ => Ok(Command::Print(overview())),
+        },
         // It may be a token that was typed in the wrong place, so it is not repeated.
         other if other.starts_with('-') => {
             Err(Fault::usage("a flag stands before the command; see mcpport --help"))
@@ -59,6 +65,10 @@ pub fn parse(typed: &[String], environment: &dyn Fn(&str) -> Option<String>) -> 
     }
 }
 
+/// Ends every help.
+const SPELLINGS: &str = "A flag --some-flag VALUE can also be given as --some-flag=VALUE, and in the\n\
+    environment as MCPPORT_SOME_FLAG=VALUE (1 for a switch).";
+
 fn overview() -> String {
     format!(
         "mcpport {}: stdio MCP servers behind NAT, reached over HTTP\n\n\
@@ -68,8 +78,7 @@ fn overview() -> String {
          \x20 register, r  run a stdio MCP server here and carry it to a gateway\n\
          \x20 device       a stdio MCP server about this box (for register --stdio)\n\
          \x20 demo         a gateway, a server and a call between them, on this machine\n\n\
-         mcpport <command> --help lists the flags. Every flag --some-flag can also be given\n\
-         in the environment as MCPPORT_SOME_FLAG.",
+         mcpport <command> --help lists the flags.\n{SPELLINGS}",
         env!("CARGO_PKG_VERSION")
     )
 }
@@ -82,28 +91,30 @@ fn read<A: FromArgs>(
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     match A::from_args(&["mcpport", command], &flags) {
         Ok(args) => convert(args),
-        Err(early) if early.status.is_ok() => Ok(Command::Print(early.output.trim_end().to_owned())),
+        Err(early) if early.status.is_ok() => Ok(Command::Print(help(command, &early.output))),
+        // Names and values were looked at before, so this is the parser's word on what we do not know of.
         Err(early) => {
-            let why: Vec<&str> =
-                early.output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-            let why = why
-                .iter()
-                .take_while(|line| !line.starts_with("Run "))
-                .copied()
-                .collect::<Vec<_>>()
-                .join(" ");
-            Err(Fault::usage(format!("{why} (see mcpport {command} --help)")))
+            let why: Vec<&str> = early.output.split_whitespace().collect();
+            Err(Fault::usage(format!("{} (see mcpport {command} --help)", why.join(" "))))
         }
     }
 }
 
+/// The parser's help without its first line, which has all flags in it and is wider than any terminal.
+fn help(command: &str, parsers: &str) -> String {
+    let rest = parsers.split_once('\n').map_or("", |(_, rest)| rest).trim_end();
+    let needed = if command == "register" { " --stdio COMMAND" } else { "" };
+    format!("Usage: mcpport {command}{needed} [flags]\n{rest}\n\n{SPELLINGS}")
+}
+
 /// The flags in the one spelling that the parser knows, with what the environment adds.
 fn complete(
+    command: &str,
     typed: &[String],
     flags: &[Flag],
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Vec<String>, Fault> {
-    let mut out = spell(typed, flags)?;
+    let mut out = spell(command, typed, flags)?;
     for flag in flags {
         let long = format!("--{}", flag.name);
         let variable = format!("MCPPORT_{}", flag.name.to_ascii_uppercase().replace('-', "_"));
@@ -130,7 +141,7 @@ fn complete(
 /// `--flag=value` as two words, and other spellings of a flag's name as the name. A flag's value stays as it is.
 ///
 /// What is no flag is not repeated in the complaint: it may be a token that lost its quotes.
-fn spell(typed: &[String], flags: &[Flag]) -> Result<Vec<String>, Fault> {
+fn spell(command: &str, typed: &[String], flags: &[Flag]) -> Result<Vec<String>, Fault> {
     let mut out = Vec::new();
     let mut words = typed.iter();
     while let Some(word) = words.next() {
@@ -145,14 +156,7 @@ fn spell(typed: &[String], flags: &[Flag]) -> Result<Vec<String>, Fault> {
         let known = flags.iter().find(|flag| {
             name.strip_prefix("--").is_some_and(|name| name == flag.name || flag.also.contains(&name))
         });
-        let Some(flag) = known else {
-            return Err(Fault::usage(if name.starts_with('-') {
-                format!("unknown flag {}; see --help", text::show(name))
-            } else {
-                "a word that is neither a flag nor a flag's value; is a value without its quotes? see --help"
-                    .to_owned()
-            }));
-        };
+        let flag = known.ok_or_else(|| unknown(command, name, flags))?;
         out.push(format!("--{}", flag.name));
         match (value, flag.takes) {
             (Some(_), Takes::Nothing) => {
@@ -160,10 +164,27 @@ fn spell(typed: &[String], flags: &[Flag]) -> Result<Vec<String>, Fault> {
             }
             (Some(value), _) => out.push(value.to_owned()),
             (None, Takes::Nothing) => {}
-            (None, _) => out.extend(words.next().cloned()),
+            (None, _) => match words.next() {
+                Some(value) => out.push(value.clone()),
+                None => return Err(Fault::usage(format!("--{}: a value is needed after it", flag.name))),
+            },
         }
     }
     Ok(out)
+}
+
+/// The original took the beginning of a flag for the flag. We do not, but say which it may be.
+fn unknown(command: &str, word: &str, flags: &[Flag]) -> Fault {
+    let see = format!("see mcpport {command} --help");
+    Fault::usage(if let Some(begun) = word.strip_prefix("--") {
+        let meant = flags.iter().find(|flag| !begun.is_empty() && flag.name.starts_with(begun));
+        let meant = meant.map(|flag| format!("is it --{}? ", flag.name));
+        format!("unknown flag {}; {}{see}", text::show(word), meant.unwrap_or_default())
+    } else if word.starts_with('-') {
+        format!("unknown flag {}; is the value before it without its quotes? {see}", text::show(word))
+    } else {
+        format!("a word that is neither a flag nor a flag's value; is a value without its quotes? {see}")
+    })
 }
 
 #[cfg(test)]

@@ -2,7 +2,11 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
-use crate::{command::CommandLine, limits::Limits, secret::Secret};
+use crate::{
+    command::CommandLine,
+    limits::{self, Limits},
+    secret::Secret,
+};
 
 /// What `mcpport gateway` was asked for.
 #[derive(Clone, Debug)]
@@ -45,6 +49,33 @@ pub struct GatewayConfig {
     pub threads: usize,
     /// All numbers.
     pub limits: Limits,
+}
+
+impl Default for GatewayConfig {
+    /// What `mcpport gateway` does without flags: loopback alone, and everybody who reaches that is let in.
+    fn default() -> Self {
+        Self {
+            host: None,
+            port: limits::PORT,
+            ipv6: false,
+            timeout_rpc: limits::RPC_TIME,
+            timeout_run_tool: limits::TOOL_TIME,
+            sse_path: "/sse".into(),
+            mcp_path: "/mcp".into(),
+            messages_path: "/messages".into(),
+            health_path: "/health".into(),
+            status_path: "/status".into(),
+            tokens: Vec::new(),
+            token_file: None,
+            trusted_proxies: Vec::new(),
+            tls: None,
+            allow_origins: Vec::new(),
+            public_hosts: Vec::new(),
+            cors: false,
+            threads: 1,
+            limits: Limits::default(),
+        }
+    }
 }
 
 /// TLS at the gateway.
@@ -142,4 +173,11 @@ pub struct ClientTls {
     pub ca: Option<PathBuf>,
     /// PEM files with a certificate and key of our own, for gateways that ask for one.
     pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl ClientTls {
+    /// Whether anything of it was asked for.
+    pub fn says_anything(&self) -> bool {
+        self.no_verify || self.ca.is_some() || self.identity.is_some()
+    }
 }

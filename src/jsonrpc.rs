@@ -27,9 +27,9 @@ pub const INTERNAL_ERROR: i64 = -32603;
 pub const BUSY: i64 = -32000;
 /// There is no such resource (MCP, up to 2025-11-25).
 pub const NO_RESOURCE: i64 = -32002;
-/// The server is down, and the next start is due at a time that the message names. Shares its number with
-/// [`NO_RESOURCE`]; the message tells them apart.
-pub const DOWN: i64 = -32002;
+/// The server is down, and the next start is due at a time that the message names; it has not seen the request. A number of
+/// our own, outside of those that JSON-RPC keeps for itself (section 5.1): among these clients know each by a meaning.
+pub const DOWN: i64 = -31002;
 /// The request was cancelled; the code that MCP SDKs use for it.
 pub const CANCELLED: i64 = -32800;
 /// No answer within the time limit; the code that MCP SDKs use for it.

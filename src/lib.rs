@@ -8,6 +8,16 @@
 //!                  <------------ <- mux <- link  <==WebSocket==>  link <- child's stdout
 //! ```
 //!
+//! # One call
+//!
+//! 1. [`gateway`] takes the connection ([`net`]); [`http`] makes bytes a request, [`auth`] says whose it is, [`router`] what it is
+//!    about.
+//! 2. The [`session`] is found, the message read around its payload ([`jsonrpc`]), the exposed name looked up in the
+//!    [`catalog`].
+//! 3. The mux ([`tunnel::mux`]) gives the call an id of its own; it goes out as one frame on the link.
+//! 4. [`register`] writes it to the child as one line ([`ndjson`]). The answer comes the same way back: the mux finds who waits,
+//!    the client's own id is put back, and the result goes out on its stream ([`sse`]) as the bytes that the server wrote.
+//!
 //! # The rooms
 //!
 //! A room imports only from the floors below it, and from a few neighbours on its own that `tests/it/tidy.rs`
@@ -30,6 +40,27 @@
 //! - **link**: the WebSocket between an edge box and the gateway.
 //! - **mux**: the table that gives each request on a link an id of its own and finds its way back.
 //! - **catalog**: what all servers offer, under the names that clients see.
+//!
+//! # Where a change begins
+//!
+//! | to change | begin in |
+//! |---|---|
+//! | a flag | `cli::args` (what is typed), `cli::convert` (what goes together), [`config`] (what it means); README, "Flags" |
+//! | a number | [`limits`], with its reason |
+//! | a route or who may take it | [`router`], then `gateway::connection` |
+//! | what is said on the link | [`tunnel`], whose front page is the description of the wire |
+//! | how a method of MCP is passed on | `gateway::dispatch` and `gateway::forward`; what a list may hold: [`mcp`] |
+//! | what `device` tells | `device::tools`, and a file for each subject |
+//! | what a person reads when it goes wrong | where it is found out; [`fault`] for what ends the program |
+//!
+//! Rules go into a pure room, where a table tests them in microseconds; what drives them goes into floor 3 or 4.
+//!
+//! # Tests
+//!
+//! Unit tests stand at the foot of the files. `tests/it` is one binary with a module for each subject: the real programs
+//! (`world`), the programs in this process with limits of the test's choice (`inside`), a line that is cut or frozen (`relay`),
+//! the seeded `simulation`, and the house's rules (`tidy`). `tests/fake` is the server behind them, `tests/vectors` holds literal
+//! bytes with their verdicts, `tests/fuzz` and `tests/bench` what their names say. How to run them: README, "Contributing".
 
 pub mod auth;
 pub mod catalog;

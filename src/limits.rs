@@ -135,6 +135,9 @@ pub struct SessionLimits {
     pub subscriptions: usize,
     /// Messages in one batch (protocol version 2025-03-26).
     pub batch: usize,
+    /// Bytes of the answers to one batch; the first may have more. They wait until all are there, and small requests can have
+    /// large answers.
+    pub batch_bytes: usize,
     /// Messages that wait for one client to read them.
     pub queue_messages: usize,
     /// Bytes that wait for one client to read them; a single larger message is still taken when nothing waits.
@@ -148,6 +151,9 @@ pub struct SessionLimits {
     pub in_flight: usize,
     /// A comment goes out on a silent event stream this often, so that proxies keep it open.
     pub keep_alive: Duration,
+    /// The answer to a POST becomes an event stream when nothing has come for so long. Most calls are done by then; the usual
+    /// patience of a proxy is a minute.
+    pub silence: Duration,
 }
 
 impl Default for SessionLimits {
@@ -162,12 +168,14 @@ impl Default for SessionLimits {
             retry: Duration::from_secs(1),
             subscriptions: 256,
             batch: 64,
+            batch_bytes: 8 * MIB,
             queue_messages: 256,
             queue_bytes: 640 * KIB,
             queue_pool: 16 * MIB,
             write_bytes: 64 * KIB,
             in_flight: 64,
             keep_alive: Duration::from_secs(15),
+            silence: Duration::from_secs(15),
         }
     }
 }
@@ -498,6 +506,8 @@ pub const EDGE_HELD: usize = 256;
 pub const EDGE_HELD_BYTES: usize = 8 * MIB;
 /// Bytes of a client's request id or progress token; they are kept while the call runs.
 pub const ID_BYTES: usize = 256;
+/// Bytes of a method that a client asks for; it is kept while the call runs. Real ones have thirty.
+pub const METHOD_BYTES: usize = 256;
 /// Bytes of the instructions of all servers, put together for one client.
 pub const INSTRUCTIONS: usize = 16 * KIB;
 /// Messages that an end of a link may put into its queue beyond those that it carries for others: answers in the place of a
@@ -509,10 +519,16 @@ pub const OWN_BYTES: usize = MIB;
 pub const SWEEP: Duration = Duration::from_secs(30);
 /// Processes for isolated sessions at one edge, unless `--max-sessions` says otherwise.
 pub const MAX_SESSIONS: u32 = 32;
+/// Port of the gateway, unless `--port` says otherwise. The one of the Python program.
+pub const PORT: u16 = 8765;
+/// Threads that a flag may ask for: more than the processors of any machine that this is for.
+pub const THREADS: usize = 64;
 /// Requests of a server that wait for one client's answer.
 pub const ASKS: usize = 64;
 /// Bytes of what a client says of itself in `initialize`, to be said to the processes of its own.
 pub const CLIENT_FACTS: usize = 64 * KIB;
+/// Subscriptions that a server which is back is asked for at a time: enough for a far line, few beside its calls.
+pub const WISHES: usize = 16;
 /// How often the calls of isolated sessions are looked at for their deadlines.
 pub const CHANNEL_TICK: Duration = Duration::from_secs(1);
 /// Bytes that a close frame has for its reason (RFC 6455, section 5.5, less two for the code).
@@ -521,6 +537,8 @@ pub const CLOSE_REASON: usize = 123;
 pub const LIST_PAGE: usize = 256 * KIB;
 /// Connections that the kernel holds for us until we accept them: a burst of reconnecting edges must fit.
 pub const BACKLOG: i32 = 1024;
+/// Descriptors whose news one turn of the reactor brings; what is more comes with the next. More than run hot at a time, in 3 KiB.
+pub const EVENTS: usize = 256;
 /// Attempts to find one port number that is free in IPv4 and in IPv6.
 pub const BIND_TRIES: u32 = 16;
 /// First pause after a failed accept; it doubles up to [`ACCEPT_PAUSE_LONGEST`].

@@ -14,7 +14,7 @@ def demo_once(world):
     """`demo --once` ends well after a call that it shows."""
     demo = world.start("demo", [BINARY, "demo", "--once"])
     need_equal(demo.exit(30), 0, f"exit code; {demo.tail()}")
-    need("/sse" in demo.log(), f"no address shown; {demo.tail()}")
+    need("/mcp" in demo.log(), f"no address shown; {demo.tail()}")
     need("tools/call" in demo.log() or "_system" in demo.log(), f"no call shown; {demo.tail()}")
     world.need_no_strangers("after demo --once")
 

@@ -1,9 +1,9 @@
 """A binary for another machine against the native one, both ways, over TLS, with a token.
 
-    cross.py BINARY MACHINE CERTIFICATES
+    cross.py BINARY TARGET MACHINE CERTIFICATES HOW
 
-BINARY runs by itself here (`cross-test.sh` sees to that). MACHINE is what it takes its machine to be, as `uname -m` says
-it. CERTIFICATES is what `generate-certs.sh` wrote.
+BINARY, which was built for TARGET, runs by itself here (`cross-test.sh` sees to that). MACHINE is what it takes its machine to
+be, as `uname -m` says it. CERTIFICATES is what `generate-certs.sh` wrote. HOW it runs, in a word for people: emulated.
 """
 
 import http.client
@@ -14,6 +14,7 @@ import re
 import secrets
 import ssl
 import sys
+import time
 
 import kit
 from kit import need, need_equal, short
@@ -102,20 +103,28 @@ def trust(certificates):
 
 
 def main():
-    """All of it, in turn; the first that fails ends the run."""
-    binary, machine, certificates = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]).resolve()
+    """All of it, in turn, each with a line that says what was done; the first that fails ends the run."""
+    binary, target, machine, certificates, how = sys.argv[1:]
+    certificates = pathlib.Path(certificates).resolve()
     world = kit.World()
+    runs = [
+        (f"{how}: demo --once over TLS", demo, (binary, machine)),
+        (f"{how} register and device, native gateway: called over TLS", through, (kit.BINARY, binary, machine)),
+        (
+            f"{how} gateway, native register and device: called over TLS",
+            through,
+            (binary, kit.BINARY, platform.machine()),
+        ),
+    ]
     try:
-        demo(world, binary, machine, certificates)
-        print(f"ok {machine}: demo --once over TLS", flush=True)
-        through(world, kit.BINARY, binary, machine, certificates)
-        print(f"ok {machine}: its register and device at the native gateway", flush=True)
-        through(world, binary, kit.BINARY, platform.machine(), certificates)
-        print(f"ok {machine}: its gateway for the native register and device", flush=True)
+        for what, run, arguments in runs:
+            began = time.monotonic()
+            run(world, *arguments, certificates)
+            print(f"ok {target}, {what} ({time.monotonic() - began:.1f} s)", flush=True)
         world.need_no_strangers(machine)
     except (kit.Failed, OSError, http.client.HTTPException, ValueError) as why:
         world.close(keep=True)
-        sys.exit(f"FAIL {machine}: {why}")
+        sys.exit(f"FAIL {target}, {what}: {why}")
     world.close()
 
 

@@ -100,37 +100,31 @@ pub const DEMO: &[Flag] = &[
 /// Run the gateway that MCP clients and edge boxes connect to.
 #[derive(Debug, FromArgs)]
 pub struct GatewayArgs {
-    /// address to listen on (default: loopback, IPv4 and IPv6; "::" is everything)
+    /// address or name to listen on; 0.0.0.0: all of IPv4, "::": everything (default: loopback, IPv4 and IPv6)
     #[argh(option)]
     pub host: Option<String>,
     /// port to listen on, 0: any free one (default: 8765)
-    #[argh(option, default = "8765")]
-    pub port: u16,
-    /// listen on IPv6 too where --host is an IPv4 wildcard
+    #[argh(option, default = "String::from(\"8765\")")]
+    pub port: String,
+    /// listen on IPv6 too where --host is 0.0.0.0
     #[argh(switch)]
     pub ipv6: bool,
-    /// DEBUG, INFO, WARNING, ERROR or CRITICAL (default: INFO)
-    #[argh(option, default = "String::from(\"INFO\")")]
-    pub log_level: String,
-    /// log at DEBUG, whatever --log-level says
-    #[argh(switch)]
-    pub debug: bool,
-    /// wait for a server's answer, but for tool calls: 10, 10s, 500ms, 2m (default: 10s)
+    /// wait for a server's answer, but for tool calls; seconds, or with a unit: 500ms, 10s, 2m (default: 10s)
     #[argh(option, default = "String::from(\"10s\")")]
     pub timeout_rpc: String,
-    /// wait for a tool call's answer, and for a server to start (default: 120s)
+    /// wait for a tool call's answer, and for a server to start; likewise (default: 120s)
     #[argh(option, default = "String::from(\"120s\")")]
     pub timeout_run_tool: String,
-    /// how long calls wait for a server whose link was lost, 0: not at all (default: 30s)
+    /// how long calls wait for a server whose link was lost; likewise, 0: not at all (default: 30s)
     #[argh(option, default = "String::from(\"30s\")")]
     pub resume_window: String,
-    /// path of the Streamable HTTP transport (default: /mcp)
+    /// path of the Streamable HTTP transport, for MCP clients (default: /mcp)
     #[argh(option, default = "String::from(\"/mcp\")")]
     pub mcp_path: String,
-    /// path of the event stream (default: /sse)
+    /// path of the HTTP with SSE transport, for older MCP clients (default: /sse)
     #[argh(option, default = "String::from(\"/sse\")")]
     pub sse_path: String,
-    /// path of the message endpoint (default: /messages)
+    /// path where those post; they find it by themselves (default: /messages)
     #[argh(option, default = "String::from(\"/messages\")")]
     pub messages_path: String,
     /// path of the health check (default: /health)
@@ -139,75 +133,81 @@ pub struct GatewayArgs {
     /// path of the status: what the gateway has and did, as JSON (default: /status)
     #[argh(option, default = "String::from(\"/status\")")]
     pub status_path: String,
-    /// let in who presents this bearer token: TOKEN, client:TOKEN, register:TOKEN or register[NAME,…]:TOKEN, the token also as sha256:HEX; repeatable (without any, everybody is let in)
+    /// let in who presents this bearer token: TOKEN, client:TOKEN, register:TOKEN or register[NAME,…]:TOKEN; a label of the owner may stand before the colon: client@alice:TOKEN; for TOKEN also sha256:HEX; repeatable (default: everybody is let in)
     #[argh(option)]
     pub auth_token: Vec<String>,
-    /// file with such tokens, one on each line; SIGHUP reads it again
+    /// file with such tokens, one on each line, # for comments; SIGHUP reads it again
     #[argh(option)]
     pub auth_token_file: Option<String>,
     /// address of a proxy that names its clients in X-Forwarded-For, to tell apart those who guess tokens; repeatable
     #[argh(option)]
     pub trusted_proxy: Vec<String>,
-    /// speak TLS: https and wss
+    /// speak TLS, https and wss; needs the next two
     #[argh(switch)]
     pub ssl_enabled: bool,
-    /// the private key, a PEM file
+    /// PEM file with the private key; SIGHUP reads it again
     #[argh(option)]
     pub ssl_keyfile: Option<String>,
-    /// the certificate with its chain, a PEM file
+    /// PEM file with the certificate and its chain; SIGHUP reads it again
     #[argh(option)]
     pub ssl_certfile: Option<String>,
-    /// ask clients for a certificate of this authority, a PEM file
+    /// PEM file with an authority: ask every client for a certificate of it
     #[argh(option)]
     pub ssl_ca_cert: Option<String>,
-    /// let browsers come from this origin, beside loopback and our own; repeatable
+    /// let web pages of this origin in, beside loopback's and our own: https://NAME or https://NAME:PORT, or * for all; repeatable
     #[argh(option)]
     pub allow_origin: Vec<String>,
-    /// a name under which the gateway is reached without a token; repeatable
+    /// a name under which the gateway may be reached when it asks for no token: gw.example; repeatable
     #[argh(option)]
     pub public_host: Vec<String>,
-    /// let pages of allowed origins read the answers
+    /// let web pages of allowed origins read the answers (CORS)
     #[argh(switch)]
     pub enable_cors: bool,
     /// connections at a time; one more is answered 503 (default: 1024)
     #[argh(option)]
-    pub max_connections: Option<usize>,
+    pub max_connections: Option<String>,
     /// connections from one address or IPv6 /64 network, loopback aside; one more is answered 429 (default: 128)
     #[argh(option)]
-    pub max_connections_per_address: Option<usize>,
+    pub max_connections_per_address: Option<String>,
     /// edge boxes at a time; one more is answered 503 and tries again (default: 256)
     #[argh(option)]
-    pub max_links: Option<usize>,
+    pub max_links: Option<String>,
     /// client sessions at a time; one more is answered 503 (default: 512)
     #[argh(option)]
-    pub max_client_sessions: Option<usize>,
+    pub max_client_sessions: Option<String>,
     /// sessions of one token at a time; one more is answered 429 (default: 256)
     #[argh(option)]
-    pub max_sessions_per_token: Option<usize>,
+    pub max_sessions_per_token: Option<String>,
     /// calls of one session under way; one more is answered "busy" (default: 64)
     #[argh(option)]
-    pub max_calls_per_session: Option<usize>,
+    pub max_calls_per_session: Option<String>,
     /// calls to one server under way; one more is answered "busy" (default: 256)
     #[argh(option)]
-    pub max_calls_per_server: Option<usize>,
-    /// size of one message: 65536, 512K, 16M; give register the same (default: 4M)
+    pub max_calls_per_server: Option<String>,
+    /// size of one message in bytes, 64K to 256M: 65536, 512K, 16M; give register the same (default: 4M)
     #[argh(option)]
     pub max_message_bytes: Option<String>,
-    /// threads that do the work (default: 1)
-    #[argh(option, default = "1")]
-    pub threads: usize,
+    /// what is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL (default: INFO)
+    #[argh(option, default = "String::from(\"INFO\")")]
+    pub log_level: String,
+    /// log at DEBUG, whatever --log-level says
+    #[argh(switch)]
+    pub debug: bool,
+    /// threads that do the work, 1 to 64 (default: 1)
+    #[argh(option, default = "String::from(\"1\")")]
+    pub threads: String,
 }
 
 /// Run a stdio MCP server here and carry it to a gateway.
 #[derive(Debug, FromArgs)]
 pub struct RegisterArgs {
-    /// the server's command, as in a shell
+    /// the server's command, as in a shell: "mcpport device" (needed)
     #[argh(option)]
-    pub stdio: String,
-    /// where the gateway is (default: ws://localhost:8765/mcp/register)
+    pub stdio: Option<String>,
+    /// where the gateway is; wss:// for TLS (default: ws://localhost:8765/mcp/register)
     #[argh(option, default = "String::from(\"ws://localhost:8765/mcp/register\")")]
     pub gateway_url: String,
-    /// name that clients see: A-Z a-z 0-9 _ . - (default: local)
+    /// name that clients see: A-Z a-z 0-9 _ . -, at most 64 (default: local)
     #[argh(option, default = "String::from(\"local\")")]
     pub server_name: String,
     /// identity of this server; the same id takes over an earlier link (default: a fresh UUID)
@@ -218,47 +218,47 @@ pub struct RegisterArgs {
     pub sessions: String,
     /// processes that isolated sessions may have at a time (default: 32)
     #[argh(option)]
-    pub max_sessions: Option<u32>,
-    /// size of one message of the server: 65536, 512K, 16M; give the gateway the same (default: 4M)
+    pub max_sessions: Option<String>,
+    /// size of one message of the server in bytes, 64K to 256M: 65536, 512K, 16M; give the gateway the same (default: 4M)
     #[argh(option)]
     pub max_message_bytes: Option<String>,
     /// start a server that ended again, 1 s to 60 s later: never (register ends with it), on-failure
     /// (unless its exit status is 0), always (default: on-failure)
     #[argh(option, default = "String::from(\"on-failure\")")]
     pub restart: String,
-    /// field of the request to the gateway, "Key: Value"; repeatable
+    /// field of the request to the gateway: "Authorization: Bearer TOKEN"; repeatable
     #[argh(option)]
     pub header: Vec<String>,
-    /// trust whoever answers; for tests only
+    /// with wss://, trust whoever answers; for tests only
     #[argh(switch)]
     pub no_ssl_verify: bool,
-    /// trust only this authority, a PEM file
+    /// PEM file with the only authority to trust (default: the system's, or built-in ones where it has none)
     #[argh(option)]
     pub ssl_ca_cert: Option<String>,
-    /// our own certificate, for gateways that ask for one, a PEM file
+    /// PEM file with our own certificate, for gateways that ask for one
     #[argh(option)]
     pub ssl_certfile: Option<String>,
-    /// the key of our own certificate, a PEM file
+    /// PEM file with the key of our own certificate
     #[argh(option)]
     pub ssl_keyfile: Option<String>,
-    /// end when the gateway cannot be reached at the start
+    /// end when the gateway cannot be reached at the start (default: try again)
     #[argh(switch)]
     pub require_gateway: bool,
-    /// port of a local health check, 0: none (default: 0)
-    #[argh(option, default = "0")]
-    pub port: u16,
+    /// port of a local health check, on loopback; 0: none (default: 0)
+    #[argh(option, default = "String::from(\"0\")")]
+    pub port: String,
     /// let any web page read the local health check
     #[argh(switch)]
     pub enable_cors: bool,
-    /// path of the local health check, beside /health; repeatable
+    /// a further path of it, beside /health; repeatable
     #[argh(option)]
     pub health_endpoint: Vec<String>,
-    /// DEBUG, INFO, WARNING, ERROR or CRITICAL (default: INFO)
+    /// what is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL (default: INFO)
     #[argh(option, default = "String::from(\"INFO\")")]
     pub log_level: String,
-    /// threads that do the work (default: 1)
-    #[argh(option, default = "1")]
-    pub threads: usize,
+    /// threads that do the work, 1 to 64 (default: 1)
+    #[argh(option, default = "String::from(\"1\")")]
+    pub threads: String,
 }
 
 /// A stdio MCP server about this box, read-only: system, disks, network, processes, logs.
@@ -273,21 +273,21 @@ pub struct DeviceArgs {
 #[derive(Debug, FromArgs)]
 pub struct DemoArgs {
     /// port of the gateway, 0: any free one (default: 0)
-    #[argh(option, default = "0")]
-    pub port: u16,
-    /// end after the call
+    #[argh(option, default = "String::from(\"0\")")]
+    pub port: String,
+    /// end after the call (default: serve until Ctrl-C)
     #[argh(switch)]
     pub once: bool,
-    /// speak TLS with this private key, a PEM file; needs the next two
+    /// speak TLS: PEM file with the private key; needs the next two
     #[argh(option)]
     pub ssl_keyfile: Option<String>,
-    /// a certificate for 127.0.0.1, a PEM file
+    /// PEM file with a certificate for 127.0.0.1
     #[argh(option)]
     pub ssl_certfile: Option<String>,
-    /// the authority that it comes from, a PEM file
+    /// PEM file with the authority that it comes from
     #[argh(option)]
     pub ssl_ca_cert: Option<String>,
-    /// DEBUG, INFO, WARNING, ERROR or CRITICAL (default: WARNING)
+    /// what is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL (default: WARNING)
     #[argh(option, default = "String::from(\"WARNING\")")]
     pub log_level: String,
 }

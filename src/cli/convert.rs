@@ -1,21 +1,22 @@
-//! From flags to configuration: each value checked, each complaint naming its flag and never a secret.
+//! From flags to configuration: which flags go together, and what stands where none was given. One value is read in
+//! `values`.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use log::LevelFilter;
 
 use super::{
     Command,
     args::{DemoArgs, DeviceArgs, GatewayArgs, RegisterArgs},
+    values,
 };
 use crate::{
     auth::rule::{self, Rule},
     command::CommandLine,
-    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
+    config::{ClientTls, GatewayConfig, RegisterConfig, ServerTls},
     demo, device,
     fault::Fault,
-    http::vocab::Url,
-    limits::{MAX_SESSIONS, SERVER_ID},
+    limits::{COUNT, MAX_SESSIONS},
     net::random,
     router::REGISTER_PATH,
     secret::Secret,
@@ -24,31 +25,31 @@ use crate::{
 
 /// `mcpport gateway`.
 pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) -> Result<Command, Fault> {
-    let level = if args.debug { LevelFilter::Debug } else { level(&args.log_level)? };
+    let level = if args.debug { LevelFilter::Debug } else { values::level(&args.log_level)? };
     let tokens = tokens(&args, environment("MCP_GATEWAY_AUTH_TOKENS"))?;
     let tls = server_tls(&args)?;
     let mut limits = super::limits::gateway(&args)?;
     let (host, ipv6) = host(args.host, args.ipv6);
-    limits.link.resume_window = window("--resume-window", &args.resume_window)?;
+    limits.link.resume_window = values::window("--resume-window", &args.resume_window)?;
     let config = GatewayConfig {
         host,
-        port: args.port,
+        port: values::number("--port", &args.port, 0..=u16::MAX)?,
         ipv6,
-        timeout_rpc: duration("--timeout-rpc", &args.timeout_rpc)?,
-        timeout_run_tool: duration("--timeout-run-tool", &args.timeout_run_tool)?,
-        sse_path: path("--sse-path", &args.sse_path)?,
-        mcp_path: path("--mcp-path", &args.mcp_path)?,
-        messages_path: messages_path(&args.messages_path)?,
-        health_path: path("--health-endpoint", &args.health_endpoint)?,
-        status_path: path("--status-path", &args.status_path)?,
+        timeout_rpc: values::duration("--timeout-rpc", &args.timeout_rpc)?,
+        timeout_run_tool: values::duration("--timeout-run-tool", &args.timeout_run_tool)?,
+        sse_path: values::path("--sse-path", &args.sse_path)?,
+        mcp_path: values::path("--mcp-path", &args.mcp_path)?,
+        messages_path: values::messages_path(&args.messages_path)?,
+        health_path: values::path("--health-endpoint", &args.health_endpoint)?,
+        status_path: values::path("--status-path", &args.status_path)?,
         tokens,
         token_file: args.auth_token_file.map(PathBuf::from),
-        trusted_proxies: proxies(&args.trusted_proxy)?,
+        trusted_proxies: values::each(&args.trusted_proxy, values::proxy)?,
         tls,
-        allow_origins: args.allow_origin,
-        public_hosts: args.public_host,
+        allow_origins: values::each(&args.allow_origin, values::origin)?,
+        public_hosts: values::each(&args.public_host, values::public_host)?,
         cors: args.enable_cors,
-        threads: threads(args.threads)?,
+        threads: values::threads(&args.threads)?,
         limits,
     };
     distinct(&config)?;
@@ -58,45 +59,32 @@ pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) 
 /// `mcpport register`.
 pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
     let limits = super::limits::register(&args)?;
-    let longest = limits.catalog.server_name;
-    if !text::is_name(&args.server_name, longest) {
-        return Err(Fault::usage(format!(
-            "--server-name {}: only A-Z a-z 0-9 _ . - are allowed, and at most {longest} of them",
-            text::show(&args.server_name)
-        )));
-    }
-    let command = CommandLine::parse(&args.stdio).map_err(|why| Fault::usage(format!("--stdio: {why}")))?;
-    let id = match &args.server_id {
-        Some(id) if id.is_empty() || id.len() > SERVER_ID || id.chars().any(char::is_control) => {
-            let why = format!("--server-id: a plain text of at most {SERVER_ID} characters is needed");
-            return Err(Fault::usage(why));
-        }
-        Some(id) => id.clone(),
-        None => text::uuid(random::bytes().map_err(|error| Fault::run(format!("no randomness: {error}")))?),
-    };
+    let name = values::server_name(&args.server_name, limits.catalog.server_name)?;
+    let command = command(args.stdio.as_deref())?;
+    let id = args.server_id.as_deref().map_or_else(random::uuid, values::server_id)?;
     let mut health_paths = vec!["/health".to_owned()];
     for given in &args.health_endpoint {
-        health_paths.push(path("--health-endpoint", given)?);
+        health_paths.push(values::path("--health-endpoint", given)?);
     }
     let tls = client_tls(&args)?;
     let sessions = sessions(&args)?;
     let config = RegisterConfig {
         command,
-        gateway: gateway_url(&args.gateway_url)?,
-        name: args.server_name,
+        gateway: values::gateway_url(&args.gateway_url)?,
+        name,
         id,
-        headers: args.header.iter().map(|header| self::header(header)).collect::<Result<_, _>>()?,
+        headers: values::each(&args.header, values::header)?,
         tls,
         sessions,
-        restart: restart(&args.restart)?,
+        restart: values::restart(&args.restart)?,
         require_gateway: args.require_gateway,
-        port: args.port,
+        port: values::number("--port", &args.port, 0..=u16::MAX)?,
         cors: args.enable_cors,
         health_paths,
-        threads: threads(args.threads)?,
+        threads: values::threads(&args.threads)?,
         limits,
     };
-    Ok(Command::Register(Box::new(config), level(&args.log_level)?))
+    Ok(Command::Register(Box::new(config), values::level(&args.log_level)?))
 }
 
 /// `mcpport device`.
@@ -114,20 +102,8 @@ pub fn demo(args: DemoArgs) -> Result<Command, Fault> {
         }),
         _ => return Err(Fault::usage("--ssl-keyfile, --ssl-certfile and --ssl-ca-cert go together")),
     };
-    Ok(Command::Demo(demo::Options { port: args.port, once: args.once, tls }, level(&args.log_level)?))
-}
-
-fn level(typed: &str) -> Result<LevelFilter, Fault> {
-    match typed.to_ascii_uppercase().as_str() {
-        "DEBUG" => Ok(LevelFilter::Debug),
-        "INFO" => Ok(LevelFilter::Info),
-        "WARNING" | "WARN" => Ok(LevelFilter::Warn),
-        "ERROR" | "CRITICAL" => Ok(LevelFilter::Error),
-        _ => Err(Fault::usage(format!(
-            "--log-level {}: one of DEBUG, INFO, WARNING, ERROR, CRITICAL is needed",
-            text::show(typed)
-        ))),
-    }
+    let port = values::number("--port", &args.port, 0..=u16::MAX)?;
+    Ok(Command::Demo(demo::Options { port, once: args.once, tls }, values::level(&args.log_level)?))
 }
 
 /// A wildcard of IPv6 takes IPv4 as well; an IPv4 wildcard takes IPv6 when that is asked for.
@@ -137,34 +113,6 @@ fn host(typed: Option<String>, ipv6: bool) -> (Option<String>, bool) {
         Some("0.0.0.0") if ipv6 => (Some("::".into()), true),
         _ => (typed, ipv6),
     }
-}
-
-fn duration(flag: &str, typed: &str) -> Result<Duration, Fault> {
-    text::duration(typed).filter(|time| !time.is_zero()).ok_or_else(|| {
-        Fault::usage(format!("{flag} {}: a time like 10, 10s, 500ms or 2m is needed", text::show(typed)))
-    })
-}
-
-/// A time that may be none.
-fn window(flag: &str, typed: &str) -> Result<Duration, Fault> {
-    text::duration(typed).ok_or_else(|| {
-        Fault::usage(format!("{flag} {}: a time like 30, 30s or 2m is needed, or 0", text::show(typed)))
-    })
-}
-
-fn path(flag: &str, typed: &str) -> Result<String, Fault> {
-    let plain =
-        |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'"' | b'<' | b'>' | b'\\');
-    if typed.starts_with('/') && typed.bytes().all(plain) {
-        return Ok(typed.to_owned());
-    }
-    Err(Fault::usage(format!("{flag} {}: a path is needed, such as /sse", text::show(typed))))
-}
-
-/// Both with and without a trailing slash are served.
-fn messages_path(typed: &str) -> Result<String, Fault> {
-    let path = path("--messages-path", typed)?;
-    Ok(path.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(&path).to_owned())
 }
 
 fn distinct(config: &GatewayConfig) -> Result<(), Fault> {
@@ -184,8 +132,10 @@ fn distinct(config: &GatewayConfig) -> Result<(), Fault> {
     Ok(())
 }
 
-fn threads(typed: usize) -> Result<usize, Fault> {
-    if (1..=64).contains(&typed) { Ok(typed) } else { Err(Fault::usage("--threads: 1 to 64 are allowed")) }
+fn command(typed: Option<&str>) -> Result<CommandLine, Fault> {
+    let needed = "--stdio is needed: the server's command, such as --stdio \"mcpport device\"";
+    let typed = typed.ok_or_else(|| Fault::usage(needed))?;
+    CommandLine::parse(typed).map_err(|why| Fault::usage(format!("--stdio: {why}")))
 }
 
 /// The tokens from flags and from the environment. Those of the file are read when the gateway starts.
@@ -199,15 +149,6 @@ fn tokens(args: &GatewayArgs, environment: Option<String>) -> Result<Vec<Secret>
         tokens.push(Secret::new(typed));
     }
     Ok(tokens)
-}
-
-fn proxies(typed: &[String]) -> Result<Vec<IpAddr>, Fault> {
-    let address = |typed: &String| typed.parse::<IpAddr>().map(|address| address.to_canonical());
-    let all = typed.iter().map(|typed| {
-        let why = || format!("--trusted-proxy {}: an address such as 127.0.0.1 is needed", text::show(typed));
-        address(typed).map_err(|_| Fault::usage(why()))
-    });
-    all.collect()
 }
 
 fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, Fault> {
@@ -233,26 +174,14 @@ fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, Fault> {
 }
 
 fn sessions(args: &RegisterArgs) -> Result<Option<u32>, Fault> {
-    match (args.sessions.as_str(), args.max_sessions) {
+    match (args.sessions.as_str(), &args.max_sessions) {
         ("shared", None) => Ok(None),
         ("shared", Some(_)) => Err(Fault::usage("--max-sessions has no effect without --sessions isolated")),
-        ("isolated", Some(0)) => Err(Fault::usage("--max-sessions: at least 1 is needed")),
-        ("isolated", most) => Ok(Some(most.unwrap_or(MAX_SESSIONS))),
+        ("isolated", None) => Ok(Some(MAX_SESSIONS)),
+        ("isolated", Some(most)) => values::number("--max-sessions", most, 1..=COUNT as u32).map(Some),
         (other, _) => {
             Err(Fault::usage(format!("--sessions {}: shared or isolated is needed", text::show(other))))
         }
-    }
-}
-
-fn restart(typed: &str) -> Result<Restart, Fault> {
-    match typed {
-        "never" => Ok(Restart::Never),
-        "on-failure" => Ok(Restart::OnFailure),
-        "always" => Ok(Restart::Always),
-        other => Err(Fault::usage(format!(
-            "--restart {}: never, on-failure or always is needed",
-            text::show(other)
-        ))),
     }
 }
 
@@ -270,47 +199,4 @@ fn client_tls(args: &RegisterArgs) -> Result<ClientTls, Fault> {
         ca: args.ssl_ca_cert.as_ref().map(PathBuf::from),
         identity,
     })
-}
-
-/// The URL itself is not repeated in complaints: people put secrets into URLs.
-fn gateway_url(typed: &str) -> Result<GatewayUrl, Fault> {
-    let bad =
-        |why: &str| Fault::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"));
-    if !typed.is_ascii() {
-        return Err(bad("a URL in ASCII is needed, names of other scripts in their xn-- form"));
-    }
-    let url = Url::parse(typed).map_err(|error| bad(&format!("a URL is needed ({error})")))?;
-    let tls = match url.scheme() {
-        "ws" | "http" => false,
-        "wss" | "https" => true,
-        _ => return Err(bad("a ws:// or wss:// URL is needed")),
-    };
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(Fault::usage(
-            "--gateway-url: no user or password is sent; use --header \"Authorization: Bearer TOKEN\"",
-        ));
-    }
-    let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
-        return Err(bad("a URL with a host is needed"));
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let port = url.port().unwrap_or(if tls { 443 } else { 80 });
-    let path = if url.path() == "/" { REGISTER_PATH } else { url.path() };
-    let target = url.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
-    Ok(GatewayUrl { tls, host, port, target })
-}
-
-fn header(typed: &str) -> Result<(String, Secret), Fault> {
-    let bad = || Fault::usage("--header: the form is \"Key: Value\"");
-    let (key, value) = typed.split_once(':').ok_or_else(bad)?;
-    let (key, value) = (key.trim(), value.trim());
-    let reserved = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
-    let own = key.to_ascii_lowercase();
-    if key.is_empty() || value.is_empty() {
-        return Err(bad());
-    }
-    if reserved.contains(&own.as_str()) || own.starts_with("sec-websocket") {
-        return Err(Fault::usage(format!("--header {}: this field is ours to set", text::show(key))));
-    }
-    Ok((key.to_owned(), Secret::new(value)))
 }

@@ -2,7 +2,10 @@
 
 use std::ops::RangeInclusive;
 
-use super::args::{GatewayArgs, RegisterArgs};
+use super::{
+    args::{GatewayArgs, RegisterArgs},
+    values::number,
+};
 use crate::{
     fault::Fault,
     limits::{COUNT, FRAME_EXTRA, Limits, MESSAGE_BYTES},
@@ -16,20 +19,20 @@ use crate::{
 pub fn gateway(args: &GatewayArgs) -> Result<Limits, Fault> {
     let mut limits = Limits::default();
     let (http, session, link) = (&mut limits.http, &mut limits.session, &mut limits.link);
-    set(&mut http.connections, "--max-connections", args.max_connections)?;
+    set(&mut http.connections, "--max-connections", &args.max_connections)?;
     http.connections_from_loopback = http.connections;
     // Those that speak must not be kept out by those that do not.
     http.connections_unknown = http.connections_unknown.min(http.connections.div_ceil(4));
     set(
         &mut http.connections_per_address,
         "--max-connections-per-address",
-        args.max_connections_per_address,
+        &args.max_connections_per_address,
     )?;
-    set(&mut link.links, "--max-links", args.max_links)?;
-    set(&mut session.sessions, "--max-client-sessions", args.max_client_sessions)?;
-    set(&mut session.per_principal, "--max-sessions-per-token", args.max_sessions_per_token)?;
-    set(&mut session.in_flight, "--max-calls-per-session", args.max_calls_per_session)?;
-    set(&mut link.in_flight, "--max-calls-per-server", args.max_calls_per_server)?;
+    set(&mut link.links, "--max-links", &args.max_links)?;
+    set(&mut session.sessions, "--max-client-sessions", &args.max_client_sessions)?;
+    set(&mut session.per_principal, "--max-sessions-per-token", &args.max_sessions_per_token)?;
+    set(&mut session.in_flight, "--max-calls-per-session", &args.max_calls_per_session)?;
+    set(&mut link.in_flight, "--max-calls-per-server", &args.max_calls_per_server)?;
     if let Some(typed) = &args.max_message_bytes {
         http.body_bytes = bytes(typed)?;
         link.message_bytes = http.body_bytes + FRAME_EXTRA;
@@ -50,16 +53,11 @@ pub fn register(args: &RegisterArgs) -> Result<Limits, Fault> {
     Ok(limits)
 }
 
-fn set(limit: &mut usize, flag: &str, given: Option<usize>) -> Result<(), Fault> {
-    match given {
-        None => Ok(()),
-        Some(0) => Err(Fault::usage(format!("{flag}: at least 1 is needed"))),
-        Some(many) if many > COUNT => Err(Fault::usage(format!("{flag}: at most {COUNT} can be"))),
-        Some(many) => {
-            *limit = many;
-            Ok(())
-        }
+fn set(limit: &mut usize, flag: &str, given: &Option<String>) -> Result<(), Fault> {
+    if let Some(typed) = given {
+        *limit = number(flag, typed, 1..=COUNT)?;
     }
+    Ok(())
 }
 
 fn bytes(typed: &str) -> Result<usize, Fault> {

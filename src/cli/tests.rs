@@ -36,6 +36,7 @@ fn fault(line: &[&str]) -> String {
 #[test]
 fn gateway_defaults() {
     let (config, level) = gateway(&[], &[]);
+    assert_eq!(format!("{config:?}"), format!("{:?}", GatewayConfig::default()));
     assert_eq!((config.host, config.port, level), (None, 8765, log::LevelFilter::Info));
     assert_eq!(config.timeout_rpc, Duration::from_secs(10));
     assert_eq!(config.timeout_run_tool, Duration::from_secs(120));
@@ -66,9 +67,9 @@ fn limits() {
     assert_eq!(edge.child.line_bytes, 16 << 20);
     assert!(edge.link.message_bytes > 16 << 20);
     for (line, words) in [
-        (&["gateway", "--max-links", "0"][..], "--max-links: at least 1"),
-        (&["gateway", "--max-connections", "9999999"], "--max-connections: at most"),
-        (&["gateway", "--max-connections", "many"], "--max-connections"),
+        (&["gateway", "--max-links", "0"][..], "--max-links 0: a number from 1 to 1000000 is needed"),
+        (&["gateway", "--max-connections", "9999999"], "--max-connections 9999999: a number from 1 to"),
+        (&["gateway", "--max-connections", "many"], "--max-connections many: a number from 1 to"),
         (
             &["gateway", "--max-message-bytes", "1K"],
             "--max-message-bytes 1K: a size like 4M is needed, from 64K",
@@ -131,7 +132,46 @@ fn gateway_urls() {
     assert_eq!(register(&[]).gateway.to_string(), "ws://localhost:8765/mcp/register");
     assert_eq!(url("wss://gw.example"), "wss://gw.example:443/mcp/register");
     assert_eq!(url("ws://[::1]:5/x?token=secret"), "ws://[::1]:5/x");
-    assert_eq!(register(&["--gateway-url", "ws://h/x?a=b"]).gateway.target, "/x?a=b");
+    for (typed, meant) in [
+        (" WSS://GW.Example ", "wss://gw.example:443/mcp/register"),
+        ("https://h:", "wss://h:443/mcp/register"),
+        ("http://h:1/#part", "ws://h:1/mcp/register"),
+        ("ws://h?a=/b", "ws://h:80/mcp/register"),
+        ("ws://192.0.2.7:65535/a/b%20c", "ws://192.0.2.7:65535/a/b%20c"),
+        ("ws://[2001:DB8:0::1]/", "ws://[2001:db8::1]:80/mcp/register"),
+    ] {
+        assert_eq!(url(typed), meant, "{typed}");
+    }
+    let target = |typed| register(&["--gateway-url", typed]).gateway.target;
+    assert_eq!(target("ws://h/x?a=b"), "/x?a=b");
+    assert_eq!(target("ws://h?a=/b"), "/mcp/register?a=/b");
+    for wrong in [
+        "ws:/h",
+        "ws://",
+        "ws:///x",
+        "ws://:80",
+        "ws://h:0",
+        "ws://h:65536",
+        "ws://h:+5",
+        "ws://h:-5",
+        "ws://h:5x",
+        "ws://h h",
+        "ws://[::1",
+        "ws://[::1]5",
+        "ws://[h]",
+        "ws://::1",
+        "ws://h/a b",
+        "ws://h/\"",
+        "ws://h/\\",
+        "ws://h%41",
+        "ws://h/\r\nX: y",
+    ] {
+        let typed = ["register", "--stdio", "a", "--gateway-url", wrong];
+        assert!(
+            matches!(run(&typed, &[]), Err(Fault::Usage(why)) if why.contains("--gateway-url")),
+            "{wrong}"
+        );
+    }
 }
 
 #[test]
@@ -153,8 +193,18 @@ fn register_values() {
 fn complaints_name_the_flag_and_no_secret() {
     for (line, why) in [
         (vec!["gateway", "--nonsense"], "--nonsense"),
-        (vec!["gateway", "--port"], "--port"),
-        (vec!["gateway", "--port", "70000"], "port"),
+        (vec!["gateway", "--"], "unknown flag --; see mcpport gateway --help"),
+        (vec!["r", "--server-n", "x"], "unknown flag --server-n; is it --server-name? see mcpport register"),
+        (vec!["gateway", "--port"], "--port: a value is needed"),
+        (vec!["gateway", "--port", "70000"], "--port 70000: a number from 0 to 65535 is needed"),
+        (vec!["demo", "--port", "x"], "--port x: a number from 0 to 65535 is needed"),
+        (
+            vec!["gateway", "-p"],
+            "unknown flag -p; is the value before it without its quotes? see mcpport gateway",
+        ),
+        (vec!["gateway", "--allow-origin", "app.example"], "--allow-origin app.example: an origin such as"),
+        (vec!["gateway", "--allow-origin", "https://app.example/"], "without a path"),
+        (vec!["gateway", "--public-host", "https://gw.example"], "--public-host https://gw.example: a name"),
         (vec!["gateway", "--timeout-rpc", "soon"], "--timeout-rpc soon"),
         (vec!["gateway", "--timeout-rpc", "0"], "--timeout-rpc"),
         (vec!["gateway", "--log-level", "LOUD"], "--log-level LOUD"),
@@ -166,8 +216,12 @@ fn complaints_name_the_flag_and_no_secret() {
         (vec!["gateway", "--auth-token", "clients:canary"], "--auth-token"),
         (vec!["gateway", "--auth-token", "sha256:canary"], "64 hexadecimal digits"),
         (vec!["gateway", "--auth-token", "register[canary,]:x"], "names of A-Z"),
-        (vec!["gateway", "--threads", "0"], "--threads"),
-        (vec!["register"], "--stdio"),
+        (vec!["gateway", "--threads", "0"], "--threads 0: a number from 1 to 64 is needed"),
+        (
+            vec!["r", "--stdio", "a", "--sessions=isolated", "--max-sessions", "0"],
+            "--max-sessions 0: a number",
+        ),
+        (vec!["register"], "--stdio is needed: the server's command"),
         (vec!["register", "--stdio", ""], "--stdio"),
         (vec!["register", "--stdio", "a 'b"], "--stdio"),
         (vec!["register", "--stdio", "a", "--server-name", "a b"], "--server-name a b"),
@@ -210,6 +264,47 @@ fn every_flag_is_in_the_help_and_the_other_way_round() {
         known.sort_unstable();
         assert_eq!(listed, known, "{command}");
     }
+}
+
+#[test]
+fn the_readme_tells_every_flag() {
+    let readme = include_str!("../../README.md");
+    let table = |command: &str| {
+        let rest = readme.split_once(&format!("`mcpport {command}` (or `")).expect("a table of its flags").1;
+        rest.split_once("\n`mcpport ").expect("what follows the table").0
+    };
+    for (command, flags) in [("gateway", args::GATEWAY), ("register", args::REGISTER)] {
+        for flag in flags {
+            assert!(table(command).contains(&format!("`--{}`", flag.name)), "{command} --{}", flag.name);
+        }
+    }
+}
+
+#[test]
+fn help_fits_a_terminal_and_is_found_either_way() {
+    let print = |line: &[&str]| match run(line, &[]) {
+        Ok(Command::Print(text)) => text,
+        other => panic!("{other:?}"),
+    };
+    for command in ["gateway", "register", "device", "demo"] {
+        let help = print(&[command, "--help"]);
+        assert_eq!(help, print(&["help", command]));
+        assert!(help.starts_with(&format!("Usage: mcpport {command}")), "{help}");
+        assert!(help.contains("MCPPORT_SOME_FLAG"), "{help}");
+        for line in help.lines() {
+            assert!(line.chars().count() <= 100, "{command}: {line}");
+        }
+    }
+    assert!(print(&["help", "help"]).contains("register, r"));
+    assert!(fault(&["help", "canary"]).contains("unknown command"));
+}
+
+#[test]
+fn origins_and_hosts_as_browsers_send_them() {
+    let typed = ["https://app.example:8443", "vscode-webview://x", "null", "*"];
+    let line = typed.map(|origin| format!("--allow-origin={origin}"));
+    assert_eq!(gateway(&line.each_ref().map(String::as_str), &[]).0.allow_origins, typed);
+    assert_eq!(gateway(&["--public-host", "gw.example:8765"], &[]).0.public_hosts, ["gw.example:8765"]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::machine::{Machine, Space};
-use super::tools::Report;
+use super::report::Report;
 use super::words::{bytes, field, list, object};
 use crate::text::show;
 

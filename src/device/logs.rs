@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use super::machine::Machine;
-use super::tools::{Arguments, Refusal, Report};
+use super::report::{Arguments, Refusal, Report};
 use super::words::{bytes, field, list, object};
 use crate::limits::DeviceLimits;
 use crate::text::show;

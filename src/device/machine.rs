@@ -5,11 +5,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::netlink;
+use super::netlink::{self, Address};
 use crate::limits::DeviceLimits;
 
 /// A box: this one, or one that a test made up.
@@ -54,17 +53,6 @@ pub struct Space {
     pub inodes: u64,
     /// Of those, free.
     pub inodes_free: u64,
-}
-
-/// One address of an interface.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Address {
-    /// The kernel's number of the interface.
-    pub interface: u32,
-    /// The address.
-    pub ip: IpAddr,
-    /// Bits of its network.
-    pub prefix: u8,
 }
 
 impl Machine {

@@ -9,10 +9,11 @@
 //! |---|---|
 //! | `mod` | standard input to standard output |
 //! | [`server`] | the protocol: one line in, at most one line out |
-//! | `tools` | the table of tools; arguments and refusals |
+//! | `tools` | the table of tools |
+//! | `report` | what a tool is given and gives: arguments, report, refusal |
 //! | [`machine`] | where facts come from: a root folder and a few system calls, both replaceable in a test |
 //! | `system`, `disks`, `network`, `processes`, `logs` | one subject each: parser, report, schema |
-//! | `netlink` | the kernel's list of addresses, as bytes |
+//! | [`netlink`] | the kernel's list of addresses, as bytes |
 //! | `words` | sizes and times for people; pieces of JSON schema |
 
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -24,9 +25,10 @@ use crate::limits::DeviceLimits;
 mod disks;
 mod logs;
 pub mod machine;
-mod netlink;
+pub mod netlink;
 mod network;
 mod processes;
+mod report;
 pub mod server;
 mod system;
 mod tools;

@@ -10,7 +10,6 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
 
-use super::machine::Address;
 use crate::limits::DeviceLimits;
 
 /// Lengths of the fixed heads, and the alignment of what follows them.
@@ -30,6 +29,17 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+
+/// One address of an interface.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Address {
+    /// The kernel's number of the interface.
+    pub interface: u32,
+    /// The address.
+    pub ip: IpAddr,
+    /// Bits of its network.
+    pub prefix: u8,
+}
 
 /// Asks the kernel for the addresses of all interfaces; at most `limits.entries` are kept.
 ///

@@ -5,8 +5,9 @@
 
 use serde_json::{Value, json};
 
-use super::machine::{Address, Machine};
-use super::tools::Report;
+use super::machine::Machine;
+use super::netlink::Address;
+use super::report::Report;
 use super::words::{bytes, field, list, maybe, object};
 use crate::text::show;
 

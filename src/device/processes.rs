@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::machine::Machine;
-use super::tools::{Arguments, Refusal, Report};
+use super::report::{Arguments, Refusal, Report};
 use super::words::{bytes, field, list, object, span};
 use crate::limits::DeviceLimits;
 use crate::text::show;

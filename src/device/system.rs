@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 
 use super::machine::Machine;
-use super::tools::Report;
+use super::report::Report;
 use super::words::{bytes, bytes_or_unknown, field, list, maybe, object, span};
 use crate::text::show;
 

@@ -136,19 +136,20 @@ impl Client {
     /// Queues a message that belongs to no request. In the Streamable transport a client has to ask for the stream of
     /// such messages; before it does, they are for nobody.
     pub fn send(&self, message: String, stats: &Stats) {
-        if self.legacy || self.streams.was_listened_to() {
-            self.keep(message, stats);
-        }
-    }
-
-    /// Queues a message even if nobody listens yet: a question, which somebody waits to have answered.
-    pub fn keep(&self, message: String, stats: &Stats) {
-        if self.legacy {
-            self.outbox().send(message, stats);
-        } else if self.outbox.send(message) == Err(Refused::Full) {
+        if (self.legacy || self.streams.was_listened_to()) && !self.keep(message, stats) {
             // Its stream rests, or is not read; the session goes on without this message.
             log::debug!("client {}: a message found no room on its stream", self.name());
         }
+    }
+
+    /// Queues a message even if nobody listens yet: a question, which somebody waits to have answered. False: there is
+    /// no room for it.
+    pub fn keep(&self, message: String, stats: &Stats) -> bool {
+        if self.legacy {
+            self.outbox().send(message, stats);
+            return true;
+        }
+        self.outbox.send(message) != Err(Refused::Full)
     }
 
     /// Ends the client's event stream, after what is queued.
@@ -181,8 +182,12 @@ impl Client {
     /// The session is initialized with this version. False when it was before.
     pub fn initialized(&self, version: &str) -> bool {
         let mut facts = self.facts();
+        if facts.initialized {
+            return false;
+        }
         version.clone_into(&mut facts.version);
-        !std::mem::replace(&mut facts.initialized, true)
+        facts.initialized = true;
+        true
     }
 
     /// Whether notifications may be sent to it.

@@ -165,7 +165,9 @@ impl Connection {
         };
         let fields = request.fields("authorization");
         let from = origin(peer.ip(), &gateway.config.trusted_proxies, request.fields("x-forwarded-for"));
-        let asking = Asking { from, fields, proven: self.proven, owner: &owner };
+        // Over the connections of a proxy comes everybody, so who was let in there says nothing of who asks next.
+        let proven = self.proven.filter(|_| !gateway.config.trusted_proxies.contains(&peer.ip()));
+        let asking = Asking { from, fields, proven, owner: &owner };
         let checked = gateway.keys.check(Instant::now(), asking);
         match checked {
             Ok(grant) => {

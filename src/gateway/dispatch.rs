@@ -37,10 +37,13 @@ impl Gateway {
         match message.kind() {
             MessageKind::Request => {
                 let id = message.id().unwrap_or_default();
-                let answer = if id.len() > limits::ID_BYTES {
-                    Err((jsonrpc::INVALID_REQUEST, "the request id is too long".into()))
-                } else {
-                    self.request(client, message, reply)
+                let too_long =
+                    |what: &str| Err((jsonrpc::INVALID_REQUEST, format!("the {what} is too long")));
+                // Both are kept while the call runs.
+                let answer = match () {
+                    () if id.len() > limits::ID_BYTES => too_long("request id"),
+                    () if message.method().len() > limits::METHOD_BYTES => too_long("method"),
+                    () => self.request(client, message, reply),
                 };
                 match answer {
                     Ok(Answer::Now(result)) => reply.finish(jsonrpc::result(id, &result), &self.stats),
@@ -348,6 +351,10 @@ pub fn declined(why: Declined, server: &str) -> Problem {
         Declined::Server => (
             jsonrpc::BUSY,
             format!("server '{server}' has too many calls under way (--max-calls-per-server)"),
+        ),
+        Declined::Starting => (
+            jsonrpc::BUSY,
+            format!("too much waits already for the session's process of server '{server}' to start"),
         ),
         Declined::Link => (jsonrpc::BUSY, format!("the link to server '{server}' does not keep up")),
         Declined::Gone => (jsonrpc::INTERNAL_ERROR, format!("server '{server}' went away")),

@@ -1,6 +1,6 @@
 //! What goes to one server, and what comes from it unasked.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
@@ -78,6 +78,12 @@ impl Gateway {
         let mut added = None;
         match message.method() {
             "resources/subscribe" => {
+                // It is kept as long as the session.
+                let longest = self.config.limits.catalog.uri;
+                if own.chars().count() > longest {
+                    let why = format!("the URI is too long to subscribe to: more than {longest} characters");
+                    return Err((jsonrpc::INVALID_PARAMS, why));
+                }
                 // A process that begins is told what its client wanted before, and then this.
                 self.process(client, upstream).map_err(|why| declined(why, upstream.name()))?;
                 let mut subscriptions = self.subscriptions();
@@ -110,10 +116,20 @@ impl Gateway {
         passed
     }
 
-    /// A server has answered. What it does not tell of is not counted as a wish.
+    /// A server has answered. What it does not tell of is not counted as a wish; and another log level may be wanted by
+    /// now than the one that it was asked for.
     pub fn settle(&self, upstream: &Upstream, pending: &Pending<Caller>, answer: &Message<'_>) {
-        if let (Caller::Client(client, id, _), "resources/subscribe") = (&pending.caller, &*pending.method) {
-            self.subscriptions().settle(upstream.name(), client.id(), id, answer.error().is_none());
+        match (&pending.caller, &*pending.method) {
+            (Caller::Client(client, id, _), "resources/subscribe") => {
+                self.subscriptions().settle(upstream.name(), client.id(), id, answer.error().is_none());
+            }
+            (Caller::Nobody, "logging/setLevel") => match upstream.private() {
+                None => self.tell_level(upstream),
+                Some(private) => {
+                    private.client.upgrade().iter().for_each(|client| self.tell_own_level(client, upstream));
+                }
+            },
+            _ => {}
         }
     }
 
@@ -130,8 +146,9 @@ impl Gateway {
         }
     }
 
-    /// A server is back: it is asked anew for what sessions want to hear, and for their log level.
-    pub fn resume_wishes(&self, upstream: &Arc<Upstream>) {
+    /// A server is back: it is asked anew for the log level of its sessions. Gives the resources that it is to be asked for
+    /// as well.
+    pub fn resume_wishes(&self, upstream: &Arc<Upstream>) -> Vec<String> {
         let _ordered = self.wishes();
         if upstream.isolation().is_some() {
             // The processes that knew it are gone with the old link.
@@ -146,18 +163,40 @@ impl Gateway {
                     );
                 }
             }
-            return;
+            return Vec::new();
         }
-        let wanted = self.subscriptions().of_server(upstream.name());
-        for own in wanted {
-            let params = format!("{{\"uri\":{}}}", quote(&own));
-            upstream.tell(Instant::now(), "resources/subscribe", &params, self.config.timeout_rpc);
-        }
+        upstream.forget_level();
         self.tell_level(upstream);
         // Sessions at its own endpoint have seen it before, when it may have offered something else.
         for kind in [Kind::Tool, Kind::Prompt, Kind::Resource] {
             if upstream.has(kind.capability()) {
                 self.tell_own(upstream, &jsonrpc::notification(kind.changed(), None));
+            }
+        }
+        self.subscriptions().of_server(upstream.name())
+    }
+
+    /// Asks a server for the first of these resources, as long as only a few such requests are under way: there may be more
+    /// of them than calls and frames have room.
+    pub fn tell_wishes(&self, now: Instant, upstream: &Upstream, wishes: &mut VecDeque<String>) {
+        if wishes.is_empty() {
+            return;
+        }
+        // Nobody takes a wish back between the look and the request.
+        let _ordered = self.wishes();
+        let is_wish = |pending: &Pending<Caller>| {
+            matches!(pending.caller, Caller::Nobody) && &*pending.method == "resources/subscribe"
+        };
+        loop {
+            let under_way = upstream.mux().count(is_wish);
+            if under_way >= limits::WISHES {
+                return;
+            }
+            let Some(own) = wishes.pop_front() else { return };
+            let wanted = self.subscriptions().is_wanted(upstream.name(), &own);
+            if wanted && !upstream.subscribe(now, &own, self.config.timeout_rpc) {
+                wishes.push_front(own);
+                return;
             }
         }
     }
@@ -173,8 +212,7 @@ impl Gateway {
     pub fn tell_level(&self, upstream: &Upstream) {
         let lowest = self.audience(upstream.name()).iter().filter_map(|client| client.facts().level).min();
         if let Some(level) = lowest.filter(|_| upstream.has("logging")) {
-            let params = format!("{{\"level\":\"{}\"}}", level.name());
-            upstream.tell(Instant::now(), "logging/setLevel", &params, self.config.timeout_rpc);
+            upstream.tell_level(Instant::now(), level, self.config.timeout_rpc);
         }
     }
 

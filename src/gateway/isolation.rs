@@ -17,10 +17,10 @@ use super::{
 };
 use crate::{
     jsonrpc::{self, Kind, Message, quote},
+    limits,
     mcp::conversation::error_text,
     net::queue::Refused,
-    session::{self, TooMany},
-    text,
+    session, text,
     tunnel::{mux::Step, rewrite},
 };
 
@@ -116,14 +116,15 @@ impl Gateway {
 
     /// What the client of a new process has asked for before: its log level, and changes of resources.
     fn first_wishes(&self, now: Instant, client: &Client, process: &Upstream) -> Vec<String> {
+        let patience = self.config.timeout_rpc;
         let level = client.facts().level.filter(|_| process.has("logging"));
-        let level = level.map(|level| ("logging/setLevel", format!("{{\"level\":\"{}\"}}", level.name())));
+        let level = level.and_then(|level| process.level_request(now, level, patience));
         let wishes = process.private().map(|private| private.wishes.as_slice()).unwrap_or_default();
-        let wishes = wishes.iter().map(|uri| ("resources/subscribe", format!("{{\"uri\":{}}}", quote(uri))));
-        let asked = level.into_iter().chain(wishes);
-        asked
-            .filter_map(|(method, params)| process.request(now, method, &params, self.config.timeout_rpc))
-            .collect()
+        let wishes = wishes.iter().filter_map(|uri| {
+            let params = format!("{{\"uri\":{}}}", quote(uri));
+            process.request(now, "resources/subscribe", &params, patience)
+        });
+        level.into_iter().chain(wishes).collect()
     }
 
     /// To the call whose token it is. A task's token outlives its call.
@@ -144,14 +145,21 @@ impl Gateway {
     /// A question of the process, under an id of ours: each process counts its own.
     fn ask_client(&self, now: Instant, client: &Client, process: &Arc<Upstream>, message: &Message<'_>) {
         let id = message.id().unwrap_or_default();
+        let refuse = |code: i64, why: &str| {
+            // A server that asks so much may miss an answer.
+            let _ = process.send_now(jsonrpc::error(id, code, why));
+        };
+        if id.len() > limits::ID_BYTES {
+            return refuse(jsonrpc::INVALID_REQUEST, "the request id is too long");
+        }
         let asked = client.asks().begin(now, process.clone(), id);
-        match asked {
-            Ok(number) => self.question(client, process, message.with_id(&number.to_string())),
-            Err(TooMany) => {
-                let error = jsonrpc::error(id, jsonrpc::BUSY, "the client has too many requests to answer");
-                // A server that asks so much may miss an answer.
-                let _ = process.send_now(error);
-            }
+        let Ok(number) = asked else {
+            return refuse(jsonrpc::BUSY, "the client has too many requests to answer");
+        };
+        let number = number.to_string();
+        if !self.question(client, process, message.with_id(&number)) {
+            client.asks().end(&number);
+            refuse(jsonrpc::BUSY, "the client does not read what it is asked");
         }
     }
 
@@ -177,8 +185,9 @@ impl Gateway {
         }
     }
 
-    /// A question to the client, or that it was taken back: such are kept until the client listens.
-    fn question(&self, client: &Client, process: &Upstream, text: String) {
+    /// A question to the client, or that it was taken back: such are kept until the client listens. False: too much waits
+    /// for the client already. That a question was taken back may be lost: its answer is nobody's then.
+    fn question(&self, client: &Client, process: &Upstream, text: String) -> bool {
         match Self::newest_reply(process) {
             Some(reply) => reply.ask(text),
             None => client.keep(text, &self.stats),
@@ -200,8 +209,7 @@ impl Gateway {
     pub fn tell_own_level(&self, client: &Client, process: &Upstream) {
         let Some(level) = client.facts().level else { return };
         if process.has("logging") {
-            let params = format!("{{\"level\":\"{}\"}}", level.name());
-            process.tell(Instant::now(), "logging/setLevel", &params, self.config.timeout_rpc);
+            process.tell_level(Instant::now(), level, self.config.timeout_rpc);
         }
     }
 

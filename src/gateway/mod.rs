@@ -288,9 +288,9 @@ fn greet(gateway: &Gateway, listeners: &[Listener], tls: bool) {
         let address = listener.local();
         let policy = &gateway.policy;
         log::info!(
-            "listening on {web}://{address}{} (messages at {})",
-            policy.sse_path,
-            policy.messages_path
+            "listening on {web}://{address}{} (for older clients: {})",
+            policy.mcp_path,
+            policy.sse_path
         );
         log::info!("registrations on {socket}://{address}{}", crate::router::REGISTER_PATH);
         if !gateway.policy.guarded && !address.ip().is_loopback() {

@@ -337,7 +337,7 @@ impl Newcomer<'_> {
         let token = if resumes { Some(Secret::new(session::id(random()?))) } else { None };
         let berth = token.clone().map(|token| Berth { token, claims: claimant });
         let sessions = registration.sessions;
-        let upstream = Upstream::new(name.clone(), limits.link.in_flight, sender, sessions, berth);
+        let upstream = Upstream::new(name.clone(), &limits.link, sender, sessions, berth);
         let key = self.enter(&id, &name, &upstream)?;
         log::info!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
         let mut line = Line::new(receiver);
@@ -380,9 +380,14 @@ impl Newcomer<'_> {
         registered.map_err(|taken| {
             let why = match taken.holder {
                 Some(holder) => {
-                    format!("the name '{name}' belongs to another server, with id {}", text::show(&holder))
+                    let holder = text::show(&holder);
+                    format!(
+                        "the name '{name}' belongs to another server, with id {holder}; choose another (--server-name)"
+                    )
                 }
-                None => format!("the name '{name}' or this server id belongs to somebody else"),
+                None => format!(
+                    "the name '{name}' or this server id belongs to somebody else; choose others (--server-name, --server-id)"
+                ),
             };
             Farewell::new(CLOSE_REFUSED, why)
         })

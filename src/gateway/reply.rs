@@ -6,7 +6,8 @@ use std::sync::{
 };
 
 use crate::{
-    jsonrpc,
+    jsonrpc::{self, Message},
+    limits,
     net::queue::{Refused, Sender},
     stats::Stats,
 };
@@ -25,6 +26,17 @@ struct Post {
     open: AtomicUsize,
     /// Something else than an answer was queued.
     other: AtomicBool,
+    /// Bytes of the answers so far, and how many they may have; the first may have more.
+    bytes: AtomicUsize,
+    most: usize,
+}
+
+impl Post {
+    /// Whether one more answer finds room.
+    fn takes(&self, more: usize) -> bool {
+        let grown = |bytes: usize| Some(bytes + more).filter(|sum| bytes == 0 || *sum <= self.most);
+        self.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, grown).is_ok()
+    }
 }
 
 impl Reply {
@@ -33,9 +45,10 @@ impl Reply {
         Self { queue, post: None }
     }
 
-    /// By the answer to a POST with so many requests.
-    pub fn post(queue: Sender<()>, requests: usize) -> Self {
-        let post = Post { open: AtomicUsize::new(requests), other: AtomicBool::new(false) };
+    /// By the answer to a POST with so many requests; beyond the first, their answers have so many bytes at most.
+    pub fn post(queue: Sender<()>, requests: usize, most: usize) -> Self {
+        let (open, other) = (AtomicUsize::new(requests), AtomicBool::new(false));
+        let post = Post { open, other, bytes: AtomicUsize::new(0), most };
         Self { queue, post: Some(Arc::new(post)) }
     }
 
@@ -64,12 +77,12 @@ impl Reply {
         }
     }
 
-    /// Queues a question to the client, which finds room in any case: a server waits for the answer, and how many there can
-    /// be is bounded elsewhere.
-    pub fn ask(&self, question: String) {
+    /// Queues a question to the client: a server waits for the answer, so other messages do not keep it out. False: the
+    /// client does not read, and too much waits for it already.
+    pub fn ask(&self, question: String) -> bool {
         self.mark();
-        // Nobody reads any more: then the session ends, and the server with it.
-        let _ = self.queue.send_anyway(question);
+        // Where nobody reads any more, the session ends, and the server with it.
+        self.queue.send_more(question, limits::ASKS) != Err(Refused::Full)
     }
 
     /// Something else than an answer is about to be queued: told before, so that nobody who finds it takes it for one.
@@ -92,6 +105,7 @@ impl Reply {
     /// Queues the answer to a request.
     pub fn finish(&self, answer: String, stats: &Stats) {
         let Some(post) = &self.post else { return self.queue_message(answer, stats) };
+        let answer = if post.takes(answer.len()) { answer } else { crowded_out(&answer) };
         // There are only so many as there were requests. Nobody may be left to read it.
         let _ = self.queue.send_anyway(answer);
         if post.open.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -105,4 +119,10 @@ impl Reply {
             self.finish(jsonrpc::error(id, jsonrpc::CANCELLED, "the client cancelled the request"), stats);
         }
     }
+}
+
+/// What is answered in the place of an answer that finds no room among those of its batch.
+fn crowded_out(answer: &str) -> String {
+    let id = Message::read(answer).ok().and_then(|message| message.id()).unwrap_or("null");
+    jsonrpc::error(id, jsonrpc::BUSY, "the answers of this batch are too large together; ask one by one")
 }

@@ -48,6 +48,8 @@ pub struct Server {
     looked: Instant,
     /// No list that changed is asked for before this.
     relist: Instant,
+    /// Resources that clients want to hear of, and that it is still to be asked for.
+    wishes: VecDeque<String>,
     /// Why it goes, once that is known.
     farewell: Option<String>,
 }
@@ -58,10 +60,10 @@ impl Peer for Server {
         self.message(&gateway, now, frame)
     }
 
-    /// The processes of single sessions are looked at now and then, if there are any.
+    /// The processes of single sessions are looked at now and then, if there are any; and so are wishes that found no room.
     fn deadline(&self) -> Option<Instant> {
-        let own = self.upstream.isolation().filter(|isolation| !isolation.is_empty());
-        let look = own.map(|_| self.looked + CHANNEL_TICK);
+        let own = self.upstream.isolation().is_some_and(|isolation| !isolation.is_empty());
+        let look = (own || !self.wishes.is_empty()).then(|| self.looked + CHANNEL_TICK);
         let relist = self.conversation.wants_relist().then_some(self.relist);
         self.upstream.mux().deadline().into_iter().chain(look).chain(relist).min()
     }
@@ -113,6 +115,7 @@ impl Server {
             tools: 0,
             looked: now,
             relist: now,
+            wishes: VecDeque::new(),
             farewell: None,
         };
         server.ask(gateway, now, ask)?;
@@ -175,6 +178,7 @@ impl Server {
             Ok(Step::Answer(pending)) => {
                 gateway.settle(&self.upstream, &pending, &message);
                 deliver(pending, &message, &gateway.stats);
+                gateway.tell_wishes(now, &self.upstream, &mut self.wishes);
                 Ok(())
             }
             Ok(Step::Progress(id, span)) => {
@@ -285,7 +289,7 @@ impl Server {
                 match next {
                     Some(ask) => self.ask(gateway, now, ask),
                     None => {
-                        self.complete(gateway);
+                        self.complete(gateway, now);
                         Ok(())
                     }
                 }
@@ -315,12 +319,13 @@ impl Server {
     }
 
     /// All that the server offers is listed.
-    fn complete(&mut self, gateway: &Gateway) {
+    fn complete(&mut self, gateway: &Gateway, now: Instant) {
         let first = !std::mem::replace(&mut self.listed, true);
         let renewed = std::mem::take(&mut self.renewed);
         // Processes of single sessions live on when the one that is listed is started anew.
         if first || (renewed && self.upstream.isolation().is_none()) {
-            gateway.resume_wishes(&self.upstream);
+            self.wishes = gateway.resume_wishes(&self.upstream).into();
+            gateway.tell_wishes(now, &self.upstream, &mut self.wishes);
         }
         if first && self.ours {
             let _ = self.upstream.link().send_own(Status::registered(&self.id, self.tools));
@@ -346,9 +351,17 @@ impl Server {
             gateway.expire_processes(&self.upstream, now);
         }
         for pending in self.upstream.expire(now, &gateway.stats) {
-            let why = format!("{} was not answered in {} s", pending.method, pending.patience.as_secs_f64());
+            let seconds = pending.patience.as_secs_f64();
+            let mut why = format!("{} was not answered in {seconds} s", pending.method);
+            if !self.listed {
+                // Whoever reads it sits at the edge, and a first start may well take longer (`npx` on a small box).
+                let flag =
+                    if &*pending.method == "initialize" { "--timeout-run-tool" } else { "--timeout-rpc" };
+                why += &format!(" (see {flag} at the gateway)");
+            }
             self.failed(&why)?;
         }
+        gateway.tell_wishes(now, &self.upstream, &mut self.wishes);
         self.relist(gateway, now)
     }
 }

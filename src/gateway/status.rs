@@ -34,7 +34,8 @@ impl Gateway {
             .filter(|(_, count)| *count > 0)
             .map(|(name, count)| format!("{name} {count}"))
             .collect();
-        format!("served for {} s: {}", self.started.elapsed().as_secs(), counts.join(", "))
+        let counts = if counts.is_empty() { "nobody came".to_owned() } else { counts.join(", ") };
+        format!("served for {} s: {counts}", self.started.elapsed().as_secs())
     }
 
     fn server_list(&self) -> String {

@@ -1,7 +1,8 @@
 //! The Streamable HTTP transport (2025-03-26 to 2025-11-25): one path for POST, GET and DELETE, sessions by header.
 //!
 //! The answer to a POST is plain JSON when the result is the first thing to say, and an event stream when something
-//! that belongs to the request comes before it. Streams can be resumed.
+//! that belongs to the request comes before it, or when nothing came for a while: proxies cut an answer that is silent, and
+//! a stream can be kept alive. Streams can be resumed.
 
 use std::{
     collections::VecDeque, future::poll_fn, io, ops::ControlFlow, pin::Pin, sync::Arc, task::Poll,
@@ -73,6 +74,12 @@ fn accepts(request: &Request, kind: &str, family: &str) -> bool {
         })
 }
 
+/// Whether a client names a type of answer as one that it takes.
+fn names(request: &Request, kind: &str) -> bool {
+    let mut ranges = request.fields("accept").flat_map(|field| field.split(','));
+    ranges.any(|range| range.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(kind))
+}
+
 /// The session that a request names.
 fn session(
     connection: &Connection,
@@ -130,6 +137,7 @@ async fn post(
         return Ok(answer);
     }
     let posted = take(connection, principal, scope, request);
+    connection.web.conn.drop_body();
     match posted {
         Ok(Posted::Asked { client, queue, reply, batch }) => {
             answer(connection, &client, queue, &reply, batch, request).await
@@ -174,7 +182,8 @@ fn take(
     let messages = if batch { read_batch(body, &client, connection)? } else { messages };
     let requests = messages.iter().filter(|message| message.kind() == Kind::Request).count();
     let (sender, queue) = connection.gateway.client_queue();
-    let reply = Reply::post(sender, requests);
+    let most = connection.gateway.config.limits.session.batch_bytes;
+    let reply = Reply::post(sender, requests, most);
     for message in &messages {
         connection.gateway.dispatch(&client, message, &reply);
     }
@@ -231,7 +240,7 @@ fn initialize(
     let client = Client::new(session::id(random), scope, false, outbox, &gateway.config.limits.session);
     client.streams().give_standalone(standalone);
     let (sender, queue) = gateway.client_queue();
-    let reply = Reply::post(sender, 1);
+    let reply = Reply::post(sender, 1, gateway.config.limits.session.batch_bytes);
     gateway.dispatch(&client, message, &reply);
     Ok(Posted::Begun { client, queue, reply })
 }
@@ -245,9 +254,9 @@ async fn open(
     reply: &Reply,
 ) -> io::Result<Option<Response>> {
     let mut answers = VecDeque::new();
-    let mut gathered = gather(connection, &mut queue, reply, &mut answers).await;
+    let mut gathered = gather(connection, &mut queue, reply, &mut answers, None).await;
     while matches!(gathered, Ok(Gathered::Begun)) {
-        gathered = gather(connection, &mut queue, reply, &mut answers).await;
+        gathered = gather(connection, &mut queue, reply, &mut answers, None).await;
         // Nothing else can be said to a client before its session has begun.
         answers.retain(|text| is_response(text));
     }
@@ -285,7 +294,10 @@ async fn answer(
     request: &Request,
 ) -> io::Result<Option<Response>> {
     let mut messages = VecDeque::new();
-    let plain = match gather(connection, &mut queue, reply, &mut messages).await? {
+    // Whoever does not name them might not know what to do with events.
+    let silent = names(request, "text/event-stream")
+        .then(|| Instant::now() + connection.gateway.config.limits.session.silence);
+    let plain = match gather(connection, &mut queue, reply, &mut messages, silent).await? {
         Gathered::Complete => true,
         Gathered::Begun => false,
         // Not a cancellation in this transport: the call goes on, and nobody will see its answer.
@@ -313,18 +325,19 @@ fn is_response(text: &str) -> bool {
 enum Gathered {
     /// All answers are here.
     Complete,
-    /// Something else came first.
+    /// Something else came first, or nothing for too long.
     Begun,
     /// The client is gone.
     Gone,
 }
 
-/// Waits until it is clear what form the answer has.
+/// Waits until it is clear what form the answer has; not beyond `silent`.
 async fn gather(
     connection: &mut Connection,
     queue: &mut Receiver<()>,
     reply: &Reply,
     messages: &mut VecDeque<String>,
+    silent: Option<Instant>,
 ) -> io::Result<Gathered> {
     let web = &mut connection.web;
     poll_fn(|context| {
@@ -348,7 +361,10 @@ async fn gather(
                 return Poll::Ready(Ok(Gathered::Gone));
             }
         }
-        Poll::Pending
+        match silent.map(|moment| web.poll_until(moment, context)) {
+            Some(Poll::Ready(())) => Poll::Ready(Ok(Gathered::Begun)),
+            _ => Poll::Pending,
+        }
     })
     .await
 }

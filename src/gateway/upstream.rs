@@ -11,14 +11,15 @@ use std::{
 use super::{client::Client, registration::Berth, reply::Reply};
 use crate::{
     jsonrpc::{self, Message, Span},
-    limits,
-    mcp::{self, bridge},
+    limits::{self, LinkLimits},
+    mcp::{self, bridge, logging::Level},
     net::{
         link::Farewell,
-        queue::{Refused, Sender},
+        queue::{Pool, Refused, Sender},
     },
     session,
     stats::Stats,
+    text,
     tunnel::{
         channel,
         mux::{self, Mux, Pending},
@@ -63,6 +64,8 @@ pub enum Declined {
     Server,
     /// As many sessions have a process of it as may.
     Sessions,
+    /// Too much waits for the session's process to be initialized.
+    Starting,
     /// The link does not keep up.
     Link,
     /// The link is gone.
@@ -86,6 +89,8 @@ pub struct Upstream {
     link: Sender<Farewell>,
     /// The server's answer to `initialize`, raw. A server that is started anew gives another.
     greeting: Mutex<Option<Arc<str>>>,
+    /// The log level that it was asked for.
+    level: Mutex<Wanted>,
     /// Where it can be asked for after a drop.
     berth: Option<Berth>,
     /// How many sessions can have a process of their own.
@@ -94,11 +99,21 @@ pub struct Upstream {
     private: Option<Private>,
 }
 
+/// The log level that a server was asked for.
+#[derive(Debug, Default)]
+struct Wanted {
+    level: Option<Level>,
+    /// The request for it, by the id of the mux.
+    asked: Option<u64>,
+}
+
 /// The processes of single sessions behind one link.
 #[derive(Debug)]
 pub struct Isolation {
     most: u32,
     channels: Mutex<Channels>,
+    /// Bytes that may wait for processes to be initialized, all together.
+    room: Pool,
 }
 
 #[derive(Debug, Default)]
@@ -161,6 +176,37 @@ pub struct Private {
     pub wishes: Vec<String>,
     /// What waits until it is initialized: with the id of the mux, if it is a call.
     waiting: Mutex<Option<Waiting>>,
+    /// Where the bytes of that come from.
+    room: Pool,
+}
+
+impl Private {
+    /// Takes a message in to wait. It comes back where none has to, any more; `None`: it waits.
+    fn hold(&self, id: Option<u64>, text: String) -> Result<Option<String>, Refused> {
+        let mut waiting = self.waiting();
+        let Some(waiting) = &mut *waiting else { return Ok(Some(text)) };
+        if waiting.len() >= limits::ASKS || !self.room.take(text.len()) {
+            return Err(Refused::Full);
+        }
+        waiting.push((id, text));
+        Ok(None)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Waiting>> {
+        // Each change of the list is complete in itself, so a panic elsewhere does not spoil it.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give_back(&self, waited: &Waiting) {
+        self.room.give(waited.iter().map(|(_, text)| text.len()).sum());
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        let waiting = self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        waiting.iter().for_each(|waited| self.give_back(waited));
+    }
 }
 
 impl Upstream {
@@ -168,14 +214,15 @@ impl Upstream {
     /// `berth`: where it can be asked for after a drop.
     pub fn new(
         name: String,
-        most: usize,
+        limits: &LinkLimits,
         link: Sender<Farewell>,
         sessions: Option<u32>,
         berth: Option<Berth>,
     ) -> Arc<Self> {
-        let sessions = sessions.map(|most| Isolation { most, channels: Mutex::default() });
-        let (mux, greeting) = (Mutex::new(Mux::new(most)), Mutex::default());
-        Arc::new(Self { name, mux, link, greeting, berth, sessions, private: None })
+        let room = Pool::new(limits.queue_bytes);
+        let sessions = sessions.map(|most| Isolation { most, channels: Mutex::default(), room });
+        let (mux, greeting) = (Mutex::new(Mux::new(limits.in_flight)), Mutex::default());
+        Arc::new(Self { name, mux, link, greeting, level: Mutex::default(), berth, sessions, private: None })
     }
 
     /// A process of a session's own. `wishes`: the gateway initializes it, and no call is sent to it before
@@ -203,11 +250,11 @@ impl Upstream {
         let (client, shared) = (Arc::downgrade(client), Arc::downgrade(self));
         let waiting = Mutex::new(wishes.is_some().then(Vec::new));
         let wishes = wishes.unwrap_or_default();
-        let private = Private { number, client, shared, wishes, waiting };
+        let private = Private { number, client, shared, wishes, waiting, room: isolation.room.clone() };
         let (name, link) = (self.name.clone(), self.link.clone());
         let (mux, greeting) = (Mutex::new(Mux::new(most)), Mutex::default());
-        let private = Some(private);
-        let forked = Self { name, mux, link, greeting, berth: None, sessions: None, private };
+        let (level, private) = (Mutex::default(), Some(private));
+        let forked = Self { name, mux, link, greeting, level, berth: None, sessions: None, private };
         let forked = Arc::new(forked);
         channels.open.insert(number, forked.clone());
         Ok(forked)
@@ -237,16 +284,15 @@ impl Upstream {
     }
 
     fn send_call(&self, id: Option<u64>, text: String) -> Result<(), Refused> {
-        let Some(private) = &self.private else { return self.link.send(text) };
-        let mut waiting = private.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *waiting {
-            Some(waiting) if waiting.len() >= limits::ASKS => Err(Refused::Full),
-            Some(waiting) => {
-                waiting.push((id, text));
-                Ok(())
-            }
-            None => self.send_now(text),
+        match &self.private {
+            None => self.link.send(text),
+            Some(private) => private.hold(id, text)?.map_or(Ok(()), |text| self.send_now(text)),
         }
+    }
+
+    /// Whether what is sent waits for the process to be initialized.
+    fn is_starting(&self) -> bool {
+        self.private.as_ref().is_some_and(|private| private.waiting().is_some())
     }
 
     /// Sends a message to the server, whether it is initialized or not.
@@ -277,9 +323,10 @@ impl Upstream {
         first.into_iter().for_each(|text| self.send_once(text));
         let lost: Vec<u64> = {
             // Held until all is sent, so that nothing overtakes what waited.
-            let mut waiting = private.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            let waited = waiting.take().into_iter().flatten();
-            waited.filter_map(|(id, text)| self.send_now(text).err().and(id)).collect()
+            let mut waiting = private.waiting();
+            let waited = waiting.take().unwrap_or_default();
+            private.give_back(&waited);
+            waited.into_iter().filter_map(|(id, text)| self.send_now(text).err().and(id)).collect()
         };
         for pending in lost.into_iter().filter_map(|id| self.mux().close(id)) {
             let why = format!("the link to server '{}' does not keep up", self.name);
@@ -371,7 +418,8 @@ impl Upstream {
             return Ok(());
         }
         client.calls().end(id);
-        Err(Declined::by_link(refused))
+        let starting = refused == Refused::Full && self.is_starting();
+        Err(if starting { Declined::Starting } else { Declined::by_link(refused) })
     }
 
     /// Asks the server for something without waiting for the answer.
@@ -386,6 +434,53 @@ impl Upstream {
     pub fn request(&self, now: Instant, method: &str, params: &str, patience: Duration) -> Option<String> {
         let id = self.mux().open(now, Caller::Nobody, method, None, patience).ok()?;
         Some(jsonrpc::request(&id.to_string(), method, params))
+    }
+
+    /// Asks the server to tell of changes of a resource. False: the link does not keep up.
+    pub fn subscribe(&self, now: Instant, own: &str, patience: Duration) -> bool {
+        let method = "resources/subscribe";
+        // Without room for anything the server is gone, and all wishes with it.
+        let Ok(id) = self.mux().open_own(now, Caller::Nobody, method, patience) else { return true };
+        let params = format!("{{\"uri\":{}}}", jsonrpc::quote(own));
+        let sent = self.send_now(jsonrpc::request(&id.to_string(), method, &params)) != Err(Refused::Full);
+        if !sent {
+            self.mux().close(id);
+        }
+        sent
+    }
+
+    /// Asks the server for log messages from a level; see [`Upstream::level_request`].
+    pub fn tell_level(&self, now: Instant, level: Level, patience: Duration) {
+        if let Some(request) = self.level_request(now, level, patience) {
+            // A request that does not get through is forgotten at its time.
+            let _ = self.send_now(request);
+        }
+    }
+
+    /// A request for log messages from a level, unless the server was asked for that last. While one is under way there is
+    /// no other: however often clients change their minds, their wishes take the place of one call. Whoever hears the
+    /// answer asks for what is wanted by then.
+    pub fn level_request(&self, now: Instant, level: Level, patience: Duration) -> Option<String> {
+        let mut wanted = self.level();
+        let waits = wanted.asked.is_some_and(|id| self.mux().get(id).is_some());
+        if waits || wanted.level == Some(level) {
+            return None;
+        }
+        let method = "logging/setLevel";
+        let id = self.mux().open_own(now, Caller::Nobody, method, patience).ok()?;
+        *wanted = Wanted { level: Some(level), asked: Some(id) };
+        let params = format!("{{\"level\":\"{}\"}}", level.name());
+        Some(jsonrpc::request(&id.to_string(), method, &params))
+    }
+
+    /// The server was started anew, and knows of no log level.
+    pub fn forget_level(&self) {
+        *self.level() = Wanted::default();
+    }
+
+    fn level(&self) -> MutexGuard<'_, Wanted> {
+        // It is replaced whole, so a panic elsewhere does not spoil it.
+        self.level.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins to initialize a process of a session's own.
@@ -426,7 +521,8 @@ impl Upstream {
         let mut own = Vec::new();
         for (id, pending) in expired {
             let seconds = pending.patience.as_secs_f64();
-            log::info!("server '{}' did not answer {} in {seconds} s", self.name, pending.method);
+            let method = text::show(&pending.method);
+            log::info!("server '{}' did not answer {method} in {seconds} s", self.name);
             if &*pending.method != "initialize" {
                 let _ = self.send(rewrite::cancelled(id, "no answer in time"));
             }

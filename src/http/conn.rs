@@ -256,6 +256,20 @@ impl Conn {
         }
     }
 
+    /// Gives back the memory of a large body that nobody looks at again: its answer may take long.
+    pub fn drop_body(&mut self) {
+        let State::Whole { rest, .. } = self.state else { return };
+        if self.buffer.len() <= self.limits.read_bytes {
+            return;
+        }
+        self.start = self.end.min(self.start + rest);
+        self.state = State::Whole { data: 0, rest: 0 };
+        let next = self.buffer.get(self.start..self.end).unwrap_or_default();
+        // What came behind it stays: it is a part of the next request, and small.
+        self.buffer = next.to_vec();
+        (self.start, self.end) = (0, self.buffer.len());
+    }
+
     /// Writes the one answer to the present request. Nothing is written when none is owed.
     pub fn respond(&mut self, now: Instant, response: &Response, out: &mut Vec<u8>) {
         let Some(rest) = self.rest() else { return };

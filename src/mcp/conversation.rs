@@ -186,24 +186,13 @@ impl Conversation {
         });
         let Some((result, list)) = list else { return self.no_list(&listing, message) };
         for span in elements(result, list) {
-            let raw = &result[span];
-            match Item::read(kind, raw, &self.limits) {
-                Some(item) => listing.take(item),
-                None => self.remarks.push(format!(
-                    "left out a {} without a usable {}: {}",
-                    kind.noun(),
-                    kind.key(),
-                    text::show(raw)
-                )),
-            }
+            self.take(&mut listing, &result[span]);
             // Refused ones count as well: a line of the log each, and bytes that nothing else bounds.
-            if listing.items.len() + self.remarks.len() > self.limits.items
-                || listing.bytes > self.limits.bytes
-            {
-                let CatalogLimits { items, bytes, .. } = self.limits;
+            let CatalogLimits { items, bytes, .. } = self.limits;
+            if listing.items.len() + self.remarks.len() > items || listing.bytes > bytes {
+                let noun = kind.noun();
                 return Next::Failed(format!(
-                    "the server lists more than {items} {}s or {bytes} bytes of them",
-                    kind.noun()
+                    "the server lists more than {items} {noun}s or {bytes} bytes of them"
                 ));
             }
         }
@@ -221,6 +210,19 @@ impl Conversation {
                 Next::Ask(Ask { first: None, method: kind.method(), params })
             }
             None => Next::Offer(kind, listing.items, self.next_list()),
+        }
+    }
+
+    fn take(&mut self, listing: &mut Listing, raw: &str) {
+        let kind = listing.kind;
+        match Item::read(kind, raw, &self.limits) {
+            Some(item) => listing.take(item),
+            None => self.remarks.push(format!(
+                "left out a {} without a usable {}: {}",
+                kind.noun(),
+                kind.key(),
+                text::show(raw)
+            )),
         }
     }
 

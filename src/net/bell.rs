@@ -2,7 +2,7 @@
 //!
 //! A task that waits for several things is polled as a whole when one of them is there, and then asks all the others too; where
 //! asking is a system call, that is most of what the task does. [`alone`] keeps a future asleep until it was woken itself, and
-//! `stream` keeps a socket unread until the system has spoken of it.
+//! `source` leaves a socket or pipe unread until the system has spoken of it.
 
 use std::{
     pin::Pin,
@@ -36,6 +36,15 @@ impl Bell {
         }
     }
 
+    /// There is news.
+    pub fn strike(&self) {
+        if self.rung.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        task.into_iter().for_each(Waker::wake);
+    }
+
     /// Whether it was rung since the last look. Tell the task first, else a ring in between wakes nobody.
     pub fn was_rung(&self) -> bool {
         self.rung.swap(false, Ordering::AcqRel)
@@ -48,11 +57,7 @@ impl Wake for Bell {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.rung.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        task.into_iter().for_each(Waker::wake);
+        self.strike();
     }
 }
 

@@ -42,15 +42,15 @@ use rustix::{
 };
 
 pub use self::stderr::{Budget, log_stderr};
-use super::{deadline::within, signals, stream::Source};
+use super::{deadline::within, reactor, signals, source::Source};
 use crate::{command::CommandLine, fault::Fault, limits, limits::ChildLimits, text};
 
 /// What the child reads.
-pub type Stdin = Async<ChildStdin>;
+pub type Stdin = Source<ChildStdin>;
 /// What the child answers.
 pub type Stdout = Source<ChildStdout>;
 /// What the child tells people; for [`log_stderr`].
-pub type Stderr = Async<ChildStderr>;
+pub type Stderr = Source<ChildStderr>;
 
 /// A running child and its process group. Dropping it kills the group.
 #[derive(Debug)]
@@ -87,9 +87,9 @@ impl Child {
         let mut leader = Leader { process: Some(process), group, watch: None };
         leader.watch = Some(Watch::new(group, pidfd)?);
         Ok(Self {
-            stdin: stdin.map(Async::new).transpose()?,
-            stdout: stdout.map(Async::new).transpose()?.map(Source::new),
-            stderr: stderr.map(Async::new).transpose()?,
+            stdin: stdin.map(|pipe| Source::new(pipe, reactor::Watch::Write)).transpose()?,
+            stdout: stdout.map(|pipe| Source::new(pipe, reactor::Watch::Read)).transpose()?,
+            stderr: stderr.map(|pipe| Source::new(pipe, reactor::Watch::Read)).transpose()?,
             leader,
         })
     }
@@ -352,7 +352,11 @@ mod tests {
     use std::{ffi::OsStr, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
     use super::{Child, Exit, is_ours};
-    use crate::{command::CommandLine, limits::ChildLimits, net::deadline::within};
+    use crate::{
+        command::CommandLine,
+        limits::ChildLimits,
+        net::{deadline::within, reactor},
+    };
 
     #[test]
     fn exits_in_words() {
@@ -388,7 +392,7 @@ mod tests {
 
     #[test]
     fn without_process_descriptors() {
-        smol::block_on(async {
+        reactor::block_on(async {
             for _ in 0..5 {
                 let command = CommandLine::Shell("read line; exit 3".into());
                 let mut child = Child::start(&command, false).unwrap();
@@ -396,6 +400,7 @@ mod tests {
                 within(Duration::from_secs(20), child.exited()).await.unwrap();
                 assert_eq!(child.stop(&ChildLimits::default()).await.to_string(), "exit status 3");
             }
-        });
+        })
+        .unwrap();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    io,
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
@@ -16,7 +17,7 @@ use async_channel::{Receiver, Sender};
 use futures_lite::{FutureExt, Stream};
 use smol::{Executor, Task};
 
-use super::bell;
+use super::{bell, reactor};
 
 static EXECUTOR: Executor<'static> = Executor::new();
 
@@ -27,15 +28,21 @@ static EXECUTOR: Executor<'static> = Executor::new();
 ///
 /// The future is a task like the others: as the one that this thread waits for it would be looked at, and the system asked for
 /// events, between any two steps of the others.
-pub fn run<T: Send + 'static>(threads: usize, main: impl Future<Output = T> + Send + 'static) -> T {
+///
+/// # Errors
+/// The system's, when no descriptor is left to wait with.
+pub fn run<T: Send + 'static>(
+    threads: usize,
+    main: impl Future<Output = T> + Send + 'static,
+) -> io::Result<T> {
     for number in 1..threads.max(1) {
         let helper = thread::Builder::new().name(format!("mcpport-{number}"));
-        let spawned = helper.spawn(|| async_io::block_on(EXECUTOR.run(std::future::pending::<()>())));
+        let spawned = helper.spawn(|| reactor::block_on(EXECUTOR.run(std::future::pending::<()>())));
         if let Err(error) = spawned {
             log::warn!("cannot start thread {number} of {threads}: {error}");
         }
     }
-    async_io::block_on(EXECUTOR.run(bell::alone(EXECUTOR.spawn(main))))
+    reactor::block_on(EXECUTOR.run(bell::alone(EXECUTOR.spawn(main))))
 }
 
 /// Spawns a task. It is cancelled when the handle is dropped.
@@ -186,7 +193,8 @@ mod tests {
                 task.await;
             }
             poll_fn(|context| watch.poll(context)).await;
-        });
+        })
+        .unwrap();
         assert!(thrown.is_thrown());
     }
 
@@ -206,7 +214,7 @@ mod tests {
             });
         }
         assert_eq!(crew.len(), 10);
-        run(1, async move { crew.gone().await });
-        assert_eq!(run(1, async move { hear.recv().await }), Ok(()));
+        run(1, async move { crew.gone().await }).unwrap();
+        assert_eq!(run(1, async move { hear.recv().await }).unwrap(), Ok(()));
     }
 }

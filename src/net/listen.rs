@@ -4,12 +4,12 @@
 //! What is accepted is a plain [`Stream`]; the TLS handshake is a matter for the connection's own task, see `tls`.
 
 use std::{
+    future::poll_fn,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs},
     time::{Duration, Instant},
 };
 
-use async_io::Async;
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt},
@@ -17,7 +17,7 @@ use rustix::{
 };
 use smol::Timer;
 
-use super::stream::Stream;
+use super::{reactor::Watch, source::Source, stream::Stream};
 use crate::{fault::Fault, limits, stats::Seldom, text};
 
 /// Opens the listening sockets for `--host` and `--port`. With `port` 0 the system chooses one number for all of them.
@@ -91,7 +91,7 @@ fn bind_all(addresses: &[SocketAddr], ipv6: bool) -> Result<Vec<Listener>, (Sock
 /// One listening socket.
 fn open(address: SocketAddr, ipv6: bool) -> io::Result<Listener> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
     // A restart must not wait for the old connections to leave TIME_WAIT.
     sockopt::set_socket_reuseaddr(&socket, true)?;
@@ -101,7 +101,7 @@ fn open(address: SocketAddr, ipv6: bool) -> io::Result<Listener> {
     }
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, limits::BACKLOG)?;
-    let socket = Async::new_nonblocking(TcpListener::from(socket))?;
+    let socket = Source::new(TcpListener::from(socket), Watch::Read)?;
     let local = socket.get_ref().local_addr()?;
     Ok(Listener { socket, local, backoff: Backoff::default() })
 }
@@ -143,7 +143,7 @@ fn refused(address: SocketAddr, error: &io::Error) -> Fault {
 /// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
-    socket: Async<TcpListener>,
+    socket: Source<TcpListener>,
     local: SocketAddr,
     backoff: Backoff,
 }
@@ -158,7 +158,7 @@ impl Listener {
     /// Dropping the future loses no connection.
     pub async fn accept(&mut self) -> Stream {
         loop {
-            match self.socket.accept().await {
+            match poll_fn(|context| self.socket.poll_in(context, |socket| socket.accept())).await {
                 Ok((socket, _)) => {
                     self.backoff.worked();
                     // An error here is a peer that left while it waited: there is nothing to serve.

@@ -8,8 +8,9 @@
 //! - [`web`]: an HTTP connection: the machine in `http` over a stream.
 //! - [`child`]: a stdio server as a child process in its own process group.
 //! - [`link`]: the WebSocket between edge and gateway, driven by one task. [`queue`]: what feeds its writer, bounded.
-//! - [`exec`]: the executor. [`house`]: tasks that end with whoever they work for. [`bell`]: waits that are not disturbed.
-//!   [`random`]: ids and jitter.
+//! - [`exec`]: the executor. [`reactor`]: how its threads wait for the system. [`source`]: sockets and pipes over that.
+//! - [`house`]: tasks that end with whoever they work for. [`bell`]: waits that are not disturbed. [`random`]: ids and
+//!   jitter.
 //! - [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
 
 pub mod bell;
@@ -21,7 +22,9 @@ pub mod link;
 pub mod listen;
 pub mod queue;
 pub mod random;
+pub mod reactor;
 pub mod signals;
+pub mod source;
 pub mod stream;
 pub mod tls;
 pub mod web;

@@ -52,12 +52,14 @@ impl Pool {
         Self(Arc::new(AtomicUsize::new(bytes)))
     }
 
-    fn take(&self, bytes: usize) -> bool {
+    /// Takes so many out. False: there are fewer, and none is taken.
+    pub fn take(&self, bytes: usize) -> bool {
         let taken = |left: usize| left.checked_sub(bytes);
         self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken).is_ok()
     }
 
-    fn give(&self, bytes: usize) {
+    /// Gives so many back.
+    pub fn give(&self, bytes: usize) {
         self.0.fetch_add(bytes, Ordering::AcqRel);
     }
 
@@ -122,18 +124,18 @@ impl<E> State<E> {
         if self.messages.len() >= self.most_messages.saturating_add(limits::OWN_MESSAGES)
             || bytes > most_bytes
         {
-            return self.push(message).map_err(|(refused, _)| refused);
+            return self.push(message, self.most_messages).map_err(|(refused, _)| refused);
         }
         self.bytes = bytes;
         self.messages.push_back(message);
         Ok(())
     }
 
-    fn push(&mut self, message: String) -> Result<(), (Refused, String)> {
+    fn push(&mut self, message: String, most_messages: usize) -> Result<(), (Refused, String)> {
         if self.deaf || self.end.is_some() {
             return Err((Refused::Closed, message));
         }
-        let fits = self.messages.len() < self.most_messages && self.has_bytes(message.len());
+        let fits = self.messages.len() < most_messages && self.has_bytes(message.len());
         if !fits && !self.messages.is_empty() {
             return Err((Refused::Full, message));
         }
@@ -187,9 +189,23 @@ impl<E> Sender<E> {
     /// # Errors
     /// [`Refused`], with the reason, and the message.
     pub fn offer(&self, message: String) -> Result<(), (Refused, String)> {
+        self.put(message, 0)
+    }
+
+    /// As [`Sender::send`], with room for so many messages more: for what is not to be kept out by many others. Bytes
+    /// have no more room than usual.
+    ///
+    /// # Errors
+    /// [`Refused`], with the reason.
+    pub fn send_more(&self, message: String, more: usize) -> Result<(), Refused> {
+        self.put(message, more).map_err(|(refused, _)| refused)
+    }
+
+    fn put(&self, message: String, more: usize) -> Result<(), (Refused, String)> {
         let waker = {
             let mut state = lock(&self.0);
-            state.push(message)?;
+            let most = state.most_messages.saturating_add(more);
+            state.push(message, most)?;
             state.reader.take()
         };
         waker.into_iter().for_each(Waker::wake);
@@ -238,7 +254,8 @@ impl<E> Sender<E> {
         poll_fn(|context| {
             let Some(waiting) = message.take() else { return Poll::Ready(Ok(())) };
             let mut state = lock(&self.0);
-            match state.push(waiting) {
+            let most = state.most_messages;
+            match state.push(waiting, most) {
                 Ok(()) => {
                     let waker = state.reader.take();
                     drop(state);

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::{fault::Fault, text};
+
 /// So many random bytes.
 ///
 /// # Errors
@@ -10,6 +12,14 @@ pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(io::Error::other)?;
     Ok(bytes)
+}
+
+/// A fresh UUID.
+///
+/// # Errors
+/// As [`bytes`].
+pub fn uuid() -> Result<String, Fault> {
+    bytes().map(text::uuid).map_err(|error| Fault::run(format!("no randomness: {error}")))
 }
 
 /// A random number for jitter; without randomness, the middle.

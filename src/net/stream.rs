@@ -5,21 +5,21 @@
 
 use std::{
     future::poll_fn,
-    io::{self, Read, Write},
-    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream},
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use async_io::{Async, IoSafe};
+use async_io::Async;
 use futures_lite::{AsyncRead, AsyncWrite};
 use futures_rustls::TlsStream;
 
 use super::{
-    bell::Bell,
     deadline::{self, Elapsed},
+    reactor::Watch,
+    source::Source,
 };
 use crate::limits;
 
@@ -38,117 +38,18 @@ enum Io {
     Tls(Box<TlsStream<Socket>>),
 }
 
-/// A TCP connection that is not read in vain.
+/// A TCP connection.
 pub type Socket = Source<TcpStream>;
-
-/// Something to read from that is not read in vain: a read that did not fill its buffer has taken all there was, and the next
-/// one waits until the system says that there is more. Without that every message costs two reads that find nothing, and every
-/// other reason to look at the task one more.
-#[derive(Debug)]
-pub struct Source<T> {
-    io: Async<T>,
-    /// Nothing is left to read, as far as we know.
-    drained: bool,
-    /// The system was asked to ring.
-    armed: bool,
-    bell: Arc<Bell>,
-    waker: Waker,
-}
-
-impl<T> Source<T> {
-    /// Takes something that is ready to be read without blocking.
-    pub fn new(io: Async<T>) -> Self {
-        let (bell, waker) = Bell::new();
-        Self { io, drained: false, armed: false, bell, waker }
-    }
-
-    /// What it reads from.
-    pub fn get_ref(&self) -> &T {
-        self.io.get_ref()
-    }
-
-    /// Asks the system to ring when there is something.
-    fn arm(&mut self) -> io::Result<()> {
-        let mut context = Context::from_waker(&self.waker);
-        // What happened before the last read may be told once more; asking again is what asks the system.
-        if let Poll::Ready(told) = self.io.poll_readable(&mut context) {
-            told?;
-            if let Poll::Ready(told) = self.io.poll_readable(&mut context) {
-                told?;
-                // Told twice: better one read in vain than none.
-                self.waker.wake_by_ref();
-            }
-        }
-        self.armed = true;
-        Ok(())
-    }
-}
-
-impl<T: IoSafe + Read> AsyncRead for Source<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        this.bell.wakes(context.waker());
-        // Looked at in any case: a bell that was rung and not looked at rings no more.
-        let rung = this.bell.was_rung();
-        if this.drained && !rung {
-            if !this.armed {
-                this.arm()?;
-            }
-            return Poll::Pending;
-        }
-        let mut own = Context::from_waker(&this.waker);
-        let read = Pin::new(&mut this.io).poll_read(&mut own, buffer);
-        // Where nothing was found, the system was asked on the way.
-        this.armed = read.is_pending();
-        this.drained = match &read {
-            Poll::Ready(Ok(count)) => (1..buffer.len()).contains(count),
-            Poll::Ready(Err(_)) => false,
-            Poll::Pending => true,
-        };
-        read
-    }
-}
-
-impl<T: IoSafe + Write> AsyncWrite for Source<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, parts)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_close(context)
-    }
-}
 
 impl Stream {
     /// Takes a connected socket. Small messages leave at once (TCP_NODELAY).
     ///
     /// # Errors
     /// The system's, when the peer is gone already.
-    pub fn tcp(socket: Async<TcpStream>) -> io::Result<Self> {
-        let raw = socket.get_ref();
-        let (peer, local) = (canonical(raw.peer_addr()?), canonical(raw.local_addr()?));
-        raw.set_nodelay(true)?;
-        Ok(Self { io: Io::Tcp(Source::new(socket)), peer, local })
+    pub fn tcp(socket: TcpStream) -> io::Result<Self> {
+        let (peer, local) = (canonical(socket.peer_addr()?), canonical(socket.local_addr()?));
+        socket.set_nodelay(true)?;
+        Ok(Self { io: Io::Tcp(Source::new(socket, Watch::Both)?), peer, local })
     }
 
     /// Connects to an address.
@@ -156,7 +57,7 @@ impl Stream {
     /// # Errors
     /// The system's.
     pub async fn connect(address: SocketAddr) -> io::Result<Self> {
-        Self::tcp(Async::<TcpStream>::connect(address).await?)
+        Self::tcp(Async::<TcpStream>::connect(address).await?.into_inner()?)
     }
 
     /// Connects to a name or an address (without brackets), whichever address of the name answers first: where IPv6 is
@@ -165,10 +66,7 @@ impl Stream {
     /// # Errors
     /// That the name has no address, or the last refusal.
     pub async fn dial(host: &str, port: u16) -> io::Result<Self> {
-        let addresses = match host.parse::<IpAddr>() {
-            Ok(address) => vec![SocketAddr::new(address, port)],
-            Err(_) => smol::net::resolve((host, port)).await?,
-        };
+        let addresses = addresses(host, port).await?;
         let mut attempts: Vec<Attempt> = Vec::new();
         let mut addresses = addresses.into_iter();
         let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
@@ -232,6 +130,21 @@ impl Stream {
     pub async fn finish(&mut self, limit: Duration) -> io::Result<()> {
         deadline::within(limit, poll_fn(|context| Pin::new(&mut *self).poll_close(context))).await?
     }
+}
+
+/// The addresses of a name, or the address that it is.
+///
+/// `localhost` is this machine whatever the system's tables say (RFC 6761 6.3); asking the system would also cost a thread, and
+/// 300 KiB of a program that needs no other name.
+async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    if host.eq_ignore_ascii_case("localhost") {
+        let both: [IpAddr; 2] = [Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()];
+        return Ok(both.map(|address| SocketAddr::new(address, port)).to_vec());
+    }
+    smol::net::resolve((host, port)).await
 }
 
 /// One of several ways to the same host.
@@ -300,7 +213,7 @@ impl AsyncWrite for Stream {
         }
     }
 
-    /// Closes our direction. Closing an `Async` socket only flushes it, so the end of the stream is sent here.
+    /// Closes our direction. Closing a `Source` does nothing, so the end of the stream is sent here.
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let socket = match &mut self.io {
             Io::Tcp(tcp) => tcp.get_ref(),

@@ -135,6 +135,11 @@ impl Web {
         Ok(())
     }
 
+    /// Ready at a moment, by the one timer of the connection.
+    pub fn poll_until(&mut self, moment: Instant, context: &mut Context<'_>) -> Poll<()> {
+        poll_timer(&mut self.timer, moment, context)
+    }
+
     /// Puts the answer to the present request into `out`.
     pub fn answer(&mut self, response: &Response) {
         self.conn.respond(Instant::now(), response, &mut self.out);

@@ -49,6 +49,11 @@ impl Dialer {
         if !config.gateway.tls && !fields.is_empty() && !is_loopback(&config.gateway.host) {
             log::warn!("the header fields travel in the clear to {}; use wss://", config.gateway.authority());
         }
+        if !config.gateway.tls && config.tls.says_anything() {
+            log::warn!(
+                "no TLS is spoken over ws://, so --no-ssl-verify and --ssl-… change nothing; use wss://"
+            );
+        }
         Ok(Self { url: config.gateway.clone(), fields, tls, limits: config.limits.link.clone() })
     }
 
@@ -152,7 +157,9 @@ impl Dialer {
                 "it puts us off (429): too many wrong tokens, or too many connections (--max-connections-per-address there), came from this address",
             ),
             503 => self.lost("it is full (503): --max-links or --max-connections there"),
-            code => self.lost(&format!("it answers {code} instead of upgrading to WebSocket")),
+            code => self.lost(&format!(
+                "it answers {code} instead of upgrading to WebSocket; check the path of --gateway-url"
+            )),
         }
     }
 }

@@ -467,7 +467,7 @@ impl<'a> Life<'a> {
             "error" => self.refusal = Some(status.message.clone()),
             "registered" => {
                 self.registered();
-                log::info!("registered: {message}");
+                log::info!("server '{}' registered: {message}", self.config.name);
             }
             other => log::debug!("the gateway says {}: {message}", text::show(other)),
         }

@@ -105,8 +105,9 @@ async fn keep_linked(
     let mut kept: Option<Kept<'_>> = None;
     loop {
         let born = Instant::now();
-        let outcome = match unless(left, dialer.dial()).await {
-            Some(Ok(socket)) => life::live(socket, state, config, &mut kept, left).await,
+        // Each in a box for as long as it takes: an idle program need not keep the room of a handshake.
+        let outcome = match unless(left, Box::pin(dialer.dial())).await {
+            Some(Ok(socket)) => Box::pin(life::live(socket, state, config, &mut kept, left)).await,
             Some(Err(outcome)) => outcome,
             None => Outcome::Stopped,
         };

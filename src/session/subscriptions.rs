@@ -75,6 +75,11 @@ impl Subscriptions {
         unwanted
     }
 
+    /// Whether somebody wants to hear of a resource of a server.
+    pub fn is_wanted(&self, server: &str, own: &str) -> bool {
+        self.0.contains_key(&(server.to_owned(), own.to_owned()))
+    }
+
     /// The resources of a server that somebody wants to hear of.
     pub fn of_server(&self, server: &str) -> Vec<String> {
         self.0.keys().filter(|(name, _)| name == server).map(|(_, own)| own.clone()).collect()

@@ -670,7 +670,7 @@ mod tests {
             assert_eq!(error.id(), Some("7"));
             let told = error.error().unwrap();
             assert!(
-                told.contains("-32002")
+                told.contains("-31002")
                     && told.contains("exited with status 3; it is")
                     && told.contains(words)
             );

@@ -30,7 +30,7 @@
 //! tools are listed, and `{"status":"error",...}` when they cannot be.
 //!
 //! A link can live longer than the edge's server. When the server ends, the edge answers what it left unanswered with an
-//! error (-32603) that says how it ended, and until it is back each further request at once with -32002; only
+//! error (-32603) that says how it ended, and until it is back each further request at once with -31002; only
 //! `initialize` waits. The edge initializes the new one itself and then has the gateway list again: it sends
 //! `{"status":"restarted"}` to a gateway that has answered its `mcpport` offer, and to any gateway
 //! `notifications/tools/list_changed`, and those for prompts and resources where the server declares them. At

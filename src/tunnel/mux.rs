@@ -96,7 +96,7 @@ impl<C> Mux<C> {
         self.insert(Pending { caller, method: method.into(), patience, deadline, token })
     }
 
-    /// Takes in a request of the gateway's own, of which there is one at a time: callers must not keep it out.
+    /// Takes in a request of the gateway's own, of which there are few at a time: callers must not keep it out.
     ///
     /// # Errors
     /// [`Refused::Gone`]: the table was drained.
@@ -152,6 +152,11 @@ impl<C> Mux<C> {
     pub fn newest<T>(&self, wanted: impl Fn(&Pending<C>) -> Option<T>) -> Option<T> {
         let found = self.pending.iter().filter_map(|(id, pending)| Some((id, wanted(pending)?)));
         found.max_by_key(|(id, _)| **id).map(|(_, found)| found)
+    }
+
+    /// How many pending requests are `wanted`.
+    pub fn count(&self, wanted: impl Fn(&Pending<C>) -> bool) -> usize {
+        self.pending.values().filter(|pending| wanted(pending)).count()
     }
 
     /// The pending request whose caller wants its progress under this token, raw.

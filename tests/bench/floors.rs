@@ -20,6 +20,7 @@ use mcpport::{
         link::{self, Ended, Farewell, Line, Peer},
         listen,
         queue::{self, Sender},
+        reactor,
         stream::Stream,
         web::Web,
     },
@@ -128,7 +129,7 @@ pub fn serve(port: u16) -> Outcome<()> {
                 || (),
             );
         }
-    });
+    })?;
     Ok(())
 }
 
@@ -200,11 +201,11 @@ pub fn link(address: SocketAddr, in_flight: usize, window: Window) -> Outcome<Sa
         let text = asking.clock.next().ok_or("no time")?;
         asking.sender.send(text).map_err(|_| "the queue is full")?;
     }
-    let ended = smol::block_on(async {
+    let ended = reactor::block_on(async {
         let stream = Stream::connect(address).await?;
         let socket = link::upgrade(stream, request, &limits).await?;
         Outcome::Ok(link::drive(socket, &mut Line::new(receiver), &mut asking, &limits).await)
-    })?;
+    })??;
     match (ended, asking.failure) {
         (Ended::ByUs(_), None) => Ok(asking.clock.sample(window)),
         (_, Some(why)) => Err(why.into()),

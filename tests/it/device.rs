@@ -8,7 +8,8 @@ use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use mcpport::device::machine::{Address, Kernel, Machine, Space};
+use mcpport::device::machine::{Kernel, Machine, Space};
+use mcpport::device::netlink::Address;
 use mcpport::device::serve;
 use mcpport::device::server::Server;
 use mcpport::limits::DeviceLimits;

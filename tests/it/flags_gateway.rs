@@ -135,7 +135,8 @@ fn timeout_rpc_bounds_a_registration() {
         let end = edge.program.ended();
         assert_eq!(end.code, Some(1), "{:?}", end.stderr);
         let seconds = if value == "300ms" { "0.3" } else { "1" };
-        let expected = format!("tools/list was not answered in {seconds} s");
+        let expected =
+            format!("tools/list was not answered in {seconds} s (see --timeout-rpc at the gateway)");
         assert!(end.complaint()[0].contains(&expected), "{:?}", end.stderr);
     }
 }
@@ -166,7 +167,8 @@ fn timeout_run_tool_bounds_calls_and_the_start_of_a_server() {
         let mut slow = Edge::start(&gateway.url(), "slow", &["--mute", "initialize"], &[]);
         let end = slow.program.ended();
         assert!(
-            end.complaint()[0].contains(&format!("initialize was not answered in {shown} s")),
+            end.complaint()[0]
+                .contains(&format!("initialize was not answered in {shown} s (see --timeout-run-tool at")),
             "{:?}",
             end.stderr
         );

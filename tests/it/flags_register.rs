@@ -272,9 +272,7 @@ fn demo_once() {
     let end = program.ended();
     assert_eq!(end.code, Some(0), "{:?}", end.stderr);
     assert_eq!(end.stderr, [""; 0], "WARNING is its level, and nothing is to be warned of");
-    for line in
-        ["gateway   http://127.0.0.1:", "device_system", "host: ", "mcpServers", "mcpport register --stdio"]
-    {
+    for line in ["gateway   http://127.0.0.1:", "device_system", "host: ", "Without --once"] {
         program.wait_for_output(line);
     }
     assert!(program.offspring().is_empty());
@@ -283,6 +281,9 @@ fn demo_once() {
 #[test]
 fn demo_serves_until_it_is_stopped() {
     let mut program = Program::start(&["demo", "--log-level", "INFO"]);
+    let port = listening(&program).port();
+    program.wait_for_output(&format!(r#""type": "http", "url": "http://127.0.0.1:{port}/mcp""#));
+    program.wait_for_output("mcpport register --stdio \"npx");
     program.wait_for_output("Serving until Ctrl-C");
     let mut client = Client::ready(listening(&program), &[]);
     assert!(client.call("device_system", "{}").contains("structuredContent"));

@@ -1,6 +1,7 @@
 //! Peers that do what no honest one does: bytes made by hand, against a gateway in this process with small limits or
 //! against the real program.
 
+mod clients;
 mod door;
 mod drain;
 mod figures;
@@ -10,6 +11,8 @@ mod raw;
 mod shares;
 
 use std::time::{Duration, Instant};
+
+pub use figures::memory;
 
 use serde_json::{Value, json};
 

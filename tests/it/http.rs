@@ -298,6 +298,28 @@ fn keep_alive() {
     }
 }
 
+/// A call may run for long: its body is let go before, and what came behind it is still the next request.
+#[test]
+fn a_large_body_is_let_go() {
+    for behind in [GET, &[]] {
+        let mut talk = Talk::new(|_| {});
+        talk.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n");
+        talk.take_body();
+        assert!(matches!(talk.feed(&[b'x'; 100_000]), Step::Body));
+        assert_eq!(talk.conn.body().len(), 100_000);
+        let mut left = if behind.is_empty() { Vec::new() } else { vec![behind.to_vec()] };
+        while !left.is_empty() {
+            give(&mut talk.conn, &mut left);
+        }
+        talk.conn.drop_body();
+        assert_eq!(talk.conn.body(), b"");
+        assert!(talk.conn.space().len() <= HttpLimits::default().read_bytes);
+        assert!(matches!(talk.next(), Step::Read), "whether the peer is still there");
+        assert!(talk.answer(StatusCode::Accepted).starts_with("HTTP/1.1 202 "));
+        assert_eq!(matches!(talk.next(), Step::Request(_)), !behind.is_empty());
+    }
+}
+
 /// Rule 4: a body has a deadline, and a floor before that.
 #[test]
 fn slow_body() {

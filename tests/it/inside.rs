@@ -14,6 +14,8 @@ use mcpport::{
     register,
 };
 
+use crate::{wire::Client, world};
+
 /// A program on a thread.
 struct Running<T> {
     switch: Option<Switch>,
@@ -49,8 +51,17 @@ impl Gateway {
         change(&mut config.limits);
         let bound = Bound::new(*config).unwrap();
         let address = bound.addresses().into_iter().find(SocketAddr::is_ipv4).unwrap();
-        let serve = |stopped: exec::Thrown| exec::run(1, bound.serve(async move { stopped.wait().await }));
+        let serve =
+            |stopped: exec::Thrown| exec::run(1, bound.serve(async move { stopped.wait().await })).unwrap();
         Self { address, _running: Running::start(serve) }
+    }
+
+    /// Registers a fake server with it, and waits until a client sees its tools.
+    #[track_caller]
+    pub fn edge(&self, name: &str, server: &[&str]) -> world::Edge {
+        let edge = world::Edge::start(&format!("ws://{}/mcp/register", self.address), name, server, &[]);
+        Client::ready(self.address, &[]).tools_until(|tools| tools.iter().any(|tool| tool.starts_with(name)));
+        edge
     }
 }
 
@@ -73,8 +84,9 @@ impl Edge {
             panic!("the flags are not those of an edge")
         };
         change(&mut config.limits);
-        let run =
-            |stopped: exec::Thrown| exec::run(1, register::run(*config, async move { stopped.wait().await }));
+        let run = |stopped: exec::Thrown| {
+            exec::run(1, register::run(*config, async move { stopped.wait().await })).unwrap()
+        };
         Self { _running: Running::start(run) }
     }
 }

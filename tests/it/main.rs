@@ -54,7 +54,7 @@ use std::{
     time::Duration,
 };
 
-use mcpport::net::deadline::within;
+use mcpport::net::{deadline::within, reactor};
 use smol::{Timer, process::Command};
 
 /// Longer than anything here takes on a slow and busy machine.
@@ -63,7 +63,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Runs to the end, or fails the test.
 #[track_caller]
 fn run<T>(work: impl Future<Output = T>) -> T {
-    smol::block_on(within(PATIENCE, work)).expect("the test takes too long")
+    reactor::block_on(within(PATIENCE, work)).unwrap().expect("the test takes too long")
 }
 
 /// Waits for something that the other side brings about; the test's own limit is in [`run`].

@@ -183,6 +183,27 @@ fn a_server_that_is_back_hears_what_is_wanted() {
     assert!(back.wait_for("logging/setLevel").contains("notice"));
 }
 
+/// However many wishes there are: they wait for each other, and not in the places of calls.
+#[test]
+fn a_server_that_is_back_hears_all_that_is_wanted() {
+    const WISHES: usize = 100;
+    let gateway = Gateway::start(&["--max-calls-per-server", "2"]);
+    let id = ["--server-id", "box"];
+    let mut edge = gateway.edge_with("s", &["--rich"], &id);
+    edge.program.wait_for("registered: ");
+    let session = Session::open_as(gateway.address, "/mcp", "2025-06-18", &[]);
+    for number in 0..WISHES {
+        let answer = session.ask("resources/subscribe", json!({"uri": format!("a://{number}")}));
+        assert!(answer["result"].is_object(), "{answer}");
+    }
+    edge.program.kill();
+    let back = Edge::start(&gateway.url(), "s", &["--rich"], &id);
+    eventually("all are asked for", || back.count("resources/subscribe") == WISHES);
+    assert_eq!(session.call_text("s_echo", json!({"text": "good"})), "good");
+    // The one that comes back does not find all of that twice.
+    assert_eq!(back.count("resources/subscribe"), WISHES);
+}
+
 #[test]
 fn each_client_has_a_log_level_of_its_own() {
     let two = Two::start();

@@ -215,33 +215,38 @@ async fn accept<'a>(listener: Async<TcpListener>, executor: &LocalExecutor<'a>, 
 
 /// One connection from its beginning, when so many cuts and closings had been, to its end.
 async fn connection(shared: &Shared, near: Async<TcpStream>, (cuts, closings): (u64, [u64; 2])) {
-    let carried = async {
-        let far = Async::<TcpStream>::connect(shared.target).await.inspect_err(|_| reset(&near))?;
-        let pumps = future::try_zip(
-            pump(shared, Way::Up, &near, &far, closings[0]),
-            pump(shared, Way::Down, &far, &near, closings[1]),
-        );
-        let cut = async {
-            shared.until(|switches| switches.cuts > cuts).await;
-            Err(io::ErrorKind::ConnectionReset.into())
-        };
-        let window = shared.lock().window;
-        for socket in [&near, &far] {
-            socket.get_ref().set_nodelay(true)?;
-            window.map_or(Ok(()), |window| set_socket_recv_buffer_size(socket.get_ref(), window))?;
-        }
-        let ended = future::or(async { pumps.await.map(|_| ()) }, cut).await;
-        // What broke on one side breaks on the other.
-        ended.inspect_err(|_| [&near, &far].into_iter().for_each(reset))
-    };
-    let refused = async {
+    let cut = || async {
         shared.until(|switches| switches.cuts > cuts).await;
-        reset(&near);
-        Ok(())
+        io::Error::from(io::ErrorKind::ConnectionReset)
     };
-    let _: io::Result<()> = future::or(carried, refused).await;
+    match future::or(Async::<TcpStream>::connect(shared.target), async { Err(cut().await) }).await {
+        Ok(far) => {
+            let carried = carry(shared, &near, &far, closings);
+            // What broke on one side breaks on the other.
+            if future::or(carried, async { Err(cut().await) }).await.is_err() {
+                [&near, &far].into_iter().for_each(reset);
+            }
+        }
+        Err(_) => reset(&near),
+    }
     drop(near);
     shared.change(|switches| switches.open -= 1);
+}
+
+async fn carry(
+    shared: &Shared,
+    near: &Async<TcpStream>,
+    far: &Async<TcpStream>,
+    closings: [u64; 2],
+) -> io::Result<()> {
+    let window = shared.lock().window;
+    for socket in [near, far] {
+        socket.get_ref().set_nodelay(true)?;
+        window.map_or(Ok(()), |window| set_socket_recv_buffer_size(socket.get_ref(), window))?;
+    }
+    let up = pump(shared, Way::Up, near, far, closings[0]);
+    let down = pump(shared, Way::Down, far, near, closings[1]);
+    future::try_zip(up, down).await.map(|_| ())
 }
 
 /// The end of this socket will be a reset.

@@ -584,7 +584,7 @@ const SIGHTS: [&str; 9] = [
     "\"code\":7,",
     "\"code\":-32000,",
     "\"code\":-32001,",
-    "\"code\":-32002,",
+    "\"code\":-31002,",
     "\"code\":-32603,",
     "unknown tool",
     "notifications/progress",

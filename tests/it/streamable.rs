@@ -2,15 +2,11 @@
 
 use std::{io::Write, thread};
 
-use mcpport::{
-    config::GatewayConfig,
-    gateway::Bound,
-    limits::{self, Limits},
-    net::exec::{self, Switch},
-};
+use mcpport::limits::Limits;
 use serde_json::{Value, json};
 
 use crate::{
+    inside,
     session::{BOTH, Event, Session, call, call_with, events, hello, request, value},
     wire::{Answer, Wire, ask, host, tcp, text},
     world::{Edge, Gateway, eventually},
@@ -458,7 +454,7 @@ fn the_stream_by_get_is_resumed() {
 
 #[test]
 fn a_client_that_never_reads_is_cut_off_and_others_lose_nothing() {
-    let gateway = Gateway::start_small(|limits| {
+    let gateway = inside::Gateway::start(&[], |limits| {
         limits.http.write_stall = std::time::Duration::from_millis(200);
         limits.session.keep_alive = std::time::Duration::from_millis(50);
     });
@@ -483,9 +479,45 @@ fn a_client_that_never_reads_is_cut_off_and_others_lose_nothing() {
     assert!(edge.count("notify") >= 12);
 }
 
+/// A proxy cuts an answer of which nothing comes; a stream is kept alive. Whoever did not name streams gets none.
+#[test]
+fn a_silent_answer_becomes_a_stream() {
+    let gateway = inside::Gateway::start(&[], |limits| {
+        // Longer than what is not silent takes.
+        limits.session.silence = std::time::Duration::from_secs(1);
+        limits.session.keep_alive = std::time::Duration::from_millis(50);
+    });
+    let edge = gateway.edge("s", &[]);
+    let session = Session::open_as(gateway.address, SERVER, "2025-06-18", &[]);
+    let hold = |id: i64, key: &str, accept: &str| {
+        let wire = session.send("POST", &[accept], &call(id, "hold", json!({"key": key})));
+        edge.wait_for(&format!("\"{key}\""));
+        wire
+    };
+    let mut plain = hold(1, "one", "Accept: */*");
+    let mut streamed = hold(2, "two", BOTH);
+    let head = streamed.head().unwrap();
+    assert_eq!((head.status, head.field("content-type")), (200, Some("text/event-stream")), "{}", head.head);
+    for _ in 0..3 {
+        assert_eq!(streamed.chunk().unwrap().unwrap(), b": keep-alive\r\n\r\n");
+    }
+    session.release("one");
+    let answer = plain.answer();
+    assert_eq!((answer.status, answer.field("content-type")), (200, Some("application/json")), "{answer:?}");
+    session.release("two");
+    let mut rest = Vec::new();
+    while let Some(chunk) = streamed.chunk().unwrap() {
+        rest.extend(chunk);
+    }
+    let rest = String::from_utf8(rest).unwrap().replace(": keep-alive\r\n\r\n", "");
+    let id = rest.strip_prefix("id: ").and_then(|rest| rest.split("\r\n").next()).unwrap();
+    let message = r#"{"jsonrpc":"2.0","id":2,"result":{"content":[{"text":"two","type":"text"}]}}"#;
+    assert_eq!(rest, format!("id: {id}\r\nevent: message\r\ndata: {message}\r\n\r\n"));
+}
+
 #[test]
 fn a_stream_is_taken_over_from_a_connection_that_is_stuck() {
-    let gateway = Gateway::start_small(|limits| {
+    let gateway = inside::Gateway::start(&[], |limits| {
         limits.session.replay_bytes = 64 << 20;
         limits.session.queue_bytes = 64 << 20;
     });
@@ -511,65 +543,9 @@ fn a_stream_is_taken_over_from_a_connection_that_is_stuck() {
     assert_eq!(fresh.message()["params"]["number"], 16);
 }
 
-/// A gateway in this process, with limits of its own.
-pub struct Small {
-    pub address: std::net::SocketAddr,
-    switch: Option<Switch>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Gateway {
-    pub fn start_small(change: impl FnOnce(&mut Limits)) -> Small {
-        let mut limits = Limits::default();
-        change(&mut limits);
-        let config = GatewayConfig {
-            host: Some("127.0.0.1".into()),
-            port: 0,
-            ipv6: false,
-            timeout_rpc: limits::RPC_TIME,
-            timeout_run_tool: limits::TOOL_TIME,
-            sse_path: "/sse".into(),
-            mcp_path: "/mcp".into(),
-            messages_path: "/messages".into(),
-            health_path: "/health".into(),
-            status_path: "/status".into(),
-            tokens: Vec::new(),
-            token_file: None,
-            trusted_proxies: Vec::new(),
-            tls: None,
-            allow_origins: Vec::new(),
-            public_hosts: Vec::new(),
-            cors: false,
-            threads: 1,
-            limits,
-        };
-        let bound = Bound::new(config).unwrap();
-        let address = bound.addresses()[0];
-        let (switch, stopped) = exec::switch();
-        let serve = move || exec::run(1, bound.serve(async move { stopped.wait().await }));
-        Small { address, switch: Some(switch), thread: Some(thread::spawn(serve)) }
-    }
-}
-
-impl Small {
-    fn edge(&self, name: &str, server: &[&str]) -> Edge {
-        let edge = Edge::start(&format!("ws://{}/mcp/register", self.address), name, server, &[]);
-        let mut client = crate::wire::Client::ready(self.address, &[]);
-        client.tools_until(|tools| tools.iter().any(|tool| tool.starts_with(name)));
-        edge
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        drop(self.switch.take());
-        let _ = self.thread.take().map(thread::JoinHandle::join);
-    }
-}
-
 #[test]
 fn a_full_table_says_come_back() {
-    let gateway = Gateway::start_small(|limits| limits.session.sessions = 2);
+    let gateway = inside::Gateway::start(&[], |limits| limits.session.sessions = 2);
     let (one, _two) = (Session::open(gateway.address, "/mcp"), Session::open(gateway.address, "/mcp"));
     let third = || {
         let host = host(gateway.address);
@@ -583,7 +559,8 @@ fn a_full_table_says_come_back() {
 
 #[test]
 fn a_session_that_nobody_uses_ends_and_one_in_use_does_not() {
-    let gateway = Gateway::start_small(|limits| limits.session.idle = std::time::Duration::from_millis(300));
+    let gateway =
+        inside::Gateway::start(&[], |limits| limits.session.idle = std::time::Duration::from_millis(300));
     let edge = gateway.edge("s", &[]);
     let (idle, listening, calling) = (
         Session::open(gateway.address, "/mcp"),
@@ -604,7 +581,7 @@ fn a_session_that_nobody_uses_ends_and_one_in_use_does_not() {
 
 #[test]
 fn a_lost_stream_that_missed_too_much_still_gets_its_answer() {
-    let gateway = Gateway::start_small(|limits| {
+    let gateway = inside::Gateway::start(&[], |limits| {
         limits.session.replay_messages = 2;
         limits.session.queue_messages = 4;
     });

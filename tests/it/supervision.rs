@@ -58,7 +58,7 @@ fn the_link_outlives_the_server() {
         let begun = Instant::now();
         let (code, message) = error(&client.call("s_echo", "{}"));
         assert!(begun.elapsed() < Duration::from_millis(100), "a call meanwhile: {:?}", begun.elapsed());
-        assert_eq!(code, -32002, "{message}");
+        assert_eq!(code, -31002, "{message}");
         assert!(message.starts_with(&format!("server 's' {words}; it is started again in ")), "{message}");
         until_served(&mut client, "s_echo");
         assert_eq!(client.call_text("s_pid", "{}"), edge.nth_server_pid(round + 1).to_string());
@@ -296,7 +296,7 @@ fn a_program_that_is_gone_for_a_while_is_started_when_it_is_back() {
     let line = program.wait_for("command not found");
     assert!(line.contains("it is started again in"), "{line}");
     let (code, message) = error(&client.call("s_echo", "{}"));
-    assert!(code == -32002 && message.contains("command not found"), "{message}");
+    assert!(code == -31002 && message.contains("command not found"), "{message}");
     fs::rename(&away, &here).unwrap();
     until_served(&mut client, "s_echo");
     assert_eq!(program.stop().code, Some(0));

@@ -29,6 +29,7 @@ const WORLD: &[&str] = &[
     "async_tungstenite",
     "futures_",
     "getrandom",
+    "mio",
     "rustix",
     "rustls",
     "std::env::",
@@ -62,6 +63,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("getrandom", &["net/random"]),
     ("http_types", &["http/vocab"]),
     ("httparse", &["http/head"]),
+    ("mio", &["net/reactor"]),
     ("ring", &["net/tls", "secret"]),
     ("rustix", &["net/", "device/"]),
     ("rustls_native_certs", &["net/tls"]),
@@ -73,7 +75,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("smol::process", &["net/child"]),
 ];
 
-/// Dependencies that the design names, or that those bring in anyway.
+/// Dependencies that the design names, or that those bring in anyway, or that `Cargo.toml` gives a measured reason for.
 const DEPENDENCIES: &[&str] = &[
     "argh",
     "async-channel",
@@ -89,6 +91,7 @@ const DEPENDENCIES: &[&str] = &[
     "httparse",
     "idna_adapter",
     "log",
+    "mio",
     "ring",
     "rustix",
     "rustls-native-certs",

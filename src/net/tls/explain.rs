@@ -41,10 +41,13 @@ fn certificate(why: &CertificateError, gateway: &str, own_authority: bool) -> St
         CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
             "the certificate of {gateway} is not trusted: give the file of its authority (ca.crt) with --ssl-ca-cert"
         ),
-        CertificateError::NotValidForNameContext { presented, .. } => format!(
-            "the certificate of {gateway} is for other names ({}); use one of them in --gateway-url",
-            text::show(&presented.join(", "))
-        ),
+        CertificateError::NotValidForNameContext { presented, .. } => {
+            let names: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
+            format!(
+                "the certificate of {gateway} is for other names ({}); use one of them in --gateway-url",
+                text::show(&names.join(", "))
+            )
+        }
         CertificateError::NotValidForName => {
             format!("the certificate of {gateway} is for another name; see --gateway-url")
         }
@@ -61,6 +64,12 @@ fn certificate(why: &CertificateError, gateway: &str, own_authority: bool) -> St
         ),
         _ => format!("the certificate of {gateway} is refused: {why}"),
     }
+}
+
+/// The library writes `DnsName("gw.example")` and `IpAddress(192.0.2.7)`; what is within is what can be typed.
+fn bare(name: &str) -> &str {
+    let within = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    within.unwrap_or(name).trim_matches('"')
 }
 
 /// The gateway did not take what we offered.
@@ -96,7 +105,7 @@ mod tests {
     use std::{io, time::Duration};
 
     use futures_rustls::{
-        pki_types::UnixTime,
+        pki_types::{ServerName, UnixTime},
         rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible},
     };
 
@@ -128,6 +137,14 @@ mod tests {
                 &["not valid yet", "clock"],
             ),
             (CertificateError::NotValidForName, false, &["another name", "--gateway-url"]),
+            (
+                CertificateError::NotValidForNameContext {
+                    expected: ServerName::try_from("other").unwrap(),
+                    presented: vec!["DnsName(\"gw.example\")".into(), "IpAddress(192.0.2.7)".into()],
+                },
+                false,
+                &["for other names (gw.example, 192.0.2.7);", "--gateway-url"],
+            ),
             (CertificateError::Revoked, false, &["refused"]),
         ] {
             check(Error::InvalidCertificate(why), own, false, words);

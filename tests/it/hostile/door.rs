@@ -11,6 +11,7 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use super::{calls, counter, status};
 use crate::{
+    inside,
     session::Session,
     wire::{Client, Wire, ask, get, host, tcp},
     world::{Gateway, eventually},
@@ -27,7 +28,7 @@ fn used(gateway: std::net::SocketAddr) -> Wire {
 /// Rule 14: one connection too many hears 503 at once, those that are there notice nothing.
 #[test]
 fn connections_have_a_limit() {
-    let gateway = Gateway::start_small(|limits| limits.http.connections = 5);
+    let gateway = inside::Gateway::start(&[], |limits| limits.http.connections = 5);
     let mut open: Vec<Wire> = (0..5).map(|_| used(gateway.address)).collect();
     for _ in 0..3 {
         let begun = Instant::now();
@@ -57,7 +58,7 @@ fn connections_have_a_limit() {
 /// One address (here loopback, with the limit that is otherwise for the others) hears 429.
 #[test]
 fn addresses_have_a_limit() {
-    let gateway = Gateway::start_small(|limits| limits.http.connections_from_loopback = 2);
+    let gateway = inside::Gateway::start(&[], |limits| limits.http.connections_from_loopback = 2);
     let open = [used(gateway.address), used(gateway.address)];
     let answer = get(gateway.address, "/health");
     assert_eq!((answer.status, answer.field("retry-after")), (429, Some("1")), "{answer:?}");
@@ -68,7 +69,7 @@ fn addresses_have_a_limit() {
 /// Connections that ask for nothing push out each other, never those that were let in.
 #[test]
 fn silent_connections_keep_nobody_out() {
-    let gateway = Gateway::start_small(|limits| limits.http.connections_unknown = 4);
+    let gateway = inside::Gateway::start(&[], |limits| limits.http.connections_unknown = 4);
     let mut known: Vec<Wire> = (0..4).map(|_| used(gateway.address)).collect();
     let mut client = Client::ready(gateway.address, &[]);
     let mut silent: Vec<TcpStream> = (0..40).map(|_| tcp(gateway.address)).collect();

@@ -14,6 +14,7 @@ use super::{
     status,
 };
 use crate::{
+    inside,
     session::{BOTH, Session, call, value},
     wire::{Client, get},
     world::{Gateway, eventually},
@@ -22,7 +23,7 @@ use crate::{
 /// Rule 23: each violation has its code, and the peer gets to read it.
 #[test]
 fn violations_are_told_by_their_code() {
-    let gateway = Gateway::start_small(|limits| limits.link.message_bytes = 70_000);
+    let gateway = inside::Gateway::start(&[], |limits| limits.link.message_bytes = 70_000);
     let cases: &[(&str, Vec<u8>, u16)] = &[
         ("a frame that is announced too large", head(TEXT, 70_001), 1009),
         ("a frame of 2^63 bytes", head(TEXT, 1 << 63), 1009),
@@ -64,7 +65,7 @@ fn violations_are_told_by_their_code() {
 /// Rule 23: what never becomes a message ends by its bytes or by its pace.
 #[test]
 fn fragments_without_end_are_told_so() {
-    let gateway = Gateway::start_small(|limits| {
+    let gateway = inside::Gateway::start(&[], |limits| {
         limits.link.message_bytes = 64 * 1024;
         limits.link.message_time = Duration::from_millis(400);
         limits.link.message_floor = 1 << 20;
@@ -88,7 +89,7 @@ fn fragments_without_end_are_told_so() {
 /// A message may take as long as its line needs: only what comes at less than the floor is cut off.
 #[test]
 fn a_slow_line_gets_a_large_message_through() {
-    let gateway = Gateway::start_small(|limits| {
+    let gateway = inside::Gateway::start(&[], |limits| {
         limits.link.message_time = Duration::from_millis(1000);
         limits.link.message_floor = 500;
         limits.link.ping_every = Duration::from_millis(500);
@@ -142,7 +143,8 @@ fn a_flood_of_pings_is_closed() {
 /// Rule 22: who does not register in time is closed; the frame may come with the request.
 #[test]
 fn a_link_registers_in_time() {
-    let gateway = Gateway::start_small(|limits| limits.link.register_time = Duration::from_millis(300));
+    let gateway =
+        inside::Gateway::start(&[], |limits| limits.link.register_time = Duration::from_millis(300));
     let mut raw = Raw::upgraded(gateway.address);
     let begun = Instant::now();
     assert_eq!(raw.closed(), (1008, "the first frame did not come in time".into()));
@@ -181,7 +183,7 @@ fn links_have_a_limit() {
 #[test]
 fn a_list_that_always_changes_is_asked_for_at_a_pace() {
     let pause = Duration::from_millis(400);
-    let gateway = Gateway::start_small(|limits| limits.catalog.list_pause = pause);
+    let gateway = inside::Gateway::start(&[], |limits| limits.catalog.list_pause = pause);
     let mut raw = Raw::registered(gateway.address, "restless");
     let changed = r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#;
     // A client at the server's own endpoint hears all of it; one at the aggregate only of what has changed.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    inside,
     wire::{Wire, get, host, tcp, text},
     world::Gateway,
 };
@@ -15,7 +16,7 @@ use crate::{
 #[test]
 fn a_slow_head_is_answered() {
     let limit = Duration::from_millis(600);
-    let gateway = Gateway::start_small(|limits| limits.http.head_time = limit);
+    let gateway = inside::Gateway::start(&[], |limits| limits.http.head_time = limit);
     for drip in [Duration::from_millis(20), Duration::from_millis(250), Duration::from_secs(60)] {
         let stream = tcp(gateway.address);
         let (mut drips, begun) = (stream.try_clone().unwrap(), Instant::now());
@@ -38,7 +39,7 @@ fn a_slow_head_is_answered() {
 /// Rule 4: a body has to come at a pace, and is refused before it comes when it is announced too large.
 #[test]
 fn a_slow_body_is_answered() {
-    let gateway = Gateway::start_small(|limits| {
+    let gateway = inside::Gateway::start(&[], |limits| {
         limits.http.body_grace = Duration::from_millis(300);
         limits.http.body_bytes = 10_000;
     });
@@ -92,7 +93,7 @@ fn heads_without_measure_are_answered() {
 /// A peer that sends requests and reads no answer is given up, and holds no more than its own connection.
 #[test]
 fn who_reads_no_answer_is_given_up() {
-    let gateway = Gateway::start_small(|limits| {
+    let gateway = inside::Gateway::start(&[], |limits| {
         limits.http.write_stall = Duration::from_millis(300);
         limits.http.requests = 1_000_000;
     });

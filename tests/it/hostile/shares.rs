@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{counter, raw::Raw, status};
 use crate::{
+    inside,
     session::{BOTH, Session, call, hello, request, value},
     wire::{Wire, ask, host},
     world::{Gateway, eventually},
@@ -87,7 +88,7 @@ fn sessions_of_a_token_have_a_limit() {
 /// What a server does not tell of takes no place among what a session may subscribe to.
 #[test]
 fn refused_subscriptions_are_not_counted() {
-    let gateway = Gateway::start_small(|limits| limits.session.subscriptions = 1);
+    let gateway = inside::Gateway::start(&[], |limits| limits.session.subscriptions = 1);
     let url = format!("ws://{}/mcp/register", gateway.address);
     let _edge = crate::world::Edge::start(&url, "s", &["--rich", "--refuse", "resources/subscribe"], &[]);
     eventually("the server is there", || !status(gateway.address)["servers"][0]["tools"].is_null());
@@ -106,7 +107,7 @@ fn refused_subscriptions_are_not_counted() {
 /// Rule 30: a link that is not read holds a bounded queue; calls beyond it are refused, and it ends in the end.
 #[test]
 fn a_link_that_is_not_read_ends() {
-    let gateway = Gateway::start_small(|limits| {
+    let gateway = inside::Gateway::start(&[], |limits| {
         limits.link.queue_bytes = 256 * 1024;
         limits.link.write_stall = Duration::from_secs(3);
     });

@@ -6,6 +6,7 @@ use rustix::process::Signal;
 
 use super::{Gate, isolated, processes, value, wait_for_processes, world, world_with};
 use crate::{
+    inside,
     isolation::peer::{CAPABILITIES, Peer, Place},
     wire::{Wire, host, member, text},
     world::{Edge, Gateway, Program, eventually},
@@ -338,7 +339,7 @@ fn a_session_that_ended_gets_no_process() {
 
 #[test]
 fn an_idle_session_ends_with_its_process() {
-    let gateway = Gateway::start_small(|limits| limits.session.idle = Duration::from_millis(300));
+    let gateway = inside::Gateway::start(&[], |limits| limits.session.idle = Duration::from_millis(300));
     let url = format!("ws://{}/mcp/register", gateway.address);
     let edge = Edge::start(&url, "s", &["--session"], &["--sessions", "isolated"]);
     edge.program.wait_for("registered: ");

@@ -5,11 +5,15 @@ use std::{net::TcpListener, time::Instant};
 use async_tungstenite::tungstenite::Message;
 use rustix::process::Signal;
 
+use serde_json::json;
+
 use super::{processes, value, wait_for_processes};
 use crate::{
     frames::End,
+    hostile::memory,
     isolation::peer::{CAPABILITIES, Peer, Place},
-    wire::get,
+    session::{BOTH, Session, call, hello},
+    wire::{Wire, get, host, text},
     world::{Edge, Gateway, PATIENCE, eventually},
 };
 
@@ -204,4 +208,88 @@ fn an_edge_that_stops_for_a_while() {
     edge.program.signal(Signal::CONT);
     assert!(next.answer(&hello).contains("result"));
     eventually("the first is gone", || processes(&edge).len() == 1);
+}
+
+/// A server that asks and takes back, over and over, while its client does not read: what waits is bounded.
+#[test]
+fn questions_that_are_taken_back_do_not_pile_up() {
+    const QUESTIONS: usize = 96;
+    let gateway = Gateway::start(&[]);
+    let mut end = End::register(gateway.address, SESSIONS);
+    eventually("the server is listed", || gateway.program.log().contains("server 's' offers"));
+    let own = host(gateway.address);
+    let mut begin = Wire::connect(gateway.address);
+    begin.send(text("POST", "/servers/s/mcp", &[&own, BOTH], &hello("2025-11-25")));
+    let id = end.request("#1 ", "initialize");
+    end.say(&format!(r##"#1 {{"jsonrpc":"2.0","id":{id},"result":{{"protocolVersion":"2025-11-25"}}}}"##));
+    let session = begin.answer().field("mcp-session-id").unwrap().to_owned();
+    let mut unread = Wire::connect(gateway.address);
+    let session = format!("Mcp-Session-Id: {session}");
+    unread.send(text("POST", "/servers/s/mcp", &[&own, BOTH, &session], &call(1, "x", json!({}))));
+    end.request("#1 ", "tools/call");
+    let before = memory(gateway.program.pid(), "VmRSS:");
+    let long = "x".repeat(1 << 20);
+    for _ in 0..QUESTIONS {
+        end.say(&format!(
+            r##"#1 {{"jsonrpc":"2.0","id":0,"method":"sampling/createMessage","params":{{"x":"{long}"}}}}"##
+        ));
+        end.say(r##"#1 {"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":0}}"##);
+    }
+    end.say(&format!("#1 {PING}"));
+    end.find(|frame| frame.contains("-32000") && frame.contains("does not read"));
+    end.find(|frame| frame == format!("#1 {PONG}"));
+    let grown = memory(gateway.program.pid(), "VmRSS:").saturating_sub(before);
+    assert!(grown < 48 * 1024, "{QUESTIONS} questions of 1 MiB hold {grown} KiB");
+}
+
+/// The id of a question is kept until it is answered, so it has a length.
+#[test]
+fn ids_of_questions_are_bounded() {
+    let gateway = Gateway::start(&[]);
+    let mut end = End::register(gateway.address, SESSIONS);
+    let mut peer = Peer::open(&gateway, Place::SINGLE[0]);
+    let hello =
+        peer.begin("initialize", r#"{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{}}"#);
+    let id = end.request("#1 ", "initialize");
+    end.say(&format!(r##"#1 {{"jsonrpc":"2.0","id":{id},"result":{{"protocolVersion":"2025-06-18"}}}}"##));
+    peer.answer(&hello);
+    let id = |length: usize| format!("\"{}\"", "i".repeat(length - 2));
+    end.say(&format!(r##"#1 {{"jsonrpc":"2.0","id":{},"method":"roots/list"}}"##, id(257)));
+    let refusal = end.find(|frame| frame.contains("\"error\""));
+    assert!(refusal.contains(&id(257)) && refusal.contains("-32600"), "{refusal}");
+    end.say(&format!(r##"#1 {{"jsonrpc":"2.0","id":{},"method":"roots/list"}}"##, id(256)));
+    peer.asked("roots/list");
+}
+
+/// What waits for processes that do not start is bounded in bytes, over all sessions.
+#[test]
+fn calls_that_wait_for_a_process_are_bounded() {
+    let gateway = Gateway::start(&[]);
+    let mut end = End::register(gateway.address, SESSIONS);
+    let mut reader = gateway.client();
+    reader.tools_until(|tools| tools.len() == 2);
+    let text = "x".repeat(1 << 20);
+    let sessions: Vec<Session> = (0..3).map(|_| Session::open(gateway.address, "/mcp")).collect();
+    let mut waiting = Vec::new();
+    for (number, session) in sessions.iter().cycle().take(12).enumerate() {
+        waiting.push(session.send("POST", &[BOTH], &call(number as i64, "s_t", json!({"text": &text}))));
+    }
+    let busy = "too much waits already for the session's process of server 's' to start";
+    for wire in waiting.iter_mut().skip(9) {
+        let answer = wire.answer().body;
+        assert!(answer.contains("-32000") && answer.contains(busy), "{answer}");
+    }
+    // The room is there again for the next when they are through.
+    for channel in 1..=3 {
+        let prefix = format!("#{channel} ");
+        let id = end.request(&prefix, "initialize");
+        end.say(&format!(r##"{prefix}{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"##));
+    }
+    let late = Session::open(gateway.address, "/mcp");
+    let mut last = late.send("POST", &[BOTH], &call(1, "s_t", json!({"text": &text})));
+    let id = end.request("#4 ", "initialize");
+    end.say(&format!(r##"#4 {{"jsonrpc":"2.0","id":{id},"result":{{}}}}"##));
+    let id = end.request("#4 ", "tools/call");
+    end.say(&format!(r##"#4 {{"jsonrpc":"2.0","id":{id},"result":{{"fine":true}}}}"##));
+    assert!(last.answer().body.contains("fine"));
 }

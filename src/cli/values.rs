@@ -1,0 +1,239 @@
+//! The value of one flag, as it was typed, to what it means. Each complaint names its flag, and never a secret.
+
+use std::{
+    fmt::Display,
+    net::{IpAddr, Ipv6Addr},
+    ops::RangeInclusive,
+    str::FromStr,
+    time::Duration,
+};
+
+use log::LevelFilter;
+
+use crate::{
+    config::{GatewayUrl, Restart},
+    fault::Fault,
+    limits::{SERVER_ID, THREADS},
+    router::REGISTER_PATH,
+    secret::Secret,
+    text,
+};
+
+/// A flag that may be given several times.
+pub fn each<T>(typed: &[String], read: impl Fn(&str) -> Result<T, Fault>) -> Result<Vec<T>, Fault> {
+    typed.iter().map(|typed| read(typed)).collect()
+}
+
+/// A whole number within bounds.
+///
+/// # Errors
+/// A usage fault that names the flag and the bounds.
+pub fn number<N>(flag: &str, typed: &str, allowed: RangeInclusive<N>) -> Result<N, Fault>
+where
+    N: FromStr + PartialOrd + Display,
+{
+    typed.parse().ok().filter(|number| allowed.contains(number)).ok_or_else(|| {
+        let (typed, least, most) = (text::show(typed), allowed.start(), allowed.end());
+        Fault::usage(format!("{flag} {typed}: a number from {least} to {most} is needed"))
+    })
+}
+
+/// How much is logged.
+pub fn level(typed: &str) -> Result<LevelFilter, Fault> {
+    match typed.to_ascii_uppercase().as_str() {
+        "DEBUG" => Ok(LevelFilter::Debug),
+        "INFO" => Ok(LevelFilter::Info),
+        "WARNING" | "WARN" => Ok(LevelFilter::Warn),
+        "ERROR" | "CRITICAL" => Ok(LevelFilter::Error),
+        _ => Err(Fault::usage(format!(
+            "--log-level {}: one of DEBUG, INFO, WARNING, ERROR, CRITICAL is needed",
+            text::show(typed)
+        ))),
+    }
+}
+
+/// A time that is not none.
+pub fn duration(flag: &str, typed: &str) -> Result<Duration, Fault> {
+    text::duration(typed).filter(|time| !time.is_zero()).ok_or_else(|| {
+        Fault::usage(format!("{flag} {}: a time like 10, 10s, 500ms or 2m is needed", text::show(typed)))
+    })
+}
+
+/// A time that may be none.
+pub fn window(flag: &str, typed: &str) -> Result<Duration, Fault> {
+    text::duration(typed).ok_or_else(|| {
+        Fault::usage(format!("{flag} {}: a time like 30, 30s or 2m is needed, or 0", text::show(typed)))
+    })
+}
+
+/// A path of the gateway or of the local health check.
+pub fn path(flag: &str, typed: &str) -> Result<String, Fault> {
+    let plain =
+        |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'"' | b'<' | b'>' | b'\\');
+    if typed.starts_with('/') && typed.bytes().all(plain) {
+        return Ok(typed.to_owned());
+    }
+    Err(Fault::usage(format!("{flag} {}: a path is needed, such as /sse", text::show(typed))))
+}
+
+/// Both with and without a trailing slash are served.
+pub fn messages_path(typed: &str) -> Result<String, Fault> {
+    let path = path("--messages-path", typed)?;
+    Ok(path.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(&path).to_owned())
+}
+
+/// How many threads.
+pub fn threads(typed: &str) -> Result<usize, Fault> {
+    number("--threads", typed, 1..=THREADS)
+}
+
+/// The name of a server.
+pub fn server_name(typed: &str, longest: usize) -> Result<String, Fault> {
+    if text::is_name(typed, longest) {
+        return Ok(typed.to_owned());
+    }
+    Err(Fault::usage(format!(
+        "--server-name {}: only A-Z a-z 0-9 _ . - are allowed, and at most {longest} of them",
+        text::show(typed)
+    )))
+}
+
+/// The identity of a server.
+pub fn server_id(typed: &str) -> Result<String, Fault> {
+    if (1..=SERVER_ID).contains(&typed.len()) && !typed.chars().any(char::is_control) {
+        return Ok(typed.to_owned());
+    }
+    Err(Fault::usage(format!("--server-id: a plain text of at most {SERVER_ID} characters is needed")))
+}
+
+/// The address of a proxy.
+pub fn proxy(typed: &str) -> Result<IpAddr, Fault> {
+    let address = typed.parse().map(|address: IpAddr| address.to_canonical());
+    let why = || format!("--trusted-proxy {}: an address such as 127.0.0.1 is needed", text::show(typed));
+    address.map_err(|_| Fault::usage(why()))
+}
+
+/// As browsers send it: a scheme and an authority, without a path. Anything else would never match.
+pub fn origin(typed: &str) -> Result<String, Fault> {
+    let plain =
+        |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'?' | b'#' | b'@' | b',' | b'"');
+    let whole = typed.split_once("://").is_some_and(|(scheme, authority)| {
+        let named = |part: &str| !part.is_empty() && part.bytes().all(plain);
+        named(scheme) && named(authority)
+    });
+    if whole || matches!(typed, "*" | "null") {
+        return Ok(typed.to_owned());
+    }
+    Err(Fault::usage(format!(
+        "--allow-origin {}: an origin such as https://app.example is needed, without a path",
+        text::show(typed)
+    )))
+}
+
+/// As it stands in `Host`: a name, which may have a port.
+pub fn public_host(typed: &str) -> Result<String, Fault> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':');
+    if !typed.is_empty() && typed.bytes().all(plain) {
+        return Ok(typed.to_owned());
+    }
+    Err(Fault::usage(format!(
+        "--public-host {}: a name such as gw.example is needed, without scheme and path",
+        text::show(typed)
+    )))
+}
+
+/// When a server is started again.
+pub fn restart(typed: &str) -> Result<Restart, Fault> {
+    match typed {
+        "never" => Ok(Restart::Never),
+        "on-failure" => Ok(Restart::OnFailure),
+        "always" => Ok(Restart::Always),
+        other => Err(Fault::usage(format!(
+            "--restart {}: never, on-failure or always is needed",
+            text::show(other)
+        ))),
+    }
+}
+
+/// The URL itself is not repeated in complaints: people put secrets into URLs.
+///
+/// Taken apart here, since a parser for all that browsers take is 50 KiB of program, and as much of the memory of an idle edge.
+pub fn gateway_url(typed: &str) -> Result<GatewayUrl, Fault> {
+    let bad =
+        |why: &str| Fault::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"));
+    if !typed.is_ascii() {
+        return Err(bad("a URL in ASCII is needed, names of other scripts in their xn-- form"));
+    }
+    let Some((scheme, rest)) = typed.trim().split_once("://") else { return Err(bad("a URL is needed")) };
+    let tls = match scheme.to_ascii_lowercase().as_str() {
+        "ws" | "http" => false,
+        "wss" | "https" => true,
+        _ => return Err(bad("a ws:// or wss:// URL is needed")),
+    };
+    // What is behind a # stays with who typed it.
+    let rest = rest.split('#').next().unwrap_or_default();
+    let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    if authority.contains('@') {
+        return Err(Fault::usage(
+            "--gateway-url: no user or password is sent; use --header \"Authorization: Bearer TOKEN\"",
+        ));
+    }
+    let Some((host, port)) = host_and_port(authority) else {
+        return Err(bad("a URL with a host, and with a port of 1 to 65535 or none, is needed"));
+    };
+    if !target.bytes().all(is_url_byte) {
+        return Err(bad("a URL is needed, characters that have no place there in their %XX form"));
+    }
+    let port = port.unwrap_or(if tls { 443 } else { 80 });
+    let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
+    let path = if matches!(path, "" | "/") { REGISTER_PATH } else { path };
+    Ok(GatewayUrl { tls, host, port, target: format!("{path}{query}") })
+}
+
+/// The host without brackets, and the port if one is there. `None`: not the form of RFC 3986 3.2.
+fn host_and_port(authority: &str) -> Option<(String, Option<u16>)> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (address, port) = rest.split_once(']')?;
+            (address.parse::<Ipv6Addr>().ok()?.to_string(), port)
+        }
+        None => {
+            let (name, port) = authority.split_at(authority.find(':').unwrap_or(authority.len()));
+            let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+            (
+                Some(name).filter(|name| !name.is_empty() && name.bytes().all(usual))?.to_ascii_lowercase(),
+                port,
+            )
+        }
+    };
+    let port = match port.strip_prefix(':') {
+        None if port.is_empty() => None,
+        // Nothing behind the colon: as if it was not there.
+        Some("") => None,
+        // A sign is no digit, though a number may have one.
+        Some(digits) if !digits.starts_with('+') => Some(digits.parse().ok().filter(|port| *port != 0)?),
+        _ => return None,
+    };
+    Some((host, port))
+}
+
+/// Whether it may stand in a path or a query (RFC 3986 3.3 and 3.4).
+fn is_url_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?%".contains(&byte)
+}
+
+/// A field of the request to the gateway, whose value is secret.
+pub fn header(typed: &str) -> Result<(String, Secret), Fault> {
+    let bad = || Fault::usage("--header: the form is \"Key: Value\"");
+    let (key, value) = typed.split_once(':').ok_or_else(bad)?;
+    let (key, value) = (key.trim(), value.trim());
+    let reserved = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
+    let own = key.to_ascii_lowercase();
+    if key.is_empty() || value.is_empty() {
+        return Err(bad());
+    }
+    if reserved.contains(&own.as_str()) || own.starts_with("sec-websocket") {
+        return Err(Fault::usage(format!("--header {}: this field is ours to set", text::show(key))));
+    }
+    Ok((key.to_owned(), Secret::new(value)))
+}

@@ -1,0 +1,232 @@
+//! Sockets and pipes that are not read in vain: the reads and writes over what `reactor` tells.
+//!
+//! A read that did not fill its buffer has taken all there was, and the next one waits until the system says that there is more.
+//! Without that every message costs two reads that find nothing, and every other reason to look at the task one more.
+
+use std::{
+    io::{self, Read, Write},
+    os::fd::AsFd,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures_lite::{AsyncRead, AsyncWrite};
+
+use super::reactor::{Watch, Watched};
+
+/// Something to read from, to write to, or both. One task reads and one writes, which may be the same.
+#[derive(Debug)]
+pub struct Source<T> {
+    // Before what it watches, since fields are dropped in this order.
+    watched: Watched,
+    io: T,
+    /// Nothing is left to read, as far as we know.
+    drained: bool,
+    /// There is no room to write, as far as we know.
+    full: bool,
+}
+
+impl<T: AsFd> Source<T> {
+    /// Takes a descriptor, which does not block from then on.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new(io: T, watch: Watch) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&io, true)?;
+        // What there is already will be told.
+        Ok(Self { watched: Watched::new(&io, watch)?, io, drained: true, full: false })
+    }
+
+    /// What it reads from or writes to.
+    pub fn get_ref(&self) -> &T {
+        &self.io
+    }
+
+    /// Takes something in, as soon as there is something. Unless it `drained` what there was, it may be called at once again.
+    pub fn poll_in<R>(
+        &mut self,
+        context: &mut Context<'_>,
+        mut take: impl FnMut(&mut T) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        let bell = &self.watched.ears().read;
+        bell.wakes(context.waker());
+        // Looked at in any case: a bell that was rung and not looked at rings no more.
+        let rung = bell.was_rung();
+        if self.drained && !rung {
+            return Poll::Pending;
+        }
+        let taken = unless_blocked(|| take(&mut self.io));
+        self.drained = taken.is_pending();
+        taken
+    }
+
+    /// Gives something out, as soon as there is room.
+    pub fn poll_out<R>(
+        &mut self,
+        context: &mut Context<'_>,
+        mut give: impl FnMut(&mut T) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        let bell = &self.watched.ears().write;
+        loop {
+            if self.full {
+                bell.wakes(context.waker());
+                if !bell.was_rung() {
+                    return Poll::Pending;
+                }
+            }
+            let given = unless_blocked(|| give(&mut self.io));
+            self.full = given.is_pending();
+            if given.is_ready() {
+                return given;
+            }
+        }
+    }
+}
+
+fn unless_blocked<R>(mut act: impl FnMut() -> io::Result<R>) -> Poll<io::Result<R>> {
+    loop {
+        match act() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return Poll::Ready(done),
+        }
+    }
+}
+
+impl<T: AsFd + Read + Unpin> AsyncRead for Source<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let read = self.poll_in(context, |io| io.read(buffer));
+        if let Poll::Ready(Ok(count)) = &read {
+            self.drained = (1..buffer.len()).contains(count) && !self.watched.ears().is_closed();
+        }
+        read
+    }
+}
+
+impl<T: AsFd + Write + Unpin> AsyncWrite for Source<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_out(context, |io| io.write(bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_out(context, |io| io.write_vectored(parts))
+    }
+
+    /// Nothing is held back here.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// A pipe is closed by dropping it; a socket's owner ends the stream itself.
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
+
+    use super::*;
+    use crate::net::reactor::block_on;
+
+    fn pair() -> (Source<UnixStream>, UnixStream) {
+        let (near, far) = UnixStream::pair().unwrap();
+        (Source::new(near, Watch::Both).unwrap(), far)
+    }
+
+    /// Counts its reads.
+    #[derive(Debug)]
+    struct Counted(UnixStream, usize);
+
+    impl AsFd for Counted {
+        fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+
+    impl Read for Counted {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 += 1;
+            self.0.read(buffer)
+        }
+    }
+
+    #[test]
+    fn a_message_costs_one_read() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut near = Source::new(Counted(near, 0), Watch::Read).unwrap();
+        block_on(async {
+            for number in 1..=100 {
+                assert!(future::poll_once(near.read(&mut [0; 64])).await.is_none());
+                far.write_all(b"message").unwrap();
+                assert_eq!(near.read(&mut [0; 64]).await.unwrap(), 7);
+                assert_eq!(near.get_ref().1, number);
+            }
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn an_end_behind_a_message_is_seen() {
+        for _ in 0..100 {
+            let (mut near, mut far) = pair();
+            far.write_all(b"last words").unwrap();
+            drop(far);
+            let mut all = Vec::new();
+            assert_eq!(block_on(near.read_to_end(&mut all)).unwrap().unwrap(), 10);
+        }
+    }
+
+    #[test]
+    fn more_than_a_buffer_is_read_to_its_end() {
+        let (mut near, mut far) = pair();
+        far.write_all(&[7; 1000]).unwrap();
+        block_on(async {
+            let mut buffer = [0; 300];
+            for count in [300, 300, 300, 100] {
+                assert_eq!(near.read(&mut buffer).await.unwrap(), count);
+            }
+            assert!(future::poll_once(near.read(&mut buffer)).await.is_none());
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_write_waits_for_room() {
+        let (mut near, mut far) = pair();
+        let text = vec![7; 10 << 20];
+        let reader = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            far.read_to_end(&mut all).map(|_| all)
+        });
+        block_on(async {
+            near.write_all(&text).await.unwrap();
+            drop(near);
+        })
+        .unwrap();
+        assert!(reader.join().unwrap().unwrap() == text);
+    }
+
+    #[test]
+    fn a_write_to_nobody_fails() {
+        let (mut near, far) = pair();
+        drop(far);
+        let error = block_on(near.write_all(b"hello")).unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}
