@@ -9,7 +9,7 @@ use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Instant};
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
 
-use super::{Gateway, server::Server, upstream::Upstream};
+use super::{Gateway, door::Visit, server::Server, upstream::Upstream};
 use crate::{
     auth::Principal,
     catalog::Key,
@@ -17,6 +17,7 @@ use crate::{
     mcp::offer::Kind,
     net::{
         self, deadline,
+        exec::{Badge, Switch},
         link::{self, Ended, Farewell, Line, Peer, Socket},
         queue,
     },
@@ -91,7 +92,7 @@ pub struct Entered {
 impl Entered {
     /// Carries frames until the link ends, or another takes over. `seat` is the place of its connection among all: it is
     /// given back when that ends, though the server may be waited for longer.
-    pub async fn live(self, seat: impl Send) {
+    pub async fn live(self, seat: Seat) {
         match self.link {
             Ok(socket) => self.life.live(socket, seat).await,
             Err(ended) => self.life.part(ended, seat).await,
@@ -156,7 +157,7 @@ enum Next {
 
 impl Life {
     /// Carries frames until the connection ends, or another takes over.
-    async fn live(mut self: Box<Self>, socket: Socket, seat: impl Send) {
+    async fn live(mut self: Box<Self>, socket: Socket, seat: Seat) {
         let Self { server, line, claims, limits, .. } = &mut *self;
         let stopped = server.gateway().stopped.clone();
         let queue = server.upstream().link().clone();
@@ -168,7 +169,7 @@ impl Life {
         };
         match future::or(driving, future::or(claimed(claims), stopping)).await {
             Next::Claimed(claim) => {
-                drop(seat);
+                let _on = free(seat);
                 self.hand_over(claim).await;
             }
             Next::Ended(ended) => self.part(ended, seat).await,
@@ -177,9 +178,9 @@ impl Life {
     }
 
     /// The connection is gone.
-    async fn part(self: Box<Self>, ended: Ended, seat: impl Send) {
-        // Else a full gateway could not be come back to.
-        drop(seat);
+    async fn part(self: Box<Self>, ended: Ended, seat: Seat) {
+        // Else nobody could come back to a full gateway.
+        let _on = free(seat);
         self.server.gateway().count_end(&ended);
         if !ended.is_accident() || self.limits.resume_window.is_zero() {
             return self.server.gone(&ended.to_string());
@@ -411,6 +412,15 @@ impl Newcomer<'_> {
         }
         Ok(key)
     }
+}
+
+/// The place of a link among all, and of its connection.
+pub type Seat = (Badge, Visit);
+
+/// Gives both places back; what the connection's task does goes on as long as the switch is held.
+fn free((badge, visit): Seat) -> Option<Switch> {
+    drop(badge);
+    visit.give_back()
 }
 
 fn is_linked(server: &Arc<Upstream>) -> bool {
