@@ -156,7 +156,7 @@ impl Dialer {
             429 => self.lost(
                 "it puts us off (429): too many wrong tokens, or too many connections (--max-connections-per-address there), came from this address",
             ),
-            503 => self.lost("it is full (503): --max-links or --max-connections there"),
+            503 => self.lost("it is busy (503): --max-links or --max-connections there"),
             code => self.lost(&format!(
                 "it answers {code} instead of upgrading to WebSocket; check the path of --gateway-url"
             )),
