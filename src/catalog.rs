@@ -139,6 +139,13 @@ impl<H: Clone> Catalog<H> {
         Ok(())
     }
 
+    /// Whether the server with this id belongs to the principal, and has a link that is `alive`.
+    pub fn is_linked(&self, id: &str, principal: Principal, alive: impl Fn(&H) -> bool) -> bool {
+        let mut servers = self.servers.values();
+        let own = servers.find(|server| server.id == id && server.principal == principal);
+        own.is_some_and(|server| !server.away && alive(&server.handle))
+    }
+
     /// The handles of the servers that their principals may not have under their names any more.
     pub fn unauthorized(&self, may_claim: impl Fn(Principal, &str) -> bool) -> Vec<H> {
         let out = self.servers.values().filter(|server| !may_claim(server.principal, &server.name));

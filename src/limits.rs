@@ -217,7 +217,7 @@ pub struct LinkLimits {
     /// From the first byte of a message on, time before `message_floor` is asked for.
     pub message_time: Duration,
     /// Bytes per second that a message must bring after that: a large one over a slow line passes, a drip does not. How
-    /// long fragments without end can go on is bounded by the bytes of a message.
+    /// long fragments without end can go on is bounded by the bytes of a message. Acknowledgements may be as slow.
     pub message_floor: usize,
     /// Control frames in `control_window`.
     pub control_frames: u32,
@@ -484,6 +484,8 @@ pub const DRAIN_LOOK: Duration = Duration::from_millis(20);
 pub const DRAIN: Duration = Duration::from_secs(2);
 /// Time for the task of a lost link to hand its conversation to the new one; it is asked on the same machine.
 pub const CLAIM: Duration = Duration::from_secs(2);
+/// Longest time for which an edge keeps what a gateway says it waits for; who is away for longer begins anew.
+pub const RESUME_LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of a file with tokens; some ten thousand of them.
 pub const TOKEN_FILE: u64 = MIB as u64;
 /// Characters of a principal's label, and of a server name with `*` to which a token is bound: those of a server's name.
@@ -508,6 +510,11 @@ pub const ID_BYTES: usize = 256;
 pub const METHOD_BYTES: usize = 256;
 /// Bytes of the instructions of all servers, put together for one client.
 pub const INSTRUCTIONS: usize = 16 * KIB;
+/// Messages that an end of a link may put into its queue beyond those that it carries for others: answers in the place of a
+/// server, and what a gateway asks of its own. As many as a gateway can have under way, several times.
+pub const OWN_MESSAGES: usize = 1024;
+/// Bytes of them; such messages are small.
+pub const OWN_BYTES: usize = MIB;
 /// How often idle sessions are looked for.
 pub const SWEEP: Duration = Duration::from_secs(30);
 /// Processes for isolated sessions at one edge, unless `--max-sessions` says otherwise.

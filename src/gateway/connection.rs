@@ -66,9 +66,8 @@ impl NewLink {
             registration::enter(gateway, socket, principal, peer).await
         };
         if let Some(entered) = Box::pin(entering).await {
-            entered.live().await;
+            entered.live((badge, visit)).await;
         }
-        drop((badge, visit));
     }
 }
 

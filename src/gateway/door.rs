@@ -50,6 +50,11 @@ impl Visit {
             self.kept = self.gateway.visits().known(self.number);
         }
     }
+
+    /// Gives the place back though the connection's task goes on, which is until what this gives is dropped.
+    pub fn give_back(mut self) -> Option<Switch> {
+        self.kept.take()
+    }
 }
 
 impl Drop for Visit {

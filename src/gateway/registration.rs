@@ -9,7 +9,7 @@ use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Instant};
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
 
-use super::{Gateway, server::Server, upstream::Upstream};
+use super::{Gateway, door::Visit, server::Server, upstream::Upstream};
 use crate::{
     auth::Principal,
     catalog::Key,
@@ -17,13 +17,14 @@ use crate::{
     mcp::offer::Kind,
     net::{
         self, deadline,
+        exec::{Badge, Switch},
         link::{self, Ended, Farewell, Line, Peer, Socket},
         queue,
     },
     secret::Secret,
     session, text,
     tunnel::{
-        CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
+        CLOSE_NO_ROOM, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
         handshake::{Claim, Grant, Registration, Status},
     },
 };
@@ -42,7 +43,16 @@ pub async fn enter(
         stopped.wait().await;
         Err(Ended::ByUs(gateway_stops()))
     };
-    let heard = future::or(link::hear(&mut socket, limits.register_bytes, &limits), stopping).await;
+    let newcomer = Newcomer { gateway: &gateway, principal, from };
+    let hearing = async {
+        let frame = link::hear(&mut socket, limits.register_bytes, &limits).await?;
+        if newcomer.would_take_over(&frame) {
+            // Frames can be long under way: who does not answer has gone, and may be here again over that very link.
+            link::answers(&mut socket, &limits).await?;
+        }
+        Ok::<_, Ended>(frame)
+    };
+    let heard = future::or(hearing, stopping).await;
     let frame = match heard {
         Ok(frame) => frame,
         Err(ended) => {
@@ -52,7 +62,6 @@ pub async fn enter(
             return None;
         }
     };
-    let newcomer = Newcomer { gateway: &gateway, principal, from };
     let (life, answer) = match newcomer.admit(&frame).await {
         Ok(Admitted::Here(life, answer)) => (life, answer),
         Ok(Admitted::Late(life)) => {
@@ -61,7 +70,9 @@ pub async fn enter(
         }
         Err(why) => {
             gateway.seldom(&format!("a registration from {from} is refused: {}", text::show(&why.reason)));
-            let words = VecDeque::from([Status::error(&why.reason)]);
+            // An edge takes an error for the last word; of a lack of room there is none.
+            let last = why.code != CLOSE_NO_ROOM;
+            let words = last.then(|| Status::error(&why.reason)).into_iter().collect();
             let ended = Ended::ByUs(why);
             gateway.count_end(&ended);
             link::end(socket, words, &ended, &limits).await;
@@ -79,11 +90,12 @@ pub struct Entered {
 }
 
 impl Entered {
-    /// Carries frames until the link ends, or another takes over.
-    pub async fn live(self) {
+    /// Carries frames until the link ends, or another takes over. `seat` is the place of its connection among all: it is
+    /// given back when that ends, though the server may be waited for longer.
+    pub async fn live(self, seat: Seat) {
         match self.link {
-            Ok(socket) => self.life.live(socket).await,
-            Err(ended) => self.life.part(ended).await,
+            Ok(socket) => self.life.live(socket, seat).await,
+            Err(ended) => self.life.part(ended, seat).await,
         }
     }
 }
@@ -112,8 +124,12 @@ impl Berth {
     /// What outlives the connection, from the task that has it. `None`: it is not there any more.
     async fn claim(&self) -> Option<Box<Life>> {
         let (give, take) = async_channel::bounded(1);
-        self.claims.try_send(give).ok()?;
-        deadline::within(limits::CLAIM, take.recv()).await.ok()?.ok()
+        let asking = async {
+            // Somebody else may be asking: who asks last has it last.
+            self.claims.send(give).await.ok()?;
+            take.recv().await.ok()
+        };
+        deadline::within(limits::CLAIM, asking).await.ok()?
     }
 }
 
@@ -141,7 +157,7 @@ enum Next {
 
 impl Life {
     /// Carries frames until the connection ends, or another takes over.
-    async fn live(mut self: Box<Self>, socket: Socket) {
+    async fn live(mut self: Box<Self>, socket: Socket, seat: Seat) {
         let Self { server, line, claims, limits, .. } = &mut *self;
         let stopped = server.gateway().stopped.clone();
         let queue = server.upstream().link().clone();
@@ -152,14 +168,19 @@ impl Life {
             future::pending().await
         };
         match future::or(driving, future::or(claimed(claims), stopping)).await {
-            Next::Claimed(claim) => self.hand_over(claim).await,
-            Next::Ended(ended) => self.part(ended).await,
+            Next::Claimed(claim) => {
+                let _on = free(seat);
+                self.hand_over(claim).await;
+            }
+            Next::Ended(ended) => self.part(ended, seat).await,
             Next::Taken(_) | Next::Stopped | Next::Tick => {}
         }
     }
 
     /// The connection is gone.
-    async fn part(self: Box<Self>, ended: Ended) {
+    async fn part(self: Box<Self>, ended: Ended, seat: Seat) {
+        // Else nobody could come back to a full gateway.
+        let _on = free(seat);
         self.server.gateway().count_end(&ended);
         if !ended.is_accident() || self.limits.resume_window.is_zero() {
             return self.server.gone(&ended.to_string());
@@ -261,6 +282,13 @@ impl Newcomer<'_> {
         Ok(Admitted::Here(life, answer))
     }
 
+    /// Whether a first frame speaks of a server whose link is alive, as far as we know.
+    fn would_take_over(&self, frame: &str) -> bool {
+        let longest = self.gateway.config.limits.catalog.server_name;
+        let id = Registration::read(frame, longest).ok().and_then(|registration| registration.id);
+        id.is_some_and(|id| self.gateway.catalog().is_linked(&id, self.principal, is_linked))
+    }
+
     /// A server that comes back, if it is still waited for.
     async fn resume(&self, registration: &Registration, claim: &Claim) -> Option<Admitted> {
         let id = registration.id.as_deref()?;
@@ -339,8 +367,12 @@ impl Newcomer<'_> {
             let why = format!("the token is not for the name '{name}' (register[NAME,…] at the gateway)");
             return Err(Farewell::new(CLOSE_REFUSED, why));
         }
-        let alive = |old: &Arc<Upstream>| !old.link().is_closed();
-        if catalog.take_over(Instant::now(), id, self.principal, alive).is_err() {
+        // Those whose links are lost have no connection, and yet a place.
+        let full = catalog.len() >= self.gateway.config.limits.link.links;
+        if full && catalog.holder(id, self.principal).is_none() {
+            return Err(Farewell::new(CLOSE_NO_ROOM, "too many servers are registered (--max-links)"));
+        }
+        if catalog.take_over(Instant::now(), id, self.principal, is_linked).is_err() {
             let why =
                 "this server id took over too often in the last minute; is it used twice (--server-id)?";
             return Err(Farewell::new(CLOSE_TOO_OFTEN, why));
@@ -380,6 +412,19 @@ impl Newcomer<'_> {
         }
         Ok(key)
     }
+}
+
+/// The place of a link among all, and of its connection.
+pub type Seat = (Badge, Visit);
+
+/// Gives both places back; what the connection's task does goes on as long as the switch is held.
+fn free((badge, visit): Seat) -> Option<Switch> {
+    drop(badge);
+    visit.give_back()
+}
+
+fn is_linked(server: &Arc<Upstream>) -> bool {
+    !server.link().is_closed()
 }
 
 fn random() -> Result<[u8; 16], Farewell> {

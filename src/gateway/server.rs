@@ -255,7 +255,7 @@ impl Server {
                 jsonrpc::error(id, jsonrpc::METHOD_NOT_FOUND, &text)
             }
         };
-        let _ = self.upstream.link().send(answer);
+        let _ = self.upstream.link().send_own(answer);
     }
 
     /// Sends a question of the gateway's own.
@@ -272,7 +272,10 @@ impl Server {
         let request = jsonrpc::request(&id.to_string(), ask.method, &ask.params);
         let frames: VecDeque<String> = ask.first.into_iter().chain([request]).collect();
         for frame in frames {
-            self.upstream.link().send(frame).map_err(|_| Farewell::new(1013, "the link does not keep up"))?;
+            self.upstream
+                .link()
+                .send_own(frame)
+                .map_err(|_| Farewell::new(1013, "the link does not keep up"))?;
         }
         Ok(())
     }
@@ -325,7 +328,7 @@ impl Server {
             gateway.tell_wishes(now, &self.upstream, &mut self.wishes);
         }
         if first && self.ours {
-            let _ = self.upstream.link().send(Status::registered(&self.id, self.tools));
+            let _ = self.upstream.link().send_own(Status::registered(&self.id, self.tools));
         }
     }
 
@@ -337,7 +340,7 @@ impl Server {
             return Ok(());
         }
         if self.ours {
-            let _ = self.upstream.link().send(Status::error(why));
+            let _ = self.upstream.link().send_own(Status::error(why));
         }
         Err(Farewell::new(1008, why))
     }

@@ -277,6 +277,37 @@ pub async fn hear(socket: &mut Socket, most: usize, limits: &LinkLimits) -> Resu
     }
 }
 
+/// Whether the peer of a link that nobody drives yet is there: it has to answer a ping, and says nothing before.
+///
+/// # Errors
+/// Why the link ended, or has to.
+pub async fn answers(socket: &mut Socket, limits: &LinkLimits) -> Result<(), Ended> {
+    let hearing = async {
+        let asking = async {
+            poll_fn(|context| Pin::new(&mut *socket).poll_ready(context)).await?;
+            Pin::new(&mut *socket).start_send(Message::Ping(Default::default()))?;
+            poll_fn(|context| Pin::new(&mut *socket).poll_flush(context)).await
+        };
+        asking.await.map_err(lost)?;
+        let mut liveness = Liveness::new(Instant::now());
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Pong(_))) => return Ok(()),
+                Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
+                Some(Ok(Message::Ping(_))) if liveness.control(Instant::now(), limits) => {}
+                Some(Ok(_)) => {
+                    return Err(Ended::ByUs(Farewell::new(1008, "a frame before the first is answered")));
+                }
+                Some(Err(error)) => return Err(broken(error)),
+                None => return Err(Ended::Lost("the connection was closed".into())),
+            }
+        }
+    };
+    let gone =
+        |_| Err(Ended::Lost("it does not answer a ping, and another link of its server is alive".into()));
+    deadline::within(limits.register_time, hearing).await.unwrap_or_else(gone)
+}
+
 /// Drives a link until it ends, says goodbye where there is something to say, and closes the connection.
 pub async fn drive(
     socket: Socket,
@@ -542,7 +573,7 @@ impl Driver<'_> {
         if over(self.stalled, self.limits.write_stall) {
             return Err(Ended::Lost("the peer does not read".into()));
         }
-        if over(self.choked, self.limits.write_stall) {
+        if over(self.choked, self.choke_time()) {
             return Err(Ended::Lost("the peer acknowledges nothing".into()));
         }
         if over(self.partial, self.message_time()) {
@@ -571,8 +602,19 @@ impl Driver<'_> {
 
     /// How long the bytes of the present message have paid for.
     fn message_time(&self) -> Duration {
-        let paid = (self.seen as u64 * 1000).checked_div(self.limits.message_floor as u64);
-        self.limits.message_time + Duration::from_millis(paid.unwrap_or_default())
+        self.limits.message_time + self.paid(self.seen)
+    }
+
+    /// How long the peer has to acknowledge something: it does so when a message is whole, which may be large and the line slow.
+    fn choke_time(&self) -> Duration {
+        let waiting = self.line.resume.as_ref().map_or(0, Resume::unacknowledged_bytes);
+        self.limits.write_stall + self.paid(waiting)
+    }
+
+    /// How long so many bytes may take.
+    fn paid(&self, bytes: usize) -> Duration {
+        let paid = (bytes as u64 * 1000).checked_div(self.limits.message_floor as u64);
+        Duration::from_millis(paid.unwrap_or_default())
     }
 
     fn deadline(&self) -> Instant {
@@ -580,7 +622,7 @@ impl Driver<'_> {
         let look = || Instant::now() + self.limits.write_stall / STALL_LOOKS;
         let stalled = self.stalled.map(|since| look().min(since + self.limits.write_stall));
         let partial = self.partial.map(|since| since + self.message_time());
-        let choked = self.choked.map(|since| since + self.limits.write_stall);
+        let choked = self.choked.map(|since| since + self.choke_time());
         let owed = self.line.resume.as_ref().and_then(|resume| resume.due(self.limits));
         let live = self.liveness.deadline(self.limits);
         [stalled, choked, partial, owed, self.peer.deadline()].into_iter().flatten().fold(live, Instant::min)

@@ -16,6 +16,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use crate::limits;
+
 /// Why a message is not taken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Refused {
@@ -112,6 +114,23 @@ fn lock<E>(state: &Mutex<State<E>>) -> MutexGuard<'_, State<E>> {
 }
 
 impl<E> State<E> {
+    /// Puts in what has its share beyond the bounds.
+    fn push_own(&mut self, message: String) -> Result<(), Refused> {
+        if self.deaf || self.end.is_some() {
+            return Err(Refused::Closed);
+        }
+        let bytes = self.bytes + message.len();
+        let most_bytes = self.most_bytes.saturating_add(limits::OWN_BYTES);
+        if self.messages.len() >= self.most_messages.saturating_add(limits::OWN_MESSAGES)
+            || bytes > most_bytes
+        {
+            return self.push(message, self.most_messages).map_err(|(refused, _)| refused);
+        }
+        self.bytes = bytes;
+        self.messages.push_back(message);
+        Ok(())
+    }
+
     fn push(&mut self, message: String, most_messages: usize) -> Result<(), (Refused, String)> {
         if self.deaf || self.end.is_some() {
             return Err((Refused::Closed, message));
@@ -187,6 +206,21 @@ impl<E> Sender<E> {
             let mut state = lock(&self.0);
             let most = state.most_messages.saturating_add(more);
             state.push(message, most)?;
+            state.reader.take()
+        };
+        waker.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+
+    /// As [`Sender::send`], for what this end says of its own: that has a share beyond the bounds, so that the messages of others,
+    /// who wait for room, do not keep it out ([`limits::OWN_MESSAGES`]).
+    ///
+    /// # Errors
+    /// [`Refused`], with the reason.
+    pub fn send_own(&self, message: String) -> Result<(), Refused> {
+        let waker = {
+            let mut state = lock(&self.0);
+            state.push_own(message)?;
             state.reader.take()
         };
         waker.into_iter().for_each(Waker::wake);
@@ -436,6 +470,24 @@ mod tests {
         assert!(pool.left() < 10);
         drop(receiver);
         assert_eq!(pool.left(), 10);
+    }
+
+    #[test]
+    fn what_an_end_says_of_its_own_has_a_share() {
+        let (sender, mut receiver) = bounded::<()>(1, 10);
+        sender.send("a".into()).unwrap();
+        for _ in 0..limits::OWN_MESSAGES {
+            assert_eq!(sender.send("b".into()), Err(Refused::Full));
+            assert_eq!(sender.send_own("own".into()), Ok(()));
+        }
+        assert_eq!(sender.send_own("own".into()), Err(Refused::Full));
+        let mut taken = VecDeque::new();
+        block_on(receiver.take(&mut taken));
+        assert_eq!(taken.len(), 1 + limits::OWN_MESSAGES);
+        assert_eq!(sender.send("a".into()), Ok(()));
+        assert_eq!(sender.send_own("x".repeat(10 + limits::OWN_BYTES)), Err(Refused::Full));
+        drop(receiver);
+        assert_eq!(sender.send_own("own".into()), Err(Refused::Closed));
     }
 
     #[test]

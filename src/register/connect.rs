@@ -153,8 +153,10 @@ impl Dialer {
                 "there is no registration endpoint at {} (404): check the path of --gateway-url",
                 self.url
             )),
-            429 => self.lost("it puts us off (429): too many wrong tokens came from this address"),
-            503 => self.lost("it is busy (503)"),
+            429 => self.lost(
+                "it puts us off (429): too many wrong tokens, or too many connections (--max-connections-per-address there), came from this address",
+            ),
+            503 => self.lost("it is busy (503): --max-links or --max-connections there"),
             code => self.lost(&format!(
                 "it answers {code} instead of upgrading to WebSocket; check the path of --gateway-url"
             )),

@@ -9,11 +9,15 @@ use std::{
     time::Instant,
 };
 
-use super::{server::Heard, sessions::Sessions};
+use super::{
+    server::Heard,
+    sessions::{Sessions, unless},
+};
 use crate::{
     config::RegisterConfig,
     jsonrpc::{self, Kind, Message},
     net::{
+        exec::Thrown,
         link::{self, Ended, Farewell, Line, Peer, Socket},
         queue::{self, Refused, Sender},
     },
@@ -55,7 +59,6 @@ struct Shared {
     generation: u64,
     /// The queue towards the gateway: of the present link, or of one that may be resumed.
     link: Option<Sender<Farewell>>,
-    linked: bool,
     /// The present link is registered.
     registered: bool,
     /// Some link was.
@@ -173,8 +176,13 @@ impl State {
             (Down::Child(line), Some(child)) => (line, child),
             (other, _) => return Some(other),
         };
+        let begins = |line: &str| Message::read(line).is_ok_and(|message| message.method() == "initialize");
         let (code, why, line) = match child.offer(line) {
             Ok(()) => return None,
+            // That it has ended is about to be noticed; the next one is asked.
+            Err((Refused::Closed, line)) if begins(&line) => {
+                return Some(Down::Drop("a word to a dead child"));
+            }
             Err((Refused::Full, line)) => (jsonrpc::BUSY, "the server does not read its input", line),
             Err((Refused::Closed, line)) => (jsonrpc::DOWN, "the server has ended", line),
         };
@@ -196,23 +204,16 @@ impl State {
         }
     }
 
-    /// Whether a link is up.
-    pub fn is_linked(&self) -> bool {
-        self.lock().linked
-    }
-
     /// A link comes up with this queue. False when we are leaving.
     fn link_up(&self, link: Sender<Farewell>) -> bool {
         let mut shared = self.lock();
         shared.link = Some(link);
-        shared.linked = true;
         !shared.leaving
     }
 
     /// The link is gone and may be resumed: all goes on as it was, but for the health check.
     fn suspend(&self) {
         let mut shared = self.lock();
-        shared.linked = false;
         shared.registered = false;
     }
 
@@ -221,7 +222,6 @@ impl State {
         self.sessions.close_all();
         let mut shared = self.lock();
         shared.link = None;
-        shared.linked = false;
         shared.registered = false;
         for line in shared.edge.disconnected() {
             // A child that does not read will not read this either.
@@ -257,19 +257,23 @@ impl Kept<'_> {
 }
 
 /// Registers over a fresh connection, and carries frames until the link ends. `kept` is the registration that may be
-/// taken up again: from before this link, and from this one when it is lost.
+/// taken up again: from before this link, and from this one when it is lost. `left`: we are stopping.
 pub async fn live<'a>(
     mut socket: Socket,
     state: &Arc<State>,
     config: &'a RegisterConfig,
     kept: &mut Option<Kept<'a>>,
+    left: &Thrown,
 ) -> Outcome {
     let limits = &config.limits.link;
-    let (frame, answer) = match introduce(&mut socket, config, kept.as_ref()).await {
+    let introduced = unless(left, introduce(&mut socket, config, kept.as_ref())).await;
+    // It may have us already, and its answer be under way.
+    let stops = || Err(Ended::ByUs(Farewell::new(1001, "the edge stops")));
+    let (frame, answer) = match introduced.unwrap_or_else(stops) {
         Ok(answered) => answered,
         Err(ended) => {
             // A gateway may have taken us back just now: to it a word of ours would be the end of what is kept.
-            if kept.is_none() {
+            if kept.is_none() || left.is_thrown() {
                 link::end(socket, VecDeque::new(), &ended, limits).await;
             }
             return outcome(ended, None, state, config);
@@ -392,7 +396,7 @@ impl Peer for Life<'_> {
             None | Some(Down::Child(_) | Down::Held) => self.spoken_for(),
             Some(Down::Gateway(frame)) => {
                 // What the gateway asks and does not read must not pile up here.
-                self.link.send(frame).map_err(does_not_read)?;
+                self.link.send_own(frame).map_err(does_not_read)?;
                 self.spoken_for();
             }
             Some(Down::Status(status)) => self.status(&status),

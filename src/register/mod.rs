@@ -17,24 +17,26 @@ mod server;
 mod sessions;
 mod supervise;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use futures_lite::future;
 
 use self::{
     connect::Dialer,
     life::{Kept, Outcome, State},
-    sessions::Sessions,
+    sessions::{Sessions, unless},
     supervise::Supervisor,
 };
 use crate::{
     config::RegisterConfig,
     fault::Fault,
     limits,
-    net::{bell, deadline, exec, random},
+    net::{
+        bell, deadline,
+        exec::{self, Thrown},
+        house::{Home, House},
+        random,
+    },
     tunnel::backoff::{Backoff, Setback},
 };
 
@@ -43,14 +45,21 @@ use crate::{
 /// # Errors
 /// One line: the command cannot be started, the gateway refuses us, the server ended.
 pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Result<(), Fault> {
+    let house = House::new();
+    let home = house.home();
+    house.shelter(serve(config, home, stop)).await
+}
+
+async fn serve(config: RegisterConfig, home: Home, stop: impl Future<Output = ()>) -> Result<(), Fault> {
     let dialer = Dialer::new(&config)?;
     let health = health::bind(&config)?;
-    let sessions = Sessions::new(&config);
+    let sessions = Sessions::new(&config, home);
     let state = State::new(sessions.clone());
     let mut supervisor = Supervisor::start(&config, &state)?;
     let (switch, stopped) = exec::switch();
     let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));
-    let mut links = bell::alone(keep_linked(&config, &dialer, &state));
+    let (leaving, left) = exec::switch();
+    let mut links = bell::alone(keep_linked(&config, &dialer, &state, &left));
     let end = future::or(
         async {
             stop.await;
@@ -61,7 +70,8 @@ pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Resu
     .await;
     // The gateway is told before the server goes, so that nobody waits for its answers.
     state.leave(if matches!(end, End::Stopped) { "the edge stops" } else { "the server ended" });
-    if state.is_linked() {
+    drop(leaving);
+    if !matches!(end, End::Links(_)) {
         let _ = deadline::within(limits::CLOSE, links).await;
     }
     drop((switch, health));
@@ -83,17 +93,23 @@ enum End {
     Links(Result<(), Fault>),
 }
 
-/// Keeps a link up: one life after another, with a delay between two.
-async fn keep_linked(config: &RegisterConfig, dialer: &Dialer, state: &Arc<State>) -> Result<(), Fault> {
+/// Keeps a link up: one life after another, with a delay between two. `left`: we are stopping.
+async fn keep_linked(
+    config: &RegisterConfig,
+    dialer: &Dialer,
+    state: &Arc<State>,
+    left: &Thrown,
+) -> Result<(), Fault> {
     let limits = &config.limits.link;
     let mut backoff = Backoff::default();
     let mut kept: Option<Kept<'_>> = None;
     loop {
         let born = Instant::now();
         // Each in a box for as long as it takes: an idle program need not keep the room of a handshake.
-        let outcome = match Box::pin(dialer.dial()).await {
-            Ok(socket) => Box::pin(life::live(socket, state, config, &mut kept)).await,
-            Err(outcome) => outcome,
+        let outcome = match unless(left, Box::pin(dialer.dial())).await {
+            Some(Ok(socket)) => Box::pin(life::live(socket, state, config, &mut kept, left)).await,
+            Some(Err(outcome)) => outcome,
+            None => Outcome::Stopped,
         };
         let setback = match outcome {
             Outcome::Stopped => return Ok(()),
@@ -118,10 +134,8 @@ async fn keep_linked(config: &RegisterConfig, dialer: &Dialer, state: &Arc<State
         let setback = if kept.is_some() { Setback::Suspended } else { setback };
         let delay = backoff.next(setback, born.elapsed(), random::jitter(), limits);
         log::info!("next try in {:.1} s", delay.as_secs_f64());
-        pause(delay).await;
+        if unless(left, deadline::until(Instant::now().checked_add(delay))).await.is_none() {
+            return Ok(());
+        }
     }
-}
-
-async fn pause(delay: Duration) {
-    deadline::until(Instant::now().checked_add(delay)).await;
 }

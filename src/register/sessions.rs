@@ -15,6 +15,7 @@ use crate::{
     jsonrpc::{self, Kind, Message},
     net::{
         exec::{self, Crew, Switch, Thrown},
+        house::Home,
         link::Farewell,
         queue::{self, Receiver, Refused},
     },
@@ -32,6 +33,7 @@ pub struct Sessions {
     /// As many processes as may run. One that is being ended still counts.
     room: Semaphore,
     crew: Crew,
+    home: Home,
 }
 
 #[derive(Debug, Default)]
@@ -60,10 +62,10 @@ struct Session {
 }
 
 impl Sessions {
-    /// No session so far.
-    pub fn new(config: &RegisterConfig) -> Arc<Self> {
+    /// No session so far. When the house of `home` goes, it takes the processes with it.
+    pub fn new(config: &RegisterConfig, home: Home) -> Arc<Self> {
         let room = Semaphore::new(config.sessions.unwrap_or_default() as usize);
-        Arc::new(Self { config: config.clone(), table: Mutex::default(), room, crew: Crew::new() })
+        Arc::new(Self { config: config.clone(), table: Mutex::default(), room, crew: Crew::new(), home })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -83,7 +85,7 @@ impl Sessions {
             if table.open.len() >= self.config.sessions.unwrap_or_default() as usize {
                 let why = "the edge runs as many sessions as it may (--max-sessions)";
                 log::warn!("session {number} is not started: {why}");
-                return link.send(channel::close(number, why));
+                return link.send_own(channel::close(number, why));
             }
             table.begun += 1;
             let begun = table.begun;
@@ -96,7 +98,7 @@ impl Sessions {
             let _held = badge;
             sessions.live(session).await;
         };
-        exec::spawn_guarded(life, || log::error!("a session ended in a panic; the others go on"));
+        self.home.spawn(life, || log::error!("a session ended in a panic; the others go on"));
         Ok(())
     }
 
@@ -151,7 +153,7 @@ impl Sessions {
         log::warn!("a message for session {number} is turned away: {busy}");
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) => {
-                link.send(channel::message(number, &jsonrpc::error(id, jsonrpc::BUSY, busy)))
+                link.send_own(channel::message(number, &jsonrpc::error(id, jsonrpc::BUSY, busy)))
             }
             _ => Ok(()),
         }
@@ -173,8 +175,8 @@ impl Sessions {
     }
 }
 
-/// Waits for something unless the session is stopped before.
-async fn unless<T>(stopped: &Thrown, wanted: impl Future<Output = T>) -> Option<T> {
+/// Waits for something unless it is to be stopped before.
+pub(super) async fn unless<T>(stopped: &Thrown, wanted: impl Future<Output = T>) -> Option<T> {
     let stopped = async {
         stopped.wait().await;
         None

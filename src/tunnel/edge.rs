@@ -369,7 +369,8 @@ impl Edge {
         }
         match message.result() {
             Some(result) => self.greeting = Greeting::Known(result.to_owned()),
-            None => (self.greeting, self.hello) = (Greeting::None, None),
+            // It is told that it is initialized when it is, whatever the one before was told.
+            None => (self.greeting, self.hello, self.initialized) = (Greeting::None, None, false),
         }
         let answer = self.wanted.take().map(|id| message.with_id(&id));
         match mem::take(&mut self.phase) {
@@ -597,6 +598,19 @@ mod tests {
         assert_eq!(edge.from_child(error), Up::Gateway(error.into()));
         edge.disconnected();
         assert!(matches!(edge.gets(hello), Down::Child(_)));
+    }
+
+    #[test]
+    fn a_new_child_that_refused_at_first_is_told_that_it_is_initialized() {
+        let mut edge = running(false);
+        edge.child_gone("it crashed", None);
+        assert_eq!(edge.child_back(), Some(hello(1)));
+        assert!(matches!(edge.gets(&hello(2)), Down::Drop(_)));
+        let error = |id| jsonrpc::error(id, 1, "not yet");
+        assert_eq!(edge.from_child(&error("1")), Up::Ready { lines: vec![], frames: vec![error("2")] });
+        assert_eq!(edge.gets(&hello(3)), Down::Child(hello(3)));
+        assert_eq!(edge.from_child(&greeting(3, "{}")), Up::Gateway(greeting(3, "{}")));
+        assert_eq!(edge.gets(DONE), Down::Child(DONE.into()));
     }
 
     const DONE: &str = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;

@@ -6,7 +6,7 @@ use std::{borrow::Cow, time::Duration};
 
 use crate::{
     jsonrpc::{find, object, quote, unquote},
-    limits::SERVER_ID,
+    limits::{RESUME_LONGEST, SERVER_ID},
     secret::Secret,
     text,
 };
@@ -198,6 +198,8 @@ impl Status {
         let resume = |member| at(&["capabilities", "mcpport", "resume", member]);
         let token = resume("token")?.and_then(unquote).map(|token| Secret::new(token.as_ref()));
         let window = resume("window")?.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+        // What a gateway says is no number to reckon with unseen.
+        let window = window.map(|window| window.min(RESUME_LONGEST));
         let received = resume("received")?.and_then(|count| count.parse().ok());
         let resume = token.zip(window).map(|(token, window)| Grant { token, window, received });
         let (status, message) = (text(&["status"])??, text(&["message"])?.unwrap_or_default());

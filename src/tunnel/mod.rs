@@ -19,6 +19,9 @@
 //! At most M of them are open at a time, all of them end with the link, and the shared process serves for listing
 //! what the server offers.
 //!
+//! Who registers with the id of a server whose link is alive has to answer a WebSocket ping before step 2, and takes over
+//! then: a frame may be long under way, and its sender gone.
+//!
 //! A conversation may outlive its connection where both ends say so in the same two steps: see [`resume`].
 //!
 //! A frame with a `status` member and without `method`, `result` and `error` is a *status frame*: it is meant for the edge
@@ -39,7 +42,7 @@
 //! | 1000, 1001 | the sender stops |
 //! | 1002, 1007, 1009 | the peer broke the WebSocket protocol, sent no UTF-8, sent too much |
 //! | 1008 | the peer broke the rules above, or flooded |
-//! | 1013 | the peer does not read |
+//! | 1013 | the peer does not read; to a registration: there is no room at present |
 //! | 4001 | another link with the same id took over |
 //! | 4403 | the name or the id belongs to another server, or the token is not for this name |
 //! | 4429 | the same id took over too often; wait a minute |
@@ -56,6 +59,8 @@ pub mod restart;
 pub mod resume;
 pub mod rewrite;
 
+/// Close code: there is no room for one more server at present.
+pub const CLOSE_NO_ROOM: u16 = 1013;
 /// Close code: another link with the same id took over.
 pub const CLOSE_REPLACED: u16 = 4001;
 /// Close code: the registration was refused.

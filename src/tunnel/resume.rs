@@ -87,6 +87,11 @@ impl<F: Clone> Resume<F> {
         self.kept.len()
     }
 
+    /// Bytes of them.
+    pub fn unacknowledged_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
     /// How many frames the peer has acknowledged.
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged

@@ -29,7 +29,12 @@ impl End {
     /// A gateway, to the edge that comes.
     #[track_caller]
     pub fn accept(listener: &TcpListener) -> Self {
-        let (stream, _) = listener.accept().unwrap();
+        Self::with(listener.accept().unwrap().0)
+    }
+
+    /// The same over a connection that was taken.
+    #[track_caller]
+    pub fn with(stream: TcpStream) -> Self {
         Self::bounded(&stream);
         Self(tungstenite::accept(stream).unwrap())
     }

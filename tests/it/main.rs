@@ -43,6 +43,7 @@ mod tidy;
 /// The real programs, and HTTP towards them.
 mod wire;
 mod world;
+mod worst;
 
 use std::{
     env,

@@ -132,6 +132,8 @@ fn a_claim_that_comes_late_costs_no_call() {
     // Of a link that the edge gave up before it took this one, and whose bytes were slow.
     let mut late = End::connect(gateway.address, None);
     late.say(&introduction(&back(&token, HEARD - 1)));
+    // Its end is still here, and can show it; one that is not takes nothing.
+    assert!(late.0.read().unwrap().is_ping());
     assert!(late.0.read().is_err() && second.0.read().is_err());
     let mut third = End::connect(gateway.address, None);
     assert_eq!(granted(&third.introduce(&back(&token, HEARD))).1, Some(SENT));

@@ -67,6 +67,11 @@ impl Link {
                 u16::from_be_bytes([body[0], body[1]]),
                 String::from_utf8_lossy(&body[2..]).into_owned(),
             ),
+            9 => {
+                // Who takes over has to show that it is there.
+                self.0.send([0x8a, 0x80, 0, 0, 0, 0]);
+                self.frame()
+            }
             _ => self.frame(),
         }
     }

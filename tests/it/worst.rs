@@ -1,0 +1,222 @@
+//! The worst moment: programs that are stopped, full or cut off just when something else goes wrong as well.
+
+use std::{net::TcpListener, time::Duration};
+
+use rustix::process::Signal;
+
+use crate::{
+    directory,
+    frames::{End, introduction},
+    inside,
+    isolation::peer::{Peer, Place},
+    relay::{Relay, Way},
+    wire::{Client, member},
+    world::{Edge, Gateway, Program, eventually, fake_server},
+};
+
+/// A gateway by hand, and where edges find it.
+fn gateway() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}/mcp/register", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+/// The edge that comes next.
+#[track_caller]
+fn next(listener: &TcpListener) -> End {
+    listener.set_nonblocking(true).unwrap();
+    let mut taken = None;
+    eventually("an edge comes", || {
+        taken = listener.accept().ok();
+        taken.is_some()
+    });
+    let (stream, _) = taken.unwrap();
+    stream.set_nonblocking(false).unwrap();
+    End::with(stream)
+}
+
+fn server() -> String {
+    format!("'{}'", fake_server().display())
+}
+
+#[test]
+fn a_window_without_end_does_not_end_the_edge() {
+    let (listener, url) = gateway();
+    let _edge = Edge::start(&url, "s", &[], &[]);
+    let mut end = next(&listener);
+    end.next();
+    let window = u64::MAX;
+    end.say(&format!(
+        r#"{{"status":"received","id":"x","message":"m","capabilities":{{"mcpport":{{"resume":{{"token":"t","window":{window}}}}}}}}}"#
+    ));
+    drop(end);
+    assert!(next(&listener).next().contains("\"token\":\"t\""), "it comes back");
+}
+
+#[test]
+fn a_full_gateway_takes_back_who_was_lost() {
+    let gateway = Gateway::start(&["--max-links", "1"]);
+    let relay = Relay::to(gateway.address);
+    let edge = Edge::start(&relay.url(), "s", &[], &[]);
+    gateway.program.wait_for("server 's' offers");
+    edge.program.wait_for("registered: ");
+    let mut client = gateway.client();
+    for round in 1..=2 {
+        relay.cut();
+        assert_eq!(client.call_text("s_echo", r#"{"text":"x"}"#), "x");
+        gateway.program.wait_for_nth("server 's' is back", round);
+    }
+    // Its place is kept meanwhile.
+    relay.refuse(true);
+    relay.cut();
+    gateway.program.wait_for_nth("is reconnecting", 3);
+    let mut other = End::connect(gateway.address, None);
+    other.say(r#"{"jsonrpc":"2.0","id":"y","method":"register","params":{"name":"other","capabilities":{"mcpport":{}}}}"#);
+    let (code, reason) = other.farewell();
+    assert!(code == 1013 && reason.contains("--max-links"), "{code} {reason}");
+    relay.restore();
+    assert_eq!(client.call_text("s_echo", r#"{"text":"y"}"#), "y");
+}
+
+#[test]
+fn the_second_signal_leaves_no_process_of_a_session() {
+    let gateway = Gateway::start(&[]);
+    let server = ["--session", "--ignore-eof", "--ignore-term"];
+    let mut edge = gateway.edge_with("s", &server, &["--sessions", "isolated"]);
+    edge.program.wait_for("registered: ");
+    let mut peer = Peer::ready(&gateway, Place::ALL[3]);
+    assert_ne!(peer.pid(), edge.server_pid());
+    edge.program.signal(Signal::TERM);
+    edge.program.wait_for("send it again");
+    edge.program.signal(Signal::TERM);
+    let end = edge.program.ended();
+    assert_eq!((end.code, end.complaint().len()), (Some(1), 1), "{:?}", end.stderr);
+    eventually("nothing is left", || edge.program.offspring().is_empty());
+}
+
+#[test]
+fn an_edge_that_is_stopped_while_it_registers_says_so() {
+    let (listener, url) = gateway();
+    let mut edge = Edge::start(&url, "s", &["--ignore-eof", "--ignore-term"], &[]);
+    let mut end = next(&listener);
+    assert!(end.next().contains("\"register\""));
+    // The gateway has taken it, and its answer is still under way.
+    edge.program.signal(Signal::TERM);
+    assert_eq!(end.farewell().0, 1001);
+    assert!(edge.program.is_running(), "it is told before the server ends");
+    assert_eq!(edge.program.ended().code, Some(0));
+}
+
+#[test]
+fn an_edge_is_stopped_at_once_while_it_connects() {
+    let (listener, url) = gateway();
+    let mut edge = Edge::start(&url, "s", &[], &[]);
+    let (silent, _) = listener.accept().unwrap();
+    assert_eq!(edge.program.stop().code, Some(0));
+    drop(silent);
+}
+
+#[test]
+fn a_server_that_just_ended_is_no_reason_to_give_up() {
+    let (listener, url) = gateway();
+    let mark = directory("mark").join("mark");
+    // What the first one leaves behind holds its pipes, so that its last words are waited for.
+    let first = format!("if mkdir '{}'; then read line; setsid sleep 3 & exit 1; fi", mark.display());
+    let stdio = format!("{first}; exec {}", server());
+    let edge = Program::start(&["register", "--stdio", &stdio, "--gateway-url", &url, "--server-name", "s"]);
+    let mut end = next(&listener);
+    end.next();
+    end.say(r#"{"status":"received","id":"x","message":"m","capabilities":{"mcpport":{}}}"#);
+    end.say(r#"{"jsonrpc":"2.0","method":"notifications/nothing"}"#);
+    edge.wait_for("the server ended");
+    end.say(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
+    let answer = end.next();
+    assert!(answer.contains("\"result\""), "the next one answers: {answer}");
+}
+
+#[test]
+fn a_slow_line_is_not_taken_for_a_peer_that_acknowledges_nothing() {
+    let stall = Duration::from_millis(500);
+    let quick = |limits: &mut mcpport::limits::Limits| {
+        (limits.link.write_stall, limits.link.resume_bytes) = (stall, 1000);
+        limits.link.message_floor = 256;
+    };
+    let gateway = inside::Gateway::start(&[], |_| {});
+    let relay = Relay::to(gateway.address);
+    let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], quick);
+    let mut client = Client::ready(gateway.address, &[]);
+    client.tools_until(|tools| tools.iter().any(|tool| tool == "s_echo"));
+    // Two thousand bytes a second, if the clock is fine enough: each answer takes longer than a stall.
+    relay.drip(Way::Up, Duration::from_micros(500));
+    let open: Vec<String> = (0..3).map(|_| client.begin_call("s_big", r#"{"bytes":4000}"#)).collect();
+    for id in &open {
+        assert!(client.answer(id).contains("xxx"));
+    }
+    assert_eq!(relay.taken(), 1, "the line is slow, and not dead");
+}
+
+#[test]
+fn a_registration_that_was_long_under_way_takes_nothing_over() {
+    let gateway = Gateway::start(&[]);
+    let mut end = End::register(gateway.address, "{}");
+    let mut client = gateway.client();
+    client.tools_until(|tools| tools.len() == 2);
+    // The edge had given this connection up, and come over another one.
+    let mut late = End::connect(gateway.address, None);
+    late.say(&introduction("{}"));
+    drop(late);
+    gateway.program.wait_for("without a registration");
+    let call = client.begin_call("s_t", "{}");
+    let id = end.request("", "tools/call");
+    end.say(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"content":[]}}}}"#));
+    assert!(client.answer(&call).contains("result"));
+}
+
+#[test]
+fn what_the_gateway_asks_finds_room_on_a_full_link() {
+    let gateway = inside::Gateway::start(&["--resume-window", "0"], |limits| limits.link.queue_messages = 2);
+    let relay = Relay::to(gateway.address);
+    let mut end = End::register(relay.address, r#"{"mcpport":{}}"#);
+    let mut client = Client::ready(gateway.address, &[]);
+    client.tools_until(|tools| tools.len() == 2);
+    end.find(|frame| frame.contains("registered"));
+    let first = client.begin_call("s_t", "{}");
+    let upstream = end.request("", "tools/call");
+    relay.freeze(Way::Down);
+    let text = format!("{{\"text\":\"{}\"}}", "x".repeat(1 << 20));
+    // More than all buffers of the system on the way hold.
+    let open: Vec<String> = (0..24).map(|_| client.begin_call("s_t", &text)).collect();
+    end.say(r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#);
+    end.say(&format!(r#"{{"jsonrpc":"2.0","id":{upstream},"result":{{"content":[]}}}}"#));
+    assert!(client.answer(&first).contains("result"));
+    relay.restore();
+    end.request("", "tools/list");
+    drop(open);
+}
+
+#[test]
+fn what_the_edge_answers_finds_room_on_a_full_link() {
+    let (listener, url) = gateway();
+    let _edge = inside::Edge::start(&url, "s", &server(), &[], |limits| {
+        (limits.link.queue_messages, limits.child.queue_messages) = (1, 1);
+    });
+    let mut end = next(&listener);
+    end.next();
+    end.say(r#"{"status":"received","id":"x","message":"m","capabilities":{"mcpport":{}}}"#);
+    let hello = |id: u64| {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{"protocolVersion":"2025-06-18"}}}}"#
+        )
+    };
+    end.say(&hello(1));
+    end.next();
+    for id in 2..40 {
+        end.say(&format!(
+            r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"big","arguments":{{"bytes":1000000}}}}}}"#
+        ));
+    }
+    for id in 40..50 {
+        end.say(&hello(id));
+    }
+    end.find(|frame| member(frame, "id").as_deref() == Some("49"));
+}
