@@ -67,7 +67,8 @@ pub struct HttpLimits {
     pub watch_bytes: usize,
     /// Time that a write to a client may make no progress.
     pub write_stall: Duration,
-    /// Connections in all. With 64 KiB worst case each, 64 MiB.
+    /// Connections in all. Buffers of 64 KiB at worst each, 64 MiB; beside them the one message that is under way on each, which a
+    /// peer that does not read pins for `write_stall` at most.
     pub connections: usize,
     /// Connections from one IPv4 address or one IPv6 /64 network. A household of clients has a dozen each.
     pub connections_per_address: usize,

@@ -85,7 +85,7 @@ impl std::fmt::Display for Ended {
             Self::ByPeer(why) => {
                 write!(f, "the peer closed the link (code {}: {})", why.code, text::show(&why.reason))
             }
-            Self::ByUs(why) => write!(f, "closed the link (code {}: {})", why.code, why.reason),
+            Self::ByUs(why) => write!(f, "we closed the link (code {}: {})", why.code, why.reason),
             Self::Lost(why) => write!(f, "the link was lost: {why}"),
             Self::Silent(time) => write!(f, "nothing was heard from the peer for {} s", time.as_secs()),
         }

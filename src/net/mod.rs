@@ -9,7 +9,7 @@
 //! - [`child`]: a stdio server as a child process in its own process group.
 //! - [`link`]: the WebSocket between edge and gateway, driven by one task. [`queue`]: what feeds its writer, bounded.
 //! - [`exec`]: the executor. [`reactor`]: how its threads wait for the system. [`source`]: sockets and pipes over that.
-//! - [`house`]: tasks that end with whoever they work for. [`bell`]: waits that are not disturbed. [`random`]: ids and
+//! - [`group`]: tasks that end with whoever they work for. [`bell`]: waits that are not disturbed. [`random`]: ids and
 //!   jitter.
 //! - [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
 
@@ -17,7 +17,7 @@ pub mod bell;
 pub mod child;
 pub mod deadline;
 pub mod exec;
-pub mod house;
+pub mod group;
 pub mod link;
 pub mod listen;
 pub mod queue;

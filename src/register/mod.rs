@@ -34,7 +34,7 @@ use crate::{
     net::{
         bell, deadline,
         exec::{self, Thrown},
-        house::{Home, House},
+        group::{Spawner, TaskGroup},
         random,
     },
     tunnel::backoff::{Backoff, Setback},
@@ -45,15 +45,19 @@ use crate::{
 /// # Errors
 /// One line: the command cannot be started, the gateway refuses us, the server ended.
 pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Result<(), Fault> {
-    let house = House::new();
-    let home = house.home();
-    house.shelter(serve(config, home, stop)).await
+    let group = TaskGroup::new();
+    let spawner = group.spawner();
+    group.run(serve(config, spawner, stop)).await
 }
 
-async fn serve(config: RegisterConfig, home: Home, stop: impl Future<Output = ()>) -> Result<(), Fault> {
+async fn serve(
+    config: RegisterConfig,
+    spawner: Spawner,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Fault> {
     let dialer = Dialer::new(&config)?;
     let health = health::bind(&config)?;
-    let sessions = Sessions::new(&config, home);
+    let sessions = Sessions::new(&config, spawner);
     let state = State::new(sessions.clone());
     let mut supervisor = Supervisor::start(&config, &state)?;
     let (switch, stopped) = exec::switch();

@@ -15,7 +15,7 @@ use crate::{
     jsonrpc::{self, Kind, Message},
     net::{
         exec::{self, Crew, Switch, Thrown},
-        house::Home,
+        group::Spawner,
         link::Farewell,
         queue::{self, Receiver, Refused},
     },
@@ -33,7 +33,7 @@ pub struct Sessions {
     /// As many processes as may run. One that is being ended still counts.
     room: Semaphore,
     crew: Crew,
-    home: Home,
+    spawner: Spawner,
 }
 
 #[derive(Debug, Default)]
@@ -62,10 +62,10 @@ struct Session {
 }
 
 impl Sessions {
-    /// No session so far. When the house of `home` goes, it takes the processes with it.
-    pub fn new(config: &RegisterConfig, home: Home) -> Arc<Self> {
+    /// No session so far. When the group of `spawner` goes, it takes the processes with it.
+    pub fn new(config: &RegisterConfig, spawner: Spawner) -> Arc<Self> {
         let room = Semaphore::new(config.sessions.unwrap_or_default() as usize);
-        Arc::new(Self { config: config.clone(), table: Mutex::default(), room, crew: Crew::new(), home })
+        Arc::new(Self { config: config.clone(), table: Mutex::default(), room, crew: Crew::new(), spawner })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -98,7 +98,7 @@ impl Sessions {
             let _held = badge;
             sessions.live(session).await;
         };
-        self.home.spawn(life, || log::error!("a session ended in a panic; the others go on"));
+        self.spawner.spawn(life, || log::error!("a session ended in a panic; the others go on"));
         Ok(())
     }
 
