@@ -41,6 +41,8 @@ pub struct NameTaken {
     pub name: String,
     /// The id of the server that has it; nobody's business but of the principal whose server that is.
     pub holder: Option<String>,
+    /// That one's link is lost: the name may soon be free.
+    pub away: bool,
 }
 
 /// A server took over its own living link too often in the last minute: it is another program with the same id.
@@ -101,8 +103,9 @@ impl<H: Clone> Catalog<H> {
             (same_id && server.principal != principal) || (!same_id && server.name == name)
         });
         if let Some((_, holder)) = conflict {
-            let holder = (holder.principal == principal).then(|| holder.id.clone());
-            return Err(NameTaken { name: name.to_owned(), holder });
+            let own = Some(holder).filter(|holder| holder.principal == principal);
+            let (away, holder) = (own.is_some_and(|own| own.away), own.map(|own| own.id.clone()));
+            return Err(NameTaken { name: name.to_owned(), holder, away });
         }
         let before = replaced.and_then(|key| self.servers.get_mut(&key));
         let takeovers = before.map(|server| std::mem::take(&mut server.takeovers)).unwrap_or_default();
@@ -366,10 +369,10 @@ mod tests {
         let (first, _) = catalog.register("1", "file", US, "h1").unwrap();
         catalog.set(first, Kind::Tool, tools(&["read"]));
         let taken = catalog.register("2", "file", US, "h2").unwrap_err();
-        assert_eq!(taken, NameTaken { name: "file".into(), holder: Some("1".into()) });
+        assert_eq!(taken, NameTaken { name: "file".into(), holder: Some("1".into()), away: false });
         for (id, name) in [("1", "file"), ("1", "other"), ("2", "file")] {
             let taken = catalog.register(id, name, Principal::token(3), "h3").unwrap_err();
-            assert_eq!(taken, NameTaken { name: name.into(), holder: None }, "{id} {name}");
+            assert_eq!(taken, NameTaken { name: name.into(), holder: None, away: false }, "{id} {name}");
         }
         let (second, replaced) = catalog.register("1", "files", US, "h4").unwrap();
         assert_eq!((replaced, catalog.len()), (Some("h1"), 1));

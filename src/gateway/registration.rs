@@ -12,7 +12,7 @@ use futures_lite::future;
 use super::{Gateway, door::Visit, server::Server, upstream::Upstream};
 use crate::{
     auth::Principal,
-    catalog::Key,
+    catalog::{Key, NameTaken},
     limits::{self, LinkLimits},
     mcp::offer::Kind,
     net::{
@@ -24,7 +24,7 @@ use crate::{
     secret::Secret,
     session, text,
     tunnel::{
-        CLOSE_NO_ROOM, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
+        CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
         handshake::{Claim, Grant, Registration, Status},
     },
 };
@@ -70,8 +70,8 @@ pub async fn enter(
         }
         Err(why) => {
             gateway.seldom(&format!("a registration from {from} is refused: {}", text::show(&why.reason)));
-            // An edge takes an error for the last word; of a lack of room there is none.
-            let last = why.code != CLOSE_NO_ROOM;
+            // An edge takes an error for the last word; of what may be otherwise soon there is none.
+            let last = why.code != CLOSE_LATER;
             let words = last.then(|| Status::error(&why.reason)).into_iter().collect();
             let ended = Ended::ByUs(why);
             gateway.count_end(&ended);
@@ -370,7 +370,7 @@ impl Newcomer<'_> {
         // Those whose links are lost have no connection, and yet a place.
         let full = catalog.len() >= self.gateway.config.limits.link.links;
         if full && catalog.holder(id, self.principal).is_none() {
-            return Err(Farewell::new(CLOSE_NO_ROOM, "too many servers are registered (--max-links)"));
+            return Err(Farewell::new(CLOSE_LATER, "too many servers are registered (--max-links)"));
         }
         if catalog.take_over(Instant::now(), id, self.principal, is_linked).is_err() {
             let why =
@@ -378,20 +378,7 @@ impl Newcomer<'_> {
             return Err(Farewell::new(CLOSE_TOO_OFTEN, why));
         }
         let registered = catalog.register(id, name, self.principal, upstream.clone());
-        registered.map_err(|taken| {
-            let why = match taken.holder {
-                Some(holder) => {
-                    let holder = text::show(&holder);
-                    format!(
-                        "the name '{name}' belongs to another server, with id {holder}; choose another (--server-name)"
-                    )
-                }
-                None => format!(
-                    "the name '{name}' or this server id belongs to somebody else; choose others (--server-name, --server-id)"
-                ),
-            };
-            Farewell::new(CLOSE_REFUSED, why)
-        })
+        registered.map_err(|taken| refusal(name, &taken))
     }
 
     fn may_claim(&self, name: &str) -> bool {
@@ -411,6 +398,32 @@ impl Newcomer<'_> {
             gateway.lists_changed(&Kind::ALL);
         }
         Ok(key)
+    }
+}
+
+/// What is said to whom wants a name that is taken.
+fn refusal(name: &str, taken: &NameTaken) -> Farewell {
+    let holder = taken.holder.as_deref().map(text::show);
+    match holder {
+        Some(holder) if taken.away => {
+            // Short enough for a close frame.
+            let why = format!(
+                "this name waits for a lost server (--server-id {holder}) until the resume window is over"
+            );
+            Farewell::new(CLOSE_LATER, why)
+        }
+        Some(holder) => {
+            let why = format!(
+                "the name '{name}' belongs to another server, with id {holder}; choose another (--server-name)"
+            );
+            Farewell::new(CLOSE_REFUSED, why)
+        }
+        None => {
+            let why = format!(
+                "the name '{name}' or this server id belongs to somebody else; choose others (--server-name, --server-id)"
+            );
+            Farewell::new(CLOSE_REFUSED, why)
+        }
     }
 }
 

@@ -59,8 +59,8 @@ pub mod restart;
 pub mod resume;
 pub mod rewrite;
 
-/// Close code: there is no room for one more server at present.
-pub const CLOSE_NO_ROOM: u16 = 1013;
+/// Close code: there is no room for the server at present, or its name is kept for another that may come back.
+pub const CLOSE_LATER: u16 = 1013;
 /// Close code: another link with the same id took over.
 pub const CLOSE_REPLACED: u16 = 4001;
 /// Close code: the registration was refused.

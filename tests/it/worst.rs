@@ -78,6 +78,20 @@ fn a_full_gateway_takes_back_who_was_lost() {
     assert_eq!(client.call_text("s_echo", r#"{"text":"y"}"#), "y");
 }
 
+/// An edge that was killed left its name behind; without an id it is nobody we know.
+#[test]
+fn a_name_that_is_waited_for_is_waited_for() {
+    let gateway = Gateway::start(&["--resume-window", "1s"]);
+    let mut edge = gateway.edge("s");
+    edge.program.kill();
+    gateway.program.wait_for("server 's' is reconnecting");
+    let again = Edge::start(&gateway.url(), "s", &[], &[]);
+    again.program.wait_for("this name waits for a lost server (--server-id ");
+    again.program.wait_for("registered: ");
+    let mut client = gateway.client();
+    assert_eq!(client.call_text("s_echo", r#"{"text":"y"}"#), "y");
+}
+
 #[test]
 fn the_second_signal_leaves_no_process_of_a_session() {
     let gateway = Gateway::start(&[]);
