@@ -124,6 +124,9 @@ pub struct SessionLimits {
     pub per_principal: usize,
     /// A session of the Streamable transport ends when it was not used for so long.
     pub idle: Duration,
+    /// After so long without use a session may have to make room for another of the same principal. Longer than people pause
+    /// within a piece of work is not needed: a client whose session is gone opens another.
+    pub spare: Duration,
     /// Sent events of one session that are kept for a client that comes back to a broken stream.
     pub replay_messages: usize,
     /// Bytes of them.
@@ -163,6 +166,7 @@ impl Default for SessionLimits {
             sessions: 512,
             per_principal: 256,
             idle: Duration::from_secs(30 * 60),
+            spare: Duration::from_secs(60),
             replay_messages: 256,
             replay_bytes: MIB,
             parked: 8,

@@ -45,13 +45,14 @@ pub struct Sessions<H> {
     most_each: Option<usize>,
     per_principal: usize,
     idle: Duration,
+    spare: Duration,
 }
 
 impl<H: Clone> Sessions<H> {
     /// An empty table.
     pub fn new(limits: &SessionLimits) -> Self {
-        let (most, per_principal, idle) = (limits.sessions, limits.per_principal, limits.idle);
-        Self { open: HashMap::new(), most, most_each: None, per_principal, idle }
+        let SessionLimits { sessions: most, per_principal, idle, spare, .. } = *limits;
+        Self { open: HashMap::new(), most, most_each: None, per_principal, idle, spare }
     }
 
     /// Whether several principals share the table: then none of them gets all of it.
@@ -73,6 +74,19 @@ impl<H: Clone> Sessions<H> {
         }
         self.open.insert(id, Entry { principal, handle, used: now });
         Ok(())
+    }
+
+    /// Makes room for one more session of a principal where there is none: ends the one of the same principal that was not
+    /// asked for in the longest time, if that is long enough and it is not `busy`. Clients that go without a word are many.
+    pub fn make_room(&mut self, now: Instant, principal: Principal, busy: impl Fn(&H) -> bool) -> Option<H> {
+        let spare = |entry: &Entry<H>| {
+            entry.principal == principal
+                && now.saturating_duration_since(entry.used) >= self.spare
+                && !busy(&entry.handle)
+        };
+        let unused = self.open.iter().filter(|(_, entry)| spare(entry)).min_by_key(|(_, entry)| entry.used);
+        let id = unused.map(|(id, _)| id.clone())?;
+        self.close(&id)
     }
 
     /// A session, for the one who opened it. To anybody else it does not exist.
@@ -214,6 +228,24 @@ mod tests {
         assert_eq!(sessions.find(now, "a", us), Some(1));
         assert_eq!((sessions.find(now, "a", them), sessions.find(now, "b", us)), (None, None));
         assert_eq!((sessions.close("a"), sessions.close("a"), sessions.is_empty()), (Some(1), None, true));
+    }
+
+    #[test]
+    fn the_longest_unused_makes_room() {
+        let (now, us, them) = (Instant::now(), Principal::token(0), Principal::token(1));
+        let limits = SessionLimits::default();
+        let mut sessions = Sessions::new(&limits);
+        for (id, principal, handle, age) in
+            [("a", us, 1, 0), ("b", us, 2, 1), ("c", them, 3, 0), ("d", us, 4, 2)]
+        {
+            sessions.open(now + Duration::from_secs(age), id.into(), principal, handle).unwrap();
+        }
+        assert_eq!(sessions.make_room(now, us, |_| false), None);
+        let later = now + limits.spare + Duration::from_secs(1);
+        assert_eq!(sessions.make_room(later, us, |handle| *handle == 1), Some(2), "the other is busy");
+        assert_eq!(sessions.make_room(later, us, |_| false), Some(1));
+        assert_eq!(sessions.make_room(later, us, |_| false), None, "too young, or not ours");
+        assert_eq!(sessions.len(), 2);
     }
 
     #[test]

@@ -172,7 +172,7 @@ pub struct GatewayArgs {
     /// edge boxes at a time; one more is answered 503 and tries again (default: 256)
     #[argh(option)]
     pub max_links: Option<String>,
-    /// client sessions at a time; one more is answered 503 (default: 512)
+    /// client sessions at a time; one more ends one unused for 1m, else 503 (default: 512)
     #[argh(option)]
     pub max_client_sessions: Option<String>,
     /// sessions of one token at a time; one more is answered 429 (default: 256)

@@ -154,7 +154,7 @@ fn text(path: &Path) -> Result<String, String> {
 }
 
 impl Gateway {
-    /// Opens a session.
+    /// Opens a session; where there is no place, instead of one that was not used lately.
     ///
     /// # Errors
     /// The table is full; as such counts, too, that the right to it was taken away this moment.
@@ -164,6 +164,17 @@ impl Gateway {
         client: &Arc<Client>,
         principal: Principal,
     ) -> Result<(), Full> {
+        let opened = self.try_session(now, client, principal);
+        if opened.is_ok() {
+            return opened;
+        }
+        let unused = self.sessions().make_room(now, principal, |client| client.is_busy());
+        let Some(unused) = unused else { return opened };
+        self.close(&unused, "another session needs its place");
+        self.try_session(now, client, principal)
+    }
+
+    fn try_session(&self, now: Instant, client: &Arc<Client>, principal: Principal) -> Result<(), Full> {
         // Looked up while the table of sessions is held: whoever takes a right away looks at that table afterwards.
         let mut sessions = self.sessions();
         if !self.keys.tokens().may_call(principal) {

@@ -85,6 +85,21 @@ fn sessions_of_a_token_have_a_limit() {
     assert_eq!(open("two").status, 200);
 }
 
+/// Most clients go without a word; they must not keep others out for half an hour.
+#[test]
+fn sessions_that_nobody_uses_make_room() {
+    let gateway = inside::Gateway::start(&[], |limits| {
+        limits.session.sessions = 2;
+        limits.session.spare = std::time::Duration::ZERO;
+    });
+    let (first, listening) = (Session::open(gateway.address, "/mcp"), Session::open(gateway.address, "/mcp"));
+    let mut stream = listening.listen(None);
+    assert_eq!(stream.next().data.as_deref(), Some(""));
+    let third = Session::open(gateway.address, "/mcp");
+    let status = |session: &Session| session.post(r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#).status;
+    assert_eq!([status(&first), status(&listening), status(&third)], [404, 200, 200]);
+}
+
 /// What a server does not tell of takes no place among what a session may subscribe to.
 #[test]
 fn refused_subscriptions_are_not_counted() {
