@@ -144,9 +144,7 @@ impl<H: Clone> Catalog<H> {
 
     /// Whether the server with this id belongs to the principal, and has a link that is `alive`.
     pub fn is_linked(&self, id: &str, principal: Principal, alive: impl Fn(&H) -> bool) -> bool {
-        let mut servers = self.servers.values();
-        let own = servers.find(|server| server.id == id && server.principal == principal);
-        own.is_some_and(|server| !server.away && alive(&server.handle))
+        self.own(id, principal).is_some_and(|server| !server.away && alive(&server.handle))
     }
 
     /// The handles of the servers that their principals may not have under their names any more.
@@ -165,9 +163,11 @@ impl<H: Clone> Catalog<H> {
 
     /// The handle of the server with this id, if it belongs to the principal.
     pub fn holder(&self, id: &str, principal: Principal) -> Option<H> {
-        let mut servers = self.servers.values();
-        let held = servers.find(|server| server.id == id && server.principal == principal);
-        held.map(|server| server.handle.clone())
+        self.own(id, principal).map(|server| server.handle.clone())
+    }
+
+    fn own(&self, id: &str, principal: Principal) -> Option<&Server<H>> {
+        self.servers.values().find(|server| server.id == id && server.principal == principal)
     }
 
     /// The server's link is lost and may come back, or is back.

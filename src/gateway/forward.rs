@@ -7,7 +7,7 @@ use super::{
     client::{Client, Scope},
     dispatch::{Answer, Problem, declined, string_param},
     reply::Reply,
-    upstream::{Call, Caller, Upstream},
+    upstream::{Call, Caller, Upstream, uri_params},
 };
 use crate::{
     jsonrpc::{self, Message, Span, quote, unquote},
@@ -140,7 +140,7 @@ impl Gateway {
         for (server, own) in unwanted {
             let upstream = self.catalog().server(&server);
             if let Some(upstream) = upstream.filter(|upstream| upstream.isolation().is_none()) {
-                let params = format!("{{\"uri\":{}}}", quote(&own));
+                let params = uri_params(&own);
                 upstream.tell(Instant::now(), "resources/unsubscribe", &params, self.config.timeout_rpc);
             }
         }

@@ -13,10 +13,10 @@ use super::{
     Gateway,
     client::{Client, Scope},
     reply::Reply,
-    upstream::{Caller, Declined, Upstream, deliver},
+    upstream::{Caller, Declined, Upstream, deliver, uri_params},
 };
 use crate::{
-    jsonrpc::{self, Kind, Message, quote},
+    jsonrpc::{self, Kind, Message},
     limits,
     mcp::conversation::error_text,
     net::queue::Refused,
@@ -120,10 +120,9 @@ impl Gateway {
         let level = client.facts().level.filter(|_| process.has("logging"));
         let level = level.and_then(|level| process.level_request(now, level, patience));
         let wishes = process.private().map(|private| private.wishes.as_slice()).unwrap_or_default();
-        let wishes = wishes.iter().filter_map(|uri| {
-            let params = format!("{{\"uri\":{}}}", quote(uri));
-            process.request(now, "resources/subscribe", &params, patience)
-        });
+        let wishes = wishes
+            .iter()
+            .filter_map(|uri| process.request(now, "resources/subscribe", &uri_params(uri), patience));
         level.into_iter().chain(wishes).collect()
     }
 

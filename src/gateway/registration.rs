@@ -46,15 +46,15 @@ pub async fn enter(
     let newcomer = Newcomer { gateway: &gateway, principal, from };
     let hearing = async {
         let frame = link::hear(&mut socket, limits.register_bytes, &limits).await?;
-        if newcomer.would_take_over(&frame) {
+        let registration = newcomer.read(&frame);
+        if registration.as_ref().is_ok_and(|registration| newcomer.would_take_over(registration)) {
             // Frames can be long under way: who does not answer has gone, and may be here again over that very link.
             link::answers(&mut socket, &limits).await?;
         }
-        Ok::<_, Ended>(frame)
+        Ok::<_, Ended>(registration)
     };
-    let heard = future::or(hearing, stopping).await;
-    let frame = match heard {
-        Ok(frame) => frame,
+    let registration = match future::or(hearing, stopping).await {
+        Ok(registration) => registration,
         Err(ended) => {
             gateway.count_end(&ended);
             gateway.seldom(&format!("link from {from} ended without a registration: {ended}"));
@@ -62,7 +62,11 @@ pub async fn enter(
             return None;
         }
     };
-    let (life, answer) = match newcomer.admit(&frame).await {
+    let admitted = match registration {
+        Ok(registration) => newcomer.admit(registration).await,
+        Err(why) => Err(why),
+    };
+    let (life, answer) = match admitted {
         Ok(Admitted::Here(life, answer)) => (life, answer),
         Ok(Admitted::Late(life)) => {
             let ended = Ended::Lost("another link came late, and its edge had left it before".into());
@@ -268,11 +272,14 @@ struct Newcomer<'a> {
 }
 
 impl Newcomer<'_> {
-    /// The server that a first frame speaks of, and the answer to it.
-    async fn admit(&self, frame: &str) -> Result<Admitted, Farewell> {
+    /// What a first frame says.
+    fn read(&self, frame: &str) -> Result<Registration, Farewell> {
         let longest = self.gateway.config.limits.catalog.server_name;
-        let registration =
-            Registration::read(frame, longest).map_err(|why| Farewell::new(1008, why.reason()))?;
+        Registration::read(frame, longest).map_err(|why| Farewell::new(1008, why.reason()))
+    }
+
+    /// The server that a first frame speaks of, and the answer to it.
+    async fn admit(&self, registration: Registration) -> Result<Admitted, Farewell> {
         if let Some(claim) = &registration.claim
             && let Some(resumed) = self.resume(&registration, claim).await
         {
@@ -283,10 +290,9 @@ impl Newcomer<'_> {
     }
 
     /// Whether a first frame speaks of a server whose link is alive, as far as we know.
-    fn would_take_over(&self, frame: &str) -> bool {
-        let longest = self.gateway.config.limits.catalog.server_name;
-        let id = Registration::read(frame, longest).ok().and_then(|registration| registration.id);
-        id.is_some_and(|id| self.gateway.catalog().is_linked(&id, self.principal, is_linked))
+    fn would_take_over(&self, registration: &Registration) -> bool {
+        let id = registration.id.as_deref();
+        id.is_some_and(|id| self.gateway.catalog().is_linked(id, self.principal, is_linked))
     }
 
     /// A server that comes back, if it is still waited for.
@@ -403,28 +409,21 @@ impl Newcomer<'_> {
 
 /// What is said to whom wants a name that is taken.
 fn refusal(name: &str, taken: &NameTaken) -> Farewell {
-    let holder = taken.holder.as_deref().map(text::show);
-    match holder {
+    let why = match taken.holder.as_deref().map(text::show) {
+        // Short enough for a close frame.
         Some(holder) if taken.away => {
-            // Short enough for a close frame.
-            let why = format!(
+            format!(
                 "this name waits for a lost server (--server-id {holder}) until the resume window is over"
-            );
-            Farewell::new(CLOSE_LATER, why)
+            )
         }
-        Some(holder) => {
-            let why = format!(
-                "the name '{name}' belongs to another server, with id {holder}; choose another (--server-name)"
-            );
-            Farewell::new(CLOSE_REFUSED, why)
-        }
-        None => {
-            let why = format!(
-                "the name '{name}' or this server id belongs to somebody else; choose others (--server-name, --server-id)"
-            );
-            Farewell::new(CLOSE_REFUSED, why)
-        }
-    }
+        Some(holder) => format!(
+            "the name '{name}' belongs to another server, with id {holder}; choose another (--server-name)"
+        ),
+        None => format!(
+            "the name '{name}' or this server id belongs to somebody else; choose others (--server-name, --server-id)"
+        ),
+    };
+    Farewell::new(if taken.away { CLOSE_LATER } else { CLOSE_REFUSED }, why)
 }
 
 /// The place of a link among all, and of its connection.

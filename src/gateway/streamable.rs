@@ -66,18 +66,21 @@ fn bad_request(why: &str) -> Response {
 
 /// Whether a client takes a type of answer. No `Accept` at all means anything (RFC 9110, section 12.5.1).
 fn accepts(request: &Request, kind: &str, family: &str) -> bool {
-    let mut fields = request.fields("accept").peekable();
-    fields.peek().is_none()
-        || fields.flat_map(|field| field.split(',')).any(|range| {
-            let range = range.split(';').next().unwrap_or_default().trim();
+    request.field("accept").is_none()
+        || ranges(request).any(|range| {
             range.eq_ignore_ascii_case(kind) || range.eq_ignore_ascii_case(family) || range == "*/*"
         })
 }
 
 /// Whether a client names a type of answer as one that it takes.
 fn names(request: &Request, kind: &str) -> bool {
-    let mut ranges = request.fields("accept").flat_map(|field| field.split(','));
-    ranges.any(|range| range.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(kind))
+    ranges(request).any(|range| range.eq_ignore_ascii_case(kind))
+}
+
+/// The types of answers that a client names, without their parameters.
+fn ranges(request: &Request) -> impl Iterator<Item = &str> {
+    let ranges = request.fields("accept").flat_map(|field| field.split(','));
+    ranges.map(|range| range.split(';').next().unwrap_or_default().trim())
 }
 
 /// The session that a request names.

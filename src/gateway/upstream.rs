@@ -441,7 +441,7 @@ impl Upstream {
         let method = "resources/subscribe";
         // Without room for anything the server is gone, and all wishes with it.
         let Ok(id) = self.mux().open_own(now, Caller::Nobody, method, patience) else { return true };
-        let params = format!("{{\"uri\":{}}}", jsonrpc::quote(own));
+        let params = uri_params(own);
         let sent = self.send_now(jsonrpc::request(&id.to_string(), method, &params)) != Err(Refused::Full);
         if !sent {
             self.mux().close(id);
@@ -547,6 +547,11 @@ pub fn deliver(pending: Pending<Caller>, message: &Message<'_>, stats: &Stats) {
         }
         reply.finish(fit(&client, asked.as_deref(), &pending.method, message, &id), stats);
     }
+}
+
+/// The params of a request about one resource.
+pub fn uri_params(uri: &str) -> String {
+    format!("{{\"uri\":{}}}", jsonrpc::quote(uri))
 }
 
 /// An answer under the client's id, without types of content that the client's version does not know.

@@ -55,14 +55,21 @@ pub fn spawn_guarded(
     task: impl Future<Output = ()> + Send + 'static,
     panicked: impl FnOnce() + Send + 'static,
 ) {
+    EXECUTOR.spawn(guarded(task, panicked)).detach();
+}
+
+/// A task whose panic ends only that task; `panicked` is told.
+pub(super) fn guarded(
+    task: impl Future<Output = ()> + Send + 'static,
+    panicked: impl FnOnce() + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
     // In a box: what an async block awaits and came from outside would stand in it twice, and these are large and many.
     let task = Box::pin(AssertUnwindSafe(task).catch_unwind());
-    let guarded = async {
+    async {
         if task.await.is_err() {
             panicked();
         }
-    };
-    EXECUTOR.spawn(guarded).detach();
+    }
 }
 
 /// One side of a switch that is thrown once: everybody who waits on the other side goes on.

@@ -6,14 +6,13 @@
 
 use std::{
     future::{Future, pending},
-    panic::AssertUnwindSafe,
     sync::{Arc, Weak},
 };
 
-use futures_lite::{FutureExt, future};
+use futures_lite::future;
 use smol::Executor;
 
-use super::bell;
+use super::{bell, exec};
 
 /// Holds the tasks. Dropping it drops them.
 #[derive(Debug)]
@@ -55,13 +54,7 @@ impl Spawner {
         panicked: impl FnOnce() + Send + 'static,
     ) {
         let Some(group) = self.0.upgrade() else { return };
-        let task = Box::pin(AssertUnwindSafe(task).catch_unwind());
-        let guarded = async {
-            if task.await.is_err() {
-                panicked();
-            }
-        };
-        group.spawn(guarded).detach();
+        group.spawn(exec::guarded(task, panicked)).detach();
     }
 }
 

@@ -231,15 +231,16 @@ fn config(limits: &LinkLimits) -> WebSocketConfig {
 /// # Errors
 /// Why the link ended.
 pub async fn say(socket: &mut Socket, text: String, limits: &LinkLimits) -> Result<(), Ended> {
-    let sending = async {
-        poll_fn(|context| Pin::new(&mut *socket).poll_ready(context)).await?;
-        Pin::new(&mut *socket).start_send(Message::text(text))?;
-        poll_fn(|context| Pin::new(&mut *socket).poll_flush(context)).await
-    };
-    match deadline::within(limits.write_stall, sending).await {
+    match deadline::within(limits.write_stall, send(socket, Message::text(text))).await {
         Ok(sent) => sent.map_err(lost),
         Err(_) => Err(Ended::Lost("the peer does not read".into())),
     }
+}
+
+async fn send(socket: &mut Socket, message: Message) -> Result<(), Error> {
+    poll_fn(|context| Pin::new(&mut *socket).poll_ready(context)).await?;
+    Pin::new(&mut *socket).start_send(message)?;
+    poll_fn(|context| Pin::new(&mut *socket).poll_flush(context)).await
 }
 
 /// Waits for the first text frame of a link that nobody drives yet, of at most so many bytes.
@@ -283,12 +284,7 @@ pub async fn hear(socket: &mut Socket, most: usize, limits: &LinkLimits) -> Resu
 /// Why the link ended, or has to.
 pub async fn answers(socket: &mut Socket, limits: &LinkLimits) -> Result<(), Ended> {
     let hearing = async {
-        let asking = async {
-            poll_fn(|context| Pin::new(&mut *socket).poll_ready(context)).await?;
-            Pin::new(&mut *socket).start_send(Message::Ping(Default::default()))?;
-            poll_fn(|context| Pin::new(&mut *socket).poll_flush(context)).await
-        };
-        asking.await.map_err(lost)?;
+        send(socket, Message::Ping(Default::default())).await.map_err(lost)?;
         let mut liveness = Liveness::new(Instant::now());
         loop {
             match socket.next().await {

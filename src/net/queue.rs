@@ -114,34 +114,46 @@ fn lock<E>(state: &Mutex<State<E>>) -> MutexGuard<'_, State<E>> {
 }
 
 impl<E> State<E> {
-    /// Puts in what has its share beyond the bounds.
-    fn push_own(&mut self, message: String) -> Result<(), Refused> {
-        if self.deaf || self.end.is_some() {
-            return Err(Refused::Closed);
-        }
-        let bytes = self.bytes + message.len();
-        let most_bytes = self.most_bytes.saturating_add(limits::OWN_BYTES);
-        if self.messages.len() >= self.most_messages.saturating_add(limits::OWN_MESSAGES)
-            || bytes > most_bytes
-        {
-            return self.push(message, self.most_messages).map_err(|(refused, _)| refused);
-        }
-        self.bytes = bytes;
-        self.messages.push_back(message);
-        Ok(())
-    }
-
-    fn push(&mut self, message: String, most_messages: usize) -> Result<(), (Refused, String)> {
-        if self.deaf || self.end.is_some() {
+    /// Puts in what finds room, with room for so many messages more than usual.
+    fn push(&mut self, message: String, more: usize) -> Result<(), (Refused, String)> {
+        if self.is_closed() {
             return Err((Refused::Closed, message));
         }
-        let fits = self.messages.len() < most_messages && self.has_bytes(message.len());
+        let most = self.most_messages.saturating_add(more);
+        let fits = self.messages.len() < most && self.has_bytes(message.len());
         if !fits && !self.messages.is_empty() {
             return Err((Refused::Full, message));
         }
+        self.add(message);
+        Ok(())
+    }
+
+    /// Puts in what has its share beyond the bounds.
+    fn push_own(&mut self, message: String) -> Result<(), Refused> {
+        let most_messages = self.most_messages.saturating_add(limits::OWN_MESSAGES);
+        let most_bytes = self.most_bytes.saturating_add(limits::OWN_BYTES);
+        if self.messages.len() >= most_messages || self.bytes + message.len() > most_bytes {
+            return self.push(message, 0).map_err(|(refused, _)| refused);
+        }
+        self.push_anyway(message)
+    }
+
+    /// Puts in without a look at the bounds.
+    fn push_anyway(&mut self, message: String) -> Result<(), Refused> {
+        if self.is_closed() {
+            return Err(Refused::Closed);
+        }
+        self.add(message);
+        Ok(())
+    }
+
+    fn add(&mut self, message: String) {
         self.bytes += message.len();
         self.messages.push_back(message);
-        Ok(())
+    }
+
+    fn is_closed(&self) -> bool {
+        self.deaf || self.end.is_some()
     }
 
     /// Whether so many bytes more find room, here or in the pool.
@@ -189,7 +201,7 @@ impl<E> Sender<E> {
     /// # Errors
     /// [`Refused`], with the reason, and the message.
     pub fn offer(&self, message: String) -> Result<(), (Refused, String)> {
-        self.put(message, 0)
+        self.put(|state| state.push(message, 0))
     }
 
     /// As [`Sender::send`], with room for so many messages more: for what is not to be kept out by many others. Bytes
@@ -198,18 +210,7 @@ impl<E> Sender<E> {
     /// # Errors
     /// [`Refused`], with the reason.
     pub fn send_more(&self, message: String, more: usize) -> Result<(), Refused> {
-        self.put(message, more).map_err(|(refused, _)| refused)
-    }
-
-    fn put(&self, message: String, more: usize) -> Result<(), (Refused, String)> {
-        let waker = {
-            let mut state = lock(&self.0);
-            let most = state.most_messages.saturating_add(more);
-            state.push(message, most)?;
-            state.reader.take()
-        };
-        waker.into_iter().for_each(Waker::wake);
-        Ok(())
+        self.put(|state| state.push(message, more)).map_err(|(refused, _)| refused)
     }
 
     /// As [`Sender::send`], for what this end says of its own: that has a share beyond the bounds, so that the messages of others,
@@ -218,13 +219,7 @@ impl<E> Sender<E> {
     /// # Errors
     /// [`Refused`], with the reason.
     pub fn send_own(&self, message: String) -> Result<(), Refused> {
-        let waker = {
-            let mut state = lock(&self.0);
-            state.push_own(message)?;
-            state.reader.take()
-        };
-        waker.into_iter().for_each(Waker::wake);
-        Ok(())
+        self.put(|state| state.push_own(message))
     }
 
     /// Puts a message in even if there is no room: for what is bounded elsewhere and must not be lost.
@@ -232,13 +227,14 @@ impl<E> Sender<E> {
     /// # Errors
     /// [`Refused::Closed`].
     pub fn send_anyway(&self, message: String) -> Result<(), Refused> {
+        self.put(|state| state.push_anyway(message))
+    }
+
+    /// Changes the state, and wakes the reader when that was taken.
+    fn put<R>(&self, push: impl FnOnce(&mut State<E>) -> Result<(), R>) -> Result<(), R> {
         let waker = {
             let mut state = lock(&self.0);
-            if state.deaf || state.end.is_some() {
-                return Err(Refused::Closed);
-            }
-            state.bytes += message.len();
-            state.messages.push_back(message);
+            push(&mut state)?;
             state.reader.take()
         };
         waker.into_iter().for_each(Waker::wake);
@@ -254,8 +250,7 @@ impl<E> Sender<E> {
         poll_fn(|context| {
             let Some(waiting) = message.take() else { return Poll::Ready(Ok(())) };
             let mut state = lock(&self.0);
-            let most = state.most_messages;
-            match state.push(waiting, most) {
+            match state.push(waiting, 0) {
                 Ok(()) => {
                     let waker = state.reader.take();
                     drop(state);
