@@ -544,6 +544,16 @@ pub const LIST_PAGE: usize = 256 * KIB;
 pub const BACKLOG: i32 = 1024;
 /// Descriptors whose news one turn of the reactor brings; what is more comes with the next. More than run hot at a time, in 3 KiB.
 pub const EVENTS: usize = 256;
+/// A thread that has nothing to do stays awake so long, while that pays: what a call through both programs takes when every
+/// step of it must wake a thread. Whoever is not heard of until then is no longer worth a processor.
+pub const SPIN: Duration = Duration::from_micros(100);
+/// A wait that lasts so long all the same was others' doing, who were let run first: a slice of the scheduler is some milliseconds.
+pub const SPIN_STALL: Duration = Duration::from_millis(1);
+/// Waits that are spent asleep, where staying awake did not pay, before it is tried again. Two tries are 0.2 ms, which is little
+/// beside so many waits that were each too long.
+pub const SPIN_REST: u32 = 32;
+/// And where it has not paid again and again, or others were in the way: one in a thousand.
+pub const SPIN_REST_LONGEST: u32 = 4096;
 /// Attempts to find one port number that is free in IPv4 and in IPv6.
 pub const BIND_TRIES: u32 = 16;
 /// First pause after a failed accept; it doubles up to [`ACCEPT_PAUSE_LONGEST`].

@@ -8,7 +8,8 @@
 //! - [`web`]: an HTTP connection: the machine in `http` over a stream.
 //! - [`child`]: a stdio server as a child process in its own process group.
 //! - [`link`]: the WebSocket between edge and gateway, driven by one task. [`queue`]: what feeds its writer, bounded.
-//! - [`exec`]: the executor. [`reactor`]: how its threads wait for the system. [`source`]: sockets and pipes over that.
+//! - [`exec`]: the executor. [`reactor`]: how its threads wait for the system, and [`spin`]: when they stay awake.
+//!   [`source`]: sockets and pipes over that.
 //! - [`group`]: tasks that end with whoever they work for. [`bell`]: waits that are not disturbed. [`random`]: ids and
 //!   jitter.
 //! - [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
@@ -25,6 +26,7 @@ pub mod random;
 pub mod reactor;
 pub mod signals;
 pub mod source;
+pub mod spin;
 pub mod stream;
 pub mod tls;
 pub mod web;

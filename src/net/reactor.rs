@@ -5,6 +5,8 @@
 //! 32 system calls, with this 12. What is rare stays there (timers, signals, processes, connecting), on a thread of its own that
 //! wakes ours.
 //!
+//! Before it sleeps, the thread stays awake for a moment if `spin` says that this pays: it yields, and asks again without waiting.
+//!
 //! `source` reads and writes on top of this; `exec` runs its tasks on the threads that sleep here.
 
 use std::{
@@ -19,7 +21,7 @@ use std::{
     },
     task::{Context, Poll, Wake, Waker},
     thread::{self, Thread},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mio::{
@@ -28,7 +30,7 @@ use mio::{
     unix::SourceFd,
 };
 
-use super::bell::Bell;
+use super::{bell::Bell, spin::Spin};
 use crate::limits;
 
 /// Runs a future on this thread until it is done. While it waits, the thread waits for the system on behalf of all.
@@ -141,6 +143,36 @@ struct Reactor {
 struct Turn {
     poll: mio::Poll,
     events: Events,
+    spin: Spin,
+}
+
+impl Turn {
+    /// Waits until there are news; the alarm is one.
+    fn wait(&mut self) {
+        if !self.spin.pays() {
+            self.ask(None);
+        } else if !self.ask(Some(Duration::ZERO)) {
+            let start = Instant::now();
+            while !self.ask_after_others() && start.elapsed() < limits::SPIN {}
+            self.spin.ended(start.elapsed());
+            if self.events.is_empty() {
+                self.ask(None);
+            }
+        }
+    }
+
+    /// Asks once more, when whoever else wants this processor has had it.
+    fn ask_after_others(&mut self) -> bool {
+        thread::yield_now();
+        self.ask(Some(Duration::ZERO))
+    }
+
+    /// Asks the system once. Whether there are news.
+    fn ask(&mut self, patience: Option<Duration>) -> bool {
+        // An error is a signal that arrived: there are no events then, and the caller comes again.
+        let _ = self.poll.poll(&mut self.events, patience);
+        !self.events.is_empty()
+    }
 }
 
 /// All that are watched. Tokens are not used again soon: news of one that is gone must not reach its successor.
@@ -182,7 +214,11 @@ impl Reactor {
         Ok(Self {
             alarm: mio::Waker::new(&registry, ALARM)?,
             registry,
-            turn: Mutex::new(Turn { poll, events: Events::with_capacity(limits::EVENTS) }),
+            turn: Mutex::new(Turn {
+                poll,
+                events: Events::with_capacity(limits::EVENTS),
+                spin: Spin::default(),
+            }),
             audience: Mutex::default(),
             bench: Mutex::default(),
         })
@@ -210,15 +246,16 @@ impl Reactor {
         }
     }
 
-    /// Asks the system once, and tells whom it concerns.
+    /// Waits for news, and tells whom they concern.
     fn take_turn(&self, mut turn: MutexGuard<'_, Turn>, sleeper: &Sleeper) {
-        let Turn { poll, events } = &mut *turn;
         sleeper.has_turn.store(true, Ordering::SeqCst);
-        let patience = sleeper.woken.load(Ordering::SeqCst).then_some(Duration::ZERO);
-        // An error is a signal that arrived: there are no events then, and the caller comes again.
-        let _ = poll.poll(events, patience);
+        if sleeper.woken.load(Ordering::SeqCst) {
+            turn.ask(Some(Duration::ZERO));
+        } else {
+            turn.wait();
+        }
         sleeper.has_turn.store(false, Ordering::SeqCst);
-        for event in &*events {
+        for event in &turn.events {
             self.tell(event);
         }
     }

@@ -142,7 +142,7 @@ mod tests {
     use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 
     use super::*;
-    use crate::net::reactor::block_on;
+    use crate::{limits, net::reactor::block_on};
 
     fn pair() -> (Source<UnixStream>, UnixStream) {
         let (near, far) = UnixStream::pair().unwrap();
@@ -204,6 +204,32 @@ mod tests {
             assert!(future::poll_once(near.read(&mut buffer)).await.is_none());
         })
         .unwrap();
+    }
+
+    /// At once most of the time, so that the thread learns to stay awake; but not always.
+    #[test]
+    fn news_are_heard_awake_and_asleep() {
+        let (mut near, mut far) = pair();
+        let echo = std::thread::spawn(move || {
+            let mut byte = [0];
+            while far.read_exact(&mut byte).is_ok() {
+                if byte[0].is_multiple_of(50) {
+                    std::thread::sleep(10 * limits::SPIN);
+                }
+                far.write_all(&byte).unwrap();
+            }
+        });
+        block_on(async {
+            for number in (0..=255).cycle().take(2000) {
+                near.write_all(&[number]).await.unwrap();
+                let mut byte = [0];
+                near.read_exact(&mut byte).await.unwrap();
+                assert_eq!(byte[0], number);
+            }
+            drop(near);
+        })
+        .unwrap();
+        echo.join().unwrap();
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::{
 const WINDOW: Window = Window { warm: Duration::ZERO, time: Duration::from_millis(1000) };
 
 /// What `perf` counts one by one.
-const CALLS: [&str; 14] = [
+const CALLS: [&str; 15] = [
     "recvfrom",
     "sendto",
     "read",
@@ -37,6 +37,7 @@ const CALLS: [&str; 14] = [
     "epoll_ctl",
     "timerfd_settime",
     "futex",
+    "sched_yield",
     "mmap",
     "munmap",
 ];
