@@ -5,6 +5,7 @@
 mod asks;
 mod replay;
 mod subscriptions;
+mod tasks;
 
 use std::{
     collections::HashMap,
@@ -15,6 +16,7 @@ pub use self::{
     asks::{Asks, TooMany},
     replay::{Replay, event_id, read_event_id},
     subscriptions::{Subscriber, Subscriptions},
+    tasks::Tasks,
 };
 
 use crate::{auth::Principal, limits::SessionLimits};

@@ -7,6 +7,7 @@ use std::{
 
 use super::{reply::Reply, streams::Streams, upstream::Upstream};
 use crate::{
+    auth::Principal,
     jsonrpc::quote,
     limits::SessionLimits,
     mcp::{LATEST, logging::Level},
@@ -68,6 +69,7 @@ impl Own {
 #[derive(Debug)]
 pub struct Client {
     id: String,
+    principal: Principal,
     scope: Scope,
     /// It has one event stream for everything (2024-11-05); otherwise answers go to the POST that asked.
     legacy: bool,
@@ -85,6 +87,7 @@ impl Client {
     /// A client; `outbox` takes what belongs to no request.
     pub fn new(
         id: String,
+        principal: Principal,
         scope: Scope,
         legacy: bool,
         outbox: Sender<()>,
@@ -95,12 +98,17 @@ impl Client {
         let calls = Mutex::new(Calls::new(limits));
         let (facts, streams) = (Mutex::new(facts), Streams::new(limits));
         let (own, asks) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { id, scope, legacy, outbox, calls, facts, streams, own, asks })
+        Arc::new(Self { id, principal, scope, legacy, outbox, calls, facts, streams, own, asks })
     }
 
     /// The session's id.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Whose session it is.
+    pub fn principal(&self) -> Principal {
+        self.principal
     }
 
     /// What it sees.

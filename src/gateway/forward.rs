@@ -7,7 +7,7 @@ use super::{
     client::{Client, Scope},
     dispatch::{Answer, Problem, declined, string_param},
     reply::Reply,
-    upstream::{Call, Caller, Upstream, uri_params},
+    upstream::{Call, Caller, Upstream, deliver, uri_params},
 };
 use crate::{
     jsonrpc::{self, Message, Span, quote, unquote},
@@ -34,6 +34,10 @@ impl Gateway {
                 Some(named) => self.resource(client, upstream, message, named, reply),
                 None => self.forward(client, upstream, message, None, reply),
             },
+            "tasks/get" | "tasks/result" | "tasks/cancel" if upstream.isolation().is_none() => {
+                self.may_ask_for_task(client, upstream, message)?;
+                self.forward(client, upstream, message, None, reply)
+            }
             _ => self.forward(client, upstream, message, None, reply),
         }
     }
@@ -116,10 +120,25 @@ impl Gateway {
         passed
     }
 
-    /// A server has answered. What it does not tell of is not counted as a wish; and another log level may be wanted by
-    /// now than the one that it was asked for.
-    pub fn settle(&self, upstream: &Upstream, pending: &Pending<Caller>, answer: &Message<'_>) {
+    /// A server has answered: whoever waits for that is told.
+    pub fn conclude(&self, upstream: &Upstream, pending: Pending<Caller>, answer: &Message<'_>) {
+        let edits = self.settle(upstream, &pending, answer);
+        deliver(pending, answer, edits, &self.stats);
+    }
+
+    /// What follows from an answer beside that, and what must be changed in it. What the server does not tell of is not
+    /// counted as a wish; and another log level may be wanted by now than the one that it was asked for.
+    fn settle(
+        &self,
+        upstream: &Upstream,
+        pending: &Pending<Caller>,
+        answer: &Message<'_>,
+    ) -> Vec<(Span, String)> {
         match (&pending.caller, &*pending.method) {
+            (Caller::Client(client, ..), "tools/call") => self.note_task(client, upstream, answer),
+            (Caller::Client(client, ..), "tasks/list") if upstream.private().is_none() => {
+                return self.only_own_tasks(client, upstream, answer);
+            }
             (Caller::Client(client, id, _), "resources/subscribe") => {
                 self.subscriptions().settle(upstream.name(), client.id(), id, answer.error().is_none());
             }
@@ -131,6 +150,7 @@ impl Gateway {
             },
             _ => {}
         }
+        Vec::new()
     }
 
     /// A session is gone: servers need not tell what nobody wants to hear.
@@ -203,9 +223,25 @@ impl Gateway {
 
     /// Tells the sessions at a server's own endpoint.
     fn tell_own(&self, upstream: &Upstream, notification: &str) {
-        for client in self.audience(upstream.name()).iter().filter(|client| *client.scope() != Scope::All) {
+        for client in self.own_audience(upstream.name()) {
             client.send(notification.to_owned(), &self.stats);
         }
+    }
+
+    /// The state of a task: to those whose it is.
+    fn spread_task(&self, upstream: &Upstream, message: &Message<'_>) {
+        let Ok(id) = string_param(message, &["taskId"]) else { return };
+        let id = id.map(|(_, id)| id);
+        for client in self.own_audience(upstream.name()) {
+            if self.may_see_task(client.principal(), upstream, id.as_deref()) {
+                client.send(message.splice(&[]), &self.stats);
+            }
+        }
+    }
+
+    /// The sessions at a server's own endpoint.
+    fn own_audience(&self, server: &str) -> impl Iterator<Item = Arc<Client>> {
+        self.audience(server).into_iter().filter(|client| *client.scope() != Scope::All)
     }
 
     /// Asks a server for log messages from the lowest level that anybody wants.
@@ -257,6 +293,7 @@ impl Gateway {
                 }
             }
             "notifications/resources/updated" => self.spread_update(upstream, message, None),
+            "notifications/tasks/status" => self.spread_task(upstream, message),
             _ => self.tell_own(upstream, &message.splice(&[])),
         }
     }

@@ -13,7 +13,7 @@ use super::{
     Gateway,
     client::{Client, Scope},
     reply::Reply,
-    upstream::{Caller, Declined, Upstream, deliver, uri_params},
+    upstream::{Caller, Declined, Upstream, uri_params},
 };
 use crate::{
     jsonrpc::{self, Kind, Message},
@@ -106,10 +106,7 @@ impl Gateway {
                     self.end_process(process, &why, true);
                 }
             },
-            Ok(Step::Answer(pending)) => {
-                self.settle(process, &pending, message);
-                deliver(pending, message, &self.stats);
-            }
+            Ok(Step::Answer(pending)) => self.conclude(process, pending, message),
             _ => self.stats.strays.add(),
         }
     }

@@ -25,7 +25,8 @@ pub fn admit(
     let gateway = &connection.gateway;
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
     let (outbox, queue) = gateway.client_queue();
-    let client = Client::new(session::id(random), scope, true, outbox, &gateway.config.limits.session);
+    let client =
+        Client::new(session::id(random), principal, scope, true, outbox, &gateway.config.limits.session);
     connection.open_session(&client, principal)?;
     log::debug!("client {} opens an event stream from {}", client.name(), connection.web.stream.peer());
     Ok((client, queue))

@@ -9,7 +9,7 @@
 //!   server, as the others see it.
 //! - `client`: a client, as the others see it; `reply`: where its answers go.
 //! - `isolation`: sessions with a process of their own.
-//! - `dispatch`: what a client's message means. `forward`: what goes to one server and comes from it.
+//! - `dispatch`: what a client's message means. `forward`: what goes to one server and comes from it. `tasks`: whose they are.
 //!
 //! All rules are in the pure rooms below; here they meet the sockets.
 
@@ -28,6 +28,7 @@ mod server;
 mod status;
 mod streamable;
 mod streams;
+mod tasks;
 mod upstream;
 
 use std::{
@@ -56,7 +57,7 @@ use crate::{
         tls::Acceptor,
     },
     router::Policy,
-    session::{Sessions, Subscriptions},
+    session::{Sessions, Subscriptions, Tasks},
     stats::{Seldom, Stats},
     visits::Visits,
 };
@@ -70,6 +71,7 @@ pub struct Gateway {
     catalog: Mutex<Catalog<Arc<Upstream>>>,
     sessions: Mutex<Sessions<Arc<Client>>>,
     subscriptions: Mutex<Subscriptions>,
+    tasks: Mutex<Tasks>,
     /// Held from a change of what sessions want to hear until the server is told, so that the last word to the server
     /// is the last change. No session is closed under it.
     wishes: Mutex<()>,
@@ -111,6 +113,7 @@ impl Gateway {
             catalog: Mutex::new(Catalog::new(&own, config.limits.catalog.clone())),
             sessions: Mutex::new(sessions),
             subscriptions: Mutex::default(),
+            tasks: Mutex::default(),
             wishes: Mutex::default(),
             links: Crew::new(),
             visits: Mutex::new(Visits::new(&config.limits.http)),
@@ -137,6 +140,10 @@ impl Gateway {
 
     fn subscriptions(&self) -> MutexGuard<'_, Subscriptions> {
         self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, Tasks> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn visits(&self) -> MutexGuard<'_, Visits<Switch>> {

@@ -7,7 +7,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
-    upstream::{Caller, Upstream, deliver},
+    upstream::{Caller, Upstream},
 };
 use crate::{
     catalog::Key,
@@ -176,8 +176,7 @@ impl Server {
                 self.relist(gateway, now)
             }
             Ok(Step::Answer(pending)) => {
-                gateway.settle(&self.upstream, &pending, &message);
-                deliver(pending, &message, &gateway.stats);
+                gateway.conclude(&self.upstream, pending, &message);
                 gateway.tell_wishes(now, &self.upstream, &mut self.wishes);
                 Ok(())
             }
@@ -314,7 +313,8 @@ impl Server {
         if changed.is_some() {
             gateway.lists_changed(&[kind]);
             // Said last: whoever reads this line and connects then is not told of a change that it never missed.
-            log::info!("server '{name}' offers {count} {}s", kind.noun());
+            let plural = if count == 1 { "" } else { "s" };
+            log::info!("server '{name}' offers {count} {}{plural}", kind.noun());
         }
     }
 

@@ -240,7 +240,8 @@ fn initialize(
     let gateway = &connection.gateway;
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
     let (outbox, standalone) = gateway.client_queue();
-    let client = Client::new(session::id(random), scope, false, outbox, &gateway.config.limits.session);
+    let client =
+        Client::new(session::id(random), principal, scope, false, outbox, &gateway.config.limits.session);
     client.streams().give_standalone(standalone);
     let (sender, queue) = gateway.client_queue();
     let reply = Reply::post(sender, 1, gateway.config.limits.session.batch_bytes);

@@ -4,7 +4,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -89,6 +92,8 @@ pub struct Upstream {
     link: Sender<Farewell>,
     /// The server's answer to `initialize`, raw. A server that is started anew gives another.
     greeting: Mutex<Option<Arc<str>>>,
+    /// It said there that calls can be tasks.
+    tasks: AtomicBool,
     /// The log level that it was asked for.
     level: Mutex<Wanted>,
     /// Where it can be asked for after a drop.
@@ -222,7 +227,8 @@ impl Upstream {
         let room = Pool::new(limits.queue_bytes);
         let sessions = sessions.map(|most| Isolation { most, channels: Mutex::default(), room });
         let (mux, greeting) = (Mutex::new(Mux::new(limits.in_flight)), Mutex::default());
-        Arc::new(Self { name, mux, link, greeting, level: Mutex::default(), berth, sessions, private: None })
+        let (level, tasks) = (Mutex::default(), AtomicBool::default());
+        Arc::new(Self { name, mux, link, greeting, tasks, level, berth, sessions, private: None })
     }
 
     /// A process of a session's own. `wishes`: the gateway initializes it, and no call is sent to it before
@@ -253,8 +259,8 @@ impl Upstream {
         let private = Private { number, client, shared, wishes, waiting, room: isolation.room.clone() };
         let (name, link) = (self.name.clone(), self.link.clone());
         let (mux, greeting) = (Mutex::new(Mux::new(most)), Mutex::default());
-        let (level, private) = (Mutex::default(), Some(private));
-        let forked = Self { name, mux, link, greeting, level, berth: None, sessions: None, private };
+        let (level, tasks, private) = (Mutex::default(), AtomicBool::default(), Some(private));
+        let forked = Self { name, mux, link, greeting, tasks, level, berth: None, sessions: None, private };
         let forked = Arc::new(forked);
         channels.open.insert(number, forked.clone());
         Ok(forked)
@@ -362,13 +368,18 @@ impl Upstream {
         let mut greeting = self.greeting.lock().unwrap_or_else(PoisonError::into_inner);
         if greeting.as_deref() != Some(result) {
             *greeting = Some(result.into());
+            self.tasks.store(declares(result, "tasks"), Ordering::Relaxed);
         }
     }
 
     /// Whether the server declares a capability.
     pub fn has(&self, capability: &str) -> bool {
-        let declared = |result: &str| jsonrpc::find(result, 0..result.len(), &["capabilities", capability]);
-        self.greeting().is_some_and(|result| matches!(declared(&result), Ok(Some(_))))
+        self.greeting().is_some_and(|result| declares(&result, capability))
+    }
+
+    /// Whether clients share it, and it declares tasks.
+    pub fn has_tasks(&self) -> bool {
+        self.private.is_none() && self.tasks.load(Ordering::Relaxed)
     }
 
     /// The table of pending requests.
@@ -537,16 +548,22 @@ impl Upstream {
     }
 }
 
-/// Gives an answer to who waits for it, under the client's own id.
-pub fn deliver(pending: Pending<Caller>, message: &Message<'_>, stats: &Stats) {
+/// Gives an answer to who waits for it, under the client's own id and with these changes.
+pub fn deliver(pending: Pending<Caller>, message: &Message<'_>, edits: Vec<(Span, String)>, stats: &Stats) {
     if let Caller::Client(client, id, reply) = pending.caller {
         let asked = client.calls().end(&id).map(|(upstream, _)| upstream);
         if let (Some(result), "initialize") = (message.result(), &*pending.method) {
             client.initialized(&mcp::version_of(result).unwrap_or_default());
             asked.iter().for_each(|process| process.greeted(result));
         }
-        reply.finish(fit(&client, asked.as_deref(), &pending.method, message, &id), stats);
+        let edits = edits.into_iter().chain(fit(&client, asked.as_deref(), &pending.method, message));
+        reply.finish(edited(message, &id, edits.collect()), stats);
     }
+}
+
+/// Whether an answer to `initialize` declares a capability.
+fn declares(greeting: &str, capability: &str) -> bool {
+    matches!(jsonrpc::find(greeting, 0..greeting.len(), &["capabilities", capability]), Ok(Some(_)))
 }
 
 /// The params of a request about one resource.
@@ -554,15 +571,21 @@ pub fn uri_params(uri: &str) -> String {
     format!("{{\"uri\":{}}}", jsonrpc::quote(uri))
 }
 
-/// An answer under the client's id, without types of content that the client's version does not know.
-fn fit(client: &Client, asked: Option<&Upstream>, method: &str, message: &Message<'_>, id: &str) -> String {
+/// What must be changed for the client's version: types of content that it does not know.
+fn fit(
+    client: &Client,
+    asked: Option<&Upstream>,
+    method: &str,
+    message: &Message<'_>,
+) -> Vec<(Span, String)> {
     let version = client.facts().version.clone();
     let greeting = asked.filter(|_| bridge::concerns(&version)).and_then(Upstream::greeting);
     let server = greeting.and_then(|greeting| mcp::version_of(&greeting));
-    let mut edits = match server {
-        Some(server) => bridge::edits(method, &version, &server, message),
-        None => Vec::new(),
-    };
+    server.map(|server| bridge::edits(method, &version, &server, message)).unwrap_or_default()
+}
+
+/// An answer under the client's id, with changes.
+fn edited(message: &Message<'_>, id: &str, mut edits: Vec<(Span, String)>) -> String {
     let Some(span) = message.id_span().filter(|_| !edits.is_empty()) else { return message.with_id(id) };
     edits.push((span, id.to_owned()));
     edits.sort_unstable_by_key(|(span, _)| span.start);

@@ -39,6 +39,7 @@ mod soak;
 mod stalls;
 mod streamable;
 mod supervision;
+mod tasks;
 mod tidy;
 /// The real programs, and HTTP towards them.
 mod wire;

@@ -19,9 +19,9 @@ impl Two {
         let gateway = Gateway::start(&[]);
         let tools = ["--tool", "notify", "--rich", "--label"];
         let one = gateway.edge_with("one", &[&tools[..], &["one"]].concat(), &[]);
-        gateway.program.wait_for("server 'one' offers 1 resource templates");
+        gateway.program.wait_for("server 'one' offers 1 resource template");
         let two = gateway.edge_with("two", &[&tools[..], &["two", "--resource", "b://only"]].concat(), &[]);
-        gateway.program.wait_for("server 'two' offers 1 resource templates");
+        gateway.program.wait_for("server 'two' offers 1 resource template");
         Self { gateway, one, two }
     }
 
@@ -172,7 +172,7 @@ fn a_server_that_is_back_hears_what_is_wanted() {
     let gateway = Gateway::start(&[]);
     let id = ["--server-id", "box"];
     let mut edge = gateway.edge_with("s", &["--rich"], &id);
-    gateway.program.wait_for("server 's' offers 1 resource templates");
+    gateway.program.wait_for("server 's' offers 1 resource template");
     let session = Session::open_as(gateway.address, "/mcp", "2025-06-18", &[]);
     session.ask("resources/subscribe", json!({"uri": "a://one"}));
     session.ask("logging/setLevel", json!({"level": "notice"}));

@@ -100,7 +100,7 @@ fn a_session_outlives_the_servers_absence() {
     let gateway = Gateway::start(&["--resume-window", "0"]);
     let id = ["--server-id", "box"];
     let mut edge = gateway.edge_with("s", &["--rich"], &id);
-    gateway.program.wait_for("server 's' offers 1 resource templates");
+    gateway.program.wait_for("server 's' offers 1 resource template");
     let session = Session::open_as(gateway.address, "/servers/s/mcp", "2025-06-18", &[]);
     let mut listening = session.listen(None);
     let mut held = session.send("POST", &[BOTH], &call(1, "hold", json!({"key": "k"})));

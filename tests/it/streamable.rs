@@ -419,7 +419,7 @@ fn a_stream_is_taken_over_from_a_connection_that_does_not_know_yet() {
 fn the_stream_by_get_is_resumed() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge_with("s", &["--rich"], &[]);
-    gateway.program.wait_for("server 's' offers 1 resource templates");
+    gateway.program.wait_for("server 's' offers 1 resource template");
     let session = Session::open_as(gateway.address, SERVER, "2025-06-18", &[]);
     let say = |number: i64| {
         let notice = json!({"method": "notifications/odd", "params": {"number": number}});

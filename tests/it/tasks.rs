@@ -1,0 +1,153 @@
+//! Tasks at a server that several principals share: each has its own.
+
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::{
+    frames::End,
+    session::{Events, Session, request, value},
+    world::Gateway,
+};
+
+/// A gateway and a server `s` that does tasks, of which this end is the edge.
+struct World {
+    gateway: Gateway,
+    server: End,
+}
+
+impl World {
+    fn start(tokens: &[&str]) -> Self {
+        let flags: Vec<&str> = tokens.iter().flat_map(|token| ["--auth-token", token]).collect();
+        let gateway = Gateway::start(&flags);
+        let mut server = End::connect(gateway.address, tokens.first().copied());
+        server.introduce("{}");
+        let id = server.request("", "initialize");
+        let result = json!({
+            "protocolVersion": "2025-11-25", "serverInfo": {"name": "x", "version": "1"},
+            "capabilities": {"tools": {}, "tasks": {"list": {}, "requests": {"tools": {"call": {}}}}},
+        });
+        server.say(&json!({"jsonrpc": "2.0", "id": value(&id), "result": result}).to_string());
+        let id = server.request("", "tools/list");
+        server.say(&json!({"jsonrpc": "2.0", "id": value(&id), "result": {"tools": [{"name": "t", "inputSchema": {"type": "object"}}]}}).to_string());
+        gateway.program.wait_for("server 's' offers");
+        Self { gateway, server }
+    }
+
+    fn client(&self, token: &str) -> Session {
+        let line = format!("Authorization: Bearer {token}");
+        let lines = if token.is_empty() { vec![] } else { vec![line.as_str()] };
+        Session::open_as(self.gateway.address, "/servers/s/mcp", "2025-11-25", &lines)
+    }
+
+    /// Asks, and gives the client's answer; the server answers with this, if it is asked.
+    fn ask(&mut self, client: &Session, method: &str, params: Value, result: &Value) -> Value {
+        thread::scope(|scope| {
+            let answer = scope.spawn(|| client.ask(method, params));
+            let id = self.server.request("", method);
+            self.server.say(&json!({"jsonrpc": "2.0", "id": value(&id), "result": result}).to_string());
+            answer.join().unwrap()
+        })
+    }
+
+    /// A client has a task begun, which the server gives this id.
+    fn begin(&mut self, client: &Session, id: &str) {
+        let params = json!({"name": "t", "arguments": {}, "task": {"ttl": 60000}});
+        let answer = self.ask(client, "tools/call", params, &json!({"task": task(id)}));
+        assert_eq!(answer["result"]["task"], task(id));
+    }
+
+    /// The ids that a client is shown.
+    fn listed(&mut self, client: &Session, all: &[&str]) -> Vec<String> {
+        let tasks: Vec<Value> = all.iter().map(|id| task(id)).collect();
+        let answer = self.ask(client, "tasks/list", json!({}), &json!({"tasks": tasks, "nextCursor": "n"}));
+        assert_eq!(answer["result"]["nextCursor"], "n");
+        let tasks = answer["result"]["tasks"].as_array().unwrap().clone();
+        tasks.iter().map(|task| task["taskId"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+fn task(id: &str) -> Value {
+    json!({"taskId": id, "status": "working", "ttl": 60000})
+}
+
+/// Behind the event that only names the stream's beginning.
+fn listen(client: &Session) -> Events {
+    let mut events = client.listen(None);
+    assert_eq!(events.next().data.as_deref(), Some(""));
+    events
+}
+
+#[test]
+fn a_task_belongs_to_the_principal_that_had_it_begun() {
+    let mut world = World::start(&["one", "two"]);
+    let (one, two) = (world.client("one"), world.client("two"));
+    world.begin(&one, "a");
+    world.begin(&two, "b");
+    for method in ["tasks/get", "tasks/result", "tasks/cancel"] {
+        let refused = two.ask(method, json!({"taskId": "a"}));
+        assert_eq!(
+            (&refused["error"]["code"], &refused["result"]),
+            (&json!(-32602), &Value::Null),
+            "{refused}"
+        );
+        // Nor by an id that is read in two ways.
+        let twice = r#"{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"taskId":"b","taskId":"a"}}"#;
+        assert!(two.post(twice).body.contains("\"error\""));
+        let escaped = r#"{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"task\u0049d":"\u0061"}}"#;
+        assert!(two.post(escaped).body.contains("task not found"));
+        // The owner's question is the first of which the server hears, and another session is as good.
+        let again = world.client("one");
+        let answer = world.ask(&again, method, json!({"taskId": "a"}), &task("a"));
+        assert_eq!(answer["result"], task("a"));
+    }
+    // Of "c" nobody has seen the beginning.
+    assert_eq!(world.listed(&one, &["a", "b", "c"]), ["a"]);
+    assert_eq!(world.listed(&two, &["a", "b", "c"]), ["b"]);
+    let answer = world.ask(&two, "tasks/get", json!({"taskId": "c"}), &task("c"));
+    assert_eq!(answer["result"], task("c"));
+}
+
+#[test]
+fn the_state_of_a_task_is_told_to_its_principal() {
+    let mut world = World::start(&["one", "two"]);
+    let (one, two) = (world.client("one"), world.client("two"));
+    let (mut ones, mut twos) = (listen(&one), listen(&two));
+    world.begin(&one, "a");
+    world.begin(&two, "b");
+    for id in ["c", "a", "b"] {
+        let told = json!({"jsonrpc": "2.0", "method": "notifications/tasks/status", "params": task(id)});
+        world.server.say(&told.to_string());
+    }
+    assert_eq!(ones.message()["params"]["taskId"], "a");
+    assert_eq!(twos.message()["params"]["taskId"], "b");
+}
+
+#[test]
+fn where_all_are_one_principal_tasks_are_everybodys() {
+    let mut world = World::start(&[]);
+    let (one, two) = (world.client(""), world.client(""));
+    let mut heard = listen(&two);
+    world.begin(&one, "a");
+    assert_eq!(world.listed(&two, &["a", "c"]), ["a", "c"]);
+    let told = json!({"jsonrpc": "2.0", "method": "notifications/tasks/status", "params": task("c")});
+    world.server.say(&told.to_string());
+    assert_eq!(heard.message()["params"]["taskId"], "c");
+    let answer = world.ask(&two, "tasks/result", json!({"taskId": "a"}), &json!({"content": []}));
+    assert_eq!(answer["result"], json!({"content": []}));
+}
+
+#[test]
+fn a_list_of_tasks_that_is_read_in_two_ways_shows_none() {
+    let mut world = World::start(&["one", "two"]);
+    let one = world.client("one");
+    thread::scope(|scope| {
+        let answer = scope.spawn(|| one.post(&request(1, "tasks/list", json!({}))));
+        let id = world.server.request("", "tasks/list");
+        let (none, theirs) = ("[]", json!([task("b")]).to_string());
+        world
+            .server
+            .say(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"tasks":{none},"tasks":{theirs}}}}}"#));
+        assert_eq!(value(&answer.join().unwrap().body)["result"], json!({"tasks": []}));
+    });
+}
