@@ -1,19 +1,21 @@
 //! Whose the tasks are that shared servers work on (MCP 2025-11-25, tasks). A server that all clients share cannot tell who asks
 //! for one, so the gateway remembers who had it begun: a task is bound to the principal, since it outlives the session.
 
-use std::collections::HashMap;
-
 use crate::{auth::Principal, limits};
 
-/// See the module's documentation. By the name of the server and its own id.
+/// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct Tasks {
     begun: u64,
-    owned: HashMap<(String, String), Owned>,
+    /// In the order of server and id.
+    owned: Vec<Owned>,
 }
 
 #[derive(Debug)]
 struct Owned {
+    server: String,
+    /// The server's own.
+    id: String,
     principal: Principal,
     /// Its place in the order in which they were begun.
     number: u64,
@@ -23,23 +25,29 @@ impl Tasks {
     /// A server has begun a task for somebody. Beyond [`limits::TASKS`] the principal's oldest is forgotten, and so is at once
     /// one with a longer id than [`limits::ID_BYTES`]: nobody's, as if it was begun before the gateway.
     pub fn begin(&mut self, server: &str, id: &str, principal: Principal) {
+        // Whoever had an id keeps it: a server that gives one twice must not give it away.
+        let Err(place) = self.find(server, id) else { return };
         if id.len() > limits::ID_BYTES {
             return;
         }
         self.begun += 1;
-        // Whoever had an id keeps it: a server that gives one twice must not give it away.
-        let key = (server.to_owned(), id.to_owned());
-        self.owned.entry(key).or_insert(Owned { principal, number: self.begun });
-        let own = || self.owned.iter().filter(|(_, owned)| owned.principal == principal);
+        let owned = Owned { server: server.to_owned(), id: id.to_owned(), principal, number: self.begun };
+        self.owned.insert(place, owned);
+        let own = || self.owned.iter().enumerate().filter(|(_, owned)| owned.principal == principal);
         if own().count() > limits::TASKS {
-            let oldest = own().min_by_key(|(_, owned)| owned.number).map(|(key, _)| key.clone());
-            oldest.and_then(|key| self.owned.remove(&key));
+            let oldest = own().min_by_key(|(_, owned)| owned.number).map(|(place, _)| place);
+            oldest.map(|place| self.owned.remove(place));
         }
     }
 
     /// Who had it begun, as far as that is known.
     pub fn owner(&self, server: &str, id: &str) -> Option<Principal> {
-        self.owned.get(&(server.to_owned(), id.to_owned())).map(|owned| owned.principal)
+        self.find(server, id).ok().map(|place| self.owned[place].principal)
+    }
+
+    /// Its place, or that where it would be.
+    fn find(&self, server: &str, id: &str) -> Result<usize, usize> {
+        self.owned.binary_search_by(|owned| (&*owned.server, &*owned.id).cmp(&(server, id)))
     }
 }
 
