@@ -58,12 +58,13 @@ impl Gateway {
             // Nobody can tell which of them the client would take.
             Err(_) => return vec![(result, "{\"tasks\":[]}".into())],
         };
-        let is_own = |task: &Span| {
-            let id = text_at(text, task.clone(), &["taskId"]);
+        let all: Vec<Span> = elements(text, list.clone()).collect();
+        let is_own = |task: &&Span| {
+            let id = text_at(text, (*task).clone(), &["taskId"]);
             self.may_see_task(client.principal(), upstream, id.as_deref())
         };
-        let own: Vec<&str> = elements(text, list.clone()).filter(is_own).map(|task| &text[task]).collect();
-        vec![(list, format!("[{}]", own.join(",")))]
+        let own: Vec<&str> = all.iter().filter(is_own).map(|task| &text[task.clone()]).collect();
+        if own.len() == all.len() { Vec::new() } else { vec![(list, format!("[{}]", own.join(",")))] }
     }
 
     /// Whether somebody is shown a task.
