@@ -15,6 +15,8 @@ use crate::{
 fn log_levels_take_no_place_of_calls() {
     let gateway = Gateway::start(&["--max-calls-per-server", "4"]);
     let edge = gateway.edge_with("s", &["--rich", "--mute", "logging/setLevel"], &[]);
+    // A server that has told all is asked once more for the level that is wanted.
+    gateway.program.wait_for("server 's' offers 1 resource template");
     let (loud, other) = (Session::open(gateway.address, "/mcp"), Session::open(gateway.address, "/mcp"));
     for round in 0..10 {
         for level in ["debug", "info"] {
