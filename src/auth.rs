@@ -170,6 +170,13 @@ impl Tokens {
         clients.any(|other| Some(other) != first)
     }
 
+    /// Whether more than one principal may register servers, so that they have to share.
+    pub fn have_several_registrars(&self) -> bool {
+        let mut registrars = self.0.iter().filter(|entry| entry.register.is_some());
+        let first = registrars.next().map(|entry| entry.principal);
+        registrars.any(|other| Some(other.principal) != first)
+    }
+
     fn of(&self, principal: Principal) -> impl Iterator<Item = &Entry> {
         self.0.iter().filter(move |entry| entry.principal == principal)
     }
@@ -259,6 +266,16 @@ mod tests {
             (&["client@x:a", "client@y:b"], true),
         ] {
             assert_eq!(tokens(given).have_several_clients(), expected, "{given:?}");
+            let mirrored = given.iter().map(|given| {
+                if given.starts_with("client") {
+                    given.replacen("client", "register", 1)
+                } else {
+                    given.replacen("register", "client", 1)
+                }
+            });
+            let mirrored: Vec<String> = mirrored.collect();
+            let mirrored: Vec<&str> = mirrored.iter().map(String::as_str).collect();
+            assert_eq!(tokens(&mirrored).have_several_registrars(), expected, "{mirrored:?}");
         }
     }
 

@@ -8,7 +8,9 @@ use super::{
     door::Visit,
     events,
     keys::{Asking, Refusal},
-    legacy, registration, streamable,
+    legacy, registration,
+    shares::Share,
+    streamable,
 };
 use crate::{
     auth::{Denied, Grant, Principal, guess::origin},
@@ -36,7 +38,7 @@ pub struct Connection {
 /// What becomes of the connection after a request.
 enum Then {
     Next,
-    Upgrade(Upgrade, Principal),
+    Upgrade(Upgrade, Principal, Share),
 }
 
 /// A connection that becomes a link.
@@ -44,13 +46,14 @@ pub struct NewLink {
     connection: Connection,
     upgrade: Upgrade,
     principal: Principal,
+    share: Share,
 }
 
 impl NewLink {
     /// Serves the link until it ends. What served the connection before is not needed any more, and what lets the
     /// server in is not needed later: an idle link holds neither.
     pub async fn serve(self) {
-        let Self { connection, upgrade, principal } = self;
+        let Self { connection, upgrade, principal, share } = self;
         let badge = connection.gateway.links.badge();
         let peer = connection.web.stream.peer();
         let Connection { gateway, web, visit, .. } = connection;
@@ -66,7 +69,7 @@ impl NewLink {
             registration::enter(gateway, socket, principal, peer).await
         };
         if let Some(entered) = Box::pin(entering).await {
-            entered.live((badge, visit)).await;
+            entered.live((badge, share, visit)).await;
         }
     }
 }
@@ -84,8 +87,8 @@ impl Connection {
         loop {
             match self.turn().await {
                 Ok(Some(Then::Next)) => {}
-                Ok(Some(Then::Upgrade(upgrade, principal))) => {
-                    return Some(NewLink { connection: self, upgrade, principal });
+                Ok(Some(Then::Upgrade(upgrade, principal, share))) => {
+                    return Some(NewLink { connection: self, upgrade, principal, share });
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -228,8 +231,8 @@ impl Connection {
                 }
                 Err(response) => Some(response),
             },
-            Route::Register => match self.admit_link(request) {
-                Ok(upgrade) => return Ok(Then::Upgrade(upgrade, principal)),
+            Route::Register => match self.admit_link(principal, request) {
+                Ok((upgrade, share)) => return Ok(Then::Upgrade(upgrade, principal, share)),
                 Err(response) => Some(response),
             },
         };
@@ -240,13 +243,21 @@ impl Connection {
         Ok(Then::Next)
     }
 
-    fn admit_link(&self, request: &Request) -> Result<Upgrade, Response> {
+    fn admit_link(&self, principal: Principal, request: &Request) -> Result<(Upgrade, Share), Response> {
         let upgrade = Upgrade::check(request)?;
         if self.gateway.links.len() >= self.gateway.config.limits.link.links {
             log::warn!("a registration from {} is refused: too many links", self.web.stream.peer());
             return Err(busy("too many servers are registered (--max-links)\n"));
         }
-        Ok(upgrade)
+        let share = self.gateway.link_shares.take(principal, self.gateway.links_each());
+        let share = share.ok_or_else(|| {
+            self.gateway.seldom(&format!(
+                "refused a registration from {}: its principal has its share of the links",
+                self.web.stream.peer()
+            ));
+            busy("this principal has its share of the links (half of --max-links)\n")
+        })?;
+        Ok((upgrade, share))
     }
 
     /// A session begins only with a server that is connected; one that is open outlives it, and sees it come back.

@@ -352,6 +352,16 @@ pub fn declined(why: Declined, server: &str) -> Problem {
             jsonrpc::BUSY,
             format!("server '{server}' has too many calls under way (--max-calls-per-server)"),
         ),
+        Declined::ServerShare => (
+            jsonrpc::BUSY,
+            format!(
+                "server '{server}' has this principal's share of calls under way (half of --max-calls-per-server)"
+            ),
+        ),
+        Declined::SessionsShare => (
+            jsonrpc::BUSY,
+            format!("server '{server}' has this principal's share of sessions (half of --max-sessions)"),
+        ),
         Declined::Starting => (
             jsonrpc::BUSY,
             format!("too much waits already for the session's process of server '{server}' to start"),

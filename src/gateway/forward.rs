@@ -62,7 +62,8 @@ impl Gateway {
         let process = self.process(client, upstream);
         let upstream = process.map_err(|why| declined(why, upstream.name()))?;
         let rename = named.as_ref().map(|(span, own)| (span.clone(), own.as_str()));
-        let call = Call { message, rename, token, patience, reply: reply.clone() };
+        let (reply, several) = (reply.clone(), self.keys.tokens().have_several_clients());
+        let call = Call { message, rename, token, patience, reply, several };
         self.stats.calls.add();
         let passed = upstream.call(Instant::now(), client, &call);
         passed.map(|()| Answer::Later).map_err(|why| declined(why, upstream.name()))
@@ -139,7 +140,7 @@ impl Gateway {
             (Caller::Client(client, ..), "tasks/list") if upstream.private().is_none() => {
                 return self.only_own_tasks(client, upstream, answer);
             }
-            (Caller::Client(client, id, _), "resources/subscribe") => {
+            (Caller::Client(client, id, ..), "resources/subscribe") => {
                 self.subscriptions().settle(upstream.name(), client.id(), id, answer.error().is_none());
             }
             (Caller::Nobody, "logging/setLevel") => match upstream.private() {

@@ -43,7 +43,8 @@ impl Gateway {
         let limits = &self.config.limits.session;
         // Its client's calls, and what the gateway asks for its client.
         let most = limits.in_flight + limits.subscriptions;
-        let process = upstream.fork(isolation, client, most, wishes)?;
+        let several = self.keys.tokens().have_several_clients();
+        let process = upstream.fork(isolation, client, most, several, wishes)?;
         own.processes.insert(upstream.name().to_owned(), process.clone());
         drop(own);
         log::debug!("client {} gets a process of server '{}' of its own", client.name(), upstream.name());
@@ -128,7 +129,7 @@ impl Gateway {
         let Ok(Some(span)) = message.param(&["progressToken"]) else { return };
         let token = &message.text()[span];
         let reply = process.mux().of_token(token).and_then(|pending| match &pending.caller {
-            Caller::Client(_, _, reply) => Some(reply.clone()),
+            Caller::Client(_, _, reply, _) => Some(reply.clone()),
             _ => None,
         });
         match reply {
@@ -194,7 +195,7 @@ impl Gateway {
     /// to `initialize` a client takes nothing.
     fn newest_reply(process: &Upstream) -> Option<Reply> {
         process.mux().newest(|pending| match &pending.caller {
-            Caller::Client(_, _, reply) if !reply.is_closed() && &*pending.method != "initialize" => {
+            Caller::Client(_, _, reply, _) if !reply.is_closed() && &*pending.method != "initialize" => {
                 Some(reply.clone())
             }
             _ => None,

@@ -5,6 +5,7 @@
 //! - `legacy`: the 2024-11-05 transport. `streamable`: the later ones. `events` and `streams`: event streams, and how a
 //!   client comes back to one.
 //! - `keys`: who may do what, and how that is read anew while it runs.
+//! - `shares`: what one principal may take of links, calls and processes.
 //! - `registration`: how an edge gets its server in, and back in. `server`: what that server's frames mean. `upstream`: that
 //!   server, as the others see it.
 //! - `client`: a client, as the others see it; `reply`: where its answers go.
@@ -25,6 +26,7 @@ mod legacy;
 mod registration;
 mod reply;
 mod server;
+mod shares;
 mod status;
 mod streamable;
 mod streams;
@@ -41,7 +43,7 @@ use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use smol::Timer;
 
-use self::{client::Client, door::Visit, keys::Keys, upstream::Upstream};
+use self::{client::Client, door::Visit, keys::Keys, shares::Shares, upstream::Upstream};
 use crate::{
     auth::Tokens,
     catalog::Catalog,
@@ -76,6 +78,10 @@ pub struct Gateway {
     /// is the last change. No session is closed under it.
     wishes: Mutex<()>,
     links: Crew,
+    /// Links by principal.
+    link_shares: Shares,
+    /// Registered servers by principal, with those whose links are lost.
+    server_shares: Shares,
     visits: Mutex<Visits<Switch>>,
     /// Those who are told that there is no place for them.
     leaving: Crew,
@@ -116,6 +122,8 @@ impl Gateway {
             tasks: Mutex::default(),
             wishes: Mutex::default(),
             links: Crew::new(),
+            link_shares: Shares::default(),
+            server_shares: Shares::default(),
             visits: Mutex::new(Visits::new(&config.limits.http)),
             leaving: Crew::new(),
             stats: Stats::default(),
@@ -152,6 +160,11 @@ impl Gateway {
 
     fn wishes(&self) -> MutexGuard<'_, ()> {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many links, and how many registered servers, one principal may have.
+    fn links_each(&self) -> usize {
+        shares::limit(self.config.limits.link.links, self.keys.tokens().have_several_registrars())
     }
 
     /// A queue towards a client.

@@ -9,10 +9,16 @@ use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Instant};
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
 
-use super::{Gateway, door::Visit, server::Server, upstream::Upstream};
+use super::{
+    Gateway,
+    door::Visit,
+    server::{Place, Server},
+    shares::Share,
+    upstream::Upstream,
+};
 use crate::{
     auth::Principal,
-    catalog::{Key, NameTaken},
+    catalog::NameTaken,
     limits::{self, LinkLimits},
     mcp::offer::Kind,
     net::{
@@ -345,7 +351,7 @@ impl Newcomer<'_> {
         let berth = token.clone().map(|token| Berth { token, claims: claimant });
         let sessions = registration.sessions;
         let upstream = Upstream::new(name.clone(), &limits.link, sender, sessions, berth);
-        let key = self.enter(&id, &name, &upstream)?;
+        let place = self.enter(&id, &name, &upstream)?;
         log::info!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
         let mut line = Line::new(receiver);
         let grant = token.map(|token| {
@@ -353,7 +359,7 @@ impl Newcomer<'_> {
             Grant { token, window: limits.link.resume_window, received: None }
         });
         let answer = Status::received(&id, registration.ours, sessions.is_some(), grant.as_ref());
-        let server = Server::greet(self.gateway, key, id, registration.ours, upstream)?;
+        let server = Server::greet(self.gateway, place, id, registration.ours, upstream)?;
         Ok((
             Box::new(Life { server, line, resumes, away: false, claims, limits: limits.link.clone() }),
             answer,
@@ -366,7 +372,7 @@ impl Newcomer<'_> {
         id: &str,
         name: &str,
         upstream: &Arc<Upstream>,
-    ) -> Result<(Key, Option<Arc<Upstream>>), Farewell> {
+    ) -> Result<(Place, Option<Arc<Upstream>>), Farewell> {
         // The right is looked at while the catalog is held: whoever takes it away looks at the catalog afterwards.
         let mut catalog = self.gateway.catalog();
         if !self.may_claim(name) {
@@ -374,17 +380,24 @@ impl Newcomer<'_> {
             return Err(Farewell::new(CLOSE_REFUSED, why));
         }
         // Those whose links are lost have no connection, and yet a place.
-        let full = catalog.len() >= self.gateway.config.limits.link.links;
-        if full && catalog.holder(id, self.principal).is_none() {
+        let is_new = catalog.holder(id, self.principal).is_none();
+        if is_new && catalog.len() >= self.gateway.config.limits.link.links {
             return Err(Farewell::new(CLOSE_LATER, "too many servers are registered (--max-links)"));
         }
+        // One that takes over has a place already, and gives it back in a moment.
+        let most = if is_new { self.gateway.links_each() } else { usize::MAX };
+        let share = self.gateway.server_shares.take(self.principal, most).ok_or_else(|| {
+            let why = "this principal has its share of the registered servers (half of --max-links)";
+            Farewell::new(CLOSE_LATER, why)
+        })?;
         if catalog.take_over(Instant::now(), id, self.principal, is_linked).is_err() {
             let why =
                 "this server id took over too often in the last minute; is it used twice (--server-id)?";
             return Err(Farewell::new(CLOSE_TOO_OFTEN, why));
         }
         let registered = catalog.register(id, name, self.principal, upstream.clone());
-        registered.map_err(|taken| refusal(name, &taken))
+        let (key, replaced) = registered.map_err(|taken| refusal(name, &taken))?;
+        Ok((Place { key, _share: share }, replaced))
     }
 
     fn may_claim(&self, name: &str) -> bool {
@@ -392,9 +405,9 @@ impl Newcomer<'_> {
     }
 
     /// Into the catalog; the server that had the id goes.
-    fn enter(&self, id: &str, name: &str, upstream: &Arc<Upstream>) -> Result<Key, Farewell> {
+    fn enter(&self, id: &str, name: &str, upstream: &Arc<Upstream>) -> Result<Place, Farewell> {
         let gateway = self.gateway;
-        let (key, replaced) = self.claim(id, name, upstream)?;
+        let (place, replaced) = self.claim(id, name, upstream)?;
         if let Some(old) = replaced {
             log::info!("server '{}' is registered anew; the old link is closed", old.name());
             let why = "it registered anew over another link";
@@ -403,7 +416,7 @@ impl Newcomer<'_> {
             old.link().end(Farewell::new(CLOSE_REPLACED, "the same server id registered over another link"));
             gateway.lists_changed(&Kind::ALL);
         }
-        Ok(key)
+        Ok(place)
     }
 }
 
@@ -426,12 +439,12 @@ fn refusal(name: &str, taken: &NameTaken) -> Farewell {
     Farewell::new(if taken.away { CLOSE_LATER } else { CLOSE_REFUSED }, why)
 }
 
-/// The place of a link among all, and of its connection.
-pub type Seat = (Badge, Visit);
+/// The place of a link among all and among those of its principal, and the place of its connection.
+pub type Seat = (Badge, Share, Visit);
 
-/// Gives both places back; what the connection's task does goes on as long as the switch is held.
-fn free((badge, visit): Seat) -> Option<Switch> {
-    drop(badge);
+/// Gives all of them back; what the connection's task does goes on as long as the switch is held.
+fn free((badge, share, visit): Seat) -> Option<Switch> {
+    drop((badge, share));
     visit.give_back()
 }
 

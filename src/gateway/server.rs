@@ -7,6 +7,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
+    shares::Share,
     upstream::{Caller, Upstream},
 };
 use crate::{
@@ -27,10 +28,18 @@ use crate::{
     },
 };
 
+/// Where a server is registered.
+pub struct Place {
+    /// In the catalog.
+    pub key: Key,
+    /// Its place among the servers of its principal.
+    pub _share: Share,
+}
+
 /// A server in the catalog, for as long as this lives.
 pub struct Server {
     gateway: Arc<Gateway>,
-    key: Key,
+    place: Place,
     id: String,
     /// It is told by status frames what becomes of it.
     ours: bool,
@@ -78,7 +87,7 @@ impl Peer for Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let why = self.farewell.take().unwrap_or_else(|| "a fault of the gateway".into());
-        let removed = self.gateway.catalog().remove(self.key);
+        let removed = self.gateway.catalog().remove(self.place.key);
         self.upstream.fail_all(&why, &self.gateway.stats);
         self.gateway.end_all_processes(&self.upstream, &why);
         log::info!("server '{}' is gone: {why}", self.upstream.name());
@@ -95,7 +104,7 @@ impl Server {
     /// A [`Farewell`]: there is nothing to say to it.
     pub fn greet(
         gateway: &Arc<Gateway>,
-        key: Key,
+        place: Place,
         id: String,
         ours: bool,
         upstream: Arc<Upstream>,
@@ -104,7 +113,7 @@ impl Server {
         let now = Instant::now();
         let mut server = Self {
             gateway: gateway.clone(),
-            key,
+            place,
             id,
             ours,
             upstream,
@@ -134,7 +143,7 @@ impl Server {
 
     /// Its link is lost and may come back, or is back.
     pub fn set_away(&self, away: bool) {
-        self.gateway.catalog().set_away(self.key, away);
+        self.gateway.catalog().set_away(self.place.key, away);
     }
 
     /// It goes, for this reason.
@@ -236,7 +245,7 @@ impl Server {
             let mux = self.upstream.mux();
             let Some(pending) = mux.get(id) else { return };
             match (&pending.caller, pending.token()) {
-                (Caller::Client(_, _, reply), Some(token)) => (reply.clone(), token.to_owned()),
+                (Caller::Client(_, _, reply, _), Some(token)) => (reply.clone(), token.to_owned()),
                 _ => return,
             }
         };
@@ -304,9 +313,9 @@ impl Server {
             self.tools = count;
         }
         if self.upstream.has("resources") {
-            gateway.catalog().set_has_resources(self.key);
+            gateway.catalog().set_has_resources(self.place.key);
         }
-        let changed = gateway.catalog().set(self.key, kind, items);
+        let changed = gateway.catalog().set(self.place.key, kind, items);
         for remark in self.conversation.take_remarks().iter().chain(changed.iter().flatten()) {
             log::warn!("server '{name}': {remark}");
         }

@@ -11,7 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{client::Client, registration::Berth, reply::Reply};
+use super::{
+    client::Client,
+    registration::Berth,
+    reply::Reply,
+    shares::{self, Share, Shares},
+};
 use crate::{
     jsonrpc::{self, Message, Span},
     limits::{self, LinkLimits},
@@ -39,8 +44,8 @@ pub enum Caller {
     Greeting,
     /// Nobody: it was asked so that something happens.
     Nobody,
-    /// A client, with its own id for the request, raw.
-    Client(Arc<Client>, Box<str>, Reply),
+    /// A client, with its own id for the request, raw, and its principal's place where several share the server.
+    Client(Arc<Client>, Box<str>, Reply, Option<Share>),
 }
 
 /// A call as it goes to the server: what the client sent, and what has to be changed in it.
@@ -56,6 +61,8 @@ pub struct Call<'a> {
     pub patience: Duration,
     /// Where the answer goes.
     pub reply: Reply,
+    /// Several principals share the server.
+    pub several: bool,
 }
 
 /// Why a call is not passed on.
@@ -65,6 +72,10 @@ pub enum Declined {
     Client(session::Refused),
     /// The server has too many calls under way.
     Server,
+    /// The client's principal has as many calls under way as it may where several share the server.
+    ServerShare,
+    /// The client's principal has as many processes of it as it may where several share them.
+    SessionsShare,
     /// As many sessions have a process of it as may.
     Sessions,
     /// Too much waits for the session's process to be initialized.
@@ -89,6 +100,9 @@ impl Declined {
 pub struct Upstream {
     name: String,
     mux: Mutex<Mux<Caller>>,
+    /// Calls under way by principal, and how many there may be in all.
+    shares: Shares,
+    most: usize,
     link: Sender<Farewell>,
     /// The server's answer to `initialize`, raw. A server that is started anew gives another.
     greeting: Mutex<Option<Arc<str>>>,
@@ -117,6 +131,8 @@ struct Wanted {
 pub struct Isolation {
     most: u32,
     channels: Mutex<Channels>,
+    /// Processes by principal.
+    shares: Shares,
     /// Bytes that may wait for processes to be initialized, all together.
     room: Pool,
 }
@@ -126,7 +142,7 @@ struct Channels {
     /// Number of the last one.
     last: u32,
     /// The processes by the number of their channel.
-    open: BTreeMap<u32, Arc<Upstream>>,
+    open: BTreeMap<u32, (Arc<Upstream>, Share)>,
     /// The link is gone: none is opened any more.
     ended: bool,
 }
@@ -139,12 +155,12 @@ impl Isolation {
 
     /// The process on a channel.
     pub fn process(&self, number: u32) -> Option<Arc<Upstream>> {
-        self.channels().open.get(&number).cloned()
+        self.channels().open.get(&number).map(|(process, _)| process.clone())
     }
 
     /// All processes.
     pub fn all(&self) -> Vec<Arc<Upstream>> {
-        self.channels().open.values().cloned().collect()
+        self.channels().open.values().map(|(process, _)| process.clone()).collect()
     }
 
     /// Whether there is none.
@@ -161,7 +177,7 @@ impl Isolation {
     pub fn end(&self) -> Vec<Arc<Upstream>> {
         let mut channels = self.channels();
         channels.ended = true;
-        channels.open.values().cloned().collect()
+        channels.open.values().map(|(process, _)| process.clone()).collect()
     }
 }
 
@@ -225,10 +241,16 @@ impl Upstream {
         berth: Option<Berth>,
     ) -> Arc<Self> {
         let room = Pool::new(limits.queue_bytes);
-        let sessions = sessions.map(|most| Isolation { most, channels: Mutex::default(), room });
+        let sessions = sessions.map(|most| Isolation {
+            most,
+            channels: Mutex::default(),
+            shares: Shares::default(),
+            room,
+        });
         let (mux, greeting) = (Mutex::new(Mux::new(limits.in_flight)), Mutex::default());
         let (level, tasks) = (Mutex::default(), AtomicBool::default());
-        Arc::new(Self { name, mux, link, greeting, tasks, level, berth, sessions, private: None })
+        let (shares, most, private) = (Shares::default(), limits.in_flight, None);
+        Arc::new(Self { name, mux, shares, most, link, greeting, tasks, level, berth, sessions, private })
     }
 
     /// A process of a session's own. `wishes`: the gateway initializes it, and no call is sent to it before
@@ -241,6 +263,7 @@ impl Upstream {
         isolation: &Isolation,
         client: &Arc<Client>,
         most: usize,
+        several: bool,
         wishes: Option<Vec<String>>,
     ) -> Result<Arc<Self>, Declined> {
         let mut channels = isolation.channels();
@@ -250,6 +273,8 @@ impl Upstream {
         if channels.open.len() >= isolation.most as usize {
             return Err(Declined::Sessions);
         }
+        let each = shares::limit(isolation.most as usize, several);
+        let share = isolation.shares.take(client.principal(), each).ok_or(Declined::SessionsShare)?;
         let number = channels.last.checked_add(1).ok_or(Declined::Gone)?;
         self.link.send(channel::open(number)).map_err(Declined::by_link)?;
         channels.last = number;
@@ -260,9 +285,10 @@ impl Upstream {
         let (name, link) = (self.name.clone(), self.link.clone());
         let (mux, greeting) = (Mutex::new(Mux::new(most)), Mutex::default());
         let (level, tasks, private) = (Mutex::default(), AtomicBool::default(), Some(private));
-        let forked = Self { name, mux, link, greeting, tasks, level, berth: None, sessions: None, private };
+        let (shares, berth, sessions) = (Shares::default(), None, None);
+        let forked = Self { name, mux, shares, most, link, greeting, tasks, level, berth, sessions, private };
         let forked = Arc::new(forked);
-        channels.open.insert(number, forked.clone());
+        channels.open.insert(number, (forked.clone(), share));
         Ok(forked)
     }
 
@@ -411,7 +437,8 @@ impl Upstream {
             // Held until the call is in both tables, so that its answer cannot come in between.
             let mut calls = client.calls();
             calls.may_begin(id).map_err(Declined::Client)?;
-            let caller = Caller::Client(client.clone(), id.into(), call.reply.clone());
+            let share = self.call_share(client, call.several)?;
+            let caller = Caller::Client(client.clone(), id.into(), call.reply.clone(), share);
             let opened = self.mux().open(now, caller, call.message.method(), token, call.patience);
             let upstream_id = opened.map_err(|refused| match refused {
                 mux::Refused::Busy => Declined::Server,
@@ -431,6 +458,16 @@ impl Upstream {
         client.calls().end(id);
         let starting = refused == Refused::Full && self.is_starting();
         Err(if starting { Declined::Starting } else { Declined::by_link(refused) })
+    }
+
+    /// A place for one more call of a client's principal, where several principals share the server.
+    fn call_share(&self, client: &Client, several: bool) -> Result<Option<Share>, Declined> {
+        // A process of a session's own serves nobody else.
+        if !several || self.private.is_some() {
+            return Ok(None);
+        }
+        let share = self.shares.take(client.principal(), shares::limit(self.most, several));
+        share.map(Some).ok_or(Declined::ServerShare)
     }
 
     /// Asks the server for something without waiting for the answer.
@@ -511,7 +548,7 @@ impl Upstream {
         };
         // A link that is full or gone forgets the request by itself.
         let _ = self.send(text);
-        if let Caller::Client(_, id, reply) = pending.caller {
+        if let Caller::Client(_, id, reply, _) = pending.caller {
             reply.cancelled(&id, stats);
         }
     }
@@ -550,7 +587,7 @@ impl Upstream {
 
 /// Gives an answer to who waits for it, under the client's own id and with these changes.
 pub fn deliver(pending: Pending<Caller>, message: &Message<'_>, edits: Vec<(Span, String)>, stats: &Stats) {
-    if let Caller::Client(client, id, reply) = pending.caller {
+    if let Caller::Client(client, id, reply, _share) = pending.caller {
         let asked = client.calls().end(&id).map(|(upstream, _)| upstream);
         if let (Some(result), "initialize") = (message.result(), &*pending.method) {
             client.initialized(&mcp::version_of(result).unwrap_or_default());
@@ -595,7 +632,7 @@ fn edited(message: &Message<'_>, id: &str, mut edits: Vec<(Span, String)>) -> St
 
 /// Fails a request with an error of ours.
 fn fail(pending: Pending<Caller>, code: i64, text: &str, stats: &Stats) {
-    if let Caller::Client(client, id, reply) = pending.caller {
+    if let Caller::Client(client, id, reply, _share) = pending.caller {
         client.calls().end(&id);
         reply.finish(jsonrpc::error(&id, code, text), stats);
     }

@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use async_tungstenite::tungstenite::Message;
 use serde_json::{Value, json};
 
 use super::{counter, raw::Raw, status};
 use crate::{
+    frames::End,
     inside,
     session::{BOTH, Session, call, hello, request, value},
-    wire::{Wire, ask, host},
+    wire::{Answer, UPGRADE, Wire, ask, host},
     world::{Gateway, eventually},
 };
 
@@ -141,4 +143,119 @@ fn a_link_that_is_not_read_ends() {
     let gone = session.post(&request(1, "tools/list", json!({})));
     assert!(gone.body.contains("not connected"), "{gone:?}");
     drop(raw);
+}
+
+const TWO: [&str; 4] = ["--auth-token", "one", "--auth-token", "two"];
+const SHARE: &str = "share";
+
+fn bearer(token: &str) -> String {
+    format!("Authorization: Bearer {token}")
+}
+
+fn open_with(gateway: &Gateway, path: &str, token: &str) -> Session {
+    Session::open_as(gateway.address, path, "2025-11-25", &[&bearer(token)])
+}
+
+/// With two principals, neither gets more than half of the calls of a server; a single one gets all of them.
+#[test]
+fn calls_of_a_server_are_shared_among_principals() {
+    for (tokens, most) in [(&TWO[..2], 4), (&TWO[..], 2)] {
+        let gateway = Gateway::start(&[tokens, &["--max-calls-per-server", "4"]].concat());
+        let edge = gateway.edge_with("s", &[], &["--header", "Authorization: Bearer one"]);
+        let one = open_with(&gateway, "/mcp", "one");
+        let hold = |session: &Session, key: &str| {
+            let held = session.send("POST", &[BOTH], &call(key, "s_hold", json!({"key": key})));
+            edge.wait_for(&format!("\"{key}\""));
+            held
+        };
+        let mut held: Vec<Wire> = (0..most).map(|n| hold(&one, &format!("k{n}"))).collect();
+        // Another session is the same principal.
+        let other = open_with(&gateway, "/mcp", "one");
+        let busy = error(&other, 3, "s_echo", json!({"text": "x"}));
+        assert_eq!(busy["code"], -32000, "{busy}");
+        let why = busy["message"].as_str().unwrap();
+        assert!(why.contains("--max-calls-per-server"), "{why}");
+        assert_eq!(why.contains(SHARE), most == 2, "{why}");
+        if most == 2 {
+            let two = open_with(&gateway, "/mcp", "two");
+            held.extend((0..2).map(|n| hold(&two, &format!("t{n}"))));
+        }
+        // A call that ends gives its place back.
+        let cancelled = json!({"requestId": "k0", "reason": "enough"});
+        let told = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": cancelled});
+        assert_eq!(one.post(&told.to_string()).status, 202);
+        assert_eq!(other.call_text("s_echo", json!({"text": "again"})), "again");
+    }
+}
+
+/// With two principals, neither gets more than half of the processes of a server.
+#[test]
+fn isolated_processes_are_shared_among_principals() {
+    for (tokens, most) in [(&TWO[..2], 4), (&TWO[..], 2)] {
+        let gateway = Gateway::start(tokens);
+        let flags =
+            ["--header", "Authorization: Bearer one", "--sessions", "isolated", "--max-sessions", "4"];
+        let _edge = gateway.edge_with("s", &["--session"], &flags);
+        let open = |token| open_with(&gateway, "/mcp", token);
+        let all: Vec<Session> = (0..=most).map(|_| open("one")).collect();
+        for session in &all[..most] {
+            session.call_text("s_echo", json!({"text": "x"}));
+        }
+        let busy = error(&all[most], 3, "s_echo", json!({"text": "x"}));
+        let why = busy["message"].as_str().unwrap();
+        assert!(busy["code"] == -32000 && why.contains("--max-sessions"), "{busy}");
+        assert_eq!(why.contains(SHARE), most == 2, "{why}");
+        if most == 2 {
+            for _ in 0..2 {
+                open("two").call_text("s_echo", json!({"text": "x"}));
+            }
+        }
+        assert_eq!(all[0].send("DELETE", &[], "").answer().status, 204);
+        assert_eq!(all[most].call_text("s_echo", json!({"text": "again"})), "again");
+    }
+}
+
+/// Registers a server that can resume over a link with this token.
+fn register(gateway: &Gateway, token: &str, name: &str) -> (End, String) {
+    let mut end = End::connect(gateway.address, Some(token));
+    end.say(&format!(
+        r#"{{"jsonrpc":"2.0","id":"{name}","method":"register","params":{{"name":"{name}","capabilities":{{"mcpport":{{"resume":{{}}}}}}}}}}"#
+    ));
+    let answer = match end.0.read().unwrap() {
+        Message::Text(text) => text.to_string(),
+        other => format!("{other:?}"),
+    };
+    (end, answer)
+}
+
+/// The answer to one more link with this token.
+fn refused_link(gateway: &Gateway, token: &str) -> Answer {
+    let lines = [host(gateway.address), bearer(token)];
+    let lines: Vec<&str> = lines.iter().map(String::as_str).chain(UPGRADE.iter().copied()).collect();
+    ask(&mut Wire::connect(gateway.address), "GET", "/mcp/register", &lines, "")
+}
+
+/// With two principals, neither gets more than half of the links, or of the servers.
+#[test]
+fn links_are_shared_among_principals() {
+    let gateway = Gateway::start(&[&TWO[..], &["--max-links", "4"]].concat());
+    let (first, answer) = register(&gateway, "one", "a");
+    assert!(answer.contains("received"), "{answer}");
+    let (_second, answer) = register(&gateway, "one", "b");
+    assert!(answer.contains("received"), "{answer}");
+    let refused = refused_link(&gateway, "one");
+    assert_eq!((refused.status, refused.field("retry-after")), (503, Some("1")), "{refused:?}");
+    assert_eq!(refused.body, "this principal has its share of the links (half of --max-links)\n");
+    // A server whose link is lost keeps its place, and its link does not.
+    drop(first);
+    gateway.program.wait_for("server 'a' is reconnecting");
+    let (_third, answer) = register(&gateway, "one", "c");
+    let share = "this principal has its share of the registered servers (half of --max-links)";
+    assert!(answer.contains("code: Again") && answer.contains(share), "{answer}");
+    let others = ["d", "e"].map(|name| register(&gateway, "two", name));
+    assert!(others.iter().all(|(_, answer)| answer.contains("received")));
+    let single = Gateway::start(&["--auth-token", "one", "--max-links", "4"]);
+    let all = ["a", "b", "c", "d"].map(|name| register(&single, "one", name));
+    assert!(all.iter().all(|(_, answer)| answer.contains("received")));
+    assert_eq!(refused_link(&single, "one").body, "too many servers are registered (--max-links)\n");
 }
