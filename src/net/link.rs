@@ -558,6 +558,9 @@ impl Driver<'_> {
         }
         ready!(Pin::new(&mut self.timer).poll(context));
         let now = Instant::now();
+        if self.stalled.is_some() {
+            self.socket.get_mut().inner.retry_write();
+        }
         let done = self.timeout(now);
         self.due = self.deadline();
         self.timer.set_at(self.due);

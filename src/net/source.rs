@@ -42,6 +42,12 @@ impl<T: AsFd> Source<T> {
         &self.io
     }
 
+    /// The next write is tried even if the system has not reported room. It reports a socket as writable only when a large
+    /// part of its send buffer is free, so a slow reader makes progress long before that.
+    pub fn retry_write(&mut self) {
+        self.full = false;
+    }
+
     /// Takes something in, as soon as there is something. Unless it `drained` what there was, it may be called at once again.
     pub fn poll_in<R>(
         &mut self,

@@ -123,6 +123,14 @@ impl Stream {
         }
     }
 
+    /// The next write is tried even if the system has not reported room; see [`Source::retry_write`].
+    pub fn retry_write(&mut self) {
+        match &mut self.io {
+            Io::Tcp(tcp) => tcp.retry_write(),
+            Io::Tls(tls) => tls.get_mut().0.retry_write(),
+        }
+    }
+
     /// Flushes, says goodbye (TLS `close_notify`) and closes our direction, within `limit`.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use futures_lite::{AsyncRead, AsyncWriteExt};
+use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use smol::Timer;
 
 use super::{
@@ -24,7 +24,7 @@ use crate::{
         respond::Response,
         upgrade::Upgrade,
     },
-    limits::HttpLimits,
+    limits::{HttpLimits, STALL_LOOKS},
 };
 
 /// One HTTP connection.
@@ -119,16 +119,16 @@ impl Web {
         if self.out.is_empty() {
             return Ok(());
         }
-        let limit = self.limits.write_stall;
-        let mut rest = self.out.as_slice();
+        let Self { stream, out, limits, .. } = self;
+        let mut rest = out.as_slice();
         while !rest.is_empty() {
-            let count = deadline::within(limit, self.stream.write(rest)).await??;
+            let count = progress(stream, limits, |stream, context| stream.poll_write(context, rest)).await?;
             if count == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             rest = rest.get(count..).unwrap_or_default();
         }
-        deadline::within(limit, self.stream.flush()).await??;
+        progress(stream, limits, |stream, context| stream.poll_flush(context)).await?;
         self.out.clear();
         // A burst must not be paid for until the connection ends.
         self.out.shrink_to(self.limits.read_bytes);
@@ -165,6 +165,24 @@ impl Web {
         // The peer may be gone already; then there is nobody to say it to.
         let _ = self.stream.finish(self.limits.drain_time).await;
     }
+}
+
+/// Waits for a step of writing, for [`HttpLimits::write_stall`] at most. The socket is tried several times meanwhile: any byte
+/// that it takes is progress, and the system does not report room before there is much of it.
+async fn progress<T>(
+    stream: &mut Stream,
+    limits: &HttpLimits,
+    mut step: impl FnMut(Pin<&mut Stream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+) -> io::Result<T> {
+    for _ in 1..STALL_LOOKS {
+        let done = poll_fn(|context| step(Pin::new(&mut *stream), context));
+        if let Ok(done) = deadline::within(limits.write_stall / STALL_LOOKS, done).await {
+            return done;
+        }
+        stream.retry_write();
+    }
+    let done = poll_fn(|context| step(Pin::new(&mut *stream), context));
+    deadline::within(limits.write_stall / STALL_LOOKS, done).await?
 }
 
 /// Ready at `limit`. Setting a timer wakes the system's queue of events, so it is not done for each request: one that was set

@@ -2,12 +2,19 @@
 
 use std::{
     io::Write,
+    net::{SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant},
 };
 
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt::set_socket_recv_buffer_size,
+};
+use serde_json::json;
+
 use crate::{
     inside,
+    session::{BOTH, Session, call},
     wire::{Wire, get, host, tcp, text},
     world::Gateway,
 };
@@ -105,4 +112,43 @@ fn who_reads_no_answer_is_given_up() {
         assert!(begun.elapsed() < crate::PATIENCE, "it is served for ever");
     }
     assert_eq!(get(gateway.address, "/health").status, 200);
+}
+
+/// A reader that is slower than the stall limit expects, and steady, gets its whole answer.
+#[test]
+fn steady_slow_reader_gets_its_answer() {
+    let stall = Duration::from_secs(2);
+    let gateway = inside::Gateway::start(&[], |limits| limits.http.write_stall = stall);
+    let _edge = gateway.edge("s", &[]);
+    let session = Session::open(gateway.address, "/mcp");
+    let bytes = 4_000_000;
+    let mut wire = Wire::new(narrow(gateway.address, 64 * 1024));
+    let mut lines = session.lines();
+    lines.push(BOTH.into());
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    wire.send(text("POST", "/mcp", &lines, &call(7, "s_big", json!({"bytes": bytes}))));
+    let begun = Instant::now();
+    // 16 KiB in 250 ms: no third of the send buffer, which is what the system calls room, is free within the limit.
+    let mut head = wire.exactly(1024).unwrap();
+    while begun.elapsed() < 3 * stall {
+        head.extend(wire.exactly(16 * 1024).unwrap());
+        thread::sleep(Duration::from_millis(250));
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
+    let length: usize = length.trim().parse().unwrap();
+    let body = head.split_once("\r\n\r\n").unwrap().1;
+    assert!(length > bytes);
+    let rest = wire.exactly(length - body.len()).expect("the connection stays open");
+    assert!(rest.ends_with(b"}"));
+}
+
+/// A connection whose peer can send only so many bytes ahead of what is read.
+fn narrow(address: SocketAddr, window: usize) -> TcpStream {
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+    set_socket_recv_buffer_size(&socket, window).unwrap();
+    connect(&socket, &address).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(crate::PATIENCE)).unwrap();
+    stream
 }
