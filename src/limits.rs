@@ -530,8 +530,10 @@ pub const PORT: u16 = 8765;
 pub const THREADS: usize = 64;
 /// Requests of a server that wait for one client's answer.
 pub const ASKS: usize = 64;
-/// Tasks of one principal of which it is remembered that they are its own; a server seldom keeps more at a time. 300 bytes each.
+/// Tasks of one principal whose owner is remembered; a server seldom keeps more at a time. 150 bytes each.
 pub const TASKS: usize = 256;
+/// Tasks of all principals whose owner is remembered: 64 principals with all that one may have, in 3 MiB.
+pub const TASKS_ALL: usize = 16 * KIB;
 /// Bytes of what a client says of itself in `initialize`, to be said to the processes of its own.
 pub const CLIENT_FACTS: usize = 64 * KIB;
 /// Subscriptions that a server which is back is asked for at a time: enough for a far line, few beside its calls.

@@ -16,7 +16,7 @@ pub use self::{
     asks::{Asks, TooMany},
     replay::{Replay, event_id, read_event_id},
     subscriptions::{Subscriber, Subscriptions},
-    tasks::Tasks,
+    tasks::{Owner, Run, Tasks},
 };
 
 use crate::{auth::Principal, limits::SessionLimits};

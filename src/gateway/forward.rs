@@ -7,7 +7,8 @@ use super::{
     client::{Client, Scope},
     dispatch::{Answer, Problem, declined, string_param},
     reply::Reply,
-    upstream::{Call, Caller, Upstream, deliver, uri_params},
+    tasks::NOT_FOUND,
+    upstream::{Call, Caller, Upstream, deliver, fail, uri_params},
 };
 use crate::{
     jsonrpc::{self, Message, Span, quote, unquote},
@@ -123,6 +124,11 @@ impl Gateway {
 
     /// A server has answered: whoever waits for that is told.
     pub fn conclude(&self, upstream: &Upstream, pending: Pending<Caller>, answer: &Message<'_>) {
+        if let Caller::Client(client, ..) = &pending.caller
+            && self.is_of_foreign_task(client, upstream, &pending.method, answer)
+        {
+            return fail(pending, jsonrpc::INVALID_PARAMS, NOT_FOUND, &self.stats);
+        }
         let edits = self.settle(upstream, &pending, answer);
         deliver(pending, answer, edits, &self.stats);
     }

@@ -215,6 +215,7 @@ impl Gateway {
             sessions.share(tokens.have_several_clients());
             sessions.expel(|principal| tokens.may_call(principal))
         };
+        self.tasks().expel(|principal| tokens.may_call(principal));
         for client in &clients {
             self.close(client, "its token is no longer valid");
         }

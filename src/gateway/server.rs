@@ -90,6 +90,7 @@ impl Drop for Server {
         let removed = self.gateway.catalog().remove(self.place.key);
         self.upstream.fail_all(&why, &self.gateway.stats);
         self.gateway.end_all_processes(&self.upstream, &why);
+        self.gateway.tasks().end(self.upstream.run());
         log::info!("server '{}' is gone: {why}", self.upstream.name());
         if let Some((_, kinds)) = removed {
             self.gateway.lists_changed(&kinds);
@@ -111,6 +112,7 @@ impl Server {
     ) -> Result<Self, Farewell> {
         let (conversation, ask) = Conversation::start(gateway.config.limits.catalog.clone());
         let now = Instant::now();
+        upstream.set_run(gateway.tasks().start());
         let mut server = Self {
             gateway: gateway.clone(),
             place,
@@ -214,6 +216,11 @@ impl Server {
     /// The server was started anew: it may be another version of itself, so the conversation begins again.
     fn restarted(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
         log::info!("server '{}' was started anew at its edge", self.upstream.name());
+        {
+            let mut tasks = gateway.tasks();
+            let run = tasks.start();
+            tasks.end(self.upstream.set_run(run));
+        }
         // What was asked before would be taken for an answer to what is asked now.
         self.asked.take().and_then(|id| self.upstream.mux().close(id));
         let ask = self.conversation.again();

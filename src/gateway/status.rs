@@ -82,6 +82,7 @@ impl Gateway {
             ("calls", calls),
             ("streams", streams),
             ("subscriptions", self.subscriptions().len()),
+            ("tasks", self.tasks().len()),
             ("addresses", addresses),
         ];
         sizes.map(|(name, size)| format!("\"{name}\":{size}")).join(",")

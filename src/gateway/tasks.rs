@@ -13,7 +13,13 @@ use super::{
 use crate::{
     auth::Principal,
     jsonrpc::{self, Message, Span, elements, find, unquote},
+    session::Owner,
 };
+
+/// What servers say of an id that they do not know.
+pub const NOT_FOUND: &str = "task not found";
+/// Where a result names its task (MCP 2025-11-25, tasks).
+const RELATED: &str = "io.modelcontextprotocol/related-task";
 
 impl Gateway {
     /// Whether a client may ask for the task that a request names.
@@ -27,19 +33,46 @@ impl Gateway {
         message: &Message<'_>,
     ) -> Result<(), Problem> {
         let Some((_, id)) = string_param(message, &["taskId"])? else { return Ok(()) };
-        match self.tasks().owner(upstream.name(), &id) {
-            Some(owner) if owner != client.principal() => {
-                Err((jsonrpc::INVALID_PARAMS, "task not found".into()))
-            }
-            _ => Ok(()),
+        if self.may_have_task(client.principal(), upstream, &id) {
+            Ok(())
+        } else {
+            Err((jsonrpc::INVALID_PARAMS, NOT_FOUND.into()))
         }
+    }
+
+    fn may_have_task(&self, principal: Principal, upstream: &Upstream, id: &str) -> bool {
+        let owner = self.tasks().owner(upstream.run(), id);
+        match owner {
+            Owner::Known(owner) => owner == principal,
+            Owner::Unknown => true,
+            Owner::Forgotten => !self.keys.tokens().have_several_clients(),
+        }
+    }
+
+    /// Whether an answer tells a client of a task of another principal: it asked before the gateway knew whose task would
+    /// have this id.
+    pub fn is_of_foreign_task(
+        &self,
+        client: &Client,
+        upstream: &Upstream,
+        method: &str,
+        answer: &Message<'_>,
+    ) -> bool {
+        let path: &[&str] = match method {
+            "tasks/get" | "tasks/cancel" => &["taskId"],
+            "tasks/result" => &["_meta", RELATED, "taskId"],
+            _ => return false,
+        };
+        let result = answer.result_span().filter(|_| upstream.private().is_none());
+        let id = result.and_then(|result| text_at(answer.text(), result, path));
+        id.is_some_and(|id| !self.may_have_task(client.principal(), upstream, &id))
     }
 
     /// A server has answered a call: with a task, if it was asked for one.
     pub fn note_task(&self, client: &Client, upstream: &Upstream, answer: &Message<'_>) {
         let Some(result) = answer.result_span().filter(|_| upstream.has_tasks()) else { return };
         if let Some(id) = text_at(answer.text(), result, &["task", "taskId"]) {
-            self.tasks().begin(upstream.name(), &id, client.principal());
+            self.tasks().begin(upstream.run(), &id, client.principal());
         }
     }
 
@@ -69,9 +102,9 @@ impl Gateway {
 
     /// Whether somebody is shown a task.
     pub fn may_see_task(&self, principal: Principal, upstream: &Upstream, id: Option<&str>) -> bool {
-        match id.and_then(|id| self.tasks().owner(upstream.name(), id)) {
-            Some(owner) => owner == principal,
-            None => !self.keys.tokens().have_several_clients(),
+        match id.map(|id| self.tasks().owner(upstream.run(), id)) {
+            Some(Owner::Known(owner)) => owner == principal,
+            _ => !self.keys.tokens().have_several_clients(),
         }
     }
 }

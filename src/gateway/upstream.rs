@@ -25,7 +25,7 @@ use crate::{
         link::Farewell,
         queue::{Pool, Refused, Sender},
     },
-    session,
+    session::{self, Run},
     stats::Stats,
     text,
     tunnel::{
@@ -106,6 +106,8 @@ pub struct Upstream {
     link: Sender<Farewell>,
     /// The server's answer to `initialize`, raw. A server that is started anew gives another.
     greeting: Mutex<Option<Arc<str>>>,
+    /// The run of its program.
+    run: Mutex<Run>,
     /// It said there that calls can be tasks.
     tasks: AtomicBool,
     /// The log level that it was asked for.
@@ -248,9 +250,22 @@ impl Upstream {
             room,
         });
         let (mux, greeting) = (Mutex::new(Mux::new(limits.in_flight)), Mutex::default());
-        let (level, tasks) = (Mutex::default(), AtomicBool::default());
+        let (level, run, tasks) = (Mutex::default(), Mutex::default(), AtomicBool::default());
         let (shares, most, private) = (Shares::default(), limits.in_flight, None);
-        Arc::new(Self { name, mux, shares, most, link, greeting, tasks, level, berth, sessions, private })
+        Arc::new(Self {
+            name,
+            mux,
+            shares,
+            most,
+            link,
+            greeting,
+            run,
+            tasks,
+            level,
+            berth,
+            sessions,
+            private,
+        })
     }
 
     /// A process of a session's own. `wishes`: the gateway initializes it, and no call is sent to it before
@@ -284,9 +299,11 @@ impl Upstream {
         let private = Private { number, client, shared, wishes, waiting, room: isolation.room.clone() };
         let (name, link) = (self.name.clone(), self.link.clone());
         let (mux, greeting) = (Mutex::new(Mux::new(most)), Mutex::default());
-        let (level, tasks, private) = (Mutex::default(), AtomicBool::default(), Some(private));
+        let (level, run, tasks) = (Mutex::default(), Mutex::default(), AtomicBool::default());
+        let private = Some(private);
         let (shares, berth, sessions) = (Shares::default(), None, None);
-        let forked = Self { name, mux, shares, most, link, greeting, tasks, level, berth, sessions, private };
+        let forked =
+            Self { name, mux, shares, most, link, greeting, run, tasks, level, berth, sessions, private };
         let forked = Arc::new(forked);
         channels.open.insert(number, (forked.clone(), share));
         Ok(forked)
@@ -406,6 +423,16 @@ impl Upstream {
     /// Whether clients share it, and it declares tasks.
     pub fn has_tasks(&self) -> bool {
         self.private.is_none() && self.tasks.load(Ordering::Relaxed)
+    }
+
+    /// The run of its program, to which its tasks are bound.
+    pub fn run(&self) -> Run {
+        *self.run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its program runs anew. Returns the run before.
+    pub fn set_run(&self, run: Run) -> Run {
+        std::mem::replace(&mut *self.run.lock().unwrap_or_else(PoisonError::into_inner), run)
     }
 
     /// The table of pending requests.
@@ -631,7 +658,7 @@ fn edited(message: &Message<'_>, id: &str, mut edits: Vec<(Span, String)>) -> St
 }
 
 /// Fails a request with an error of ours.
-fn fail(pending: Pending<Caller>, code: i64, text: &str, stats: &Stats) {
+pub fn fail(pending: Pending<Caller>, code: i64, text: &str, stats: &Stats) {
     if let Caller::Client(client, id, reply, _share) = pending.caller {
         client.calls().end(&id);
         reply.finish(jsonrpc::error(&id, code, text), stats);

@@ -21,7 +21,16 @@ impl World {
         let flags: Vec<&str> = tokens.iter().flat_map(|token| ["--auth-token", token]).collect();
         let gateway = Gateway::start(&flags);
         let mut server = End::connect(gateway.address, tokens.first().copied());
-        server.introduce("{}");
+        server.introduce(r#"{"mcpport":{}}"#);
+        let mut world = Self { gateway, server };
+        world.list();
+        world.gateway.program.wait_for("server 's' offers");
+        world
+    }
+
+    /// Answers what the gateway asks a new server.
+    fn list(&mut self) {
+        let server = &mut self.server;
         let id = server.request("", "initialize");
         let result = json!({
             "protocolVersion": "2025-11-25", "serverInfo": {"name": "x", "version": "1"},
@@ -30,8 +39,6 @@ impl World {
         server.say(&json!({"jsonrpc": "2.0", "id": value(&id), "result": result}).to_string());
         let id = server.request("", "tools/list");
         server.say(&json!({"jsonrpc": "2.0", "id": value(&id), "result": {"tools": [{"name": "t", "inputSchema": {"type": "object"}}]}}).to_string());
-        gateway.program.wait_for("server 's' offers");
-        Self { gateway, server }
     }
 
     fn client(&self, token: &str) -> Session {
@@ -157,4 +164,65 @@ fn a_list_of_tasks_that_is_read_in_two_ways_shows_none() {
             .say(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"tasks":{none},"tasks":{theirs}}}}}"#));
         assert_eq!(value(&answer.join().unwrap().body)["result"], json!({"tasks": []}));
     });
+}
+
+/// A server that starts again, or registers again, gives ids again: the task before is not the task now.
+#[test]
+fn reused_task_ids_are_not_the_former_owners() {
+    let mut world = World::start(&["one", "two"]);
+    let (one, two) = (world.client("one"), world.client("two"));
+    let mut before = (&one, &two);
+    for again in ["registered", "restarted", "registered"] {
+        world.begin(before.0, "1");
+        if again == "restarted" {
+            world.server.say(r#"{"status":"restarted"}"#);
+        } else {
+            let mut server = End::connect(world.gateway.address, Some("one"));
+            server.introduce(r#"{"mcpport":{}}"#);
+            world.server = server;
+        }
+        world.list();
+        // Answered in order, so that the list is read by then.
+        world.server.say(r#"{"jsonrpc":"2.0","id":"listed","method":"ping"}"#);
+        world.server.find(|frame| frame.contains("\"listed\""));
+        world.begin(before.1, "1");
+        for method in ["tasks/get", "tasks/result", "tasks/cancel"] {
+            let refused = before.0.ask(method, json!({"taskId": "1"}));
+            assert_eq!(refused["error"]["message"], "task not found", "{again}: {refused}");
+            let answer = world.ask(before.1, method, json!({"taskId": "1"}), &task("1"));
+            assert_eq!(answer["result"], task("1"), "{again}");
+        }
+        assert_eq!(world.listed(before.0, &["1"]), [""; 0], "{again}");
+        assert_eq!(world.listed(before.1, &["1"]), ["1"], "{again}");
+        before = (before.1, before.0);
+        // The next round begins with an id that is free.
+        world.server.say(r#"{"status":"restarted"}"#);
+        world.list();
+        world.server.say(r#"{"jsonrpc":"2.0","id":"free","method":"ping"}"#);
+        world.server.find(|frame| frame.contains("\"free\""));
+    }
+}
+
+/// Who asks before the gateway knows whose task it is gets no answer about it.
+#[test]
+fn a_question_before_the_beginning_gets_no_foreign_answer() {
+    let mut world = World::start(&["one", "two"]);
+    let (one, two) = (world.client("one"), world.client("two"));
+    let related = json!({"content": [], "_meta": {"io.modelcontextprotocol/related-task": {"taskId": "9"}}});
+    for (method, result) in [("tasks/get", task("8")), ("tasks/cancel", task("8")), ("tasks/result", related)]
+    {
+        let id = if method == "tasks/result" { "9" } else { "8" };
+        thread::scope(|scope| {
+            let early = scope.spawn(|| two.ask(method, json!({"taskId": id})));
+            let question = world.server.request("", method);
+            world.begin(&one, id);
+            let answer = json!({"jsonrpc": "2.0", "id": value(&question), "result": result});
+            world.server.say(&answer.to_string());
+            assert_eq!(early.join().unwrap()["error"]["message"], "task not found", "{method}");
+        });
+        if method == "tasks/get" {
+            world.server.say(r#"{"status":"restarted"}"#);
+            world.list();
+        }
+    }
 }
