@@ -77,7 +77,8 @@ impl NewLink {
 impl Connection {
     /// A connection that was accepted, after its TLS handshake.
     pub fn new(gateway: Arc<Gateway>, stream: Stream, visit: Visit) -> Self {
-        let web = Web::new(stream, &gateway.config.limits.http, gateway.stopped.clone());
+        let (draining, stopped) = (gateway.draining.clone(), gateway.stopped.clone());
+        let web = Web::new(stream, &gateway.config.limits.http, draining, stopped);
         Self { gateway, web, visit, proven: None }
     }
 
@@ -122,6 +123,13 @@ impl Connection {
             Ok((route, principal)) => {
                 if route != Route::Preflight {
                     self.visit.known();
+                }
+                // Messages are looked at one by one: a running call may need an answer of its client, or be cancelled.
+                let begins = matches!(route, Route::Health | Route::EventStream(_) | Route::Register);
+                if begins && self.gateway.draining.is_thrown() {
+                    let response = self.with_cors(busy("the gateway is stopping\n"), origin.as_deref());
+                    self.web.answer(&response);
+                    return Ok(Then::Next);
                 }
                 self.go(route, principal, &request, origin.as_deref()).await
             }

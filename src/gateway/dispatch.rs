@@ -40,7 +40,12 @@ impl Gateway {
                 let too_long =
                     |what: &str| Err((jsonrpc::INVALID_REQUEST, format!("the {what} is too long")));
                 // Both are kept while the call runs.
+                // Counted before the look: the drain waits for whatever is let through.
+                let reply = &reply.counted(self.running.badge());
                 let answer = match () {
+                    () if self.draining.is_thrown() && message.method() != "ping" => {
+                        Err((jsonrpc::BUSY, "the gateway is stopping".into()))
+                    }
                     () if id.len() > limits::ID_BYTES => too_long("request id"),
                     () if message.method().len() > limits::METHOD_BYTES => too_long("method"),
                     () => self.request(client, message, reply),

@@ -112,7 +112,7 @@ async fn flush(web: &mut Web, wanted: Option<&Thrown>) -> io::Result<()> {
 /// The connection broke, or the client does not read.
 pub async fn write_all(web: &mut Web, events: &[u8]) -> io::Result<Ended> {
     web.conn.stream(events, &mut web.out);
-    web.conn.end_stream(Instant::now(), &mut web.out);
+    web.end_stream();
     web.flush().await.map(|()| Ended::Complete)
 }
 

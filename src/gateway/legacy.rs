@@ -56,7 +56,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let Connection { gateway, web, .. } = connection;
     let _session = Session { client: &client, gateway };
-    web.conn.start_stream(&head, &mut web.out);
+    web.start_stream(&head);
     let path = match client.scope() {
         Scope::All => gateway.config.messages_path.clone(),
         Scope::Server(name) => format!("/servers/{name}/messages"),

@@ -93,11 +93,16 @@ pub struct Gateway {
     started: Instant,
     /// It listens beyond loopback.
     exposed: bool,
+    /// One badge for each request that is dispatched and not answered.
+    running: Crew,
+    /// Thrown at the signal: no new work.
+    draining: Thrown,
+    /// Thrown when the running calls are answered: connections, streams and links end.
     stopped: Thrown,
 }
 
 impl Gateway {
-    fn new(config: GatewayConfig, tokens: Tokens, stopped: Thrown, exposed: bool) -> Self {
+    fn new(config: GatewayConfig, tokens: Tokens, [draining, stopped]: [Thrown; 2], exposed: bool) -> Self {
         let guarded = !tokens.is_empty() || config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         let policy = Policy {
             sse_path: config.sse_path.clone(),
@@ -131,6 +136,8 @@ impl Gateway {
             pool: Pool::new(config.limits.session.queue_pool),
             started: Instant::now(),
             exposed,
+            running: Crew::new(),
+            draining,
             stopped,
             config,
         }
@@ -189,15 +196,10 @@ impl Gateway {
         self.end_processes(client);
     }
 
-    /// Waits for the calls that run, as long as that may take; what still runs then is failed, so that each client
-    /// hears of it before its stream ends.
+    /// Waits until the running calls are answered, up to [`limits::DRAIN_CALLS`]; the rest is failed, so that each client
+    /// gets an error before its stream ends.
     async fn finish_calls(&self) {
-        let idle = async {
-            while self.sessions().all().any(|client| !client.calls().is_empty()) {
-                Timer::after(limits::DRAIN_LOOK).await;
-            }
-        };
-        if deadline::within(limits::DRAIN_CALLS, idle).await.is_ok() {
+        if deadline::within(limits::DRAIN_CALLS, self.running.gone()).await.is_ok() {
             return;
         }
         let servers: Vec<Arc<Upstream>> = self.catalog().all().map(|(_, server)| server.clone()).collect();
@@ -226,7 +228,8 @@ pub struct Bound {
     gateway: Arc<Gateway>,
     listeners: Vec<Listener>,
     acceptor: Option<Acceptor>,
-    switch: Switch,
+    /// Begins the drain, then the stop.
+    switches: [Switch; 2],
     reloads: (Sender<()>, Receiver<()>),
 }
 
@@ -251,10 +254,11 @@ impl Bound {
         let acceptor = config.tls.as_ref().map(Acceptor::new).transpose()?;
         let tokens = keys::read(&config)?;
         let listeners = listen::bind(config.host.as_deref(), config.port, config.ipv6)?;
-        let (switch, stopped) = exec::switch();
+        let ((drain, draining), (stop, stopped)) = (exec::switch(), exec::switch());
         let exposed = listeners.iter().any(|listener| !listener.local().ip().is_loopback());
-        let gateway = Arc::new(Gateway::new(config, tokens, stopped, exposed));
-        Ok(Self { gateway, listeners, acceptor, switch, reloads: async_channel::bounded(1) })
+        let gateway = Arc::new(Gateway::new(config, tokens, [draining, stopped], exposed));
+        let switches = [drain, stop];
+        Ok(Self { gateway, listeners, acceptor, switches, reloads: async_channel::bounded(1) })
     }
 
     /// By which it can be asked to read its tokens and certificates again.
@@ -267,9 +271,10 @@ impl Bound {
         self.listeners.iter().map(Listener::local).collect()
     }
 
-    /// Serves until `stop` is ready, then finishes what runs, for as long as [`limits::DRAIN_CALLS`] and [`limits::DRAIN`].
+    /// Serves until `stop` is ready, then ends in two phases. Drain, up to [`limits::DRAIN_CALLS`]: no new connections, sessions
+    /// or calls, each answer closes its connection, running calls go on. Stop, up to [`limits::DRAIN`]: streams and links end.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
-        let Self { gateway, listeners, acceptor, switch, reloads } = self;
+        let Self { gateway, listeners, acceptor, switches: [drain, finish], reloads } = self;
         let needed = gateway.config.limits.http.connections + limits::DESCRIPTORS_EXTRA;
         let allowed = listen::allow_descriptors(needed);
         if allowed < needed as u64 {
@@ -282,10 +287,12 @@ impl Bound {
         let sweeping = exec::spawn(door.gateway.clone().sweep());
         let reloading = exec::spawn(reload(door.clone(), reloads.1));
         stop.await;
+        drop(drain);
         drop((accepting, sweeping, reloading));
-        log::info!("stopping: no new connections, waiting for {} to end", door.crew.len());
+        let (calls, connections) = (door.gateway.running.len(), door.crew.len());
+        log::info!("stopping: no new calls; waiting for {calls} calls and {connections} connections to end");
         door.gateway.finish_calls().await;
-        drop(switch);
+        drop(finish);
         if deadline::within(limits::DRAIN, door.crew.gone()).await.is_err() {
             log::warn!("some connections did not end within {} s", limits::DRAIN.as_secs());
         }

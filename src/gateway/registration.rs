@@ -208,7 +208,8 @@ impl Life {
         let name = self.server.upstream().name();
         log::warn!("server '{name}' is reconnecting: {ended}; its calls wait up to {} s", window.as_secs());
         self.set_away(true);
-        let stopped = self.server.gateway().stopped.clone();
+        // From the drain on nobody can come back.
+        let stopped = self.server.gateway().draining.clone();
         loop {
             let Self { server, line, claims, .. } = &mut *self;
             let due = server.deadline().map_or(over, |due| due.min(over));

@@ -8,7 +8,10 @@ use std::sync::{
 use crate::{
     jsonrpc::{self, Message},
     limits,
-    net::queue::{Refused, Sender},
+    net::{
+        exec::Badge,
+        queue::{Refused, Sender},
+    },
     stats::Stats,
 };
 
@@ -17,6 +20,8 @@ use crate::{
 pub struct Reply {
     queue: Sender<()>,
     post: Option<Arc<Post>>,
+    /// Counts the request among the running ones until every copy of this is gone.
+    _running: Option<Badge>,
 }
 
 /// What is known of the answer to a POST.
@@ -42,14 +47,19 @@ impl Post {
 impl Reply {
     /// By the client's event stream, which goes on after any answer.
     pub fn stream(queue: Sender<()>) -> Self {
-        Self { queue, post: None }
+        Self { queue, post: None, _running: None }
     }
 
     /// By the answer to a POST with so many requests; beyond the first, their answers have so many bytes at most.
     pub fn post(queue: Sender<()>, requests: usize, most: usize) -> Self {
         let (open, other) = (AtomicUsize::new(requests), AtomicBool::new(false));
         let post = Post { open, other, bytes: AtomicUsize::new(0), most };
-        Self { queue, post: Some(Arc::new(post)) }
+        Self { queue, post: Some(Arc::new(post)), _running: None }
+    }
+
+    /// The same for one request, counted among the running ones until it is answered.
+    pub fn counted(&self, badge: Badge) -> Self {
+        Self { _running: Some(badge), ..self.clone() }
     }
 
     /// Whether it is the answer to a POST, which somebody waits for.

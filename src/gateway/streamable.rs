@@ -384,7 +384,7 @@ async fn stream(
     earlier: Vec<String>,
 ) -> io::Result<()> {
     let Connection { gateway, web, .. } = connection;
-    web.conn.start_stream(&head, &mut web.out);
+    web.start_stream(&head);
     let mut first = Vec::new();
     if client.facts().version == "2025-11-25" && attached.sent == 0 {
         // Only this version's clients understand an event without data (basic/transports, resumability).

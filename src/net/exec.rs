@@ -161,6 +161,13 @@ impl Crew {
     }
 }
 
+impl Clone for Badge {
+    fn clone(&self) -> Self {
+        self.0.badges.fetch_add(1, Ordering::AcqRel);
+        Self(self.0.clone())
+    }
+}
+
 impl Default for Crew {
     fn default() -> Self {
         Self::new()

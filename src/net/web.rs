@@ -37,6 +37,8 @@ pub struct Web {
     /// Bytes to be written.
     pub out: Vec<u8>,
     limits: HttpLimits,
+    /// When it is thrown, the answer under way, or else the next one, is the last.
+    draining: Thrown,
     stopped: Thrown,
     stop: Watch,
     /// Fires at the deadline of the machine or before: it is set anew only for an earlier one.
@@ -44,11 +46,12 @@ pub struct Web {
 }
 
 impl Web {
-    /// A fresh connection. When `stopped` is thrown, it ends after the answer under way.
-    pub fn new(stream: Stream, limits: &HttpLimits, stopped: Thrown) -> Self {
+    /// A fresh connection. From `draining` on every answer closes it, so that a client whose request is under way still gets
+    /// an answer; when `stopped` is thrown, an idle connection ends at once as well.
+    pub fn new(stream: Stream, limits: &HttpLimits, draining: Thrown, stopped: Thrown) -> Self {
         let conn = Conn::new(Instant::now(), limits);
         let stop = stopped.watch();
-        Self { stream, conn, out: Vec::new(), limits: limits.clone(), stopped, stop, timer: None }
+        Self { stream, conn, out: Vec::new(), limits: limits.clone(), draining, stopped, stop, timer: None }
     }
 
     /// Writes and reads until the machine has a request, a body, a refusal or the end.
@@ -142,7 +145,26 @@ impl Web {
 
     /// Puts the answer to the present request into `out`.
     pub fn answer(&mut self, response: &Response) {
+        self.close_if_draining();
         self.conn.respond(Instant::now(), response, &mut self.out);
+    }
+
+    /// Puts the head of an event stream into `out`; see [`Conn::start_stream`].
+    pub fn start_stream(&mut self, head: &Response) {
+        self.close_if_draining();
+        self.conn.start_stream(head, &mut self.out);
+    }
+
+    /// Ends an event stream.
+    pub fn end_stream(&mut self) {
+        self.close_if_draining();
+        self.conn.end_stream(Instant::now(), &mut self.out);
+    }
+
+    fn close_if_draining(&mut self) {
+        if self.draining.is_thrown() {
+            self.conn.last();
+        }
     }
 
     /// Turns the connection into a WebSocket: the stream, and the bytes that came behind the request.

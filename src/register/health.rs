@@ -83,7 +83,7 @@ struct Check {
 
 impl Check {
     async fn connection(&self, stream: Stream) {
-        let mut web = Web::new(stream, &self.limits, self.stopped.clone());
+        let mut web = Web::new(stream, &self.limits, self.stopped.clone(), self.stopped.clone());
         loop {
             match web.advance().await {
                 Ok(Step::Request(request)) => web.answer(&self.answer(&request)),

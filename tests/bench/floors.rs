@@ -136,7 +136,7 @@ pub fn serve(port: u16) -> Outcome<()> {
 async fn visit(stream: Stream) -> std::io::Result<()> {
     let limits = Limits::default();
     let (_switch, stopped) = exec::switch();
-    let mut web = Web::new(stream, &limits.http, stopped);
+    let mut web = Web::new(stream, &limits.http, stopped.clone(), stopped);
     loop {
         let response = match web.advance().await? {
             Step::Request(request) => {

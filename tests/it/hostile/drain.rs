@@ -13,7 +13,7 @@ use serde_json::json;
 use super::raw::Raw;
 use crate::{
     session::{BOTH, Session, call, value},
-    wire::Wire,
+    wire::{Wire, host, text},
     world::Gateway,
 };
 
@@ -81,6 +81,87 @@ fn the_second_signal_is_obeyed_at_once() {
     let took = begun.elapsed();
     assert_eq!(end.code, Some(1), "{:?}", end.stderr);
     assert!(took < Duration::from_millis(200), "{took:?}");
+}
+
+/// From the signal on, kept-alive connections and open sessions get no new call through, the one that runs goes to its end,
+/// and the program ends as soon as its answer is delivered.
+#[test]
+fn stop_refuses_new_calls_and_delivers_running_ones() {
+    let mut gateway = Gateway::start(&[]);
+    let mut raw = Raw::registered(gateway.address, "raw");
+    let session = Session::open(gateway.address, "/mcp");
+    let mut legacy = gateway.client();
+    let mut running = posted(&session, 1, "raw_echo", json!({}));
+    let request = raw.text_with("tools/call");
+    let mut kept: Vec<Wire> = (0..4).map(|_| Wire::connect(gateway.address)).collect();
+    for wire in &mut kept {
+        wire.send(format!("GET /health HTTP/1.1\r\n{}\r\n\r\n", host(gateway.address)));
+        assert_eq!(wire.answer().field("connection"), None);
+    }
+    gateway.program.signal(Signal::TERM);
+    gateway.program.wait_for("stopping: ");
+    let lines = session.lines();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).chain([BOTH]).collect();
+    let endpoint = legacy.endpoint.clone();
+    let [streamable, old, health, cancel] = &mut kept[..] else { unreachable!() };
+
+    streamable.send(text("POST", "/mcp", &lines, &call(2, "raw_echo", json!({}))));
+    let answer = streamable.answer();
+    assert_eq!(
+        (answer.status, answer.field("connection"), answer.body.as_str()),
+        (
+            200,
+            Some("close"),
+            r#"{"jsonrpc":"2.0","id":2,"error":{"code":-32000,"message":"the gateway is stopping"}}"#
+        )
+    );
+    assert!(streamable.is_closed());
+
+    old.send(text("POST", &endpoint, &[&host(gateway.address)], &call(3, "raw_echo", json!({}))));
+    let answer = old.answer();
+    assert_eq!((answer.status, answer.field("connection")), (202, Some("close")));
+    let refused = legacy.answer("3");
+    assert!(refused.contains("the gateway is stopping"), "{refused}");
+
+    health.send(text("GET", "/health", &[&host(gateway.address)], ""));
+    let answer = health.answer();
+    assert_eq!((answer.status, answer.field("connection")), (503, Some("close")));
+
+    // What a running call may need goes through.
+    let ended = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":9}}"#;
+    cancel.send(text("POST", "/mcp", &lines, ended));
+    let answer = cancel.answer();
+    assert_eq!((answer.status, answer.field("connection")), (202, Some("close")));
+
+    assert!(gateway.program.is_running());
+    let begun = Instant::now();
+    raw.answer(&request, r#"{"content":[{"type":"text","text":"late"}]}"#);
+    let answer = running.answer();
+    assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
+    assert!(answer.body.contains("late"), "{}", answer.body);
+    assert_eq!(raw.closed(), (1001, "the gateway stops".into()));
+    drop(raw);
+    let end = gateway.program.ended();
+    assert_eq!((end.code, end.complaint().len()), (Some(0), 0), "{:?}", end.stderr);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+/// No edge can come back to a gateway that stops, so calls do not wait for one.
+#[test]
+fn stop_does_not_wait_for_lost_links() {
+    let mut gateway = Gateway::start(&[]);
+    let edge = gateway.edge("s");
+    let session = Session::open(gateway.address, "/mcp");
+    let mut held = posted(&session, 1, "s_hold", json!({"key": "k"}));
+    edge.wait_for("\"hold\"");
+    edge.program.signal(Signal::KILL);
+    gateway.program.wait_for("is reconnecting");
+    let begun = Instant::now();
+    gateway.program.signal(Signal::TERM);
+    let answer = held.answer();
+    assert!(answer.body.contains("the gateway stops"), "{}", answer.body);
+    assert_eq!(gateway.program.ended().code, Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 fn posted(session: &Session, id: i64, tool: &str, arguments: serde_json::Value) -> Wire {
