@@ -483,6 +483,8 @@ pub const STALL_LOOKS: u32 = 4;
 pub const SERVER_ID: usize = 128;
 /// Graceful stop: time for running calls to end. With [`DRAIN`] it is what service managers wait before they kill.
 pub const DRAIN_CALLS: Duration = Duration::from_secs(8);
+/// Graceful stop of an edge: how often to look whether calls still run.
+pub const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// Graceful stop: time for streams and links to end after the calls.
 pub const DRAIN: Duration = Duration::from_secs(2);
 /// Time for the task of a lost link to hand its conversation to the new one; it is asked on the same machine.

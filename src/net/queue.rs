@@ -281,6 +281,11 @@ impl<E> Sender<E> {
         wakers.into_iter().for_each(Waker::wake);
     }
 
+    /// Whether no message waits to be taken by the reader.
+    pub fn is_empty(&self) -> bool {
+        lock(&self.0).messages.is_empty()
+    }
+
     /// Whether nothing more is taken.
     pub fn is_closed(&self) -> bool {
         let state = lock(&self.0);

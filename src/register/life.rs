@@ -9,6 +9,8 @@ use std::{
     time::Instant,
 };
 
+use smol::Timer;
+
 use super::{
     server::Heard,
     sessions::{Sessions, unless},
@@ -16,8 +18,9 @@ use super::{
 use crate::{
     config::RegisterConfig,
     jsonrpc::{self, Kind, Message},
+    limits,
     net::{
-        exec::Thrown,
+        exec::{Crew, Thrown},
         link::{self, Ended, Farewell, Line, Peer, Socket},
         queue::{self, Refused, Sender},
     },
@@ -47,6 +50,8 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct State {
     edge: Mutex<Shared>,
+    /// One badge for each line of the child that waits for room in the queue of the link.
+    delivering: Crew,
     sessions: Arc<Sessions>,
 }
 
@@ -69,7 +74,7 @@ struct Shared {
 impl State {
     /// The state before there is a child or a link, and the sessions that have a process of their own.
     pub fn new(sessions: Arc<Sessions>) -> Arc<Self> {
-        Arc::new(Self { edge: Mutex::default(), sessions })
+        Arc::new(Self { edge: Mutex::default(), delivering: Crew::new(), sessions })
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -129,7 +134,7 @@ impl State {
 
     /// A line came from a child: passes it on, as soon as the link has room.
     pub async fn said(&self, generation: u64, line: &str) -> Heard {
-        let (up, link) = {
+        let (up, link, _delivering) = {
             let mut shared = self.lock();
             if shared.generation != generation {
                 log::debug!("a line of an earlier process is dropped");
@@ -142,7 +147,7 @@ impl State {
                     let _ = child.send_anyway(line);
                 }
             }
-            (up, shared.link.clone())
+            (up, shared.link.clone(), self.delivering.badge())
         };
         let frames = match up {
             Up::Gateway(frame) => vec![frame],
@@ -193,6 +198,31 @@ impl State {
             Up::Gateway(frame) => Some(Down::Gateway(frame)),
             _ => None,
         }
+    }
+
+    /// Refuses new calls from now on, those for processes of single sessions too.
+    pub fn stop(&self) {
+        self.lock().edge.stop();
+        self.sessions.stop();
+    }
+
+    /// Number of calls without an answer.
+    pub fn running(&self) -> usize {
+        self.lock().edge.running() + self.sessions.running()
+    }
+
+    /// Waits until every running call is answered and the answers are handed to the link.
+    pub async fn drained(&self) {
+        while !self.is_drained() {
+            Timer::after(limits::DRAIN_LOOK).await;
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        // In this order: an answer is counted as being delivered before it stops counting as a running call.
+        self.running() == 0
+            && self.delivering.is_empty()
+            && self.lock().link.as_ref().is_none_or(Sender::is_empty)
     }
 
     /// Ends the present link with a farewell, and all that would follow.

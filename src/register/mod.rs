@@ -72,6 +72,23 @@ async fn serve(
         future::or(async { End::Server(supervisor.run().await) }, async { End::Links((&mut links).await) }),
     )
     .await;
+    let end = match end {
+        End::Stopped => {
+            state.stop();
+            let others = future::or(
+                async {
+                    supervisor.run().await;
+                    End::Stopped
+                },
+                async {
+                    let _ = (&mut links).await;
+                    End::Links(Ok(()))
+                },
+            );
+            future::or(drain(&state), others).await
+        }
+        end => end,
+    };
     // The gateway is told before the server goes, so that nobody waits for its answers.
     state.leave(if matches!(end, End::Stopped) { "the edge stops" } else { "the server ended" });
     drop(leaving);
@@ -87,6 +104,18 @@ async fn serve(
         End::Server(fault) => Err(fault),
         End::Links(result) => result,
     }
+}
+
+/// Waits for the calls that run when the program is asked to stop, for a limited time.
+async fn drain(state: &State) -> End {
+    let (calls, seconds) = (state.running(), limits::DRAIN_CALLS.as_secs());
+    if calls > 0 {
+        log::info!("waiting up to {seconds} s for {calls} running calls");
+    }
+    if deadline::within(limits::DRAIN_CALLS, state.drained()).await.is_err() {
+        log::warn!("{} calls did not end within {seconds} s and fail now", state.running());
+    }
+    End::Stopped
 }
 
 /// What ended the program.

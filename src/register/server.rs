@@ -5,11 +5,11 @@ use std::{collections::VecDeque, io, pin::pin, sync::Arc, time::Instant};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use smol::Task;
 
-use super::life::State;
+use super::{life::State, sessions::Calls};
 use crate::{
     config::RegisterConfig,
     fault::Fault,
-    jsonrpc::Message,
+    jsonrpc::{Kind, Message},
     limits::{self, ChildLimits},
     ndjson::Lines,
     net::{
@@ -29,7 +29,7 @@ pub enum Outlet {
     /// The process that all clients share, by its number.
     Shared(Arc<State>, u64),
     /// The process of one client session, on this channel of the link.
-    Channel(u32, queue::Sender<Farewell>),
+    Channel(u32, queue::Sender<Farewell>, Calls),
 }
 
 /// What became of a line.
@@ -47,10 +47,13 @@ impl Outlet {
     async fn line(&self, line: &str) -> Heard {
         match self {
             Self::Shared(state, generation) => state.said(*generation, line).await,
-            Self::Channel(number, link) => match Message::read(line) {
+            Self::Channel(number, link, calls) => match Message::read(line) {
                 // When the link is gone, so is the session.
                 Ok(message) => {
                     let _ = link.send_wait(channel::message(*number, &message.splice(&[]))).await;
+                    if let (Kind::Response, Some(id)) = (message.kind(), message.id()) {
+                        calls.remove(id);
+                    }
                     Heard::Message
                 }
                 Err(_) => Heard::Noise,

@@ -2,7 +2,7 @@
 //! of the link each, and none of them longer than the link.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -13,13 +13,14 @@ use super::server::{Outlet, Server};
 use crate::{
     config::RegisterConfig,
     jsonrpc::{self, Kind, Message},
+    limits::{EDGE_OPEN, ID_BYTES},
     net::{
         exec::{self, Crew, Switch, Thrown},
         group::Spawner,
         link::Farewell,
         queue::{self, Receiver, Refused},
     },
-    tunnel::channel,
+    tunnel::{channel, edge::STOPPING},
 };
 
 /// The queue of the link.
@@ -41,12 +42,43 @@ struct Table {
     open: HashMap<u32, Open>,
     /// Sessions begun so far: the next link gives the same numbers again, while those of this one may still be ending.
     begun: u64,
+    /// New sessions and new requests are refused.
+    stopping: bool,
+}
+
+/// The requests that the process of one session has not answered, by id.
+#[derive(Clone, Debug, Default)]
+pub struct Calls(Arc<Mutex<HashSet<String>>>);
+
+impl Calls {
+    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
+        // Each change is complete in itself, so a panic elsewhere does not spoil it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, id: &str) {
+        let mut open = self.lock();
+        // The gateway bounds both; one that does not only loses the wait for a call when we stop.
+        if open.len() < EDGE_OPEN && id.len() <= ID_BYTES {
+            open.insert(id.to_owned());
+        }
+    }
+
+    /// A request was answered or cancelled.
+    pub fn remove(&self, id: &str) {
+        self.lock().remove(id);
+    }
+
+    fn len(&self) -> usize {
+        self.lock().len()
+    }
 }
 
 #[derive(Debug)]
 struct Open {
     begun: u64,
     input: queue::Sender<()>,
+    calls: Calls,
     /// Dropping it ends the process.
     _stop: Switch,
 }
@@ -55,6 +87,7 @@ struct Open {
 struct Session {
     number: u32,
     begun: u64,
+    calls: Calls,
     input: queue::Sender<()>,
     lines: Receiver<()>,
     stopped: Thrown,
@@ -80,8 +113,12 @@ impl Sessions {
     pub fn start(self: &Arc<Self>, number: u32, link: &Link) -> Result<(), Refused> {
         let (input, lines) = Server::queue(&self.config);
         let (stop, stopped) = exec::switch();
+        let calls = Calls::default();
         let begun = {
             let mut table = self.table();
+            if table.stopping {
+                return link.send_own(channel::close(number, STOPPING));
+            }
             if table.open.len() >= self.config.sessions.unwrap_or_default() as usize {
                 let why = "the edge runs as many sessions as it may (--max-sessions)";
                 log::warn!("session {number} is not started: {why}");
@@ -89,10 +126,12 @@ impl Sessions {
             }
             table.begun += 1;
             let begun = table.begun;
-            table.open.insert(number, Open { begun, input: input.clone(), _stop: stop });
+            table
+                .open
+                .insert(number, Open { begun, input: input.clone(), calls: calls.clone(), _stop: stop });
             begun
         };
-        let session = Session { number, begun, input, lines, stopped, link: link.clone() };
+        let session = Session { number, begun, calls, input, lines, stopped, link: link.clone() };
         let (sessions, badge) = (self.clone(), self.crew.badge());
         let life = async move {
             let _held = badge;
@@ -121,10 +160,10 @@ impl Sessions {
 
     /// Runs the process of a session. `None`: it was stopped; otherwise why it ended or could not begin.
     async fn serve(&self, session: Session) -> Option<String> {
-        let Session { number, input, lines, stopped, link, .. } = session;
+        let Session { number, calls, input, lines, stopped, link, .. } = session;
         // Those that were there before may not have ended yet, and never need long for that.
         let _room = unless(&stopped, self.room.acquire()).await?;
-        let outlet = Outlet::Channel(number, link);
+        let outlet = Outlet::Channel(number, link, calls);
         let mut server = match Server::start(&self.config, outlet, input, lines) {
             Ok(server) => server,
             Err(fault) => return Some(fault.to_string()),
@@ -140,10 +179,26 @@ impl Sessions {
     /// # Errors
     /// The link takes no more: the gateway asks and does not read.
     pub fn message(&self, number: u32, text: &str, link: &Link) -> Result<(), Refused> {
-        let Some(input) = self.table().open.get(&number).map(|open| open.input.clone()) else {
-            return Ok(());
+        let (stopping, open) = {
+            let table = self.table();
+            let open = table.open.get(&number).map(|open| (open.input.clone(), open.calls.clone()));
+            (table.stopping, open)
         };
+        let Some((input, calls)) = open else { return Ok(()) };
         let Ok(message) = Message::read(text) else { return Ok(()) };
+        match (message.kind(), message.id()) {
+            (Kind::Request, Some(id)) if stopping => {
+                let refusal = jsonrpc::error(id, jsonrpc::DOWN, STOPPING);
+                return link.send_own(channel::message(number, &refusal));
+            }
+            (Kind::Request, Some(id)) => calls.add(id),
+            (Kind::Notification, _) if message.method() == "notifications/cancelled" => {
+                if let Ok(Some(id)) = message.param(&["requestId"]) {
+                    calls.remove(&text[id]);
+                }
+            }
+            _ => {}
+        }
         match input.send(message.splice(&[])) {
             // Of a process that has ended the gateway is about to be told, with how it ended; that answers its calls.
             Ok(()) | Err(Refused::Closed) => return Ok(()),
@@ -153,6 +208,7 @@ impl Sessions {
         log::warn!("a message for session {number} is turned away: {busy}");
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) => {
+                calls.remove(id);
                 link.send_own(channel::message(number, &jsonrpc::error(id, jsonrpc::BUSY, busy)))
             }
             _ => Ok(()),
@@ -162,6 +218,16 @@ impl Sessions {
     /// The gateway closes a channel: its process is ended.
     pub fn close(&self, number: u32) {
         self.table().open.remove(&number);
+    }
+
+    /// Refuses new sessions and new requests from now on.
+    pub fn stop(&self) {
+        self.table().stopping = true;
+    }
+
+    /// Number of requests without an answer, of all sessions.
+    pub fn running(&self) -> usize {
+        self.table().open.values().map(|open| open.calls.len()).sum()
     }
 
     /// The link is gone, and all sessions with it.

@@ -120,6 +120,8 @@ pub struct Edge {
     ours: bool,
     /// This child has asked something.
     asking: bool,
+    /// New requests are refused.
+    stopping: bool,
 }
 
 impl Edge {
@@ -171,6 +173,20 @@ impl Edge {
         self.ours = true;
     }
 
+    /// Refuses new requests from now on: the edge program is stopping.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Number of requests that the child has not answered, including those held until it is initialized.
+    pub fn running(&self) -> usize {
+        let held = match &self.phase {
+            Phase::Greeting(held) => held.frames.len(),
+            Phase::Up | Phase::Down { .. } => 0,
+        };
+        self.open.len() + self.others.len() + held
+    }
+
     /// Whether the child takes requests.
     pub fn is_up(&self) -> bool {
         matches!(self.phase, Phase::Up)
@@ -186,6 +202,9 @@ impl Edge {
         let Ok(message) = Message::read(frame) else {
             return Status::read(frame).map_or(Down::Drop("a frame that is no message"), Down::Status);
         };
+        if let (true, Kind::Request, Some(id)) = (self.stopping, message.kind(), message.id()) {
+            return Down::Gateway(jsonrpc::error(id, jsonrpc::DOWN, STOPPING));
+        }
         match (message.kind(), message.method(), &self.phase) {
             (Kind::Request, "initialize", _) => self.greet(&message),
             (Kind::Notification, "notifications/initialized", phase) => {
@@ -455,6 +474,8 @@ fn turn_away(message: &Message<'_>, why: &str, due: Option<Instant>, now: Instan
     Down::Gateway(jsonrpc::error(id, jsonrpc::DOWN, &text))
 }
 
+/// The error message for a request that arrives while the edge program is stopping.
+pub const STOPPING: &str = "the edge is stopping";
 /// Below this every JSON reader holds a number exactly.
 const EXACT: u64 = 1 << 53;
 /// Below this an id of the gateway is moved: an offset is below it too, so that their sum is exact.
@@ -477,6 +498,26 @@ mod tests {
         fn gets(&mut self, frame: &str) -> Down {
             self.from_gateway(Instant::now(), frame)
         }
+    }
+
+    #[test]
+    fn stopping_refuses_requests_and_lets_the_rest_pass() {
+        let mut edge = Edge::default();
+        let call = |id: u64| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call"}}"#);
+        assert_eq!(edge.gets(&call(1)), Down::Child(call(1)));
+        assert_eq!(edge.running(), 1);
+        edge.stop();
+        let refusal = r#"{"jsonrpc":"2.0","id":2,"error":{"code":-31002,"message":"the edge is stopping"}}"#;
+        assert_eq!(edge.gets(&call(2)), Down::Gateway(refusal.into()));
+        for frame in [
+            r#"{"jsonrpc":"2.0","id":9,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","method":"notifications/message"}"#,
+        ] {
+            assert_eq!(edge.gets(frame), Down::Child(frame.into()));
+        }
+        let answer = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
+        assert_eq!(edge.from_child(answer), Up::Gateway(answer.into()));
+        assert_eq!(edge.running(), 0);
     }
 
     fn call(id: u64) -> String {

@@ -37,6 +37,10 @@
 //! `restarted` our gateway begins its conversation anew, from `initialize` on, which the edge answers for the server;
 //! and it asks again for the subscriptions and log levels of its clients.
 //!
+//! An edge that is asked to stop while calls run keeps the link until they are answered, for a limited time, and answers each
+//! further request with -31002 and "the edge is stopping"; it closes a channel that is opened meanwhile with that reason. A
+//! gateway need not know of this.
+//!
 //! | close code | meaning |
 //! |---|---|
 //! | 1000, 1001 | the sender stops |

@@ -314,3 +314,76 @@ fn a_second_signal_ends_at_once() {
     assert_eq!(end.code, Some(1), "{:?}", end.stderr);
     assert!(end.complaint()[0].contains("again: ended at once"), "{:?}", end.stderr);
 }
+
+#[test]
+fn calls_that_run_when_register_is_stopped_are_answered() {
+    for sessions in ["shared", "isolated"] {
+        let gateway = Gateway::start(&[]);
+        let mut edge = gateway.edge_with("s", &[], &["--sessions", sessions]);
+        let (mut client, mut late) = (gateway.client(), gateway.client());
+        let id = client.begin_call("s_sleep", r#"{"ms":3000}"#);
+        edge.wait_for("\"sleep\"");
+        edge.program.signal(Signal::TERM);
+        edge.program.wait_for("waiting up to 8 s for 1 running calls");
+        // New calls fail at once: those of the same client, and those that would need a new process.
+        for client in [&mut client, &mut late] {
+            let refused = client.begin_call("s_echo", "{}");
+            let answer = client.answer(&refused);
+            assert!(answer.contains("the edge is stopping"), "{sessions}: {answer}");
+        }
+        assert!(client.answer(&id).contains("slept"), "{sessions}");
+        assert_eq!(edge.program.ended().code, Some(0), "{sessions}");
+        assert!(edge.program.offspring().is_empty(), "{sessions}");
+    }
+}
+
+#[test]
+fn register_without_running_calls_ends_at_once() {
+    for sessions in ["shared", "isolated"] {
+        let gateway = Gateway::start(&[]);
+        let mut edge = gateway.edge_with("s", &[], &["--sessions", sessions]);
+        let mut client = gateway.client();
+        client.call("s_echo", "{}");
+        // A cancelled call is not waited for.
+        let id = client.begin_call("s_hold", r#"{"key":"k"}"#);
+        edge.wait_for("\"hold\"");
+        client.post(&format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id}}}}}"#
+        ));
+        edge.wait_for("notifications/cancelled");
+        let end = edge.program.stop();
+        assert_eq!(end.code, Some(0));
+        assert!(!end.stderr.join("\n").contains("running calls"), "{sessions}: {:?}", end.stderr);
+    }
+}
+
+#[test]
+fn calls_that_outlast_the_stop_of_register_fail_and_a_second_signal_ends_it() {
+    let start = |sessions| {
+        let gateway = Gateway::start(&[]);
+        let edge = gateway.edge_with("s", &[], &["--sessions", sessions]);
+        let mut client = gateway.client();
+        let id = client.begin_call("s_hold", r#"{"key":"k"}"#);
+        edge.wait_for("\"hold\"");
+        edge.program.signal(Signal::TERM);
+        edge.program.wait_for("for 1 running calls");
+        (gateway, edge, client, id)
+    };
+    // All at once: two of them take as long as an edge waits for calls.
+    let mut worlds = [("shared", false), ("isolated", false), ("shared", true), ("isolated", true)]
+        .map(|(sessions, twice)| (start(sessions), twice));
+    for ((_gateway, edge, client, id), twice) in worlds.iter_mut().rev() {
+        if *twice {
+            edge.program.signal(Signal::TERM);
+        }
+        let end = edge.program.ended();
+        let log = end.stderr.join("\n");
+        assert_eq!(end.code, Some(i32::from(*twice)), "{log}");
+        assert_eq!(log.contains("1 calls did not end within 8 s"), !*twice, "{log}");
+        if !*twice {
+            let answer = client.answer(id);
+            assert!(answer.contains("the edge stops"), "{answer}");
+        }
+        eventually("its servers end", || edge.program.offspring().is_empty());
+    }
+}
