@@ -558,6 +558,17 @@ pub const SPIN_STALL: Duration = Duration::from_millis(1);
 pub const SPIN_REST: u32 = 32;
 /// And where it has not paid again and again, or others were in the way: one in a thousand.
 pub const SPIN_REST_LONGEST: u32 = 4096;
+/// A connection on which nothing was sent or received for so long is probed. Event streams send a comment more often, so
+/// this is for idle connections and silent clients; a laptop that slept for less is not bothered.
+pub const TCP_KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Pause between two probes.
+pub const TCP_PROBE_EVERY: Duration = Duration::from_secs(10);
+/// Probes without an answer after which the peer is dead: a minute after the last sign of life, together with the above.
+pub const TCP_PROBES: u32 = 3;
+/// What is sent and not acknowledged for so long ends the connection. Twice the longest time for which a write may make no
+/// progress ([`HttpLimits::write_stall`]): a peer that is there and does not read is told why by us, one that is not is
+/// gone as soon as by probes. The kernel's own patience is about 15 minutes.
+pub const TCP_UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 /// Attempts to find one port number that is free in IPv4 and in IPv6.
 pub const BIND_TRIES: u32 = 16;
 /// First pause after a failed accept; it doubles up to [`ACCEPT_PAUSE_LONGEST`].

@@ -439,8 +439,12 @@ async fn get(
     };
     let attached = match request.field("last-event-id").and_then(read_event_id) {
         Some((id, seen)) => resume(connection, &client, id, seen).await,
-        // What is no event id of ours was never given to this client: it begins, whatever it sends along.
-        None => client.streams().attach(STANDALONE).map(|attached| (attached, Vec::new())),
+        // What is no event id of ours was never given to this client: it begins, whatever it sends along. The newest
+        // connection has the stream: an older one may be dead, and the client without an event of it to name.
+        None => {
+            let limits = &connection.gateway.config.limits.session;
+            client.streams().take_over(STANDALONE, limits).await.map(|attached| (attached, Vec::new()))
+        }
     };
     let (attached, missed) = match attached {
         Ok(attached) => attached,

@@ -78,7 +78,9 @@ impl Table {
     fn hold(&mut self, id: u32, resting: Resting) -> Attached {
         let (switch, wanted) = exec::switch();
         self.listened |= id == STANDALONE;
-        self.held.insert(id, Held { _wanted: Some(switch), heir: None });
+        // Somebody may have asked for it while it was handed over.
+        let heir = self.held.remove(&id).and_then(|held| held.heir);
+        self.held.insert(id, Held { _wanted: heir.is_none().then_some(switch), heir });
         Attached { id, queue: resting.queue, sent: resting.sent, wanted }
     }
 
@@ -135,19 +137,6 @@ impl Streams {
         self.table().hold(id, Resting { queue: Some(queue), sent: 0 })
     }
 
-    /// Attaches a stream that rests.
-    ///
-    /// # Errors
-    /// [`NotAttached`], with the reason.
-    pub fn attach(&self, id: u32) -> Result<Attached, NotAttached> {
-        let mut table = self.table();
-        match table.take(id) {
-            Some(resting) => Ok(table.hold(id, resting)),
-            None if table.held.contains_key(&id) => Err(NotAttached::Taken),
-            None => Err(NotAttached::Unknown),
-        }
-    }
-
     /// Attaches a stream even if another connection has it: that one may be dead without having noticed.
     ///
     /// # Errors
@@ -186,7 +175,11 @@ impl Streams {
         }
         if let Some(heir) = held.and_then(|held| held.heir) {
             match heir.try_send(resting) {
-                Ok(()) => return,
+                Ok(()) => {
+                    // Until the heir holds it others find that it is there.
+                    table.held.insert(id, Held { _wanted: None, heir: None });
+                    return;
+                }
                 Err(error) => resting = error.into_inner(),
             }
         }

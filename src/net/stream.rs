@@ -15,6 +15,7 @@ use std::{
 use async_io::Async;
 use futures_lite::{AsyncRead, AsyncWrite};
 use futures_rustls::TlsStream;
+use rustix::net::sockopt;
 
 use super::{
     deadline::{self, Elapsed},
@@ -42,13 +43,15 @@ enum Io {
 pub type Socket = Source<TcpStream>;
 
 impl Stream {
-    /// Takes a connected socket. Small messages leave at once (TCP_NODELAY).
+    /// Takes a connected socket. Small messages leave at once (TCP_NODELAY), and a peer that vanished is noticed by the kernel
+    /// ([`limits::TCP_KEEP_ALIVE`], [`limits::TCP_UNACKNOWLEDGED`]).
     ///
     /// # Errors
     /// The system's, when the peer is gone already.
     pub fn tcp(socket: TcpStream) -> io::Result<Self> {
         let (peer, local) = (canonical(socket.peer_addr()?), canonical(socket.local_addr()?));
         socket.set_nodelay(true)?;
+        notice_dead_peer(&socket)?;
         Ok(Self { io: Io::Tcp(Source::new(socket, Watch::Both)?), peer, local })
     }
 
@@ -138,6 +141,17 @@ impl Stream {
     pub async fn finish(&mut self, limit: Duration) -> io::Result<()> {
         deadline::within(limit, poll_fn(|context| Pin::new(&mut *self).poll_close(context))).await?
     }
+}
+
+/// Lets the kernel end a connection whose peer vanished without a word: by probes while nothing is sent, and by the age of
+/// what is not acknowledged otherwise. The system's own times are two hours and a quarter of one.
+fn notice_dead_peer(socket: &TcpStream) -> io::Result<()> {
+    sockopt::set_tcp_keepidle(socket, limits::TCP_KEEP_ALIVE)?;
+    sockopt::set_tcp_keepintvl(socket, limits::TCP_PROBE_EVERY)?;
+    sockopt::set_tcp_keepcnt(socket, limits::TCP_PROBES)?;
+    let millis = u32::try_from(limits::TCP_UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(socket, millis)?;
+    Ok(sockopt::set_socket_keepalive(socket, true)?)
 }
 
 /// The addresses of a name, or the address that it is.
@@ -234,6 +248,32 @@ impl AsyncWrite for Stream {
             // The peer was faster.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             done => Poll::Ready(done),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::net::exec;
+
+    #[test]
+    fn accepted_and_outgoing_sockets_notice_dead_peers() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let outgoing = exec::run(1, async move { Stream::connect(address).await.unwrap() }).unwrap();
+        let accepted = Stream::tcp(listener.accept().unwrap().0).unwrap();
+        for stream in [&outgoing, &accepted] {
+            let Io::Tcp(source) = &stream.io else { unreachable!() };
+            let socket = source.get_ref();
+            assert!(sockopt::socket_keepalive(socket).unwrap());
+            assert_eq!(sockopt::tcp_keepidle(socket).unwrap(), limits::TCP_KEEP_ALIVE);
+            assert_eq!(sockopt::tcp_keepintvl(socket).unwrap(), limits::TCP_PROBE_EVERY);
+            assert_eq!(sockopt::tcp_keepcnt(socket).unwrap(), limits::TCP_PROBES);
+            let millis = sockopt::tcp_user_timeout(socket).unwrap();
+            assert_eq!(Duration::from_millis(millis.into()), limits::TCP_UNACKNOWLEDGED);
         }
     }
 }

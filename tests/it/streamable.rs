@@ -315,6 +315,31 @@ impl Session {
 }
 
 #[test]
+fn the_newest_get_has_the_stream() {
+    let gateway = Gateway::start(&[]);
+    let _edge = gateway.edge("s");
+    let session = Session::open_as(gateway.address, "/mcp", "2025-06-18", &[]);
+    // The first is dead: it never reads, and nothing tells the gateway.
+    let dead = session.try_listen(None);
+    let mut before = session.listen(None);
+    for _ in 0..8 {
+        let listening = session.listen(None);
+        before.ended();
+        before = listening;
+    }
+    session.call_text("s_change", json!({}));
+    assert_eq!(before.message()["method"], "notifications/tools/list_changed");
+    drop(dead);
+    // Several at once: all but one end, and the one has the stream.
+    let several: Vec<_> = (0..8).map(|_| session.try_listen(None)).collect();
+    let statuses: Vec<u16> = several.into_iter().map(|mut wire| wire.head().unwrap().status).collect();
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 409)), "{statuses:?}");
+    let mut last = session.listen(None);
+    session.call_text("s_change", json!({}));
+    assert_eq!(last.message()["method"], "notifications/tools/list_changed");
+}
+
+#[test]
 fn a_dropped_post_goes_on_and_a_closed_event_stream_does_not() {
     let gateway = Gateway::start(&[]);
     let edge = gateway.edge("s");
@@ -336,9 +361,9 @@ fn what_belongs_to_no_request_comes_by_get() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge("s");
     let session = Session::open_as(gateway.address, "/mcp", "2025-06-18", &[]);
+    let mut older = session.listen(None);
     let mut listening = session.listen(None);
-    let second = session.try_listen(None).answer();
-    assert_eq!(second.status, 409, "{second:?}");
+    older.ended();
     session.call_text("s_change", json!({}));
     let changed = listening.next();
     assert_eq!(changed.message()["method"], "notifications/tools/list_changed");
