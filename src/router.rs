@@ -27,6 +27,16 @@ pub enum Route<'a> {
     Status,
 }
 
+impl Route<'_> {
+    /// Whether messages of MCP pass over it.
+    fn is_mcp(&self) -> bool {
+        match self {
+            Self::EventStream(_) | Self::Mcp(_) | Self::Messages | Self::Register => true,
+            Self::Health | Self::Preflight | Self::Status => false,
+        }
+    }
+}
+
 /// Why there is no route.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Unrouted {
@@ -43,6 +53,10 @@ pub enum Forbidden {
     Host,
     /// Its `Origin` is not allowed.
     Origin,
+    /// A browser sends it for a page of another site (`Sec-Fetch-Site`), without an `Origin` that is allowed.
+    Site,
+    /// A page wants to register a server. Edges send no `Origin`.
+    Registration,
 }
 
 impl Forbidden {
@@ -51,6 +65,8 @@ impl Forbidden {
         match self {
             Self::Host => "this Host is not served without a token; see --public-host",
             Self::Origin => "this Origin is not allowed; see --allow-origin",
+            Self::Site => "a browser sends this for a page of another site; see --allow-origin",
+            Self::Registration => "web pages cannot register servers: no Origin is allowed here",
         }
     }
 }
@@ -85,18 +101,24 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Whether a request may come from where it says.
+    /// Whether a request for `route` may come from where it says; `None`: for no route, or for the local health check.
+    ///
+    /// Browsers leave `Origin` out where a page loads an image or follows a link, but tell that it is another site's.
     ///
     /// # Errors
     /// [`Forbidden`], with what is wrong.
-    pub fn admit(&self, request: &Request) -> Result<(), Forbidden> {
+    pub fn admit(&self, request: &Request, route: Option<&Route>) -> Result<(), Forbidden> {
         let host = request.host().unwrap_or_default();
         if !self.guarded && !self.is_our_host(host) {
             return Err(Forbidden::Host);
         }
         let mut origins = request.fields("origin");
         match (origins.next(), origins.next()) {
+            (None, _) if route.is_some_and(Route::is_mcp) && is_from_another_site(request) => {
+                Err(Forbidden::Site)
+            }
             (None, _) => Ok(()),
+            _ if route == Some(&Route::Register) => Err(Forbidden::Registration),
             (Some(origin), None) if self.is_allowed_origin(origin, host) => Ok(()),
             _ => Err(Forbidden::Origin),
         }
@@ -108,8 +130,8 @@ impl Policy {
     /// [`Unrouted`], with the reason.
     pub fn route<'a>(&self, request: &'a Request) -> Result<Route<'a>, Unrouted> {
         let (path, method) = (request.path(), request.method());
-        let trimmed = path.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(path);
-        let route = self.find(path, trimmed).ok_or(Unrouted::Path)?;
+        let trimmed = path.strip_suffix('/').filter(|rest| !rest.is_empty());
+        let route = self.find(path).or_else(|| self.find(trimmed?)).ok_or(Unrouted::Path)?;
         let allowed = match route {
             Route::Mcp(_) => "GET, POST, DELETE",
             Route::Messages => "POST",
@@ -127,12 +149,12 @@ impl Policy {
         }
     }
 
-    fn find<'a>(&self, path: &'a str, trimmed: &str) -> Option<Route<'a>> {
+    fn find<'a>(&self, path: &'a str) -> Option<Route<'a>> {
         match path {
             REGISTER_PATH => Some(Route::Register),
             _ if path == self.sse_path => Some(Route::EventStream(None)),
             _ if path == self.mcp_path => Some(Route::Mcp(None)),
-            _ if trimmed == self.messages_path => Some(Route::Messages),
+            _ if path == self.messages_path => Some(Route::Messages),
             _ if path == self.health_path => Some(Route::Health),
             _ if path == self.status_path => Some(Route::Status),
             _ => {
@@ -140,7 +162,7 @@ impl Policy {
                 match endpoint {
                     "mcp" => Some(Route::Mcp(Some(name))),
                     "sse" => Some(Route::EventStream(Some(name))),
-                    "messages" | "messages/" => Some(Route::Messages),
+                    "messages" => Some(Route::Messages),
                     _ => None,
                 }
             }
@@ -165,6 +187,11 @@ impl Policy {
         let web = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
         web && (is_loopback_name(without_port(authority)) || authority.eq_ignore_ascii_case(host))
     }
+}
+
+/// Whether a browser says that another site's page is behind a request (Fetch Metadata, section 2.4).
+fn is_from_another_site(request: &Request) -> bool {
+    request.fields("sec-fetch-site").any(|site| !matches!(site, "none" | "same-origin"))
 }
 
 /// `name:port` or `[address]:port` without the port. What does not have that form comes back whole, and
@@ -230,7 +257,7 @@ mod tests {
         let good = good.iter().chain(&["[2001:db8::1]", "gw.example", "GW.example:8765"]);
         for host in good {
             let request = request("GET", "/sse", &format!("Host: {host}\r\n"));
-            assert_eq!(policy(false).admit(&request), Ok(()), "{host}");
+            assert_eq!(policy(false).admit(&request, None), Ok(()), "{host}");
         }
         let bad =
             ["evil.com", "localhost.evil.com", "0.0.0.0", "[::]:80", "", "localhost:x", "[::1].evil.com"];
@@ -238,8 +265,8 @@ mod tests {
             bad.iter().chain(&["127.0.0.1.evil.com", "x.gw.example", "localhost:80:90", "[::1]x", "127.1"]);
         for host in bad {
             let Some(request) = parsed("GET", "/sse", &format!("Host: {host}\r\n")) else { continue };
-            assert_eq!(policy(false).admit(&request), Err(Forbidden::Host), "{host}");
-            assert_eq!(policy(true).admit(&request), Ok(()), "{host}");
+            assert_eq!(policy(false).admit(&request, None), Err(Forbidden::Host), "{host}");
+            assert_eq!(policy(true).admit(&request, None), Ok(()), "{host}");
         }
     }
 
@@ -247,7 +274,8 @@ mod tests {
     fn origins() {
         let check = |origin: &str| {
             let fields = format!("Host: gw.example:8765\r\n{origin}");
-            policy(true).admit(&request("GET", "/mcp/register", &fields))
+            let request = request("GET", "/mcp", &fields);
+            policy(true).admit(&request, Some(&Route::Mcp(None)))
         };
         for origin in [
             "",
@@ -276,6 +304,40 @@ mod tests {
     }
 
     #[test]
+    fn no_origin_registers() {
+        let check = |fields: &str| {
+            let request = request("GET", "/mcp/register", &format!("Host: gw.example\r\n{fields}"));
+            let all = Policy { allow_origins: vec!["*".into()], ..policy(true) };
+            all.admit(&request, Some(&Route::Register))
+        };
+        assert_eq!(check(""), Ok(()));
+        for fields in ["Origin: https://gw.example\r\n", "Origin: http://localhost\r\n", "Origin: \r\n"] {
+            assert_eq!(check(fields), Err(Forbidden::Registration), "{fields}");
+        }
+    }
+
+    #[test]
+    fn sites() {
+        let check = |fields: &str, route: Route| {
+            let request = request("GET", "/sse", &format!("Host: gw.example\r\n{fields}"));
+            policy(true).admit(&request, Some(&route))
+        };
+        let all = [Route::EventStream(None), Route::Mcp(Some("a")), Route::Messages, Route::Register];
+        for site in ["cross-site", "same-site", "", "new-word", "none, cross-site"] {
+            let line = format!("Sec-Fetch-Site: {site}\r\n");
+            for route in all {
+                assert_eq!(check(&line, route), Err(Forbidden::Site), "{site} {route:?}");
+            }
+            assert_eq!(check(&line, Route::Health), Ok(()), "{site}");
+            let known = format!("{line}Origin: https://app.example\r\n");
+            assert_eq!(check(&known, Route::Mcp(None)), Ok(()), "{site}");
+        }
+        for site in ["none", "same-origin"] {
+            assert_eq!(check(&format!("Sec-Fetch-Site: {site}\r\n"), Route::EventStream(None)), Ok(()));
+        }
+    }
+
+    #[test]
     fn routes() {
         let route = |method, path| {
             format!("{:?}", policy(false).route(&request(method, path, "Host: localhost\r\n")))
@@ -290,6 +352,11 @@ mod tests {
             ("GET", "/servers/a/sse", "Ok(EventStream(Some(\"a\")))"),
             ("POST", "/servers/a/messages?session_id=x", "Ok(Messages)"),
             ("GET", "/mcp/register", "Ok(Register)"),
+            ("GET", "/mcp/register/", "Ok(Register)"),
+            ("GET", "/sse/", "Ok(EventStream(None))"),
+            ("POST", "/mcp/", "Ok(Mcp(None))"),
+            ("POST", "/servers/a/mcp/", "Ok(Mcp(Some(\"a\")))"),
+            ("POST", "/servers/a/messages/?session_id=x", "Ok(Messages)"),
             ("HEAD", "/health", "Ok(Health)"),
             ("GET", "/status", "Ok(Status)"),
             ("POST", "/status", "Err(Method(\"GET\"))"),
@@ -300,9 +367,17 @@ mod tests {
         ] {
             assert_eq!(route(method, path), expected, "{method} {path}");
         }
-        for path in
-            ["/", "/sse/", "/SSE", "/messages//", "/mcp/register/", "/x", "/servers/a", "/servers/a/b/mcp"]
-        {
+        for path in [
+            "/",
+            "/sse//",
+            "/SSE",
+            "/messages//",
+            "//",
+            "/x",
+            "/servers/a",
+            "/servers/a/b/mcp",
+            "/servers/a/mcp//",
+        ] {
             assert_eq!(route("GET", path), "Err(Path)", "{path}");
         }
     }

@@ -127,7 +127,7 @@ pub struct GatewayArgs {
     /// path where those post; they find it by themselves (default: /messages)
     #[argh(option, default = "String::from(\"/messages\")")]
     pub messages_path: String,
-    /// path of the health check (default: /health)
+    /// path of the health check, which asks for no token (default: /health)
     #[argh(option, default = "String::from(\"/health\")")]
     pub health_endpoint: String,
     /// path of the status: what the gateway has and did, as JSON (default: /status)

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     auth::{Denied, Grant, Principal, guess::origin},
     http::{
+        body::is_token,
         conn::Step,
         head::Request,
         respond::Response,
@@ -116,12 +117,13 @@ impl Connection {
     }
 
     async fn request(&mut self, request: Request) -> io::Result<Then> {
+        let route = self.gateway.policy.route(&request);
+        let admitted = self.gateway.policy.admit(&request, route.as_ref().ok());
         // A page that may not come in may not read why, either.
-        let admitted = self.gateway.policy.admit(&request).is_ok();
-        let origin = request.field("origin").filter(|_| admitted).map(str::to_owned);
-        match self.check(&request) {
+        let origin = request.field("origin").filter(|_| admitted.is_ok()).map(str::to_owned);
+        match self.check(&request, route, admitted) {
             Ok((route, principal)) => {
-                if route != Route::Preflight {
+                if self.is_authenticated(route) {
                     self.visit.known();
                 }
                 // Messages are looked at one by one: a running call may need an answer of its client, or be cancelled.
@@ -141,15 +143,26 @@ impl Connection {
         }
     }
 
-    /// Who asks, from where, for what; in this order, before anything else of the request is acted on.
-    fn check<'a>(&mut self, request: &'a Request) -> Result<(Route<'a>, Principal), Response> {
-        let route = self.gateway.policy.route(request);
-        // A browser's preflight never carries a token; it is answered, and tells nothing.
-        let grant = if route == Ok(Route::Preflight) { Grant::OPEN } else { self.identify(request)? };
+    /// Checks who asks, from where, for what; before anything else of the request is acted on.
+    fn check<'a>(
+        &mut self,
+        request: &Request,
+        route: Result<Route<'a>, Unrouted>,
+        admitted: Result<(), Forbidden>,
+    ) -> Result<(Route<'a>, Principal), Response> {
+        let grant = match route {
+            // A browser's preflight never carries a token, and a health check need not; both tell nothing.
+            Ok(Route::Preflight | Route::Health) => Grant::OPEN,
+            // Clients look for a description of how to get a token; a demand for one would be taken for its place.
+            Err(Unrouted::Path) => {
+                admitted.map_err(forbidden)?;
+                return Err(Response::new(StatusCode::NotFound).text("not found\n"));
+            }
+            _ => self.identify(request)?,
+        };
         // Whoever may do one thing alone is not told what else there is.
         let may = match &route {
             Ok(Route::Register) => grant.register,
-            Ok(Route::Health) => true,
             _ => grant.client,
         };
         if !may {
@@ -157,14 +170,23 @@ impl Connection {
             log::debug!("a request from {} has a token of another role", self.web.stream.peer());
             return Err(Response::new(StatusCode::Forbidden).text("this token is not for that\n"));
         }
-        self.gateway.policy.admit(request).map_err(forbidden)?;
-        let route = route.map_err(|why| match why {
-            Unrouted::Path => Response::new(StatusCode::NotFound).text("not found\n"),
-            Unrouted::Method(allowed) => Response::new(StatusCode::MethodNotAllowed)
+        admitted.map_err(forbidden)?;
+        match route {
+            Ok(route) => Ok((route, grant.principal)),
+            Err(Unrouted::Method(allowed)) => Err(Response::new(StatusCode::MethodNotAllowed)
                 .field("Allow", allowed)
-                .text("method not allowed\n"),
-        })?;
-        Ok((route, grant.principal))
+                .text("method not allowed\n")),
+            Err(Unrouted::Path) => Err(Response::new(StatusCode::NotFound).text("not found\n")),
+        }
+    }
+
+    /// Whether a request for `route` that passed [`Self::check`] says that its sender is let in.
+    fn is_authenticated(&self, route: Route) -> bool {
+        match route {
+            Route::Preflight => false,
+            Route::Health => self.gateway.keys.tokens().is_empty(),
+            _ => true,
+        }
     }
 
     /// Who asks.
@@ -227,7 +249,7 @@ impl Connection {
             Route::Health => {
                 Some(Response::new(StatusCode::Ok).field("Cache-Control", "no-store").text("ok"))
             }
-            Route::Preflight => Some(preflight()),
+            Route::Preflight => Some(preflight(request)),
             Route::Status => Some(self.gateway.status()),
             Route::Messages => legacy::messages(self, principal, request).await?,
             Route::Mcp(name) => streamable::serve(self, principal, scope(name), request).await?,
@@ -341,13 +363,37 @@ fn no_session(full: session::Full) -> Response {
     }
 }
 
-fn preflight() -> Response {
+/// Allows the methods, and the header fields that we know and those that are asked for.
+///
+/// A page of an origin that is not allowed never gets here: it is answered 403.
+fn preflight(request: &Request) -> Response {
     let methods = [Method::Get, Method::Post, Method::Delete].map(|method| method.to_string()).join(", ");
+    let mut fields = FIELDS.join(", ");
+    let asked = request.fields("access-control-request-headers").flat_map(|field| field.split(','));
+    for name in asked.map(str::trim).filter(|name| is_own_field(name)) {
+        fields.push_str(", ");
+        fields.push_str(name);
+    }
     Response::new(StatusCode::NoContent)
         .field("Access-Control-Allow-Methods", &methods)
-        .field(
-            "Access-Control-Allow-Headers",
-            "Authorization, Content-Type, Accept, Mcp-Session-Id, MCP-Protocol-Version, Last-Event-ID, Mcp-Method, Mcp-Name",
-        )
+        .field("Access-Control-Allow-Headers", &fields)
         .field("Access-Control-Max-Age", "600")
 }
+
+/// Whether it is the name of a field beside [`FIELDS`]. `*` would stand for all of them.
+fn is_own_field(name: &str) -> bool {
+    let token = !name.is_empty() && name != "*" && name.bytes().all(is_token);
+    token && !FIELDS.iter().any(|ours| ours.eq_ignore_ascii_case(name))
+}
+
+/// Header fields that clients send.
+const FIELDS: [&str; 8] = [
+    "Authorization",
+    "Content-Type",
+    "Accept",
+    "Mcp-Session-Id",
+    "MCP-Protocol-Version",
+    "Last-Event-ID",
+    "Mcp-Method",
+    "Mcp-Name",
+];

@@ -227,7 +227,7 @@ pub(super) fn too_large() -> Refusal {
 }
 
 /// A byte of a field name (RFC 9110 5.6.2).
-pub(super) fn is_token(byte: u8) -> bool {
+pub fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

@@ -95,7 +95,7 @@ impl Check {
     }
 
     fn answer(&self, request: &Request) -> Response {
-        if let Err(why) = self.policy.admit(request) {
+        if let Err(why) = self.policy.admit(request, None) {
             return Response::new(StatusCode::Forbidden).text(why.reason());
         }
         if !self.paths.iter().any(|path| path == request.path()) {

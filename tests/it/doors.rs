@@ -19,6 +19,7 @@ fn routes(client: &Client) -> Vec<(&'static str, String, Vec<&'static str>, u16)
         ("POST", "/servers/s/mcp".into(), vec![], 400),
         ("GET", "/servers/s/sse".into(), vec![], 404),
         ("POST", "/servers/s/messages".into(), vec![], 400),
+        ("GET", "/status".into(), vec![], 200),
         ("GET", "/health".into(), vec![], 200),
         ("HEAD", "/health".into(), vec![], 200),
         ("GET", "/nowhere".into(), vec![], 404),
@@ -60,6 +61,8 @@ fn every_route_wants_the_token() {
             (&["Authorization: Bearer right", "Authorization: Bearer wrong"], 400, None),
             (&["authorization: bearer right"], served, None),
         ] {
+            let open = matches!(&*target, "/health" | "/nowhere");
+            let (status, challenge) = if open { (served, None) } else { (status, challenge) };
             let all = [&[own.as_str()], lines, &extra].concat();
             let answer = try_with(&gateway, method, &target, &all);
             assert_eq!(answer.status, status, "{method} {target} {lines:?}: {}", answer.head);
@@ -67,7 +70,7 @@ fn every_route_wants_the_token() {
         }
     }
     // A token in the target is none.
-    for target in ["/sse?token=right", "/health?access_token=right", "/sse?authorization=Bearer%20right"] {
+    for target in ["/sse?token=right", "/status?access_token=right", "/sse?authorization=Bearer%20right"] {
         assert_eq!(request(gateway.address, "GET", target, &[], "").status, 401);
     }
 }
@@ -125,6 +128,7 @@ fn every_route_minds_host_and_origin() {
             let lines: Vec<&str> =
                 [host.as_str()].into_iter().chain(origin.as_deref()).chain(extra.iter().copied()).collect();
             let answer = try_with(&gateway, method, &target, &lines);
+            let allowed = allowed && (target != "/mcp/register" || origin.is_none());
             let expected = if allowed { served } else { 403 };
             assert_eq!(answer.status, expected, "{method} {target} {lines:?}");
         }

@@ -242,7 +242,7 @@ fn tokens_from_everywhere() {
         &[("MCP_GATEWAY_AUTH_TOKENS", "from-list, another")],
     );
     let status = |token: &str| {
-        request(gateway.address, "GET", "/health", &[&format!("Authorization: Bearer {token}")], "").status
+        request(gateway.address, "GET", "/status", &[&format!("Authorization: Bearer {token}")], "").status
     };
     for token in ["first", "second", "from-file", "second-line", "from-list", "another"] {
         assert_eq!(status(token), 200, "{token}");
@@ -255,7 +255,7 @@ fn tokens_from_everywhere() {
     let gateway = Gateway::start_in(&[], &[("MCPPORT_AUTH_TOKEN", "a\nb")]);
     for (token, status) in [("a", 200), ("b", 200), ("c", 401)] {
         let line = format!("Authorization: Bearer {token}");
-        assert_eq!(request(gateway.address, "GET", "/health", &[&line], "").status, status, "{token}");
+        assert_eq!(request(gateway.address, "GET", "/status", &[&line], "").status, status, "{token}");
     }
 }
 
@@ -314,7 +314,7 @@ fn enable_cors() {
     }
     // A page has to be able to read that it was refused, too.
     for (lines, status) in [(&[origin][..], 401), (&[origin, "Authorization: Bearer t"], 200)] {
-        let answer = request(gateway.address, "GET", "/health", lines, "");
+        let answer = request(gateway.address, "GET", "/status", lines, "");
         assert_eq!(answer.status, status);
         assert_eq!(answer.field("access-control-allow-origin"), Some("http://localhost:3000"));
     }
@@ -350,7 +350,7 @@ fn public_host() {
     let guarded = Gateway::start(&["--auth-token", "t"]);
     let mut wire = crate::wire::Wire::connect(guarded.address);
     let lines = ["Host: any.example", "Authorization: Bearer t"];
-    assert_eq!(crate::wire::ask(&mut wire, "GET", "/health", &lines, "").status, 200);
+    assert_eq!(crate::wire::ask(&mut wire, "GET", "/status", &lines, "").status, 200);
 }
 
 /// Threads of the executor, beside the first.

@@ -15,6 +15,7 @@ mod flags_gateway;
 mod flags_register;
 /// The end of a link, frame by frame.
 mod frames;
+mod front;
 mod hostile;
 mod http;
 /// The programs in this process, with limits of the test's choice.

@@ -58,7 +58,7 @@ impl Reloaded {
 
     #[track_caller]
     fn status(&self, token: &str) -> u16 {
-        request(self.gateway.address, "GET", "/health", &[&bearer(token)], "").status
+        request(self.gateway.address, "GET", "/status", &[&bearer(token)], "").status
     }
 }
 
@@ -71,14 +71,14 @@ fn tokens_come_and_go() {
     let mut known = Wire::connect(address);
     let lines = [host(address), bearer("one")];
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-    assert_eq!(ask(&mut known, "GET", "/health", &lines, "").status, 200);
+    assert_eq!(ask(&mut known, "GET", "/status", &lines, "").status, 200);
     let said = reloaded.tokens("two\nthree\n");
     assert!(said.contains("1 sessions and 0 links lost their right"), "{said}");
     for (token, status) in [("one", 401), ("two", 200), ("three", 200), ("fixed", 200)] {
         assert_eq!(reloaded.status(token), status, "{token}");
     }
     assert_eq!(
-        ask(&mut known, "GET", "/health", &lines, "").status,
+        ask(&mut known, "GET", "/status", &lines, "").status,
         401,
         "what was let in once is asked again"
     );
@@ -197,7 +197,7 @@ fn certificates_are_changed_without_dropping_a_connection() {
     let lines = [host(address), bearer("t")];
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     let try_health = |wire: &mut Wire| {
-        wire.try_send(text("GET", "/health", &lines, ""))
+        wire.try_send(text("GET", "/status", &lines, ""))
             .and_then(|()| wire.try_answer())
             .map(|answer| answer.status)
     };

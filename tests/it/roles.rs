@@ -129,7 +129,7 @@ fn routes(client: &Client) -> Vec<Case> {
         ("GET", "/servers/s/mcp".into(), vec![], "", [400, 400, 403]),
         ("DELETE", "/servers/s/mcp".into(), vec![], "", [400, 400, 403]),
         ("GET", "/servers/other/mcp".into(), vec![], "", [400, 400, 403]),
-        ("GET", "/nowhere".into(), vec![], "", [404, 404, 403]),
+        ("GET", "/nowhere".into(), vec![], "", [404, 404, 404]),
         ("PUT", "/sse".into(), vec![], "", [405, 405, 403]),
         ("GET", "/mcp/register".into(), UPGRADE.to_vec(), "", [101, 403, 101]),
         ("GET", "/health".into(), vec![], "", [200, 200, 200]),
@@ -169,7 +169,9 @@ fn every_route_wants_a_token_for_it() {
     let own = host(gateway.address);
     let mut number = 0;
     for (method, target, extra, body, served) in routes(&client) {
+        let open = matches!(&*target, "/health" | "/nowhere");
         let mut check = |lines: &[&str], status: u16, challenge: Option<&str>| {
+            let (status, challenge) = if open { (served[0], None) } else { (status, challenge) };
             let all = [&[own.as_str()], lines, &extra].concat();
             let answer = from_anywhere(&gateway, &mut number, method, &target, &all, body);
             assert_eq!(answer.status, status, "{method} {target} {lines:?}: {}", answer.head);
@@ -251,7 +253,7 @@ fn a_token_may_be_given_by_its_digest() {
     let gateway = Gateway::start(&["--auth-token", digest, "--auth-token", &format!("client@x:{digest}")]);
     for (token, status) in [("abc", 200), (digest, 401), (&digest[7..], 401), ("ABC", 401)] {
         assert_eq!(
-            request(gateway.address, "GET", "/health", &[&bearer(token)], "").status,
+            request(gateway.address, "GET", "/status", &[&bearer(token)], "").status,
             status,
             "{token}"
         );
@@ -354,11 +356,11 @@ fn what_waits_hears_of_a_take_over_once() {
     assert_eq!(again, [""; 0]);
 }
 
-/// `GET /health` from an address.
+/// `GET /status` from an address.
 #[track_caller]
-fn health(gateway: &Gateway, from: [u8; 4], token: &str) -> Answer {
+fn status(gateway: &Gateway, from: [u8; 4], token: &str) -> Answer {
     let mut wire = Wire::connect_from(from, gateway.address);
-    ask(&mut wire, "GET", "/health", &[&host(gateway.address), &bearer(token)], "")
+    ask(&mut wire, "GET", "/status", &[&host(gateway.address), &bearer(token)], "")
 }
 
 #[test]
@@ -369,27 +371,27 @@ fn who_guesses_is_put_off_and_who_is_in_stays_in() {
     let mut known = Wire::connect(gateway.address);
     let lines = [host(gateway.address), right.clone()];
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-    assert_eq!(ask(&mut known, "GET", "/health", &lines, "").status, 200);
+    assert_eq!(ask(&mut known, "GET", "/status", &lines, "").status, 200);
     let mut client = Client::ready(gateway.address, &[&right]);
     for guess in 0..10 {
-        assert_eq!(health(&gateway, here, &format!("guess-{guess}")).status, 401, "{guess}");
+        assert_eq!(status(&gateway, here, &format!("guess-{guess}")).status, 401, "{guess}");
     }
     for token in ["guess-10", "guess-0", "right", "other"] {
-        let answer = health(&gateway, here, token);
+        let answer = status(&gateway, here, token);
         assert_eq!((answer.status, &*answer.body), (429, "too many wrong tokens\n"), "{token}");
         let wait: u64 = answer.field("retry-after").unwrap().parse().unwrap();
         assert!((1..=60).contains(&wait), "{wait}");
     }
-    assert_eq!(health(&gateway, [127, 0, 0, 2], "right").status, 200, "another address is another matter");
+    assert_eq!(status(&gateway, [127, 0, 0, 2], "right").status, 200, "another address is another matter");
     // Over a connection that was let in, and in a session that is open, all goes on; for those whose it is.
-    assert_eq!(ask(&mut known, "GET", "/health", &lines, "").status, 200);
+    assert_eq!(ask(&mut known, "GET", "/status", &lines, "").status, 200);
     client.ask("ping", "{}");
     let post =
         |token: &str| request(gateway.address, "POST", &client.endpoint, &[&bearer(token)], PING).status;
     assert_eq!((post("right"), post("other"), post("guess-11")), (202, 429, 429));
     let unknown = request(gateway.address, "POST", "/messages?session_id=guess", &[&right], PING);
     assert_eq!(unknown.status, 429);
-    let asked = request(gateway.address, "GET", "/health", &[], "");
+    let asked = request(gateway.address, "GET", "/status", &[], "");
     assert_eq!(asked.status, 401, "who shows no token is told to");
 }
 
@@ -399,7 +401,7 @@ fn behind_a_trusted_proxy_each_client_counts_for_itself() {
         let gateway = Gateway::start(&[&["--auth-token=right"], flags].concat());
         let status = |token: &str, client: &str| {
             let forwarded = format!("X-Forwarded-For: 203.0.113.7, {client}");
-            request(gateway.address, "GET", "/health", &[&bearer(token), &forwarded], "").status
+            request(gateway.address, "GET", "/status", &[&bearer(token), &forwarded], "").status
         };
         for guess in 0..10 {
             assert_eq!(status(&format!("guess-{guess}"), "192.0.2.1"), 401);
@@ -412,23 +414,23 @@ fn behind_a_trusted_proxy_each_client_counts_for_itself() {
 fn an_old_token_shuts_nobody_out() {
     let gateway = Gateway::start(&["--auth-token=right"]);
     let here = [127, 0, 0, 9];
-    let statuses: Vec<u16> = (0..12).map(|_| health(&gateway, here, "old").status).collect();
+    let statuses: Vec<u16> = (0..12).map(|_| status(&gateway, here, "old").status).collect();
     assert_eq!(statuses[..10], [401; 10], "the eleventh failure in a minute is one too many");
     assert_eq!(statuses[10..], [429; 2]);
-    assert_eq!(health(&gateway, here, "right").status, 200);
+    assert_eq!(status(&gateway, here, "right").status, 200);
 }
 
 #[test]
 fn many_addresses_are_many() {
     let gateway = Gateway::start(&["--auth-token=right"]);
     for guess in 0..10 {
-        assert_eq!(health(&gateway, [127, 9, 0, 1], &format!("guess-{guess}")).status, 401);
+        assert_eq!(status(&gateway, [127, 9, 0, 1], &format!("guess-{guess}")).status, 401);
     }
     // More than the table has room for.
     for number in 0..1200u16 {
         let [high, low] = number.to_be_bytes();
-        assert_eq!(health(&gateway, [127, 8, high, low.max(1)], "wrong").status, 401, "{number}");
+        assert_eq!(status(&gateway, [127, 8, high, low.max(1)], "wrong").status, 401, "{number}");
     }
-    assert_eq!(health(&gateway, [127, 9, 0, 1], "right").status, 429, "a crowd does not open the door again");
-    assert_eq!(health(&gateway, [127, 8, 0, 1], "right").status, 200);
+    assert_eq!(status(&gateway, [127, 9, 0, 1], "right").status, 429, "a crowd does not open the door again");
+    assert_eq!(status(&gateway, [127, 8, 0, 1], "right").status, 200);
 }

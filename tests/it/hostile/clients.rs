@@ -164,7 +164,7 @@ fn connections_of_a_proxy_prove_nothing() {
     let mut health = |token: &str, client: &str| {
         let (token, client) =
             (format!("Authorization: Bearer {token}"), format!("X-Forwarded-For: {client}"));
-        ask(&mut wire, "GET", "/health", &[&own, &token, &client], "").status
+        ask(&mut wire, "GET", "/status", &[&own, &token, &client], "").status
     };
     assert_eq!(health("right", "192.0.2.9"), 200);
     for guess in 0..10 {

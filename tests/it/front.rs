@@ -1,0 +1,123 @@
+//! The HTTP front: what browsers may send, what is open without a token, and how addresses are spelled.
+
+use crate::{
+    wire::{Answer, UPGRADE, Wire, ask, get, host, request, text},
+    world::Gateway,
+};
+
+const HELLO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}"#;
+const TOKEN: &str = "Authorization: Bearer t";
+
+/// The head of the answer, for routes whose body does not end.
+#[track_caller]
+fn head(gateway: &Gateway, method: &str, target: &str, lines: &[&str], body: &str) -> Answer {
+    let mut wire = Wire::connect(gateway.address);
+    wire.send(text(method, target, &[&[&*host(gateway.address)], lines].concat(), body));
+    wire.head().unwrap()
+}
+
+#[test]
+fn no_origin_may_register() {
+    let gateway = Gateway::start(&["--allow-origin", "*"]);
+    let own = format!("Origin: http://{}", gateway.address);
+    for origin in [own.as_str(), "Origin: http://localhost:3000", "Origin: null", "Origin: https://a.example"]
+    {
+        let answer = head(&gateway, "GET", "/mcp/register", &[&[origin], UPGRADE].concat(), "");
+        assert_eq!(answer.status, 403, "{origin}");
+    }
+    let site = [&["Sec-Fetch-Site: same-origin"], UPGRADE].concat();
+    assert_eq!(head(&gateway, "GET", "/mcp/register", &site, "").status, 101);
+}
+
+#[test]
+fn cross_site_requests_without_origin_get_403() {
+    let gateway = Gateway::start(&["--allow-origin", "https://a.example"]);
+    let allowed = "Origin: https://a.example";
+    for (method, target, body, served) in [
+        ("GET", "/sse", "", 200),
+        ("GET", "/servers/s/sse", "", 404),
+        ("POST", "/mcp", HELLO, 200),
+        ("GET", "/mcp", "", 400),
+        ("POST", "/messages?session_id=x", "{}", 404),
+    ] {
+        for (lines, status) in [
+            (&["Sec-Fetch-Site: cross-site"][..], 403),
+            (&["Sec-Fetch-Site: same-site"], 403),
+            (&["Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site"], 403),
+            (&["Sec-Fetch-Site: same-origin"], served),
+            (&["Sec-Fetch-Site: none"], served),
+            (&["Sec-Fetch-Site: cross-site", allowed], served),
+            (&["Sec-Fetch-Site: cross-site", "Origin: https://b.example"], 403),
+        ] {
+            assert_eq!(
+                head(&gateway, method, target, lines, body).status,
+                status,
+                "{method} {target} {lines:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn unknown_paths_and_health_need_no_token() {
+    let gateway = Gateway::start(&["--auth-token", "t"]);
+    for lines in [&[][..], &["Authorization: Bearer wrong"], &[TOKEN]] {
+        for path in ["/.well-known/oauth-protected-resource", "/.well-known/mcp", "/", "/nowhere"] {
+            let answer = request(gateway.address, "GET", path, lines, "");
+            assert_eq!((answer.status, answer.field("www-authenticate")), (404, None), "{path} {lines:?}");
+        }
+        let answer = request(gateway.address, "GET", "/health", lines, "");
+        assert_eq!((answer.status, &*answer.body), (200, "ok"), "{lines:?}");
+    }
+    assert_eq!(get(gateway.address, "/status").status, 401);
+    assert_eq!(get(gateway.address, "/servers/nobody/mcp").status, 401, "names are not told");
+}
+
+#[test]
+fn health_without_token_leaves_the_connection_unauthenticated() {
+    let gateway = crate::inside::Gateway::start(&["--auth-token", "t"], |limits| {
+        limits.http.connections_unknown = 1;
+    });
+    let own = host(gateway.address);
+    let mut healthy = Wire::connect(gateway.address);
+    assert_eq!(ask(&mut healthy, "GET", "/health", &[&own], "").status, 200);
+    let mut other = Wire::connect(gateway.address);
+    assert_eq!(ask(&mut other, "GET", "/health", &[&own], "").status, 200);
+    assert!(healthy.is_closed(), "it made room for the other one");
+}
+
+#[test]
+fn one_trailing_slash_is_passed_over() {
+    let gateway = Gateway::start(&[]);
+    let _edge = gateway.edge("s");
+    for (method, target, body, status) in [
+        ("POST", "/mcp/", HELLO, 200),
+        ("GET", "/sse/", "", 200),
+        ("POST", "/servers/s/mcp/", HELLO, 200),
+        ("GET", "/servers/s/sse/", "", 200),
+        ("GET", "/health/", "", 200),
+        ("GET", "/mcp//", "", 404),
+        ("GET", "/servers/s/sse//", "", 404),
+    ] {
+        assert_eq!(head(&gateway, method, target, &[], body).status, status, "{method} {target}");
+    }
+}
+
+#[test]
+fn preflight_allows_the_named_headers() {
+    let gateway = Gateway::start(&["--enable-cors", "--allow-origin", "https://a.example"]);
+    let allowed = |origin: &str, wanted: &[&str]| {
+        let wanted: Vec<String> =
+            wanted.iter().map(|names| format!("Access-Control-Request-Headers: {names}")).collect();
+        let mut lines = vec![origin, "Access-Control-Request-Method: POST"];
+        lines.extend(wanted.iter().map(String::as_str));
+        let answer = request(gateway.address, "OPTIONS", "/mcp", &lines, "");
+        answer.field("access-control-allow-headers").unwrap_or_default().to_owned()
+    };
+    let (own, other) = ("Origin: https://a.example", "Origin: https://b.example");
+    assert!(allowed(own, &["x-api-key, authorization"]).ends_with(", x-api-key"));
+    assert!(allowed(own, &["x-one", "x-two"]).ends_with(", x-one, x-two"));
+    assert!(!allowed(own, &["x y, x:z, é, \"q\", *"]).contains(['x', '"', '*']), "no names of headers");
+    assert!(!allowed(other, &["x-api-key"]).contains("x-api-key"));
+    assert!(allowed(own, &[]).contains("Authorization"));
+}
