@@ -335,7 +335,8 @@ pub async fn drive(
     ended
 }
 
-/// Tells the peer why, and waits a moment for it to read that: closing at once could overtake the words.
+/// Closes the WebSocket (RFC 6455, section 7.1): the peer's Close frame is answered, or ours is sent and its answer waited
+/// for; then the connection is closed. Not before the peer has read that: closing at once could overtake it.
 /// Of what is unsent it is told only when it was we who ended the link.
 pub async fn end(socket: Socket, unsent: VecDeque<String>, ended: &Ended, limits: &LinkLimits) {
     // In a box, so that a link does not hold all its life what its end needs.
@@ -352,10 +353,20 @@ async fn say_goodbye(mut socket: Socket, unsent: VecDeque<String>, ended: &Ended
             }
             let frame = CloseFrame { code: CloseCode::from(why.code), reason: clipped(&why.reason).into() };
             socket.close(Some(frame)).await.ok()?;
+            socket.get_mut().limit(limits.farewell_bytes);
+            // Whatever comes first was under way. An error: the answer cannot be read any more.
+            while let Some(Ok(message)) = socket.next().await {
+                if matches!(message, Message::Close(_)) {
+                    break;
+                }
+                future::yield_now().await;
+            }
         }
         if !matches!(ended, Ended::ByUs(_) | Ended::ByPeer(_)) {
             return None;
         }
+        // The library has queued the answer to the peer's Close frame. It says that the connection is closed when it is out.
+        let _ = poll_fn(|context| Pin::new(&mut *socket).poll_flush(context)).await;
         let stream = &mut socket.get_mut().inner;
         stream.finish(limits.farewell).await.ok()?;
         let mut rest = [0; 512];
@@ -676,6 +687,11 @@ pub struct Metered {
 impl Metered {
     fn new(inner: Stream, limits: &LinkLimits) -> Self {
         Self { inner, since: 0, most: limits.message_bytes + limits.read_buffer, written: 0 }
+    }
+
+    /// Reads so many bytes more at most.
+    fn limit(&mut self, bytes: usize) {
+        (self.since, self.most) = (0, bytes);
     }
 }
 

@@ -2,20 +2,22 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
 
+use async_tungstenite::tungstenite::{client::IntoClientRequest, handshake::derive_accept_key};
 use mcpport::{
     limits::LinkLimits,
     net::{
         link::{self, Ended, Farewell, Line, Peer},
         listen, queue,
+        stream::Stream,
     },
 };
 
-use crate::run;
+use crate::{run, world::PATIENCE};
 
 /// Counts frames, and ends the link at its time.
 struct Counter {
@@ -85,4 +87,141 @@ fn a_flood_does_not_stop_the_clock() {
     let (ended, _, frames) = against(frame, frame, &LinkLimits::default(), Some(Duration::from_millis(100)));
     assert_eq!(ended, Ended::ByUs(Farewell::new(1000, "time")));
     assert!(frames > 0);
+}
+
+/// Our end as a server, driven; the peer is plain TCP behind the handshake.
+fn serve(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>) -> Ended {
+    let limits = LinkLimits { farewell: PATIENCE, ..LinkLimits::default() };
+    let mut listener = listen::bind(None, 0, false).unwrap().remove(0);
+    let address = listener.local();
+    let peer = thread::spawn(move || peer(bounded(TcpStream::connect(address).unwrap())));
+    let ended = run(async {
+        let socket = link::accepted(listener.accept().await, Vec::new(), &limits).await;
+        driven(socket, &limits, end).await
+    });
+    peer.join().unwrap();
+    ended
+}
+
+/// The same as a client.
+fn connect(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>) -> Ended {
+    let limits = LinkLimits { farewell: PATIENCE, ..LinkLimits::default() };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let peer = thread::spawn(move || {
+        let mut stream = bounded(listener.accept().unwrap().0);
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.extend(exactly::<1>(&mut stream));
+        }
+        let head = String::from_utf8(head).unwrap();
+        let key = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
+        let accept = derive_accept_key(key.as_bytes());
+        let answer = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+        );
+        stream.write_all(answer.as_bytes()).unwrap();
+        peer(stream);
+    });
+    let ended = run(async {
+        let stream = Stream::connect(address).await.unwrap();
+        let request = format!("ws://{address}/").into_client_request().unwrap();
+        let socket = link::upgrade(stream, request, &limits).await.unwrap();
+        driven(socket, &limits, end).await
+    });
+    peer.join().unwrap();
+    ended
+}
+
+async fn driven(socket: link::Socket, limits: &LinkLimits, end: Option<Duration>) -> Ended {
+    let (_sender, receiver) = queue::bounded(8, 1024);
+    let mut counter = Counter { frames: 0, end: end.map(|end| Instant::now() + end) };
+    link::drive(socket, &mut Line::new(receiver), &mut counter, limits).await
+}
+
+fn bounded(stream: TcpStream) -> TcpStream {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+fn exactly<const COUNT: usize>(stream: &mut TcpStream) -> [u8; COUNT] {
+    let mut bytes = [0; COUNT];
+    stream.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+/// A masked frame without its mask.
+fn unmasked<const COUNT: usize>(stream: &mut TcpStream) -> ([u8; 2], [u8; COUNT]) {
+    let (head, mask, mut payload) = (exactly::<2>(stream), exactly::<4>(stream), exactly::<COUNT>(stream));
+    payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
+    (head, payload)
+}
+
+fn ends(mut stream: TcpStream) {
+    assert_eq!(stream.read(&mut [0; 64]).unwrap(), 0, "nothing follows a Close frame");
+}
+
+/// RFC 6455, section 5.5.1: a Close frame is answered with one of the same code, and then the connection is closed.
+#[test]
+fn close_frames_are_answered() {
+    let ended = serve(
+        |mut peer| {
+            peer.write_all(b"\x88\x86\0\0\0\0\x03\xe9gone").unwrap();
+            assert_eq!(&exactly::<8>(&mut peer), b"\x88\x06\x03\xe9gone");
+            ends(peer);
+        },
+        None,
+    );
+    assert_eq!(ended, Ended::ByPeer(Farewell::new(1001, "gone")));
+    let ended = serve(
+        |mut peer| {
+            peer.write_all(b"\x88\x80\0\0\0\0").unwrap();
+            assert_eq!(&exactly::<2>(&mut peer), b"\x88\x00");
+            ends(peer);
+        },
+        None,
+    );
+    assert_eq!(ended, Ended::ByPeer(Farewell::new(1005, "")));
+    let ended = connect(
+        |mut peer| {
+            peer.write_all(b"\x88\x06\x03\xe9gone").unwrap();
+            assert_eq!(unmasked(&mut peer), (*b"\x88\x86", *b"\x03\xe9gone"));
+            ends(peer);
+        },
+        None,
+    );
+    assert_eq!(ended, Ended::ByPeer(Farewell::new(1001, "gone")));
+}
+
+/// The side that closes keeps the connection open until its Close frame is answered; what was under way before that is read.
+#[test]
+fn our_close_waits_for_the_answer() {
+    let at_once = Some(Duration::ZERO);
+    let still_open = |stream: &mut TcpStream| {
+        stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let early = stream.read(&mut [0; 1]);
+        assert!(early.is_err(), "closed before the answer");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    };
+    let ended = serve(
+        move |mut peer| {
+            assert_eq!(&exactly::<8>(&mut peer), b"\x88\x06\x03\xe8time");
+            still_open(&mut peer);
+            peer.write_all(b"\x81\x82\0\0\0\0{}\x88\x82\0\0\0\0\x03\xe8").unwrap();
+            ends(peer);
+        },
+        at_once,
+    );
+    assert_eq!(ended, Ended::ByUs(Farewell::new(1000, "time")));
+    let ended = connect(
+        move |mut peer| {
+            assert_eq!(unmasked(&mut peer), (*b"\x88\x86", *b"\x03\xe8time"));
+            still_open(&mut peer);
+            peer.write_all(b"\x81\x02{}\x88\x02\x03\xe8").unwrap();
+            ends(peer);
+        },
+        at_once,
+    );
+    assert_eq!(ended, Ended::ByUs(Farewell::new(1000, "time")));
 }
