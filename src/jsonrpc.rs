@@ -5,6 +5,7 @@
 //! `mcp` build on this; nothing here knows what a method means.
 
 mod scan;
+mod strict;
 
 use std::{borrow::Cow, fmt::Write, ops::Range};
 
@@ -46,10 +47,14 @@ pub enum Malformed {
     Batch,
     /// Some other JSON value than an object.
     NotObject,
-    /// A member of the envelope stands twice.
+    /// A member that the gateway reads stands twice.
     Duplicate,
     /// The members do not make up a request, a notification or a response.
     Envelope,
+    /// Half of a surrogate pair stands in the envelope: no text that can be written in UTF-8.
+    Surrogate,
+    /// Readers differ about a member that the gateway reads: by the case of its name, or by the character U+0000.
+    Twin,
 }
 
 impl Malformed {
@@ -69,7 +74,11 @@ impl Malformed {
             Self::Duplicate => "a member of the message stands twice",
             Self::Envelope => "not a JSON-RPC 2.0 request, notification or response",
             Self::NotObject => "a message is a JSON object",
+            Self::Surrogate => "a string of the message has half of a surrogate pair",
             Self::Syntax => "not valid JSON",
+            Self::Twin => {
+                "a member name differs only in case from one of JSON-RPC or MCP, or a text has U+0000"
+            }
         }
     }
 }
@@ -95,7 +104,10 @@ pub struct Message<'a> {
     params: Option<Span>,
     result: Option<Span>,
     error: Option<Span>,
+    /// Where `null` stands for no params.
+    null_params: Option<Span>,
     line_breaks: bool,
+    lone_surrogate: bool,
 }
 
 impl<'a> Message<'a> {
@@ -104,9 +116,30 @@ impl<'a> Message<'a> {
     /// # Errors
     /// [`Malformed`] when the text is not one JSON object that makes up a message.
     pub fn read(text: &'a str) -> Result<Self, Malformed> {
+        Self::scan(text, false)
+    }
+
+    /// Reads one message of a client. Two readers must not differ about what the gateway decides on in it.
+    ///
+    /// # Errors
+    /// As [`Message::read`]; and [`Malformed::Twin`], [`Malformed::Duplicate`] or [`Malformed::Surrogate`] for the members
+    /// of the envelope and those of the params that the gateway reads.
+    pub fn read_strict(text: &'a str) -> Result<Self, Malformed> {
+        Self::scan(text, true)
+    }
+
+    fn scan(text: &'a str, strict: bool) -> Result<Self, Malformed> {
         let mut parts = Parts::default();
-        let line_breaks = scan::envelope(text, &mut |key, value| parts.take(text, key, value))?;
-        parts.into_message(text, line_breaks)
+        let scanned = scan::envelope(text, strict, &mut |key, value| parts.take(text, key, value))?;
+        let mut message = parts.into_message(text)?;
+        (message.line_breaks, message.lone_surrogate) = (scanned.line_breaks, scanned.lone_surrogate);
+        Ok(message)
+    }
+
+    /// Whether some string has half of a surrogate pair. UTF-8 cannot hold it, and the servers of most SDKs drop such a
+    /// message without an answer.
+    pub fn has_lone_surrogate(&self) -> bool {
+        self.lone_surrogate
     }
 
     /// The whole text.
@@ -130,7 +163,7 @@ impl<'a> Message<'a> {
         self.method.as_deref().unwrap_or_default()
     }
 
-    /// The params as they were written.
+    /// The params as they were written; `None` for `null` as well, which is written `{}` in all that is made of the message.
     pub fn params(&self) -> Option<&'a str> {
         self.params.clone().map(|span| &self.text[span])
     }
@@ -188,8 +221,21 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Line breaks can only stand between tokens, where a space does as well (RFC 8259, section 2).
+    /// Copies a part, in which `{}` takes the place of params that are `null`: SDKs refuse those.
     fn copy(&self, span: Span, out: &mut String) {
+        let inside = |null: &&Span| span.start <= null.start && null.end <= span.end;
+        match self.null_params.as_ref().filter(inside) {
+            None => self.copy_as_is(span, out),
+            Some(null) => {
+                self.copy_as_is(span.start..null.start, out);
+                out.push_str("{}");
+                self.copy_as_is(null.end..span.end, out);
+            }
+        }
+    }
+
+    /// Line breaks can only stand between tokens, where a space does as well (RFC 8259, section 2).
+    fn copy_as_is(&self, span: Span, out: &mut String) {
         let part = self.text.get(span).unwrap_or_default();
         if self.line_breaks {
             out.extend(part.chars().map(|c| if matches!(c, '\n' | '\r') { ' ' } else { c }));
@@ -227,7 +273,8 @@ impl Parts {
         }
     }
 
-    fn into_message(self, text: &str, line_breaks: bool) -> Result<Message<'_>, Malformed> {
+    fn into_message(mut self, text: &str) -> Result<Message<'_>, Malformed> {
+        let null_params = self.params.take_if(|span| &text[span.clone()] == "null");
         let has = |span: &Option<Span>, allowed: &[u8]| match span {
             Some(span) => text.as_bytes().get(span.start).is_some_and(|first| allowed.contains(first)),
             None => true,
@@ -259,7 +306,9 @@ impl Parts {
             params: self.params,
             result: self.result,
             error: self.error,
-            line_breaks,
+            null_params,
+            line_breaks: false,
+            lone_surrogate: false,
         })
     }
 }
@@ -267,7 +316,7 @@ impl Parts {
 /// Where the object lies that is the whole text; `None` when the text is no JSON object within
 /// [`crate::limits::JSON_DEPTH`].
 pub fn object(text: &str) -> Option<Span> {
-    scan::envelope(text, &mut |_, _| Ok(())).ok()?;
+    scan::envelope(text, false, &mut |_, _| Ok(())).ok()?;
     Some(text.find('{')?..text.rfind('}')? + 1)
 }
 
@@ -391,6 +440,91 @@ mod tests {
         ] {
             assert_eq!(Message::read(text).err(), Some(why), "{text}");
         }
+    }
+
+    #[test]
+    fn client_messages_have_no_case_twins() {
+        let params = |params: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"m","params":{params}}}"#);
+        let envelope = |member: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"m",{member}}}"#);
+        let names = |names: &[&str], text: &dyn Fn(&str) -> String| -> Vec<String> {
+            names.iter().map(|name| text(&format!(r#""{name}":"x""#))).collect()
+        };
+        let at_top = ["ID", "Id", "i\\u0044", "\u{131}d", "METHOD", "Params", "param\u{17f}", "param\\u017f"];
+        let at_top = [&at_top[..], &["JSONRPC", "j\u{17f}onrpc", "Result", "eRror", "id\\u0000x"]].concat();
+        let in_params = ["_Meta", "Cursor", "LEVEL", "Name", "ProgressToken", "progressTo\u{212a}en"];
+        let in_params =
+            [&in_params[..], &["progressTo\\u212Aen", "Ref", "RequestId", "TaskId", "ta\u{17f}kId"]];
+        let in_params = [&in_params.concat()[..], &["ta\\u017FkI\\u0064", "taskid", "Uri", "URI"]].concat();
+        let mut refused = names(&at_top, &envelope);
+        refused.extend(names(&in_params, &|member| params(&format!("{{{member}}}"))));
+        refused.extend(names(&["taskId"], &|member| params(&format!(r#"{{{member},"TASKID":"y"}}"#))));
+        for inner in ["_meta", "\\u005fmeta"] {
+            let twins = ["progresstoken", "progre\u{17f}\u{17f}Token", "progressTo\\u212aen"];
+            refused.extend(names(&twins, &|member| params(&format!(r#"{{"{inner}":{{"a":[],{member}}}}}"#))));
+        }
+        let twins = ["Type", "NAME", "urI"];
+        refused.extend(names(&twins, &|member| params(&format!(r#"{{"ref":{{{member}}}}}"#))));
+        refused.push(params(r#"{"taskId":"a\u0000"}"#));
+        for text in &refused {
+            assert_eq!(Message::read_strict(text).err(), Some(Malformed::Twin), "{text}");
+        }
+        for twice in [r#"{"uri":"a","ur\u0069":"b"}"#, r#"{"_meta":{"progressToken":1,"progressToken":1}}"#] {
+            assert_eq!(Message::read_strict(&params(twice)).err(), Some(Malformed::Duplicate), "{twice}");
+        }
+    }
+
+    #[test]
+    fn other_members_may_be_named_as_they_like() {
+        for params in [
+            r#"{"name":"t","arguments":{"Name":1,"name":2,"ID":3,"taskId":4,"TaskId":5,"x":"\u0000"}}"#,
+            r#"{"names":1,"nam":2,"task_id":3,"i":4,"_meta":{"Name":1,"progress":2},"ref":{"Uris":1}}"#,
+            r#"{"task\u0049d":"a","\u005fmeta":{"progress\u0054oken":1},"REFS":{},"":0,"\u00e9":1}"#,
+            r#"{"_meta":"ProgressToken","ref":["Uri"],"x":{"_meta":{"ProgressToken":1}}}"#,
+            r#"[{"Name":1,"name":1}]"#,
+        ] {
+            let text = format!(r#"{{"jsonrpc":"2.0","x":{{"ID":1}},"id":1,"method":"m","params":{params}}}"#);
+            let message = Message::read_strict(&text);
+            assert_eq!(message.as_ref().map(Message::params), Ok(Some(params)), "{text}");
+            assert!(!message.is_ok_and(|message| message.has_lone_surrogate()));
+        }
+        let twins = r#"{"jsonrpc":"2.0","id":1,"ID":2,"result":{}}"#;
+        assert!(Message::read(twins).is_ok(), "a server's message");
+    }
+
+    #[test]
+    fn half_of_a_surrogate_pair_is_found() {
+        for half in
+            ["\\ud800", "\\uDFFF", "\\ud83dx", "\\ud83d\\u0041", "\\ud83d\\ud83d\\ude00", "\\ude00\\ud83d"]
+        {
+            for text in [
+                format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{half}"}}"#),
+                format!(r#"{{"jsonrpc":"2.0","id":"{half}","method":"m"}}"#),
+                format!(r#"{{"jsonrpc":"2.0","id":1,"method":"m","{half}":1}}"#),
+                format!(r#"{{"jsonrpc":"2.0","id":1,"method":"m","x":"{half}"}}"#),
+            ] {
+                assert_eq!(Message::read_strict(&text).err(), Some(Malformed::Surrogate), "{text}");
+            }
+            for params in [
+                format!(r#"{{"a":["{half}"],"b":"c"}}"#),
+                format!(r#"{{"{half}":1}}"#),
+                format!(r#"["{half}"]"#),
+                format!(r#"{{"_meta":{{"progressToken":"{half}"}},"z":"z"}}"#),
+            ] {
+                let text = format!(r#"{{"jsonrpc":"2.0","params":{params},"id":1,"method":"m"}}"#);
+                assert!(Message::read_strict(&text).unwrap().has_lone_surrogate(), "{text}");
+            }
+        }
+        let whole = r#"{"jsonrpc":"2.0","id":"\ud83d\ude00","method":"\uD83D\uDE00","params":{"\ud83d\ude00":"\\ud800"}}"#;
+        assert!(!Message::read_strict(whole).unwrap().has_lone_surrogate());
+    }
+
+    #[test]
+    fn null_params_are_no_params() {
+        let text = r#"{"jsonrpc":"2.0","params": null ,"id":1,"method":"m"}"#;
+        let message = Message::read(text).unwrap();
+        assert_eq!((message.params(), message.param(&["x"])), (None, Ok(None)));
+        assert_eq!(message.with_id("2"), r#"{"jsonrpc":"2.0","params": {} ,"id":2,"method":"m"}"#);
+        assert_eq!(message.splice(&[]), text.replace("null", "{}"));
     }
 
     #[test]

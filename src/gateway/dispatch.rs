@@ -48,6 +48,10 @@ impl Gateway {
                     }
                     () if id.len() > limits::ID_BYTES => too_long("request id"),
                     () if message.method().len() > limits::METHOD_BYTES => too_long("method"),
+                    () if message.has_lone_surrogate() => Err(unreadable()),
+                    () if is_notification(message.method()) => {
+                        Err((jsonrpc::INVALID_REQUEST, "a notification has no id".into()))
+                    }
                     () => self.request(client, message, reply),
                 };
                 match answer {
@@ -104,6 +108,11 @@ impl Gateway {
     }
 
     fn notification(&self, client: &Arc<Client>, message: &Message<'_>) {
+        if let Some(why) = refused_notification(message) {
+            let method = text::show(message.method());
+            log::info!("client {}: dropped {method}: {why}", client.name());
+            return;
+        }
         let method = message.method();
         let own = method != "notifications/cancelled"
             && (method == "notifications/roots/list_changed" || *client.scope() != Scope::All);
@@ -213,7 +222,11 @@ impl Gateway {
     }
 
     fn list(&self, kind: Kind, message: &Message<'_>) -> Result<String, Problem> {
-        let cursor = string_param(message, &["cursor"])?.map(|(_, cursor)| cursor);
+        // Some clients write the first page's cursor as null or as an empty text.
+        let is_null =
+            matches!(message.param(&["cursor"]), Ok(Some(span)) if &message.text()[span.clone()] == "null");
+        let cursor = if is_null { None } else { string_param(message, &["cursor"])? };
+        let cursor = cursor.map(|(_, cursor)| cursor).filter(|cursor| !cursor.is_empty());
         let page = self.catalog().list(kind, cursor.as_deref());
         page.ok_or_else(|| (jsonrpc::INVALID_PARAMS, "the cursor is not one of ours".into()))
     }
@@ -308,6 +321,28 @@ impl Gateway {
 enum Found {
     Own,
     Server(Arc<Upstream>, (Span, String)),
+}
+
+/// Whether a method is that of a notification.
+fn is_notification(method: &str) -> bool {
+    method.starts_with("notifications/")
+}
+
+/// Why a message without an id is not taken from a client. All checks of a request stand at its method: they must not be
+/// passed by leaving out the id.
+pub fn refused_notification(message: &Message<'_>) -> Option<String> {
+    match message.kind() {
+        MessageKind::Notification if !is_notification(message.method()) => {
+            Some("only notifications/* has no id; a request needs one".into())
+        }
+        MessageKind::Notification if message.has_lone_surrogate() => Some(unreadable().1),
+        _ => None,
+    }
+}
+
+/// The error for a message that servers of most SDKs would drop without an answer.
+pub fn unreadable() -> Problem {
+    (jsonrpc::INVALID_PARAMS, "a string of the params has half of a surrogate pair".into())
 }
 
 /// A text among the params, and where it stands. An error when it stands there twice, or is no text.

@@ -165,7 +165,16 @@ impl Gateway {
         let ended = message.id().and_then(|id| client.asks().end(id));
         match ended {
             Some((process, own)) => {
-                if process.send_now(message.with_id(&own)) == Err(Refused::Full) {
+                let answer = if message.has_lone_surrogate() {
+                    jsonrpc::error(
+                        &own,
+                        jsonrpc::INTERNAL_ERROR,
+                        "the client's answer has half of a surrogate pair",
+                    )
+                } else {
+                    message.with_id(&own)
+                };
+                if process.send_now(answer) == Err(Refused::Full) {
                     // The server would wait for it for ever.
                     self.end_process(&process, "the link does not keep up", true);
                 }

@@ -86,7 +86,7 @@ pub async fn messages(
         return Ok(answer);
     }
     let body = std::str::from_utf8(connection.web.conn.body()).map_err(|_| jsonrpc::Malformed::Syntax);
-    Ok(Some(match body.and_then(Message::read) {
+    Ok(Some(match body.and_then(Message::read_strict) {
         Ok(message) => {
             connection.gateway.dispatch(&client, &message, &client.outbox());
             Response::new(StatusCode::Accepted).text("Accepted")

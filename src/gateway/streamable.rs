@@ -14,6 +14,7 @@ use futures_lite::AsyncRead;
 use super::{
     client::{Client, Scope},
     connection::Connection,
+    dispatch::refused_notification,
     events::{self, Ended, Numbers},
     reply::Reply,
     streams::{Attached, NotAttached, STANDALONE},
@@ -172,7 +173,7 @@ fn take(
 ) -> Result<Posted, Response> {
     let malformed = |why: Malformed| refuse(StatusCode::BadRequest, "null", why.code(), why.reason());
     let body = std::str::from_utf8(connection.web.conn.body()).map_err(|_| malformed(Malformed::Syntax))?;
-    let messages = match Message::read(body) {
+    let messages = match Message::read_strict(body) {
         Ok(message) if message.method() == "initialize" && message.kind() == Kind::Request => {
             return initialize(connection, principal, scope, request, &message);
         }
@@ -183,6 +184,10 @@ fn take(
     let client = session(connection, principal, &scope, request)?;
     let batch = messages.is_empty();
     let messages = if batch { read_batch(body, &client, connection)? } else { messages };
+    // Before any of them is passed on.
+    if let Some(why) = messages.iter().find_map(refused_notification) {
+        return Err(bad_request(&why));
+    }
     let requests = messages.iter().filter(|message| message.kind() == Kind::Request).count();
     let (sender, queue) = connection.gateway.client_queue();
     let most = connection.gateway.config.limits.session.batch_bytes;
@@ -205,7 +210,7 @@ fn read_batch<'a>(
     let start = body.len() - body.trim_start().len();
     let mut messages = Vec::new();
     for span in elements(body, start..body.len()) {
-        let message = Message::read(&body[span]);
+        let message = Message::read_strict(&body[span]);
         let message =
             message.map_err(|why| refuse(StatusCode::BadRequest, "null", why.code(), why.reason()))?;
         if message.method() == "initialize" {

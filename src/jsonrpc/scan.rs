@@ -3,22 +3,37 @@
 //! It says where values begin and end. Strings are passed eight bytes at a time, since that is
 //! where the bytes of a large result are.
 
-use super::{Malformed, Span};
+use super::{
+    Malformed, Span,
+    strict::{self, Found, Names},
+};
 use crate::limits::JSON_DEPTH;
 
+/// What a scan found beside the members.
+pub(super) struct Scanned {
+    /// Line breaks stand between tokens.
+    pub line_breaks: bool,
+    /// A string inside a value of the envelope has a surrogate without its other half.
+    pub lone_surrogate: bool,
+}
+
 /// Scans one object that is the whole text, and hands each of its members to `member` as the spans
-/// of its key and its value. Says whether line breaks stand between tokens.
+/// of its key and its value.
+///
+/// `strict`: the text comes from a client, and two readers must not differ about what the gateway decides on; see [`strict`].
 pub(super) fn envelope(
     text: &str,
+    strict: bool,
     member: &mut dyn FnMut(Span, Span) -> Result<(), Malformed>,
-) -> Result<bool, Malformed> {
+) -> Result<Scanned, Malformed> {
     let mut scanner = Scanner::new(text.as_bytes(), 0);
     scanner.white();
     // Whatever it is, and whatever is wrong with it, it must be JSON before we speak of that.
     let sound = match scanner.peek() {
         Some(b'{') => {
             let mut sound = Ok(());
-            scanner.object(&mut |key, value| {
+            let names = strict.then_some((text, &strict::ENVELOPE));
+            scanner.object(1, names, &mut |key, value| {
                 if sound.is_ok() {
                     sound = member(key, value);
                 }
@@ -31,7 +46,8 @@ pub(super) fn envelope(
         }
     };
     scanner.end()?;
-    sound.map(|()| scanner.line_breaks)
+    sound.and(scanner.flaw.map_or(Ok(()), Err))?;
+    Ok(Scanned { line_breaks: scanner.line_breaks, lone_surrogate: scanner.lone_surrogate })
 }
 
 /// The members of an object inside a checked text, as spans of key and value. Nothing for other values.
@@ -72,11 +88,18 @@ struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
     line_breaks: bool,
+    /// A string had half of a surrogate pair.
+    lone_surrogate: bool,
+    /// A string had the character U+0000.
+    null_character: bool,
+    /// What a client's message may not have, though it is JSON.
+    flaw: Option<Malformed>,
 }
 
 impl<'a> Scanner<'a> {
     fn new(bytes: &'a [u8], at: usize) -> Self {
-        Self { bytes, at, line_breaks: false }
+        let (line_breaks, lone_surrogate, null_character) = (false, false, false);
+        Self { bytes, at, line_breaks, lone_surrogate, null_character, flaw: None }
     }
 
     /// The whole of the text is used up.
@@ -85,14 +108,24 @@ impl<'a> Scanner<'a> {
         if self.at == self.bytes.len() { Ok(()) } else { Err(Malformed::Syntax) }
     }
 
-    fn object(&mut self, member: &mut dyn FnMut(Span, Span)) -> Result<(), Malformed> {
+    /// Passes one object; its members stand in the nesting `depth`. `strict`: the text, and the names that matter in it.
+    fn object(
+        &mut self,
+        depth: u32,
+        strict: Option<(&'a str, &'static Names)>,
+        member: &mut dyn FnMut(Span, Span),
+    ) -> Result<(), Malformed> {
+        let mut seen = 0;
         self.expect(b'{')?;
         self.white();
         if self.eat(b'}') {
             return Ok(());
         }
         loop {
-            let (key, value) = self.member(1)?;
+            let (key, value) = match strict {
+                Some((text, names)) => self.strict_member(depth, text, names, &mut seen)?,
+                None => self.member(depth)?,
+            };
             member(key, value);
             self.white();
             if self.eat(b'}') {
@@ -113,6 +146,58 @@ impl<'a> Scanner<'a> {
         let start = self.at;
         self.value(depth)?;
         Ok((key, start..self.at))
+    }
+
+    /// Passes one member of an object in which names matter, and notes a flaw. `seen`: the names so far, one bit each.
+    fn strict_member(
+        &mut self,
+        depth: u32,
+        text: &'a str,
+        names: &'static Names,
+        seen: &mut u32,
+    ) -> Result<(Span, Span), Malformed> {
+        let is_envelope = depth == 1;
+        let earlier = std::mem::take(&mut self.lone_surrogate);
+        let start = self.at;
+        self.string()?;
+        let key = start..self.at;
+        if is_envelope && self.lone_surrogate {
+            self.note(Malformed::Surrogate);
+        }
+        let found = names.find(&text[key.start + 1..key.end - 1]);
+        self.white();
+        self.expect(b':')?;
+        self.white();
+        let start = self.at;
+        let first = self.peek();
+        self.null_character = false;
+        match found {
+            Found::Name(_, inner) if first == Some(b'{') && !inner.is_empty() => {
+                self.object(depth + 1, Some((text, inner)), &mut |_, _| {})?;
+            }
+            _ => self.value(depth)?,
+        }
+        if first == Some(b'"') {
+            if is_envelope && self.lone_surrogate {
+                self.note(Malformed::Surrogate);
+            }
+            if self.null_character && matches!(found, Found::Name(..)) {
+                self.note(Malformed::Twin);
+            }
+        }
+        self.lone_surrogate |= earlier;
+        match found {
+            Found::Name(place, _) if *seen & 1 << place != 0 => self.note(Malformed::Duplicate),
+            Found::Name(place, _) => *seen |= 1 << place,
+            Found::Twin => self.note(Malformed::Twin),
+            Found::Other => {}
+        }
+        Ok((key, start..self.at))
+    }
+
+    /// Notes the first flaw.
+    fn note(&mut self, flaw: Malformed) {
+        self.flaw.get_or_insert(flaw);
     }
 
     /// Passes one value; `depth` is the nesting it stands in. Iterative: one bit for each open
@@ -268,19 +353,32 @@ impl<'a> Scanner<'a> {
     }
 
     fn escape(&mut self) -> Result<(), Malformed> {
-        let length = match self.bytes.get(self.at + 1) {
-            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
+        match self.bytes.get(self.at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 2,
             Some(b'u') => {
-                let hex = self.bytes.get(self.at + 2..self.at + 6);
-                if !hex.is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
-                    return Err(Malformed::Syntax);
+                let code = self.code_unit(self.at).ok_or(Malformed::Syntax)?;
+                self.at += 6;
+                match code {
+                    0 => self.null_character = true,
+                    0xd800..=0xdbff => match self.code_unit(self.at) {
+                        Some(0xdc00..=0xdfff) => self.at += 6,
+                        _ => self.lone_surrogate = true,
+                    },
+                    0xdc00..=0xdfff => self.lone_surrogate = true,
+                    _ => {}
                 }
-                6
             }
             _ => return Err(Malformed::Syntax),
-        };
-        self.at += length;
+        }
         Ok(())
+    }
+
+    /// The UTF-16 code unit that an escape gives; `None` where there is no such escape.
+    fn code_unit(&self, at: usize) -> Option<u32> {
+        let escape = self.bytes.get(at..at + 6)?;
+        let digit = |code: u32, byte: &u8| Some(code << 4 | char::from(*byte).to_digit(16)?);
+        let (start, digits) = escape.split_at(2);
+        if start == b"\\u" { digits.iter().try_fold(0, digit) } else { None }
     }
 
     fn white(&mut self) {

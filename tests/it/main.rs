@@ -11,6 +11,7 @@ mod cuts;
 /// `mcpport device`, driven line by line on boxes made of files.
 mod device;
 mod doors;
+mod envelope;
 mod flags_gateway;
 mod flags_register;
 /// The end of a link, frame by frame.

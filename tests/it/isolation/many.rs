@@ -125,7 +125,10 @@ fn a_session_whose_process_does_not_read_harms_nobody() {
     let mut other = Peer::ready(&gateway, Place::SINGLE[1]);
     peer.begin_call("deaf", "{}");
     edge.wait_for("\"deaf\"");
-    let long = format!(r#"{{"jsonrpc":"2.0","method":"x","params":{{"x":"{}"}}}}"#, "x".repeat(100_000));
+    let long = format!(
+        r#"{{"jsonrpc":"2.0","method":"notifications/x","params":{{"x":"{}"}}}}"#,
+        "x".repeat(100_000)
+    );
     let mut last = 0;
     while !edge.program.log().contains("a message for session 1 is turned away") {
         last += 1;

@@ -1,0 +1,122 @@
+//! The member names that the gateway reads in a client's message, and the keys that other JSON readers take for them.
+//!
+//! Several readers match keys without regard to case: Go's `encoding/json` (Unicode simple case folding), Newtonsoft, cJSON
+//! (ASCII; a key ends at U+0000 there), readers that use Java's `equalsIgnoreCase`. Where the gateway would read `taskId` and
+//! a server `TaskId`, one client could act on what is another's, so such a message is refused.
+
+use std::str::Chars;
+
+/// The names that matter in one object, each with the names that matter in its value.
+pub(super) struct Names(&'static [(&'static str, &'static Names)]);
+
+static NONE: Names = Names(&[]);
+
+/// The members of a message (JSON-RPC 2.0, sections 4 and 5).
+pub(super) static ENVELOPE: Names = Names(&[
+    ("jsonrpc", &NONE),
+    ("id", &NONE),
+    ("method", &NONE),
+    ("params", &PARAMS),
+    ("result", &NONE),
+    ("error", &NONE),
+]);
+
+static PARAMS: Names = Names(&[
+    ("_meta", &META),
+    ("cursor", &NONE),
+    ("level", &NONE),
+    ("name", &NONE),
+    ("progressToken", &NONE),
+    ("protocolVersion", &NONE),
+    ("ref", &REFERENCE),
+    ("requestId", &NONE),
+    ("taskId", &NONE),
+    ("uri", &NONE),
+]);
+
+static META: Names = Names(&[("progressToken", &NONE)]);
+
+static REFERENCE: Names = Names(&[("name", &NONE), ("type", &NONE), ("uri", &NONE)]);
+
+/// What a key is among the names of an object.
+pub(super) enum Found {
+    /// The name at this place, whose value has these names.
+    Name(u32, &'static Names),
+    /// Some reader takes it for a name, others do not.
+    Twin,
+    /// None of them.
+    Other,
+}
+
+impl Names {
+    /// Looks up a key of a checked text, without its quotes.
+    pub(super) fn find(&self, key: &str) -> Found {
+        for (place, (name, inner)) in (0..).zip(self.0) {
+            // An escape, or a letter outside of ASCII, only makes a key longer.
+            let (same, folded) = match key.len().cmp(&name.len()) {
+                std::cmp::Ordering::Less => continue,
+                std::cmp::Ordering::Equal => (key == *name, key.eq_ignore_ascii_case(name)),
+                std::cmp::Ordering::Greater => compare(key, name),
+            };
+            if same {
+                return Found::Name(place, inner);
+            }
+            if folded {
+                return Found::Twin;
+            }
+        }
+        Found::Other
+    }
+
+    /// Whether any name matters.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Whether a key is a name, and whether some reader takes it for that. Ends at the first letter that differs.
+fn compare(key: &str, name: &str) -> (bool, bool) {
+    let (mut key, mut same) = (Unescaped(key.chars()), true);
+    for wanted in name.chars() {
+        match key.next() {
+            Some(found) if found == wanted => {}
+            Some(found) if fold(found) == wanted.to_ascii_lowercase() => same = false,
+            _ => return (false, false),
+        }
+    }
+    match key.next() {
+        None => (same, true),
+        // Where strings end at U+0000, so does this key.
+        Some('\0') => (false, true),
+        Some(_) => (false, false),
+    }
+}
+
+/// The small ASCII letter that some reader takes a character for.
+fn fold(found: char) -> char {
+    match found {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        // Java compares the upper case and then the lower case of single characters.
+        '\u{130}' | '\u{131}' => 'i',
+        other => other.to_ascii_lowercase(),
+    }
+}
+
+/// The characters of a string without its quotes; those that stand in no name may be others.
+struct Unescaped<'a>(Chars<'a>);
+
+impl Iterator for Unescaped<'_> {
+    type Item = char;
+
+    fn next(&mut self) -> Option<char> {
+        let next = self.0.next()?;
+        if next != '\\' || self.0.next() != Some('u') {
+            return Some(if next == '\\' { char::REPLACEMENT_CHARACTER } else { next });
+        }
+        let hex = self.0.as_str().get(..4)?;
+        self.0.nth(3);
+        let code = u32::from_str_radix(hex, 16).ok().and_then(char::from_u32);
+        Some(code.unwrap_or(char::REPLACEMENT_CHARACTER))
+    }
+}

@@ -1,0 +1,133 @@
+//! What a client may write in the envelope of a message, and in the params that the gateway reads.
+
+use serde_json::{Value, json};
+
+use crate::{
+    session::{Session, call, value},
+    wire::Client,
+    world::Gateway,
+};
+
+const SERVER: &str = "/servers/s/mcp";
+
+/// Messages that one reader takes for something else than the next one does.
+const TWINS: &[&str] = &[
+    r#"{"jsonrpc":"2.0","id":1,"ID":2,"method":"tools/call","params":{"name":"echo","arguments":{"text":"seen"}}}"#,
+    r#"{"jsonrpc":"2.0","ID":1,"method":"notifications/seen"}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"ping","Method":"seen"}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"seen","param\u017f":{}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"seen","paramſ":{}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"taskId":"mine","TaskId":"seen"}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"TASKID":"seen"}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"task\u0049D":"seen"}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"tasKId":"seen"}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"taskId":"seen\u0000"}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"taskId":"a","taskId":"seen"}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","_meta":{"progressTo\u212aen":1},"x":"seen"}}"#,
+    r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1,"requestid":2,"x":"seen"}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"completion/complete","params":{"ref":{"type":"ref/prompt","Name":"seen"}}}"#,
+    r#"{"jsonrpc":"2.0","id":1,"method":"se\ud800en"}"#,
+    r#"{"jsonrpc":"2.0","id":"\udc00","method":"seen"}"#,
+];
+
+#[test]
+fn messages_that_two_readers_understand_differently_are_refused() {
+    let gateway = Gateway::start(&[]);
+    let edge = gateway.edge("s");
+    let old = Client::ready(gateway.address, &[]);
+    let batches = Session::open_as(gateway.address, SERVER, "2025-03-26", &[]);
+    for path in [SERVER, "/mcp"] {
+        let session = Session::open(gateway.address, path);
+        for twin in TWINS {
+            for answer in [session.post(twin), old.try_post(twin), batches.post(&format!("[{twin}]"))] {
+                let error = &value(&answer.body);
+                let found = (answer.status, &error["error"]["code"], &error["id"]);
+                assert_eq!(found, (400, &json!(-32600), &Value::Null), "{twin}: {answer:?}");
+            }
+        }
+    }
+    let session = Session::open(gateway.address, SERVER);
+    assert_eq!(session.call_text("echo", json!({"text": "end", "ID": 1, "Name": 2})), "end");
+    assert_eq!(edge.count("seen"), 0);
+}
+
+#[test]
+fn calls_with_half_of_a_surrogate_pair_get_an_error_at_once() {
+    let gateway = Gateway::start(&[]);
+    let edge = gateway.edge("s");
+    let half = |id: &str, name: &str| {
+        let params = format!(r#"{{"name":"{name}","arguments":{{"text":"seen \ud800"}}}}"#);
+        format!(r#"{{"jsonrpc":"2.0",{id}"method":"tools/call","params":{params}}}"#)
+    };
+    for (path, name) in [(SERVER, "echo"), ("/mcp", "s_echo")] {
+        let answer = Session::open(gateway.address, path).post(&half(r#""id":7,"#, name));
+        let error = value(&answer.body);
+        assert_eq!((answer.status, &error["id"], &error["error"]["code"]), (200, &json!(7), &json!(-32602)));
+    }
+    let mut old = gateway.client();
+    old.post(&half(r#""id":"x","#, "s_echo"));
+    assert!(old.answer("\"x\"").contains("-32602"));
+    let session = Session::open_as(gateway.address, SERVER, "2025-03-26", &[]);
+    let good = call(8, "echo", json!({"text": "good"}));
+    let answers = session.post(&format!("[{},{good}]", half(r#""id":7,"#, "echo")));
+    let answers = value(&answers.body);
+    assert_eq!(answers.as_array().map(Vec::len), Some(2), "{answers}");
+    let told = r#"{"jsonrpc":"2.0","method":"notifications/odd","params":{"x":"seen \udfff"}}"#;
+    assert_eq!(session.post(told).status, 400);
+    assert_eq!(edge.count("seen"), 0);
+}
+
+#[test]
+fn only_notifications_lack_an_id_and_none_has_one() {
+    let gateway = Gateway::start(&[]);
+    let edge = gateway.edge("s");
+    let old = gateway.client();
+    let batches = Session::open_as(gateway.address, SERVER, "2025-03-26", &[]);
+    for (path, name) in [(SERVER, "echo"), ("/mcp", "s_echo")] {
+        let session = Session::open(gateway.address, path);
+        let arguments = json!({"text": "seen"});
+        let params = json!({"name": name, "taskId": "seen", "arguments": arguments});
+        for method in ["tools/call", "tasks/cancel", "initialize", "seen", "notifications"] {
+            let text = json!({"jsonrpc": "2.0", "method": method, "params": &params}).to_string();
+            for answer in [session.post(&text), batches.post(&format!("[{text}]"))] {
+                assert_eq!(answer.status, 400, "{text}: {answer:?}");
+                assert_eq!(value(&answer.body)["error"]["code"], -32600, "{text}");
+            }
+            old.post(&text);
+        }
+        for method in ["notifications/cancelled", "notifications/seen"] {
+            let answer = session.ask(method, json!({"requestId": 1}));
+            assert_eq!((&answer["id"], &answer["error"]["code"]), (&json!(1), &json!(-32600)), "{answer}");
+        }
+    }
+    gateway.program.wait_for("dropped tools/call: only notifications/* has no id");
+    let session = Session::open(gateway.address, SERVER);
+    assert_eq!(session.post(r#"{"jsonrpc":"2.0","method":"notifications/odd"}"#).status, 202);
+    assert_eq!(session.call_text("echo", json!({"text": "end"})), "end");
+    assert_eq!((edge.count("seen"), edge.count("notifications/odd")), (0, 1));
+}
+
+#[test]
+fn null_params_and_cursors_are_left_out() {
+    let gateway = Gateway::start(&[]);
+    let edge = gateway.edge("s");
+    let null = |method: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":null}}"#);
+    for path in [SERVER, "/mcp"] {
+        let session = Session::open(gateway.address, path);
+        for method in ["ping", "tools/list"] {
+            let answer = session.post(&null(method));
+            assert!(value(&answer.body)["result"].is_object(), "{answer:?}");
+        }
+        let told = r#"{"jsonrpc":"2.0","method":"notifications/odd","params":null}"#;
+        assert_eq!(session.post(told).status, 202);
+    }
+    let mut old = gateway.client();
+    assert!(old.ask("tools/list", "null").contains("s_echo"));
+    let all = Session::open(gateway.address, "/mcp");
+    for cursor in [json!(null), json!("")] {
+        let answer = all.ask("tools/list", json!({"cursor": cursor}));
+        assert!(answer["result"]["tools"].is_array(), "{answer}");
+    }
+    assert_eq!(edge.count(r#""params":null"#), 0);
+    assert!(edge.wait_for("notifications/odd").contains(r#""params":{}"#));
+}
