@@ -471,6 +471,10 @@ pub const JSON_DEPTH: u32 = 128;
 pub const RPC_TIME: Duration = Duration::from_secs(10);
 /// Time for a tool call, unless `--timeout-run-tool` says otherwise; tools may work for a while.
 pub const TOOL_TIME: Duration = Duration::from_secs(120);
+/// Time for a call whose server keeps sending progress, which starts `--timeout-run-tool` anew each time: an hour is beyond
+/// what clients wait for, and a server that reports progress for ever gives the call's place back. A longer
+/// `--timeout-run-tool` rules.
+pub const CALL_LONGEST: Duration = Duration::from_secs(60 * 60);
 /// Time for the demo's call, from its first connection on: a slow box still starts a process in this time.
 pub const DEMO_TIME: Duration = Duration::from_secs(30);
 /// Frames of one link that are handled in one go before other tasks get their turn. A call waits for such a turn at each

@@ -112,7 +112,7 @@ pub struct GatewayArgs {
     /// wait for a server's answer, but for tool calls; seconds, or with a unit: 500ms, 10s, 2m (default: 10s)
     #[argh(option, default = "String::from(\"10s\")")]
     pub timeout_rpc: String,
-    /// wait for a tool call's answer, and for a server to start; likewise (default: 120s)
+    /// wait for a tool call's answer or a task's result, anew with each progress; and for a server to start (default: 120s)
     #[argh(option, default = "String::from(\"120s\")")]
     pub timeout_run_tool: String,
     /// how long calls wait for a server whose link was lost; likewise, 0: not at all (default: 30s)

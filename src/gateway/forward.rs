@@ -57,7 +57,7 @@ impl Gateway {
             return Err((jsonrpc::INVALID_PARAMS, "the progress token is too long".into()));
         }
         let patience = match message.method() {
-            "tools/call" | "initialize" => self.config.timeout_run_tool,
+            "tools/call" | "tasks/result" | "initialize" => self.config.timeout_run_tool,
             _ => self.config.timeout_rpc,
         };
         let process = self.process(client, upstream);

@@ -75,7 +75,7 @@ impl Gateway {
                 }
             }
             (Kind::Notification, "notifications/progress") => {
-                self.private_progress(&client, process, &message)
+                self.private_progress(now, &client, process, &message)
             }
             (Kind::Notification, "notifications/resources/updated") if *client.scope() == Scope::All => {
                 self.spread_update(process, &message, Some(&client));
@@ -125,13 +125,20 @@ impl Gateway {
     }
 
     /// To the call whose token it is. A task's token outlives its call.
-    fn private_progress(&self, client: &Client, process: &Upstream, message: &Message<'_>) {
+    fn private_progress(&self, now: Instant, client: &Client, process: &Upstream, message: &Message<'_>) {
         let Ok(Some(span)) = message.param(&["progressToken"]) else { return };
         let token = &message.text()[span];
-        let reply = process.mux().of_token(token).and_then(|pending| match &pending.caller {
-            Caller::Client(_, _, reply, _) => Some(reply.clone()),
-            _ => None,
-        });
+        let reply = {
+            let mut mux = process.mux();
+            let found = mux.of_token(token).and_then(|(id, pending)| match &pending.caller {
+                Caller::Client(_, _, reply, _) => Some((id, reply.clone())),
+                _ => None,
+            });
+            found.map(|(id, reply)| {
+                mux.progressed(now, id);
+                reply
+            })
+        };
         match reply {
             Some(reply) => reply.send(message.splice(&[]), &self.stats),
             None if *client.scope() != Scope::All => client.send(message.splice(&[]), &self.stats),

@@ -192,7 +192,7 @@ impl Server {
                 Ok(())
             }
             Ok(Step::Progress(id, span)) => {
-                self.progress(gateway, id, &message, span);
+                self.progress(gateway, now, id, &message, span);
                 Ok(())
             }
             Ok(Step::Request) if self.ours && message.method() == "register" => {
@@ -247,9 +247,10 @@ impl Server {
         self.ask(gateway, now, ask)
     }
 
-    fn progress(&self, gateway: &Gateway, id: u64, message: &Message<'_>, span: Span) {
+    fn progress(&self, gateway: &Gateway, now: Instant, id: u64, message: &Message<'_>, span: Span) {
         let waiting = {
-            let mux = self.upstream.mux();
+            let mut mux = self.upstream.mux();
+            mux.progressed(now, id);
             let Some(pending) = mux.get(id) else { return };
             match (&pending.caller, pending.token()) {
                 (Caller::Client(_, _, reply, _), Some(token)) => (reply.clone(), token.to_owned()),

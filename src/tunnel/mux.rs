@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::jsonrpc::{Kind, Malformed, Message, Span};
+use crate::{
+    jsonrpc::{Kind, Malformed, Message, Span},
+    limits::CALL_LONGEST,
+};
 
 /// A request that waits for its answer.
 #[derive(Debug)]
@@ -21,9 +24,11 @@ pub struct Pending<C> {
     pub caller: C,
     /// The method that was asked for.
     pub method: Box<str>,
-    /// How long the answer may take.
+    /// How long the answer, or progress, may take.
     pub patience: Duration,
     deadline: Instant,
+    /// No progress moves the deadline beyond this.
+    latest: Instant,
     /// The caller's own progress token, raw.
     token: Option<Box<str>>,
 }
@@ -91,9 +96,9 @@ impl<C> Mux<C> {
         if self.pending.len() >= self.most && !self.gone {
             return Err(Refused::Busy);
         }
-        let deadline = now + patience;
+        let (deadline, latest) = (now + patience, now + patience.max(CALL_LONGEST));
         let token = token.map(Into::into);
-        self.insert(Pending { caller, method: method.into(), patience, deadline, token })
+        self.insert(Pending { caller, method: method.into(), patience, deadline, latest, token })
     }
 
     /// Takes in a request of the gateway's own, of which there are few at a time: callers must not keep it out.
@@ -108,7 +113,8 @@ impl<C> Mux<C> {
         patience: Duration,
     ) -> Result<u64, Refused> {
         let deadline = now + patience;
-        self.insert(Pending { caller, method: method.into(), patience, deadline, token: None })
+        let (method, latest, token) = (method.into(), deadline, None);
+        self.insert(Pending { caller, method, patience, deadline, latest, token })
     }
 
     fn insert(&mut self, pending: Pending<C>) -> Result<u64, Refused> {
@@ -159,9 +165,22 @@ impl<C> Mux<C> {
         self.pending.values().filter(|pending| wanted(pending)).count()
     }
 
-    /// The pending request whose caller wants its progress under this token, raw.
-    pub fn of_token(&self, token: &str) -> Option<&Pending<C>> {
-        self.pending.values().find(|pending| pending.token() == Some(token))
+    /// The pending request whose caller wants its progress under this token, raw, and its id.
+    pub fn of_token(&self, token: &str) -> Option<(u64, &Pending<C>)> {
+        let found = self.pending.iter().find(|(_, pending)| pending.token() == Some(token));
+        found.map(|(id, pending)| (*id, pending))
+    }
+
+    /// Progress of a request: its timeout starts anew, up to [`CALL_LONGEST`] after it began. Called for each progress
+    /// notification that belongs to it, also where [`Mux::sort`] did not find that.
+    pub fn progressed(&mut self, now: Instant, id: u64) {
+        let Some(pending) = self.pending.get_mut(&id) else { return };
+        // `due` stays: it may be early.
+        pending.deadline = pending.deadline.max(now + pending.patience).min(pending.latest);
+        if pending.deadline == pending.latest {
+            // The time that is over then is the whole.
+            pending.patience = pending.patience.max(CALL_LONGEST);
+        }
     }
 
     /// Takes a request out: answered, cancelled, or its caller is gone. A later answer is a stray.
@@ -276,6 +295,44 @@ mod tests {
         assert_eq!(mux.open_own(now, "us", "m", PATIENCE), Err(Refused::Gone));
         assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Err(Refused::Gone));
         assert_eq!((mux.is_empty(), mux.deadline()), (true, None));
+    }
+
+    #[test]
+    fn progress_extends_the_timeout_up_to_a_maximum() {
+        let mut mux = Mux::new(8);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let id = mux.open(start, "works", "m", Some("1"), PATIENCE).unwrap();
+        mux.open(start, "hangs", "m", Some("2"), PATIENCE).unwrap();
+        let mut expired = Vec::new();
+        mux.progressed(at(9), id);
+        mux.progressed(at(9), 1000);
+        mux.tick(at(18), &mut expired);
+        assert_eq!(expired.drain(..).map(|(_, pending)| pending.caller).collect::<Vec<_>>(), ["hangs"]);
+        assert_eq!(mux.deadline(), Some(at(19)));
+        let longest = CALL_LONGEST.as_secs();
+        for second in (10..longest).step_by(5) {
+            mux.progressed(at(second), id);
+            mux.tick(at(second + 4), &mut expired);
+        }
+        assert!(expired.is_empty());
+        mux.progressed(at(longest - 1), id);
+        assert_eq!(mux.deadline().map(|due| due <= at(longest)), Some(true));
+        mux.tick(at(longest), &mut expired);
+        assert_eq!(expired[0].1.patience, CALL_LONGEST, "the error names the whole time");
+    }
+
+    #[test]
+    fn a_timeout_longer_than_the_maximum_stays() {
+        let mut mux = Mux::new(8);
+        let (start, patience) = (Instant::now(), CALL_LONGEST * 2);
+        let id = mux.open(start, "a", "m", Some("1"), patience).unwrap();
+        mux.progressed(start + CALL_LONGEST, id);
+        let mut expired = Vec::new();
+        mux.tick(start + patience - Duration::from_secs(1), &mut expired);
+        assert!(expired.is_empty());
+        mux.tick(start + patience, &mut expired);
+        assert_eq!(expired[0].1.patience, patience);
     }
 
     #[test]

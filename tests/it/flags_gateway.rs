@@ -3,11 +3,16 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener, TcpStream},
+    thread,
     time::{Duration, Instant},
 };
 
+use serde_json::json;
+
 use crate::{
     directory,
+    frames::End,
+    session::{BOTH, Session, call, call_with, events, request as rpc, value},
     wire::{Client, get, request},
     world::{Edge, Gateway, Program, eventually},
 };
@@ -180,6 +185,47 @@ fn a_call_may_take_as_long_as_the_flag_says() {
     let gateway = Gateway::start(&["--timeout-run-tool", "2m", "--timeout-rpc", "1s"]);
     let _edge = gateway.edge("s");
     assert_eq!(gateway.client().call_text("s_sleep", r#"{"ms":1600}"#), "slept");
+}
+
+#[test]
+fn timeout_run_tool_bounds_the_result_of_a_task() {
+    let gateway = Gateway::start(&["--timeout-run-tool", "2m", "--timeout-rpc", "1s"]);
+    let mut server = End::register(gateway.address, "{}");
+    gateway.program.wait_for("server 's' offers");
+    let session = Session::open(gateway.address, "/servers/s/mcp");
+    let mut waiting = session.send("POST", &[BOTH], &rpc(1, "tasks/result", json!({"taskId": "x"})));
+    let id = server.request("", "tasks/result");
+    let lookup = session.post(&rpc(2, "tasks/get", json!({"taskId": "x"}))).body;
+    assert!(lookup.contains("did not answer within 1 s"), "{lookup}");
+    server.say(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"done":true}}}}"#));
+    assert_eq!(value(&waiting.answer().body)["result"], json!({"done": true}));
+}
+
+#[test]
+fn progress_extends_timeout_run_tool() {
+    let gateway = Gateway::start(&["--timeout-run-tool", "2s"]);
+    let mut server = End::register(gateway.address, "{}");
+    gateway.program.wait_for("server 's' offers");
+    let session = Session::open(gateway.address, "/servers/s/mcp");
+    let works = session.send("POST", &[BOTH], &call_with(1, "t", json!({}), "p"));
+    let id = server.request("", "tools/call");
+    let mut hangs = session.send("POST", &[BOTH], &call(2, "t", json!({})));
+    server.request("", "tools/call");
+    let begun = Instant::now();
+    for step in 1.. {
+        server.say(&format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{id},"progress":{step}}}}}"#
+        ));
+        if begun.elapsed() > Duration::from_secs(5) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    let failed = hangs.answer().body;
+    assert!(failed.contains("did not answer within 2 s"), "{failed}");
+    server.say(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"content":[]}}}}"#));
+    let last = events(works).all().pop().unwrap();
+    assert_eq!(last["result"], json!({"content": []}));
 }
 
 #[test]

@@ -159,7 +159,7 @@ impl World {
         let newest = self.mux.newest(|pending| Some(pending.caller));
         assert_eq!(newest, self.open.values().next_back().map(|request| request.caller));
         let token = ["0", "\"t\"", "7"][usize::from(argument) % 3];
-        let found = self.mux.of_token(token).map(|pending| pending.caller);
+        let found = self.mux.of_token(token).map(|(_, pending)| pending.caller);
         let with = |request: &&Request| request.token.as_deref() == Some(token);
         match found {
             Some(caller) => assert!(self.open.values().filter(with).any(|request| request.caller == caller)),
