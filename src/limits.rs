@@ -524,6 +524,8 @@ pub const INSTRUCTIONS: usize = 16 * KIB;
 pub const OWN_MESSAGES: usize = 1024;
 /// Bytes of them; such messages are small.
 pub const OWN_BYTES: usize = MIB;
+/// Pause after a panic in a task that goes on: one that panics each time must not take a processor or fill the log.
+pub const PANIC_PAUSE: Duration = Duration::from_secs(1);
 /// How often idle sessions are looked for.
 pub const SWEEP: Duration = Duration::from_secs(30);
 /// Processes for isolated sessions at one edge, unless `--max-sessions` says otherwise.

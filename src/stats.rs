@@ -32,7 +32,7 @@ pub struct Stats {
     pub turned_away: Counter,
     /// Connections that asked for nothing and had to make room for others.
     pub pushed_out: Counter,
-    /// Connections that ended in a panic.
+    /// Panics: of connections, which ended by them, and of tasks that went on.
     pub panics: Counter,
     /// TLS handshakes that failed.
     pub handshakes_failed: Counter,

@@ -214,12 +214,25 @@ impl Gateway {
     /// Ends the sessions that nobody uses, for ever.
     async fn sweep(self: Arc<Self>) {
         loop {
-            Timer::after(limits::SWEEP.min(self.config.limits.session.idle)).await;
-            let idle = self.sessions().expire(Instant::now(), |client| client.is_busy());
-            for client in idle {
-                self.close(&client, "it was not used for a long time");
+            let step = async {
+                Timer::after(limits::SWEEP.min(self.config.limits.session.idle)).await;
+                let idle = self.sessions().expire(Instant::now(), |client| client.is_busy());
+                for client in idle {
+                    self.close(&client, "it was not used for a long time");
+                }
+            };
+            if exec::caught(step).await.is_none() {
+                self.panicked("ending idle sessions").await;
             }
         }
+    }
+
+    /// One step of a task that the gateway cannot do without has panicked: the task goes on after a pause. The tables are
+    /// sound, and ending the program would cut everybody's calls for what may be one peer's doing.
+    async fn panicked(&self, task: &str) {
+        self.stats.panics.add();
+        log::error!("{task} panicked; it goes on (please report this)");
+        Timer::after(limits::PANIC_PAUSE).await;
     }
 }
 
@@ -304,7 +317,10 @@ impl Bound {
 async fn reload(door: Arc<Door>, asked: Receiver<()>) {
     while asked.recv().await.is_ok() {
         log::info!("reading tokens and certificates again");
-        door.gateway.clone().reload(door.acceptor.clone()).await;
+        let step = door.gateway.clone().reload(door.acceptor.clone());
+        if exec::caught(step).await.is_none() {
+            door.gateway.panicked("reading tokens and certificates again").await;
+        }
     }
 }
 
@@ -341,28 +357,31 @@ struct Door {
 /// Takes connections for ever. Handshakes and everything slow happen in the connection's own task.
 async fn accept(mut listener: Listener, door: Arc<Door>) {
     loop {
-        let stream = listener.accept().await;
-        door.gateway.stats.connections.add();
-        let (visit, pushed_out) = match Visit::begin(&door.gateway, stream.peer().ip()) {
-            Ok(begun) => begun,
-            Err(why) => {
-                door::turn_away(&door.gateway, stream, why);
-                continue;
-            }
-        };
-        let badge = door.crew.badge();
-        let (gateway, door) = (door.gateway.clone(), door.clone());
-        let task = async move {
-            let _held = badge;
-            future::or(welcome(&door, stream, visit), pushed_out.wait()).await;
-        };
-        exec::spawn_guarded(task, move || {
-            gateway.stats.panics.add();
-            log::error!("a connection ended in a panic; the others go on");
-        });
+        if exec::caught(accept_one(&mut listener, &door)).await.is_none() {
+            door.gateway.panicked("accepting connections").await;
+        }
         // Those that were accepted get their turn before the next, however many wait: what they push out is gone then.
         future::yield_now().await;
     }
+}
+
+async fn accept_one(listener: &mut Listener, door: &Arc<Door>) {
+    let stream = listener.accept().await;
+    door.gateway.stats.connections.add();
+    let (visit, pushed_out) = match Visit::begin(&door.gateway, stream.peer().ip()) {
+        Ok(begun) => begun,
+        Err(why) => return door::turn_away(&door.gateway, stream, why),
+    };
+    let badge = door.crew.badge();
+    let (gateway, door) = (door.gateway.clone(), door.clone());
+    let task = async move {
+        let _held = badge;
+        future::or(welcome(&door, stream, visit), pushed_out.wait()).await;
+    };
+    exec::spawn_guarded(task, move || {
+        gateway.stats.panics.add();
+        log::error!("a connection ended in a panic; the others go on");
+    });
 }
 
 async fn welcome(door: &Door, stream: Stream, visit: Visit) {

@@ -477,11 +477,17 @@ impl Upstream {
         // Where nobody else is served, no token can be anybody else's.
         let token = call.token.clone().filter(|_| self.private.is_none());
         let text = rewrite::request(call.message, upstream_id, call.rename.clone(), token);
-        let Err(refused) = self.send_call(Some(upstream_id), text) else { return Ok(()) };
-        if self.mux().close(upstream_id).is_none() {
-            // The link went meanwhile, and whoever saw that has failed the call already.
-            return Ok(());
-        }
+        let refused = {
+            // Held until the call is queued: whoever takes it out of the table to cancel it queues that behind it.
+            let mut mux = self.mux();
+            if mux.get(upstream_id).is_none() {
+                // Cancelled meanwhile, or failed with the link: it is answered.
+                return Ok(());
+            }
+            let Err(refused) = self.send_call(Some(upstream_id), text) else { return Ok(()) };
+            mux.close(upstream_id);
+            refused
+        };
         client.calls().end(id);
         let starting = refused == Refused::Full && self.is_starting();
         Err(if starting { Declined::Starting } else { Declined::by_link(refused) })
@@ -662,5 +668,63 @@ pub fn fail(pending: Pending<Caller>, code: i64, text: &str, stats: &Stats) {
     if let Caller::Client(client, id, reply, _share) = pending.caller {
         client.calls().end(&id);
         reply.finish(jsonrpc::error(&id, code, text), stats);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, thread};
+
+    use futures_lite::future;
+
+    use super::*;
+    use crate::{auth::Principal, gateway::client::Scope, limits::Limits, net::queue};
+
+    /// With several threads a client may cancel a call over another connection while it is being rewritten.
+    #[test]
+    fn a_cancellation_never_overtakes_its_call() {
+        let limits = Limits::default();
+        let (link, mut frames) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
+        let upstream = Upstream::new("s".into(), &limits.link, link, None, None);
+        let (outbox, _) = queue::bounded(1, 1);
+        let client =
+            Client::new("id".into(), Principal::ANONYMOUS, Scope::All, false, outbox, &limits.session);
+        // Large, so that rewriting it takes a while.
+        let padding = "x".repeat(limits.link.queue_bytes / 8);
+        let text = format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"t","padding":"{padding}"}}}}"#
+        );
+        let message = Message::read(&text).unwrap();
+        let stats = Stats::default();
+        let (sender, _answers) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
+        let reply = Reply::stream(sender);
+        for _ in 0..50 {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    loop {
+                        let ended = client.calls().end("1");
+                        if let Some((server, id)) = ended {
+                            return server.cancel(id, Err("test"), &stats);
+                        }
+                        thread::yield_now();
+                    }
+                });
+                let patience = limits::TOOL_TIME;
+                let call = Call {
+                    message: &message,
+                    rename: None,
+                    token: None,
+                    patience,
+                    reply: reply.clone(),
+                    several: false,
+                };
+                upstream.call(Instant::now(), &client, &call).unwrap();
+            });
+            let mut sent = VecDeque::new();
+            future::block_on(frames.take(&mut sent));
+            let cancelled = sent.iter().position(|frame| frame.contains("notifications/cancelled"));
+            let called = sent.iter().position(|frame| frame.contains("tools/call"));
+            assert!(called < cancelled, "the cancellation is first: {called:?} {cancelled:?}");
+        }
     }
 }

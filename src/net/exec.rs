@@ -72,6 +72,11 @@ pub(super) fn guarded(
     }
 }
 
+/// Runs one step of a task that goes on for ever. `None`: the step panicked, and is over.
+pub async fn caught<T>(step: impl Future<Output = T>) -> Option<T> {
+    AssertUnwindSafe(step).catch_unwind().await.ok()
+}
+
 /// One side of a switch that is thrown once: everybody who waits on the other side goes on.
 #[derive(Debug)]
 pub struct Switch(#[allow(dead_code, reason = "dropping it is the signal")] Sender<()>);
@@ -210,6 +215,23 @@ mod tests {
         })
         .unwrap();
         assert!(thrown.is_thrown());
+    }
+
+    #[test]
+    fn a_panic_ends_one_step_only() {
+        let steps = run(1, async {
+            let mut steps = Vec::new();
+            for number in 0..3 {
+                let step = async move {
+                    future::yield_now().await;
+                    assert_ne!(number, 1, "this panic is part of the test");
+                    number
+                };
+                steps.push(caught(step).await);
+            }
+            steps
+        });
+        assert_eq!(steps.unwrap(), [Some(0), None, Some(2)]);
     }
 
     #[test]
