@@ -3,6 +3,7 @@
 //! Pure tables; `H` is the program's handle of a client, `U` its handle of a server.
 
 mod asks;
+mod calls;
 mod replay;
 mod subscriptions;
 mod tasks;
@@ -14,6 +15,7 @@ use std::{
 
 pub use self::{
     asks::{Asks, TooMany},
+    calls::{CallId, Calls, Refused},
     replay::{Replay, event_id, read_event_id},
     subscriptions::{Subscriber, Subscriptions},
     tasks::{Owner, Run, Tasks},
@@ -144,76 +146,6 @@ pub fn id(random: [u8; 16]) -> String {
     (0..22).map(|place| char::from(ALPHABET[(bits >> (6 * place)) as usize & 63])).collect()
 }
 
-/// Why a call is not taken.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Refused {
-    /// Too many calls are under way.
-    Busy,
-    /// The session has ended.
-    Ended,
-    /// A call with this id is under way.
-    Repeated,
-}
-
-/// The calls of one session, by the client's own ids, as written.
-#[derive(Debug)]
-pub struct Calls<U> {
-    open: HashMap<Box<str>, (U, u64)>,
-    most: usize,
-    ended: bool,
-}
-
-impl<U> Calls<U> {
-    /// No calls yet.
-    pub fn new(limits: &SessionLimits) -> Self {
-        Self { open: HashMap::new(), most: limits.in_flight, ended: false }
-    }
-
-    /// Whether a call with this id may begin.
-    ///
-    /// # Errors
-    /// [`Refused`], with the reason.
-    pub fn may_begin(&self, id: &str) -> Result<(), Refused> {
-        match () {
-            () if self.ended => Err(Refused::Ended),
-            () if self.open.len() >= self.most => Err(Refused::Busy),
-            () if self.open.contains_key(id) => Err(Refused::Repeated),
-            () => Ok(()),
-        }
-    }
-
-    /// A call began: at this server, under this id of the mux.
-    pub fn begin(&mut self, id: &str, upstream: U, upstream_id: u64) {
-        self.open.insert(id.into(), (upstream, upstream_id));
-    }
-
-    /// A call ended, or is to be cancelled. `None` when there is none with this id.
-    pub fn end(&mut self, id: &str) -> Option<(U, u64)> {
-        self.open.remove(id)
-    }
-
-    /// The session ends: no further call begins, and those under way are handed out to be cancelled.
-    pub fn end_all(&mut self) -> Vec<(U, u64)> {
-        self.ended = true;
-        self.open.drain().map(|(_, call)| call).collect()
-    }
-
-    /// Whether the session has ended.
-    pub fn have_ended(&self) -> bool {
-        self.ended
-    }
-
-    /// How many are under way.
-    pub fn len(&self) -> usize {
-        self.open.len()
-    }
-
-    /// Whether none is under way.
-    pub fn is_empty(&self) -> bool {
-        self.open.is_empty()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -305,21 +237,5 @@ mod tests {
             assert!(id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
             assert!(seen.insert(id));
         }
-    }
-
-    #[test]
-    fn calls_are_bounded_and_not_repeated() {
-        let mut calls = Calls::new(&SessionLimits { in_flight: 2, ..SessionLimits::default() });
-        for (id, upstream_id) in [("1", 10), ("\"1\"", 11)] {
-            calls.may_begin(id).unwrap();
-            calls.begin(id, "s", upstream_id);
-        }
-        assert_eq!(calls.may_begin("3"), Err(Refused::Busy));
-        assert_eq!((calls.end("\"1\""), calls.end("\"1\"")), (Some(("s", 11)), None));
-        assert_eq!(calls.may_begin("1"), Err(Refused::Repeated));
-        assert!(!calls.have_ended());
-        assert_eq!(calls.end_all(), [("s", 10)]);
-        assert!(calls.have_ended());
-        assert_eq!(calls.may_begin("4"), Err(Refused::Ended));
     }
 }

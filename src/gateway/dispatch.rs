@@ -127,7 +127,7 @@ impl Gateway {
         match (method, client.scope()) {
             ("notifications/cancelled", _) => {
                 let Ok(Some(span)) = message.param(&["requestId"]) else { return };
-                let ended = client.calls().end(&message.text()[span.clone()]);
+                let ended = client.calls().cancel(&message.text()[span.clone()]);
                 if let Some((upstream, id)) = ended {
                     upstream.cancel(id, Ok((message, span)), &self.stats);
                 }

@@ -67,6 +67,11 @@ impl Reply {
         self.post.is_some()
     }
 
+    /// Tells streams of one session apart: the answers to two POSTs, or the event stream that takes all answers.
+    pub fn stream_key(&self) -> usize {
+        self.post.as_ref().map_or(0, |post| Arc::as_ptr(post).addr())
+    }
+
     /// Queues a message that belongs to a request, before its answer. A client that does not read its event stream is cut
     /// off: the stream ends, so that it notices. The answer to a POST only loses such messages: whoever sent it may come
     /// back for the stream, and the answer matters more.

@@ -25,7 +25,7 @@ use crate::{
         link::Farewell,
         queue::{Pool, Refused, Sender},
     },
-    session::{self, Run},
+    session::{self, CallId, Run},
     stats::Stats,
     text,
     tunnel::{
@@ -45,7 +45,7 @@ pub enum Caller {
     /// Nobody: it was asked so that something happens.
     Nobody,
     /// A client, with its own id for the request, raw, and its principal's place where several share the server.
-    Client(Arc<Client>, Box<str>, Reply, Option<Share>),
+    Client(Arc<Client>, CallId, Reply, Option<Share>),
 }
 
 /// A call as it goes to the server: what the client sent, and what has to be changed in it.
@@ -460,19 +460,19 @@ impl Upstream {
         let text = call.message.text();
         let id = call.message.id().unwrap_or_default();
         let token = call.token.clone().map(|span| &text[span]);
-        let upstream_id = {
+        let (call_id, upstream_id) = {
             // Held until the call is in both tables, so that its answer cannot come in between.
             let mut calls = client.calls();
-            calls.may_begin(id).map_err(Declined::Client)?;
+            let call_id = calls.may_begin(id, call.reply.stream_key()).map_err(Declined::Client)?;
             let share = self.call_share(client, call.several)?;
-            let caller = Caller::Client(client.clone(), id.into(), call.reply.clone(), share);
+            let caller = Caller::Client(client.clone(), call_id.clone(), call.reply.clone(), share);
             let opened = self.mux().open(now, caller, call.message.method(), token, call.patience);
             let upstream_id = opened.map_err(|refused| match refused {
                 mux::Refused::Busy => Declined::Server,
                 mux::Refused::Gone => Declined::Gone,
             })?;
-            calls.begin(id, self.clone(), upstream_id);
-            upstream_id
+            calls.begin(&call_id, self.clone(), upstream_id);
+            (call_id, upstream_id)
         };
         // Where nobody else is served, no token can be anybody else's.
         let token = call.token.clone().filter(|_| self.private.is_none());
@@ -488,7 +488,7 @@ impl Upstream {
             mux.close(upstream_id);
             refused
         };
-        client.calls().end(id);
+        client.calls().end(&call_id);
         let starting = refused == Refused::Full && self.is_starting();
         Err(if starting { Declined::Starting } else { Declined::by_link(refused) })
     }
@@ -702,7 +702,7 @@ mod tests {
             thread::scope(|scope| {
                 scope.spawn(|| {
                     loop {
-                        let ended = client.calls().end("1");
+                        let ended = client.calls().cancel("1");
                         if let Some((server, id)) = ended {
                             return server.cancel(id, Err("test"), &stats);
                         }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    session::{Session, call, value},
+    session::{BOTH, Session, call, request, value},
     wire::Client,
     world::Gateway,
 };
@@ -130,4 +130,36 @@ fn null_params_and_cursors_are_left_out() {
     }
     assert_eq!(edge.count(r#""params":null"#), 0);
     assert!(edge.wait_for("notifications/odd").contains(r#""params":{}"#));
+}
+
+/// Several callers may share a session, each with ids of its own from 1 on; only what is answered on one stream has to
+/// differ there.
+#[test]
+fn equal_ids_over_several_posts_are_all_answered() {
+    let gateway = Gateway::start(&[]);
+    let edge = gateway.edge("s");
+    let (session, other) = (Session::open(gateway.address, SERVER), Session::open(gateway.address, SERVER));
+    let hold = |key: &str| {
+        let wire = session.send("POST", &[BOTH], &call(1, "hold", json!({"key": key})));
+        edge.wait_for(&format!("\"{key}\""));
+        wire
+    };
+    let (mut one, mut two, mut three) = (hold("one"), hold("two"), hold("three"));
+    // A cancellation is of one call: the last with this id.
+    let cancel = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}});
+    assert_eq!(session.post(&cancel.to_string()).status, 202);
+    assert_eq!(value(&three.answer().body)["error"]["code"], -32800);
+    for (key, wire) in [("one", &mut one), ("two", &mut two)] {
+        assert_eq!(other.call_text("release", json!({"key": key})), "released");
+        let answer = value(&wire.answer().body);
+        assert_eq!((&answer["id"], &answer["result"]["content"][0]["text"]), (&json!(1), &json!(key)));
+    }
+    assert_eq!(session.ask("ping", json!({}))["result"], json!({}));
+    // In one batch they have one stream.
+    let batches = Session::open_as(gateway.address, SERVER, "2025-03-26", &[]);
+    let both = ["a", "b"].map(|text| call(1, "echo", json!({"text": text}))).join(",");
+    let answers = value(&batches.post(&format!("[{both}]")).body);
+    let errors = answers.as_array().unwrap().iter().filter(|answer| answer["error"]["code"] == -32600);
+    assert_eq!((errors.count(), answers.as_array().map(Vec::len)), (1, Some(2)), "{answers}");
+    assert_eq!(session.post(&request(1, "ping", json!({}))).status, 200);
 }

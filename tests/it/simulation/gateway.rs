@@ -13,7 +13,7 @@ use mcpport::{
         offer::Kind,
     },
     secret::Secret,
-    session::{self, Calls, Sessions},
+    session::{self, CallId, Calls, Sessions},
     tunnel::{
         handshake::{Claim, Grant, Registration, Status},
         mux::{Mux, Pending, Step},
@@ -27,7 +27,7 @@ use super::{Frame, Net, child, client::Client, line::Line};
 #[derive(Debug)]
 enum Caller {
     Gateway,
-    Client(usize, String),
+    Client(usize, CallId),
 }
 
 /// A registered server, over one connection or several.
@@ -169,21 +169,21 @@ impl Gateway {
         assert!(!self.talks[link].gone, "the catalog leads to a server that is gone");
         let client = &mut self.clients[place];
         let calls = &mut client.calls;
-        calls
-            .may_begin(id)
+        let call = calls
+            .may_begin(id, 0)
             .map_err(|why| (jsonrpc::BUSY, if why == session::Refused::Busy { "busy" } else { "?" }))?;
         let token = rewrite::token(message).unwrap();
         let raw = token.clone().map(|span| &text[span]);
-        let caller = Caller::Client(place, id.to_owned());
+        let caller = Caller::Client(place, call.clone());
         let mux = &mut self.talks[link].mux;
         let patience = net.random.millis(2000, 9000);
         let opened = mux.open(net.now, caller, message.method(), raw, patience);
         let upstream_id = opened.map_err(|_| (jsonrpc::BUSY, "busy"))?;
-        calls.begin(id, link, upstream_id);
+        calls.begin(&call, link, upstream_id);
         client.open.get_mut(id).expect("just asked").due = Some(net.now + patience);
         if !self.send(net, link, rewrite::request(message, upstream_id, Some((span, &tool)), token)) {
             let (mux, client) = (&mut self.talks[link].mux, &mut self.clients[place]);
-            assert!(mux.close(upstream_id).is_some() && client.calls.end(id).is_some());
+            assert!(mux.close(upstream_id).is_some() && client.calls.end(&call).is_some());
             return Err((jsonrpc::BUSY, "the link does not keep up"));
         }
         Ok(())
@@ -197,7 +197,7 @@ impl Gateway {
         let message = Message::read(&text).unwrap();
         let span = message.param(&["requestId"]).unwrap().unwrap();
         let (link, upstream_id) =
-            client.calls.end(&text[span.clone()]).expect("an open call is in the table");
+            client.calls.cancel(&text[span.clone()]).expect("an open call is in the table");
         assert!(self.talks[link].mux.close(upstream_id).is_some());
         client.open.remove(&id);
         self.send(net, link, rewrite::cancellation(&message, span, upstream_id));
@@ -212,7 +212,7 @@ impl Gateway {
         client.open.clear();
         let mut open = client.calls.end_all();
         open.sort_unstable();
-        assert_eq!(client.calls.may_begin("late"), Err(session::Refused::Ended));
+        assert_eq!(client.calls.may_begin("late", 0).err(), Some(session::Refused::Ended));
         for (link, id) in open {
             assert!(self.talks[link].mux.close(id).is_some());
             self.send(net, link, rewrite::cancelled(id, "the client is gone"));
@@ -446,7 +446,7 @@ impl Gateway {
         // The table has no order, and a seed must always give the same world.
         waiting.sort_by_key(|pending| match &pending.caller {
             Caller::Gateway => None,
-            Caller::Client(place, id) => Some((*place, id.clone())),
+            Caller::Client(place, id) => Some((*place, id.to_string())),
         });
         for pending in waiting {
             self.fail(pending, jsonrpc::INTERNAL_ERROR);
