@@ -583,6 +583,14 @@ pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(1);
 pub const ACCEPT_PAUSE_LONGEST: Duration = Duration::from_secs(1);
 /// Tools of one list whose descriptions changed that are named in the log; a list can hold hundreds, and change often.
 pub const LOG_CHANGES: usize = 16;
+/// Bytes of log lines that wait for stderr to be read; about 2 500 usual lines, a restart of a log collector at a busy time.
+pub const LOG_BUFFER: usize = 256 * KIB;
+/// Stack of the thread that writes them; it does nothing else.
+pub const LOG_STACK: usize = 64 * KIB;
+/// Pause after stderr would not take a line, where another program has made it non-blocking.
+pub const LOG_RETRY: Duration = Duration::from_millis(20);
+/// Time at exit for log lines to be written; a reader that hangs gets no more.
+pub const LOG_FLUSH: Duration = Duration::from_secs(1);
 /// The same complaint is logged at most this often.
 pub const LOG_EVERY: Duration = Duration::from_secs(1);
 /// Time to send a TLS farewell and close; a peer that does not read gets no more.

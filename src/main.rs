@@ -1,9 +1,11 @@
 //! The binary: arguments to a command, a command to an exit code.
 
 use std::{
+    backtrace::{Backtrace, BacktraceStatus},
     env,
     io::{self, Write},
     process::ExitCode,
+    sync::OnceLock,
     time::SystemTime,
 };
 
@@ -13,9 +15,11 @@ use mcpport::{
     demo, device,
     fault::Fault,
     gateway::Bound,
+    limits,
     net::{
         bell,
         exec::{self, Thrown},
+        log_writer::LogWriter,
         signals::Stop,
     },
     register, text,
@@ -27,17 +31,28 @@ use mcpport::{
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
+/// Where the log goes, once there is one.
+static LOG: OnceLock<LogWriter> = OnceLock::new();
+
 fn main() -> ExitCode {
     let typed: Vec<String> = env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let result = cli::parse(&typed, &|name| env::var(name).ok()).and_then(run);
-    match result {
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
+            let line = format!("mcpport: {fault}\n");
             // Nobody may be there to read it.
-            let _ = writeln!(std::io::stderr(), "mcpport: {fault}");
+            let _ = match LOG.get() {
+                Some(log) => log.clone().write_all(line.as_bytes()),
+                None => io::stderr().write_all(line.as_bytes()),
+            };
             ExitCode::from(fault.exit_code())
         }
+    };
+    if let Some(log) = LOG.get() {
+        log.flush_within(limits::LOG_FLUSH);
     }
+    code
 }
 
 fn run(command: Command) -> Result<(), Fault> {
@@ -105,9 +120,22 @@ fn until_stopped<F: Future<Output = Result<(), Fault>> + Send + 'static>(
     exec::run(threads, future::or(program, bell::alone(watch))).map_err(unready)?
 }
 
-/// Our own messages at the level asked for, those of the libraries only when they warn.
+/// Our own messages at the level asked for, those of the libraries only when they warn. Lines go by a thread of their own: nobody
+/// may read stderr.
 fn log_to_stderr(level: log::LevelFilter) {
-    env_logger::Builder::new()
+    let mut logger = env_logger::Builder::new();
+    if let Ok(writer) = LogWriter::start(io::stderr()) {
+        logger.target(env_logger::Target::Pipe(Box::new(LOG.get_or_init(|| writer).clone())));
+        // The usual report of a panic would be written to stderr by the thread that panicked.
+        std::panic::set_hook(Box::new(|panic| {
+            let trace = Backtrace::capture();
+            log::error!("{}", panic.to_string().replace('\n', " "));
+            if trace.status() == BacktraceStatus::Captured {
+                log::error!("{trace}");
+            }
+        }));
+    }
+    logger
         .filter_level(level.min(log::LevelFilter::Warn))
         .filter_module("mcpport", level)
         // What a server at the edge writes to its stderr.

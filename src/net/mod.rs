@@ -12,6 +12,7 @@
 //!   [`source`]: sockets and pipes over that.
 //! - [`group`]: tasks that end with whoever they work for. [`bell`]: waits that are not disturbed. [`random`]: ids and
 //!   jitter.
+//! - [`log_writer`]: the log's way to stderr, off the executor.
 //! - [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
 
 pub mod bell;
@@ -21,6 +22,7 @@ pub mod exec;
 pub mod group;
 pub mod link;
 pub mod listen;
+pub mod log_writer;
 pub mod queue;
 pub mod random;
 pub mod reactor;

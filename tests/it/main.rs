@@ -39,6 +39,7 @@ mod session;
 mod simulation;
 mod soak;
 mod stalls;
+mod stderr;
 mod streamable;
 mod supervision;
 mod tasks;

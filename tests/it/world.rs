@@ -3,11 +3,11 @@
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Read},
+    io::{self, BufRead, BufReader, Read},
     net::SocketAddr,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStderr, Command, Stdio},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -75,7 +75,21 @@ impl Program {
         Self::spawn(arguments, &[], stdin)
     }
 
+    /// The same with its stderr in the hands of the test, which reads it or not.
+    pub fn start_unread(arguments: &[&str]) -> (Self, BufReader<ChildStderr>) {
+        let mut child = Self::child(arguments, &[], Stdio::null());
+        let stderr = BufReader::new(child.0.stderr.take().unwrap());
+        (Self::of(child, Said::read(io::empty())), stderr)
+    }
+
     fn spawn(arguments: &[&str], variables: &[(&str, &str)], stdin: Stdio) -> Self {
+        let mut child = Self::child(arguments, variables, stdin);
+        let said = Said::read(child.0.stderr.take().unwrap());
+        Self::of(child, said)
+    }
+
+    /// A process, and the mark by which its offspring is known.
+    fn child(arguments: &[&str], variables: &[(&str, &str)], stdin: Stdio) -> (Child, String) {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let mut command = Command::new(binary());
@@ -84,8 +98,10 @@ impl Program {
         }
         command.args(arguments).envs(variables.iter().copied()).env(MARK, &mark);
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let mut child = command.spawn().unwrap();
-        let said = Said::read(child.stderr.take().unwrap());
+        (command.spawn().unwrap(), mark)
+    }
+
+    fn of((mut child, mark): (Child, String), said: Arc<Said>) -> Self {
         let stdout = Said::read(child.stdout.take().unwrap());
         Self { child, said, stdout, mark }
     }

@@ -1,0 +1,203 @@
+//! A bounded buffer between the log and stderr, written by a thread of its own.
+//!
+//! A write to stderr blocks while nobody reads it (a pipe to a program that hangs, a terminal that is stopped). On the executor
+//! it would stop every connection. Lines that find no room are counted, and the count is written once there is a reader again.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Write},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::{limits, text};
+
+/// Lines that wait for the thread.
+#[derive(Debug, Default)]
+struct Buffer {
+    lines: VecDeque<Box<[u8]>>,
+    bytes: usize,
+    /// Lines that found no room since the last that did.
+    dropped: u64,
+    /// The thread writes what it took last.
+    writing: bool,
+}
+
+impl Buffer {
+    /// Adds a line, or counts it.
+    fn push(&mut self, line: &[u8]) {
+        // Once a line is dropped, so are all until the thread has said so: the count stands where they are missing.
+        if self.dropped > 0 || self.bytes + line.len() > limits::LOG_BUFFER {
+            self.dropped += 1;
+        } else {
+            self.bytes += line.len();
+            self.lines.push_back(line.into());
+        }
+    }
+
+    /// Takes out the next line. After the last one before a gap, that is the line that tells of the gap.
+    fn pop(&mut self) -> Option<Box<[u8]>> {
+        if let Some(line) = self.lines.pop_front() {
+            self.bytes -= line.len();
+            return Some(line);
+        }
+        match std::mem::take(&mut self.dropped) {
+            0 => None,
+            count => Some(gap(count).into_bytes().into()),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        !self.writing && self.lines.is_empty() && self.dropped == 0
+    }
+}
+
+/// The line that stands where lines are missing, in the form of all others.
+fn gap(count: u64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{} [WARN] {count} log lines dropped: nobody read stderr\n", text::utc(now))
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    buffer: Mutex<Buffer>,
+    /// A line was added, or the thread has written all.
+    changed: Condvar,
+}
+
+impl Shared {
+    fn buffer(&self) -> MutexGuard<'_, Buffer> {
+        // Each change is complete in itself, so a panic elsewhere does not spoil it.
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes whole lines into the buffer; never blocks on stderr.
+#[derive(Clone, Debug)]
+pub struct LogWriter(Arc<Shared>);
+
+impl LogWriter {
+    /// Starts the thread, which writes to `output` as long as the process lives.
+    ///
+    /// # Errors
+    /// The system's, when no thread can be started.
+    pub fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
+        let writer = Self(Arc::default());
+        let shared = writer.0.clone();
+        let thread = thread::Builder::new().name("mcpport-log".into()).stack_size(limits::LOG_STACK);
+        thread.spawn(move || drain(&shared, output))?;
+        Ok(writer)
+    }
+
+    /// Waits until everything is written, up to `limit`.
+    pub fn flush_within(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let mut buffer = self.0.buffer();
+        while !buffer.is_idle() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            buffer = self.0.changed.wait_timeout(buffer, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Write for LogWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.buffer().push(line);
+        self.0.changed.notify_all();
+        Ok(line.len())
+    }
+
+    /// Does nothing: whoever logs must not wait. See [`LogWriter::flush_within`].
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes what comes into the buffer, for ever.
+fn drain(shared: &Shared, mut output: impl Write) {
+    let mut buffer = shared.buffer();
+    loop {
+        match buffer.pop() {
+            Some(line) => {
+                buffer.writing = true;
+                drop(buffer);
+                write_all(&mut output, &line);
+                buffer = shared.buffer();
+                buffer.writing = false;
+            }
+            None => {
+                shared.changed.notify_all();
+                buffer = shared.changed.wait(buffer).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
+
+/// Writes a line; one that cannot be written is lost, since there is nowhere else to say so.
+fn write_all(output: &mut impl Write, mut line: &[u8]) {
+    while !line.is_empty() {
+        match output.write(line) {
+            Ok(0) => return,
+            Ok(count) => line = line.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Whoever shares stderr with us may have made it non-blocking.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(limits::LOG_RETRY),
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Writes nothing before it may, and then passes each line on.
+    struct Gate(mpsc::Receiver<()>, mpsc::Sender<String>);
+
+    impl Write for Gate {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            // Opened for good when the sender is gone.
+            let _ = self.0.recv();
+            let _ = self.1.send(String::from_utf8_lossy(line).into_owned());
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_without_room_are_dropped_and_counted() {
+        let (open, opened) = mpsc::channel();
+        let (sender, written) = mpsc::channel();
+        let mut writer = LogWriter::start(Gate(opened, sender)).unwrap();
+        let line = |number: usize| format!("{number:>1023}\n");
+        let room = limits::LOG_BUFFER / line(0).len();
+        // One more than there is room for may be in the hands of the thread.
+        for number in 0..room + 8 {
+            writer.write_all(line(number).as_bytes()).unwrap();
+        }
+        writer.flush_within(Duration::from_millis(10));
+        drop(open);
+        writer.flush_within(Duration::from_secs(30));
+        writer.write_all(b"again\n").unwrap();
+        writer.flush_within(Duration::from_secs(30));
+        let lines: Vec<String> = written.try_iter().collect();
+        let [kept @ .., gap, last] = lines.as_slice() else { panic!("{lines:?}") };
+        assert!(kept.iter().enumerate().all(|(number, kept)| *kept == line(number)));
+        let dropped = room + 8 - kept.len();
+        assert!((7..=8).contains(&dropped), "{dropped}");
+        assert!(
+            gap.ends_with(&format!(" [WARN] {dropped} log lines dropped: nobody read stderr\n")),
+            "{gap}"
+        );
+        assert_eq!(last, "again\n");
+    }
+}
