@@ -526,6 +526,15 @@ pub const OWN_MESSAGES: usize = 1024;
 pub const OWN_BYTES: usize = MIB;
 /// Pause after a panic in a task that goes on: one that panics each time must not take a processor or fill the log.
 pub const PANIC_PAUSE: Duration = Duration::from_secs(1);
+/// Sessions of one principal that are looked at to find one that makes room for another. More have their turn with the next
+/// session that is refused.
+pub const ROOM_LOOKS: usize = 64;
+/// Pause between two notices to all clients that lists of one kind changed: a person does not notice it, and a storm of
+/// registrations is over in a few of them.
+pub const CHANGES_PAUSE: Duration = Duration::from_millis(500);
+/// Clients or servers that one step of a walk through all of them takes before other tasks get their turn: less than a
+/// millisecond.
+pub const PIECE: usize = 64;
 /// How often idle sessions are looked for.
 pub const SWEEP: Duration = Duration::from_secs(30);
 /// Processes for isolated sessions at one edge, unless `--max-sessions` says otherwise.

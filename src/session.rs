@@ -4,24 +4,31 @@
 
 mod asks;
 mod calls;
+mod changes;
 mod replay;
 mod subscriptions;
 mod tasks;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 pub use self::{
     asks::{Asks, TooMany},
     calls::{CallId, Calls, Refused},
+    changes::Changes,
     replay::{Replay, event_id, read_event_id},
     subscriptions::{Subscriber, Subscriptions},
     tasks::{Owner, Run, Tasks},
 };
 
-use crate::{auth::Principal, limits::SessionLimits};
+use crate::{
+    auth::Principal,
+    limits::{self, SessionLimits},
+    mcp::logging::Level,
+};
 
 /// Why no session is opened.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -36,14 +43,35 @@ pub enum Full {
 struct Entry<H> {
     principal: Principal,
     handle: H,
+    /// The server whose endpoint it uses; `None`: it sees all servers.
+    server: Option<Arc<str>>,
+    /// The level from which it wants log messages.
+    level: Option<Level>,
     /// When it was last asked for.
     used: Instant,
+    /// Its place among those of its principal.
+    turn: Turn,
+}
+
+/// A place in the order in which sessions are looked at for one that is unused: never later than the last use, unless it was
+/// found busy.
+type Turn = (Instant, u64);
+
+/// The sessions that use one endpoint.
+#[derive(Debug, Default)]
+struct Group {
+    members: HashSet<Arc<str>>,
+    levels: BTreeMap<Level, HashSet<Arc<str>>>,
 }
 
 /// All open sessions.
 #[derive(Debug)]
 pub struct Sessions<H> {
-    open: HashMap<String, Entry<H>>,
+    open: HashMap<Arc<str>, Entry<H>>,
+    by_principal: HashMap<Principal, BTreeMap<Turn, Arc<str>>>,
+    by_server: HashMap<Option<Arc<str>>, Group>,
+    /// How many were opened or looked at: what makes a [`Turn`] unique.
+    turns: u64,
     most: usize,
     /// So many of one principal, when several share the table.
     most_each: Option<usize>,
@@ -56,7 +84,8 @@ impl<H: Clone> Sessions<H> {
     /// An empty table.
     pub fn new(limits: &SessionLimits) -> Self {
         let SessionLimits { sessions: most, per_principal, idle, spare, .. } = *limits;
-        Self { open: HashMap::new(), most, most_each: None, per_principal, idle, spare }
+        let (open, by_principal, by_server) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { open, by_principal, by_server, turns: 0, most, most_each: None, per_principal, idle, spare }
     }
 
     /// Whether several principals share the table: then none of them gets all of it.
@@ -64,33 +93,76 @@ impl<H: Clone> Sessions<H> {
         self.most_each = several.then_some(self.per_principal);
     }
 
-    /// Opens a session under an id that nobody can guess.
+    /// Opens a session that sees all servers, under an id that nobody can guess.
     ///
     /// # Errors
     /// [`Full`], with the limit that is reached.
     pub fn open(&mut self, now: Instant, id: String, principal: Principal, handle: H) -> Result<(), Full> {
+        self.open_at(now, id, principal, None, handle)
+    }
+
+    /// Opens a session at the endpoint of a server, or without one as [`Sessions::open`].
+    ///
+    /// # Errors
+    /// [`Full`], with the limit that is reached.
+    pub fn open_at(
+        &mut self,
+        now: Instant,
+        id: String,
+        principal: Principal,
+        server: Option<&str>,
+        handle: H,
+    ) -> Result<(), Full> {
         if self.open.len() >= self.most {
             return Err(Full::All);
         }
-        let own = || self.open.values().filter(|entry| entry.principal == principal).count();
-        if self.most_each.is_some_and(|most| own() >= most) {
+        let own = self.by_principal.get(&principal).map_or(0, BTreeMap::len);
+        if self.most_each.is_some_and(|most| own >= most) {
             return Err(Full::Token);
         }
-        self.open.insert(id, Entry { principal, handle, used: now });
+        let id: Arc<str> = id.into();
+        self.close(&id);
+        self.turns += 1;
+        let (turn, server) = ((now, self.turns), server.map(Arc::from));
+        self.by_principal.entry(principal).or_default().insert(turn, id.clone());
+        self.by_server.entry(server.clone()).or_default().members.insert(id.clone());
+        self.open.insert(id, Entry { principal, handle, server, level: None, used: now, turn });
         Ok(())
     }
 
-    /// Makes room for one more session of a principal where there is none: ends the one of the same principal that was not
-    /// asked for in the longest time, if that is long enough and it is not `busy`. Clients that go without a word are many.
+    /// Makes room for one more session of a principal where there is none: ends one of the same principal that was not asked
+    /// for in a long time and is not `busy`, the longest unused first. Clients that go without a word are many. Looks at
+    /// [`limits::ROOM_LOOKS`] sessions at most; those that it finds busy have their turn last the next time.
     pub fn make_room(&mut self, now: Instant, principal: Principal, busy: impl Fn(&H) -> bool) -> Option<H> {
-        let spare = |entry: &Entry<H>| {
-            entry.principal == principal
-                && now.saturating_duration_since(entry.used) >= self.spare
-                && !busy(&entry.handle)
-        };
-        let unused = self.open.iter().filter(|(_, entry)| spare(entry)).min_by_key(|(_, entry)| entry.used);
-        let id = unused.map(|(id, _)| id.clone())?;
-        self.close(&id)
+        let own = self.by_principal.get(&principal)?.iter().take(limits::ROOM_LOOKS);
+        let own: Vec<(Turn, Arc<str>)> = own.map(|(turn, id)| (*turn, id.clone())).collect();
+        let mut unused: Option<(Instant, Arc<str>)> = None;
+        for (turn, id) in own {
+            let Some(entry) = self.open.get(&id) else { continue };
+            let used = entry.used;
+            if now.saturating_duration_since(used) < self.spare {
+                self.move_turn(principal, turn, used.max(turn.0));
+            } else if busy(&entry.handle) {
+                self.move_turn(principal, turn, now);
+            } else if unused.as_ref().is_none_or(|(longest, _)| used < *longest) {
+                unused = Some((used, id));
+            }
+        }
+        self.close(&unused?.1)
+    }
+
+    fn move_turn(&mut self, principal: Principal, turn: Turn, place: Instant) {
+        if place == turn.0 {
+            return;
+        }
+        let Some(order) = self.by_principal.get_mut(&principal) else { return };
+        let Some(id) = order.remove(&turn) else { return };
+        self.turns += 1;
+        let turn = (place, self.turns);
+        if let Some(entry) = self.open.get_mut(&id) {
+            entry.turn = turn;
+        }
+        order.insert(turn, id);
     }
 
     /// A session, for the one who opened it. To anybody else it does not exist.
@@ -100,6 +172,11 @@ impl<H: Clone> Sessions<H> {
         Some(entry.handle.clone())
     }
 
+    /// A session. That does not count as a use of it.
+    pub fn peek(&self, id: &str) -> Option<&H> {
+        self.open.get(id).map(|entry| &entry.handle)
+    }
+
     /// Who opened a session. That does not count as a use of it.
     pub fn owner(&self, id: &str) -> Option<Principal> {
         self.open.get(id).map(|entry| entry.principal)
@@ -107,20 +184,79 @@ impl<H: Clone> Sessions<H> {
 
     /// Ends the sessions of those who may have none any more.
     pub fn expel(&mut self, may_stay: impl Fn(Principal) -> bool) -> Vec<H> {
-        let out = self.open.extract_if(|_, entry| !may_stay(entry.principal));
-        out.map(|(_, entry)| entry.handle).collect()
+        let out = self.by_principal.iter().filter(|(principal, _)| !may_stay(**principal));
+        let out: Vec<Arc<str>> = out.flat_map(|(_, own)| own.values().cloned()).collect();
+        out.iter().filter_map(|id| self.close(id)).collect()
     }
 
     /// Ends a session.
     pub fn close(&mut self, id: &str) -> Option<H> {
-        self.open.remove(id).map(|entry| entry.handle)
+        self.set_level(id, None);
+        let Entry { principal, handle, server, turn, .. } = self.open.remove(id)?;
+        if let Some(own) = self.by_principal.get_mut(&principal) {
+            own.remove(&turn);
+            if own.is_empty() {
+                self.by_principal.remove(&principal);
+            }
+        }
+        if let Some(group) = self.by_server.get_mut(&server) {
+            group.members.remove(id);
+            if group.members.is_empty() {
+                self.by_server.remove(&server);
+            }
+        }
+        Some(handle)
     }
 
     /// Ends the sessions that were not asked for in a long time and are not `busy`.
     pub fn expire(&mut self, now: Instant, busy: impl Fn(&H) -> bool) -> Vec<H> {
         let idle = self.idle;
         let over = |entry: &Entry<H>| now.duration_since(entry.used) >= idle && !busy(&entry.handle);
-        self.open.extract_if(|_, entry| over(entry)).map(|(_, entry)| entry.handle).collect()
+        let out = self.open.iter().filter(|(_, entry)| over(entry)).map(|(id, _)| id.clone());
+        let out: Vec<Arc<str>> = out.collect();
+        out.iter().filter_map(|id| self.close(id)).collect()
+    }
+
+    /// Sets the level from which a session wants log messages.
+    pub fn set_level(&mut self, id: &str, level: Option<Level>) {
+        let Some((id, _)) = self.open.get_key_value(id) else { return };
+        let id = id.clone();
+        let Some(entry) = self.open.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut entry.level, level);
+        let Some(group) = self.by_server.get_mut(&entry.server) else { return };
+        if let Some(before) = before
+            && let Some(members) = group.levels.get_mut(&before)
+        {
+            members.remove(&id);
+            if members.is_empty() {
+                group.levels.remove(&before);
+            }
+        }
+        if let Some(level) = level {
+            group.levels.entry(level).or_default().insert(id);
+        }
+    }
+
+    /// The lowest level from which any session that sees a server wants log messages.
+    pub fn lowest_level(&self, server: &str) -> Option<Level> {
+        self.groups(server).filter_map(|group| group.levels.keys().next().copied()).min()
+    }
+
+    /// The sessions that see a server and want log messages of a level.
+    pub fn with_level(&self, server: &str, level: Level) -> impl Iterator<Item = &H> {
+        let wanted = self.groups(server).flat_map(move |group| group.levels.range(..=level));
+        wanted.flat_map(|(_, members)| members).filter_map(|id| self.peek(id))
+    }
+
+    /// The sessions at the endpoint of a server; `None`: those that see all servers.
+    pub fn at(&self, server: Option<&str>) -> impl Iterator<Item = &H> {
+        let group = self.by_server.get(&server.map(Arc::from));
+        group.into_iter().flat_map(|group| &group.members).filter_map(|id| self.peek(id))
+    }
+
+    /// The groups that see a server.
+    fn groups(&self, server: &str) -> impl Iterator<Item = &Group> {
+        [None, Some(Arc::from(server))].into_iter().filter_map(|key| self.by_server.get(&key))
     }
 
     /// All handles.
@@ -180,6 +316,68 @@ mod tests {
         assert_eq!(sessions.make_room(later, us, |_| false), Some(1));
         assert_eq!(sessions.make_room(later, us, |_| false), None, "too young, or not ours");
         assert_eq!(sessions.len(), 2);
+    }
+
+    #[test]
+    fn making_room_looks_at_few_sessions() {
+        let (start, us) = (Instant::now(), Principal::token(0));
+        let limits = SessionLimits { sessions: 10_000, ..SessionLimits::default() };
+        let mut sessions = Sessions::new(&limits);
+        for number in 0..10_000 {
+            sessions.open(start, number.to_string(), us, number).unwrap();
+        }
+        let looks = std::cell::Cell::new(0);
+        let busy = |handle: &i32| {
+            looks.set(looks.get() + 1);
+            *handle < 9_999
+        };
+        let later = start + limits.spare;
+        let found = (0..).find_map(|round| sessions.make_room(later, us, busy).map(|handle| (round, handle)));
+        assert_eq!(found, Some((9_999 / limits::ROOM_LOOKS, 9_999)), "the unused one is found, in turns");
+        assert!(looks.get() <= 10_000 + limits::ROOM_LOOKS, "and each was looked at about once");
+        // One that was used since it was opened is not the longest unused.
+        let mut sessions = Sessions::new(&limits);
+        for handle in [0, 1] {
+            sessions.open(start, handle.to_string(), us, handle).unwrap();
+        }
+        sessions.find(later, "0", us);
+        assert_eq!(sessions.make_room(later + limits.spare, us, |_| false), Some(1));
+    }
+
+    #[test]
+    fn sessions_are_found_by_server_and_by_level() {
+        let (now, us) = (Instant::now(), Principal::token(0));
+        let mut sessions = Sessions::new(&SessionLimits::default());
+        let level = |name: &str| {
+            let text = format!(r#"{{"jsonrpc":"2.0","method":"m","params":{{"level":"{name}"}}}}"#);
+            Level::of(&crate::jsonrpc::Message::read(&text).unwrap()).unwrap()
+        };
+        for (id, server) in [("all", None), ("s", Some("s")), ("t", Some("t")), ("s2", Some("s"))] {
+            sessions.open_at(now, id.into(), us, server, id).unwrap();
+        }
+        let sorted = |handles: Vec<&&'static str>| {
+            let mut handles: Vec<&str> = handles.into_iter().copied().collect();
+            handles.sort_unstable();
+            handles.join(" ")
+        };
+        assert_eq!(sorted(sessions.at(Some("s")).collect()), "s s2");
+        assert_eq!((sorted(sessions.at(None).collect()), sessions.at(Some("u")).count()), ("all".into(), 0));
+        assert_eq!(sessions.lowest_level("s"), None);
+        for (id, name) in
+            [("s", "error"), ("t", "debug"), ("all", "info"), ("all", "warning"), ("gone", "debug")]
+        {
+            sessions.set_level(id, Some(level(name)));
+        }
+        let lowest = |sessions: &Sessions<_>, server: &str| sessions.lowest_level(server).map(Level::name);
+        assert_eq!((lowest(&sessions, "s"), lowest(&sessions, "t")), (Some("warning"), Some("debug")));
+        assert_eq!(lowest(&sessions, "u"), Some("warning"));
+        assert_eq!(sorted(sessions.with_level("s", level("warning")).collect()), "all");
+        assert_eq!(sorted(sessions.with_level("s", level("error")).collect()), "all s");
+        assert_eq!(sessions.with_level("s", level("info")).count(), 0);
+        for id in ["all", "s", "t", "s2"] {
+            sessions.close(id);
+        }
+        assert!(sessions.by_server.is_empty() && sessions.by_principal.is_empty());
     }
 
     #[test]

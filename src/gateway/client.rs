@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use super::{reply::Reply, streams::Streams, upstream::Upstream};
@@ -29,8 +30,8 @@ pub enum Scope {
 /// What a client said about itself in `initialize`.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// The session is initialized.
-    pub initialized: bool,
+    /// When the session was initialized.
+    pub initialized: Option<Instant>,
     /// The negotiated protocol version.
     pub version: String,
     /// From which level it wants log messages.
@@ -94,7 +95,7 @@ impl Client {
         limits: &SessionLimits,
     ) -> Arc<Self> {
         let (capabilities, info) = ("{}".into(), "{}".into());
-        let facts = Facts { initialized: false, version: LATEST.into(), level: None, capabilities, info };
+        let facts = Facts { initialized: None, version: LATEST.into(), level: None, capabilities, info };
         let calls = Mutex::new(Calls::new(limits));
         let (facts, streams) = (Mutex::new(facts), Streams::new(limits));
         let (own, asks) = (Mutex::default(), Mutex::default());
@@ -150,6 +151,13 @@ impl Client {
         }
     }
 
+    /// Queues a notice as [`Client::send`] does, unless the same notice waits to be read already.
+    pub fn notice(&self, notice: &str, stats: &Stats) {
+        if !self.outbox.has(notice) {
+            self.send(notice.to_owned(), stats);
+        }
+    }
+
     /// Queues a message even if nobody listens yet: a question, which somebody waits to have answered. False: there is
     /// no room for it.
     pub fn keep(&self, message: String, stats: &Stats) -> bool {
@@ -190,16 +198,21 @@ impl Client {
     /// The session is initialized with this version. False when it was before.
     pub fn initialized(&self, version: &str) -> bool {
         let mut facts = self.facts();
-        if facts.initialized {
+        if facts.initialized.is_some() {
             return false;
         }
         version.clone_into(&mut facts.version);
-        facts.initialized = true;
+        facts.initialized = Some(Instant::now());
         true
     }
 
     /// Whether notifications may be sent to it.
     pub fn is_initialized(&self) -> bool {
+        self.initialized_at().is_some()
+    }
+
+    /// When it was initialized.
+    pub fn initialized_at(&self) -> Option<Instant> {
         self.facts().initialized
     }
 

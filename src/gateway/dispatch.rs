@@ -307,6 +307,7 @@ impl Gateway {
         }
         let _ordered = self.wishes();
         client.facts().level = Some(level);
+        self.sessions().set_level(client.id(), Some(level));
         for upstream in servers.iter().filter(|upstream| upstream.isolation().is_none()) {
             self.tell_level(upstream);
         }

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
-    client::{Client, Scope},
+    client::Client,
     dispatch::{Answer, Problem, declined, string_param},
     reply::Reply,
     tasks::NOT_FOUND,
@@ -179,8 +179,10 @@ impl Gateway {
         let _ordered = self.wishes();
         if upstream.isolation().is_some() {
             // The processes that knew it are gone with the old link.
-            for client in self.audience(upstream.name()) {
-                if !self.subscriptions().of_session(upstream.name(), client.id()).is_empty()
+            let subscribed = self.subscriptions().sessions_of(upstream.name());
+            for session in subscribed {
+                let client = self.sessions().peek(&session).cloned();
+                if let Some(client) = client.filter(|client| client.is_initialized())
                     && let Err(why) = self.process(&client, upstream)
                 {
                     log::warn!(
@@ -228,10 +230,10 @@ impl Gateway {
         }
     }
 
-    /// Tells the sessions at a server's own endpoint.
+    /// Tells the sessions at a server's own endpoint that a list changed.
     fn tell_own(&self, upstream: &Upstream, notification: &str) {
         for client in self.own_audience(upstream.name()) {
-            client.send(notification.to_owned(), &self.stats);
+            client.notice(notification, &self.stats);
         }
     }
 
@@ -246,41 +248,16 @@ impl Gateway {
         }
     }
 
-    /// The sessions at a server's own endpoint.
-    fn own_audience(&self, server: &str) -> impl Iterator<Item = Arc<Client>> {
-        self.audience(server).into_iter().filter(|client| *client.scope() != Scope::All)
+    /// The initialized sessions at a server's own endpoint.
+    fn own_audience(&self, server: &str) -> Vec<Arc<Client>> {
+        self.sessions().at(Some(server)).filter(|client| client.is_initialized()).cloned().collect()
     }
 
     /// Asks a server for log messages from the lowest level that anybody wants.
     pub fn tell_level(&self, upstream: &Upstream) {
-        let lowest = self.audience(upstream.name()).iter().filter_map(|client| client.facts().level).min();
+        let lowest = self.sessions().lowest_level(upstream.name());
         if let Some(level) = lowest.filter(|_| upstream.has("logging")) {
             upstream.tell_level(Instant::now(), level, self.config.timeout_rpc);
-        }
-    }
-
-    /// The sessions that see a server.
-    fn audience(&self, server: &str) -> Vec<Arc<Client>> {
-        let sees = |client: &&Arc<Client>| match client.scope() {
-            Scope::All => true,
-            Scope::Server(name) => name == server,
-        };
-        self.sessions().all().filter(sees).filter(|client| client.is_initialized()).cloned().collect()
-    }
-
-    /// Tells the sessions at the aggregate that lists changed.
-    pub fn lists_changed(&self, kinds: &[Kind]) {
-        let mut notices: Vec<&str> = kinds.iter().map(|kind| kind.changed()).collect();
-        notices.dedup();
-        if notices.is_empty() {
-            return;
-        }
-        let clients: Vec<Arc<Client>> = self.sessions().all().cloned().collect();
-        for client in clients.iter().filter(|client| *client.scope() == Scope::All && client.is_initialized())
-        {
-            for notice in &notices {
-                client.send(jsonrpc::notification(notice, None), &self.stats);
-            }
         }
     }
 
@@ -293,15 +270,20 @@ impl Gateway {
         match message.method() {
             "notifications/message" => {
                 let Some(level) = Level::of(message) else { return };
-                for client in self.audience(upstream.name()) {
-                    if client.facts().level.is_some_and(|wanted| level >= wanted) {
-                        client.send(message.splice(&[]), &self.stats);
-                    }
+                let clients: Vec<Arc<Client>> =
+                    self.sessions().with_level(upstream.name(), level).cloned().collect();
+                for client in clients.iter().filter(|client| client.is_initialized()) {
+                    client.send(message.splice(&[]), &self.stats);
                 }
             }
             "notifications/resources/updated" => self.spread_update(upstream, message, None),
             "notifications/tasks/status" => self.spread_task(upstream, message),
-            _ => self.tell_own(upstream, &message.splice(&[])),
+            method if method.ends_with("/list_changed") => self.tell_own(upstream, &message.splice(&[])),
+            _ => {
+                for client in self.own_audience(upstream.name()) {
+                    client.send(message.splice(&[]), &self.stats);
+                }
+            }
         }
     }
 
@@ -309,17 +291,12 @@ impl Gateway {
     pub fn spread_update(&self, upstream: &Upstream, message: &Message<'_>, only: Option<&Client>) {
         let Ok(Some((span, updated))) = string_param(message, &["uri"]) else { return };
         let subscribers = self.subscriptions().of_update(upstream.name(), &updated);
-        if subscribers.is_empty() {
-            return;
-        }
-        let clients = self.audience(upstream.name());
         for subscriber in subscribers {
-            let Some(client) = clients.iter().find(|client| client.id() == subscriber.session) else {
-                continue;
-            };
-            if only.is_some_and(|only| only.id() != client.id()) {
+            if only.is_some_and(|only| only.id() != subscriber.session) {
                 continue;
             }
+            let client = self.sessions().peek(&subscriber.session).cloned();
+            let Some(client) = client.filter(|client| client.is_initialized()) else { continue };
             // A resource that is exposed under another URI, or one below it.
             let uri = match subscriber.uri.split_once('+') {
                 Some((name, _)) if name == upstream.name() && !updated.starts_with(&subscriber.uri) => {

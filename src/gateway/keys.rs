@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Gateway, client::Client};
+use super::{
+    Gateway,
+    client::{Client, Scope},
+};
 use crate::{
     auth::{
         self, Denied, Grant, Principal, Tokens,
@@ -180,7 +183,11 @@ impl Gateway {
         if !self.keys.tokens().may_call(principal) {
             return Err(Full::All);
         }
-        sessions.open(now, client.id().to_owned(), principal, client.clone())
+        let server = match client.scope() {
+            Scope::All => None,
+            Scope::Server(name) => Some(name.as_str()),
+        };
+        sessions.open_at(now, client.id().to_owned(), principal, server, client.clone())
     }
 
     /// Reads the tokens and the certificates again. All of it is taken, or nothing: a file that cannot be used leaves

@@ -9,11 +9,13 @@
 //! - `registration`: how an edge gets its server in, and back in. `server`: what that server's frames mean. `upstream`: that
 //!   server, as the others see it.
 //! - `client`: a client, as the others see it; `reply`: where its answers go.
+//! - `changes`: how clients are told that lists changed.
 //! - `isolation`: sessions with a process of their own.
 //! - `dispatch`: what a client's message means. `forward`: what goes to one server and comes from it. `tasks`: whose they are.
 //!
 //! All rules are in the pure rooms below; here they meet the sockets.
 
+mod changes;
 mod client;
 mod connection;
 mod dispatch;
@@ -59,7 +61,7 @@ use crate::{
         tls::Acceptor,
     },
     router::Policy,
-    session::{Sessions, Subscriptions, Tasks},
+    session::{Changes, Sessions, Subscriptions, Tasks},
     stats::{Seldom, Stats},
     visits::Visits,
 };
@@ -74,6 +76,9 @@ pub struct Gateway {
     sessions: Mutex<Sessions<Arc<Client>>>,
     subscriptions: Mutex<Subscriptions>,
     tasks: Mutex<Tasks>,
+    /// Changes of lists that clients are to be told of, and what wakes the task that does it.
+    changes: Mutex<Changes>,
+    changed: (Sender<()>, Receiver<()>),
     /// Held from a change of what sessions want to hear until the server is told, so that the last word to the server
     /// is the last change. No session is closed under it.
     wishes: Mutex<()>,
@@ -125,6 +130,8 @@ impl Gateway {
             sessions: Mutex::new(sessions),
             subscriptions: Mutex::default(),
             tasks: Mutex::default(),
+            changes: Mutex::default(),
+            changed: async_channel::bounded(1),
             wishes: Mutex::default(),
             links: Crew::new(),
             link_shares: Shares::default(),
@@ -298,10 +305,11 @@ impl Bound {
         let accepting: Vec<_> =
             listeners.into_iter().map(|listener| exec::spawn(accept(listener, door.clone()))).collect();
         let sweeping = exec::spawn(door.gateway.clone().sweep());
+        let telling = exec::spawn(door.gateway.clone().tell_changes());
         let reloading = exec::spawn(reload(door.clone(), reloads.1));
         stop.await;
         drop(drain);
-        drop((accepting, sweeping, reloading));
+        drop((accepting, sweeping, telling, reloading));
         let (calls, connections) = (door.gateway.running.len(), door.crew.len());
         log::info!("stopping: no new calls; waiting for {calls} calls and {connections} connections to end");
         door.gateway.finish_calls().await;

@@ -286,6 +286,11 @@ impl<E> Sender<E> {
         lock(&self.0).messages.is_empty()
     }
 
+    /// Whether this very message waits to be read.
+    pub fn has(&self, message: &str) -> bool {
+        lock(&self.0).messages.iter().any(|waiting| waiting == message)
+    }
+
     /// Whether nothing more is taken.
     pub fn is_closed(&self) -> bool {
         let state = lock(&self.0);

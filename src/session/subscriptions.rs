@@ -1,6 +1,10 @@
 //! Which sessions want to hear of which resources. Counted: a server is told of the first and of the last only.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    ops::Bound,
+    sync::Arc,
+};
 
 /// One session's wish.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -13,105 +17,199 @@ pub struct Subscriber {
     pub asked: Option<String>,
 }
 
-/// See the module's documentation. By the name of the server and its own URI.
+/// What one session wants of one resource: the URI under which it knows it, and the request that waits for an answer. Two at
+/// most, as a resource has no more URIs.
+type Wishes = Vec<(String, Option<String>)>;
+
+/// The sessions that want to hear of one resource.
+type Subscribers = HashMap<Arc<str>, Wishes>;
+
+/// Subscriptions by the name of the server and its own URI, and by session.
 #[derive(Debug, Default)]
-pub struct Subscriptions(BTreeMap<(String, String), Vec<Subscriber>>);
+pub struct Subscriptions {
+    /// By server and its own URI: the sessions.
+    servers: HashMap<String, BTreeMap<Arc<str>, Subscribers>>,
+    /// By session.
+    sessions: HashMap<Arc<str>, Own>,
+    /// Resources that somebody wants to hear of.
+    resources: usize,
+}
+
+/// The subscriptions of one session.
+#[derive(Debug, Default)]
+struct Own {
+    count: usize,
+    /// The own URIs by server.
+    servers: BTreeMap<String, BTreeSet<Arc<str>>>,
+}
 
 impl Subscriptions {
     /// How many a session has.
     pub fn count(&self, session: &str) -> usize {
-        self.0.values().flatten().filter(|subscriber| subscriber.session == session).count()
+        self.sessions.get(session).map_or(0, |own| own.count)
     }
 
     /// A session wants to hear of a resource. False: it did before.
     pub fn add(&mut self, server: &str, own: &str, subscriber: Subscriber) -> bool {
-        let subscribers = self.0.entry((server.to_owned(), own.to_owned())).or_default();
-        let same = |one: &Subscriber| one.session == subscriber.session && one.uri == subscriber.uri;
-        let new = !subscribers.iter().any(same);
-        if new {
-            subscribers.push(subscriber);
+        let Subscriber { session, uri, asked } = subscriber;
+        let id =
+            self.sessions.get_key_value(&*session).map_or_else(|| Arc::from(&*session), |(id, _)| id.clone());
+        let resources = self.servers.entry(server.to_owned()).or_default();
+        let own = resources.get_key_value(own).map_or_else(|| Arc::from(own), |(own, _)| own.clone());
+        let subscribers = resources.entry(own.clone()).or_insert_with(|| {
+            self.resources += 1;
+            HashMap::new()
+        });
+        let wishes = subscribers.entry(id.clone()).or_default();
+        if wishes.iter().any(|(known, _)| *known == uri) {
+            return false;
         }
-        new
+        wishes.push((uri, asked));
+        let all = self.sessions.entry(id).or_default();
+        all.count += 1;
+        all.servers.entry(server.to_owned()).or_default().insert(own);
+        true
     }
 
     /// A session no longer wants to. True when nobody does any more.
     pub fn remove(&mut self, server: &str, own: &str, session: &str) -> bool {
-        let key = (server.to_owned(), own.to_owned());
-        let Some(subscribers) = self.0.get_mut(&key) else { return true };
-        subscribers.retain(|subscriber| subscriber.session != session);
-        let last = subscribers.is_empty();
-        if last {
-            self.0.remove(&key);
+        self.retain(server, own, session, |_| false);
+        !self.is_wanted(server, own)
+    }
+
+    /// Keeps some of what a session wants of a resource.
+    fn retain(
+        &mut self,
+        server: &str,
+        own: &str,
+        session: &str,
+        keep: impl FnMut(&mut (String, Option<String>)) -> bool,
+    ) {
+        let Some(resources) = self.servers.get_mut(server) else { return };
+        let Some(subscribers) = resources.get_mut(own) else { return };
+        let Some(wishes) = subscribers.get_mut(session) else { return };
+        let before = wishes.len();
+        wishes.retain_mut(keep);
+        let (gone, empty) = (before - wishes.len(), wishes.is_empty());
+        if empty {
+            subscribers.remove(session);
         }
-        last
+        if subscribers.is_empty() {
+            resources.remove(own);
+            self.resources -= 1;
+        }
+        if resources.is_empty() {
+            self.servers.remove(server);
+        }
+        let Some(all) = self.sessions.get_mut(session) else { return };
+        all.count -= gone;
+        if let Some(uris) = all.servers.get_mut(server).filter(|_| empty) {
+            uris.remove(own);
+            if uris.is_empty() {
+                all.servers.remove(server);
+            }
+        }
+        if all.count == 0 {
+            self.sessions.remove(session);
+        }
     }
 
     /// The server answered a session's request to hear of a resource. What it refused is not counted.
     pub fn settle(&mut self, server: &str, session: &str, asked: &str, granted: bool) {
-        self.0.retain(|(name, _), subscribers| {
-            if name != server {
-                return true;
-            }
-            subscribers.retain_mut(|one| {
-                let settled = one.session == session && one.asked.as_deref() == Some(asked);
-                one.asked.take_if(|_| settled);
+        for own in self.uris(server, session) {
+            self.retain(server, &own, session, |(_, waiting)| {
+                let settled = waiting.take_if(|waiting| waiting == asked).is_some();
                 granted || !settled
             });
-            !subscribers.is_empty()
-        });
+        }
     }
 
     /// A session is gone. Returns the resources of which nobody wants to hear any more: server and own URI.
     pub fn leave(&mut self, session: &str) -> Vec<(String, String)> {
+        let servers = self.sessions.get(session).map(|own| own.servers.clone()).unwrap_or_default();
         let mut unwanted = Vec::new();
-        self.0.retain(|key, subscribers| {
-            subscribers.retain(|subscriber| subscriber.session != session);
-            let wanted = !subscribers.is_empty();
-            if !wanted {
-                unwanted.push(key.clone());
+        for (server, uris) in servers {
+            for own in uris {
+                if self.remove(&server, &own, session) {
+                    unwanted.push((server.clone(), own.to_string()));
+                }
             }
-            wanted
-        });
+        }
         unwanted
     }
 
     /// Whether somebody wants to hear of a resource of a server.
     pub fn is_wanted(&self, server: &str, own: &str) -> bool {
-        self.0.contains_key(&(server.to_owned(), own.to_owned()))
+        self.servers.get(server).is_some_and(|resources| resources.contains_key(own))
     }
 
     /// The resources of a server that somebody wants to hear of.
     pub fn of_server(&self, server: &str) -> Vec<String> {
-        self.0.keys().filter(|(name, _)| name == server).map(|(_, own)| own.clone()).collect()
+        self.servers.get(server).into_iter().flat_map(BTreeMap::keys).map(ToString::to_string).collect()
+    }
+
+    /// The sessions that want to hear of any resource of a server.
+    pub fn sessions_of(&self, server: &str) -> Vec<Arc<str>> {
+        let subscribers = self.servers.get(server).into_iter().flat_map(BTreeMap::values);
+        let sessions: HashSet<&Arc<str>> = subscribers.flat_map(HashMap::keys).collect();
+        sessions.into_iter().cloned().collect()
     }
 
     /// The resources of a server that a session wants to hear of.
     pub fn of_session(&self, server: &str, session: &str) -> Vec<String> {
-        let wants = |subscribers: &[Subscriber]| subscribers.iter().any(|one| one.session == session);
-        let found = self.0.iter().filter(|((name, _), subscribers)| name == server && wants(subscribers));
-        found.map(|((_, own), _)| own.clone()).collect()
+        self.uris(server, session).iter().map(ToString::to_string).collect()
+    }
+
+    fn uris(&self, server: &str, session: &str) -> Vec<Arc<str>> {
+        let uris = self.sessions.get(session).and_then(|own| own.servers.get(server));
+        uris.into_iter().flatten().cloned().collect()
     }
 
     /// Who is to hear that a resource of a server changed. It may lie below the one that was subscribed to.
     pub fn of_update(&self, server: &str, updated: &str) -> Vec<Subscriber> {
-        let wanted = |own: &str| {
-            updated
-                .strip_prefix(own)
-                .is_some_and(|rest| rest.is_empty() || own.ends_with('/') || rest.starts_with('/'))
-        };
-        let found = self.0.iter().filter(|((name, own), _)| name == server && wanted(own));
-        found.flat_map(|(_, subscribers)| subscribers.iter().cloned()).collect()
+        let Some(resources) = self.servers.get(server) else { return Vec::new() };
+        let mut found = Vec::new();
+        // All that `updated` begins with lies before it in order. A step goes to the next such text that is there, or
+        // shortens `rest` to what it has in common with the text before it.
+        let mut rest = Bound::Included(updated);
+        while let Some((own, subscribers)) = resources.range::<str, _>((Bound::Unbounded, rest)).next_back() {
+            let common = common_prefix(own, updated);
+            if common.len() < own.len() {
+                rest = Bound::Included(common);
+                continue;
+            }
+            let below = &updated[own.len()..];
+            if below.is_empty() || own.ends_with('/') || below.starts_with('/') {
+                let wishes = subscribers
+                    .iter()
+                    .flat_map(|(session, wishes)| wishes.iter().map(move |wish| (session, wish)));
+                found.extend(wishes.map(|(session, (uri, asked))| Subscriber {
+                    session: session.to_string(),
+                    uri: uri.clone(),
+                    asked: asked.clone(),
+                }));
+            }
+            rest = Bound::Excluded(&updated[..own.len()]);
+        }
+        found
     }
 
     /// How many resources somebody wants to hear of.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.resources
     }
 
     /// Whether nobody is subscribed to anything.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.resources == 0
     }
+}
+
+/// What `other` begins with in common with a text.
+fn common_prefix<'a>(text: &str, other: &'a str) -> &'a str {
+    let pairs = text.chars().zip(other.char_indices());
+    let end = pairs.filter(|(one, (_, two))| one != two).map(|(_, (place, _))| place).next();
+    &other[..end.unwrap_or(other.len().min(text.len()))]
 }
 
 #[cfg(test)]
@@ -166,5 +264,68 @@ mod tests {
         assert!(subscriptions.of_update("s", "a://xy").is_empty());
         assert_eq!(subscriptions.leave("2"), [("t".to_owned(), "a://x".to_owned())]);
         assert!(subscriptions.leave("2").is_empty());
+    }
+
+    #[test]
+    fn counts_and_indexes_end_with_what_they_count() {
+        let mut subscriptions = Subscriptions::default();
+        for (server, own, session) in [("s", "a", "1"), ("s", "b", "1"), ("t", "a", "1"), ("s", "a", "2")] {
+            assert!(subscriptions.add(server, own, who(session, own)));
+            assert!(!subscriptions.add(server, own, who(session, own)), "it did before");
+        }
+        assert!(subscriptions.add("s", "a", who("1", "s+a")), "another name of the same resource counts");
+        assert_eq!((subscriptions.count("1"), subscriptions.count("2"), subscriptions.len()), (4, 1, 3));
+        let mut sessions = subscriptions.sessions_of("s");
+        sessions.sort();
+        assert_eq!(sessions, ["1".into(), "2".into()]);
+        assert!(!subscriptions.remove("s", "a", "1"));
+        assert_eq!((subscriptions.count("1"), subscriptions.of_session("s", "1")), (2, vec!["b".to_owned()]));
+        let gone = [("s".to_owned(), "b".to_owned()), ("t".to_owned(), "a".to_owned())];
+        assert_eq!(subscriptions.leave("1"), gone);
+        assert_eq!(subscriptions.leave("2"), [("s".to_owned(), "a".to_owned())]);
+        assert!(subscriptions.servers.is_empty() && subscriptions.sessions.is_empty());
+    }
+
+    /// Every subscription is found as if each were looked at.
+    #[test]
+    fn updates_are_found_at_all_levels() {
+        let texts = [
+            "", "a", "a/", "a/b", "a/b/", "a/b/c", "a/bc", "a/b0", "b", "ä/é", "ä/é/x", "a/b/c/d", "/", "//",
+        ];
+        let mut subscriptions = Subscriptions::default();
+        for own in texts {
+            subscriptions.add("s", own, who("1", own));
+        }
+        for updated in texts.iter().chain(&["a/b/c/d/e", "a/b1", "ä/ê", "c", "a//b"]) {
+            let below = |own: &str| {
+                let rest = updated.strip_prefix(own)?;
+                (rest.is_empty() || own.ends_with('/') || rest.starts_with('/')).then(|| own.to_owned())
+            };
+            let mut expected: Vec<String> = texts.iter().filter_map(|own| below(own)).collect();
+            let found = subscriptions.of_update("s", updated);
+            let mut found: Vec<String> = found.into_iter().map(|one| one.uri).collect();
+            expected.sort();
+            found.sort();
+            assert_eq!(found, expected, "{updated}");
+        }
+    }
+
+    /// 20 000 subscriptions of 1 000 sessions: all of this takes seconds where each of them is looked at each time.
+    #[test]
+    fn many_subscriptions_cost_no_search() {
+        let mut subscriptions = Subscriptions::default();
+        let uri = |number: usize| format!("file:///{number}");
+        for number in 0..20_000 {
+            let session = (number % 1000).to_string();
+            assert_eq!(subscriptions.count(&session), number / 1000);
+            let asked = Some(number.to_string());
+            subscriptions.add("s", &uri(number), Subscriber { asked, ..who(&session, &uri(number)) });
+            subscriptions.settle("s", &session, &number.to_string(), true);
+            assert_eq!(subscriptions.of_update("s", &uri(number)).len(), 1);
+        }
+        for session in 0..1000 {
+            assert_eq!(subscriptions.leave(&session.to_string()).len(), 20);
+        }
+        assert!(subscriptions.is_empty());
     }
 }

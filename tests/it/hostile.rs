@@ -23,7 +23,7 @@ use crate::{
 
 /// What `/status` says.
 #[track_caller]
-fn status(address: std::net::SocketAddr) -> Value {
+pub fn status(address: std::net::SocketAddr) -> Value {
     let answer = get(address, "/status");
     assert_eq!((answer.status, answer.field("content-type")), (200, Some("application/json")), "{answer:?}");
     value(&answer.body)

@@ -3,6 +3,7 @@
 mod calls;
 mod canaries;
 mod certs;
+mod changes;
 mod child;
 mod comeback;
 mod complaints;

@@ -1,0 +1,77 @@
+//! Coalescing of list changes: what clients are told, at most once in a while for each kind of list.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use crate::limits;
+
+/// Changes of lists that clients are still to be told of, by the method of the notification.
+#[derive(Debug, Default)]
+pub struct Changes(BTreeMap<&'static str, Change>);
+
+#[derive(Debug, Default)]
+struct Change {
+    /// When it was last told.
+    told: Option<Instant>,
+    /// The last change that was not told.
+    changed: Option<Instant>,
+}
+
+impl Change {
+    /// When it is to be told: the first change at once, further ones after a pause.
+    fn due(&self) -> Option<Instant> {
+        let changed = self.changed?;
+        Some(self.told.map_or(changed, |told| told + limits::CHANGES_PAUSE))
+    }
+}
+
+impl Changes {
+    /// Records a change.
+    pub fn add(&mut self, now: Instant, notification: &'static str) {
+        self.0.entry(notification).or_default().changed = Some(now);
+    }
+
+    /// Takes out what is to be told now, each with the time of its last change.
+    pub fn take(&mut self, now: Instant) -> Vec<(&'static str, Instant)> {
+        let mut due = Vec::new();
+        for (notification, change) in &mut self.0 {
+            if change.due().is_some_and(|due| due <= now) {
+                change.told = Some(now);
+                due.extend(change.changed.take().map(|changed| (*notification, changed)));
+            }
+        }
+        due
+    }
+
+    /// When something is to be told next.
+    pub fn due(&self) -> Option<Instant> {
+        self.0.values().filter_map(Change::due).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_first_change_is_told_at_once_and_further_ones_together() {
+        let (mut changes, start) = (Changes::default(), Instant::now());
+        let at = |millis| start + Duration::from_millis(millis);
+        assert_eq!((changes.due(), changes.take(start)), (None, vec![]));
+        changes.add(at(0), "tools");
+        assert_eq!((changes.due(), changes.take(at(0))), (Some(at(0)), vec![("tools", at(0))]));
+        for millis in 1..400 {
+            changes.add(at(millis), "tools");
+            assert_eq!(changes.take(at(millis)), [], "{millis}");
+        }
+        // Another kind does not wait for that.
+        changes.add(at(400), "prompts");
+        assert_eq!((changes.due(), changes.take(at(400))), (Some(at(400)), vec![("prompts", at(400))]));
+        let due = start + limits::CHANGES_PAUSE;
+        assert_eq!((changes.due(), changes.take(due)), (Some(due), vec![("tools", at(399))]));
+        assert_eq!((changes.due(), changes.take(at(9000))), (None, vec![]));
+        changes.add(at(9000), "tools");
+        assert_eq!(changes.take(at(9000)), [("tools", at(9000))], "after a rest it is prompt again");
+    }
+}

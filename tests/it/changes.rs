@@ -1,0 +1,80 @@
+//! Many changes of lists at once: each client is told few times, and asks for the lists then.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::{
+    frames::End,
+    hostile::status,
+    session::Session,
+    world::{Gateway, eventually},
+};
+
+/// Registers a server with this name and one tool, and waits until that is listed.
+fn register(gateway: &Gateway, name: &str) -> End {
+    let mut end = End::connect(gateway.address, None);
+    end.say(&format!(
+        r#"{{"jsonrpc":"2.0","id":"{name}","method":"register","params":{{"name":"{name}","capabilities":{{}}}}}}"#
+    ));
+    end.list();
+    // Answered in order, so that the list is read by then.
+    end.say(r#"{"jsonrpc":"2.0","id":"listed","method":"ping"}"#);
+    end.find(|frame| frame.contains("\"listed\""));
+    end
+}
+
+fn tools(session: &Session) -> usize {
+    session.ask("tools/list", json!({}))["result"]["tools"].as_array().unwrap().len()
+}
+
+const CHANGED: &str = "notifications/tools/list_changed";
+
+#[test]
+fn a_storm_of_registrations_is_told_in_few_notices() {
+    let gateway = Gateway::start(&[]);
+    let session = Session::open(gateway.address, "/mcp");
+    let mut listening = session.listen(None);
+    assert_eq!(listening.next().data.as_deref(), Some(""));
+    let begun = Instant::now();
+    let _first = register(&gateway, "first");
+    assert_eq!(listening.message()["method"], CHANGED);
+    assert!(begun.elapsed() < Duration::from_secs(10), "the first notice does not wait");
+    let begun = Instant::now();
+    let all: Vec<End> = (0..40).map(|number| register(&gateway, &format!("s{number}"))).collect();
+    assert_eq!(tools(&session), all.len() + 2);
+    assert_eq!(listening.message()["method"], CHANGED, "the last change is told, too");
+    let pauses = begun.elapsed().as_millis() as usize / 500;
+    assert_eq!(session.send("DELETE", &[], "").answer().status, 204);
+    let rest = listening.all().len();
+    assert!(rest <= pauses + 1, "{rest} more notices in {pauses} pauses");
+}
+
+/// A client that is away finds one notice of a kind, however often it would have been told.
+#[test]
+fn one_notice_of_a_kind_waits_for_a_client() {
+    let gateway = Gateway::start(&[]);
+    let session = Session::open(gateway.address, "/mcp");
+    let mut listening = session.listen(None);
+    let last = listening.next().id.unwrap();
+    drop(listening);
+    eventually("the stream rests", || status(gateway.address)["tables"]["streams"] == 0);
+    let begun = Instant::now();
+    let mut last_one = register(&gateway, "s");
+    while begun.elapsed() < Duration::from_millis(1600) {
+        drop(last_one);
+        eventually("it is gone", || status(gateway.address)["tables"]["servers"] == 0);
+        last_one = register(&gateway, "s");
+    }
+    assert_eq!(tools(&session), 2);
+    let listening = session.listen(Some(&last));
+    // The session ends after what waits for it.
+    assert_eq!(session.send("DELETE", &[], "").answer().status, 204);
+    let told: Vec<Value> = listening.all();
+    assert!(
+        !told.is_empty() && told.iter().all(|message| message["method"] == CHANGED),
+        "{} messages",
+        told.len()
+    );
+    assert!(told.len() <= 2, "one that waited, and one for the last pause, not {}", told.len());
+}
