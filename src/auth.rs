@@ -170,6 +170,12 @@ impl Tokens {
         clients.any(|other| Some(other) != first)
     }
 
+    /// Whether there is more than one principal at all.
+    pub fn have_several(&self) -> bool {
+        let first = self.0.first().map(|entry| entry.principal);
+        self.0.iter().any(|other| Some(other.principal) != first)
+    }
+
     /// Whether more than one principal may register servers, so that they have to share.
     pub fn have_several_registrars(&self) -> bool {
         let mut registrars = self.0.iter().filter(|entry| entry.register.is_some());

@@ -26,6 +26,21 @@ pub struct Limits {
     pub device: DeviceLimits,
     /// Guessing of tokens.
     pub guess: GuessLimits,
+    /// Bytes of what the gateway keeps.
+    pub memory: MemoryLimits,
+}
+
+/// Bounds of what the gateway keeps in memory for all its peers together.
+#[derive(Clone, Debug)]
+pub struct MemoryLimits {
+    /// Bytes in all (`--max-memory`); see [`MAX_MEMORY`].
+    pub bytes: usize,
+}
+
+impl Default for MemoryLimits {
+    fn default() -> Self {
+        Self { bytes: MAX_MEMORY }
+    }
 }
 
 /// Bounds of the HTTP/1.1 server.
@@ -146,9 +161,9 @@ pub struct SessionLimits {
     pub queue_messages: usize,
     /// Bytes that wait for one client to read them; a single larger message is still taken when nothing waits.
     pub queue_bytes: usize,
-    /// Bytes that all clients have in common for bursts beyond that: several large results at a time, to a client that
-    /// reads. With 100 clients that read nothing, less than 100 MiB wait in all.
-    pub queue_pool: usize,
+    /// Bytes of answers that may wait beyond that: several large results at a time, to a client that reads. All of it comes
+    /// from the budget of the gateway.
+    pub queue_burst: usize,
     /// Bytes of messages that are written to a client at a time, at least one message; they are in memory twice then.
     pub write_bytes: usize,
     /// Calls of one session that wait for an answer.
@@ -176,7 +191,7 @@ impl Default for SessionLimits {
             batch_bytes: 8 * MIB,
             queue_messages: 256,
             queue_bytes: 640 * KIB,
-            queue_pool: 16 * MIB,
+            queue_burst: 16 * MIB,
             write_bytes: 64 * KIB,
             in_flight: 64,
             keep_alive: Duration::from_secs(15),
@@ -456,6 +471,19 @@ impl Default for DeviceLimits {
     }
 }
 
+/// Bytes that the gateway keeps for clients and servers, unless `--max-memory` says otherwise: half of the smallest VPS that is
+/// sold (512 MiB). It covers messages that wait or are being written, request bodies, messages of links that are coming in,
+/// frames kept for resumption, lists, and events kept for replay. What the process has beside it is, at most: program and tables
+/// 16 MiB; 64 KiB for each connection (buffers, TLS, task), 64 MiB for 1 024; and, for each thread, three copies of the
+/// largest message while it is passed on, 12 MiB.
+pub const MAX_MEMORY: usize = 256 * MIB;
+/// Bytes that `--max-memory` may ask for: less does not hold two messages of the usual size and what is kept free beside them.
+pub const MEMORY: std::ops::RangeInclusive<usize> = 16 * MIB..=2048 * MIB;
+/// Bytes of an amount that may be taken from the last part of a budget: most calls are smaller, and pass where large ones are
+/// refused.
+pub const BUDGET_SMALL: usize = 16 * KIB;
+/// The part of a budget that is kept free for small amounts: one in so many.
+pub const BUDGET_RESERVE: usize = 8;
 /// Bytes of one message that `--max-message-bytes` may ask for: what a registration has, and what a small box still holds
 /// a few of.
 pub const MESSAGE_BYTES: std::ops::RangeInclusive<usize> = 64 * KIB..=256 * MIB;

@@ -56,6 +56,8 @@ pub struct Stats {
     pub resumed: Counter,
     /// Clients cut off because they did not read.
     pub slow_clients: Counter,
+    /// Messages, bodies and lists for which the budget of bytes had no room.
+    pub memory_refusals: Counter,
 }
 
 impl Stats {
@@ -77,6 +79,7 @@ impl Stats {
             ("strays", &self.strays),
             ("resumed", &self.resumed),
             ("slow_clients", &self.slow_clients),
+            ("memory_refusals", &self.memory_refusals),
         ]
         .map(|(name, counter)| (name, counter.get()))
         .into()

@@ -58,6 +58,7 @@ pub const GATEWAY: &[Flag] = &[
     flag("max-calls-per-session", Takes::One),
     flag("max-calls-per-server", Takes::One),
     flag("max-message-bytes", Takes::One),
+    flag("max-memory", Takes::One),
     flag("threads", Takes::One),
 ];
 
@@ -187,6 +188,10 @@ pub struct GatewayArgs {
     /// size of one message in bytes, 64K to 256M: 65536, 512K, 16M; give register the same (default: 4M)
     #[argh(option)]
     pub max_message_bytes: Option<String>,
+    /// bytes kept in memory for all clients and servers together, 16M to 2G; what has no room is answered 413 or 503, or an error
+    /// that says so (default: 256M)
+    #[argh(option)]
+    pub max_memory: Option<String>,
     /// what is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL (default: INFO)
     #[argh(option, default = "String::from(\"INFO\")")]
     pub log_level: String,

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     fault::Fault,
-    limits::{COUNT, FRAME_EXTRA, Limits, MESSAGE_BYTES},
+    limits::{COUNT, FRAME_EXTRA, Limits, MEMORY, MESSAGE_BYTES},
     text,
 };
 
@@ -33,8 +33,12 @@ pub fn gateway(args: &GatewayArgs) -> Result<Limits, Fault> {
     set(&mut session.per_principal, "--max-sessions-per-token", &args.max_sessions_per_token)?;
     set(&mut session.in_flight, "--max-calls-per-session", &args.max_calls_per_session)?;
     set(&mut link.in_flight, "--max-calls-per-server", &args.max_calls_per_server)?;
+    if let Some(typed) = &args.max_memory {
+        limits.memory.bytes = bytes("--max-memory", typed, MEMORY)?;
+    }
+    let (http, link) = (&mut limits.http, &mut limits.link);
     if let Some(typed) = &args.max_message_bytes {
-        http.body_bytes = bytes(typed)?;
+        http.body_bytes = bytes("--max-message-bytes", typed, MESSAGE_BYTES)?;
         link.message_bytes = http.body_bytes + FRAME_EXTRA;
     }
     Ok(limits)
@@ -47,7 +51,7 @@ pub fn gateway(args: &GatewayArgs) -> Result<Limits, Fault> {
 pub fn register(args: &RegisterArgs) -> Result<Limits, Fault> {
     let mut limits = Limits::default();
     if let Some(typed) = &args.max_message_bytes {
-        limits.child.line_bytes = bytes(typed)?;
+        limits.child.line_bytes = bytes("--max-message-bytes", typed, MESSAGE_BYTES)?;
         limits.link.message_bytes = limits.child.line_bytes + FRAME_EXTRA;
     }
     Ok(limits)
@@ -60,11 +64,10 @@ fn set(limit: &mut usize, flag: &str, given: &Option<String>) -> Result<(), Faul
     Ok(())
 }
 
-fn bytes(typed: &str) -> Result<usize, Fault> {
-    let allowed: RangeInclusive<usize> = MESSAGE_BYTES;
+fn bytes(flag: &str, typed: &str, allowed: RangeInclusive<usize>) -> Result<usize, Fault> {
     text::bytes(typed).filter(|bytes| allowed.contains(bytes)).ok_or_else(|| {
         Fault::usage(format!(
-            "--max-message-bytes {}: a size like 4M is needed, from {} to {}",
+            "{flag} {}: a size like 4M is needed, from {} to {}",
             text::show(typed),
             text::size(*allowed.start()),
             text::size(*allowed.end())

@@ -53,7 +53,7 @@ fn limits() {
     assert_eq!((limits.http.connections_unknown, limits.http.connections_from_loopback), (256, 1024));
     let line = ["--max-connections", "100", "--max-connections-per-address", "7", "--max-links", "3"];
     let more = ["--max-client-sessions=4", "--max-sessions-per-token=2", "--max-calls-per-session=5"];
-    let last = ["--max-message-bytes", "1M"];
+    let last = ["--max-message-bytes", "1M", "--max-memory", "64M"];
     let line = [&line[..], &more[..], &last[..]].concat();
     let (config, _) = gateway(&line, &[("MCPPORT_MAX_CALLS_PER_SERVER", "6")]);
     let limits = &config.limits;
@@ -61,7 +61,7 @@ fn limits() {
     assert_eq!((limits.http.connections_unknown, limits.http.connections_from_loopback), (25, 100));
     assert_eq!((limits.link.links, limits.session.sessions, limits.session.per_principal), (3, 4, 2));
     assert_eq!((limits.session.in_flight, limits.link.in_flight), (5, 6));
-    assert_eq!(limits.http.body_bytes, 1 << 20);
+    assert_eq!((limits.http.body_bytes, limits.memory.bytes), (1 << 20, 64 << 20));
     assert!(limits.link.message_bytes > 1 << 20);
     let edge = register(&["--max-message-bytes", "16M"]).limits;
     assert_eq!(edge.child.line_bytes, 16 << 20);
@@ -74,6 +74,7 @@ fn limits() {
             &["gateway", "--max-message-bytes", "1K"],
             "--max-message-bytes 1K: a size like 4M is needed, from 64K",
         ),
+        (&["gateway", "--max-memory", "1M"], "--max-memory 1M: a size like 4M is needed, from 16M to 2048M"),
         (&["r", "--stdio", "cat", "--max-message-bytes", "1G"], "--max-message-bytes 1G"),
         (&["gateway", "--status-path", "/mcp"], "--mcp-path and --status-path have the same path"),
     ] {

@@ -12,7 +12,10 @@ use crate::{
     jsonrpc::quote,
     limits::SessionLimits,
     mcp::{LATEST, logging::Level},
-    net::queue::{Refused, Sender},
+    net::{
+        budget::Account,
+        queue::{Refused, Sender},
+    },
     session::{Asks, Calls},
     stats::Stats,
     text,
@@ -71,11 +74,15 @@ impl Own {
 pub struct Client {
     id: String,
     principal: Principal,
+    /// Where the bytes that are kept for it come from.
+    account: Account,
     scope: Scope,
     /// It has one event stream for everything (2024-11-05); otherwise answers go to the POST that asked.
     legacy: bool,
     /// Messages that belong to no request.
     outbox: Sender<()>,
+    /// See [`SessionLimits::queue_burst`].
+    burst: usize,
     calls: Mutex<Calls<Arc<Upstream>>>,
     facts: Mutex<Facts>,
     streams: Streams,
@@ -88,7 +95,7 @@ impl Client {
     /// A client; `outbox` takes what belongs to no request.
     pub fn new(
         id: String,
-        principal: Principal,
+        (principal, account): (Principal, Account),
         scope: Scope,
         legacy: bool,
         outbox: Sender<()>,
@@ -97,9 +104,22 @@ impl Client {
         let (capabilities, info) = ("{}".into(), "{}".into());
         let facts = Facts { initialized: None, version: LATEST.into(), level: None, capabilities, info };
         let calls = Mutex::new(Calls::new(limits));
-        let (facts, streams) = (Mutex::new(facts), Streams::new(limits));
+        let (facts, streams) = (Mutex::new(facts), Streams::new(limits, &account));
         let (own, asks) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { id, principal, scope, legacy, outbox, calls, facts, streams, own, asks })
+        Arc::new(Self {
+            id,
+            principal,
+            account,
+            scope,
+            legacy,
+            outbox,
+            burst: limits.queue_burst,
+            calls,
+            facts,
+            streams,
+            own,
+            asks,
+        })
     }
 
     /// The session's id.
@@ -110,6 +130,11 @@ impl Client {
     /// Whose session it is.
     pub fn principal(&self) -> Principal {
         self.principal
+    }
+
+    /// Where the bytes that are kept for it come from.
+    pub fn account(&self) -> &Account {
+        &self.account
     }
 
     /// What it sees.
@@ -139,7 +164,7 @@ impl Client {
 
     /// The way back that does not belong to a request.
     pub fn outbox(&self) -> Reply {
-        Reply::stream(self.outbox.clone())
+        Reply::stream(self.outbox.clone(), self.burst)
     }
 
     /// Queues a message that belongs to no request. In the Streamable transport a client has to ask for the stream of
@@ -165,7 +190,7 @@ impl Client {
             self.outbox().send(message, stats);
             return true;
         }
-        self.outbox.send(message) != Err(Refused::Full)
+        !matches!(self.outbox.send(message), Err(Refused::Full | Refused::Memory))
     }
 
     /// Ends the client's event stream, after what is queued.

@@ -22,7 +22,7 @@ use crate::{
         upgrade::Upgrade,
         vocab::{Method, StatusCode},
     },
-    net::{link, stream::Stream, web::Web},
+    net::{link, queue::Receiver, stream::Stream, web::Web},
     router::{Forbidden, Route, Unrouted},
     session,
 };
@@ -34,6 +34,10 @@ pub struct Connection {
     visit: Visit,
     /// Who was let in over it.
     proven: Option<Principal>,
+    /// Where an answer that is being written came from: its bytes are charged there until it is out.
+    pub(super) answering: Option<Receiver<()>>,
+    /// Whose account pays for bodies.
+    charged: Option<Principal>,
 }
 
 /// What becomes of the connection after a request.
@@ -80,7 +84,7 @@ impl Connection {
     pub fn new(gateway: Arc<Gateway>, stream: Stream, visit: Visit) -> Self {
         let (draining, stopped) = (gateway.draining.clone(), gateway.stopped.clone());
         let web = Web::new(stream, &gateway.config.limits.http, draining, stopped);
-        Self { gateway, web, visit, proven: None }
+        Self { gateway, web, visit, proven: None, answering: None, charged: None }
     }
 
     /// Serves its requests until it ends, or becomes a link.
@@ -105,7 +109,9 @@ impl Connection {
 
     /// One request and its answer. `None`: the connection has come to its end.
     async fn turn(&mut self) -> io::Result<Option<Then>> {
-        match self.web.advance().await? {
+        let step = self.web.advance().await?;
+        self.answering = None;
+        match step {
             Step::Request(request) => self.request(request).await.map(Some),
             Step::Refuse(response) => {
                 self.gateway.stats.refused.add();
@@ -307,10 +313,18 @@ impl Connection {
 
     /// Reads the body of a request, which then stands in `web`. Otherwise: what to answer, or nothing when the connection
     /// has ended meanwhile.
-    pub(super) async fn read_json(&mut self, request: &Request) -> io::Result<ControlFlow<Option<Response>>> {
+    pub(super) async fn read_json(
+        &mut self,
+        principal: Principal,
+        request: &Request,
+    ) -> io::Result<ControlFlow<Option<Response>>> {
         if !is_json(request) {
             let refusal = Response::new(StatusCode::UnsupportedMediaType).text("send application/json\n");
             return Ok(ControlFlow::Break(Some(refusal)));
+        }
+        if !self.charged.as_ref().is_some_and(|charged| *charged == principal) {
+            self.web.charge_body(&self.gateway.account(principal));
+            self.charged = Some(principal);
         }
         self.web.conn.take_body(Instant::now(), &mut self.web.out);
         Ok(match self.web.advance().await? {

@@ -8,7 +8,7 @@ use std::{borrow::Cow, sync::Arc};
 use super::{
     Gateway,
     client::{Client, Scope},
-    reply::Reply,
+    reply::{NO_MEMORY, Reply},
     upstream::{Declined, Upstream},
 };
 use crate::{
@@ -407,6 +407,7 @@ pub fn declined(why: Declined, server: &str) -> Problem {
             jsonrpc::BUSY,
             format!("too much waits already for the session's process of server '{server}' to start"),
         ),
+        Declined::Memory => (jsonrpc::BUSY, NO_MEMORY.into()),
         Declined::Link => (jsonrpc::BUSY, format!("the link to server '{server}' does not keep up")),
         Declined::Gone => (jsonrpc::INTERNAL_ERROR, format!("server '{server}' went away")),
     }

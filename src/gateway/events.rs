@@ -125,7 +125,7 @@ pub fn append(messages: VecDeque<String>, numbers: Option<&mut Numbers<'_>>, out
                 numbers.sent += 1;
                 sse::id(&event_id(numbers.stream, numbers.sent), out);
                 sse::event("message", &message, out);
-                numbers.streams.replay().keep(numbers.stream, numbers.sent, message);
+                numbers.streams.keep(numbers.stream, numbers.sent, message);
             }
         }
     }

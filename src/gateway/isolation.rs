@@ -181,7 +181,7 @@ impl Gateway {
                 } else {
                     message.with_id(&own)
                 };
-                if process.send_now(answer) == Err(Refused::Full) {
+                if matches!(process.send_now(answer), Err(Refused::Full | Refused::Memory)) {
                     // The server would wait for it for ever.
                     self.end_process(&process, "the link does not keep up", true);
                 }

@@ -217,6 +217,7 @@ impl Gateway {
     fn apply(&self, tokens: Tokens) -> (usize, usize) {
         let tokens = Arc::new(tokens);
         self.keys.replace(tokens.clone());
+        self.budget.share(tokens.have_several());
         let clients = {
             let mut sessions = self.sessions();
             sessions.share(tokens.have_several_clients());

@@ -4,13 +4,15 @@ use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
 use super::{
     client::{Client, Scope},
-    connection::Connection,
+    connection::{Connection, busy},
     events,
+    reply::NO_MEMORY,
 };
 use crate::{
     auth::Principal,
     http::{head::Request, respond::Response, vocab::StatusCode},
     jsonrpc::{self, Message},
+    limits,
     net::{queue::Receiver, random},
     session, sse,
 };
@@ -24,9 +26,10 @@ pub fn admit(
     connection.need_connected(&scope)?;
     let gateway = &connection.gateway;
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
-    let (outbox, queue) = gateway.client_queue();
-    let client =
-        Client::new(session::id(random), principal, scope, true, outbox, &gateway.config.limits.session);
+    let account = gateway.account(principal);
+    let (outbox, queue) = gateway.client_queue(&account);
+    let limits = &gateway.config.limits.session;
+    let client = Client::new(session::id(random), (principal, account), scope, true, outbox, limits);
     connection.open_session(&client, principal)?;
     log::debug!("client {} opens an event stream from {}", client.name(), connection.web.stream.peer());
     Ok((client, queue))
@@ -82,7 +85,11 @@ pub async fn messages(
     let Some(client) = found.filter(|client| client.is_legacy()) else {
         return Ok(Some(Response::new(StatusCode::NotFound).text("no such session\n")));
     };
-    if let ControlFlow::Break(answer) = connection.read_json(request).await? {
+    if !client.account().has(limits::BUDGET_SMALL) {
+        connection.gateway.stats.memory_refusals.add();
+        return Ok(Some(busy(&format!("{NO_MEMORY}\n"))));
+    }
+    if let ControlFlow::Break(answer) = connection.read_json(principal, request).await? {
         return Ok(answer);
     }
     let body = std::str::from_utf8(connection.web.conn.body()).map_err(|_| jsonrpc::Malformed::Syntax);

@@ -36,6 +36,7 @@ mod tasks;
 mod upstream;
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
@@ -47,16 +48,17 @@ use smol::Timer;
 
 use self::{client::Client, door::Visit, keys::Keys, shares::Shares, upstream::Upstream};
 use crate::{
-    auth::Tokens,
+    auth::{Principal, Tokens},
     catalog::Catalog,
     config::GatewayConfig,
     fault::Fault,
     limits, mcp,
     net::{
+        budget::{Account, Budget},
         deadline,
         exec::{self, Crew, Switch, Thrown},
         listen::{self, Listener},
-        queue::{self, Pool},
+        queue,
         stream::Stream,
         tls::Acceptor,
     },
@@ -93,8 +95,9 @@ pub struct Gateway {
     stats: Stats,
     /// When to complain of peers.
     complaints: Mutex<Seldom>,
-    /// What bursts of all clients have in common.
-    pool: Pool,
+    /// Bytes that are kept for peers, and who has how many.
+    budget: Budget,
+    accounts: Mutex<HashMap<Principal, Account>>,
     started: Instant,
     /// It listens beyond loopback.
     exposed: bool,
@@ -123,6 +126,8 @@ impl Gateway {
         let own = [("list_servers", mcp::LIST_SERVERS)];
         let mut sessions = Sessions::new(&config.limits.session);
         sessions.share(tokens.have_several_clients());
+        let budget = Budget::new(config.limits.memory.bytes);
+        budget.share(tokens.have_several());
         Self {
             policy,
             keys: Keys::new(tokens, &config.limits.guess),
@@ -140,7 +145,8 @@ impl Gateway {
             leaving: Crew::new(),
             stats: Stats::default(),
             complaints: Mutex::default(),
-            pool: Pool::new(config.limits.session.queue_pool),
+            budget,
+            accounts: Mutex::default(),
             started: Instant::now(),
             exposed,
             running: Crew::new(),
@@ -181,10 +187,23 @@ impl Gateway {
         shares::limit(self.config.limits.link.links, self.keys.tokens().have_several_registrars())
     }
 
+    /// The account of a principal.
+    fn account(&self, principal: Principal) -> Account {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(account) = accounts.get(&principal) {
+            return account.clone();
+        }
+        if accounts.len().is_power_of_two() {
+            // Tokens come and go.
+            accounts.retain(|_, account| !account.is_unused());
+        }
+        accounts.entry(principal).or_insert_with(|| self.budget.account()).clone()
+    }
+
     /// A queue towards a client.
-    fn client_queue(&self) -> (queue::Sender<()>, queue::Receiver<()>) {
+    fn client_queue(&self, account: &Account) -> (queue::Sender<()>, queue::Receiver<()>) {
         let limits = &self.config.limits.session;
-        queue::with_pool(limits.queue_messages, limits.queue_bytes, Some(self.pool.clone()))
+        queue::with_account(limits.queue_messages, limits.queue_bytes, Some(account.clone()))
     }
 
     /// Ends a session: its calls are cancelled, its streams end.

@@ -345,7 +345,11 @@ impl Newcomer<'_> {
         if !text::is_name(&name, limits.catalog.server_name) {
             return Err(Farewell::new(1008, "the server needs a name (--server-name)"));
         }
-        let (sender, receiver) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
+        let (sender, receiver) = queue::with_account(
+            limits.link.queue_messages,
+            limits.link.queue_bytes,
+            Some(self.gateway.account(self.principal)),
+        );
         let (claimant, claims) = async_channel::bounded(1);
         let resumes = registration.resumes && !limits.link.resume_window.is_zero();
         let token = if resumes { Some(Secret::new(session::id(random()?))) } else { None };

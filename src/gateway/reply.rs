@@ -22,6 +22,7 @@ pub struct Reply {
     post: Option<Arc<Post>>,
     /// Counts the request among the running ones until every copy of this is gone.
     _running: Option<Badge>,
+    burst: usize,
 }
 
 /// What is known of the answer to a POST.
@@ -46,15 +47,16 @@ impl Post {
 
 impl Reply {
     /// By the client's event stream, which goes on after any answer.
-    pub fn stream(queue: Sender<()>) -> Self {
-        Self { queue, post: None, _running: None }
+    /// So many bytes of answers may wait there beyond the bounds of the queue.
+    pub fn stream(queue: Sender<()>, burst: usize) -> Self {
+        Self { queue, post: None, burst, _running: None }
     }
 
     /// By the answer to a POST with so many requests; beyond the first, their answers have so many bytes at most.
     pub fn post(queue: Sender<()>, requests: usize, most: usize) -> Self {
         let (open, other) = (AtomicUsize::new(requests), AtomicBool::new(false));
         let post = Post { open, other, bytes: AtomicUsize::new(0), most };
-        Self { queue, post: Some(Arc::new(post)), _running: None }
+        Self { queue, post: Some(Arc::new(post)), burst: 0, _running: None }
     }
 
     /// The same for one request, counted among the running ones until it is answered.
@@ -81,15 +83,25 @@ impl Reply {
     }
 
     fn queue_message(&self, message: String, stats: &Stats) {
-        if self.queue.send(message) == Err(Refused::Full) {
-            stats.slow_clients.add();
-            if self.is_post() {
-                // A server that floods brings this about as often as it likes; the count is in the status.
-                log::debug!("a client does not read; a message before its answer is lost");
-            } else {
-                log::warn!("a client does not read; its stream ends");
-                self.queue.end(());
-            }
+        if let Err(refused @ (Refused::Full | Refused::Memory)) = self.queue.send(message) {
+            self.missed(refused, stats);
+        }
+    }
+
+    /// A message found no room.
+    fn missed(&self, refused: Refused, stats: &Stats) {
+        stats.slow_clients.add();
+        let why = if refused == Refused::Memory {
+            "the memory budget (--max-memory) is used up"
+        } else {
+            "a client does not read"
+        };
+        if self.is_post() {
+            // A server that floods brings this about as often as it likes; the count is in the status.
+            log::debug!("{why}; a message before its answer is lost");
+        } else {
+            log::warn!("{why}; its stream ends");
+            self.queue.end(());
         }
     }
 
@@ -98,7 +110,7 @@ impl Reply {
     pub fn ask(&self, question: String) -> bool {
         self.mark();
         // Where nobody reads any more, the session ends, and the server with it.
-        self.queue.send_more(question, limits::ASKS) != Err(Refused::Full)
+        !matches!(self.queue.send_more(question, limits::ASKS), Err(Refused::Full | Refused::Memory))
     }
 
     /// Something else than an answer is about to be queued: told before, so that nobody who finds it takes it for one.
@@ -120,12 +132,31 @@ impl Reply {
 
     /// Queues the answer to a request.
     pub fn finish(&self, answer: String, stats: &Stats) {
-        let Some(post) = &self.post else { return self.queue_message(answer, stats) };
-        let answer = if post.takes(answer.len()) { answer } else { crowded_out(&answer) };
-        // There are only so many as there were requests. Nobody may be left to read it.
-        let _ = self.queue.send_anyway(answer);
+        let Some(post) = &self.post else { return self.stream_answer(answer, stats) };
+        let answer =
+            if post.takes(answer.len()) { answer } else { replaced(&answer, jsonrpc::BUSY, CROWDED_OUT) };
+        // There are only so many as there were requests, and the budget bounds their bytes. Nobody may be left to read it.
+        if let Err((Refused::Full | Refused::Memory, answer)) = self.queue.offer_burst(answer, usize::MAX) {
+            stats.memory_refusals.add();
+            let _ = self.queue.send_anyway(replaced(&answer, jsonrpc::BUSY, NO_MEMORY));
+        }
         if post.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.queue.end(());
+        }
+    }
+
+    /// Queues an answer on an event stream. What has no room in the budget is answered with an error: the stream goes on.
+    fn stream_answer(&self, answer: String, stats: &Stats) {
+        match self.queue.offer_burst(answer, self.burst) {
+            Err((Refused::Memory, answer)) => {
+                stats.memory_refusals.add();
+                let error = replaced(&answer, jsonrpc::BUSY, NO_MEMORY);
+                if let Err(refused @ (Refused::Full | Refused::Memory)) = self.queue.send_own(error) {
+                    self.missed(refused, stats);
+                }
+            }
+            Err((Refused::Full, _)) => self.missed(Refused::Full, stats),
+            Ok(()) | Err((Refused::Closed, _)) => {}
         }
     }
 
@@ -137,8 +168,12 @@ impl Reply {
     }
 }
 
-/// What is answered in the place of an answer that finds no room among those of its batch.
-fn crowded_out(answer: &str) -> String {
+const CROWDED_OUT: &str = "the answers of this batch are too large together; ask one by one";
+/// The budget of bytes is used up.
+pub const NO_MEMORY: &str = "the gateway's memory budget (--max-memory) is used up; try again";
+
+/// An error in the place of an answer.
+fn replaced(answer: &str, code: i64, why: &str) -> String {
     let id = Message::read(answer).ok().and_then(|message| message.id()).unwrap_or("null");
-    jsonrpc::error(id, jsonrpc::BUSY, "the answers of this batch are too large together; ask one by one")
+    jsonrpc::error(id, code, why)
 }

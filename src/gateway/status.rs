@@ -84,6 +84,7 @@ impl Gateway {
             ("subscriptions", self.subscriptions().len()),
             ("tasks", self.tasks().len()),
             ("addresses", addresses),
+            ("bytes", self.budget.used()),
         ];
         sizes.map(|(name, size)| format!("\"{name}\":{size}")).join(",")
     }

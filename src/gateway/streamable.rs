@@ -16,7 +16,7 @@ use super::{
     connection::Connection,
     dispatch::refused_notification,
     events::{self, Ended, Numbers},
-    reply::Reply,
+    reply::{NO_MEMORY, Reply},
     streams::{Attached, NotAttached, STANDALONE},
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
         vocab::{Method, StatusCode},
     },
     jsonrpc::{self, Kind, Malformed, Message, elements},
-    mcp,
+    limits, mcp,
     net::{
         queue::{Receiver, Taken},
         random,
@@ -137,11 +137,11 @@ async fn post(
         let why = "accept application/json and text/event-stream";
         return Ok(Some(refuse(StatusCode::NotAcceptable, "null", jsonrpc::INVALID_REQUEST, why)));
     }
-    if let ControlFlow::Break(answer) = connection.read_json(request).await? {
+    if let ControlFlow::Break(answer) = connection.read_json(principal, request).await? {
         return Ok(answer);
     }
     let posted = take(connection, principal, scope, request);
-    connection.web.conn.drop_body();
+    connection.web.drop_body();
     match posted {
         Ok(Posted::Asked { client, queue, reply, batch }) => {
             answer(connection, &client, queue, &reply, batch, request).await
@@ -182,6 +182,13 @@ fn take(
         Err(why) => return Err(malformed(why)),
     };
     let client = session(connection, principal, &scope, request)?;
+    if !client.account().has(limits::BUDGET_SMALL) {
+        connection.gateway.stats.memory_refusals.add();
+        let id = messages.first().and_then(Message::id).unwrap_or("null");
+        return Err(
+            refuse(StatusCode::ServiceUnavailable, id, jsonrpc::BUSY, NO_MEMORY).field("Retry-After", "1")
+        );
+    }
     let batch = messages.is_empty();
     let messages = if batch { read_batch(body, &client, connection)? } else { messages };
     // Before any of them is passed on.
@@ -189,7 +196,7 @@ fn take(
         return Err(bad_request(&why));
     }
     let requests = messages.iter().filter(|message| message.kind() == Kind::Request).count();
-    let (sender, queue) = connection.gateway.client_queue();
+    let (sender, queue) = connection.gateway.client_queue(client.account());
     let most = connection.gateway.config.limits.session.batch_bytes;
     let reply = Reply::post(sender, requests, most);
     for message in &messages {
@@ -244,11 +251,12 @@ fn initialize(
     connection.need_connected(&scope)?;
     let gateway = &connection.gateway;
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
-    let (outbox, standalone) = gateway.client_queue();
-    let client =
-        Client::new(session::id(random), principal, scope, false, outbox, &gateway.config.limits.session);
+    let account = gateway.account(principal);
+    let (outbox, standalone) = gateway.client_queue(&account);
+    let limits = &gateway.config.limits.session;
+    let client = Client::new(session::id(random), (principal, account), scope, false, outbox, limits);
     client.streams().give_standalone(standalone);
-    let (sender, queue) = gateway.client_queue();
+    let (sender, queue) = gateway.client_queue(client.account());
     let reply = Reply::post(sender, 1, gateway.config.limits.session.batch_bytes);
     gateway.dispatch(&client, message, &reply);
     Ok(Posted::Begun { client, queue, reply })
@@ -319,6 +327,8 @@ async fn answer(
         } else {
             bodies.into_iter().next().unwrap_or_default()
         };
+        // Its bytes are charged until they are written.
+        connection.answering = Some(queue);
         return Ok(Some(Response::new(StatusCode::Ok).json(body)));
     }
     let attached = client.streams().begin(queue);
@@ -351,7 +361,7 @@ async fn gather(
     let web = &mut connection.web;
     poll_fn(|context| {
         let complete = loop {
-            match queue.poll_take(context, messages) {
+            match queue.poll_take_more(context, messages) {
                 Poll::Ready(Taken::Some) => {}
                 Poll::Ready(Taken::Ended(())) => break true,
                 Poll::Pending => break false,
@@ -472,7 +482,7 @@ async fn resume(
     seen: u64,
 ) -> Result<(Attached, Vec<(u64, String)>), NotAttached> {
     let attached = client.streams().take_over(id, &connection.gateway.config.limits.session).await?;
-    let missed = client.streams().replay().after(id, seen, attached.sent);
+    let missed = client.streams().after(id, seen, attached.sent);
     match missed {
         Some((missed, true)) => Ok((attached, missed)),
         // What is still to come is worth more than what is lost: above all the answer.

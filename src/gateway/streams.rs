@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -12,9 +12,10 @@ use std::{
 use crate::{
     limits::SessionLimits,
     net::{
+        budget::{Account, Charge, Evict, Idle},
         deadline,
         exec::{self, Switch, Thrown},
-        queue::Receiver,
+        queue::{Parked, Receiver},
     },
     session::Replay,
 };
@@ -49,6 +50,54 @@ struct Resting {
     /// `None`: it has ended.
     queue: Option<Receiver<()>>,
     sent: u64,
+    /// Its messages may be dropped for the sake of those who read.
+    _idle: Option<Idle>,
+}
+
+impl Resting {
+    /// Nobody reads the stream for now. The one that is not opened by a request outlives the loss of its messages; of
+    /// another there is nothing left then.
+    fn new(id: u32, queue: Option<Receiver<()>>, sent: u64) -> Self {
+        let parked = if id == STANDALONE { Parked::Emptied } else { Parked::Closed };
+        let idle = queue.as_ref().and_then(|queue| queue.park(parked));
+        Self { queue, sent, _idle: idle }
+    }
+
+    /// Somebody reads it again.
+    ///
+    /// # Errors
+    /// Its messages were dropped meanwhile.
+    fn wake(self) -> Result<Self, NotAttached> {
+        match &self.queue {
+            Some(queue) if !queue.unpark() => Err(NotAttached::Unknown),
+            _ => Ok(self),
+        }
+    }
+}
+
+/// Events that were sent, and what they take.
+#[derive(Debug)]
+struct Kept {
+    replay: Replay,
+    charge: Charge,
+}
+
+impl Kept {
+    fn trim(&mut self, bytes: usize) {
+        self.replay.trim(bytes);
+        // Less is always granted.
+        let _ = self.charge.resize(self.replay.bytes());
+    }
+}
+
+impl Evict for Mutex<Kept> {
+    fn evict(&self) {
+        match self.try_lock() {
+            Ok(mut kept) => kept.trim(0),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().trim(0),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -64,6 +113,8 @@ struct Table {
     held: HashMap<u32, Held>,
     /// In the order in which they came to rest.
     resting: Vec<(u32, Resting)>,
+    /// No connection has any of them, so that what was sent may be forgotten for the sake of those who read.
+    idle: Option<Idle>,
     /// The client has asked for the stream that is not opened by a request.
     listened: bool,
     closed: bool,
@@ -77,6 +128,7 @@ impl Table {
 
     fn hold(&mut self, id: u32, resting: Resting) -> Attached {
         let (switch, wanted) = exec::switch();
+        self.idle = None;
         self.listened |= id == STANDALONE;
         // Somebody may have asked for it while it was handed over.
         let heir = self.held.remove(&id).and_then(|held| held.heir);
@@ -101,24 +153,25 @@ impl Table {
 pub struct Streams {
     last: AtomicU32,
     table: Mutex<Table>,
-    replay: Mutex<Replay>,
+    kept: Arc<Mutex<Kept>>,
     most: usize,
 }
 
 impl Streams {
     /// The streams of a new session: none.
-    pub fn new(limits: &SessionLimits) -> Self {
+    pub fn new(limits: &SessionLimits, account: &Account) -> Self {
+        let kept = Kept { replay: Replay::new(limits), charge: account.charge() };
         Self {
             last: AtomicU32::new(STANDALONE),
             table: Mutex::default(),
-            replay: Mutex::new(Replay::new(limits)),
+            kept: Arc::new(Mutex::new(kept)),
             most: limits.parked,
         }
     }
 
     /// The stream that is not opened by a request.
     pub fn give_standalone(&self, queue: Receiver<()>) {
-        self.table().resting.push((STANDALONE, Resting { queue: Some(queue), sent: 0 }));
+        self.table().resting.push((STANDALONE, Resting::new(STANDALONE, Some(queue), 0)));
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -126,15 +179,30 @@ impl Streams {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was sent.
-    pub fn replay(&self) -> MutexGuard<'_, Replay> {
-        self.replay.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps an event that is sent, as far as there is memory for it; the oldest ones go first.
+    pub fn keep(&self, stream: u32, number: u64, text: String) {
+        let mut kept = self.kept();
+        kept.replay.keep(stream, number, text);
+        let bytes = kept.replay.bytes();
+        if !kept.charge.resize_spare(bytes) {
+            let had = kept.charge.bytes();
+            kept.trim(had);
+        }
+    }
+
+    /// What was sent on a stream after an event; see [`Replay::after`].
+    pub fn after(&self, stream: u32, seen: u64, last: u64) -> Option<(Vec<(u64, String)>, bool)> {
+        self.kept().replay.after(stream, seen, last)
     }
 
     /// A stream for the answer to a request.
     pub fn begin(&self, queue: Receiver<()>) -> Attached {
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.table().hold(id, Resting { queue: Some(queue), sent: 0 })
+        self.table().hold(id, Resting { queue: Some(queue), sent: 0, _idle: None })
     }
 
     /// Attaches a stream even if another connection has it: that one may be dead without having noticed.
@@ -145,7 +213,7 @@ impl Streams {
         let handed = {
             let mut table = self.table();
             if let Some(resting) = table.take(id) {
-                return Ok(table.hold(id, resting));
+                return Ok(table.hold(id, resting.wake()?));
             }
             let held = table.held.get_mut(&id).ok_or(NotAttached::Unknown)?;
             let (heir, handed) = async_channel::bounded(1);
@@ -161,13 +229,13 @@ impl Streams {
             }
         };
         let resting = resting.ok_or(NotAttached::Taken)?;
-        Ok(self.table().hold(id, resting))
+        Ok(self.table().hold(id, resting.wake()?))
     }
 
     /// A connection lets go of a stream, which may go on: for who wants it, or to wait for its client.
     pub fn rest(&self, attached: Attached) {
         let Attached { id, queue, sent, .. } = attached;
-        let mut resting = Resting { queue, sent };
+        let mut resting = Resting::new(id, queue, sent);
         let mut table = self.table();
         let held = table.held.remove(&id);
         if table.closed {
@@ -185,6 +253,10 @@ impl Streams {
         }
         table.make_room(self.most);
         table.resting.push((id, resting));
+        if table.held.is_empty() {
+            let kept: Weak<Mutex<Kept>> = Arc::downgrade(&self.kept);
+            table.idle = Some(self.kept().charge.account().idle(kept));
+        }
     }
 
     /// The session has ended.
@@ -193,6 +265,9 @@ impl Streams {
         table.closed = true;
         table.resting.clear();
         table.held.clear();
+        table.idle = None;
+        // Whoever still knows the session can come back to none of its streams.
+        self.kept().trim(0);
     }
 
     /// Whether the client has ever asked for the stream that is not opened by a request.

@@ -22,8 +22,9 @@ use crate::{
     limits::{self, LinkLimits},
     mcp::{self, bridge, logging::Level},
     net::{
+        budget::{Account, Budget},
         link::Farewell,
-        queue::{Pool, Refused, Sender},
+        queue::{Refused, Sender},
     },
     session::{self, CallId, Run},
     stats::Stats,
@@ -82,6 +83,8 @@ pub enum Declined {
     Starting,
     /// The link does not keep up.
     Link,
+    /// The budget of bytes is used up.
+    Memory,
     /// The link is gone.
     Gone,
 }
@@ -90,6 +93,7 @@ impl Declined {
     fn by_link(refused: Refused) -> Self {
         match refused {
             Refused::Full => Self::Link,
+            Refused::Memory => Self::Memory,
             Refused::Closed => Self::Gone,
         }
     }
@@ -136,7 +140,7 @@ pub struct Isolation {
     /// Processes by principal.
     shares: Shares,
     /// Bytes that may wait for processes to be initialized, all together.
-    room: Pool,
+    room: Account,
 }
 
 #[derive(Debug, Default)]
@@ -199,8 +203,9 @@ pub struct Private {
     pub wishes: Vec<String>,
     /// What waits until it is initialized: with the id of the mux, if it is a call.
     waiting: Mutex<Option<Waiting>>,
-    /// Where the bytes of that come from.
-    room: Pool,
+    /// Where the bytes of that come from: the share of its server, and the budget of its client.
+    room: Account,
+    account: Account,
 }
 
 impl Private {
@@ -210,6 +215,10 @@ impl Private {
         let Some(waiting) = &mut *waiting else { return Ok(Some(text)) };
         if waiting.len() >= limits::ASKS || !self.room.take(text.len()) {
             return Err(Refused::Full);
+        }
+        if !self.account.take(text.len()) {
+            self.room.give(text.len());
+            return Err(Refused::Memory);
         }
         waiting.push((id, text));
         Ok(None)
@@ -221,7 +230,9 @@ impl Private {
     }
 
     fn give_back(&self, waited: &Waiting) {
-        self.room.give(waited.iter().map(|(_, text)| text.len()).sum());
+        let bytes = waited.iter().map(|(_, text)| text.len()).sum();
+        self.room.give(bytes);
+        self.account.give(bytes);
     }
 }
 
@@ -242,7 +253,7 @@ impl Upstream {
         sessions: Option<u32>,
         berth: Option<Berth>,
     ) -> Arc<Self> {
-        let room = Pool::new(limits.queue_bytes);
+        let room = Budget::new(limits.queue_bytes).account();
         let sessions = sessions.map(|most| Isolation {
             most,
             channels: Mutex::default(),
@@ -293,10 +304,12 @@ impl Upstream {
         let number = channels.last.checked_add(1).ok_or(Declined::Gone)?;
         self.link.send(channel::open(number)).map_err(Declined::by_link)?;
         channels.last = number;
+        let account = client.account().clone();
         let (client, shared) = (Arc::downgrade(client), Arc::downgrade(self));
         let waiting = Mutex::new(wishes.is_some().then(Vec::new));
         let wishes = wishes.unwrap_or_default();
-        let private = Private { number, client, shared, wishes, waiting, room: isolation.room.clone() };
+        let private =
+            Private { number, client, shared, wishes, waiting, room: isolation.room.clone(), account };
         let (name, link) = (self.name.clone(), self.link.clone());
         let (mux, greeting) = (Mutex::new(Mux::new(most)), Mutex::default());
         let (level, run, tasks) = (Mutex::default(), Mutex::default(), AtomicBool::default());
@@ -523,7 +536,8 @@ impl Upstream {
         // Without room for anything the server is gone, and all wishes with it.
         let Ok(id) = self.mux().open_own(now, Caller::Nobody, method, patience) else { return true };
         let params = uri_params(own);
-        let sent = self.send_now(jsonrpc::request(&id.to_string(), method, &params)) != Err(Refused::Full);
+        let sent = self.send_now(jsonrpc::request(&id.to_string(), method, &params));
+        let sent = !matches!(sent, Err(Refused::Full | Refused::Memory));
         if !sent {
             self.mux().close(id);
         }
@@ -687,8 +701,8 @@ mod tests {
         let (link, mut frames) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
         let upstream = Upstream::new("s".into(), &limits.link, link, None, None);
         let (outbox, _) = queue::bounded(1, 1);
-        let client =
-            Client::new("id".into(), Principal::ANONYMOUS, Scope::All, false, outbox, &limits.session);
+        let owner = (Principal::ANONYMOUS, Budget::new(limits.memory.bytes).account());
+        let client = Client::new("id".into(), owner, Scope::All, false, outbox, &limits.session);
         // Large, so that rewriting it takes a while.
         let padding = "x".repeat(limits.link.queue_bytes / 8);
         let text = format!(
@@ -697,7 +711,7 @@ mod tests {
         let message = Message::read(&text).unwrap();
         let stats = Stats::default();
         let (sender, _answers) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
-        let reply = Reply::stream(sender);
+        let reply = Reply::stream(sender, 0);
         for _ in 0..50 {
             thread::scope(|scope| {
                 scope.spawn(|| {

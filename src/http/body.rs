@@ -226,6 +226,11 @@ pub(super) fn too_large() -> Refusal {
     Refusal::new(StatusCode::PayloadTooLarge, "request body too large")
 }
 
+/// The refusal of a body for which the budget of bytes has no room at present.
+pub(super) fn no_memory() -> Refusal {
+    Refusal::new(StatusCode::PayloadTooLarge, "the memory budget (--max-memory) is used up")
+}
+
 /// A byte of a field name (RFC 9110 5.6.2).
 pub fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)

@@ -144,8 +144,33 @@ impl Conn {
         }
     }
 
-    /// Where to read to; never empty. Larger while a large body is coming.
-    pub fn space(&mut self) -> &mut [u8] {
+    /// Bytes of the buffer that the next read needs for a large body, which must be free before it is read. 0: no more
+    /// than any connection has.
+    pub fn body_need(&self) -> usize {
+        if !matches!(self.state, State::Length(_) | State::Chunked { .. }) {
+            return 0;
+        }
+        let (least, growth) = self.growth();
+        let held = self.end - self.start;
+        let grows = self.buffer.len() - held < least;
+        let length = if grows { held + growth.max(least) } else { self.buffer.len() };
+        if length > self.limits.read_burst { length } else { 0 }
+    }
+
+    /// Bytes of the buffer behind a body that is whole.
+    pub fn body_held(&self) -> usize {
+        let large = matches!(self.state, State::Whole { .. }) && self.buffer.len() > self.limits.read_burst;
+        if large { self.buffer.len() } else { 0 }
+    }
+
+    /// There is no memory for the body that is coming in: [`Conn::next`] refuses the request.
+    pub fn refuse_body(&mut self) {
+        self.state = State::Refusing(body::no_memory());
+        (self.buffer, self.start, self.end) = (Vec::new(), 0, 0);
+    }
+
+    /// How much free room a read needs, and by how much the buffer grows where there is less.
+    fn growth(&self) -> (usize, usize) {
         let held = self.end - self.start;
         let usual = self.limits.read_bytes;
         let (least, growth) = match self.state {
@@ -157,7 +182,13 @@ impl Conn {
             State::Asked(_) | State::Whole { .. } | State::Stream { .. } => (1, self.limits.watch_bytes),
             _ => (usual / 2, usual),
         };
-        let least = least.max(1);
+        (least.max(1), growth)
+    }
+
+    /// Where to read to; never empty. Larger while a large body is coming.
+    pub fn space(&mut self) -> &mut [u8] {
+        let held = self.end - self.start;
+        let (least, growth) = self.growth();
         if self.buffer.len() - self.end < least && self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
             self.start = 0;

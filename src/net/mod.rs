@@ -8,6 +8,7 @@
 //! - [`web`]: an HTTP connection: the machine in `http` over a stream.
 //! - [`child`]: a stdio server as a child process in its own process group.
 //! - [`link`]: the WebSocket between edge and gateway, driven by one task. [`queue`]: what feeds its writer, bounded.
+//! - [`budget`]: bytes of all that is kept in memory for peers, shared out among principals.
 //! - [`exec`]: the executor. [`reactor`]: how its threads wait for the system, and [`spin`]: when they stay awake.
 //!   [`source`]: sockets and pipes over that.
 //! - [`group`]: tasks that end with whoever they work for. [`bell`]: waits that are not disturbed. [`random`]: ids and
@@ -16,6 +17,7 @@
 //! - [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
 
 pub mod bell;
+pub mod budget;
 pub mod child;
 pub mod deadline;
 pub mod exec;

@@ -1,21 +1,18 @@
 //! A bounded queue of messages from many tasks to the one task that writes them.
 //!
 //! Bounded in messages and in bytes. The reader takes all there is at once, so that it can write it at once.
-//! A single message larger than the byte limit is still taken when nothing else waits. Queues of the same kind may have a
-//! [`Pool`] of bytes in common: a burst of large messages finds room there, and yet all queues together are bounded. The lock is never held
-//! across an await.
+//! A single message larger than the byte limit is still taken when nothing else waits. The bytes of a queue may be charged to
+//! an [`Account`]: then all queues together are bounded, too. The lock is never held across an await.
 
 use std::{
     collections::VecDeque,
     fmt,
     future::poll_fn,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak},
     task::{Context, Poll, Waker},
 };
 
+use super::budget::{Account, Evict, Idle};
 use crate::limits;
 
 /// Why a message is not taken.
@@ -23,6 +20,8 @@ use crate::limits;
 pub enum Refused {
     /// The reader does not keep up.
     Full,
+    /// The budget of bytes is used up.
+    Memory,
     /// The queue was ended, or its reader is gone.
     Closed,
 }
@@ -42,66 +41,56 @@ pub struct Sender<E>(Arc<Mutex<State<E>>>);
 /// The reading side.
 pub struct Receiver<E>(Arc<Mutex<State<E>>>);
 
-/// Bytes that several queues may use beyond their own.
-#[derive(Clone, Debug)]
-pub struct Pool(Arc<AtomicUsize>);
-
-impl Pool {
-    /// So many bytes.
-    pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(AtomicUsize::new(bytes)))
-    }
-
-    /// Takes so many out. False: there are fewer, and none is taken.
-    pub fn take(&self, bytes: usize) -> bool {
-        let taken = |left: usize| left.checked_sub(bytes);
-        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken).is_ok()
-    }
-
-    /// Gives so many back.
-    pub fn give(&self, bytes: usize) {
-        self.0.fetch_add(bytes, Ordering::AcqRel);
-    }
-
-    /// How many are left.
-    pub fn left(&self) -> usize {
-        self.0.load(Ordering::Acquire)
-    }
-}
-
 struct State<E> {
     messages: VecDeque<String>,
-    /// Bytes of the messages, and of those that were taken by [`Receiver::poll_take_some`] last.
+    /// Bytes of the messages, and of those that were taken by [`Receiver::poll_take_some`] last (`lent`).
     bytes: usize,
     lent: usize,
+    /// Bytes of others that were taken and may not be written yet: charged, and no more in the way of new ones.
+    held: usize,
     most_messages: usize,
     most_bytes: usize,
-    pool: Option<Pool>,
-    /// Bytes from there.
-    borrowed: usize,
+    /// Where `bytes` and `held` are taken from.
+    account: Option<Account>,
     end: Option<E>,
     deaf: bool,
+    /// Nobody reads at present, and the messages may be dropped.
+    parked: Option<Parked>,
     reader: Option<Waker>,
     writers: Vec<Waker>,
 }
 
-/// A queue for so many messages and bytes. `E` is the reason with which it can be ended.
-pub fn bounded<E>(most_messages: usize, most_bytes: usize) -> (Sender<E>, Receiver<E>) {
-    with_pool(most_messages, most_bytes, None)
+/// What becomes of a queue that nobody reads at present, when its bytes are needed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Parked {
+    /// Its messages are dropped, and it takes others.
+    Emptied,
+    /// It is closed.
+    Closed,
 }
 
-/// The same, and bytes beyond those may come from a pool.
-pub fn with_pool<E>(most_messages: usize, most_bytes: usize, pool: Option<Pool>) -> (Sender<E>, Receiver<E>) {
+/// A queue for so many messages and bytes. `E` is the reason with which it can be ended.
+pub fn bounded<E>(most_messages: usize, most_bytes: usize) -> (Sender<E>, Receiver<E>) {
+    with_account(most_messages, most_bytes, None)
+}
+
+/// The same, and its bytes are charged to an account.
+pub fn with_account<E>(
+    most_messages: usize,
+    most_bytes: usize,
+    account: Option<Account>,
+) -> (Sender<E>, Receiver<E>) {
     let state = Arc::new(Mutex::new(State {
         messages: VecDeque::new(),
         bytes: 0,
         lent: 0,
+        held: 0,
         most_messages,
         most_bytes,
-        pool,
-        borrowed: 0,
+        account,
         end: None,
         deaf: false,
+        parked: None,
         reader: None,
         writers: Vec::new(),
     }));
@@ -114,15 +103,19 @@ fn lock<E>(state: &Mutex<State<E>>) -> MutexGuard<'_, State<E>> {
 }
 
 impl<E> State<E> {
-    /// Puts in what finds room, with room for so many messages more than usual.
-    fn push(&mut self, message: String, more: usize) -> Result<(), (Refused, String)> {
+    /// Puts in what finds room, with room for so many messages and bytes more than usual.
+    fn push(&mut self, message: String, more: usize, burst: usize) -> Result<(), (Refused, String)> {
         if self.is_closed() {
             return Err((Refused::Closed, message));
         }
-        let most = self.most_messages.saturating_add(more);
-        let fits = self.messages.len() < most && self.has_bytes(message.len());
+        let most_messages = self.most_messages.saturating_add(more);
+        let most_bytes = self.most_bytes.saturating_add(burst);
+        let fits = self.messages.len() < most_messages && self.bytes + message.len() <= most_bytes;
         if !fits && !self.messages.is_empty() {
             return Err((Refused::Full, message));
+        }
+        if self.account.as_ref().is_some_and(|account| !account.take(message.len())) {
+            return Err((Refused::Memory, message));
         }
         self.add(message);
         Ok(())
@@ -133,7 +126,7 @@ impl<E> State<E> {
         let most_messages = self.most_messages.saturating_add(limits::OWN_MESSAGES);
         let most_bytes = self.most_bytes.saturating_add(limits::OWN_BYTES);
         if self.messages.len() >= most_messages || self.bytes + message.len() > most_bytes {
-            return self.push(message, 0).map_err(|(refused, _)| refused);
+            return self.push(message, 0, 0).map_err(|(refused, _)| refused);
         }
         self.push_anyway(message)
     }
@@ -143,10 +136,14 @@ impl<E> State<E> {
         if self.is_closed() {
             return Err(Refused::Closed);
         }
+        if let Some(account) = &self.account {
+            account.force(message.len());
+        }
         self.add(message);
         Ok(())
     }
 
+    /// The bytes of the message are charged already.
     fn add(&mut self, message: String) {
         self.bytes += message.len();
         self.messages.push_back(message);
@@ -156,34 +153,58 @@ impl<E> State<E> {
         self.deaf || self.end.is_some()
     }
 
-    /// Whether so many bytes more find room, here or in the pool.
-    fn has_bytes(&mut self, more: usize) -> bool {
-        let over = (self.bytes + more).saturating_sub(self.most_bytes);
-        let Some(missing) = over.checked_sub(self.borrowed).filter(|missing| *missing > 0) else {
-            return true;
-        };
-        let found = self.pool.as_ref().is_some_and(|pool| pool.take(missing));
-        if found {
-            self.borrowed += missing;
+    /// So many bytes are gone.
+    fn release(&self, bytes: usize) {
+        if let Some(account) = self.account.as_ref().filter(|_| bytes > 0) {
+            account.give(bytes);
         }
-        found
     }
 
-    /// Gives back to the pool what is not needed any more.
+    /// What was taken last is written.
     fn settle(&mut self) {
-        let needed = self.bytes.saturating_sub(self.most_bytes);
-        let spare = self.borrowed.saturating_sub(needed);
-        if let Some(pool) = self.pool.as_ref().filter(|_| spare > 0) {
-            pool.give(spare);
-            self.borrowed -= spare;
-        }
+        let lent = std::mem::take(&mut self.lent);
+        self.bytes -= lent;
+        let held = std::mem::take(&mut self.held);
+        self.release(lent + held);
+    }
+
+    /// All bytes are gone.
+    fn release_all(&mut self) {
+        let all = std::mem::take(&mut self.bytes) + std::mem::take(&mut self.held);
+        self.lent = 0;
+        self.release(all);
+    }
+
+    /// Nobody reads any more. Gives what is left, to be dropped without the lock.
+    fn close(&mut self) -> (VecDeque<String>, Vec<Waker>) {
+        self.deaf = true;
+        self.release_all();
+        (std::mem::take(&mut self.messages), std::mem::take(&mut self.writers))
     }
 }
 
 impl<E> Drop for State<E> {
     fn drop(&mut self) {
-        self.bytes = 0;
-        self.settle();
+        self.release_all();
+    }
+}
+
+impl<E: Send> Evict for Mutex<State<E>> {
+    fn evict(&self) {
+        let state = match self.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        let Some(mut state) = state else { return };
+        match state.parked {
+            None => {}
+            Some(Parked::Closed) => drop(state.close()),
+            Some(Parked::Emptied) => {
+                state.release_all();
+                state.messages = VecDeque::new();
+            }
+        }
     }
 }
 
@@ -201,7 +222,7 @@ impl<E> Sender<E> {
     /// # Errors
     /// [`Refused`], with the reason, and the message.
     pub fn offer(&self, message: String) -> Result<(), (Refused, String)> {
-        self.put(|state| state.push(message, 0))
+        self.put(|state| state.push(message, 0, 0))
     }
 
     /// As [`Sender::send`], with room for so many messages more: for what is not to be kept out by many others. Bytes
@@ -210,7 +231,16 @@ impl<E> Sender<E> {
     /// # Errors
     /// [`Refused`], with the reason.
     pub fn send_more(&self, message: String, more: usize) -> Result<(), Refused> {
-        self.put(|state| state.push(message, more)).map_err(|(refused, _)| refused)
+        self.put(|state| state.push(message, more, 0)).map_err(|(refused, _)| refused)
+    }
+
+    /// As [`Sender::offer`], with room for so many bytes more and any number of messages: for what is bounded in number
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// [`Refused`], with the reason, and the message.
+    pub fn offer_burst(&self, message: String, burst: usize) -> Result<(), (Refused, String)> {
+        self.put(|state| state.push(message, usize::MAX, burst))
     }
 
     /// As [`Sender::send`], for what this end says of its own: that has a share beyond the bounds, so that the messages of others,
@@ -250,7 +280,7 @@ impl<E> Sender<E> {
         poll_fn(|context| {
             let Some(waiting) = message.take() else { return Poll::Ready(Ok(())) };
             let mut state = lock(&self.0);
-            match state.push(waiting, 0) {
+            match state.push(waiting, 0, 0) {
                 Ok(()) => {
                     let waker = state.reader.take();
                     drop(state);
@@ -299,8 +329,18 @@ impl<E> Sender<E> {
 }
 
 impl<E: Clone> Receiver<E> {
-    /// Takes all messages there are.
+    /// Takes all messages there are. They are charged until the next call: whoever writes them out has them as long in memory.
     pub fn poll_take(&mut self, context: &mut Context<'_>, into: &mut VecDeque<String>) -> Poll<Taken<E>> {
+        lock(&self.0).settle();
+        self.poll_take_more(context, into)
+    }
+
+    /// The same for who keeps what was taken before: it is charged on.
+    pub fn poll_take_more(
+        &mut self,
+        context: &mut Context<'_>,
+        into: &mut VecDeque<String>,
+    ) -> Poll<Taken<E>> {
         let mut state = lock(&self.0);
         if state.messages.is_empty() {
             if let Some(reason) = &state.end {
@@ -311,8 +351,8 @@ impl<E: Clone> Receiver<E> {
             }
             return Poll::Pending;
         }
-        (state.bytes, state.lent) = (0, 0);
-        state.settle();
+        state.held += std::mem::take(&mut state.bytes);
+        state.lent = 0;
         if into.is_empty() {
             std::mem::swap(into, &mut state.messages);
         } else {
@@ -333,7 +373,6 @@ impl<E: Clone> Receiver<E> {
         bytes: usize,
     ) -> Poll<Taken<E>> {
         let mut state = lock(&self.0);
-        state.bytes -= std::mem::take(&mut state.lent);
         state.settle();
         while state.lent < bytes
             && let Some(message) = state.messages.pop_front()
@@ -353,6 +392,27 @@ impl<E: Clone> Receiver<E> {
         drop(state);
         writers.into_iter().for_each(Waker::wake);
         Poll::Ready(Taken::Some)
+    }
+
+    /// Nobody reads for now: the messages may be dropped when their bytes are needed, as long as the entry lives.
+    pub fn park(&self, parked: Parked) -> Option<Idle>
+    where
+        E: Send + 'static,
+    {
+        let mut state = lock(&self.0);
+        state.settle();
+        state.parked = Some(parked);
+        let account = state.account.clone();
+        drop(state);
+        let queue: Weak<Mutex<State<E>>> = Arc::downgrade(&self.0);
+        account.map(|account| account.idle(queue))
+    }
+
+    /// Somebody reads again. False: the queue was closed meanwhile, and its messages are lost.
+    pub fn unpark(&self) -> bool {
+        let mut state = lock(&self.0);
+        state.parked = None;
+        !state.deaf
     }
 
     /// Waits until the queue is ended, and gives the reason; what is in it stays there.
@@ -379,13 +439,7 @@ impl<E: Clone> Receiver<E> {
 
 impl<E> Drop for Receiver<E> {
     fn drop(&mut self) {
-        let (messages, writers) = {
-            let mut state = lock(&self.0);
-            state.deaf = true;
-            state.bytes = 0;
-            state.settle();
-            (std::mem::take(&mut state.messages), std::mem::take(&mut state.writers))
-        };
+        let (messages, writers) = lock(&self.0).close();
         drop(messages);
         writers.into_iter().for_each(Waker::wake);
     }
@@ -415,6 +469,7 @@ mod tests {
     use smol::block_on;
 
     use super::*;
+    use crate::net::budget::Budget;
 
     #[test]
     fn bounds_hold_and_one_large_message_passes() {
@@ -453,28 +508,69 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_finds_room_in_the_pool_and_gives_it_back() {
-        let pool = Pool::new(10);
-        let queue = || with_pool::<()>(9, 10, Some(pool.clone()));
+    fn bytes_are_charged_until_they_are_written() {
+        let budget = Budget::new(30);
+        let account = budget.account();
+        let queue = || with_account::<()>(9, 10, Some(account.clone()));
         let ((sender, mut receiver), (other, others)) = (queue(), queue());
-        for text in ["aaaaaaaa", "bbbbbb", "cccc"] {
-            assert_eq!(sender.send(text.into()), Ok(()));
-        }
-        assert_eq!(pool.left(), 2);
-        assert_eq!(sender.send("ddd".into()), Err(Refused::Full));
-        assert_eq!(other.send("x".repeat(11)), Ok(()));
-        assert_eq!((other.send("yy".into()), pool.left()), (Err(Refused::Full), 1));
+        assert_eq!(sender.send("a".repeat(10)), Ok(()));
+        assert_eq!(sender.send("b".into()), Err(Refused::Full));
+        assert_eq!(sender.offer_burst("b".repeat(10), 10), Ok(()));
+        assert_eq!(sender.offer_burst("c".into(), 10), Err((Refused::Full, "c".into())));
+        assert_eq!(other.send("d".repeat(11)), Err(Refused::Memory));
+        assert_eq!((other.send("d".repeat(10)), budget.used()), (Ok(()), 30));
         drop((other, others));
-        assert_eq!(pool.left(), 2);
+        assert_eq!(budget.used(), 20);
         let mut taken = VecDeque::new();
         block_on(poll_fn(|context| receiver.poll_take_some(context, &mut taken, 1)));
-        assert_eq!(pool.left(), 2, "what is written counts until it is written");
+        assert_eq!(budget.used(), 20, "it is not written yet");
         block_on(poll_fn(|context| receiver.poll_take_some(context, &mut taken, 1)));
-        assert_eq!(pool.left(), 10);
-        sender.send("e".repeat(9)).unwrap();
-        assert!(pool.left() < 10);
+        assert_eq!(budget.used(), 10);
+        sender.send_anyway("e".repeat(100)).unwrap();
+        block_on(poll_fn(|context| receiver.poll_take(context, &mut taken)));
+        assert_eq!(budget.used(), 100);
+        sender.send("f".into()).unwrap_err();
         drop(receiver);
-        assert_eq!(pool.left(), 10);
+        assert_eq!((budget.used(), account.used()), (0, 0));
+        assert_eq!(sender.send("g".into()), Err(Refused::Closed));
+    }
+
+    #[test]
+    fn what_is_gathered_is_charged_until_all_is_written() {
+        let budget = Budget::new(100);
+        let (sender, mut receiver) = with_account::<()>(9, 100, Some(budget.account()));
+        let mut taken = VecDeque::new();
+        for used in [10, 20] {
+            sender.send("a".repeat(10)).unwrap();
+            block_on(poll_fn(|context| receiver.poll_take_more(context, &mut taken)));
+            assert_eq!(budget.used(), used);
+        }
+        sender.send("b".into()).unwrap();
+        block_on(poll_fn(|context| receiver.poll_take_some(context, &mut taken, 1)));
+        assert_eq!((budget.used(), taken.len()), (1, 3));
+        drop((sender, receiver));
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn parked_queues_lose_their_messages_before_a_reader_is_refused() {
+        let budget = Budget::new(30);
+        let account = budget.account();
+        let queue = || with_account::<()>(9, 30, Some(account.clone()));
+        let queues = [queue(), queue(), queue()];
+        for (sender, _) in &queues {
+            sender.send("a".repeat(10)).unwrap();
+        }
+        let [(closed, closed_end), (emptied, emptied_end), (read, _reader)] = queues;
+        let entries = [closed_end.park(Parked::Closed), emptied_end.park(Parked::Emptied)];
+        assert_eq!(read.send("b".repeat(10)), Ok(()));
+        assert_eq!(closed.send("b".into()), Err(Refused::Closed));
+        assert!(!closed_end.unpark() && emptied_end.unpark());
+        drop(entries);
+        assert_eq!(read.send("c".into()), Err(Refused::Memory), "nobody is away any more");
+        let _entry = emptied_end.park(Parked::Emptied);
+        assert_eq!(read.send("c".repeat(10)), Ok(()));
+        assert_eq!((emptied.send("b".into()), budget.used()), (Err(Refused::Memory), 30));
     }
 
     #[test]

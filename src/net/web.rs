@@ -14,6 +14,7 @@ use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use smol::Timer;
 
 use super::{
+    budget::{Account, Charge},
     deadline,
     exec::{Thrown, Watch},
     stream::Stream,
@@ -36,6 +37,8 @@ pub struct Web {
     pub conn: Conn,
     /// Bytes to be written.
     pub out: Vec<u8>,
+    /// What a large body takes.
+    body: Option<Charge>,
     limits: HttpLimits,
     /// When it is thrown, the answer under way, or else the next one, is the last.
     draining: Thrown,
@@ -51,7 +54,24 @@ impl Web {
     pub fn new(stream: Stream, limits: &HttpLimits, draining: Thrown, stopped: Thrown) -> Self {
         let conn = Conn::new(Instant::now(), limits);
         let stop = stopped.watch();
-        Self { stream, conn, out: Vec::new(), limits: limits.clone(), draining, stopped, stop, timer: None }
+        let (out, limits) = (Vec::new(), limits.clone());
+        Self { stream, conn, out, body: None, limits, draining, stopped, stop, timer: None }
+    }
+
+    /// The account that pays for large bodies from now on.
+    pub fn charge_body(&mut self, account: &Account) {
+        self.body = Some(account.charge());
+    }
+
+    /// Gives back the memory of a large body that nobody looks at again.
+    pub fn drop_body(&mut self) {
+        self.conn.drop_body();
+        self.pay(0);
+    }
+
+    /// False: there is no memory for so large a body.
+    fn pay(&mut self, bytes: usize) -> bool {
+        self.body.as_mut().is_none_or(|charge| charge.resize(bytes))
     }
 
     /// Writes and reads until the machine has a request, a body, a refusal or the end.
@@ -68,6 +88,10 @@ impl Web {
             let next = match step {
                 Step::Read => {
                     self.flush().await?;
+                    if !self.pay(self.conn.body_need()) {
+                        self.conn.refuse_body();
+                        continue;
+                    }
                     self.read().await?
                 }
                 Step::Drain => {

@@ -188,7 +188,9 @@ impl State {
             Err((Refused::Closed, line)) if begins(&line) => {
                 return Some(Down::Drop("a word to a dead child"));
             }
-            Err((Refused::Full, line)) => (jsonrpc::BUSY, "the server does not read its input", line),
+            Err((Refused::Full | Refused::Memory, line)) => {
+                (jsonrpc::BUSY, "the server does not read its input", line)
+            }
             Err((Refused::Closed, line)) => (jsonrpc::DOWN, "the server has ended", line),
         };
         log::warn!("a message for the server is turned away: {why}");

@@ -202,7 +202,7 @@ impl Sessions {
         match input.send(message.splice(&[])) {
             // Of a process that has ended the gateway is about to be told, with how it ended; that answers its calls.
             Ok(()) | Err(Refused::Closed) => return Ok(()),
-            Err(Refused::Full) => {}
+            Err(Refused::Full | Refused::Memory) => {}
         }
         let busy = "the server does not read its input";
         log::warn!("a message for session {number} is turned away: {busy}");

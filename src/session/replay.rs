@@ -40,6 +40,22 @@ impl Replay {
         }
     }
 
+    /// Bytes that are kept.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Forgets the oldest events until no more than so many bytes are kept.
+    pub fn trim(&mut self, bytes: usize) {
+        while self.bytes > bytes {
+            let Some(oldest) = self.events.pop_front() else { break };
+            self.bytes -= oldest.text.len();
+        }
+        if self.events.is_empty() {
+            self.events = VecDeque::new();
+        }
+    }
+
     /// The events of a stream after number `seen` that are kept, and whether these are all up to `last`. `None` when
     /// event `seen` was never sent.
     pub fn after(&self, stream: u32, seen: u64, last: u64) -> Option<(Vec<(u64, String)>, bool)> {
@@ -86,9 +102,13 @@ mod tests {
             |missed: Option<(Vec<(u64, String)>, bool)>| missed.map(|(events, all)| (events.len(), all));
         assert_eq!(counted(replay.after(7, 0, 3)), Some((2, false)));
         assert_eq!(counted(replay.after(7, 1, 3)), Some((2, true)));
+        replay.trim(100);
+        assert_eq!((replay.bytes(), counted(replay.after(7, 1, 3))), (10, Some((2, true))));
         replay.keep(8, 3, "y".repeat(100));
         assert_eq!(counted(replay.after(7, 1, 3)), Some((0, false)));
         assert_eq!(counted(replay.after(8, 2, 3)), Some((1, true)));
+        replay.trim(99);
+        assert_eq!((replay.bytes(), counted(replay.after(8, 2, 3))), (0, Some((0, false))));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Peers that do what no honest one does: bytes made by hand, against a gateway in this process with small limits or
 //! against the real program.
 
+mod budget;
 mod clients;
 mod door;
 mod drain;
