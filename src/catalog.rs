@@ -5,7 +5,7 @@
 
 mod board;
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, ops::Bound, time::Instant};
 
 use self::board::Board;
 use crate::{
@@ -256,26 +256,33 @@ impl<H: Clone> Catalog<H> {
         self.servers.values().map(|server| (server.name.as_str(), &server.handle))
     }
 
-    /// The servers with what they are: id, name, handle, number of tools, whether it is away; in the order of their
-    /// registration.
-    pub fn overview(&self) -> impl Iterator<Item = (&str, &str, &H, usize, bool)> {
-        self.servers.values().map(|server| {
+    /// The servers behind one in the order of their registration, with what they are: id, name, handle, number of tools,
+    /// whether it is away.
+    pub fn overview(&self, after: Option<Key>) -> impl Iterator<Item = (Key, (&str, &str, &H, usize, bool))> {
+        self.behind(after).map(|(key, server)| {
             let tools = server.offers.get(&Kind::Tool).map_or(0, Vec::len);
-            (server.id.as_str(), server.name.as_str(), &server.handle, tools, server.away)
+            (*key, (server.id.as_str(), server.name.as_str(), &server.handle, tools, server.away))
         })
+    }
+
+    fn behind(&self, after: Option<Key>) -> impl Iterator<Item = (&Key, &Server<H>)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.servers.range((from, Bound::Unbounded))
     }
 
     /// The servers as JSON objects: id, name, tools_count, state.
     pub fn servers(&self) -> Vec<String> {
-        self.servers
-            .values()
-            .map(|server| {
-                let count = server.offers.get(&Kind::Tool).map_or(0, Vec::len);
-                let (id, name) = (quote(&server.id), quote(&server.name));
-                let state = if server.away { "reconnecting" } else { "connected" };
-                format!("{{\"id\":{id},\"name\":{name},\"tools_count\":{count},\"state\":\"{state}\"}}")
-            })
-            .collect()
+        self.servers_behind(None).map(|(_, server)| server).collect()
+    }
+
+    /// The same of the servers behind one in the order of their registration.
+    pub fn servers_behind(&self, after: Option<Key>) -> impl Iterator<Item = (Key, String)> {
+        self.behind(after).map(|(key, server)| {
+            let count = server.offers.get(&Kind::Tool).map_or(0, Vec::len);
+            let (id, name) = (quote(&server.id), quote(&server.name));
+            let state = if server.away { "reconnecting" } else { "connected" };
+            (*key, format!("{{\"id\":{id},\"name\":{name},\"tools_count\":{count},\"state\":\"{state}\"}}"))
+        })
     }
 
     /// How many servers are registered.

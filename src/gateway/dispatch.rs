@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     catalog::Target,
-    jsonrpc::{self, Kind as MessageKind, Message, Span, quote, unquote},
+    jsonrpc::{self, Kind as MessageKind, Message, Span, unquote},
     limits, mcp,
     mcp::{logging::Level, offer::Kind},
     session, text,
@@ -32,7 +32,7 @@ pub enum Answer {
 
 impl Gateway {
     /// Takes one message of a client. Answers to a request go to `reply`, exactly one for each.
-    pub fn dispatch(&self, client: &Arc<Client>, message: &Message<'_>, reply: &Reply) {
+    pub fn dispatch(self: &Arc<Self>, client: &Arc<Client>, message: &Message<'_>, reply: &Reply) {
         log::debug!("client {}: {:?} {}", client.name(), message.kind(), text::show(message.method()));
         match message.kind() {
             MessageKind::Request => {
@@ -70,7 +70,12 @@ impl Gateway {
         }
     }
 
-    fn request(&self, client: &Arc<Client>, message: &Message<'_>, reply: &Reply) -> Result<Answer, Problem> {
+    fn request(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        message: &Message<'_>,
+        reply: &Reply,
+    ) -> Result<Answer, Problem> {
         if let Some(upstream) = self.isolated(client) {
             return match message.method() {
                 "ping" => Ok(Answer::Now("{}".into())),
@@ -148,14 +153,19 @@ impl Gateway {
     }
 
     /// What the aggregate of all servers answers.
-    fn ask_all(&self, client: &Arc<Client>, message: &Message<'_>, reply: &Reply) -> Result<Answer, Problem> {
+    fn ask_all(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        message: &Message<'_>,
+        reply: &Reply,
+    ) -> Result<Answer, Problem> {
         let method = message.method();
         if let Some(kind) = Kind::of_method(method) {
             return self.list(kind, message).map(Answer::Now);
         }
         match method {
             "tools/call" => match self.find(Kind::Tool, message, &["name"])? {
-                Found::Own => Ok(Answer::Now(self.list_servers())),
+                Found::Own => Ok(self.list_servers(message, reply)),
                 Found::Server(upstream, rename) => {
                     self.forward(client, &upstream, message, Some(rename), reply)
                 }
@@ -229,20 +239,6 @@ impl Gateway {
         let cursor = cursor.map(|(_, cursor)| cursor).filter(|cursor| !cursor.is_empty());
         let page = self.catalog().list(kind, cursor.as_deref());
         page.ok_or_else(|| (jsonrpc::INVALID_PARAMS, "the cursor is not one of ours".into()))
-    }
-
-    /// The result of the gateway's own tool: a text for each server, as the original gives it, and all of them
-    /// as structured content.
-    fn list_servers(&self) -> String {
-        let servers = self.catalog().servers();
-        let texts: Vec<String> = servers
-            .iter()
-            .map(|server| format!("{{\"type\":\"text\",\"text\":{}}}", quote(server)))
-            .collect();
-        let (texts, servers) = (texts.join(","), servers.join(","));
-        format!(
-            "{{\"content\":[{texts}],\"structuredContent\":{{\"servers\":[{servers}]}},\"isError\":false}}"
-        )
     }
 
     fn initialize(&self, client: &Client, message: &Message<'_>) -> Result<String, Problem> {

@@ -2,17 +2,25 @@
 //!
 //! Nothing in it is secret: no token, no URL, no session id.
 
-use super::Gateway;
+use std::sync::Arc;
+
+use futures_lite::future;
+
+use super::{Gateway, client::Client, dispatch::Answer, reply::Reply, upstream::Upstream};
 use crate::{
+    catalog::{Catalog, Key},
     http::{respond::Response, vocab::StatusCode},
-    jsonrpc::quote,
+    jsonrpc::{self, Message, quote},
+    limits,
+    net::exec,
 };
 
 impl Gateway {
     /// The answer to a request for the status: a JSON object.
-    pub(super) fn status(&self) -> Response {
+    pub(super) async fn status(&self) -> Response {
         let uptime = self.started.elapsed().as_secs();
-        let (servers, counters, tables) = (self.server_list(), self.counters(), self.tables());
+        let (servers, calls) = self.server_list().await;
+        let (counters, tables) = (self.counters(), self.tables(calls).await);
         let body = format!(
             "{{\"version\":\"{}\",\"uptime_seconds\":{uptime},\"open\":{},\"servers\":[{servers}],\"counters\":{{{counters}}},\"tables\":{{{tables}}}}}",
             env!("CARGO_PKG_VERSION"),
@@ -38,18 +46,52 @@ impl Gateway {
         format!("served for {} s: {counts}", self.started.elapsed().as_secs())
     }
 
-    fn server_list(&self) -> String {
-        let catalog = self.catalog();
-        let servers = catalog.overview().map(|(id, name, upstream, tools, away)| {
-            format!(
-                "{{\"name\":{},\"id\":{},\"state\":\"{}\",\"tools\":{tools},\"calls\":{}}}",
-                quote(name),
-                quote(id),
-                state(away),
-                upstream.under_way()
-            )
+    /// All servers, and the number of calls under way.
+    async fn server_list(&self) -> (String, usize) {
+        let (mut list, mut calls, mut last) = (String::new(), 0, None);
+        loop {
+            let before = last;
+            for (key, server) in self.catalog().overview(last).take(limits::PIECE) {
+                let (id, name, upstream, tools, away) = server;
+                let (id, name, state, under_way) =
+                    (quote(id), quote(name), state(away), upstream.under_way());
+                let comma = if list.is_empty() { "" } else { "," };
+                list += &format!(
+                    "{comma}{{\"name\":{name},\"id\":{id},\"state\":\"{state}\",\"tools\":{tools},\"calls\":{under_way}}}"
+                );
+                calls += under_way;
+                last = Some(key);
+            }
+            if last == before {
+                return (list, calls);
+            }
+            future::yield_now().await;
+        }
+    }
+
+    /// Answers a call of the gateway's own tool. Many servers take more than one step, and the answer comes later.
+    pub(super) fn list_servers(self: &Arc<Self>, message: &Message<'_>, reply: &Reply) -> Answer {
+        if self.catalog().len() <= limits::PIECE {
+            let mut list = ServerList::default();
+            list.add(&self.catalog(), usize::MAX);
+            return Answer::Now(list.result());
+        }
+        let (gateway, reply) = (self.clone(), reply.clone());
+        let id = message.id().unwrap_or_default().to_owned();
+        let (watching, failed, its_id) = (self.clone(), reply.clone(), id.clone());
+        let listing = async move {
+            let mut list = ServerList::default();
+            while list.add(&gateway.catalog(), limits::PIECE) {
+                future::yield_now().await;
+            }
+            reply.finish(jsonrpc::result(&id, &list.result()), &gateway.stats);
+        };
+        exec::spawn_guarded(listing, move || {
+            watching.stats.panics.add();
+            let text = "a fault of the gateway";
+            failed.finish(jsonrpc::error(&its_id, jsonrpc::INTERNAL_ERROR, text), &watching.stats);
         });
-        servers.collect::<Vec<_>>().join(",")
+        Answer::Later
     }
 
     fn counters(&self) -> String {
@@ -59,21 +101,18 @@ impl Gateway {
     }
 
     /// The sizes of all tables. At rest each is 0, but for the connection that asks, and its address.
-    fn tables(&self) -> String {
+    async fn tables(&self, calls: usize) -> String {
         let (connections, addresses) = {
             let visits = self.visits();
             (visits.len(), visits.addresses())
         };
-        let (servers, calls) = {
-            let catalog = self.catalog();
-            catalog
-                .all()
-                .fold((0, 0), |(servers, calls), (_, server)| (servers + 1, calls + server.under_way()))
-        };
-        let (sessions, streams) = {
-            let sessions = self.sessions();
-            (sessions.len(), sessions.all().map(|client| client.open_streams()).sum::<usize>())
-        };
+        let servers = self.catalog().len();
+        let clients: Vec<Arc<Client>> = self.sessions().all().cloned().collect();
+        let (sessions, mut streams) = (clients.len(), 0);
+        for piece in clients.chunks(limits::PIECE) {
+            streams += piece.iter().map(|client| client.open_streams()).sum::<usize>();
+            future::yield_now().await;
+        }
         let sizes = [
             ("connections", connections),
             ("links", self.links.len()),
@@ -87,6 +126,37 @@ impl Gateway {
             ("bytes", self.budget.used()),
         ];
         sizes.map(|(name, size)| format!("\"{name}\":{size}")).join(",")
+    }
+}
+
+/// The result of the gateway's own tool, as far as it is written: a text for each server, as the original gives it, and all
+/// of them as structured content.
+#[derive(Debug, Default)]
+struct ServerList {
+    texts: String,
+    servers: String,
+    last: Option<Key>,
+}
+
+impl ServerList {
+    /// Adds the next servers, at most so many. False: there are no more.
+    fn add(&mut self, catalog: &Catalog<Arc<Upstream>>, most: usize) -> bool {
+        let before = self.last;
+        for (key, server) in catalog.servers_behind(self.last).take(most) {
+            let comma = if self.last.is_some() { "," } else { "" };
+            self.texts += &format!("{comma}{{\"type\":\"text\",\"text\":{}}}", quote(&server));
+            self.servers += comma;
+            self.servers += &server;
+            self.last = Some(key);
+        }
+        self.last != before
+    }
+
+    fn result(&self) -> String {
+        let Self { texts, servers, .. } = self;
+        format!(
+            "{{\"content\":[{texts}],\"structuredContent\":{{\"servers\":[{servers}]}},\"isError\":false}}"
+        )
     }
 }
 

@@ -78,3 +78,24 @@ fn one_notice_of_a_kind_waits_for_a_client() {
     );
     assert!(told.len() <= 2, "one that waited, and one for the last pause, not {}", told.len());
 }
+
+/// More servers than one step takes: all of them are in each list, once.
+#[test]
+fn lists_of_many_servers_are_whole() {
+    let gateway = Gateway::start(&["--max-links", "400"]);
+    let names: Vec<String> = (0..200).map(|number| format!("s{number}")).collect();
+    let all: Vec<End> = names.iter().map(|name| register(&gateway, name)).collect();
+    let session = Session::open(gateway.address, "/mcp");
+    let named = |list: &Value| -> Vec<String> {
+        let servers = list.as_array().unwrap().iter();
+        servers.map(|server| server["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(named(&status(gateway.address)["servers"]), names);
+    let answer = session.ask("tools/call", json!({"name": "list_servers", "arguments": {}}));
+    let result = &answer["result"];
+    assert_eq!(named(&result["structuredContent"]["servers"]), names);
+    let texts = result["content"].as_array().unwrap().iter();
+    let texts: Vec<Value> = texts.map(|text| crate::session::value(text["text"].as_str().unwrap())).collect();
+    assert_eq!(named(&Value::Array(texts)), names);
+    assert_eq!(status(gateway.address)["tables"]["servers"], all.len());
+}
