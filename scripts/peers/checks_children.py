@@ -109,7 +109,8 @@ def no_start(world):
         edge = world.register("none", fake("x", "--stubborn"), where, "--require-gateway")
         need_equal(edge.exit(END_SECONDS + 12), 1, f"exit code; {edge.tail()}")
         world.need_no_strangers("after a register that could not connect")
-    edge = world.register("none", "/no/such/command --at-all", port, "--header", "Authorization: Bearer right")
+    flags = ["--header", "Authorization: Bearer right", "--restart", "never"]
+    edge = world.register("none", "/no/such/command --at-all", port, *flags)
     need_equal(edge.exit(15), 1, f"exit code with a command that is not there; {edge.tail()}")
     need("/no/such/command" in edge.log(), f"the command is not named; {edge.tail()}")
 

@@ -25,6 +25,7 @@ use crate::{
     net::{link, queue::Receiver, stream::Stream, web::Web},
     router::{Forbidden, Route, Unrouted},
     session,
+    tunnel::REFUSAL,
 };
 
 /// One connection.
@@ -142,7 +143,7 @@ impl Connection {
                 self.go(route, principal, &request, origin.as_deref()).await
             }
             Err(response) => {
-                let response = self.with_cors(response, origin.as_deref());
+                let response = self.with_cors(marked(response, &request), origin.as_deref());
                 self.web.answer(&response);
                 Ok(Then::Next)
             }
@@ -269,7 +270,7 @@ impl Connection {
             },
             Route::Register => match self.admit_link(principal, request) {
                 Ok((upgrade, share)) => return Ok(Then::Upgrade(upgrade, principal, share)),
-                Err(response) => Some(response),
+                Err(response) => Some(marked(response, request)),
             },
         };
         if let Some(response) = response {
@@ -347,6 +348,22 @@ impl Connection {
             _ => response,
         }
     }
+}
+
+/// Marks the refusal of an upgrade as ours, so that an edge can tell it from that of a proxy in between.
+fn marked(response: Response, request: &Request) -> Response {
+    if !request.lists("upgrade", "websocket") {
+        return response;
+    }
+    let word = match response.status() {
+        StatusCode::Unauthorized => "unauthorized",
+        StatusCode::Forbidden => "forbidden",
+        StatusCode::NotFound => "not-found",
+        StatusCode::TooManyRequests => "throttled",
+        StatusCode::ServiceUnavailable => "busy",
+        _ => "bad-request",
+    };
+    response.field(REFUSAL, word)
 }
 
 fn forbidden(why: Forbidden) -> Response {

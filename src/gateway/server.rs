@@ -21,6 +21,7 @@ use crate::{
     net::link::{Farewell, Peer},
     text,
     tunnel::{
+        CLOSE_LATER,
         channel::{self, Frame},
         handshake::Status,
         mux::Step,
@@ -376,7 +377,8 @@ impl Server {
                     if &*pending.method == "initialize" { "--timeout-run-tool" } else { "--timeout-rpc" };
                 why += &format!(" (see {flag} at the gateway)");
             }
-            self.failed(&why)?;
+            // It may only need longer to start, so its edge may come again.
+            self.failed(&why).map_err(|farewell| Farewell::new(CLOSE_LATER, farewell.reason))?;
         }
         gateway.tell_wishes(now, &self.upstream, &mut self.wishes);
         self.relist(gateway, now)

@@ -50,7 +50,7 @@ impl Stop {
     /// # Errors
     /// The system's, when the signal cannot be listened to.
     pub fn on_hangup(&mut self, act: impl Fn() + Send + 'static) -> io::Result<()> {
-        if !io::stdin().is_terminal() && !io::stderr().is_terminal() {
+        if !has_terminal() {
             self.signals.add_signals([Signal::Hup])?;
             self.hangup = Some(Box::new(act));
         }
@@ -73,6 +73,11 @@ impl Stop {
             }
         }
     }
+}
+
+/// Whether a person may be watching: stdin or stderr is a terminal. A unit or a container has none.
+pub fn has_terminal() -> bool {
+    io::stdin().is_terminal() || io::stderr().is_terminal()
 }
 
 /// Whether this process ignores a signal, which it may have inherited. Where that cannot be known, it does not.

@@ -20,6 +20,7 @@ use crate::{
         tls::Connector,
     },
     text,
+    tunnel::REFUSAL,
 };
 
 /// Connects to one gateway.
@@ -116,11 +117,11 @@ impl Dialer {
         Outcome::Lost(format!("cannot reach the gateway at {}: {why}", self.url.authority()))
     }
 
-    /// A certificate that is not trusted will not be trusted in a second either; a broken connection is something else.
+    /// The clock may not be set yet, or somebody else answers for a while.
     fn untrusted(&self, tls: &Connector, error: &io::Error) -> Outcome {
         let sentence = tls.explain(error, &self.url.authority());
         match error.kind() {
-            io::ErrorKind::InvalidData => Outcome::Refused(sentence),
+            io::ErrorKind::InvalidData => Outcome::Transient(sentence),
             _ => Outcome::Lost(sentence),
         }
     }
@@ -136,20 +137,22 @@ impl Dialer {
         }
     }
 
-    /// The gateway answered, but did not upgrade.
+    /// The answer was no upgrade. Only with the gateway's mark it is the gateway's own.
     fn answered(&self, response: &Response<Option<Vec<u8>>>) -> Outcome {
         let (status, gateway) = (response.status(), self.url.authority());
+        let marked = response.headers().contains_key(REFUSAL);
+        let refused = if marked { Outcome::Refused } else { Outcome::Transient };
         match status.as_u16() {
-            401 if self.fields.is_empty() => Outcome::Refused(format!(
+            401 if self.fields.is_empty() => refused(format!(
                 "the gateway at {gateway} wants a token (401): use --header \"Authorization: Bearer TOKEN\""
             )),
-            401 => Outcome::Refused(format!(
+            401 => refused(format!(
                 "the gateway at {gateway} does not accept the token (401): check --header \"Authorization: Bearer TOKEN\""
             )),
-            403 => Outcome::Refused(format!(
+            403 => refused(format!(
                 "the gateway at {gateway} refuses us (403): the token may have another role than register (--auth-token there), or it does not accept this host name (--public-host there)"
             )),
-            404 => Outcome::Refused(format!(
+            404 => refused(format!(
                 "there is no registration endpoint at {} (404): check the path of --gateway-url",
                 self.url
             )),

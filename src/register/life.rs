@@ -26,7 +26,7 @@ use crate::{
     },
     text,
     tunnel::{
-        CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
+        CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
         channel::{self, Frame},
         edge::{Down, Edge, Up},
         handshake::{Claim, Grant, Registration, Status},
@@ -38,6 +38,9 @@ use crate::{
 pub enum Outcome {
     /// The line or the gateway went away: try again.
     Lost(String),
+    /// A refusal that may pass without a change here: not in the words of our gateway but of a front (proxy, captive
+    /// portal), a certificate that is not trusted, a server that was too slow.
+    Transient(String),
     /// The gateway will not have us as we are.
     Refused(String),
     /// The gateway will not have us now: wait for long, however new we are.
@@ -523,6 +526,10 @@ fn outcome(ended: Ended, refusal: Option<String>, state: &State, config: &Regist
         (Ended::ByPeer(why), _) if why.code == CLOSE_REPLACED => Outcome::Refused(format!(
             "another program registered at {gateway} with our id and took over; see --server-id"
         )),
+        (Ended::ByPeer(why), Some(reason)) if why.code == CLOSE_LATER => {
+            let reason = text::show(&reason);
+            Outcome::Transient(format!("the gateway at {gateway} gave the server up: {reason}"))
+        }
         (_, Some(reason)) => {
             let reason = text::show(&reason);
             Outcome::Refused(format!("the gateway at {gateway} gave the server up: {reason}"))

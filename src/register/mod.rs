@@ -35,7 +35,7 @@ use crate::{
         bell, deadline,
         exec::{self, Thrown},
         group::{Spawner, TaskGroup},
-        random,
+        random, signals,
     },
     tunnel::backoff::{Backoff, Setback},
 };
@@ -153,7 +153,18 @@ async fn keep_linked(
                 log::warn!("{why}");
                 Setback::Lost
             }
-            // A first refusal is for the person who typed the command; later ones have to be waited out.
+            Outcome::Transient(why) if !state.was_registered() && config.require_gateway => {
+                return Err(Fault::run(why));
+            }
+            // A first refusal is for the person who typed the command. Where nobody watches, what the gateway did not say
+            // itself has to be waited out, as everything later has to be.
+            Outcome::Transient(why) if !state.was_registered() && signals::has_terminal() => {
+                return Err(Fault::run(why));
+            }
+            Outcome::Transient(why) => {
+                log::error!("{why}");
+                Setback::Lost
+            }
             Outcome::Refused(why) if !state.was_registered() => return Err(Fault::run(why)),
             Outcome::Refused(why) | Outcome::NotNow(why) => {
                 log::error!("{why}");

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::{RegisterConfig, Restart},
     fault::Fault,
-    net::{child::Exit, deadline, random},
+    net::{child::Exit, deadline, random, signals},
     tunnel::restart::{Ending, Restarts},
 };
 
@@ -31,10 +31,13 @@ pub struct Supervisor<'a> {
     /// Number of the last start.
     generation: u64,
     born: Instant,
+    /// When the first start is tried again, if that failed.
+    retry: Option<Instant>,
 }
 
 impl<'a> Supervisor<'a> {
-    /// Starts the server for the first time.
+    /// Starts the server for the first time. Where nobody watches, a start that fails is tried again as the policy says: what
+    /// the command needs (a disk, a network) may not be there yet.
     ///
     /// # Errors
     /// One line that names `--stdio`.
@@ -46,14 +49,21 @@ impl<'a> Supervisor<'a> {
             server: None,
             generation: 0,
             born: Instant::now(),
+            retry: None,
         };
-        supervisor.launch()?;
-        Ok(supervisor)
+        let Err(fault) = supervisor.launch() else { return Ok(supervisor) };
+        let watched = signals::has_terminal();
+        let delay = if watched { None } else { supervisor.delay(Ending::Failed, Duration::ZERO) };
+        supervisor.retry = supervisor.down(&format!("server '{}': {fault}", config.name), delay);
+        if supervisor.retry.is_some() { Ok(supervisor) } else { Err(fault) }
     }
 
     /// Starts it again whenever it ends, until that was the last time. Gives the reason for the end of the program. Dropping the
     /// future is safe at any time; [`Supervisor::stop`] is still due then.
     pub async fn run(&mut self) -> Fault {
+        if let Some(due) = self.retry.take() {
+            self.again(due).await;
+        }
         loop {
             let reason = self.ended().await;
             let alive = self.born.elapsed();
@@ -63,7 +73,8 @@ impl<'a> Supervisor<'a> {
                     // How it ended is known when it is reaped, and what it said last may be answers.
                     let Some(exit) = self.end().await else { continue };
                     let ending = if exit.success() { Ending::Done } else { Ending::Failed };
-                    let again = !(self.generation == 1 && exit.is_not_run());
+                    // A first start is for the person who typed the command.
+                    let again = !(self.generation == 1 && exit.is_not_run() && signals::has_terminal());
                     let delay = if again { self.delay(ending, alive) } else { None };
                     self.down(&format!("server '{name}' {}", exit.told()), delay)
                         .ok_or_else(|| self.gone(exit))

@@ -41,12 +41,16 @@
 //! further request with -31002 and "the edge is stopping"; it closes a channel that is opened meanwhile with that reason. A
 //! gateway need not know of this.
 //!
+//! The gateway marks a response that refuses an upgrade by the field `Mcpport-Refusal: unauthorized` (or another word for
+//! the status). An edge that runs without a terminal, or was registered before, takes a refusal without that mark for the
+//! word of a proxy: it tries again, and keeps what may be resumed.
+//!
 //! | close code | meaning |
 //! |---|---|
 //! | 1000, 1001 | the sender stops |
 //! | 1002, 1007, 1009 | the peer broke the WebSocket protocol, sent no UTF-8, sent too much |
 //! | 1008 | the peer broke the rules above, or flooded |
-//! | 1013 | the peer does not read; to a registration: there is no room at present |
+//! | 1013 | the peer does not read; to a registration: there is no room at present, or the server was too slow |
 //! | 4001 | another link with the same id took over |
 //! | 4403 | the name or the id belongs to another server, or the token is not for this name |
 //! | 4429 | the same id took over too often; wait a minute |
@@ -63,6 +67,8 @@ pub mod restart;
 pub mod resume;
 pub mod rewrite;
 
+/// Field of the responses by which our gateway refuses an upgrade: it tells the edge that no proxy in between wrote them.
+pub const REFUSAL: &str = "Mcpport-Refusal";
 /// Close code: there is no room for the server at present, or its name is kept for another that may come back.
 pub const CLOSE_LATER: u16 = 1013;
 /// Close code: another link with the same id took over.

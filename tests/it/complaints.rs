@@ -120,11 +120,14 @@ fn what_cannot_be_done() {
         (&["gateway", "--port", &port][..], &["in use", port.as_str(), "--port"][..]),
         (&["gateway", "--host", "192.0.2.1"], &["192.0.2.1", "--host"]),
         (
-            &["register", "--stdio", "no-such-program canary"],
+            &["register", "--stdio", "no-such-program canary", "--restart", "never"],
             &["command not found", "no-such-program", "--stdio"],
         ),
-        (&["register", "--stdio", "/no/such/program"], &["command not found", "/no/such/program"]),
-        (&["register", "--stdio", plain], &["not executable"]),
+        (
+            &["register", "--stdio", "/no/such/program", "--restart", "never"],
+            &["command not found", "/no/such/program"],
+        ),
+        (&["register", "--stdio", plain, "--restart", "never"], &["not executable"]),
         (&["register", "--stdio", "cat", "--port", &port], &["in use", &port]),
         (
             &["register", "--stdio", "cat", "--gateway-url", &closed, "--require-gateway"],
@@ -146,7 +149,10 @@ fn what_cannot_be_done() {
             &["register", "--stdio", "sh -c 'exit 7'", "--restart", "never"],
             &["ended by itself", "exit status 7"],
         ),
-        (&["register", "--stdio", "no-such-program | cat; exit 127"], &["127", "command not found"]),
+        (
+            &["register", "--stdio", "no-such-program | cat; exit 127", "--restart", "never"],
+            &["127", "command not found"],
+        ),
         (&["demo", "--port", &port], &["in use", &port]),
     ] {
         check(1, arguments, words);

@@ -83,7 +83,8 @@ fn a_server_that_cannot_be_used_is_given_up() {
         (&["--refuse", "tools/list"], "tools/list failed: not in the mood"),
         (&["--version", "1999-01-01"], "protocol version 1999-01-01"),
     ] {
-        let mut edge = Edge::start(&gateway.url(), "s", arguments, &[]);
+        // A server that is only slow is waited for, unless that is not wanted.
+        let mut edge = Edge::start(&gateway.url(), "s", arguments, &["--require-gateway"]);
         let line = complaint(&mut edge.program);
         assert!(line.contains("gave the server up") && line.contains(words), "{line}");
         assert!(edge.program.offspring().is_empty());

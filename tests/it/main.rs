@@ -18,6 +18,7 @@ mod flags_register;
 /// The end of a link, frame by frame.
 mod frames;
 mod front;
+mod fronts;
 mod hostile;
 mod http;
 /// The programs in this process, with limits of the test's choice.

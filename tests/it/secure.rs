@@ -64,10 +64,10 @@ fn works(gateway: &Gateway, name: &str, url: &str, arguments: &[&str], identity:
     assert_eq!(big.len(), 3_000_000);
 }
 
-/// `register` gives up with one line.
+/// `register` gives up with one line, when it is told not to wait for a better time.
 #[track_caller]
 fn gives_up(url: &str, arguments: &[&str], words: &[&str]) {
-    let mut edge = Edge::start(url, "s", &[], arguments);
+    let mut edge = Edge::start(url, "s", &[], &[arguments, &["--require-gateway"]].concat());
     let end = edge.program.ended();
     assert_eq!((end.code, end.complaint().len()), (Some(1), 1), "{arguments:?}: {:?}", end.stderr);
     for word in words {

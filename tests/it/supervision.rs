@@ -460,7 +460,7 @@ fn a_command_that_does_not_exist_is_no_case_for_a_restart() {
         "no-such-program-anywhere; exit $?",
         &command(&log, &[]).replace("fake-server", "no"),
     ] {
-        let end = Program::finish(&["register", "--stdio", stdio, "--restart", "always"]);
+        let end = Program::finish(&["register", "--stdio", stdio, "--restart", "never"]);
         assert_eq!((end.code, end.complaint().len()), (Some(1), 1), "{:?}", end.stderr);
         assert!(end.complaint()[0].contains("command not found"), "{:?}", end.stderr);
     }
