@@ -4,11 +4,13 @@
 //! and spliced: what mcpport does not have to change leaves as the bytes that came in. `tunnel` and
 //! `mcp` build on this; nothing here knows what a method means.
 
+mod id;
 mod scan;
 mod strict;
 
 use std::{borrow::Cow, fmt::Write, ops::Range};
 
+pub use id::{decimal, is_same};
 pub use scan::{elements, members};
 
 /// Where a value lies in its text, in bytes.

@@ -13,7 +13,7 @@ use super::{
     Gateway,
     client::{Client, Scope},
     reply::Reply,
-    upstream::{Caller, Declined, Upstream, uri_params},
+    upstream::{Caller, Declined, Upstream, strayed, uri_params},
 };
 use crate::{
     jsonrpc::{self, Kind, Message},
@@ -108,7 +108,10 @@ impl Gateway {
                 }
             },
             Ok(Step::Answer(pending)) => self.conclude(process, pending, message),
-            _ => self.stats.strays.add(),
+            _ => {
+                self.stats.strays.add();
+                process.complain(now, &strayed(message));
+            }
         }
     }
 
@@ -127,20 +130,20 @@ impl Gateway {
     /// To the call whose token it is. A task's token outlives its call.
     fn private_progress(&self, now: Instant, client: &Client, process: &Upstream, message: &Message<'_>) {
         let Ok(Some(span)) = message.param(&["progressToken"]) else { return };
-        let token = &message.text()[span];
-        let reply = {
+        let token = &message.text()[span.clone()];
+        let found = {
             let mut mux = process.mux();
             let found = mux.of_token(token).and_then(|(id, pending)| match &pending.caller {
-                Caller::Client(_, _, reply, _) => Some((id, reply.clone())),
+                Caller::Client(_, _, reply, _) => Some((id, reply.clone(), pending.token()?.to_owned())),
                 _ => None,
             });
-            found.map(|(id, reply)| {
+            found.map(|(id, reply, own)| {
                 mux.progressed(now, id);
-                reply
+                (reply, own)
             })
         };
-        match reply {
-            Some(reply) => reply.send(message.splice(&[]), &self.stats),
+        match found {
+            Some((reply, own)) => reply.send(rewrite::progress(message, span, &own), &self.stats),
             None if *client.scope() != Scope::All => client.send(message.splice(&[]), &self.stats),
             None => self.stats.strays.add(),
         }

@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 use super::{
     Gateway,
     shares::Share,
-    upstream::{Caller, Upstream},
+    upstream::{Caller, Upstream, strayed},
 };
 use crate::{
     catalog::Key,
@@ -209,6 +209,7 @@ impl Server {
             }
             Ok(Step::Stray) | Err(_) => {
                 gateway.stats.strays.add();
+                self.upstream.complain(now, &strayed(&message));
                 Ok(())
             }
         }

@@ -18,7 +18,7 @@ use super::{
     shares::{self, Share, Shares},
 };
 use crate::{
-    jsonrpc::{self, Message, Span},
+    jsonrpc::{self, Kind, Message, Span},
     limits::{self, LinkLimits},
     mcp::{self, bridge, logging::Level},
     net::{
@@ -27,7 +27,7 @@ use crate::{
         queue::{Refused, Sender},
     },
     session::{self, CallId, Run},
-    stats::Stats,
+    stats::{Seldom, Stats},
     text,
     tunnel::{
         channel,
@@ -122,6 +122,8 @@ pub struct Upstream {
     sessions: Option<Isolation>,
     /// It is such a process.
     private: Option<Private>,
+    /// Limits how often its odd messages are logged.
+    oddities: Mutex<Seldom>,
 }
 
 /// The log level that a server was asked for.
@@ -276,6 +278,7 @@ impl Upstream {
             berth,
             sessions,
             private,
+            oddities: Mutex::default(),
         })
     }
 
@@ -315,8 +318,21 @@ impl Upstream {
         let (level, run, tasks) = (Mutex::default(), Mutex::default(), AtomicBool::default());
         let private = Some(private);
         let (shares, berth, sessions) = (Shares::default(), None, None);
-        let forked =
-            Self { name, mux, shares, most, link, greeting, run, tasks, level, berth, sessions, private };
+        let forked = Self {
+            name,
+            mux,
+            shares,
+            most,
+            link,
+            greeting,
+            run,
+            tasks,
+            level,
+            berth,
+            sessions,
+            private,
+            oddities: Mutex::default(),
+        };
         let forked = Arc::new(forked);
         channels.open.insert(number, (forked.clone(), share));
         Ok(forked)
@@ -446,6 +462,18 @@ impl Upstream {
     /// Its program runs anew. Returns the run before.
     pub fn set_run(&self, run: Run) -> Run {
         std::mem::replace(&mut *self.run.lock().unwrap_or_else(PoisonError::into_inner), run)
+    }
+
+    /// Logs what is odd about a message of the server: at most once a second, with a count.
+    pub fn complain(&self, now: Instant, what: &str) {
+        let times = self.oddities.lock().unwrap_or_else(PoisonError::into_inner).due(now);
+        match times {
+            Some(1) => log::warn!("server '{}' {what}", self.name),
+            Some(times) => {
+                log::warn!("server '{}' {what} ({times} such messages since the last line)", self.name)
+            }
+            None => {}
+        }
     }
 
     /// The table of pending requests.
@@ -642,6 +670,15 @@ pub fn deliver(pending: Pending<Caller>, message: &Message<'_>, edits: Vec<(Span
         }
         let edits = edits.into_iter().chain(fit(&client, asked.as_deref(), &pending.method, message));
         reply.finish(edited(message, &id, edits.collect()), stats);
+    }
+}
+
+/// What is logged about an answer or progress that belongs to no open request.
+pub fn strayed(message: &Message<'_>) -> String {
+    match message.id() {
+        Some(id) => format!("answered a request that is not open: id {}", text::show(id)),
+        None if message.kind() == Kind::Response => "sent an error that names no request".into(),
+        None => "sent progress of a request that is not open".into(),
     }
 }
 

@@ -24,6 +24,7 @@ use crate::{
         link::{self, Ended, Farewell, Line, Peer, Socket},
         queue::{self, Refused, Sender},
     },
+    stats::Seldom,
     text,
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
@@ -56,6 +57,8 @@ pub struct State {
     /// One badge for each line of the child that waits for room in the queue of the link.
     delivering: Crew,
     sessions: Arc<Sessions>,
+    /// Limits how often odd messages of the server are logged.
+    oddities: Mutex<Seldom>,
 }
 
 #[derive(Debug, Default)]
@@ -77,12 +80,23 @@ struct Shared {
 impl State {
     /// The state before there is a child or a link, and the sessions that have a process of their own.
     pub fn new(sessions: Arc<Sessions>) -> Arc<Self> {
-        Arc::new(Self { edge: Mutex::default(), delivering: Crew::new(), sessions })
+        let (edge, delivering, oddities) = (Mutex::default(), Crew::new(), Mutex::default());
+        Arc::new(Self { edge, delivering, sessions, oddities })
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
         // The state is sound between any two statements, so a panic elsewhere does not spoil it.
         self.edge.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logs what is odd about the server: at most once a second, with a count.
+    fn complain(&self, what: &str) {
+        let times = self.oddities.lock().unwrap_or_else(PoisonError::into_inner).due(Instant::now());
+        match times {
+            Some(1) => log::warn!("{what}"),
+            Some(times) => log::warn!("{what} ({times} such messages since the last line)"),
+            None => {}
+        }
     }
 
     /// Whether the gateway has us at present.
@@ -154,6 +168,10 @@ impl State {
         };
         let frames = match up {
             Up::Gateway(frame) => vec![frame],
+            Up::Stray(frame) => {
+                self.complain("the server answered what it was not asked");
+                vec![frame]
+            }
             Up::Ready { frames, .. } => {
                 log::info!("the server is initialized again");
                 frames
@@ -200,7 +218,7 @@ impl State {
         let message = Message::read(&line).ok().filter(|message| message.kind() == Kind::Request)?;
         // The gateway knows the request under the id that it came with; the edge puts that back.
         match shared.edge.from_child(&jsonrpc::error(message.id()?, code, why)) {
-            Up::Gateway(frame) => Some(Down::Gateway(frame)),
+            Up::Gateway(frame) | Up::Stray(frame) => Some(Down::Gateway(frame)),
             _ => None,
         }
     }

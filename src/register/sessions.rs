@@ -12,7 +12,7 @@ use smol::lock::Semaphore;
 use super::server::{Outlet, Server};
 use crate::{
     config::RegisterConfig,
-    jsonrpc::{self, Kind, Message},
+    jsonrpc::{self, Kind, Message, decimal},
     limits::{EDGE_OPEN, ID_BYTES},
     net::{
         exec::{self, Crew, Switch, Thrown},
@@ -64,9 +64,13 @@ impl Calls {
         }
     }
 
-    /// A request was answered or cancelled.
-    pub fn remove(&self, id: &str) {
-        self.lock().remove(id);
+    /// A request was answered or cancelled. Servers may write the number of its id in another form. Gives the id as it
+    /// was sent; `None`: there is no such request.
+    pub fn remove(&self, id: &str) -> Option<String> {
+        let mut open = self.lock();
+        let number = decimal(id).map(|number| number.to_string());
+        let text = number.as_ref().map(|number| format!("\"{number}\""));
+        [Some(id.to_owned()), number, text].into_iter().flatten().find(|id| open.remove(id))
     }
 
     fn len(&self) -> usize {

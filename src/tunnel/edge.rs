@@ -18,7 +18,7 @@ use std::{
 };
 
 use crate::{
-    jsonrpc::{self, Kind, Message, Span, find, unquote},
+    jsonrpc::{self, Kind, Message, Span, decimal, find, is_same, unquote},
     limits::{EDGE_HELD, EDGE_HELD_BYTES, EDGE_OPEN, ID_BYTES},
     tunnel::{handshake::Status, rewrite},
 };
@@ -52,6 +52,8 @@ pub enum Up {
     },
     /// The child was started anew and will not be initialized: it is of no use.
     Refused,
+    /// An answer for the gateway, though nothing was asked under its id as far as the edge knows.
+    Stray(String),
     /// Nothing: the answer is to a question of an earlier link, or the child has ended.
     Stale,
     /// Nothing: the line is no message.
@@ -118,6 +120,8 @@ pub struct Edge {
     initialized: bool,
     /// The present gateway reads status frames.
     ours: bool,
+    /// The present gateway uses strings as progress tokens that contain a number.
+    text_tokens: bool,
     /// This child has asked something.
     asking: bool,
     /// New requests are refused.
@@ -127,7 +131,7 @@ pub struct Edge {
 impl Edge {
     /// The link is gone. Gives the lines that tell the child to stop what nobody waits for.
     pub fn disconnected(&mut self) -> Vec<String> {
-        (self.wanted, self.ours) = (None, false);
+        (self.wanted, self.ours, self.text_tokens) = (None, false, false);
         self.others.clear();
         if let Phase::Greeting(held) = &mut self.phase {
             *held = Held::default();
@@ -232,14 +236,14 @@ impl Edge {
             Kind::Response => self.answer(&message),
             Kind::Notification if message.method() == "notifications/progress" => {
                 let Ok(span) = message.param(&["progressToken"]) else { return Up::Noise };
-                if span
-                    .clone()
-                    .and_then(|span| number(&line[span], EXACT))
-                    .is_some_and(|token| token < self.offset)
-                {
-                    return Up::Stale;
+                let raw = span.clone().map(|span| &line[span]);
+                match raw.and_then(|raw| self.known_token(raw)).zip(span) {
+                    Some((token, _)) if token < self.offset => Up::Stale,
+                    Some((token, span)) => {
+                        Up::Gateway(message.splice(&[(span, &(token - self.offset).to_string())]))
+                    }
+                    None => Up::Gateway(message.splice(&[])),
                 }
-                Up::Gateway(self.shift(&message, span.into_iter(), Self::to_gateway))
             }
             kind => {
                 self.asking |= kind == Kind::Request;
@@ -341,7 +345,7 @@ impl Edge {
         let Ok(token) = message.param(&["_meta", "progressToken"]) else {
             return Err(Down::Drop("a request with an ambiguous progress token"));
         };
-        let mut spans: Vec<Span> = message.id_span().into_iter().chain(token).collect();
+        let mut spans: Vec<Span> = message.id_span().into_iter().chain(token.clone()).collect();
         spans.sort_by_key(|span| span.start);
         if spans.iter().any(|span| number(&message.text()[span.clone()], EXACT).is_some_and(|id| id >= SMALL))
         {
@@ -350,6 +354,9 @@ impl Edge {
             let id = message.id().unwrap_or_default();
             return Err(Down::Gateway(jsonrpc::error(id, jsonrpc::INVALID_REQUEST, why)));
         }
+        let token = token.map(|span| &message.text()[span]);
+        self.text_tokens |=
+            token.is_some_and(|token| number(token, EXACT).is_none() && decimal(token).is_some());
         if let Some(id) = message.id().and_then(|id| self.to_child(id)) {
             self.next = self.next.max(id + 1);
         }
@@ -361,23 +368,34 @@ impl Edge {
         if matches!(self.greeting, Greeting::Asked) && self.is_hello(raw) {
             return self.greeted(message);
         }
-        let Some(id) = number(raw, EXACT) else {
-            self.others.remove(raw);
+        if self.others.remove(raw) {
             return Up::Gateway(message.splice(&[]));
+        }
+        let Some(id) = decimal(raw).filter(|id| *id < EXACT) else {
+            return Up::Stray(message.splice(&[]));
         };
-        self.open.remove(&id);
-        self.others.remove(raw);
+        let known = self.open.remove(&id);
+        let text = format!("\"{id}\"");
+        if !known && self.others.remove(&text) {
+            return Up::Gateway(message.with_id(&text));
+        }
         if id < self.offset {
             return Up::Stale;
         }
-        Up::Gateway(self.shift(message, message.id_span().into_iter(), Self::to_gateway))
+        let answer = message.with_id(&(id - self.offset).to_string());
+        // The gateway may have cancelled what it asked, and knows that itself.
+        if known || id < self.next { Up::Gateway(answer) } else { Up::Stray(answer) }
+    }
+
+    /// The number of a progress token of ours, whatever form the child gave it.
+    fn known_token(&self, raw: &str) -> Option<u64> {
+        let exact = number(raw, EXACT);
+        exact.or_else(|| decimal(raw).filter(|token| *token < EXACT && !self.text_tokens))
     }
 
     /// Whether this is the id of `initialize`, as the child knows it.
     fn is_hello(&self, raw: &str) -> bool {
-        self.hello.as_ref().is_some_and(|hello| {
-            hello.id == raw || (raw.starts_with('"') && unquote(raw) == unquote(&hello.id))
-        })
+        self.hello.as_ref().is_some_and(|hello| is_same(&hello.id, raw) || is_same_text(&hello.id, raw))
     }
 
     /// The child has answered `initialize`.
@@ -447,10 +465,6 @@ impl Edge {
     fn to_child(&self, raw: &str) -> Option<u64> {
         number(raw, SMALL).map(|id| id + self.offset)
     }
-
-    fn to_gateway(&self, raw: &str) -> Option<u64> {
-        number(raw, EXACT).map(|id| id.saturating_sub(self.offset))
-    }
 }
 
 /// One more open request. Of too many one is forgotten, by number the oldest: it is what nobody waits for any more.
@@ -480,6 +494,11 @@ pub const STOPPING: &str = "the edge is stopping";
 const EXACT: u64 = 1 << 53;
 /// Below this an id of the gateway is moved: an offset is below it too, so that their sum is exact.
 const SMALL: u64 = 1 << 52;
+
+/// Whether two strings are the same text, however they are escaped.
+fn is_same_text(one: &str, other: &str) -> bool {
+    one.starts_with('"') && other.starts_with('"') && unquote(one) == unquote(other)
+}
 
 /// A plain number below a bound.
 fn number(raw: &str, bound: u64) -> Option<u64> {
@@ -546,6 +565,52 @@ mod tests {
         assert_eq!(edge.from_child(ping), Up::Gateway(ping.into()));
         assert_eq!(edge.from_child("Listening on port 3"), Up::Noise);
         assert!(matches!(edge.gets(r#"{"status":"registered","id":"x"}"#), Down::Status(_)));
+    }
+
+    #[test]
+    fn answers_and_progress_with_ids_in_another_form_are_known() {
+        let mut edge = Edge::default();
+        edge.gets(&call(1));
+        edge.disconnected();
+        for form in ["\"2\"", "2.0", "2e0", "20e-1", "\"2.0\""] {
+            assert_eq!(edge.gets(&call(0)), Down::Child(call(2)), "{form}");
+            let in_form = |text: String| {
+                text.replace(":2,", &format!(":{form},")).replace(":2}", &format!(":{form}}}"))
+            };
+            assert_eq!(edge.from_child(&in_form(progress(2))), Up::Gateway(progress(0)), "{form}");
+            let result = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
+            assert_eq!(edge.from_child(&result(form)), Up::Gateway(result("0")), "{form}");
+            assert_eq!(edge.running(), 0, "{form}");
+            assert_eq!(edge.from_child(&result(form)), Up::Gateway(result("0")), "again: {form}");
+            assert_eq!(edge.from_child(&result("\"1\"")), Up::Stale, "of the link before");
+        }
+        let named = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"m"}}"#);
+        let result = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
+        edge.gets(&named("\"7\""));
+        assert_eq!(edge.from_child(&result("7")), Up::Gateway(result("\"7\"")), "the other way round");
+        assert_eq!(edge.from_child(&result("\"9\"")), Up::Stray(result("7")), "never asked");
+        assert_eq!(edge.from_child(&result("\"x\"")), Up::Stray(result("\"x\"")));
+    }
+
+    #[test]
+    fn initialize_may_be_answered_under_its_id_in_another_form() {
+        for form in ["\"1\"", "1.0", "1e0"] {
+            let mut edge = Edge::default();
+            edge.gets(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
+            let answer = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
+            assert_eq!(edge.from_child(&answer(form)), Up::Gateway(answer("1")), "{form}");
+        }
+    }
+
+    #[test]
+    fn text_tokens_of_a_gateway_stay_as_they_are() {
+        let mut edge = Edge::default();
+        edge.gets(&call(5));
+        edge.disconnected();
+        let asks = r#"{"jsonrpc":"2.0","id":1,"method":"m","params":{"_meta":{"progressToken":"3"}}}"#;
+        edge.gets(asks);
+        let told = r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"3"}}"#;
+        assert_eq!(edge.from_child(told), Up::Gateway(told.into()));
     }
 
     #[test]

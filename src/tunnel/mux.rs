@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    jsonrpc::{Kind, Malformed, Message, Span},
+    jsonrpc::{Kind, Malformed, Message, Span, decimal, is_same},
     limits::CALL_LONGEST,
 };
 
@@ -135,12 +135,12 @@ impl<C> Mux<C> {
         match message.kind() {
             Kind::Request => Ok(Step::Request),
             Kind::Response => {
-                let id = message.id().and_then(minted);
+                let id = message.id().and_then(decimal);
                 Ok(id.and_then(|id| self.close(id)).map_or(Step::Stray, Step::Answer))
             }
             Kind::Notification if message.method() == "notifications/progress" => {
                 let Some(span) = message.param(&["progressToken"])? else { return Ok(Step::Stray) };
-                let id = minted(&message.text()[span.clone()]);
+                let id = decimal(&message.text()[span.clone()]);
                 let known =
                     id.filter(|id| self.pending.get(id).is_some_and(|pending| pending.token.is_some()));
                 Ok(known.map_or(Step::Stray, |id| Step::Progress(id, span)))
@@ -165,9 +165,13 @@ impl<C> Mux<C> {
         self.pending.values().filter(|pending| wanted(pending)).count()
     }
 
-    /// The pending request whose caller wants its progress under this token, raw, and its id.
+    /// The pending request whose caller wants its progress under this token, raw, and its id. A server may write a number
+    /// in another form.
     pub fn of_token(&self, token: &str) -> Option<(u64, &Pending<C>)> {
-        let found = self.pending.iter().find(|(_, pending)| pending.token() == Some(token));
+        let find = |is_it: &dyn Fn(&str) -> bool| {
+            self.pending.iter().find(|(_, pending)| pending.token().is_some_and(is_it))
+        };
+        let found = find(&|own| own == token).or_else(|| find(&|own| is_same(own, token)));
         found.map(|(id, pending)| (*id, pending))
     }
 
@@ -220,11 +224,6 @@ impl<C> Mux<C> {
     }
 }
 
-/// An id of ours, as we write it: a plain decimal number.
-fn minted(raw: &str) -> Option<u64> {
-    if raw.bytes().all(|byte| byte.is_ascii_digit()) { raw.parse().ok() } else { None }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,7 +247,7 @@ mod tests {
         assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(1));
         assert_eq!(mux.open(now, "b", "m", Some("0"), PATIENCE), Ok(2));
         let answer = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
-        for wrong in ["0", "3", "\"2\"", "2.0", "-2", "1e0", "18446744073709551617"] {
+        for wrong in ["0", "3", "\"x\"", "2.5", "-2", "\"02\"", "18446744073709551617"] {
             assert_eq!(sort(&mut mux, &answer(wrong)), "stray", "{wrong}");
         }
         assert_eq!(sort(&mut mux, &answer("2")), "answer to b");
@@ -258,6 +257,28 @@ mod tests {
             "answer to a"
         );
         assert!(mux.is_empty());
+    }
+
+    #[test]
+    fn answers_and_progress_with_ids_in_another_form_find_their_caller() {
+        let mut mux = Mux::new(8);
+        for form in ["\"1\"", "1.0", "1e0", "10e-1", "\"1.0\""] {
+            let id = mux.open(Instant::now(), "a", "m", Some("7"), PATIENCE).unwrap();
+            let form = form.replacen('1', &id.to_string(), 1);
+            let form = if form.contains("e-") { format!("{id}0e-1") } else { form };
+            let progress = format!(
+                r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{form}}}}}"#
+            );
+            assert_eq!(sort(&mut mux, &progress), format!("progress of {id} at {form}"));
+            let answer = format!(r#"{{"jsonrpc":"2.0","id":{form},"result":{{}}}}"#);
+            assert_eq!(sort(&mut mux, &answer), "answer to a", "{form}");
+            assert_eq!(sort(&mut mux, &answer), "stray", "{form}");
+        }
+        mux.open(Instant::now(), "number", "m", Some("7"), PATIENCE).unwrap();
+        mux.open(Instant::now(), "text", "m", Some("\"7\""), PATIENCE).unwrap();
+        let of = |token: &str| mux.of_token(token).map(|(_, pending)| pending.caller);
+        assert_eq!((of("7"), of("\"7\""), of("8")), (Some("number"), Some("text"), None));
+        assert!(of("7.0").is_some());
     }
 
     #[test]

@@ -57,6 +57,8 @@ struct Options {
     quit: Vec<String>,
     /// The first and the last start in which it does so.
     quit_in: (usize, usize),
+    /// How it writes the ids of requests and progress tokens, with `ID` in the place of the number.
+    id_form: Option<String>,
     /// With `session`: the file without which `initialize` is not answered.
     gate: Option<String>,
 }
@@ -160,6 +162,7 @@ fn options() -> Options {
                 options.session = true;
                 options.tools.extend(session::TOOLS.iter().map(ToString::to_string));
             }
+            "--id-form" => options.id_form = Some(value()),
             "--gate" => options.gate = Some(value()),
             // Not nice, and no message.
             "--shout" => {
@@ -194,7 +197,7 @@ impl Server {
         {
             process::exit(3);
         }
-        match (message["method"].as_str(), id) {
+        match (message["method"].as_str(), id.map(|id| self.in_form(id))) {
             (Some(method), Some(id)) => self.request(method, &id, &message["params"]),
             (None, Some(id)) => self.answered(&id, &message),
             _ => {}
@@ -395,7 +398,9 @@ impl Server {
             }
             "progress" => {
                 for step in 1..=number("steps") {
-                    let params = json!({"progressToken": params["_meta"]["progressToken"], "progress": step});
+                    let token = self.in_form(params["_meta"]["progressToken"].to_string());
+                    let token: Value = serde_json::from_str(&token).expect("JSON");
+                    let params = json!({"progressToken": token, "progress": step});
                     self.notify("notifications/progress", &params);
                 }
                 self.text(id, "done");
@@ -419,6 +424,13 @@ impl Server {
             "crash" => process::exit(
                 arguments["status"].as_i64().and_then(|status| status.try_into().ok()).unwrap_or(3),
             ),
+            // Writes a line of the test's choice in the place of an answer: `ID` is the id, `PAD` so many bytes; in UTF-8
+            // or in Latin-1.
+            "say" => {
+                let line = text("line").replace("ID", id).replace("PAD", &"x".repeat(number("pad") as usize));
+                let latin = line.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect();
+                self.bytes(if arguments["latin"] == true { latin } else { line.into_bytes() });
+            }
             // So many lines to people: on stderr, or where none belong.
             "shout" => {
                 let (lines, stdout) = (number("lines"), text("where") == "stdout");
@@ -475,9 +487,22 @@ impl Server {
         self.line(&format!("{{\"jsonrpc\":\"2.0\",\"method\":\"{method}\",\"params\":{params}}}"));
     }
 
-    /// Whoever reads may be gone: then nobody misses the line.
+    /// An id or a progress token as the flags want it.
+    fn in_form(&self, id: String) -> String {
+        match &self.options.id_form {
+            Some(form) if id.parse::<u64>().is_ok() => form.replace("ID", &id),
+            _ => id,
+        }
+    }
+
     fn line(&self, text: &str) {
+        self.bytes(text.as_bytes().to_vec());
+    }
+
+    /// Whoever reads may be gone: then nobody misses the line.
+    fn bytes(&self, mut line: Vec<u8>) {
+        line.push(b'\n');
         let mut output = lock(&self.output);
-        let _ = output.write_all(format!("{text}\n").as_bytes()).and_then(|()| output.flush());
+        let _ = output.write_all(&line).and_then(|()| output.flush());
     }
 }

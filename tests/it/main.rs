@@ -28,6 +28,7 @@ mod leftovers;
 mod link;
 mod links;
 mod net;
+mod odd;
 mod offers;
 /// A line that goes wrong on command.
 mod relay;

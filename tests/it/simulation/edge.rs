@@ -233,7 +233,7 @@ impl EdgeBox {
             return;
         }
         match self.edge.from_child(line) {
-            Up::Gateway(frame) => self.send(frame),
+            Up::Gateway(frame) | Up::Stray(frame) => self.send(frame),
             Up::Ready { lines, frames } => {
                 lines.iter().for_each(|line| self.hand_down(net, line));
                 frames.into_iter().for_each(|frame| self.send(frame));
