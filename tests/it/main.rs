@@ -46,6 +46,7 @@ mod stderr;
 mod streamable;
 mod supervision;
 mod tasks;
+mod tenants;
 mod tidy;
 /// The real programs, and HTTP towards them.
 mod wire;

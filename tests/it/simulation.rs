@@ -29,7 +29,7 @@ use mcpport::{
 use self::{client::Client, edge::EdgeBox, gateway::Gateway};
 
 /// Numbers from a seed (SplitMix64).
-pub struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
     fn next(&mut self) -> u64 {

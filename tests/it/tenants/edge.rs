@@ -1,0 +1,249 @@
+//! A shared server of one principal behind a link, frame by frame: careless, and with frames that no honest one sends.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::mpsc::{Receiver, TryRecvError},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use async_tungstenite::tungstenite::{self, Message};
+use serde_json::{Value, json};
+
+use super::{Random, WHO, World, lenient};
+use crate::frames::End;
+
+/// What the server has of a request.
+struct Call {
+    method: String,
+    /// The mark of its content.
+    mark: String,
+    /// Its progress token, raw.
+    token: Option<String>,
+    task: bool,
+    answered: bool,
+}
+
+struct Edge {
+    who: usize,
+    world: World,
+    random: Random,
+    end: End,
+    /// By the id, raw.
+    calls: HashMap<String, Call>,
+    /// Marks of tasks, by their ids.
+    tasks: HashMap<String, String>,
+}
+
+/// Runs a server of a principal until `stopped` ends; it is registered when this returns.
+pub fn start(
+    gateway: SocketAddr,
+    who: usize,
+    world: World,
+    random: Random,
+    stopped: Receiver<()>,
+) -> JoinHandle<()> {
+    let mut end = connect(gateway, who);
+    // Until the gateway has all that it asks a new server.
+    for method in ["initialize", "tools/list"] {
+        let frame = end.find(|frame| lenient::text(frame, &["method"]).as_deref() == Some(method));
+        answer_handshake(&mut end, &frame);
+    }
+    let (calls, tasks) = (HashMap::new(), HashMap::new());
+    let mut edge = Edge { who, world, random, end, calls, tasks };
+    thread::spawn(move || {
+        while stopped.try_recv() == Err(TryRecvError::Empty) {
+            if edge.step().is_none() {
+                edge.end = connect(gateway, who);
+                edge.calls.clear();
+                edge.tasks.clear();
+            }
+        }
+    })
+}
+
+/// A fresh link; its predecessor may still have to end.
+fn connect(gateway: SocketAddr, who: usize) -> End {
+    let mut last = Ok(Message::Ping(Vec::new().into()));
+    for _ in 0..500 {
+        let mut end = End::connect(gateway, Some(&format!("r-{}", WHO[who])));
+        let params = json!({"name": format!("s{who}"), "capabilities": {}});
+        end.say(
+            &json!({"jsonrpc": "2.0", "id": format!("box-{who}"), "method": "register", "params": params})
+                .to_string(),
+        );
+        last = end.0.read();
+        if matches!(&last, Ok(Message::Text(text)) if text.contains("\"received\"")) {
+            end.0.get_ref().set_read_timeout(Some(Duration::from_millis(2))).unwrap();
+            return end;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("server s{who} is not registered: {last:?}")
+}
+
+/// Answers what the gateway asks a new server. False: it is something else.
+fn answer_handshake(end: &mut End, frame: &str) -> bool {
+    let result = match lenient::text(frame, &["method"]).as_deref() {
+        Some("initialize") => json!({
+            "protocolVersion": "2025-11-25", "serverInfo": {"name": "x", "version": "1"},
+            "capabilities": {"tools": {}, "tasks": {"list": {}, "cancel": {}, "requests": {"tools": {"call": {}}}}},
+        }),
+        Some("tools/list") => json!({"tools": [{"name": "t", "inputSchema": {"type": "object"}}]}),
+        _ => return false,
+    };
+    let id = lenient::find(frame, &["id"]).unwrap_or_default();
+    let _ = end.0.send(Message::text(format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#)));
+    true
+}
+
+impl Edge {
+    /// Reads what is there, and does something. `None`: the link is gone.
+    fn step(&mut self) -> Option<()> {
+        match self.end.0.read() {
+            Ok(Message::Text(frame)) => self.take(&frame),
+            Ok(Message::Close(_)) => return None,
+            Ok(_) => {}
+            Err(tungstenite::Error::Io(why))
+                if matches!(why.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+            Err(_) => return None,
+        }
+        self.act()
+    }
+
+    fn take(&mut self, frame: &str) {
+        if answer_handshake(&mut self.end, frame) {
+            return;
+        }
+        let Some(method) = lenient::text(frame, &["method"]) else { return };
+        if method == "notifications/cancelled" {
+            let id = lenient::find(frame, &["params", "requestId"]).unwrap_or_default();
+            self.calls.entry(id).and_modify(|call| call.answered = true);
+            return;
+        }
+        // Without an id it would be done all the same; nobody hears of it.
+        let Some(id) = lenient::find(frame, &["id"]) else { return };
+        let number: u64 = id.parse().unwrap_or_default();
+        let highest = &mut self.world.lock().highest;
+        *highest = number.max(*highest);
+        let task = lenient::text(frame, &["params", "taskId"]);
+        let mark = match &task {
+            Some(id) => self.tasks.get(id).cloned(),
+            None => lenient::text(frame, &["params", "arguments", "mark"]),
+        };
+        let call = Call {
+            method,
+            mark: mark.unwrap_or_default(),
+            token: lenient::find(frame, &["params", "_meta", "progressToken"]),
+            task: lenient::find(frame, &["params", "task"]).is_some(),
+            answered: false,
+        };
+        self.calls.insert(id, call);
+    }
+
+    /// Sends a frame, or none.
+    fn act(&mut self) -> Option<()> {
+        let own = |edge: &Self| edge.world.mark(edge.who);
+        let known: Vec<String> = self.calls.keys().cloned().collect();
+        let frame = match self.random.below(12) {
+            0..=5 => self.answer_one(&known)?,
+            6 => {
+                // An id that this link does not have: it may be one of the other link's.
+                let highest = self.world.lock().highest as usize;
+                let id = self.random.below(highest + 5);
+                let forms = [format!("{id}"), format!("\"{id}\""), format!("{id}.0"), format!("{id}e0")];
+                if known.iter().any(|known| *known == id.to_string()) {
+                    return Some(());
+                }
+                let result = json!({"content": [{"type": "text", "text": own(self)}]});
+                format!(r#"{{"jsonrpc":"2.0","id":{},"result":{result}}}"#, self.random.pick(&forms))
+            }
+            7 => self.progress(),
+            8 => {
+                let ids: Vec<(String, String)> = self.tasks.clone().into_iter().collect();
+                let (id, mark) = match ids.is_empty() {
+                    true => (format!("nobodys-{}", self.who), own(self)),
+                    false => self.random.pick(&ids).clone(),
+                };
+                let params = json!({"taskId": id, "status": "working", "statusMessage": mark, "ttl": 60000});
+                json!({"jsonrpc": "2.0", "method": "notifications/tasks/status", "params": params})
+                    .to_string()
+            }
+            9 => {
+                let params = json!({"messages": [], "maxTokens": 1, "systemPrompt": own(self)});
+                let id = self.random.below(9);
+                json!({"jsonrpc": "2.0", "id": id, "method": "sampling/createMessage", "params": params})
+                    .to_string()
+            }
+            10 if self.random.chance(20) => {
+                let mark = own(self);
+                let odd = [
+                    format!(
+                        r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"x":"{mark}"}}}}"#
+                    ),
+                    format!(r#"[{{"jsonrpc":"2.0","id":1,"result":"{mark}"}}]"#),
+                    format!(r#"{{"jsonrpc":"2.0","id":99999999999999999999,"result":"{mark}"}}"#),
+                    format!(r#"{{"jsonrpc":"2.0","id":null,"error":{{"code":1,"message":"{mark}"}}}}"#),
+                    format!("#1 {mark}"),
+                    format!("+1 {mark}"),
+                    format!("{{\"{mark}"),
+                    String::new(),
+                ];
+                self.random.pick(&odd).clone()
+            }
+            _ => return Some(()),
+        };
+        self.end.0.send(Message::text(frame)).ok()
+    }
+
+    /// An answer to a request that the server has, now and then once more, under the id that it knows.
+    fn answer_one(&mut self, known: &[String]) -> Option<String> {
+        let nothing = r#"{"jsonrpc":"2.0","method":"notifications/odd"}"#;
+        if known.is_empty() {
+            return Some(nothing.into());
+        }
+        let id = self.random.pick(known).clone();
+        let again = self.random.chance(10);
+        let call = self.calls.get_mut(&id)?;
+        if call.answered && !again {
+            return Some(nothing.into());
+        }
+        let first = !std::mem::replace(&mut call.answered, true);
+        let (method, mark) = (call.method.clone(), call.mark.clone());
+        let task = |(id, mark): (&String, &String)| json!({"taskId": id, "status": "working", "statusMessage": mark, "ttl": 60000});
+        let result: Value = match &*method {
+            "tools/call" if call.task && first => {
+                let id = format!("task-{}-{}", self.who, self.random.number());
+                self.tasks.insert(id.clone(), mark.clone());
+                json!({"task": task((&id, &mark))})
+            }
+            "tasks/list" => json!({"tasks": self.tasks.iter().map(task).collect::<Vec<_>>()}),
+            _ if mark.is_empty() => {
+                return Some(format!(
+                    r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32602,"message":"no"}}}}"#
+                ));
+            }
+            _ => {
+                json!({"content": [{"type": "text", "text": mark}], "status": "working", "statusMessage": mark})
+            }
+        };
+        Some(format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#))
+    }
+
+    /// Progress: of a call that the server has or had, or for a token that it was never given.
+    fn progress(&mut self) -> String {
+        let tokens: Vec<(String, String)> =
+            self.calls.values().filter_map(|call| Some((call.token.clone()?, call.mark.clone()))).collect();
+        let made_up = tokens.is_empty() || self.random.chance(40);
+        let (mut token, mut mark) = (self.random.below(80).to_string(), self.world.mark(self.who));
+        if !made_up {
+            (token, mark) = self.random.pick(&tokens).clone();
+        } else if tokens.iter().any(|(known, _)| *known == token) {
+            token = "\"none\"".into();
+        }
+        format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{token},"progress":1,"message":"{mark}"}}}}"#
+        )
+    }
+}
