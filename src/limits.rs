@@ -628,8 +628,14 @@ pub const LOG_STACK: usize = 64 * KIB;
 pub const LOG_RETRY: Duration = Duration::from_millis(20);
 /// Time at exit for log lines to be written; a reader that hangs gets no more.
 pub const LOG_FLUSH: Duration = Duration::from_secs(1);
-/// The same complaint is logged at most this often.
+/// Window of the log throttle: a warning that an address can cause at will is logged at most this often.
 pub const LOG_EVERY: Duration = Duration::from_secs(1);
+/// Log lines of one kind that one link may cause in [`LOG_EVERY`]; a bad list has some remarks, and hundreds help nobody.
+pub const LOG_BURST: u32 = 20;
+/// Log lines of one kind in [`LOG_EVERY`], from however many links and addresses.
+pub const LOG_KIND: u32 = 100;
+/// Links and addresses of one kind that are remembered from former windows.
+pub const LOG_SOURCES: usize = 256;
 /// Time to send a TLS farewell and close; a peer that does not read gets no more.
 pub const CLOSE: Duration = Duration::from_secs(2);
 /// Bytes that a line reader offers to one read, and starts with.

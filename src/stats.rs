@@ -1,6 +1,8 @@
-//! Counters of one running program, which only grow; and how often to speak of what happens often.
+//! Counters of one running program, which only grow; and a throttle for log lines that peers cause.
 
 use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
     sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
@@ -86,22 +88,88 @@ impl Stats {
     }
 }
 
-/// When to speak of something that peers can bring about as often as they like: once in [`limits::LOG_EVERY`].
-#[derive(Debug, Default)]
-pub struct Seldom {
-    unsaid: u64,
-    said: Option<Instant>,
+/// How many log lines were left out before the one that is written.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct LeftOut {
+    /// Of the same kind, about the same source.
+    pub same: u64,
+    /// Of the same kind, about sources that had no line of their own.
+    pub others: u64,
 }
 
-impl Seldom {
-    /// It happened again. How often since it was spoken of, when it is time to speak.
-    pub fn due(&mut self, now: Instant) -> Option<u64> {
-        self.unsaid += 1;
-        if self.said.is_some_and(|said| now.saturating_duration_since(said) < limits::LOG_EVERY) {
-            return None;
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self { same: 0, others: 0 } => Ok(()),
+            Self { same, others: 0 } => write!(f, " ({same} more were not logged)"),
+            Self { same, others } => write!(f, " ({same} more were not logged, and {others} of others)"),
         }
-        self.said = Some(now);
-        Some(std::mem::take(&mut self.unsaid))
+    }
+}
+
+/// Limits log lines that peers can cause at will: in each [`limits::LOG_EVERY`] a number of one kind about one source (a link,
+/// an address), and [`limits::LOG_KIND`] of one kind in all. Kinds never hide each other.
+#[derive(Debug, Default)]
+pub struct LogThrottle {
+    kinds: BTreeMap<&'static str, Kind>,
+}
+
+#[derive(Debug, Default)]
+struct Kind {
+    all: Window,
+    sources: HashMap<Box<str>, Window>,
+}
+
+/// Lines since the beginning of a window, and what was left out since the last line.
+#[derive(Debug, Default)]
+struct Window {
+    since: Option<Instant>,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Window {
+    fn is_over(&self, now: Instant) -> bool {
+        self.since.is_none_or(|since| now.saturating_duration_since(since) >= limits::LOG_EVERY)
+    }
+
+    fn has_room(&self, now: Instant, most: u32) -> bool {
+        self.is_over(now) || self.lines < most
+    }
+
+    fn add(&mut self, now: Instant) {
+        if self.is_over(now) {
+            (self.since, self.lines) = (Some(now), 0);
+        }
+        self.lines += 1;
+    }
+}
+
+impl LogThrottle {
+    /// Whether to write one more line of a kind about a source, which may have `burst` of them; `None`: leave it out.
+    pub fn due(&mut self, now: Instant, kind: &'static str, source: &str, burst: u32) -> Option<LeftOut> {
+        let Kind { all, sources } = self.kinds.entry(kind).or_default();
+        let room = all.has_room(now, limits::LOG_KIND);
+        if let Some(window) = sources.get_mut(source) {
+            if !room || !window.has_room(now, burst) {
+                window.left_out += 1;
+                return None;
+            }
+        } else if !room {
+            all.left_out += 1;
+            return None;
+        } else if sources.len() >= limits::LOG_SOURCES {
+            // Those that stay had a line in this window, so they are few.
+            let over = sources.extract_if(|_, window| window.is_over(now));
+            all.left_out += over.map(|(_, window)| window.left_out).sum::<u64>();
+        }
+        all.add(now);
+        let window = sources.entry(source.into()).or_default();
+        window.add(now);
+        Some(LeftOut {
+            same: std::mem::take(&mut window.left_out),
+            others: std::mem::take(&mut all.left_out),
+        })
     }
 }
 
@@ -111,13 +179,56 @@ mod tests {
 
     use super::*;
 
+    fn at(start: Instant, millis: u64) -> Instant {
+        start + Duration::from_millis(millis)
+    }
+
     #[test]
-    fn one_complaint_a_second() {
-        let mut seldom = Seldom::default();
-        let start = Instant::now();
-        let at = |millis| start + Duration::from_millis(millis);
-        let said: Vec<_> = [0, 10, 999, 1000, 1001, 2500].map(|millis| seldom.due(at(millis))).into();
-        assert_eq!(said, [Some(1), None, None, Some(3), None, Some(2)]);
+    fn one_source_gets_its_burst_in_each_window() {
+        let (mut throttle, start) = (LogThrottle::default(), Instant::now());
+        let mut same = |burst| {
+            [0, 10, 999, 1000, 1001, 2500].map(|millis| {
+                let due = throttle.due(at(start, millis), if burst == 1 { "a" } else { "b" }, "x", burst);
+                due.map(|left_out| left_out.same)
+            })
+        };
+        assert_eq!(same(1), [Some(0), None, None, Some(2), None, Some(1)]);
+        assert_eq!(same(2), [Some(0), Some(0), None, Some(1), Some(0), Some(0)]);
+    }
+
+    #[test]
+    fn kinds_and_sources_do_not_hide_each_other() {
+        let (mut throttle, now) = (LogThrottle::default(), Instant::now());
+        let first = Some(LeftOut::default());
+        assert_eq!(throttle.due(now, "dropped", "x", 1), first);
+        for _ in 0..80 {
+            assert_eq!(throttle.due(now, "dropped", "x", 1), None);
+        }
+        assert_eq!(throttle.due(now, "refused", "x", 1), first);
+        assert_eq!(throttle.due(now, "dropped", "y", 1), first);
+        assert_eq!(throttle.due(at(now, 1000), "refused", "x", 1), first, "it counts its own kind only");
+    }
+
+    #[test]
+    fn many_sources_are_bounded_in_lines_and_memory() {
+        let (mut throttle, start) = (LogThrottle::default(), Instant::now());
+        let flood = u64::from(limits::LOG_KIND) + 50;
+        for second in 0..20 {
+            let now = at(start, second * 1000);
+            let said: Vec<LeftOut> = (0..flood)
+                .filter_map(|number| throttle.due(now, "k", &format!("{second}-{number}"), 1))
+                .collect();
+            assert_eq!(said.len(), limits::LOG_KIND as usize);
+            assert_eq!(said[0].others, if second == 0 { 0 } else { 50 });
+            let bound = limits::LOG_SOURCES + limits::LOG_KIND as usize;
+            assert!(throttle.kinds["k"].sources.len() <= bound);
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_is_told() {
+        let told = [(0, 0), (3, 0), (0, 4)].map(|(same, others)| LeftOut { same, others }.to_string());
+        assert_eq!(told, ["", " (3 more were not logged)", " (0 more were not logged, and 4 of others)"]);
     }
 
     #[test]

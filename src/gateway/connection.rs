@@ -283,15 +283,17 @@ impl Connection {
     fn admit_link(&self, principal: Principal, request: &Request) -> Result<(Upgrade, Share), Response> {
         let upgrade = Upgrade::check(request)?;
         if self.gateway.links.len() >= self.gateway.config.limits.link.links {
-            log::warn!("a registration from {} is refused: too many links", self.web.stream.peer());
+            let peer = self.web.stream.peer();
+            let line = format_args!("a registration from {peer} is refused: too many links");
+            self.gateway.warn_throttled("links", peer.ip(), line);
             return Err(busy("too many servers are registered (--max-links)\n"));
         }
         let share = self.gateway.link_shares.take(principal, self.gateway.links_each());
         let share = share.ok_or_else(|| {
-            self.gateway.seldom(&format!(
-                "refused a registration from {}: its principal has its share of the links",
-                self.web.stream.peer()
-            ));
+            let peer = self.web.stream.peer();
+            let line =
+                format_args!("refused a registration from {peer}: its principal has its share of the links");
+            self.gateway.warn_throttled("link_share", peer.ip(), line);
             busy("this principal has its share of the links (half of --max-links)\n")
         })?;
         Ok((upgrade, share))

@@ -1,6 +1,7 @@
 //! The place of one connection among all, and what those hear for whom there is none.
 
 use std::{
+    fmt::Display,
     net::IpAddr,
     sync::{Arc, PoisonError},
     time::Instant,
@@ -38,7 +39,8 @@ impl Visit {
         let place = gateway.visits().enter(address, switch)?;
         if place.pushed_out.is_some() {
             gateway.stats.pushed_out.add();
-            gateway.seldom("a connection that asked for nothing makes room for another");
+            let line = "a connection that asked for nothing makes room for another";
+            gateway.warn_throttled("pushed_out", address, line);
         }
         let visit = Self { gateway: gateway.clone(), address, number: place.number, kept: None };
         Ok((visit, pushed_out))
@@ -64,13 +66,24 @@ impl Drop for Visit {
 }
 
 impl Gateway {
-    /// Says something that peers can bring about as often as they like: at most once a second, with a count.
-    pub(super) fn seldom(&self, what: &str) {
-        let times = self.complaints.lock().unwrap_or_else(PoisonError::into_inner).due(Instant::now());
-        match times {
-            Some(1) => log::warn!("{what}"),
-            Some(times) => log::warn!("{what} ({times} such events since the last line)"),
-            None => {}
+    /// Logs a warning that peers can cause as often as they like: one of a kind about a source in [`limits::LOG_EVERY`].
+    pub(super) fn warn_throttled(&self, kind: &'static str, source: impl ToString, line: impl Display) {
+        self.log_throttled(log::Level::Warn, kind, &source.to_string(), 1, line);
+    }
+
+    /// Logs what one link can cause as often as it likes, with its name or address as the source.
+    pub(super) fn log_throttled(
+        &self,
+        level: log::Level,
+        kind: &'static str,
+        source: &str,
+        burst: u32,
+        line: impl Display,
+    ) {
+        let now = Instant::now();
+        let due = self.throttle.lock().unwrap_or_else(PoisonError::into_inner).due(now, kind, source, burst);
+        if let Some(left_out) = due {
+            log::log!(level, "{line}{left_out}");
         }
     }
 }
@@ -88,7 +101,12 @@ pub fn turn_away(gateway: &Arc<Gateway>, stream: Stream, why: TurnedAway) {
             "too many connections from this address (--max-connections-per-address)\n",
         ),
     };
-    gateway.seldom(&format!("a connection from {} is turned away: {}", stream.peer().ip(), text.trim_end()));
+    let from = stream.peer().ip();
+    gateway.warn_throttled(
+        "turned_away",
+        from,
+        format_args!("a connection from {from} is turned away: {}", text.trim_end()),
+    );
     let limits = &gateway.config.limits.http;
     if gateway.config.tls.is_some() || gateway.leaving.len() >= limits.turned_away {
         return;

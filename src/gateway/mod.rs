@@ -64,7 +64,7 @@ use crate::{
     },
     router::Policy,
     session::{Changes, Sessions, Subscriptions, Tasks},
-    stats::{Seldom, Stats},
+    stats::{LogThrottle, Stats},
     visits::Visits,
 };
 
@@ -93,8 +93,8 @@ pub struct Gateway {
     /// Those who are told that there is no place for them.
     leaving: Crew,
     stats: Stats,
-    /// When to complain of peers.
-    complaints: Mutex<Seldom>,
+    /// For log lines that peers can cause at will.
+    throttle: Mutex<LogThrottle>,
     /// Bytes that are kept for peers, and who has how many.
     budget: Budget,
     accounts: Mutex<HashMap<Principal, Account>>,
@@ -144,7 +144,7 @@ impl Gateway {
             visits: Mutex::new(Visits::new(&config.limits.http)),
             leaving: Crew::new(),
             stats: Stats::default(),
-            complaints: Mutex::default(),
+            throttle: Mutex::default(),
             budget,
             accounts: Mutex::default(),
             started: Instant::now(),
@@ -420,14 +420,14 @@ async fn welcome(door: &Door, stream: Stream, visit: Visit) {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 door.gateway.stats.handshakes_failed.add();
-                return door.gateway.seldom(&format!("TLS handshake with {peer} failed: {error}"));
+                let line = format_args!("TLS handshake with {peer} failed: {error}");
+                return door.gateway.warn_throttled("handshake", peer.ip(), line);
             }
             Err(_) => {
                 door.gateway.stats.handshakes_failed.add();
                 let seconds = limit.as_secs();
-                return door
-                    .gateway
-                    .seldom(&format!("TLS handshake with {peer} took longer than {seconds} s"));
+                let line = format_args!("TLS handshake with {peer} took longer than {seconds} s");
+                return door.gateway.warn_throttled("slow_handshake", peer.ip(), line);
             }
         },
     };

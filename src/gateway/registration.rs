@@ -63,7 +63,8 @@ pub async fn enter(
         Ok(registration) => registration,
         Err(ended) => {
             gateway.count_end(&ended);
-            gateway.seldom(&format!("link from {from} ended without a registration: {ended}"));
+            let line = format!("link from {from} ended without a registration: {ended}");
+            gateway.warn_throttled("no_registration", from.ip(), line);
             link::end(socket, VecDeque::new(), &ended, &limits).await;
             return None;
         }
@@ -79,7 +80,10 @@ pub async fn enter(
             return Some(Entered { life, link: Err(ended) });
         }
         Err(why) => {
-            gateway.seldom(&format!("a registration from {from} is refused: {}", text::show(&why.reason)));
+            let reason = text::show(&why.reason).to_string();
+            let line = format!("a registration from {from} is refused: {reason}");
+            // One site may have many servers, and each its own reason.
+            gateway.warn_throttled("registration", format!("{} {reason}", from.ip()), line);
             // An edge takes an error for the last word; of what may be otherwise soon there is none.
             let last = why.code != CLOSE_LATER;
             let words = last.then(|| Status::error(&why.reason)).into_iter().collect();

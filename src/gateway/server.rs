@@ -13,7 +13,7 @@ use super::{
 use crate::{
     catalog::Key,
     jsonrpc::{self, Message, Span},
-    limits::CHANNEL_TICK,
+    limits::{CHANNEL_TICK, LOG_BURST},
     mcp::{
         conversation::{Ask, Conversation, Next},
         offer::{Item, Kind},
@@ -217,7 +217,9 @@ impl Server {
 
     /// The server was started anew: it may be another version of itself, so the conversation begins again.
     fn restarted(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
-        log::info!("server '{}' was started anew at its edge", self.upstream.name());
+        let name = self.upstream.name();
+        let line = format_args!("server '{name}' was started anew at its edge");
+        gateway.log_throttled(log::Level::Info, "restart", name, LOG_BURST, line);
         {
             let mut tasks = gateway.tasks();
             let run = tasks.start();
@@ -327,7 +329,8 @@ impl Server {
         }
         let changed = gateway.catalog().set(self.place.key, kind, items);
         for remark in self.conversation.take_remarks().iter().chain(changed.iter().flatten()) {
-            log::warn!("server '{name}': {remark}");
+            let line = format_args!("server '{name}': {remark}");
+            gateway.log_throttled(log::Level::Warn, "remark", name, LOG_BURST, line);
         }
         if changed.is_some() {
             gateway.lists_changed(&[kind]);

@@ -487,11 +487,17 @@ async fn resume(
         Some((missed, true)) => Ok((attached, missed)),
         // What is still to come is worth more than what is lost: above all the answer.
         Some((missed, false)) if attached.queue.is_some() || !missed.is_empty() => {
-            log::info!("client {}: some events of a stream are lost, too much was missed", client.name());
+            let name = client.name();
+            let line = format_args!("client {name}: some events of a stream are lost, too much was missed");
+            let gateway = &connection.gateway;
+            gateway.log_throttled(log::Level::Info, "events_lost", &name.to_string(), 1, line);
             Ok((attached, missed))
         }
         _ => {
-            log::info!("client {}: a stream cannot be resumed, nothing of it is kept", client.name());
+            let name = client.name();
+            let line = format_args!("client {name}: a stream cannot be resumed, nothing of it is kept");
+            let gateway = &connection.gateway;
+            gateway.log_throttled(log::Level::Info, "not_resumed", &name.to_string(), 1, line);
             client.streams().rest(attached);
             Err(NotAttached::Unknown)
         }

@@ -27,7 +27,7 @@ use crate::{
         queue::{Refused, Sender},
     },
     session::{self, CallId, Run},
-    stats::{Seldom, Stats},
+    stats::{LogThrottle, Stats},
     text,
     tunnel::{
         channel,
@@ -123,7 +123,7 @@ pub struct Upstream {
     /// It is such a process.
     private: Option<Private>,
     /// Limits how often its odd messages are logged.
-    oddities: Mutex<Seldom>,
+    oddities: Mutex<LogThrottle>,
 }
 
 /// The log level that a server was asked for.
@@ -466,13 +466,9 @@ impl Upstream {
 
     /// Logs what is odd about a message of the server: at most once a second, with a count.
     pub fn complain(&self, now: Instant, what: &str) {
-        let times = self.oddities.lock().unwrap_or_else(PoisonError::into_inner).due(now);
-        match times {
-            Some(1) => log::warn!("server '{}' {what}", self.name),
-            Some(times) => {
-                log::warn!("server '{}' {what} ({times} such messages since the last line)", self.name)
-            }
-            None => {}
+        let mut oddities = self.oddities.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left_out) = oddities.due(now, "oddity", "", 1) {
+            log::warn!("server '{}' {what}{left_out}", self.name);
         }
     }
 

@@ -18,7 +18,12 @@ use rustix::{
 use smol::Timer;
 
 use super::{reactor::Watch, source::Source, stream::Stream};
-use crate::{fault::Fault, limits, stats::Seldom, text};
+use crate::{
+    fault::Fault,
+    limits,
+    stats::{LeftOut, LogThrottle},
+    text,
+};
 
 /// Opens the listening sockets for `--host` and `--port`. With `port` 0 the system chooses one number for all of them.
 ///
@@ -167,10 +172,10 @@ impl Listener {
                     }
                 }
                 Err(error) => {
-                    let (pause, complaint) = self.backoff.failed(Instant::now());
-                    if let Some(times) = complaint {
+                    let (pause, due) = self.backoff.failed(Instant::now());
+                    if let Some(left_out) = due {
                         let local = self.local;
-                        log::warn!("cannot accept a connection on {local}: {error} ({times} times)");
+                        log::warn!("cannot accept a connection on {local}: {error}{left_out}");
                     }
                     Timer::after(pause).await;
                 }
@@ -183,7 +188,7 @@ impl Listener {
 #[derive(Debug, Default)]
 struct Backoff {
     pause: Duration,
-    complaints: Seldom,
+    throttle: LogThrottle,
 }
 
 impl Backoff {
@@ -192,10 +197,10 @@ impl Backoff {
         self.pause = Duration::ZERO;
     }
 
-    /// An accept failed: the pause to make, and how many failures to report, if it is time for a report.
-    fn failed(&mut self, now: Instant) -> (Duration, Option<u64>) {
+    /// An accept failed: the pause to make, and what was left out of the log, if it is time for a line.
+    fn failed(&mut self, now: Instant) -> (Duration, Option<LeftOut>) {
         self.pause = (self.pause * 2).clamp(limits::ACCEPT_PAUSE_FIRST, limits::ACCEPT_PAUSE_LONGEST);
-        (self.pause, self.complaints.due(now))
+        (self.pause, self.throttle.due(now, "accept", "", 1))
     }
 }
 

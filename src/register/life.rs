@@ -24,7 +24,7 @@ use crate::{
         link::{self, Ended, Farewell, Line, Peer, Socket},
         queue::{self, Refused, Sender},
     },
-    stats::Seldom,
+    stats::LogThrottle,
     text,
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
@@ -58,7 +58,7 @@ pub struct State {
     delivering: Crew,
     sessions: Arc<Sessions>,
     /// Limits how often odd messages of the server are logged.
-    oddities: Mutex<Seldom>,
+    oddities: Mutex<LogThrottle>,
 }
 
 #[derive(Debug, Default)]
@@ -91,11 +91,9 @@ impl State {
 
     /// Logs what is odd about the server: at most once a second, with a count.
     fn complain(&self, what: &str) {
-        let times = self.oddities.lock().unwrap_or_else(PoisonError::into_inner).due(Instant::now());
-        match times {
-            Some(1) => log::warn!("{what}"),
-            Some(times) => log::warn!("{what} ({times} such messages since the last line)"),
-            None => {}
+        let mut oddities = self.oddities.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left_out) = oddities.due(Instant::now(), "oddity", "", 1) {
+            log::warn!("{what}{left_out}");
         }
     }
 

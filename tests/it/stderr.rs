@@ -11,10 +11,14 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::{
+    frames::End,
     session::{BOTH, Session, request},
     wire::{Wire, get, text},
-    world::Program,
+    world::{Gateway, Program, eventually},
 };
+
+/// By which an edge says that it has started its server anew.
+const RESTARTED: &str = r#"{"status":"restarted"}"#;
 
 /// A gateway whose log is read up to its address, and no further.
 fn unread() -> (Program, BufReader<ChildStderr>, SocketAddr) {
@@ -67,4 +71,38 @@ fn a_log_that_nobody_reads_does_not_delay_the_end() {
     assert_eq!(program.ended().code, Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     drop(stderr);
+}
+
+/// A flood of one kind does not hide the one line of another kind, though both come from one address.
+#[test]
+fn a_refused_registration_is_logged_among_dropped_links() {
+    let gateway = Gateway::start(&[]);
+    for _ in 0..20 {
+        drop(End::connect(gateway.address, None));
+    }
+    gateway.program.wait_for("ended without a registration");
+    let mut refused = End::connect(gateway.address, None);
+    refused.say(r#"{"jsonrpc":"2.0","id":"x","method":"register","params":{"name":"not a name"}}"#);
+    refused.farewell();
+    gateway.program.wait_for("is refused: ");
+}
+
+/// What one link can cause at will has a share of the log, and what is left out is counted.
+#[test]
+fn one_link_does_not_flood_the_log() {
+    let gateway = Gateway::start(&[]);
+    let mut server = End::register(gateway.address, r#"{"mcpport":{}}"#);
+    gateway.program.wait_for("server 's' offers");
+    for _ in 0..200 {
+        server.say(RESTARTED);
+    }
+    // Answered in order, so that all of them are read by then.
+    server.say(r#"{"jsonrpc":"2.0","id":"read","method":"ping"}"#);
+    server.find(|frame| frame.contains("\"read\""));
+    eventually("the next line tells what was left out", || {
+        server.say(RESTARTED);
+        gateway.program.log().contains(" more were not logged)")
+    });
+    let lines = gateway.program.log().matches("was started anew").count();
+    assert!((20..=100).contains(&lines), "{lines}");
 }
