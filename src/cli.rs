@@ -5,12 +5,17 @@
 
 mod args;
 mod convert;
+mod environment;
 mod limits;
 mod values;
 
 use argh::FromArgs;
 
-use self::args::{DemoArgs, DeviceArgs, Flag, GatewayArgs, RegisterArgs, Takes};
+pub use self::environment::Environment;
+use self::{
+    args::{DemoArgs, DeviceArgs, Flag, GatewayArgs, RegisterArgs, Takes},
+    environment::variable,
+};
 use crate::{
     config::{GatewayConfig, RegisterConfig},
     demo, device,
@@ -37,7 +42,7 @@ pub enum Command {
 ///
 /// # Errors
 /// A usage fault of one line.
-pub fn parse(typed: &[String], environment: &dyn Fn(&str) -> Option<String>) -> Result<Command, Fault> {
+pub fn parse(typed: &[String], environment: &Environment) -> Result<Command, Fault> {
     let Some((command, rest)) = typed.split_first() else { return Ok(Command::Print(overview())) };
     let with = |name, flags| complete(name, rest, flags, environment);
     match command.as_str() {
@@ -67,7 +72,8 @@ pub fn parse(typed: &[String], environment: &dyn Fn(&str) -> Option<String>) -> 
 
 /// Ends every help.
 const SPELLINGS: &str = "A flag --some-flag VALUE can also be given as --some-flag=VALUE, and in the\n\
-    environment as MCPPORT_SOME_FLAG=VALUE (1 for a switch).";
+    environment as MCPPORT_SOME_FLAG=VALUE (1 for a switch). One that stands for\n\
+    no flag is an error.";
 
 fn overview() -> String {
     format!(
@@ -111,24 +117,27 @@ fn help(command: &str, parsers: &str) -> String {
 fn complete(
     command: &str,
     typed: &[String],
-    flags: &[Flag],
-    environment: &dyn Fn(&str) -> Option<String>,
+    flags: &'static [Flag],
+    environment: &Environment,
 ) -> Result<Vec<String>, Fault> {
     let mut out = spell(command, typed, flags)?;
+    if !out.iter().any(|word| word == "--help") {
+        environment.check(command, flags)?;
+    }
     for flag in flags {
         let long = format!("--{}", flag.name);
-        let variable = format!("MCPPORT_{}", flag.name.to_ascii_uppercase().replace('-', "_"));
+        let variable = variable(flag);
         if out.contains(&long) {
             continue;
         }
-        let Some(value) = environment(&variable).filter(|value| !value.is_empty()) else { continue };
+        let Some(value) = environment.get(&variable) else { continue };
         match flag.takes {
             Takes::Nothing => match value.to_ascii_lowercase().as_str() {
                 "1" | "true" | "yes" | "on" => out.push(long),
                 "0" | "false" | "no" | "off" => {}
                 _ => return Err(Fault::usage(format!("{variable} is a switch: give it 1 or 0"))),
             },
-            Takes::One => out.extend([long, value]),
+            Takes::One => out.extend([long, value.to_owned()]),
             Takes::Many => {
                 let values = value.lines().map(str::trim).filter(|value| !value.is_empty());
                 out.extend(values.flat_map(|value| [long.clone(), value.to_owned()]));

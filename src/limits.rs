@@ -511,6 +511,8 @@ pub const LINK_BURST: usize = 16;
 /// How often in [`LinkLimits::write_stall`] a write that waits is tried anyway: the system says that there is room when
 /// there is much, and a slow line makes progress before.
 pub const STALL_LOOKS: u32 = 4;
+/// Longest name of an environment variable for which a likely one is looked for. Flags are a third as long.
+pub const VARIABLE_NAME: usize = 80;
 /// Bytes of a server's identity. A UUID has 36; people give host names.
 pub const SERVER_ID: usize = 128;
 /// Graceful stop: time for running calls to end. With [`DRAIN`] it is what service managers wait before they kill.

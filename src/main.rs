@@ -11,7 +11,7 @@ use std::{
 
 use futures_lite::future;
 use mcpport::{
-    cli::{self, Command},
+    cli::{self, Command, Environment},
     demo, device,
     fault::Fault,
     gateway::Bound,
@@ -36,7 +36,7 @@ static LOG: OnceLock<LogWriter> = OnceLock::new();
 
 fn main() -> ExitCode {
     let typed: Vec<String> = env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let result = cli::parse(&typed, &|name| env::var(name).ok()).and_then(run);
+    let result = cli::parse(&typed, &Environment::of(env::vars_os())).and_then(run);
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {

@@ -78,6 +78,22 @@ pub fn size(bytes: usize) -> String {
     unit.map_or_else(|| bytes.to_string(), |(name, factor)| format!("{}{name}", bytes / factor))
 }
 
+/// The Levenshtein distance of two texts: bytes to insert, remove or replace to make one the other.
+pub fn distance(one: &str, two: &str) -> usize {
+    // A row of the table for each byte of `one`: what its beginning costs against each beginning of `two`.
+    let mut row: Vec<usize> = (0..=two.len()).collect();
+    for (place, byte) in one.bytes().enumerate() {
+        let mut left = place + 1;
+        let mut diagonal = std::mem::replace(&mut row[0], left);
+        for (above, other) in row.iter_mut().skip(1).zip(two.bytes()) {
+            let cost = (diagonal + usize::from(byte != other)).min(left + 1).min(*above + 1);
+            diagonal = std::mem::replace(above, cost);
+            left = cost;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
 /// Foreign text made fit for one log line: control and direction characters escaped, length bounded.
 pub fn show(text: &str) -> Shown<'_> {
     show_up_to(text, limits::LOG_TEXT)
@@ -123,6 +139,21 @@ fn is_plain(character: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn distances() {
+        for (one, two, expected) in [
+            ("", "", 0),
+            ("", "ab", 2),
+            ("ab", "", 2),
+            ("kitten", "sitting", 3),
+            ("AUTH_TOKENS", "AUTH_TOKEN", 1),
+            ("abc", "abc", 0),
+            ("ba", "ab", 2),
+        ] {
+            assert_eq!(distance(one, two), expected, "{one} {two}");
+        }
+    }
 
     #[test]
     fn sizes() {

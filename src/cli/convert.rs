@@ -8,6 +8,7 @@ use log::LevelFilter;
 use super::{
     Command,
     args::{DemoArgs, DeviceArgs, GatewayArgs, RegisterArgs},
+    environment::{self, Environment},
     values,
 };
 use crate::{
@@ -24,9 +25,9 @@ use crate::{
 };
 
 /// `mcpport gateway`.
-pub fn gateway(args: GatewayArgs, environment: &dyn Fn(&str) -> Option<String>) -> Result<Command, Fault> {
+pub fn gateway(args: GatewayArgs, environment: &Environment) -> Result<Command, Fault> {
     let level = if args.debug { LevelFilter::Debug } else { values::level(&args.log_level)? };
-    let tokens = tokens(&args, environment("MCP_GATEWAY_AUTH_TOKENS"))?;
+    let tokens = tokens(&args, environment.get(environment::TOKENS))?;
     let tls = server_tls(&args)?;
     let mut limits = super::limits::gateway(&args)?;
     let (host, ipv6) = host(args.host, args.ipv6);
@@ -139,10 +140,10 @@ fn command(typed: Option<&str>) -> Result<CommandLine, Fault> {
 }
 
 /// The tokens from flags and from the environment. Those of the file are read when the gateway starts.
-fn tokens(args: &GatewayArgs, environment: Option<String>) -> Result<Vec<Secret>, Fault> {
-    let list = environment.unwrap_or_default();
+fn tokens(args: &GatewayArgs, listed: Option<&str>) -> Result<Vec<Secret>, Fault> {
     let flags = args.auth_token.iter().map(|typed| ("--auth-token", typed.as_str()));
-    let listed = rule::split(&list).into_iter().map(|typed| ("MCP_GATEWAY_AUTH_TOKENS", typed));
+    let listed =
+        rule::split(listed.unwrap_or_default()).into_iter().map(|typed| (environment::TOKENS, typed));
     let mut tokens = Vec::new();
     for (flag, typed) in flags.chain(listed) {
         Rule::read(typed).map_err(|why| Fault::usage(format!("{flag}: {why}")))?;

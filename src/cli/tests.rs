@@ -5,9 +5,8 @@ use crate::config::Restart;
 
 fn run(line: &[&str], environment: &[(&str, &str)]) -> Result<Command, Fault> {
     let typed: Vec<String> = line.iter().map(|word| (*word).to_owned()).collect();
-    let environment =
-        |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-    parse(&typed, &environment)
+    let environment = environment.iter().map(|(name, value)| (name.into(), value.into()));
+    parse(&typed, &Environment::of(environment))
 }
 
 fn gateway(line: &[&str], environment: &[(&str, &str)]) -> (GatewayConfig, log::LevelFilter) {
@@ -125,6 +124,51 @@ fn the_environment_fills_in() {
     assert_eq!(gateway(&["--port", "9"], &environment).0.port, 9);
     let wrong = run(&["g"], &[("MCPPORT_DEBUG", "maybe")]);
     assert!(matches!(wrong, Err(Fault::Usage(why)) if why.contains("MCPPORT_DEBUG")));
+}
+
+#[test]
+fn unknown_variables_name_the_likely_one() {
+    let complain = |line: &[&str], name: &str| match run(line, &[(name, "canary")]) {
+        Err(fault @ Fault::Usage(_)) => fault.to_string(),
+        other => panic!("{name}: {other:?}"),
+    };
+    for (line, name, likely) in [
+        (&["gateway"][..], "MCPPORT_AUTH_TOKENS", Some("MCPPORT_AUTH_TOKEN")),
+        (&["gateway"], "MCPPORT_AUTHTOKEN", Some("MCPPORT_AUTH_TOKEN")),
+        (&["gateway"], "MCPPORT_MESSAGE_PATH", Some("MCPPORT_MESSAGES_PATH")),
+        (&["gateway"], "MCPPORT_port", None),
+        (&["r", "--stdio", "cat"], "MCPPORT_HEADERS", Some("MCPPORT_HEADER")),
+        (&["r", "--stdio", "cat"], "MCPPORT_AUTH_TOKENS", Some("MCPPORT_AUTH_TOKEN")),
+        (&["device"], "MCPPORT_LOGS", Some("MCPPORT_LOG")),
+        (&["demo"], "MCPPORT_ONCE_MORE", None),
+        (&["gateway"], "MCPPORT_", None),
+        (&["gateway"], "MCPPORT_SOMETHING_ELSE", None),
+    ] {
+        let complaint = complain(line, name);
+        assert!(complaint.contains(&format!("unknown environment variable {name};")), "{complaint}");
+        match likely {
+            Some(likely) => assert!(complaint.contains(&format!("is it {likely}?")), "{complaint}"),
+            None => assert!(!complaint.contains("is it"), "{complaint}"),
+        }
+        assert!(!complaint.contains("canary"), "{complaint}");
+    }
+    let long = format!("MCPPORT_{}", "X".repeat(100_000));
+    assert!(complain(&["gateway"], &long).len() < 1000);
+    // Those of other commands, and those of other programs.
+    for name in ["MCPPORT_STDIO", "MCPPORT_LOG", "MCPPORT_ONCE", "MCP_OTHER", "PATH", "MCPPORT"] {
+        gateway(&[], &[(name, "x")]);
+    }
+    let asked = run(&["gateway", "--help"], &[("MCPPORT_X", "")]);
+    assert!(matches!(asked, Ok(Command::Print(_))), "{asked:?}");
+}
+
+#[test]
+fn variables_that_are_no_text_are_refused() {
+    use std::os::unix::ffi::OsStringExt;
+    let value = std::ffi::OsString::from_vec(b"t\xff".to_vec());
+    let environment = Environment::of([("MCPPORT_AUTH_TOKEN".into(), value)].into_iter());
+    let parsed = parse(&["gateway".to_owned()], &environment);
+    assert!(matches!(&parsed, Err(Fault::Usage(why)) if why.contains("MCPPORT_AUTH_TOKEN")), "{parsed:?}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     wire::{Answer, UPGRADE, Wire, ask, get, host, request, text},
-    world::Gateway,
+    world::{Gateway, Program},
 };
 
 const HELLO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}"#;
@@ -84,6 +84,22 @@ fn health_without_token_leaves_the_connection_unauthenticated() {
     let mut other = Wire::connect(gateway.address);
     assert_eq!(ask(&mut other, "GET", "/health", &[&own], "").status, 200);
     assert!(healthy.is_closed(), "it made room for the other one");
+}
+
+#[test]
+fn unknown_variable_stops_the_start() {
+    let known = [("MCPPORT_STDIO", "cat"), ("MCPPORT_LOG", "/x"), ("MCPPORT_ONCE", "1")];
+    let gateway = Gateway::start_in(&[], &known);
+    assert_eq!(get(gateway.address, "/health").status, 200);
+    for command in ["gateway", "register", "device", "demo"] {
+        let mut program = Program::start_in(&[command], &[("MCPPORT_AUTH_TOKENS", "canary")]);
+        let end = program.ended();
+        assert_eq!(end.code, Some(2), "{command}: {:?}", end.stderr);
+        let complaint = end.complaint().join("\n");
+        assert!(complaint.contains("MCPPORT_AUTH_TOKENS"), "{complaint}");
+        assert!(complaint.contains("is it MCPPORT_AUTH_TOKEN?"), "{complaint}");
+        assert!(!complaint.contains("canary"), "{complaint}");
+    }
 }
 
 #[test]

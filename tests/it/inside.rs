@@ -93,5 +93,5 @@ impl Edge {
 
 fn parse(own: &[&str], flags: &[&str]) -> Command {
     let typed: Vec<String> = own.iter().chain(flags).map(ToString::to_string).collect();
-    cli::parse(&typed, &|_| None).unwrap_or_else(|fault| panic!("{fault}"))
+    cli::parse(&typed, &cli::Environment::default()).unwrap_or_else(|fault| panic!("{fault}"))
 }
