@@ -6,10 +6,14 @@
 pub mod guess;
 pub mod rule;
 
-use std::fmt;
+use std::{
+    collections::{HashMap, hash_map as map},
+    fmt,
+    hash::{Hash, Hasher},
+};
 
 use self::rule::{Names, Rule};
-use crate::secret::Digest;
+use crate::secret::{DIGEST_BYTES, Digest};
 
 /// Whoever stands behind a request. It is the same as long as the label of its tokens is, or without a label the token.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -78,12 +82,43 @@ pub fn presented<'a>(mut fields: impl Iterator<Item = &'a str>) -> Result<Digest
     Ok(Digest::of(token.as_bytes()))
 }
 
-/// One token.
-#[derive(Clone, Debug)]
+/// A digest as the key of a map.
+///
+/// Looking it up takes a time that depends on digests alone. Whoever measures that learns of a digest, not of the token
+/// behind it: a token that gets nearer to it bit by bit cannot be found.
+#[derive(Clone, Copy, Eq)]
+struct Key([u8; DIGEST_BYTES]);
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        #[cfg(test)]
+        tests::COMPARED.set(tests::COMPARED.get() + 1);
+        self.0 == other.0
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// One token as it was given, with all that was given for it.
 struct Entry {
-    digest: Digest,
     who: Option<String>,
-    principal: Principal,
+    client: bool,
+    register: Option<Names>,
+}
+
+/// What the tokens of one principal are good for together.
+#[derive(Clone, Debug, Default)]
+struct Rights {
     client: bool,
     register: Option<Names>,
 }
@@ -98,9 +133,14 @@ impl fmt::Display for TwoOwners {
     }
 }
 
-/// The tokens that are let in, and for what.
+/// The tokens that are let in, and for what. A token and a principal are each found by one look-up, however many there are.
 #[derive(Clone, Debug, Default)]
-pub struct Tokens(Vec<Entry>);
+pub struct Tokens {
+    grants: HashMap<Key, Grant>,
+    principals: HashMap<Principal, Rights>,
+    clients: usize,
+    registrars: usize,
+}
 
 impl Tokens {
     /// A table of tokens. One that is given more than once is good for all of it. Empty: everybody may do everything.
@@ -108,91 +148,91 @@ impl Tokens {
     /// # Errors
     /// [`TwoOwners`].
     pub fn new(rules: Vec<Rule>) -> Result<Self, TwoOwners> {
-        let mut entries: Vec<Entry> = Vec::new();
-        for rule in rules {
-            let Some(entry) = entries.iter_mut().find(|entry| entry.digest.matches(&rule.digest)) else {
-                let Rule { client, register, who, digest } = rule;
-                entries.push(Entry { digest, who, principal: Principal::ANONYMOUS, client, register });
-                continue;
-            };
-            if entry.who.is_some() && rule.who.is_some() && entry.who != rule.who {
-                return Err(TwoOwners);
+        let mut entries: HashMap<Key, Entry> = HashMap::with_capacity(rules.len());
+        for Rule { client, register, who, digest } in rules {
+            match entries.entry(Key(*digest.bytes())) {
+                map::Entry::Vacant(place) => {
+                    place.insert(Entry { who, client, register });
+                }
+                map::Entry::Occupied(mut place) => {
+                    let entry = place.get_mut();
+                    if entry.who.is_some() && who.is_some() && entry.who != who {
+                        return Err(TwoOwners);
+                    }
+                    entry.who = entry.who.take().or(who);
+                    entry.client |= client;
+                    entry.register = both(entry.register.take(), register);
+                }
             }
-            entry.who = entry.who.take().or(rule.who);
-            entry.client |= rule.client;
-            entry.register = match (entry.register.take(), rule.register) {
-                (Some(ours), Some(theirs)) => Some(ours.and(theirs)),
-                (ours, theirs) => ours.or(theirs),
-            };
         }
-        for entry in &mut entries {
-            entry.principal = Principal::of(entry.who.as_deref(), &entry.digest);
+        let mut tokens = Self { grants: HashMap::with_capacity(entries.len()), ..Self::default() };
+        for (key, Entry { who, client, register }) in entries {
+            let principal = Principal::of(who.as_deref(), &Digest::from(key.0));
+            tokens.grants.insert(key, Grant { principal, client, register: register.is_some() });
+            let rights = tokens.principals.entry(principal).or_default();
+            rights.client |= client;
+            rights.register = both(rights.register.take(), register);
         }
-        Ok(Self(entries))
+        tokens.clients = tokens.principals.values().filter(|rights| rights.client).count();
+        tokens.registrars = tokens.principals.values().filter(|rights| rights.register.is_some()).count();
+        Ok(tokens)
     }
 
     /// Whether everybody may do everything.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.grants.is_empty()
     }
 
-    /// Finds who has a token. All tokens are compared, whole, whichever is right.
+    /// Finds who has a token.
     pub fn find(&self, digest: &Digest) -> Option<Grant> {
-        self.find_by(|known| known.matches(digest))
-    }
-
-    fn find_by(&self, mut is_it: impl FnMut(&Digest) -> bool) -> Option<Grant> {
-        let mut found = None;
-        for entry in &self.0 {
-            if is_it(&entry.digest) {
-                let (client, register) = (entry.client, entry.register.is_some());
-                found = Some(Grant { principal: entry.principal, client, register });
-            }
-        }
-        found
+        self.grants.get(&Key(*digest.bytes())).copied()
     }
 
     /// Whether a principal has any token for the clients' routes.
     pub fn may_call(&self, principal: Principal) -> bool {
-        self.is_empty() || self.of(principal).any(|entry| entry.client)
+        self.is_empty() || self.principals.get(&principal).is_some_and(|rights| rights.client)
     }
 
     /// Whether a principal has any token by which it may register a server of this name.
     pub fn may_claim(&self, principal: Principal, name: &str) -> bool {
-        let mut names = self.of(principal).filter_map(|entry| entry.register.as_ref());
-        self.is_empty() || names.any(|names| names.allow(name))
+        let names = || self.principals.get(&principal)?.register.as_ref();
+        self.is_empty() || names().is_some_and(|names| names.allow(name))
     }
 
     /// Whether more than one principal may open sessions, so that they have to share.
     pub fn have_several_clients(&self) -> bool {
-        let mut clients = self.0.iter().filter(|entry| entry.client).map(|entry| entry.principal);
-        let first = clients.next();
-        clients.any(|other| Some(other) != first)
+        self.clients > 1
     }
 
     /// Whether there is more than one principal at all.
     pub fn have_several(&self) -> bool {
-        let first = self.0.first().map(|entry| entry.principal);
-        self.0.iter().any(|other| Some(other.principal) != first)
+        self.principals.len() > 1
     }
 
     /// Whether more than one principal may register servers, so that they have to share.
     pub fn have_several_registrars(&self) -> bool {
-        let mut registrars = self.0.iter().filter(|entry| entry.register.is_some());
-        let first = registrars.next().map(|entry| entry.principal);
-        registrars.any(|other| Some(other.principal) != first)
+        self.registrars > 1
     }
+}
 
-    fn of(&self, principal: Principal) -> impl Iterator<Item = &Entry> {
-        self.0.iter().filter(move |entry| entry.principal == principal)
+/// What either of them allows.
+fn both(ours: Option<Names>, theirs: Option<Names>) -> Option<Names> {
+    match (ours, theirs) {
+        (Some(ours), Some(theirs)) => Some(ours.and(theirs)),
+        (ours, theirs) => ours.or(theirs),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::{cell::Cell, time::Instant};
 
     use super::*;
+
+    thread_local! {
+        /// Comparisons of keys by this test's thread.
+        pub static COMPARED: Cell<usize> = const { Cell::new(0) };
+    }
 
     fn tokens(given: &[&str]) -> Tokens {
         Tokens::new(given.iter().map(|given| Rule::read(given).unwrap()).collect()).unwrap()
@@ -297,18 +337,34 @@ mod tests {
         tokens(&given.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// Counted, not timed: a look-up, and each rule of a new table, cost the same however many tokens there are.
     #[test]
     fn all_tokens_are_compared() {
-        let tokens = many();
-        for token in ["token-0", "token-31", "token-63", "wrong", ""] {
-            let digest = Digest::of(token.as_bytes());
-            let mut compared = 0;
-            let found = tokens.find_by(|known| {
-                compared += 1;
-                known.matches(&digest)
-            });
-            assert_eq!((found.is_some(), compared), (token.starts_with("token"), 64), "{token}");
+        let given: Vec<String> = (0..10_000)
+            .map(|number| match number % 4 {
+                0 => format!("register[box-{number}]@box-{number}:token-{number}"),
+                1 => format!("client@team-{}:token-{number}", number % 7),
+                _ => format!("token-{number}"),
+            })
+            .collect();
+        let rules = || given.iter().map(|given| Rule::read(given).unwrap()).collect::<Vec<_>>();
+        // Each rule twice: the second time it is found.
+        let rules = [rules(), rules()].concat();
+        COMPARED.set(0);
+        let tokens = Tokens::new(rules).unwrap();
+        let built = COMPARED.get();
+        assert!((10_000..15_000).contains(&built), "{built} comparisons");
+        COMPARED.set(0);
+        for number in 0..10_000 {
+            assert!(grant(&tokens, &format!("token-{number}")).is_some(), "{number}");
+            assert!(grant(&tokens, &format!("wrong-{number}")).is_none(), "{number}");
         }
+        let looked = COMPARED.get();
+        assert!((10_000..15_000).contains(&looked), "{looked} comparisons");
+        assert!(tokens.have_several_clients() && tokens.have_several_registrars());
+        let who = grant(&tokens, "token-4000").unwrap().principal;
+        assert!(tokens.may_claim(who, "box-4000") && !tokens.may_claim(who, "box-4004"));
+        assert!(!tokens.may_call(who) && tokens.may_call(grant(&tokens, "token-1").unwrap().principal));
     }
 
     /// Printed and not asserted: other programs run on the same machine. `cargo test --release … -- --nocapture`.

@@ -37,6 +37,9 @@ impl fmt::Display for Secret {
     }
 }
 
+/// Bytes of a [`Digest`].
+pub const DIGEST_BYTES: usize = SHA256_OUTPUT_LEN;
+
 /// SHA-256 of a token. It is compared, never printed: it can be asked whether a guess is right.
 ///
 /// Without `PartialEq`, so that nobody compares two of them in a way that takes the longer the more is right.
@@ -71,9 +74,20 @@ impl Digest {
         std::hint::black_box(differences) == 0
     }
 
+    /// The bytes, for a map. A comparison of two of them may stop at the first that differs; see [`Digest::matches`].
+    pub fn bytes(&self) -> &[u8; DIGEST_BYTES] {
+        &self.0
+    }
+
     /// A number made of the first 128 bits.
     pub fn number(&self) -> u128 {
         self.0.iter().take(16).fold(0, |number, byte| number << 8 | u128::from(*byte))
+    }
+}
+
+impl From<[u8; DIGEST_BYTES]> for Digest {
+    fn from(bytes: [u8; DIGEST_BYTES]) -> Self {
+        Self(bytes)
     }
 }
 
