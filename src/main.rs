@@ -20,6 +20,7 @@ use mcpport::{
         bell,
         exec::{self, Thrown},
         log_writer::LogWriter,
+        process,
         signals::Stop,
     },
     register, text,
@@ -64,6 +65,7 @@ fn run(command: Command) -> Result<(), Fault> {
         Command::Device(options) => device::run(options),
         Command::Gateway(config, level) => {
             log_to_stderr(level);
+            process::hide();
             let (threads, mut signals) = (config.threads, signals()?);
             let bound = Bound::new(*config)?;
             let reload = bound.reloader();
@@ -75,6 +77,7 @@ fn run(command: Command) -> Result<(), Fault> {
         }
         Command::Register(config, level) => {
             log_to_stderr(level);
+            process::hide();
             let threads = config.threads;
             until_stopped(
                 threads,

@@ -14,7 +14,7 @@
 //! - [`group`]: tasks that end with whoever they work for. [`bell`]: waits that are not disturbed. [`random`]: ids and
 //!   jitter.
 //! - [`log_writer`]: the log's way to stderr, off the executor.
-//! - [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
+//! - [`process`]: what others see of this process. [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
 
 pub mod bell;
 pub mod budget;
@@ -25,6 +25,7 @@ pub mod group;
 pub mod link;
 pub mod listen;
 pub mod log_writer;
+pub mod process;
 pub mod queue;
 pub mod random;
 pub mod reactor;

@@ -137,3 +137,35 @@ fn preflight_allows_the_named_headers() {
     assert!(!allowed(other, &["x-api-key"]).contains("x-api-key"));
     assert!(allowed(own, &[]).contains("Authorization"));
 }
+
+/// Its child runs as the same user, who may read the environment and the memory of a process that can be dumped.
+#[test]
+fn programs_with_tokens_are_not_dumpable() {
+    use std::{
+        os::unix::{fs::MetadataExt, process::CommandExt},
+        process::{Command, Stdio},
+    };
+    let register: &[&str] = &["register", "--stdio", "cat", "--gateway-url", "ws://127.0.0.1:1"];
+    for arguments in [register, &["gateway", "--port", "0"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mcpport"));
+        command.args(arguments).env_clear().env("PATH", "/usr/bin:/bin");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if rustix::process::geteuid().is_root() {
+            // Files of root's processes belong to root in any case.
+            command.uid(65_534).gid(65_534);
+        }
+        let mut child = match command.spawn() {
+            // Somebody else may not get to where it was built.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return,
+            spawned => spawned.unwrap(),
+        };
+        let path = format!("/proc/{}/environ", child.id());
+        // Files of a process that cannot be dumped belong to root: proc(5).
+        let hidden = || std::fs::metadata(&path).is_ok_and(|file| file.uid() == 0);
+        let result = std::panic::catch_unwind(|| crate::world::eventually("it is hidden", hidden));
+        let running = child.try_wait().unwrap().is_none();
+        let _ = child.kill();
+        let _ = child.wait();
+        assert!(result.is_ok() && running, "{arguments:?}");
+    }
+}
