@@ -479,6 +479,8 @@ impl Default for DeviceLimits {
 pub const MAX_MEMORY: usize = 256 * MIB;
 /// Bytes that `--max-memory` may ask for: less does not hold two messages of the usual size and what is kept free beside them.
 pub const MEMORY: std::ops::RangeInclusive<usize> = 16 * MIB..=2048 * MIB;
+/// Bytes that an item of a list takes beside its texts: the structures that hold it, its exposed name, the index.
+pub const ITEM_BYTES: usize = 256;
 /// Bytes of an amount that may be taken from the last part of a budget: most calls are smaller, and pass where large ones are
 /// refused.
 pub const BUDGET_SMALL: usize = 16 * KIB;

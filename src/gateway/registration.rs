@@ -363,12 +363,14 @@ impl Newcomer<'_> {
         let place = self.enter(&id, &name, &upstream)?;
         log::info!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
         let mut line = Line::new(receiver);
+        let account = self.gateway.account(self.principal);
+        line.charge_to(&account);
         let grant = token.map(|token| {
             line.count();
             Grant { token, window: limits.link.resume_window, received: None }
         });
         let answer = Status::received(&id, registration.ours, sessions.is_some(), grant.as_ref());
-        let server = Server::greet(self.gateway, place, id, registration.ours, upstream)?;
+        let server = Server::greet(self.gateway, place, id, registration.ours, upstream, &account)?;
         Ok((
             Box::new(Life { server, line, resumes, away: false, claims, limits: limits.link.clone() }),
             answer,

@@ -3,10 +3,15 @@
 //! Drives `mcp::conversation` (the gateway as the server's client) and `tunnel::mux` (everybody else's calls).
 //! `registration` gives it a link.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
 
 use super::{
     Gateway,
+    reply::NO_MEMORY,
     shares::Share,
     upstream::{Caller, Upstream, strayed},
 };
@@ -18,7 +23,10 @@ use crate::{
         conversation::{Ask, Conversation, Next},
         offer::{Item, Kind},
     },
-    net::link::{Farewell, Peer},
+    net::{
+        budget::{Account, Charge},
+        link::{Farewell, Peer},
+    },
     text,
     tunnel::{
         CLOSE_LATER,
@@ -56,6 +64,9 @@ pub struct Server {
     tools: usize,
     /// When the processes of single sessions were last looked at.
     looked: Instant,
+    /// What the list that is coming in takes, and what those in the catalog take.
+    listing: Charge,
+    lists: BTreeMap<Kind, Charge>,
     /// No list that changed is asked for before this.
     relist: Instant,
     /// Resources that clients want to hear of, and that it is still to be asked for.
@@ -110,6 +121,7 @@ impl Server {
         id: String,
         ours: bool,
         upstream: Arc<Upstream>,
+        account: &Account,
     ) -> Result<Self, Farewell> {
         let (conversation, ask) = Conversation::start(gateway.config.limits.catalog.clone());
         let now = Instant::now();
@@ -127,6 +139,8 @@ impl Server {
             tools: 0,
             looked: now,
             relist: now,
+            listing: account.charge(),
+            lists: BTreeMap::new(),
             wishes: VecDeque::new(),
             farewell: None,
         };
@@ -303,8 +317,14 @@ impl Server {
     /// What follows from an answer to a question of the gateway's own.
     fn go_on(&mut self, gateway: &Gateway, now: Instant, next: Next) -> Result<(), Farewell> {
         match next {
+            Next::Ask(_) if !self.listing.resize(self.conversation.listing_bytes()) => {
+                self.no_memory(gateway)
+            }
             Next::Ask(ask) => self.ask(gateway, now, ask),
             Next::Offer(kind, items, next) => {
+                if !self.pay(kind, &items) {
+                    return self.no_memory(gateway);
+                }
                 self.list(gateway, kind, items);
                 match next {
                     Some(ask) => self.ask(gateway, now, ask),
@@ -316,6 +336,25 @@ impl Server {
             }
             Next::Failed(why) => self.failed(&why),
         }
+    }
+
+    /// Whether there is memory for a list in the place of the one before.
+    fn pay(&mut self, kind: Kind, items: &[Item]) -> bool {
+        // Less is always granted.
+        let _ = self.listing.resize(0);
+        let account = self.listing.account();
+        let charge = self.lists.entry(kind).or_insert_with(|| account.charge());
+        charge.resize(items.iter().map(Item::memory).sum())
+    }
+
+    /// There is none. A server that was listed keeps what it had; another may try again later.
+    fn no_memory(&mut self, gateway: &Gateway) -> Result<(), Farewell> {
+        gateway.stats.memory_refusals.add();
+        let _ = self.listing.resize(0);
+        if self.listed {
+            return self.failed(NO_MEMORY);
+        }
+        Err(Farewell::new(CLOSE_LATER, NO_MEMORY))
     }
 
     fn list(&mut self, gateway: &Gateway, kind: Kind, items: Vec<Item>) {

@@ -132,6 +132,14 @@ impl Conversation {
         self.due.clear();
     }
 
+    /// Bytes of the list that is coming in, with what its items take beside their texts.
+    pub fn listing_bytes(&self) -> usize {
+        match &self.phase {
+            Phase::Listing(listing) => listing.items.iter().map(Item::memory).sum(),
+            Phase::Initializing | Phase::Settled => 0,
+        }
+    }
+
     /// The result of `initialize`, raw; empty before it came.
     pub fn greeting(&self) -> &str {
         &self.greeting

@@ -3,7 +3,11 @@
 //! An item is kept as the server wrote it; only the value that clients ask for it by is ever replaced.
 
 use super::names;
-use crate::{jsonrpc, limits::CatalogLimits, text};
+use crate::{
+    jsonrpc,
+    limits::{self, CatalogLimits},
+    text,
+};
 
 /// A kind of things that are listed.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -124,6 +128,11 @@ impl Item {
     /// A short name for the whole description, for the log.
     pub fn hash(&self) -> u32 {
         names::short_hash(self.raw.bytes())
+    }
+
+    /// Bytes that it takes in memory: the description, its name here and in an index, and what holds them.
+    pub fn memory(&self) -> usize {
+        self.raw.len() + 2 * self.key.len() + limits::ITEM_BYTES
     }
 
     /// Bytes of the description.

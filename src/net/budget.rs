@@ -247,6 +247,15 @@ impl Charge {
         self.resize_as(bytes, |account, more| account.try_take(more, Priority::Spare))
     }
 
+    /// The same whether they are there or not.
+    pub fn resize_anyway(&mut self, bytes: usize) {
+        // What is forced is always granted.
+        let _ = self.resize_as(bytes, |account, more| {
+            account.force(more);
+            true
+        });
+    }
+
     fn resize_as(&mut self, bytes: usize, take: impl FnOnce(&Account, usize) -> bool) -> bool {
         match bytes.checked_sub(self.bytes) {
             Some(0) => {}

@@ -27,6 +27,7 @@ use futures_sink::Sink;
 use smol::Timer;
 
 use super::{
+    budget::{Account, Charge},
     deadline,
     queue::{Receiver, Taken},
     stream::Stream,
@@ -117,12 +118,19 @@ pub struct Line {
     /// Taken from the queue.
     outgoing: VecDeque<String>,
     resume: Option<Resume<Utf8Bytes>>,
+    /// What pays for the frames that are kept until the peer acknowledges them.
+    charge: Option<Charge>,
 }
 
 impl Line {
     /// What comes from a queue goes out; with the connection it ends.
     pub fn new(queue: Receiver<Farewell>) -> Self {
-        Self { queue, first: VecDeque::new(), outgoing: VecDeque::new(), resume: None }
+        Self { queue, first: VecDeque::new(), outgoing: VecDeque::new(), resume: None, charge: None }
+    }
+
+    /// The account that pays for the frames that are kept.
+    pub fn charge_to(&mut self, account: &Account) {
+        self.charge = Some(account.charge());
     }
 
     /// From now on both ends count frames.
@@ -152,7 +160,16 @@ impl Line {
     pub fn resume(&mut self, received: u64) -> Result<(), Impossible> {
         let resume = self.resume.as_mut().ok_or(Impossible)?;
         self.first = resume.resume(received)?.into();
+        self.settle();
         Ok(())
+    }
+
+    /// The peer has acknowledged some frames.
+    fn settle(&mut self) {
+        let kept = self.resume.as_ref().map_or(0, Resume::unacknowledged_bytes);
+        if let Some(charge) = &mut self.charge {
+            charge.resize_anyway(kept);
+        }
     }
 
     /// Waits until somebody ends the queue: with this.
@@ -168,6 +185,16 @@ impl Line {
         let Some(resume) = &mut self.resume else { return self.outgoing.pop_front().map(Utf8Bytes::from) };
         if !resume.has_room(limits) {
             return None;
+        }
+        let kept = resume.unacknowledged_bytes();
+        if let Some(charge) = &mut self.charge {
+            let bytes = kept + self.outgoing.front()?.len();
+            // One goes out in any case: its acknowledgement makes room, and is what the next one waits for.
+            match kept {
+                0 => charge.resize_anyway(bytes),
+                _ if !charge.resize(bytes) => return None,
+                _ => {}
+            }
         }
         let frame = Utf8Bytes::from(self.outgoing.pop_front()?);
         resume.sent(frame.clone(), frame.len());
@@ -537,6 +564,7 @@ impl Driver<'_> {
             (Some(resume), Some(count)) => {
                 self.choked = None;
                 let acknowledged = resume.acknowledge(count);
+                self.line.settle();
                 acknowledged.map_err(|_| Farewell::new(1008, "an acknowledgement that cannot be"))
             }
             (Some(resume), None) => {
