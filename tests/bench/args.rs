@@ -15,6 +15,7 @@ Measures mcpport against its floors in one run, prints a table, and writes one J
   --soak SECONDS   time under load for the growth of memory (default 20; 300: from minute 1 to minute 5)
   --idle N         idle clients and links whose memory is measured (default 1000)
   --only TEXT      only ways whose name contains this, and no memory and times
+  --scale N        only this: work at 1000 links and at N (to 12000), with half as many clients
   --syscalls       count system calls too (needs perf with rights, or strace)
   --peers FILE     put the load on other programs too; see scripts/bench-peers.sh
   --binary FILE    the program to measure (default: the one that cargo built)
@@ -28,6 +29,7 @@ pub struct Args {
     pub soak: Duration,
     pub idle: usize,
     pub only: Option<String>,
+    pub scale: Option<usize>,
     pub syscalls: bool,
     pub peers: Option<PathBuf>,
     pub binary: PathBuf,
@@ -45,6 +47,7 @@ impl Args {
             soak: Duration::from_secs(20),
             idle: 1000,
             only: None,
+            scale: None,
             syscalls: false,
             peers: None,
             binary: env!("CARGO_BIN_EXE_mcpport").into(),
@@ -65,6 +68,7 @@ impl Args {
                 "--soak" => args.soak = Duration::from_secs(value()?.parse()?),
                 "--idle" => args.idle = value()?.parse::<usize>()?.max(1),
                 "--only" => args.only = Some(value()?),
+                "--scale" => args.scale = Some(value()?.parse()?),
                 "--syscalls" => args.syscalls = true,
                 "--peers" => args.peers = Some(value()?.into()),
                 "--binary" => args.binary = value()?.into(),

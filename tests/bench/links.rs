@@ -16,15 +16,26 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A link that is registered and idle.
 pub struct Link {
     socket: BufReader<TcpStream>,
+    tools: usize,
 }
 
 impl Link {
     /// Registers, and answers until the tool is listed.
     pub fn register(address: SocketAddr, name: &str) -> Outcome<Self> {
+        Self::register_with(address, name, 1)
+    }
+
+    /// Is heard of, without being asked (RFC 6455, section 5.5.3).
+    pub fn pong(&mut self) -> Outcome<()> {
+        Ok(self.socket.get_mut().write_all(&[0x8a, 0x80, 0, 0, 0, 0])?)
+    }
+
+    /// The same with so many tools.
+    pub fn register_with(address: SocketAddr, name: &str, tools: usize) -> Outcome<Self> {
         let socket = TcpStream::connect_timeout(&address, PATIENCE)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_nodelay(true)?;
-        let mut link = Self { socket: BufReader::with_capacity(1024, socket) };
+        let mut link = Self { socket: BufReader::with_capacity(1024, socket), tools };
         let request = format!(
             "GET /mcp/register HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         );
@@ -55,13 +66,17 @@ impl Link {
         let Some(id) = message.id() else { return Ok(false) };
         let result = match message.method() {
             "initialize" => {
-                "{\"protocolVersion\":\"2025-06-18\",\"capabilities\":{\"tools\":{}},\"serverInfo\":{\"name\":\"idle\",\"version\":\"1\"}}"
+                "{\"protocolVersion\":\"2025-06-18\",\"capabilities\":{\"tools\":{}},\"serverInfo\":{\"name\":\"idle\",\"version\":\"1\"}}".to_owned()
             }
             _ => {
-                "{\"tools\":[{\"name\":\"nothing\",\"description\":\"Does nothing\",\"inputSchema\":{\"type\":\"object\"}}]}"
+                let tool = |number: usize| {
+                    let number = if number == 0 { String::new() } else { format!("-{number}") };
+                    format!("{{\"name\":\"nothing{number}\",\"description\":\"Does nothing\",\"inputSchema\":{{\"type\":\"object\"}}}}")
+                };
+                format!("{{\"tools\":[{}]}}", (0..self.tools).map(tool).collect::<Vec<_>>().join(","))
             }
         };
-        self.send(&jsonrpc::result(id, result))?;
+        self.send(&jsonrpc::result(id, &result))?;
         Ok(false)
     }
 

@@ -8,6 +8,7 @@
 //! - `stage`: the programs and the ways. `process`: a program, its processor time and its memory.
 //! - `load`, `wire`, `poll`: the load. It is this process; what is measured are others, the gateway and the register
 //!   program being the real binary.
+//! - `scale`: whether work grows with the number of servers and clients (`--scale`).
 //! - `memory`, `links`, `times`, `syscalls`: what is not a call. `stats`, `report`: what becomes of the figures.
 
 mod args;
@@ -21,6 +22,7 @@ mod peers;
 mod poll;
 mod process;
 mod report;
+mod scale;
 mod stage;
 mod stats;
 mod syscalls;
@@ -51,7 +53,10 @@ fn main() -> ExitCode {
             println!("{}", args::HELP);
             Ok(())
         }
-        _ => Args::read(words.into_iter()).and_then(|args| run(&args)),
+        _ => Args::read(words.into_iter()).and_then(|args| match args.scale {
+            Some(most) => scale::run(&args.binary, most),
+            None => run(&args),
+        }),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

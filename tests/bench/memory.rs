@@ -21,7 +21,7 @@ use crate::{
 /// Sessions with a process of their own.
 const ISOLATED: usize = 32;
 /// A gateway for more clients and links than the usual limits allow.
-const WIDE: [&str; 8] = [
+pub const WIDE: [&str; 8] = [
     "--max-connections",
     "20000",
     "--max-connections-per-address",
