@@ -85,7 +85,7 @@ impl LogWriter {
     pub fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
         let writer = Self(Arc::default());
         let shared = writer.0.clone();
-        let thread = thread::Builder::new().name("mcpport-log".into()).stack_size(limits::LOG_STACK);
+        let thread = thread::Builder::new().name("log-writer".into()).stack_size(limits::LOG_STACK);
         thread.spawn(move || drain(&shared, output))?;
         Ok(writer)
     }
