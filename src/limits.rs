@@ -472,10 +472,11 @@ impl Default for DeviceLimits {
 }
 
 /// Bytes that the gateway keeps for clients and servers, unless `--max-memory` says otherwise: half of the smallest VPS that is
-/// sold (512 MiB). It covers messages that wait or are being written, request bodies, messages of links that are coming in,
+/// sold (512 MiB). It covers messages that wait or are being written, request bodies,
 /// frames kept for resumption, lists, and events kept for replay. What the process has beside it is, at most: program and tables
 /// 16 MiB; 64 KiB for each connection (buffers, TLS, task), 64 MiB for 1 024; and, for each thread, three copies of the
-/// largest message while it is passed on, 12 MiB.
+/// largest message while it is passed on, 12 MiB. Not covered, and bounded by counts alone: the read buffer of a link, which
+/// stays as large as its largest message, and what sessions say of themselves and subscribe to.
 pub const MAX_MEMORY: usize = 256 * MIB;
 /// Bytes that `--max-memory` may ask for: less does not hold two messages of the usual size and what is kept free beside them.
 pub const MEMORY: std::ops::RangeInclusive<usize> = 16 * MIB..=2048 * MIB;

@@ -1,15 +1,20 @@
 //! The budget of bytes: who pays, who is dropped first, and what is answered at its end.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
+use rustix::process::{Resource, Rlimit, prlimit};
 use serde_json::json;
 
-use super::{counter, status};
+use super::{counter, memory, status};
 use crate::{
     inside,
     session::{BOTH, Session, call},
     wire::{Client, Wire, host},
-    world::{Edge, Program, eventually},
+    world::{Edge, Gateway, Program, eventually},
 };
 
 const MIB: usize = 1 << 20;
@@ -172,4 +177,60 @@ fn lists_beyond_the_budget_put_the_server_off() {
     last.program.wait_for("registered: ");
     drop(last);
     eventually("all is given back", || bytes(gateway.address) == 0);
+}
+
+/// Parked messages, unread answers, bodies and lists, all at once, with little memory and a limit of the system's on addresses:
+/// the gateway stays alive within its budget, and a good client's calls are all answered. `MCPPORT_MEMORY_SECONDS`: how long.
+#[test]
+fn stays_within_its_budget_under_attack() {
+    let seconds = std::env::var("MCPPORT_MEMORY_SECONDS").map_or(4, |seconds| seconds.parse().unwrap());
+    // Else glibc reserves 64 MiB of addresses for each thread; the static build does not.
+    let gateway = Gateway::start_in(&["--max-memory", "32M"], &[("MALLOC_ARENA_MAX", "1")]);
+    let pid = gateway.program.pid();
+    let most = Some(96 * MIB as u64);
+    let process = rustix::process::Pid::from_raw(pid.try_into().unwrap());
+    prlimit(process, Resource::As, Rlimit { current: most, maximum: most }).unwrap();
+    let _good = gateway.edge("good");
+    let _bad: Vec<Edge> = (0..4)
+        .map(|number| Edge::start(&gateway.url(), &format!("bad{number}"), &["--rich", "--many", "500"], &[]))
+        .collect();
+    gateway.program.wait_for("server 'bad0' offers");
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let session = Session::open(gateway.address, "/mcp");
+    thread::scope(|scope| {
+        scope.spawn(|| attack(gateway.address, end));
+        let mut calls = 0;
+        while Instant::now() < end {
+            assert_eq!(session.call_text("good_echo", json!({"text": "good"})), "good");
+            calls += 1;
+        }
+        println!("{calls} calls answered, {} KiB resident at most", memory(pid, "VmHWM:"));
+    });
+    // The budget, and what stands beside it: see `limits::MAX_MEMORY`.
+    assert!(memory(pid, "VmHWM:") < 80 * 1024, "{} KiB", memory(pid, "VmHWM:"));
+}
+
+/// Holds what it can get until the end. Whatever is refused is refused.
+fn attack(address: SocketAddr, end: Instant) {
+    let own = host(address);
+    let big = call(1, "bad0_big", json!({"bytes": 3_900_000}));
+    let padding = "x".repeat(16 * 1024);
+    let gone: Vec<Session> = (0..12).map(|_| Session::open(address, "/servers/bad0/mcp")).collect();
+    for session in &gone {
+        drop(session.try_listen(None));
+    }
+    while Instant::now() < end {
+        let mut held = Vec::new();
+        for session in &gone {
+            held.push(session.send("POST", &[BOTH], &big.replace("bad0_big", "big")));
+            let mut wire = Wire::connect(address);
+            let length = 4 * MIB;
+            let head = format!("POST /mcp HTTP/1.1\r\n{own}\r\n{BOTH}\r\nContent-Length: {length}\r\n\r\n");
+            let _ = wire.try_send(head).and_then(|()| wire.try_send(vec![b' '; 3 * MIB]));
+            held.push(wire);
+            let notice = json!({"method": "notifications/odd", "params": {"padding": padding}});
+            held.push(session.send("POST", &[BOTH], &call(2, "notify", notice)));
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
 }
