@@ -65,23 +65,58 @@ fn bad_request(why: &str) -> Response {
     refuse(StatusCode::BadRequest, "null", jsonrpc::INVALID_REQUEST, why)
 }
 
-/// Whether a client takes a type of answer. No `Accept` at all means anything (RFC 9110, section 12.5.1).
+/// Whether a client takes a type of answer: the most specific range decides. No `Accept` at all means anything (RFC 9110,
+/// section 12.5.1).
 fn accepts(request: &Request, kind: &str, family: &str) -> bool {
-    request.field("accept").is_none()
-        || ranges(request).any(|range| {
-            range.eq_ignore_ascii_case(kind) || range.eq_ignore_ascii_case(family) || range == "*/*"
-        })
+    let mut specific_first = [kind, family, "*/*"].into_iter();
+    let decided = specific_first
+        .find_map(|wanted| ranges(request).find(|(range, _)| range.eq_ignore_ascii_case(wanted)));
+    decided.map_or(request.field("accept").is_none(), |(_, taken)| taken)
 }
 
 /// Whether a client names a type of answer as one that it takes.
 fn names(request: &Request, kind: &str) -> bool {
-    ranges(request).any(|range| range.eq_ignore_ascii_case(kind))
+    ranges(request).any(|(range, taken)| taken && range.eq_ignore_ascii_case(kind))
 }
 
-/// The types of answers that a client names, without their parameters.
-fn ranges(request: &Request) -> impl Iterator<Item = &str> {
+/// The types of answers that a client names, and whether it takes them: not with a weight of 0.
+fn ranges(request: &Request) -> impl Iterator<Item = (&str, bool)> {
     let ranges = request.fields("accept").flat_map(|field| field.split(','));
-    ranges.map(|range| range.split(';').next().unwrap_or_default().trim())
+    ranges.map(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let kind = parts.next().unwrap_or_default();
+        let refused = |part: &str| {
+            let weight = part.strip_prefix("q=").or_else(|| part.strip_prefix("Q="));
+            weight.is_some_and(|weight| {
+                weight.starts_with('0') && weight.bytes().all(|byte| b"0.".contains(&byte))
+            })
+        };
+        (kind, !parts.any(refused))
+    })
+}
+
+/// The form of the answer to a POST.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Form {
+    /// The client takes both: the messages decide.
+    Either,
+    /// An event stream.
+    Events,
+    /// JSON: what comes before the answer is left out.
+    Json,
+}
+
+impl Form {
+    /// What a client takes; `None`: neither.
+    fn of(request: &Request) -> Option<Self> {
+        let json = accepts(request, "application/json", "application/*");
+        match (json, accepts(request, "text/event-stream", "text/*")) {
+            (true, true) => Some(Self::Either),
+            (true, false) => Some(Self::Json),
+            (false, true) => Some(Self::Events),
+            (false, false) => None,
+        }
+    }
 }
 
 /// The session that a request names.
@@ -131,12 +166,10 @@ async fn post(
     scope: Scope,
     request: &Request,
 ) -> io::Result<Option<Response>> {
-    let both = accepts(request, "application/json", "application/*")
-        && accepts(request, "text/event-stream", "text/*");
-    if !both {
+    let Some(form) = Form::of(request) else {
         let why = "accept application/json and text/event-stream";
         return Ok(Some(refuse(StatusCode::NotAcceptable, "null", jsonrpc::INVALID_REQUEST, why)));
-    }
+    };
     if let ControlFlow::Break(answer) = connection.read_json(principal, request).await? {
         return Ok(answer);
     }
@@ -144,10 +177,16 @@ async fn post(
     connection.web.drop_body();
     match posted {
         Ok(Posted::Asked { client, queue, reply, batch }) => {
-            answer(connection, &client, queue, &reply, batch, request).await
+            answer(connection, &client, queue, (&reply, batch), form, request).await
         }
         Ok(Posted::Begun { client, queue, reply }) => {
-            open(connection, principal, &client, queue, &reply).await
+            let begun = open(connection, principal, &client, queue, &reply).await?;
+            match begun {
+                Some(response) if form == Form::Events && response.status() == StatusCode::Ok => {
+                    one_event(connection, &response, request).await
+                }
+                begun => Ok(begun),
+            }
         }
         Err(response) => Ok(Some(response)),
         Ok(Posted::Accepted) => Ok(Some(Response::new(StatusCode::Accepted))),
@@ -306,20 +345,28 @@ async fn answer(
     connection: &mut Connection,
     client: &Arc<Client>,
     mut queue: Receiver<()>,
-    reply: &Reply,
-    batch: bool,
+    (reply, batch): (&Reply, bool),
+    form: Form,
     request: &Request,
 ) -> io::Result<Option<Response>> {
     let mut messages = VecDeque::new();
     // Whoever does not name them might not know what to do with events.
-    let silent = names(request, "text/event-stream")
+    let silent = (form == Form::Either && names(request, "text/event-stream"))
         .then(|| Instant::now() + connection.gateway.config.limits.session.silence);
-    let plain = match gather(connection, &mut queue, reply, &mut messages, silent).await? {
-        Gathered::Complete => true,
-        Gathered::Begun => false,
-        // Not a cancellation in this transport: the call goes on, and nobody will see its answer.
-        Gathered::Gone => return Ok(None),
-    };
+    let plain = form != Form::Events
+        && loop {
+            match gather(connection, &mut queue, reply, &mut messages, silent).await? {
+                Gathered::Complete => break true,
+                Gathered::Begun if form == Form::Json => {}
+                Gathered::Begun => break false,
+                // Not a cancellation in this transport: the call goes on, and nobody will see its answer.
+                Gathered::Gone => return Ok(None),
+            }
+            leave_answers(&mut messages, batch);
+        };
+    if form == Form::Json {
+        leave_answers(&mut messages, batch);
+    }
     if plain && (batch || messages.len() == 1) {
         let bodies: Vec<String> = messages.into();
         let body = if batch {
@@ -335,6 +382,31 @@ async fn answer(
     let head = connection.with_cors(events::head(), request.field("origin"));
     Box::pin(stream(connection, client, attached, head, Vec::new(), messages.into())).await?;
     Ok(None)
+}
+
+/// Leaves out what is no answer. The answer to a single request is the last message.
+fn leave_answers(messages: &mut VecDeque<String>, batch: bool) {
+    if batch {
+        messages.retain(|text| is_response(text));
+    } else {
+        messages.drain(..messages.len().saturating_sub(1));
+    }
+}
+
+/// Writes the body of an answer as an event stream of one event.
+async fn one_event(
+    connection: &mut Connection,
+    response: &Response,
+    request: &Request,
+) -> io::Result<Option<Response>> {
+    let mut head = connection.with_cors(events::head(), request.field("origin"));
+    if let Some(id) = response.get(SESSION) {
+        head = head.field(SESSION, id);
+    }
+    let mut event = Vec::new();
+    sse::event("message", &String::from_utf8_lossy(response.body()), &mut event);
+    connection.web.start_stream(&head);
+    events::write_all(&mut connection.web, &event).await.map(|_| None)
 }
 
 fn is_response(text: &str) -> bool {

@@ -169,3 +169,46 @@ fn programs_with_tokens_are_not_dumpable() {
         assert!(result.is_ok() && running, "{arguments:?}");
     }
 }
+
+#[test]
+fn one_accepted_type_is_enough() {
+    let gateway = Gateway::start(&[]);
+    let _edge = gateway.edge("s");
+    let opened = request(gateway.address, "POST", "/mcp", &["Accept: application/json"], HELLO);
+    assert_eq!((opened.status, opened.field("content-type")), (200, Some("application/json")), "{opened:?}");
+    let streamed = request(gateway.address, "POST", "/mcp", &["Accept: text/event-stream"], HELLO);
+    assert_eq!(
+        (streamed.status, streamed.field("content-type")),
+        (200, Some("text/event-stream")),
+        "{streamed:?}"
+    );
+    assert!(streamed.body.contains("event: message\r\ndata: {") && streamed.body.contains(r#""id":1"#));
+    assert!(streamed.field("mcp-session-id").is_some());
+    let session = format!("Mcp-Session-Id: {}", opened.field("mcp-session-id").unwrap());
+    let ping = r#"{"jsonrpc":"2.0","id":7,"method":"ping"}"#;
+    // It reports progress before its result, which an event stream alone can carry.
+    let progress = r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"s_progress","arguments":{"count":2},"_meta":{"progressToken":"p"}}}"#;
+    let answer = |accept: &str, body: &str| {
+        let lines: Vec<&str> = [session.as_str()].into_iter().chain(Some(accept)).collect();
+        request(gateway.address, "POST", "/mcp", &lines, body)
+    };
+    for (accept, body, kind) in [
+        ("Accept: application/json", ping, "application/json"),
+        ("Accept: application/*", ping, "application/json"),
+        ("Accept: application/json", progress, "application/json"),
+        ("Accept: text/event-stream", ping, "text/event-stream"),
+        ("Accept: text/event-stream;q=0.5", ping, "text/event-stream"),
+        ("Accept: text/*", ping, "text/event-stream"),
+        ("Accept: application/json;q=0, text/event-stream", ping, "text/event-stream"),
+        ("Accept: */*", ping, "application/json"),
+        ("X-None: 1", ping, "application/json"),
+    ] {
+        let answer = answer(accept, body);
+        assert_eq!((answer.status, answer.field("content-type")), (200, Some(kind)), "{accept}: {answer:?}");
+        assert!(answer.body.contains(r#""id":7"#) && answer.body.contains(r#""result":"#), "{answer:?}");
+        assert_eq!(answer.body.starts_with('{'), kind == "application/json", "{answer:?}");
+    }
+    for accept in ["Accept: text/html", "Accept: application/json;q=0", "Accept: image/*"] {
+        assert_eq!(answer(accept, ping).status, 406, "{accept}");
+    }
+}
