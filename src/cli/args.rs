@@ -188,7 +188,7 @@ pub struct GatewayArgs {
     /// size of one message in bytes, 64K to 256M: 65536, 512K, 16M; give register the same (default: 4M)
     #[argh(option)]
     pub max_message_bytes: Option<String>,
-    /// bytes kept in memory for all clients and servers together, 16M to 2G; what has no room is answered 413 or 503, or an error
+    /// bytes kept in memory for all clients and servers together, 16M to 2048M; what has no room is answered 413 or 503, or an error
     /// that says so (default: 256M)
     #[argh(option)]
     pub max_memory: Option<String>,
