@@ -32,6 +32,9 @@ struct Edge {
     end: End,
     /// By the id, raw.
     calls: HashMap<String, Call>,
+    /// The highest id of a request over this link. The next one may be on its way, and then what the server says under its id is
+    /// its answer to that, and no leak.
+    highest: u64,
     /// Marks of tasks, by their ids.
     tasks: HashMap<String, String>,
 }
@@ -51,12 +54,13 @@ pub fn start(
         answer_handshake(&mut end, &frame);
     }
     let (calls, tasks) = (HashMap::new(), HashMap::new());
-    let mut edge = Edge { who, world, random, end, calls, tasks };
+    let mut edge = Edge { who, world, random, end, calls, highest: 0, tasks };
     thread::spawn(move || {
         while stopped.try_recv() == Err(TryRecvError::Empty) {
             if edge.step().is_none() {
                 edge.end = connect(gateway, who);
                 edge.calls.clear();
+                edge.highest = 0;
                 edge.tasks.clear();
             }
         }
@@ -125,6 +129,7 @@ impl Edge {
         // Without an id it would be done all the same; nobody hears of it.
         let Some(id) = lenient::find(frame, &["id"]) else { return };
         let number: u64 = id.parse().unwrap_or_default();
+        self.highest = number.max(self.highest);
         let highest = &mut self.world.lock().highest;
         *highest = number.max(*highest);
         let task = lenient::text(frame, &["params", "taskId"]);
@@ -150,8 +155,7 @@ impl Edge {
             0..=5 => self.answer_one(&known)?,
             6 => {
                 // An id that this link does not have: it may be one of the other link's.
-                let highest = self.world.lock().highest as usize;
-                let id = self.random.below(highest + 5);
+                let id = self.unknown_number();
                 let forms = [format!("{id}"), format!("\"{id}\""), format!("{id}.0"), format!("{id}e0")];
                 if known.iter().any(|known| *known == id.to_string()) {
                     return Some(());
@@ -231,12 +235,18 @@ impl Edge {
         Some(format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#))
     }
 
+    /// A number that the gateway may have given to the other link, but to no request that is on its way over this one.
+    fn unknown_number(&mut self) -> usize {
+        let past = usize::try_from(self.highest).unwrap_or_default();
+        self.random.below(past + 1) + if self.random.chance(20) { past + 1000 } else { 0 }
+    }
+
     /// Progress: of a call that the server has or had, or for a token that it was never given.
     fn progress(&mut self) -> String {
         let tokens: Vec<(String, String)> =
             self.calls.values().filter_map(|call| Some((call.token.clone()?, call.mark.clone()))).collect();
         let made_up = tokens.is_empty() || self.random.chance(40);
-        let (mut token, mut mark) = (self.random.below(80).to_string(), self.world.mark(self.who));
+        let (mut token, mut mark) = (self.unknown_number().to_string(), self.world.mark(self.who));
         if !made_up {
             (token, mark) = self.random.pick(&tokens).clone();
         } else if tokens.iter().any(|(known, _)| *known == token) {
