@@ -7,6 +7,7 @@
 mod id;
 mod scan;
 mod strict;
+pub mod tolerant;
 
 use std::{borrow::Cow, fmt::Write, ops::Range};
 
@@ -142,6 +143,11 @@ impl<'a> Message<'a> {
     /// message without an answer.
     pub fn has_lone_surrogate(&self) -> bool {
         self.lone_surrogate
+    }
+
+    /// Whether the text has line breaks, which stand between tokens.
+    pub fn has_line_breaks(&self) -> bool {
+        self.line_breaks
     }
 
     /// The whole text.
@@ -320,6 +326,11 @@ impl Parts {
 pub fn object(text: &str) -> Option<Span> {
     scan::envelope(text, false, &mut |_, _| Ok(())).ok()?;
     Some(text.find('{')?..text.rfind('}')? + 1)
+}
+
+/// Whether the text is one JSON value.
+fn is_value(text: &str) -> bool {
+    scan::value(text)
 }
 
 /// The text of a JSON string, from its quoted form; `None` when it is not a string that UTF-8 can hold.

@@ -546,6 +546,10 @@ pub const EDGE_OPEN: usize = 1024;
 pub const EDGE_HELD: usize = 256;
 /// Bytes of them: as much as may wait for a server that runs.
 pub const EDGE_HELD_BYTES: usize = 8 * MIB;
+/// Messages that are taken out of one array that a server answers with; more than it was asked things at a time.
+pub const BATCH_PARTS: usize = 1024;
+/// Bytes that are kept of the end of a line that is too long, where the id of the answer may stand.
+pub const ANSWER_END: usize = KIB;
 /// Bytes of a client's request id or progress token; they are kept while the call runs.
 pub const ID_BYTES: usize = 256;
 /// Bytes of a method that a client asks for; it is kept while the call runs. Real ones have thirty.

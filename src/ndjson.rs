@@ -7,9 +7,14 @@ use std::{fmt, ops::Range};
 
 use crate::limits;
 
-/// A line is longer than the cap: the peer is broken, and what follows cannot be told from the rest of that line.
+/// A line is longer than the cap. It is skipped to its end without being kept.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct TooLong;
+pub enum TooLong {
+    /// It has passed the cap; [`Lines::part`] is its start.
+    Begins,
+    /// It has ended; [`Lines::part`] is its end.
+    Ended,
+}
 
 impl fmt::Display for TooLong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -29,13 +34,16 @@ pub struct Lines {
     /// No line end before this place: bytes are looked at once, however small the pieces.
     searched: usize,
     cap: usize,
-    failed: bool,
+    /// The present line is too long.
+    skipping: bool,
+    /// The last bytes of the line that is skipped, or was last.
+    tail: Vec<u8>,
 }
 
 impl Lines {
     /// Lines of up to `cap` bytes, not counting the line end. Takes no memory before the first [`Lines::space`].
     pub fn new(cap: usize) -> Self {
-        Self { buffer: Vec::new(), start: 0, end: 0, searched: 0, cap, failed: false }
+        Self { buffer: Vec::new(), start: 0, end: 0, searched: 0, cap, skipping: false, tail: Vec::new() }
     }
 
     /// Room for the next read, never empty. Call when [`Lines::next_line`] has nothing more, and tell by
@@ -59,7 +67,7 @@ impl Lines {
     /// The next whole line without its end (LF or CR LF); blank lines are skipped. `None`: more input is needed.
     ///
     /// # Errors
-    /// [`TooLong`], from then on for ever.
+    /// [`TooLong`], twice for each such line: when it passes the cap, and when it ends. The lines behind it follow.
     pub fn next_line(&mut self) -> Result<Option<&[u8]>, TooLong> {
         while let Some(line) = self.take_line()? {
             if !self.bytes(line.clone()).trim_ascii().is_empty() {
@@ -69,6 +77,12 @@ impl Lines {
         Ok(None)
     }
 
+    /// After [`TooLong::Begins`] the start of the line, of as many bytes as a line may have; after [`TooLong::Ended`] its
+    /// last [`limits::ANSWER_END`] bytes.
+    pub fn part(&self) -> &[u8] {
+        if self.skipping { self.bytes(self.start..self.searched) } else { &self.tail }
+    }
+
     /// What came after the last line end. At the end of the input: a line that was broken off.
     pub fn unfinished(&self) -> &[u8] {
         self.bytes(self.start..self.end)
@@ -76,27 +90,55 @@ impl Lines {
 
     /// Cuts the next line off the front.
     fn take_line(&mut self) -> Result<Option<Range<usize>>, TooLong> {
-        if self.failed {
-            return Err(TooLong);
+        if self.skipping {
+            self.skip()?;
+        }
+        if self.skipping {
+            return Ok(None);
         }
         let start = self.start;
         let (line, found) = match find_newline(self.bytes(self.searched..self.end)) {
             Some(distance) => (start..self.searched + distance, true),
             None => (start..self.end, false),
         };
-        self.searched = if found { line.end + 1 } else { line.end };
         let bytes = self.bytes(line.clone());
         let length = bytes.strip_suffix(b"\r").unwrap_or(bytes).len();
         if length > self.cap {
-            self.failed = true;
-            (self.buffer, self.start, self.end, self.searched) = (Vec::new(), 0, 0, 0);
-            return Err(TooLong);
+            (self.skipping, self.searched) = (true, start + self.cap);
+            self.tail.clear();
+            self.keep_tail(start..self.searched);
+            return Err(TooLong::Begins);
         }
+        self.searched = if found { line.end + 1 } else { line.end };
         if !found {
             return Ok(None);
         }
         self.start = self.searched;
         Ok(Some(start..start + length))
+    }
+
+    /// Passes over what there is of a line that is too long.
+    fn skip(&mut self) -> Result<(), TooLong> {
+        let from = self.searched;
+        let found = find_newline(self.bytes(from..self.end));
+        let end = found.map_or(self.end, |distance| from + distance);
+        self.keep_tail(from..end);
+        self.searched = if found.is_some() { end + 1 } else { end };
+        self.start = self.searched;
+        match found {
+            Some(_) => {
+                self.skipping = false;
+                Err(TooLong::Ended)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn keep_tail(&mut self, range: Range<usize>) {
+        let from = range.start.max(range.end.saturating_sub(limits::ANSWER_END));
+        let bytes = self.buffer.get(from..range.end).unwrap_or_default();
+        self.tail.extend_from_slice(bytes);
+        self.tail.drain(..self.tail.len().saturating_sub(limits::ANSWER_END));
     }
 
     /// Moves what is left to the front, and gives memory back after a long line.
@@ -131,8 +173,8 @@ mod tests {
     use super::{Lines, TooLong, find_newline};
     use crate::limits;
 
-    /// Feeds pieces; the lines as text, and whether it ended with `TooLong`.
-    fn run(cap: usize, pieces: &[&[u8]]) -> (Vec<String>, bool) {
+    /// Feeds pieces; the lines as text, and of those that are too long the start and the end.
+    fn run(cap: usize, pieces: &[&[u8]]) -> Vec<String> {
         let mut lines = Lines::new(cap);
         let mut out = Vec::new();
         for piece in pieces {
@@ -147,22 +189,23 @@ mod tests {
                     match lines.next_line() {
                         Ok(Some(line)) => out.push(String::from_utf8_lossy(line).into_owned()),
                         Ok(None) => break,
-                        Err(TooLong) => {
-                            assert_eq!(lines.next_line(), Err(TooLong), "an error stays");
-                            return (out, true);
+                        Err(TooLong::Begins) => {
+                            out.push(format!("<{}", String::from_utf8_lossy(lines.part())))
+                        }
+                        Err(TooLong::Ended) => {
+                            out.push(format!("{}>", String::from_utf8_lossy(lines.part())))
                         }
                     }
                 }
             }
         }
-        (out, false)
+        out
     }
 
     /// The same verdict for the whole input, each byte alone, and each split in two.
     #[track_caller]
-    fn check(cap: usize, input: &str, lines: &[&str], too_long: bool) {
+    fn check(cap: usize, input: &str, expected: &[&str]) {
         let input = input.as_bytes();
-        let expected = (lines.iter().map(ToString::to_string).collect::<Vec<_>>(), too_long);
         assert_eq!(run(cap, &[input]), expected, "whole");
         let bytes: Vec<&[u8]> = input.chunks(1).collect();
         assert_eq!(run(cap, &bytes), expected, "byte by byte");
@@ -174,22 +217,34 @@ mod tests {
 
     #[test]
     fn lines() {
-        check(9, "{\"a\":1}\n{}\r\n[]\n", &["{\"a\":1}", "{}", "[]"], false);
-        check(9, "\n\r\n \t\n\r\r\nx\n\n", &["x"], false);
-        check(9, "a\rb\n\r\r\rc\r\n", &["a\rb", "\r\r\rc"], false);
-        check(9, "begun", &[], false);
-        check(9, "", &[], false);
+        check(9, "{\"a\":1}\n{}\r\n[]\n", &["{\"a\":1}", "{}", "[]"]);
+        check(9, "\n\r\n \t\n\r\r\nx\n\n", &["x"]);
+        check(9, "a\rb\n\r\r\rc\r\n", &["a\rb", "\r\r\rc"]);
+        check(9, "begun", &[]);
+        check(9, "", &[]);
     }
 
     #[test]
-    fn caps() {
-        check(4, "1234\n123\n", &["1234", "123"], false);
-        check(4, "1234\r\n1\n", &["1234", "1"], false);
-        check(4, "1\n12345\n2\n", &["1"], true);
-        check(4, "1\n12345", &["1"], true);
-        check(4, "1234\rx", &[], true);
-        check(0, "\n\r\n", &[], false);
-        check(0, "x", &[], true);
+    fn a_line_that_is_too_long_is_skipped() {
+        check(4, "1234\n123\n", &["1234", "123"]);
+        check(4, "1234\r\n1\n", &["1234", "1"]);
+        check(4, "1\n12345\n2\n", &["1", "<1234", "12345>", "2"]);
+        check(4, "1\n12345", &["1", "<1234"]);
+        check(4, "1234\rx", &["<1234"]);
+        check(4, "123456789\n\n123456\r\n12\n", &["<1234", "123456789>", "<1234", "123456\r>", "12"]);
+        check(0, "\n\r\n", &[]);
+        check(0, "x\n", &["<", "x>"]);
+        let long = format!("{}END\nnext\n", "x".repeat(4 * limits::ANSWER_END));
+        let end = format!("{}END>", "x".repeat(limits::ANSWER_END - 3));
+        let fed: Vec<&[u8]> = long.as_bytes().chunks(100).collect();
+        assert_eq!(run(4, &fed), ["<xxxx", &end, "next"]);
+        let mut lines = Lines::new(8);
+        for _ in 0..1000 {
+            lines.space().fill(b'x');
+            lines.filled(limits::LINE_READ / 2);
+            while lines.next_line() != Ok(None) {}
+        }
+        assert!(lines.buffer.capacity() <= limits::LINE_KEPT, "nothing is kept of it");
     }
 
     #[test]
@@ -206,7 +261,7 @@ mod tests {
     fn long_lines_pass_and_memory_comes_back() {
         let long = "x".repeat(4 << 20);
         let input = format!("{long}\nshort\n");
-        assert_eq!(run(4 << 20, &[input.as_bytes()]).0, [&long, "short"]);
+        assert_eq!(run(4 << 20, &[input.as_bytes()]), [&long, "short"]);
 
         let mut lines = Lines::new(4 << 20);
         for piece in input.as_bytes().chunks(1000) {
@@ -225,7 +280,7 @@ mod tests {
             assert!(!lines.space().is_empty());
             lines.filled(usize::MAX);
         }
-        assert_eq!(lines.next_line(), Err(TooLong));
+        assert_eq!(lines.next_line(), Err(TooLong::Begins));
         assert!(!lines.space().is_empty());
     }
 

@@ -13,10 +13,13 @@ use super::{
     Gateway,
     client::{Client, Scope},
     reply::Reply,
-    upstream::{Caller, Declined, Upstream, strayed, uri_params},
+    upstream::{Caller, Declined, Upstream, uri_params},
 };
 use crate::{
-    jsonrpc::{self, Kind, Message},
+    jsonrpc::{
+        self, Kind, Message,
+        tolerant::{self, Part, Unusable},
+    },
     limits,
     mcp::conversation::error_text,
     net::queue::Refused,
@@ -58,31 +61,67 @@ impl Gateway {
     /// A message from a session's own process.
     pub fn private_message(&self, now: Instant, process: &Arc<Upstream>, text: &str) {
         let Some(client) = process.private().and_then(|private| private.client.upgrade()) else { return };
-        let Ok(message) = Message::read(text) else { return self.stats.strays.add() };
+        let take = |text: &str| {
+            if let Ok(message) = Message::read(text) {
+                self.sound_message(now, &client, process, &message);
+            }
+        };
+        match Message::read(text) {
+            // Written on one line from here on, as events have it.
+            Ok(message) if message.has_line_breaks() => take(&message.splice(&[])),
+            Ok(message) => self.sound_message(now, &client, process, &message),
+            Err(_) => {
+                for part in tolerant::parts(text.as_bytes()) {
+                    match part {
+                        Part::Message(text) => take(&text),
+                        Part::Unusable(answer) => self.private_unusable(now, process, &answer),
+                        Part::Noise => self.stats.strays.add(),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The process sent an answer that cannot be used: the request that it was for fails.
+    fn private_unusable(&self, now: Instant, process: &Arc<Upstream>, answer: &Unusable) {
+        process.log_unusable(now, answer);
+        if let Some(Caller::Greeting) = process.fail_unusable(answer, &self.stats) {
+            let why = format!("its answer to initialize cannot be used: {}", answer.why);
+            self.end_process(process, &why, true);
+        }
+    }
+
+    fn sound_message(
+        &self,
+        now: Instant,
+        client: &Arc<Client>,
+        process: &Arc<Upstream>,
+        message: &Message<'_>,
+    ) {
         match (message.kind(), message.method()) {
-            (Kind::Response, _) => self.private_answer(now, &client, process, &message),
+            (Kind::Response, _) => self.private_answer(now, client, process, message),
             (Kind::Request, "ping") => {
                 // An edge that asks and does not read gets no more answers.
                 let _ = process.send_now(jsonrpc::result(message.id().unwrap_or_default(), "{}"));
             }
-            (Kind::Request, _) => self.ask_client(now, &client, process, &message),
+            (Kind::Request, _) => self.ask_client(now, client, process, message),
             (Kind::Notification, "notifications/cancelled") => {
                 let Ok(Some(span)) = message.param(&["requestId"]) else { return };
                 let own = &message.text()[span.clone()];
                 let number = client.asks().cancel(|server| Arc::ptr_eq(server, process), own);
                 if let Some(number) = number {
-                    self.question(&client, process, rewrite::cancellation(&message, span, number));
+                    self.question(client, process, rewrite::cancellation(message, span, number));
                 }
             }
             (Kind::Notification, "notifications/progress") => {
-                self.private_progress(now, &client, process, &message)
+                self.private_progress(now, client, process, message)
             }
             (Kind::Notification, "notifications/resources/updated") if *client.scope() == Scope::All => {
-                self.spread_update(process, &message, Some(&client));
+                self.spread_update(process, message, Some(client));
             }
             (Kind::Notification, method) => {
                 let related = method == "notifications/message";
-                self.to_client(&client, process, message.splice(&[]), related);
+                self.to_client(client, process, message.splice(&[]), related);
             }
         }
     }
@@ -110,7 +149,7 @@ impl Gateway {
             Ok(Step::Answer(pending)) => self.conclude(process, pending, message),
             _ => {
                 self.stats.strays.add();
-                process.complain(now, &strayed(message));
+                process.log_stray(now, message);
             }
         }
     }

@@ -13,11 +13,14 @@ use super::{
     Gateway,
     reply::NO_MEMORY,
     shares::Share,
-    upstream::{Caller, Upstream, strayed},
+    upstream::{Caller, Upstream},
 };
 use crate::{
     catalog::Key,
-    jsonrpc::{self, Message, Span},
+    jsonrpc::{
+        self, Message, Span,
+        tolerant::{self, Part, Unusable},
+    },
     limits::{CHANNEL_TICK, LOG_BURST},
     mcp::{
         conversation::{Ask, Conversation, Next},
@@ -186,44 +189,88 @@ impl Server {
             // The original hands on whatever its server prints.
             _ => frame,
         };
-        let Ok(message) = Message::read(frame) else {
-            if self.ours && Status::read(frame).is_some_and(|status| status.status == "restarted") {
-                return self.restarted(gateway, now);
+        match Message::read(frame) {
+            // Written on one line from here on: events have one, and so has what is kept.
+            Ok(message) if message.has_line_breaks() => match Message::read(&message.splice(&[])) {
+                Ok(message) => self.sound_message(gateway, now, &message),
+                Err(_) => Ok(()),
+            },
+            Ok(message) => self.sound_message(gateway, now, &message),
+            Err(_) if self.ours && Status::read(frame).is_some_and(|status| status.status == "restarted") => {
+                self.restarted(gateway, now)
             }
-            gateway.stats.strays.add();
-            log::debug!("server '{}' sent a frame that is no message", self.upstream.name());
-            return Ok(());
-        };
-        let step = self.upstream.mux().sort(&message);
+            Err(_) => self.odd_frame(gateway, now, frame),
+        }
+    }
+
+    /// A frame that is no sound message: other programs pass on whatever their server prints.
+    fn odd_frame(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), Farewell> {
+        for part in tolerant::parts(frame.as_bytes()) {
+            match part {
+                Part::Message(text) => {
+                    if let Ok(message) = Message::read(&text) {
+                        self.sound_message(gateway, now, &message)?;
+                    }
+                }
+                Part::Unusable(answer) => self.unusable(gateway, now, &answer)?,
+                Part::Noise => {
+                    gateway.stats.strays.add();
+                    log::debug!("server '{}' sent a frame that is no message", self.upstream.name());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An answer that cannot be used: the request that it was for fails.
+    fn unusable(&mut self, gateway: &Gateway, now: Instant, answer: &Unusable) -> Result<(), Farewell> {
+        self.upstream.log_unusable(now, answer);
+        match self.upstream.fail_unusable(answer, &gateway.stats) {
+            Some(Caller::Conversation) => {
+                let why = format!("an answer of the server cannot be used: {}", answer.why);
+                self.failed(&why)?;
+                self.relist(gateway, now)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn sound_message(
+        &mut self,
+        gateway: &Gateway,
+        now: Instant,
+        message: &Message<'_>,
+    ) -> Result<(), Farewell> {
+        let step = self.upstream.mux().sort(message);
         match step {
             Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Conversation) => {
-                let next = self.conversation.answered(&message);
+                let next = self.conversation.answered(message);
                 self.go_on(gateway, now, next)?;
                 self.relist(gateway, now)
             }
             Ok(Step::Answer(pending)) => {
-                gateway.conclude(&self.upstream, pending, &message);
+                gateway.conclude(&self.upstream, pending, message);
                 gateway.tell_wishes(now, &self.upstream, &mut self.wishes);
                 Ok(())
             }
             Ok(Step::Progress(id, span)) => {
-                self.progress(gateway, now, id, &message, span);
+                self.progress(gateway, now, id, message, span);
                 Ok(())
             }
             Ok(Step::Request) if self.ours && message.method() == "register" => {
                 Err(Farewell::new(1008, "a second registration on one link"))
             }
             Ok(Step::Request) => {
-                self.answer(&message);
+                self.answer(message);
                 Ok(())
             }
             Ok(Step::Notification) => {
-                gateway.spread(&self.upstream, &message);
+                gateway.spread(&self.upstream, message);
                 self.changed(gateway, now, message.method())
             }
             Ok(Step::Stray) | Err(_) => {
                 gateway.stats.strays.add();
-                self.upstream.complain(now, &strayed(&message));
+                self.upstream.log_stray(now, message);
                 Ok(())
             }
         }

@@ -18,7 +18,7 @@ use super::{
     shares::{self, Share, Shares},
 };
 use crate::{
-    jsonrpc::{self, Kind, Message, Span},
+    jsonrpc::{self, Kind, Message, Span, decimal, tolerant::Unusable},
     limits::{self, LinkLimits},
     mcp::{self, bridge, logging::Level},
     net::{
@@ -464,10 +464,19 @@ impl Upstream {
         std::mem::replace(&mut *self.run.lock().unwrap_or_else(PoisonError::into_inner), run)
     }
 
-    /// Logs what is odd about a message of the server: at most once a second, with a count.
-    pub fn complain(&self, now: Instant, what: &str) {
+    /// Logs an answer or progress that belongs to no open request: at most once a second, with a count.
+    pub fn log_stray(&self, now: Instant, message: &Message<'_>) {
+        self.complain(now, "stray", &strayed(message));
+    }
+
+    /// Logs an answer that cannot be used, in the same way.
+    pub fn log_unusable(&self, now: Instant, answer: &Unusable) {
+        self.complain(now, "unusable", &format!("sent an answer that cannot be used: {}", answer.why));
+    }
+
+    fn complain(&self, now: Instant, kind: &'static str, what: &str) {
         let mut oddities = self.oddities.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(left_out) = oddities.due(now, "oddity", "", 1) {
+        if let Some(left_out) = oddities.due(now, kind, "", 1) {
             log::warn!("server '{}' {what}{left_out}", self.name);
         }
     }
@@ -624,6 +633,22 @@ impl Upstream {
         }
     }
 
+    /// The server's answer to a request cannot be used: whoever waits for it is told. Where the answer does not say which
+    /// request it is for, it can only be for the one that is open. Returns the caller that is not told here.
+    pub fn fail_unusable(&self, answer: &Unusable, stats: &Stats) -> Option<Caller> {
+        let pending = {
+            let mut mux = self.mux();
+            let id = answer.id.as_deref().map_or_else(|| mux.only(), decimal);
+            mux.close(id?)?
+        };
+        if matches!(pending.caller, Caller::Conversation | Caller::Greeting) {
+            return Some(pending.caller);
+        }
+        let text = format!("the answer of server '{}' cannot be used: {}", self.name, answer.why);
+        fail(pending, jsonrpc::INTERNAL_ERROR, &text, stats);
+        None
+    }
+
     /// The link is gone: everybody who waits is told.
     pub fn fail_all(&self, reason: &str, stats: &Stats) {
         let pending = self.mux().drain();
@@ -670,7 +695,7 @@ pub fn deliver(pending: Pending<Caller>, message: &Message<'_>, edits: Vec<(Span
 }
 
 /// What is logged about an answer or progress that belongs to no open request.
-pub fn strayed(message: &Message<'_>) -> String {
+fn strayed(message: &Message<'_>) -> String {
     match message.id() {
         Some(id) => format!("answered a request that is not open: id {}", text::show(id)),
         None if message.kind() == Kind::Response => "sent an error that names no request".into(),

@@ -50,6 +50,12 @@ pub(super) fn envelope(
     Ok(Scanned { line_breaks: scanner.line_breaks, lone_surrogate: scanner.lone_surrogate })
 }
 
+/// Whether the text is one value.
+pub(super) fn value(text: &str) -> bool {
+    let mut scanner = Scanner::new(text.as_bytes(), 0);
+    scanner.value(0).and_then(|()| scanner.end()).is_ok()
+}
+
 /// The members of an object inside a checked text, as spans of key and value. Nothing for other values.
 pub fn members(text: &str, span: Span) -> impl Iterator<Item = (Span, Span)> + '_ {
     let mut scanner = Scanner::new(text.as_bytes(), span.start);

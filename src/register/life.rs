@@ -149,13 +149,23 @@ impl State {
 
     /// A line came from a child: passes it on, as soon as the link has room.
     pub async fn said(&self, generation: u64, line: &str) -> Heard {
+        self.deliver(generation, |edge| edge.from_child(line)).await
+    }
+
+    /// A child wrote an answer that cannot be used: see [`Edge::unusable`].
+    pub async fn unusable(&self, generation: u64, id: Option<&str>, words: &str) -> Heard {
+        self.deliver(generation, |edge| edge.unusable(id, words)).await
+    }
+
+    /// Passes on what becomes of something that a child wrote.
+    async fn deliver(&self, generation: u64, read: impl FnOnce(&mut Edge) -> Up) -> Heard {
         let (up, link, _delivering) = {
             let mut shared = self.lock();
             if shared.generation != generation {
                 log::debug!("a line of an earlier process is dropped");
                 return Heard::Message;
             }
-            let mut up = shared.edge.from_child(line);
+            let mut up = read(&mut shared.edge);
             if let (Up::Ready { lines, .. }, Some(child)) = (&mut up, &shared.child) {
                 for line in lines.drain(..) {
                     // Bounded by what may be held, and sent before anything can overtake it.

@@ -1,6 +1,6 @@
 //! The child with its pipes: lines in, lines out, people's talk into the log.
 
-use std::{collections::VecDeque, io, pin::pin, sync::Arc, time::Instant};
+use std::{collections::VecDeque, io, pin::pin, str, sync::Arc, time::Instant};
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use smol::Task;
@@ -9,9 +9,12 @@ use super::{life::State, sessions::Calls};
 use crate::{
     config::RegisterConfig,
     fault::Fault,
-    jsonrpc::{Kind, Message},
+    jsonrpc::{
+        self, Kind, Message,
+        tolerant::{self, Part},
+    },
     limits::{self, ChildLimits},
-    ndjson::Lines,
+    ndjson::{Lines, TooLong},
     net::{
         child::{self, Budget, Child, Exit, Stderr, Stdin, Stdout},
         deadline,
@@ -44,7 +47,48 @@ pub enum Heard {
 }
 
 impl Outlet {
-    async fn line(&self, line: &str) -> Heard {
+    /// A line, as the server wrote it.
+    async fn line(&self, line: &[u8]) -> Heard {
+        if let Ok(line) = str::from_utf8(line) {
+            match self.message(line).await {
+                Heard::Noise => {}
+                heard => return heard,
+            }
+        }
+        let mut last = Heard::Noise;
+        for part in tolerant::parts(line) {
+            let heard = match part {
+                Part::Message(text) => self.message(&text).await,
+                Part::Unusable(answer) => {
+                    let words = format!("the server's answer cannot be used: {}", answer.why);
+                    self.unusable(answer.id.as_deref(), &words).await
+                }
+                Part::Noise => Heard::Noise,
+            };
+            match heard {
+                Heard::End(_) => return heard,
+                Heard::Message => last = heard,
+                Heard::Noise => {}
+            }
+        }
+        last
+    }
+
+    /// The server's answer to the request with this id, or to the only one that is open, cannot be used: the request fails.
+    async fn unusable(&self, id: Option<&str>, words: &str) -> Heard {
+        match self {
+            Self::Shared(state, generation) => state.unusable(*generation, id, words).await,
+            Self::Channel(number, link, calls) => {
+                let known = id.map_or_else(|| calls.remove_only(), |id| calls.remove(id));
+                let Some(id) = known else { return Heard::Noise };
+                let error = jsonrpc::error(&id, jsonrpc::INTERNAL_ERROR, words);
+                let _ = link.send_wait(channel::message(*number, &error)).await;
+                Heard::Message
+            }
+        }
+    }
+
+    async fn message(&self, line: &str) -> Heard {
         match self {
             Self::Shared(state, generation) => state.said(*generation, line).await,
             Self::Channel(number, link, calls) => match Message::read(line) {
@@ -200,6 +244,7 @@ async fn write(mut stdin: Stdin, mut lines: Receiver<()>, limits: ChildLimits) -
 async fn read(mut stdout: Stdout, outlet: Outlet, enough: Thrown, limits: ChildLimits) -> Option<String> {
     let mut lines = Lines::new(limits.line_bytes);
     let mut noise = Noise::new(&limits);
+    let mut too_long = TooLarge { most: limits.line_bytes, open: false };
     let mut stopped = pin!(async {
         enough.wait().await;
         Ok(0)
@@ -211,20 +256,51 @@ async fn read(mut stdout: Stdout, outlet: Outlet, enough: Thrown, limits: ChildL
         }
         loop {
             match lines.next_line() {
-                Ok(Some(line)) => match std::str::from_utf8(line) {
-                    Ok(line) => match outlet.line(line).await {
-                        Heard::Message => {}
-                        Heard::Noise => noise.line(line),
-                        Heard::End(why) => return Some(why.to_owned()),
-                    },
-                    Err(_) => noise.line(&String::from_utf8_lossy(line)),
+                Ok(Some(line)) => match outlet.line(line).await {
+                    Heard::Message => {}
+                    Heard::Noise => noise.line(&String::from_utf8_lossy(line)),
+                    Heard::End(why) => return Some(why.to_owned()),
                 },
                 Ok(None) => break,
-                Err(_) => return Some(format!("it wrote a line of more than {} bytes", limits.line_bytes)),
+                Err(TooLong::Begins) => too_long.begins(lines.part(), &outlet).await,
+                Err(TooLong::Ended) => too_long.ended(lines.part(), &outlet).await,
             }
         }
         // A server that talks without end must not keep the link from being written, nor the others from their turn.
         future::yield_now().await;
+    }
+}
+
+/// The line that is being skipped because it is too long.
+struct TooLarge {
+    most: usize,
+    /// It is an answer whose request is not known so far.
+    open: bool,
+}
+
+impl TooLarge {
+    /// Its first bytes are known.
+    async fn begins(&mut self, start: &[u8], outlet: &Outlet) {
+        log::warn!(
+            "a line of the server has more than {} bytes and is skipped (--max-message-bytes)",
+            self.most
+        );
+        let answer = tolerant::unusable(start, "");
+        self.open = answer.as_ref().is_some_and(|answer| answer.id.is_none());
+        if let Some(id) = answer.and_then(|answer| answer.id) {
+            outlet.unusable(Some(&id), &self.words()).await;
+        }
+    }
+
+    /// Its last bytes are known.
+    async fn ended(&mut self, end: &[u8], outlet: &Outlet) {
+        if std::mem::take(&mut self.open) {
+            outlet.unusable(tolerant::id_at_end(end).as_deref(), &self.words()).await;
+        }
+    }
+
+    fn words(&self) -> String {
+        format!("the server's answer has more than {} bytes (see --max-message-bytes at register)", self.most)
     }
 }
 

@@ -73,6 +73,14 @@ impl Calls {
         [Some(id.to_owned()), number, text].into_iter().flatten().find(|id| open.remove(id))
     }
 
+    /// Takes out the only request without an answer.
+    pub fn remove_only(&self) -> Option<String> {
+        let mut open = self.lock();
+        let only = open.iter().next().filter(|_| open.len() == 1).cloned()?;
+        open.remove(&only);
+        Some(only)
+    }
+
     fn len(&self) -> usize {
         self.lock().len()
     }

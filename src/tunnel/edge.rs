@@ -252,6 +252,37 @@ impl Edge {
         }
     }
 
+    /// The child wrote an answer that cannot be used: the request that it was for fails, with these words. Where the answer
+    /// does not say for which, it can only be for the one that is open.
+    pub fn unusable(&mut self, id: Option<&str>, words: &str) -> Up {
+        let greeting = self.hello.as_ref().filter(|_| matches!(self.greeting, Greeting::Asked));
+        let id = match id {
+            Some(id) => Some(id.to_owned()),
+            None if self.open.len() + self.others.len() + usize::from(greeting.is_some()) == 1 => {
+                let number = self.open.first().map(u64::to_string);
+                number
+                    .or_else(|| self.others.first().cloned())
+                    .or_else(|| greeting.map(|hello| hello.id.clone()))
+            }
+            None => None,
+        };
+        match id.filter(|id| self.is_open(id)) {
+            Some(id) => self.from_child(&jsonrpc::error(&id, jsonrpc::INTERNAL_ERROR, words)),
+            None => Up::Noise,
+        }
+    }
+
+    /// Whether the child still has to answer the request with this id, as it knows it.
+    fn is_open(&self, id: &str) -> bool {
+        let number = decimal(id);
+        let text = number.map(|number| format!("\"{number}\""));
+        let is_hello = matches!(self.greeting, Greeting::Asked) && self.is_hello(id);
+        is_hello
+            || number.is_some_and(|number| self.open.contains(&number))
+            || self.others.contains(id)
+            || text.is_some_and(|text| self.others.contains(&text))
+    }
+
     /// A message for a child that is up, but for what begins a conversation.
     fn pass(&mut self, message: &Message<'_>) -> Down {
         match (message.kind(), message.method()) {
@@ -590,6 +621,29 @@ mod tests {
         assert_eq!(edge.from_child(&result("7")), Up::Gateway(result("\"7\"")), "the other way round");
         assert_eq!(edge.from_child(&result("\"9\"")), Up::Stray(result("7")), "never asked");
         assert_eq!(edge.from_child(&result("\"x\"")), Up::Stray(result("\"x\"")));
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_used_fails_its_request() {
+        let mut edge = Edge::default();
+        edge.gets(&call(1));
+        edge.disconnected();
+        let failed = |id: &str| Up::Gateway(jsonrpc::error(id, jsonrpc::INTERNAL_ERROR, "no"));
+        let named = r#"{"jsonrpc":"2.0","id":"x","method":"m"}"#;
+        for id in [Some("2"), Some("\"2\""), None] {
+            edge.gets(&call(0));
+            assert_eq!(edge.unusable(id, "no"), failed("0"), "{id:?}");
+            assert_eq!((edge.unusable(Some("2"), "no"), edge.running()), (Up::Noise, 0));
+        }
+        edge.gets(named);
+        assert_eq!(edge.unusable(None, "no"), failed("\"x\""));
+        assert_eq!(edge.unusable(None, "no"), Up::Noise, "nothing is open");
+        edge.gets(named);
+        edge.gets(&call(0));
+        assert_eq!(edge.unusable(None, "no"), Up::Noise, "it may be for either");
+        let mut edge = Edge::default();
+        edge.gets(r#"{"jsonrpc":"2.0","id":7,"method":"initialize","params":{}}"#);
+        assert_eq!(edge.unusable(None, "no"), failed("7"));
     }
 
     #[test]

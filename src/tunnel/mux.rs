@@ -187,6 +187,11 @@ impl<C> Mux<C> {
         }
     }
 
+    /// The id of the only pending request; `None`: there is none, or there are several.
+    pub fn only(&self) -> Option<u64> {
+        self.pending.keys().next().copied().filter(|_| self.pending.len() == 1)
+    }
+
     /// Takes a request out: answered, cancelled, or its caller is gone. A later answer is a stray.
     pub fn close(&mut self, id: u64) -> Option<Pending<C>> {
         self.pending.remove(&id)

@@ -2,7 +2,12 @@
 
 use serde_json::{Value, json};
 
-use crate::{session::Session, world::Gateway};
+use crate::{
+    frames::End,
+    session::{Session, value},
+    wire::Client,
+    world::Gateway,
+};
 
 #[test]
 fn ids_and_progress_tokens_in_another_form_are_recognised() {
@@ -30,4 +35,120 @@ fn ids_and_progress_tokens_in_another_form_are_recognised() {
             }
         }
     }
+}
+
+/// Lines in the place of an answer (`ID` is its id), and what the client gets: the text of a result, or words of an error.
+const ANSWERS: [(&str, &str); 13] = [
+    (r#"{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":"fine"},"error":null}"#, "fine"),
+    (r#"{"id":ID,"result":{"content":[],"x":"fine"}}"#, "fine"),
+    ("\u{feff}{\"jsonrpc\":\"2.0\",\"id\":ID,\"result\":{\"content\":[],\"x\":\"fine\"}}", "fine"),
+    (r#"[{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":"fine"}}]"#, "fine"),
+    (r#"{"jsonrpc":"2.0","id":ID,"result":null,"error":{"code":-5,"message":"refused"}}"#, "refused"),
+    (r#"{"jsonrpc":"2.0","id":ID,"error":"in words"}"#, "in words"),
+    (r#"{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":NaN}}"#, "not valid JSON"),
+    (r#"{"jsonrpc":"2.0","result":{"content":[],"x":NaN},"id":ID}"#, "not valid JSON"),
+    (r#"{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":"h"#, "only a part of it"),
+    (r#"{"jsonrpc":"2.0","result":{"content":[],"x":"h"#, "only a part of it"),
+    (
+        r#"{"jsonrpc":"2.0","id":ID,"result":1,"error":{"code":1,"message":"x"}}"#,
+        "both a result and an error",
+    ),
+    (r#"{"jsonrpc":"2.0","id":null,"result":{}}"#, "it has no id"),
+    ("DEEP", "nested too deeply"),
+];
+
+fn deep(line: &str) -> String {
+    let nested = "[".repeat(150) + &"]".repeat(150);
+    line.replace("DEEP", &format!(r#"{{"jsonrpc":"2.0","id":ID,"result":{{"x":{nested}}}}}"#))
+}
+
+/// Whether an answer to `id` has these words, and is a message that every client takes.
+#[track_caller]
+fn check(answer: &Value, id: &Value, words: &str) {
+    assert!(answer.to_string().contains(words), "{words}: {answer}");
+    let members: Vec<&String> = answer.as_object().unwrap().keys().collect();
+    let part = if words == "fine" { "result" } else { "error" };
+    assert_eq!((members.len(), &answer["id"], &answer["jsonrpc"]), (3, id, &json!("2.0")), "{answer}");
+    assert!(answer[part].is_object(), "{answer}");
+}
+
+#[test]
+fn an_odd_answer_is_used_or_fails_its_call_at_once() {
+    let gateway = Gateway::start(&["--timeout-run-tool", "10m"]);
+    let _shared = gateway.edge_with("s", &["--tool", "say"], &[]);
+    let _own = gateway.edge_with("own", &["--tool", "say", "--session"], &["--sessions", "isolated"]);
+    let session = Session::open(gateway.address, "/mcp");
+    for name in ["s_say", "own_say"] {
+        for (line, words) in ANSWERS {
+            let answer = session.ask("tools/call", json!({"name": name, "arguments": {"line": deep(line)}}));
+            check(&answer, &answer["id"], words);
+        }
+        let line =
+            r#"{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":"h\u{e9}"}}"#.replace("\\u{e9}", "\u{e9}");
+        let arguments = json!({"line": line, "latin": true});
+        let answer = session.ask("tools/call", json!({"name": name, "arguments": arguments}));
+        check(&answer, &answer["id"], "it is not UTF-8");
+        let echo = name.replace("say", "echo");
+        assert_eq!(session.call_text(&echo, json!({"text": "still here"})), "still here");
+    }
+}
+
+#[test]
+fn odd_frames_of_other_programs_are_used_or_fail_their_call_at_once() {
+    let gateway = Gateway::start(&["--timeout-run-tool", "10m"]);
+    let mut edge = End::register(gateway.address, "{}");
+    let mut client = gateway.client();
+    client.tools_until(|tools| tools.iter().any(|tool| tool == "s_t"));
+    for (line, words) in ANSWERS {
+        let asked = client.begin_call("s_t", "{}");
+        let id = edge.request("", "tools/call");
+        edge.say(&deep(line).replace("ID", &id));
+        check(&value(&client.answer(&asked)), &value(&asked), words);
+    }
+    edge.say(r#"{"jsonrpc":"2.0","id":99,"result":{}}"#);
+    gateway.program.wait_for("answered a request that is not open: id 99");
+}
+
+#[test]
+fn null_params_of_a_notification_are_no_params() {
+    let gateway = Gateway::start(&[]);
+    let mut edge = End::register(gateway.address, "{}");
+    let mut client = Client::ready(gateway.address, &[]);
+    client.tools_until(|tools| tools.iter().any(|tool| tool == "s_t"));
+    edge.say(r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed","params":null}"#);
+    let id = edge.request("", "tools/list");
+    edge.say(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"tools":[]}}}}"#));
+    client.tools_until(|tools| !tools.iter().any(|tool| tool == "s_t"));
+}
+
+#[test]
+fn frames_on_several_lines_do_not_break_event_streams() {
+    let gateway = Gateway::start(&[]);
+    let mut edge = End::connect(gateway.address, None);
+    edge.introduce("{}");
+    let id = edge.request("", "initialize");
+    let result = "{\n\"protocolVersion\":\"2025-11-25\",\r\n\"capabilities\":{\"tools\":{},\n\"tasks\":{}},\n\"serverInfo\":{}\n}";
+    edge.say(&format!("{{\n\"jsonrpc\":\"2.0\",\n\"id\":{id},\"result\":{result}}}"));
+    let id = edge.request("", "tools/list");
+    edge.say(&format!(
+        "{{\"jsonrpc\":\"2.0\",\n\"id\":{id},\"result\":{{\n\"tools\":[{{\n\"name\":\"t\"}}]\n}}}}"
+    ));
+    let mut all = gateway.client();
+    all.tools_until(|tools| tools.iter().any(|tool| tool == "s_t"));
+    let content =
+        "{\"content\":[{\"type\":\"audio\",\"data\":\"\",\"mimeType\":\"a/b\",\n\"_meta\":{\n\"k\":1\r\n}}]}";
+    for path in ["/sse", "/servers/s/sse"] {
+        let mut old = Client::open(gateway.address, path, &[]);
+        old.post(&crate::session::hello("2024-11-05"));
+        let greeting = old.find(|message| message.contains("protocolVersion"));
+        assert!(value(&greeting)["result"].is_object(), "{greeting}");
+        old.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
+        let asked = old.begin_call(if path == "/sse" { "s_t" } else { "t" }, "{}");
+        let id = edge.request("", "tools/call");
+        edge.say(&format!("{{\"jsonrpc\":\"2.0\",\n\"id\":{id},\"result\":{content}}}"));
+        let answer = value(&old.answer(&asked));
+        assert!(answer["result"]["content"][0]["_meta"]["k"] == json!(1), "{answer}");
+    }
+    let session = Session::open_as(gateway.address, "/mcp", "2025-11-25", &[]);
+    assert!(session.greeting.is_object());
 }

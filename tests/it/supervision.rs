@@ -186,19 +186,25 @@ fn lists_and_wishes_come_again() {
 }
 
 #[test]
-fn a_line_that_is_too_long_costs_the_server_its_life() {
+fn an_answer_that_is_too_large_costs_its_call_alone() {
     let gateway = Gateway::start(&[]);
-    let edge = gateway.edge("s");
+    let edge = gateway.edge_with("s", &["--tool", "say"], &[]);
     let mut client = gateway.client();
-    let held = client.begin_call("s_hold", "{}");
+    let held = client.begin_call("s_hold", r#"{"key":"k"}"#);
     edge.wait_for("\"hold\"");
-    let big = client.begin_call("s_big", &format!("{{\"bytes\":{}}}", 4 << 20));
-    let words = "server 's' was ended because it wrote a line of more than 4194304 bytes";
-    for id in [&held, &big] {
-        assert_eq!(error(&client.answer(id)), (-32603, words.to_owned()));
+    let words = "the server's answer has more than 4194304 bytes (see --max-message-bytes at register)";
+    let pid = client.call_text("s_pid", "{}");
+    for line in [
+        r#"{\"jsonrpc\":\"2.0\",\"id\":ID,\"result\":{\"x\":\"PAD\"}}"#,
+        r#"{\"jsonrpc\":\"2.0\",\"result\":{\"x\":\"PAD\",\"id\":7},\"id\":ID}"#,
+    ] {
+        let answer = client.call("s_say", &format!(r#"{{"line":"{line}","pad":{}}}"#, 5 << 20));
+        assert_eq!(error(&answer), (-32603, words.to_owned()));
     }
-    until_served(&mut client, "s_echo");
-    assert_eq!(edge.program.log().matches("4194304").count(), 1, "logged once");
+    assert_eq!(client.call_text("s_pid", "{}"), pid, "the server goes on");
+    client.call("s_release", r#"{"key":"k"}"#);
+    assert!(client.answer(&held).contains("\"k\""));
+    assert_eq!(edge.program.log().matches("4194304").count(), 2, "logged once each");
 }
 
 #[test]

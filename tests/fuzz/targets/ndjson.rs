@@ -13,9 +13,9 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(whole, simple(cap, data));
 });
 
-type Outcome = (Vec<Vec<u8>>, Result<Vec<u8>, TooLong>);
+/// The lines, those that are too long by their first bytes, and what was left over.
+type Outcome = (Vec<Vec<u8>>, Vec<u8>);
 
-/// The lines, and what was left over.
 fn run(cap: usize, data: &[u8], size: impl Fn(u32) -> usize) -> Outcome {
     let (mut lines, mut out, mut rest, mut turn) = (Lines::new(cap), Vec::new(), data, 0);
     loop {
@@ -23,11 +23,12 @@ fn run(cap: usize, data: &[u8], size: impl Fn(u32) -> usize) -> Outcome {
             match lines.next_line() {
                 Ok(Some(line)) => out.push(line.to_vec()),
                 Ok(None) => break,
-                Err(TooLong) => return (out, Err(TooLong)),
+                Err(TooLong::Begins) => out.push(lines.part().to_vec()),
+                Err(TooLong::Ended) => {}
             }
         }
         if rest.is_empty() {
-            return (out, Ok(lines.unfinished().to_vec()));
+            return (out, lines.unfinished().to_vec());
         }
         let space = lines.space();
         assert!(!space.is_empty());
@@ -47,11 +48,14 @@ fn simple(cap: usize, data: &[u8]) -> Outcome {
     let mut out = Vec::new();
     for piece in pieces {
         if long(piece) {
-            return (out, Err(TooLong));
-        }
-        if !piece.trim_ascii().is_empty() {
+            out.push(piece[..cap].to_vec());
+        } else if !piece.trim_ascii().is_empty() {
             out.push(piece.strip_suffix(b"\r").unwrap_or(piece).to_vec());
         }
     }
-    (out, if long(last) { Err(TooLong) } else { Ok(last.to_vec()) })
+    if long(last) {
+        out.push(last[..cap].to_vec());
+        return (out, Vec::new());
+    }
+    (out, last.to_vec())
 }

@@ -1,0 +1,339 @@
+//! What servers write that is not one sound message: read as far as it can be, and otherwise tied to the call that it
+//! was meant to answer, so that this call fails at once.
+//!
+//! Only for what [`Message::read`] refuses; nothing that a client sends comes here.
+
+use super::{Malformed, Message, Span, elements, members, quote, unquote};
+use crate::limits::{BATCH_PARTS, ID_BYTES};
+
+/// One part of what a server wrote.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Part {
+    /// A message, made sound.
+    Message(String),
+    /// An answer that cannot be used.
+    Unusable(Unusable),
+    /// No message: a banner, or something that people print to find a fault.
+    Noise,
+}
+
+/// An answer that cannot be used.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Unusable {
+    /// The id of the request that it answers, raw; `None`: it cannot be found.
+    pub id: Option<String>,
+    /// What is wrong with it.
+    pub why: &'static str,
+}
+
+/// The parts of a text that is no sound message.
+pub fn parts(bytes: &[u8]) -> Vec<Part> {
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return vec![unsound(bytes, "it is not UTF-8")];
+    };
+    let text = text.trim_matches('\0');
+    match Message::read(text) {
+        Ok(message) => vec![Part::Message(message.splice(&[]))],
+        Err(Malformed::Batch) => {
+            let start = text.find('[').unwrap_or_default();
+            let all = elements(text, start..text.len()).take(BATCH_PARTS);
+            all.map(|span| part(&text[span])).collect()
+        }
+        Err(why) => vec![rest(text, why)],
+    }
+}
+
+/// One element of a batch.
+fn part(text: &str) -> Part {
+    match Message::read(text) {
+        Ok(message) => Part::Message(message.splice(&[])),
+        Err(why) => rest(text, why),
+    }
+}
+
+fn rest(text: &str, why: Malformed) -> Part {
+    let why = match why {
+        Malformed::Envelope => match mended(text) {
+            Ok(part) => return part,
+            Err(why) => why,
+        },
+        Malformed::NotObject | Malformed::Batch => return Part::Noise,
+        Malformed::Syntax => "it is not valid JSON, or only a part of it",
+        other => other.reason(),
+    };
+    unsound(text.as_bytes(), why)
+}
+
+/// A JSON object whose members do not quite make up a message: what it means is clear all the same, or what is wrong.
+fn mended(text: &str) -> Result<Part, &'static str> {
+    let object = super::object(text).ok_or("it is no JSON object")?;
+    let (mut found, mut others) = ([None; 6], 0_usize);
+    const NAMES: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
+    for (key, value) in members(text, object) {
+        let name = unquote(&text[key]);
+        match NAMES.iter().zip(&mut found).find(|(known, _)| name.as_deref() == Some(known)) {
+            Some((_, place)) => *place = Some(&text[value]),
+            None => others += 1,
+        }
+    }
+    let null_result = found[4] == Some("null");
+    let [version, id, method, params, result, error] =
+        found.map(|value| value.filter(|value| *value != "null"));
+    let known = |value: &Option<&str>, first: &[u8]| {
+        value.is_none_or(|value| value.bytes().next().is_some_and(|byte| first.contains(&byte)))
+    };
+    let id = id.filter(|id| known(&Some(*id), b"\"-0123456789"));
+    let mut out = String::from("{\"jsonrpc\":\"2.0\"");
+    let mut add = |name: &str, value: &str| {
+        out.push_str(",\"");
+        out.push_str(name);
+        out.push_str("\":");
+        out.push_str(value);
+    };
+    id.iter().for_each(|id| add("id", id));
+    match (method, result, error) {
+        (Some(method), None, None)
+            if method.starts_with('"') && known(&params, b"{[") && (version.is_some() || others == 0) =>
+        {
+            add("method", method);
+            params.iter().for_each(|params| add("params", params));
+        }
+        (None, Some(_), Some(_)) => return Err("it has both a result and an error"),
+        (None, Some(result), None) if id.is_some() => add("result", result),
+        (None, None, Some(error)) if error.starts_with('{') && (id.is_some() || version.is_some()) => {
+            add("error", error)
+        }
+        // Some servers say in words only what went wrong.
+        (None, None, Some(error)) if id.is_some() => {
+            let words = unquote(error).map_or_else(|| error.to_owned(), Into::into);
+            add("error", &format!("{{\"code\":{},\"message\":{}}}", super::INTERNAL_ERROR, quote(&words)));
+        }
+        (None, None, None) if id.is_some() && null_result => add("result", "null"),
+        (None, None, None) if version.is_some() => return Err("it has neither a result nor an error"),
+        (None, Some(_), None) if version.is_some() => return Err("it has no id"),
+        _ => return Ok(Part::Noise),
+    }
+    out.push('}');
+    Ok(Part::Message(out))
+}
+
+/// What the start of an answer says that cannot be read whole; `None`: as far as can be seen it is no answer.
+pub fn unusable(start: &[u8], why: &'static str) -> Option<Unusable> {
+    let seen = Glimpse::of(start);
+    let is_answer = !seen.method && (seen.answer || (seen.cut && seen.id.is_some()));
+    is_answer.then_some(Unusable { id: seen.id, why })
+}
+
+/// The id in the last bytes of an answer.
+pub fn id_at_end(end: &[u8]) -> Option<String> {
+    const KEY: &[u8] = b"\"id\"";
+    let place = end.windows(KEY.len()).rposition(|window| window == KEY)? + KEY.len();
+    let colon = white(end, place);
+    let (id, after) =
+        scalar(end, white(end, end.get(colon).filter(|byte| **byte == b':').map(|_| colon + 1)?))?;
+    // It stands in the outermost object only if nothing but that is closed behind it.
+    let rest = end.get(after..)?;
+    let closed = rest.iter().filter(|byte| matches!(byte, b'}' | b']')).count();
+    let opened = rest.iter().any(|byte| matches!(byte, b'{' | b'['));
+    (closed == 1 && !opened && rest.trim_ascii_end().ends_with(b"}")).then_some(id)
+}
+
+fn unsound(bytes: &[u8], why: &'static str) -> Part {
+    unusable(bytes, why).map_or(Part::Noise, Part::Unusable)
+}
+
+/// The members of an object that may be broken anywhere, as far as they can be seen.
+#[derive(Debug, Default)]
+struct Glimpse {
+    id: Option<String>,
+    method: bool,
+    /// It has a member that only an answer has, or at least one of JSON-RPC.
+    answer: bool,
+    /// It ends before it is closed.
+    cut: bool,
+}
+
+impl Glimpse {
+    fn of(bytes: &[u8]) -> Self {
+        let mut seen = Self::default();
+        let mut at = white(bytes, 0);
+        if bytes.get(at) != Some(&b'{') {
+            return seen;
+        }
+        let mut depth = 0_usize;
+        while let Some(byte) = bytes.get(at) {
+            at += 1;
+            match byte {
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' if depth == 1 => return seen,
+                b'}' | b']' => depth -= 1,
+                b'"' => {
+                    let Some(end) = string_end(bytes, at) else { break };
+                    let colon = white(bytes, end);
+                    if depth == 1 && bytes.get(colon) == Some(&b':') {
+                        seen.member(bytes, at..end - 1, colon + 1);
+                    }
+                    at = end;
+                }
+                _ => {}
+            }
+        }
+        seen.cut = true;
+        seen
+    }
+
+    fn member(&mut self, bytes: &[u8], key: Span, value: usize) {
+        match bytes.get(key).unwrap_or_default() {
+            b"id" if self.id.is_none() => {
+                self.id = scalar(bytes, white(bytes, value)).map(|(id, _)| id);
+            }
+            b"method" => self.method = true,
+            b"result" | b"error" | b"jsonrpc" => self.answer = true,
+            _ => {}
+        }
+    }
+}
+
+/// The string or number at a place, and where it ends. `None` for other values, and for what may go on.
+fn scalar(bytes: &[u8], start: usize) -> Option<(String, usize)> {
+    let end = match bytes.get(start)? {
+        b'"' => string_end(bytes, start + 1)?,
+        b'-' | b'0'..=b'9' => {
+            let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
+            start + bytes.get(start..)?.iter().position(|byte| !is_part(byte))?
+        }
+        _ => return None,
+    };
+    let id = std::str::from_utf8(bytes.get(start..end)?).ok()?;
+    (id.len() <= ID_BYTES && super::is_value(id)).then(|| (id.to_owned(), end))
+}
+
+/// The place behind the quote that ends a string.
+fn string_end(bytes: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        match bytes.get(at)? {
+            b'"' => return Some(at + 1),
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+}
+
+/// The first place from this on that is no white space.
+fn white(bytes: &[u8], from: usize) -> usize {
+    let rest = bytes.get(from..).unwrap_or_default();
+    from + rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n')).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(text: &str) -> Vec<Part> {
+        vec![Part::Message(text.into())]
+    }
+
+    #[test]
+    fn what_can_be_read_is_mended() {
+        let sound = r#"{"jsonrpc":"2.0","id":1,"result":{"a":1.0}}"#;
+        for odd in [
+            r#"{"jsonrpc":"2.0","id":1,"result":{"a":1.0},"error":null}"#,
+            r#"{"error":null,"id":1,"result":{"a":1.0}}"#,
+            r#"{"jsonrpc":"1.0","id":1,"result":{"a":1.0}}"#,
+            r#"{"jsonrpc":2.0,"id":1,"result":{"a":1.0},"method":null}"#,
+            "\u{feff}{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"a\":1.0}}",
+            r#"{"jsonrpc":"2.0","id":1,"result":{"a":1.0},"params":null,"error":null,"x":1}"#,
+            r#"[{"jsonrpc":"2.0","id":1,"result":{"a":1.0}}]"#,
+        ] {
+            assert_eq!(parts(odd.as_bytes()), message(sound), "{odd}");
+        }
+        let error = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-1,"message":"x"}}"#;
+        assert_eq!(
+            parts(error.replace(",\"error\"", ",\"result\":null,\"error\"").as_bytes()),
+            message(error)
+        );
+        let words = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32603,"message":"no way"}}"#;
+        assert_eq!(parts(br#"{"jsonrpc":"2.0","id":1,"error":"no way"}"#), message(words));
+        assert_eq!(parts(br#"{"id":1,"result":null}"#), message(r#"{"jsonrpc":"2.0","id":1,"result":null}"#));
+        let asks = r#"{"jsonrpc":"2.0","id":"a","method":"ping","params":{}}"#;
+        assert_eq!(parts(br#"{"id":"a","method":"ping","params":{}}"#), message(asks));
+        let tells = r#"{"jsonrpc":"2.0","method":"notifications/x"}"#;
+        for odd in
+            [r#"{"method":"notifications/x"}"#, r#"{"jsonrpc":"2.0","id":null,"method":"notifications/x"}"#]
+        {
+            assert_eq!(parts(odd.as_bytes()), message(tells), "{odd}");
+        }
+    }
+
+    #[test]
+    fn batches_are_taken_apart() {
+        let batch = r#"[{"jsonrpc":"2.0","id":1,"result":{}},7,{"id":2,"result":{},"error":null},{"jsonrpc":"2.0","id":3}]"#;
+        let made = |id: u8| Part::Message(format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#));
+        let unusable = Unusable { id: Some("3".into()), why: "it has neither a result nor an error" };
+        assert_eq!(parts(batch.as_bytes()), [made(1), Part::Noise, made(2), Part::Unusable(unusable)]);
+        assert_eq!(parts(b"[]"), []);
+    }
+
+    #[test]
+    fn what_cannot_be_read_names_its_call() {
+        let deep = format!(r#"{{"jsonrpc":"2.0","result":{}{},"id":3}}"#, "[".repeat(150), "]".repeat(150));
+        for (bytes, id, why) in [
+            (&br#"{"jsonrpc":"2.0","id":3,"result":{"a":NaN}}"#[..], Some("3"), "it is not valid JSON"),
+            (br#"{"jsonrpc":"2.0","result":{"a":NaN},"id" : "x" }"#, Some("\"x\""), "it is not valid JSON"),
+            (b"{\"jsonrpc\":\"2.0\",\"id\":3,\"result\":{\"a\":\"\xe9\"}}", Some("3"), "it is not UTF-8"),
+            (deep.as_bytes(), Some("3"), "nested too deeply"),
+            (br#"{"jsonrpc":"2.0","id":3,"result":{"con"#, Some("3"), "only a part of it"),
+            (br#"{"id":3,"resu"#, Some("3"), "only a part of it"),
+            (br#"{"jsonrpc":"2.0","result":{"id":4},"#, None, "only a part of it"),
+            (br#"{"jsonrpc":"2.0","id":3"#, None, "only a part of it"),
+            (br#"{"jsonrpc":"2.0","id":3,"result":1,"error":{}}"#, Some("3"), "both a result and an error"),
+            (br#"{"jsonrpc":"2.0","id":3}"#, Some("3"), "neither a result nor an error"),
+            (br#"{"jsonrpc":"2.0","id":null,"result":{}}"#, None, "no id"),
+            (br#"{"jsonrpc":"2.0","id":3,"result":1,"result":2}"#, Some("3"), "twice"),
+        ] {
+            let shown = String::from_utf8_lossy(bytes);
+            let [Part::Unusable(found)] = &parts(bytes)[..] else { panic!("{shown}: {:?}", parts(bytes)) };
+            assert_eq!(found.id.as_deref(), id, "{shown}");
+            assert!(found.why.contains(why), "{shown}: {}", found.why);
+        }
+    }
+
+    #[test]
+    fn noise_is_no_answer() {
+        for noise in [
+            &b"listening on port 3"[..],
+            b"{",
+            b"}",
+            b"{}",
+            b"7",
+            b"[INFO] id: 3",
+            br#"{"level":"info","id":3,"msg":"x"}"#,
+            br#"{"level":"info","method":"GET","path":"/"}"#,
+            br#"{"error":"boom"}"#,
+            br#"{"error":{"code":1}}"#,
+            b"{\"id\":3,\"msg\":\"\xe9\"}",
+            br#"{"jsonrpc":"2.0","id":3,"method":"x","params":{"a":NaN}}"#,
+            br#"  "id": 3,"#,
+            b"",
+        ] {
+            assert_eq!(parts(noise), [Part::Noise], "{}", String::from_utf8_lossy(noise));
+        }
+    }
+
+    #[test]
+    fn ids_are_found_at_the_end() {
+        for (end, id) in [
+            (&br#"xxx"}]},"id":3}"#[..], Some("3")),
+            (b"xxx\"}]}, \"id\" : \"a}\" , \"jsonrpc\":\"2.0\" } \r", Some("\"a}\"")),
+            (br#"xxx"}],"id":3}}"#, None),
+            (br#"xxx"}],"id":3},"x":{}}"#, None),
+            (br#"text \"id\":3}"#, None),
+            (br#"xxx"}]},"jsonrpc":"2.0"}"#, None),
+            (br#""id":3"#, None),
+            (b"", None),
+        ] {
+            assert_eq!(id_at_end(end).as_deref(), id, "{}", String::from_utf8_lossy(end));
+        }
+    }
+}
