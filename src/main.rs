@@ -17,7 +17,7 @@ use mcpport::{
     gateway::Bound,
     limits,
     net::{
-        bell,
+        bell, child,
         exec::{self, Thrown},
         log_writer::LogWriter,
         process,
@@ -79,11 +79,13 @@ fn run(command: Command) -> Result<(), Fault> {
             log_to_stderr(level);
             process::hide();
             let threads = config.threads;
-            until_stopped(
-                threads,
-                signals()?,
-                |stop| async move { register::run(*config, stop.wait()).await },
-            )
+            until_stopped(threads, signals()?, |stop| async move {
+                let orphans = async {
+                    child::adopt().await;
+                    Ok(())
+                };
+                future::or(register::run(*config, stop.wait()), bell::alone(orphans)).await
+            })
         }
         Command::Demo(options, level) => {
             log_to_stderr(level);

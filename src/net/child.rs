@@ -11,8 +11,10 @@
 //! await, the leader is reaped. After that no signal is sent. This is also why the process is not a `smol::process::Child`: that one
 //! reaps as soon as anybody asks for the status.
 //!
-//! A process that leaves the group on purpose (`setsid`, a daemon, a shell with `set -m`) is out of reach.
+//! A process that leaves the group on purpose (`setsid`, a daemon, a shell with `set -m`) is out of reach of that; see
+//! `adopted` for what becomes of it.
 
+mod adopted;
 mod stderr;
 
 use std::{
@@ -41,7 +43,10 @@ use rustix::{
     },
 };
 
-pub use self::stderr::{Budget, log_stderr};
+pub use self::{
+    adopted::adopt,
+    stderr::{Budget, log_stderr},
+};
 use super::{deadline::within, reactor, signals, source::Source};
 use crate::{command::CommandLine, fault::Fault, limits, limits::ChildLimits, text};
 
@@ -80,11 +85,11 @@ impl Child {
             // free at once. A handler ends that, and stays when this value is dropped.
             drop(Signals::new([Signal::Child])?);
         }
-        let mut process = prepare(command).spawn()?;
+        let (mut process, started) = adopted::spawn(&mut prepare(command))?;
         let (stdin, stdout, stderr) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
         let group = Pid::from_child(&process);
         // From here on an early return kills the group.
-        let mut leader = Leader { process: Some(process), group, watch: None };
+        let mut leader = Leader { process: Some(process), started: Some(started), group, watch: None };
         leader.watch = Some(Watch::new(group, pidfd)?);
         Ok(Self {
             stdin: stdin.map(|pipe| Source::new(pipe, reactor::Watch::Write)).transpose()?,
@@ -108,7 +113,7 @@ impl Child {
     /// Ends the group: closes stdin (if it is still here), SIGTERM `term_after` later, SIGKILL at `kill_after`; and SIGKILL for what is
     /// left of the group when the leader went by itself. Pipes that are still here are read and thrown away meanwhile.
     ///
-    /// Takes at most `kill_after` and [`limits::CLOSE`].
+    /// Takes at most `kill_after` and twice [`limits::CLOSE`].
     pub async fn stop(mut self, limits: &ChildLimits) -> Exit {
         drop(self.stdin.take());
         let (stdout, stderr) = (self.stdout.take(), self.stderr.take());
@@ -117,7 +122,9 @@ impl Child {
             pending().await
         };
         future::or(self.leader.ladder(limits), pipes).await;
-        Exit(self.leader.end())
+        let exit = Exit(self.leader.end());
+        adopted::end_helpers().await;
+        exit
     }
 }
 
@@ -181,6 +188,8 @@ async fn discard(pipe: Option<impl AsyncRead + Unpin>) {
 struct Leader {
     /// None: reaped, and the number is no longer ours.
     process: Option<std::process::Child>,
+    /// As long as it is not reaped.
+    started: Option<adopted::Started>,
     group: Pid,
     watch: Option<Watch>,
 }
@@ -235,7 +244,7 @@ impl Leader {
         if matches!(status, Ok(None)) {
             return None;
         }
-        self.process = None;
+        (self.process, self.started) = (None, None);
         status.ok().flatten()
     }
 }
@@ -245,7 +254,11 @@ impl Drop for Leader {
         self.end();
         // Killed, and not dead within the microsecond: somebody has to reap it, and this place must not block.
         if let Some(mut process) = self.process.take() {
-            let reaper = thread::Builder::new().name("reap".into()).spawn(move || process.wait());
+            let started = self.started.take();
+            let reaper = thread::Builder::new().name("reap".into()).spawn(move || {
+                let _started = started;
+                process.wait()
+            });
             if let Err(error) = reaper {
                 log::warn!("cannot wait for a killed child, it stays a zombie until we end: {error}");
             }

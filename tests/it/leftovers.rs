@@ -1,6 +1,9 @@
 //! Whatever ends, and however: no process stays behind.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use rustix::process::Signal;
 
@@ -138,4 +141,99 @@ fn a_server_that_is_deaf_and_full_is_ended_as_well() {
     client.call("s_echo", &format!("{{\"text\":\"{big}\"}}"));
     assert_eq!(edge.program.stop().code, Some(0));
     assert!(edge.program.offspring().is_empty());
+}
+
+/// The processes below one whose parent has ended, or that have: state and number.
+fn adopted(parent: u32, but: u32) -> Vec<(char, u32)> {
+    let stats = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let number: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let mut rest = stat.rsplit_once(") ")?.1.split(' ');
+        let (state, above) = (rest.next()?.chars().next()?, rest.next()?.parse::<u32>().ok()?);
+        (above == parent && number != but).then_some((state, number))
+    });
+    stats.collect()
+}
+
+#[test]
+fn helpers_that_left_the_session_end_with_the_server() {
+    let gateway = Gateway::start(&[]);
+    let fake = crate::world::fake_server();
+    let stdio = format!("setsid -f sleep 777; (setsid sleep 778 &); exec '{}'", fake.display());
+    let mut program = started(&gateway.url(), &stdio);
+    program.wait_for("registered: ");
+    let line = program.wait_for("runs as process");
+    let server: u32 = line.rsplit(' ').next().unwrap().parse().unwrap();
+    eventually("the helpers are ours", || adopted(program.pid(), server).len() == 2);
+    assert_eq!(program.stop().code, Some(0));
+    assert!(program.offspring().is_empty());
+}
+
+#[test]
+fn helpers_of_a_server_that_crashed_end_before_the_next_start() {
+    let gateway = Gateway::start(&[]);
+    let fake = crate::world::fake_server();
+    let stdio = format!("setsid -f sleep 777; exec '{}'", fake.display());
+    let program = started(&gateway.url(), &stdio);
+    program.wait_for("registered: ");
+    let server = |nth| -> u32 {
+        program.wait_for_nth("runs as process", nth).rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    eventually("the helper is ours", || adopted(program.pid(), server(1)).len() == 1);
+    let (_, helper) = adopted(program.pid(), server(1))[0];
+    crate::world::kill(server(1));
+    program.wait_for(&format!("process {helper} outlived the server"));
+    server(2);
+    assert!(!program.offspring().contains(&helper));
+}
+
+/// A server that leaves eight orphans, each of which adds a line to the file as it ends.
+fn leaves_orphans(file: &std::path::Path) -> String {
+    let orphan = format!("(sh -c 'sleep 0.1; echo >>{}' &)", file.display());
+    format!("for n in 1 2 3 4 5 6 7 8; do {orphan}; done; exec '{}'", crate::world::fake_server().display())
+}
+
+fn lines(file: &std::path::Path) -> usize {
+    std::fs::read_to_string(file).unwrap_or_default().lines().count()
+}
+
+#[test]
+fn orphans_that_end_are_reaped() {
+    let gateway = Gateway::start(&[]);
+    let file = crate::directory("orphans").join("ended");
+    let program = started(&gateway.url(), &leaves_orphans(&file));
+    program.wait_for("registered: ");
+    let line = program.wait_for("runs as process");
+    let server: u32 = line.rsplit(' ').next().unwrap().parse().unwrap();
+    eventually("all have ended", || lines(&file) == 8);
+    eventually("no zombie is left", || adopted(program.pid(), server).is_empty());
+}
+
+#[test]
+fn process_1_reaps_orphans() {
+    let own = ["--map-root-user", "--user", "--pid", "--fork", "--mount-proc", "--kill-child"];
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        command.args(own).stdin(Stdio::null());
+        command
+    };
+    if !unshare().arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        eprintln!("not run: this machine gives no pid namespace");
+        return;
+    }
+    let gateway = Gateway::start(&[]);
+    let file = crate::directory("orphans").join("ended");
+    let (stdio, url) = (leaves_orphans(&file), gateway.url());
+    let mut program = unshare()
+        .args([env!("CARGO_BIN_EXE_mcpport"), "register", "--stdio", &stdio, "--gateway-url", &url])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    gateway.program.wait_for("server 'local' offers");
+    let (_, register) = adopted(program.id(), 0)[0];
+    eventually("all have ended", || lines(&file) == 8);
+    eventually("no zombie is left", || adopted(register, 0).iter().all(|(state, _)| *state != 'Z'));
+    program.kill().unwrap();
+    program.wait().unwrap();
+    eventually("register ends with its namespace", || !std::fs::exists(format!("/proc/{register}")).unwrap());
 }

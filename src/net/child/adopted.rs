@@ -1,0 +1,141 @@
+//! Orphans that the kernel hands to this process: helpers of a server that left its process group, and, in a container where
+//! we are process 1, everything else whose parent is gone.
+//!
+//! Every child of this process was either started by [`spawn`] or adopted. The number of a child cannot be reused before we
+//! reap it, so a signal to one cannot reach another process. Adopted children are reaped whenever they end. They are killed
+//! when the last server has ended, but never by process 1: there an orphan may be of a program that somebody else started in
+//! the container.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    process::{self, Command},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use async_signal::{Signal, Signals};
+use futures_lite::StreamExt;
+use rustix::process::{
+    Pid, Signal as Kill, WaitId, WaitIdOptions, getpid, kill_process, set_child_subreaper, waitid,
+};
+use smol::Timer;
+
+use super::within;
+use crate::limits;
+
+/// The children that [`spawn`] started and that are not reaped.
+static STARTED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+/// This program has no other children than those and adopted ones.
+static ADOPTING: AtomicBool = AtomicBool::new(false);
+
+/// A started child, until it is reaped.
+#[derive(Debug)]
+pub(super) struct Started(i32);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        started().remove(&self.0);
+    }
+}
+
+fn started() -> MutexGuard<'static, BTreeSet<i32>> {
+    STARTED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts a command; nothing is taken for an orphan meanwhile.
+pub(super) fn spawn(command: &mut Command) -> io::Result<(process::Child, Started)> {
+    let mut started = started();
+    let child = command.spawn()?;
+    let number = Pid::from_child(&child).as_raw_pid();
+    started.insert(number);
+    Ok((child, Started(number)))
+}
+
+/// Becomes the parent of orphaned descendants, and reaps them for as long as the future runs. Only for a program whose children
+/// are all started by [`super::Child`].
+pub async fn adopt() {
+    let signals = Signals::new([Signal::Child]);
+    // Process 1 adopts without this.
+    if let Err(error) = set_child_subreaper(Some(getpid())) {
+        log::debug!("helpers that leave a server's process group are not found: {error}");
+    }
+    ADOPTING.store(true, Ordering::Release);
+    match signals {
+        Ok(mut signals) => {
+            reap();
+            while signals.next().await.is_some() {
+                reap();
+            }
+        }
+        Err(error) => log::warn!("cannot wait for orphans, they stay zombies: {error}"),
+    }
+    std::future::pending().await
+}
+
+/// Reaps adopted children that have ended. Gives those that live.
+fn reap() -> Vec<Pid> {
+    // Held: a child that is being started is no orphan.
+    let started = started();
+    let adopted = children().into_iter().filter(|child| !started.contains(&child.as_raw_pid()));
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    adopted.filter(|child| matches!(waitid(WaitId::Pid(*child), options), Ok(None))).collect()
+}
+
+/// Kills helpers that outlived the last server, and their own children, which come to us then.
+pub(super) async fn end_helpers() {
+    if !ADOPTING.load(Ordering::Acquire) || process::id() == 1 {
+        return;
+    }
+    let ending = async {
+        // Of which server an orphan is cannot be told, so it lives as long as any server does.
+        while started().is_empty() {
+            let helpers = reap();
+            if helpers.is_empty() {
+                return;
+            }
+            for helper in helpers {
+                log::info!("process {} outlived the server and is killed", helper.as_raw_pid());
+                let _ = kill_process(helper, Kill::KILL);
+            }
+            Timer::after(limits::DRAIN_LOOK).await;
+        }
+    };
+    let _ = within(limits::CLOSE, ending).await;
+}
+
+/// The children of this process.
+fn children() -> Vec<Pid> {
+    let own = process::id();
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let ours = numbers.filter(|number| {
+        let stat = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+        parent(&stat) == Some(own)
+    });
+    ours.filter_map(Pid::from_raw).collect()
+}
+
+/// The parent in a text of `/proc/PID/stat`. The name before it may hold anything.
+fn parent(stat: &str) -> Option<u32> {
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parent;
+
+    #[test]
+    fn parent_is_read_behind_any_name() {
+        for (stat, expected) in [
+            ("7 (cat) S 5 7 7 0 -1", Some(5)),
+            ("7 (a) R 9 (b) Z 6 7 7", Some(6)),
+            ("7 (cat", None),
+            ("", None),
+        ] {
+            assert_eq!(parent(stat), expected, "{stat}");
+        }
+    }
+}
