@@ -136,7 +136,7 @@ fn log_level() {
 fn timeout_rpc_bounds_a_registration() {
     for value in ["300ms", "1", "1s"] {
         let gateway = Gateway::start(&["--timeout-rpc", value, "--timeout-run-tool", "60s"]);
-        let mut edge = Edge::start(&gateway.url(), "s", &["--mute", "tools/list"], &[]);
+        let mut edge = Edge::start(&gateway.url(), "s", &["--mute", "tools/list"], &["--require-gateway"]);
         let end = edge.program.ended();
         assert_eq!(end.code, Some(1), "{:?}", end.stderr);
         let seconds = if value == "300ms" { "0.3" } else { "1" };
@@ -169,7 +169,7 @@ fn timeout_run_tool_bounds_calls_and_the_start_of_a_server() {
         assert!(answer.contains(&expected) && answer.contains("-32001"), "{answer}");
         assert!(begun.elapsed() >= Duration::from_millis(1500));
         edge.wait_for("notifications/cancelled");
-        let mut slow = Edge::start(&gateway.url(), "slow", &["--mute", "initialize"], &[]);
+        let mut slow = Edge::start(&gateway.url(), "slow", &["--mute", "initialize"], &["--require-gateway"]);
         let end = slow.program.ended();
         assert!(
             end.complaint()[0]

@@ -120,7 +120,7 @@ impl Child {
             0 => "Listening on port 3".to_owned(),
             1 => jsonrpc::result("1000000", "{\"nonce\":-1}"),
             2 => jsonrpc::result("0", "{\"nonce\":-1}"),
-            3 => jsonrpc::result("\"1\"", "{\"nonce\":-1}"),
+            3 => jsonrpc::result("\"one\"", "{\"nonce\":-1}"),
             4 => jsonrpc::request("1", "ping", "{}"),
             5 => jsonrpc::request("2", "sampling/createMessage", "{}"),
             6 => jsonrpc::notification("notifications/tools/list_changed", None),
