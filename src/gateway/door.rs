@@ -13,7 +13,7 @@ use super::Gateway;
 use crate::{
     http::{respond, respond::Response, vocab::StatusCode},
     net::{
-        deadline,
+        clock, deadline,
         exec::{self, Switch, Thrown},
         stream::Stream,
     },
@@ -128,7 +128,7 @@ async fn tell(
     (time, mut bytes): (std::time::Duration, usize),
 ) -> std::io::Result<()> {
     let mut out = Vec::new();
-    respond::whole(response, true, false, &mut out);
+    respond::whole(response, Some(clock::date()), true, false, &mut out);
     stream.write_all(&out).await?;
     stream.finish(time).await?;
     let mut rest = [0; 512];

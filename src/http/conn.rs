@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::Refusal;
 use super::body::{self, Chunked, Framing, framing};
+use super::date::Date;
 use super::head::{self, Found, Request, Scan, Version};
 use super::respond::{self, Response};
 use super::upgrade::Upgrade;
@@ -57,6 +58,8 @@ pub struct Conn {
     /// No request is taken after the present one.
     last: bool,
     answer: Answer,
+    /// What stands in the next head.
+    date: Option<Date>,
 }
 
 /// What the answer to the present request has to heed.
@@ -141,6 +144,7 @@ impl Conn {
             ended: false,
             last: false,
             answer: Answer::default(),
+            date: None,
         }
     }
 
@@ -301,11 +305,16 @@ impl Conn {
         (self.start, self.end) = (0, self.buffer.len());
     }
 
+    /// The date of the answers from now on. Without it they have none.
+    pub fn set_date(&mut self, date: Date) {
+        self.date = Some(date);
+    }
+
     /// Writes the one answer to the present request. Nothing is written when none is owed.
     pub fn respond(&mut self, now: Instant, response: &Response, out: &mut Vec<u8>) {
         let Some(rest) = self.rest() else { return };
         let close = self.is_last() || rest == Rest::TooMuch;
-        respond::whole(response, close, self.answer.head_only, out);
+        respond::whole(response, self.date, close, self.answer.head_only, out);
         self.finish(now, close, rest);
     }
 
@@ -316,7 +325,7 @@ impl Conn {
         // An unread body is thrown away during the stream; nobody would see where it ends.
         let read = matches!(self.state, State::Whole { .. } | State::Asked(Framing::Length(0)));
         let close = self.is_last() || !read || !chunked;
-        respond::stream_head(response, close, chunked, out);
+        respond::stream_head(response, self.date, close, chunked, out);
         self.start = match rest {
             Rest::Here(offset) => self.end.min(self.start + offset),
             _ => self.end,
@@ -349,7 +358,7 @@ impl Conn {
 
     /// Writes the 101 and gives back the bytes that came behind the request: the first of the WebSocket.
     pub fn upgrade(mut self, upgrade: &Upgrade, out: &mut Vec<u8>) -> Vec<u8> {
-        respond::whole(&upgrade.response(), false, false, out);
+        respond::whole(&upgrade.response(), self.date, false, false, out);
         self.buffer.truncate(self.end);
         self.buffer.drain(..self.start);
         self.buffer

@@ -3,6 +3,7 @@
 //! - [`vocab`]: methods, status codes, addresses.
 //! - [`head`]: finds the end of a request head and parses it.
 //! - [`body`]: decides how a body is framed and decodes chunks.
+//! - [`date`]: the time as answers tell it.
 //! - [`respond`]: the only writer of header bytes.
 //! - [`upgrade`]: checks a WebSocket upgrade and answers it.
 //! - [`conn`]: the life of one connection, built from the others; what a driver feeds.
@@ -12,6 +13,7 @@
 
 pub mod body;
 pub mod conn;
+pub mod date;
 pub mod head;
 pub mod respond;
 pub mod upgrade;

@@ -5,6 +5,7 @@
 //! added here, from what [`super::conn`] decides about the connection.
 
 use super::Refusal;
+use super::date::Date;
 use super::vocab::StatusCode;
 
 /// An answer: status, fields and a whole body, or the head of an event stream.
@@ -33,11 +34,11 @@ impl Response {
     }
 
     /// Adds a field. Control characters in the value become spaces (RFC 9110 5.5). A field whose name is not a
-    /// token is dropped, and so is one that frames the message (`Content-Length`, `Transfer-Encoding`,
-    /// `Connection`).
+    /// token is dropped, and so is one that is written here (`Content-Length`, `Transfer-Encoding`,
+    /// `Connection`, `Date`).
     pub fn field(mut self, name: &str, value: &str) -> Self {
         let token = !name.is_empty() && name.bytes().all(super::body::is_token);
-        if !token || FRAMING.iter().any(|own| own.eq_ignore_ascii_case(name)) {
+        if !token || OWN.iter().any(|own| own.eq_ignore_ascii_case(name)) {
             return self;
         }
         let start = self.fields.len();
@@ -84,10 +85,11 @@ impl From<Refusal> for Response {
 }
 
 /// Writes a whole answer. With `close` the peer is told that the connection ends; with `head_only` (the request
-/// was a HEAD) the body is left out and its length still told (RFC 9110 9.3.2).
-pub fn whole(response: &Response, close: bool, head_only: bool, out: &mut Vec<u8>) {
+/// was a HEAD) the body is left out and its length still told (RFC 9110 9.3.2). Without a date there is no `Date`, as from a
+/// server that has no clock (6.6.1).
+pub fn whole(response: &Response, date: Option<Date>, close: bool, head_only: bool, out: &mut Vec<u8>) {
     out.reserve(OWN_FIELDS + response.fields.len() + response.body.len());
-    head(response, close, out);
+    head(response, date, close, out);
     if !has_body(response.status) {
         out.extend_from_slice(b"\r\n");
         return;
@@ -102,8 +104,8 @@ pub fn whole(response: &Response, close: bool, head_only: bool, out: &mut Vec<u8
 
 /// Writes the head of an answer whose body follows piece by piece: in chunks, or up to the end of the connection
 /// for a peer that knows no chunks.
-pub fn stream_head(response: &Response, close: bool, chunked: bool, out: &mut Vec<u8>) {
-    head(response, close || !chunked, out);
+pub fn stream_head(response: &Response, date: Option<Date>, close: bool, chunked: bool, out: &mut Vec<u8>) {
+    head(response, date, close || !chunked, out);
     if chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
@@ -131,8 +133,8 @@ pub fn go_on(out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
 }
 
-/// Status line, the caller's fields and `Connection`.
-fn head(response: &Response, close: bool, out: &mut Vec<u8>) {
+/// Status line, the caller's fields, `Date` and `Connection`.
+fn head(response: &Response, date: Option<Date>, close: bool, out: &mut Vec<u8>) {
     let status = response.status;
     out.extend_from_slice(b"HTTP/1.1 ");
     number(usize::from(u16::from(status)), 10, out);
@@ -140,6 +142,11 @@ fn head(response: &Response, close: bool, out: &mut Vec<u8>) {
     out.extend_from_slice(status.canonical_reason().as_bytes());
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(&response.fields);
+    if let Some(date) = date {
+        out.extend_from_slice(b"Date: ");
+        out.extend_from_slice(date.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
     // RFC 9110 7.8: who sends `Upgrade` names it in `Connection`.
     let upgrade = matches!(status, StatusCode::SwitchingProtocols | StatusCode::UpgradeRequired);
     let options: &[u8] = match (upgrade, close) {
@@ -172,22 +179,22 @@ fn number(mut value: usize, base: usize, out: &mut Vec<u8>) {
 }
 
 /// The status line and the framing fields are shorter than this.
-const OWN_FIELDS: usize = 160;
+const OWN_FIELDS: usize = 200;
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// Fields that only this file writes.
-const FRAMING: [&str; 3] = ["content-length", "transfer-encoding", "connection"];
+const OWN: [&str; 4] = ["content-length", "transfer-encoding", "connection", "date"];
 
 #[cfg(test)]
 mod tests {
-    use super::{Response, chunk, last_chunk, stream_head, whole};
+    use super::{Date, Response, chunk, last_chunk, stream_head, whole};
     use crate::http::vocab::StatusCode;
 
     #[track_caller]
     fn check(response: Response, close: bool, head_only: bool, expected: &str) {
         let mut out = Vec::new();
-        whole(&response, close, head_only, &mut out);
+        whole(&response, None, close, head_only, &mut out);
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
@@ -208,18 +215,33 @@ mod tests {
     }
 
     #[test]
+    fn a_date_stands_in_every_head() {
+        let date = Some(Date::at(784_111_777));
+        let ok = Response::new(StatusCode::Ok).field("Date", "yesterday").field("X", "y");
+        let mut out = Vec::new();
+        whole(&ok, date, false, false, &mut out);
+        let expected =
+            "HTTP/1.1 200 OK\r\nX: y\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(std::str::from_utf8(&out), Ok(expected));
+        let mut out = Vec::new();
+        whole(&Response::new(StatusCode::SwitchingProtocols), date, false, false, &mut out);
+        let expected = "HTTP/1.1 101 Switching Protocols\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nConnection: upgrade\r\n\r\n";
+        assert_eq!(std::str::from_utf8(&out), Ok(expected));
+    }
+
+    #[test]
     fn streams() {
         let head = Response::new(StatusCode::Ok).field("Content-Type", "text/event-stream");
         let mut out = Vec::new();
-        stream_head(&head, false, true, &mut out);
+        stream_head(&head, None, false, true, &mut out);
         chunk(b"", &mut out);
         chunk(&[b'x'; 26], &mut out);
         last_chunk(&mut out);
         let text = String::from_utf8(out).unwrap();
         assert!(text.ends_with("chunked\r\n\r\n1a\r\nxxxxxxxxxxxxxxxxxxxxxxxxxx\r\n0\r\n\r\n"), "{text}");
         let mut out = Vec::new();
-        stream_head(&head, false, false, &mut out);
-        assert!(out.ends_with(b"Connection: close\r\n\r\n"));
+        stream_head(&head, Some(Date::at(784_111_777)), false, false, &mut out);
+        assert!(out.ends_with(b"\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nConnection: close\r\n\r\n"));
     }
 
     /// Rule 12: whatever is put into a field, it stays one field.
@@ -238,6 +260,7 @@ mod tests {
             let mut out = Vec::new();
             whole(
                 &Response::new(StatusCode::Ok).field(&name, &value).field("Last", "x"),
+                None,
                 false,
                 false,
                 &mut out,
@@ -257,6 +280,7 @@ mod tests {
             .field("content-length", "7")
             .field("Transfer-Encoding", "x")
             .field("CONNECTION", "close")
+            .field("Date", "x")
             .field("bad name", "x")
             .field("", "x");
         check(response, false, false, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");

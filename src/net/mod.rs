@@ -14,11 +14,12 @@
 //! - [`group`]: tasks that end with whoever they work for. [`bell`]: waits that are not disturbed. [`random`]: ids and
 //!   jitter.
 //! - [`log_writer`]: the log's way to stderr, off the executor.
-//! - [`process`]: what others see of this process. [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
+//! - [`clock`]: the time of day. [`process`]: what others see of this process. [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
 
 pub mod bell;
 pub mod budget;
 pub mod child;
+pub mod clock;
 pub mod deadline;
 pub mod exec;
 pub mod group;

@@ -15,7 +15,7 @@ use smol::Timer;
 
 use super::{
     budget::{Account, Charge},
-    deadline,
+    clock, deadline,
     exec::{Thrown, Watch},
     stream::Stream,
 };
@@ -170,12 +170,14 @@ impl Web {
     /// Puts the answer to the present request into `out`.
     pub fn answer(&mut self, response: &Response) {
         self.close_if_draining();
+        self.conn.set_date(clock::date());
         self.conn.respond(Instant::now(), response, &mut self.out);
     }
 
     /// Puts the head of an event stream into `out`; see [`Conn::start_stream`].
     pub fn start_stream(&mut self, head: &Response) {
         self.close_if_draining();
+        self.conn.set_date(clock::date());
         self.conn.start_stream(head, &mut self.out);
     }
 
@@ -196,7 +198,8 @@ impl Web {
     /// # Errors
     /// The connection broke, or the peer does not read.
     pub async fn upgrade(self, upgrade: &Upgrade) -> io::Result<(Stream, Vec<u8>)> {
-        let Self { mut stream, conn, mut out, limits, .. } = self;
+        let Self { mut stream, mut conn, mut out, limits, .. } = self;
+        conn.set_date(clock::date());
         let glued = conn.upgrade(upgrade, &mut out);
         let written = async {
             stream.write_all(&out).await?;

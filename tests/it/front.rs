@@ -212,3 +212,22 @@ fn one_accepted_type_is_enough() {
         assert_eq!(answer(accept, ping).status, 406, "{accept}");
     }
 }
+
+/// RFC 9110, section 6.6.1.
+#[test]
+fn every_response_has_a_date() {
+    let gateway = Gateway::start(&["--auth-token", "t"]);
+    for (method, target, lines) in [
+        ("GET", "/health", &[][..]),
+        ("GET", "/sse", &[TOKEN]),
+        ("GET", "/sse", &[]),
+        ("GET", "/nowhere", &[]),
+        ("GET", "/mcp/register", &[&[TOKEN], UPGRADE].concat()),
+        ("BREW", "/x", &[]),
+    ] {
+        let answer = head(&gateway, method, target, lines, "");
+        let date = answer.field("date").unwrap_or_else(|| panic!("{target}: {answer:?}"));
+        assert!(date.len() == 29 && date.ends_with(" GMT") && date[3..5] == *", ", "{date}");
+        assert_eq!(answer.head.to_ascii_lowercase().matches("\ndate:").count(), 1, "{answer:?}");
+    }
+}
