@@ -73,6 +73,7 @@ pub const REGISTER: &[Flag] = &[
     flag("max-message-bytes", Takes::One),
     flag("restart", Takes::One),
     flag("header", Takes::Many),
+    flag("header-file", Takes::One),
     flag("no-ssl-verify", Takes::Nothing),
     Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
     flag("ssl-certfile", Takes::One),
@@ -234,6 +235,9 @@ pub struct RegisterArgs {
     /// field of the request to the gateway: "Authorization: Bearer TOKEN"; repeatable
     #[argh(option)]
     pub header: Vec<String>,
+    /// file with such fields, one on each line, # for comments; they add to those of --header
+    #[argh(option)]
+    pub header_file: Option<String>,
     /// with wss://, trust whoever answers; for tests only
     #[argh(switch)]
     pub no_ssl_verify: bool,

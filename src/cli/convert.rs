@@ -1,7 +1,7 @@
 //! From flags to configuration: which flags go together, and what stands where none was given. One value is read in
 //! `values`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use log::LevelFilter;
 
@@ -18,7 +18,7 @@ use crate::{
     demo, device,
     fault::Fault,
     limits::{COUNT, MAX_SESSIONS},
-    net::random,
+    net::{random, text_file},
     router::REGISTER_PATH,
     secret::Secret,
     text,
@@ -74,7 +74,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
         gateway: values::gateway_url(&args.gateway_url)?,
         name,
         id,
-        headers: values::each(&args.header, values::header)?,
+        headers: headers(&args)?,
         tls,
         sessions,
         restart: values::restart(&args.restart)?,
@@ -184,6 +184,24 @@ fn sessions(args: &RegisterArgs) -> Result<Option<u32>, Fault> {
             Err(Fault::usage(format!("--sessions {}: shared or isolated is needed", text::show(other))))
         }
     }
+}
+
+/// The fields of the request to the gateway, from flags and from the file.
+fn headers(args: &RegisterArgs) -> Result<Vec<(String, Secret)>, Fault> {
+    let mut headers = values::each(&args.header, |typed| values::header("--header", typed))?;
+    let Some(path) = &args.header_file else { return Ok(headers) };
+    let flag = format!("--header-file {}", text::show(path));
+    let content = text_file::read(Path::new(path)).map_err(|why| Fault::usage(format!("{flag}: {why}")))?;
+    let before = headers.len();
+    let lines = content.lines().map(str::trim).enumerate();
+    for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
+        headers.push(values::header(&format!("{flag}, line {}", number + 1), line)?);
+    }
+    // Without its token the gateway would refuse us, with less to say.
+    if headers.len() == before {
+        return Err(Fault::usage(format!("{flag}: there is no header field in it")));
+    }
+    Ok(headers)
 }
 
 fn client_tls(args: &RegisterArgs) -> Result<ClientTls, Fault> {

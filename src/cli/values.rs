@@ -223,8 +223,8 @@ fn is_url_byte(byte: u8) -> bool {
 }
 
 /// A field of the request to the gateway, whose value is secret.
-pub fn header(typed: &str) -> Result<(String, Secret), Fault> {
-    let bad = || Fault::usage("--header: the form is \"Key: Value\"");
+pub fn header(flag: &str, typed: &str) -> Result<(String, Secret), Fault> {
+    let bad = || Fault::usage(format!("{flag}: the form is \"Key: Value\""));
     let (key, value) = typed.split_once(':').ok_or_else(bad)?;
     let (key, value) = (key.trim(), value.trim());
     let reserved = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
@@ -233,7 +233,7 @@ pub fn header(typed: &str) -> Result<(String, Secret), Fault> {
         return Err(bad());
     }
     if reserved.contains(&own.as_str()) || own.starts_with("sec-websocket") {
-        return Err(Fault::usage(format!("--header {}: this field is ours to set", text::show(key))));
+        return Err(Fault::usage(format!("{flag} {}: this field is ours to set", text::show(key))));
     }
     Ok((key.to_owned(), Secret::new(value)))
 }

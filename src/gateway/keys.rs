@@ -4,10 +4,7 @@
 //! the table changes, what nobody may have any more is ended; see [`Gateway::reload`].
 
 use std::{
-    fs::File,
-    io::{self, Read},
     net::IpAddr,
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -24,8 +21,8 @@ use crate::{
     },
     config::GatewayConfig,
     fault::Fault,
-    limits::{self, GuessLimits},
-    net::{link::Farewell, tls::Acceptor},
+    limits::GuessLimits,
+    net::{link::Farewell, text_file, tls::Acceptor},
     session::Full,
 };
 
@@ -128,7 +125,7 @@ pub fn read(config: &GatewayConfig) -> Result<Tokens, Fault> {
     let mut rules: Vec<Rule> = given.collect::<Result<_, _>>()?;
     if let Some(path) = &config.token_file {
         let flag = format!("--auth-token-file {}", path.display());
-        let content = text(path).map_err(|why| Fault::usage(format!("{flag}: {why}")))?;
+        let content = text_file::read(path).map_err(|why| Fault::usage(format!("{flag}: {why}")))?;
         let lines = content.lines().map(str::trim).enumerate();
         let before = rules.len();
         for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
@@ -140,20 +137,6 @@ pub fn read(config: &GatewayConfig) -> Result<Tokens, Fault> {
         }
     }
     Tokens::new(rules).map_err(|why| Fault::usage(format!("--auth-token: {why}")))
-}
-
-/// The content of a file of tokens.
-fn text(path: &Path) -> Result<String, String> {
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(limits::TOKEN_FILE + 1).read_to_string(&mut text));
-    match read.map_err(|error| error.kind()) {
-        Ok(_) if text.len() as u64 > limits::TOKEN_FILE => Err("it is too large for a list of tokens".into()),
-        Ok(_) => Ok(text),
-        Err(io::ErrorKind::NotFound) => Err("no such file".into()),
-        Err(io::ErrorKind::PermissionDenied) => Err("it may not be read".into()),
-        Err(io::ErrorKind::InvalidData) => Err("it is not a text".into()),
-        Err(kind) => Err(kind.to_string()),
-    }
 }
 
 impl Gateway {

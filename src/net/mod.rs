@@ -15,6 +15,7 @@
 //!   jitter.
 //! - [`log_writer`]: the log's way to stderr, off the executor.
 //! - [`clock`]: the time of day. [`process`]: what others see of this process. [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
+//!   [`text_file`]: small files that people write.
 
 pub mod bell;
 pub mod budget;
@@ -34,5 +35,6 @@ pub mod signals;
 pub mod source;
 pub mod spin;
 pub mod stream;
+pub mod text_file;
 pub mod tls;
 pub mod web;

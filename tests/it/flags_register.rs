@@ -118,6 +118,35 @@ fn gateway_url() {
 }
 
 #[test]
+fn header_file() {
+    let path = directory("headers").join("headers");
+    fs::write(&path, "# ours\n\nAuthorization: Bearer a:b\r\n  X-Box: number 1\n").unwrap();
+    let file = path.to_str().unwrap();
+    let head = upgrade_request("/mcp/register", &["--header-file", file, "--header", "X-Tight:2"]);
+    let head = head.to_ascii_lowercase();
+    for line in ["authorization: bearer a:b\r\n", "x-box: number 1\r\n", "x-tight: 2\r\n"] {
+        assert!(head.contains(line), "{head}");
+    }
+    for (content, expected) in [
+        (&b"X: 1\ncanary\n"[..], ", line 2: the form is \"Key: Value\""),
+        (b"Host: canary", ", line 1 Host: this field is ours to set"),
+        (b"# canary\n\n", ": there is no header field in it"),
+        (b"X: canary\xff", ": it is not a text"),
+        (&vec![b'#'; 1 << 20 | 1], ": it is too large for a list of tokens"),
+    ] {
+        fs::write(&path, content).unwrap();
+        let end = Program::start(&["register", "--stdio", "cat", "--header-file", file]).ended();
+        let complaint = end.complaint().join("\n");
+        assert_eq!(end.code, Some(2), "{complaint}");
+        assert!(complaint.contains(&format!("--header-file {file}{expected}")), "{complaint}");
+        assert!(!complaint.contains("canary"), "{complaint}");
+    }
+    fs::remove_file(&path).unwrap();
+    let end = Program::start(&["register", "--stdio", "cat", "--header-file", file]).ended();
+    assert!(end.complaint().join("\n").contains(&format!("--header-file {file}: no such file")));
+}
+
+#[test]
 fn header() {
     let head = upgrade_request(
         "/",
