@@ -329,11 +329,11 @@ impl Default for LinkLimits {
 /// Bounds of what one server may offer.
 #[derive(Clone, Debug)]
 pub struct CatalogLimits {
-    /// Items of one kind (tools, prompts…) of one server; agents are lost long before.
+    /// Items of one kind (tools, prompts…) of one server; see [`LIST_ITEMS`].
     pub items: usize,
     /// Bytes of all descriptions of one kind of one server.
     pub bytes: usize,
-    /// Pages that are followed in one listing.
+    /// Pages that are followed in one listing; see [`LIST_ITEMS_PER_PAGE`].
     pub pages: usize,
     /// Characters of a server's name.
     pub server_name: usize,
@@ -345,19 +345,23 @@ pub struct CatalogLimits {
     pub exposed_name: usize,
     /// Pause between two listings that a server asks for by saying that a list changed.
     pub list_pause: Duration,
+    /// Longest pause before a list that failed is asked for again: a broken server costs next to nothing, and one that is
+    /// repaired without a word is listed within minutes. The first pause is the one above; it doubles each time.
+    pub list_retry_cap: Duration,
 }
 
 impl Default for CatalogLimits {
     fn default() -> Self {
         Self {
-            items: 512,
+            items: LIST_ITEMS,
             bytes: 4 * MIB,
-            pages: 64,
+            pages: LIST_ITEMS.div_ceil(LIST_ITEMS_PER_PAGE),
             server_name: 64,
             tool_name: 128,
             uri: 2048,
             exposed_name: 64,
             list_pause: Duration::from_secs(1),
+            list_retry_cap: Duration::from_secs(300),
         }
     }
 }
@@ -594,6 +598,11 @@ pub const WISHES: usize = 16;
 pub const CHANNEL_TICK: Duration = Duration::from_secs(1);
 /// Bytes that a close frame has for its reason (RFC 6455, section 5.5, less two for the code).
 pub const CLOSE_REASON: usize = 123;
+/// Items of one kind of one server that are listed, unless `--max-list-items` says otherwise: servers that expose a file tree
+/// or a database as resources have thousands, and 1 KiB of description each fits the bytes of a list.
+pub const LIST_ITEMS: usize = 4096;
+/// Items that a server sends in one page at least, where its list is long; it sets the limit of pages. Servers send 10 and more.
+pub const LIST_ITEMS_PER_PAGE: usize = 8;
 /// Bytes of one page of a list; well below what clients take as one event (1 MiB).
 pub const LIST_PAGE: usize = 256 * KIB;
 /// Connections that the kernel holds for us until we accept them: a burst of reconnecting edges must fit.

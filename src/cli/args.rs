@@ -57,6 +57,7 @@ pub const GATEWAY: &[Flag] = &[
     flag("max-sessions-per-token", Takes::One),
     flag("max-calls-per-session", Takes::One),
     flag("max-calls-per-server", Takes::One),
+    flag("max-list-items", Takes::One),
     flag("max-message-bytes", Takes::One),
     flag("max-memory", Takes::One),
     flag("threads", Takes::One),
@@ -186,6 +187,9 @@ pub struct GatewayArgs {
     /// calls to one server under way; one more is answered "busy" (default: 256)
     #[argh(option)]
     pub max_calls_per_server: Option<String>,
+    /// tools listed of one server, and likewise prompts, resources and templates; the rest is left out (default: 4096)
+    #[argh(option)]
+    pub max_list_items: Option<String>,
     /// size of one message in bytes, 64K to 256M: 65536, 512K, 16M; give register the same (default: 4M)
     #[argh(option)]
     pub max_message_bytes: Option<String>,

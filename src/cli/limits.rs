@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     fault::Fault,
-    limits::{COUNT, FRAME_EXTRA, Limits, MEMORY, MESSAGE_BYTES},
+    limits::{COUNT, FRAME_EXTRA, LIST_ITEMS_PER_PAGE, Limits, MEMORY, MESSAGE_BYTES},
     text,
 };
 
@@ -33,6 +33,10 @@ pub fn gateway(args: &GatewayArgs) -> Result<Limits, Fault> {
     set(&mut session.per_principal, "--max-sessions-per-token", &args.max_sessions_per_token)?;
     set(&mut session.in_flight, "--max-calls-per-session", &args.max_calls_per_session)?;
     set(&mut link.in_flight, "--max-calls-per-server", &args.max_calls_per_server)?;
+    let catalog = &mut limits.catalog;
+    set(&mut catalog.items, "--max-list-items", &args.max_list_items)?;
+    // More items come in more pages.
+    catalog.pages = catalog.pages.max(catalog.items.div_ceil(LIST_ITEMS_PER_PAGE));
     if let Some(typed) = &args.max_memory {
         limits.memory.bytes = bytes("--max-memory", typed, MEMORY)?;
     }

@@ -52,7 +52,7 @@ fn limits() {
     assert_eq!((limits.http.connections_unknown, limits.http.connections_from_loopback), (256, 1024));
     let line = ["--max-connections", "100", "--max-connections-per-address", "7", "--max-links", "3"];
     let more = ["--max-client-sessions=4", "--max-sessions-per-token=2", "--max-calls-per-session=5"];
-    let last = ["--max-message-bytes", "1M", "--max-memory", "64M"];
+    let last = ["--max-message-bytes", "1M", "--max-memory", "64M", "--max-list-items=9000"];
     let line = [&line[..], &more[..], &last[..]].concat();
     let (config, _) = gateway(&line, &[("MCPPORT_MAX_CALLS_PER_SERVER", "6")]);
     let limits = &config.limits;
@@ -62,6 +62,7 @@ fn limits() {
     assert_eq!((limits.session.in_flight, limits.link.in_flight), (5, 6));
     assert_eq!((limits.http.body_bytes, limits.memory.bytes), (1 << 20, 64 << 20));
     assert!(limits.link.message_bytes > 1 << 20);
+    assert_eq!((limits.catalog.items, limits.catalog.pages), (9000, 1125));
     let edge = register(&["--max-message-bytes", "16M"]).limits;
     assert_eq!(edge.child.line_bytes, 16 << 20);
     assert!(edge.link.message_bytes > 16 << 20);
@@ -73,6 +74,7 @@ fn limits() {
             &["gateway", "--max-message-bytes", "1K"],
             "--max-message-bytes 1K: a size like 4M is needed, from 64K",
         ),
+        (&["gateway", "--max-list-items", "0"], "--max-list-items 0: a number from 1 to 1000000 is needed"),
         (&["gateway", "--max-memory", "1M"], "--max-memory 1M: a size like 4M is needed, from 16M to 2048M"),
         (&["r", "--stdio", "cat", "--max-message-bytes", "1G"], "--max-message-bytes 1G"),
         (&["gateway", "--status-path", "/mcp"], "--mcp-path and --status-path have the same path"),

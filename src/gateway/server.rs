@@ -72,6 +72,8 @@ pub struct Server {
     lists: BTreeMap<Kind, Charge>,
     /// No list that changed is asked for before this.
     relist: Instant,
+    /// No list that failed is asked for again before this.
+    retry: Instant,
     /// Resources that clients want to hear of, and that it is still to be asked for.
     wishes: VecDeque<String>,
     /// Why it goes, once that is known.
@@ -89,7 +91,8 @@ impl Peer for Server {
         let own = self.upstream.isolation().is_some_and(|isolation| !isolation.is_empty());
         let look = (own || !self.wishes.is_empty()).then(|| self.looked + CHANNEL_TICK);
         let relist = self.conversation.wants_relist().then_some(self.relist);
-        self.upstream.mux().deadline().into_iter().chain(look).chain(relist).min()
+        let retry = self.conversation.wants_retry().then_some(self.retry.max(self.relist));
+        self.upstream.mux().deadline().into_iter().chain(look).chain(relist).chain(retry).min()
     }
 
     fn tick(&mut self, now: Instant) -> Result<(), Farewell> {
@@ -142,6 +145,7 @@ impl Server {
             tools: 0,
             looked: now,
             relist: now,
+            retry: now,
             listing: account.charge(),
             lists: BTreeMap::new(),
             wishes: VecDeque::new(),
@@ -228,7 +232,7 @@ impl Server {
         match self.upstream.fail_unusable(answer, &gateway.stats) {
             Some(Caller::Conversation) => {
                 let why = format!("an answer of the server cannot be used: {}", answer.why);
-                self.failed(&why)?;
+                self.failed(gateway, now, &why)?;
                 self.relist(gateway, now)
             }
             _ => Ok(()),
@@ -307,6 +311,9 @@ impl Server {
         if now < self.relist {
             return Ok(());
         }
+        if self.conversation.wants_retry() && now >= self.retry {
+            self.conversation.retry();
+        }
         let Some(ask) = self.conversation.relist() else { return Ok(()) };
         self.relist = now + gateway.config.limits.catalog.list_pause;
         self.ask(gateway, now, ask)
@@ -347,6 +354,7 @@ impl Server {
         let opened = self.upstream.mux().open_own(now, Caller::Conversation, ask.method, patience);
         let Ok(id) = opened else {
             self.conversation.unanswered();
+            self.retry = now + self.conversation.retry_pause();
             return Ok(());
         };
         self.asked = Some(id);
@@ -363,25 +371,58 @@ impl Server {
 
     /// What follows from an answer to a question of the gateway's own.
     fn go_on(&mut self, gateway: &Gateway, now: Instant, next: Next) -> Result<(), Farewell> {
+        self.log_remarks(gateway);
         match next {
             Next::Ask(_) if !self.listing.resize(self.conversation.listing_bytes()) => {
-                self.no_memory(gateway)
+                self.no_memory(gateway, now)
             }
             Next::Ask(ask) => self.ask(gateway, now, ask),
             Next::Offer(kind, items, next) => {
-                if !self.pay(kind, &items) {
-                    return self.no_memory(gateway);
+                if self.pay(kind, &items) {
+                    self.list(gateway, kind, items);
+                } else if self.listed {
+                    gateway.stats.memory_refusals.add();
+                    self.conversation.postpone(kind);
+                    self.kept(gateway, now, NO_MEMORY);
+                } else {
+                    return self.no_memory(gateway, now);
                 }
-                self.list(gateway, kind, items);
-                match next {
-                    Some(ask) => self.ask(gateway, now, ask),
-                    None => {
-                        self.complete(gateway, now);
-                        Ok(())
-                    }
-                }
+                self.proceed(gateway, now, next)
             }
-            Next::Failed(why) => self.failed(&why),
+            Next::Kept(why, next) => {
+                // What came of it so far is not kept.
+                let _ = self.listing.resize(0);
+                self.kept(gateway, now, &why);
+                self.proceed(gateway, now, next)
+            }
+            Next::Failed(why) => self.failed(gateway, now, &why),
+        }
+    }
+
+    /// A list is dealt with: asks for the next one.
+    fn proceed(&mut self, gateway: &Gateway, now: Instant, next: Option<Ask>) -> Result<(), Farewell> {
+        match next {
+            Some(ask) => self.ask(gateway, now, ask),
+            None => {
+                self.complete(gateway, now);
+                Ok(())
+            }
+        }
+    }
+
+    /// Logs that a list did not come, and sets the time of the next attempt.
+    fn kept(&mut self, gateway: &Gateway, now: Instant, why: &str) {
+        let name = self.upstream.name();
+        let line = format_args!("server '{name}': {why}; its lists stay as they were");
+        gateway.log_throttled(log::Level::Warn, "list", name, LOG_BURST, line);
+        self.retry = now + self.conversation.retry_pause();
+    }
+
+    fn log_remarks(&mut self, gateway: &Gateway) {
+        let name = self.upstream.name();
+        for remark in self.conversation.take_remarks() {
+            let line = format_args!("server '{name}': {remark}");
+            gateway.log_throttled(log::Level::Warn, "remark", name, LOG_BURST, line);
         }
     }
 
@@ -395,11 +436,11 @@ impl Server {
     }
 
     /// There is none. A server that was listed keeps what it had; another may try again later.
-    fn no_memory(&mut self, gateway: &Gateway) -> Result<(), Farewell> {
+    fn no_memory(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
         gateway.stats.memory_refusals.add();
         let _ = self.listing.resize(0);
         if self.listed {
-            return self.failed(NO_MEMORY);
+            return self.failed(gateway, now, NO_MEMORY);
         }
         Err(Farewell::new(CLOSE_LATER, NO_MEMORY))
     }
@@ -414,7 +455,7 @@ impl Server {
             gateway.catalog().set_has_resources(self.place.key);
         }
         let changed = gateway.catalog().set(self.place.key, kind, items);
-        for remark in self.conversation.take_remarks().iter().chain(changed.iter().flatten()) {
+        for remark in changed.iter().flatten() {
             let line = format_args!("server '{name}': {remark}");
             gateway.log_throttled(log::Level::Warn, "remark", name, LOG_BURST, line);
         }
@@ -441,10 +482,11 @@ impl Server {
     }
 
     /// A server that was listed keeps what it had; one that was not cannot be used.
-    fn failed(&mut self, why: &str) -> Result<(), Farewell> {
+    fn failed(&mut self, gateway: &Gateway, now: Instant, why: &str) -> Result<(), Farewell> {
         if self.listed {
-            log::warn!("server '{}': {why}; its lists stay as they were", self.upstream.name());
+            let _ = self.listing.resize(0);
             self.conversation.unanswered();
+            self.kept(gateway, now, why);
             return Ok(());
         }
         if self.ours {
@@ -468,7 +510,8 @@ impl Server {
                 why += &format!(" (see {flag} at the gateway)");
             }
             // It may only need longer to start, so its edge may come again.
-            self.failed(&why).map_err(|farewell| Farewell::new(CLOSE_LATER, farewell.reason))?;
+            self.failed(gateway, now, &why)
+                .map_err(|farewell| Farewell::new(CLOSE_LATER, farewell.reason))?;
         }
         gateway.tell_wishes(now, &self.upstream, &mut self.wishes);
         self.relist(gateway, now)

@@ -3,11 +3,15 @@
 //!
 //! Pure: it says what to ask next and is told the answers, one at a time. `gateway::registration` carries them.
 
-use std::collections::VecDeque;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
 
 use crate::{
     jsonrpc::{self, Message, elements, find, quote, unquote},
-    limits::CatalogLimits,
+    limits::{CatalogLimits, LOG_BURST},
     mcp::{
         LATEST,
         offer::{Item, Kind},
@@ -33,6 +37,9 @@ pub enum Next {
     Ask(Ask),
     /// A list is complete, and this is to be asked next. Without it, all is listed.
     Offer(Kind, Vec<Item>, Option<Ask>),
+    /// A list did not come, for this reason: the one before it stays and is asked for again later. This is to be asked
+    /// next. Without it, nothing more is asked for now.
+    Kept(String, Option<Ask>),
     /// The server cannot be used, for this reason.
     Failed(String),
 }
@@ -52,6 +59,12 @@ struct Listing {
     items: Vec<Item>,
     bytes: usize,
     pages: usize,
+    /// Items above a limit, left out.
+    surplus: usize,
+    /// Items that cannot be used, left out.
+    unusable: usize,
+    /// Hashes of the cursors that were followed. Two of one hash end the list early, for the server that made them.
+    cursors: BTreeSet<u64>,
 }
 
 /// The conversation with one server.
@@ -62,6 +75,14 @@ pub struct Conversation {
     due: VecDeque<Kind>,
     /// Lists that changed since they were asked for.
     changes: VecDeque<Kind>,
+    /// Lists that did not come, to be asked for again after a pause.
+    retries: VecDeque<Kind>,
+    /// Lists that did not come since all came.
+    failures: u32,
+    /// Everything was asked for once.
+    listed: bool,
+    /// Kinds whose last list had items.
+    known: Vec<Kind>,
     /// Kinds whose capability the server declared.
     declared: Vec<Kind>,
     /// The result of `initialize`, raw.
@@ -78,6 +99,10 @@ impl Conversation {
             phase: Phase::Initializing,
             due: VecDeque::new(),
             changes: VecDeque::new(),
+            retries: VecDeque::new(),
+            failures: 0,
+            listed: false,
+            known: Vec::new(),
             declared: Vec::new(),
             greeting: String::new(),
             remarks: Vec::new(),
@@ -92,6 +117,7 @@ impl Conversation {
         self.phase = Phase::Initializing;
         self.due.clear();
         self.changes.clear();
+        self.retries.clear();
         hello()
     }
 
@@ -112,9 +138,9 @@ impl Conversation {
         }
     }
 
-    /// Whether a list has changed and nothing else is being asked for.
+    /// Whether a list has changed or is still due, and nothing else is being asked for.
     pub fn wants_relist(&self) -> bool {
-        !self.changes.is_empty() && matches!(self.phase, Phase::Settled)
+        !(self.changes.is_empty() && self.due.is_empty()) && matches!(self.phase, Phase::Settled)
     }
 
     /// Asks for the lists that changed. `None`: there is none, or something else is being asked for.
@@ -126,10 +152,40 @@ impl Conversation {
         self.next_list()
     }
 
-    /// The question went unanswered. What was listed before stays.
+    /// The question went unanswered. What was listed before stays, and a list is asked for again later.
     pub fn unanswered(&mut self) {
-        self.phase = Phase::Settled;
-        self.due.clear();
+        if let Phase::Listing(listing) = std::mem::replace(&mut self.phase, Phase::Settled) {
+            self.postpone(listing.kind);
+        }
+    }
+
+    /// The list did not come or could not be kept: it is to be asked for again, once [`Conversation::retry`] is called.
+    pub fn postpone(&mut self, kind: Kind) {
+        self.failures = self.failures.saturating_add(1);
+        if !self.retries.contains(&kind) {
+            self.retries.push_back(kind);
+        }
+    }
+
+    /// Whether a list is to be asked for again and nothing else is being asked for.
+    pub fn wants_retry(&self) -> bool {
+        !self.retries.is_empty() && matches!(self.phase, Phase::Settled)
+    }
+
+    /// Time from the last failure of a list to the next attempt; it doubles each time, up to a cap.
+    pub fn retry_pause(&self) -> Duration {
+        let factor = 1u32.checked_shl(self.failures.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.limits.list_pause.saturating_mul(factor).min(self.limits.list_retry_cap)
+    }
+
+    /// The pause is over: lists that did not come are due again, for [`Conversation::relist`].
+    pub fn retry(&mut self) {
+        let again = std::mem::take(&mut self.retries);
+        for kind in again {
+            if !self.due.contains(&kind) && !self.changes.contains(&kind) {
+                self.due.push_back(kind);
+            }
+        }
     }
 
     /// Bytes of the list that is coming in, with what its items take beside their texts.
@@ -174,6 +230,8 @@ impl Conversation {
         // A server may leave the capability out and have tools all the same; asking costs one round.
         self.due = Kind::ALL.into_iter().filter(|kind| *kind == Kind::Tool || declares(kind)).collect();
         self.changes.clear();
+        self.retries.clear();
+        self.failures = 0;
         let first = Some(jsonrpc::notification("notifications/initialized", None));
         match self.next_list() {
             Some(ask) => Next::Ask(Ask { first, ..ask }),
@@ -182,8 +240,13 @@ impl Conversation {
     }
 
     fn next_list(&mut self) -> Option<Ask> {
-        let kind = self.due.pop_front()?;
-        self.phase = Phase::Listing(Listing { kind, items: Vec::new(), bytes: 0, pages: 0 });
+        let Some(kind) = self.due.pop_front() else {
+            self.listed = true;
+            return None;
+        };
+        // It may have been waiting for another attempt when it changed.
+        self.retries.retain(|other| *other != kind);
+        self.phase = Phase::Listing(Listing::new(kind));
         Some(Ask { first: None, method: kind.method(), params: "{}".into() })
     }
 
@@ -195,46 +258,88 @@ impl Conversation {
         let Some((result, list)) = list else { return self.no_list(&listing, message) };
         for span in elements(result, list) {
             self.take(&mut listing, &result[span]);
-            // Refused ones count as well: a line of the log each, and bytes that nothing else bounds.
-            let CatalogLimits { items, bytes, .. } = self.limits;
-            if listing.items.len() + self.remarks.len() > items || listing.bytes > bytes {
-                let noun = kind.noun();
-                return Next::Failed(format!(
-                    "the server lists more than {items} {noun}s or {bytes} bytes of them"
-                ));
-            }
         }
         listing.pages += 1;
         let cursor = find(result, 0..result.len(), &["nextCursor"]).ok().flatten();
         match cursor.and_then(|span| unquote(&result[span])) {
-            Some(_) if listing.pages >= self.limits.pages => Next::Failed(format!(
-                "the server's list of {}s has more than {} pages",
-                kind.noun(),
-                self.limits.pages
-            )),
-            Some(cursor) => {
+            Some(cursor) if self.goes_on(&mut listing, &cursor) => {
                 self.phase = Phase::Listing(listing);
                 let params = format!("{{\"cursor\":{}}}", quote(&cursor));
                 Next::Ask(Ask { first: None, method: kind.method(), params })
             }
-            None => Next::Offer(kind, listing.items, self.next_list()),
+            _ => self.finish(listing),
         }
+    }
+
+    /// Whether the page of this cursor is asked for. An empty or repeated one is how some servers end a list.
+    fn goes_on(&mut self, listing: &mut Listing, cursor: &str) -> bool {
+        let mut hasher = DefaultHasher::new();
+        cursor.hash(&mut hasher);
+        if cursor.is_empty() || !listing.cursors.insert(hasher.finish()) {
+            return false;
+        }
+        let CatalogLimits { items, pages, .. } = self.limits;
+        let seen = listing.items.len() + listing.unusable + listing.surplus;
+        // Items left out count as well: nothing else bounds how many are read.
+        let full = seen >= items || listing.pages >= pages;
+        if full {
+            self.remarks.push(format!(
+                "the list of {noun}s goes on after {pages} pages with {seen} {noun}s; the rest is left out (see --max-list-items at the gateway)",
+                noun = listing.kind.noun(),
+                pages = listing.pages,
+            ));
+        }
+        !full
+    }
+
+    /// The list is complete, or ends here.
+    fn finish(&mut self, listing: Listing) -> Next {
+        let Listing { kind, items, surplus, unusable, .. } = listing;
+        let noun = kind.noun();
+        if unusable > LOG_BURST as usize {
+            self.remarks.push(format!("left out {unusable} {noun}s without a usable {} in all", kind.key()));
+        }
+        if surplus > 0 {
+            let CatalogLimits { items, bytes, .. } = self.limits;
+            self.remarks.push(format!(
+                "left out {surplus} {noun}s above the limit of {items} {noun}s (see --max-list-items at the gateway) or {bytes} bytes of them"
+            ));
+        }
+        self.known.retain(|other| *other != kind);
+        if !items.is_empty() {
+            self.known.push(kind);
+        }
+        if self.retries.is_empty() {
+            self.failures = 0;
+        }
+        Next::Offer(kind, items, self.next_list())
     }
 
     fn take(&mut self, listing: &mut Listing, raw: &str) {
         let kind = listing.kind;
+        // Nothing is copied of what has no room in any case.
+        if listing.items.len() >= self.limits.items || listing.bytes + raw.len() > self.limits.bytes {
+            listing.surplus += 1;
+            return;
+        }
         match Item::read(kind, raw, &self.limits) {
             Some(item) => listing.take(item),
-            None => self.remarks.push(format!(
-                "left out a {} without a usable {}: {}",
-                kind.noun(),
-                kind.key(),
-                text::show(raw)
-            )),
+            None => {
+                listing.unusable += 1;
+                if listing.unusable <= LOG_BURST as usize {
+                    self.remarks.push(format!(
+                        "left out a {} without a usable {}: {}",
+                        kind.noun(),
+                        kind.key(),
+                        text::show(raw)
+                    ));
+                }
+            }
         }
     }
 
-    /// A list did not come. Without its tools a server that has some is of no use; anything else can be missed.
+    /// A list did not come. At first, a server without its tools is of no use; anything else can be missed, and what
+    /// was listed once stays, unless the server says that it has no such list.
     fn no_list(&mut self, listing: &Listing, message: &Message<'_>) -> Next {
         let kind = listing.kind;
         let declared = self.declared.contains(&kind);
@@ -242,15 +347,27 @@ impl Conversation {
             Some(_) => format!("{} failed: {}", kind.method(), error_text(message)),
             None => format!("{} was answered without {}", kind.method(), kind.member()),
         };
-        if kind == Kind::Tool && (declared || listing.pages > 0) {
+        if !self.listed && kind == Kind::Tool && (declared || listing.pages > 0) {
             return Next::Failed(why);
         }
         // Templates go with resources, and most servers that have the one have not the other.
-        if declared && kind != Kind::Template {
+        let declared = declared && kind != Kind::Template;
+        if !is_unknown_method(message) && (declared || self.known.contains(&kind)) {
+            self.postpone(kind);
+            return Next::Kept(why, self.next_list());
+        }
+        if declared {
             self.remarks.push(why);
         }
-        Next::Offer(kind, Vec::new(), self.next_list())
+        self.finish(Listing::new(kind))
     }
+}
+
+/// Whether the server answered that it does not know the method.
+fn is_unknown_method(message: &Message<'_>) -> bool {
+    let error = message.error().unwrap_or("{}");
+    let code = find(error, 0..error.len(), &["code"]).ok().flatten();
+    code.is_some_and(|span| error[span].parse() == Ok(jsonrpc::METHOD_NOT_FOUND))
 }
 
 /// The first question.
@@ -263,6 +380,18 @@ fn hello() -> Ask {
 }
 
 impl Listing {
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            items: Vec::new(),
+            bytes: 0,
+            pages: 0,
+            surplus: 0,
+            unusable: 0,
+            cursors: BTreeSet::new(),
+        }
+    }
+
     fn take(&mut self, item: Item) {
         self.bytes += item.bytes();
         self.items.push(item);
@@ -375,23 +504,122 @@ mod tests {
         assert_eq!(conversation.take_remarks().len(), 3);
     }
 
+    fn tools(count: usize) -> String {
+        let tools: Vec<String> = (0..count).map(|n| format!("{{\"name\":\"t{n}\"}}")).collect();
+        answer(&format!("{{\"tools\":[{}]}}", tools.join(",")))
+    }
+
     #[test]
     fn limits_are_kept() {
+        let most = CatalogLimits::default().items;
         let fresh = || started("{\"tools\":{}}");
-        let list = |count: usize| {
-            let tools: Vec<String> = (0..count).map(|n| format!("{{\"name\":\"t{n}\"}}")).collect();
-            answer(&format!("{{\"tools\":[{}]}}", tools.join(",")))
+        let mut full = fresh();
+        assert_eq!(keys(feed(&mut full, &tools(most))).len(), most);
+        assert!(full.take_remarks().is_empty());
+        full.changed(Kind::Tool);
+        full.relist().unwrap();
+        assert_eq!(keys(feed(&mut full, &tools(most + 3))).len(), most);
+        let remarks = full.take_remarks().join("\n");
+        assert!(remarks.contains("left out 3 tools") && remarks.contains("--max-list-items"), "{remarks}");
+        let large = format!(
+            "{{\"tools\":[{{\"name\":\"a\",\"x\":\"{}\"}},{{\"name\":\"b\"}}]}}",
+            "y".repeat(4 << 20)
+        );
+        let mut large_one = fresh();
+        assert_eq!(keys(feed(&mut large_one, &answer(&large))), ["b"]);
+        assert_eq!(large_one.take_remarks().len(), 1);
+    }
+
+    #[test]
+    fn list_of_unusable_items_does_not_block_the_next_one() {
+        let mut conversation = started("{\"tools\":{}}");
+        let refused = answer(&format!("{{\"tools\":[{}{{\"name\":\"ok\"}}]}}", "0,".repeat(9000)));
+        assert_eq!(keys(feed(&mut conversation, &refused)), ["ok"]);
+        let remarks = conversation.take_remarks();
+        assert_eq!(remarks.len(), LOG_BURST as usize + 1);
+        assert!(remarks.last().unwrap().contains("9000"), "{remarks:?}");
+        conversation.changed(Kind::Tool);
+        conversation.relist().unwrap();
+        assert_eq!(keys(feed(&mut conversation, &tools(1))), ["t0"]);
+    }
+
+    #[test]
+    fn empty_or_repeated_cursor_ends_the_list() {
+        let page = |name: &str, cursor: &str| {
+            answer(&format!("{{\"tools\":[{{\"name\":\"{name}\"}}],\"nextCursor\":{cursor}}}"))
         };
-        assert_eq!(keys(feed(&mut fresh(), &list(512))).len(), 512);
-        assert!(matches!(feed(&mut fresh(), &list(513)), Next::Failed(why) if why.contains("512")));
-        let large = format!("{{\"tools\":[{{\"name\":\"a\",\"x\":\"{}\"}}]}}", "y".repeat(4 << 20));
-        assert!(matches!(feed(&mut fresh(), &answer(&large)), Next::Failed(_)));
-        let refused = answer(&format!("{{\"tools\":[{}0]}}", "0,".repeat(512)));
-        assert!(matches!(feed(&mut fresh(), &refused), Next::Failed(why) if why.contains("512")));
-        let mut endless = fresh();
-        let page = answer(r#"{"tools":[],"nextCursor":""}"#);
-        let asked = (0..100).take_while(|_| matches!(feed(&mut endless, &page), Next::Ask(_))).count();
-        assert_eq!(asked, 63);
+        let mut empty = started("{\"tools\":{}}");
+        assert_eq!(keys(feed(&mut empty, &page("a", "\"\""))), ["a"]);
+        let mut repeated = started("{\"tools\":{}}");
+        for (name, cursor) in [("a", "\"x\""), ("b", "\"y\"")] {
+            assert!(matches!(feed(&mut repeated, &page(name, cursor)), Next::Ask(_)));
+        }
+        assert_eq!(keys(feed(&mut repeated, &page("c", "\"x\""))), ["a", "b", "c"]);
+        assert!(repeated.take_remarks().is_empty());
+    }
+
+    #[test]
+    fn endless_list_ends_at_the_page_limit() {
+        let mut conversation = started("{\"tools\":{}}");
+        let pages = CatalogLimits::default().pages;
+        for page in 1..pages {
+            let next =
+                feed(&mut conversation, &answer(&format!("{{\"tools\":[],\"nextCursor\":\"{page}\"}}")));
+            assert!(matches!(next, Next::Ask(_)), "{page}: {next:?}");
+        }
+        assert!(keys(feed(&mut conversation, &answer(r#"{"tools":[],"nextCursor":"last"}"#))).is_empty());
+        assert_eq!(conversation.take_remarks().len(), 1);
+    }
+
+    /// A server with tools and prompts, all listed; both changed, and its tools are being asked for.
+    fn relisting() -> Conversation {
+        let mut conversation = started("{\"tools\":{},\"prompts\":{}}");
+        assert!(matches!(feed(&mut conversation, &tools(1)), Next::Offer(Kind::Tool, _, Some(_))));
+        assert!(keys(feed(&mut conversation, &answer("{\"prompts\":[]}"))).is_empty());
+        conversation.changed(Kind::Tool);
+        conversation.changed(Kind::Prompt);
+        assert!(conversation.relist().is_some_and(|ask| ask.method == "tools/list"));
+        conversation
+    }
+
+    #[test]
+    fn failed_list_keeps_the_others_due_and_is_retried() {
+        let mut refused = relisting();
+        let next = feed(&mut refused, &jsonrpc::error("1", -32603, "broken"));
+        let Next::Kept(why, Some(ask)) = next else { panic!("{next:?}") };
+        assert_eq!((why.as_str(), ask.method), ("tools/list failed: broken", "prompts/list"));
+        assert!(!refused.wants_retry(), "one question at a time");
+        assert!(keys(feed(&mut refused, &answer("{\"prompts\":[]}"))).is_empty());
+        let mut unanswered = relisting();
+        unanswered.unanswered();
+        assert!(unanswered.relist().is_some_and(|ask| ask.method == "prompts/list"));
+        assert!(keys(feed(&mut unanswered, &answer("{\"prompts\":[]}"))).is_empty());
+        for mut conversation in [refused, unanswered] {
+            assert!(conversation.wants_retry() && !conversation.wants_relist());
+            let mut pauses = Vec::new();
+            for _ in 0..20 {
+                pauses.push(conversation.retry_pause().as_secs());
+                conversation.retry();
+                assert!(conversation.relist().is_some_and(|ask| ask.method == "tools/list"));
+                let next = feed(&mut conversation, &answer("{}"));
+                assert!(matches!(next, Next::Kept(_, None)), "{next:?}");
+            }
+            assert_eq!((pauses[..4].to_vec(), pauses[19]), (vec![1, 2, 4, 8], 300));
+            conversation.retry();
+            conversation.relist().unwrap();
+            assert_eq!(keys(feed(&mut conversation, &tools(2))).len(), 2);
+            assert!(!conversation.wants_retry() && !conversation.wants_relist());
+            conversation.postpone(Kind::Tool);
+            assert_eq!(conversation.retry_pause().as_secs(), 1);
+        }
+    }
+
+    #[test]
+    fn unknown_method_empties_a_list() {
+        let mut conversation = relisting();
+        let next = feed(&mut conversation, &jsonrpc::error("1", -32601, "no tools any more"));
+        assert!(matches!(&next, Next::Offer(Kind::Tool, items, Some(_)) if items.is_empty()), "{next:?}");
+        assert!(!conversation.wants_retry());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
+    frames::End,
     session::{Session, request, value},
     world::{Edge, Gateway, eventually},
 };
@@ -263,4 +264,41 @@ fn long_lists_come_in_pages_of_ours() {
     assert_eq!(list(&session, "resources/list", "resources", "uri"), wanted);
     let answer = session.post(&request(1, "resources/list", json!({"cursor": "nonsense"})));
     assert_eq!(value(&answer.body)["error"]["code"], -32602);
+}
+
+/// A failed list costs neither the lists behind it nor what was listed before, and is asked for again.
+#[test]
+fn failed_list_is_retried_and_does_not_block_the_others() {
+    let gateway = Gateway::start(&["--max-list-items", "2"]);
+    let mut end = End::connect(gateway.address, None);
+    end.introduce("{}");
+    let answer = |end: &mut End, method: &str, member: &str| {
+        let id = end.request("", method);
+        end.say(&format!(r#"{{"jsonrpc":"2.0","id":{id},{member}}}"#));
+    };
+    let hello = r#""result":{"protocolVersion":"2025-06-18","capabilities":{"tools":{},"prompts":{}},"serverInfo":{"name":"x","version":"1"}}"#;
+    answer(&mut end, "initialize", hello);
+    let tools = r#""result":{"tools":[{"nome":"x"},{"name":"a"},{"name":"b"},{"name":"c"}],"nextCursor":""}"#;
+    answer(&mut end, "tools/list", tools);
+    answer(&mut end, "prompts/list", r#""result":{"prompts":[{"name":"p"}]}"#);
+    gateway.program.wait_for("left out a tool without a usable name");
+    gateway.program.wait_for("left out 1 tools above the limit of 2 tools (see --max-list-items");
+    gateway.program.wait_for("server 's' offers 1 prompt");
+    let session = Session::open(gateway.address, "/mcp");
+    let names = || {
+        let names = list(&session, "tools/list", "tools", "name");
+        names.into_iter().filter(|name| name.starts_with("s_")).collect::<Vec<_>>()
+    };
+    assert_eq!(names(), ["s_a", "s_b"]);
+    for kind in ["tools", "prompts"] {
+        end.say(&format!(r#"{{"jsonrpc":"2.0","method":"notifications/{kind}/list_changed"}}"#));
+    }
+    answer(&mut end, "tools/list", r#""error":{"code":-32603,"message":"broken"}"#);
+    gateway.program.wait_for("server 's': tools/list failed: broken; its lists stay as they were");
+    answer(&mut end, "prompts/list", r#""result":{"prompts":[{"name":"p"},{"name":"q"}]}"#);
+    gateway.program.wait_for("server 's' offers 2 prompts");
+    assert_eq!(names(), ["s_a", "s_b"]);
+    answer(&mut end, "tools/list", r#""result":{"tools":[{"name":"d"}],"nextCursor":null}"#);
+    gateway.program.wait_for("server 's' offers 1 tool");
+    assert_eq!(names(), ["s_d"]);
 }

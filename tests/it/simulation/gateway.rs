@@ -401,6 +401,12 @@ impl Gateway {
                     self.own(net, link, ask);
                 }
             }
+            Next::Kept(why, next) => {
+                assert!(why.contains("crashed") || why.contains("down"), "an honest server fails: {why}");
+                if let Some(ask) = next {
+                    self.own(net, link, ask);
+                }
+            }
             // It crashed on the way.
             Next::Failed(_) if server.listed => server.conversation.unanswered(),
             Next::Failed(why) => {
