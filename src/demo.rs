@@ -82,9 +82,15 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
         result
     };
     // Only when it is stopped does it end well, and then the others have the last word.
-    let edge = register::run(edge_config, stopped.wait());
-    let served = stopped.clone();
-    let both = future::zip(bound.serve(async move { served.wait().await }), future::try_zip(work, edge));
+    let (edge_ends, edge_ended) = exec::switch();
+    let edge = async move {
+        let result = register::run(edge_config, stopped.wait()).await;
+        drop(edge_ends);
+        result
+    };
+    // The gateway stops last: the edge need not warn of a link that its own end would have closed.
+    let served = bound.serve(async move { edge_ended.wait().await });
+    let both = future::zip(served, future::try_zip(work, edge));
     both.await.1.map(|_| ())
 }
 

@@ -48,11 +48,13 @@ pub fn start(
     stopped: Receiver<()>,
 ) -> JoinHandle<()> {
     let mut end = connect(gateway, who);
-    // Until the gateway has all that it asks a new server.
+    // Until the gateway has all that it asks a new server. Each frame has the time of any other test.
+    end.0.get_ref().set_read_timeout(Some(crate::world::PATIENCE)).unwrap();
     for method in ["initialize", "tools/list"] {
         let frame = end.find(|frame| lenient::text(frame, &["method"]).as_deref() == Some(method));
         answer_handshake(&mut end, &frame);
     }
+    end.0.get_ref().set_read_timeout(Some(Duration::from_millis(2))).unwrap();
     let (calls, tasks) = (HashMap::new(), HashMap::new());
     let mut edge = Edge { who, world, random, end, calls, highest: 0, tasks };
     thread::spawn(move || {
