@@ -5,14 +5,21 @@
 
 mod board;
 
-use std::{collections::BTreeMap, ops::Bound, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
+    time::Instant,
+};
 
-use self::board::Board;
+use self::board::{Board, Found};
 use crate::{
     auth::Principal,
     jsonrpc::quote,
     limits::{CatalogLimits, LOG_CHANGES, TAKEOVER_WINDOW, TAKEOVERS},
-    mcp::offer::{Item, Kind},
+    mcp::{
+        links,
+        offer::{Item, Kind},
+    },
     text,
 };
 
@@ -32,6 +39,8 @@ pub enum Target<H> {
         /// The server's own name or URI for it.
         key: String,
     },
+    /// Several servers can be meant; these names or URIs each mean one of them.
+    Several(Vec<String>),
 }
 
 /// Why a registration is refused.
@@ -58,8 +67,6 @@ struct Server<H> {
     handle: H,
     /// Its link is lost, and may come back.
     away: bool,
-    /// It declares resources, so it may have some that it does not list.
-    has_resources: bool,
     offers: BTreeMap<Kind, Vec<Item>>,
     /// When it took over from itself, in the last minute.
     takeovers: Vec<Instant>,
@@ -70,26 +77,45 @@ struct Server<H> {
 pub struct Catalog<H> {
     last: u64,
     servers: BTreeMap<Key, Server<H>>,
+    /// The servers by id, which is the principal's own matter: equal ids of two principals are two servers.
+    ids: HashMap<(Principal, String), Key>,
+    names: HashMap<String, Key>,
+    /// Those that declare resources.
+    with_resources: BTreeSet<Key>,
     boards: BTreeMap<Kind, Board>,
-    limits: CatalogLimits,
+}
+
+/// How a URI leads to a server.
+enum Lead {
+    /// It is listed under this URI; the server's own may be another.
+    Listed(Key, String),
+    /// `<server>+<uri>`, with the server's own URI.
+    Named(Key, String),
+    /// It can come of a template of this server only.
+    Template(Key),
+    /// No other server has resources.
+    Only(Key),
+    /// Several servers can be meant; these URIs each mean one of them.
+    Several(Vec<String>),
 }
 
 impl<H: Clone> Catalog<H> {
     /// A catalog with the gateway's own tools: name and description.
-    pub fn new(own: &[(&str, &str)], limits: CatalogLimits) -> Self {
+    pub fn new(own: &[(&str, &str)], limits: &CatalogLimits) -> Self {
         let mut boards: BTreeMap<Kind, Board> =
-            Kind::ALL.into_iter().map(|kind| (kind, Board::new(kind))).collect();
-        for (name, listed) in own {
-            boards.entry(Kind::Tool).or_insert_with(|| Board::new(Kind::Tool)).add_own(name, listed);
+            Kind::ALL.into_iter().map(|kind| (kind, Board::new(kind, limits))).collect();
+        if let Some(tools) = boards.get_mut(&Kind::Tool) {
+            own.iter().for_each(|(name, listed)| tools.add_own(name, listed));
         }
-        Self { last: 0, servers: BTreeMap::new(), boards, limits }
+        let (servers, ids, names) = (BTreeMap::new(), HashMap::new(), HashMap::new());
+        Self { last: 0, servers, ids, names, with_resources: BTreeSet::new(), boards }
     }
 
     /// Registers a server that offers nothing so far. The same id from the same principal takes over: the handle of
     /// the one that had it is returned, to be told.
     ///
     /// # Errors
-    /// [`NameTaken`] when another server has the name, or the id belongs to another principal.
+    /// [`NameTaken`] when another server has the name.
     pub fn register(
         &mut self,
         id: &str,
@@ -97,12 +123,9 @@ impl<H: Clone> Catalog<H> {
         principal: Principal,
         handle: H,
     ) -> Result<(Key, Option<H>), NameTaken> {
-        let replaced = self.servers.iter().find(|(_, server)| server.id == id).map(|(key, _)| *key);
-        let conflict = self.servers.iter().find(|(key, server)| {
-            let same_id = replaced == Some(**key);
-            (same_id && server.principal != principal) || (!same_id && server.name == name)
-        });
-        if let Some((_, holder)) = conflict {
+        let replaced = self.ids.get(&(principal, id.to_owned())).copied();
+        let holder = self.names.get(name).filter(|key| replaced != Some(**key));
+        if let Some(holder) = holder.and_then(|key| self.servers.get(key)) {
             let own = Some(holder).filter(|holder| holder.principal == principal);
             let (away, holder) = (own.is_some_and(|own| own.away), own.map(|own| own.id.clone()));
             return Err(NameTaken { name: name.to_owned(), holder, away });
@@ -113,8 +136,10 @@ impl<H: Clone> Catalog<H> {
         self.last += 1;
         let key = Key(self.last);
         let (id, name) = (id.to_owned(), name.to_owned());
-        let (away, has_resources, offers) = (false, false, BTreeMap::new());
-        let server = Server { id, name, principal, handle, away, has_resources, offers, takeovers };
+        self.ids.insert((principal, id.clone()), key);
+        self.names.insert(name.clone(), key);
+        let (away, offers) = (false, BTreeMap::new());
+        let server = Server { id, name, principal, handle, away, offers, takeovers };
         self.servers.insert(key, server);
         Ok((key, replaced))
     }
@@ -131,8 +156,7 @@ impl<H: Clone> Catalog<H> {
         principal: Principal,
         alive: impl Fn(&H) -> bool,
     ) -> Result<(), TooOften> {
-        let mut servers = self.servers.values_mut();
-        let own = servers.find(|server| server.id == id && server.principal == principal);
+        let own = self.ids.get(&(principal, id.to_owned())).and_then(|key| self.servers.get_mut(key));
         let Some(server) = own.filter(|server| !server.away && alive(&server.handle)) else { return Ok(()) };
         server.takeovers.retain(|at| now.saturating_duration_since(*at) < TAKEOVER_WINDOW);
         if server.takeovers.len() >= TAKEOVERS {
@@ -156,6 +180,9 @@ impl<H: Clone> Catalog<H> {
     /// Takes a server out with all its names. Returns its handle, and the kinds of which something was listed.
     pub fn remove(&mut self, key: Key) -> Option<(H, Vec<Kind>)> {
         let server = self.servers.remove(&key)?;
+        self.names.remove(&server.name);
+        self.ids.remove(&(server.principal, server.id));
+        self.with_resources.remove(&key);
         let removed = |(kind, board): (&Kind, &mut Board)| board.remove(key).then_some(*kind);
         let kinds = self.boards.iter_mut().filter_map(removed).collect();
         Some((server.handle, kinds))
@@ -167,7 +194,7 @@ impl<H: Clone> Catalog<H> {
     }
 
     fn own(&self, id: &str, principal: Principal) -> Option<&Server<H>> {
-        self.servers.values().find(|server| server.id == id && server.principal == principal)
+        self.servers.get(self.ids.get(&(principal, id.to_owned()))?)
     }
 
     /// The server's link is lost and may come back, or is back.
@@ -179,8 +206,8 @@ impl<H: Clone> Catalog<H> {
 
     /// The server declares resources.
     pub fn set_has_resources(&mut self, key: Key) {
-        if let Some(server) = self.servers.get_mut(&key) {
-            server.has_resources = true;
+        if self.servers.contains_key(&key) {
+            self.with_resources.insert(key);
         }
     }
 
@@ -192,55 +219,108 @@ impl<H: Clone> Catalog<H> {
         if server.offers.get(&kind).map_or(items.is_empty(), |before| *before == items) {
             return None;
         }
-        board.remove(key);
         let mut warnings =
             server.offers.get(&kind).map_or_else(Vec::new, |before| altered(kind, before, &items));
-        for item in &items {
-            warnings.extend(board.add(key, &server.name, item, &self.limits));
-        }
+        warnings.extend(board.set(key, &server.name, &items));
         server.offers.insert(kind, items);
         Some(warnings)
     }
 
-    /// Finds a tool or a prompt by its exposed name, a template by its exposed form.
+    /// Finds a tool or a prompt by its exposed name.
     pub fn find(&self, kind: Kind, exposed: &str) -> Option<Target<H>> {
-        let (server, key) = self.boards.get(&kind)?.find(exposed)?;
-        self.target(server, key)
+        match self.boards.get(&kind)?.find(exposed)? {
+            Found::Own => Some(Target::Own),
+            Found::Server(server, key) => self.target(server, key.to_owned()),
+            Found::Several(names) => Some(Target::Several(names)),
+        }
     }
 
     /// Finds the server of a resource: listed under this URI, named in front of it as `<server>+<uri>`, of the form of
-    /// a listed template, or of the only server that has resources.
+    /// a listed template, or of the only server that has resources. Where that can mean several servers, it is none of
+    /// them: whoever comes must not draw to itself what was meant for another.
     pub fn find_resource(&self, uri: &str) -> Option<Target<H>> {
-        if let Some(target) = self.find(Kind::Resource, uri) {
-            return Some(target);
-        }
-        let named = uri.split_once('+').and_then(|(name, rest)| Some((self.named(name)?, rest)));
-        if let Some((server, rest)) = named {
-            return Some(Target::Server { handle: server.handle.clone(), key: rest.to_owned() });
-        }
-        if let Some(server) = self.boards.get(&Kind::Template).and_then(|board| board.matching(uri)) {
-            return self.target(Some(server), uri);
-        }
-        let mut with_resources = self.servers.values().filter(|server| server.has_resources);
-        match (with_resources.next(), with_resources.next()) {
-            (Some(only), None) => Some(Target::Server { handle: only.handle.clone(), key: uri.to_owned() }),
-            _ => None,
+        self.follow(Kind::Resource, uri)
+    }
+
+    /// As [`Catalog::find_resource`], for a listed template by its exposed form, or else a resource.
+    pub fn find_template(&self, uri: &str) -> Option<Target<H>> {
+        self.follow(Kind::Template, uri)
+    }
+
+    fn follow(&self, kind: Kind, uri: &str) -> Option<Target<H>> {
+        match self.lead(kind, uri)? {
+            Lead::Listed(server, own) | Lead::Named(server, own) => self.target(server, own),
+            Lead::Template(server) | Lead::Only(server) => self.target(server, uri.to_owned()),
+            Lead::Several(uris) => Some(Target::Several(uris)),
         }
     }
 
-    fn target(&self, server: Option<Key>, key: &str) -> Option<Target<H>> {
-        let Some(server) = server else { return Some(Target::Own) };
+    fn lead(&self, kind: Kind, uri: &str) -> Option<Lead> {
+        let named = uri.split_once('+').and_then(|(name, own)| Some((*self.names.get(name)?, own)));
+        let other = |server: Key| named.is_some_and(|(named, _)| named != server);
+        let listed = self.boards.get(&kind).and_then(|board| board.find(uri));
+        let listed = match kind {
+            Kind::Template => listed.or_else(|| self.boards.get(&Kind::Resource)?.find(uri)),
+            _ => listed,
+        };
+        match listed {
+            Some(Found::Server(server, own)) if own == uri && other(server) => {
+                return Some(Lead::Several(self.forms(&[server], uri)));
+            }
+            Some(Found::Server(server, own)) => return Some(Lead::Listed(server, own.to_owned())),
+            Some(Found::Several(uris)) => return Some(Lead::Several(uris)),
+            Some(Found::Own) | None => {}
+        }
+        let matching = self.boards.get(&Kind::Template).map(|board| board.matching(uri)).unwrap_or_default();
+        match (&matching[..], named) {
+            ([], Some((server, own))) => Some(Lead::Named(server, own.to_owned())),
+            ([], None) if self.with_resources.len() == 1 => {
+                self.with_resources.first().copied().map(Lead::Only)
+            }
+            ([], None) => None,
+            ([server], _) if !other(*server) => Some(Lead::Template(*server)),
+            (several, _) => Some(Lead::Several(self.forms(several, uri))),
+        }
+    }
+
+    /// The URIs by which this one is asked for at each of these servers.
+    fn forms(&self, servers: &[Key], uri: &str) -> Vec<String> {
+        let named = servers.iter().filter_map(|server| self.servers.get(server));
+        named.map(|server| format!("{}+{uri}", server.name)).collect()
+    }
+
+    fn target(&self, server: Key, key: String) -> Option<Target<H>> {
         let handle = self.servers.get(&server)?.handle.clone();
-        Some(Target::Server { handle, key: key.to_owned() })
+        Some(Target::Server { handle, key })
     }
 
-    fn named(&self, name: &str) -> Option<&Server<H>> {
-        self.servers.values().find(|server| server.name == name)
+    /// What a URI in a result of this server has to be for clients that see all servers, where it is another one: there it
+    /// must lead back to the server, or to an error.
+    pub fn link(&self, server: &str, uri: &str) -> Option<String> {
+        self.link_of(*self.names.get(server)?, uri)
+    }
+
+    fn link_of(&self, server: Key, uri: &str) -> Option<String> {
+        // What is on the web is fetched there (MCP 2025-11-25, server/resources, "Common URI Schemes").
+        let is_web = || ["http://", "https://"].iter().any(|scheme| uri.starts_with(scheme));
+        let leads_back = match self.lead(Kind::Resource, uri) {
+            Some(Lead::Listed(there, own)) => there == server && own == uri,
+            Some(Lead::Template(there)) => there == server,
+            Some(Lead::Only(there)) => there == server || is_web(),
+            Some(Lead::Named(..) | Lead::Several(_)) => false,
+            // It cannot be read in either case.
+            None => is_web() || !self.with_resources.contains(&server),
+        };
+        if leads_back {
+            return None;
+        }
+        self.servers.get(&server).map(|server| format!("{}+{uri}", server.name))
     }
 
     /// The server with this name.
     pub fn server(&self, name: &str) -> Option<H> {
-        self.named(name).map(|server| server.handle.clone())
+        let server = self.servers.get(self.names.get(name)?);
+        server.map(|server| server.handle.clone())
     }
 
     /// One page of a list, as the result of its method. `None` when the cursor is not one of ours.
@@ -248,7 +328,12 @@ impl<H: Clone> Catalog<H> {
     /// The order is that of the exposed names, and a cursor names the last one seen: a list that changes between
     /// two pages neither repeats nor skips what stayed.
     pub fn list(&self, kind: Kind, cursor: Option<&str>) -> Option<String> {
-        self.boards.get(&kind)?.page(cursor)
+        let mend = |server: Key, listed: &str| {
+            let uris = links::in_description(listed);
+            let edits = uris.into_iter().filter_map(|(span, uri)| Some((span, self.link_of(server, &uri)?)));
+            links::spliced(listed, &edits.collect::<Vec<_>>())
+        };
+        self.boards.get(&kind)?.page(cursor, &mend)
     }
 
     /// The handles of all servers with their names, in the order of their registration.
@@ -257,31 +342,35 @@ impl<H: Clone> Catalog<H> {
     }
 
     /// The servers behind one in the order of their registration, with what they are: id, name, handle, number of tools,
-    /// whether it is away.
-    pub fn overview(&self, after: Option<Key>) -> impl Iterator<Item = (Key, (&str, &str, &H, usize, bool))> {
-        self.behind(after).map(|(key, server)| {
+    /// whether it is away. The id is told to the principal whose server it is, and to nobody else.
+    pub fn overview(
+        &self,
+        viewer: Principal,
+        after: Option<Key>,
+    ) -> impl Iterator<Item = (Key, (Option<&str>, &str, &H, usize, bool))> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.servers.range((from, Bound::Unbounded)).map(move |(key, server)| {
             let tools = server.offers.get(&Kind::Tool).map_or(0, Vec::len);
-            (*key, (server.id.as_str(), server.name.as_str(), &server.handle, tools, server.away))
+            let id = Some(server.id.as_str()).filter(|_| server.principal == viewer);
+            (*key, (id, server.name.as_str(), &server.handle, tools, server.away))
         })
     }
 
-    fn behind(&self, after: Option<Key>) -> impl Iterator<Item = (&Key, &Server<H>)> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.servers.range((from, Bound::Unbounded))
-    }
-
-    /// The servers as JSON objects: id, name, tools_count, state.
-    pub fn servers(&self) -> Vec<String> {
-        self.servers_behind(None).map(|(_, server)| server).collect()
+    /// The servers as JSON objects: id (for the principal whose server it is), name, tools_count, state.
+    pub fn servers(&self, viewer: Principal) -> Vec<String> {
+        self.servers_behind(viewer, None).map(|(_, server)| server).collect()
     }
 
     /// The same of the servers behind one in the order of their registration.
-    pub fn servers_behind(&self, after: Option<Key>) -> impl Iterator<Item = (Key, String)> {
-        self.behind(after).map(|(key, server)| {
-            let count = server.offers.get(&Kind::Tool).map_or(0, Vec::len);
-            let (id, name) = (quote(&server.id), quote(&server.name));
-            let state = if server.away { "reconnecting" } else { "connected" };
-            (*key, format!("{{\"id\":{id},\"name\":{name},\"tools_count\":{count},\"state\":\"{state}\"}}"))
+    pub fn servers_behind(
+        &self,
+        viewer: Principal,
+        after: Option<Key>,
+    ) -> impl Iterator<Item = (Key, String)> {
+        self.overview(viewer, after).map(|(key, (id, name, _, tools, away))| {
+            let id = id.map(|id| format!("\"id\":{},", quote(id))).unwrap_or_default();
+            let (name, state) = (quote(name), if away { "reconnecting" } else { "connected" });
+            (key, format!("{{{id}\"name\":{name},\"tools_count\":{tools},\"state\":\"{state}\"}}"))
         })
     }
 
@@ -326,7 +415,7 @@ mod tests {
     const US: Principal = Principal::ANONYMOUS;
 
     fn catalog() -> Catalog<&'static str> {
-        Catalog::new(&[("list_servers", "{\"name\":\"list_servers\"}")], CatalogLimits::default())
+        Catalog::new(&[("list_servers", "{\"name\":\"list_servers\"}")], &CatalogLimits::default())
     }
 
     fn items(kind: Kind, keys: &[&str]) -> Vec<Item> {
@@ -349,6 +438,7 @@ mod tests {
         match target {
             Some(Target::Server { handle, key }) => format!("{handle} {key}"),
             Some(Target::Own) => "own".into(),
+            Some(Target::Several(names)) => format!("one of {}", names.join(" ")),
             None => "none".into(),
         }
     }
@@ -364,7 +454,7 @@ mod tests {
         assert_eq!(shown(catalog.find(Kind::Tool, "file_read")), "h1 read");
         assert_eq!(shown(catalog.find(Kind::Tool, "read")), "none");
         assert_eq!(shown(catalog.find(Kind::Prompt, "file_read")), "none");
-        assert_eq!(catalog.servers(), [r#"{"id":"1","name":"file","tools_count":2,"state":"connected"}"#]);
+        assert_eq!(catalog.servers(US), [r#"{"id":"1","name":"file","tools_count":2,"state":"connected"}"#]);
         assert_eq!(catalog.remove(key), Some(("h1", vec![Kind::Tool])));
         assert_eq!(listed(&catalog, Kind::Tool), ["list_servers"]);
         assert_eq!(catalog.set(key, Kind::Tool, tools(&["read"])), None);
@@ -377,9 +467,9 @@ mod tests {
         catalog.set(first, Kind::Tool, tools(&["read"]));
         let taken = catalog.register("2", "file", US, "h2").unwrap_err();
         assert_eq!(taken, NameTaken { name: "file".into(), holder: Some("1".into()), away: false });
-        for (id, name) in [("1", "file"), ("1", "other"), ("2", "file")] {
-            let taken = catalog.register(id, name, Principal::token(3), "h3").unwrap_err();
-            assert_eq!(taken, NameTaken { name: name.into(), holder: None, away: false }, "{id} {name}");
+        for id in ["1", "2"] {
+            let taken = catalog.register(id, "file", Principal::token(3), "h3").unwrap_err();
+            assert_eq!(taken, NameTaken { name: "file".into(), holder: None, away: false }, "{id}");
         }
         let (second, replaced) = catalog.register("1", "files", US, "h4").unwrap();
         assert_eq!((replaced, catalog.len()), (Some("h1"), 1));
@@ -426,22 +516,90 @@ mod tests {
     }
 
     #[test]
-    fn the_earlier_keeps_its_name() {
+    fn equal_ids_of_two_principals_are_two_servers() {
         let mut catalog = catalog();
-        let (one, _) = catalog.register("1", "a_b", US, "h1").unwrap();
-        let (two, _) = catalog.register("2", "a", US, "h2").unwrap();
-        let (own, _) = catalog.register("3", "list", US, "h3").unwrap();
-        catalog.set(one, Kind::Tool, tools(&["c"]));
-        assert_eq!(catalog.set(two, Kind::Tool, tools(&["b_c", "b.c", "b_c"])).unwrap().len(), 3);
-        assert_eq!(catalog.set(own, Kind::Tool, tools(&["servers"])).unwrap().len(), 1);
-        assert_eq!(shown(catalog.find(Kind::Tool, "a_b_c")), "h1 c");
-        assert_eq!(shown(catalog.find(Kind::Tool, &exposed_with_hash("a", "b_c", 64))), "h2 b_c");
-        assert_eq!(shown(catalog.find(Kind::Tool, &exposed_with_hash("a", "b.c", 64))), "h2 b.c");
-        assert_eq!(shown(catalog.find(Kind::Tool, "list_servers")), "own");
+        let them = Principal::token(3);
+        let (ours, _) = catalog.register("1", "file", US, "h1").unwrap();
+        let (theirs, replaced) = catalog.register("1", "other", them, "h2").unwrap();
+        assert_eq!((replaced, catalog.len()), (None, 2));
+        assert_eq!((catalog.holder("1", US), catalog.holder("1", them)), (Some("h1"), Some("h2")));
+        assert_eq!(
+            catalog.servers(them),
+            [
+                r#"{"name":"file","tools_count":0,"state":"connected"}"#,
+                r#"{"id":"1","name":"other","tools_count":0,"state":"connected"}"#
+            ]
+        );
+        assert_eq!(catalog.remove(theirs).map(|(handle, _)| handle), Some("h2"));
+        assert_eq!((catalog.holder("1", US), catalog.holder("1", them)), (Some("h1"), None));
+        assert_eq!(catalog.register("1", "file", US, "h3").unwrap().1, Some("h1"));
+        assert_eq!(catalog.remove(ours), None);
+    }
+
+    /// The name is that of a rule: the earlier keeps its name from those of other tools, by giving it to neither.
+    #[test]
+    fn the_earlier_keeps_its_name() {
+        let hashed = |server, tool| exposed_with_hash(server, tool, 64);
+        let (c, b_c, dot) = (hashed("a_b", "c"), hashed("a", "b_c"), hashed("a", "b.c"));
+        for order in [[0, 1], [1, 0]] {
+            let mut catalog = catalog();
+            let one = catalog.register("1", "a_b", US, "h1").unwrap().0;
+            let two = catalog.register("2", "a", US, "h2").unwrap().0;
+            let own = catalog.register("3", "list", US, "h3").unwrap().0;
+            for server in order {
+                let (key, offer) = [(one, &["c", "d"][..]), (two, &["b_c", "b.c", "b_c"])][server];
+                catalog.set(key, Kind::Tool, tools(offer)).unwrap();
+            }
+            assert_eq!(catalog.set(own, Kind::Tool, tools(&["servers"])).unwrap().len(), 1);
+            let mut expected = [
+                c.clone(),
+                b_c.clone(),
+                dot.clone(),
+                hashed("list", "servers"),
+                "a_b_d".into(),
+                "list_servers".into(),
+            ];
+            expected.sort();
+            assert_eq!(listed(&catalog, Kind::Tool), expected);
+            assert_eq!(shown(catalog.find(Kind::Tool, &c)), "h1 c");
+            assert_eq!(shown(catalog.find(Kind::Tool, &b_c)), "h2 b_c");
+            assert_eq!(shown(catalog.find(Kind::Tool, &dot)), "h2 b.c");
+            assert_eq!(shown(catalog.find(Kind::Tool, "list_servers")), "own");
+            let several = shown(catalog.find(Kind::Tool, "a_b_c"));
+            assert!(
+                several.starts_with("one of ") && several.contains(&c) && several.contains(&b_c),
+                "{several}"
+            );
+            // What is left keeps its name, also with another list.
+            catalog.remove(two);
+            catalog.set(one, Kind::Tool, tools(&["c"])).unwrap();
+            assert_eq!(shown(catalog.find(Kind::Tool, "a_b_c")), format!("one of {c}"));
+            assert_eq!(shown(catalog.find(Kind::Tool, &c)), "h1 c");
+            catalog.remove(one);
+            assert_eq!(shown(catalog.find(Kind::Tool, "a_b_c")), "none");
+        }
     }
 
     #[test]
-    fn resources_keep_their_uri_where_they_can() {
+    fn no_plain_name_looks_like_one_with_a_hash() {
+        let mut catalog = catalog();
+        let one = catalog.register("1", "a", US, "h1").unwrap().0;
+        let imitated = exposed_with_hash("b", "c", 64);
+        let tool = imitated.replacen("b_", "", 1);
+        let two = catalog.register("2", "b", US, "h2").unwrap().0;
+        catalog.set(one, Kind::Tool, tools(&["c_0123abcd"]));
+        catalog.set(two, Kind::Tool, tools(&[&tool]));
+        let mut expected = [
+            exposed_with_hash("a", "c_0123abcd", 64),
+            exposed_with_hash("b", &tool, 64),
+            "list_servers".into(),
+        ];
+        expected.sort();
+        assert_eq!(listed(&catalog, Kind::Tool), expected);
+    }
+
+    #[test]
+    fn a_uri_of_two_servers_means_neither() {
         let mut catalog = catalog();
         let (one, _) = catalog.register("1", "one", US, "h1").unwrap();
         let (two, _) = catalog.register("2", "two", US, "h2").unwrap();
@@ -450,14 +608,70 @@ mod tests {
             assert!(catalog.set(key, Kind::Resource, items(Kind::Resource, &["a://x"])).is_some());
         }
         catalog.set(two, Kind::Template, items(Kind::Template, &["b://{id}/log{?n}"]));
-        assert_eq!(listed(&catalog, Kind::Resource), ["a://x", "two+a://x"]);
-        assert_eq!(shown(catalog.find_resource("a://x")), "h1 a://x");
+        assert_eq!(listed(&catalog, Kind::Resource), ["one+a://x", "two+a://x"]);
+        assert_eq!(shown(catalog.find_resource("a://x")), "one of one+a://x two+a://x");
+        assert_eq!(shown(catalog.find_resource("one+a://x")), "h1 a://x");
         assert_eq!(shown(catalog.find_resource("two+a://x")), "h2 a://x");
         assert_eq!(shown(catalog.find_resource("one+a://unlisted")), "h1 a://unlisted");
         assert_eq!(shown(catalog.find_resource("b://7/log?n=3")), "h2 b://7/log?n=3");
         assert_eq!(shown(catalog.find_resource("c://x")), "none");
+        assert_eq!(catalog.link("one", "a://x").as_deref(), Some("one+a://x"));
+        assert_eq!(catalog.link("two", "b://7/log"), None);
+        assert_eq!(catalog.link("one", "b://7/log").as_deref(), Some("one+b://7/log"));
+        assert_eq!(catalog.link("one", "https://x"), None);
         catalog.remove(one);
         assert_eq!(shown(catalog.find_resource("c://x")), "h2 c://x");
+        assert_eq!(shown(catalog.find_resource("a://x")), "one of two+a://x");
+    }
+
+    #[test]
+    fn neither_a_template_nor_a_name_draws_reads_away() {
+        let mut catalog = catalog();
+        let server = |catalog: &mut Catalog<_>, id, name, handle, listed: &[&str], templates: &[&str]| {
+            let key = catalog.register(id, name, US, handle).unwrap().0;
+            catalog.set_has_resources(key);
+            catalog.set(key, Kind::Resource, items(Kind::Resource, listed));
+            catalog.set(key, Kind::Template, items(Kind::Template, templates));
+        };
+        server(&mut catalog, "1", "home", "h1", &["file:///home/listed"], &["file:///home{+x}"]);
+        server(&mut catalog, "2", "forge", "h2", &["git+ssh://forge/a"], &["git+ssh://{host}/b{+x}"]);
+        server(&mut catalog, "3", "root", "h3", &[], &["file:///{+path}"]);
+        assert_eq!(shown(catalog.find_resource("git+ssh://forge/a")), "h2 git+ssh://forge/a");
+        server(&mut catalog, "4", "git", "h4", &[], &[]);
+        for (uri, expected) in [
+            ("file:///home/listed", "h1 file:///home/listed"),
+            ("file:///home/x", "one of home+file:///home/x root+file:///home/x"),
+            ("file:///etc/x", "h3 file:///etc/x"),
+            ("home+file:///home/x", "h1 file:///home/x"),
+            ("git+ssh://forge/a", "one of forge+git+ssh://forge/a"),
+            ("git+ssh://forge/b/c", "one of forge+git+ssh://forge/b/c"),
+            ("forge+git+ssh://forge/b/c", "h2 git+ssh://forge/b/c"),
+            ("git+ssh://other", "h4 ssh://other"),
+        ] {
+            assert_eq!(shown(catalog.find_resource(uri)), expected, "{uri}");
+        }
+        assert_eq!(shown(catalog.find_template("file:///{+path}")), "h3 file:///{+path}");
+    }
+
+    #[test]
+    fn a_user_interface_of_two_servers_is_each_one_s_own() {
+        let mut catalog = catalog();
+        for (id, name) in [("1", "one"), ("2", "two")] {
+            let key = catalog.register(id, name, US, "h").unwrap().0;
+            catalog.set_has_resources(key);
+            let raw = r#"{"name":"t","_meta":{"ui":{"resourceUri":"ui://app"}}}"#;
+            catalog.set(
+                key,
+                Kind::Tool,
+                Item::read(Kind::Tool, raw, &CatalogLimits::default()).into_iter().collect(),
+            );
+            catalog.set(key, Kind::Resource, items(Kind::Resource, &["ui://app"]));
+            let page = catalog.list(Kind::Tool, None).unwrap();
+            let bare = page.matches(r#""resourceUri":"ui://app""#).count();
+            assert_eq!(bare, usize::from(name == "one"), "{page}");
+        }
+        let page = catalog.list(Kind::Tool, None).unwrap();
+        assert!(page.contains(r#""one+ui://app""#) && page.contains(r#""two+ui://app""#), "{page}");
     }
 
     #[test]

@@ -636,6 +636,11 @@ pub const BIND_TRIES: u32 = 16;
 pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(1);
 /// Longest pause after failed accepts: descriptors come back when connections end.
 pub const ACCEPT_PAUSE_LONGEST: Duration = Duration::from_secs(1);
+/// Servers that are named in the error for a name or a URI that several of them can mean.
+pub const AMBIGUOUS_SERVERS: usize = 8;
+/// Bytes of the URI in a request at the aggregate, where it is looked up and matched with all templates: what RFC 9110,
+/// section 4.1, recommends to support.
+pub const URI_BYTES: usize = 8000;
 /// Tools of one list whose descriptions changed that are named in the log; a list can hold hundreds, and change often.
 pub const LOG_CHANGES: usize = 16;
 /// Bytes of log lines that wait for stderr to be read; about 2 500 usual lines, a restart of a log collector at a busy time.

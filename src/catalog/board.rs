@@ -1,14 +1,24 @@
 //! One list that clients see: what all servers offer of one kind, by exposed name.
+//!
+//! A plain name that two items claim is given to neither: both are exposed under their longer names, whoever came first.
+//! The plain name stays contested as long as one of its claimants is here, so that it never changes its meaning from one
+//! running server to another.
 
-use std::{collections::BTreeMap, fmt::Write, ops::Bound};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    ops::Bound,
+    sync::Arc,
+};
 
 use super::Key;
 use crate::{
     jsonrpc::quote,
-    limits::{CatalogLimits, LIST_PAGE},
+    limits::{AMBIGUOUS_SERVERS, CatalogLimits, LIST_PAGE},
     mcp::{
-        names::{exposed, exposed_with_hash},
-        offer::{Item, Kind},
+        links,
+        names::{exposed, exposed_with_hash, is_hashed},
+        offer::{Item, Kind, rename},
     },
     text,
 };
@@ -24,82 +34,208 @@ struct Entry {
     key: String,
     /// The description under the exposed name.
     listed: String,
+    /// The description may link to a resource.
+    links: bool,
+}
+
+/// What one server has in the list.
+#[derive(Debug)]
+struct Held {
+    name: String,
+    /// The exposed names that it has or claims.
+    names: Vec<Arc<str>>,
+}
+
+/// What an exposed name leads to.
+pub(super) enum Found<'a> {
+    /// The gateway's own.
+    Own,
+    /// An item of a server, by the server's own name for it.
+    Server(Key, &'a str),
+    /// Several items have this name: the exposed names of some of them.
+    Several(Vec<String>),
 }
 
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Board {
     kind: Kind,
-    entries: BTreeMap<String, Entry>,
+    longest: usize,
+    entries: BTreeMap<Arc<str>, Entry>,
+    /// Names that several items claim, with the claimants: server, and its own name for the item.
+    contested: BTreeMap<Arc<str>, BTreeSet<(Key, String)>>,
+    held: BTreeMap<Key, Held>,
 }
 
 impl Board {
-    pub(super) fn new(kind: Kind) -> Self {
-        Self { kind, entries: BTreeMap::new() }
+    pub(super) fn new(kind: Kind, limits: &CatalogLimits) -> Self {
+        let (entries, contested, held) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { kind, longest: limits.exposed_name, entries, contested, held }
     }
 
     /// Adds something of the gateway's own.
     pub(super) fn add_own(&mut self, name: &str, listed: &str) {
-        let entry = Entry { server: None, key: name.to_owned(), listed: listed.to_owned() };
-        self.entries.insert(name.to_owned(), entry);
+        let entry = Entry { server: None, key: name.to_owned(), listed: listed.to_owned(), links: false };
+        self.entries.insert(name.into(), entry);
     }
 
-    /// Adds an item of a server. Returns a warning when its plain name is taken.
-    pub(super) fn add(
-        &mut self,
-        server: Key,
-        name: &str,
-        item: &Item,
-        limits: &CatalogLimits,
-    ) -> Option<String> {
-        let (plain, other) = self.names(name, &item.key, limits);
-        let noun = self.kind.noun();
-        let holder = self.entries.get(&plain);
-        let taken = holder.is_some();
-        let again = holder.is_some_and(|entry| entry.server == Some(server) && entry.key == item.key);
-        let exposed = if taken { other } else { plain.clone() };
-        if again || self.entries.contains_key(&exposed) {
-            return Some(format!("{noun} {} is listed twice", text::show(&item.key)));
+    /// Adds an item of a server. Returns a warning when it does not get its plain name.
+    fn add(&mut self, server: Key, name: &str, item: &Item) -> Option<String> {
+        self.held.entry(server).or_insert_with(|| Held { name: name.to_owned(), names: Vec::new() });
+        let (noun, shown) = (self.kind.noun(), text::show(&item.key));
+        let names = self.names(name, &item.key);
+        if names.iter().any(|exposed| self.is_held(exposed, server, &item.key)) {
+            return Some(format!("{noun} {shown} is listed twice"));
         }
-        let entry = Entry { server: Some(server), key: item.key.clone(), listed: item.under(&exposed) };
-        let warning = taken.then(|| {
-            let (plain, shown) = (text::show(&plain), text::show(&item.key));
-            format!("the name {plain} is taken; {noun} {shown} is exposed as {}", text::show(&exposed))
-        });
-        self.entries.insert(exposed, entry);
-        warning
+        let [plain, _] = names;
+        let listed = item.under(&plain);
+        let links = links::may_link(&listed);
+        let entry = Entry { server: Some(server), key: item.key.clone(), listed, links };
+        let exposed = self.place(entry, 0);
+        let taken = text::show(&plain);
+        match exposed {
+            Some(exposed) if *exposed == *plain => None,
+            Some(exposed) => Some(format!(
+                "the name {taken} is taken; {noun} {shown} is exposed as {}",
+                text::show(&exposed)
+            )),
+            None => Some(format!("the name {taken} is taken; {noun} {shown} is not exposed")),
+        }
     }
 
-    /// The name that an item has, and the one that it has when that is taken. Resources keep their URI.
-    fn names(&self, server: &str, key: &str, limits: &CatalogLimits) -> (String, String) {
+    /// Whether this item has the exposed name, or claims it.
+    fn is_held(&self, exposed: &str, server: Key, key: &str) -> bool {
+        let has = |entry: &Entry| entry.server == Some(server) && entry.key == key;
+        let claims = |claimants: &BTreeSet<(Key, String)>| claimants.contains(&(server, key.to_owned()));
+        self.entries.get(exposed).is_some_and(has) || self.contested.get(exposed).is_some_and(claims)
+    }
+
+    /// Gives an item the first of its names, from the one with this number on, that nobody else has; whoever shares a name
+    /// with it is given another one as well. Returns the name; `None`: there is none.
+    fn place(&mut self, mut entry: Entry, from: usize) -> Option<Arc<str>> {
+        let server = entry.server?;
+        let names = self.names(&self.held.get(&server)?.name, &entry.key);
+        for (number, name) in names.iter().enumerate().skip(from) {
+            if number > 0 && name == &names[number - 1] {
+                continue;
+            }
+            let name: Arc<str> = name.as_str().into();
+            let owner = self.entries.get(&name).map(|holder| holder.server);
+            let is_free = owner.is_none() && !self.contested.contains_key(&name);
+            if owner != Some(None) {
+                self.held.get_mut(&server)?.names.push(name.clone());
+            }
+            if is_free {
+                entry.listed = rename(self.kind, &entry.listed, &name);
+                self.entries.insert(name.clone(), entry);
+                return Some(name);
+            }
+            if owner == Some(None) {
+                continue;
+            }
+            let claimants = self.contested.entry(name.clone()).or_default();
+            claimants.insert((server, entry.key.clone()));
+            if let Some(other) = self.entries.remove(&name) {
+                claimants.extend(other.server.map(|server| (server, other.key.clone())));
+                self.displace(other, &name);
+            }
+        }
+        None
+    }
+
+    /// Gives an item whose name is contested its next one.
+    fn displace(&mut self, entry: Entry, name: &str) {
+        let held = entry.server.and_then(|server| self.held.get(&server));
+        let names = held.map(|held| self.names(&held.name, &entry.key));
+        if names.is_some_and(|[plain, _]| plain == name) {
+            self.place(entry, 1);
+        }
+    }
+
+    /// The name that an item has, and the one that it has when that is contested. Resources keep their URI.
+    ///
+    /// A plain name never looks like one with a hash, so the two cannot be taken for each other.
+    fn names(&self, server: &str, key: &str) -> [String; 2] {
         match self.kind {
             Kind::Prompt | Kind::Tool => {
-                let longest = limits.exposed_name;
-                (exposed(server, key, longest), exposed_with_hash(server, key, longest))
+                let other = exposed_with_hash(server, key, self.longest);
+                let plain = exposed(server, key, self.longest);
+                [if is_hashed(&plain) { other.clone() } else { plain }, other]
             }
-            Kind::Resource | Kind::Template => (key.to_owned(), format!("{server}+{key}")),
+            Kind::Resource | Kind::Template => [key.to_owned(), format!("{server}+{key}")],
         }
+    }
+
+    /// Puts these items of a server in the place of those before. Returns warnings for the log.
+    pub(super) fn set(&mut self, server: Key, name: &str, items: &[Item]) -> Vec<String> {
+        let before = self.take_out(server);
+        let warnings = items.iter().filter_map(|item| self.add(server, name, item)).collect();
+        // Only now, so that a name that was contested does not become plain by a list that came anew.
+        self.release(&before);
+        warnings
     }
 
     /// Takes out all of a server. False when there was nothing.
     pub(super) fn remove(&mut self, server: Key) -> bool {
-        let before = self.entries.len();
-        self.entries.retain(|_, entry| entry.server != Some(server));
-        self.entries.len() < before
+        let names = self.take_out(server);
+        self.release(&names);
+        !names.is_empty()
+    }
+
+    fn take_out(&mut self, server: Key) -> Vec<Arc<str>> {
+        let names = self.held.remove(&server).map(|held| held.names).unwrap_or_default();
+        for name in &names {
+            if self.entries.get(name).is_some_and(|entry| entry.server == Some(server)) {
+                self.entries.remove(name);
+            }
+            if let Some(claimants) = self.contested.get_mut(name) {
+                claimants.retain(|(claimant, _)| *claimant != server);
+            }
+        }
+        names
+    }
+
+    /// Names that nobody claims any more are not contested.
+    fn release(&mut self, names: &[Arc<str>]) {
+        for name in names {
+            if self.contested.get(name).is_some_and(BTreeSet::is_empty) {
+                self.contested.remove(name);
+            }
+        }
     }
 
     /// Whose it is, and the server's own name for it.
-    pub(super) fn find(&self, exposed: &str) -> Option<(Option<Key>, &str)> {
-        self.entries.get(exposed).map(|entry| (entry.server, entry.key.as_str()))
+    pub(super) fn find(&self, exposed: &str) -> Option<Found<'_>> {
+        if let Some(entry) = self.entries.get(exposed) {
+            return Some(entry.server.map_or(Found::Own, |server| Found::Server(server, &entry.key)));
+        }
+        let claimants = self.contested.get(exposed)?;
+        let form =
+            |(server, key): &(Key, String)| Some(self.names(&self.held.get(server)?.name, key)[1].clone());
+        Some(Found::Several(claimants.iter().take(AMBIGUOUS_SERVERS).filter_map(form).collect()))
     }
 
-    /// The server that has a template of which this URI can be made.
-    pub(super) fn matching(&self, uri: &str) -> Option<Key> {
-        self.entries.values().find(|entry| fits(&entry.key, uri)).and_then(|entry| entry.server)
+    /// Servers that have a template of which this URI can be made: as many as an error names, at most.
+    pub(super) fn matching(&self, uri: &str) -> Vec<Key> {
+        let mut servers = Vec::new();
+        for entry in self.entries.values() {
+            let server = entry.server.filter(|server| !servers.contains(server));
+            servers.extend(server.filter(|_| fits(&entry.key, uri)));
+            if servers.len() == AMBIGUOUS_SERVERS {
+                break;
+            }
+        }
+        servers
     }
 
     /// One page, as the result of the list method. `None` when the cursor is not one of ours.
-    pub(super) fn page(&self, cursor: Option<&str>) -> Option<String> {
+    ///
+    /// `mend`: rewrites the links in a server's description.
+    pub(super) fn page(
+        &self,
+        cursor: Option<&str>,
+        mend: &dyn Fn(Key, &str) -> Option<String>,
+    ) -> Option<String> {
         let from = match cursor {
             None => Bound::Unbounded,
             Some(cursor) => Bound::Excluded(cursor.strip_prefix(CURSOR)?),
@@ -107,7 +243,8 @@ impl Board {
         let mut out = format!("{{\"{}\":[", self.kind.member());
         let mut rest = self.entries.range::<str, _>((from, Bound::Unbounded)).peekable();
         while let Some((name, entry)) = rest.next() {
-            out.push_str(&entry.listed);
+            let mended = entry.server.filter(|_| entry.links).and_then(|server| mend(server, &entry.listed));
+            out.push_str(mended.as_deref().unwrap_or(&entry.listed));
             let Some((_, following)) = rest.peek() else { break };
             if out.len() + following.listed.len() > LIST_PAGE {
                 // Writing to a String cannot fail.

@@ -257,7 +257,7 @@ impl Connection {
                 Some(Response::new(StatusCode::Ok).field("Cache-Control", "no-store").text("ok"))
             }
             Route::Preflight => Some(preflight(request)),
-            Route::Status => Some(self.gateway.status().await),
+            Route::Status => Some(self.gateway.status(principal).await),
             Route::Messages => legacy::messages(self, principal, request).await?,
             Route::Mcp(name) => streamable::serve(self, principal, scope(name), request).await?,
             Route::EventStream(name) => match legacy::admit(self, principal, scope(name)) {

@@ -165,7 +165,7 @@ impl Gateway {
         }
         match method {
             "tools/call" => match self.find(Kind::Tool, message, &["name"])? {
-                Found::Own => Ok(self.list_servers(message, reply)),
+                Found::Own => Ok(self.list_servers(client, message, reply)),
                 Found::Server(upstream, rename) => {
                     self.forward(client, &upstream, message, Some(rename), reply)
                 }
@@ -212,6 +212,9 @@ impl Gateway {
         match self.catalog().find(kind, &name) {
             Some(Target::Server { handle, key }) => Ok(Found::Server(handle, (span, key))),
             Some(Target::Own) => Ok(Found::Own),
+            Some(Target::Several(names)) => {
+                Err((jsonrpc::INVALID_PARAMS, ambiguous(kind.noun(), &name, &names)))
+            }
             None => Err((jsonrpc::INVALID_PARAMS, format!("unknown {}: {}", kind.noun(), text::show(&name)))),
         }
     }
@@ -222,11 +225,21 @@ impl Gateway {
         path: &[&str],
     ) -> Result<(Arc<Upstream>, (Span, String)), Problem> {
         let (span, uri) = needed_param(message, path)?;
+        if uri.len() > limits::URI_BYTES {
+            let why = format!("the URI is too long: more than {} bytes", limits::URI_BYTES);
+            return Err((jsonrpc::INVALID_PARAMS, why));
+        }
         let catalog = self.catalog();
-        // A completion names a template, all else a resource.
-        let target = catalog.find(Kind::Template, &uri).or_else(|| catalog.find_resource(&uri));
+        let target = match path {
+            // A completion names a template.
+            ["ref", ..] => catalog.find_template(&uri),
+            _ => catalog.find_resource(&uri),
+        };
         match target {
             Some(Target::Server { handle, key }) => Ok((handle, (span, key))),
+            Some(Target::Several(uris)) => {
+                Err((jsonrpc::NO_RESOURCE, ambiguous(Kind::Resource.noun(), &uri, &uris)))
+            }
             _ => Err((jsonrpc::NO_RESOURCE, format!("no such resource: {}", text::show(&uri)))),
         }
     }
@@ -359,6 +372,12 @@ fn needed_param(message: &Message<'_>, path: &[&str]) -> Result<(Span, String), 
             format!("{} is missing in {}", path.join("."), text::show(message.method())),
         )
     })
+}
+
+/// The error for a name or a URI that several servers can mean.
+fn ambiguous(noun: &str, name: &str, others: &[String]) -> String {
+    let others: Vec<String> = others.iter().map(|other| text::show(other).to_string()).collect();
+    format!("ambiguous {noun}: {}; use {}", text::show(name), others.join(" or "))
 }
 
 fn unknown_method(message: &Message<'_>) -> Problem {

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
-    client::Client,
+    client::{Client, Scope},
     dispatch::{Answer, Problem, declined, string_param},
     reply::Reply,
     tasks::NOT_FOUND,
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     jsonrpc::{self, Message, Span, quote, unquote},
     limits,
-    mcp::{logging::Level, offer::Kind},
+    mcp::{links, logging::Level, offer::Kind},
     session::Subscriber,
     tunnel::{mux::Pending, rewrite},
 };
@@ -129,8 +129,36 @@ impl Gateway {
         {
             return fail(pending, jsonrpc::INVALID_PARAMS, NOT_FOUND, &self.stats);
         }
-        let edits = self.settle(upstream, &pending, answer);
+        let mut edits = self.settle(upstream, &pending, answer);
+        edits.extend(self.links(upstream, &pending, answer));
         deliver(pending, answer, edits, &self.stats);
+    }
+
+    /// URIs in an answer that would lead a client of all servers to another server than the one that sent them.
+    fn links(
+        &self,
+        upstream: &Upstream,
+        pending: &Pending<Caller>,
+        answer: &Message<'_>,
+    ) -> Vec<(Span, String)> {
+        let method = &*pending.method;
+        let at_all = |client: &Client| *client.scope() == Scope::All;
+        match (&pending.caller, answer.result_span()) {
+            (Caller::Client(client, ..), Some(result))
+                if at_all(client)
+                    && matches!(method, "tools/call" | "prompts/get" | "resources/read")
+                    && (method == "resources/read" || links::may_link(answer.text())) =>
+            {
+                let found = links::in_result(method, answer.text(), result);
+                if found.is_empty() {
+                    return Vec::new();
+                }
+                let catalog = self.catalog();
+                let linked = found.into_iter().map(|(span, uri)| (span, catalog.link(upstream.name(), &uri)));
+                linked.filter_map(|(span, uri)| Some((span, quote(&uri?)))).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// What follows from an answer beside that, and what must be changed in it. What the server does not tell of is not

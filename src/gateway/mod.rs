@@ -131,7 +131,7 @@ impl Gateway {
         Self {
             policy,
             keys: Keys::new(tokens, &config.limits.guess),
-            catalog: Mutex::new(Catalog::new(&own, config.limits.catalog.clone())),
+            catalog: Mutex::new(Catalog::new(&own, &config.limits.catalog)),
             sessions: Mutex::new(sessions),
             subscriptions: Mutex::default(),
             tasks: Mutex::default(),

@@ -443,9 +443,7 @@ fn refusal(name: &str, taken: &NameTaken) -> Farewell {
         Some(holder) => format!(
             "the name '{name}' belongs to another server, with id {holder}; choose another (--server-name)"
         ),
-        None => format!(
-            "the name '{name}' or this server id belongs to somebody else; choose others (--server-name, --server-id)"
-        ),
+        None => format!("the name '{name}' belongs to somebody else; choose another (--server-name)"),
     };
     Farewell::new(if taken.away { CLOSE_LATER } else { CLOSE_REFUSED }, why)
 }

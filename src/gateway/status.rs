@@ -8,6 +8,7 @@ use futures_lite::future;
 
 use super::{Gateway, client::Client, dispatch::Answer, reply::Reply, upstream::Upstream};
 use crate::{
+    auth::Principal,
     catalog::{Catalog, Key},
     http::{respond::Response, vocab::StatusCode},
     jsonrpc::{self, Message, quote},
@@ -17,9 +18,9 @@ use crate::{
 
 impl Gateway {
     /// The answer to a request for the status: a JSON object.
-    pub(super) async fn status(&self) -> Response {
+    pub(super) async fn status(&self, viewer: Principal) -> Response {
         let uptime = self.started.elapsed().as_secs();
-        let (servers, calls) = self.server_list().await;
+        let (servers, calls) = self.server_list(viewer).await;
         let (counters, tables) = (self.counters(), self.tables(calls).await);
         let body = format!(
             "{{\"version\":\"{}\",\"uptime_seconds\":{uptime},\"open\":{},\"servers\":[{servers}],\"counters\":{{{counters}}},\"tables\":{{{tables}}}}}",
@@ -46,18 +47,18 @@ impl Gateway {
         format!("served for {} s: {counts}", self.started.elapsed().as_secs())
     }
 
-    /// All servers, and the number of calls under way.
-    async fn server_list(&self) -> (String, usize) {
+    /// All servers, and the number of calls under way. Ids are their owners' matter.
+    async fn server_list(&self, viewer: Principal) -> (String, usize) {
         let (mut list, mut calls, mut last) = (String::new(), 0, None);
         loop {
             let before = last;
-            for (key, server) in self.catalog().overview(last).take(limits::PIECE) {
+            for (key, server) in self.catalog().overview(viewer, last).take(limits::PIECE) {
                 let (id, name, upstream, tools, away) = server;
-                let (id, name, state, under_way) =
-                    (quote(id), quote(name), state(away), upstream.under_way());
+                let id = id.map(|id| format!("\"id\":{},", quote(id))).unwrap_or_default();
+                let (name, state, under_way) = (quote(name), state(away), upstream.under_way());
                 let comma = if list.is_empty() { "" } else { "," };
                 list += &format!(
-                    "{comma}{{\"name\":{name},\"id\":{id},\"state\":\"{state}\",\"tools\":{tools},\"calls\":{under_way}}}"
+                    "{comma}{{\"name\":{name},{id}\"state\":\"{state}\",\"tools\":{tools},\"calls\":{under_way}}}"
                 );
                 calls += under_way;
                 last = Some(key);
@@ -70,9 +71,15 @@ impl Gateway {
     }
 
     /// Answers a call of the gateway's own tool. Many servers take more than one step, and the answer comes later.
-    pub(super) fn list_servers(self: &Arc<Self>, message: &Message<'_>, reply: &Reply) -> Answer {
+    pub(super) fn list_servers(
+        self: &Arc<Self>,
+        client: &Client,
+        message: &Message<'_>,
+        reply: &Reply,
+    ) -> Answer {
+        let viewer = client.principal();
         if self.catalog().len() <= limits::PIECE {
-            let mut list = ServerList::default();
+            let mut list = ServerList::new(viewer);
             list.add(&self.catalog(), usize::MAX);
             return Answer::Now(list.result());
         }
@@ -80,7 +87,7 @@ impl Gateway {
         let id = message.id().unwrap_or_default().to_owned();
         let (watching, failed, its_id) = (self.clone(), reply.clone(), id.clone());
         let listing = async move {
-            let mut list = ServerList::default();
+            let mut list = ServerList::new(viewer);
             while list.add(&gateway.catalog(), limits::PIECE) {
                 future::yield_now().await;
             }
@@ -131,18 +138,23 @@ impl Gateway {
 
 /// The result of the gateway's own tool, as far as it is written: a text for each server, as the original gives it, and all
 /// of them as structured content.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct ServerList {
+    viewer: Principal,
     texts: String,
     servers: String,
     last: Option<Key>,
 }
 
 impl ServerList {
+    fn new(viewer: Principal) -> Self {
+        Self { viewer, texts: String::new(), servers: String::new(), last: None }
+    }
+
     /// Adds the next servers, at most so many. False: there are no more.
     fn add(&mut self, catalog: &Catalog<Arc<Upstream>>, most: usize) -> bool {
         let before = self.last;
-        for (key, server) in catalog.servers_behind(self.last).take(most) {
+        for (key, server) in catalog.servers_behind(self.viewer, self.last).take(most) {
             let comma = if self.last.is_some() { "," } else { "" };
             self.texts += &format!("{comma}{{\"type\":\"text\",\"text\":{}}}", quote(&server));
             self.servers += comma;

@@ -682,7 +682,25 @@ impl Upstream {
 }
 
 /// Gives an answer to who waits for it, under the client's own id and with these changes.
-pub fn deliver(pending: Pending<Caller>, message: &Message<'_>, edits: Vec<(Span, String)>, stats: &Stats) {
+pub fn deliver(
+    pending: Pending<Caller>,
+    message: &Message<'_>,
+    mut edits: Vec<(Span, String)>,
+    stats: &Stats,
+) {
+    if let Caller::Client(client, ..) = &pending.caller
+        && !edits.is_empty()
+        && bridge::concerns(&client.facts().version)
+    {
+        // What is put in words must be in words as it was changed.
+        edits.sort_unstable_by_key(|(span, _)| span.start);
+        let changes: Vec<(Span, &str)> =
+            edits.iter().map(|(span, new)| (span.clone(), new.as_str())).collect();
+        let text = message.splice(&changes);
+        if let Ok(changed) = Message::read(&text) {
+            return deliver(pending, &changed, Vec::new(), stats);
+        }
+    }
     if let Caller::Client(client, id, reply, _share) = pending.caller {
         let asked = client.calls().end(&id).map(|(upstream, _)| upstream);
         if let (Some(result), "initialize") = (message.result(), &*pending.method) {

@@ -5,6 +5,7 @@
 
 pub mod bridge;
 pub mod conversation;
+pub mod links;
 pub mod logging;
 pub mod names;
 pub mod offer;

@@ -17,6 +17,15 @@ pub fn exposed_with_hash(server: &str, name: &str, longest: usize) -> String {
     cut(plain(server, name), server, name, longest)
 }
 
+/// Whether a name ends as one with a hash does.
+pub fn is_hashed(name: &str) -> bool {
+    let hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    match name.as_bytes().split_last_chunk::<SUFFIX>() {
+        Some((_, [b'_', hash @ ..])) => hash.iter().all(hex),
+        _ => false,
+    }
+}
+
 fn plain(server: &str, name: &str) -> String {
     let fit = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
     server.chars().chain(['_']).chain(name.chars()).map(fit).collect()
@@ -58,6 +67,20 @@ mod tests {
         assert_eq!((one.len(), two.len()), (64, 64));
         assert_ne!(one, two);
         assert_eq!(exposed_with_hash("a", "b", 64), "a_b_".to_owned() + &format!("{:08x}", hash("a", "b")));
+    }
+
+    #[test]
+    fn names_with_a_hash_are_recognized() {
+        for (name, expected) in [
+            ("a_b_0123abcd", true),
+            ("_0123abcd", true),
+            ("a_0123abcD", false),
+            ("a_b", false),
+            ("a0123abcd", false),
+        ] {
+            assert_eq!(is_hashed(name), expected, "{name}");
+        }
+        assert!(is_hashed(&exposed_with_hash("a", "b", 64)));
     }
 
     #[test]

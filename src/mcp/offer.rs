@@ -141,6 +141,16 @@ impl Item {
     }
 }
 
+/// A description of an [`Item`] that is under one key, under another.
+pub fn rename(kind: Kind, listed: &str, exposed: &str) -> String {
+    match jsonrpc::find(listed, 0..listed.len(), &[kind.key()]) {
+        Ok(Some(span)) => {
+            format!("{}{}{}", &listed[..span.start], jsonrpc::quote(exposed), &listed[span.end..])
+        }
+        _ => listed.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use std::{
 use rustix::process::Signal;
 
 use crate::{
-    wire::{Wire, ask, get, member},
+    wire::{Wire, ask, get, member, request},
     world::{Edge, Gateway, Program, eventually},
 };
 
@@ -55,9 +55,15 @@ fn an_id_belongs_to_the_token_that_registered_it() {
     let gateway = Gateway::start(&["--auth-token", "one", "--auth-token", "two"]);
     let token = |token| ["--server-id", "box", "--header", token];
     let _first = gateway.edge_with("s", &[], &token("Authorization: Bearer one"));
-    let mut thief = Edge::start(&gateway.url(), "other", &[], &token("Authorization: Bearer two"));
-    let line = complaint(&mut thief.program);
-    assert!(line.contains("refuses the registration"), "{line}");
+    let second = Edge::start(&gateway.url(), "other", &[], &token("Authorization: Bearer two"));
+    second.program.wait_for("registered: ");
+    // Two servers: neither takes the other's place, and each token sees its own id only.
+    for (bearer, own, other) in [("one", "s", "other"), ("two", "other", "s")] {
+        let line = format!("Authorization: Bearer {bearer}");
+        let status = request(gateway.address, "GET", "/status", &[&line], "").body;
+        assert!(status.contains(&format!(r#""name":"{own}","id":"box","#)), "{status}");
+        assert!(status.contains(&format!(r#""name":"{other}","state":"connected","#)), "{status}");
+    }
 }
 
 #[test]

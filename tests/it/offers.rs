@@ -49,12 +49,15 @@ fn list(session: &Session, method: &str, member: &str, key: &str) -> Vec<String>
 fn everything_is_put_together() {
     let two = Two::start();
     let session = two.session();
-    assert_eq!(list(&session, "resources/list", "resources", "uri"), ["a://one", "b://only", "two+a://one"]);
+    assert_eq!(
+        list(&session, "resources/list", "resources", "uri"),
+        ["b://only", "one+a://one", "two+a://one"]
+    );
     let templates = list(&session, "resources/templates/list", "resourceTemplates", "uriTemplate");
     assert_eq!(templates, ["one://{id}/log", "two://{id}/log"]);
     assert_eq!(list(&session, "prompts/list", "prompts", "name"), ["one_greet", "two_greet"]);
     for (uri, text) in [
-        ("a://one", "a://one of one"),
+        ("one+a://one", "a://one of one"),
         ("two+a://one", "a://one of two"),
         ("b://only", "b://only of two"),
         ("two://7/log", "two://7/log of two"),
@@ -63,6 +66,12 @@ fn everything_is_put_together() {
         let answer = session.ask("resources/read", json!({"uri": uri}));
         assert_eq!(answer["result"]["contents"][0]["text"], text, "{uri}");
     }
+    let both = session.ask("resources/read", json!({"uri": "a://one"}));
+    let why = "ambiguous resource: a://one; use one+a://one or two+a://one";
+    assert_eq!(both["error"], json!({"code": -32002, "message": why}));
+    let long = json!({"uri": format!("a://{}", "x".repeat(8000))});
+    let why = "the URI is too long: more than 8000 bytes";
+    assert_eq!(session.ask("resources/read", long)["error"], json!({"code": -32602, "message": why}));
     let missing = session.ask("resources/read", json!({"uri": "one+x://none"}));
     assert_eq!(
         (&missing["error"]["code"], &missing["error"]["data"]["uri"]),
@@ -106,7 +115,7 @@ fn what_a_server_takes_along_is_gone() {
     assert_eq!(list(&session, "resources/list", "resources", "uri"), ["b://only", "two+a://one"]);
     assert_eq!(
         session.ask("resources/read", json!({"uri": "two+a://one"}))["result"]["contents"][0]["uri"],
-        "a://one"
+        "two+a://one"
     );
 }
 
@@ -117,7 +126,7 @@ fn updates_reach_their_subscribers_only() {
     let own = Session::open_as(two.gateway.address, "/servers/two/mcp", "2025-06-18", &[]);
     let mut streams = [&first, &second, &third, &own].map(|session| session.listen(None));
     for (session, uri) in
-        [(&first, "a://one"), (&second, "two+a://one"), (&first, "two+a://one"), (&own, "a://one")]
+        [(&first, "one+a://one"), (&second, "two+a://one"), (&first, "two+a://one"), (&own, "a://one")]
     {
         assert_eq!(session.ask("resources/subscribe", json!({"uri": uri}))["result"], json!({}));
     }
@@ -147,7 +156,7 @@ fn updates_reach_their_subscribers_only() {
         seen
     });
     seen[0].sort();
-    assert_eq!(seen, [vec!["a://one", "two+a://one"], vec!["two+a://one"], vec![], vec!["a://one"]]);
+    assert_eq!(seen, [vec!["one+a://one", "two+a://one"], vec!["two+a://one"], vec![], vec!["a://one"]]);
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl Gateway {
     }
 
     fn catalog(net: &Net) -> Catalog<usize> {
-        Catalog::new(&[("list_servers", mcp::LIST_SERVERS)], net.limits.catalog.clone())
+        Catalog::new(&[("list_servers", mcp::LIST_SERVERS)], &net.limits.catalog)
     }
 
     /// It is killed, and started anew after a while: it remembers nothing. All connections end without a word.
@@ -223,7 +223,12 @@ impl Gateway {
     fn intrude(&mut self, net: &mut Net) {
         let place = net.random.below(4);
         let (id, name) = (format!("id-{place}"), child::name(place));
-        if self.catalog.servers().iter().any(|server| server.contains(&format!("\"{id}\""))) {
+        if self
+            .catalog
+            .servers(Principal::ANONYMOUS)
+            .iter()
+            .any(|server| server.contains(&format!("\"{id}\"")))
+        {
             assert!(self.catalog.register("other", &name, Principal::ANONYMOUS, usize::MAX).is_err());
             assert!(self.catalog.register(&id, &name, Principal::token(9), usize::MAX).is_err());
         }

@@ -1,0 +1,136 @@
+//! Links to resources in what servers send: where their URIs stand.
+//!
+//! A client that sees all servers must not be led to another server's resource of the same URI. Pure; `catalog` knows what
+//! each URI leads to.
+
+use crate::jsonrpc::{Span, elements, find, unquote};
+
+/// A URI, and where its value stands.
+pub type Link = (Span, String);
+
+/// Whether a text can have links at all; most have none, and this says so quickly.
+pub fn may_link(text: &str) -> bool {
+    // Part of `resource_link`, `resource` (both types of content), `resourceUri` and `ui/resourceUri`.
+    text.contains("resource")
+}
+
+/// The links in the result of a method, in the order of the text.
+pub fn in_result(method: &str, text: &str, result: Span) -> Vec<Link> {
+    let mut links = Vec::new();
+    match method {
+        "tools/call" => parts(text, &result, "content").for_each(|block| in_block(text, &block, &mut links)),
+        "prompts/get" => {
+            for message in parts(text, &result, "messages") {
+                if let Some(content) = member(text, &message, &["content"]) {
+                    in_block(text, &content, &mut links);
+                }
+            }
+        }
+        "resources/read" => {
+            parts(text, &result, "contents").for_each(|contents| in_resource(text, &contents, &mut links));
+        }
+        _ => return links,
+    }
+    in_meta(text, &result, &mut links);
+    in_order(links)
+}
+
+/// The links in the description of a tool.
+pub fn in_description(listed: &str) -> Vec<Link> {
+    let mut links = Vec::new();
+    in_meta(listed, &(0..listed.len()), &mut links);
+    in_order(links)
+}
+
+/// A text with other URIs in the places of these; `None`: nothing changes.
+pub fn spliced(text: &str, edits: &[Link]) -> Option<String> {
+    let mut out = String::new();
+    let mut from = 0;
+    for (span, uri) in edits {
+        out.push_str(&text[from..span.start]);
+        out.push_str(&crate::jsonrpc::quote(uri));
+        from = span.end;
+    }
+    out.push_str(&text[from..]);
+    (!edits.is_empty()).then_some(out)
+}
+
+fn in_block(text: &str, block: &Span, links: &mut Vec<Link>) {
+    let kind = member(text, block, &["type"]).and_then(|span| unquote(&text[span]));
+    match kind.as_deref() {
+        Some("resource_link") => in_resource(text, block, links),
+        Some("resource") => {
+            if let Some(resource) = member(text, block, &["resource"]) {
+                in_resource(text, &resource, links);
+            }
+            in_meta(text, block, links);
+        }
+        _ => in_meta(text, block, links),
+    }
+}
+
+fn in_resource(text: &str, object: &Span, links: &mut Vec<Link>) {
+    add(text, object, &["uri"], links);
+    in_meta(text, object, links);
+}
+
+/// The user interface of a tool (MCP Apps): `_meta.ui.resourceUri`, and the flat form before it.
+fn in_meta(text: &str, object: &Span, links: &mut Vec<Link>) {
+    add(text, object, &["_meta", "ui", "resourceUri"], links);
+    add(text, object, &["_meta", "ui/resourceUri"], links);
+}
+
+fn add(text: &str, object: &Span, path: &[&str], links: &mut Vec<Link>) {
+    let span = member(text, object, path);
+    links.extend(span.and_then(|span| Some((span.clone(), unquote(&text[span])?.into_owned()))));
+}
+
+fn member(text: &str, object: &Span, path: &[&str]) -> Option<Span> {
+    find(text, object.clone(), path).ok().flatten()
+}
+
+fn parts<'a>(text: &'a str, object: &Span, name: &str) -> impl Iterator<Item = Span> + use<'a> {
+    member(text, object, &[name]).into_iter().flat_map(move |list| elements(text, list))
+}
+
+fn in_order(mut links: Vec<Link>) -> Vec<Link> {
+    links.sort_unstable_by_key(|(span, _)| span.start);
+    links
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(method: &str, result: &str) -> Vec<String> {
+        in_result(method, result, 0..result.len()).into_iter().map(|(_, uri)| uri).collect()
+    }
+
+    #[test]
+    fn links_are_found_in_results_in_order() {
+        let content = r#"[{"type":"text","text":"resource a://0"},{"uri":"a:\/\/1","type":"resource_link"},{"type":"resource","resource":{"uri":"a://2","text":""}}]"#;
+        let meta = r#"{"ui":{"resourceUri":"ui://m"},"ui/resourceUri":"ui://n"}"#;
+        let result =
+            format!(r#"{{"_meta":{meta},"content":{content},"structuredContent":{{"uri":"a://3"}}}}"#);
+        assert_eq!(found("tools/call", &result), ["ui://m", "ui://n", "a://1", "a://2"]);
+        assert!(found("completion/complete", &result).is_empty());
+        assert_eq!(
+            found("prompts/get", r#"{"messages":[{"content":{"type":"resource_link","uri":"a://1"}}]}"#),
+            ["a://1"]
+        );
+        assert_eq!(found("resources/read", r#"{"contents":[{"uri":"a://1","text":""},{}]}"#), ["a://1"]);
+        for odd in ["{}", r#"{"content":{}}"#, r#"{"content":[1,null,{"type":"resource_link","uri":7}]}"#] {
+            assert!(found("tools/call", odd).is_empty(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn descriptions_get_other_uris_and_nothing_else() {
+        let listed = r#"{"name":"resource", "_meta":{"ui":{"resourceUri" : "ui://a","x":1.0}}}"#;
+        let edits: Vec<Link> =
+            in_description(listed).into_iter().map(|(span, uri)| (span, format!("s+{uri}"))).collect();
+        assert_eq!(spliced(listed, &edits).unwrap(), listed.replace("ui://a", "s+ui://a"));
+        assert_eq!(spliced(listed, &[]), None);
+        assert!(!may_link(r#"{"content":[{"type":"text","text":"hello"}]}"#));
+    }
+}
