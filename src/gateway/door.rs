@@ -66,7 +66,7 @@ impl Drop for Visit {
 }
 
 impl Gateway {
-    /// Logs a warning that peers can cause as often as they like: one of a kind about a source in [`limits::LOG_EVERY`].
+    /// Logs a warning that peers can cause as often as they like: one of a kind about a source in [`LOG_EVERY`](crate::limits::LOG_EVERY).
     pub(super) fn warn_throttled(&self, kind: &'static str, source: impl ToString, line: impl Display) {
         self.log_throttled(log::Level::Warn, kind, &source.to_string(), 1, line);
     }
