@@ -39,6 +39,8 @@ pub struct GatewayConfig {
     pub trusted_proxies: Vec<IpAddr>,
     /// TLS, when asked for.
     pub tls: Option<ServerTls>,
+    /// Path prefix below which a proxy serves the gateway, unless the proxy names another; empty: none.
+    pub public_prefix: String,
     /// Origins that browsers may come from, beside loopback and our own.
     pub allow_origins: Vec<String>,
     /// Names under which the gateway may be addressed without a token.
@@ -69,6 +71,7 @@ impl Default for GatewayConfig {
             token_file: None,
             trusted_proxies: Vec::new(),
             tls: None,
+            public_prefix: String::new(),
             allow_origins: Vec::new(),
             public_hosts: Vec::new(),
             cors: false,

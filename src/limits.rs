@@ -532,6 +532,8 @@ pub const DRAIN: Duration = Duration::from_secs(2);
 pub const CLAIM: Duration = Duration::from_secs(2);
 /// Longest time for which an edge keeps what a gateway says it waits for; who is away for longer begins anew.
 pub const RESUME_LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// Bytes of a path prefix in `X-Forwarded-Prefix` or `--public-url`.
+pub const PREFIX: usize = 256;
 /// Bytes of a file with tokens; some ten thousand of them.
 pub const TOKEN_FILE: u64 = MIB as u64;
 /// Characters of a principal's label, and of a server name with `*` to which a token is bound: those of a server's name.

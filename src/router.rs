@@ -6,7 +6,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::http::{head::Request, vocab::Method};
+use crate::{
+    http::{head::Request, vocab::Method},
+    limits,
+};
 
 /// What a request is about. A name stands for the endpoint of that one server; without one it is that of all servers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -76,6 +79,18 @@ pub const REGISTER_PATH: &str = "/mcp/register";
 
 /// In front of a server's name and `/mcp`, `/sse`, `/messages`.
 pub const SERVERS_PATH: &str = "/servers/";
+
+/// Validates a path prefix below which a proxy serves the gateway, and returns it without the slash at its end.
+///
+/// `None`: with one of our paths appended it might not be a plain path of the same host. Letters, digits and `-._~` are
+/// allowed (RFC 3986 2.3); percent escapes, `//`, dot segments and everything else are not.
+pub fn prefix(text: &str) -> Option<&str> {
+    let trimmed = text.strip_suffix('/').unwrap_or(text);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let segment = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(plain);
+    let whole = trimmed.strip_prefix('/')?.split('/').all(segment);
+    (whole && trimmed.len() <= limits::PREFIX).then_some(trimmed)
+}
 
 /// What the router has to know of the configuration.
 #[derive(Clone, Debug, Default)]
@@ -226,6 +241,29 @@ fn in_brackets(name: &str) -> Option<Ipv6Addr> {
 mod tests {
     use super::*;
     use crate::{http::head, limits::HttpLimits};
+
+    #[test]
+    fn prefixes() {
+        for (text, expected) in [
+            ("/gate", Some("/gate")),
+            ("/gate/way-1/", Some("/gate/way-1")),
+            ("", None),
+            ("/", None),
+            ("//evil.example", None),
+            ("/a//", None),
+            ("/..", None),
+            ("/a/./b", None),
+            ("gate", None),
+            ("/a%2e", None),
+            ("/a?b", None),
+            ("/a\r\nb", None),
+            ("/\u{e9}", None),
+            ("https://a.example/b", None),
+        ] {
+            assert_eq!(prefix(text), expected, "{text:?}");
+        }
+        assert_eq!(prefix(&format!("/{}", "a".repeat(limits::PREFIX))), None);
+    }
 
     fn policy(guarded: bool) -> Policy {
         Policy {

@@ -49,6 +49,7 @@ pub const GATEWAY: &[Flag] = &[
     Flag { name: "ssl-ca-cert", takes: Takes::One, also: &["ssl-ca-certs"] },
     flag("allow-origin", Takes::Many),
     flag("public-host", Takes::Many),
+    flag("public-url", Takes::One),
     flag("enable-cors", Takes::Nothing),
     flag("max-connections", Takes::One),
     flag("max-connections-per-address", Takes::One),
@@ -142,7 +143,7 @@ pub struct GatewayArgs {
     /// file with such tokens, one on each line, # for comments; SIGHUP reads it again
     #[argh(option)]
     pub auth_token_file: Option<String>,
-    /// address of a proxy that names its clients in X-Forwarded-For, to tell apart those who guess tokens; repeatable
+    /// address of a proxy that names its clients in X-Forwarded-For, to tell apart those who guess tokens, and may name the path that it takes away in X-Forwarded-Prefix; repeatable
     #[argh(option)]
     pub trusted_proxy: Vec<String>,
     /// speak TLS, https and wss; needs the next two
@@ -163,6 +164,9 @@ pub struct GatewayArgs {
     /// a name under which the gateway may be reached when it asks for no token: gw.example; repeatable
     #[argh(option)]
     pub public_host: Vec<String>,
+    /// where clients reach the gateway behind a proxy that takes a path away: https://NAME/PATH; NAME is as with --public-host
+    #[argh(option)]
+    pub public_url: Option<String>,
     /// let web pages of allowed origins read the answers (CORS)
     #[argh(switch)]
     pub enable_cors: bool,

@@ -30,6 +30,7 @@ pub fn gateway(args: GatewayArgs, environment: &Environment) -> Result<Command, 
     let tokens = tokens(&args, environment.get(environment::TOKENS))?;
     let tls = server_tls(&args)?;
     let mut limits = super::limits::gateway(&args)?;
+    let (public_hosts, public_prefix) = public(&args)?;
     let (host, ipv6) = host(args.host, args.ipv6);
     limits.link.resume_window = values::window("--resume-window", &args.resume_window)?;
     let config = GatewayConfig {
@@ -48,7 +49,8 @@ pub fn gateway(args: GatewayArgs, environment: &Environment) -> Result<Command, 
         trusted_proxies: values::each(&args.trusted_proxy, values::proxy)?,
         tls,
         allow_origins: values::each(&args.allow_origin, values::origin)?,
-        public_hosts: values::each(&args.public_host, values::public_host)?,
+        public_hosts,
+        public_prefix,
         cors: args.enable_cors,
         threads: values::threads(&args.threads)?,
         limits,
@@ -114,6 +116,15 @@ fn host(typed: Option<String>, ipv6: bool) -> (Option<String>, bool) {
         Some("0.0.0.0") if ipv6 => (Some("::".into()), true),
         _ => (typed, ipv6),
     }
+}
+
+/// The host names of `--public-host` and `--public-url`, and the path prefix of the latter.
+fn public(args: &GatewayArgs) -> Result<(Vec<String>, String), Fault> {
+    let mut hosts = values::each(&args.public_host, values::public_host)?;
+    let Some(url) = &args.public_url else { return Ok((hosts, String::new())) };
+    let (host, prefix) = values::public_url(url)?;
+    hosts.push(host);
+    Ok((hosts, prefix))
 }
 
 fn distinct(config: &GatewayConfig) -> Result<(), Fault> {

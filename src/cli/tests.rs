@@ -355,6 +355,54 @@ fn origins_and_hosts_as_browsers_send_them() {
 }
 
 #[test]
+fn public_urls() {
+    for (url, host, prefix) in [
+        ("https://gw.example", "gw.example", ""),
+        ("https://gw.example/", "gw.example", ""),
+        ("https://gw.example/base", "gw.example", "/base"),
+        ("HTTPS://GW.example:8443/a/b-c_d.e~f/", "gw.example", "/a/b-c_d.e~f"),
+        ("http://[2001:db8::1]/x", "2001:db8::1", "/x"),
+    ] {
+        let (typed, _) = gateway(&["--public-url", url], &[]);
+        let (filled_in, _) = gateway(&[], &[("MCPPORT_PUBLIC_URL", url)]);
+        for config in [typed, filled_in] {
+            assert_eq!((&*config.public_hosts, &*config.public_prefix), (&[host.to_owned()][..], prefix));
+        }
+    }
+    let both = ["--public-host", "a.example", "--public-url", "https://b.example/x"];
+    assert_eq!(gateway(&both, &[]).0.public_hosts, ["a.example", "b.example"]);
+    let long = format!("https://h/{}", "a".repeat(256));
+    for wrong in [
+        "",
+        "gw.example/canary",
+        "/canary",
+        "ftp://h/canary",
+        "wss://h/canary",
+        "https://",
+        "https:///canary",
+        "https://u:canary@h/",
+        "https://h:0/canary",
+        "https://h:99999/canary",
+        "https://h//canary",
+        "https://h/canary//",
+        "https://h/../canary",
+        "https://h/./canary",
+        "https://h/can%61ry",
+        "https://h/a?canary",
+        "https://h?canary",
+        "https://h/a#canary",
+        "https://h/a canary",
+        "https://h/canary\r\nx",
+        "https://h\u{e9}/canary",
+        &long,
+    ] {
+        let said = fault(&["gateway", "--public-url", wrong]);
+        assert!(said.starts_with("--public-url: a URL such as https://gw.example/base"), "{said}");
+        assert!(!said.contains("canary") && said.lines().count() == 1, "{said}");
+    }
+}
+
+#[test]
 fn version_and_overview() {
     for line in [vec!["-v"], vec!["--version"]] {
         assert!(

@@ -14,7 +14,7 @@ use crate::{
     config::{GatewayUrl, Restart},
     fault::Fault,
     limits::{SERVER_ID, THREADS},
-    router::REGISTER_PATH,
+    router::{self, REGISTER_PATH},
     secret::Secret,
     text,
 };
@@ -140,6 +140,21 @@ pub fn public_host(typed: &str) -> Result<String, Fault> {
         "--public-host {}: a name such as gw.example is needed, without scheme and path",
         text::show(typed)
     )))
+}
+
+/// Splits a URL into its host and its path prefix, without the slash at the end. Complaints do not repeat the URL: people put
+/// secrets into URLs.
+pub fn public_url(typed: &str) -> Result<(String, String), Fault> {
+    let parts = || {
+        let (scheme, rest) = typed.split_once("://")?;
+        let web = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (host, _) = host_and_port(authority).filter(|_| web)?;
+        let prefix = if matches!(path, "" | "/") { "" } else { router::prefix(path)? };
+        Some((host, prefix.to_owned()))
+    };
+    let why = "--public-url: a URL such as https://gw.example/base is needed, its path of letters, digits and - . _ ~";
+    parts().ok_or_else(|| Fault::usage(why))
 }
 
 /// When a server is started again.

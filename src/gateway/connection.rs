@@ -23,7 +23,7 @@ use crate::{
         vocab::{Method, StatusCode},
     },
     net::{link, queue::Receiver, stream::Stream, web::Web},
-    router::{Forbidden, Route, Unrouted},
+    router::{self, Forbidden, Route, Unrouted},
     session,
     tunnel::REFUSAL,
 };
@@ -263,7 +263,8 @@ impl Connection {
             Route::EventStream(name) => match legacy::admit(self, principal, scope(name)) {
                 Ok((client, queue)) => {
                     let head = self.with_cors(events::head(), origin);
-                    Box::pin(legacy::serve(self, head, client, queue)).await?;
+                    let prefix = self.prefix(request);
+                    Box::pin(legacy::serve(self, head, prefix, (client, queue))).await?;
                     None
                 }
                 Err(response) => Some(response),
@@ -278,6 +279,19 @@ impl Connection {
             self.web.answer(&response);
         }
         Ok(Then::Next)
+    }
+
+    /// The path prefix under which the client reaches the gateway: that of `X-Forwarded-Prefix` if a trusted proxy sent exactly one
+    /// valid value, else the configured one.
+    fn prefix(&self, request: &Request) -> String {
+        let (config, peer) = (&self.gateway.config, self.web.stream.peer().ip().to_canonical());
+        let mut named =
+            request.fields("x-forwarded-prefix").filter(|_| config.trusted_proxies.contains(&peer));
+        let prefix = match (named.next(), named.next()) {
+            (Some(one), None) => router::prefix(one),
+            _ => None,
+        };
+        prefix.unwrap_or(&config.public_prefix).to_owned()
     }
 
     fn admit_link(&self, principal: Principal, request: &Request) -> Result<(Upgrade, Share), Response> {

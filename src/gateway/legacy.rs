@@ -47,15 +47,16 @@ impl Drop for Session<'_> {
     }
 }
 
-/// Serves an event stream until the client goes away, does not read, or the gateway stops.
+/// Serves an event stream until the client goes away, does not read, or the gateway stops. `prefix` precedes the path in its
+/// `endpoint` event.
 ///
 /// # Errors
 /// The connection broke, or the client does not read.
 pub async fn serve(
     connection: &mut Connection,
     head: Response,
-    client: Arc<Client>,
-    mut queue: Receiver<()>,
+    prefix: String,
+    (client, mut queue): (Arc<Client>, Receiver<()>),
 ) -> io::Result<()> {
     let Connection { gateway, web, .. } = connection;
     let _session = Session { client: &client, gateway };
@@ -65,7 +66,7 @@ pub async fn serve(
         Scope::Server(name) => format!("/servers/{name}/messages"),
     };
     let mut first = Vec::new();
-    sse::event("endpoint", &format!("{path}?session_id={}", client.id()), &mut first);
+    sse::event("endpoint", &format!("{prefix}{path}?session_id={}", client.id()), &mut first);
     events::write(gateway, web, &mut queue, first, None).await.map(|_| ())
 }
 

@@ -61,6 +61,8 @@ fn usage() {
             &["--auth-token", "two labels"],
         ),
         (&["gateway", "--trusted-proxy", "localhost"], &["--trusted-proxy", "localhost", "address"]),
+        (&["gateway", "--public-url", "gw.example/canary"], &["--public-url", "https://"]),
+        (&["gateway", "--public-url", "https://h/../canary"], &["--public-url", "https://"]),
         (&["gateway", "--auth-token-file", "/no/such"], &["--auth-token-file", "no such file"]),
         (&["gateway", "--auth-token-file", "/"], &["--auth-token-file"]),
         (&["gateway", "--ssl-enabled"], &["--ssl-enabled", "--ssl-keyfile", "--ssl-certfile"]),

@@ -1,7 +1,7 @@
 //! The HTTP front: what browsers may send, what is open without a token, and how addresses are spelled.
 
 use crate::{
-    wire::{Answer, UPGRADE, Wire, ask, get, host, request, text},
+    wire::{Answer, Client, UPGRADE, Wire, ask, get, host, request, text},
     world::{Gateway, Program},
 };
 
@@ -229,5 +229,79 @@ fn every_response_has_a_date() {
         let date = answer.field("date").unwrap_or_else(|| panic!("{target}: {answer:?}"));
         assert!(date.len() == 29 && date.ends_with(" GMT") && date[3..5] == *", ", "{date}");
         assert_eq!(answer.head.to_ascii_lowercase().matches("\ndate:").count(), 1, "{answer:?}");
+    }
+}
+
+#[test]
+fn endpoint_event_carries_the_prefix() {
+    let endpoint = |gateway: &Gateway, path: &str, lines: &[&str]| {
+        Client::open(gateway.address, path, lines).endpoint.split('?').next().unwrap().to_owned()
+    };
+    let forwarded = "X-Forwarded-Prefix: /gate/way";
+    let long = format!("/{}", "a".repeat(256));
+    let trusting = Gateway::start(&["--trusted-proxy", "127.0.0.1"]);
+    let _edge = trusting.edge("s");
+    assert_eq!(endpoint(&trusting, "/sse", &[forwarded]), "/gate/way/messages");
+    assert_eq!(endpoint(&trusting, "/servers/s/sse", &[forwarded]), "/gate/way/servers/s/messages");
+    assert_eq!(endpoint(&trusting, "/sse", &["X-Forwarded-Prefix: /gate/way/"]), "/gate/way/messages");
+    for bad in [
+        "",
+        "/",
+        "gate",
+        "//evil.example",
+        "/a//b",
+        "/../x",
+        "/a/./b",
+        "/a b",
+        "/a?b",
+        "/a#b",
+        "/a%0d%0ab",
+        "/a\\b",
+        "http://evil.example/",
+        "/a, /b",
+        "/a\tb",
+        "/a?b=/c",
+        "/a\"b",
+        "/a<b>",
+        "/a:b@c",
+        "/\u{e9}",
+        "/a\u{2028}b",
+        &long,
+    ] {
+        let line = format!("X-Forwarded-Prefix: {bad}");
+        assert_eq!(endpoint(&trusting, "/sse", &[&line]), "/messages", "{bad:?}");
+    }
+    assert_eq!(endpoint(&trusting, "/sse", &[forwarded, forwarded]), "/messages", "two of them");
+    assert_eq!(endpoint(&Gateway::start(&[]), "/sse", &[forwarded]), "/messages", "nobody is trusted");
+
+    let public =
+        Gateway::start(&["--public-url", "https://gw.example/base/", "--trusted-proxy", "127.0.0.1"]);
+    let _edge = public.edge("s");
+    assert_eq!(endpoint(&public, "/sse", &[]), "/base/messages");
+    assert_eq!(endpoint(&public, "/servers/s/sse", &[]), "/base/servers/s/messages");
+    assert_eq!(endpoint(&public, "/sse", &[forwarded]), "/gate/way/messages", "the proxy knows better");
+    let mut wire = Wire::connect(public.address);
+    let hosted = ["Host: gw.example", "Origin: https://gw.example"];
+    assert_eq!(ask(&mut wire, "GET", "/status", &hosted, "").status, 200, "its host is ours");
+    assert_eq!(ask(&mut wire, "GET", "/status", &["Host: other.example"], "").status, 403);
+}
+
+/// Bytes that could end the line of the event: they are refused with the head, or the field is not believed.
+#[test]
+fn hostile_bytes_in_the_prefix_reach_no_event() {
+    let gateway = Gateway::start(&["--trusted-proxy", "127.0.0.1"]);
+    for (value, expected) in [
+        (&b"/a\0b"[..], 400),
+        (b"/a\x01b", 400),
+        (b"/a\nevent: x", 400),
+        (b"/a\rdata: x", 400),
+        (b"/a\r\n /b", 400),
+        (b"/a\xff\xfeb", 400),
+        (b"/a\x7f", 400),
+    ] {
+        let mut wire = Wire::connect(gateway.address);
+        let head = format!("GET /sse HTTP/1.1\r\n{}\r\nX-Forwarded-Prefix: ", host(gateway.address));
+        wire.send([head.as_bytes(), value, b"\r\n\r\n"].concat());
+        assert_eq!(wire.head().unwrap().status, expected, "{value:?}");
     }
 }
