@@ -105,6 +105,8 @@ pub struct RegisterConfig {
     pub id: String,
     /// Extra fields of the upgrade request; values are secret, as tokens are among them.
     pub headers: Vec<(String, Secret)>,
+    /// File that some of them were read from.
+    pub header_file: Option<PathBuf>,
     /// Trust of the gateway's certificate.
     pub tls: ClientTls,
     /// Give each client session a process of its own, so many at a time. `None`: all share one.

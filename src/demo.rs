@@ -125,6 +125,7 @@ fn register_config(gateway: SocketAddr, tls: Option<ClientTls>) -> Result<Regist
         name: SERVER.into(),
         id: random::uuid()?,
         headers: Vec::new(),
+        header_file: None,
         tls: tls.unwrap_or_default(),
         sessions: None,
         restart: Restart::OnFailure,

@@ -534,8 +534,8 @@ pub const CLAIM: Duration = Duration::from_secs(2);
 pub const RESUME_LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of a path prefix in `X-Forwarded-Prefix` or `--public-url`.
 pub const PREFIX: usize = 256;
-/// Bytes of a file with tokens; some ten thousand of them.
-pub const TOKEN_FILE: u64 = MIB as u64;
+/// Bytes of a file with tokens or header fields; some ten thousand of them.
+pub const TEXT_FILE: u64 = MIB as u64;
 /// Characters of a principal's label, and of a server name with `*` to which a token is bound: those of a server's name.
 pub const RULE_NAME: usize = 64;
 /// Times that one server may take over its own living link in [`TAKEOVER_WINDOW`]; a person restarts less often, and two

@@ -77,6 +77,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
         name,
         id,
         headers: headers(&args)?,
+        header_file: args.header_file.map(PathBuf::from),
         tls,
         sessions,
         restart: values::restart(&args.restart)?,

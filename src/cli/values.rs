@@ -13,6 +13,7 @@ use log::LevelFilter;
 use crate::{
     config::{GatewayUrl, Restart},
     fault::Fault,
+    http::body,
     limits::{SERVER_ID, THREADS},
     router::{self, REGISTER_PATH},
     secret::Secret,
@@ -249,6 +250,18 @@ pub fn header(flag: &str, typed: &str) -> Result<(String, Secret), Fault> {
     }
     if reserved.contains(&own.as_str()) || own.starts_with("sec-websocket") {
         return Err(Fault::usage(format!("{flag} {}: this field is ours to set", text::show(key))));
+    }
+    // A line without its name may begin with the token, so a bad name is not repeated.
+    if !key.bytes().all(body::is_token) {
+        return Err(Fault::usage(format!(
+            "{flag}: the name of the field has a character that HTTP does not allow"
+        )));
+    }
+    if !value.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~')) {
+        let key = text::show(key);
+        return Err(Fault::usage(format!(
+            "{flag} {key}: the value has a character that HTTP does not allow"
+        )));
     }
     Ok((key.to_owned(), Secret::new(value)))
 }

@@ -126,6 +126,7 @@ pub fn read(config: &GatewayConfig) -> Result<Tokens, Fault> {
     if let Some(path) = &config.token_file {
         let flag = format!("--auth-token-file {}", path.display());
         let content = text_file::read(path).map_err(|why| Fault::usage(format!("{flag}: {why}")))?;
+        text_file::warn_if_exposed(&flag, path);
         let lines = content.lines().map(str::trim).enumerate();
         let before = rules.len();
         for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {

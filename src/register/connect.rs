@@ -17,6 +17,7 @@ use crate::{
         deadline,
         link::{self, Socket},
         stream::Stream,
+        text_file,
         tls::Connector,
     },
     text,
@@ -39,14 +40,17 @@ impl Dialer {
     pub fn new(config: &RegisterConfig) -> Result<Self, Fault> {
         let tls = config.gateway.tls.then(|| Connector::new(&config.tls)).transpose()?;
         let fields = config.headers.iter().map(|(name, value)| {
-            let bad =
-                |_| Fault::usage(format!("--header {}: not a field that HTTP allows", text::show(name)));
+            // Checked before, by the flag or the line of the file.
+            let bad = |_| Fault::usage(format!("header field {}: not allowed in HTTP", text::show(name)));
             let own: HeaderName = name.parse().map_err(|_| bad(()))?;
             let mut value = HeaderValue::from_str(value.expose()).map_err(|_| bad(()))?;
             value.set_sensitive(true);
             Ok((own, value))
         });
         let fields: Vec<_> = fields.collect::<Result<_, Fault>>()?;
+        if let Some(path) = &config.header_file {
+            text_file::warn_if_exposed(&format!("--header-file {}", path.display()), path);
+        }
         if !config.gateway.tls && !fields.is_empty() && !is_loopback(&config.gateway.host) {
             log::warn!("the header fields travel in the clear to {}; use wss://", config.gateway.authority());
         }
@@ -144,10 +148,10 @@ impl Dialer {
         let refused = if marked { Outcome::Refused } else { Outcome::Transient };
         match status.as_u16() {
             401 if self.fields.is_empty() => refused(format!(
-                "the gateway at {gateway} wants a token (401): use --header \"Authorization: Bearer TOKEN\""
+                "the gateway at {gateway} wants a token (401): use --header \"Authorization: Bearer TOKEN\" or --header-file"
             )),
             401 => refused(format!(
-                "the gateway at {gateway} does not accept the token (401): check --header \"Authorization: Bearer TOKEN\""
+                "the gateway at {gateway} does not accept the token (401): check --header \"Authorization: Bearer TOKEN\" or --header-file"
             )),
             403 => refused(format!(
                 "the gateway at {gateway} refuses us (403): the token may have another role than register (--auth-token there), or it does not accept this host name (--public-host there)"

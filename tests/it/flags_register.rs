@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener},
+    os::unix::fs::PermissionsExt,
 };
 
 use rustix::process::Signal;
@@ -132,7 +133,10 @@ fn header_file() {
         (b"Host: canary", ", line 1 Host: this field is ours to set"),
         (b"# canary\n\n", ": there is no header field in it"),
         (b"X: canary\xff", ": it is not a text"),
-        (&vec![b'#'; 1 << 20 | 1], ": it is too large for a list of tokens"),
+        (&vec![b'#'; 1 << 20 | 1], ": it is too large: more than 1048576 bytes"),
+        (b"\nBearer canary: x", ", line 2: the name of the field has a character that HTTP does not allow"),
+        (b"X: cana\x01ry", ", line 1 X: the value has a character that HTTP does not allow"),
+        ("X: b\u{e4}r canary".as_bytes(), ", line 1 X: the value has a character that HTTP does not allow"),
     ] {
         fs::write(&path, content).unwrap();
         let end = Program::start(&["register", "--stdio", "cat", "--header-file", file]).ended();
@@ -144,6 +148,29 @@ fn header_file() {
     fs::remove_file(&path).unwrap();
     let end = Program::start(&["register", "--stdio", "cat", "--header-file", file]).ended();
     assert!(end.complaint().join("\n").contains(&format!("--header-file {file}: no such file")));
+}
+
+/// As ssh does with keys; a warning only.
+#[test]
+fn header_file_open_to_others_is_warned_of() {
+    let path = directory("open-headers").join("headers");
+    let file = path.to_str().unwrap();
+    fs::write(&path, "Authorization: Bearer canary\n").unwrap();
+    let gateway = Gateway::start(&["--auth-token", "canary"]);
+    for (mode, warned) in [(0o644, true), (0o640, true), (0o620, true), (0o600, false), (0o400, false)] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let name = format!("mode{mode:o}");
+        let mut edge = Edge::start(&gateway.url(), &name, &[], &["--header-file", file]);
+        edge.program.wait_for("registered");
+        edge.program.stop();
+        let log = edge.program.log();
+        let expected = format!(
+            "[WARN] --header-file {file}: other users have access to this file (mode {mode:o}); run chmod 600 on it"
+        );
+        assert_eq!(log.matches(&expected).count(), usize::from(warned), "{log}");
+        assert_eq!(log.matches("other users have access").count(), usize::from(warned), "{log}");
+        assert!(!log.contains("canary"), "{log}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -59,6 +59,32 @@ impl Reloaded {
     #[track_caller]
     fn status(&self, token: &str) -> u16 {
         request(self.gateway.address, "GET", "/status", &[&bearer(token)], "").status
+    }
+}
+
+/// At the start and each time that it is read again. A warning only.
+#[test]
+fn token_file_open_to_others_is_warned_of() {
+    let file = directory("open-tokens").join("tokens");
+    let path = file.to_str().unwrap();
+    let mode = |mode| fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+    fs::write(&file, "canary\n").unwrap();
+    mode(0o644);
+    let gateway = Gateway::start(&["--auth-token-file", path]);
+    let warning = |mode: &str| {
+        format!(
+            "[WARN] --auth-token-file {path}: other users have access to this file (mode {mode}); run chmod 600 on it"
+        )
+    };
+    gateway.program.wait_for(&warning("644"));
+    for (number, (bits, name)) in [(0o600, None), (0o640, Some("640"))].into_iter().enumerate() {
+        mode(bits);
+        gateway.program.signal(Signal::HUP);
+        gateway.program.wait_for_nth("read again", number + 1);
+        let log = gateway.program.log();
+        assert_eq!(log.matches("other users have access").count(), 1 + number, "{log}");
+        assert!(name.is_none_or(|name| log.contains(&warning(name))), "{log}");
+        assert!(!log.contains("canary"), "{log}");
     }
 }
 

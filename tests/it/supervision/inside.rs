@@ -36,6 +36,7 @@ fn config(gateway: &Gateway, stdio: &str, child: ChildLimits) -> RegisterConfig 
         name: "s".into(),
         id: "inside".into(),
         headers: Vec::new(),
+        header_file: None,
         tls: ClientTls::default(),
         sessions: None,
         restart: Restart::Always,
