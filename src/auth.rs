@@ -16,7 +16,7 @@ use self::rule::{Names, Rule};
 use crate::secret::{DIGEST_BYTES, Digest};
 
 /// Whoever stands behind a request. It is the same as long as the label of its tokens is, or without a label the token.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Principal(u128);
 
 impl Principal {

@@ -4,14 +4,19 @@
 //! Exposed names are looked up in a map; nothing is ever split at a separator.
 
 mod board;
+mod instructions;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
+    sync::Arc,
     time::Instant,
 };
 
-use self::board::{Board, Found};
+use self::{
+    board::{Board, Found},
+    instructions::Instructions,
+};
 use crate::{
     auth::Principal,
     jsonrpc::quote,
@@ -83,6 +88,7 @@ pub struct Catalog<H> {
     /// Those that declare resources.
     with_resources: BTreeSet<Key>,
     boards: BTreeMap<Kind, Board>,
+    instructions: Instructions,
 }
 
 /// How a URI leads to a server.
@@ -108,7 +114,8 @@ impl<H: Clone> Catalog<H> {
             own.iter().for_each(|(name, listed)| tools.add_own(name, listed));
         }
         let (servers, ids, names) = (BTreeMap::new(), HashMap::new(), HashMap::new());
-        Self { last: 0, servers, ids, names, with_resources: BTreeSet::new(), boards }
+        let (with_resources, instructions) = (BTreeSet::new(), Instructions::default());
+        Self { last: 0, servers, ids, names, with_resources, boards, instructions }
     }
 
     /// Registers a server that offers nothing so far. The same id from the same principal takes over: the handle of
@@ -183,6 +190,7 @@ impl<H: Clone> Catalog<H> {
         self.names.remove(&server.name);
         self.ids.remove(&(server.principal, server.id));
         self.with_resources.remove(&key);
+        self.instructions.remove(server.principal, &server.name);
         let removed = |(kind, board): (&Kind, &mut Board)| board.remove(key).then_some(*kind);
         let kinds = self.boards.iter_mut().filter_map(removed).collect();
         Some((server.handle, kinds))
@@ -209,6 +217,18 @@ impl<H: Clone> Catalog<H> {
         if self.servers.contains_key(&key) {
             self.with_resources.insert(key);
         }
+    }
+
+    /// Sets what a server says in `instructions`; an empty text is nothing.
+    pub fn set_instructions(&mut self, key: Key, instructions: &str) {
+        if let Some(server) = self.servers.get(&key) {
+            self.instructions.set(server.principal, &server.name, instructions);
+        }
+    }
+
+    /// The instructions of all servers, each quoted under its name, as far as there is room.
+    pub fn instructions(&mut self) -> Arc<str> {
+        self.instructions.text()
     }
 
     /// Sets what a server offers of a kind. Returns warnings for the log, or `None` when nothing changed or the server

@@ -562,6 +562,9 @@ pub const ID_BYTES: usize = 256;
 pub const METHOD_BYTES: usize = 256;
 /// Bytes of the instructions of all servers, put together for one client.
 pub const INSTRUCTIONS: usize = 16 * KIB;
+/// Bytes of the least share of them that a server gets with its heading: some lines. More servers than have room for that are
+/// counted, and not shown.
+pub const INSTRUCTIONS_PART: usize = 256;
 /// Messages that an end of a link may put into its queue beyond those that it carries for others: answers in the place of a
 /// server, and what a gateway asks of its own. As many as a gateway can have under way, several times.
 pub const OWN_MESSAGES: usize = 1024;

@@ -339,7 +339,7 @@ impl Connection {
             let refusal = Response::new(StatusCode::UnsupportedMediaType).text("send application/json\n");
             return Ok(ControlFlow::Break(Some(refusal)));
         }
-        if !self.charged.as_ref().is_some_and(|charged| *charged == principal) {
+        if self.charged.as_ref().is_none_or(|charged| *charged != principal) {
             self.web.charge_body(&self.gateway.account(principal));
             self.charged = Some(principal);
         }

@@ -3,7 +3,7 @@
 //! - Here: what the gateway answers itself, and the aggregate of all servers.
 //! - `forward`: what goes to one server.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     Gateway,
@@ -260,7 +260,7 @@ impl Gateway {
         let (version, result) = match client.scope() {
             Scope::All => {
                 let version = mcp::negotiate(&asked).to_owned();
-                let result = mcp::initialize_result(&version, &self.instructions());
+                let result = mcp::initialize_result(&version, &self.catalog().instructions());
                 (version, result)
             }
             Scope::Server(name) => {
@@ -279,23 +279,6 @@ impl Gateway {
         let mut facts = client.facts();
         (facts.capabilities, facts.info) = (raw("capabilities"), raw("clientInfo"));
         Ok(result)
-    }
-
-    /// The instructions of all servers, each under its name, as far as there is room.
-    fn instructions(&self) -> String {
-        let mut out = String::new();
-        for (name, upstream) in self.catalog().all() {
-            let found = upstream.greeting().and_then(|result| {
-                let span = jsonrpc::find(&result, 0..result.len(), &["instructions"]).ok()??;
-                unquote(&result[span]).map(Cow::into_owned)
-            });
-            let Some(instructions) = found.filter(|text| !text.is_empty()) else { continue };
-            let part = format!("# {name}\n\n{instructions}\n\n");
-            if out.len() + part.len() <= limits::INSTRUCTIONS {
-                out.push_str(&part);
-            }
-        }
-        out.trim_end().to_owned()
     }
 
     /// Remembers from which level the client wants log messages, and asks the servers for the lowest that anybody wants.

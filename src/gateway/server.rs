@@ -21,8 +21,9 @@ use crate::{
         self, Message, Span,
         tolerant::{self, Part, Unusable},
     },
-    limits::{CHANNEL_TICK, LOG_BURST},
+    limits::{CHANNEL_TICK, INSTRUCTIONS, LOG_BURST},
     mcp::{
+        self,
         conversation::{Ask, Conversation, Next},
         offer::{Item, Kind},
     },
@@ -70,6 +71,8 @@ pub struct Server {
     /// What the list that is coming in takes, and what those in the catalog take.
     listing: Charge,
     lists: BTreeMap<Kind, Charge>,
+    /// What its instructions take there.
+    instructions: Charge,
     /// No list that changed is asked for before this.
     relist: Instant,
     /// No list that failed is asked for again before this.
@@ -148,6 +151,7 @@ impl Server {
             retry: now,
             listing: account.charge(),
             lists: BTreeMap::new(),
+            instructions: account.charge(),
             wishes: VecDeque::new(),
             farewell: None,
         };
@@ -445,9 +449,22 @@ impl Server {
         Err(Farewell::new(CLOSE_LATER, NO_MEMORY))
     }
 
+    /// Takes the server's instructions into the catalog; without memory for them, none.
+    fn instruct(&mut self, gateway: &Gateway) {
+        let mut instructions = mcp::instructions_of(self.conversation.greeting()).unwrap_or_default();
+        if !self.instructions.resize(instructions.len().min(INSTRUCTIONS)) {
+            gateway.stats.memory_refusals.add();
+            self.instructions.resize_anyway(0);
+            instructions.clear();
+        }
+        gateway.catalog().set_instructions(self.place.key, &instructions);
+    }
+
     fn list(&mut self, gateway: &Gateway, kind: Kind, items: Vec<Item>) {
+        if self.upstream.greeted(self.conversation.greeting()) {
+            self.instruct(gateway);
+        }
         let (name, count) = (self.upstream.name(), items.len());
-        self.upstream.greeted(self.conversation.greeting());
         if kind == Kind::Tool {
             self.tools = count;
         }

@@ -435,13 +435,15 @@ impl Upstream {
         self.greeting.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Remembers the server's answer to `initialize`.
-    pub fn greeted(&self, result: &str) {
+    /// Remembers the server's answer to `initialize`. True: it is another one than before.
+    pub fn greeted(&self, result: &str) -> bool {
         let mut greeting = self.greeting.lock().unwrap_or_else(PoisonError::into_inner);
-        if greeting.as_deref() != Some(result) {
+        let is_other = greeting.as_deref() != Some(result);
+        if is_other {
             *greeting = Some(result.into());
             self.tasks.store(declares(result, "tasks"), Ordering::Relaxed);
         }
+        is_other
     }
 
     /// Whether the server declares a capability.
@@ -705,7 +707,9 @@ pub fn deliver(
         let asked = client.calls().end(&id).map(|(upstream, _)| upstream);
         if let (Some(result), "initialize") = (message.result(), &*pending.method) {
             client.initialized(&mcp::version_of(result).unwrap_or_default());
-            asked.iter().for_each(|process| process.greeted(result));
+            for process in asked.iter() {
+                process.greeted(result);
+            }
         }
         let edits = edits.into_iter().chain(fit(&client, asked.as_deref(), &pending.method, message));
         reply.finish(edited(message, &id, edits.collect()), stats);

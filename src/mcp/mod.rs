@@ -28,6 +28,12 @@ pub fn version_of(raw: &str) -> Option<String> {
     jsonrpc::unquote(&raw[span]).map(|version| version.into_owned())
 }
 
+/// The instructions in a result of `initialize`.
+pub fn instructions_of(raw: &str) -> Option<String> {
+    let span = jsonrpc::find(raw, 0..raw.len(), &["instructions"]).ok()??;
+    jsonrpc::unquote(&raw[span]).map(|instructions| instructions.into_owned())
+}
+
 /// The result of `initialize` at the endpoint that shows all servers. What may come later is declared from the start,
 /// because a client asks only once.
 pub fn initialize_result(version: &str, instructions: &str) -> String {
