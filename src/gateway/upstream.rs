@@ -262,24 +262,26 @@ impl Upstream {
             shares: Shares::default(),
             room,
         });
-        let (mux, greeting) = (Mutex::new(Mux::new(limits.in_flight)), Mutex::default());
-        let (level, run, tasks) = (Mutex::default(), Mutex::default(), AtomicBool::default());
-        let (shares, most, private) = (Shares::default(), limits.in_flight, None);
-        Arc::new(Self {
+        Arc::new(Self { berth, sessions, ..Self::bare(name, limits.in_flight, link) })
+    }
+
+    /// The state common to a server and to a session's process of it: nothing is known or asked so far.
+    fn bare(name: String, most: usize, link: Sender<Farewell>) -> Self {
+        Self {
             name,
-            mux,
-            shares,
+            mux: Mutex::new(Mux::new(most)),
+            shares: Shares::default(),
             most,
             link,
-            greeting,
-            run,
-            tasks,
-            level,
-            berth,
-            sessions,
-            private,
+            greeting: Mutex::default(),
+            run: Mutex::default(),
+            tasks: AtomicBool::default(),
+            level: Mutex::default(),
+            berth: None,
+            sessions: None,
+            private: None,
             oddities: Mutex::default(),
-        })
+        }
     }
 
     /// A process of a session's own. `wishes`: the gateway initializes it, and no call is sent to it before
@@ -313,26 +315,8 @@ impl Upstream {
         let wishes = wishes.unwrap_or_default();
         let private =
             Private { number, client, shared, wishes, waiting, room: isolation.room.clone(), account };
-        let (name, link) = (self.name.clone(), self.link.clone());
-        let (mux, greeting) = (Mutex::new(Mux::new(most)), Mutex::default());
-        let (level, run, tasks) = (Mutex::default(), Mutex::default(), AtomicBool::default());
-        let private = Some(private);
-        let (shares, berth, sessions) = (Shares::default(), None, None);
-        let forked = Self {
-            name,
-            mux,
-            shares,
-            most,
-            link,
-            greeting,
-            run,
-            tasks,
-            level,
-            berth,
-            sessions,
-            private,
-            oddities: Mutex::default(),
-        };
+        let bare = Self::bare(self.name.clone(), most, self.link.clone());
+        let forked = Self { private: Some(private), ..bare };
         let forked = Arc::new(forked);
         channels.open.insert(number, (forked.clone(), share));
         Ok(forked)
