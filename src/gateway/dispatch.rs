@@ -405,6 +405,12 @@ pub fn declined(why: Declined, server: &str) -> Problem {
             jsonrpc::BUSY,
             format!("too much waits already for the session's process of server '{server}' to start"),
         ),
+        Declined::TooLarge(bytes, most) => (
+            jsonrpc::INVALID_REQUEST,
+            format!(
+                "the message has {bytes} bytes, and the edge of server '{server}' accepts at most {most} (see --max-message-bytes at register)"
+            ),
+        ),
         Declined::Memory => (jsonrpc::BUSY, NO_MEMORY.into()),
         Declined::Link => (jsonrpc::BUSY, format!("the link to server '{server}' does not keep up")),
         Declined::Gone => (jsonrpc::INTERNAL_ERROR, format!("server '{server}' went away")),

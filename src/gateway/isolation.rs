@@ -12,6 +12,7 @@ use std::{sync::Arc, time::Instant};
 use super::{
     Gateway,
     client::{Client, Scope},
+    dispatch::declined,
     reply::Reply,
     upstream::{Caller, Declined, Upstream, uri_params},
 };
@@ -214,14 +215,15 @@ impl Gateway {
         let ended = message.id().and_then(|id| client.asks().end(id));
         match ended {
             Some((process, own)) => {
-                let answer = if message.has_lone_surrogate() {
-                    jsonrpc::error(
-                        &own,
-                        jsonrpc::INTERNAL_ERROR,
-                        "the client's answer has half of a surrogate pair",
-                    )
-                } else {
-                    message.with_id(&own)
+                let failed = |why: &str| jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, why);
+                let answer = match message.with_id(&own) {
+                    _ if message.has_lone_surrogate() => {
+                        failed("the client's answer has half of a surrogate pair")
+                    }
+                    answer => match process.excess(&answer) {
+                        Some(why) => failed(&declined(why, process.name()).1),
+                        None => answer,
+                    },
                 };
                 if matches!(process.send_now(answer), Err(Refused::Full | Refused::Memory)) {
                     // The server would wait for it for ever.

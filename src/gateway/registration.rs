@@ -335,7 +335,8 @@ impl Newcomer<'_> {
         log::info!("server '{}' is back, from {}", holder.name(), self.from);
         self.gateway.stats.resumed.add();
         life.set_away(false);
-        Some(Admitted::Here(life, Status::received(id, true, sessions, Some(&grant))))
+        let answer = Status::received(id, true, life.limits.message_bytes, sessions, Some(&grant));
+        Some(Admitted::Here(life, answer))
     }
 
     /// A server that begins anew.
@@ -359,7 +360,8 @@ impl Newcomer<'_> {
         let token = if resumes { Some(Secret::new(session::id(random()?))) } else { None };
         let berth = token.clone().map(|token| Berth { token, claims: claimant });
         let sessions = registration.sessions;
-        let upstream = Upstream::new(name.clone(), &limits.link, sender, sessions, berth);
+        let accepts = registration.message_bytes;
+        let upstream = Upstream::new(name.clone(), &limits.link, sender, accepts, sessions, berth);
         let place = self.enter(&id, &name, &upstream)?;
         log::info!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
         let mut line = Line::new(receiver);
@@ -369,8 +371,9 @@ impl Newcomer<'_> {
             line.count();
             Grant { token, window: limits.link.resume_window, received: None }
         });
-        let answer = Status::received(&id, registration.ours, sessions.is_some(), grant.as_ref());
-        let server = Server::greet(self.gateway, place, id, registration.ours, upstream, &account)?;
+        let (ours, isolated) = (registration.ours, sessions.is_some());
+        let answer = Status::received(&id, ours, limits.link.message_bytes, isolated, grant.as_ref());
+        let server = Server::greet(self.gateway, place, id, ours, upstream, &account)?;
         Ok((
             Box::new(Life { server, line, resumes, away: false, claims, limits: limits.link.clone() }),
             answer,

@@ -81,6 +81,8 @@ pub enum Declined {
     Sessions,
     /// Too much waits for the session's process to be initialized.
     Starting,
+    /// So many bytes, of which the server's edge accepts only so many in one frame.
+    TooLarge(usize, usize),
     /// The link does not keep up.
     Link,
     /// The budget of bytes is used up.
@@ -108,6 +110,8 @@ pub struct Upstream {
     shares: Shares,
     most: usize,
     link: Sender<Farewell>,
+    /// Largest frame that its edge accepts, in bytes.
+    accepts: usize,
     /// The server's answer to `initialize`, raw. A server that is started anew gives another.
     greeting: Mutex<Option<Arc<str>>>,
     /// The run of its program.
@@ -247,11 +251,12 @@ impl Drop for Private {
 
 impl Upstream {
     /// A server behind a link, of which so many sessions can have a process of their own.
-    /// `berth`: where it can be asked for after a drop.
+    /// `accepts`: the largest frame that its edge accepts, if it told that. `berth`: where it can be asked for after a drop.
     pub fn new(
         name: String,
         limits: &LinkLimits,
         link: Sender<Farewell>,
+        accepts: Option<usize>,
         sessions: Option<u32>,
         berth: Option<Berth>,
     ) -> Arc<Self> {
@@ -262,17 +267,19 @@ impl Upstream {
             shares: Shares::default(),
             room,
         });
-        Arc::new(Self { berth, sessions, ..Self::bare(name, limits.in_flight, link) })
+        let accepts = accepts.unwrap_or(usize::MAX);
+        Arc::new(Self { berth, sessions, ..Self::bare(name, limits.in_flight, link, accepts) })
     }
 
     /// The state common to a server and to a session's process of it: nothing is known or asked so far.
-    fn bare(name: String, most: usize, link: Sender<Farewell>) -> Self {
+    fn bare(name: String, most: usize, link: Sender<Farewell>, accepts: usize) -> Self {
         Self {
             name,
             mux: Mutex::new(Mux::new(most)),
             shares: Shares::default(),
             most,
             link,
+            accepts,
             greeting: Mutex::default(),
             run: Mutex::default(),
             tasks: AtomicBool::default(),
@@ -315,7 +322,7 @@ impl Upstream {
         let wishes = wishes.unwrap_or_default();
         let private =
             Private { number, client, shared, wishes, waiting, room: isolation.room.clone(), account };
-        let bare = Self::bare(self.name.clone(), most, self.link.clone());
+        let bare = Self::bare(self.name.clone(), most, self.link.clone(), self.accepts);
         let forked = Self { private: Some(private), ..bare };
         let forked = Arc::new(forked);
         channels.open.insert(number, (forked.clone(), share));
@@ -337,12 +344,29 @@ impl Upstream {
         self.private.as_ref()
     }
 
-    /// Sends a message to the server.
+    /// Sends a message to the server. One that its edge does not accept is dropped, with a log line.
     ///
     /// # Errors
     /// [`Refused`]: the link does not keep up, or is gone.
     pub fn send(&self, text: String) -> Result<(), Refused> {
-        self.send_call(None, text)
+        if self.is_too_large(&text) { Ok(()) } else { self.send_call(None, text) }
+    }
+
+    /// Bytes of a message in its frame, where these are more than the edge accepts.
+    pub fn excess(&self, text: &str) -> Option<Declined> {
+        let overhead = self.private.as_ref().map_or(0, |private| channel::overhead(private.number));
+        let bytes = text.len() + overhead;
+        (bytes > self.accepts).then_some(Declined::TooLarge(bytes, self.accepts))
+    }
+
+    /// Whether a message that nobody waits for has to be dropped. Logs that.
+    fn is_too_large(&self, text: &str) -> bool {
+        let Some(Declined::TooLarge(bytes, most)) = self.excess(text) else { return false };
+        let what = format!(
+            "is not sent a message of {bytes} bytes: its edge accepts at most {most} (see --max-message-bytes at register)"
+        );
+        self.complain(Instant::now(), "too_large", &what);
+        true
     }
 
     fn send_call(&self, id: Option<u64>, text: String) -> Result<(), Refused> {
@@ -357,12 +381,13 @@ impl Upstream {
         self.private.as_ref().is_some_and(|private| private.waiting().is_some())
     }
 
-    /// Sends a message to the server, whether it is initialized or not.
+    /// Sends a message to the server, whether it is initialized or not. One that its edge does not accept is dropped, with
+    /// a log line.
     ///
     /// # Errors
     /// [`Refused`]: the link does not keep up, or is gone.
     pub fn send_now(&self, text: String) -> Result<(), Refused> {
-        self.link.send(self.frame(text))
+        if self.is_too_large(&text) { Ok(()) } else { self.link.send(self.frame(text)) }
     }
 
     /// Sends a message of which a process gets one in its life, and cannot do without.
@@ -509,20 +534,24 @@ impl Upstream {
         // Where nobody else is served, no token can be anybody else's.
         let token = call.token.clone().filter(|_| self.private.is_none());
         let text = rewrite::request(call.message, upstream_id, call.rename.clone(), token);
-        let refused = {
+        let declined = {
             // Held until the call is queued: whoever takes it out of the table to cancel it queues that behind it.
             let mut mux = self.mux();
             if mux.get(upstream_id).is_none() {
                 // Cancelled meanwhile, or failed with the link: it is answered.
                 return Ok(());
             }
-            let Err(refused) = self.send_call(Some(upstream_id), text) else { return Ok(()) };
+            let sent = match self.excess(&text) {
+                Some(declined) => Err(declined),
+                None => self.send_call(Some(upstream_id), text).map_err(Declined::by_link),
+            };
+            let Err(declined) = sent else { return Ok(()) };
             mux.close(upstream_id);
-            refused
+            declined
         };
         client.calls().end(&call_id);
-        let starting = refused == Refused::Full && self.is_starting();
-        Err(if starting { Declined::Starting } else { Declined::by_link(refused) })
+        let starting = declined == Declined::Link && self.is_starting();
+        Err(if starting { Declined::Starting } else { declined })
     }
 
     /// A place for one more call of a client's principal, where several principals share the server.
@@ -611,6 +640,11 @@ impl Upstream {
         let text = match notification {
             Ok((message, span)) => rewrite::cancellation(message, span, upstream_id),
             Err(reason) => rewrite::cancelled(upstream_id, reason),
+        };
+        // The server is to stop in any case; what is too large is what the client adds to that.
+        let text = match self.excess(&text) {
+            Some(_) => rewrite::cancelled(upstream_id, "the client cancelled the request"),
+            None => text,
         };
         // A link that is full or gone forgets the request by itself.
         let _ = self.send(text);
@@ -763,7 +797,7 @@ mod tests {
     fn a_cancellation_never_overtakes_its_call() {
         let limits = Limits::default();
         let (link, mut frames) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
-        let upstream = Upstream::new("s".into(), &limits.link, link, None, None);
+        let upstream = Upstream::new("s".into(), &limits.link, link, None, None, None);
         let (outbox, _) = queue::bounded(1, 1);
         let owner = (Principal::ANONYMOUS, Budget::new(limits.memory.bytes).account());
         let client = Client::new("id".into(), owner, Scope::All, false, outbox, &limits.session);

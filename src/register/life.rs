@@ -14,6 +14,7 @@ use smol::Timer;
 use super::{
     server::Heard,
     sessions::{Sessions, unless},
+    uplink::Uplink,
 };
 use crate::{
     config::RegisterConfig,
@@ -69,7 +70,7 @@ struct Shared {
     /// How many children there were, this one counted.
     generation: u64,
     /// The queue towards the gateway: of the present link, or of one that may be resumed.
-    link: Option<Sender<Farewell>>,
+    link: Option<Uplink>,
     /// The present link is registered.
     registered: bool,
     /// Some link was.
@@ -142,7 +143,7 @@ impl State {
         for frame in shared.edge.child_gone(why, due) {
             // Small, no more than the gateway asked, and it must not lose them.
             if let Some(link) = &shared.link {
-                let _ = link.send_anyway(frame);
+                let _ = link.queue().send_anyway(frame);
             }
         }
     }
@@ -196,11 +197,25 @@ impl State {
                 log::debug!("a message of the server found no link");
                 break;
             };
-            if link.send_wait(frame).await.is_err() {
-                log::debug!("a message of the server came too late for its link");
+            match link.frame(None, frame) {
+                Ok(frame) => {
+                    if link.queue().send_wait(frame).await.is_err() {
+                        log::debug!("a message of the server came too late for its link");
+                    }
+                }
+                Err(refusal) => refusal.into_iter().for_each(|refusal| self.refuse(generation, refusal)),
             }
         }
         Heard::Message
+    }
+
+    /// Answers a request of a child in the place of the gateway.
+    fn refuse(&self, generation: u64, refusal: String) {
+        let shared = self.lock();
+        if let Some(child) = shared.child.as_ref().filter(|_| shared.generation == generation) {
+            // A server that asks so much may miss an answer.
+            let _ = child.send(refusal);
+        }
     }
 
     /// A frame came from the gateway. What is for the child is given to it (`None`), or answered when it takes nothing.
@@ -253,7 +268,7 @@ impl State {
         // In this order: an answer is counted as being delivered before it stops counting as a running call.
         self.running() == 0
             && self.delivering.is_empty()
-            && self.lock().link.as_ref().is_none_or(Sender::is_empty)
+            && self.lock().link.as_ref().is_none_or(|link| link.queue().is_empty())
     }
 
     /// Ends the present link with a farewell, and all that would follow.
@@ -261,12 +276,12 @@ impl State {
         let mut shared = self.lock();
         shared.leaving = true;
         if let Some(link) = &shared.link {
-            link.end(Farewell::new(1001, reason));
+            link.queue().end(Farewell::new(1001, reason));
         }
     }
 
-    /// A link comes up with this queue. False when we are leaving.
-    fn link_up(&self, link: Sender<Farewell>) -> bool {
+    /// A link comes up. False when we are leaving.
+    fn link_up(&self, link: Uplink) -> bool {
         let mut shared = self.lock();
         shared.link = Some(link);
         !shared.leaving
@@ -341,7 +356,8 @@ pub async fn live<'a>(
         }
     };
     let grant = answer.as_ref().and_then(|status| status.resume.clone());
-    let (mut life, mut line) = take_up(state, config, kept, grant.as_ref());
+    let accepts = answer.as_ref().and_then(|status| status.message_bytes);
+    let (mut life, mut line) = take_up(state, config, kept, grant.as_ref(), accepts);
     if !state.link_up(life.link.clone()) {
         return Outcome::Stopped;
     }
@@ -382,19 +398,22 @@ async fn introduce(
 ) -> Result<(String, Option<Status>), Ended> {
     let limits = &config.limits.link;
     let claim = kept.map(Kept::claim);
-    let hello = Registration::frame(&config.id, &config.name, config.sessions, claim.as_ref());
+    let (most, sessions) = (limits.message_bytes, config.sessions);
+    let hello = Registration::frame(&config.id, &config.name, most, sessions, claim.as_ref());
     link::say(socket, hello, limits).await?;
     let frame = link::hear(socket, limits.message_bytes, limits).await?.to_string();
     let status = Status::read(&frame);
     Ok((frame, status))
 }
 
-/// The registration that was kept, if the gateway goes on with it, or a new one.
+/// The registration that was kept, if the gateway goes on with it, or a new one. `accepts`: the largest frame that the
+/// gateway accepts, if it told that.
 fn take_up<'a>(
     state: &Arc<State>,
     config: &'a RegisterConfig,
     kept: &mut Option<Kept<'a>>,
     grant: Option<&Grant>,
+    accepts: Option<usize>,
 ) -> (Life<'a>, Line) {
     if let Some(Kept { life, mut line, .. }) = kept.take() {
         let received = grant.and_then(|grant| grant.received);
@@ -411,13 +430,13 @@ fn take_up<'a>(
     if grant.is_some() {
         line.count();
     }
-    (Life::new(state, config, sender), line)
+    (Life::new(state, config, Uplink::new(sender, accepts)), line)
 }
 
 /// Our end of the registration.
 struct Life<'a> {
     state: Arc<State>,
-    link: Sender<Farewell>,
+    link: Uplink,
     /// The gateway will say when the registration is complete.
     ours: bool,
     /// It gives client sessions a process of their own.
@@ -456,8 +475,11 @@ impl Peer for Life<'_> {
         match self.state.came(now, frame) {
             None | Some(Down::Child(_) | Down::Held) => self.spoken_for(),
             Some(Down::Gateway(frame)) => {
-                // What the gateway asks and does not read must not pile up here.
-                self.link.send_own(frame).map_err(does_not_read)?;
+                // The server has asked nothing, so nothing is to be said to it.
+                if let Ok(frame) = self.link.frame(None, frame) {
+                    // What the gateway asks and does not read must not pile up here.
+                    self.link.queue().send_own(frame).map_err(does_not_read)?;
+                }
                 self.spoken_for();
             }
             Some(Down::Status(status)) => self.status(&status),
@@ -480,7 +502,7 @@ fn does_not_read(_: Refused) -> Farewell {
 }
 
 impl<'a> Life<'a> {
-    fn new(state: &Arc<State>, config: &'a RegisterConfig, link: Sender<Farewell>) -> Self {
+    fn new(state: &Arc<State>, config: &'a RegisterConfig, link: Uplink) -> Self {
         let (ours, isolated, complete) = (false, false, false);
         let (state, child) = (state.clone(), state.generation());
         Self { state, link, ours, isolated, opened: 0, config, complete, refusal: None, child }

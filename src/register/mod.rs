@@ -4,6 +4,7 @@
 //! - `life`: the life of one link: frames to the child, lines from it.
 //! - `server`: a child with its pipes. `supervise`: the one that all share, started again when it ends. `sessions`: a
 //!   child for each client session.
+//! - `uplink`: the queue towards the gateway.
 //! - `health`: the local health check.
 //!
 //! The child lives longer than a link. Nothing that comes from the network can name a process, or start another than the
@@ -16,6 +17,7 @@ mod life;
 mod server;
 mod sessions;
 mod supervise;
+mod uplink;
 
 use std::{sync::Arc, time::Instant};
 

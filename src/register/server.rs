@@ -5,7 +5,7 @@ use std::{collections::VecDeque, io, pin::pin, str, sync::Arc, time::Instant};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use smol::Task;
 
-use super::{life::State, sessions::Calls};
+use super::{life::State, sessions::Calls, uplink::Uplink};
 use crate::{
     config::RegisterConfig,
     fault::Fault,
@@ -19,11 +19,9 @@ use crate::{
         child::{self, Budget, Child, Exit, Stderr, Stdin, Stdout},
         deadline,
         exec::{self, Switch, Thrown},
-        link::Farewell,
         queue::{self, Receiver, Taken},
     },
     text,
-    tunnel::channel,
 };
 
 /// Where the lines of a server go.
@@ -31,8 +29,36 @@ use crate::{
 pub enum Outlet {
     /// The process that all clients share, by its number.
     Shared(Arc<State>, u64),
-    /// The process of one client session, on this channel of the link.
-    Channel(u32, queue::Sender<Farewell>, Calls),
+    /// The process of one client session.
+    Channel(Channel),
+}
+
+/// A channel of the link, and the process of a client session at its end.
+#[derive(Clone, Debug)]
+pub struct Channel {
+    /// Its number.
+    pub number: u32,
+    /// The link.
+    pub link: Uplink,
+    /// The requests that the process has not answered.
+    pub calls: Calls,
+    /// What the process reads from.
+    pub input: queue::Sender<()>,
+}
+
+impl Channel {
+    /// Passes on a message of the process. When the link is gone, so is the session.
+    async fn send(&self, text: String) {
+        match self.link.frame(Some(self.number), text) {
+            Ok(frame) => {
+                let _ = self.link.queue().send_wait(frame).await;
+            }
+            // A server that asks so much may miss an answer.
+            Err(refusal) => refusal.into_iter().for_each(|refusal| {
+                let _ = self.input.send(refusal);
+            }),
+        }
+    }
 }
 
 /// What became of a line.
@@ -78,11 +104,11 @@ impl Outlet {
     async fn unusable(&self, id: Option<&str>, words: &str) -> Heard {
         match self {
             Self::Shared(state, generation) => state.unusable(*generation, id, words).await,
-            Self::Channel(number, link, calls) => {
+            Self::Channel(channel) => {
+                let calls = &channel.calls;
                 let known = id.map_or_else(|| calls.remove_only(), |id| calls.remove(id));
                 let Some(id) = known else { return Heard::Noise };
-                let error = jsonrpc::error(&id, jsonrpc::INTERNAL_ERROR, words);
-                let _ = link.send_wait(channel::message(*number, &error)).await;
+                channel.send(jsonrpc::error(&id, jsonrpc::INTERNAL_ERROR, words)).await;
                 Heard::Message
             }
         }
@@ -91,12 +117,11 @@ impl Outlet {
     async fn message(&self, line: &str) -> Heard {
         match self {
             Self::Shared(state, generation) => state.said(*generation, line).await,
-            Self::Channel(number, link, calls) => match Message::read(line) {
-                // When the link is gone, so is the session.
+            Self::Channel(channel) => match Message::read(line) {
                 Ok(message) => {
-                    let _ = link.send_wait(channel::message(*number, &message.splice(&[]))).await;
+                    channel.send(message.splice(&[])).await;
                     if let (Kind::Response, Some(id)) = (message.kind(), message.id()) {
-                        calls.remove(id);
+                        channel.calls.remove(id);
                     }
                     Heard::Message
                 }

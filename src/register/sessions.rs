@@ -9,7 +9,10 @@ use std::{
 use futures_lite::future;
 use smol::lock::Semaphore;
 
-use super::server::{Outlet, Server};
+use super::{
+    server::{Channel, Outlet, Server},
+    uplink::Uplink,
+};
 use crate::{
     config::RegisterConfig,
     jsonrpc::{self, Kind, Message, decimal},
@@ -17,14 +20,10 @@ use crate::{
     net::{
         exec::{self, Crew, Switch, Thrown},
         group::Spawner,
-        link::Farewell,
         queue::{self, Receiver, Refused},
     },
     tunnel::{channel, edge::STOPPING},
 };
-
-/// The queue of the link.
-type Link = queue::Sender<Farewell>;
 
 /// All channels of the present link.
 #[derive(Debug)]
@@ -103,7 +102,7 @@ struct Session {
     input: queue::Sender<()>,
     lines: Receiver<()>,
     stopped: Thrown,
-    link: Link,
+    link: Uplink,
 }
 
 impl Sessions {
@@ -122,19 +121,19 @@ impl Sessions {
     ///
     /// # Errors
     /// The link takes no more: the gateway asks and does not read.
-    pub fn start(self: &Arc<Self>, number: u32, link: &Link) -> Result<(), Refused> {
+    pub fn start(self: &Arc<Self>, number: u32, link: &Uplink) -> Result<(), Refused> {
         let (input, lines) = Server::queue(&self.config);
         let (stop, stopped) = exec::switch();
         let calls = Calls::default();
         let begun = {
             let mut table = self.table();
             if table.stopping {
-                return link.send_own(channel::close(number, STOPPING));
+                return link.queue().send_own(channel::close(number, STOPPING));
             }
             if table.open.len() >= self.config.sessions.unwrap_or_default() as usize {
                 let why = "the edge runs as many sessions as it may (--max-sessions)";
                 log::warn!("session {number} is not started: {why}");
-                return link.send_own(channel::close(number, why));
+                return link.queue().send_own(channel::close(number, why));
             }
             table.begun += 1;
             let begun = table.begun;
@@ -166,7 +165,7 @@ impl Sessions {
         if let Some(why) = ended {
             log::info!("session {number} ends: {why}");
             // When the link is gone, nobody needs to be told.
-            let _ = link.send_wait(channel::close(number, &why)).await;
+            let _ = link.queue().send_wait(channel::close(number, &why)).await;
         }
     }
 
@@ -175,7 +174,7 @@ impl Sessions {
         let Session { number, calls, input, lines, stopped, link, .. } = session;
         // Those that were there before may not have ended yet, and never need long for that.
         let _room = unless(&stopped, self.room.acquire()).await?;
-        let outlet = Outlet::Channel(number, link, calls);
+        let outlet = Outlet::Channel(Channel { number, link, calls, input: input.clone() });
         let mut server = match Server::start(&self.config, outlet, input, lines) {
             Ok(server) => server,
             Err(fault) => return Some(fault.to_string()),
@@ -190,7 +189,7 @@ impl Sessions {
     ///
     /// # Errors
     /// The link takes no more: the gateway asks and does not read.
-    pub fn message(&self, number: u32, text: &str, link: &Link) -> Result<(), Refused> {
+    pub fn message(&self, number: u32, text: &str, link: &Uplink) -> Result<(), Refused> {
         let (stopping, open) = {
             let table = self.table();
             let open = table.open.get(&number).map(|open| (open.input.clone(), open.calls.clone()));
@@ -201,7 +200,7 @@ impl Sessions {
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) if stopping => {
                 let refusal = jsonrpc::error(id, jsonrpc::DOWN, STOPPING);
-                return link.send_own(channel::message(number, &refusal));
+                return link.queue().send_own(channel::message(number, &refusal));
             }
             (Kind::Request, Some(id)) => calls.add(id),
             (Kind::Notification, _) if message.method() == "notifications/cancelled" => {
@@ -221,7 +220,7 @@ impl Sessions {
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) => {
                 calls.remove(id);
-                link.send_own(channel::message(number, &jsonrpc::error(id, jsonrpc::BUSY, busy)))
+                link.queue().send_own(channel::message(number, &jsonrpc::error(id, jsonrpc::BUSY, busy)))
             }
             _ => Ok(()),
         }

@@ -58,6 +58,11 @@ pub fn message(channel: u32, text: &str) -> String {
     frame
 }
 
+/// Bytes that the frame of a message of a channel has beside the message.
+pub fn overhead(channel: u32) -> usize {
+    "# ".len() + channel.checked_ilog10().unwrap_or_default() as usize + 1
+}
+
 /// The frame that opens a channel.
 pub fn open(channel: u32) -> String {
     format!("+{channel}")
@@ -75,6 +80,9 @@ mod tests {
     #[test]
     fn frames_come_back_as_they_were() {
         assert_eq!(read(&message(7, "{\"a\": 1}")), Frame::Message(7, "{\"a\": 1}"));
+        for number in [0, 1, 9, 10, 99, 100, u32::MAX] {
+            assert_eq!(message(number, "{}").len(), overhead(number) + 2);
+        }
         assert_eq!(read(&open(1)), Frame::Open(1));
         assert_eq!(read(&close(3, "exit status 1")), Frame::Close(3, "exit status 1"));
         assert_eq!(read("-3"), Frame::Close(3, ""));

@@ -26,6 +26,8 @@ pub struct Registration {
     pub resumes: bool,
     /// It comes back to one.
     pub claim: Option<Claim>,
+    /// Largest frame that the edge accepts, in bytes, if it told that.
+    pub message_bytes: Option<usize>,
 }
 
 /// An edge comes back to a conversation.
@@ -106,18 +108,27 @@ impl Registration {
         let token = resume("token")?.and_then(unquote).map(|token| Secret::new(token.as_ref()));
         let received = resume("received")?.and_then(|count| count.parse().ok());
         let claim = token.zip(received).map(|(token, received)| Claim { token, received });
-        Ok(Self { id, name, ours, sessions, resumes: ours && resumes, claim: claim.filter(|_| ours) })
+        let message_bytes = at(&["params", "capabilities", "mcpport", "message_bytes"])?;
+        let message_bytes = message_bytes.filter(|_| ours).and_then(read_size);
+        let (resumes, claim) = (ours && resumes, claim.filter(|_| ours));
+        Ok(Self { id, name, ours, sessions, resumes, claim, message_bytes })
     }
 
-    /// The first frame that our edge sends. `sessions`: that many clients can have a process of their own. `claim`: it
-    /// comes back to a conversation.
-    pub fn frame(id: &str, name: &str, sessions: Option<u32>, claim: Option<&Claim>) -> String {
+    /// The first frame that our edge sends. `message_bytes`: the largest frame that it accepts. `sessions`: that many
+    /// clients can have a process of their own. `claim`: it comes back to a conversation.
+    pub fn frame(
+        id: &str,
+        name: &str,
+        message_bytes: usize,
+        sessions: Option<u32>,
+        claim: Option<&Claim>,
+    ) -> String {
         let sessions = sessions.map_or_else(String::new, |most| format!(",\"sessions\":{{\"max\":{most}}}"));
         let resume = claim.map_or_else(String::new, |claim| {
             format!("\"token\":{},\"received\":{}", quote(claim.token.expose()), claim.received)
         });
         format!(
-            "{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"register\",\"params\":{{\"name\":{},\"version\":\"{}\",\"capabilities\":{{\"mcpport\":{{\"resume\":{{{resume}}}{sessions}}}}}}}}}",
+            "{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"register\",\"params\":{{\"name\":{},\"version\":\"{}\",\"capabilities\":{{\"mcpport\":{{\"message_bytes\":{message_bytes},\"resume\":{{{resume}}}{sessions}}}}}}}}}",
             quote(id),
             quote(name),
             env!("CARGO_PKG_VERSION"),
@@ -157,6 +168,11 @@ fn read_name(raw: Option<&str>, longest: usize) -> Result<Option<String>, Refuse
     }
 }
 
+/// A size in bytes: a whole number from 1 on. Anything else tells of no limit.
+fn read_size(raw: &str) -> Option<usize> {
+    raw.parse().ok().filter(|size| *size > 0)
+}
+
 /// A frame by which the gateway and the edge program speak to each other.
 #[derive(Clone, Debug)]
 pub struct Status {
@@ -170,12 +186,15 @@ pub struct Status {
     pub sessions: bool,
     /// The conversation can be resumed, or is.
     pub resume: Option<Grant>,
+    /// Largest frame that the gateway accepts, in bytes, if it told that.
+    pub message_bytes: Option<usize>,
 }
 
 /// Two are equal when they say the same; what a grant's token is does not belong to that.
 impl PartialEq for Status {
     fn eq(&self, other: &Self) -> bool {
-        let said = |status: &Self| (status.ours, status.sessions, status.resume.is_some());
+        let said =
+            |status: &Self| (status.ours, status.sessions, status.resume.is_some(), status.message_bytes);
         self.status == other.status && self.message == other.message && said(self) == said(other)
     }
 }
@@ -203,16 +222,23 @@ impl Status {
         let received = resume("received")?.and_then(|count| count.parse().ok());
         let resume = token.zip(window).map(|(token, window)| Grant { token, window, received });
         let (status, message) = (text(&["status"])??, text(&["message"])?.unwrap_or_default());
-        Some(Self { status, message, ours, sessions, resume })
+        let message_bytes = at(&["capabilities", "mcpport", "message_bytes"])?.and_then(read_size);
+        Some(Self { status, message, ours, sessions, resume, message_bytes })
     }
 
-    /// The gateway has read the registration.
-    pub fn received(id: &str, ours: bool, sessions: bool, resume: Option<&Grant>) -> String {
-        let sessions = if sessions { "\"sessions\":{}" } else { "" };
-        let resume = resume.map_or_else(String::new, Grant::member);
-        let comma = if sessions.is_empty() || resume.is_empty() { "" } else { "," };
+    /// The gateway has read the registration. `message_bytes`: the largest frame that it accepts.
+    pub fn received(
+        id: &str,
+        ours: bool,
+        message_bytes: usize,
+        sessions: bool,
+        resume: Option<&Grant>,
+    ) -> String {
+        let sessions = if sessions { ",\"sessions\":{}" } else { "" };
+        let resume = resume.map_or_else(String::new, |grant| format!(",{}", grant.member()));
+        let own = format!("\"message_bytes\":{message_bytes}{sessions}{resume}");
         let capabilities = match ours {
-            true => format!(",\"capabilities\":{{\"mcpport\":{{{sessions}{comma}{resume}}}}}"),
+            true => format!(",\"capabilities\":{{\"mcpport\":{{{own}}}}}"),
             false => String::new(),
         };
         let message = quote(&format!("registration received, server id {id}"));
@@ -250,7 +276,10 @@ mod tests {
 
     #[test]
     fn registrations_of_all_ages() {
-        assert_eq!(read(&Registration::frame("i", "file", None, None)), Ok((some("i"), some("file"), true)));
+        assert_eq!(
+            read(&Registration::frame("i", "file", 9000, None, None)),
+            Ok((some("i"), some("file"), true))
+        );
         let original = r#"{"jsonrpc": "2.0", "id": "u", "method": "register", "params": {"name": "f", "capabilities": {}}}"#;
         assert_eq!(read(original), Ok((some("u"), some("f"), false)));
         assert_eq!(read(r#"{"name":"f","id":"u"}"#), Ok((some("u"), some("f"), false)));
@@ -291,9 +320,9 @@ mod tests {
 
     #[test]
     fn status_frames() {
-        let received = Status::read(&Status::received("i", true, false, None)).unwrap();
+        let received = Status::read(&Status::received("i", true, 9000, false, None)).unwrap();
         assert_eq!((received.status.as_str(), received.ours), ("received", true));
-        assert!(!Status::read(&Status::received("i", false, false, None)).unwrap().ours);
+        assert!(!Status::read(&Status::received("i", false, 9000, false, None)).unwrap().ours);
         assert_eq!(Status::read(&Status::error("no \"x\"")).unwrap().message, "no \"x\"");
         assert_eq!(Status::read(&Status::registered("i", 3)).unwrap().status, "registered");
         assert_eq!(Status::read(&Status::restarted()).unwrap().status, "restarted");
@@ -305,25 +334,71 @@ mod tests {
     #[test]
     fn sessions_are_offered_and_taken() {
         let read = |frame: &str| Registration::read(frame, 64).unwrap().sessions;
-        assert_eq!(read(&Registration::frame("i", "file", Some(9), None)), Some(9));
-        assert_eq!(read(&Registration::frame("i", "file", None, None)), None);
+        assert_eq!(read(&Registration::frame("i", "file", 8000, Some(9), None)), Some(9));
+        assert_eq!(read(&Registration::frame("i", "file", 9000, None, None)), None);
         for wrong in ["0", "-1", "1.5", "\"9\"", "99999999999", "null"] {
             assert_eq!(
-                read(&Registration::frame("i", "file", Some(9), None).replace(":9", &format!(":{wrong}"))),
+                read(
+                    &Registration::frame("i", "file", 8000, Some(9), None)
+                        .replace(":9", &format!(":{wrong}"))
+                ),
                 None
             );
         }
-        assert!(Status::read(&Status::received("i", true, true, None)).unwrap().sessions);
-        assert!(!Status::read(&Status::received("i", true, false, None)).unwrap().sessions);
+        assert!(Status::read(&Status::received("i", true, 9000, true, None)).unwrap().sessions);
+        assert!(!Status::read(&Status::received("i", true, 9000, false, None)).unwrap().sessions);
+    }
+
+    #[test]
+    fn message_sizes_are_told_and_read_strictly() {
+        let edge = |frame: &str| Registration::read(frame, 64).map(|read| read.message_bytes);
+        let gateway = |frame: &str| Status::read(frame).map(|status| status.message_bytes);
+        let registration = Registration::frame("i", "file", 131_072, Some(9), None);
+        let received = Status::received("i", true, 4_259_840, true, None);
+        assert_eq!(edge(&registration), Ok(Some(131_072)));
+        assert_eq!(gateway(&received), Some(Some(4_259_840)));
+        let changed = |value: &str| {
+            let registration = registration.replace("131072", value);
+            let received = received.replace("4259840", value);
+            (edge(&registration).unwrap(), gateway(&received).unwrap())
+        };
+        for wrong in [
+            "0",
+            "-1",
+            "1.5",
+            "1e6",
+            "\"131072\"",
+            "null",
+            "true",
+            "{}",
+            "[131072]",
+            "99999999999999999999999999",
+            "-99999999999999999999999999",
+        ] {
+            assert_eq!(changed(wrong), (None, None), "{wrong}");
+        }
+        assert_eq!(changed("1"), (Some(1), Some(1)));
+        assert_eq!(changed("18446744073709551615").0, usize::try_from(u64::MAX).ok(), "compared only");
+        // Missing, as programs of before send it.
+        let without = |text: &str, told: &str| text.replace(&format!("\"message_bytes\":{told},"), "");
+        assert_eq!(edge(&without(&registration, "131072")), Ok(None));
+        assert_eq!(gateway(&without(&received, "4259840")), Some(None));
+        // One value that stands twice could be read in two ways.
+        assert_eq!(edge(&registration.replace("131072", "1,\"message_bytes\":2")), Err(Refused::NotRegister));
+        assert_eq!(gateway(&received.replace("4259840", "1,\"message_bytes\":2")), None);
+        // Only what our own programs say in its place counts.
+        let elsewhere = r#"{"method":"register","params":{"name":"a","message_bytes":9,"capabilities":{"message_bytes":9}}}"#;
+        assert_eq!(edge(elsewhere), Ok(None));
+        assert!(!Status::received("i", false, 9000, false, None).contains("message_bytes"), "the original");
     }
 
     #[test]
     fn a_conversation_is_claimed_and_granted() {
         let read = |frame: &str| Registration::read(frame, 64).unwrap();
-        let fresh = read(&Registration::frame("i", "file", None, None));
+        let fresh = read(&Registration::frame("i", "file", 9000, None, None));
         assert!(fresh.resumes && fresh.claim.is_none());
         let claim = Claim { token: Secret::new("t\"1"), received: 7 };
-        let frame = Registration::frame("i", "file", Some(3), Some(&claim));
+        let frame = Registration::frame("i", "file", 9000, Some(3), Some(&claim));
         let back = read(&frame).claim.unwrap();
         assert_eq!((back.token.expose(), back.received), ("t\"1", 7));
         for wrong in ["-7", "1.5", "\"7\"", "18446744073709551616", "null"] {
@@ -335,11 +410,14 @@ mod tests {
 
         let mut grant = Grant { token: Secret::new("t"), window: Duration::from_secs(30), received: None };
         let granted = |grant: &Grant| {
-            Status::read(&Status::received("i", true, true, Some(grant))).unwrap().resume.unwrap()
+            Status::read(&Status::received("i", true, 9000, true, Some(grant))).unwrap().resume.unwrap()
         };
         assert_eq!((granted(&grant).window.as_secs(), granted(&grant).received), (30, None));
         grant.received = Some(0);
         assert_eq!((granted(&grant).token.expose(), granted(&grant).received), ("t", Some(0)));
-        assert!(!Status::received("i", false, false, Some(&grant)).contains("resume"), "not to the original");
+        assert!(
+            !Status::received("i", false, 9000, false, Some(&grant)).contains("resume"),
+            "not to the original"
+        );
     }
 }

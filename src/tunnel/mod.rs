@@ -22,6 +22,11 @@
 //! Who registers with the id of a server whose link is alive has to answer a WebSocket ping before step 2, and takes over
 //! then: a frame may be long under way, and its sender gone.
 //!
+//! Each end may tell the largest frame that it accepts, in bytes and with everything that stands in it: `"message_bytes":N`
+//! in `mcpport`, in step 1 what the edge accepts, in step 2 what the gateway accepts. Our ends send no larger one to an end
+//! that told it, but fail the request that the message belongs to ([`oversize`]). A value that is no whole number from 1 on
+//! tells nothing, and a frame that is too large all the same ends the link (close code 1009).
+//!
 //! A conversation may outlive its connection where both ends say so in the same two steps: see [`resume`].
 //!
 //! A frame with a `status` member and without `method`, `result` and `error` is a *status frame*: it is meant for the edge
@@ -63,6 +68,7 @@ pub mod edge;
 pub mod handshake;
 pub mod liveness;
 pub mod mux;
+pub mod oversize;
 pub mod restart;
 pub mod resume;
 pub mod rewrite;

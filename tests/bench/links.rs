@@ -49,7 +49,7 @@ impl Link {
         if !head.starts_with(b"HTTP/1.1 101") {
             return Err(String::from_utf8_lossy(&head).into_owned().into());
         }
-        link.send(&Registration::frame(name, name, None, None))?;
+        link.send(&Registration::frame(name, name, usize::MAX, None, None))?;
         while !link.answer()? {}
         Ok(link)
     }

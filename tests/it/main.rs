@@ -40,6 +40,7 @@ mod servers;
 /// A client of the Streamable HTTP transport.
 mod session;
 mod simulation;
+mod sizes;
 mod soak;
 mod stalls;
 mod stderr;

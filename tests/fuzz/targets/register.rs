@@ -41,10 +41,11 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn sound(registration: &Registration) {
-    let Registration { id, name, ours, sessions, resumes, claim } = registration;
+    let Registration { id, name, ours, sessions, resumes, claim, message_bytes } = registration;
     assert!(id.as_ref().is_none_or(|id| id.len() <= SERVER_ID && !id.chars().any(char::is_control)));
     assert!(name.as_ref().is_none_or(|name| text::is_name(name, NAME)));
     assert!(sessions.is_none_or(|most| *ours && most > 0));
+    assert!(message_bytes.is_none_or(|most| *ours && most > 0));
     assert!((*ours || !resumes) && (*resumes || claim.is_none()));
 }
 
@@ -65,6 +66,9 @@ fn stands(registration: &Registration, tree: &Value) {
     if let Some(most) = registration.sessions {
         assert_eq!(ours["sessions"]["max"], most);
     }
+    if let Some(most) = registration.message_bytes {
+        assert_eq!(ours["message_bytes"], most);
+    }
     assert_eq!(registration.resumes, registration.ours && ours["resume"].is_object());
     if let Some(claim) = &registration.claim {
         assert_eq!(ours["resume"]["token"], claim.token.expose());
@@ -77,10 +81,12 @@ fn again(registration: &Registration) {
     let (Some(id), Some(name)) = (&registration.id, &registration.name) else { return };
     let claim = registration.claim.as_ref();
     for (sessions, claim) in [(None, None), (registration.sessions, claim), (None, claim)] {
-        let frame = Registration::frame(id, name, sessions, claim);
+        let most = registration.message_bytes.unwrap_or(1);
+        let frame = Registration::frame(id, name, most, sessions, claim);
         let read = Registration::read(&frame, NAME).expect("what we write we read");
         assert_eq!((&read.id, &read.name), (&registration.id, &registration.name));
         assert_eq!((read.ours, read.resumes, read.sessions), (true, true, sessions));
+        assert_eq!(read.message_bytes, Some(most));
         assert_eq!(read.claim.as_ref().map(shown), claim.map(shown));
     }
     let (token, window) = (Secret::new(name.as_str()), Duration::from_secs(30));
@@ -89,7 +95,8 @@ fn again(registration: &Registration) {
     for (ours, sessions, grant) in
         [(true, true, Some(&grant)), (true, false, Some(&grant)), (true, true, None), (false, false, None)]
     {
-        let status = Status::read(&Status::received(id, ours, sessions, grant)).expect("a status frame");
+        let status = Status::read(&Status::received(id, ours, 9000, sessions, grant)).expect("a status frame");
+        assert_eq!(status.message_bytes, ours.then_some(9000));
         assert_eq!((status.ours, status.sessions), (ours, ours && sessions));
         assert_eq!(status.resume.is_some(), grant.is_some());
         if let Some(read) = status.resume {

@@ -110,7 +110,8 @@ impl EdgeBox {
             received: kept.line.received().expect("what is kept is counted"),
         });
         let (id, name) = (format!("id-{}", self.place), child::name(self.place));
-        net.up(wire, Frame::Text(Registration::frame(&id, &name, None, claim.as_ref())));
+        let most = net.limits.link.message_bytes;
+        net.up(wire, Frame::Text(Registration::frame(&id, &name, most, None, claim.as_ref())));
     }
 
     /// The next attempt after one that failed, or a connection that ended.
@@ -172,6 +173,7 @@ impl EdgeBox {
     fn answered(&mut self, net: &mut Net, text: &str) {
         let status = Status::read(text).expect("the gateway answers a registration");
         assert_eq!(status.status, "received", "{}", status.message);
+        assert_eq!(status.message_bytes, Some(net.limits.link.message_bytes));
         let received = status.resume.as_ref().and_then(|grant| grant.received);
         if let Some(mut kept) = self.kept.take() {
             if let Some(received) = received {

@@ -312,7 +312,9 @@ impl Gateway {
         }
         let token = resumes.then(|| format!("{link} of start {}", self.starts));
         let grant = token.as_deref().map(|token| grant(net, token, None));
-        net.down(wire, Frame::Text(Status::received(&id, true, false, grant.as_ref())));
+        let most = net.limits.link.message_bytes;
+        assert_eq!(registration.message_bytes, Some(most));
+        net.down(wire, Frame::Text(Status::received(&id, true, most, false, grant.as_ref())));
         let (conversation, ask) = Conversation::start(net.limits.catalog.clone());
         self.talks.push(Talk {
             mux: Mux::new(net.limits.link.in_flight),
@@ -356,7 +358,8 @@ impl Gateway {
         self.catalog.set_away(talk.server.key, false);
         net.wires[wire].talk = Some(link);
         let grant = grant(net, claim.token.expose(), talk.line.received());
-        net.down(wire, Frame::Text(Status::received(id, true, false, Some(&grant))));
+        let most = net.limits.link.message_bytes;
+        net.down(wire, Frame::Text(Status::received(id, true, most, false, Some(&grant))));
         self.pump(net, link);
         true
     }

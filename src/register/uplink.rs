@@ -1,0 +1,66 @@
+//! The queue towards the gateway, with the size of the largest frame that the gateway accepts.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use crate::{
+    jsonrpc::Message,
+    net::{link::Farewell, queue::Sender},
+    stats::LogThrottle,
+    tunnel::{channel, oversize::Oversize},
+};
+
+/// The queue of one link, or of several of which each resumes the one before.
+#[derive(Clone, Debug)]
+pub struct Uplink {
+    queue: Sender<Farewell>,
+    /// Largest frame that the gateway accepts, in bytes.
+    accepts: usize,
+    /// Limits how often messages that are too large are logged.
+    oversized: Arc<Mutex<LogThrottle>>,
+}
+
+impl Uplink {
+    /// A queue, and the size of the largest frame if the gateway told that.
+    pub fn new(queue: Sender<Farewell>, accepts: Option<usize>) -> Self {
+        Self { queue, accepts: accepts.unwrap_or(usize::MAX), oversized: Arc::default() }
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &Sender<Farewell> {
+        &self.queue
+    }
+
+    /// The frame for a message of the server, on a channel if it has one. For a response that the gateway does not accept it
+    /// is an error response.
+    ///
+    /// # Errors
+    /// The gateway does not accept the message. If it is a request: the answer for the server.
+    pub fn frame(&self, number: Option<u32>, text: String) -> Result<String, Option<String>> {
+        let bytes = text.len() + number.map_or(0, channel::overhead);
+        let text = if bytes <= self.accepts { text } else { self.replace(bytes, &text)? };
+        Ok(match number {
+            Some(number) => channel::message(number, &text),
+            None => text,
+        })
+    }
+
+    /// What is sent in the place of a message that is too large.
+    fn replace(&self, bytes: usize, text: &str) -> Result<String, Option<String>> {
+        let why = format!(
+            "the server's message has {bytes} bytes, and the gateway accepts at most {} (see --max-message-bytes at the gateway)",
+            self.accepts
+        );
+        let mut oversized = self.oversized.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left_out) = oversized.due(Instant::now(), "oversize", "", 1) {
+            log::warn!("{why}{left_out}");
+        }
+        match Message::read(text).map(|message| Oversize::of(&message, &why)) {
+            Ok(Oversize::Response(error)) => Ok(error),
+            Ok(Oversize::Refusal(error)) => Err(Some(error)),
+            Ok(Oversize::Dropped) | Err(_) => Err(None),
+        }
+    }
+}
