@@ -19,7 +19,10 @@ impl Environment {
     /// Picks ours out of all variables of the process.
     pub fn of(variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
         let ours = |name: &OsString| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()) || name == TOKENS;
-        Self(variables.filter(|(name, _)| ours(name)).collect())
+        let linked = |name: &OsString, value: &OsString| {
+            name.to_str().is_some_and(|name| is_service_link(name, &value.to_string_lossy()))
+        };
+        Self(variables.filter(|(name, value)| ours(name) && !linked(name, value)).collect())
     }
 
     /// The value of a variable; an empty one is as good as none.
@@ -48,6 +51,28 @@ impl Environment {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a variable describes a service. Kubernetes sets such variables in every pod of the namespace, and Docker for a link: for a
+/// service `mcpport-gw` `MCPPORT_GW_SERVICE_HOST`, `MCPPORT_GW_PORT=tcp://10.0.0.1:8765`, `MCPPORT_GW_PORT_8765_TCP` and so on.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let Some(rest) = name.strip_prefix(PREFIX) else { return false };
+    let words: Vec<&str> = rest.split('_').collect();
+    let is_number = |word: &str| word.parse::<u16>().is_ok();
+    let is_protocol = |word: &str| matches!(word, "TCP" | "UDP" | "SCTP");
+    match words.as_slice() {
+        [.., "SERVICE", "HOST"] => true,
+        [.., "PORT", number, protocol] | [.., "PORT", number, protocol, "PROTO" | "PORT" | "ADDR"]
+            if is_number(number) && is_protocol(protocol) =>
+        {
+            true
+        }
+        // The name of a port may follow.
+        words if words.windows(2).any(|pair| pair == ["SERVICE", "PORT"]) => true,
+        // For a service of the name `mcpport` this would be that of --port. No port is written as a URL.
+        [.., "PORT"] => ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme)),
+        _ => false,
     }
 }
 

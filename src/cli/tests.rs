@@ -164,6 +164,49 @@ fn unknown_variables_name_the_likely_one() {
     assert!(matches!(asked, Ok(Command::Print(_))), "{asked:?}");
 }
 
+/// As Kubernetes sets them for services `mcpport`, with one port and with a named one, and `mcpport-gateway`.
+#[test]
+fn service_variables_of_kubernetes_are_ignored() {
+    let services = [
+        ("MCPPORT_SERVICE_HOST", "10.0.0.1"),
+        ("MCPPORT_SERVICE_PORT", "8765"),
+        ("MCPPORT_SERVICE_PORT_HTTP", "8765"),
+        ("MCPPORT_SERVICE_PORT_HTTP_ALT", "8766"),
+        ("MCPPORT_PORT", "tcp://10.0.0.1:8765"),
+        ("MCPPORT_PORT_8765_TCP", "tcp://10.0.0.1:8765"),
+        ("MCPPORT_PORT_8765_TCP_PROTO", "tcp"),
+        ("MCPPORT_PORT_8765_TCP_PORT", "8765"),
+        ("MCPPORT_PORT_8765_TCP_ADDR", "10.0.0.1"),
+        ("MCPPORT_PORT_53_UDP", "udp://10.0.0.1:53"),
+        ("MCPPORT_PORT_53_SCTP_ADDR", "fd00::1"),
+        ("MCPPORT_GATEWAY_SERVICE_HOST", "10.0.0.2"),
+        ("MCPPORT_GATEWAY_SERVICE_PORT", "8765"),
+        ("MCPPORT_GATEWAY_PORT", "tcp://10.0.0.2:8765"),
+        ("MCPPORT_GATEWAY_PORT_8765_TCP", "tcp://10.0.0.2:8765"),
+    ];
+    assert_eq!(gateway(&[], &services).0.port, 8765);
+    assert_eq!(gateway(&["--port", "9"], &services).0.port, 9);
+    let pod = [&services[..4], &[("MCPPORT_PORT", "7")]].concat();
+    assert_eq!(gateway(&[], &pod).0.port, 7, "what the pod sets itself has the last word");
+    for (name, value) in [
+        ("MCPPORT_SERVICE", "x"),
+        ("MCPPORT_SERVICE_NAME", "x"),
+        ("MCPPORT_SERVICE_HOSTS", "10.0.0.1"),
+        ("MCPPORT_SERVICE_PORTS", "8765"),
+        ("MCPPORT_service_host", "10.0.0.1"),
+        ("MCPPORT_PORT_8765", "tcp://10.0.0.1:8765"),
+        ("MCPPORT_PORT_8765_HTTP", "tcp://10.0.0.1:8765"),
+        ("MCPPORT_PORT_8765_TCP_NAME", "x"),
+        ("MCPPORT_PORT_X_TCP", "tcp://10.0.0.1:8765"),
+        ("MCPPORT_GATEWAY_PORT", "8765"),
+        ("MCPPORT_PORT", "http://10.0.0.1:8765"),
+        ("MCPPORT_PORT", "10.0.0.1:8765"),
+    ] {
+        assert!(matches!(run(&["gateway"], &[(name, value)]), Err(Fault::Usage(_))), "{name}={value}");
+    }
+    assert!(fault(&["gateway", "--port", "tcp://10.0.0.1:8765"]).contains("--port"));
+}
+
 #[test]
 fn variables_that_are_no_text_are_refused() {
     use std::os::unix::ffi::OsStringExt;

@@ -103,6 +103,22 @@ fn unknown_variable_stops_the_start() {
 }
 
 #[test]
+fn service_variables_of_kubernetes_do_not_stop_the_start() {
+    let address = "tcp://10.0.0.1:8765";
+    let variables = [
+        ("MCPPORT_SERVICE_HOST", "10.0.0.1"),
+        ("MCPPORT_SERVICE_PORT", "8765"),
+        ("MCPPORT_PORT", address),
+        ("MCPPORT_PORT_8765_TCP", address),
+        ("MCPPORT_PORT_8765_TCP_ADDR", "10.0.0.1"),
+    ];
+    let gateway = Gateway::start_in(&[], &variables);
+    assert_eq!(get(gateway.address, "/health").status, 200);
+    let end = Program::start_in(&["register"], &variables).ended();
+    assert!(end.complaint().join("\n").contains("--stdio is needed"), "{:?}", end.stderr);
+}
+
+#[test]
 fn one_trailing_slash_is_passed_over() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge("s");
