@@ -321,6 +321,21 @@ impl Parts {
     }
 }
 
+/// The span of a whole member by that of its value, with one of the commas beside it: an object without it is JSON still. The
+/// member's name must have no quote in it.
+pub fn whole_member(text: &str, value: Span) -> Span {
+    let before = |end: usize| text.get(..end).unwrap_or_default().trim_end();
+    let key = before(value.start);
+    let key = key.strip_suffix(':').unwrap_or(key).trim_end();
+    let start = key.strip_suffix('"').and_then(|name| name.rfind('"')).unwrap_or(key.len());
+    if let Some(earlier) = before(start).strip_suffix(',') {
+        return earlier.len()..value.end;
+    }
+    let rest = text.get(value.end..).unwrap_or_default();
+    let end = rest.trim_start().strip_prefix(',').map_or(value.end, |later| text.len() - later.len());
+    start..end
+}
+
 /// Where the object lies that is the whole text; `None` when the text is no JSON object within
 /// [`crate::limits::JSON_DEPTH`].
 pub fn object(text: &str) -> Option<Span> {

@@ -3,19 +3,33 @@
 //! Clients and servers never see each other's ids: the number that [`super::mux`] minted stands in for the
 //! client's request id and for its progress token. Pure; `gateway` sends what comes out.
 
-use crate::jsonrpc::{Malformed, Message, Span, notification, quote};
+use crate::jsonrpc::{Malformed, Message, Span, notification, quote, whole_member};
 
 /// A client's request as the server gets it: under our id, with the server's own name for what is called, and our
-/// progress token in the place of the client's.
+/// progress token in the place of the client's; without a cursor that is none.
 pub fn request(message: &Message<'_>, id: u64, name: Option<(Span, &str)>, token: Option<Span>) -> String {
     let number = id.to_string();
     let name = name.map(|(span, name)| (span, quote(name)));
     let id = message.id_span().map(|span| (span, number.as_str()));
     let token = token.map(|span| (span, number.as_str()));
     let name = name.as_ref().map(|(span, name)| (span.clone(), name.as_str()));
-    let mut edits: Vec<(Span, &str)> = [id, token, name].into_iter().flatten().collect();
+    let cursor = empty_cursor(message).map(|span| (span, ""));
+    let mut edits: Vec<(Span, &str)> = [id, token, name, cursor].into_iter().flatten().collect();
     edits.sort_unstable_by_key(|(span, _)| span.start);
     message.splice(&edits)
+}
+
+/// The member `cursor` of a list request that is `null` or an empty text. Some clients ask for the first page that way, and servers
+/// of several SDKs refuse it.
+fn empty_cursor(message: &Message<'_>) -> Option<Span> {
+    let ("tools/list" | "prompts/list" | "resources/list" | "resources/templates/list" | "tasks/list") =
+        message.method()
+    else {
+        return None;
+    };
+    let value = message.param(&["cursor"]).ok().flatten()?;
+    let is_empty = matches!(message.text().get(value.clone()), Some("null" | "\"\""));
+    is_empty.then(|| whole_member(message.text(), value))
 }
 
 /// Where the progress token of a request stands; `None` when there is none that MCP allows (a text or a number).
@@ -59,6 +73,45 @@ mod tests {
             .replacen("\"a_t\"", "\"t\"", 1)
             .replace("\"id\":\"i\"", "\"id\":17");
         assert_eq!(sent, expected);
+    }
+
+    #[test]
+    fn empty_cursors_are_left_out() {
+        let sent = |method: &str, params: &str| {
+            let text = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#);
+            let message = Message::read_strict(&text).unwrap();
+            let sent = request(&message, 7, None, token(&message).unwrap());
+            let (message, params) =
+                (Message::read(&sent).unwrap(), sent.split_once(r#""params":"#).unwrap().1);
+            assert_eq!(message.id(), Some("7"), "{sent}");
+            params.strip_suffix('}').unwrap().to_owned()
+        };
+        for (params, expected) in [
+            (r#"{"cursor":null}"#, "{}"),
+            (r#"{"cursor":""}"#, "{}"),
+            (r#"{ "cursor" : null }"#, "{  }"),
+            (r#"{"cursor":null,"x":1}"#, r#"{"x":1}"#),
+            (r#"{"cursor" : "" , "x":1}"#, r#"{ "x":1}"#),
+            (r#"{"x":1,"cursor":null}"#, r#"{"x":1}"#),
+            (r#"{"x":"," ,  "cursor":"","y":2}"#, r#"{"x":"," ,"y":2}"#),
+            (r#"{"\u0063ursor":null,"x":1}"#, r#"{"x":1}"#),
+            ("{\n\"x\": 1,\r\n\"cursor\":\t\"\"\n}", "{ \"x\": 1 }"),
+            (r#"{"_meta":{"progressToken":"t"},"cursor":null}"#, r#"{"_meta":{"progressToken":7}}"#),
+            (r#"{"cursor":null,"_meta":{"progressToken":"t"}}"#, r#"{"_meta":{"progressToken":7}}"#),
+            (r#"{"cursor":"x"}"#, r#"{"cursor":"x"}"#),
+            (r#"{"cursor":" "}"#, r#"{"cursor":" "}"#),
+            (r#"{"cursor":0}"#, r#"{"cursor":0}"#),
+            (r#"{"x":{"cursor":null}}"#, r#"{"x":{"cursor":null}}"#),
+            (r#"["cursor",null]"#, r#"["cursor",null]"#),
+        ] {
+            for method in
+                ["tools/list", "prompts/list", "resources/list", "resources/templates/list", "tasks/list"]
+            {
+                assert_eq!(sent(method, params), expected, "{method} {params}");
+            }
+        }
+        assert_eq!(sent("vendor/list", r#"{"cursor":null}"#), r#"{"cursor":null}"#);
+        assert_eq!(sent("tools/call", r#"{"name":"t","cursor":""}"#), r#"{"name":"t","cursor":""}"#);
     }
 
     #[test]

@@ -132,6 +132,32 @@ fn null_params_and_cursors_are_left_out() {
     assert!(edge.wait_for("notifications/odd").contains(r#""params":{}"#));
 }
 
+/// At the endpoint of one server too, where lists are the server's own: servers of several SDKs refuse such a cursor.
+#[test]
+fn empty_cursors_do_not_reach_servers() {
+    let gateway = Gateway::start(&[]);
+    let shared = gateway.edge_with("s", &["--rich"], &[]);
+    let isolated = gateway.edge_with("i", &["--rich"], &["--sessions", "isolated"]);
+    for (edge, path) in [(&shared, SERVER), (&isolated, "/servers/i/mcp")] {
+        let session = Session::open(gateway.address, path);
+        for (method, list) in
+            [("tools/list", "tools"), ("resources/list", "resources"), ("prompts/list", "prompts")]
+        {
+            for cursor in ["null", "\"\""] {
+                let params = format!(r#"{{"first":"{method}","cursor":{cursor},"last":[]}}"#);
+                let text = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#);
+                let answer = session.post(&text);
+                assert!(value(&answer.body)["result"][list].is_array(), "{path} {text}: {answer:?}");
+                let sent = format!(r#""params":{{"first":"{method}","last":[]}}"#);
+                assert!(edge.wait_for(&format!(r#""first":"{method}""#)).contains(&sent));
+            }
+        }
+        assert_eq!(edge.count(r#""cursor""#), 0);
+        session.ask("tools/list", json!({"cursor": "0"}));
+        assert_eq!(edge.count(r#""cursor":"0""#), 1);
+    }
+}
+
 /// Several callers may share a session, each with ids of its own from 1 on; only what is answered on one stream has to
 /// differ there.
 #[test]
