@@ -367,7 +367,31 @@ fn the_readme_tells_every_flag() {
         for flag in flags {
             assert!(table(command).contains(&format!("`--{}`", flag.name)), "{command} --{}", flag.name);
         }
+        for (flag, default) in defaults(command) {
+            let row = table(command).lines().find(|row| row.contains(&format!("`{flag}`"))).expect("a row");
+            assert!(row.contains(&format!("`{default}`")), "{command} {flag}: {default} is not in: {row}");
+        }
     }
+    let sentence = readme.split_once("\n`mcpport device [").expect("a sentence on the others").1;
+    let sentence = sentence.split_once("\n\n").expect("its end").0;
+    for flag in args::DEVICE.iter().chain(args::DEMO) {
+        assert!(sentence.contains(&format!("--{}", flag.name)), "--{}", flag.name);
+    }
+}
+
+/// The flags of a command whose help names a default of one word, and that.
+fn defaults(command: &str) -> Vec<(String, String)> {
+    let Ok(Command::Print(help)) = run(&[command, "--help"], &[]) else { panic!("no help") };
+    let mut found = Vec::new();
+    for part in help.split("\n  --").skip(1) {
+        let words: Vec<&str> = part.split_whitespace().collect();
+        let pair = words.windows(2).find(|pair| pair[0] == "(default:");
+        if let Some(default) = pair.and_then(|pair| pair[1].strip_suffix(')')) {
+            found.push((format!("--{}", words[0]), default.to_owned()));
+        }
+    }
+    assert!(found.len() > 3, "{found:?}");
+    found
 }
 
 #[test]

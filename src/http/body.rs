@@ -223,7 +223,7 @@ impl Chunked {
 
 /// The refusal of a body above the limit.
 pub(super) fn too_large() -> Refusal {
-    Refusal::new(StatusCode::PayloadTooLarge, "request body too large")
+    Refusal::new(StatusCode::PayloadTooLarge, "the request body is too large (--max-message-bytes)")
 }
 
 /// The refusal of a body for which the budget of bytes has no room at present.

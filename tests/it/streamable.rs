@@ -51,7 +51,9 @@ fn what_is_no_message_is_refused() {
     let mut wire = Wire::connect(gateway.address);
     wire.send(format!("POST /mcp HTTP/1.1\r\n{}\r\n{BOTH}\r\n", host(gateway.address)));
     wire.send(format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", (4 << 20) + 1));
-    assert_eq!(wire.answer().status, 413);
+    let answer = wire.answer();
+    assert_eq!(answer.status, 413);
+    assert!(answer.body.contains("--max-message-bytes"), "{answer:?}");
 }
 
 #[test]
