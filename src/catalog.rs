@@ -246,12 +246,17 @@ impl<H: Clone> Catalog<H> {
         Some(warnings)
     }
 
-    /// Finds a tool or a prompt by its exposed name.
+    /// Finds a tool or a prompt by its exposed name. A name that nothing has, and that is an older form of some, leads to none.
     pub fn find(&self, kind: Kind, exposed: &str) -> Option<Target<H>> {
-        match self.boards.get(&kind)?.find(exposed)? {
-            Found::Own => Some(Target::Own),
-            Found::Server(server, key) => self.target(server, key.to_owned()),
-            Found::Several(names) => Some(Target::Several(names)),
+        let board = self.boards.get(&kind)?;
+        match board.find(exposed) {
+            Some(Found::Own) => Some(Target::Own),
+            Some(Found::Server(server, key)) => self.target(server, key.to_owned()),
+            Some(Found::Several(names)) => Some(Target::Several(names)),
+            None => {
+                let meant = board.meant(exposed, |server| self.names.get(server).copied());
+                (!meant.is_empty()).then_some(Target::Several(meant))
+            }
         }
     }
 
@@ -556,62 +561,73 @@ mod tests {
         assert_eq!(catalog.remove(ours), None);
     }
 
-    /// The name is that of a rule: the earlier keeps its name from those of other tools, by giving it to neither.
+    /// The name is that of a rule: the earlier keeps its name from those of other tools, since no two can have the same.
     #[test]
     fn the_earlier_keeps_its_name() {
         let hashed = |server, tool| exposed_with_hash(server, tool, 64);
-        let (c, b_c, dot) = (hashed("a_b", "c"), hashed("a", "b_c"), hashed("a", "b.c"));
+        let (dot, own) = (hashed("a", "b.c"), hashed("list", "servers"));
         for order in [[0, 1], [1, 0]] {
             let mut catalog = catalog();
             let one = catalog.register("1", "a_b", US, "h1").unwrap().0;
             let two = catalog.register("2", "a", US, "h2").unwrap().0;
-            let own = catalog.register("3", "list", US, "h3").unwrap().0;
+            let list = catalog.register("3", "list", US, "h3").unwrap().0;
             for server in order {
                 let (key, offer) = [(one, &["c", "d"][..]), (two, &["b_c", "b.c", "b_c"])][server];
                 catalog.set(key, Kind::Tool, tools(offer)).unwrap();
             }
-            assert_eq!(catalog.set(own, Kind::Tool, tools(&["servers"])).unwrap().len(), 1);
-            let mut expected = [
-                c.clone(),
-                b_c.clone(),
-                dot.clone(),
-                hashed("list", "servers"),
-                "a_b_d".into(),
-                "list_servers".into(),
-            ];
-            expected.sort();
+            assert_eq!(catalog.set(list, Kind::Tool, tools(&["servers"])).unwrap().len(), 1);
+            let expected = ["a_b__c", "a_b__d", "a_b_c", &dot, "list_servers", &own];
             assert_eq!(listed(&catalog, Kind::Tool), expected);
-            assert_eq!(shown(catalog.find(Kind::Tool, &c)), "h1 c");
-            assert_eq!(shown(catalog.find(Kind::Tool, &b_c)), "h2 b_c");
-            assert_eq!(shown(catalog.find(Kind::Tool, &dot)), "h2 b.c");
-            assert_eq!(shown(catalog.find(Kind::Tool, "list_servers")), "own");
-            let several = shown(catalog.find(Kind::Tool, "a_b_c"));
-            assert!(
-                several.starts_with("one of ") && several.contains(&c) && several.contains(&b_c),
-                "{several}"
-            );
-            // What is left keeps its name, also with another list.
+            for (name, target) in [
+                ("a_b__c", "h1 c"),
+                ("a_b_c", "h2 b_c"),
+                (&dot, "h2 b.c"),
+                (&own, "h3 servers"),
+                ("list_servers", "own"),
+                ("a_b_d", "one of a_b__d"),
+                ("a_b_e", "none"),
+            ] {
+                assert_eq!(shown(catalog.find(Kind::Tool, name)), target, "{name}");
+            }
+            // A name does not lead to what is left.
             catalog.remove(two);
             catalog.set(one, Kind::Tool, tools(&["c"])).unwrap();
-            assert_eq!(shown(catalog.find(Kind::Tool, "a_b_c")), format!("one of {c}"));
-            assert_eq!(shown(catalog.find(Kind::Tool, &c)), "h1 c");
+            assert_eq!(shown(catalog.find(Kind::Tool, "a_b_c")), "one of a_b__c");
+            assert_eq!(shown(catalog.find(Kind::Tool, "a_b__c")), "h1 c");
             catalog.remove(one);
             assert_eq!(shown(catalog.find(Kind::Tool, "a_b_c")), "none");
         }
     }
 
     #[test]
+    fn older_forms_of_names_lead_to_an_error_with_the_new_ones() {
+        let mut catalog = catalog();
+        let one = catalog.register("1", "cam.1", US, "h1").unwrap().0;
+        let two = catalog.register("2", "cam_1", US, "h2").unwrap().0;
+        let offer: Vec<String> = (0..100).map(|number| format!("x_{number}")).collect();
+        let offer: Vec<&str> = offer.iter().map(String::as_str).chain(["x"]).collect();
+        for key in [one, two] {
+            catalog.set(key, Kind::Tool, tools(&offer)).unwrap();
+        }
+        let hashed = exposed_with_hash("cam.1", "x", 64);
+        assert_eq!(shown(catalog.find(Kind::Tool, "cam_1_x")), format!("one of cam_1__x {hashed}"));
+        let long = "cam_1_".repeat(1_000_000);
+        assert_eq!(shown(catalog.find(Kind::Tool, &long)), "none");
+    }
+
+    #[test]
     fn no_plain_name_looks_like_one_with_a_hash() {
         let mut catalog = catalog();
         let one = catalog.register("1", "a", US, "h1").unwrap().0;
-        let imitated = exposed_with_hash("b", "c", 64);
+        let imitated = exposed_with_hash("b", "c.", 64);
         let tool = imitated.replacen("b_", "", 1);
         let two = catalog.register("2", "b", US, "h2").unwrap().0;
-        catalog.set(one, Kind::Tool, tools(&["c_0123abcd"]));
-        catalog.set(two, Kind::Tool, tools(&[&tool]));
+        catalog.set(one, Kind::Tool, tools(&["c_0123456789abcdef"]));
+        catalog.set(two, Kind::Tool, tools(&[&tool, "c."]));
         let mut expected = [
-            exposed_with_hash("a", "c_0123abcd", 64),
+            exposed_with_hash("a", "c_0123456789abcdef", 64),
             exposed_with_hash("b", &tool, 64),
+            imitated,
             "list_servers".into(),
         ];
         expected.sort();

@@ -1,8 +1,8 @@
 //! One list that clients see: what all servers offer of one kind, by exposed name.
 //!
-//! A plain name that two items claim is given to neither: both are exposed under their longer names, whoever came first.
-//! The plain name stays contested as long as one of its claimants is here, so that it never changes its meaning from one
-//! running server to another.
+//! Tools and prompts have names that are a pure function of server and item (`mcp::names`). A URI that two servers list is
+//! given to neither: both are exposed under their longer forms, whoever came first. The URI stays contested as long as one
+//! of its claimants is here, so that it never changes its meaning from one running server to another.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use std::{
 use super::Key;
 use crate::{
     jsonrpc::quote,
-    limits::{AMBIGUOUS_SERVERS, CatalogLimits, LIST_PAGE},
+    limits::{AMBIGUOUS_SERVERS, CatalogLimits, LIST_PAGE, PIECE},
     mcp::{
         links,
         names::{exposed, exposed_with_hash, is_hashed},
@@ -152,15 +152,12 @@ impl Board {
         }
     }
 
-    /// The name that an item has, and the one that it has when that is contested. Resources keep their URI.
-    ///
-    /// A plain name never looks like one with a hash, so the two cannot be taken for each other.
+    /// The name that an item has, and the one that it has when that is contested or the gateway's own. Resources keep their
+    /// URI.
     fn names(&self, server: &str, key: &str) -> [String; 2] {
         match self.kind {
             Kind::Prompt | Kind::Tool => {
-                let other = exposed_with_hash(server, key, self.longest);
-                let plain = exposed(server, key, self.longest);
-                [if is_hashed(&plain) { other.clone() } else { plain }, other]
+                [exposed(server, key, self.longest), exposed_with_hash(server, key, self.longest)]
             }
             Kind::Resource | Kind::Template => [key.to_owned(), format!("{server}+{key}")],
         }
@@ -213,6 +210,29 @@ impl Board {
         let form =
             |(server, key): &(Key, String)| Some(self.names(&self.held.get(server)?.name, key)[1].clone());
         Some(Found::Several(claimants.iter().take(AMBIGUOUS_SERVERS).filter_map(form).collect()))
+    }
+
+    /// Names that somebody may have meant who took a name to be `<server>_<tool>` in any case, as it is with the Python mcpport.
+    pub(super) fn meant(&self, name: &str, server: impl Fn(&str) -> Option<Key>) -> Vec<String> {
+        if name.len() > self.longest {
+            return Vec::new();
+        }
+        let of_pair = |(place, _): (usize, &str)| {
+            let (server_name, key) = (&name[..place], &name[place + 1..]);
+            let (server, exposed) = (server(server_name)?, exposed(server_name, key, self.longest));
+            self.is_held(&exposed, server, key).then_some(exposed)
+        };
+        let begins = format!("{name}_");
+        let from = (Bound::Excluded(begins.as_str()), Bound::Unbounded);
+        let behind = self.entries.range::<str, _>(from).take(PIECE).map(|(other, _)| other);
+        let hashed = behind.filter(|other| {
+            is_hashed(other) && other.rsplit_once('_').is_some_and(|(shown, _)| shown == name)
+        });
+        let all = name.match_indices('_').filter_map(of_pair).chain(hashed.map(|other| other.to_string()));
+        let mut all: Vec<String> = all.take(AMBIGUOUS_SERVERS).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// Servers that have a template of which this URI can be made: as many as an error names, at most.

@@ -1,20 +1,29 @@
 //! The names under which clients see the tools and prompts of all servers.
 //!
-//! A pure function of server and tool: it does not depend on who else is connected. Model APIs refuse other
-//! characters than `[A-Za-z0-9_-]`, and more than 64 of them; so does this.
+//! A pure function of server and tool: it does not depend on who else is connected, on who came first, or on what was here
+//! before, so that a name never leads to another tool than the one that a user approved. Model APIs refuse other characters
+//! than `[A-Za-z0-9_-]`, and more than 64 of them; so does this.
+//!
+//! - `<server>_<tool>`, or `<server>__<tool>` where the server's name has a `_` itself.
+//! - With a hash of both at the end where the first form could be read as another pair, has other characters or is too long.
 
-/// Length of the hash suffix with its separator.
-const SUFFIX: usize = 9;
+use crate::secret::Digest;
 
-/// `<server>_<name>`, made fit; cut and given a hash when it is longer than `longest`.
+/// Length of the hash suffix with its separator: 64 bits, so that nobody finds another pair with the same.
+const SUFFIX: usize = 17;
+
+/// The name of a tool or prompt.
 pub fn exposed(server: &str, name: &str, longest: usize) -> String {
-    let plain = plain(server, name);
-    if plain.len() <= longest { plain } else { cut(plain, server, name, longest) }
+    let plain = plain(server, name).filter(|plain| plain.len() <= longest && !is_hashed(plain));
+    plain.unwrap_or_else(|| exposed_with_hash(server, name, longest))
 }
 
-/// The same with the hash in any case: for a name that collides with another.
+/// The same with the hash in any case: for a name that is the gateway's own.
 pub fn exposed_with_hash(server: &str, name: &str, longest: usize) -> String {
-    cut(plain(server, name), server, name, longest)
+    let fit = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+    let shown = server.chars().chain(['_']).chain(name.chars()).map(fit);
+    let shown: String = shown.take(longest.saturating_sub(SUFFIX)).collect();
+    format!("{shown}_{:016x}", hash(server, name))
 }
 
 /// Whether a name ends as one with a hash does.
@@ -26,19 +35,24 @@ pub fn is_hashed(name: &str) -> bool {
     }
 }
 
-fn plain(server: &str, name: &str) -> String {
-    let fit = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
-    server.chars().chain(['_']).chain(name.chars()).map(fit).collect()
+/// The name without a hash, where it can be read as this pair only.
+fn plain(server: &str, name: &str) -> Option<String> {
+    let separator = if server.contains('_') { "__" } else { "_" };
+    let plain = format!("{server}{separator}{name}");
+    let is_fit = plain.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+    (is_fit && split(&plain) == Some((server, name))).then_some(plain)
 }
 
-fn cut(mut plain: String, server: &str, name: &str, longest: usize) -> String {
-    plain.truncate(longest.saturating_sub(SUFFIX));
-    format!("{plain}_{:08x}", hash(server, name))
+/// Reads a name without a hash.
+fn split(plain: &str) -> Option<(&str, &str)> {
+    let double = plain.split_once("__").filter(|(server, _)| server.contains('_'));
+    double.or_else(|| plain.split_once('_'))
 }
 
 /// Stable for ever: clients remember tool names.
-fn hash(server: &str, name: &str) -> u32 {
-    short_hash(server.bytes().chain([0]).chain(name.bytes()))
+fn hash(server: &str, name: &str) -> u64 {
+    let digest = Digest::of(&[server.as_bytes(), &[0], name.as_bytes()].concat());
+    digest.bytes().iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte))
 }
 
 /// FNV-1a, folded to 32 bits: to tell texts apart, not to prove anything.
@@ -51,13 +65,61 @@ pub fn short_hash(bytes: impl Iterator<Item = u8>) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     #[test]
     fn names_are_plain_where_they_can_be() {
-        assert_eq!(exposed("file", "read_file", 64), "file_read_file");
-        assert_eq!(exposed("cam.1", "é/x", 64), "cam_1___x");
+        for (server, name, expected) in [
+            ("file", "read_file", "file_read_file"),
+            ("file", "_read", "file__read"),
+            ("cam-1", "b-c", "cam-1_b-c"),
+            ("home_assistant", "turn_on", "home_assistant__turn_on"),
+            ("_home", "x", "_home__x"),
+            ("home_assistant", "_x__y", "home_assistant___x__y"),
+        ] {
+            assert_eq!(exposed(server, name, 64), expected);
+        }
         assert_eq!(exposed("a", &"b".repeat(62), 64).len(), 64);
+    }
+
+    #[test]
+    fn names_with_two_readings_or_other_characters_have_a_hash() {
+        for (server, name, shown) in [
+            ("home", "assistant__turn_on", "home_assistant__turn_on"),
+            ("home_", "x", "home__x"),
+            ("a__b", "c", "a__b_c"),
+            ("cam.1", "é/x", "cam_1___x"),
+            ("a", "b.c", "a_b_c"),
+            ("a", "b_0123456789abcdef", "a_b_0123456789abcdef"),
+        ] {
+            let name = exposed(server, name, 64);
+            assert!(is_hashed(&name) && name.starts_with(shown), "{name}");
+        }
+    }
+
+    /// All pairs of short names with the characters that matter: no two have the same name, however short it must be.
+    #[test]
+    fn no_two_pairs_have_the_same_name() {
+        let all = |letters: &[&str]| -> Vec<String> {
+            let (mut all, mut last) = (Vec::new(), vec![String::new()]);
+            for _ in 0..4 {
+                last = last.iter().flat_map(|a| letters.iter().map(move |b| format!("{a}{b}"))).collect();
+                all.extend(last.iter().cloned());
+            }
+            all
+        };
+        let (servers, tools) = (all(&["a", "_", ".", "-"]), all(&["a", "_", "."]));
+        for longest in [64, 20] {
+            let mut known = HashMap::new();
+            for pair in servers.iter().flat_map(|server| tools.iter().map(move |tool| (server, tool))) {
+                let name = exposed(pair.0, pair.1, longest);
+                assert!(name.len() <= longest, "{name}");
+                let other = known.insert(name, pair);
+                assert_eq!(other, None, "{pair:?}");
+            }
+        }
     }
 
     #[test]
@@ -66,17 +128,16 @@ mod tests {
         let (one, two) = (exposed("s", &format!("{long}1"), 64), exposed("s", &format!("{long}2"), 64));
         assert_eq!((one.len(), two.len()), (64, 64));
         assert_ne!(one, two);
-        assert_eq!(exposed_with_hash("a", "b", 64), "a_b_".to_owned() + &format!("{:08x}", hash("a", "b")));
     }
 
     #[test]
     fn names_with_a_hash_are_recognized() {
         for (name, expected) in [
-            ("a_b_0123abcd", true),
-            ("_0123abcd", true),
-            ("a_0123abcD", false),
+            ("a_b_0123456789abcdef", true),
+            ("_0123456789abcdef", true),
+            ("a_0123456789abcdeF", false),
             ("a_b", false),
-            ("a0123abcd", false),
+            ("a0123456789abcdef", false),
         ] {
             assert_eq!(is_hashed(name), expected, "{name}");
         }
@@ -85,8 +146,9 @@ mod tests {
 
     #[test]
     fn the_hash_never_changes() {
-        assert_eq!(exposed_with_hash("file", "read", 64), format!("file_read_{:08x}", hash("file", "read")));
         assert_ne!(hash("a", "b_c"), hash("a_b", "c"));
-        assert_eq!(hash("", ""), 0x2962_0a93);
+        // printf 'file\0read' | sha256sum
+        assert_eq!(exposed_with_hash("file", "read", 64), "file_read_c82f89f2cdfce938");
+        assert_eq!(short_hash([].into_iter()), 0xcbf2_9ce4 ^ 0x8422_2325);
     }
 }

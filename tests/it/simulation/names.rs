@@ -1,5 +1,5 @@
-//! Names that collide, by the seed: whoever comes and goes, each exposed name leads to one tool of one server, and to
-//! the same one for as long as that server says the same.
+//! Names that collide, by the seed: whoever comes and goes, in whatever order, each exposed name leads to one tool of one
+//! server, and never to another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,20 +15,38 @@ use mcpport::{
 
 use super::{Named, Random};
 
-/// Few letters, and many ways to the same plain name: `a` + `b_c` and `a_b` + `c`, `.` and `/` and `_`, too long.
-const SERVERS: [&str; 6] = ["a", "a_b", "a.b", "b", "a_b_c", "list"];
-const TOOLS: [&str; 10] =
-    ["c", "b_c", "b.c", "b/c", "servers", "_", "ééé", "aVeryLongNameIndeed1", "aVeryLongNameIndeed2", "c_d"];
+/// Few letters, and many ways to the same name if it were only put together: `a` + `b_c` and `a_b` + `c`, `a` + `_b__c` and
+/// `a__b` + `_c`, `.` and `/` and `_`, too long.
+const SERVERS: [&str; 11] =
+    ["a", "a_b", "a.b", "b", "a_b_c", "list", "a_", "_a", "a__b", "a_b_", "aVeryLongNameIndeedAndMore"];
+const TOOLS: [&str; 16] = [
+    "c",
+    "b_c",
+    "b.c",
+    "b/c",
+    "servers",
+    "_",
+    "ééé",
+    "aVeryLongNameIndeed1",
+    "aVeryLongNameIndeed2",
+    "c_d",
+    "_c",
+    "__c",
+    "b__c",
+    "_b__c",
+    "b_",
+    "b_0123456789abcdef",
+];
 
 /// Short, so that names are cut.
-const LONGEST: usize = 18;
+const LONGEST: usize = 26;
 
 struct Books {
     catalog: Catalog<usize>,
     /// What is registered: the server's place, its key, what it offers.
     servers: BTreeMap<usize, (Key, Vec<&'static str>)>,
-    /// Where each tool was found at the last look.
-    exposed: BTreeMap<(usize, &'static str), String>,
+    /// What each name has ever led to.
+    exposed: BTreeMap<String, (usize, &'static str)>,
     limits: CatalogLimits,
 }
 
@@ -51,7 +69,6 @@ impl Books {
             Some((key, _)) if random.chance(25) => {
                 assert_eq!(self.catalog.remove(*key).map(|(handle, _)| handle), Some(place));
                 self.servers.remove(&place);
-                self.exposed.retain(|(server, _), _| *server != place);
             }
             Some((key, _)) => {
                 let offer: Vec<_> = (0..random.below(6)).map(|_| TOOLS[random.below(TOOLS.len())]).collect();
@@ -63,9 +80,7 @@ impl Books {
     fn offer(&mut self, place: usize, key: Key, offer: Vec<&'static str>) {
         let item = |name: &&str| Item::read(Kind::Tool, &format!("{{\"name\":\"{name}\"}}"), &self.limits);
         let items: Vec<Item> = offer.iter().map(|name| item(name).expect("a usable name")).collect();
-        if self.catalog.set(key, Kind::Tool, items).is_some() {
-            self.exposed.retain(|(server, _), _| *server != place);
-        }
+        self.catalog.set(key, Kind::Tool, items);
         self.servers.insert(place, (key, offer));
     }
 
@@ -80,8 +95,12 @@ impl Books {
                 Target::Own => assert_eq!(name, "list_servers"),
                 Target::Server { handle, key } => {
                     let tool = *TOOLS.iter().find(|tool| **tool == key).unwrap();
-                    let names = [exposed, exposed_with_hash].map(|f| f(SERVERS[handle], tool, LONGEST));
-                    assert!(names.contains(&name), "{name} is no name of {} {tool}", SERVERS[handle]);
+                    let f = if exposed(SERVERS[handle], tool, LONGEST) == "list_servers" {
+                        exposed_with_hash
+                    } else {
+                        exposed
+                    };
+                    assert_eq!(name, f(SERVERS[handle], tool, LONGEST), "{} {tool}", SERVERS[handle]);
                     assert_eq!(found.insert((handle, tool), name), None, "{tool} is listed twice");
                 }
             }
@@ -91,12 +110,17 @@ impl Books {
         };
         let offered: BTreeSet<(usize, &str)> = self.servers.iter().flat_map(offered).collect();
         assert_eq!(found.keys().copied().collect::<BTreeSet<_>>(), offered);
-        let leads: BTreeMap<&String, _> = found.iter().map(|(tool, name)| (name, tool)).collect();
-        for (tool, name) in &self.exposed {
-            let is_same = leads.get(name).is_none_or(|now| *now == tool);
-            assert!(is_same, "{name} means another tool than before");
+        for (tool, name) in found {
+            let before = self.exposed.insert(name.clone(), tool);
+            assert!(before.is_none_or(|before| before == tool), "{name} means another tool than before");
         }
-        self.exposed = found;
+        let names = self.exposed.keys();
+        let led = names.filter_map(|name| Some((name, self.catalog.find(Kind::Tool, name)?)));
+        for (name, target) in led {
+            if let Target::Server { handle, key } = target {
+                assert_eq!((handle, key.as_str()), self.exposed[name], "{name} leads to another tool");
+            }
+        }
     }
 
     fn listed(&self) -> Vec<String> {
