@@ -210,31 +210,22 @@ fn orphans_that_end_are_reaped() {
 }
 
 #[test]
-#[ignore = "fails beside the whole suite for a reason not found yet; .ci/run runs it alone"]
 fn process_1_reaps_orphans() {
-    let own = ["--map-root-user", "--user", "--pid", "--fork", "--mount-proc", "--kill-child"];
-    let unshare = || {
-        let mut command = Command::new("unshare");
-        command.args(own).stdin(Stdio::null());
-        command
-    };
-    if !unshare().arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+    let unshare = ["unshare", "--map-root-user", "--user", "--pid", "--fork", "--mount-proc", "--kill-child"];
+    let mut tried = Command::new(unshare[0]);
+    tried.args(&unshare[1..]).arg("true").stdin(Stdio::null()).stderr(Stdio::null());
+    if !tried.status().is_ok_and(|status| status.success()) {
         eprintln!("not run: this machine gives no pid namespace");
         return;
     }
     let gateway = Gateway::start(&[]);
     let file = crate::directory("orphans").join("ended");
     let (stdio, url) = (leaves_orphans(&file), gateway.url());
-    let mut program = unshare()
-        .args([env!("CARGO_BIN_EXE_mcpport"), "register", "--stdio", &stdio, "--gateway-url", &url])
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    gateway.program.wait_for("server 'local' offers");
-    let (_, register) = adopted(program.id(), 0)[0];
+    let mut program = Program::start_under(&unshare, &["register", "--stdio", &stdio, "--gateway-url", &url]);
+    program.wait_for("registered: ");
+    let (_, register) = adopted(program.pid(), 0)[0];
     eventually("all have ended", || lines(&file) == 8);
     eventually("no zombie is left", || adopted(register, 0).iter().all(|(state, _)| *state != 'Z'));
-    program.kill().unwrap();
-    program.wait().unwrap();
+    program.kill();
     eventually("register ends with its namespace", || !std::fs::exists(format!("/proc/{register}")).unwrap());
 }

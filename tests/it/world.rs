@@ -82,6 +82,15 @@ impl Program {
         (Self::of(child, Said::read(io::empty())), stderr)
     }
 
+    /// The same by way of another program, which runs the command that follows its own arguments.
+    pub fn start_under(wrapper: &[&str], arguments: &[&str]) -> Self {
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(binary());
+        let mut child = Self::child_of(command, arguments, &[], Stdio::null());
+        let said = Said::read(child.0.stderr.take().unwrap());
+        Self::of(child, said)
+    }
+
     fn spawn(arguments: &[&str], variables: &[(&str, &str)], stdin: Stdio) -> Self {
         let mut child = Self::child(arguments, variables, stdin);
         let said = Said::read(child.0.stderr.take().unwrap());
@@ -90,9 +99,18 @@ impl Program {
 
     /// A process, and the mark by which its offspring is known.
     fn child(arguments: &[&str], variables: &[(&str, &str)], stdin: Stdio) -> (Child, String) {
+        Self::child_of(Command::new(binary()), arguments, variables, stdin)
+    }
+
+    fn child_of(
+        mut command: Command,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        stdin: Stdio,
+    ) -> (Child, String) {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let mut command = Command::new(binary());
+        // Variables that steer the tests (MCPPORT_SEEDS) are errors to the program.
         for (name, _) in env::vars().filter(|(name, _)| name.starts_with("MCP")) {
             command.env_remove(name);
         }
