@@ -22,7 +22,8 @@ readonly RUSTUP_SECONDS=180
 # The plainest kind of static program for every target: a fixed address, nothing to relocate. By themselves some targets would be
 # built so and others as "static-pie", which relocates itself at the start: on x86-64 its table is 92 KB of the file, and what it
 # writes 72 KiB of memory in each process; on MIPS it crashes. What is given up is a random address of the program itself;
-# stack, heap and mapped memory have one all the same, and the crate has no unsafe code that could lead there.
+# stack, heap and mapped memory have one all the same, and the crate has no unsafe code that could lead there
+# (one call, without memory: src/net/child/session.rs).
 readonly PLAIN="-C relocation-model=static"
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

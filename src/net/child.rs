@@ -1,7 +1,7 @@
 //! A stdio server as a child process, and the promise that nothing of it stays behind.
 //!
-//! A child leads a process group of its own, so that a shell and all it started can be ended together. [`Child`] holds the
-//! group; the pipes lie open in it for the register program to take. What is read from stdout is split by `ndjson`.
+//! A child leads a session and a process group of its own, so that a shell and all it started can be ended together, and none
+//! of them asks anything on a terminal (see `session`). [`Child`] holds the group; the pipes lie open in it for the register program to take. What is read from stdout is split by `ndjson`.
 //!
 //! # Why no stranger is ever killed
 //!
@@ -15,6 +15,7 @@
 //! `adopted` for what becomes of it.
 
 mod adopted;
+mod session;
 mod stderr;
 
 use std::{
@@ -23,10 +24,7 @@ use std::{
     fmt,
     future::pending,
     io,
-    os::{
-        fd::OwnedFd,
-        unix::process::{CommandExt, ExitStatusExt},
-    },
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
     path::Path,
     process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     thread,
@@ -145,7 +143,8 @@ fn prepare(command: &CommandLine) -> Command {
     for (name, _) in env::vars_os().filter(|(name, _)| is_ours(name)) {
         prepared.env_remove(name);
     }
-    prepared.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    prepared.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    session::own_session(&mut prepared);
     prepared
 }
 

@@ -12,11 +12,9 @@ use std::{
     thread,
 };
 
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-
 use crate::{
     directory,
-    world::{Edge, Gateway, Program, eventually},
+    world::{Edge, Gateway, Program, eventually, terminal},
 };
 
 /// A proxy in front of a gateway; with an answer of its own it passes nothing on.
@@ -115,15 +113,11 @@ fn the_first_refusal_of_a_front_is_not_final() {
 fn the_first_refusal_is_final_on_a_terminal_and_with_require_gateway() {
     let gateway = Gateway::start(&[]);
     let front = Front::start(gateway.address, refusal("404 Not Found"));
-    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&terminal).unwrap();
-    unlockpt(&terminal).unwrap();
-    let name = ptsname(&terminal, Vec::new()).unwrap();
-    let near = std::fs::File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let (_controller, terminal) = terminal();
     let url = front.url();
     let plain = ["register", "--stdio", "cat", "--gateway-url", &url];
     let strict = [&plain[..], &["--require-gateway"]].concat();
-    for mut program in [Program::start_on(&plain, near.into()), Program::start(&strict)] {
+    for mut program in [Program::start_on(&plain, terminal.into()), Program::start(&strict)] {
         let end = program.ended();
         assert_eq!(end.code, Some(1), "{:?}", end.stderr);
         assert!(end.complaint()[0].contains("no registration endpoint"), "{:?}", end.stderr);

@@ -221,7 +221,8 @@ fn process_1_reaps_orphans() {
     let gateway = Gateway::start(&[]);
     let file = crate::directory("orphans").join("ended");
     let (stdio, url) = (leaves_orphans(&file), gateway.url());
-    let mut program = Program::start_under(&unshare, &["register", "--stdio", &stdio, "--gateway-url", &url]);
+    let register = ["register", "--stdio", &stdio, "--gateway-url", &url];
+    let mut program = Program::start_under(&unshare, &register, Stdio::null());
     program.wait_for("registered: ");
     let (_, register) = adopted(program.pid(), 0)[0];
     eventually("all have ended", || lines(&file) == 8);

@@ -48,6 +48,7 @@ mod streamable;
 mod supervision;
 mod tasks;
 mod tenants;
+mod terminal;
 mod tidy;
 /// The real programs, and HTTP towards them.
 mod wire;

@@ -2,22 +2,18 @@
 
 use std::{
     fs,
-    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
-use rustix::{
-    fs::{Mode, OFlags, open},
-    process::Signal,
-    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-};
+use rustix::process::Signal;
 
 use crate::{
     certs::{available, generate},
     directory,
     secure::dial,
     wire::{Client, Wire, ask, host, request, text},
-    world::{Edge, Gateway, Program, listening},
+    world::{Edge, Gateway, Program, listening, terminal},
 };
 
 const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
@@ -296,14 +292,4 @@ fn a_hangup_is_the_end_of_register() {
     let mut edge = gateway.edge("s");
     edge.program.signal(Signal::HUP);
     assert_eq!(edge.program.ended().code, Some(0));
-}
-
-/// Both ends of a terminal.
-fn terminal() -> (OwnedFd, OwnedFd) {
-    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&controller).unwrap();
-    unlockpt(&controller).unwrap();
-    let name = ptsname(&controller, Vec::new()).unwrap();
-    let terminal = open(name.as_c_str(), OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
-    (controller, terminal)
 }

@@ -244,6 +244,20 @@ fn libraries_stay_at_home() {
     check("a library is used outside its home", &complaints);
 }
 
+/// The one place of unsafe code, with a SAFETY comment above it. The compiler sees to the rest (`Cargo.toml`).
+#[test]
+fn unsafe_code_is_in_one_place() {
+    let mut places = Vec::new();
+    for source in source::all() {
+        for word in ["unsafe {", "unsafe fn", "unsafe impl", "(unsafe_code"] {
+            let count = source.code.matches(word).count();
+            places.extend((0..count).map(|_| format!("{}: {word}", source.name)));
+        }
+        assert_eq!(source.code.matches("unsafe {").count(), source.text.matches("// SAFETY: ").count());
+    }
+    assert_eq!(places, ["net/child/session.rs: unsafe {", "net/child/session.rs: (unsafe_code"]);
+}
+
 #[test]
 fn nothing_ends_the_program_from_inside() {
     let words = [

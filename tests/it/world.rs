@@ -5,7 +5,7 @@ use std::{
     env, fs,
     io::{self, BufRead, BufReader, Read},
     net::SocketAddr,
-    os::unix::process::CommandExt,
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Stdio},
     sync::{
@@ -16,7 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::{Mode, OFlags, open},
+    process::{Pid, Signal, kill_process},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
 
 use crate::{directory, wire::Client};
 
@@ -83,10 +87,10 @@ impl Program {
     }
 
     /// The same by way of another program, which runs the command that follows its own arguments.
-    pub fn start_under(wrapper: &[&str], arguments: &[&str]) -> Self {
+    pub fn start_under(wrapper: &[&str], arguments: &[&str], stdin: Stdio) -> Self {
         let mut command = Command::new(wrapper[0]);
         command.args(&wrapper[1..]).arg(binary());
-        let mut child = Self::child_of(command, arguments, &[], Stdio::null());
+        let mut child = Self::child_of(command, arguments, &[], stdin);
         let said = Said::read(child.0.stderr.take().unwrap());
         Self::of(child, said)
     }
@@ -427,4 +431,14 @@ pub fn fake_server() -> PathBuf {
     let server = binary.parent().unwrap().join("examples/fake-server");
     assert!(server.exists(), "cargo build --example fake-server (cargo test does it by itself)");
     server
+}
+
+/// Both ends of a terminal.
+pub fn terminal() -> (OwnedFd, OwnedFd) {
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&controller).unwrap();
+    unlockpt(&controller).unwrap();
+    let name = ptsname(&controller, Vec::new()).unwrap();
+    let terminal = open(name.as_c_str(), OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+    (controller, terminal)
 }
