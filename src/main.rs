@@ -80,8 +80,9 @@ fn run(command: Command) -> Result<(), Fault> {
             process::hide();
             let threads = config.threads;
             until_stopped(threads, signals()?, |stop| async move {
+                let adopted = child::adopt();
                 let orphans = async {
-                    child::adopt().await;
+                    adopted.await;
                     Ok(())
                 };
                 future::or(register::run(*config, stop.wait()), bell::alone(orphans)).await

@@ -55,24 +55,26 @@ pub(super) fn spawn(command: &mut Command) -> io::Result<(process::Child, Starte
 }
 
 /// Becomes the parent of orphaned descendants, and reaps them for as long as the future runs. Only for a program whose children
-/// are all started by [`super::Child`].
-pub async fn adopt() {
+/// are all started by [`super::Child`], and to be called before the first: an orphan of an earlier moment goes to process 1.
+pub fn adopt() -> impl Future<Output = ()> {
     let signals = Signals::new([Signal::Child]);
     // Process 1 adopts without this.
     if let Err(error) = set_child_subreaper(Some(getpid())) {
         log::debug!("helpers that leave a server's process group are not found: {error}");
     }
     ADOPTING.store(true, Ordering::Release);
-    match signals {
-        Ok(mut signals) => {
-            reap();
-            while signals.next().await.is_some() {
+    async {
+        match signals {
+            Ok(mut signals) => {
                 reap();
+                while signals.next().await.is_some() {
+                    reap();
+                }
             }
+            Err(error) => log::warn!("cannot wait for orphans, they stay zombies: {error}"),
         }
-        Err(error) => log::warn!("cannot wait for orphans, they stay zombies: {error}"),
+        std::future::pending().await
     }
-    std::future::pending().await
 }
 
 /// Reaps adopted children that have ended. Gives those that live.
