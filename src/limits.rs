@@ -222,8 +222,11 @@ impl Default for GuessLimits {
 /// Bounds of the link.
 #[derive(Clone, Debug)]
 pub struct LinkLimits {
-    /// Bytes of one message, which is one frame: the memory that a link can pin is the largest message it ever saw.
+    /// Bytes of one message, which is one frame.
     pub message_bytes: usize,
+    /// Time that a large frame waits for memory at the gateway before its link is closed. Answers to clients that do not read are
+    /// dropped or given up in less than three times that.
+    pub memory_wait: Duration,
     /// Read buffer of the WebSocket library (its default pins 128 KiB for each link).
     pub read_buffer: usize,
     /// Write buffer of the WebSocket library.
@@ -292,6 +295,7 @@ impl Default for LinkLimits {
     fn default() -> Self {
         Self {
             message_bytes: 4 * MIB + FRAME_EXTRA,
+            memory_wait: Duration::from_secs(10),
             read_buffer: 8 * KIB,
             write_buffer: 16 * KIB,
             queue_messages: 256,
@@ -476,11 +480,12 @@ impl Default for DeviceLimits {
 }
 
 /// Bytes that the gateway keeps for clients and servers, unless `--max-memory` says otherwise: half of the smallest VPS that is
-/// sold (512 MiB). It covers messages that wait or are being written, request bodies,
-/// frames kept for resumption, lists, and events kept for replay. What the process has beside it is, at most: program and tables
+/// sold (512 MiB). It covers messages that wait or are being written, request bodies, frames of links that come in (from 16 KiB
+/// on, from the moment that they are announced) with the buffers that they leave behind,
+/// frames kept for resumption, lists and answers to `initialize` of servers, what sessions say of themselves and subscribe to, and
+/// events kept for replay. What the process has beside it is, at most: program and tables
 /// 16 MiB; 64 KiB for each connection (buffers, TLS, task), 64 MiB for 1 024; and, for each thread, three copies of the
-/// largest message while it is passed on, 12 MiB. Not covered, and bounded by counts alone: the read buffer of a link, which
-/// stays as large as its largest message, and what sessions say of themselves and subscribe to.
+/// largest message while it is passed on, 12 MiB.
 pub const MAX_MEMORY: usize = 256 * MIB;
 /// Bytes that `--max-memory` may ask for: less does not hold two messages of the usual size and what is kept free beside them.
 pub const MEMORY: std::ops::RangeInclusive<usize> = 16 * MIB..=2048 * MIB;
@@ -491,6 +496,13 @@ pub const ITEM_BYTES: usize = 256;
 pub const BUDGET_SMALL: usize = 16 * KIB;
 /// The part of a budget that is kept free for small amounts: one in so many.
 pub const BUDGET_RESERVE: usize = 8;
+/// Bytes that a subscription takes beside its URIs: the id of its request, and its places in three tables.
+pub const SUBSCRIPTION_BYTES: usize = 384;
+/// How often a frame that waits for memory looks for it.
+pub const LINK_MEMORY_LOOK: Duration = Duration::from_millis(50);
+/// The buffers of a link that has carried no large frame for so long are given back: large answers that follow each other find
+/// them still there. While more than half of the budget is taken they are given back at once.
+pub const LINK_SHRINK: Duration = Duration::from_secs(1);
 /// Bytes of one message that `--max-message-bytes` may ask for: what a registration has, and what a small box still holds
 /// a few of.
 pub const MESSAGE_BYTES: std::ops::RangeInclusive<usize> = 64 * KIB..=256 * MIB;

@@ -13,7 +13,7 @@ use crate::{
     limits::SessionLimits,
     mcp::{LATEST, logging::Level},
     net::{
-        budget::Account,
+        budget::{Account, Charge},
         queue::{Refused, Sender},
     },
     session::{Asks, Calls},
@@ -53,6 +53,15 @@ impl Facts {
     }
 }
 
+/// Charges for what is kept of a session as long as it lives.
+#[derive(Debug)]
+pub struct Paid {
+    /// For what it said of itself.
+    pub facts: Charge,
+    /// For its subscriptions.
+    pub subscriptions: Charge,
+}
+
 /// The processes of a session's own.
 #[derive(Debug, Default)]
 pub struct Own {
@@ -85,6 +94,7 @@ pub struct Client {
     burst: usize,
     calls: Mutex<Calls<Arc<Upstream>>>,
     facts: Mutex<Facts>,
+    paid: Mutex<Paid>,
     streams: Streams,
     own: Mutex<Own>,
     /// What they ask it.
@@ -105,6 +115,7 @@ impl Client {
         let facts = Facts { initialized: None, version: LATEST.into(), level: None, capabilities, info };
         let calls = Mutex::new(Calls::new(limits));
         let (facts, streams) = (Mutex::new(facts), Streams::new(limits, &account));
+        let paid = Mutex::new(Paid { facts: account.charge(), subscriptions: account.charge() });
         let (own, asks) = (Mutex::default(), Mutex::default());
         Arc::new(Self {
             id,
@@ -116,6 +127,7 @@ impl Client {
             burst: limits.queue_burst,
             calls,
             facts,
+            paid,
             streams,
             own,
             asks,
@@ -208,6 +220,11 @@ impl Client {
     /// What is known of the client.
     pub fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is charged for it.
+    pub fn paid(&self) -> MutexGuard<'_, Paid> {
+        self.paid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The processes of its own.

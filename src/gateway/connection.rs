@@ -71,7 +71,8 @@ impl NewLink {
                     return None;
                 }
             };
-            let socket = link::accepted(stream, glued, &gateway.config.limits.link).await;
+            let account = gateway.account(principal);
+            let socket = link::accepted(stream, glued, &account, &gateway.config.limits.link).await;
             registration::enter(gateway, socket, principal, peer).await
         };
         if let Some(entered) = Box::pin(entering).await {

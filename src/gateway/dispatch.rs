@@ -269,15 +269,20 @@ impl Gateway {
                 mcp::greeting_for(&greeting.ok_or_else(|| not_connected(name))?, &asked)
             }
         };
-        if !client.initialized(&version) {
-            return Err(initialized_already());
-        }
         let raw = |name: &str| match message.param(&[name]) {
             Ok(Some(span)) if span.len() <= limits::CLIENT_FACTS => message.text()[span].to_owned(),
             _ => "{}".to_owned(),
         };
+        let (capabilities, info) = (raw("capabilities"), raw("clientInfo"));
+        if !client.paid().facts.resize(capabilities.len() + info.len()) {
+            self.stats.memory_refusals.add();
+            return Err((jsonrpc::BUSY, NO_MEMORY.into()));
+        }
+        if !client.initialized(&version) {
+            return Err(initialized_already());
+        }
         let mut facts = client.facts();
-        (facts.capabilities, facts.info) = (raw("capabilities"), raw("clientInfo"));
+        (facts.capabilities, facts.info) = (capabilities, info);
         Ok(result)
     }
 

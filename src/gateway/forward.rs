@@ -6,7 +6,7 @@ use super::{
     Gateway,
     client::{Client, Scope},
     dispatch::{Answer, Problem, declined, string_param},
-    reply::Reply,
+    reply::{NO_MEMORY, Reply},
     tasks::NOT_FOUND,
     upstream::{Call, Caller, Upstream, deliver, fail, uri_params},
 };
@@ -14,9 +14,14 @@ use crate::{
     jsonrpc::{self, Message, Span, quote, unquote},
     limits,
     mcp::{links, logging::Level, offer::Kind},
-    session::Subscriber,
+    session::{Subscriber, Subscriptions},
     tunnel::{mux::Pending, rewrite},
 };
+
+/// Charges a session for its subscriptions as they are, and for so many bytes more. False: there is no memory for more.
+fn pay_subscriptions(subscriptions: &Subscriptions, client: &Client, more: usize) -> bool {
+    client.paid().subscriptions.resize(subscriptions.bytes(client.id()) + more)
+}
 
 /// Where the client's name for something stands, and the server's own name for it.
 type Named = (Span, String);
@@ -99,10 +104,15 @@ impl Gateway {
                 let uri = unquote(&message.text()[span.clone()]).unwrap_or_default().into_owned();
                 let asked = message.id().map(str::to_owned);
                 let subscriber = Subscriber { session: client.id().to_owned(), uri, asked };
+                if !pay_subscriptions(&subscriptions, client, subscriber.bytes(own)) {
+                    self.stats.memory_refusals.add();
+                    return Err((jsonrpc::BUSY, NO_MEMORY.into()));
+                }
                 added = subscriptions.add(upstream.name(), own, subscriber).then(|| own.clone());
+                pay_subscriptions(&subscriptions, client, 0);
             }
             "resources/unsubscribe" => {
-                let last = self.subscriptions().remove(upstream.name(), own, client.id());
+                let last = self.unsubscribe(client, upstream, own);
                 let told = match upstream.isolation() {
                     // Others want to hear of it still.
                     None => last,
@@ -117,9 +127,17 @@ impl Gateway {
         let passed = self.forward(client, upstream, message, Some(named), reply);
         if let (Err(_), Some(own)) = (&passed, added) {
             // Nobody was asked; and a session that has ended takes nothing back any more.
-            self.subscriptions().remove(upstream.name(), &own, client.id());
+            self.unsubscribe(client, upstream, &own);
         }
         passed
+    }
+
+    /// A session no longer wants to hear of a resource. True when nobody does any more.
+    fn unsubscribe(&self, client: &Client, upstream: &Upstream, own: &str) -> bool {
+        let mut subscriptions = self.subscriptions();
+        let last = subscriptions.remove(upstream.name(), own, client.id());
+        pay_subscriptions(&subscriptions, client, 0);
+        last
     }
 
     /// A server has answered: whoever waits for that is told.
@@ -175,7 +193,9 @@ impl Gateway {
                 return self.only_own_tasks(client, upstream, answer);
             }
             (Caller::Client(client, id, ..), "resources/subscribe") => {
-                self.subscriptions().settle(upstream.name(), client.id(), id, answer.error().is_none());
+                let mut subscriptions = self.subscriptions();
+                subscriptions.settle(upstream.name(), client.id(), id, answer.error().is_none());
+                pay_subscriptions(&subscriptions, client, 0);
             }
             (Caller::Nobody, "logging/setLevel") => match upstream.private() {
                 None => self.tell_level(upstream),
@@ -191,7 +211,12 @@ impl Gateway {
     /// A session is gone: servers need not tell what nobody wants to hear.
     pub fn unsubscribe_all(&self, client: &Client) {
         let _ordered = self.wishes();
-        let unwanted = self.subscriptions().leave(client.id());
+        let unwanted = {
+            let mut subscriptions = self.subscriptions();
+            let unwanted = subscriptions.leave(client.id());
+            pay_subscriptions(&subscriptions, client, 0);
+            unwanted
+        };
         for (server, own) in unwanted {
             let upstream = self.catalog().server(&server);
             if let Some(upstream) = upstream.filter(|upstream| upstream.isolation().is_none()) {

@@ -13,7 +13,7 @@ use super::{
     Gateway,
     client::{Client, Scope},
     dispatch::declined,
-    reply::Reply,
+    reply::{NO_MEMORY, Reply},
     upstream::{Caller, Declined, Upstream, uri_params},
 };
 use crate::{
@@ -138,8 +138,11 @@ impl Gateway {
         match step {
             Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Greeting) => match message.result()
             {
-                Some(result) => {
-                    process.greeted(result);
+                Some(result) if process.greeted(result).is_err() => {
+                    self.stats.memory_refusals.add();
+                    self.end_process(process, NO_MEMORY, true);
+                }
+                Some(_) => {
                     process.ready(self.first_wishes(now, client, process), &self.stats);
                 }
                 None => {

@@ -117,8 +117,11 @@ impl Entered {
 impl Gateway {
     /// Counts the links that we ended.
     fn count_end(&self, ended: &Ended) {
-        if matches!(ended, Ended::ByUs(_)) {
+        if let Ended::ByUs(why) = ended {
             self.stats.links_ended.add();
+            if why.reason == link::NO_MEMORY {
+                self.stats.memory_refusals.add();
+            }
         }
     }
 }

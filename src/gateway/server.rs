@@ -68,7 +68,8 @@ pub struct Server {
     tools: usize,
     /// When the processes of single sessions were last looked at.
     looked: Instant,
-    /// What the list that is coming in takes, and what those in the catalog take.
+    /// What its answer to `initialize` takes, the list that is coming in, and those in the catalog.
+    greeting: Charge,
     listing: Charge,
     lists: BTreeMap<Kind, Charge>,
     /// What its instructions take there.
@@ -149,6 +150,7 @@ impl Server {
             looked: now,
             relist: now,
             retry: now,
+            greeting: account.charge(),
             listing: account.charge(),
             lists: BTreeMap::new(),
             instructions: account.charge(),
@@ -377,9 +379,7 @@ impl Server {
     fn go_on(&mut self, gateway: &Gateway, now: Instant, next: Next) -> Result<(), Farewell> {
         self.log_remarks(gateway);
         match next {
-            Next::Ask(_) if !self.listing.resize(self.conversation.listing_bytes()) => {
-                self.no_memory(gateway, now)
-            }
+            Next::Ask(_) if !self.pay_answers() => self.no_memory(gateway, now),
             Next::Ask(ask) => self.ask(gateway, now, ask),
             Next::Offer(kind, items, next) => {
                 if self.pay(kind, &items) {
@@ -430,6 +430,13 @@ impl Server {
         }
     }
 
+    /// Whether there is memory for what it has answered so far. Its answer to `initialize` is kept twice: for clients, and until
+    /// the lists are complete.
+    fn pay_answers(&mut self) -> bool {
+        self.greeting.resize(2 * self.conversation.greeting().len())
+            && self.listing.resize(self.conversation.listing_bytes())
+    }
+
     /// Whether there is memory for a list in the place of the one before.
     fn pay(&mut self, kind: Kind, items: &[Item]) -> bool {
         // Less is always granted.
@@ -461,7 +468,8 @@ impl Server {
     }
 
     fn list(&mut self, gateway: &Gateway, kind: Kind, items: Vec<Item>) {
-        if self.upstream.greeted(self.conversation.greeting()) {
+        // This server has paid for it.
+        if self.upstream.greeted(self.conversation.greeting()) == Ok(true) {
             self.instruct(gateway);
         }
         let (name, count) = (self.upstream.name(), items.len());

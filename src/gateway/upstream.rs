@@ -14,7 +14,7 @@ use std::{
 use super::{
     client::Client,
     registration::Berth,
-    reply::Reply,
+    reply::{NO_MEMORY, Reply},
     shares::{self, Share, Shares},
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     limits::{self, LinkLimits},
     mcp::{self, bridge, logging::Level},
     net::{
-        budget::{Account, Budget},
+        budget::{Account, Budget, Charge},
         link::Farewell,
         queue::{Refused, Sender},
     },
@@ -212,9 +212,15 @@ pub struct Private {
     /// Where the bytes of that come from: the share of its server, and the budget of its client.
     room: Account,
     account: Account,
+    /// For its answer to `initialize`.
+    greeting: Mutex<Charge>,
 }
 
 impl Private {
+    fn pay_greeting(&self, bytes: usize) -> bool {
+        self.greeting.lock().unwrap_or_else(PoisonError::into_inner).resize(bytes)
+    }
+
     /// Takes a message in to wait. It comes back where none has to, any more; `None`: it waits.
     fn hold(&self, id: Option<u64>, text: String) -> Result<Option<String>, Refused> {
         let mut waiting = self.waiting();
@@ -320,8 +326,8 @@ impl Upstream {
         let (client, shared) = (Arc::downgrade(client), Arc::downgrade(self));
         let waiting = Mutex::new(wishes.is_some().then(Vec::new));
         let wishes = wishes.unwrap_or_default();
-        let private =
-            Private { number, client, shared, wishes, waiting, room: isolation.room.clone(), account };
+        let (room, greeting) = (isolation.room.clone(), Mutex::new(account.charge()));
+        let private = Private { number, client, shared, wishes, waiting, room, account, greeting };
         let bare = Self::bare(self.name.clone(), most, self.link.clone(), self.accepts);
         let forked = Self { private: Some(private), ..bare };
         let forked = Arc::new(forked);
@@ -445,14 +451,20 @@ impl Upstream {
     }
 
     /// Remembers the server's answer to `initialize`. True: it is another one than before.
-    pub fn greeted(&self, result: &str) -> bool {
+    ///
+    /// # Errors
+    /// [`Refused::Memory`]: it comes from a process of a session's own, and the session has no memory for it.
+    pub fn greeted(&self, result: &str) -> Result<bool, Refused> {
         let mut greeting = self.greeting.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_other = greeting.as_deref() != Some(result);
-        if is_other {
-            *greeting = Some(result.into());
-            self.tasks.store(declares(result, "tasks"), Ordering::Relaxed);
+        if greeting.as_deref() == Some(result) {
+            return Ok(false);
         }
-        is_other
+        if self.private.as_ref().is_some_and(|private| !private.pay_greeting(result.len())) {
+            return Err(Refused::Memory);
+        }
+        *greeting = Some(result.into());
+        self.tasks.store(declares(result, "tasks"), Ordering::Relaxed);
+        Ok(true)
     }
 
     /// Whether the server declares a capability.
@@ -724,10 +736,12 @@ pub fn deliver(
     if let Caller::Client(client, id, reply, _share) = pending.caller {
         let asked = client.calls().end(&id).map(|(upstream, _)| upstream);
         if let (Some(result), "initialize") = (message.result(), &*pending.method) {
-            client.initialized(&mcp::version_of(result).unwrap_or_default());
-            for process in asked.iter() {
-                process.greeted(result);
+            if asked.as_ref().is_some_and(|process| process.greeted(result).is_err()) {
+                stats.memory_refusals.add();
+                let error = jsonrpc::error(&id, jsonrpc::BUSY, NO_MEMORY);
+                return reply.finish(error, stats);
             }
+            client.initialized(&mcp::version_of(result).unwrap_or_default());
         }
         let edits = edits.into_iter().chain(fit(&client, asked.as_deref(), &pending.method, message));
         reply.finish(edited(message, &id, edits.collect()), stats);

@@ -147,6 +147,12 @@ impl Account {
         self.0.used.load(Ordering::Relaxed)
     }
 
+    /// Whether more than half of the budget is taken, by whomever.
+    pub fn is_scarce(&self) -> bool {
+        let total = &self.0.total;
+        total.used.load(Ordering::Relaxed) > total.size / 2
+    }
+
     /// Whether nothing is held and nobody else knows of it.
     pub fn is_unused(&self) -> bool {
         Arc::strong_count(&self.0) == 1 && self.used() == 0

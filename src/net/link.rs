@@ -5,6 +5,8 @@
 //! outlive the socket, so that the conversation can go on over another, is its [`Line`].
 //! What the frames mean is `tunnel`'s business.
 
+mod metered;
+
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
@@ -22,10 +24,11 @@ use async_tungstenite::{
         protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
-use futures_lite::{AsyncRead, AsyncWrite, Stream as _, StreamExt, future};
+use futures_lite::{Stream as _, StreamExt, future};
 use futures_sink::Sink;
 use smol::Timer;
 
+pub use self::metered::Metered;
 use super::{
     budget::{Account, Charge},
     deadline,
@@ -36,6 +39,7 @@ use crate::{
     limits::{CLOSE_REASON, LINK_BURST, LinkLimits, STALL_LOOKS},
     text,
     tunnel::{
+        CLOSE_LATER,
         liveness::{Liveness, Verdict},
         resume::{self, Impossible, Resume},
     },
@@ -215,18 +219,24 @@ impl Line {
     }
 }
 
+/// Why a link is closed whose large frame finds no memory.
+pub const NO_MEMORY: &str = "no memory for a large frame: the gateway's budget (--max-memory) is used up";
+
 /// A WebSocket over one of our streams.
 pub type Socket = WebSocketStream<Metered>;
 
-/// The gateway's end: `glued` are bytes that came behind the upgrade request.
-pub async fn accepted(stream: Stream, glued: Vec<u8>, limits: &LinkLimits) -> Socket {
-    WebSocketStream::from_partially_read(
-        Metered::new(stream, limits),
-        glued,
-        Role::Server,
-        Some(config(limits)),
-    )
-    .await
+/// The gateway's end: `glued` are bytes that came behind the upgrade request. The account pays for large frames that come in
+/// and for the buffers that they leave behind.
+pub async fn accepted(stream: Stream, glued: Vec<u8>, account: &Account, limits: &LinkLimits) -> Socket {
+    let stream = Metered::charged(stream, glued, account, limits);
+    WebSocketStream::from_raw_socket(stream, Role::Server, Some(config(limits))).await
+}
+
+/// The same connection with small buffers. Nothing may be in the present ones; see [`Metered::is_between_messages`].
+async fn with_small_buffers(socket: Socket, limits: &LinkLimits) -> Socket {
+    let mut stream = socket.into_inner();
+    stream.shrunk();
+    WebSocketStream::from_raw_socket(stream, Role::Server, Some(config(limits))).await
 }
 
 /// The edge's end: sends the upgrade request over a fresh connection.
@@ -285,6 +295,7 @@ pub async fn hear(socket: &mut Socket, most: usize, limits: &LinkLimits) -> Resu
                 }
                 Some(Ok(Message::Text(text))) => {
                     socket.get_mut().since = 0;
+                    socket.get_mut().message_ended();
                     return Ok(text);
                 }
                 Some(Ok(Message::Binary(_))) => return by_us(1003, "frames are text"),
@@ -354,7 +365,15 @@ pub async fn drive(
         timer: Timer::at(now + limits.ping_every),
         due: now + limits.ping_every,
     };
-    let ended = poll_fn(|context| driver.poll(context)).await;
+    let ended = loop {
+        match poll_fn(|context| driver.poll(context)).await {
+            Turn::Ended(ended) => break ended,
+            Turn::Shrink => {
+                let socket = with_small_buffers(driver.socket, limits).await;
+                driver = Driver { socket, ..driver };
+            }
+        }
+    };
     let Driver { socket, line, .. } = driver;
     // What was queued before the end still goes out: among it may be the reason for the end.
     let unsent = if matches!(ended, Ended::ByUs(_)) { line.rest().await } else { VecDeque::new() };
@@ -423,6 +442,13 @@ fn clipped(reason: &str) -> &str {
     reason.get(..end).unwrap_or_default()
 }
 
+/// What the driver stops for.
+enum Turn {
+    Ended(Ended),
+    /// The buffers of the library are large, and empty.
+    Shrink,
+}
+
 struct Driver<'a> {
     socket: Socket,
     line: &'a mut Line,
@@ -447,24 +473,25 @@ struct Driver<'a> {
 }
 
 impl Driver<'_> {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Turn> {
         for _ in 0..LINK_BURST {
             if let Poll::Ready(ended) = self.write(context) {
-                return Poll::Ready(ended);
+                return Poll::Ready(Turn::Ended(ended));
             }
             match self.read(context) {
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(ended)) => return Poll::Ready(ended),
+                Poll::Ready(Err(ended)) => return Poll::Ready(Turn::Ended(ended)),
+                Poll::Pending if self.may_shrink(context) => return Poll::Ready(Turn::Shrink),
                 Poll::Pending => match self.tick(context) {
                     Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(ended)) => return Poll::Ready(ended),
+                    Poll::Ready(Err(ended)) => return Poll::Ready(Turn::Ended(ended)),
                     Poll::Pending => return Poll::Pending,
                 },
             }
         }
         // A peer that always has something more to say must not stop the clock for the others' calls.
         if let Poll::Ready(Err(ended)) = self.tick(context) {
-            return Poll::Ready(ended);
+            return Poll::Ready(Turn::Ended(ended));
         }
         context.waker().wake_by_ref();
         Poll::Pending
@@ -489,6 +516,7 @@ impl Driver<'_> {
                 Poll::Pending => break,
             }
             let Some(frame) = self.line.next(self.limits) else { break };
+            self.socket.get_mut().frame_written(frame.len());
             if let Err(error) = Pin::new(&mut self.socket).start_send(Message::Text(frame)) {
                 return Poll::Ready(lost(error));
             }
@@ -511,6 +539,22 @@ impl Driver<'_> {
             Some(why) if !self.dirty => Poll::Ready(Ended::ByUs(why)),
             _ => Poll::Pending,
         }
+    }
+
+    /// Whether the library's buffers are large, were not needed for some time and hold nothing. There was nothing to read.
+    fn may_shrink(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(due) = self.socket.get_ref().shrink_at() else { return false };
+        if Instant::now() < due {
+            return false;
+        }
+        let flushed = !self.dirty
+            // The library may have something of its own to say: the answer to a ping.
+            && matches!(Pin::new(&mut self.socket).poll_flush(context), Poll::Ready(Ok(())));
+        if flushed && self.socket.get_ref().is_between_messages() {
+            return true;
+        }
+        self.socket.get_mut().shrink_later();
+        false
     }
 
     /// A write is waiting for the peer; that is a stall only as long as no byte leaves.
@@ -536,6 +580,9 @@ impl Driver<'_> {
         self.socket.get_mut().since = 0;
         self.seen = 0;
         self.partial = None;
+        if matches!(message, Some(Ok(Message::Text(_)))) {
+            self.socket.get_mut().message_ended();
+        }
         let handled = match message {
             Some(Ok(Message::Text(text))) => {
                 self.liveness.heard(now);
@@ -600,6 +647,10 @@ impl Driver<'_> {
         if self.stalled.is_some() {
             self.socket.get_mut().inner.retry_write();
         }
+        if self.socket.get_ref().waits_for_memory() {
+            // It is we who do not read.
+            self.liveness.heard(now);
+        }
         let done = self.timeout(now);
         self.due = self.deadline();
         self.timer.set_at(self.due);
@@ -663,7 +714,11 @@ impl Driver<'_> {
         let choked = self.choked.map(|since| since + self.choke_time());
         let owed = self.line.resume.as_ref().and_then(|resume| resume.due(self.limits));
         let live = self.liveness.deadline(self.limits);
-        [stalled, choked, partial, owed, self.peer.deadline()].into_iter().flatten().fold(live, Instant::min)
+        let shrink = self.socket.get_ref().shrink_at();
+        [stalled, choked, partial, owed, shrink, self.peer.deadline()]
+            .into_iter()
+            .flatten()
+            .fold(live, Instant::min)
     }
 }
 
@@ -694,66 +749,8 @@ fn broken(error: Error) -> Ended {
             return Ended::Lost("the connection was closed without a word".into());
         }
         Error::Protocol(error) => (1002, error.to_string()),
+        Error::Io(error) if error.kind() == io::ErrorKind::OutOfMemory => (CLOSE_LATER, NO_MEMORY.into()),
         _ => return lost(error),
     };
     Ended::ByUs(Farewell { code, reason })
-}
-
-/// A stream that counts what was read since the last whole message. The library hides fragments from us, so this
-/// is where fragments without end, and empty ones, show.
-#[derive(Debug)]
-pub struct Metered {
-    inner: Stream,
-    since: usize,
-    /// How far `since` may go. Beyond that nothing is read, since the library would go on for as long as there is
-    /// something; the driver looks at it next, and ends the link.
-    most: usize,
-    /// Bytes written so far.
-    written: u64,
-}
-
-impl Metered {
-    fn new(inner: Stream, limits: &LinkLimits) -> Self {
-        Self { inner, since: 0, most: limits.message_bytes + limits.read_buffer, written: 0 }
-    }
-
-    /// Reads so many bytes more at most.
-    fn limit(&mut self, bytes: usize) {
-        (self.since, self.most) = (0, bytes);
-    }
-}
-
-impl AsyncRead for Metered {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        if self.since > self.most {
-            return Poll::Pending;
-        }
-        let count = ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
-        self.since += count;
-        Poll::Ready(Ok(count))
-    }
-}
-
-impl AsyncWrite for Metered {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let count = ready!(Pin::new(&mut self.inner).poll_write(context, bytes))?;
-        self.written += count as u64;
-        Poll::Ready(Ok(count))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(context)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_close(context)
-    }
 }

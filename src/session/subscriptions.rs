@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use crate::limits;
+
 /// One session's wish.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Subscriber {
@@ -15,6 +17,13 @@ pub struct Subscriber {
     pub uri: String,
     /// The request that asks the server for it, by the client's id, raw; `None` once that is answered.
     pub asked: Option<String>,
+}
+
+impl Subscriber {
+    /// Bytes that the subscription takes; `own` is the server's own URI.
+    pub fn bytes(&self, own: &str) -> usize {
+        memory(own, &self.uri)
+    }
 }
 
 /// What one session wants of one resource: the URI under which it knows it, and the request that waits for an answer. Two at
@@ -39,6 +48,7 @@ pub struct Subscriptions {
 #[derive(Debug, Default)]
 struct Own {
     count: usize,
+    bytes: usize,
     /// The own URIs by server.
     servers: BTreeMap<String, BTreeSet<Arc<str>>>,
 }
@@ -47,6 +57,11 @@ impl Subscriptions {
     /// How many a session has.
     pub fn count(&self, session: &str) -> usize {
         self.sessions.get(session).map_or(0, |own| own.count)
+    }
+
+    /// Bytes that the subscriptions of a session take.
+    pub fn bytes(&self, session: &str) -> usize {
+        self.sessions.get(session).map_or(0, |own| own.bytes)
     }
 
     /// A session wants to hear of a resource. False: it did before.
@@ -64,9 +79,11 @@ impl Subscriptions {
         if wishes.iter().any(|(known, _)| *known == uri) {
             return false;
         }
+        let bytes = memory(&own, &uri);
         wishes.push((uri, asked));
         let all = self.sessions.entry(id).or_default();
         all.count += 1;
+        all.bytes += bytes;
         all.servers.entry(server.to_owned()).or_default().insert(own);
         true
     }
@@ -88,9 +105,11 @@ impl Subscriptions {
         let Some(resources) = self.servers.get_mut(server) else { return };
         let Some(subscribers) = resources.get_mut(own) else { return };
         let Some(wishes) = subscribers.get_mut(session) else { return };
-        let before = wishes.len();
+        let bytes = |wishes: &Wishes| wishes.iter().map(|(uri, _)| memory(own, uri)).sum::<usize>();
+        let (before, bytes_before) = (wishes.len(), bytes(wishes));
         wishes.retain_mut(keep);
         let (gone, empty) = (before - wishes.len(), wishes.is_empty());
+        let bytes_gone = bytes_before - bytes(wishes);
         if empty {
             subscribers.remove(session);
         }
@@ -103,6 +122,7 @@ impl Subscriptions {
         }
         let Some(all) = self.sessions.get_mut(session) else { return };
         all.count -= gone;
+        all.bytes -= bytes_gone;
         if let Some(uris) = all.servers.get_mut(server).filter(|_| empty) {
             uris.remove(own);
             if uris.is_empty() {
@@ -203,6 +223,11 @@ impl Subscriptions {
     pub fn is_empty(&self) -> bool {
         self.resources == 0
     }
+}
+
+/// Bytes that a subscription takes. The own URI is kept twice: a process of the session's own is told of it when it begins.
+fn memory(own: &str, uri: &str) -> usize {
+    2 * own.len() + uri.len() + limits::SUBSCRIPTION_BYTES
 }
 
 /// What `other` begins with in common with a text.

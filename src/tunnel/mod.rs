@@ -55,7 +55,7 @@
 //! | 1000, 1001 | the sender stops |
 //! | 1002, 1007, 1009 | the peer broke the WebSocket protocol, sent no UTF-8, sent too much |
 //! | 1008 | the peer broke the rules above, or flooded |
-//! | 1013 | the peer does not read; to a registration: there is no room at present, or the server was too slow |
+//! | 1013 | the peer does not read; the gateway has no memory for a large frame; to a registration: there is no room at present, or the server was too slow |
 //! | 4001 | another link with the same id took over |
 //! | 4403 | the name or the id belongs to another server, or the token is not for this name |
 //! | 4429 | the same id took over too often; wait a minute |
@@ -65,6 +65,7 @@
 pub mod backoff;
 pub mod channel;
 pub mod edge;
+pub mod frame_header;
 pub mod handshake;
 pub mod liveness;
 pub mod mux;

@@ -16,6 +16,7 @@ use mcpport::{
     limits::Limits,
     ndjson::Lines,
     net::{
+        budget::Budget,
         exec,
         link::{self, Ended, Farewell, Line, Peer},
         listen,
@@ -161,7 +162,8 @@ async fn visit(stream: Stream) -> std::io::Result<()> {
 
 async fn echo_link(web: Web, upgrade: &Upgrade, limits: &Limits) -> std::io::Result<()> {
     let (stream, glued) = web.upgrade(upgrade).await?;
-    let socket = link::accepted(stream, glued, &limits.link).await;
+    let account = Budget::new(limits.memory.bytes).account();
+    let socket = link::accepted(stream, glued, &account, &limits.link).await;
     let (sender, receiver) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
     link::drive(socket, &mut Line::new(receiver), &mut Echo(sender), &limits.link).await;
     Ok(())

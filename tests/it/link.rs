@@ -11,6 +11,7 @@ use async_tungstenite::tungstenite::{client::IntoClientRequest, handshake::deriv
 use mcpport::{
     limits::LinkLimits,
     net::{
+        budget::Budget,
         link::{self, Ended, Farewell, Line, Peer},
         listen, queue,
         stream::Stream,
@@ -60,7 +61,9 @@ fn against(
         said
     });
     let (ended, frames) = run(async {
-        let socket = link::accepted(listener.accept().await, Vec::new(), limits).await;
+        let socket =
+            link::accepted(listener.accept().await, Vec::new(), &Budget::new(1 << 30).account(), limits)
+                .await;
         let (_sender, receiver) = queue::bounded(8, 1024);
         let mut counter = Counter { frames: 0, end: end.map(|end| Instant::now() + end) };
         let ended = link::drive(socket, &mut Line::new(receiver), &mut counter, limits).await;
@@ -96,7 +99,9 @@ fn serve(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>) -
     let address = listener.local();
     let peer = thread::spawn(move || peer(bounded(TcpStream::connect(address).unwrap())));
     let ended = run(async {
-        let socket = link::accepted(listener.accept().await, Vec::new(), &limits).await;
+        let socket =
+            link::accepted(listener.accept().await, Vec::new(), &Budget::new(1 << 30).account(), &limits)
+                .await;
         driven(socket, &limits, end).await
     });
     peer.join().unwrap();

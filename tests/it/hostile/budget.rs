@@ -9,11 +9,15 @@ use std::{
 use rustix::process::{Resource, Rlimit, prlimit};
 use serde_json::json;
 
-use super::{counter, memory, status};
+use super::{
+    counter, memory,
+    raw::{Raw, TEXT, frame, head, registration},
+    status,
+};
 use crate::{
     inside,
-    session::{BOTH, Session, call},
-    wire::{Client, Wire, host},
+    session::{BOTH, Session, call, request},
+    wire::{Client, UPGRADE, Wire, ask, host, text},
     world::{Edge, Gateway, Program, eventually},
 };
 
@@ -144,6 +148,182 @@ fn a_principal_has_half_of_the_budget() {
     assert_eq!(second.call_text("s_big", json!({"bytes": 2_000_000})).len(), 2_000_000);
 }
 
+/// Links that announce large frames are charged for them; one for which there is no memory waits, and is closed in the end.
+#[test]
+fn announced_frames_beyond_the_budget_get_1013() {
+    let gateway = inside::Gateway::start(&[], |limits| {
+        limits.memory.bytes = 16 * MIB;
+        limits.link.memory_wait = Duration::from_millis(300);
+    });
+    let mut links: Vec<Raw> =
+        (0..4).map(|number| Raw::registered(gateway.address, &format!("s{number}"))).collect();
+    for (number, link) in links[..3].iter_mut().enumerate() {
+        link.send(&head(TEXT, 4 * MIB as u64));
+        let least = (number + 1) * 4 * MIB;
+        eventually("it is charged", || bytes(gateway.address) >= least as u64);
+    }
+    let mut last = links.pop().unwrap();
+    last.send(&head(TEXT, 4 * MIB as u64));
+    let (code, reason) = last.closed();
+    assert_eq!((code, reason.contains("--max-memory")), (1013, true), "{reason}");
+    eventually("it is counted", || counter(gateway.address, "memory_refusals") == 1);
+    let session = Session::open(gateway.address, "/mcp");
+    assert!(session.post(&call(1, "list_servers", json!({}))).body.contains("result"), "small calls pass");
+    drop(links);
+    eventually("all is given back", || bytes(gateway.address) < MIB as u64);
+}
+
+/// A frame waits for memory until there is some, and nothing of it is lost.
+#[test]
+fn frames_that_wait_for_memory_pass_later() {
+    let gateway = inside::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
+    let mut others: Vec<Raw> =
+        (0..3).map(|number| Raw::registered(gateway.address, &format!("s{number}"))).collect();
+    let mut link = Raw::registered(gateway.address, "s");
+    for other in &mut others {
+        other.send(&head(TEXT, 4 * MIB as u64));
+    }
+    eventually("they hold 12 MiB", || bytes(gateway.address) >= 12 * MIB as u64);
+    let session = Session::open(gateway.address, "/mcp");
+    let waiting = session.send("POST", &[BOTH], &call(1, "s_echo", json!({})));
+    let request = link.text_with("tools/call");
+    let padding = "x".repeat(5 * MIB / 2);
+    thread::scope(|scope| {
+        let answering = scope.spawn(|| {
+            link.answer(&request, &format!(r#"{{"content":[{{"type":"text","text":"{padding}"}}]}}"#));
+            // Behind the large frame, so that it comes only when that was taken.
+            link.text(r#"{"jsonrpc":"2.0","id":"behind","method":"ping"}"#);
+            link.text_with("\"behind\"");
+        });
+        others.pop();
+        answering.join().unwrap();
+    });
+    let mut waiting = waiting;
+    assert!(waiting.answer().body.len() > 5 * MIB / 2);
+}
+
+/// What large frames leave behind in a link's buffers is charged, and given back when no more come.
+#[test]
+fn buffers_of_links_are_given_back() {
+    let gateway = inside::Gateway::start(&[], |limits| limits.memory.bytes = 64 * MIB);
+    let mut links: Vec<Raw> =
+        (0..4).map(|number| Raw::registered(gateway.address, &format!("s{number}"))).collect();
+    let mut text = head(TEXT, 4 * MIB as u64);
+    text.extend(vec![b' '; 4 * MIB - 2]);
+    text.extend(b"{}");
+    for round in 1..=2 {
+        for link in &mut links {
+            link.send(&text);
+            link.text(&format!(r#"{{"jsonrpc":"2.0","id":"round{round}","method":"ping"}}"#));
+            link.text_with("\"round");
+        }
+        eventually("they are given back", || bytes(gateway.address) < MIB as u64);
+    }
+    assert_eq!(counter(gateway.address, "memory_refusals"), 0);
+}
+
+/// Subscriptions are charged to who has them, and given back with them.
+#[test]
+fn subscriptions_are_charged() {
+    let gateway = inside::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
+    let mut link = Raw::registered(gateway.address, "s");
+    let session = Session::open(gateway.address, "/servers/s/mcp");
+    let before = bytes(gateway.address);
+    let uri = |number: usize| format!("a://{number:04}{}", "x".repeat(1000));
+    for number in 0..100 {
+        let waiting =
+            session.send("POST", &[BOTH], &request(1, "resources/subscribe", json!({"uri": uri(number)})));
+        let asked = link.text_with("resources/subscribe");
+        link.answer(&asked, "{}");
+        let mut waiting = waiting;
+        assert_eq!(waiting.answer().status, 200);
+    }
+    let paid = bytes(gateway.address) - before;
+    assert!((300_000..400_000).contains(&paid), "{paid} bytes");
+    assert_eq!(session.send("DELETE", &[], "").answer().status, 204);
+    assert!(bytes(gateway.address) <= before, "they are given back with the session");
+}
+
+/// What sessions say of themselves, and long URIs that they subscribe to: refused when there is no memory, and given back with
+/// the session.
+#[test]
+fn facts_and_subscriptions_beyond_the_budget_are_refused() {
+    let gateway = inside::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
+    let _link = Raw::registered(gateway.address, "s");
+    let session = Session::open(gateway.address, "/servers/s/mcp");
+    let held: Vec<Wire> = (0..3).map(|_| unfinished(gateway.address, &[], 4 * MIB)).collect();
+    eventually("they hold 12 MiB", || bytes(gateway.address) >= 11 * MIB as u64);
+    let mut sessions = Vec::new();
+    // What is left when the second is refused is less than large amounts may take.
+    for length in [60 * 1024, 17 * 1024] {
+        let name = "x".repeat(length);
+        let client = json!({"name": name, "version": "1"});
+        let hello = json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client});
+        let refused = loop {
+            let lines = [&host(gateway.address), BOTH];
+            let body = request(7, "initialize", hello.clone());
+            let answer = ask(&mut Wire::connect(gateway.address), "POST", "/mcp", &lines, &body);
+            match answer.field("mcp-session-id") {
+                Some(id) => sessions.push(id.to_owned()),
+                None => break answer,
+            }
+            assert!(sessions.len() < 200, "none is refused");
+        };
+        assert!(refused.body.contains("--max-memory") && refused.body.contains("\"id\":7"), "{refused:?}");
+    }
+    assert!(sessions.len() > 10, "{} sessions", sessions.len());
+    let uri = format!("a://{}", "\u{1f980}".repeat(2000));
+    let refused = session.post(&request(8, "resources/subscribe", json!({"uri": uri})));
+    assert!(refused.body.contains("--max-memory") && refused.body.contains("\"id\":8"), "{refused:?}");
+    assert!(session.post(&request(9, "ping", json!({}))).body.contains("result"), "small calls pass");
+    drop(held);
+    for id in sessions {
+        let lines = [host(gateway.address), format!("Mcp-Session-Id: {id}")];
+        let lines = lines.each_ref().map(String::as_str);
+        assert_eq!(ask(&mut Wire::connect(gateway.address), "DELETE", "/mcp", &lines, "").status, 204);
+    }
+    eventually("all is given back", || bytes(gateway.address) < 64 * 1024);
+}
+
+/// A server's answer to `initialize` is kept, and charged like its lists.
+#[test]
+fn answers_to_initialize_are_charged() {
+    let gateway = inside::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
+    let text = "x".repeat(2 * MIB);
+    let mut links = Vec::new();
+    let (code, reason) = loop {
+        let mut link = Raw::upgraded(gateway.address);
+        link.text(&registration(&format!("s{}", links.len())));
+        link.text_with("\"status\"");
+        let hello = link.text_with("\"initialize\"");
+        link.answer(
+            &hello,
+            &format!(
+                r#"{{"protocolVersion":"2025-06-18","capabilities":{{}},"serverInfo":{{"name":"x","version":"1"}},"instructions":"{text}"}}"#
+            ),
+        );
+        let listed = loop {
+            let Some((first, payload)) = link.frame() else { panic!("no reason") };
+            let text = String::from_utf8_lossy(&payload).into_owned();
+            if first == TEXT && text.contains("\"tools/list\"") {
+                break None;
+            }
+            if first == 0x88 {
+                break Some((u16::from_be_bytes([payload[0], payload[1]]), text));
+            }
+        };
+        if let Some(closed) = listed {
+            break closed;
+        }
+        links.push(link);
+        assert!(links.len() < 8, "none is refused");
+    };
+    assert_eq!((code, reason.contains("--max-memory")), (1013, true), "{reason}");
+    assert!(!links.is_empty());
+    drop(links);
+    eventually("all is given back", || bytes(gateway.address) < 64 * 1024);
+}
+
 /// Bytes in use, as a principal with this line sees them.
 #[track_caller]
 fn status_of(address: SocketAddr, line: &str) -> u64 {
@@ -179,7 +359,7 @@ fn lists_beyond_the_budget_put_the_server_off() {
     eventually("all is given back", || bytes(gateway.address) == 0);
 }
 
-/// Parked messages, unread answers, bodies and lists, all at once, with little memory and a limit of the system's on addresses:
+/// Parked messages, unread answers, bodies, lists, frames that are announced, subscriptions and what sessions say of themselves, all at once, with little memory and a limit of the system's on addresses:
 /// the gateway stays alive within its budget, and a good client's calls are all answered. `MCPPORT_MEMORY_SECONDS`: how long.
 #[test]
 fn stays_within_its_budget_under_attack() {
@@ -210,6 +390,16 @@ fn stays_within_its_budget_under_attack() {
     assert!(memory(pid, "VmHWM:") < 80 * 1024, "{} KiB", memory(pid, "VmHWM:"));
 }
 
+/// A link that registers, announces a large frame and sends a quarter of it.
+fn announcing(address: SocketAddr, name: &str) -> Wire {
+    let mut wire = Wire::connect(address);
+    let upgrade = text("GET", "/mcp/register", &[&[host(address).as_str()], UPGRADE].concat(), "");
+    let registration = frame(TEXT, registration(name).as_bytes());
+    let announced = [head(TEXT, 4 * MIB as u64), vec![b' '; MIB]].concat();
+    let _ = wire.try_send([upgrade.as_bytes(), &registration, &announced].concat());
+    wire
+}
+
 /// Holds what it can get until the end. Whatever is refused is refused.
 fn attack(address: SocketAddr, end: Instant) {
     let own = host(address);
@@ -219,9 +409,22 @@ fn attack(address: SocketAddr, end: Instant) {
     for session in &gone {
         drop(session.try_listen(None));
     }
+    let mut round = 0;
     while Instant::now() < end {
+        round += 1;
         let mut held = Vec::new();
-        for session in &gone {
+        for number in 0..8 {
+            held.push(announcing(address, &format!("announces{round}-{number}")));
+        }
+        for (number, session) in gone.iter().enumerate() {
+            let uri = format!("a://{round}/{number}/{}", "x".repeat(2000));
+            held.push(session.send("POST", &[BOTH], &request(3, "resources/subscribe", json!({"uri": uri}))));
+            let client = json!({"name": "x".repeat(60_000), "version": "1"});
+            let hello = json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client});
+            let body = request(4, "initialize", hello);
+            let mut wire = Wire::connect(address);
+            let _ = wire.try_send(text("POST", "/mcp", &[&own, BOTH], &body));
+            held.push(wire);
             held.push(session.send("POST", &[BOTH], &big.replace("bad0_big", "big")));
             let mut wire = Wire::connect(address);
             let length = 4 * MIB;

@@ -1,0 +1,254 @@
+//! The stream below the WebSocket library: counts bytes, and finds memory for large frames before the library reserves it.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use futures_lite::{AsyncRead, AsyncWrite};
+use smol::Timer;
+
+use crate::{
+    limits::{self, LinkLimits},
+    net::{
+        budget::{Account, Charge},
+        stream::Stream,
+    },
+    tunnel::frame_header::{Found, Scanner},
+};
+
+/// A stream that counts what was read since the last whole message. The library hides fragments from us, so this
+/// is where fragments without end, and empty ones, show.
+#[derive(Debug)]
+pub struct Metered {
+    pub(super) inner: Stream,
+    pub(super) since: usize,
+    /// How far `since` may go. Beyond that nothing is read, since the library would go on for as long as there is
+    /// something; the driver looks at it next, and ends the link.
+    pub(super) most: usize,
+    /// Bytes written so far.
+    pub(super) written: u64,
+    memory: Option<Box<Memory>>,
+}
+
+/// What the buffers of the library take, where somebody pays for it. The library reserves the announced length of a frame, and
+/// its buffers stay as large as the largest frame: they are charged until the library is set up anew.
+#[derive(Debug)]
+struct Memory {
+    scanner: Scanner,
+    /// Read, and not passed on to the library.
+    held: Vec<u8>,
+    charge: Charge,
+    /// Bytes charged for the message that comes in.
+    message: usize,
+    /// Sizes of the library's buffers.
+    read_buffer: usize,
+    write_buffer: usize,
+    /// When a large frame went through last.
+    used: Instant,
+    /// Since when a frame waits for memory.
+    waiting: Option<(Instant, Timer)>,
+    /// Largest message; the library refuses larger ones without reserving anything.
+    most: usize,
+    patience: Duration,
+}
+
+impl Metered {
+    pub(super) fn new(inner: Stream, limits: &LinkLimits) -> Self {
+        let most = limits.message_bytes + limits.read_buffer;
+        Self { inner, since: 0, most, written: 0, memory: None }
+    }
+
+    /// The same for a stream of which these bytes were read, and whose buffers an account pays for.
+    pub(super) fn charged(inner: Stream, held: Vec<u8>, account: &Account, limits: &LinkLimits) -> Self {
+        let memory = Memory {
+            scanner: Scanner::default(),
+            held,
+            charge: account.charge(),
+            message: 0,
+            read_buffer: 0,
+            write_buffer: 0,
+            used: Instant::now(),
+            waiting: None,
+            most: limits.message_bytes,
+            patience: limits.memory_wait,
+        };
+        Self { memory: Some(Box::new(memory)), ..Self::new(inner, limits) }
+    }
+
+    /// Reads so many bytes more at most.
+    pub(super) fn limit(&mut self, bytes: usize) {
+        (self.since, self.most) = (0, bytes);
+    }
+
+    /// A whole message was taken from the library.
+    pub(super) fn message_ended(&mut self) {
+        if let Some(memory) = &mut self.memory {
+            memory.message = 0;
+        }
+    }
+
+    /// A frame of so many bytes goes out. It is in the library's buffer and in the queue that it came from.
+    pub(super) fn frame_written(&mut self, bytes: usize) {
+        if let Some(memory) = self.memory.as_mut().filter(|_| bytes > limits::BUDGET_SMALL) {
+            memory.used = Instant::now();
+            memory.write_buffer = memory.write_buffer.max(bytes);
+            memory.settle();
+        }
+    }
+
+    /// When the library's buffers are to be given back if no large frame goes through until then. `None`: they are small.
+    pub(super) fn shrink_at(&self) -> Option<Instant> {
+        let memory = self.memory.as_ref()?;
+        let large = memory.read_buffer + memory.write_buffer > 0;
+        let pause = if memory.charge.account().is_scarce() { Duration::ZERO } else { limits::LINK_SHRINK };
+        large.then(|| memory.used + pause)
+    }
+
+    /// Whether the library holds no byte of an incomplete message.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.scanner.is_between_messages())
+    }
+
+    /// They cannot be given back now.
+    pub(super) fn shrink_later(&mut self) {
+        if let Some(memory) = &mut self.memory {
+            memory.used = Instant::now();
+        }
+    }
+
+    /// The library was set up anew.
+    pub(super) fn shrunk(&mut self) {
+        if let Some(memory) = &mut self.memory {
+            (memory.read_buffer, memory.write_buffer) = (0, 0);
+            memory.settle();
+        }
+    }
+
+    /// Whether a frame waits for memory.
+    pub(super) fn waits_for_memory(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.waiting.is_some())
+    }
+}
+
+impl Memory {
+    /// Less is always given back, and what has grown already is charged in any case.
+    fn settle(&mut self) {
+        self.charge.resize_anyway(self.read_buffer + self.write_buffer);
+    }
+
+    /// Finds memory for a frame that was announced.
+    fn poll_admit(&mut self, bytes: usize, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if bytes.div_ceil(2) <= self.most {
+            ready!(self.poll_grow(self.message.saturating_add(bytes), context))?;
+        }
+        self.scanner.admit();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_grow(&mut self, message: usize, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let buffer = match self.read_buffer {
+            before if message <= before => before,
+            // It grows by doubling.
+            before => message.max(before.saturating_mul(2)),
+        };
+        while !self.charge.resize(buffer + self.write_buffer) {
+            let now = Instant::now();
+            let (since, timer) =
+                self.waiting.get_or_insert_with(|| (now, Timer::after(limits::LINK_MEMORY_LOOK)));
+            if now.duration_since(*since) >= self.patience {
+                return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+            }
+            ready!(Pin::new(&mut *timer).poll(context));
+            timer.set_after(limits::LINK_MEMORY_LOOK);
+        }
+        self.waiting = None;
+        (self.message, self.read_buffer, self.used) = (message, buffer, Instant::now());
+        Poll::Ready(Ok(()))
+    }
+
+    /// Fills the library's buffer up to the next frame for which there is no memory.
+    fn poll_read(
+        &mut self,
+        mut inner: Pin<&mut Stream>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut have = self.held.len().min(buffer.len());
+        let known = have;
+        buffer[..have].copy_from_slice(&self.held[..have]);
+        let mut more = have == 0;
+        let (pass, result) = loop {
+            if more {
+                match inner.as_mut().poll_read(context, &mut buffer[have..]) {
+                    // The end, perhaps within a header.
+                    Poll::Ready(Ok(0)) => break (have, Poll::Ready(Ok(()))),
+                    Poll::Ready(Ok(count)) => have += count,
+                    Poll::Ready(Err(error)) => break (0, Poll::Ready(Err(error))),
+                    Poll::Pending => break (0, Poll::Pending),
+                }
+            }
+            match self.scanner.scan(&buffer[..have]) {
+                Found::All => break (have, Poll::Ready(Ok(()))),
+                Found::Incomplete(0) => more = true,
+                Found::Announced(0, bytes) => match self.poll_admit(bytes, context) {
+                    Poll::Ready(Ok(())) => more = false,
+                    other => break (0, other),
+                },
+                Found::Incomplete(pass) | Found::Announced(pass, _) => break (pass, Poll::Ready(Ok(()))),
+            }
+        };
+        if have > known {
+            self.held.clear();
+            self.held.extend_from_slice(&buffer[pass..have]);
+        } else {
+            self.held.drain(..pass);
+        }
+        if self.held.is_empty() {
+            self.held = Vec::new();
+        }
+        result.map_ok(|()| pass)
+    }
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.since > self.most {
+            return Poll::Pending;
+        }
+        let Self { inner, memory, .. } = &mut *self;
+        let count = match memory {
+            Some(memory) => ready!(memory.poll_read(Pin::new(inner), context, buffer))?,
+            None => ready!(Pin::new(inner).poll_read(context, buffer))?,
+        };
+        self.since += count;
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let count = ready!(Pin::new(&mut self.inner).poll_write(context, bytes))?;
+        self.written += count as u64;
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_close(context)
+    }
+}

@@ -1,0 +1,178 @@
+//! Headers of WebSocket frames (RFC 6455, section 5.2): finds those that announce a large payload before the library sees them,
+//! since it reserves the announced length at once.
+
+use crate::limits;
+
+/// The header of a frame.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Header {
+    /// Its own length.
+    length: usize,
+    /// Length of the payload.
+    payload: u64,
+    /// The frame is a part of a fragmented message.
+    fragment: bool,
+    /// The frame ends its message.
+    last: bool,
+    control: bool,
+}
+
+impl Header {
+    /// Reads a header from the beginning of `bytes`. `None`: it is not complete.
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let [first, second, rest @ ..] = bytes else { return None };
+        let (size, payload) = match second & 0x7f {
+            126 => (2, u64::from(u16::from_be_bytes(*rest.first_chunk()?))),
+            127 => (8, u64::from_be_bytes(*rest.first_chunk()?)),
+            small => (0, u64::from(small)),
+        };
+        let mask = if second & 0x80 == 0 { 0 } else { 4 };
+        let length = 2 + size + mask;
+        let (last, control) = (first & 0x80 != 0, first & 0x08 != 0);
+        let fragment = !control && (!last || first & 0x0f == 0);
+        (bytes.len() >= length).then_some(Self { length, payload, fragment, last, control })
+    }
+
+    /// Bytes that the library is going to hold for the payload, where they count.
+    fn memory(&self) -> usize {
+        let payload = usize::try_from(self.payload).unwrap_or(usize::MAX);
+        match self.fragment {
+            // Appended to a text that grows by doubling.
+            true => payload.saturating_mul(2),
+            false if payload <= limits::BUDGET_SMALL => 0,
+            false => payload,
+        }
+    }
+}
+
+/// What may be passed on of some bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Found {
+    /// All.
+    All,
+    /// So many; a header follows that is not complete.
+    Incomplete(usize),
+    /// So many; the header of a frame follows for which so many bytes of memory are needed. See [`Scanner::admit`].
+    Announced(usize, usize),
+}
+
+/// Follows the frames of a connection.
+#[derive(Debug, Default)]
+pub struct Scanner {
+    /// Bytes of the present frame that have not come.
+    left: u64,
+    /// A fragmented message is not complete.
+    open: bool,
+    /// The next frame has its memory.
+    admitted: bool,
+}
+
+impl Scanner {
+    /// Whether no message is incomplete.
+    pub fn is_between_messages(&self) -> bool {
+        self.left == 0 && !self.open
+    }
+
+    /// Memory was found for the frame that was announced.
+    pub fn admit(&mut self) {
+        self.admitted = true;
+    }
+
+    /// Looks through bytes that follow those that were passed on before. What it finds to be passed on counts as passed on.
+    pub fn scan(&mut self, bytes: &[u8]) -> Found {
+        let mut passed = 0;
+        loop {
+            let rest = bytes.get(passed..).unwrap_or_default();
+            let payload = usize::try_from(self.left).unwrap_or(usize::MAX).min(rest.len());
+            passed += payload;
+            self.left -= payload as u64;
+            let rest = rest.get(payload..).unwrap_or_default();
+            if rest.is_empty() {
+                return Found::All;
+            }
+            let Some(header) = Header::read(rest) else { return Found::Incomplete(passed) };
+            let memory = header.memory();
+            if memory > 0 && !self.admitted {
+                return Found::Announced(passed, memory);
+            }
+            self.admitted = false;
+            self.left = header.payload;
+            if !header.control {
+                self.open = !header.last;
+            }
+            passed += header.length;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_read() {
+        let masked = |first, payload, fragment, last, control, length| {
+            Some(Header { length, payload, fragment, last, control }).inspect(|_| assert!(first > 0))
+        };
+        let cases: &[(&[u8], Option<Header>)] = &[
+            (b"", None),
+            (b"\x81", None),
+            (b"\x81\x05", masked(1, 5, false, true, false, 2)),
+            (b"\x81\x85\0\0\0", None),
+            (b"\x81\x85\0\0\0\0", masked(1, 5, false, true, false, 6)),
+            (b"\x01\x85\0\0\0\0", masked(1, 5, true, false, false, 6)),
+            (b"\x80\x85\0\0\0\0", masked(1, 5, true, true, false, 6)),
+            (b"\x89\x80\0\0\0\0", masked(1, 0, false, true, true, 6)),
+            (b"\x81\xfe\xff", None),
+            (b"\x81\xfe\xff\xff\0\0\0\0", masked(1, 65_535, false, true, false, 8)),
+            (b"\x81\xff\0\0\0\0\0\x40\0", None),
+            (b"\x81\xff\0\0\0\0\0\x40\0\0\0\0\0\0", masked(1, 4 << 20, false, true, false, 14)),
+        ];
+        for (bytes, header) in cases {
+            assert_eq!(Header::read(bytes), *header, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn large_frames_are_found_before_their_header() {
+        let mut scanner = Scanner::default();
+        let large = b"\x81\xff\0\0\0\0\0\x40\0\0\0\0\0\0abc";
+        let bytes = [b"\x81\x82\0\0\0\0{}".as_slice(), large].concat();
+        assert_eq!(scanner.scan(&bytes[..3]), Found::Incomplete(0));
+        assert_eq!(scanner.scan(&bytes[..7]), Found::All);
+        assert_eq!(scanner.scan(&bytes[7..]), Found::Announced(1, 4 << 20));
+        assert!(scanner.is_between_messages());
+        assert_eq!(scanner.scan(large), Found::Announced(0, 4 << 20));
+        scanner.admit();
+        assert_eq!(scanner.scan(large), Found::All);
+        assert!(!scanner.is_between_messages());
+        assert_eq!(scanner.scan(&vec![0; (4 << 20) - 4]), Found::All);
+        assert_eq!(scanner.scan(b"\0\x81"), Found::Incomplete(1));
+        assert!(scanner.is_between_messages());
+        assert_eq!(scanner.scan(large), Found::Announced(0, 4 << 20), "it was for one frame only");
+    }
+
+    #[test]
+    fn fragments_count_whatever_their_size() {
+        let mut scanner = Scanner::default();
+        assert_eq!(scanner.scan(b"\x01\x81\0\0\0\0{"), Found::Announced(0, 2));
+        scanner.admit();
+        assert_eq!(scanner.scan(b"\x01\x81\0\0\0\0{"), Found::All);
+        assert_eq!(scanner.scan(b"\x89\x80\0\0\0\0"), Found::All, "a ping in between");
+        assert!(!scanner.is_between_messages());
+        assert_eq!(scanner.scan(b"\x00\x80\0\0\0\0"), Found::All, "an empty one");
+        scanner.admit();
+        assert_eq!(scanner.scan(b"\x80\x81\0\0\0\0}"), Found::All);
+        assert!(scanner.is_between_messages());
+    }
+
+    #[test]
+    fn a_length_beyond_all_memory_does_not_wrap() {
+        let mut scanner = Scanner::default();
+        let Found::Announced(0, memory) = scanner.scan(b"\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0")
+        else {
+            panic!("not found")
+        };
+        assert_eq!(memory, usize::MAX);
+    }
+}
