@@ -670,10 +670,22 @@ pub const LOG_RETRY: Duration = Duration::from_millis(20);
 pub const LOG_FLUSH: Duration = Duration::from_secs(1);
 /// Window of the log throttle: a warning that an address can cause at will is logged at most this often.
 pub const LOG_EVERY: Duration = Duration::from_secs(1);
-/// Log lines of one kind that one link may cause in [`LOG_EVERY`]; a bad list has some remarks, and hundreds help nobody.
-pub const LOG_BURST: u32 = 20;
-/// Log lines of one kind in [`LOG_EVERY`], from however many links and addresses.
-pub const LOG_KIND: u32 = 100;
+/// Log lines of one kind that peers may cause in [`LOG_EVERY`].
+#[derive(Clone, Copy, Debug)]
+pub struct LogLimit {
+    /// About one source: a link, a client or an address.
+    pub source: u32,
+    /// About all sources together.
+    pub all: u32,
+}
+
+/// Warnings about one event that repeats.
+pub const LOG_WARNINGS: LogLimit = LogLimit { source: 1, all: 100 };
+/// Lines that come in groups: a bad list has some remarks, several calls time out together, and hundreds help nobody.
+pub const LOG_GROUPS: LogLimit = LogLimit { source: 20, all: 100 };
+/// Steps in the life of a link (registers, offers, reconnecting, back, gone). A server says twice in a second what it offers
+/// at most, of four kinds; and when a whole fleet returns at once, each server is logged.
+pub const LOG_LIFE: LogLimit = LogLimit { source: 8, all: 1000 };
 /// Links and addresses of one kind that are remembered from former windows.
 pub const LOG_SOURCES: usize = 256;
 /// Time to send a TLS farewell and close; a peer that does not read gets no more.

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use crate::limits;
+use crate::limits::{self, LogLimit};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -108,7 +108,7 @@ impl fmt::Display for LeftOut {
 }
 
 /// Limits log lines that peers can cause at will: in each [`limits::LOG_EVERY`] a number of one kind about one source (a link,
-/// an address), and [`limits::LOG_KIND`] of one kind in all. Kinds never hide each other.
+/// an address), and a number of one kind in all ([`LogLimit`]). Kinds never hide each other.
 #[derive(Debug, Default)]
 pub struct LogThrottle {
     kinds: BTreeMap<&'static str, Kind>,
@@ -146,12 +146,18 @@ impl Window {
 }
 
 impl LogThrottle {
-    /// Whether to write one more line of a kind about a source, which may have `burst` of them; `None`: leave it out.
-    pub fn due(&mut self, now: Instant, kind: &'static str, source: &str, burst: u32) -> Option<LeftOut> {
+    /// Whether to write one more line of a kind about a source; `None`: leave it out.
+    pub fn due(
+        &mut self,
+        now: Instant,
+        kind: &'static str,
+        source: &str,
+        limit: LogLimit,
+    ) -> Option<LeftOut> {
         let Kind { all, sources } = self.kinds.entry(kind).or_default();
-        let room = all.has_room(now, limits::LOG_KIND);
+        let room = all.has_room(now, limit.all);
         if let Some(window) = sources.get_mut(source) {
-            if !room || !window.has_room(now, burst) {
+            if !room || !window.has_room(now, limit.source) {
                 window.left_out += 1;
                 return None;
             }
@@ -178,6 +184,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::limits::LOG_WARNINGS;
 
     fn at(start: Instant, millis: u64) -> Instant {
         start + Duration::from_millis(millis)
@@ -188,7 +195,9 @@ mod tests {
         let (mut throttle, start) = (LogThrottle::default(), Instant::now());
         let mut same = |burst| {
             [0, 10, 999, 1000, 1001, 2500].map(|millis| {
-                let due = throttle.due(at(start, millis), if burst == 1 { "a" } else { "b" }, "x", burst);
+                let (kind, limit) =
+                    if burst == 1 { ("a", LOG_WARNINGS) } else { ("b", LogLimit { source: 2, all: 9 }) };
+                let due = throttle.due(at(start, millis), kind, "x", limit);
                 due.map(|left_out| left_out.same)
             })
         };
@@ -200,27 +209,31 @@ mod tests {
     fn kinds_and_sources_do_not_hide_each_other() {
         let (mut throttle, now) = (LogThrottle::default(), Instant::now());
         let first = Some(LeftOut::default());
-        assert_eq!(throttle.due(now, "dropped", "x", 1), first);
+        assert_eq!(throttle.due(now, "dropped", "x", LOG_WARNINGS), first);
         for _ in 0..80 {
-            assert_eq!(throttle.due(now, "dropped", "x", 1), None);
+            assert_eq!(throttle.due(now, "dropped", "x", LOG_WARNINGS), None);
         }
-        assert_eq!(throttle.due(now, "refused", "x", 1), first);
-        assert_eq!(throttle.due(now, "dropped", "y", 1), first);
-        assert_eq!(throttle.due(at(now, 1000), "refused", "x", 1), first, "it counts its own kind only");
+        assert_eq!(throttle.due(now, "refused", "x", LOG_WARNINGS), first);
+        assert_eq!(throttle.due(now, "dropped", "y", LOG_WARNINGS), first);
+        assert_eq!(
+            throttle.due(at(now, 1000), "refused", "x", LOG_WARNINGS),
+            first,
+            "it counts its own kind only"
+        );
     }
 
     #[test]
     fn many_sources_are_bounded_in_lines_and_memory() {
         let (mut throttle, start) = (LogThrottle::default(), Instant::now());
-        let flood = u64::from(limits::LOG_KIND) + 50;
+        let flood = u64::from(LOG_WARNINGS.all) + 50;
         for second in 0..20 {
             let now = at(start, second * 1000);
             let said: Vec<LeftOut> = (0..flood)
-                .filter_map(|number| throttle.due(now, "k", &format!("{second}-{number}"), 1))
+                .filter_map(|number| throttle.due(now, "k", &format!("{second}-{number}"), LOG_WARNINGS))
                 .collect();
-            assert_eq!(said.len(), limits::LOG_KIND as usize);
+            assert_eq!(said.len(), LOG_WARNINGS.all as usize);
             assert_eq!(said[0].others, if second == 0 { 0 } else { 50 });
-            let bound = limits::LOG_SOURCES + limits::LOG_KIND as usize;
+            let bound = limits::LOG_SOURCES + LOG_WARNINGS.all as usize;
             assert!(throttle.kinds["k"].sources.len() <= bound);
         }
     }

@@ -14,7 +14,8 @@ use super::{
 use crate::{
     catalog::Target,
     jsonrpc::{self, Kind as MessageKind, Message, Span, unquote},
-    limits, mcp,
+    limits::{self, LOG_GROUPS},
+    mcp,
     mcp::{logging::Level, offer::Kind},
     session, text,
 };
@@ -115,7 +116,9 @@ impl Gateway {
     fn notification(&self, client: &Arc<Client>, message: &Message<'_>) {
         if let Some(why) = refused_notification(message) {
             let method = text::show(message.method());
-            log::info!("client {}: dropped {method}: {why}", client.name());
+            let name = client.name().to_string();
+            let line = format_args!("client {name}: dropped {method}: {why}");
+            self.log_throttled(log::Level::Info, "dropped", &name, LOG_GROUPS, line);
             return;
         }
         let method = message.method();

@@ -12,6 +12,7 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use super::Gateway;
 use crate::{
     http::{respond, respond::Response, vocab::StatusCode},
+    limits::{LOG_LIFE, LOG_WARNINGS, LogLimit},
     net::{
         clock, deadline,
         exec::{self, Switch, Thrown},
@@ -68,7 +69,12 @@ impl Drop for Visit {
 impl Gateway {
     /// Logs a warning that peers can cause as often as they like: one of a kind about a source in [`LOG_EVERY`](crate::limits::LOG_EVERY).
     pub(super) fn warn_throttled(&self, kind: &'static str, source: impl ToString, line: impl Display) {
-        self.log_throttled(log::Level::Warn, kind, &source.to_string(), 1, line);
+        self.log_throttled(log::Level::Warn, kind, &source.to_string(), LOG_WARNINGS, line);
+    }
+
+    /// Logs a step in the life of a link, by the name of its server.
+    pub(super) fn log_life(&self, level: log::Level, kind: &'static str, server: &str, line: impl Display) {
+        self.log_throttled(level, kind, server, LOG_LIFE, line);
     }
 
     /// Logs what one link can cause as often as it likes, with its name or address as the source.
@@ -77,11 +83,11 @@ impl Gateway {
         level: log::Level,
         kind: &'static str,
         source: &str,
-        burst: u32,
+        limit: LogLimit,
         line: impl Display,
     ) {
         let now = Instant::now();
-        let due = self.throttle.lock().unwrap_or_else(PoisonError::into_inner).due(now, kind, source, burst);
+        let due = self.throttle.lock().unwrap_or_else(PoisonError::into_inner).due(now, kind, source, limit);
         if let Some(left_out) = due {
             log::log!(level, "{line}{left_out}");
         }

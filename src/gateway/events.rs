@@ -153,6 +153,10 @@ async fn next(
         }
     });
     poll_fn(|context| {
+        // Before messages, which may come without end: who wants the stream does not wait for a pause.
+        if wanted.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Ok(Wake::End(Ended::Wanted)));
+        }
         let mut messages = VecDeque::new();
         match queue.poll_take_some(context, &mut messages, gateway.config.limits.session.write_bytes) {
             Poll::Ready(Taken::Some) => return Poll::Ready(Ok(Wake::Messages(messages))),
@@ -168,9 +172,6 @@ async fn next(
         }
         if Pin::new(&mut *timer).poll(context).is_ready() {
             return Poll::Ready(Ok(Wake::Timer));
-        }
-        if wanted.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Ok(Wake::End(Ended::Wanted)));
         }
         match stopped.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Ok(Wake::End(Ended::Complete))),

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     jsonrpc::{self, Message, Span, quote, unquote},
-    limits,
+    limits::{self, LOG_GROUPS},
     mcp::{links, logging::Level, offer::Kind},
     session::{Subscriber, Subscriptions},
     tunnel::{mux::Pending, rewrite},
@@ -238,11 +238,9 @@ impl Gateway {
                 if let Some(client) = client.filter(|client| client.is_initialized())
                     && let Err(why) = self.process(&client, upstream)
                 {
-                    log::warn!(
-                        "client {} hears no changes: {}",
-                        client.name(),
-                        declined(why, upstream.name()).1
-                    );
+                    let (name, why) = (client.name(), declined(why, upstream.name()).1);
+                    let line = format_args!("client {name} hears no changes: {why}");
+                    self.log_throttled(log::Level::Warn, "no_changes", upstream.name(), LOG_GROUPS, line);
                 }
             }
             return Vec::new();

@@ -213,7 +213,12 @@ impl Life {
         let window = self.limits.resume_window;
         let over = Instant::now() + window + self.limits.resume_grace;
         let name = self.server.upstream().name();
-        log::warn!("server '{name}' is reconnecting: {ended}; its calls wait up to {} s", window.as_secs());
+        {
+            let seconds = window.as_secs();
+            let line =
+                format_args!("server '{name}' is reconnecting: {ended}; its calls wait up to {seconds} s");
+            self.server.gateway().log_life(log::Level::Warn, "reconnecting", name, line);
+        }
         self.set_away(true);
         // From the drain on nobody can come back.
         let stopped = self.server.gateway().draining.clone();
@@ -335,7 +340,8 @@ impl Newcomer<'_> {
             received: life.line.received(),
         };
         let sessions = holder.isolation().is_some() && registration.sessions.is_some();
-        log::info!("server '{}' is back, from {}", holder.name(), self.from);
+        let line = format_args!("server '{}' is back, from {}", holder.name(), self.from);
+        self.gateway.log_life(log::Level::Info, "back", holder.name(), line);
         self.gateway.stats.resumed.add();
         life.set_away(false);
         let answer = Status::received(id, true, life.limits.message_bytes, sessions, Some(&grant));
@@ -366,7 +372,8 @@ impl Newcomer<'_> {
         let accepts = registration.message_bytes;
         let upstream = Upstream::new(name.clone(), &limits.link, sender, accepts, sessions, berth);
         let place = self.enter(&id, &name, &upstream)?;
-        log::info!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
+        let line = format_args!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
+        self.gateway.log_life(log::Level::Info, "registers", &name, line);
         let mut line = Line::new(receiver);
         let account = self.gateway.account(self.principal);
         line.charge_to(&account);
@@ -426,7 +433,8 @@ impl Newcomer<'_> {
         let gateway = self.gateway;
         let (place, replaced) = self.claim(id, name, upstream)?;
         if let Some(old) = replaced {
-            log::info!("server '{}' is registered anew; the old link is closed", old.name());
+            let line = format_args!("server '{}' is registered anew; the old link is closed", old.name());
+            gateway.log_life(log::Level::Info, "registered_anew", old.name(), line);
             let why = "it registered anew over another link";
             old.fail_all(why, &gateway.stats);
             gateway.end_all_processes(&old, why);

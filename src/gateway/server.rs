@@ -21,7 +21,7 @@ use crate::{
         self, Message, Span,
         tolerant::{self, Part, Unusable},
     },
-    limits::{CHANNEL_TICK, INSTRUCTIONS, LOG_BURST},
+    limits::{CHANNEL_TICK, INSTRUCTIONS, LOG_GROUPS},
     mcp::{
         self,
         conversation::{Ask, Conversation, Next},
@@ -113,7 +113,8 @@ impl Drop for Server {
         self.upstream.fail_all(&why, &self.gateway.stats);
         self.gateway.end_all_processes(&self.upstream, &why);
         self.gateway.tasks().end(self.upstream.run());
-        log::info!("server '{}' is gone: {why}", self.upstream.name());
+        let name = self.upstream.name();
+        self.gateway.log_life(log::Level::Info, "gone", name, format_args!("server '{name}' is gone: {why}"));
         if let Some((_, kinds)) = removed {
             self.gateway.lists_changed(&kinds);
         }
@@ -290,7 +291,7 @@ impl Server {
     fn restarted(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
         let name = self.upstream.name();
         let line = format_args!("server '{name}' was started anew at its edge");
-        gateway.log_throttled(log::Level::Info, "restart", name, LOG_BURST, line);
+        gateway.log_throttled(log::Level::Info, "restart", name, LOG_GROUPS, line);
         {
             let mut tasks = gateway.tasks();
             let run = tasks.start();
@@ -418,7 +419,7 @@ impl Server {
     fn kept(&mut self, gateway: &Gateway, now: Instant, why: &str) {
         let name = self.upstream.name();
         let line = format_args!("server '{name}': {why}; its lists stay as they were");
-        gateway.log_throttled(log::Level::Warn, "list", name, LOG_BURST, line);
+        gateway.log_throttled(log::Level::Warn, "list", name, LOG_GROUPS, line);
         self.retry = now + self.conversation.retry_pause();
     }
 
@@ -426,7 +427,7 @@ impl Server {
         let name = self.upstream.name();
         for remark in self.conversation.take_remarks() {
             let line = format_args!("server '{name}': {remark}");
-            gateway.log_throttled(log::Level::Warn, "remark", name, LOG_BURST, line);
+            gateway.log_throttled(log::Level::Warn, "remark", name, LOG_GROUPS, line);
         }
     }
 
@@ -482,13 +483,14 @@ impl Server {
         let changed = gateway.catalog().set(self.place.key, kind, items);
         for remark in changed.iter().flatten() {
             let line = format_args!("server '{name}': {remark}");
-            gateway.log_throttled(log::Level::Warn, "remark", name, LOG_BURST, line);
+            gateway.log_throttled(log::Level::Warn, "remark", name, LOG_GROUPS, line);
         }
         if changed.is_some() {
             gateway.lists_changed(&[kind]);
             // Said last: whoever reads this line and connects then is not told of a change that it never missed.
             let plural = if count == 1 { "" } else { "s" };
-            log::info!("server '{name}' offers {count} {}{plural}", kind.noun());
+            let line = format_args!("server '{name}' offers {count} {}{plural}", kind.noun());
+            gateway.log_life(log::Level::Info, "offers", name, line);
         }
     }
 

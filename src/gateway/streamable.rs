@@ -28,7 +28,8 @@ use crate::{
         vocab::{Method, StatusCode},
     },
     jsonrpc::{self, Kind, Malformed, Message, elements},
-    limits, mcp,
+    limits::{self, LOG_WARNINGS},
+    mcp,
     net::{
         queue::{Receiver, Taken},
         random,
@@ -536,7 +537,7 @@ async fn get(
     let (attached, missed) = match attached {
         Ok(attached) => attached,
         Err(NotAttached::Taken) => {
-            let why = "another connection has this stream";
+            let why = "a newer connection has this stream";
             return Ok(Some(refuse(StatusCode::Conflict, "null", jsonrpc::INVALID_REQUEST, why)));
         }
         Err(NotAttached::Unknown) => return Ok(Some(bad_request("this stream cannot be resumed"))),
@@ -562,14 +563,14 @@ async fn resume(
             let name = client.name();
             let line = format_args!("client {name}: some events of a stream are lost, too much was missed");
             let gateway = &connection.gateway;
-            gateway.log_throttled(log::Level::Info, "events_lost", &name.to_string(), 1, line);
+            gateway.log_throttled(log::Level::Info, "events_lost", &name.to_string(), LOG_WARNINGS, line);
             Ok((attached, missed))
         }
         _ => {
             let name = client.name();
             let line = format_args!("client {name}: a stream cannot be resumed, nothing of it is kept");
             let gateway = &connection.gateway;
-            gateway.log_throttled(log::Level::Info, "not_resumed", &name.to_string(), 1, line);
+            gateway.log_throttled(log::Level::Info, "not_resumed", &name.to_string(), LOG_WARNINGS, line);
             client.streams().rest(attached);
             Err(NotAttached::Unknown)
         }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     jsonrpc::{self, Kind, Message, Span, decimal, tolerant::Unusable},
-    limits::{self, LinkLimits},
+    limits::{self, LOG_GROUPS, LOG_WARNINGS, LinkLimits},
     mcp::{self, bridge, logging::Level},
     net::{
         budget::{Account, Budget, Charge},
@@ -126,8 +126,8 @@ pub struct Upstream {
     sessions: Option<Isolation>,
     /// It is such a process.
     private: Option<Private>,
-    /// Limits how often its odd messages are logged.
-    oddities: Mutex<LogThrottle>,
+    /// Limits how often its odd messages are logged; of all processes of one link together.
+    oddities: Arc<Mutex<LogThrottle>>,
 }
 
 /// The log level that a server was asked for.
@@ -293,7 +293,7 @@ impl Upstream {
             berth: None,
             sessions: None,
             private: None,
-            oddities: Mutex::default(),
+            oddities: Arc::default(),
         }
     }
 
@@ -329,7 +329,7 @@ impl Upstream {
         let (room, greeting) = (isolation.room.clone(), Mutex::new(account.charge()));
         let private = Private { number, client, shared, wishes, waiting, room, account, greeting };
         let bare = Self::bare(self.name.clone(), most, self.link.clone(), self.accepts);
-        let forked = Self { private: Some(private), ..bare };
+        let forked = Self { private: Some(private), oddities: self.oddities.clone(), ..bare };
         let forked = Arc::new(forked);
         channels.open.insert(number, (forked.clone(), share));
         Ok(forked)
@@ -489,7 +489,8 @@ impl Upstream {
 
     /// Logs an answer or progress that belongs to no open request: at most once a second, with a count.
     pub fn log_stray(&self, now: Instant, message: &Message<'_>) {
-        self.complain(now, "stray", &strayed(message));
+        let (kind, what) = strayed(message);
+        self.complain(now, kind, &what);
     }
 
     /// Logs an answer that cannot be used, in the same way.
@@ -499,8 +500,17 @@ impl Upstream {
 
     fn complain(&self, now: Instant, kind: &'static str, what: &str) {
         let mut oddities = self.oddities.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(left_out) = oddities.due(now, kind, "", 1) {
+        if let Some(left_out) = oddities.due(now, kind, "", LOG_WARNINGS) {
             log::warn!("server '{}' {what}{left_out}", self.name);
+        }
+    }
+
+    /// Logs a request that was not answered in time: a bounded number in a second, with a count.
+    fn log_expired(&self, now: Instant, method: &str, seconds: f64) {
+        let mut oddities = self.oddities.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left_out) = oddities.due(now, "no_answer", "", LOG_GROUPS) {
+            let method = text::show(method);
+            log::info!("server '{}' did not answer {method} in {seconds} s{left_out}", self.name);
         }
     }
 
@@ -697,8 +707,7 @@ impl Upstream {
         let mut own = Vec::new();
         for (id, pending) in expired {
             let seconds = pending.patience.as_secs_f64();
-            let method = text::show(&pending.method);
-            log::info!("server '{}' did not answer {method} in {seconds} s", self.name);
+            self.log_expired(now, &pending.method, seconds);
             if &*pending.method != "initialize" {
                 let _ = self.send(rewrite::cancelled(id, "no answer in time"));
             }
@@ -749,11 +758,13 @@ pub fn deliver(
 }
 
 /// What is logged about an answer or progress that belongs to no open request.
-fn strayed(message: &Message<'_>) -> String {
+fn strayed(message: &Message<'_>) -> (&'static str, String) {
     match message.id() {
-        Some(id) => format!("answered a request that is not open: id {}", text::show(id)),
-        None if message.kind() == Kind::Response => "sent an error that names no request".into(),
-        None => "sent progress of a request that is not open".into(),
+        Some(id) => ("stray_answer", format!("answered a request that is not open: id {}", text::show(id))),
+        None if message.kind() == Kind::Response => {
+            ("stray_error", "sent an error that names no request".into())
+        }
+        None => ("stray_progress", "sent progress of a request that is not open".into()),
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     jsonrpc::{self, Message, elements, find, quote, unquote},
-    limits::{CatalogLimits, LOG_BURST},
+    limits::{CatalogLimits, LOG_GROUPS},
     mcp::{
         LATEST,
         offer::{Item, Kind},
@@ -296,7 +296,7 @@ impl Conversation {
     fn finish(&mut self, listing: Listing) -> Next {
         let Listing { kind, items, surplus, unusable, .. } = listing;
         let noun = kind.noun();
-        if unusable > LOG_BURST as usize {
+        if unusable > LOG_GROUPS.source as usize {
             self.remarks.push(format!("left out {unusable} {noun}s without a usable {} in all", kind.key()));
         }
         if surplus > 0 {
@@ -326,7 +326,7 @@ impl Conversation {
             Some(item) => listing.take(item),
             None => {
                 listing.unusable += 1;
-                if listing.unusable <= LOG_BURST as usize {
+                if listing.unusable <= LOG_GROUPS.source as usize {
                     self.remarks.push(format!(
                         "left out a {} without a usable {}: {}",
                         kind.noun(),
@@ -536,7 +536,7 @@ mod tests {
         let refused = answer(&format!("{{\"tools\":[{}{{\"name\":\"ok\"}}]}}", "0,".repeat(9000)));
         assert_eq!(keys(feed(&mut conversation, &refused)), ["ok"]);
         let remarks = conversation.take_remarks();
-        assert_eq!(remarks.len(), LOG_BURST as usize + 1);
+        assert_eq!(remarks.len(), LOG_GROUPS.source as usize + 1);
         assert!(remarks.last().unwrap().contains("9000"), "{remarks:?}");
         conversation.changed(Kind::Tool);
         conversation.relist().unwrap();

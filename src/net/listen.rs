@@ -200,7 +200,7 @@ impl Backoff {
     /// An accept failed: the pause to make, and what was left out of the log, if it is time for a line.
     fn failed(&mut self, now: Instant) -> (Duration, Option<LeftOut>) {
         self.pause = (self.pause * 2).clamp(limits::ACCEPT_PAUSE_FIRST, limits::ACCEPT_PAUSE_LONGEST);
-        (self.pause, self.throttle.due(now, "accept", "", 1))
+        (self.pause, self.throttle.due(now, "accept", "", limits::LOG_WARNINGS))
     }
 }
 

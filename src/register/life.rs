@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::RegisterConfig,
     jsonrpc::{self, Kind, Message},
-    limits,
+    limits::{self, LOG_WARNINGS},
     net::{
         exec::{Crew, Thrown},
         link::{self, Ended, Farewell, Line, Peer, Socket},
@@ -90,10 +90,10 @@ impl State {
         self.edge.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Logs what is odd about the server: at most once a second, with a count.
-    fn complain(&self, what: &str) {
+    /// Logs what is odd about the server: of one kind at most once a second, with a count.
+    fn complain(&self, kind: &'static str, what: &str) {
         let mut oddities = self.oddities.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(left_out) = oddities.due(Instant::now(), "oddity", "", 1) {
+        if let Some(left_out) = oddities.due(Instant::now(), kind, "", LOG_WARNINGS) {
             log::warn!("{what}{left_out}");
         }
     }
@@ -178,7 +178,7 @@ impl State {
         let frames = match up {
             Up::Gateway(frame) => vec![frame],
             Up::Stray(frame) => {
-                self.complain("the server answered what it was not asked");
+                self.complain("stray", "the server answered what it was not asked");
                 vec![frame]
             }
             Up::Ready { frames, .. } => {
@@ -237,7 +237,7 @@ impl State {
             }
             Err((Refused::Closed, line)) => (jsonrpc::DOWN, "the server has ended", line),
         };
-        log::warn!("a message for the server is turned away: {why}");
+        self.complain(why, &format!("a message for the server is turned away: {why}"));
         let message = Message::read(&line).ok().filter(|message| message.kind() == Kind::Request)?;
         // The gateway knows the request under the id that it came with; the edge puts that back.
         match shared.edge.from_child(&jsonrpc::error(message.id()?, code, why)) {

@@ -3,7 +3,9 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt::Display,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use futures_lite::future;
@@ -16,12 +18,13 @@ use super::{
 use crate::{
     config::RegisterConfig,
     jsonrpc::{self, Kind, Message, decimal},
-    limits::{EDGE_OPEN, ID_BYTES},
+    limits::{EDGE_OPEN, ID_BYTES, LOG_GROUPS},
     net::{
         exec::{self, Crew, Switch, Thrown},
         group::Spawner,
         queue::{self, Receiver, Refused},
     },
+    stats::LogThrottle,
     tunnel::{channel, edge::STOPPING},
 };
 
@@ -34,6 +37,8 @@ pub struct Sessions {
     room: Semaphore,
     crew: Crew,
     spawner: Spawner,
+    /// Limits how often lines that the gateway can cause at will are logged.
+    throttle: Mutex<LogThrottle>,
 }
 
 #[derive(Debug, Default)]
@@ -109,12 +114,21 @@ impl Sessions {
     /// No session so far. When the group of `spawner` goes, it takes the processes with it.
     pub fn new(config: &RegisterConfig, spawner: Spawner) -> Arc<Self> {
         let room = Semaphore::new(config.sessions.unwrap_or_default() as usize);
-        Arc::new(Self { config: config.clone(), table: Mutex::default(), room, crew: Crew::new(), spawner })
+        let (table, crew, throttle) = (Mutex::default(), Crew::new(), Mutex::default());
+        Arc::new(Self { config: config.clone(), table, room, crew, spawner, throttle })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logs what the gateway can cause as often as it likes.
+    fn log(&self, level: log::Level, kind: &'static str, line: impl Display) {
+        let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left_out) = throttle.due(Instant::now(), kind, "", LOG_GROUPS) {
+            log::log!(level, "{line}{left_out}");
+        }
     }
 
     /// The gateway opens a channel: its process starts as soon as there is room, or the gateway is told why not.
@@ -132,7 +146,8 @@ impl Sessions {
             }
             if table.open.len() >= self.config.sessions.unwrap_or_default() as usize {
                 let why = "the edge runs as many sessions as it may (--max-sessions)";
-                log::warn!("session {number} is not started: {why}");
+                let line = format_args!("session {number} is not started: {why}");
+                self.log(log::Level::Warn, "not_started", line);
                 return link.queue().send_own(channel::close(number, why));
             }
             table.begun += 1;
@@ -163,7 +178,7 @@ impl Sessions {
             table.open.remove(&number);
         }
         if let Some(why) = ended {
-            log::info!("session {number} ends: {why}");
+            self.log(log::Level::Info, "ends", format_args!("session {number} ends: {why}"));
             // When the link is gone, nobody needs to be told.
             let _ = link.queue().send_wait(channel::close(number, &why)).await;
         }
@@ -216,7 +231,8 @@ impl Sessions {
             Err(Refused::Full | Refused::Memory) => {}
         }
         let busy = "the server does not read its input";
-        log::warn!("a message for session {number} is turned away: {busy}");
+        let line = format_args!("a message for session {number} is turned away: {busy}");
+        self.log(log::Level::Warn, "turned_away", line);
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) => {
                 calls.remove(id);

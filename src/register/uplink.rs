@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     jsonrpc::Message,
+    limits::LOG_WARNINGS,
     net::{link::Farewell, queue::Sender},
     stats::LogThrottle,
     tunnel::{channel, oversize::Oversize},
@@ -54,7 +55,7 @@ impl Uplink {
             self.accepts
         );
         let mut oversized = self.oversized.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(left_out) = oversized.due(Instant::now(), "oversize", "", 1) {
+        if let Some(left_out) = oversized.due(Instant::now(), "oversize", "", LOG_WARNINGS) {
             log::warn!("{why}{left_out}");
         }
         match Message::read(text).map(|message| Oversize::of(&message, &why)) {

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::{
     frames::End,
-    session::{BOTH, Session, request},
+    session::{BOTH, Session, request, value},
     wire::{Wire, get, text},
     world::{Gateway, Program, eventually},
 };
@@ -105,4 +105,107 @@ fn one_link_does_not_flood_the_log() {
     });
     let lines = gateway.program.log().matches("was started anew").count();
     assert!((20..=100).contains(&lines), "{lines}");
+}
+
+/// Repeats an act of one link until of each kind of line some were left out, and counted; the first ones are all there.
+#[track_caller]
+fn flood(gateway: &Gateway, kinds: &[&str], mut act: impl FnMut()) {
+    let begun = Instant::now();
+    let counted = |kind: &str| {
+        let log = gateway.program.log();
+        log.lines().any(|line| line.contains(kind) && line.contains(" more were not logged)"))
+    };
+    eventually("what was left out is counted", || {
+        act();
+        kinds.iter().all(|kind| counted(kind))
+    });
+    let log = gateway.program.log();
+    // So many windows have begun by now.
+    let windows = usize::try_from(begun.elapsed().as_secs()).unwrap() + 2;
+    for kind in kinds {
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(kind)).collect();
+        let first = lines.iter().position(|line| line.contains("not logged)")).unwrap();
+        assert!(first >= 4, "a server that starts has up to four: {lines:#?}");
+        assert!(lines.len() <= 20 * windows, "{kind}: {}", lines.len());
+    }
+}
+
+#[test]
+fn links_that_come_and_go_do_not_flood_the_log() {
+    let gateway = Gateway::start(&[]);
+    let gone = || crate::hostile::status(gateway.address)["tables"]["servers"] == 0;
+    flood(&gateway, &["server 's' (id x) registers from", "server 's' is gone: "], || {
+        let mut end = End::connect(gateway.address, None);
+        end.introduce("{}");
+        drop(end);
+        eventually("it is gone", gone);
+    });
+    // Another link is logged all the same.
+    let _edge = gateway.edge("other");
+    gateway.program.wait_for("server 'other' (id ");
+}
+
+#[test]
+fn links_that_resume_do_not_flood_the_log() {
+    let gateway = Gateway::start(&[]);
+    let mut client = gateway.client();
+    let mut end = End::connect(gateway.address, None);
+    let answer = value(&end.introduce(r#"{"mcpport":{"resume":{}}}"#));
+    let token = answer["capabilities"]["mcpport"]["resume"]["token"].as_str().unwrap();
+    let claim = format!(r#"{{"mcpport":{{"resume":{{"token":"{token}","received":0}}}}}}"#);
+    let mut end = Some(end);
+    flood(&gateway, &["server 's' is reconnecting: ", "server 's' is back, from "], || {
+        drop(end.take());
+        eventually("it is away", || client.call_text("list_servers", "{}").contains("reconnecting"));
+        let mut next = End::connect(gateway.address, None);
+        next.introduce(&claim);
+        end = Some(next);
+    });
+}
+
+#[test]
+fn lists_that_change_do_not_flood_the_log() {
+    let gateway = Gateway::start(&[]);
+    let mut server = End::register(gateway.address, r#"{"mcpport":{}}"#);
+    let mut number = 0;
+    flood(&gateway, &["server 's' offers 1 tool"], || {
+        server.say(RESTARTED);
+        let id = server.request("", "initialize");
+        let capabilities = r#"{"tools":{}}"#;
+        server.say(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"protocolVersion":"2025-06-18","capabilities":{capabilities},"serverInfo":{{"name":"x","version":"1"}}}}}}"#));
+        let id = server.request("", "tools/list");
+        number += 1;
+        server.say(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"tools":[{{"name":"t{number}","inputSchema":{{"type":"object"}}}}]}}}}"#));
+    });
+}
+
+#[test]
+fn calls_that_time_out_do_not_flood_the_log() {
+    let gateway = Gateway::start(&["--timeout-run-tool", "1"]);
+    let _server = End::register(gateway.address, "{}");
+    let mut client = gateway.client();
+    client.tools_until(|tools| tools.len() == 2);
+    flood(&gateway, &["server 's' did not answer tools/call in 1 s"], || {
+        let calls: Vec<String> = (0..50).map(|_| client.begin_call("s_t", "{}")).collect();
+        for call in calls {
+            assert!(client.answer(&call).contains("did not answer within 1 s"));
+        }
+    });
+}
+
+/// A flood of one oddity does not hide another one of the same server.
+#[test]
+fn odd_messages_of_one_kind_do_not_hide_those_of_another() {
+    let gateway = Gateway::start(&[]);
+    let mut server = End::register(gateway.address, "{}");
+    for id in 90..140 {
+        server.say(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#));
+    }
+    server.say(r#"{"jsonrpc":"2.0","id":null,"error":{"code":-1,"message":"x"}}"#);
+    server.say(
+        r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":99,"progress":1}}"#,
+    );
+    gateway.program.wait_for("answered a request that is not open: id 90");
+    gateway.program.wait_for("server 's' sent an error that names no request");
+    gateway.program.wait_for("server 's' sent progress of a request that is not open");
 }
