@@ -5,6 +5,7 @@
 
 mod board;
 mod instructions;
+mod templates;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,11 +17,12 @@ use std::{
 use self::{
     board::{Board, Found},
     instructions::Instructions,
+    templates::Templates,
 };
 use crate::{
     auth::Principal,
     jsonrpc::quote,
-    limits::{CatalogLimits, LOG_CHANGES, TAKEOVER_WINDOW, TAKEOVERS},
+    limits::{AMBIGUOUS_SERVERS, CatalogLimits, LOG_CHANGES, TAKEOVER_WINDOW, TAKEOVERS, URI_BYTES},
     mcp::{
         links,
         offer::{Item, Kind},
@@ -87,8 +89,22 @@ pub struct Catalog<H> {
     names: HashMap<String, Key>,
     /// Those that declare resources.
     with_resources: BTreeSet<Key>,
+    /// Who ever did.
+    only: Only,
+    templates: Templates,
     boards: BTreeMap<Kind, Board>,
     instructions: Instructions,
+}
+
+/// Whether a URI that is not listed can mean one server alone. Once a second one had resources it never can again: a client
+/// may have kept the URI from the time of the first.
+#[derive(Debug, Default)]
+enum Only {
+    #[default]
+    Nobody,
+    /// The server of this principal, by its name.
+    One(Principal, String),
+    Several,
 }
 
 /// How a URI leads to a server.
@@ -99,7 +115,7 @@ enum Lead {
     Named(Key, String),
     /// It can come of a template of this server only.
     Template(Key),
-    /// No other server has resources.
+    /// No other server has or had resources.
     Only(Key),
     /// Several servers can be meant; these URIs each mean one of them.
     Several(Vec<String>),
@@ -114,8 +130,9 @@ impl<H: Clone> Catalog<H> {
             own.iter().for_each(|(name, listed)| tools.add_own(name, listed));
         }
         let (servers, ids, names) = (BTreeMap::new(), HashMap::new(), HashMap::new());
-        let (with_resources, instructions) = (BTreeSet::new(), Instructions::default());
-        Self { last: 0, servers, ids, names, with_resources, boards, instructions }
+        let (with_resources, only, templates) = (BTreeSet::new(), Only::default(), Templates::default());
+        let instructions = Instructions::default();
+        Self { last: 0, servers, ids, names, with_resources, only, templates, boards, instructions }
     }
 
     /// Registers a server that offers nothing so far. The same id from the same principal takes over: the handle of
@@ -190,6 +207,7 @@ impl<H: Clone> Catalog<H> {
         self.names.remove(&server.name);
         self.ids.remove(&(server.principal, server.id));
         self.with_resources.remove(&key);
+        self.templates.remove(key);
         self.instructions.remove(server.principal, &server.name);
         let removed = |(kind, board): (&Kind, &mut Board)| board.remove(key).then_some(*kind);
         let kinds = self.boards.iter_mut().filter_map(removed).collect();
@@ -214,8 +232,12 @@ impl<H: Clone> Catalog<H> {
 
     /// The server declares resources.
     pub fn set_has_resources(&mut self, key: Key) {
-        if self.servers.contains_key(&key) {
-            self.with_resources.insert(key);
+        let Some(Server { principal, name, .. }) = self.servers.get(&key) else { return };
+        self.with_resources.insert(key);
+        match &self.only {
+            Only::Nobody => self.only = Only::One(*principal, name.clone()),
+            Only::One(owner, own) if (owner, own) == (principal, name) => {}
+            Only::One(..) | Only::Several => self.only = Only::Several,
         }
     }
 
@@ -242,6 +264,9 @@ impl<H: Clone> Catalog<H> {
         let mut warnings =
             server.offers.get(&kind).map_or_else(Vec::new, |before| altered(kind, before, &items));
         warnings.extend(board.set(key, &server.name, &items));
+        if kind == Kind::Template {
+            self.templates.set(key, items.iter().map(|item| item.key.as_str()));
+        }
         server.offers.insert(kind, items);
         Some(warnings)
     }
@@ -261,7 +286,7 @@ impl<H: Clone> Catalog<H> {
     }
 
     /// Finds the server of a resource: listed under this URI, named in front of it as `<server>+<uri>`, of the form of
-    /// a listed template, or of the only server that has resources. Where that can mean several servers, it is none of
+    /// a listed template, or of the only server that ever had resources. Where that can mean several servers, it is none of
     /// them: whoever comes must not draw to itself what was meant for another.
     pub fn find_resource(&self, uri: &str) -> Option<Target<H>> {
         self.follow(Kind::Resource, uri)
@@ -273,13 +298,18 @@ impl<H: Clone> Catalog<H> {
     }
 
     fn follow(&self, kind: Kind, uri: &str) -> Option<Target<H>> {
-        match self.lead(kind, uri)? {
+        let Some(lead) = self.lead(kind, uri) else {
+            let servers: Vec<Key> = self.with_resources.iter().copied().take(AMBIGUOUS_SERVERS).collect();
+            return (!servers.is_empty()).then(|| Target::Several(self.forms(&servers, uri)));
+        };
+        match lead {
             Lead::Listed(server, own) | Lead::Named(server, own) => self.target(server, own),
             Lead::Template(server) | Lead::Only(server) => self.target(server, uri.to_owned()),
             Lead::Several(uris) => Some(Target::Several(uris)),
         }
     }
 
+    /// `None`: it can mean any server that has resources, or there is none.
     fn lead(&self, kind: Kind, uri: &str) -> Option<Lead> {
         let named = uri.split_once('+').and_then(|(name, own)| Some((*self.names.get(name)?, own)));
         let other = |server: Key| named.is_some_and(|(named, _)| named != server);
@@ -296,13 +326,13 @@ impl<H: Clone> Catalog<H> {
             Some(Found::Several(uris)) => return Some(Lead::Several(uris)),
             Some(Found::Own) | None => {}
         }
-        let matching = self.boards.get(&Kind::Template).map(|board| board.matching(uri)).unwrap_or_default();
+        let matching = self.templates.matching(uri);
         match (&matching[..], named) {
             ([], Some((server, own))) => Some(Lead::Named(server, own.to_owned())),
-            ([], None) if self.with_resources.len() == 1 => {
-                self.with_resources.first().copied().map(Lead::Only)
-            }
-            ([], None) => None,
+            ([], None) => match self.only {
+                Only::One(..) => self.with_resources.first().copied().map(Lead::Only),
+                Only::Nobody | Only::Several => None,
+            },
             ([server], _) if !other(*server) => Some(Lead::Template(*server)),
             (several, _) => Some(Lead::Several(self.forms(several, uri))),
         }
@@ -326,6 +356,10 @@ impl<H: Clone> Catalog<H> {
     }
 
     fn link_of(&self, server: Key, uri: &str) -> Option<String> {
+        if uri.len() > URI_BYTES {
+            // Nobody can ask for it.
+            return None;
+        }
         // What is on the web is fetched there (MCP 2025-11-25, server/resources, "Common URI Schemes").
         let is_web = || ["http://", "https://"].iter().any(|scheme| uri.starts_with(scheme));
         let leads_back = match self.lead(Kind::Resource, uri) {
@@ -650,14 +684,42 @@ mod tests {
         assert_eq!(shown(catalog.find_resource("two+a://x")), "h2 a://x");
         assert_eq!(shown(catalog.find_resource("one+a://unlisted")), "h1 a://unlisted");
         assert_eq!(shown(catalog.find_resource("b://7/log?n=3")), "h2 b://7/log?n=3");
-        assert_eq!(shown(catalog.find_resource("c://x")), "none");
+        assert_eq!(shown(catalog.find_resource("c://x")), "one of one+c://x two+c://x");
         assert_eq!(catalog.link("one", "a://x").as_deref(), Some("one+a://x"));
         assert_eq!(catalog.link("two", "b://7/log"), None);
         assert_eq!(catalog.link("one", "b://7/log").as_deref(), Some("one+b://7/log"));
         assert_eq!(catalog.link("one", "https://x"), None);
         catalog.remove(one);
-        assert_eq!(shown(catalog.find_resource("c://x")), "h2 c://x");
+        assert_eq!(shown(catalog.find_resource("c://x")), "one of two+c://x");
         assert_eq!(shown(catalog.find_resource("a://x")), "one of two+a://x");
+    }
+
+    #[test]
+    fn unlisted_uri_never_leads_to_a_later_server() {
+        let mut catalog = catalog();
+        let come = |catalog: &mut Catalog<_>, name, principal, handle| {
+            let key = catalog.register("1", name, principal, handle).unwrap().0;
+            catalog.set_has_resources(key);
+            key
+        };
+        assert_eq!(shown(catalog.find_resource("a://x")), "none");
+        // It may go and come back, also with another link.
+        let one = come(&mut catalog, "one", US, "h1");
+        assert_eq!(shown(catalog.find_resource("a://x")), "h1 a://x");
+        assert_eq!(catalog.link("one", "ui://x"), None);
+        catalog.remove(one);
+        assert_eq!(shown(catalog.find_resource("a://x")), "none");
+        let one = come(&mut catalog, "one", US, "h2");
+        assert_eq!(shown(catalog.find_resource("a://x")), "h2 a://x");
+        catalog.remove(one);
+        // A server of that name is another one when it is somebody else's.
+        let one = come(&mut catalog, "one", Principal::token(7), "h3");
+        assert_eq!(shown(catalog.find_resource("a://x")), "one of one+a://x");
+        assert_eq!(catalog.link("one", "ui://x").as_deref(), Some("one+ui://x"));
+        catalog.remove(one);
+        come(&mut catalog, "one", US, "h4");
+        assert_eq!(shown(catalog.find_resource("a://x")), "one of one+a://x", "it may be kept from h3");
+        assert_eq!(shown(catalog.find_resource("one+a://x")), "h4 a://x");
     }
 
     #[test]

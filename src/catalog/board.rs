@@ -235,19 +235,6 @@ impl Board {
         all
     }
 
-    /// Servers that have a template of which this URI can be made: as many as an error names, at most.
-    pub(super) fn matching(&self, uri: &str) -> Vec<Key> {
-        let mut servers = Vec::new();
-        for entry in self.entries.values() {
-            let server = entry.server.filter(|server| !servers.contains(server));
-            servers.extend(server.filter(|_| fits(&entry.key, uri)));
-            if servers.len() == AMBIGUOUS_SERVERS {
-                break;
-            }
-        }
-        servers
-    }
-
     /// One page, as the result of the list method. `None` when the cursor is not one of ours.
     ///
     /// `mend`: rewrites the links in a server's description.
@@ -275,48 +262,5 @@ impl Board {
         }
         out.push_str("]}");
         Some(out)
-    }
-}
-
-/// Whether a URI can come of a template (RFC 6570): its literal parts in their order, anything where an expression
-/// stands. Deciding more would need the variables; the server itself has the last word.
-fn fits(template: &str, uri: &str) -> bool {
-    let Some((head, mut rest_of_template)) = template.split_once('{') else { return template == uri };
-    let Some(mut rest) = uri.strip_prefix(head) else { return false };
-    while let Some((_, after)) = rest_of_template.split_once('}') {
-        let (literal, following) = match after.split_once('{') {
-            Some((literal, following)) => (literal, Some(following)),
-            None => (after, None),
-        };
-        let Some(following) = following else { return rest.ends_with(literal) };
-        match rest.find(literal) {
-            Some(place) => rest = &rest[place + literal.len()..],
-            None => return false,
-        }
-        rest_of_template = following;
-    }
-    false
-}
-
-#[cfg(test)]
-mod tests {
-    use super::fits;
-
-    #[test]
-    fn templates() {
-        for (template, uri, expected) in [
-            ("a://x", "a://x", true),
-            ("a://x", "a://y", false),
-            ("a://{id}", "a://7", true),
-            ("a://{id}/b", "a://7/b", true),
-            ("a://{id}/b", "a://7/c", false),
-            ("a://{id}/b/{+path}", "a://7/b/c/d", true),
-            ("a://{id}/b/{+path}", "a://7/c/d", false),
-            ("a://{x}{?q}", "a://7?q=1", true),
-            ("{+any}", "z://", true),
-            ("a://{broken", "a://7", false),
-        ] {
-            assert_eq!(fits(template, uri), expected, "{template} {uri}");
-        }
     }
 }

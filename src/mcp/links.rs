@@ -11,7 +11,13 @@ pub type Link = (Span, String);
 /// Whether a text can have links at all; most have none, and this says so quickly.
 pub fn may_link(text: &str) -> bool {
     // Part of `resource_link`, `resource` (both types of content), `resourceUri` and `ui/resourceUri`.
-    text.contains("resource")
+    text.contains("resource") || has_escaped_letter(text)
+}
+
+/// Whether an ASCII letter of them may be written as `\u0072`, as no usual encoder does.
+fn has_escaped_letter(text: &str) -> bool {
+    // Letters are from 0x61 to 0x7a. The first look is for all that has no such escapes.
+    text.contains("\\u00") && (text.contains("\\u006") || text.contains("\\u007"))
 }
 
 /// The links in the result of a method, in the order of the text.
@@ -121,6 +127,25 @@ mod tests {
         assert_eq!(found("resources/read", r#"{"contents":[{"uri":"a://1","text":""},{}]}"#), ["a://1"]);
         for odd in ["{}", r#"{"content":{}}"#, r#"{"content":[1,null,{"type":"resource_link","uri":7}]}"#] {
             assert!(found("tools/call", odd).is_empty(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn links_are_found_however_they_are_escaped() {
+        let block =
+            r#"{"content":[{"type":"resource_link","uri":"a://1"}],"_meta":{"ui":{"resourceUri":"ui://m"}}}"#;
+        for letter in "resouc".chars() {
+            for escape in [format!("\\u{:04x}", u32::from(letter)), format!("\\u{:04X}", u32::from(letter))] {
+                let escaped = block
+                    .replace("resource", &"resource".replace(letter, &escape))
+                    .replace("uri", &"uri".replace(letter, &escape));
+                assert!(may_link(&escaped), "{escaped}");
+                assert_eq!(found("tools/call", &escaped), ["a://1", "ui://m"], "{escaped}");
+            }
+        }
+        // What encoders escape costs no second look.
+        for usual in [r#"{"x":"\u00e9\u003c\u0026\u001b\u2028\n"}"#, r#"{"x":"\u00"}"#, r"\u00", "{}"] {
+            assert!(!may_link(usual), "{usual}");
         }
     }
 

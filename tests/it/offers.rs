@@ -77,7 +77,9 @@ fn everything_is_put_together() {
         (&missing["error"]["code"], &missing["error"]["data"]["uri"]),
         (&json!(-32002), &json!("x://none"))
     );
-    assert_eq!(session.ask("resources/read", json!({"uri": "z://nobody"}))["error"]["code"], -32002);
+    let unlisted = session.ask("resources/read", json!({"uri": "z://nobody"}));
+    let why = "ambiguous resource: z://nobody; use one+z://nobody or two+z://nobody";
+    assert_eq!(unlisted["error"], json!({"code": -32002, "message": why}));
     let prompt = session.ask("prompts/get", json!({"name": "two_greet", "arguments": {"who": "é"}}));
     assert_eq!(prompt["result"]["messages"][0]["content"]["text"], "two greets é");
     assert_eq!(session.ask("prompts/get", json!({"name": "greet"}))["error"]["code"], -32602);
