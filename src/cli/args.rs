@@ -198,7 +198,7 @@ pub struct GatewayArgs {
     #[argh(option)]
     pub max_message_bytes: Option<String>,
     /// bytes kept in memory for all clients and servers together, 16M to 2048M; what has no room is answered 413 or 503, or an error
-    /// that says so (default: 256M)
+    /// that says so (default: 256M, or half of what the process may use if that is less)
     #[argh(option)]
     pub max_memory: Option<String>,
     /// what is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL (default: INFO)

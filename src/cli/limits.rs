@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     fault::Fault,
-    limits::{COUNT, FRAME_EXTRA, LIST_ITEMS_PER_PAGE, Limits, MEMORY, MESSAGE_BYTES},
+    limits::{COUNT, FRAME_EXTRA, LIST_ITEMS_PER_PAGE, Limits, MEMORY, MESSAGE_BYTES, MemoryLimits},
     text,
 };
 
@@ -38,7 +38,7 @@ pub fn gateway(args: &GatewayArgs) -> Result<Limits, Fault> {
     // More items come in more pages.
     catalog.pages = catalog.pages.max(catalog.items.div_ceil(LIST_ITEMS_PER_PAGE));
     if let Some(typed) = &args.max_memory {
-        limits.memory.bytes = bytes("--max-memory", typed, MEMORY)?;
+        limits.memory = MemoryLimits { bytes: bytes("--max-memory", typed, MEMORY)?, by_machine: false };
     }
     let (http, link) = (&mut limits.http, &mut limits.link);
     if let Some(typed) = &args.max_message_bytes {

@@ -52,13 +52,14 @@ use crate::{
     catalog::Catalog,
     config::GatewayConfig,
     fault::Fault,
-    limits, mcp,
+    limits::{self, MemoryLimits},
+    mcp,
     net::{
         budget::{Account, Budget},
         deadline,
         exec::{self, Crew, Switch, Thrown},
         listen::{self, Listener},
-        queue,
+        machine, queue,
         stream::Stream,
         tls::Acceptor,
     },
@@ -126,7 +127,7 @@ impl Gateway {
         let own = [("list_servers", mcp::LIST_SERVERS)];
         let mut sessions = Sessions::new(&config.limits.session);
         sessions.share(tokens.have_several_clients());
-        let budget = Budget::new(config.limits.memory.bytes);
+        let budget = Budget::new(memory(&config.limits.memory));
         budget.share(tokens.have_several());
         Self {
             policy,
@@ -260,6 +261,18 @@ impl Gateway {
         log::error!("{task} panicked; it goes on (please report this)");
         Timer::after(limits::PANIC_PAUSE).await;
     }
+}
+
+/// Bytes of the budget.
+fn memory(limits: &MemoryLimits) -> usize {
+    let half = machine::memory().filter(|_| limits.by_machine).map(|bytes| bytes / 2);
+    let half = half.and_then(|half| usize::try_from(half).ok()).unwrap_or(usize::MAX);
+    let bytes = limits.bytes.min(half.max(*limits::MEMORY.start()));
+    if bytes < limits.bytes {
+        let rounded = bytes >> 20;
+        log::info!("memory budget: {rounded} MiB, half of what this process may use (see --max-memory)");
+    }
+    bytes
 }
 
 /// A gateway that listens and does not serve yet.

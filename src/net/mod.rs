@@ -14,7 +14,8 @@
 //! - [`group`]: tasks that end with whoever they work for. [`bell`]: waits that are not disturbed. [`random`]: ids and
 //!   jitter.
 //! - [`log_writer`]: the log's way to stderr, off the executor.
-//! - [`clock`]: the time of day. [`process`]: what others see of this process. [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
+//! - [`clock`]: the time of day. [`process`]: what others see of this process. [`machine`]: how much memory it
+//!   may use. [`signals`]: requests to stop. [`deadline`]: waiting with a limit.
 //!   [`text_file`]: small files that people write.
 
 pub mod bell;
@@ -27,6 +28,7 @@ pub mod group;
 pub mod link;
 pub mod listen;
 pub mod log_writer;
+pub mod machine;
 pub mod process;
 pub mod queue;
 pub mod random;

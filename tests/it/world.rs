@@ -74,6 +74,15 @@ impl Program {
         Self::spawn(arguments, variables, Stdio::null())
     }
 
+    /// The same with so many KiB of addresses.
+    pub fn start_within(arguments: &[&str], variables: &[(&str, &str)], addresses: usize) -> Self {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", &format!("ulimit -v {addresses}; exec \"$0\" \"$@\"")]).arg(binary());
+        let mut child = Self::child_of(shell, arguments, variables, Stdio::null());
+        let said = Said::read(child.0.stderr.take().unwrap());
+        Self::of(child, said)
+    }
+
     /// The same with something to read from.
     pub fn start_on(arguments: &[&str], stdin: Stdio) -> Self {
         Self::spawn(arguments, &[], stdin)
@@ -308,6 +317,17 @@ impl Gateway {
     #[track_caller]
     pub fn start_in(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let program = Program::start_in(&[&["gateway", "--port", "0"], arguments].concat(), variables);
+        let address = listening(&program);
+        Self { program, address }
+    }
+
+    /// The same with so many KiB of addresses.
+    #[track_caller]
+    pub fn start_within(arguments: &[&str], addresses: usize) -> Self {
+        // Else glibc reserves 64 MiB of addresses for each thread; the static build does not.
+        let variables = [("MALLOC_ARENA_MAX", "1")];
+        let arguments = [&["gateway", "--port", "0"], arguments].concat();
+        let program = Program::start_within(&arguments, &variables, addresses);
         let address = listening(&program);
         Self { program, address }
     }

@@ -359,6 +359,24 @@ fn lists_beyond_the_budget_put_the_server_off() {
     eventually("all is given back", || bytes(gateway.address) == 0);
 }
 
+/// Without the flag the budget fits what the system lets the process have.
+#[test]
+fn default_budget_follows_the_limits_of_the_system() {
+    let gateway = Gateway::start_within(&[], 96 * 1024);
+    gateway.program.wait_for("memory budget: 48 MiB");
+    let _held: Vec<Wire> = (0..30)
+        .map(|_| {
+            let mut wire = Wire::connect(gateway.address);
+            let own = host(gateway.address);
+            let head =
+                format!("POST /mcp HTTP/1.1\r\n{own}\r\n{BOTH}\r\nContent-Length: {}\r\n\r\n", 4 * MIB);
+            let _ = wire.try_send(head).and_then(|()| wire.try_send(vec![b' '; 4 * MIB - 1]));
+            wire
+        })
+        .collect();
+    assert!(counter(gateway.address, "refused") > 10);
+}
+
 /// Parked messages, unread answers, bodies, lists, frames that are announced, subscriptions and what sessions say of themselves, all at once, with little memory and a limit of the system's on addresses:
 /// the gateway stays alive within its budget, and a good client's calls are all answered. `MCPPORT_MEMORY_SECONDS`: how long.
 #[test]
