@@ -280,3 +280,30 @@ impl Streams {
         self.table().held.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::Future, pin::pin, task::Context};
+
+    use super::*;
+    use crate::net::{budget::Budget, queue};
+
+    /// A client that came twice more while an old connection had not let go: the last of them has the stream, and the one
+    /// before hears that at once.
+    #[test]
+    fn the_newest_of_those_who_wait_has_the_stream() {
+        let (limits, account) = (SessionLimits::default(), Budget::new(1 << 20).account());
+        let streams = Streams::new(&limits, &account);
+        let (_sender, queue) = queue::with_account(1, 1, None);
+        streams.give_standalone(queue);
+        let first = smol::block_on(streams.take_over(STANDALONE, &limits)).unwrap();
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let mut second = pin!(streams.take_over(STANDALONE, &limits));
+        assert!(second.as_mut().poll(&mut context).is_pending());
+        let mut third = pin!(streams.take_over(STANDALONE, &limits));
+        assert!(third.as_mut().poll(&mut context).is_pending());
+        assert_eq!(smol::block_on(second).map(|attached| attached.id), Err(NotAttached::Taken));
+        streams.rest(first);
+        assert_eq!(smol::block_on(third).map(|attached| attached.id), Ok(STANDALONE));
+    }
+}

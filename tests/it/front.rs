@@ -163,7 +163,7 @@ fn programs_with_tokens_are_not_dumpable() {
     };
     let register: &[&str] = &["register", "--stdio", "cat", "--gateway-url", "ws://127.0.0.1:1"];
     for arguments in [register, &["gateway", "--port", "0"]] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mcpport"));
+        let mut command = Command::new(crate::world::binary());
         command.args(arguments).env_clear().env("PATH", "/usr/bin:/bin");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if rustix::process::geteuid().is_root() {

@@ -152,3 +152,18 @@ fn frames_on_several_lines_do_not_break_event_streams() {
     let session = Session::open_as(gateway.address, "/mcp", "2025-11-25", &[]);
     assert!(session.greeting.is_object());
 }
+
+/// Both ends say so when an answer belongs to no request, and only now and then.
+#[test]
+fn answers_to_nothing_are_logged() {
+    let gateway = Gateway::start(&[]);
+    let edge = gateway.edge_with("s", &["--tool", "say"], &[]);
+    let mut client = gateway.client();
+    for id in ["\"nobody\"", "99999", "7.5"] {
+        let line = json!({"line": format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#)});
+        client.begin_call("s_say", &line.to_string());
+    }
+    edge.program.wait_for("the server answered what it was not asked");
+    gateway.program.wait_for("server 's' answered a request that is not open: id ");
+    assert_eq!(client.call_text("s_echo", r#"{"text":"fine"}"#), "fine");
+}

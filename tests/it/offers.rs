@@ -339,3 +339,37 @@ fn failed_list_is_retried_and_does_not_block_the_others() {
     gateway.program.wait_for("server 's' offers 1 tool");
     assert_eq!(names(), ["s_d"]);
 }
+
+/// The surplus, what has no name, and a cursor that leads nowhere cost themselves, and not the server.
+#[test]
+fn odd_lists_cost_their_odd_items_only() {
+    let gateway = Gateway::start(&[]);
+    let mut end = End::connect(gateway.address, None);
+    end.introduce(r#"{"mcpport":{}}"#);
+    let answer = |end: &mut End, method: &str, result: &str| {
+        let id = end.request("", method);
+        end.say(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#));
+    };
+    let hello = r#"{"protocolVersion":"2025-06-18","capabilities":{"tools":{},"resources":{},"prompts":{}},"serverInfo":{"name":"x","version":"1"}}"#;
+    answer(&mut end, "initialize", hello);
+    // More than 512, one without a name, and a cursor that is none.
+    let tools: Vec<String> = (0..600).map(|number| format!(r#"{{"name":"t{number:03}"}}"#)).collect();
+    let tools = format!(r#"{{"tools":[{{"title":"no name"}},7,{}],"nextCursor":""}}"#, tools.join(","));
+    answer(&mut end, "tools/list", &tools);
+    answer(&mut end, "prompts/list", r#"{"prompts":[{"name":"p"}]}"#);
+    // A cursor that comes again.
+    answer(&mut end, "resources/list", r#"{"resources":[{"uri":"a://1","name":"1"}],"nextCursor":"x"}"#);
+    answer(&mut end, "resources/list", r#"{"resources":[{"uri":"a://2","name":"2"}],"nextCursor":"x"}"#);
+    answer(&mut end, "resources/templates/list", r#"{"resourceTemplates":"none"}"#);
+    end.find(|frame| frame.contains("\"registered\""));
+    let session = Session::open(gateway.address, "/mcp");
+    assert_eq!(list(&session, "tools/list", "tools", "name").len(), 601, "and list_servers");
+    assert_eq!(list(&session, "resources/list", "resources", "uri"), ["a://1", "a://2"]);
+    assert_eq!(list(&session, "prompts/list", "prompts", "name"), ["s_p"]);
+    // A bad one, and a good one after it.
+    for (tools, wanted) in [(r#"{"tools":[{"title":"x"}]}"#, 1), (r#"{"tools":[{"name":"good"}]}"#, 2)] {
+        end.say(r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#);
+        answer(&mut end, "tools/list", tools);
+        eventually("it is listed", || list(&session, "tools/list", "tools", "name").len() == wanted);
+    }
+}

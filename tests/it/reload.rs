@@ -293,3 +293,28 @@ fn a_hangup_is_the_end_of_register() {
     edge.program.signal(Signal::HUP);
     assert_eq!(edge.program.ended().code, Some(0));
 }
+
+/// A machine may start before its clock is set, and before the certificate of its gateway is renewed: `register` that nobody
+/// watches goes on trying.
+#[test]
+fn a_certificate_that_is_not_trusted_at_the_first_start_is_tried_again() {
+    if !available() {
+        return;
+    }
+    let (early, later) = (generate(&["--key-size", "2048"]), generate(&["--key-size", "2048"]));
+    let own = directory("early");
+    install(&early, &own);
+    let path = |name: &str| own.join(name).to_str().unwrap().to_owned();
+    let (key, certificate) = (path("server.key"), path("server.crt"));
+    let tls = ["--ssl-enabled", "--ssl-keyfile", &key, "--ssl-certfile", &certificate];
+    let mut reloaded = Reloaded::start("t\n", &tls);
+    let url = format!("wss://localhost:{}/mcp/register", reloaded.gateway.address.port());
+    let authority = later.join("ca.crt");
+    let register = ["--ssl-ca-cert", authority.to_str().unwrap(), "--header", &bearer("t")];
+    let edge = Edge::start(&url, "s", &[], &register);
+    edge.program.wait_for("is not trusted");
+    edge.program.wait_for("next try in");
+    install(&later, &own);
+    reloaded.reload();
+    edge.program.wait_for("registered: ");
+}

@@ -1,10 +1,13 @@
 //! A client of the Streamable HTTP transport, blocking, on `wire`.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Instant};
 
 use serde_json::{Value, json};
 
-use crate::wire::{Answer, Wire, host, text};
+use crate::{
+    wire::{Answer, Wire, host, text},
+    world::PATIENCE,
+};
 
 /// What every client accepts.
 pub const BOTH: &str = "Accept: application/json, text/event-stream";
@@ -63,7 +66,12 @@ pub struct Events {
 impl Events {
     /// The next event; `None`: the stream has its regular end.
     pub fn try_next(&mut self) -> io::Result<Option<Event>> {
+        // Comments keep the connection alive, and would keep a test waiting.
+        let deadline = Instant::now() + 2 * PATIENCE;
         loop {
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             if let Some(end) = self.rest.windows(4).position(|window| window == b"\r\n\r\n") {
                 let event: Vec<u8> = self.rest.drain(..end + 4).collect();
                 let event = String::from_utf8(event).map_err(io::Error::other)?;

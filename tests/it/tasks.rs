@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use crate::{
     frames::End,
-    session::{Events, Session, request, value},
+    session::{Events, Session, hello, request, value},
+    wire::Client,
     world::Gateway,
 };
 
@@ -225,4 +226,25 @@ fn a_question_before_the_beginning_gets_no_foreign_answer() {
             world.list();
         }
     }
+}
+
+/// Event streams have one line for a message, and an edge of another program may send a frame of several.
+#[test]
+fn a_filtered_list_on_several_lines_is_one_event() {
+    let mut world = World::start(&["one", "two"]);
+    let (one, two) = (world.client("one"), world.client("two"));
+    world.begin(&one, "a");
+    world.begin(&two, "b");
+    let mut old = Client::open(world.gateway.address, "/servers/s/sse", &["Authorization: Bearer two"]);
+    old.post(&hello("2025-11-25"));
+    old.find(|message| message.contains("protocolVersion"));
+    old.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
+    let asked = old.begin("tasks/list", "{}");
+    let id = world.server.request("", "tasks/list");
+    let tasks: Vec<String> =
+        ["a", "b"].iter().map(|id| serde_json::to_string_pretty(&task(id)).unwrap()).collect();
+    let list = format!("{{\n\"tasks\": [\r\n{}\n]\n}}", tasks.join(",\n"));
+    world.server.say(&format!("{{\n\"jsonrpc\": \"2.0\",\n\"id\": {id},\n\"result\": {list}\n}}"));
+    let answer = value(&old.answer(&asked));
+    assert_eq!(answer["result"]["tasks"], json!([task("b")]), "{answer}");
 }

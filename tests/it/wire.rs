@@ -397,7 +397,12 @@ impl Client {
 
     /// The next event's name and data; `None`: the stream has its regular end.
     pub fn try_event(&mut self) -> io::Result<Option<(String, String)>> {
+        // Comments keep the connection alive, and would keep a test waiting.
+        let deadline = Instant::now() + 2 * PATIENCE;
         loop {
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             while let Some(end) = self.events.windows(4).position(|window| window == b"\r\n\r\n") {
                 let event: Vec<u8> = self.events.drain(..end + 4).collect();
                 let event = String::from_utf8(event).map_err(io::Error::other)?;

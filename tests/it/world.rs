@@ -36,7 +36,7 @@ struct Said {
 }
 
 /// The program under test: `MCPPORT_BIN`, or the one that was built with the tests.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     env::var_os("MCPPORT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_mcpport").into(), PathBuf::from)
 }
 
