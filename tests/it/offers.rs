@@ -1,5 +1,7 @@
 //! What servers offer beside tools, put together for all clients.
 
+use std::thread;
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -372,4 +374,89 @@ fn odd_lists_cost_their_odd_items_only() {
         answer(&mut end, "tools/list", tools);
         eventually("it is listed", || list(&session, "tools/list", "tools", "name").len() == wanted);
     }
+}
+
+/// An edge with a tool `t` that has a user interface, these resources and this template.
+#[track_caller]
+fn box_with(gateway: &Gateway, name: &str, resources: &[&str], template: &str) -> End {
+    let mut end = End::connect(gateway.address, None);
+    let params = json!({"name": name, "capabilities": {"mcpport": {}}});
+    end.say(&request(name, "register", params).to_string());
+    let capabilities = json!({"tools": {}, "resources": {"subscribe": true}, "completions": {}});
+    let server = json!({"name": "x", "version": "1"});
+    let tool = json!({"name": "t", "inputSchema": {}, "_meta": {"ui": {"resourceUri": "ui://app"}}});
+    let resources: Vec<Value> = resources.iter().map(|uri| json!({"uri": uri, "name": "r"})).collect();
+    for (method, result) in [
+        (
+            "initialize",
+            json!({"protocolVersion": "2025-06-18", "capabilities": capabilities, "serverInfo": server}),
+        ),
+        ("tools/list", json!({"tools": [tool]})),
+        ("resources/list", json!({"resources": resources})),
+        ("resources/templates/list", json!({"resourceTemplates": [{"uriTemplate": template, "name": "f"}]})),
+    ] {
+        let id = end.request("", method);
+        end.say(&json!({"jsonrpc": "2.0", "id": value(&id), "result": result}).to_string());
+    }
+    end.find(|frame| frame.contains("\"registered\""));
+    end
+}
+
+/// Asks a question that this end has to answer. Gives its params, and the client's answer.
+#[track_caller]
+fn through(
+    session: &Session,
+    end: &mut End,
+    (method, params): (&str, Value),
+    result: &Value,
+) -> (Value, Value) {
+    thread::scope(|scope| {
+        let answer = scope.spawn(|| session.ask(method, params));
+        let frame = value(&end.find(|frame| value(frame)["method"] == method));
+        end.say(&json!({"jsonrpc": "2.0", "id": frame["id"], "result": result}).to_string());
+        (frame["params"].clone(), answer.join().unwrap())
+    })
+}
+
+/// Two boxes have the same URIs, and the name of the second reads like a scheme of the first.
+#[test]
+fn a_uri_leads_to_the_server_that_gave_it_or_to_none() {
+    let gateway = Gateway::start(&["--timeout-rpc", "5s"]);
+    let own = ["a://x", "ui://app", "git+ssh://forge/a"];
+    let home = box_with(&gateway, "home", &own, "file:///home{+x}");
+    let mut git = box_with(&gateway, "git", &["a://x", "ui://app"], "file:///{+path}");
+    let session = Session::open(gateway.address, "/mcp");
+    let tools = session.ask("tools/list", json!({}))["result"]["tools"].clone();
+    let tool = tools.as_array().unwrap().iter().find(|tool| tool["name"] == "git_t").unwrap();
+    let content = json!([
+        {"type": "resource_link", "uri": "a://x", "name": "x"},
+        {"type": "resource", "resource": {"uri": "a://x", "text": "of git"}},
+    ]);
+    let call = ("tools/call", json!({"name": "git_t", "arguments": {}}));
+    let (_, answer) = through(&session, &mut git, call, &json!({"content": content}));
+    let content = &answer["result"]["content"];
+    let given = [&content[0]["uri"], &content[1]["resource"]["uri"], &tool["_meta"]["ui"]["resourceUri"]];
+    for (uri, original) in given.into_iter().zip(["a://x", "a://x", "ui://app"]) {
+        let contents = json!({"contents": [{"uri": original, "text": "of git"}]});
+        let read = ("resources/read", json!({"uri": uri}));
+        let (asked, answer) = through(&session, &mut git, read, &contents);
+        assert_eq!(asked["uri"], original);
+        assert_eq!(answer["result"]["contents"][0]["text"], "of git");
+        let subscribe = ("resources/subscribe", json!({"uri": uri}));
+        let (asked, _) = through(&session, &mut git, subscribe, &json!({}));
+        assert_eq!(asked["uri"], original);
+        let reference = json!({"type": "ref/resource", "uri": uri});
+        let complete =
+            ("completion/complete", json!({"ref": reference, "argument": {"name": "n", "value": ""}}));
+        let (asked, _) = through(&session, &mut git, complete, &json!({"completion": {"values": []}}));
+        assert_eq!(asked["ref"]["uri"], original);
+    }
+    let refused = |uri: &str| {
+        let answer = session.ask("resources/read", json!({"uri": uri}));
+        assert_eq!(answer["error"]["code"], -32002, "{uri}: {answer}");
+    };
+    ["a://x", "ui://app", "file:///home/x", "git+ssh://forge/a"].into_iter().for_each(refused);
+    drop(home);
+    gateway.program.wait_for("server 'home' is gone");
+    ["a://x", "home+a://x"].into_iter().for_each(refused);
 }
