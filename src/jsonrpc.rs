@@ -109,6 +109,8 @@ pub struct Message<'a> {
     error: Option<Span>,
     /// Where `null` stands for no params.
     null_params: Option<Span>,
+    /// A member of the envelope has a twin.
+    twin: bool,
     line_breaks: bool,
     lone_surrogate: bool,
 }
@@ -143,6 +145,12 @@ impl<'a> Message<'a> {
     /// message without an answer.
     pub fn has_lone_surrogate(&self) -> bool {
         self.lone_surrogate
+    }
+
+    /// Whether some reader takes another member for one of JSON-RPC, by the case of its name. Never the case in a message of
+    /// [`Message::read_strict`].
+    pub fn has_twin(&self) -> bool {
+        self.twin
     }
 
     /// Whether the text has line breaks, which stand between tokens.
@@ -262,18 +270,22 @@ struct Parts {
     params: Option<Span>,
     result: Option<Span>,
     error: Option<Span>,
+    twin: bool,
 }
 
 impl Parts {
     fn take(&mut self, text: &str, key: Span, value: Span) -> Result<(), Malformed> {
-        let slot = match unquote(&text[key]).as_deref() {
+        let slot = match unquote(&text[key.clone()]).as_deref() {
             Some("jsonrpc") => &mut self.version,
             Some("id") => &mut self.id,
             Some("method") => &mut self.method,
             Some("params") => &mut self.params,
             Some("result") => &mut self.result,
             Some("error") => &mut self.error,
-            _ => return Ok(()),
+            _ => {
+                self.twin |= strict::is_twin(&text[key.start + 1..key.end - 1]);
+                return Ok(());
+            }
         };
         match slot.replace(value) {
             None => Ok(()),
@@ -315,6 +327,7 @@ impl Parts {
             result: self.result,
             error: self.error,
             null_params,
+            twin: self.twin,
             line_breaks: false,
             lone_surrogate: false,
         })
@@ -515,8 +528,26 @@ mod tests {
             assert_eq!(message.as_ref().map(Message::params), Ok(Some(params)), "{text}");
             assert!(!message.is_ok_and(|message| message.has_lone_surrogate()));
         }
-        let twins = r#"{"jsonrpc":"2.0","id":1,"ID":2,"result":{}}"#;
-        assert!(Message::read(twins).is_ok(), "a server's message");
+    }
+
+    #[test]
+    fn twins_in_messages_of_servers_are_noticed_and_not_read() {
+        for twin in ["ID", "i\\u0044", "\u{131}d", "RESULT", "Error", "METHOD", "param\u{17f}", "id\\u0000"] {
+            for text in [
+                format!(r#"{{"jsonrpc":"2.0","{twin}":2,"id":1,"result":{{}}}}"#),
+                format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{}},"{twin}":2}}"#),
+            ] {
+                let message = Message::read(&text).unwrap();
+                assert_eq!((message.id(), message.result()), (Some("1"), Some("{}")), "{text}");
+                assert!(message.has_twin(), "{text}");
+            }
+        }
+        for text in [
+            r#"{"jsonrpc":"2.0","id":1,"result":{"ID":2},"idx":1,"_meta":{}}"#,
+            r#"{"jsonrpc":"2.0","i\u0064":1,"result":{}}"#,
+        ] {
+            assert!(!Message::read(text).unwrap().has_twin(), "{text}");
+        }
     }
 
     #[test]

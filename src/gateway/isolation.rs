@@ -69,14 +69,20 @@ impl Gateway {
         };
         match Message::read(text) {
             // Written on one line from here on, as events have it.
-            Ok(message) if message.has_line_breaks() => take(&message.splice(&[])),
-            Ok(message) => self.sound_message(now, &client, process, &message),
-            Err(_) => {
+            Ok(message) if message.has_line_breaks() && !message.has_twin() => take(&message.splice(&[])),
+            Ok(message) if !message.has_twin() => self.sound_message(now, &client, process, &message),
+            odd => {
+                if odd.is_ok() {
+                    process.log_twin(now);
+                }
                 for part in tolerant::parts(text.as_bytes()) {
                     match part {
                         Part::Message(text) => take(&text),
                         Part::Unusable(answer) => self.private_unusable(now, process, &answer),
-                        Part::Noise => self.stats.strays.add(),
+                        Part::Noise => {
+                            self.stats.strays.add();
+                            process.log_noise(now, text);
+                        }
                     }
                 }
             }

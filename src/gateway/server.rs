@@ -201,6 +201,10 @@ impl Server {
             _ => frame,
         };
         match Message::read(frame) {
+            Ok(message) if message.has_twin() => {
+                self.upstream.log_twin(now);
+                self.odd_frame(gateway, now, frame)
+            }
             // Written on one line from here on: events have one, and so has what is kept.
             Ok(message) if message.has_line_breaks() => match Message::read(&message.splice(&[])) {
                 Ok(message) => self.sound_message(gateway, now, &message),
@@ -226,7 +230,7 @@ impl Server {
                 Part::Unusable(answer) => self.unusable(gateway, now, &answer)?,
                 Part::Noise => {
                     gateway.stats.strays.add();
-                    log::debug!("server '{}' sent a frame that is no message", self.upstream.name());
+                    self.upstream.log_noise(now, frame);
                 }
             }
         }

@@ -18,7 +18,7 @@ use super::{
     shares::{self, Share, Shares},
 };
 use crate::{
-    jsonrpc::{self, Kind, Message, Span, decimal, tolerant::Unusable},
+    jsonrpc::{self, Kind, Malformed, Message, Span, decimal, tolerant::Unusable},
     limits::{self, LOG_GROUPS, LOG_WARNINGS, LinkLimits},
     mcp::{self, bridge, logging::Level},
     net::{
@@ -496,6 +496,22 @@ impl Upstream {
     /// Logs an answer that cannot be used, in the same way.
     pub fn log_unusable(&self, now: Instant, answer: &Unusable) {
         self.complain(now, "unusable", &format!("sent an answer that cannot be used: {}", answer.why));
+    }
+
+    /// Logs a message with a member that some readers take for one of JSON-RPC, in the same way.
+    pub fn log_twin(&self, now: Instant) {
+        let what = "sent a member whose name differs only in case from one of JSON-RPC; it is left out";
+        self.complain(now, "twin", what);
+    }
+
+    /// Logs a frame that is no message. One in which a member stands twice was meant to be one.
+    pub fn log_noise(&self, now: Instant, frame: &str) {
+        match Message::read(frame) {
+            Err(why @ Malformed::Duplicate) => {
+                self.complain(now, "duplicate", &format!("sent what is no message: {}", why.reason()));
+            }
+            _ => log::debug!("server '{}' sent a frame that is no message", self.name),
+        }
     }
 
     fn complain(&self, now: Instant, kind: &'static str, what: &str) {

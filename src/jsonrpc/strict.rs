@@ -74,6 +74,11 @@ impl Names {
     }
 }
 
+/// Whether some reader takes a key, without its quotes, for a member of the envelope that it is not.
+pub(super) fn is_twin(key: &str) -> bool {
+    matches!(ENVELOPE.find(key), Found::Twin)
+}
+
 /// Whether a key is a name, and whether some reader takes it for that. Ends at the first letter that differs.
 fn compare(key: &str, name: &str) -> (bool, bool) {
     let (mut key, mut same) = (Unescaped(key.chars()), true);

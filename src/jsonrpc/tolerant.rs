@@ -1,9 +1,10 @@
 //! What servers write that is not one sound message: read as far as it can be, and otherwise tied to the call that it
 //! was meant to answer, so that this call fails at once.
 //!
-//! Only for what [`Message::read`] refuses; nothing that a client sends comes here.
+//! Only for what [`Message::read`] refuses, and for messages with a twin of a member of JSON-RPC: the twin is left out, so that
+//! every reader behind reads what was read here. Of what clients send only [`answer_id`] is asked.
 
-use super::{Malformed, Message, Span, elements, members, quote, unquote};
+use super::{Malformed, Message, Span, elements, is_same, members, quote, unquote};
 use crate::limits::{BATCH_PARTS, ID_BYTES};
 
 /// One part of what a server wrote.
@@ -34,19 +35,19 @@ pub fn parts(bytes: &[u8]) -> Vec<Part> {
     };
     let text = text.trim_matches('\0');
     match Message::read(text) {
-        Ok(message) => vec![Part::Message(message.splice(&[]))],
         Err(Malformed::Batch) => {
             let start = text.find('[').unwrap_or_default();
             let all = elements(text, start..text.len()).take(BATCH_PARTS);
             all.map(|span| part(&text[span])).collect()
         }
-        Err(why) => vec![rest(text, why)],
+        _ => vec![part(text)],
     }
 }
 
-/// One element of a batch.
+/// One message, or an element of a batch.
 fn part(text: &str) -> Part {
     match Message::read(text) {
+        Ok(message) if message.has_twin() => rest(text, Malformed::Envelope),
         Ok(message) => Part::Message(message.splice(&[])),
         Err(why) => rest(text, why),
     }
@@ -115,7 +116,9 @@ fn mended(text: &str) -> Result<Part, &'static str> {
         _ => return Ok(Part::Noise),
     }
     out.push('}');
-    Ok(Part::Message(out))
+    // On one line, as any other message.
+    let message = Message::read(&out).map(|message| message.splice(&[]));
+    message.map(Part::Message).map_err(Malformed::reason)
 }
 
 /// What the start of an answer says that cannot be read whole; `None`: as far as can be seen it is no answer.
@@ -123,6 +126,12 @@ pub fn unusable(start: &[u8], why: &'static str) -> Option<Unusable> {
     let seen = Glimpse::of(start);
     let is_answer = !seen.method && (seen.answer || (seen.cut && seen.id.is_some()));
     is_answer.then_some(Unusable { id: seen.id, why })
+}
+
+/// The id of an answer that a client sent and that was refused; `None`: it is no answer, or has no single id.
+pub fn answer_id(bytes: &[u8]) -> Option<String> {
+    let seen = Glimpse::of(bytes);
+    seen.id.filter(|_| seen.outcome && !seen.method && !seen.cut)
 }
 
 /// The id in the last bytes of an answer.
@@ -146,9 +155,13 @@ fn unsound(bytes: &[u8], why: &'static str) -> Part {
 /// The members of an object that may be broken anywhere, as far as they can be seen.
 #[derive(Debug, Default)]
 struct Glimpse {
+    /// `None` as well when several members say different things.
     id: Option<String>,
+    has_id: bool,
     method: bool,
-    /// It has a member that only an answer has, or at least one of JSON-RPC.
+    /// It has a member that only an answer has.
+    outcome: bool,
+    /// Or at least one of JSON-RPC.
     answer: bool,
     /// It ends before it is closed.
     cut: bool,
@@ -184,12 +197,17 @@ impl Glimpse {
     }
 
     fn member(&mut self, bytes: &[u8], key: Span, value: usize) {
-        match bytes.get(key).unwrap_or_default() {
-            b"id" if self.id.is_none() => {
-                self.id = scalar(bytes, white(bytes, value)).map(|(id, _)| id);
+        let quoted = bytes.get(key.start - 1..key.end + 1).and_then(|key| std::str::from_utf8(key).ok());
+        match quoted.and_then(unquote).as_deref() {
+            Some("id") => {
+                let id = scalar(bytes, white(bytes, value)).map(|(id, _)| id);
+                let same = |one: &String| id.as_ref().is_some_and(|other| is_same(one, other));
+                self.id = if self.has_id { self.id.take().filter(same) } else { id };
+                self.has_id = true;
             }
-            b"method" => self.method = true,
-            b"result" | b"error" | b"jsonrpc" => self.answer = true,
+            Some("method") => self.method = true,
+            Some("result" | "error") => (self.outcome, self.answer) = (true, true),
+            Some("jsonrpc") => self.answer = true,
             _ => {}
         }
     }
@@ -291,11 +309,57 @@ mod tests {
             (br#"{"jsonrpc":"2.0","id":3}"#, Some("3"), "neither a result nor an error"),
             (br#"{"jsonrpc":"2.0","id":null,"result":{}}"#, None, "no id"),
             (br#"{"jsonrpc":"2.0","id":3,"result":1,"result":2}"#, Some("3"), "twice"),
+            (br#"{"jsonrpc":"2.0","id":3,"id":3.0,"result":1}"#, Some("3"), "twice"),
+            (br#"{"jsonrpc":"2.0","id":3,"id":4,"result":1}"#, None, "twice"),
+            (br#"{"jsonrpc":"2.0","id":3,"\u0069d":4,"result":1}"#, None, "twice"),
+            (br#"{"jsonrpc":"2.0","id":null,"result":1,"id":4}"#, None, "twice"),
+            (br#"{"jsonrpc":"2.0","id":3,"id":{},"id":3,"result":1}"#, None, "twice"),
+            (br#"{"jsonrpc":"2.0","id":3,"ID":4,"result":NaN}"#, Some("3"), "not valid JSON"),
         ] {
             let shown = String::from_utf8_lossy(bytes);
             let [Part::Unusable(found)] = &parts(bytes)[..] else { panic!("{shown}: {:?}", parts(bytes)) };
             assert_eq!(found.id.as_deref(), id, "{shown}");
             assert!(found.why.contains(why), "{shown}: {}", found.why);
+        }
+    }
+
+    #[test]
+    fn twins_are_left_out() {
+        let sound = r#"{"jsonrpc":"2.0","id":1,"result":{"ID":[ 3]}}"#;
+        for odd in [
+            r#"{"jsonrpc":"2.0","ID":2,"id":1,"result":{"ID":[ 3]}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":{"ID":[ 3]},"Id":2}"#,
+            "{\"jsonrpc\":\"2.0\",\"id\":1,\n\"i\\u0044\":2,\"result\":{\"ID\":[\n3]}}",
+            r#"{"jsonrpc":"2.0","id":1,"result":{"ID":[ 3]},"RESULT":4,"Error":{},"METHOD":"m"}"#,
+        ] {
+            assert_eq!(parts(odd.as_bytes()), message(sound), "{odd}");
+            assert_eq!(parts(format!("[{odd}]").as_bytes()), message(sound), "{odd}");
+        }
+        let asks = r#"{"jsonrpc":"2.0","id":1,"method":"ping","params":{"a":1}}"#;
+        assert_eq!(parts(asks.replace("\"params", "\"Method\":\"m\",\"params").as_bytes()), message(asks));
+    }
+
+    #[test]
+    fn ids_of_refused_answers_are_found() {
+        let half = "{\"jsonrpc\":\"2.0\",\"id\":3,\"result\":\"\\ud800\"}";
+        for text in [
+            half,
+            r#"{"jsonrpc":"2.0","id":3,"ID":4,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":3,"result":NaN}"#,
+            r#"{"jsonrpc":"2.0","id":3,"result":1,"result":2}"#,
+            r#"{"id":3,"error":{}}"#,
+        ] {
+            assert_eq!(answer_id(text.as_bytes()).as_deref(), Some("3"), "{text}");
+        }
+        for text in [
+            r#"{"jsonrpc":"2.0","id":3,"id":4,"result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":3,"method":"m","result":{}}"#,
+            r#"{"jsonrpc":"2.0","id":3}"#,
+            r#"{"jsonrpc":"2.0","id":3,"result":{"#,
+            r#"[{"jsonrpc":"2.0","id":3,"result":{}}]"#,
+            r#"{"jsonrpc":"2.0","result":{"id":3}}"#,
+        ] {
+            assert_eq!(answer_id(text.as_bytes()), None, "{text}");
         }
     }
 

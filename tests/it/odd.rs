@@ -38,7 +38,7 @@ fn ids_and_progress_tokens_in_another_form_are_recognised() {
 }
 
 /// Lines in the place of an answer (`ID` is its id), and what the client gets: the text of a result, or words of an error.
-const ANSWERS: [(&str, &str); 13] = [
+const ANSWERS: [(&str, &str); 17] = [
     (r#"{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":"fine"},"error":null}"#, "fine"),
     (r#"{"id":ID,"result":{"content":[],"x":"fine"}}"#, "fine"),
     ("\u{feff}{\"jsonrpc\":\"2.0\",\"id\":ID,\"result\":{\"content\":[],\"x\":\"fine\"}}", "fine"),
@@ -55,6 +55,13 @@ const ANSWERS: [(&str, &str); 13] = [
     ),
     (r#"{"jsonrpc":"2.0","id":null,"result":{}}"#, "it has no id"),
     ("DEEP", "nested too deeply"),
+    (r#"{"jsonrpc":"2.0","Id":1,"id":ID,"RESULT":{"x":"twin"},"result":{"content":[],"x":"fine"}}"#, "fine"),
+    (r#"{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":"fine"},"Method":"x","iD":0}"#, "fine"),
+    (
+        r#"{"jsonrpc":"2.0","id":ID,"result":{"x":1},"result":{"x":2}}"#,
+        "a member of the message stands twice",
+    ),
+    (r#"{"jsonrpc":"2.0","id":ID,"result":{"x":1},"id":ID}"#, "a member of the message stands twice"),
 ];
 
 fn deep(line: &str) -> String {
@@ -107,6 +114,57 @@ fn odd_frames_of_other_programs_are_used_or_fail_their_call_at_once() {
     }
     edge.say(r#"{"jsonrpc":"2.0","id":99,"result":{}}"#);
     gateway.program.wait_for("answered a request that is not open: id 99");
+}
+
+/// What some readers take for the id of another call leads nobody there: the exact member counts, and no other goes on.
+#[test]
+fn an_answer_with_a_second_id_does_not_reach_another_call() {
+    let gateway = Gateway::start(&["--timeout-run-tool", "10m"]);
+    let mut edge = End::register(gateway.address, "{}");
+    let mut clients = [gateway.client(), gateway.client()];
+    let mut begin = |edge: &mut End| {
+        clients.each_mut().map(|client| {
+            client.tools_until(|tools| tools.iter().any(|tool| tool == "s_t"));
+            let asked = client.begin_call("s_t", "{}");
+            (asked, edge.request("", "tools/call"))
+        })
+    };
+    let answer = |ids: &str, text: &str| {
+        format!(r#"{{"jsonrpc":"2.0",{ids},"result":{{"content":[],"x":"{text}"}}}}"#)
+    };
+    let mut rounds = Vec::new();
+    for order in 0..3 {
+        let [(asked_one, one), (asked_two, two)] = begin(&mut edge);
+        rounds.push((order, asked_one, one, asked_two, two));
+    }
+    let [mut first, mut second] = clients;
+    for (order, asked_one, one, asked_two, two) in rounds {
+        let wrong = match order {
+            0 => format!(r#""id":{one},"ID":{two}"#),
+            1 => format!(r#""i\u0044":{two},"id":{one}"#),
+            // Nobody's: there is no telling which of them it is.
+            _ => format!(r#""id":{one},"id":{two}"#),
+        };
+        edge.say(&answer(&wrong, "for one"));
+        if order == 2 {
+            gateway
+                .program
+                .wait_for("sent an answer that cannot be used: a member of the message stands twice");
+            edge.say(&answer(&format!(r#""id":{one}"#), "for one"));
+        }
+        edge.say(&answer(&format!(r#""id":{two}"#), "for two"));
+        for (client, asked, text) in [(&mut first, asked_one, "for one"), (&mut second, asked_two, "for two")]
+        {
+            let got = value(&client.answer(&asked));
+            assert_eq!(
+                got,
+                json!({"jsonrpc": "2.0", "id": value(&asked), "result": {"content": [], "x": text}})
+            );
+        }
+    }
+    gateway.program.wait_for("differs only in case");
+    edge.say(r#"{"jsonrpc":"2.0","id":"q","method":"ping","method":"tools/list"}"#);
+    gateway.program.wait_for("sent what is no message: a member of the message stands twice");
 }
 
 #[test]
