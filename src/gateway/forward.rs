@@ -57,6 +57,19 @@ impl Gateway {
         named: Option<Named>,
         reply: &Reply,
     ) -> Result<Answer, Problem> {
+        self.forward_as(client, upstream, message, named, reply, None)
+    }
+
+    /// Passes a request on, under a number in the session that was reserved for it.
+    fn forward_as(
+        &self,
+        client: &Arc<Client>,
+        upstream: &Arc<Upstream>,
+        message: &Message<'_>,
+        named: Option<Named>,
+        reply: &Reply,
+        number: Option<u64>,
+    ) -> Result<Answer, Problem> {
         let token = rewrite::token(message).map_err(|why| (why.code(), why.reason().to_owned()))?;
         if token.as_ref().is_some_and(|span| span.len() > limits::ID_BYTES) {
             return Err((jsonrpc::INVALID_PARAMS, "the progress token is too long".into()));
@@ -69,7 +82,7 @@ impl Gateway {
         let upstream = process.map_err(|why| declined(why, upstream.name()))?;
         let rename = named.as_ref().map(|(span, own)| (span.clone(), own.as_str()));
         let (reply, several) = (reply.clone(), self.keys.tokens().have_several_clients());
-        let call = Call { message, rename, token, patience, reply, several };
+        let call = Call { message, rename, token, patience, reply, several, number };
         self.stats.calls.add();
         let passed = upstream.call(Instant::now(), client, &call);
         passed.map(|()| Answer::Later).map_err(|why| declined(why, upstream.name()))
@@ -86,7 +99,7 @@ impl Gateway {
     ) -> Result<Answer, Problem> {
         let (span, own) = &named;
         let _ordered = (message.method() != "resources/read").then(|| self.wishes());
-        let mut added = None;
+        let mut asked = None;
         match message.method() {
             "resources/subscribe" => {
                 // It is kept as long as the session.
@@ -97,18 +110,19 @@ impl Gateway {
                 }
                 // A process that begins is told what its client wanted before, and then this.
                 self.process(client, upstream).map_err(|why| declined(why, upstream.name()))?;
+                let number = client.calls().reserve();
                 let mut subscriptions = self.subscriptions();
                 if subscriptions.count(client.id()) >= self.config.limits.session.subscriptions {
                     return Err((jsonrpc::BUSY, "the session has too many subscriptions".into()));
                 }
                 let uri = unquote(&message.text()[span.clone()]).unwrap_or_default().into_owned();
-                let asked = message.id().map(str::to_owned);
+                asked = Some(number);
                 let subscriber = Subscriber { session: client.id().to_owned(), uri, asked };
                 if !pay_subscriptions(&subscriptions, client, subscriber.bytes(own)) {
                     self.stats.memory_refusals.add();
                     return Err((jsonrpc::BUSY, NO_MEMORY.into()));
                 }
-                added = subscriptions.add(upstream.name(), own, subscriber).then(|| own.clone());
+                subscriptions.add(upstream.name(), own, subscriber);
                 pay_subscriptions(&subscriptions, client, 0);
             }
             "resources/unsubscribe" => {
@@ -124,10 +138,10 @@ impl Gateway {
             }
             _ => {}
         }
-        let passed = self.forward(client, upstream, message, Some(named), reply);
-        if let (Err(_), Some(own)) = (&passed, added) {
+        let passed = self.forward_as(client, upstream, message, Some(named), reply, asked);
+        if let (Err(_), Some(number)) = (&passed, asked) {
             // Nobody was asked; and a session that has ended takes nothing back any more.
-            self.unsubscribe(client, upstream, &own);
+            self.settle_subscription(client, upstream, number, false);
         }
         passed
     }
@@ -138,6 +152,13 @@ impl Gateway {
         let last = subscriptions.remove(upstream.name(), own, client.id());
         pay_subscriptions(&subscriptions, client, 0);
         last
+    }
+
+    /// A session's request to hear of a resource, by its number in the session, was answered or not passed on.
+    fn settle_subscription(&self, client: &Client, upstream: &Upstream, number: u64, granted: bool) {
+        let mut subscriptions = self.subscriptions();
+        subscriptions.settle(upstream.name(), client.id(), number, granted);
+        pay_subscriptions(&subscriptions, client, 0);
     }
 
     /// A server has answered: whoever waits for that is told.
@@ -193,9 +214,7 @@ impl Gateway {
                 return self.only_own_tasks(client, upstream, answer);
             }
             (Caller::Client(client, id, ..), "resources/subscribe") => {
-                let mut subscriptions = self.subscriptions();
-                subscriptions.settle(upstream.name(), client.id(), id, answer.error().is_none());
-                pay_subscriptions(&subscriptions, client, 0);
+                self.settle_subscription(client, upstream, id.number(), answer.error().is_none());
             }
             (Caller::Nobody, "logging/setLevel") => match upstream.private() {
                 None => self.tell_level(upstream),

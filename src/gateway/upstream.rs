@@ -64,6 +64,8 @@ pub struct Call<'a> {
     pub reply: Reply,
     /// Several principals share the server.
     pub several: bool,
+    /// Its number in the session, if that was reserved.
+    pub number: Option<u64>,
 }
 
 /// Why a call is not passed on.
@@ -558,7 +560,9 @@ impl Upstream {
         let (call_id, upstream_id) = {
             // Held until the call is in both tables, so that its answer cannot come in between.
             let mut calls = client.calls();
-            let call_id = calls.may_begin(id, call.reply.stream_key()).map_err(Declined::Client)?;
+            let number = call.number.unwrap_or_else(|| calls.reserve());
+            let call_id =
+                calls.may_begin_as(number, id, call.reply.stream_key()).map_err(Declined::Client)?;
             let share = self.call_share(client, call.several)?;
             let caller = Caller::Client(client.clone(), call_id.clone(), call.reply.clone(), share);
             let opened = self.mux().open(now, caller, call.message.method(), token, call.patience);
@@ -870,6 +874,7 @@ mod tests {
                     patience,
                     reply: reply.clone(),
                     several: false,
+                    number: None,
                 };
                 upstream.call(Instant::now(), &client, &call).unwrap();
             });

@@ -27,6 +27,13 @@ pub struct CallId {
     stream: usize,
 }
 
+impl CallId {
+    /// The number that no other call of the session has.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+}
+
 impl Deref for CallId {
     type Target = str;
 
@@ -62,19 +69,31 @@ impl<U> Calls<U> {
         Self { open, repeated, last: 0, most: limits.in_flight, ended: false }
     }
 
+    /// The number of a call that is to begin. No other call of the session gets it.
+    pub fn reserve(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
     /// Gives a call its id, if it may begin. `stream`: where it is answered; the same for all calls that are answered there.
     ///
     /// # Errors
     /// [`Refused`], with the reason.
     pub fn may_begin(&mut self, id: &str, stream: usize) -> Result<CallId, Refused> {
+        let number = self.reserve();
+        self.may_begin_as(number, id, stream)
+    }
+
+    /// The same for a call whose number was reserved.
+    ///
+    /// # Errors
+    /// [`Refused`], with the reason.
+    pub fn may_begin_as(&mut self, number: u64, id: &str, stream: usize) -> Result<CallId, Refused> {
         match () {
             () if self.ended => Err(Refused::Ended),
             () if self.len() >= self.most => Err(Refused::Busy),
             () if self.with_id(id).any(|open| open.stream == stream) => Err(Refused::Repeated),
-            () => {
-                self.last += 1;
-                Ok(CallId { raw: id.into(), number: self.last, stream })
-            }
+            () => Ok(CallId { raw: id.into(), number, stream }),
         }
     }
 
@@ -184,5 +203,15 @@ mod tests {
             (None, Some(("s", 50)), Some(("s", 30)))
         );
         assert_eq!((calls.end_all(), calls.cancel("1"), calls.is_empty()), (vec![("s", 20)], None, true));
+    }
+
+    #[test]
+    fn numbers_are_never_given_twice() {
+        let mut calls = Calls::<()>::new(&SessionLimits { in_flight: 4, ..SessionLimits::default() });
+        let reserved = calls.reserve();
+        let one = calls.may_begin("1", 1).unwrap();
+        let two = calls.may_begin_as(reserved, "1", 2).unwrap();
+        assert_ne!(one.number(), two.number());
+        assert_eq!(two.number(), reserved);
     }
 }

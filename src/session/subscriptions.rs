@@ -15,8 +15,8 @@ pub struct Subscriber {
     pub session: String,
     /// The URI under which it knows the resource.
     pub uri: String,
-    /// The request that asks the server for it, by the client's id, raw; `None` once that is answered.
-    pub asked: Option<String>,
+    /// The call that asks the server for it, by its number in the session; `None` once that is answered.
+    pub asked: Option<u64>,
 }
 
 impl Subscriber {
@@ -28,7 +28,7 @@ impl Subscriber {
 
 /// What one session wants of one resource: the URI under which it knows it, and the request that waits for an answer. Two at
 /// most, as a resource has no more URIs.
-type Wishes = Vec<(String, Option<String>)>;
+type Wishes = Vec<(String, Option<u64>)>;
 
 /// The sessions that want to hear of one resource.
 type Subscribers = HashMap<Arc<str>, Wishes>;
@@ -100,7 +100,7 @@ impl Subscriptions {
         server: &str,
         own: &str,
         session: &str,
-        keep: impl FnMut(&mut (String, Option<String>)) -> bool,
+        keep: impl FnMut(&mut (String, Option<u64>)) -> bool,
     ) {
         let Some(resources) = self.servers.get_mut(server) else { return };
         let Some(subscribers) = resources.get_mut(own) else { return };
@@ -134,11 +134,11 @@ impl Subscriptions {
         }
     }
 
-    /// The server answered a session's request to hear of a resource. What it refused is not counted.
-    pub fn settle(&mut self, server: &str, session: &str, asked: &str, granted: bool) {
+    /// A session's request to hear of a resource was answered, or not passed on. What was refused is not counted.
+    pub fn settle(&mut self, server: &str, session: &str, asked: u64, granted: bool) {
         for own in self.uris(server, session) {
             self.retain(server, &own, session, |(_, waiting)| {
-                let settled = waiting.take_if(|waiting| waiting == asked).is_some();
+                let settled = waiting.take_if(|waiting| *waiting == asked).is_some();
                 granted || !settled
             });
         }
@@ -206,7 +206,7 @@ impl Subscriptions {
                 found.extend(wishes.map(|(session, (uri, asked))| Subscriber {
                     session: session.to_string(),
                     uri: uri.clone(),
-                    asked: asked.clone(),
+                    asked: *asked,
                 }));
             }
             rest = Bound::Excluded(&updated[..own.len()]);
@@ -265,17 +265,17 @@ mod tests {
     #[test]
     fn what_a_server_refuses_is_not_counted() {
         let mut subscriptions = Subscriptions::default();
-        for (session, own, asked) in [("1", "a://x", "7"), ("1", "a://y", "8"), ("2", "a://x", "7")] {
-            let asked = Some(asked.to_owned());
+        for (session, own, asked) in [("1", "a://x", 7), ("1", "a://y", 8), ("2", "a://x", 7)] {
+            let asked = Some(asked);
             subscriptions.add("s", own, Subscriber { asked, ..who(session, own) });
         }
-        subscriptions.settle("t", "1", "7", false);
-        subscriptions.settle("s", "1", "8", true);
-        subscriptions.settle("s", "1", "8", false);
+        subscriptions.settle("t", "1", 7, false);
+        subscriptions.settle("s", "1", 8, true);
+        subscriptions.settle("s", "1", 8, false);
         assert_eq!(subscriptions.count("1"), 2, "an id that is used again means something else");
-        subscriptions.settle("s", "1", "7", false);
+        subscriptions.settle("s", "1", 7, false);
         assert_eq!((subscriptions.count("1"), subscriptions.count("2"), subscriptions.len()), (1, 1, 2));
-        subscriptions.settle("s", "2", "7", false);
+        subscriptions.settle("s", "2", 7, false);
         assert_eq!(subscriptions.of_server("s"), ["a://y"]);
     }
 
@@ -343,9 +343,9 @@ mod tests {
         for number in 0..20_000 {
             let session = (number % 1000).to_string();
             assert_eq!(subscriptions.count(&session), number / 1000);
-            let asked = Some(number.to_string());
+            let asked = Some(number as u64);
             subscriptions.add("s", &uri(number), Subscriber { asked, ..who(&session, &uri(number)) });
-            subscriptions.settle("s", &session, &number.to_string(), true);
+            subscriptions.settle("s", &session, number as u64, true);
             assert_eq!(subscriptions.of_update("s", &uri(number)).len(), 1);
         }
         for session in 0..1000 {

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::{
+    frames::End,
     session::{BOTH, Session, call, request, value},
-    wire::Client,
+    wire::{Client, member},
     world::Gateway,
 };
 
@@ -196,4 +197,44 @@ fn equal_ids_over_several_posts_are_all_answered() {
     let errors = answers.as_array().unwrap().iter().filter(|answer| answer["error"]["code"] == -32600);
     assert_eq!((errors.count(), answers.as_array().map(Vec::len)), (1, Some(2)), "{answers}");
     assert_eq!(session.post(&request(1, "ping", json!({}))).status, 200);
+}
+
+/// Two requests with one id over two connections are two requests.
+#[test]
+fn equal_ids_of_two_subscriptions_are_settled_one_by_one() {
+    let gateway = Gateway::start(&[]);
+    for refused in 0..2 {
+        let mut edge = End::register(gateway.address, "{}");
+        let session = Session::open(gateway.address, SERVER);
+        let mut events = session.listen(None);
+        let subscribe = |uri: &str| {
+            session.send("POST", &[BOTH], &request(1, "resources/subscribe", json!({"uri": uri})))
+        };
+        let mut posts = ["a://0", "a://1"].map(|uri| {
+            let post = subscribe(uri);
+            let frame = edge.find(|frame| frame.contains(uri));
+            (post, member(&frame, "id").unwrap())
+        });
+        for (number, (_, id)) in posts.iter().enumerate() {
+            let outcome = match number == refused {
+                true => r#""error":{"code":-32603,"message":"no"}"#,
+                false => r#""result":{}"#,
+            };
+            edge.say(&format!(r#"{{"jsonrpc":"2.0","id":{id},{outcome}}}"#));
+        }
+        for (number, (post, _)) in posts.iter_mut().enumerate() {
+            let answer = value(&post.answer().body);
+            assert_eq!(answer["error"].is_object(), number == refused, "{answer}");
+        }
+        // Nobody hears of what was refused.
+        for uri in [format!("a://{refused}"), format!("a://{}", 1 - refused)] {
+            let params = json!({"uri": uri});
+            edge.say(
+                &json!({"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": params})
+                    .to_string(),
+            );
+        }
+        let first = std::iter::repeat_with(|| events.next()).find(|event| event.data.as_deref() != Some(""));
+        assert_eq!(first.unwrap().message()["params"]["uri"], format!("a://{}", 1 - refused));
+    }
 }
