@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     jsonrpc::{
-        self, Kind, Message,
+        self, Kind, Malformed, Message,
         tolerant::{self, Part, Unusable},
     },
     limits,
@@ -222,24 +222,30 @@ impl Gateway {
     /// A client's answer to what a process asked it.
     pub fn answered(&self, client: &Client, message: &Message<'_>) {
         let ended = message.id().and_then(|id| client.asks().end(id));
-        match ended {
-            Some((process, own)) => {
-                let failed = |why: &str| jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, why);
-                let answer = match message.with_id(&own) {
-                    _ if message.has_lone_surrogate() => {
-                        failed("the client's answer has half of a surrogate pair")
-                    }
-                    answer => match process.excess(&answer) {
-                        Some(why) => failed(&declined(why, process.name()).1),
-                        None => answer,
-                    },
-                };
-                if matches!(process.send_now(answer), Err(Refused::Full | Refused::Memory)) {
-                    // The server would wait for it for ever.
-                    self.end_process(&process, "the link does not keep up", true);
-                }
-            }
-            None => self.stats.strays.add(),
+        let Some((process, own)) = ended else { return self.stats.strays.add() };
+        let answer = message.with_id(&own);
+        let failed = |why: &str| jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, why);
+        let answer = match process.excess(&answer) {
+            _ if message.has_lone_surrogate() => failed("the client's answer has half of a surrogate pair"),
+            Some(why) => failed(&declined(why, process.name()).1),
+            None => answer,
+        };
+        self.give_answer(&process, answer);
+    }
+
+    /// A client's message is refused. If it is an answer to what a process asked, that fails at once: no other answer comes.
+    pub fn answer_refused(&self, client: &Client, body: &[u8], why: Malformed) {
+        let ended = tolerant::answer_id(body).and_then(|id| client.asks().end(&id));
+        if let Some((process, own)) = ended {
+            let why = format!("the client's answer cannot be used: {}", why.reason());
+            self.give_answer(&process, jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, &why));
+        }
+    }
+
+    fn give_answer(&self, process: &Arc<Upstream>, answer: String) {
+        if matches!(process.send_now(answer), Err(Refused::Full | Refused::Memory)) {
+            // The server would wait for it for ever.
+            self.end_process(process, "the link does not keep up", true);
         }
     }
 

@@ -93,13 +93,15 @@ pub async fn messages(
     if let ControlFlow::Break(answer) = connection.read_json(principal, request).await? {
         return Ok(answer);
     }
-    let body = std::str::from_utf8(connection.web.conn.body()).map_err(|_| jsonrpc::Malformed::Syntax);
-    Ok(Some(match body.and_then(Message::read_strict) {
+    let body = connection.web.conn.body();
+    let text = std::str::from_utf8(body).map_err(|_| jsonrpc::Malformed::Syntax);
+    Ok(Some(match text.and_then(Message::read_strict) {
         Ok(message) => {
             connection.gateway.dispatch(&client, &message, &client.outbox());
             Response::new(StatusCode::Accepted).text("Accepted")
         }
         Err(why) => {
+            connection.gateway.answer_refused(&client, body, why);
             let error = jsonrpc::error("null", why.code(), why.reason());
             Response::new(StatusCode::BadRequest).json(error)
         }

@@ -211,8 +211,14 @@ fn take(
     scope: Scope,
     request: &Request,
 ) -> Result<Posted, Response> {
-    let malformed = |why: Malformed| refuse(StatusCode::BadRequest, "null", why.code(), why.reason());
-    let body = std::str::from_utf8(connection.web.conn.body()).map_err(|_| malformed(Malformed::Syntax))?;
+    let body = connection.web.conn.body();
+    let malformed = |why: Malformed| {
+        if let Ok(client) = session(connection, principal, &scope, request) {
+            connection.gateway.answer_refused(&client, body, why);
+        }
+        refuse(StatusCode::BadRequest, "null", why.code(), why.reason())
+    };
+    let body = std::str::from_utf8(body).map_err(|_| malformed(Malformed::Syntax))?;
     let messages = match Message::read_strict(body) {
         Ok(message) if message.method() == "initialize" && message.kind() == Kind::Request => {
             return initialize(connection, principal, scope, request, &message);
@@ -257,9 +263,10 @@ fn read_batch<'a>(
     let start = body.len() - body.trim_start().len();
     let mut messages = Vec::new();
     for span in elements(body, start..body.len()) {
-        let message = Message::read_strict(&body[span]);
-        let message =
-            message.map_err(|why| refuse(StatusCode::BadRequest, "null", why.code(), why.reason()))?;
+        let message = Message::read_strict(&body[span.clone()]).map_err(|why| {
+            connection.gateway.answer_refused(client, body[span].as_bytes(), why);
+            refuse(StatusCode::BadRequest, "null", why.code(), why.reason())
+        })?;
         if message.method() == "initialize" {
             return Err(bad_request("initialize does not stand in a batch"));
         }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     frames::End,
-    session::{BOTH, Session, call, request, value},
+    session::{BOTH, Event, Session, call, request, value},
     wire::{Client, member},
     world::Gateway,
 };
@@ -226,15 +226,54 @@ fn equal_ids_of_two_subscriptions_are_settled_one_by_one() {
             let answer = value(&post.answer().body);
             assert_eq!(answer["error"].is_object(), number == refused, "{answer}");
         }
-        // Nobody hears of what was refused.
-        for uri in [format!("a://{refused}"), format!("a://{}", 1 - refused)] {
-            let params = json!({"uri": uri});
-            edge.say(
-                &json!({"jsonrpc": "2.0", "method": "notifications/resources/updated", "params": params})
-                    .to_string(),
-            );
+        // Nobody hears of what was refused. The last message comes in any case.
+        for uri in ["a://0", "a://1"] {
+            let (method, params) = ("notifications/resources/updated", json!({"uri": uri}));
+            edge.say(&json!({"jsonrpc": "2.0", "method": method, "params": params}).to_string());
         }
-        let first = std::iter::repeat_with(|| events.next()).find(|event| event.data.as_deref() != Some(""));
-        assert_eq!(first.unwrap().message()["params"]["uri"], format!("a://{}", 1 - refused));
+        edge.say(r#"{"jsonrpc":"2.0","method":"notifications/prompts/list_changed"}"#);
+        let mut heard = Vec::new();
+        while !heard.last().is_some_and(|last: &String| last.contains("prompts")) {
+            heard.extend(events.next().data.filter(|data| data.contains("uri") || data.contains("prompts")));
+        }
+        assert_eq!(heard.len(), 2, "{heard:?}");
+        assert!(heard[0].contains(&format!("a://{}", 1 - refused)), "{heard:?}");
+    }
+}
+
+/// A question whose answer is refused gets no other: the server is told at once.
+#[test]
+fn a_refused_answer_fails_its_question_at_once() {
+    // Then the question would fail in any case, with other words.
+    let gateway = Gateway::start(&["--timeout-run-tool", "20s"]);
+    let _edge = gateway.edge_with("s", &["--session"], &["--sessions", "isolated"]);
+    let answers = [
+        (r#"{"jsonrpc":"2.0","id":ID,"result":"\ud800"}"#, "half of a surrogate pair"),
+        (r#"{"jsonrpc":"2.0","id":ID,"result":{},"\udfff":1}"#, "half of a surrogate pair"),
+        (r#"{"jsonrpc":"2.0","id":ID,"Id":0,"result":{}}"#, "differs only in case"),
+        (r#"{"jsonrpc":"2.0","id":ID,"result":{"x":NaN}}"#, "not valid JSON"),
+        (r#"{"jsonrpc":"2.0","id":ID,"result":{},"result":{}}"#, "stands twice"),
+        (r#"{"jsonrpc":"2.0","id":ID,"result":{},"error":{}}"#, "not a JSON-RPC 2.0"),
+    ];
+    for version in ["2025-11-25", "2025-03-26"] {
+        let session = Session::open_as(gateway.address, SERVER, version, &[]);
+        for (answer, why) in answers {
+            if version == "2025-03-26" && why == "not valid JSON" {
+                // Then it is no batch either.
+                continue;
+            }
+            let mut events = session.stream(&call(3, "ask_client", json!({"method": "roots/list"})));
+            let is_question =
+                |event: &Event| event.data.as_deref().is_some_and(|data| data.contains("roots/list"));
+            let question = std::iter::repeat_with(|| events.next()).find(is_question).unwrap().message();
+            let answer = answer.replace("ID", &question["id"].to_string());
+            let answer = if version == "2025-03-26" { format!("[{answer}]") } else { answer };
+            assert_eq!(session.post(&answer).status, 400, "{answer}");
+            let told =
+                events.all().pop().unwrap()["result"]["content"][0]["text"].as_str().unwrap().to_owned();
+            let error = &value(&told)["error"];
+            assert_eq!(error["code"], -32603, "{answer}");
+            assert!(error["message"].as_str().unwrap().contains(why), "{answer}: {error}");
+        }
     }
 }
