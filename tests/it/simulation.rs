@@ -127,6 +127,14 @@ const FAULTS: [Fault; 9] = [
     Fault::Partition(&[Way::Down]),
 ];
 
+/// Bytes of a frame that each end accepts.
+const MESSAGE_BYTES: usize = 1500;
+
+/// What makes a message larger than that.
+fn padding() -> String {
+    "x".repeat(MESSAGE_BYTES)
+}
+
 /// One end of a connection.
 struct End {
     up: bool,
@@ -188,14 +196,23 @@ impl Net {
 
     /// Sends a frame from the gateway to an edge.
     pub fn down(&mut self, wire: usize, frame: Frame) {
+        self.check_size(&frame);
         if let Some(after) = self.travel(wire, Way::Down) {
             self.plan(after, Event::Down(wire, frame));
         }
     }
 
     fn up(&mut self, wire: usize, frame: Frame) {
+        self.check_size(&frame);
         if let Some(after) = self.travel(wire, Way::Up) {
             self.plan(after, Event::Up(wire, frame));
+        }
+    }
+
+    /// A larger frame than the other end accepts would end the link.
+    fn check_size(&self, frame: &Frame) {
+        if let Frame::Text(text) = frame {
+            assert!(text.len() <= self.limits.link.message_bytes, "a frame of {} bytes", text.len());
         }
     }
 
@@ -237,6 +254,7 @@ struct World {
 fn limits(random: &mut Random, gentle: bool) -> Limits {
     let window = Duration::from_secs([0, 5, 30][random.below(3)]);
     let link = LinkLimits {
+        message_bytes: MESSAGE_BYTES,
         ping_every: Duration::from_secs(4),
         dead_after: Duration::from_secs(12),
         in_flight: 3 + random.below(6),
@@ -301,7 +319,8 @@ impl World {
         }
         let history: Vec<String> =
             self.gateway.clients.iter_mut().map(|client| std::mem::take(&mut client.history)).collect();
-        let failed = history.iter().any(|history| history.contains("\"code\":-32603,"));
+        let lost = |line: &str| line.contains("\"code\":-32603,") && !line.contains(TOO_LARGE);
+        let failed = history.iter().any(|history| history.lines().any(lost));
         assert!(!self.gentle || !failed, "a call is lost although nothing but lines was");
         self.gateway.end(&mut self.net);
         self.check();
@@ -578,14 +597,19 @@ fn every_call_is_answered_once_and_to_its_caller() {
     }
 }
 
+/// In the error for an answer that the gateway would not accept.
+pub const TOO_LARGE: &str = "the answer is too large";
+
 /// What clients get to see, all of it often enough for the checks to mean something.
-const SIGHTS: [&str; 9] = [
+const SIGHTS: [&str; 11] = [
     "\"result\":{\"nonce\"",
     "\"code\":7,",
     "\"code\":-32000,",
     "\"code\":-32001,",
     "\"code\":-31002,",
     "\"code\":-32603,",
+    "\"code\":-32600,",
+    TOO_LARGE,
     "unknown tool",
     "notifications/progress",
     "list_changed",

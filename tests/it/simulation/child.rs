@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use mcpport::jsonrpc::{self, Kind, Message, unquote};
 
-use super::Random;
+use super::{Random, padding};
 
 /// The tools of each server.
 pub const TOOLS: [&str; 2] = ["echo", "slow"];
@@ -98,7 +98,9 @@ impl Child {
             lines.push((at, progress(id, nonce)));
         }
         if random.chance(90) {
-            let answer = if random.chance(90) {
+            let answer = if random.chance(5) {
+                jsonrpc::result(id, &format!("{{\"nonce\":{nonce},\"x\":\"{}\"}}", padding()))
+            } else if random.chance(90) {
                 jsonrpc::result(id, &format!("{{\"nonce\":{nonce}}}"))
             } else {
                 format!(
@@ -116,7 +118,7 @@ impl Child {
 
     /// Things that nobody asked for, and that are nobody's.
     fn babble(&mut self, lines: &mut Lines, random: &mut Random) {
-        let unasked = match random.below(24) {
+        let unasked = match random.below(28) {
             0 => "Listening on port 3".to_owned(),
             1 => jsonrpc::result("1000000", "{\"nonce\":-1}"),
             2 => jsonrpc::result("0", "{\"nonce\":-1}"),
@@ -127,6 +129,8 @@ impl Child {
             7 => progress("1000000", "-1"),
             8 => jsonrpc::notification("notifications/message", Some("{}")),
             9 => "{\"status\":\"error\",\"message\":\"not the gateway\"}".to_owned(),
+            10 => jsonrpc::request("3", "ping", &format!("[\"{}\"]", padding())),
+            11 => jsonrpc::notification("notifications/message", Some(&format!("[\"{}\"]", padding()))),
             _ => return,
         };
         lines.push((random.millis(0, 2000), unasked));

@@ -8,12 +8,16 @@ use mcpport::{
     session::Calls,
 };
 
+use super::padding;
+
 /// A call that was not answered yet.
 pub struct Waiting {
     /// What only its own answer and progress can hold.
     nonce: String,
     /// Its progress token, raw; empty when it wants no progress.
     token: String,
+    /// It is larger than an edge accepts.
+    large: bool,
     /// When it must have been answered.
     pub due: Option<Instant>,
 }
@@ -66,7 +70,7 @@ impl Client {
     }
 
     /// Its next request.
-    pub fn ask(&mut self, tool: &str, progress: bool) -> String {
+    pub fn ask(&mut self, tool: &str, progress: bool, large: bool) -> String {
         let number = self.next;
         self.next += 1;
         // The same number in the many ways of writing it; it must come back in this one.
@@ -83,9 +87,10 @@ impl Client {
         };
         let meta = if progress { format!("\"_meta\":{{\"progressToken\":{token}}},") } else { String::new() };
         let nonce = format!("{}{number:03}", self.place + 1);
-        let params = format!("{{{meta}\"arguments\":{{\"nonce\":{nonce}}},\"name\":\"{tool}\"}}");
+        let more = if large { format!(",\"x\":\"{}\"", padding()) } else { String::new() };
+        let params = format!("{{{meta}\"arguments\":{{\"nonce\":{nonce}{more}}},\"name\":\"{tool}\"}}");
         let text = jsonrpc::request(&id, "tools/call", &params);
-        self.open.insert(id, Waiting { nonce, token, due: None });
+        self.open.insert(id, Waiting { nonce, token, large, due: None });
         text
     }
 
@@ -115,12 +120,14 @@ impl Client {
 /// Its own answer as the child wrote it, or an error of the gateway.
 fn answer(message: &Message<'_>, waiting: &Waiting) {
     if let Some(result) = message.result() {
+        assert!(!waiting.large, "no edge accepts it");
         assert_eq!(result, format!("{{\"nonce\":{}}}", waiting.nonce), "somebody else's answer");
         return;
     }
     let error = message.error().unwrap();
     let part = |name| find(error, 0..error.len(), &[name]).unwrap().map(|span| &error[span]);
     match part("code").and_then(|code| code.parse().ok()) {
+        Some(jsonrpc::INVALID_REQUEST) => assert!(waiting.large, "it was not too large"),
         Some(7) => assert_eq!(part("data"), Some(waiting.nonce.as_str()), "somebody else's error"),
         Some(
             jsonrpc::BUSY

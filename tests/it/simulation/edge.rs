@@ -4,17 +4,19 @@ use std::time::{Duration, Instant};
 
 use mcpport::{
     config::Restart,
+    jsonrpc::Message,
     secret::Secret,
     tunnel::{
         backoff::{Backoff, Setback},
         edge::{Down, Edge, Up},
         handshake::{Claim, Grant, Registration, Status},
+        oversize::Oversize,
         restart::{Ending, Restarts},
     },
 };
 
 use super::{
-    Event, Frame, Net,
+    Event, Frame, Net, TOO_LARGE,
     child::{self, Child},
     line::Line,
 };
@@ -40,6 +42,8 @@ pub struct EdgeBox {
     births: u64,
     started: Instant,
     restarts: Restarts,
+    /// Bytes of a frame that the gateway accepts.
+    accepts: usize,
     /// The present connection.
     wire: Option<usize>,
     live: Option<Live>,
@@ -59,6 +63,7 @@ impl EdgeBox {
             births: 0,
             started: net.now,
             restarts: Restarts::default(),
+            accepts: usize::MAX,
             wire: None,
             live: None,
             kept: None,
@@ -173,7 +178,7 @@ impl EdgeBox {
     fn answered(&mut self, net: &mut Net, text: &str) {
         let status = Status::read(text).expect("the gateway answers a registration");
         assert_eq!(status.status, "received", "{}", status.message);
-        assert_eq!(status.message_bytes, Some(net.limits.link.message_bytes));
+        self.accepts = status.message_bytes.expect("our gateway tells it");
         let received = status.resume.as_ref().and_then(|grant| grant.received);
         if let Some(mut kept) = self.kept.take() {
             if let Some(received) = received {
@@ -235,7 +240,7 @@ impl EdgeBox {
             return;
         }
         match self.edge.from_child(line) {
-            Up::Gateway(frame) | Up::Stray(frame) => self.send(frame),
+            Up::Gateway(frame) | Up::Stray(frame) => self.fit(net, frame),
             Up::Ready { lines, frames } => {
                 lines.iter().for_each(|line| self.hand_down(net, line));
                 frames.into_iter().for_each(|frame| self.send(frame));
@@ -244,6 +249,18 @@ impl EdgeBox {
             Up::Stale | Up::Noise => {}
         }
         self.pump(net);
+    }
+
+    /// What the gateway does not accept is not sent.
+    fn fit(&mut self, net: &mut Net, frame: String) {
+        if frame.len() <= self.accepts {
+            return self.send(frame);
+        }
+        match Oversize::of(&Message::read(&frame).expect("a message"), TOO_LARGE) {
+            Oversize::Response(error) => self.send(error),
+            Oversize::Refusal(error) => self.hand_down(net, &error),
+            Oversize::Dropped => {}
+        }
     }
 
     /// Over the present connection, or as soon as there is one again.

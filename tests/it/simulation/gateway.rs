@@ -33,6 +33,8 @@ enum Caller {
 /// A registered server, over one connection or several.
 struct Talk {
     mux: Mux<Caller>,
+    /// Bytes of a frame that its edge accepts.
+    accepts: usize,
     server: Server,
     line: Line,
     /// The present connection.
@@ -145,7 +147,7 @@ impl Gateway {
         }
         let client = &mut self.clients[place];
         client.plans -= 1;
-        let text = client.ask(&tool, net.random.chance(80));
+        let text = client.ask(&tool, net.random.chance(80), net.random.chance(4));
         let message = Message::read(&text).unwrap();
         let id = message.id().unwrap();
         if let Err((code, why)) = self.call(net, place, &message) {
@@ -181,12 +183,15 @@ impl Gateway {
         let upstream_id = opened.map_err(|_| (jsonrpc::BUSY, "busy"))?;
         calls.begin(&call, link, upstream_id);
         client.open.get_mut(id).expect("just asked").due = Some(net.now + patience);
-        if !self.send(net, link, rewrite::request(message, upstream_id, Some((span, &tool)), token)) {
-            let (mux, client) = (&mut self.talks[link].mux, &mut self.clients[place]);
-            assert!(mux.close(upstream_id).is_some() && client.calls.end(&call).is_some());
-            return Err((jsonrpc::BUSY, "the link does not keep up"));
-        }
-        Ok(())
+        let text = rewrite::request(message, upstream_id, Some((span, &tool)), token);
+        let refused = match text.len() > self.talks[link].accepts {
+            true => (jsonrpc::INVALID_REQUEST, "the edge accepts less"),
+            false if self.send(net, link, text) => return Ok(()),
+            false => (jsonrpc::BUSY, "the link does not keep up"),
+        };
+        let (mux, client) = (&mut self.talks[link].mux, &mut self.clients[place]);
+        assert!(mux.close(upstream_id).is_some() && client.calls.end(&call).is_some());
+        Err(refused)
     }
 
     fn cancel_one(&mut self, net: &mut Net, place: usize) {
@@ -313,11 +318,12 @@ impl Gateway {
         let token = resumes.then(|| format!("{link} of start {}", self.starts));
         let grant = token.as_deref().map(|token| grant(net, token, None));
         let most = net.limits.link.message_bytes;
-        assert_eq!(registration.message_bytes, Some(most));
+        let accepts = registration.message_bytes.expect("our edge tells it");
         net.down(wire, Frame::Text(Status::received(&id, true, most, false, grant.as_ref())));
         let (conversation, ask) = Conversation::start(net.limits.catalog.clone());
         self.talks.push(Talk {
             mux: Mux::new(net.limits.link.in_flight),
+            accepts,
             server: Server { key, conversation, asked: None, listed: false },
             line: Line::new(resumes),
             wire: Some(wire),
