@@ -57,7 +57,7 @@ use crate::{
     net::{
         budget::{Account, Budget},
         deadline,
-        exec::{self, Crew, Switch, Thrown},
+        exec::{self, Crew, Pacer, Switch, Thrown},
         listen::{self, Listener},
         machine, queue,
         stream::Stream,
@@ -93,6 +93,8 @@ pub struct Gateway {
     visits: Mutex<Visits<Switch>>,
     /// Those who are told that there is no place for them.
     leaving: Crew,
+    /// Ends of links: thousands may be lost at once.
+    ends: Arc<Pacer>,
     stats: Stats,
     /// For log lines that peers can cause at will.
     throttle: Mutex<LogThrottle>,
@@ -144,6 +146,7 @@ impl Gateway {
             server_shares: Shares::default(),
             visits: Mutex::new(Visits::new(&config.limits.http)),
             leaving: Crew::new(),
+            ends: Arc::default(),
             stats: Stats::default(),
             throttle: Mutex::default(),
             budget,

@@ -249,6 +249,8 @@ impl Life {
                 Next::Taken(farewell) => farewell.reason,
                 Next::Stopped | Next::Ended(_) => "the gateway stops".into(),
             };
+            // Those that were lost together are given up together.
+            self.server.gateway().ends.turn().await;
             return self.server.gone(&why);
         }
     }

@@ -29,6 +29,7 @@ use crate::{
     },
     net::{
         budget::{Account, Charge},
+        exec::Pacer,
         link::{Farewell, Peer},
     },
     text,
@@ -102,6 +103,10 @@ impl Peer for Server {
     fn tick(&mut self, now: Instant) -> Result<(), Farewell> {
         let gateway = self.gateway.clone();
         self.expire(&gateway, now)
+    }
+
+    fn ends(&self) -> Option<Arc<Pacer>> {
+        Some(self.gateway.ends.clone())
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
     future::{Future, poll_fn},
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -32,6 +33,7 @@ pub use self::metered::Metered;
 use super::{
     budget::{Account, Charge},
     deadline,
+    exec::Pacer,
     queue::{Receiver, Taken},
     stream::Stream,
 };
@@ -111,6 +113,10 @@ pub trait Peer {
     /// # Errors
     /// A [`Farewell`] ends the link.
     fn tick(&mut self, now: Instant) -> Result<(), Farewell>;
+    /// By which links that are lost at the same time end one after the other. `None`: there are few.
+    fn ends(&self) -> Option<Arc<Pacer>> {
+        None
+    }
 }
 
 /// What goes out on a link: its queue, and what has to be known to go on over another connection.
@@ -374,7 +380,10 @@ pub async fn drive(
             }
         }
     };
-    let Driver { socket, line, .. } = driver;
+    let Driver { socket, line, peer, .. } = driver;
+    if let Some(ends) = peer.ends() {
+        ends.turn().await;
+    }
     // What was queued before the end still goes out: among it may be the reason for the end.
     let unsent = if matches!(ended, Ended::ByUs(_)) { line.rest().await } else { VecDeque::new() };
     end(socket, unsent, &ended, limits).await;

@@ -13,9 +13,13 @@ use crate::{
 
 /// Registers a server with this name and one tool, and waits until that is listed.
 fn register(gateway: &Gateway, name: &str) -> End {
+    register_with(gateway, name, "{}")
+}
+
+fn register_with(gateway: &Gateway, name: &str, capabilities: &str) -> End {
     let mut end = End::connect(gateway.address, None);
     end.say(&format!(
-        r#"{{"jsonrpc":"2.0","id":"{name}","method":"register","params":{{"name":"{name}","capabilities":{{}}}}}}"#
+        r#"{{"jsonrpc":"2.0","id":"{name}","method":"register","params":{{"name":"{name}","capabilities":{capabilities}}}}}"#
     ));
     end.list();
     // Answered in order, so that the list is read by then.
@@ -48,6 +52,28 @@ fn a_storm_of_registrations_is_told_in_few_notices() {
     assert_eq!(session.send("DELETE", &[], "").answer().status, 204);
     let rest = listening.all().len();
     assert!(rest <= pauses + 1, "{rest} more notices in {pauses} pauses");
+}
+
+/// Whether the gateway waits for them first or not: clients do not hear of each.
+#[test]
+fn links_lost_at_once_are_told_in_few_notices() {
+    for capabilities in ["{}", r#"{"mcpport":{"resume":{}}}"#] {
+        let gateway = Gateway::start(&["--max-links", "400", "--resume-window", "1"]);
+        let all = (0..300).map(|number| register_with(&gateway, &format!("s{number}"), capabilities));
+        let all: Vec<End> = all.collect();
+        let session = Session::open(gateway.address, "/mcp");
+        let mut listening = session.listen(None);
+        assert_eq!(listening.next().data.as_deref(), Some(""));
+        let begun = Instant::now();
+        drop(all);
+        assert_eq!(listening.message()["method"], CHANGED);
+        eventually("all are gone", || status(gateway.address)["tables"]["servers"] == 0);
+        assert_eq!(tools(&session), 1, "the gateway's own");
+        let pauses = begun.elapsed().as_millis() as usize / 500;
+        assert_eq!(session.send("DELETE", &[], "").answer().status, 204);
+        let rest = listening.all().len();
+        assert!(rest <= pauses + 1, "{rest} more notices in {pauses} pauses");
+    }
 }
 
 /// A client that is away finds one notice of a kind, however often it would have been told.

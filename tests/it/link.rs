@@ -1,17 +1,22 @@
 //! One link against hand-made bytes: what the WebSocket library hides from us and what a busy peer must not prevent.
 
 use std::{
+    future::{Future, poll_fn},
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    sync::Arc,
+    task::Poll,
     thread,
     time::{Duration, Instant},
 };
 
 use async_tungstenite::tungstenite::{client::IntoClientRequest, handshake::derive_accept_key};
+use futures_lite::future;
 use mcpport::{
     limits::LinkLimits,
     net::{
         budget::Budget,
+        exec::Pacer,
         link::{self, Ended, Farewell, Line, Peer},
         listen, queue,
         stream::Stream,
@@ -142,6 +147,73 @@ async fn driven(socket: link::Socket, limits: &LinkLimits, end: Option<Duration>
     let (_sender, receiver) = queue::bounded(8, 1024);
     let mut counter = Counter { frames: 0, end: end.map(|end| Instant::now() + end) };
     link::drive(socket, &mut Line::new(receiver), &mut counter, limits).await
+}
+
+/// One of many links whose ends take turns.
+struct Lost(Arc<Pacer>);
+
+impl Peer for Lost {
+    fn frame(&mut self, _now: Instant, text: &str) -> Result<(), Farewell> {
+        Err(Farewell::new(1008, text))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn tick(&mut self, _now: Instant) -> Result<(), Farewell> {
+        Ok(())
+    }
+
+    fn ends(&self) -> Option<Arc<Pacer>> {
+        Some(self.0.clone())
+    }
+}
+
+/// However many are lost at once: not more than one is cleared away in a round of the executor, in which all other tasks have
+/// a turn.
+#[test]
+fn links_that_are_lost_together_end_one_after_the_other() {
+    const LINKS: usize = 100;
+    let limits = LinkLimits::default();
+    let mut listener = listen::bind(None, 0, false).unwrap().remove(0);
+    let address = listener.local();
+    run(async {
+        let (pacer, account) = (Arc::new(Pacer::default()), Budget::new(1 << 30).account());
+        let mut links = Vec::new();
+        for _ in 0..LINKS {
+            let peer = TcpStream::connect(address).unwrap();
+            let stream = listener.accept().await;
+            links.push((link::accepted(stream, Vec::new(), &account, &limits).await, peer));
+        }
+        let sockets: Vec<link::Socket> = links.into_iter().map(|(socket, _peer)| socket).collect();
+        let mut driving: Vec<_> = sockets
+            .into_iter()
+            .map(|socket| {
+                let (pacer, limits) = (pacer.clone(), &limits);
+                Box::pin(async move {
+                    let (_sender, receiver) = queue::bounded(8, 1024);
+                    link::drive(socket, &mut Line::new(receiver), &mut Lost(pacer), limits).await
+                })
+            })
+            .collect();
+        while !driving.is_empty() {
+            let before = driving.len();
+            poll_fn(|context| {
+                driving.retain_mut(|link| match link.as_mut().poll(context) {
+                    Poll::Ready(ended) => {
+                        assert!(ended.is_accident(), "{ended}");
+                        false
+                    }
+                    Poll::Pending => true,
+                });
+                Poll::Ready(())
+            })
+            .await;
+            assert!(before - driving.len() <= 1, "{} ended in one round", before - driving.len());
+            future::yield_now().await;
+        }
+    });
 }
 
 fn bounded(stream: TcpStream) -> TcpStream {
