@@ -17,12 +17,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Link {
     socket: BufReader<TcpStream>,
     tools: usize,
+    resumes: bool,
 }
 
 impl Link {
     /// Registers, and answers until the tool is listed.
     pub fn register(address: SocketAddr, name: &str) -> Outcome<Self> {
-        Self::register_with(address, name, 1)
+        Self::register_with(address, name, 1, true)
     }
 
     /// Is heard of, without being asked (RFC 6455, section 5.5.3).
@@ -30,12 +31,12 @@ impl Link {
         Ok(self.socket.get_mut().write_all(&[0x8a, 0x80, 0, 0, 0, 0])?)
     }
 
-    /// The same with so many tools.
-    pub fn register_with(address: SocketAddr, name: &str, tools: usize) -> Outcome<Self> {
+    /// The same with so many tools. `resumes`: it is an edge of ours, for which the gateway waits when it is lost.
+    pub fn register_with(address: SocketAddr, name: &str, tools: usize, resumes: bool) -> Outcome<Self> {
         let socket = TcpStream::connect_timeout(&address, PATIENCE)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_nodelay(true)?;
-        let mut link = Self { socket: BufReader::with_capacity(1024, socket), tools };
+        let mut link = Self { socket: BufReader::with_capacity(1024, socket), tools, resumes };
         let request = format!(
             "GET /mcp/register HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         );
@@ -49,7 +50,10 @@ impl Link {
         if !head.starts_with(b"HTTP/1.1 101") {
             return Err(String::from_utf8_lossy(&head).into_owned().into());
         }
-        link.send(&Registration::frame(name, name, usize::MAX, None, None))?;
+        let original = format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":\"{name}\",\"method\":\"register\",\"params\":{{\"name\":\"{name}\",\"version\":\"1.0.0\",\"capabilities\":{{}}}}}}"
+        );
+        link.send(&if resumes { Registration::frame(name, name, usize::MAX, None, None) } else { original })?;
         while !link.answer()? {}
         Ok(link)
     }
@@ -77,7 +81,8 @@ impl Link {
             }
         };
         self.send(&jsonrpc::result(id, &result))?;
-        Ok(false)
+        // Only edges of ours are told that all is listed.
+        Ok(!self.resumes && message.method() == "tools/list")
     }
 
     /// The next text frame. Ours are short, and so are the gateway's to us.
