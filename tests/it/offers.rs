@@ -460,3 +460,35 @@ fn a_uri_leads_to_the_server_that_gave_it_or_to_none() {
     gateway.program.wait_for("server 'home' is gone");
     ["a://x", "home+a://x"].into_iter().for_each(refused);
 }
+
+/// Tools and prompts change, and the tools cannot be listed: the prompts are listed all the same, and the tools a moment later.
+#[test]
+fn a_failed_list_loses_no_other_change() {
+    let gateway = Gateway::start(&[]);
+    let mut end = End::connect(gateway.address, None);
+    end.introduce("{}");
+    let answer = |end: &mut End, method: &str, member: Value| {
+        let id = end.request("", method);
+        let mut answer = json!({"jsonrpc": "2.0", "id": value(&id)});
+        answer.as_object_mut().unwrap().extend(member.as_object().unwrap().clone());
+        end.say(&answer.to_string());
+    };
+    let server = json!({"name": "x", "version": "1"});
+    let capabilities = json!({"tools": {}, "prompts": {}});
+    let hello = json!({"protocolVersion": "2025-06-18", "capabilities": capabilities, "serverInfo": server});
+    answer(&mut end, "initialize", json!({"result": hello}));
+    answer(&mut end, "tools/list", json!({"result": {"tools": [{"name": "old"}]}}));
+    answer(&mut end, "prompts/list", json!({"result": {"prompts": [{"name": "old"}]}}));
+    gateway.program.wait_for("server 's' offers 1 prompt");
+    for kind in ["tools", "prompts"] {
+        end.say(&format!(r#"{{"jsonrpc":"2.0","method":"notifications/{kind}/list_changed"}}"#));
+    }
+    answer(&mut end, "tools/list", json!({"error": {"code": -32603, "message": "not now"}}));
+    answer(&mut end, "prompts/list", json!({"result": {"prompts": [{"name": "new"}]}}));
+    answer(&mut end, "tools/list", json!({"result": {"tools": [{"name": "new"}]}}));
+    let session = Session::open(gateway.address, "/mcp");
+    eventually("both are new", || {
+        list(&session, "prompts/list", "prompts", "name") == ["s_new"]
+            && list(&session, "tools/list", "tools", "name").contains(&"s_new".to_owned())
+    });
+}
