@@ -173,6 +173,33 @@ fn announced_frames_beyond_the_budget_get_1013() {
     eventually("all is given back", || bytes(gateway.address) < MIB as u64);
 }
 
+/// One principal's announced frames leave the other's half of the budget alone.
+#[test]
+fn announced_frames_of_one_principal_leave_the_other_its_share() {
+    let tokens = ["--auth-token", "first", "--auth-token", "second"];
+    let gateway = inside::Gateway::start(&tokens, |limits| {
+        limits.memory.bytes = 32 * MIB;
+        limits.link.memory_wait = Duration::from_millis(300);
+    });
+    let url = format!("ws://{}/mcp/register", gateway.address);
+    let edge = Edge::start(&url, "s", &[], &["--header", "Authorization: Bearer second"]);
+    edge.program.wait_for("registered: ");
+    let lines = ["Authorization: Bearer first"];
+    let mut links: Vec<Raw> = (0..6)
+        .map(|number| {
+            let mut link = Raw::upgraded_by(gateway.address, &lines, b"");
+            link.send(&frame(TEXT, registration(&format!("a{number}")).as_bytes()));
+            link.text_with("\"received\"");
+            link.send(&head(TEXT, 4 * MIB as u64));
+            link
+        })
+        .collect();
+    let (code, reason) = links[5].closed();
+    assert_eq!((code, reason.contains("--max-memory")), (1013, true), "{reason}");
+    let second = Session::open_as(gateway.address, "/mcp", "2025-11-25", &["Authorization: Bearer second"]);
+    assert_eq!(second.call_text("s_big", json!({"bytes": 3_000_000})).len(), 3_000_000);
+}
+
 /// A frame waits for memory until there is some, and nothing of it is lost.
 #[test]
 fn frames_that_wait_for_memory_pass_later() {
@@ -402,7 +429,14 @@ fn stays_within_its_budget_under_attack() {
             assert_eq!(session.call_text("good_echo", json!({"text": "good"})), "good");
             calls += 1;
         }
-        println!("{calls} calls answered, {} KiB resident at most", memory(pid, "VmHWM:"));
+        let refusals = counter(gateway.address, "memory_refusals");
+        println!("{calls} calls answered, {refusals} refusals for want of memory");
+        println!(
+            "at most {} KiB resident, {} KiB of addresses",
+            memory(pid, "VmHWM:"),
+            memory(pid, "VmPeak:")
+        );
+        assert!(calls > 0);
     });
     // The budget, and what stands beside it: see `limits::MAX_MEMORY`.
     assert!(memory(pid, "VmHWM:") < 80 * 1024, "{} KiB", memory(pid, "VmHWM:"));

@@ -56,9 +56,15 @@ impl Raw {
     /// The same with bytes that come in one piece with the request.
     #[track_caller]
     pub fn upgraded_with(address: SocketAddr, glued: &[u8]) -> Self {
+        Self::upgraded_by(address, &[], glued)
+    }
+
+    /// The same with these lines in its head.
+    #[track_caller]
+    pub fn upgraded_by(address: SocketAddr, lines: &[&str], glued: &[u8]) -> Self {
         let mut raw = Self { stream: tcp(address), buffer: Vec::new() };
         let host = host(address);
-        let request = text("GET", "/mcp/register", &[&[host.as_str()], UPGRADE].concat(), "");
+        let request = text("GET", "/mcp/register", &[&[host.as_str()], UPGRADE, lines].concat(), "");
         raw.send(&[request.as_bytes(), glued].concat());
         let end = loop {
             if let Some(place) = raw.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
