@@ -12,7 +12,10 @@ use std::{
     future::{Future, poll_fn},
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -128,14 +131,32 @@ pub struct Line {
     /// Taken from the queue.
     outgoing: VecDeque<String>,
     resume: Option<Resume<Utf8Bytes>>,
+    unacknowledged: Unacknowledged,
     /// What pays for the frames that are kept until the peer acknowledges them.
     charge: Option<Charge>,
+}
+
+/// Number of frames that were sent and that the peer has not acknowledged, for other tasks than the one that drives the
+/// link. 0 where nothing is acknowledged.
+#[derive(Clone, Debug, Default)]
+pub struct Unacknowledged(Arc<AtomicUsize>);
+
+impl Unacknowledged {
+    /// The number.
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn set(&self, count: usize) {
+        self.0.store(count, Ordering::Release);
+    }
 }
 
 impl Line {
     /// What comes from a queue goes out; with the connection it ends.
     pub fn new(queue: Receiver<Farewell>) -> Self {
-        Self { queue, first: VecDeque::new(), outgoing: VecDeque::new(), resume: None, charge: None }
+        let (first, outgoing, unacknowledged) = Default::default();
+        Self { queue, first, outgoing, resume: None, unacknowledged, charge: None }
     }
 
     /// The account that pays for the frames that are kept.
@@ -146,6 +167,11 @@ impl Line {
     /// From now on both ends count frames.
     pub fn count(&mut self) {
         self.resume = Some(Resume::new());
+    }
+
+    /// The number of frames without acknowledgement, as it changes.
+    pub fn unacknowledged(&self) -> Unacknowledged {
+        self.unacknowledged.clone()
     }
 
     /// Puts a frame before all others; it does not count.
@@ -176,6 +202,7 @@ impl Line {
 
     /// The peer has acknowledged some frames.
     fn settle(&mut self) {
+        self.unacknowledged.set(self.resume.as_ref().map_or(0, Resume::unacknowledged));
         let kept = self.resume.as_ref().map_or(0, Resume::unacknowledged_bytes);
         if let Some(charge) = &mut self.charge {
             charge.resize_anyway(kept);
@@ -208,6 +235,7 @@ impl Line {
         }
         let frame = Utf8Bytes::from(self.outgoing.pop_front()?);
         resume.sent(frame.clone(), frame.len());
+        self.unacknowledged.set(resume.unacknowledged());
         Some(frame)
     }
 

@@ -311,9 +311,10 @@ impl<E> Sender<E> {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Whether no message waits to be taken by the reader.
-    pub fn is_empty(&self) -> bool {
-        lock(&self.0).messages.is_empty()
+    /// Whether the reader has taken all messages, and has come back for more since: it holds none of them any more.
+    pub fn is_settled(&self) -> bool {
+        let state = lock(&self.0);
+        state.messages.is_empty() && state.bytes + state.held == 0
     }
 
     /// Whether this very message waits to be read.

@@ -22,7 +22,7 @@ use crate::{
     limits::{self, LOG_WARNINGS},
     net::{
         exec::{Crew, Thrown},
-        link::{self, Ended, Farewell, Line, Peer, Socket},
+        link::{self, Ended, Farewell, Line, Peer, Socket, Unacknowledged},
         queue::{self, Refused, Sender},
     },
     stats::LogThrottle,
@@ -71,6 +71,8 @@ struct Shared {
     generation: u64,
     /// The queue towards the gateway: of the present link, or of one that may be resumed.
     link: Option<Uplink>,
+    /// What of it the gateway has not acknowledged.
+    unacknowledged: Unacknowledged,
     /// The present link is registered.
     registered: bool,
     /// Some link was.
@@ -258,17 +260,26 @@ impl State {
     }
 
     /// Waits until every running call is answered and the answers are handed to the link.
-    pub async fn drained(&self) {
-        while !self.is_drained() {
+    pub async fn answered(&self) {
+        // In this order: an answer is counted as being delivered before it stops counting as a running call.
+        while self.running() > 0 || !self.delivering.is_empty() {
             Timer::after(limits::DRAIN_LOOK).await;
         }
     }
 
-    fn is_drained(&self) -> bool {
-        // In this order: an answer is counted as being delivered before it stops counting as a running call.
-        self.running() == 0
-            && self.delivering.is_empty()
-            && self.lock().link.as_ref().is_none_or(|link| link.queue().is_empty())
+    /// Waits until the gateway has all that was handed to the link, as far as it acknowledges anything.
+    pub async fn delivered(&self) {
+        while !self.is_delivered() {
+            Timer::after(limits::DRAIN_LOOK).await;
+        }
+    }
+
+    /// Whether the gateway has all that was handed to the link; without a link there is nothing to wait for.
+    pub fn is_delivered(&self) -> bool {
+        let shared = self.lock();
+        // In this order: a frame counts as unacknowledged before it leaves the queue.
+        shared.link.as_ref().is_none_or(|link| link.queue().is_settled())
+            && shared.unacknowledged.count() == 0
     }
 
     /// Ends the present link with a farewell, and all that would follow.
@@ -281,9 +292,10 @@ impl State {
     }
 
     /// A link comes up. False when we are leaving.
-    fn link_up(&self, link: Uplink) -> bool {
+    fn link_up(&self, link: Uplink, unacknowledged: Unacknowledged) -> bool {
         let mut shared = self.lock();
         shared.link = Some(link);
+        shared.unacknowledged = unacknowledged;
         !shared.leaving
     }
 
@@ -298,6 +310,7 @@ impl State {
         self.sessions.close_all();
         let mut shared = self.lock();
         shared.link = None;
+        shared.unacknowledged = Unacknowledged::default();
         shared.registered = false;
         for line in shared.edge.disconnected() {
             // A child that does not read will not read this either.
@@ -358,7 +371,7 @@ pub async fn live<'a>(
     let grant = answer.as_ref().and_then(|status| status.resume.clone());
     let accepts = answer.as_ref().and_then(|status| status.message_bytes);
     let (mut life, mut line) = take_up(state, config, kept, grant.as_ref(), accepts);
-    if !state.link_up(life.link.clone()) {
+    if !state.link_up(life.link.clone(), line.unacknowledged()) {
         return Outcome::Stopped;
     }
     let ended = match life.begin(answer, &frame) {

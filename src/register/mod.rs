@@ -108,14 +108,27 @@ async fn serve(
     }
 }
 
-/// Waits for the calls that run when the program is asked to stop, for a limited time.
+/// Waits for the calls that run when the program is asked to stop, and until the gateway has their answers, for a limited time.
 async fn drain(state: &State) -> End {
     let (calls, seconds) = (state.running(), limits::DRAIN_CALLS.as_secs());
     if calls > 0 {
         log::info!("waiting up to {seconds} s for {calls} running calls");
     }
-    if deadline::within(limits::DRAIN_CALLS, state.drained()).await.is_err() {
-        log::warn!("{} calls did not end within {seconds} s and fail now", state.running());
+    let drained = async {
+        state.answered().await;
+        // A link that is lost now is taken up again, as at any other time.
+        if !state.is_delivered() {
+            log::info!("no call runs; waiting until the gateway acknowledges what it was sent last");
+        }
+        state.delivered().await;
+    };
+    if deadline::within(limits::DRAIN_CALLS, drained).await.is_err() {
+        match state.running() {
+            0 => log::warn!(
+                "the gateway acknowledged nothing within {seconds} s; the last answers may be lost"
+            ),
+            calls => log::warn!("{calls} calls did not end within {seconds} s and fail now"),
+        }
     }
     End::Stopped
 }

@@ -8,6 +8,7 @@ use std::{
 use rustix::process::Signal;
 
 use crate::{
+    relay::{Relay, Way},
     wire::{Wire, ask, get, member, request},
     world::{Edge, Gateway, Program, eventually},
 };
@@ -393,4 +394,44 @@ fn calls_that_outlast_the_stop_of_register_fail_and_a_second_signal_ends_it() {
         }
         eventually("its servers end", || edge.program.offspring().is_empty());
     }
+}
+
+/// A link that is cut after the last call is answered, and before the gateway has the answer.
+#[test]
+fn an_answer_under_way_when_register_stops_survives_a_cut_link() {
+    for sessions in ["shared", "isolated"] {
+        let gateway = Gateway::start(&[]);
+        let relay = Relay::to(gateway.address);
+        let mut edge = Edge::start(&relay.url(), "s", &[], &["--sessions", sessions]);
+        gateway.program.wait_for("server 's' offers");
+        let mut client = gateway.client();
+        let id = client.begin_call("s_sleep", r#"{"ms":1000}"#);
+        edge.wait_for("\"sleep\"");
+        relay.freeze(Way::Up);
+        edge.program.signal(Signal::TERM);
+        edge.program.wait_for("for 1 running calls");
+        edge.program.wait_for("waiting until the gateway acknowledges");
+        relay.cut();
+        relay.thaw(Way::Up);
+        let answer = client.answer(&id);
+        assert!(answer.contains("slept"), "{sessions}: {answer}");
+        assert_eq!(edge.program.ended().code, Some(0), "{sessions}");
+    }
+}
+
+#[test]
+fn a_gateway_that_acknowledges_nothing_holds_register_for_8_seconds_only() {
+    let gateway = Gateway::start(&[]);
+    let relay = Relay::to(gateway.address);
+    let mut edge = Edge::start(&relay.url(), "s", &[], &[]);
+    gateway.program.wait_for("server 's' offers");
+    let mut client = gateway.client();
+    client.begin_call("s_sleep", r#"{"ms":500}"#);
+    edge.wait_for("\"sleep\"");
+    relay.freeze(Way::Up);
+    edge.program.signal(Signal::TERM);
+    let end = edge.program.ended();
+    assert_eq!(end.code, Some(0), "{:?}", end.stderr);
+    assert!(end.stderr.join("\n").contains("the last answers may be lost"), "{:?}", end.stderr);
+    assert!(edge.program.offspring().is_empty());
 }
