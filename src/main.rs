@@ -79,14 +79,16 @@ fn run(command: Command) -> Result<(), Fault> {
             log_to_stderr(level);
             process::hide();
             let threads = config.threads;
-            until_stopped(threads, signals()?, |stop| async move {
+            let result = until_stopped(threads, signals()?, |stop| async move {
                 let adopted = child::adopt();
                 let orphans = async {
                     adopted.await;
                     Ok(())
                 };
                 future::or(register::run(*config, stop.wait()), bell::alone(orphans)).await
-            })
+            });
+            child::end_all();
+            result
         }
         Command::Demo(options, level) => {
             log_to_stderr(level);

@@ -42,7 +42,7 @@ use rustix::{
 };
 
 pub use self::{
-    adopted::adopt,
+    adopted::{adopt, end_all},
     stderr::{Budget, log_stderr},
 };
 use super::{deadline::within, reactor, signals, source::Source};

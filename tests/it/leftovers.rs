@@ -170,6 +170,22 @@ fn helpers_that_left_the_session_end_with_the_server() {
 }
 
 #[test]
+fn helpers_that_left_the_session_end_at_a_second_signal() {
+    let gateway = Gateway::start(&[]);
+    let fake = crate::world::fake_server();
+    let server = format!("'{}' --ignore-eof --ignore-term", fake.display());
+    // One helper is ours by then, the other comes to us with the end of its parent.
+    let stdio = format!("setsid -f sleep 777; (setsid sh -c 'sleep 778; :' &); exec {server}");
+    let mut program = started(&gateway.url(), &stdio);
+    program.wait_for("registered: ");
+    program.signal(Signal::TERM);
+    program.wait_for("send it again");
+    program.signal(Signal::TERM);
+    assert_eq!(program.ended().code, Some(1));
+    assert!(program.offspring().is_empty());
+}
+
+#[test]
 fn helpers_of_a_server_that_crashed_end_before_the_next_start() {
     let gateway = Gateway::start(&[]);
     let fake = crate::world::fake_server();

@@ -14,6 +14,8 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
+    time::Instant,
 };
 
 use async_signal::{Signal, Signals};
@@ -106,6 +108,27 @@ pub(super) async fn end_helpers() {
         }
     };
     let _ = within(limits::CLOSE, ending).await;
+}
+
+/// Ends what is left when the program ends at once: kills helpers that outlived their server, and waits for the servers that are
+/// killed already, whose own children come to us with their end. Blocks, for [`limits::CLOSE`] at most.
+pub fn end_all() {
+    // The children of process 1 end with it; and before that, they may be somebody else's.
+    if !ADOPTING.load(Ordering::Acquire) || process::id() == 1 {
+        return;
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < limits::CLOSE {
+        let helpers = reap();
+        if helpers.is_empty() && started().is_empty() {
+            return;
+        }
+        for helper in helpers {
+            let _ = kill_process(helper, Kill::KILL);
+        }
+        thread::sleep(limits::DRAIN_LOOK);
+    }
+    log::warn!("some processes of the servers did not end within {} s", limits::CLOSE.as_secs());
 }
 
 /// The children of this process.
