@@ -51,6 +51,23 @@ pub fn openssl(directory: &Path, arguments: &[&str]) -> String {
     text(&output)
 }
 
+/// Replaces the server's certificate by one that is not valid before 2040, from the same authority.
+pub fn make_server_valid_later(set: &Path) {
+    let config = "[ca]\ndefault_ca = own\n[own]\nnew_certs_dir = .\ndatabase = index\nserial = serial\n\
+        default_md = sha256\npolicy = any\nunique_subject = no\n[any]\ncommonName = optional\n";
+    let extensions =
+        "basicConstraints = CA:FALSE\nextendedKeyUsage = serverAuth\nsubjectAltName = DNS:localhost\n";
+    for (name, text) in [("ca.cnf", config), ("server.ext", extensions), ("index", ""), ("serial", "77\n")] {
+        fs::write(set.join(name), text).unwrap();
+    }
+    let request = ["req", "-new", "-key", "server.key", "-subj", "/CN=localhost", "-out", "server.csr"];
+    openssl(set, &request);
+    let times = ["-startdate", "20400101000000Z", "-enddate", "20410101000000Z"];
+    let files = ["-cert", "ca.crt", "-keyfile", "ca.key", "-in", "server.csr", "-out", "server.crt"];
+    let how = ["ca", "-batch", "-notext", "-config", "ca.cnf", "-extfile", "server.ext"];
+    openssl(set, &[&how[..], &files, &times].concat());
+}
+
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

@@ -1,14 +1,15 @@
 //! TLS end to end: certificates on both sides, what is trusted, and what is told when it is not.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use futures_rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
     rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto::ring},
 };
+use rustix::process::Signal;
 
 use crate::{
-    certs::{available, generate, shared},
+    certs::{available, generate, make_server_valid_later, shared},
     wire::{Client, UPGRADE, Wire, host, tcp, text},
     world::{Edge, Gateway, Program},
 };
@@ -174,6 +175,29 @@ fn register_trusts_whom_it_is_told_to() {
     let roots = file(shared(), "ca.crt");
     let _edge = Edge::start_in(&url, "system", &[], &[], &[("SSL_CERT_FILE", &roots)]);
     gateway.program.wait_for("server 'system' offers");
+}
+
+/// A machine whose clock is not set yet: to it every certificate lies in the future.
+#[test]
+fn a_certificate_that_is_not_valid_yet_is_waited_out() {
+    if !available() {
+        return;
+    }
+    let set = generate(&["--key-size", "2048"]);
+    let [key, certificate, ca] = ["server.key", "server.crt", "ca.crt"].map(|name| file(&set, name));
+    let valid = fs::read(&certificate).unwrap();
+    make_server_valid_later(&set);
+    let tls = ["--ssl-enabled", "--ssl-keyfile", &key, "--ssl-certfile", &certificate];
+    let gateway = Gateway::start(&tls);
+    let words = "is not valid yet: the clock of this machine is probably behind";
+    gives_up(&url(&gateway), &["--ssl-ca-cert", &ca], &[words]);
+
+    let edge = Edge::start(&url(&gateway), "s", &[], &["--ssl-ca-cert", &ca]);
+    let line = edge.program.wait_for_nth(words, 2);
+    assert!(line.contains("[ERROR]"), "{line}");
+    fs::write(&certificate, valid).unwrap();
+    gateway.program.signal(Signal::HUP);
+    edge.program.wait_for("registered: ");
 }
 
 #[test]
