@@ -251,15 +251,16 @@ impl Gateway {
                     self.close(&client, "it was not used for a long time");
                 }
             };
-            if exec::caught(step).await.is_none() {
-                self.panicked("ending idle sessions").await;
-            }
+            self.step("ending idle sessions", step).await;
         }
     }
 
-    /// One step of a task that the gateway cannot do without has panicked: the task goes on after a pause. The tables are
-    /// sound, and ending the program would cut everybody's calls for what may be one peer's doing.
-    async fn panicked(&self, task: &str) {
+    /// Runs one step of a task that the gateway cannot do without. When it panics, the task goes on after a pause: the tables
+    /// are sound, and ending the program would cut everybody's calls for what may be one peer's doing.
+    async fn step(&self, task: &str, step: impl Future<Output = ()>) {
+        if exec::caught(step).await.is_some() {
+            return;
+        }
         self.stats.panics.add();
         log::error!("{task} panicked; it goes on (please report this)");
         Timer::after(limits::PANIC_PAUSE).await;
@@ -361,9 +362,7 @@ async fn reload(door: Arc<Door>, asked: Receiver<()>) {
     while asked.recv().await.is_ok() {
         log::info!("reading tokens and certificates again");
         let step = door.gateway.clone().reload(door.acceptor.clone());
-        if exec::caught(step).await.is_none() {
-            door.gateway.panicked("reading tokens and certificates again").await;
-        }
+        door.gateway.step("reading tokens and certificates again", step).await;
     }
 }
 
@@ -400,9 +399,7 @@ struct Door {
 /// Takes connections for ever. Handshakes and everything slow happen in the connection's own task.
 async fn accept(mut listener: Listener, door: Arc<Door>) {
     loop {
-        if exec::caught(accept_one(&mut listener, &door)).await.is_none() {
-            door.gateway.panicked("accepting connections").await;
-        }
+        door.gateway.step("accepting connections", accept_one(&mut listener, &door)).await;
         // Those that were accepted get their turn before the next, however many wait: what they push out is gone then.
         future::yield_now().await;
     }
@@ -450,5 +447,40 @@ async fn welcome(door: &Door, stream: Stream, visit: Visit) {
     let connection = connection::Connection::new(door.gateway.clone(), stream, visit);
     if let Some(link) = Box::pin(connection.serve()).await {
         Box::pin(link.serve()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::cli::{self, Command, Environment};
+
+    fn bound() -> Bound {
+        let typed = ["gateway", "--port", "0", "--host", "127.0.0.1"].map(str::to_owned);
+        match cli::parse(&typed, &Environment::default()) {
+            Ok(Command::Gateway(config, _)) => Bound::new(*config).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Accepting, sweeping and reloading are such tasks.
+    #[test]
+    fn a_panic_in_a_step_is_counted_and_the_next_step_runs() {
+        let gateway = bound().gateway;
+        let done = AtomicUsize::new(0);
+        smol::block_on(async {
+            for number in 0..3 {
+                let step = async {
+                    future::yield_now().await;
+                    assert_ne!(number, 1, "this panic is part of the test");
+                    done.fetch_add(1, Ordering::Relaxed);
+                };
+                gateway.step("testing", step).await;
+            }
+        });
+        assert_eq!(done.load(Ordering::Relaxed), 2);
+        assert_eq!(gateway.stats.panics.get(), 1);
     }
 }
