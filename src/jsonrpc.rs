@@ -113,6 +113,7 @@ pub struct Message<'a> {
     twin: bool,
     line_breaks: bool,
     lone_surrogate: bool,
+    escaped_letter: bool,
 }
 
 impl<'a> Message<'a> {
@@ -138,6 +139,7 @@ impl<'a> Message<'a> {
         let scanned = scan::envelope(text, strict, &mut |key, value| parts.take(text, key, value))?;
         let mut message = parts.into_message(text)?;
         (message.line_breaks, message.lone_surrogate) = (scanned.line_breaks, scanned.lone_surrogate);
+        message.escaped_letter = scanned.escaped_letter;
         Ok(message)
     }
 
@@ -145,6 +147,11 @@ impl<'a> Message<'a> {
     /// message without an answer.
     pub fn has_lone_surrogate(&self) -> bool {
         self.lone_surrogate
+    }
+
+    /// Whether some string has a small ASCII letter as an escape, so that a search for a word in the text may miss it.
+    pub fn has_escaped_letter(&self) -> bool {
+        self.escaped_letter
     }
 
     /// Whether some reader takes another member for one of JSON-RPC, by the case of its name. Never the case in a message of
@@ -330,6 +337,7 @@ impl Parts {
             twin: self.twin,
             line_breaks: false,
             lone_surrogate: false,
+            escaped_letter: false,
         })
     }
 }

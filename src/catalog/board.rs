@@ -89,7 +89,7 @@ impl Board {
         }
         let [plain, _] = names;
         let listed = item.under(&plain);
-        let links = links::may_link(&listed);
+        let links = links::may_link_description(&listed);
         let entry = Entry { server: Some(server), key: item.key.clone(), listed, links };
         let exposed = self.place(entry, 0);
         let taken = text::show(&plain);

@@ -186,7 +186,7 @@ impl Gateway {
             (Caller::Client(client, ..), Some(result))
                 if at_all(client)
                     && matches!(method, "tools/call" | "prompts/get" | "resources/read")
-                    && (method == "resources/read" || links::may_link(answer.text())) =>
+                    && (method == "resources/read" || links::may_link(answer)) =>
             {
                 let found = links::in_result(method, answer.text(), result);
                 if found.is_empty() {

@@ -15,6 +15,8 @@ pub(super) struct Scanned {
     pub line_breaks: bool,
     /// A string inside a value of the envelope has a surrogate without its other half.
     pub lone_surrogate: bool,
+    /// A string has a small ASCII letter as an escape, as no usual encoder writes it.
+    pub escaped_letter: bool,
 }
 
 /// Scans one object that is the whole text, and hands each of its members to `member` as the spans
@@ -47,7 +49,8 @@ pub(super) fn envelope(
     };
     scanner.end()?;
     sound.and(scanner.flaw.map_or(Ok(()), Err))?;
-    Ok(Scanned { line_breaks: scanner.line_breaks, lone_surrogate: scanner.lone_surrogate })
+    let Scanner { line_breaks, lone_surrogate, escaped_letter, .. } = scanner;
+    Ok(Scanned { line_breaks, lone_surrogate, escaped_letter })
 }
 
 /// Whether the text is one value.
@@ -98,14 +101,23 @@ struct Scanner<'a> {
     lone_surrogate: bool,
     /// A string had the character U+0000.
     null_character: bool,
+    /// A string had an escaped small ASCII letter.
+    escaped_letter: bool,
     /// What a client's message may not have, though it is JSON.
     flaw: Option<Malformed>,
 }
 
 impl<'a> Scanner<'a> {
     fn new(bytes: &'a [u8], at: usize) -> Self {
-        let (line_breaks, lone_surrogate, null_character) = (false, false, false);
-        Self { bytes, at, line_breaks, lone_surrogate, null_character, flaw: None }
+        Self {
+            bytes,
+            at,
+            line_breaks: false,
+            lone_surrogate: false,
+            null_character: false,
+            escaped_letter: false,
+            flaw: None,
+        }
     }
 
     /// The whole of the text is used up.
@@ -337,25 +349,13 @@ impl<'a> Scanner<'a> {
 
     /// Passes the bytes of a string up to a quote, a backslash or a control character.
     fn plain(&mut self) {
-        const ONES: u64 = u64::from_ne_bytes([1; 8]);
-        const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
-        // The high bit of each byte that is zero; no byte below a true hit can be a false one.
-        let zeros = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
-        while let Some(chunk) = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk::<8>) {
-            let word = u64::from_le_bytes(*chunk);
-            let quotes = zeros(word ^ ONES.wrapping_mul(u64::from(b'"')));
-            let slashes = zeros(word ^ ONES.wrapping_mul(u64::from(b'\\')));
-            let controls = word.wrapping_sub(ONES.wrapping_mul(0x20)) & !word & HIGHS;
-            let stops = quotes | slashes | controls;
-            if stops != 0 {
-                self.at += (stops.trailing_zeros() / 8) as usize;
-                return;
-            }
-            self.at += 8;
-        }
-        while self.peek().is_some_and(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
-            self.at += 1;
-        }
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let (words, last) = rest.as_chunks();
+        let stop = match words.iter().position(|word| stops(word) != 0) {
+            Some(place) => place * 8 + stops(&words[place]).trailing_zeros() as usize / 8,
+            None => words.len() * 8 + last.iter().take_while(|byte| is_plain(**byte)).count(),
+        };
+        self.at += stop;
     }
 
     fn escape(&mut self) -> Result<(), Malformed> {
@@ -366,6 +366,7 @@ impl<'a> Scanner<'a> {
                 self.at += 6;
                 match code {
                     0 => self.null_character = true,
+                    0x61..=0x7a => self.escaped_letter = true,
                     0xd800..=0xdbff => match self.code_unit(self.at) {
                         Some(0xdc00..=0xdfff) => self.at += 6,
                         _ => self.lone_surrogate = true,
@@ -407,6 +408,22 @@ impl<'a> Scanner<'a> {
     fn expect(&mut self, byte: u8) -> Result<(), Malformed> {
         if self.eat(byte) { Ok(()) } else { Err(Malformed::Syntax) }
     }
+}
+
+/// Whether a byte may stand in a string as it is and is not its end.
+fn is_plain(byte: u8) -> bool {
+    byte >= 0x20 && byte != b'"' && byte != b'\\'
+}
+
+/// The high bit of each byte that is not plain. No byte before a true one, in the order of the text, can be a false one.
+fn stops(word: &[u8; 8]) -> u64 {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
+    let word = u64::from_le_bytes(*word);
+    // With one bit turned over, the quote (0x22) follows the last control character (0x1f).
+    let quote_or_control = (word ^ (ONES * 2)).wrapping_sub(ONES * 0x21);
+    let backslash = (word ^ (ONES * 0x5c)).wrapping_sub(ONES);
+    (quote_or_control | backslash) & !word & HIGHS
 }
 
 #[cfg(test)]

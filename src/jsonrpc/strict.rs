@@ -51,12 +51,12 @@ pub(super) enum Found {
 impl Names {
     /// Looks up a key of a checked text, without its quotes.
     pub(super) fn find(&self, key: &str) -> Found {
+        // Without an escape and a letter outside of ASCII, which only make a key longer, the case is all that can differ.
+        let is_plain = key.bytes().all(|byte| byte.is_ascii() && byte != b'\\');
         for (place, (name, inner)) in (0..).zip(self.0) {
-            // An escape, or a letter outside of ASCII, only makes a key longer.
-            let (same, folded) = match key.len().cmp(&name.len()) {
-                std::cmp::Ordering::Less => continue,
-                std::cmp::Ordering::Equal => (key == *name, key.eq_ignore_ascii_case(name)),
-                std::cmp::Ordering::Greater => compare(key, name),
+            let (same, folded) = match is_plain {
+                true => (key == *name, key.eq_ignore_ascii_case(name)),
+                false => compare(key, name),
             };
             if same {
                 return Found::Name(place, inner);

@@ -3,21 +3,24 @@
 //! A client that sees all servers must not be led to another server's resource of the same URI. Pure; `catalog` knows what
 //! each URI leads to.
 
-use crate::jsonrpc::{Span, elements, find, unquote};
+use crate::jsonrpc::{Message, Span, elements, find, unquote};
 
 /// A URI, and where its value stands.
 pub type Link = (Span, String);
 
-/// Whether a text can have links at all; most have none, and this says so quickly.
-pub fn may_link(text: &str) -> bool {
-    // Part of `resource_link`, `resource` (both types of content), `resourceUri` and `ui/resourceUri`.
-    text.contains("resource") || has_escaped_letter(text)
+/// Whether a message can have links at all; most have none, and this says so quickly.
+pub fn may_link(message: &Message<'_>) -> bool {
+    has_word(message.text()) || message.has_escaped_letter()
 }
 
-/// Whether an ASCII letter of them may be written as `\u0072`, as no usual encoder does.
-fn has_escaped_letter(text: &str) -> bool {
-    // Letters are from 0x61 to 0x7a. The first look is for all that has no such escapes.
-    text.contains("\\u00") && (text.contains("\\u006") || text.contains("\\u007"))
+/// Whether a description of a tool can have links at all.
+pub fn may_link_description(listed: &str) -> bool {
+    has_word(listed) || listed.contains("\\u00")
+}
+
+/// Part of `resource_link`, `resource` (both types of content), `resourceUri` and `ui/resourceUri`.
+fn has_word(text: &str) -> bool {
+    text.contains("resource")
 }
 
 /// The links in the result of a method, in the order of the text.
@@ -112,6 +115,10 @@ mod tests {
         in_result(method, result, 0..result.len()).into_iter().map(|(_, uri)| uri).collect()
     }
 
+    fn is_looked_at(result: &str) -> bool {
+        may_link(&Message::read(&format!(r#"{{"jsonrpc":"2.0","id":1,"result":{result}}}"#)).unwrap())
+    }
+
     #[test]
     fn links_are_found_in_results_in_order() {
         let content = r#"[{"type":"text","text":"resource a://0"},{"uri":"a:\/\/1","type":"resource_link"},{"type":"resource","resource":{"uri":"a://2","text":""}}]"#;
@@ -139,13 +146,13 @@ mod tests {
                 let escaped = block
                     .replace("resource", &"resource".replace(letter, &escape))
                     .replace("uri", &"uri".replace(letter, &escape));
-                assert!(may_link(&escaped), "{escaped}");
+                assert!(is_looked_at(&escaped) && may_link_description(&escaped), "{escaped}");
                 assert_eq!(found("tools/call", &escaped), ["a://1", "ui://m"], "{escaped}");
             }
         }
         // What encoders escape costs no second look.
-        for usual in [r#"{"x":"\u00e9\u003c\u0026\u001b\u2028\n"}"#, r#"{"x":"\u00"}"#, r"\u00", "{}"] {
-            assert!(!may_link(usual), "{usual}");
+        for usual in [r#"{"x":"\u00e9\u003c\u0026\u001b\u2028\n"}"#, r#"{"x":"\\u0061"}"#, "{}"] {
+            assert!(!is_looked_at(usual), "{usual}");
         }
     }
 
@@ -156,6 +163,6 @@ mod tests {
             in_description(listed).into_iter().map(|(span, uri)| (span, format!("s+{uri}"))).collect();
         assert_eq!(spliced(listed, &edits).unwrap(), listed.replace("ui://a", "s+ui://a"));
         assert_eq!(spliced(listed, &[]), None);
-        assert!(!may_link(r#"{"content":[{"type":"text","text":"hello"}]}"#));
+        assert!(!may_link_description(r#"{"name":"t","description":"hello"}"#));
     }
 }

@@ -15,6 +15,7 @@
 //! `adopted` for what becomes of it.
 
 mod adopted;
+mod format;
 mod session;
 mod stderr;
 
@@ -43,6 +44,7 @@ use rustix::{
 
 pub use self::{
     adopted::{adopt, end_all},
+    format::is_unfit,
     stderr::{Budget, log_stderr},
 };
 use super::{deadline::within, reactor, signals, source::Source};
@@ -167,10 +169,15 @@ fn not_started(command: &CommandLine, error: &io::Error) -> Fault {
         io::ErrorKind::NotFound => format!("--stdio: command not found: {shown} (no such file)"),
         io::ErrorKind::PermissionDenied => format!("--stdio: {shown} is not executable"),
         _ if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => {
-            format!("--stdio: {shown} is neither a program for this machine nor a script with a #! line")
+            format!("--stdio: {}", unfit(program))
         }
         _ => format!("--stdio: {shown} cannot be started: {error}"),
     })
+}
+
+/// What is wrong with a program of which [`is_unfit`] is true.
+pub fn unfit(program: &str) -> String {
+    format!("{} is neither a program for this machine nor a script with a #! line", text::show(program))
 }
 
 /// Reads to the end. A flood must not keep the executor from other work, hence the yield.

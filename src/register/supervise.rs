@@ -16,7 +16,10 @@ use super::{
 use crate::{
     config::{RegisterConfig, Restart},
     fault::Fault,
-    net::{child::Exit, deadline, random, signals},
+    net::{
+        child::{self, Exit},
+        deadline, random, signals,
+    },
     tunnel::restart::{Ending, Restarts},
 };
 
@@ -76,7 +79,7 @@ impl<'a> Supervisor<'a> {
                     // A first start is for the person who typed the command.
                     let again = !(self.generation == 1 && exit.is_not_run() && signals::has_terminal());
                     let delay = if again { self.delay(ending, alive) } else { None };
-                    self.down(&format!("server '{name}' {}", exit.told()), delay)
+                    self.down(&format!("server '{name}' {}{}", exit.told(), self.unfit(exit)), delay)
                         .ok_or_else(|| self.gone(exit))
                 }
                 Some(reason) => {
@@ -138,10 +141,19 @@ impl<'a> Supervisor<'a> {
     /// The end of the program, when the server ended by itself and is not started again.
     fn gone(&self, exit: Exit) -> Fault {
         let hint = match self.config.restart {
-            Restart::OnFailure if exit.success() => "; --restart always would start it again",
-            _ => "",
+            Restart::OnFailure if exit.success() => "; --restart always would start it again".to_owned(),
+            _ => self.unfit(exit),
         };
         Fault::run(format!("server '{}' ended by itself: {exit}{hint}", self.config.name))
+    }
+
+    /// As the end of a sentence: that the program cannot have run at all, where its file says so.
+    fn unfit(&self, exit: Exit) -> String {
+        let program = self.config.command.program();
+        if exit.success() || !child::is_unfit(program) {
+            return String::new();
+        }
+        format!("; {}", child::unfit(program))
     }
 
     /// Starts the server at its time; and later, when that fails: it was there before.

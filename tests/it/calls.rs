@@ -1,5 +1,6 @@
 //! Calls from a client through a real gateway and a real edge to a server, and everything that may happen to them.
 
+use mcpport::mcp::names::exposed;
 use serde_json::Value;
 
 use crate::{
@@ -18,11 +19,14 @@ fn tools_are_listed_under_the_servers_name() {
     let _time = gateway.edge("time.2");
     let mut client = gateway.client();
     let tools = client.tools();
-    for expected in ["file_echo", "time_2_echo", "list_servers"] {
+    // A dot cannot stand in a name: it is a `_`, and a hash says which pair it is.
+    let dotted = exposed("time.2", "echo", 64);
+    assert!(dotted.starts_with("time_2_echo_"), "{dotted}");
+    for expected in ["file_echo", &dotted, "list_servers"] {
         assert!(tools.iter().any(|tool| tool == expected), "{tools:?}");
     }
     assert_eq!(client.call_text("file_echo", r#"{"text":"hello"}"#), "hello");
-    assert_eq!(client.call_text("time_2_echo", r#"{"text":"there"}"#), "there");
+    assert_eq!(client.call_text(&dotted, r#"{"text":"there"}"#), "there");
     let servers = value(&client.call("list_servers", "{}"));
     let servers = servers["result"]["structuredContent"]["servers"].as_array().unwrap().clone();
     let names: Vec<&str> = servers.iter().map(|server| server["name"].as_str().unwrap()).collect();

@@ -160,7 +160,7 @@ fn what_cannot_be_done() {
         check(1, arguments, words);
     }
     fs::set_permissions(plain, fs::Permissions::from_mode(0o755)).unwrap();
-    check(1, &["register", "--stdio", plain, "--restart", "never"], &["#! line"]);
+    check(1, &["register", "--stdio", plain, "--restart", "never"], &["#! line", plain]);
     let host = ["gateway", "--host", "no-such-host.invalid"];
     let end = Program::finish(&host);
     look(&end, end.code.unwrap(), &["--host no-such-host.invalid"], "host");

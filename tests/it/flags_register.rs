@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt,
 };
 
+use mcpport::mcp::names::exposed;
 use rustix::process::Signal;
 
 use crate::{
@@ -195,7 +196,7 @@ fn server_name_and_server_id() {
     let servers = answer["result"]["structuredContent"]["servers"].as_array().unwrap();
     assert_eq!((&servers[0]["id"], &servers[0]["name"]), (&"the id".into(), &"Box-7.x".into()));
     assert_eq!(servers[1]["id"].as_str().unwrap().len(), 36, "a UUID");
-    assert!(gateway.client().tools().contains(&"Box-7_x_echo".to_owned()));
+    assert!(gateway.client().tools().contains(&exposed("Box-7.x", "echo", 64)));
 }
 
 #[test]

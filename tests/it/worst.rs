@@ -87,6 +87,8 @@ fn a_name_that_is_waited_for_is_waited_for() {
     gateway.program.wait_for("server 's' is reconnecting");
     let again = Edge::start(&gateway.url(), "s", &[], &[]);
     again.program.wait_for("this name waits for a lost server (--server-id ");
+    // Its pauses have grown by now: up to 30 s.
+    gateway.program.wait_for("it did not come back");
     again.program.wait_for("registered: ");
     let mut client = gateway.client();
     assert_eq!(client.call_text("s_echo", r#"{"text":"y"}"#), "y");
