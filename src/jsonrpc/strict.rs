@@ -51,18 +51,20 @@ pub(super) enum Found {
 impl Names {
     /// Looks up a key of a checked text, without its quotes.
     pub(super) fn find(&self, key: &str) -> Found {
+        if let Some((place, (_, inner))) = (0..).zip(self.0).find(|(_, (name, _))| *name == key) {
+            return Found::Name(place, inner);
+        }
         // Without an escape and a letter outside of ASCII, which only make a key longer, the case is all that can differ.
         let is_plain = key.bytes().all(|byte| byte.is_ascii() && byte != b'\\');
         for (place, (name, inner)) in (0..).zip(self.0) {
-            let (same, folded) = match is_plain {
-                true => (key == *name, key.eq_ignore_ascii_case(name)),
-                false => compare(key, name),
-            };
-            if same {
-                return Found::Name(place, inner);
-            }
-            if folded {
-                return Found::Twin;
+            match is_plain {
+                true if key.eq_ignore_ascii_case(name) => return Found::Twin,
+                true => {}
+                false => match compare(key, name) {
+                    (true, _) => return Found::Name(place, inner),
+                    (_, true) => return Found::Twin,
+                    _ => {}
+                },
             }
         }
         Found::Other
