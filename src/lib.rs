@@ -29,9 +29,9 @@
 //! | 5 shell | `main`, [`cli`], [`demo`] |
 //! | 4 programs | [`gateway`], [`register`], [`device`] (none imports another) |
 //! | 3 io | [`net`]: sockets, TLS, the WebSocket link, child processes, signals, deadlines |
-//! | 2 state | [`auth`], [`session`], [`catalog`], [`router`], [`stats`], [`visits`] |
+//! | 2 state | [`auth`], [`session`], [`catalog`], [`router`], [`metrics`], [`admission`] |
 //! | 1 protocol | [`http`], [`sse`], [`jsonrpc`], [`mcp`], [`ndjson`], [`tunnel`] |
-//! | 0 ground | [`limits`], [`config`], [`command`], [`fault`], [`secret`], [`text`] |
+//! | 0 ground | [`limits`], [`config`], [`command`], [`error`], [`secret`], [`text`] |
 //!
 //! # Five nouns
 //!
@@ -51,7 +51,7 @@
 //! | what is said on the link | [`tunnel`], whose front page is the description of the wire |
 //! | how a method of MCP is passed on | `gateway::dispatch` and `gateway::forward`; what a list may hold: [`mcp`] |
 //! | what `device` tells | `device::tools`, and a file for each subject |
-//! | what a person reads when it goes wrong | where it is found out; [`fault`] for what ends the program |
+//! | what a person reads when it goes wrong | where it is found out; [`error`] for what ends the program |
 //!
 //! Rules go into a pure room, where a table tests them in microseconds; what drives them goes into floor 3 or 4.
 //!
@@ -62,6 +62,7 @@
 //! the seeded `simulation`, and the house's rules (`tidy`). `tests/fake` is the server behind them, `tests/vectors` holds literal
 //! bytes with their verdicts, `tests/fuzz` and `tests/bench` what their names say. How to run them: README, "Contributing".
 
+pub mod admission;
 pub mod auth;
 pub mod catalog;
 pub mod cli;
@@ -69,12 +70,13 @@ pub mod command;
 pub mod config;
 pub mod demo;
 pub mod device;
-pub mod fault;
+pub mod error;
 pub mod gateway;
 pub mod http;
 pub mod jsonrpc;
 pub mod limits;
 pub mod mcp;
+pub mod metrics;
 pub mod ndjson;
 pub mod net;
 pub mod register;
@@ -82,7 +84,5 @@ pub mod router;
 pub mod secret;
 pub mod session;
 pub mod sse;
-pub mod stats;
 pub mod text;
 pub mod tunnel;
-pub mod visits;

@@ -13,7 +13,7 @@ use futures_lite::future;
 use mcpport::{
     cli::{self, Command, Environment},
     demo, device,
-    fault::Fault,
+    error::Fault,
     gateway::Bound,
     limits,
     net::{

@@ -7,7 +7,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::{
-    http::{head::Request, vocab::Method},
+    http::{head::Request, types::Method},
     limits,
 };
 

@@ -16,7 +16,7 @@ use crate::{
     command::CommandLine,
     config::{ClientTls, GatewayConfig, RegisterConfig, ServerTls},
     demo, device,
-    fault::Fault,
+    error::Fault,
     limits::{COUNT, MAX_SESSIONS},
     net::{random, text_file},
     router::REGISTER_PATH,

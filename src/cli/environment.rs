@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ffi::OsString};
 
 use super::args::{DEMO, DEVICE, Flag, GATEWAY, REGISTER};
-use crate::{fault::Fault, limits, text};
+use crate::{error::Fault, limits, text};
 
 /// Begins the name of each variable that stands in for a flag.
 const PREFIX: &str = "MCPPORT_";

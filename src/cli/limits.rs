@@ -7,7 +7,7 @@ use super::{
     values::number,
 };
 use crate::{
-    fault::Fault,
+    error::Fault,
     limits::{COUNT, FRAME_EXTRA, LIST_ITEMS_PER_PAGE, Limits, MEMORY, MESSAGE_BYTES, MemoryLimits},
     text,
 };

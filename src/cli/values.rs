@@ -12,7 +12,7 @@ use log::LevelFilter;
 
 use crate::{
     config::{GatewayUrl, Restart},
-    fault::Fault,
+    error::Fault,
     http::body,
     limits::{SERVER_ID, THREADS},
     router::{self, REGISTER_PATH},

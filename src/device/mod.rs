@@ -19,7 +19,7 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
-use crate::fault::Fault;
+use crate::error::Fault;
 use crate::limits::DeviceLimits;
 
 mod disks;

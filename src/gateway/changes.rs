@@ -9,7 +9,7 @@ use std::{
 use futures_lite::future;
 
 use super::{Gateway, client::Client};
-use crate::{jsonrpc, limits, mcp::offer::Kind, net::deadline, session::Changes};
+use crate::{jsonrpc, limits, mcp::listing::Kind, net::deadline, session::Changes};
 
 impl Gateway {
     fn changes(&self) -> MutexGuard<'_, Changes> {

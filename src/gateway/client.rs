@@ -11,13 +11,13 @@ use crate::{
     auth::Principal,
     jsonrpc::quote,
     limits::SessionLimits,
-    mcp::{LATEST, logging::Level},
+    mcp::{LATEST, log_level::Level},
+    metrics::Stats,
     net::{
         budget::{Account, Charge},
         queue::{Refused, Sender},
     },
     session::{Asks, Calls},
-    stats::Stats,
     text,
 };
 

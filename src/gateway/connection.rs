@@ -13,14 +13,14 @@ use super::{
     streamable,
 };
 use crate::{
-    auth::{Denied, Grant, Principal, guess::origin},
+    auth::{Denied, Grant, Principal, throttle::origin},
     http::{
         body::is_token,
         conn::Step,
         head::Request,
-        respond::Response,
+        response::Response,
+        types::{Method, StatusCode},
         upgrade::Upgrade,
-        vocab::{Method, StatusCode},
     },
     net::{link, queue::Receiver, stream::Stream, web::Web},
     router::{self, Forbidden, Route, Unrouted},

@@ -15,8 +15,7 @@ use crate::{
     catalog::Target,
     jsonrpc::{self, Kind as MessageKind, Message, Span, unquote},
     limits::{self, LOG_GROUPS},
-    mcp,
-    mcp::{logging::Level, offer::Kind},
+    mcp::{self, listing::Kind, log_level::Level},
     session, text,
 };
 

@@ -11,14 +11,17 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 
 use super::Gateway;
 use crate::{
-    http::{respond, respond::Response, vocab::StatusCode},
+    admission::TurnedAway,
+    http::{
+        response::{self, Response},
+        types::StatusCode,
+    },
     limits::{LOG_LIFE, LOG_WARNINGS, LogLimit},
     net::{
         clock, deadline,
         exec::{self, Switch, Thrown},
         stream::Stream,
     },
-    visits::TurnedAway,
 };
 
 /// One connection's place; given back when it is dropped.
@@ -134,7 +137,7 @@ async fn tell(
     (time, mut bytes): (std::time::Duration, usize),
 ) -> std::io::Result<()> {
     let mut out = Vec::new();
-    respond::whole(response, Some(clock::date()), true, false, &mut out);
+    response::whole(response, Some(clock::date()), true, false, &mut out);
     stream.write_all(&out).await?;
     stream.finish(time).await?;
     let mut rest = [0; 512];

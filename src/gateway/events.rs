@@ -14,7 +14,7 @@ use smol::Timer;
 
 use super::{Gateway, streams::Streams};
 use crate::{
-    http::{conn::Step, respond::Response, vocab::StatusCode},
+    http::{conn::Step, response::Response, types::StatusCode},
     net::{
         exec::Thrown,
         queue::{Receiver, Taken},

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     jsonrpc::{self, Message, Span, quote, unquote},
     limits::{self, LOG_GROUPS},
-    mcp::{links, logging::Level, offer::Kind},
+    mcp::{listing::Kind, log_level::Level, resource_links},
     session::{Subscriber, Subscriptions},
     tunnel::{mux::Pending, rewrite},
 };
@@ -186,9 +186,9 @@ impl Gateway {
             (Caller::Client(client, ..), Some(result))
                 if at_all(client)
                     && matches!(method, "tools/call" | "prompts/get" | "resources/read")
-                    && (method == "resources/read" || links::may_link(answer)) =>
+                    && (method == "resources/read" || resource_links::may_link(answer)) =>
             {
-                let found = links::in_result(method, answer.text(), result);
+                let found = resource_links::in_result(method, answer.text(), result);
                 if found.is_empty() {
                     return Vec::new();
                 }

@@ -22,7 +22,7 @@ use crate::{
         tolerant::{self, Part, Unusable},
     },
     limits,
-    mcp::conversation::error_text,
+    mcp::discovery::error_text,
     net::queue::Refused,
     session, text,
     tunnel::{mux::Step, rewrite},

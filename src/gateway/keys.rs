@@ -16,11 +16,11 @@ use super::{
 use crate::{
     auth::{
         self, Denied, Grant, Principal, Tokens,
-        guess::{Guesses, Source, Verdict},
         rule::Rule,
+        throttle::{Guesses, Source, Verdict},
     },
     config::GatewayConfig,
-    fault::Fault,
+    error::Fault,
     limits::GuessLimits,
     net::{link::Farewell, text_file, tls::Acceptor},
     session::Full,
@@ -96,7 +96,7 @@ impl Keys {
         };
         let found = tokens.find(&digest);
         if let Err(wait) = self.guesses().look(now, from) {
-            // Right or wrong, the answer is the same; but for those who are in already, see `auth::guess`.
+            // Right or wrong, the answer is the same; but for those who are in already, see `auth::throttle`.
             let known = |grant: &Grant| {
                 asking.proven == Some(grant.principal) || (asking.owner)() == Some(grant.principal)
             };

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     auth::Principal,
-    http::{head::Request, respond::Response, vocab::StatusCode},
+    http::{head::Request, response::Response, types::StatusCode},
     jsonrpc::{self, Message},
     limits,
     net::{queue::Receiver, random},

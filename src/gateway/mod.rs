@@ -48,12 +48,14 @@ use smol::Timer;
 
 use self::{client::Client, door::Visit, keys::Keys, shares::Shares, upstream::Upstream};
 use crate::{
+    admission::Visits,
     auth::{Principal, Tokens},
     catalog::Catalog,
     config::GatewayConfig,
-    fault::Fault,
+    error::Fault,
     limits::{self, MemoryLimits},
     mcp,
+    metrics::{LogThrottle, Stats},
     net::{
         budget::{Account, Budget},
         deadline,
@@ -65,8 +67,6 @@ use crate::{
     },
     router::Policy,
     session::{Changes, Sessions, Subscriptions, Tasks},
-    stats::{LogThrottle, Stats},
-    visits::Visits,
 };
 
 /// What all connections of one gateway share.

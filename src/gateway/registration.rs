@@ -20,7 +20,7 @@ use crate::{
     auth::Principal,
     catalog::NameTaken,
     limits::{self, LinkLimits},
-    mcp::offer::Kind,
+    mcp::listing::Kind,
     net::{
         self, deadline,
         exec::{Badge, Switch},

@@ -8,11 +8,11 @@ use std::sync::{
 use crate::{
     jsonrpc::{self, Message},
     limits,
+    metrics::Stats,
     net::{
         exec::Badge,
         queue::{Refused, Sender},
     },
-    stats::Stats,
 };
 
 /// One way back to a client.

@@ -1,6 +1,6 @@
 //! A registered server's end of its link: what its frames mean, and what the gateway asks it.
 //!
-//! Drives `mcp::conversation` (the gateway as the server's client) and `tunnel::mux` (everybody else's calls).
+//! Drives `mcp::discovery` (the gateway as the server's client) and `tunnel::mux` (everybody else's calls).
 //! `registration` gives it a link.
 
 use std::{
@@ -24,8 +24,8 @@ use crate::{
     limits::{CHANNEL_TICK, INSTRUCTIONS, LOG_GROUPS},
     mcp::{
         self,
-        conversation::{Ask, Conversation, Next},
-        offer::{Item, Kind},
+        discovery::{Ask, Conversation, Next},
+        listing::{Item, Kind},
     },
     net::{
         budget::{Account, Charge},
@@ -35,7 +35,7 @@ use crate::{
     text,
     tunnel::{
         CLOSE_LATER,
-        channel::{self, Frame},
+        frame::{self, Frame},
         handshake::Status,
         mux::Step,
         rewrite,
@@ -188,7 +188,7 @@ impl Server {
     }
 
     fn message(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), Farewell> {
-        let frame = match (channel::read(frame), self.upstream.isolation()) {
+        let frame = match (frame::read(frame), self.upstream.isolation()) {
             (Frame::Plain(frame), _) => frame,
             (Frame::Message(number, text), Some(isolation)) => {
                 // A session that has ended may still be spoken to.

@@ -10,7 +10,7 @@ use super::{Gateway, client::Client, dispatch::Answer, reply::Reply, upstream::U
 use crate::{
     auth::Principal,
     catalog::{Catalog, Key},
-    http::{respond::Response, vocab::StatusCode},
+    http::{response::Response, types::StatusCode},
     jsonrpc::{self, Message, quote},
     limits,
     net::exec,

@@ -24,8 +24,8 @@ use crate::{
     http::{
         conn::Step,
         head::Request,
-        respond::Response,
-        vocab::{Method, StatusCode},
+        response::Response,
+        types::{Method, StatusCode},
     },
     jsonrpc::{self, Kind, Malformed, Message, elements},
     limits::{self, LOG_WARNINGS},

@@ -20,17 +20,17 @@ use super::{
 use crate::{
     jsonrpc::{self, Kind, Malformed, Message, Span, decimal, tolerant::Unusable},
     limits::{self, LOG_GROUPS, LOG_WARNINGS, LinkLimits},
-    mcp::{self, bridge, logging::Level},
+    mcp::{self, compat, log_level::Level},
+    metrics::{LogThrottle, Stats},
     net::{
         budget::{Account, Budget, Charge},
         link::Farewell,
         queue::{Refused, Sender},
     },
     session::{self, CallId, Run},
-    stats::{LogThrottle, Stats},
     text,
     tunnel::{
-        channel,
+        frame,
         mux::{self, Mux, Pending},
         rewrite,
     },
@@ -322,7 +322,7 @@ impl Upstream {
         let each = shares::limit(isolation.most as usize, several);
         let share = isolation.shares.take(client.principal(), each).ok_or(Declined::SessionsShare)?;
         let number = channels.last.checked_add(1).ok_or(Declined::Gone)?;
-        self.link.send(channel::open(number)).map_err(Declined::by_link)?;
+        self.link.send(frame::open(number)).map_err(Declined::by_link)?;
         channels.last = number;
         let account = client.account().clone();
         let (client, shared) = (Arc::downgrade(client), Arc::downgrade(self));
@@ -362,7 +362,7 @@ impl Upstream {
 
     /// Bytes of a message in its frame, where these are more than the edge accepts.
     pub fn excess(&self, text: &str) -> Option<Declined> {
-        let overhead = self.private.as_ref().map_or(0, |private| channel::overhead(private.number));
+        let overhead = self.private.as_ref().map_or(0, |private| frame::overhead(private.number));
         let bytes = text.len() + overhead;
         (bytes > self.accepts).then_some(Declined::TooLarge(bytes, self.accepts))
     }
@@ -406,7 +406,7 @@ impl Upstream {
 
     fn frame(&self, text: String) -> String {
         match &self.private {
-            Some(private) => channel::message(private.number, &text),
+            Some(private) => frame::message(private.number, &text),
             None => text,
         }
     }
@@ -433,7 +433,7 @@ impl Upstream {
     pub fn close_channel(&self, reason: &str) {
         if let Some(private) = &self.private {
             // There is one for each channel, and without it the process would stay as long as the link.
-            let _ = self.link.send_anyway(channel::close(private.number, reason));
+            let _ = self.link.send_anyway(frame::close(private.number, reason));
         }
     }
 
@@ -751,7 +751,7 @@ pub fn deliver(
 ) {
     if let Caller::Client(client, ..) = &pending.caller
         && !edits.is_empty()
-        && bridge::concerns(&client.facts().version)
+        && compat::concerns(&client.facts().version)
     {
         // What is put in words must be in words as it was changed.
         edits.sort_unstable_by_key(|(span, _)| span.start);
@@ -806,9 +806,9 @@ fn fit(
     message: &Message<'_>,
 ) -> Vec<(Span, String)> {
     let version = client.facts().version.clone();
-    let greeting = asked.filter(|_| bridge::concerns(&version)).and_then(Upstream::greeting);
+    let greeting = asked.filter(|_| compat::concerns(&version)).and_then(Upstream::greeting);
     let server = greeting.and_then(|greeting| mcp::version_of(&greeting));
-    server.map(|server| bridge::edits(method, &version, &server, message)).unwrap_or_default()
+    server.map(|server| compat::edits(method, &version, &server, message)).unwrap_or_default()
 }
 
 /// An answer under the client's id, with changes.

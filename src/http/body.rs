@@ -6,7 +6,7 @@
 
 use super::Refusal;
 use super::head::{Request, Version};
-use super::vocab::StatusCode;
+use super::types::StatusCode;
 use crate::limits::HttpLimits;
 
 /// How the body of a request is delimited.

@@ -13,9 +13,9 @@ use super::Refusal;
 use super::body::{self, Chunked, Framing, framing};
 use super::date::Date;
 use super::head::{self, Found, Request, Scan, Version};
-use super::respond::{self, Response};
+use super::response::{self, Response};
+use super::types::{Method, StatusCode};
 use super::upgrade::Upgrade;
-use super::vocab::{Method, StatusCode};
 use crate::limits::HttpLimits;
 
 /// What the driver has to do.
@@ -273,7 +273,7 @@ impl Conn {
             return;
         }
         if std::mem::take(&mut self.answer.expects) {
-            respond::go_on(out);
+            response::go_on(out);
         }
         self.since = now;
         self.received = self.end - self.start;
@@ -314,7 +314,7 @@ impl Conn {
     pub fn respond(&mut self, now: Instant, response: &Response, out: &mut Vec<u8>) {
         let Some(rest) = self.rest() else { return };
         let close = self.is_last() || rest == Rest::TooMuch;
-        respond::whole(response, self.date, close, self.answer.head_only, out);
+        response::whole(response, self.date, close, self.answer.head_only, out);
         self.finish(now, close, rest);
     }
 
@@ -325,7 +325,7 @@ impl Conn {
         // An unread body is thrown away during the stream; nobody would see where it ends.
         let read = matches!(self.state, State::Whole { .. } | State::Asked(Framing::Length(0)));
         let close = self.is_last() || !read || !chunked;
-        respond::stream_head(response, self.date, close, chunked, out);
+        response::stream_head(response, self.date, close, chunked, out);
         self.start = match rest {
             Rest::Here(offset) => self.end.min(self.start + offset),
             _ => self.end,
@@ -341,7 +341,7 @@ impl Conn {
     pub fn stream(&self, bytes: &[u8], out: &mut Vec<u8>) {
         match self.state {
             State::Stream { .. } if self.answer.head_only => {}
-            State::Stream { chunked: true, .. } => respond::chunk(bytes, out),
+            State::Stream { chunked: true, .. } => response::chunk(bytes, out),
             State::Stream { .. } => out.extend_from_slice(bytes),
             _ => {}
         }
@@ -351,14 +351,14 @@ impl Conn {
     pub fn end_stream(&mut self, now: Instant, out: &mut Vec<u8>) {
         let State::Stream { chunked, close, .. } = self.state else { return };
         if chunked && !self.answer.head_only {
-            respond::last_chunk(out);
+            response::last_chunk(out);
         }
         self.finish(now, close || self.last, Rest::Here(0));
     }
 
     /// Writes the 101 and gives back the bytes that came behind the request: the first of the WebSocket.
     pub fn upgrade(mut self, upgrade: &Upgrade, out: &mut Vec<u8>) -> Vec<u8> {
-        respond::whole(&upgrade.response(), self.date, false, false, out);
+        response::whole(&upgrade.response(), self.date, false, false, out);
         self.buffer.truncate(self.end);
         self.buffer.drain(..self.start);
         self.buffer

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
 
 use super::Refusal;
-use super::vocab::{Method, StatusCode};
+use super::types::{Method, StatusCode};
 use crate::limits::{HTTP_FIELDS, HttpLimits};
 
 /// Finds the end of a head. Feed it the bytes of the connection from the head's first byte on, ever more of

@@ -1,10 +1,10 @@
 //! The HTTP/1.1 server as pure machines: bytes in, events and bytes out (RFC 9110, RFC 9112).
 //!
-//! - [`vocab`]: methods, status codes, addresses.
+//! - [`types`]: methods, status codes, addresses.
 //! - [`head`]: finds the end of a request head and parses it.
 //! - [`body`]: decides how a body is framed and decodes chunks.
 //! - [`date`]: the time as answers tell it.
-//! - [`respond`]: the only writer of header bytes.
+//! - [`response`]: the only writer of header bytes.
 //! - [`upgrade`]: checks a WebSocket upgrade and answers it.
 //! - [`conn`]: the life of one connection, built from the others; what a driver feeds.
 //!
@@ -15,11 +15,11 @@ pub mod body;
 pub mod conn;
 pub mod date;
 pub mod head;
-pub mod respond;
+pub mod response;
+pub mod types;
 pub mod upgrade;
-pub mod vocab;
 
-use self::vocab::StatusCode;
+use self::types::StatusCode;
 
 /// Why a request is refused by the protocol itself. The connection ends with it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

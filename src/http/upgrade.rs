@@ -6,8 +6,8 @@ use async_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::body::{Framing, framing};
 use super::head::{Request, Version};
-use super::respond::Response;
-use super::vocab::{Method, StatusCode};
+use super::response::Response;
+use super::types::{Method, StatusCode};
 
 /// A request that may become a WebSocket; [`super::conn::Conn::upgrade`] takes it.
 #[derive(Clone, Debug)]

@@ -3,12 +3,12 @@
 //!
 //! Built on `jsonrpc`; used by `catalog` and by the programs.
 
-pub mod bridge;
-pub mod conversation;
-pub mod links;
-pub mod logging;
-pub mod names;
-pub mod offer;
+pub mod compat;
+pub mod discovery;
+pub mod exposed_name;
+pub mod listing;
+pub mod log_level;
+pub mod resource_links;
 
 use crate::jsonrpc;
 

@@ -48,7 +48,12 @@ pub use self::{
     stderr::{Budget, log_stderr},
 };
 use super::{deadline::within, reactor, signals, source::Source};
-use crate::{command::CommandLine, fault::Fault, limits, limits::ChildLimits, text};
+use crate::{
+    command::CommandLine,
+    error::Fault,
+    limits::{self, ChildLimits},
+    text,
+};
 
 /// What the child reads.
 pub type Stdin = Source<ChildStdin>;

@@ -45,7 +45,7 @@ use crate::{
     text,
     tunnel::{
         CLOSE_LATER,
-        liveness::{Liveness, Verdict},
+        heartbeat::{Liveness, Verdict},
         resume::{self, Impossible, Resume},
     },
 };

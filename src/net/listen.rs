@@ -19,9 +19,9 @@ use smol::Timer;
 
 use super::{reactor::Watch, source::Source, stream::Stream};
 use crate::{
-    fault::Fault,
+    error::Fault,
     limits,
-    stats::{LeftOut, LogThrottle},
+    metrics::{LeftOut, LogThrottle},
     text,
 };
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{fault::Fault, text};
+use crate::{error::Fault, text};
 
 /// So many random bytes.
 ///

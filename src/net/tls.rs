@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     config::{ClientTls, ServerTls},
-    fault::Fault,
+    error::Fault,
     limits,
 };
 

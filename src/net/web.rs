@@ -22,7 +22,7 @@ use super::{
 use crate::{
     http::{
         conn::{Conn, Step},
-        respond::Response,
+        response::Response,
         upgrade::Upgrade,
     },
     limits::{HttpLimits, STALL_LOOKS},

@@ -11,7 +11,7 @@ use async_tungstenite::tungstenite::{
 use super::life::Outcome;
 use crate::{
     config::{GatewayUrl, RegisterConfig},
-    fault::Fault,
+    error::Fault,
     limits::LinkLimits,
     net::{
         deadline,

@@ -7,12 +7,12 @@ use smol::Task;
 use super::life::State;
 use crate::{
     config::RegisterConfig,
-    fault::Fault,
+    error::Fault,
     http::{
         conn::Step,
         head::Request,
-        respond::Response,
-        vocab::{Method, StatusCode},
+        response::Response,
+        types::{Method, StatusCode},
     },
     limits::HttpLimits,
     net::{

@@ -20,17 +20,17 @@ use crate::{
     config::RegisterConfig,
     jsonrpc::{self, Kind, Message},
     limits::{self, LOG_WARNINGS},
+    metrics::LogThrottle,
     net::{
         exec::{Crew, Thrown},
         link::{self, Ended, Farewell, Line, Peer, Socket, Unacknowledged},
         queue::{self, Refused, Sender},
     },
-    stats::LogThrottle,
     text,
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
-        channel::{self, Frame},
         edge::{Down, Edge, Up},
+        frame::{self, Frame},
         handshake::{Claim, Grant, Registration, Status},
     },
 };
@@ -467,7 +467,7 @@ struct Life<'a> {
 
 impl Peer for Life<'_> {
     fn frame(&mut self, now: Instant, frame: &str) -> Result<(), Farewell> {
-        let frame = match channel::read(frame) {
+        let frame = match frame::read(frame) {
             Frame::Plain(frame) => frame,
             _ if !self.isolated => return Err(Farewell::new(1008, "a channel that was not agreed on")),
             Frame::Message(number, text) => {

@@ -31,7 +31,7 @@ use self::{
 };
 use crate::{
     config::RegisterConfig,
-    fault::Fault,
+    error::Fault,
     limits,
     net::{
         bell, deadline,

@@ -8,7 +8,7 @@ use smol::Task;
 use super::{life::State, sessions::Calls, uplink::Uplink};
 use crate::{
     config::RegisterConfig,
-    fault::Fault,
+    error::Fault,
     jsonrpc::{
         self, Kind, Message,
         tolerant::{self, Part},

@@ -19,13 +19,13 @@ use crate::{
     config::RegisterConfig,
     jsonrpc::{self, Kind, Message, decimal},
     limits::{EDGE_OPEN, ID_BYTES, LOG_GROUPS},
+    metrics::LogThrottle,
     net::{
         exec::{self, Crew, Switch, Thrown},
         group::Spawner,
         queue::{self, Receiver, Refused},
     },
-    stats::LogThrottle,
-    tunnel::{channel, edge::STOPPING},
+    tunnel::{edge::STOPPING, frame},
 };
 
 /// All channels of the present link.
@@ -142,13 +142,13 @@ impl Sessions {
         let begun = {
             let mut table = self.table();
             if table.stopping {
-                return link.queue().send_own(channel::close(number, STOPPING));
+                return link.queue().send_own(frame::close(number, STOPPING));
             }
             if table.open.len() >= self.config.sessions.unwrap_or_default() as usize {
                 let why = "the edge runs as many sessions as it may (--max-sessions)";
                 let line = format_args!("session {number} is not started: {why}");
                 self.log(log::Level::Warn, "not_started", line);
-                return link.queue().send_own(channel::close(number, why));
+                return link.queue().send_own(frame::close(number, why));
             }
             table.begun += 1;
             let begun = table.begun;
@@ -180,7 +180,7 @@ impl Sessions {
         if let Some(why) = ended {
             self.log(log::Level::Info, "ends", format_args!("session {number} ends: {why}"));
             // When the link is gone, nobody needs to be told.
-            let _ = link.queue().send_wait(channel::close(number, &why)).await;
+            let _ = link.queue().send_wait(frame::close(number, &why)).await;
         }
     }
 
@@ -215,7 +215,7 @@ impl Sessions {
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) if stopping => {
                 let refusal = jsonrpc::error(id, jsonrpc::DOWN, STOPPING);
-                return link.queue().send_own(channel::message(number, &refusal));
+                return link.queue().send_own(frame::message(number, &refusal));
             }
             (Kind::Request, Some(id)) => calls.add(id),
             (Kind::Notification, _) if message.method() == "notifications/cancelled" => {
@@ -236,7 +236,7 @@ impl Sessions {
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) => {
                 calls.remove(id);
-                link.queue().send_own(channel::message(number, &jsonrpc::error(id, jsonrpc::BUSY, busy)))
+                link.queue().send_own(frame::message(number, &jsonrpc::error(id, jsonrpc::BUSY, busy)))
             }
             _ => Ok(()),
         }

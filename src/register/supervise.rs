@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::{RegisterConfig, Restart},
-    fault::Fault,
+    error::Fault,
     net::{
         child::{self, Exit},
         deadline, random, signals,

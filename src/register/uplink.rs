@@ -8,9 +8,9 @@ use std::{
 use crate::{
     jsonrpc::Message,
     limits::LOG_WARNINGS,
+    metrics::LogThrottle,
     net::{link::Farewell, queue::Sender},
-    stats::LogThrottle,
-    tunnel::{channel, oversize::Oversize},
+    tunnel::{frame, oversize::Oversize},
 };
 
 /// The queue of one link, or of several of which each resumes the one before.
@@ -40,10 +40,10 @@ impl Uplink {
     /// # Errors
     /// The gateway does not accept the message. If it is a request: the answer for the server.
     pub fn frame(&self, number: Option<u32>, text: String) -> Result<String, Option<String>> {
-        let bytes = text.len() + number.map_or(0, channel::overhead);
+        let bytes = text.len() + number.map_or(0, frame::overhead);
         let text = if bytes <= self.accepts { text } else { self.replace(bytes, &text)? };
         Ok(match number {
-            Some(number) => channel::message(number, &text),
+            Some(number) => frame::message(number, &text),
             None => text,
         })
     }

@@ -15,7 +15,7 @@
 //!
 //! An edge that can give each client session a process of its own says so in step 1 by
 //! `"mcpport":{"sessions":{"max":M}}`, and a gateway that will make use of it answers in step 2 with
-//! `"mcpport":{"sessions":{}}`. Then there are channels beside the shared process; their frames are in [`channel`].
+//! `"mcpport":{"sessions":{}}`. Then there are channels beside the shared process; their frames are in [`frame`].
 //! At most M of them are open at a time, all of them end with the link, and the shared process serves for listing
 //! what the server offers.
 //!
@@ -63,11 +63,11 @@
 //! Neighbours: `net::link` moves the frames; `gateway` and `register` own the two ends.
 
 pub mod backoff;
-pub mod channel;
 pub mod edge;
+pub mod frame;
 pub mod frame_header;
 pub mod handshake;
-pub mod liveness;
+pub mod heartbeat;
 pub mod mux;
 pub mod oversize;
 pub mod restart;

@@ -12,7 +12,7 @@ use std::{
 
 use async_tungstenite::tungstenite::{handshake::client::generate_key, http::Request};
 use mcpport::{
-    http::{conn::Step, respond::Response, upgrade::Upgrade, vocab::StatusCode},
+    http::{conn::Step, response::Response, types::StatusCode, upgrade::Upgrade},
     limits::Limits,
     ndjson::Lines,
     net::{

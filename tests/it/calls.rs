@@ -1,6 +1,6 @@
 //! Calls from a client through a real gateway and a real edge to a server, and everything that may happen to them.
 
-use mcpport::mcp::names::exposed;
+use mcpport::mcp::exposed_name::exposed;
 use serde_json::Value;
 
 use crate::{

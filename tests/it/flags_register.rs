@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt,
 };
 
-use mcpport::mcp::names::exposed;
+use mcpport::mcp::exposed_name::exposed;
 use rustix::process::Signal;
 
 use crate::{

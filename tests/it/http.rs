@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use mcpport::http::conn::{Conn, Step};
 use mcpport::http::head::Request;
-use mcpport::http::respond::Response;
+use mcpport::http::response::Response;
+use mcpport::http::types::StatusCode;
 use mcpport::http::upgrade::Upgrade;
-use mcpport::http::vocab::StatusCode;
 use mcpport::limits::HttpLimits;
 
 #[path = "../vectors/http/reader.rs"]

@@ -7,7 +7,7 @@ use std::{
 
 use mcpport::{
     cli::{self, Command},
-    fault::Fault,
+    error::Fault,
     gateway::Bound,
     limits::Limits,
     net::exec::{self, Switch},

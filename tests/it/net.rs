@@ -12,7 +12,7 @@ use std::{
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use mcpport::{
     config::{ClientTls, ServerTls},
-    fault::Fault,
+    error::Fault,
     limits,
     net::{
         listen::{Listener, bind},

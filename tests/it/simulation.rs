@@ -23,7 +23,7 @@ use std::{
 
 use mcpport::{
     limits::{ChildLimits, Limits, LinkLimits, SessionLimits},
-    tunnel::liveness::{Liveness, Verdict},
+    tunnel::heartbeat::{Liveness, Verdict},
 };
 
 use self::{client::Client, edge::EdgeBox, gateway::Gateway};

@@ -61,7 +61,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("env_logger", &["main"]),
     ("futures_rustls", &["net/"]),
     ("getrandom", &["net/random"]),
-    ("http_types", &["http/vocab"]),
+    ("http_types", &["http/types"]),
     ("httparse", &["http/head"]),
     ("mio", &["net/reactor"]),
     ("ring", &["net/tls", "secret"]),
@@ -108,8 +108,8 @@ const SCREEN: usize = 60;
 const NUMBERS: &[(&str, &str, &str)] = &[
     ("http/body.rs", "DIGITS", "what a u64 holds"),
     ("http/body.rs", "HEX_DIGITS", "what a u64 holds"),
-    ("http/respond.rs", "OWN_FIELDS", "a guess of how much to reserve"),
-    ("mcp/names.rs", "SUFFIX", "the length of what is written two lines below"),
+    ("http/response.rs", "OWN_FIELDS", "a guess of how much to reserve"),
+    ("mcp/exposed_name.rs", "SUFFIX", "the length of what is written two lines below"),
     ("ndjson.rs", "BLOCK", "the step of a search"),
 ];
 

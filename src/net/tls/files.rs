@@ -11,7 +11,7 @@ use futures_rustls::{
 };
 
 use super::{CERTIFICATE, KEY};
-use crate::fault::Fault;
+use crate::error::Fault;
 
 /// All certificates of a file; at least one.
 pub fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {

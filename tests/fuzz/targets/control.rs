@@ -19,8 +19,8 @@ use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
 use mcpport::jsonrpc::{self, Kind, Message, find};
-use mcpport::tunnel::channel::{self, Frame};
 use mcpport::tunnel::edge::{Down, Edge, Up};
+use mcpport::tunnel::frame::{self, Frame};
 use mcpport::tunnel::handshake::Status;
 
 /// Questions that are open at a time: less than the edge remembers.
@@ -385,12 +385,12 @@ fn small(id: &str) -> Option<u64> {
 }
 
 fn channels(frame: &str) {
-    let again = match channel::read(frame) {
+    let again = match frame::read(frame) {
         Frame::Plain(text) => return assert_eq!(text, frame),
-        Frame::Message(number, text) => channel::message(number, text),
-        Frame::Open(number) => channel::open(number),
-        Frame::Close(number, why) => channel::close(number, why),
+        Frame::Message(number, text) => frame::message(number, text),
+        Frame::Open(number) => frame::open(number),
+        Frame::Close(number, why) => frame::close(number, why),
     };
-    assert_eq!(channel::read(&again), channel::read(frame));
+    assert_eq!(frame::read(&again), frame::read(frame));
     assert!(Message::read(frame).is_err(), "no message looks like a frame of a channel");
 }

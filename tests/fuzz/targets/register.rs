@@ -95,7 +95,8 @@ fn again(registration: &Registration) {
     for (ours, sessions, grant) in
         [(true, true, Some(&grant)), (true, false, Some(&grant)), (true, true, None), (false, false, None)]
     {
-        let status = Status::read(&Status::received(id, ours, 9000, sessions, grant)).expect("a status frame");
+        let status =
+            Status::read(&Status::received(id, ours, 9000, sessions, grant)).expect("a status frame");
         assert_eq!(status.message_bytes, ours.then_some(9000));
         assert_eq!((status.ours, status.sessions), (ours, ours && sessions));
         assert_eq!(status.resume.is_some(), grant.is_some());

@@ -8,9 +8,9 @@ use mcpport::{
     jsonrpc::{self, Message, unquote},
     mcp::{
         self,
-        conversation::{Ask, Conversation, Next},
-        names::exposed,
-        offer::Kind,
+        discovery::{Ask, Conversation, Next},
+        exposed_name::exposed,
+        listing::Kind,
     },
     secret::Secret,
     session::{self, CallId, Calls, Sessions},

@@ -8,8 +8,8 @@ use mcpport::{
     catalog::{Catalog, Key, Target},
     limits::CatalogLimits,
     mcp::{
-        names::{exposed, exposed_with_hash},
-        offer::{Item, Kind},
+        exposed_name::{exposed, exposed_with_hash},
+        listing::{Item, Kind},
     },
 };
 

@@ -10,7 +10,7 @@ use std::{
 use mcpport::{
     command::CommandLine,
     config::{ClientTls, GatewayUrl, RegisterConfig, Restart},
-    fault::Fault,
+    error::Fault,
     limits::{ChildLimits, Limits},
     net::exec,
     register,

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-/// The file of a test by its path: `http::respond::tests::name` is a unit test, `hostile::pace::name` is one of these.
+/// The file of a test by its path: `http::response::tests::name` is a unit test, `hostile::pace::name` is one of these.
 fn is_test(root: &Path, path: &str) -> bool {
     let parts: Vec<&str> = path.split("::").collect();
     let Some((name, modules)) = parts.split_last() else { return false };

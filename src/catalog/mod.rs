@@ -3,7 +3,7 @@
 //! Pure tables. `H` is whatever the program needs to reach a server; lookups hand out clones of it.
 //! Exposed names are looked up in a map; nothing is ever split at a separator.
 
-mod board;
+mod index;
 mod instructions;
 mod templates;
 
@@ -15,7 +15,7 @@ use std::{
 };
 
 use self::{
-    board::{Board, Found},
+    index::{Board, Found},
     instructions::Instructions,
     templates::Templates,
 };
@@ -24,8 +24,8 @@ use crate::{
     jsonrpc::quote,
     limits::{AMBIGUOUS_SERVERS, CatalogLimits, LOG_CHANGES, TAKEOVER_WINDOW, TAKEOVERS, URI_BYTES},
     mcp::{
-        links,
-        offer::{Item, Kind},
+        listing::{Item, Kind},
+        resource_links,
     },
     text,
 };
@@ -388,9 +388,9 @@ impl<H: Clone> Catalog<H> {
     /// two pages neither repeats nor skips what stayed.
     pub fn list(&self, kind: Kind, cursor: Option<&str>) -> Option<String> {
         let mend = |server: Key, listed: &str| {
-            let uris = links::in_description(listed);
+            let uris = resource_links::in_description(listed);
             let edits = uris.into_iter().filter_map(|(span, uri)| Some((span, self.link_of(server, &uri)?)));
-            links::spliced(listed, &edits.collect::<Vec<_>>())
+            resource_links::spliced(listed, &edits.collect::<Vec<_>>())
         };
         self.boards.get(&kind)?.page(cursor, &mend)
     }
@@ -469,7 +469,7 @@ fn altered(kind: Kind, before: &[Item], after: &[Item]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{limits::LIST_PAGE, mcp::names::exposed_with_hash};
+    use crate::{limits::LIST_PAGE, mcp::exposed_name::exposed_with_hash};
 
     const US: Principal = Principal::ANONYMOUS;
 

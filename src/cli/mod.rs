@@ -19,7 +19,7 @@ use self::{
 use crate::{
     config::{GatewayConfig, RegisterConfig},
     demo, device,
-    fault::Fault,
+    error::Fault,
     text,
 };
 

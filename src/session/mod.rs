@@ -2,12 +2,12 @@
 //!
 //! Pure tables; `H` is the program's handle of a client, `U` its handle of a server.
 
-mod asks;
 mod calls;
 mod changes;
 mod replay;
+mod server_requests;
 mod subscriptions;
-mod tasks;
+mod task_owners;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -16,18 +16,18 @@ use std::{
 };
 
 pub use self::{
-    asks::{Asks, TooMany},
     calls::{CallId, Calls, Refused},
     changes::Changes,
     replay::{Replay, event_id, read_event_id},
+    server_requests::{Asks, TooMany},
     subscriptions::{Subscriber, Subscriptions},
-    tasks::{Owner, Run, Tasks},
+    task_owners::{Owner, Run, Tasks},
 };
 
 use crate::{
     auth::Principal,
     limits::{self, SessionLimits},
-    mcp::logging::Level,
+    mcp::log_level::Level,
 };
 
 /// Why no session is opened.

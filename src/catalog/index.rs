@@ -1,6 +1,6 @@
 //! One list that clients see: what all servers offer of one kind, by exposed name.
 //!
-//! Tools and prompts have names that are a pure function of server and item (`mcp::names`). A URI that two servers list is
+//! Tools and prompts have names that are a pure function of server and item (`mcp::exposed_name`). A URI that two servers list is
 //! given to neither: both are exposed under their longer forms, whoever came first. The URI stays contested as long as one
 //! of its claimants is here, so that it never changes its meaning from one running server to another.
 
@@ -16,9 +16,9 @@ use crate::{
     jsonrpc::quote,
     limits::{AMBIGUOUS_SERVERS, CatalogLimits, LIST_PAGE, PIECE},
     mcp::{
-        links,
-        names::{exposed, exposed_with_hash, is_hashed},
-        offer::{Item, Kind, rename},
+        exposed_name::{exposed, exposed_with_hash, is_hashed},
+        listing::{Item, Kind, rename},
+        resource_links,
     },
     text,
 };
@@ -89,7 +89,7 @@ impl Board {
         }
         let [plain, _] = names;
         let listed = item.under(&plain);
-        let links = links::may_link_description(&listed);
+        let links = resource_links::may_link_description(&listed);
         let entry = Entry { server: Some(server), key: item.key.clone(), listed, links };
         let exposed = self.place(entry, 0);
         let taken = text::show(&plain);

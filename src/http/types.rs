@@ -2,6 +2,6 @@
 //!
 //! The only file that names `http_types`. Nothing else of that crate is used: its header values accept line
 //! ends and its length parsing is lax, so fields and framing are done in [`super::head`], [`super::body`] and
-//! [`super::respond`].
+//! [`super::response`].
 
 pub use http_types::{Method, StatusCode};

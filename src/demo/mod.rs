@@ -18,7 +18,7 @@ use self::client::{Client, Gateway, broken};
 use crate::{
     command::CommandLine,
     config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
-    fault::Fault,
+    error::Fault,
     gateway::Bound,
     jsonrpc::{Message, elements, find, unquote},
     limits::{self, Limits},

@@ -14,7 +14,7 @@ use crate::{
     limits::{CatalogLimits, LOG_GROUPS},
     mcp::{
         LATEST,
-        offer::{Item, Kind},
+        listing::{Item, Kind},
     },
     text,
 };

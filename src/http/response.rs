@@ -6,7 +6,7 @@
 
 use super::Refusal;
 use super::date::Date;
-use super::vocab::StatusCode;
+use super::types::StatusCode;
 
 /// An answer: status, fields and a whole body, or the head of an event stream.
 #[derive(Clone, Debug)]
@@ -189,7 +189,7 @@ const OWN: [&str; 4] = ["content-length", "transfer-encoding", "connection", "da
 #[cfg(test)]
 mod tests {
     use super::{Date, Response, chunk, last_chunk, stream_head, whole};
-    use crate::http::vocab::StatusCode;
+    use crate::http::types::StatusCode;
 
     #[track_caller]
     fn check(response: Response, close: bool, head_only: bool, expected: &str) {

@@ -2,7 +2,7 @@
 //!
 //! An item is kept as the server wrote it; only the value that clients ask for it by is ever replaced.
 
-use super::names;
+use super::exposed_name;
 use crate::{
     jsonrpc,
     limits::{self, CatalogLimits},
@@ -127,7 +127,7 @@ impl Item {
 
     /// A short name for the whole description, for the log.
     pub fn hash(&self) -> u32 {
-        names::short_hash(self.raw.bytes())
+        exposed_name::short_hash(self.raw.bytes())
     }
 
     /// Bytes that it takes in memory: the description, its name here and in an index, and what holds them.

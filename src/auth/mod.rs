@@ -1,10 +1,10 @@
 //! Who is asking, and what they may do: bearer tokens to principals and roles.
 //!
 //! Everything else in the program is bound to a [`Principal`], never to the bytes of a token. [`rule`] reads how a token
-//! is given; [`guess`] counts those that are wrong.
+//! is given; [`throttle`] counts those that are wrong.
 
-pub mod guess;
 pub mod rule;
+pub mod throttle;
 
 use std::{
     collections::{HashMap, hash_map as map},
