@@ -28,7 +28,7 @@
 //! |---|---|
 //! | 5 shell | `main`, [`cli`], [`demo`] |
 //! | 4 programs | [`gateway`], [`register`], [`device`] (none imports another) |
-//! | 3 io | [`net`]: sockets, TLS, the WebSocket link, child processes, signals, deadlines |
+//! | 3 io | [`net`]: sockets, TLS, drivers of HTTP and of the link; [`runtime`]: executor, reactor, signals; [`process`]: child processes |
 //! | 2 state | [`auth`], [`session`], [`catalog`], [`router`], [`metrics`], [`admission`] |
 //! | 1 protocol | [`http`], [`sse`], [`jsonrpc`], [`mcp`], [`ndjson`], [`tunnel`] |
 //! | 0 ground | [`limits`], [`config`], [`command`], [`error`], [`secret`], [`text`] |
@@ -79,8 +79,10 @@ pub mod mcp;
 pub mod metrics;
 pub mod ndjson;
 pub mod net;
+pub mod process;
 pub mod register;
 pub mod router;
+pub mod runtime;
 pub mod secret;
 pub mod session;
 pub mod sse;

@@ -16,14 +16,15 @@ use mcpport::{
     error::Fault,
     gateway::Bound,
     limits,
-    net::{
-        bell, child,
-        exec::{self, Thrown},
-        log_writer::LogWriter,
-        process,
+    net::logger::LogWriter,
+    process::{self, hardening},
+    register,
+    runtime::{
+        executor::{self, Thrown},
+        notify,
         signals::Stop,
     },
-    register, text,
+    text,
 };
 
 /// What a static binary would have by itself gives every large buffer back to the system at once and asks for it anew: 1.6 times the
@@ -65,7 +66,7 @@ fn run(command: Command) -> Result<(), Fault> {
         Command::Device(options) => device::run(options),
         Command::Gateway(config, level) => {
             log_to_stderr(level);
-            process::hide();
+            hardening::hide();
             let (threads, mut signals) = (config.threads, signals()?);
             let bound = Bound::new(*config)?;
             let reload = bound.reloader();
@@ -77,17 +78,17 @@ fn run(command: Command) -> Result<(), Fault> {
         }
         Command::Register(config, level) => {
             log_to_stderr(level);
-            process::hide();
+            hardening::hide();
             let threads = config.threads;
             let result = until_stopped(threads, signals()?, |stop| async move {
-                let adopted = child::adopt();
+                let adopted = process::adopt();
                 let orphans = async {
                     adopted.await;
                     Ok(())
                 };
-                future::or(register::run(*config, stop.wait()), bell::alone(orphans)).await
+                future::or(register::run(*config, stop.wait()), notify::alone(orphans)).await
             });
-            child::end_all();
+            process::end_all();
             result
         }
         Command::Demo(options, level) => {
@@ -115,7 +116,7 @@ fn until_stopped<F: Future<Output = Result<(), Fault>> + Send + 'static>(
     mut signals: Stop,
     program: impl FnOnce(Thrown) -> F,
 ) -> Result<(), Fault> {
-    let (switch, stop) = exec::switch();
+    let (switch, stop) = executor::switch();
     let program = Box::pin(program(stop));
     let watch = async move {
         let signal = signals.requested().await;
@@ -125,7 +126,7 @@ fn until_stopped<F: Future<Output = Result<(), Fault>> + Send + 'static>(
         Err(Fault::run(format!("{signal} again: ended at once")))
     };
     let unready = |error| Fault::run(format!("cannot wait for connections: {error}; see ulimit -n"));
-    exec::run(threads, future::or(program, bell::alone(watch))).map_err(unready)?
+    executor::run(threads, future::or(program, notify::alone(watch))).map_err(unready)?
 }
 
 /// Our own messages at the level asked for, those of the libraries only when they warn. Lines go by a thread of their own: nobody

@@ -22,9 +22,10 @@ use crate::{
     gateway::Bound,
     jsonrpc::{Message, elements, find, unquote},
     limits::{self, Limits},
-    net::{deadline, exec, random, tls::Connector},
+    net::{random, timeout, tls::Connector},
     register,
     router::REGISTER_PATH,
+    runtime::executor,
     text,
 };
 
@@ -71,7 +72,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     };
     let edge_config = register_config(address, trust)?;
     let gateway = Gateway { address, tls: connector, authority: options.tls.map(|tls| tls.ca) };
-    let (switch, stopped) = exec::switch();
+    let (switch, stopped) = executor::switch();
     let stop = async {
         stop.await;
         Ok(())
@@ -82,7 +83,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
         result
     };
     // Only when it is stopped does it end well, and then the others have the last word.
-    let (edge_ends, edge_ended) = exec::switch();
+    let (edge_ends, edge_ended) = executor::switch();
     let edge = async move {
         let result = register::run(edge_config, stopped.wait()).await;
         drop(edge_ends);
@@ -97,7 +98,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
 /// Shows the call; then invites to more and goes on for ever, unless that was all.
 async fn play(gateway: &Gateway, once: bool) -> Result<(), Fault> {
     let limit = limits::DEMO_TIME;
-    match deadline::within(limit, show(gateway)).await {
+    match timeout::within(limit, show(gateway)).await {
         Ok(Ok(())) if once => {
             say("\nWithout --once it goes on serving, and prints what to paste into a client.");
             Ok(())

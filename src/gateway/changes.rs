@@ -9,7 +9,7 @@ use std::{
 use futures_lite::future;
 
 use super::{Gateway, client::Client};
-use crate::{jsonrpc, limits, mcp::listing::Kind, net::deadline, session::Changes};
+use crate::{jsonrpc, limits, mcp::listing::Kind, net::timeout, session::Changes};
 
 impl Gateway {
     fn changes(&self) -> MutexGuard<'_, Changes> {
@@ -38,7 +38,7 @@ impl Gateway {
                 // The sender is in the same place as the receiver, so this cannot fail.
                 let _ = self.changed.1.recv().await;
             };
-            future::or(ringing, deadline::until(due)).await;
+            future::or(ringing, timeout::until(due)).await;
             let due = self.changes().take(Instant::now());
             if !due.is_empty() {
                 self.tell_all(&due).await;

@@ -15,7 +15,7 @@ use crate::{
     metrics::Stats,
     net::{
         budget::{Account, Charge},
-        queue::{Refused, Sender},
+        outbox::{Refused, Sender},
     },
     session::{Asks, Calls},
     text,

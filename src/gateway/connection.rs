@@ -22,7 +22,7 @@ use crate::{
         types::{Method, StatusCode},
         upgrade::Upgrade,
     },
-    net::{link, queue::Receiver, stream::Stream, web::Web},
+    net::{http_conn::Web, outbox::Receiver, stream::Stream, ws_link},
     router::{self, Forbidden, Route, Unrouted},
     session,
     tunnel::REFUSAL,
@@ -72,7 +72,7 @@ impl NewLink {
                 }
             };
             let account = gateway.account(principal);
-            let socket = link::accepted(stream, glued, &account, &gateway.config.limits.link).await;
+            let socket = ws_link::accepted(stream, glued, &account, &gateway.config.limits.link).await;
             registration::enter(gateway, socket, principal, peer).await
         };
         if let Some(entered) = Box::pin(entering).await {

@@ -17,11 +17,8 @@ use crate::{
         types::StatusCode,
     },
     limits::{LOG_LIFE, LOG_WARNINGS, LogLimit},
-    net::{
-        clock, deadline,
-        exec::{self, Switch, Thrown},
-        stream::Stream,
-    },
+    net::{clock, stream::Stream, timeout},
+    runtime::executor::{self, Switch, Thrown},
 };
 
 /// One connection's place; given back when it is dropped.
@@ -39,7 +36,7 @@ impl Visit {
     /// # Errors
     /// [`TurnedAway`], with the limit that is reached.
     pub fn begin(gateway: &Arc<Gateway>, address: IpAddr) -> Result<(Self, Thrown), TurnedAway> {
-        let (switch, pushed_out) = exec::switch();
+        let (switch, pushed_out) = executor::switch();
         let place = gateway.visits().enter(address, switch)?;
         if place.pushed_out.is_some() {
             gateway.stats.pushed_out.add();
@@ -125,9 +122,9 @@ pub fn turn_away(gateway: &Arc<Gateway>, stream: Stream, why: TurnedAway) {
     let told = async move {
         let _held = badge;
         // Whoever does not read it does not want it.
-        let _ = deadline::within(drain.0, tell(stream, &response, drain)).await;
+        let _ = timeout::within(drain.0, tell(stream, &response, drain)).await;
     };
-    exec::spawn_guarded(told, || {});
+    executor::spawn_guarded(told, || {});
 }
 
 /// Writes an answer, and reads what the peer was sending: closing before that could destroy the answer on its way.

@@ -16,10 +16,10 @@ use super::{Gateway, streams::Streams};
 use crate::{
     http::{conn::Step, response::Response, types::StatusCode},
     net::{
-        exec::Thrown,
-        queue::{Receiver, Taken},
-        web::Web,
+        http_conn::Web,
+        outbox::{Receiver, Taken},
     },
+    runtime::executor::Thrown,
     session::event_id,
     sse,
 };

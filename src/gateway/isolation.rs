@@ -23,7 +23,7 @@ use crate::{
     },
     limits,
     mcp::discovery::error_text,
-    net::queue::Refused,
+    net::outbox::Refused,
     session, text,
     tunnel::{mux::Step, rewrite},
 };

@@ -22,7 +22,7 @@ use crate::{
     config::GatewayConfig,
     error::Fault,
     limits::GuessLimits,
-    net::{link::Farewell, text_file, tls::Acceptor},
+    net::{text_file, tls::Acceptor, ws_link::Farewell},
     session::Full,
 };
 

@@ -13,7 +13,7 @@ use crate::{
     http::{head::Request, response::Response, types::StatusCode},
     jsonrpc::{self, Message},
     limits,
-    net::{queue::Receiver, random},
+    net::{outbox::Receiver, random},
     session, sse,
 };
 

@@ -58,14 +58,14 @@ use crate::{
     metrics::{LogThrottle, Stats},
     net::{
         budget::{Account, Budget},
-        deadline,
-        exec::{self, Crew, Pacer, Switch, Thrown},
-        listen::{self, Listener},
-        machine, queue,
+        listener::{self, Listener},
+        machine, outbox,
         stream::Stream,
+        timeout,
         tls::Acceptor,
     },
     router::Policy,
+    runtime::executor::{self, Crew, Pacer, Switch, Thrown},
     session::{Changes, Sessions, Subscriptions, Tasks},
 };
 
@@ -205,9 +205,9 @@ impl Gateway {
     }
 
     /// A queue towards a client.
-    fn client_queue(&self, account: &Account) -> (queue::Sender<()>, queue::Receiver<()>) {
+    fn client_queue(&self, account: &Account) -> (outbox::Sender<()>, outbox::Receiver<()>) {
         let limits = &self.config.limits.session;
-        queue::with_account(limits.queue_messages, limits.queue_bytes, Some(account.clone()))
+        outbox::with_account(limits.queue_messages, limits.queue_bytes, Some(account.clone()))
     }
 
     /// Ends a session: its calls are cancelled, its streams end.
@@ -229,7 +229,7 @@ impl Gateway {
     /// Waits until the running calls are answered, up to [`limits::DRAIN_CALLS`]; the rest is failed, so that each client
     /// gets an error before its stream ends.
     async fn finish_calls(&self) {
-        if deadline::within(limits::DRAIN_CALLS, self.running.gone()).await.is_ok() {
+        if timeout::within(limits::DRAIN_CALLS, self.running.gone()).await.is_ok() {
             return;
         }
         let servers: Vec<Arc<Upstream>> = self.catalog().all().map(|(_, server)| server.clone()).collect();
@@ -258,7 +258,7 @@ impl Gateway {
     /// Runs one step of a task that the gateway cannot do without. When it panics, the task goes on after a pause: the tables
     /// are sound, and ending the program would cut everybody's calls for what may be one peer's doing.
     async fn step(&self, task: &str, step: impl Future<Output = ()>) {
-        if exec::caught(step).await.is_some() {
+        if executor::caught(step).await.is_some() {
             return;
         }
         self.stats.panics.add();
@@ -309,8 +309,8 @@ impl Bound {
     pub fn new(config: GatewayConfig) -> Result<Self, Fault> {
         let acceptor = config.tls.as_ref().map(Acceptor::new).transpose()?;
         let tokens = keys::read(&config)?;
-        let listeners = listen::bind(config.host.as_deref(), config.port, config.ipv6)?;
-        let ((drain, draining), (stop, stopped)) = (exec::switch(), exec::switch());
+        let listeners = listener::bind(config.host.as_deref(), config.port, config.ipv6)?;
+        let ((drain, draining), (stop, stopped)) = (executor::switch(), executor::switch());
         let exposed = listeners.iter().any(|listener| !listener.local().ip().is_loopback());
         let gateway = Arc::new(Gateway::new(config, tokens, [draining, stopped], exposed));
         let switches = [drain, stop];
@@ -332,17 +332,17 @@ impl Bound {
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let Self { gateway, listeners, acceptor, switches: [drain, finish], reloads } = self;
         let needed = gateway.config.limits.http.connections + limits::DESCRIPTORS_EXTRA;
-        let allowed = listen::allow_descriptors(needed);
+        let allowed = listener::allow_descriptors(needed);
         if allowed < needed as u64 {
             log::warn!("the system allows {allowed} descriptors, and all connections need {needed}");
         }
         self::greet(&gateway, &listeners, acceptor.is_some());
         let door = Arc::new(Door { gateway, acceptor, crew: Crew::new() });
         let accepting: Vec<_> =
-            listeners.into_iter().map(|listener| exec::spawn(accept(listener, door.clone()))).collect();
-        let sweeping = exec::spawn(door.gateway.clone().sweep());
-        let telling = exec::spawn(door.gateway.clone().tell_changes());
-        let reloading = exec::spawn(reload(door.clone(), reloads.1));
+            listeners.into_iter().map(|listener| executor::spawn(accept(listener, door.clone()))).collect();
+        let sweeping = executor::spawn(door.gateway.clone().sweep());
+        let telling = executor::spawn(door.gateway.clone().tell_changes());
+        let reloading = executor::spawn(reload(door.clone(), reloads.1));
         stop.await;
         drop(drain);
         drop((accepting, sweeping, telling, reloading));
@@ -350,7 +350,7 @@ impl Bound {
         log::info!("stopping: no new calls; waiting for {calls} calls and {connections} connections to end");
         door.gateway.finish_calls().await;
         drop(finish);
-        if deadline::within(limits::DRAIN, door.crew.gone()).await.is_err() {
+        if timeout::within(limits::DRAIN, door.crew.gone()).await.is_err() {
             log::warn!("some connections did not end within {} s", limits::DRAIN.as_secs());
         }
         log::info!("{}", door.gateway.summary());
@@ -418,7 +418,7 @@ async fn accept_one(listener: &mut Listener, door: &Arc<Door>) {
         let _held = badge;
         future::or(welcome(&door, stream, visit), pushed_out.wait()).await;
     };
-    exec::spawn_guarded(task, move || {
+    executor::spawn_guarded(task, move || {
         gateway.stats.panics.add();
         log::error!("a connection ended in a panic; the others go on");
     });
@@ -429,7 +429,7 @@ async fn welcome(door: &Door, stream: Stream, visit: Visit) {
     let limit = door.gateway.config.limits.http.tls_handshake;
     let stream = match &door.acceptor {
         None => stream,
-        Some(acceptor) => match deadline::within(limit, Box::pin(acceptor.accept(stream))).await {
+        Some(acceptor) => match timeout::within(limit, Box::pin(acceptor.accept(stream))).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 door.gateway.stats.handshakes_failed.add();

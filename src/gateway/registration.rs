@@ -22,11 +22,10 @@ use crate::{
     limits::{self, LinkLimits},
     mcp::listing::Kind,
     net::{
-        self, deadline,
-        exec::{Badge, Switch},
-        link::{self, Ended, Farewell, Line, Peer, Socket},
-        queue,
+        self, outbox, timeout,
+        ws_link::{self, Ended, Farewell, Line, Peer, Socket},
     },
+    runtime::executor::{Badge, Switch},
     secret::Secret,
     session, text,
     tunnel::{
@@ -51,11 +50,11 @@ pub async fn enter(
     };
     let newcomer = Newcomer { gateway: &gateway, principal, from };
     let hearing = async {
-        let frame = link::hear(&mut socket, limits.register_bytes, &limits).await?;
+        let frame = ws_link::hear(&mut socket, limits.register_bytes, &limits).await?;
         let registration = newcomer.read(&frame);
         if registration.as_ref().is_ok_and(|registration| newcomer.would_take_over(registration)) {
             // Frames can be long under way: who does not answer has gone, and may be here again over that very link.
-            link::answers(&mut socket, &limits).await?;
+            ws_link::answers(&mut socket, &limits).await?;
         }
         Ok::<_, Ended>(registration)
     };
@@ -65,7 +64,7 @@ pub async fn enter(
             gateway.count_end(&ended);
             let line = format!("link from {from} ended without a registration: {ended}");
             gateway.warn_throttled("no_registration", from.ip(), line);
-            link::end(socket, VecDeque::new(), &ended, &limits).await;
+            ws_link::end(socket, VecDeque::new(), &ended, &limits).await;
             return None;
         }
     };
@@ -89,11 +88,11 @@ pub async fn enter(
             let words = last.then(|| Status::error(&why.reason)).into_iter().collect();
             let ended = Ended::ByUs(why);
             gateway.count_end(&ended);
-            link::end(socket, words, &ended, &limits).await;
+            ws_link::end(socket, words, &ended, &limits).await;
             return None;
         }
     };
-    let link = link::say(&mut socket, answer, &limits).await.map(|()| socket);
+    let link = ws_link::say(&mut socket, answer, &limits).await.map(|()| socket);
     Some(Entered { life, link })
 }
 
@@ -119,7 +118,7 @@ impl Gateway {
     fn count_end(&self, ended: &Ended) {
         if let Ended::ByUs(why) = ended {
             self.stats.links_ended.add();
-            if why.reason == link::NO_MEMORY {
+            if why.reason == ws_link::NO_MEMORY {
                 self.stats.memory_refusals.add();
             }
         }
@@ -146,7 +145,7 @@ impl Berth {
             self.claims.send(give).await.ok()?;
             take.recv().await.ok()
         };
-        deadline::within(limits::CLAIM, asking).await.ok()?
+        timeout::within(limits::CLAIM, asking).await.ok()?
     }
 }
 
@@ -178,7 +177,7 @@ impl Life {
         let Self { server, line, claims, limits, .. } = &mut *self;
         let stopped = server.gateway().stopped.clone();
         let queue = server.upstream().link().clone();
-        let driving = async { Next::Ended(link::drive(socket, line, server, limits).await) };
+        let driving = async { Next::Ended(ws_link::drive(socket, line, server, limits).await) };
         let stopping = async {
             stopped.wait().await;
             queue.end(gateway_stops());
@@ -226,7 +225,7 @@ impl Life {
             let Self { server, line, claims, .. } = &mut *self;
             let due = server.deadline().map_or(over, |due| due.min(over));
             let ticking = async {
-                deadline::until(Some(due)).await;
+                timeout::until(Some(due)).await;
                 Next::Tick
             };
             let taken = async { Next::Taken(line.ended().await) };
@@ -361,7 +360,7 @@ impl Newcomer<'_> {
         if !text::is_name(&name, limits.catalog.server_name) {
             return Err(Farewell::new(1008, "the server needs a name (--server-name)"));
         }
-        let (sender, receiver) = queue::with_account(
+        let (sender, receiver) = outbox::with_account(
             limits.link.queue_messages,
             limits.link.queue_bytes,
             Some(self.gateway.account(self.principal)),

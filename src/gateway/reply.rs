@@ -9,10 +9,8 @@ use crate::{
     jsonrpc::{self, Message},
     limits,
     metrics::Stats,
-    net::{
-        exec::Badge,
-        queue::{Refused, Sender},
-    },
+    net::outbox::{Refused, Sender},
+    runtime::executor::Badge,
 };
 
 /// One way back to a client.

@@ -29,9 +29,9 @@ use crate::{
     },
     net::{
         budget::{Account, Charge},
-        exec::Pacer,
-        link::{Farewell, Peer},
+        ws_link::{Farewell, Peer},
     },
+    runtime::executor::Pacer,
     text,
     tunnel::{
         CLOSE_LATER,

@@ -13,7 +13,7 @@ use crate::{
     http::{response::Response, types::StatusCode},
     jsonrpc::{self, Message, quote},
     limits,
-    net::exec,
+    runtime::executor,
 };
 
 impl Gateway {
@@ -93,7 +93,7 @@ impl Gateway {
             }
             reply.finish(jsonrpc::result(&id, &list.result()), &gateway.stats);
         };
-        exec::spawn_guarded(listing, move || {
+        executor::spawn_guarded(listing, move || {
             watching.stats.panics.add();
             let text = "a fault of the gateway";
             failed.finish(jsonrpc::error(&its_id, jsonrpc::INTERNAL_ERROR, text), &watching.stats);

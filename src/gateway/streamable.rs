@@ -31,7 +31,7 @@ use crate::{
     limits::{self, LOG_WARNINGS},
     mcp,
     net::{
-        queue::{Receiver, Taken},
+        outbox::{Receiver, Taken},
         random,
     },
     session::{self, event_id, read_event_id},

@@ -13,10 +13,10 @@ use crate::{
     limits::SessionLimits,
     net::{
         budget::{Account, Charge, Evict, Idle},
-        deadline,
-        exec::{self, Switch, Thrown},
-        queue::{Parked, Receiver},
+        outbox::{Parked, Receiver},
+        timeout,
     },
+    runtime::executor::{self, Switch, Thrown},
     session::Replay,
 };
 
@@ -127,7 +127,7 @@ impl Table {
     }
 
     fn hold(&mut self, id: u32, resting: Resting) -> Attached {
-        let (switch, wanted) = exec::switch();
+        let (switch, wanted) = executor::switch();
         self.idle = None;
         self.listened |= id == STANDALONE;
         // Somebody may have asked for it while it was handed over.
@@ -220,7 +220,7 @@ impl Streams {
             *held = Held { _wanted: None, heir: Some(heir) };
             handed
         };
-        let resting = match deadline::within(limits.retry, handed.recv()).await {
+        let resting = match timeout::within(limits.retry, handed.recv()).await {
             Ok(Ok(resting)) => Some(resting),
             _ => {
                 // It may have come at the last moment; after this it comes no more, and rests instead.
@@ -286,7 +286,7 @@ mod tests {
     use std::{future::Future, pin::pin, task::Context};
 
     use super::*;
-    use crate::net::{budget::Budget, queue};
+    use crate::net::{budget::Budget, outbox};
 
     /// A client that came twice more while an old connection had not let go: the last of them has the stream, and the one
     /// before hears that at once.
@@ -294,7 +294,7 @@ mod tests {
     fn the_newest_of_those_who_wait_has_the_stream() {
         let (limits, account) = (SessionLimits::default(), Budget::new(1 << 20).account());
         let streams = Streams::new(&limits, &account);
-        let (_sender, queue) = queue::with_account(1, 1, None);
+        let (_sender, queue) = outbox::with_account(1, 1, None);
         streams.give_standalone(queue);
         let first = smol::block_on(streams.take_over(STANDALONE, &limits)).unwrap();
         let mut context = Context::from_waker(std::task::Waker::noop());

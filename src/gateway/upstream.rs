@@ -24,8 +24,8 @@ use crate::{
     metrics::{LogThrottle, Stats},
     net::{
         budget::{Account, Budget, Charge},
-        link::Farewell,
-        queue::{Refused, Sender},
+        outbox::{Refused, Sender},
+        ws_link::Farewell,
     },
     session::{self, CallId, Run},
     text,
@@ -835,15 +835,15 @@ mod tests {
     use futures_lite::future;
 
     use super::*;
-    use crate::{auth::Principal, gateway::client::Scope, limits::Limits, net::queue};
+    use crate::{auth::Principal, gateway::client::Scope, limits::Limits, net::outbox};
 
     /// With several threads a client may cancel a call over another connection while it is being rewritten.
     #[test]
     fn a_cancellation_never_overtakes_its_call() {
         let limits = Limits::default();
-        let (link, mut frames) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
+        let (link, mut frames) = outbox::bounded(limits.link.queue_messages, limits.link.queue_bytes);
         let upstream = Upstream::new("s".into(), &limits.link, link, None, None, None);
-        let (outbox, _) = queue::bounded(1, 1);
+        let (outbox, _) = outbox::bounded(1, 1);
         let owner = (Principal::ANONYMOUS, Budget::new(limits.memory.bytes).account());
         let client = Client::new("id".into(), owner, Scope::All, false, outbox, &limits.session);
         // Large, so that rewriting it takes a while.
@@ -853,7 +853,7 @@ mod tests {
         );
         let message = Message::read(&text).unwrap();
         let stats = Stats::default();
-        let (sender, _answers) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
+        let (sender, _answers) = outbox::bounded(limits.link.queue_messages, limits.link.queue_bytes);
         let reply = Reply::stream(sender, 0);
         for _ in 0..50 {
             thread::scope(|scope| {

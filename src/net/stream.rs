@@ -1,6 +1,6 @@
 //! One connection, plain or TLS, as one type without a trait object.
 //!
-//! Made by `listen` (plain) and `tls` (after the handshake); read and written by the programs through the usual traits.
+//! Made by `listener` (plain) and `tls` (after the handshake); read and written by the programs through the usual traits.
 //! A TLS write may return while bytes still wait in the session: whoever stops writing must flush.
 
 use std::{
@@ -17,12 +17,11 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use futures_rustls::TlsStream;
 use rustix::net::sockopt;
 
-use super::{
-    deadline::{self, Elapsed},
-    reactor::Watch,
-    source::Source,
+use super::timeout::{self, Elapsed};
+use crate::{
+    limits,
+    runtime::{async_fd::Source, reactor::Watch},
 };
-use crate::limits;
 
 /// A connected stream.
 #[derive(Debug)]
@@ -80,7 +79,7 @@ impl Stream {
                 None => {}
             }
             let patience = if addresses.len() > 0 { limits::DIAL_STAGGER } else { Duration::MAX };
-            match deadline::within(patience, poll_fn(|context| poll_any(&mut attempts, context))).await {
+            match timeout::within(patience, poll_fn(|context| poll_any(&mut attempts, context))).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => failure = error,
                 Err(Elapsed) => {}
@@ -139,7 +138,7 @@ impl Stream {
     /// # Errors
     /// `TimedOut` when the peer does not read; otherwise the system's. The stream is of no more use in any case.
     pub async fn finish(&mut self, limit: Duration) -> io::Result<()> {
-        deadline::within(limit, poll_fn(|context| Pin::new(&mut *self).poll_close(context))).await?
+        timeout::within(limit, poll_fn(|context| Pin::new(&mut *self).poll_close(context))).await?
     }
 }
 
@@ -257,13 +256,13 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::net::exec;
+    use crate::runtime::executor;
 
     #[test]
     fn accepted_and_outgoing_sockets_notice_dead_peers() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let outgoing = exec::run(1, async move { Stream::connect(address).await.unwrap() }).unwrap();
+        let outgoing = executor::run(1, async move { Stream::connect(address).await.unwrap() }).unwrap();
         let accepted = Stream::tcp(listener.accept().unwrap().0).unwrap();
         for stream in [&outgoing, &accepted] {
             let Io::Tcp(source) = &stream.io else { unreachable!() };

@@ -3,7 +3,7 @@
 //! The cryptography is `ring`, the versions are 1.2 and 1.3, no application protocol is negotiated: all of it is HTTP/1.1.
 //! Files are read at the start, so that a wrong one is told before anything listens; the gateway's can be read again
 //! while it runs ([`Acceptor::replace`]). A handshake waits for the
-//! peer for ever: whoever starts one sets the deadline (`deadline::within`).
+//! peer for ever: whoever starts one sets the deadline (`timeout::within`).
 
 mod explain;
 mod files;
@@ -26,8 +26,8 @@ use futures_rustls::{
 };
 
 use super::{
-    deadline,
     stream::{Socket, Stream},
+    timeout,
 };
 use crate::{
     config::{ClientTls, ServerTls},
@@ -118,7 +118,7 @@ async fn linger(mut socket: Socket) {
         }
     };
     // A client that goes on after that has lost its claim to an explanation.
-    let _ = deadline::within(limits::CLOSE, unread).await;
+    let _ = timeout::within(limits::CLOSE, unread).await;
 }
 
 /// The client side: turns a connection to a gateway into a TLS one.

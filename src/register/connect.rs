@@ -14,11 +14,10 @@ use crate::{
     error::Fault,
     limits::LinkLimits,
     net::{
-        deadline,
-        link::{self, Socket},
         stream::Stream,
-        text_file,
+        text_file, timeout,
         tls::Connector,
+        ws_link::{self, Socket},
     },
     text,
     tunnel::REFUSAL,
@@ -68,7 +67,7 @@ impl Dialer {
     /// What to tell the user, and whether it makes sense to try again soon.
     pub async fn dial(&self) -> Result<Socket, Outcome> {
         let limit = self.limits.connect_time;
-        let connected = deadline::within(limit, self.connect()).await;
+        let connected = timeout::within(limit, self.connect()).await;
         connected.unwrap_or_else(|_| Err(self.lost(&format!("no connection within {} s", limit.as_secs()))))
     }
 
@@ -86,7 +85,7 @@ impl Dialer {
             }
         };
         let request = self.request().map_err(|error| self.lost(&error.to_string()))?;
-        let upgraded = link::upgrade(stream, request, &self.limits).await;
+        let upgraded = ws_link::upgrade(stream, request, &self.limits).await;
         upgraded.map_err(|error| self.not_upgraded(error))
     }
 

@@ -16,12 +16,12 @@ use crate::{
     },
     limits::HttpLimits,
     net::{
-        exec::{self, Crew, Thrown},
-        listen::{self, Listener},
+        http_conn::Web,
+        listener::{self, Listener},
         stream::Stream,
-        web::Web,
     },
     router::Policy,
+    runtime::executor::{self, Crew, Thrown},
 };
 
 /// Takes the local port, on loopback only. `None` when it was not asked for.
@@ -32,7 +32,7 @@ pub fn bind(config: &RegisterConfig) -> Result<Option<Vec<Listener>>, Fault> {
     if config.port == 0 {
         return Ok(None);
     }
-    listen::bind(None, config.port, true).map(Some)
+    listener::bind(None, config.port, true).map(Some)
 }
 
 /// Answers until the tasks are dropped.
@@ -54,7 +54,7 @@ pub fn serve(
     let accept = |mut listener: Listener| {
         let (check, crew) = (check.clone(), crew.clone());
         log::info!("health check on http://{}{}", listener.local(), check.paths.join(" "));
-        exec::spawn(async move {
+        executor::spawn(async move {
             loop {
                 let stream = listener.accept().await;
                 if crew.len() >= check.limits.connections {
@@ -65,7 +65,7 @@ pub fn serve(
                     let _held = badge;
                     check.connection(stream).await;
                 };
-                exec::spawn_guarded(answer, || log::error!("a health check ended in a panic"));
+                executor::spawn_guarded(answer, || log::error!("a health check ended in a panic"));
             }
         })
     };

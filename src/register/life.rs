@@ -22,10 +22,10 @@ use crate::{
     limits::{self, LOG_WARNINGS},
     metrics::LogThrottle,
     net::{
-        exec::{Crew, Thrown},
-        link::{self, Ended, Farewell, Line, Peer, Socket, Unacknowledged},
-        queue::{self, Refused, Sender},
+        outbox::{self, Refused, Sender},
+        ws_link::{self, Ended, Farewell, Line, Peer, Socket, Unacknowledged},
     },
+    runtime::executor::{Crew, Thrown},
     text,
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
@@ -363,7 +363,7 @@ pub async fn live<'a>(
         Err(ended) => {
             // A gateway may have taken us back just now: to it a word of ours would be the end of what is kept.
             if kept.is_none() || left.is_thrown() {
-                link::end(socket, VecDeque::new(), &ended, limits).await;
+                ws_link::end(socket, VecDeque::new(), &ended, limits).await;
             }
             return outcome(ended, None, state, config);
         }
@@ -375,10 +375,10 @@ pub async fn live<'a>(
         return Outcome::Stopped;
     }
     let ended = match life.begin(answer, &frame) {
-        Ok(()) => link::drive(socket, &mut line, &mut life, limits).await,
+        Ok(()) => ws_link::drive(socket, &mut line, &mut life, limits).await,
         Err(why) => {
             let ended = Ended::ByUs(why);
-            link::end(socket, VecDeque::new(), &ended, limits).await;
+            ws_link::end(socket, VecDeque::new(), &ended, limits).await;
             ended
         }
     };
@@ -413,8 +413,8 @@ async fn introduce(
     let claim = kept.map(Kept::claim);
     let (most, sessions) = (limits.message_bytes, config.sessions);
     let hello = Registration::frame(&config.id, &config.name, most, sessions, claim.as_ref());
-    link::say(socket, hello, limits).await?;
-    let frame = link::hear(socket, limits.message_bytes, limits).await?.to_string();
+    ws_link::say(socket, hello, limits).await?;
+    let frame = ws_link::hear(socket, limits.message_bytes, limits).await?.to_string();
     let status = Status::read(&frame);
     Ok((frame, status))
 }
@@ -438,7 +438,7 @@ fn take_up<'a>(
         state.link_down();
     }
     let limits = &config.limits.link;
-    let (sender, receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    let (sender, receiver) = outbox::bounded(limits.queue_messages, limits.queue_bytes);
     let mut line = Line::new(receiver);
     if grant.is_some() {
         line.count();

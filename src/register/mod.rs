@@ -33,11 +33,11 @@ use crate::{
     config::RegisterConfig,
     error::Fault,
     limits,
-    net::{
-        bell, deadline,
-        exec::{self, Thrown},
-        group::{Spawner, TaskGroup},
-        random, signals,
+    net::{random, timeout},
+    runtime::{
+        executor::{self, Thrown},
+        notify, signals,
+        tasks::{Spawner, TaskGroup},
     },
     tunnel::backoff::{Backoff, Setback},
 };
@@ -62,10 +62,10 @@ async fn serve(
     let sessions = Sessions::new(&config, spawner);
     let state = State::new(sessions.clone());
     let mut supervisor = Supervisor::start(&config, &state)?;
-    let (switch, stopped) = exec::switch();
+    let (switch, stopped) = executor::switch();
     let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));
-    let (leaving, left) = exec::switch();
-    let mut links = bell::alone(keep_linked(&config, &dialer, &state, &left));
+    let (leaving, left) = executor::switch();
+    let mut links = notify::alone(keep_linked(&config, &dialer, &state, &left));
     let end = future::or(
         async {
             stop.await;
@@ -95,7 +95,7 @@ async fn serve(
     state.leave(if matches!(end, End::Stopped) { "the edge stops" } else { "the server ended" });
     drop(leaving);
     if !matches!(end, End::Links(_)) {
-        let _ = deadline::within(limits::CLOSE, links).await;
+        let _ = timeout::within(limits::CLOSE, links).await;
     }
     drop((switch, health));
     sessions.close_all();
@@ -122,7 +122,7 @@ async fn drain(state: &State) -> End {
         }
         state.delivered().await;
     };
-    if deadline::within(limits::DRAIN_CALLS, drained).await.is_err() {
+    if timeout::within(limits::DRAIN_CALLS, drained).await.is_err() {
         match state.running() {
             0 => log::warn!(
                 "the gateway acknowledged nothing within {seconds} s; the last answers may be lost"
@@ -193,7 +193,7 @@ async fn keep_linked(
         let setback = if kept.is_some() { Setback::Suspended } else { setback };
         let delay = backoff.next(setback, born.elapsed(), random::jitter(), limits);
         log::info!("next try in {:.1} s", delay.as_secs_f64());
-        if unless(left, deadline::until(Instant::now().checked_add(delay))).await.is_none() {
+        if unless(left, timeout::until(Instant::now().checked_add(delay))).await.is_none() {
             return Ok(());
         }
     }

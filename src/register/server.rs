@@ -16,11 +16,11 @@ use crate::{
     limits::{self, ChildLimits},
     ndjson::{Lines, TooLong},
     net::{
-        child::{self, Budget, Child, Exit, Stderr, Stdin, Stdout},
-        deadline,
-        exec::{self, Switch, Thrown},
-        queue::{self, Receiver, Taken},
+        outbox::{self, Receiver, Taken},
+        timeout,
     },
+    process::{self, Budget, Child, Exit, Stderr, Stdin, Stdout},
+    runtime::executor::{self, Switch, Thrown},
     text,
 };
 
@@ -43,7 +43,7 @@ pub struct Channel {
     /// The requests that the process has not answered.
     pub calls: Calls,
     /// What the process reads from.
-    pub input: queue::Sender<()>,
+    pub input: outbox::Sender<()>,
 }
 
 impl Channel {
@@ -135,7 +135,7 @@ impl Outlet {
 #[derive(Debug)]
 pub struct Server {
     child: Child,
-    input: queue::Sender<()>,
+    input: outbox::Sender<()>,
     writer: Task<io::Result<()>>,
     /// `None`: all was read.
     reader: Option<Task<Option<String>>>,
@@ -146,8 +146,8 @@ pub struct Server {
 
 impl Server {
     /// What a server reads from; there before it runs.
-    pub fn queue(config: &RegisterConfig) -> (queue::Sender<()>, Receiver<()>) {
-        queue::bounded(config.limits.child.queue_messages, config.limits.link.queue_bytes)
+    pub fn queue(config: &RegisterConfig) -> (outbox::Sender<()>, Receiver<()>) {
+        outbox::bounded(config.limits.child.queue_messages, config.limits.link.queue_bytes)
     }
 
     /// Starts the command and the tasks at its pipes.
@@ -157,7 +157,7 @@ impl Server {
     pub fn start(
         config: &RegisterConfig,
         outlet: Outlet,
-        input: queue::Sender<()>,
+        input: outbox::Sender<()>,
         lines: Receiver<()>,
     ) -> Result<Self, Fault> {
         let limits = &config.limits.child;
@@ -166,11 +166,13 @@ impl Server {
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Fault::run("the server has no pipes"));
         };
-        let (enough, stopped) = exec::switch();
-        let writer = exec::spawn(write(stdin, lines, limits.clone()));
-        let reader = Some(exec::spawn(read(stdout, outlet, stopped, limits.clone())));
-        let logger =
-            child.stderr.take().map(|stderr| exec::spawn(log(stderr, config.name.clone(), limits.clone())));
+        let (enough, stopped) = executor::switch();
+        let writer = executor::spawn(write(stdin, lines, limits.clone()));
+        let reader = Some(executor::spawn(read(stdout, outlet, stopped, limits.clone())));
+        let logger = child
+            .stderr
+            .take()
+            .map(|stderr| executor::spawn(log(stderr, config.name.clone(), limits.clone())));
         Ok(Self { child, input, writer, reader, logger, enough })
     }
 
@@ -183,7 +185,7 @@ impl Server {
         };
         // Most servers close their pipes when they end, and are seen to end a moment later.
         let closed = |pipe| async move {
-            deadline::until(Instant::now().checked_add(limits.pipe_grace)).await;
+            timeout::until(Instant::now().checked_add(limits.pipe_grace)).await;
             Some(format!("it closed its {pipe}"))
         };
         let wrote = async {
@@ -230,7 +232,7 @@ impl Server {
                 }
             },
         );
-        let _ = deadline::within(limits.last_words, last_words).await;
+        let _ = timeout::within(limits.last_words, last_words).await;
         drop((writer, enough));
         // It may hold a line for which the link has no room yet: that one still goes, when it can.
         if let Some(reader) = reader {
@@ -241,7 +243,7 @@ impl Server {
 }
 
 async fn log(stderr: Stderr, name: String, limits: ChildLimits) {
-    child::log_stderr(stderr, &name, &limits).await;
+    process::log_stderr(stderr, &name, &limits).await;
 }
 
 /// Writes what is queued, several lines in one write. Ends when the queue ends, which closes the child's stdin.
@@ -255,7 +257,7 @@ async fn write(mut stdin: Stdin, mut lines: Receiver<()>, limits: ChildLimits) -
         }
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
-            let written = deadline::within(limits.write_stall, stdin.write(rest)).await;
+            let written = timeout::within(limits.write_stall, stdin.write(rest)).await;
             let Ok(written) = written else { return Err(io::ErrorKind::TimedOut.into()) };
             rest = rest.get(written?..).unwrap_or_default();
         }

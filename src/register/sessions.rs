@@ -20,10 +20,10 @@ use crate::{
     jsonrpc::{self, Kind, Message, decimal},
     limits::{EDGE_OPEN, ID_BYTES, LOG_GROUPS},
     metrics::LogThrottle,
-    net::{
-        exec::{self, Crew, Switch, Thrown},
-        group::Spawner,
-        queue::{self, Receiver, Refused},
+    net::outbox::{self, Receiver, Refused},
+    runtime::{
+        executor::{self, Crew, Switch, Thrown},
+        tasks::Spawner,
     },
     tunnel::{edge::STOPPING, frame},
 };
@@ -93,7 +93,7 @@ impl Calls {
 #[derive(Debug)]
 struct Open {
     begun: u64,
-    input: queue::Sender<()>,
+    input: outbox::Sender<()>,
     calls: Calls,
     /// Dropping it ends the process.
     _stop: Switch,
@@ -104,7 +104,7 @@ struct Session {
     number: u32,
     begun: u64,
     calls: Calls,
-    input: queue::Sender<()>,
+    input: outbox::Sender<()>,
     lines: Receiver<()>,
     stopped: Thrown,
     link: Uplink,
@@ -137,7 +137,7 @@ impl Sessions {
     /// The link takes no more: the gateway asks and does not read.
     pub fn start(self: &Arc<Self>, number: u32, link: &Uplink) -> Result<(), Refused> {
         let (input, lines) = Server::queue(&self.config);
-        let (stop, stopped) = exec::switch();
+        let (stop, stopped) = executor::switch();
         let calls = Calls::default();
         let begun = {
             let mut table = self.table();

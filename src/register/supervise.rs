@@ -16,10 +16,9 @@ use super::{
 use crate::{
     config::{RegisterConfig, Restart},
     error::Fault,
-    net::{
-        child::{self, Exit},
-        deadline, random, signals,
-    },
+    net::{random, timeout},
+    process::{self, Exit},
+    runtime::signals,
     tunnel::restart::{Ending, Restarts},
 };
 
@@ -108,7 +107,7 @@ impl<'a> Supervisor<'a> {
         let limits = &self.config.limits.child;
         let (state, generation) = (self.state.clone(), self.generation);
         let silent = async {
-            deadline::until(self.born.checked_add(limits.greet_time)).await;
+            timeout::until(self.born.checked_add(limits.greet_time)).await;
             if !state.is_greeting(generation) {
                 future::pending::<()>().await;
             }
@@ -150,16 +149,16 @@ impl<'a> Supervisor<'a> {
     /// As the end of a sentence: that the program cannot have run at all, where its file says so.
     fn unfit(&self, exit: Exit) -> String {
         let program = self.config.command.program();
-        if exit.success() || !child::is_unfit(program) {
+        if exit.success() || !process::is_unfit(program) {
             return String::new();
         }
-        format!("; {}", child::unfit(program))
+        format!("; {}", process::unfit(program))
     }
 
     /// Starts the server at its time; and later, when that fails: it was there before.
     async fn again(&mut self, mut due: Instant) {
         loop {
-            deadline::until(Some(due)).await;
+            timeout::until(Some(due)).await;
             let Err(fault) = self.launch() else { return };
             let Some(delay) = self.delay(Ending::Failed, Duration::ZERO) else { return };
             due = self.down(&format!("server '{}': {fault}", self.config.name), Some(delay)).unwrap_or(due);

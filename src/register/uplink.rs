@@ -9,7 +9,7 @@ use crate::{
     jsonrpc::Message,
     limits::LOG_WARNINGS,
     metrics::LogThrottle,
-    net::{link::Farewell, queue::Sender},
+    net::{outbox::Sender, ws_link::Farewell},
     tunnel::{frame, oversize::Oversize},
 };
 

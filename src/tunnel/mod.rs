@@ -60,7 +60,7 @@
 //! | 4403 | the name or the id belongs to another server, or the token is not for this name |
 //! | 4429 | the same id took over too often; wait a minute |
 //!
-//! Neighbours: `net::link` moves the frames; `gateway` and `register` own the two ends.
+//! Neighbours: `net::ws_link` moves the frames; `gateway` and `register` own the two ends.
 
 pub mod backoff;
 pub mod edge;

@@ -16,7 +16,7 @@
 //! [`ack_after`](LinkLimits::ack_after); one that has too much unacknowledged sends nothing more until it hears. The
 //! token is a secret, bound to the server's id and to whose token the edge presents.
 //!
-//! Pure; `net::link` drives it.
+//! Pure; `net::ws_link` drives it.
 
 use std::{collections::VecDeque, time::Instant};
 

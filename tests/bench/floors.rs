@@ -17,14 +17,13 @@ use mcpport::{
     ndjson::Lines,
     net::{
         budget::Budget,
-        exec,
-        link::{self, Ended, Farewell, Line, Peer},
-        listen,
-        queue::{self, Sender},
-        reactor,
+        http_conn::Web,
+        listener,
+        outbox::{self, Sender},
         stream::Stream,
-        web::Web,
+        ws_link::{self, Ended, Farewell, Line, Peer},
     },
+    runtime::{executor, reactor},
 };
 
 use crate::{
@@ -118,12 +117,12 @@ pub fn pipe(in_flight: usize, window: Window) -> Outcome<Sample> {
 
 /// Serves POSTs, whose bodies come back, and links, whose frames come back; with the code of the gateway.
 pub fn serve(port: u16) -> Outcome<()> {
-    let mut listeners = listen::bind(Some("127.0.0.1"), port, false).map_err(|fault| fault.to_string())?;
+    let mut listeners = listener::bind(Some("127.0.0.1"), port, false).map_err(|fault| fault.to_string())?;
     let mut listener = listeners.pop().ok_or("no address")?;
-    exec::run(1, async move {
+    executor::run(1, async move {
         loop {
             let stream = listener.accept().await;
-            exec::spawn_guarded(
+            executor::spawn_guarded(
                 async {
                     let _ = visit(stream).await;
                 },
@@ -136,7 +135,7 @@ pub fn serve(port: u16) -> Outcome<()> {
 
 async fn visit(stream: Stream) -> std::io::Result<()> {
     let limits = Limits::default();
-    let (_switch, stopped) = exec::switch();
+    let (_switch, stopped) = executor::switch();
     let mut web = Web::new(stream, &limits.http, stopped.clone(), stopped);
     loop {
         let response = match web.advance().await? {
@@ -163,9 +162,9 @@ async fn visit(stream: Stream) -> std::io::Result<()> {
 async fn echo_link(web: Web, upgrade: &Upgrade, limits: &Limits) -> std::io::Result<()> {
     let (stream, glued) = web.upgrade(upgrade).await?;
     let account = Budget::new(limits.memory.bytes).account();
-    let socket = link::accepted(stream, glued, &account, &limits.link).await;
-    let (sender, receiver) = queue::bounded(limits.link.queue_messages, limits.link.queue_bytes);
-    link::drive(socket, &mut Line::new(receiver), &mut Echo(sender), &limits.link).await;
+    let socket = ws_link::accepted(stream, glued, &account, &limits.link).await;
+    let (sender, receiver) = outbox::bounded(limits.link.queue_messages, limits.link.queue_bytes);
+    ws_link::drive(socket, &mut Line::new(receiver), &mut Echo(sender), &limits.link).await;
     Ok(())
 }
 
@@ -189,7 +188,7 @@ impl Peer for Echo {
 /// Frames over a link and back, so many under way.
 pub fn link(address: SocketAddr, in_flight: usize, window: Window) -> Outcome<Sample> {
     let limits = Limits::default().link;
-    let (sender, receiver) = queue::bounded(limits.queue_messages, limits.queue_bytes);
+    let (sender, receiver) = outbox::bounded(limits.queue_messages, limits.queue_bytes);
     let request = Request::builder()
         .uri(format!("ws://{address}/"))
         .header("Host", address.to_string())
@@ -205,8 +204,8 @@ pub fn link(address: SocketAddr, in_flight: usize, window: Window) -> Outcome<Sa
     }
     let ended = reactor::block_on(async {
         let stream = Stream::connect(address).await?;
-        let socket = link::upgrade(stream, request, &limits).await?;
-        Outcome::Ok(link::drive(socket, &mut Line::new(receiver), &mut asking, &limits).await)
+        let socket = ws_link::upgrade(stream, request, &limits).await?;
+        Outcome::Ok(ws_link::drive(socket, &mut Line::new(receiver), &mut asking, &limits).await)
     })??;
     match (ended, asking.failure) {
         (Ended::ByUs(_), None) => Ok(asking.clock.sample(window)),

@@ -12,10 +12,8 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use mcpport::{
     command::CommandLine,
     limits::ChildLimits,
-    net::{
-        child::{Child, log_stderr},
-        deadline::{Elapsed, within},
-    },
+    net::timeout::{Elapsed, within},
+    process::{Child, log_stderr},
 };
 
 use crate::{alone, directory, run, wait_until};

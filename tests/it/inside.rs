@@ -10,8 +10,8 @@ use mcpport::{
     error::Fault,
     gateway::Bound,
     limits::Limits,
-    net::exec::{self, Switch},
     register,
+    runtime::executor::{self, Switch},
 };
 
 use crate::{wire::Client, world};
@@ -23,8 +23,8 @@ struct Running<T> {
 }
 
 impl<T: Send + 'static> Running<T> {
-    fn start(program: impl FnOnce(exec::Thrown) -> T + Send + 'static) -> Self {
-        let (switch, stopped) = exec::switch();
+    fn start(program: impl FnOnce(executor::Thrown) -> T + Send + 'static) -> Self {
+        let (switch, stopped) = executor::switch();
         Self { switch: Some(switch), thread: Some(thread::spawn(move || program(stopped))) }
     }
 }
@@ -51,8 +51,9 @@ impl Gateway {
         change(&mut config.limits);
         let bound = Bound::new(*config).unwrap();
         let address = bound.addresses().into_iter().find(SocketAddr::is_ipv4).unwrap();
-        let serve =
-            |stopped: exec::Thrown| exec::run(1, bound.serve(async move { stopped.wait().await })).unwrap();
+        let serve = |stopped: executor::Thrown| {
+            executor::run(1, bound.serve(async move { stopped.wait().await })).unwrap()
+        };
         Self { address, _running: Running::start(serve) }
     }
 
@@ -84,8 +85,8 @@ impl Edge {
             panic!("the flags are not those of an edge")
         };
         change(&mut config.limits);
-        let run = |stopped: exec::Thrown| {
-            exec::run(1, register::run(*config, async move { stopped.wait().await })).unwrap()
+        let run = |stopped: executor::Thrown| {
+            executor::run(1, register::run(*config, async move { stopped.wait().await })).unwrap()
         };
         Self { _running: Running::start(run) }
     }

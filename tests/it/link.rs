@@ -16,11 +16,11 @@ use mcpport::{
     limits::LinkLimits,
     net::{
         budget::Budget,
-        exec::Pacer,
-        link::{self, Ended, Farewell, Line, Peer},
-        listen, queue,
+        listener, outbox,
         stream::Stream,
+        ws_link::{self, Ended, Farewell, Line, Peer},
     },
+    runtime::executor::Pacer,
 };
 
 use crate::{run, world::PATIENCE};
@@ -54,7 +54,7 @@ fn against(
     limits: &LinkLimits,
     end: Option<Duration>,
 ) -> (Ended, Vec<u8>, u32) {
-    let mut listener = listen::bind(None, 0, false).unwrap().remove(0);
+    let mut listener = listener::bind(None, 0, false).unwrap().remove(0);
     let address = listener.local();
     let peer = thread::spawn(move || {
         let mut peer = TcpStream::connect(address).unwrap();
@@ -67,11 +67,11 @@ fn against(
     });
     let (ended, frames) = run(async {
         let socket =
-            link::accepted(listener.accept().await, Vec::new(), &Budget::new(1 << 30).account(), limits)
+            ws_link::accepted(listener.accept().await, Vec::new(), &Budget::new(1 << 30).account(), limits)
                 .await;
-        let (_sender, receiver) = queue::bounded(8, 1024);
+        let (_sender, receiver) = outbox::bounded(8, 1024);
         let mut counter = Counter { frames: 0, end: end.map(|end| Instant::now() + end) };
-        let ended = link::drive(socket, &mut Line::new(receiver), &mut counter, limits).await;
+        let ended = ws_link::drive(socket, &mut Line::new(receiver), &mut counter, limits).await;
         (ended, counter.frames)
     });
     (ended, peer.join().unwrap(), frames)
@@ -100,12 +100,12 @@ fn a_flood_does_not_stop_the_clock() {
 /// Our end as a server, driven; the peer is plain TCP behind the handshake.
 fn serve(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>) -> Ended {
     let limits = LinkLimits { farewell: PATIENCE, ..LinkLimits::default() };
-    let mut listener = listen::bind(None, 0, false).unwrap().remove(0);
+    let mut listener = listener::bind(None, 0, false).unwrap().remove(0);
     let address = listener.local();
     let peer = thread::spawn(move || peer(bounded(TcpStream::connect(address).unwrap())));
     let ended = run(async {
         let socket =
-            link::accepted(listener.accept().await, Vec::new(), &Budget::new(1 << 30).account(), &limits)
+            ws_link::accepted(listener.accept().await, Vec::new(), &Budget::new(1 << 30).account(), &limits)
                 .await;
         driven(socket, &limits, end).await
     });
@@ -136,17 +136,17 @@ fn connect(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>)
     let ended = run(async {
         let stream = Stream::connect(address).await.unwrap();
         let request = format!("ws://{address}/").into_client_request().unwrap();
-        let socket = link::upgrade(stream, request, &limits).await.unwrap();
+        let socket = ws_link::upgrade(stream, request, &limits).await.unwrap();
         driven(socket, &limits, end).await
     });
     peer.join().unwrap();
     ended
 }
 
-async fn driven(socket: link::Socket, limits: &LinkLimits, end: Option<Duration>) -> Ended {
-    let (_sender, receiver) = queue::bounded(8, 1024);
+async fn driven(socket: ws_link::Socket, limits: &LinkLimits, end: Option<Duration>) -> Ended {
+    let (_sender, receiver) = outbox::bounded(8, 1024);
     let mut counter = Counter { frames: 0, end: end.map(|end| Instant::now() + end) };
-    link::drive(socket, &mut Line::new(receiver), &mut counter, limits).await
+    ws_link::drive(socket, &mut Line::new(receiver), &mut counter, limits).await
 }
 
 /// One of many links whose ends take turns.
@@ -176,7 +176,7 @@ impl Peer for Lost {
 fn links_that_are_lost_together_end_one_after_the_other() {
     const LINKS: usize = 100;
     let limits = LinkLimits::default();
-    let mut listener = listen::bind(None, 0, false).unwrap().remove(0);
+    let mut listener = listener::bind(None, 0, false).unwrap().remove(0);
     let address = listener.local();
     run(async {
         let (pacer, account) = (Arc::new(Pacer::default()), Budget::new(1 << 30).account());
@@ -184,16 +184,16 @@ fn links_that_are_lost_together_end_one_after_the_other() {
         for _ in 0..LINKS {
             let peer = TcpStream::connect(address).unwrap();
             let stream = listener.accept().await;
-            links.push((link::accepted(stream, Vec::new(), &account, &limits).await, peer));
+            links.push((ws_link::accepted(stream, Vec::new(), &account, &limits).await, peer));
         }
-        let sockets: Vec<link::Socket> = links.into_iter().map(|(socket, _peer)| socket).collect();
+        let sockets: Vec<ws_link::Socket> = links.into_iter().map(|(socket, _peer)| socket).collect();
         let mut driving: Vec<_> = sockets
             .into_iter()
             .map(|socket| {
                 let (pacer, limits) = (pacer.clone(), &limits);
                 Box::pin(async move {
-                    let (_sender, receiver) = queue::bounded(8, 1024);
-                    link::drive(socket, &mut Line::new(receiver), &mut Lost(pacer), limits).await
+                    let (_sender, receiver) = outbox::bounded(8, 1024);
+                    ws_link::drive(socket, &mut Line::new(receiver), &mut Lost(pacer), limits).await
                 })
             })
             .collect();

@@ -64,7 +64,7 @@ use std::{
     time::Duration,
 };
 
-use mcpport::net::{deadline::within, reactor};
+use mcpport::{net::timeout::within, runtime::reactor};
 use smol::{Timer, process::Command};
 
 /// Longer than anything here takes on a slow and busy machine.

@@ -15,11 +15,11 @@ use mcpport::{
     error::Fault,
     limits,
     net::{
-        listen::{Listener, bind},
-        signals::Stop,
+        listener::{Listener, bind},
         stream::Stream,
         tls::{Acceptor, Connector},
     },
+    runtime::signals::Stop,
 };
 use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
 
@@ -333,7 +333,7 @@ fn closing_has_a_limit() {
         let (mut server, _client) = (server.unwrap(), client.unwrap());
         // The client reads nothing: fill the pipe first, so that the goodbye cannot leave.
         let fill = async { while server.write_all(&[0; 1 << 16]).await.is_ok() {} };
-        let stuck = mcpport::net::deadline::within(Duration::from_millis(300), fill).await;
+        let stuck = mcpport::net::timeout::within(Duration::from_millis(300), fill).await;
         assert!(stuck.is_err());
         let error = server.finish(Duration::from_millis(50)).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

@@ -17,6 +17,9 @@ const SIDEWAYS: &[(&str, &str, &str)] = &[
     ("catalog", "auth", "a server belongs to a principal"),
     ("session", "auth", "so does a session"),
     ("mcp", "jsonrpc", "MCP messages are JSON-RPC"),
+    ("net", "runtime", "sockets are polled by the reactor"),
+    ("process", "net", "waits are bounded by `net::timeout`"),
+    ("process", "runtime", "pipes are polled by the reactor"),
     ("tunnel", "jsonrpc", "so are most frames of a link"),
 ];
 
@@ -56,23 +59,23 @@ const WORLDLY: &[(&str, &str, &str)] = &[(
 /// Libraries with a home: nobody else speaks to them, so that they can be replaced.
 const HOMES: &[(&str, &[&str])] = &[
     ("argh", &["cli", "cli/args"]),
-    ("async_signal", &["net/signals", "net/child"]),
-    ("async_tungstenite", &["net/link", "register/connect", "http/upgrade"]),
+    ("async_signal", &["runtime/signals", "process"]),
+    ("async_tungstenite", &["net/ws_link", "register/connect", "http/upgrade"]),
     ("env_logger", &["main"]),
     ("futures_rustls", &["net/"]),
     ("getrandom", &["net/random"]),
     ("http_types", &["http/types"]),
     ("httparse", &["http/head"]),
-    ("mio", &["net/reactor"]),
+    ("mio", &["runtime/reactor"]),
     ("ring", &["net/tls", "secret"]),
-    ("rustix", &["net/", "device/"]),
+    ("rustix", &["net/", "runtime/", "process/", "device/"]),
     ("rustls_native_certs", &["net/tls"]),
     ("rustls_pki_types", &["net/tls"]),
     ("serde_json", &["jsonrpc", "device/"]),
     ("webpki_roots", &["net/tls"]),
     ("std::process::exit", &[]),
-    ("std::process::Command", &["net/child"]),
-    ("smol::process", &["net/child"]),
+    ("std::process::Command", &["process"]),
+    ("smol::process", &["process"]),
 ];
 
 /// Dependencies that the design names, or that those bring in anyway, or that `Cargo.toml` gives a measured reason for.
@@ -255,7 +258,7 @@ fn unsafe_code_is_in_one_place() {
         }
         assert_eq!(source.code.matches("unsafe {").count(), source.text.matches("// SAFETY: ").count());
     }
-    assert_eq!(places, ["net/child/session.rs: unsafe {", "net/child/session.rs: (unsafe_code"]);
+    assert_eq!(places, ["process/session.rs: unsafe {", "process/session.rs: (unsafe_code"]);
 }
 
 #[test]

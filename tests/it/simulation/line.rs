@@ -1,4 +1,4 @@
-//! What one end of a link sends and has received, over one connection or several: as `net::link` does it, without sockets.
+//! What one end of a link sends and has received, over one connection or several: as `net::ws_link` does it, without sockets.
 
 use std::{
     collections::VecDeque,

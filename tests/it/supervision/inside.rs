@@ -12,8 +12,8 @@ use mcpport::{
     config::{ClientTls, GatewayUrl, RegisterConfig, Restart},
     error::Fault,
     limits::{ChildLimits, Limits},
-    net::exec,
     register,
+    runtime::executor,
 };
 
 use super::{error, until_served};
@@ -51,9 +51,9 @@ fn config(gateway: &Gateway, stdio: &str, child: ChildLimits) -> RegisterConfig 
 
 /// Runs the edge while `work` is done.
 fn while_running(config: RegisterConfig, work: impl FnOnce()) {
-    let (switch, stopped) = exec::switch();
+    let (switch, stopped) = executor::switch();
     let edge: thread::JoinHandle<Result<(), Fault>> = thread::spawn(move || {
-        exec::run(1, register::run(config, async move { stopped.wait().await })).unwrap()
+        executor::run(1, register::run(config, async move { stopped.wait().await })).unwrap()
     });
     work();
     assert!(!edge.is_finished(), "it still runs");

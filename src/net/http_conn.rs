@@ -15,9 +15,9 @@ use smol::Timer;
 
 use super::{
     budget::{Account, Charge},
-    clock, deadline,
-    exec::{Thrown, Watch},
+    clock,
     stream::Stream,
+    timeout,
 };
 use crate::{
     http::{
@@ -26,6 +26,7 @@ use crate::{
         upgrade::Upgrade,
     },
     limits::{HttpLimits, STALL_LOOKS},
+    runtime::executor::{Thrown, Watch},
 };
 
 /// One HTTP connection.
@@ -205,7 +206,7 @@ impl Web {
             stream.write_all(&out).await?;
             stream.flush().await
         };
-        deadline::within(limits.write_stall, written).await??;
+        timeout::within(limits.write_stall, written).await??;
         Ok((stream, glued))
     }
 
@@ -225,13 +226,13 @@ async fn progress<T>(
 ) -> io::Result<T> {
     for _ in 1..STALL_LOOKS {
         let done = poll_fn(|context| step(Pin::new(&mut *stream), context));
-        if let Ok(done) = deadline::within(limits.write_stall / STALL_LOOKS, done).await {
+        if let Ok(done) = timeout::within(limits.write_stall / STALL_LOOKS, done).await {
             return done;
         }
         stream.retry_write();
     }
     let done = poll_fn(|context| step(Pin::new(&mut *stream), context));
-    deadline::within(limits.write_stall / STALL_LOOKS, done).await?
+    timeout::within(limits.write_stall / STALL_LOOKS, done).await?
 }
 
 /// Ready at `limit`. Setting a timer wakes the system's queue of events, so it is not done for each request: one that was set

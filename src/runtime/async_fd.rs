@@ -148,7 +148,7 @@ mod tests {
     use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 
     use super::*;
-    use crate::{limits, net::reactor::block_on};
+    use crate::{limits, runtime::reactor::block_on};
 
     fn pair() -> (Source<UnixStream>, UnixStream) {
         let (near, far) = UnixStream::pair().unwrap();

@@ -16,6 +16,7 @@
 
 mod adopted;
 mod format;
+pub mod hardening;
 mod session;
 mod stderr;
 
@@ -47,11 +48,12 @@ pub use self::{
     format::is_unfit,
     stderr::{Budget, log_stderr},
 };
-use super::{deadline::within, reactor, signals, source::Source};
 use crate::{
     command::CommandLine,
     error::Fault,
     limits::{self, ChildLimits},
+    net::timeout::within,
+    runtime::{async_fd::Source, reactor, signals},
     text,
 };
 
@@ -376,11 +378,7 @@ mod tests {
     use std::{ffi::OsStr, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
     use super::{Child, Exit, is_ours};
-    use crate::{
-        command::CommandLine,
-        limits::ChildLimits,
-        net::{deadline::within, reactor},
-    };
+    use crate::{command::CommandLine, limits::ChildLimits, net::timeout::within, runtime::reactor};
 
     #[test]
     fn exits_in_words() {

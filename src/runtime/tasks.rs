@@ -1,6 +1,6 @@
 //! Tasks that end with whoever they work for, at once and wherever they stand.
 //!
-//! A task of `exec` that nobody waits for goes on until it is done; when the program ends before, what it holds is never
+//! A task of `executor` that nobody waits for goes on until it is done; when the program ends before, what it holds is never
 //! dropped, and a child process that it holds lives on. Those that hold such things have a [`TaskGroup`]: whoever drops
 //! that drops them, in the same step.
 
@@ -12,7 +12,7 @@ use std::{
 use futures_lite::future;
 use smol::Executor;
 
-use super::{bell, exec};
+use super::{executor, notify};
 
 /// Holds the tasks. Dropping it drops them.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl TaskGroup {
 
     /// Runs a future, and the tasks as long as that runs.
     pub async fn run<T>(&self, main: impl Future<Output = T>) -> T {
-        future::or(main, bell::alone(self.0.run(pending()))).await
+        future::or(main, notify::alone(self.0.run(pending()))).await
     }
 }
 
@@ -54,7 +54,7 @@ impl Spawner {
         panicked: impl FnOnce() + Send + 'static,
     ) {
         let Some(group) = self.0.upgrade() else { return };
-        group.spawn(exec::guarded(task, panicked)).detach();
+        group.spawn(executor::guarded(task, panicked)).detach();
     }
 }
 

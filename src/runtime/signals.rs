@@ -81,7 +81,7 @@ pub fn has_terminal() -> bool {
 }
 
 /// Whether this process ignores a signal, which it may have inherited. Where that cannot be known, it does not.
-pub(super) fn is_ignored(signal: Signal) -> bool {
+pub(crate) fn is_ignored(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     is_in_mask(&status, signal as u32)
 }

@@ -5,9 +5,9 @@
 //! 32 system calls, with this 12. What is rare stays there (timers, signals, processes, connecting), on a thread of its own that
 //! wakes ours.
 //!
-//! Before it sleeps, the thread stays awake for a moment if `spin` says that this pays: it yields, and asks again without waiting.
+//! Before it sleeps, the thread stays awake for a moment if `busy_poll` says that this pays: it yields, and asks again without waiting.
 //!
-//! `source` reads and writes on top of this; `exec` runs its tasks on the threads that sleep here.
+//! `async_fd` reads and writes on top of this; `executor` runs its tasks on the threads that sleep here.
 
 use std::{
     collections::HashMap,
@@ -30,7 +30,7 @@ use mio::{
     unix::SourceFd,
 };
 
-use super::{bell::Bell, spin::Spin};
+use super::{busy_poll::Spin, notify::Bell};
 use crate::limits;
 
 /// Runs a future on this thread until it is done. While it waits, the thread waits for the system on behalf of all.
@@ -428,6 +428,6 @@ mod tests {
     fn timers_of_another_reactor_end_the_sleep() {
         let never = pending::<()>();
         let moment = Duration::from_millis(10);
-        assert!(block_on(crate::net::deadline::within(moment, never)).unwrap().is_err());
+        assert!(block_on(crate::net::timeout::within(moment, never)).unwrap().is_err());
     }
 }

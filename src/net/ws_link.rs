@@ -35,13 +35,13 @@ use smol::Timer;
 pub use self::metered::Metered;
 use super::{
     budget::{Account, Charge},
-    deadline,
-    exec::Pacer,
-    queue::{Receiver, Taken},
+    outbox::{Receiver, Taken},
     stream::Stream,
+    timeout,
 };
 use crate::{
     limits::{CLOSE_REASON, LINK_BURST, LinkLimits, STALL_LOOKS},
+    runtime::executor::Pacer,
     text,
     tunnel::{
         CLOSE_LATER,
@@ -302,7 +302,7 @@ fn config(limits: &LinkLimits) -> WebSocketConfig {
 /// # Errors
 /// Why the link ended.
 pub async fn say(socket: &mut Socket, text: String, limits: &LinkLimits) -> Result<(), Ended> {
-    match deadline::within(limits.write_stall, send(socket, Message::text(text))).await {
+    match timeout::within(limits.write_stall, send(socket, Message::text(text))).await {
         Ok(sent) => sent.map_err(lost),
         Err(_) => Err(Ended::Lost("the peer does not read".into())),
     }
@@ -344,7 +344,7 @@ pub async fn hear(socket: &mut Socket, most: usize, limits: &LinkLimits) -> Resu
             }
         }
     };
-    match deadline::within(limits.register_time, hearing).await {
+    match timeout::within(limits.register_time, hearing).await {
         Ok(heard) => heard,
         Err(_) => by_us(1008, "the first frame did not come in time"),
     }
@@ -373,7 +373,7 @@ pub async fn answers(socket: &mut Socket, limits: &LinkLimits) -> Result<(), End
     };
     let gone =
         |_| Err(Ended::Lost("it does not answer a ping, and another link of its server is alive".into()));
-    deadline::within(limits.register_time, hearing).await.unwrap_or_else(gone)
+    timeout::within(limits.register_time, hearing).await.unwrap_or_else(gone)
 }
 
 /// Drives a link until it ends, says goodbye where there is something to say, and closes the connection.
@@ -467,7 +467,7 @@ async fn say_goodbye(mut socket: Socket, unsent: VecDeque<String>, ended: &Ended
         std::future::pending().await
     };
     // A peer that does not listen is not waited for.
-    let _ = deadline::within(limits.farewell, farewell).await;
+    let _ = timeout::within(limits.farewell, farewell).await;
 }
 
 /// As much of a reason as a close frame can hold; the library would send none of a longer one.

@@ -17,7 +17,7 @@ use async_channel::{Receiver, Sender};
 use futures_lite::{FutureExt, Stream, future};
 use smol::{Executor, Task, lock::Mutex};
 
-use super::{bell, reactor};
+use super::{notify, reactor};
 
 static EXECUTOR: Executor<'static> = Executor::new();
 
@@ -42,7 +42,7 @@ pub fn run<T: Send + 'static>(
             log::warn!("cannot start thread {number} of {threads}: {error}");
         }
     }
-    reactor::block_on(EXECUTOR.run(bell::alone(EXECUTOR.spawn(main))))
+    reactor::block_on(EXECUTOR.run(notify::alone(EXECUTOR.spawn(main))))
 }
 
 /// Spawns a task. It is cancelled when the handle is dropped.
@@ -59,7 +59,7 @@ pub fn spawn_guarded(
 }
 
 /// A task whose panic ends only that task; `panicked` is told.
-pub(super) fn guarded(
+pub(crate) fn guarded(
     task: impl Future<Output = ()> + Send + 'static,
     panicked: impl FnOnce() + Send + 'static,
 ) -> impl Future<Output = ()> + Send + 'static {

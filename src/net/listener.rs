@@ -17,11 +17,12 @@ use rustix::{
 };
 use smol::Timer;
 
-use super::{reactor::Watch, source::Source, stream::Stream};
+use super::stream::Stream;
 use crate::{
     error::Fault,
     limits,
     metrics::{LeftOut, LogThrottle},
+    runtime::{async_fd::Source, reactor::Watch},
     text,
 };
 

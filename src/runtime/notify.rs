@@ -2,7 +2,7 @@
 //!
 //! A task that waits for several things is polled as a whole when one of them is there, and then asks all the others too; where
 //! asking is a system call, that is most of what the task does. [`alone`] keeps a future asleep until it was woken itself, and
-//! `source` leaves a socket or pipe unread until the system has spoken of it.
+//! `async_fd` leaves a socket or pipe unread until the system has spoken of it.
 
 use std::{
     pin::Pin,

@@ -1,0 +1,15 @@
+//! The async runtime: a few threads that poll tasks, and one poller for all sockets and pipes.
+//!
+//! - [`executor`]: runs tasks, and tells all of them to stop. [`tasks`]: a scope that cancels its tasks when dropped.
+//! - [`reactor`]: how the threads wait for the system. [`async_fd`]: sockets and pipes registered with it.
+//! - [`notify`]: wake flags, so that a future that was not woken is not polled.
+//! - [`busy_poll`]: when an idle thread stays awake for a moment.
+//! - [`signals`]: SIGTERM, SIGINT and SIGHUP as a future.
+
+pub mod async_fd;
+pub mod busy_poll;
+pub mod executor;
+pub mod notify;
+pub mod reactor;
+pub mod signals;
+pub mod tasks;
