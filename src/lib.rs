@@ -14,8 +14,8 @@
 //!    about.
 //! 2. The [`session`] is found, the message read around its payload ([`jsonrpc`]), the exposed name looked up in the
 //!    [`catalog`].
-//! 3. The mux ([`tunnel::mux`]) gives the call an id of its own; it goes out as one frame on the link.
-//! 4. [`register`] writes it to the child as one line ([`ndjson`]). The answer comes the same way back: the mux finds who waits,
+//! 3. The mux ([`hub::mux`]) gives the call an id of its own; it goes out as one frame on the link.
+//! 4. [`edge`] writes it to the child as one line ([`ndjson`]). The answer comes the same way back: the mux finds who waits,
 //!    the client's own id is put back, and the result goes out on its stream ([`sse`]) as the bytes that the server wrote.
 //!
 //! # The rooms
@@ -27,9 +27,9 @@
 //! | floor | rooms |
 //! |---|---|
 //! | 5 shell | `main`, [`cli`], [`demo`] |
-//! | 4 programs | [`gateway`], [`register`], [`device`] (none imports another) |
+//! | 4 programs | [`gateway`], [`edge`] (`mcpport register`), [`device`] (none imports another) |
 //! | 3 io | [`net`]: sockets, TLS, drivers of HTTP and of the link; [`runtime`]: executor, reactor, signals; [`process`]: child processes |
-//! | 2 state | [`auth`], [`session`], [`catalog`], [`router`], [`metrics`], [`admission`] |
+//! | 2 state | [`hub`], [`auth`], [`catalog`], [`session`], [`router`], [`admission`], [`metrics`] |
 //! | 1 protocol | [`http`], [`sse`], [`jsonrpc`], [`mcp`], [`ndjson`], [`tunnel`] |
 //! | 0 ground | [`limits`], [`config`], [`command`], [`error`], [`secret`], [`text`] |
 //!
@@ -70,9 +70,11 @@ pub mod command;
 pub mod config;
 pub mod demo;
 pub mod device;
+pub mod edge;
 pub mod error;
 pub mod gateway;
 pub mod http;
+pub mod hub;
 pub mod jsonrpc;
 pub mod limits;
 pub mod mcp;
@@ -80,7 +82,6 @@ pub mod metrics;
 pub mod ndjson;
 pub mod net;
 pub mod process;
-pub mod register;
 pub mod router;
 pub mod runtime;
 pub mod secret;

@@ -12,13 +12,12 @@ use std::{
 use futures_lite::future;
 use mcpport::{
     cli::{self, Command, Environment},
-    demo, device,
+    demo, device, edge,
     error::Fault,
     gateway::Bound,
     limits,
     net::logger::LogWriter,
     process::{self, hardening},
-    register,
     runtime::{
         executor::{self, Thrown},
         notify,
@@ -86,7 +85,7 @@ fn run(command: Command) -> Result<(), Fault> {
                     adopted.await;
                     Ok(())
                 };
-                future::or(register::run(*config, stop.wait()), notify::alone(orphans)).await
+                future::or(edge::run(*config, stop.wait()), notify::alone(orphans)).await
             });
             process::end_all();
             result

@@ -18,12 +18,12 @@ use self::client::{Client, Gateway, broken};
 use crate::{
     command::CommandLine,
     config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
+    edge,
     error::Fault,
     gateway::Bound,
     jsonrpc::{Message, elements, find, unquote},
     limits::{self, Limits},
     net::{random, timeout, tls::Connector},
-    register,
     router::REGISTER_PATH,
     runtime::executor,
     text,
@@ -85,7 +85,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
     // Only when it is stopped does it end well, and then the others have the last word.
     let (edge_ends, edge_ended) = executor::switch();
     let edge = async move {
-        let result = register::run(edge_config, stopped.wait()).await;
+        let result = edge::run(edge_config, stopped.wait()).await;
         drop(edge_ends);
         result
     };

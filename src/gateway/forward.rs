@@ -11,11 +11,11 @@ use super::{
     upstream::{Call, Caller, Upstream, deliver, fail, uri_params},
 };
 use crate::{
-    jsonrpc::{self, Message, Span, quote, unquote},
+    hub::mux::Pending,
+    jsonrpc::{self, Message, Span, edit, quote, unquote},
     limits::{self, LOG_GROUPS},
     mcp::{listing::Kind, log_level::Level, resource_links},
     session::{Subscriber, Subscriptions},
-    tunnel::{mux::Pending, rewrite},
 };
 
 /// Charges a session for its subscriptions as they are, and for so many bytes more. False: there is no memory for more.
@@ -70,7 +70,7 @@ impl Gateway {
         reply: &Reply,
         number: Option<u64>,
     ) -> Result<Answer, Problem> {
-        let token = rewrite::token(message).map_err(|why| (why.code(), why.reason().to_owned()))?;
+        let token = edit::token(message).map_err(|why| (why.code(), why.reason().to_owned()))?;
         if token.as_ref().is_some_and(|span| span.len() > limits::ID_BYTES) {
             return Err((jsonrpc::INVALID_PARAMS, "the progress token is too long".into()));
         }

@@ -17,15 +17,15 @@ use super::{
     upstream::{Caller, Declined, Upstream, uri_params},
 };
 use crate::{
+    hub::mux::Step,
     jsonrpc::{
-        self, Kind, Malformed, Message,
+        self, Kind, Malformed, Message, edit,
         tolerant::{self, Part, Unusable},
     },
     limits,
     mcp::discovery::error_text,
     net::outbox::Refused,
     session, text,
-    tunnel::{mux::Step, rewrite},
 };
 
 impl Gateway {
@@ -117,7 +117,7 @@ impl Gateway {
                 let own = &message.text()[span.clone()];
                 let number = client.asks().cancel(|server| Arc::ptr_eq(server, process), own);
                 if let Some(number) = number {
-                    self.question(client, process, rewrite::cancellation(message, span, number));
+                    self.question(client, process, edit::cancellation(message, span, number));
                 }
             }
             (Kind::Notification, "notifications/progress") => {
@@ -192,7 +192,7 @@ impl Gateway {
             })
         };
         match found {
-            Some((reply, own)) => reply.send(rewrite::progress(message, span, &own), &self.stats),
+            Some((reply, own)) => reply.send(edit::progress(message, span, &own), &self.stats),
             None if *client.scope() != Scope::All => client.send(message.splice(&[]), &self.stats),
             None => self.stats.strays.add(),
         }
@@ -354,7 +354,7 @@ impl Gateway {
             for (number, own) in overdue {
                 let why = "the client did not answer in time";
                 let _ = process.send_now(jsonrpc::error(&own, jsonrpc::TIMED_OUT, why));
-                self.question(&client, &process, rewrite::cancelled(number, "no answer in time"));
+                self.question(&client, &process, edit::cancelled(number, "no answer in time"));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A registered server's end of its link: what its frames mean, and what the gateway asks it.
 //!
-//! Drives `mcp::discovery` (the gateway as the server's client) and `tunnel::mux` (everybody else's calls).
+//! Drives `mcp::discovery` (the gateway as the server's client) and `hub::mux` (everybody else's calls).
 //! `registration` gives it a link.
 
 use std::{
@@ -17,8 +17,9 @@ use super::{
 };
 use crate::{
     catalog::Key,
+    hub::mux::Step,
     jsonrpc::{
-        self, Message, Span,
+        self, Message, Span, edit,
         tolerant::{self, Part, Unusable},
     },
     limits::{CHANNEL_TICK, INSTRUCTIONS, LOG_GROUPS},
@@ -37,8 +38,6 @@ use crate::{
         CLOSE_LATER,
         frame::{self, Frame},
         handshake::Status,
-        mux::Step,
-        rewrite,
     },
 };
 
@@ -346,7 +345,7 @@ impl Server {
             }
         };
         let (reply, token) = waiting;
-        reply.send(rewrite::progress(message, span, &token), &gateway.stats);
+        reply.send(edit::progress(message, span, &token), &gateway.stats);
     }
 
     /// A shared server's request cannot be tied to a client: `ping` is answered, nothing else is offered.

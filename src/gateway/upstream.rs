@@ -1,6 +1,6 @@
 //! A registered server, as the rest of the gateway sees it: calls go in, answers find their client.
 //!
-//! The table of who waits for what is `tunnel::mux`; the link is behind a queue. `registration` owns the other end.
+//! The table of who waits for what is `hub::mux`; the link is behind a queue. `registration` owns the other end.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,8 @@ use super::{
     shares::{self, Share, Shares},
 };
 use crate::{
-    jsonrpc::{self, Kind, Malformed, Message, Span, decimal, tolerant::Unusable},
+    hub::mux::{self, Mux, Pending},
+    jsonrpc::{self, Kind, Malformed, Message, Span, decimal, edit, tolerant::Unusable},
     limits::{self, LOG_GROUPS, LOG_WARNINGS, LinkLimits},
     mcp::{self, compat, log_level::Level},
     metrics::{LogThrottle, Stats},
@@ -29,11 +30,7 @@ use crate::{
     },
     session::{self, CallId, Run},
     text,
-    tunnel::{
-        frame,
-        mux::{self, Mux, Pending},
-        rewrite,
-    },
+    tunnel::frame,
 };
 
 /// Who waits for an answer.
@@ -575,7 +572,7 @@ impl Upstream {
         };
         // Where nobody else is served, no token can be anybody else's.
         let token = call.token.clone().filter(|_| self.private.is_none());
-        let text = rewrite::request(call.message, upstream_id, call.rename.clone(), token);
+        let text = edit::request(call.message, upstream_id, call.rename.clone(), token);
         let declined = {
             // Held until the call is queued: whoever takes it out of the table to cancel it queues that behind it.
             let mut mux = self.mux();
@@ -680,12 +677,12 @@ impl Upstream {
     pub fn cancel(&self, upstream_id: u64, notification: Result<(&Message<'_>, Span), &str>, stats: &Stats) {
         let Some(pending) = self.mux().close(upstream_id) else { return };
         let text = match notification {
-            Ok((message, span)) => rewrite::cancellation(message, span, upstream_id),
-            Err(reason) => rewrite::cancelled(upstream_id, reason),
+            Ok((message, span)) => edit::cancellation(message, span, upstream_id),
+            Err(reason) => edit::cancelled(upstream_id, reason),
         };
         // The server is to stop in any case; what is too large is what the client adds to that.
         let text = match self.excess(&text) {
-            Some(_) => rewrite::cancelled(upstream_id, "the client cancelled the request"),
+            Some(_) => edit::cancelled(upstream_id, "the client cancelled the request"),
             None => text,
         };
         // A link that is full or gone forgets the request by itself.
@@ -729,7 +726,7 @@ impl Upstream {
             let seconds = pending.patience.as_secs_f64();
             self.log_expired(now, &pending.method, seconds);
             if &*pending.method != "initialize" {
-                let _ = self.send(rewrite::cancelled(id, "no answer in time"));
+                let _ = self.send(edit::cancelled(id, "no answer in time"));
             }
             if matches!(pending.caller, Caller::Conversation | Caller::Greeting) {
                 own.push(pending);

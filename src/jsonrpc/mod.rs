@@ -4,6 +4,7 @@
 //! and spliced: what mcpport does not have to change leaves as the bytes that came in. `tunnel` and
 //! `mcp` build on this; nothing here knows what a method means.
 
+pub mod edit;
 mod id;
 mod scan;
 mod strict;

@@ -60,19 +60,14 @@
 //! | 4403 | the name or the id belongs to another server, or the token is not for this name |
 //! | 4429 | the same id took over too often; wait a minute |
 //!
-//! Neighbours: `net::ws_link` moves the frames; `gateway` and `register` own the two ends.
+//! Neighbours: `net::ws_link` moves the frames; `gateway` and `edge` own the two ends.
 
-pub mod backoff;
-pub mod edge;
 pub mod frame;
 pub mod frame_header;
 pub mod handshake;
 pub mod heartbeat;
-pub mod mux;
 pub mod oversize;
-pub mod restart;
 pub mod resume;
-pub mod rewrite;
 
 /// Field of the responses by which our gateway refuses an upgrade: it tells the edge that no proxy in between wrote them.
 pub const REFUSAL: &str = "Mcpport-Refusal";

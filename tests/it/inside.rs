@@ -7,10 +7,10 @@ use std::{
 
 use mcpport::{
     cli::{self, Command},
+    edge,
     error::Fault,
     gateway::Bound,
     limits::Limits,
-    register,
     runtime::executor::{self, Switch},
 };
 
@@ -86,7 +86,7 @@ impl Edge {
         };
         change(&mut config.limits);
         let run = |stopped: executor::Thrown| {
-            executor::run(1, register::run(*config, async move { stopped.wait().await })).unwrap()
+            executor::run(1, edge::run(*config, async move { stopped.wait().await })).unwrap()
         };
         Self { _running: Running::start(run) }
     }

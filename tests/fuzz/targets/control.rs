@@ -18,8 +18,8 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
+use mcpport::edge::proxy::{Down, Edge, Up};
 use mcpport::jsonrpc::{self, Kind, Message, find};
-use mcpport::tunnel::edge::{Down, Edge, Up};
 use mcpport::tunnel::frame::{self, Frame};
 use mcpport::tunnel::handshake::Status;
 

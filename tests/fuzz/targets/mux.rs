@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
+use mcpport::hub::mux::{Mux, Pending, Refused, Step};
 use mcpport::jsonrpc::Message;
-use mcpport::tunnel::mux::{Mux, Pending, Refused, Step};
 
 /// Requests at a time.
 const MOST: usize = 6;

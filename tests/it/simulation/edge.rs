@@ -4,14 +4,16 @@ use std::time::{Duration, Instant};
 
 use mcpport::{
     config::Restart,
+    edge::{
+        backoff::{Backoff, Setback},
+        proxy::{Down, Edge, Up},
+        restart::{Ending, Restarts},
+    },
     jsonrpc::Message,
     secret::Secret,
     tunnel::{
-        backoff::{Backoff, Setback},
-        edge::{Down, Edge, Up},
         handshake::{Claim, Grant, Registration, Status},
         oversize::Oversize,
-        restart::{Ending, Restarts},
     },
 };
 

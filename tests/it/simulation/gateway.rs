@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use mcpport::{
     auth::Principal,
     catalog::{Catalog, Key, Target},
-    jsonrpc::{self, Message, unquote},
+    hub::mux::{Mux, Pending, Step},
+    jsonrpc::{self, Message, edit, unquote},
     mcp::{
         self,
         discovery::{Ask, Conversation, Next},
@@ -14,11 +15,7 @@ use mcpport::{
     },
     secret::Secret,
     session::{self, CallId, Calls, Sessions},
-    tunnel::{
-        handshake::{Claim, Grant, Registration, Status},
-        mux::{Mux, Pending, Step},
-        rewrite,
-    },
+    tunnel::handshake::{Claim, Grant, Registration, Status},
 };
 
 use super::{Frame, Net, child, client::Client, line::Line};
@@ -174,7 +171,7 @@ impl Gateway {
         let call = calls
             .may_begin(id, 0)
             .map_err(|why| (jsonrpc::BUSY, if why == session::Refused::Busy { "busy" } else { "?" }))?;
-        let token = rewrite::token(message).unwrap();
+        let token = edit::token(message).unwrap();
         let raw = token.clone().map(|span| &text[span]);
         let caller = Caller::Client(place, call.clone());
         let mux = &mut self.talks[link].mux;
@@ -183,7 +180,7 @@ impl Gateway {
         let upstream_id = opened.map_err(|_| (jsonrpc::BUSY, "busy"))?;
         calls.begin(&call, link, upstream_id);
         client.open.get_mut(id).expect("just asked").due = Some(net.now + patience);
-        let text = rewrite::request(message, upstream_id, Some((span, &tool)), token);
+        let text = edit::request(message, upstream_id, Some((span, &tool)), token);
         let refused = match text.len() > self.talks[link].accepts {
             true => (jsonrpc::INVALID_REQUEST, "the edge accepts less"),
             false if self.send(net, link, text) => return Ok(()),
@@ -205,7 +202,7 @@ impl Gateway {
             client.calls.cancel(&text[span.clone()]).expect("an open call is in the table");
         assert!(self.talks[link].mux.close(upstream_id).is_some());
         client.open.remove(&id);
-        self.send(net, link, rewrite::cancellation(&message, span, upstream_id));
+        self.send(net, link, edit::cancellation(&message, span, upstream_id));
     }
 
     pub fn leave(&mut self, net: &mut Net, place: usize) {
@@ -220,7 +217,7 @@ impl Gateway {
         assert_eq!(client.calls.may_begin("late", 0).err(), Some(session::Refused::Ended));
         for (link, id) in open {
             assert!(self.talks[link].mux.close(id).is_some());
-            self.send(net, link, rewrite::cancelled(id, "the client is gone"));
+            self.send(net, link, edit::cancelled(id, "the client is gone"));
         }
     }
 
@@ -285,7 +282,7 @@ impl Gateway {
             Ok(Step::Progress(id, span)) => {
                 let pending = self.talks[link].mux.get(id).expect("just found");
                 if let (Caller::Client(place, _), Some(token)) = (&pending.caller, pending.token()) {
-                    let text = rewrite::progress(&message, span, token);
+                    let text = edit::progress(&message, span, token);
                     self.clients[*place].read(&text);
                 }
             }
@@ -506,7 +503,7 @@ impl Gateway {
         self.talks[link].mux.tick(net.now, &mut expired);
         expired.sort_unstable_by_key(|(id, _)| *id);
         for (id, pending) in expired {
-            self.send(net, link, rewrite::cancelled(id, "no answer in time"));
+            self.send(net, link, edit::cancelled(id, "no answer in time"));
             let Caller::Gateway = pending.caller else {
                 self.fail(pending, jsonrpc::TIMED_OUT);
                 continue;

@@ -10,9 +10,9 @@ use std::{
 use mcpport::{
     command::CommandLine,
     config::{ClientTls, GatewayUrl, RegisterConfig, Restart},
+    edge,
     error::Fault,
     limits::{ChildLimits, Limits},
-    register,
     runtime::executor,
 };
 
@@ -53,7 +53,7 @@ fn config(gateway: &Gateway, stdio: &str, child: ChildLimits) -> RegisterConfig 
 fn while_running(config: RegisterConfig, work: impl FnOnce()) {
     let (switch, stopped) = executor::switch();
     let edge: thread::JoinHandle<Result<(), Fault>> = thread::spawn(move || {
-        executor::run(1, register::run(config, async move { stopped.wait().await })).unwrap()
+        executor::run(1, edge::run(config, async move { stopped.wait().await })).unwrap()
     });
     work();
     assert!(!edge.is_finished(), "it still runs");

@@ -1,22 +1,26 @@
-//! The edge: runs a stdio server as a child process and carries it to the gateway over one outbound link.
+//! The edge (`mcpport register`): runs a stdio server as a child process and carries it to the gateway over one outbound
+//! link.
 //!
-//! - `connect`: a fresh link to the gateway, or one clear line why not.
-//! - `life`: the life of one link: frames to the child, lines from it.
-//! - `server`: a child with its pipes. `supervise`: the one that all share, started again when it ends. `sessions`: a
-//!   child for each client session.
-//! - `uplink`: the queue towards the gateway.
-//! - `health`: the local health check.
+//! - [`connect`]: a new link to the gateway, or one clear line why there is none.
+//! - [`link`]: a session on the link: frames to the child, lines from it.
+//! - [`proxy`]: the state machine between gateway and child: handshake, ids, what must not pass. Pure.
+//! - [`backend`]: a child with its pipes. [`supervisor`]: the one that all sessions share, restarted when it ends
+//!   ([`restart`]: whether and when). [`instances`]: a child for each client session.
+//! - [`uplink`]: the queue towards the gateway. [`backoff`]: when to connect again. [`health`]: the local health check.
 //!
-//! The child lives longer than a link. Nothing that comes from the network can name a process, or start another than the
-//! command of `--stdio`; and that only with `--sessions isolated`, and never more than `--max-sessions`. The shared child is
-//! started again when it has ended, and only then.
+//! The child outlives a link. Nothing that comes from the network can name a process, or start another than the command
+//! of `--stdio`; and that only with `--sessions isolated`, and never more than `--max-sessions`. The shared child is
+//! restarted when it has ended, and only then.
 
+mod backend;
+pub mod backoff;
 mod connect;
 mod health;
-mod life;
-mod server;
-mod sessions;
-mod supervise;
+mod instances;
+mod link;
+pub mod proxy;
+pub mod restart;
+mod supervisor;
 mod uplink;
 
 use std::{sync::Arc, time::Instant};
@@ -25,12 +29,13 @@ use futures_lite::future;
 
 use self::{
     connect::Dialer,
-    life::{Kept, Outcome, State},
-    sessions::{Sessions, unless},
-    supervise::Supervisor,
+    instances::{Sessions, unless},
+    link::{Kept, Outcome, State},
+    supervisor::Supervisor,
 };
 use crate::{
     config::RegisterConfig,
+    edge::backoff::{Backoff, Setback},
     error::Fault,
     limits,
     net::{random, timeout},
@@ -39,7 +44,6 @@ use crate::{
         notify, signals,
         tasks::{Spawner, TaskGroup},
     },
-    tunnel::backoff::{Backoff, Setback},
 };
 
 /// Runs until `stop` is ready, the server ends and is not started again, or the gateway cannot be used.
@@ -155,7 +159,7 @@ async fn keep_linked(
         let born = Instant::now();
         // Each in a box for as long as it takes: an idle program need not keep the room of a handshake.
         let outcome = match unless(left, Box::pin(dialer.dial())).await {
-            Some(Ok(socket)) => Box::pin(life::live(socket, state, config, &mut kept, left)).await,
+            Some(Ok(socket)) => Box::pin(link::live(socket, state, config, &mut kept, left)).await,
             Some(Err(outcome)) => outcome,
             None => Outcome::Stopped,
         };

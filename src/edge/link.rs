@@ -1,7 +1,7 @@
 //! The life of a registration: frames from the gateway to the child, and what both ends say about it. It may outlive its
 //! link, where the gateway agrees.
 //!
-//! What becomes of a frame or a line is decided by `tunnel::edge`; the rules of coming back are in `tunnel::resume`.
+//! What becomes of a frame or a line is decided by `edge::proxy`; the rules of coming back are in `tunnel::resume`.
 
 use std::{
     collections::VecDeque,
@@ -12,12 +12,13 @@ use std::{
 use smol::Timer;
 
 use super::{
-    server::Heard,
-    sessions::{Sessions, unless},
+    backend::stdio::Heard,
+    instances::{Sessions, unless},
     uplink::Uplink,
 };
 use crate::{
     config::RegisterConfig,
+    edge::proxy::{Down, Edge, Up},
     jsonrpc::{self, Kind, Message},
     limits::{self, LOG_WARNINGS},
     metrics::LogThrottle,
@@ -29,7 +30,6 @@ use crate::{
     text,
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
-        edge::{Down, Edge, Up},
         frame::{self, Frame},
         handshake::{Claim, Grant, Registration, Status},
     },

@@ -5,9 +5,9 @@ use std::{collections::VecDeque, io, pin::pin, str, sync::Arc, time::Instant};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use smol::Task;
 
-use super::{life::State, sessions::Calls, uplink::Uplink};
 use crate::{
     config::RegisterConfig,
+    edge::{instances::Calls, link::State, uplink::Uplink},
     error::Fault,
     jsonrpc::{
         self, Kind, Message,

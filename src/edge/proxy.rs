@@ -9,7 +9,7 @@
 //! meanwhile waiting behind it, and the gateway is told to list again. Only an `initialize` is never failed: it
 //! waits for the next child.
 //!
-//! Pure; `register::life` drives it.
+//! Pure; `edge::link` drives it.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -18,9 +18,9 @@ use std::{
 };
 
 use crate::{
-    jsonrpc::{self, Kind, Message, Span, decimal, find, is_same, unquote},
+    jsonrpc::{self, Kind, Message, Span, decimal, edit, find, is_same, unquote},
     limits::{EDGE_HELD, EDGE_HELD_BYTES, EDGE_OPEN, ID_BYTES},
-    tunnel::{handshake::Status, rewrite},
+    tunnel::handshake::Status,
 };
 
 /// What becomes of a frame from the gateway.
@@ -145,7 +145,7 @@ impl Edge {
             }
         }
         self.offset = self.next;
-        open.into_iter().map(|id| rewrite::cancelled(id, "the link to the gateway was lost")).collect()
+        open.into_iter().map(|id| edit::cancelled(id, "the link to the gateway was lost")).collect()
     }
 
     /// The child has ended, `why` says of whom and how in one sentence; `due` is when it is started again, if it is.

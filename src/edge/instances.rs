@@ -12,11 +12,12 @@ use futures_lite::future;
 use smol::lock::Semaphore;
 
 use super::{
-    server::{Channel, Outlet, Server},
+    backend::stdio::{Channel, Outlet, Server},
     uplink::Uplink,
 };
 use crate::{
     config::RegisterConfig,
+    edge::proxy::STOPPING,
     jsonrpc::{self, Kind, Message, decimal},
     limits::{EDGE_OPEN, ID_BYTES, LOG_GROUPS},
     metrics::LogThrottle,
@@ -25,7 +26,7 @@ use crate::{
         executor::{self, Crew, Switch, Thrown},
         tasks::Spawner,
     },
-    tunnel::{edge::STOPPING, frame},
+    tunnel::frame,
 };
 
 /// All channels of the present link.

@@ -1,6 +1,6 @@
 //! Whether and when a server that has ended is started again.
 //!
-//! Pure; `register::supervise` waits and starts.
+//! Pure; `edge::supervisor` waits and starts.
 
 use std::time::Duration;
 

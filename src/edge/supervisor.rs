@@ -1,6 +1,6 @@
 //! The server through all its lives: started, watched, and started again as the policy says.
 //!
-//! When is decided by `tunnel::restart`, what the gateway hears of it by `tunnel::edge`; `server` is one life.
+//! When is decided by `edge::restart`, what the gateway hears of it by `edge::proxy`; `server` is one life.
 
 use std::{
     sync::Arc,
@@ -10,16 +10,16 @@ use std::{
 use futures_lite::future;
 
 use super::{
-    life::State,
-    server::{Outlet, Server},
+    backend::stdio::{Outlet, Server},
+    link::State,
 };
 use crate::{
     config::{RegisterConfig, Restart},
+    edge::restart::{Ending, Restarts},
     error::Fault,
     net::{random, timeout},
     process::{self, Exit},
     runtime::signals,
-    tunnel::restart::{Ending, Restarts},
 };
 
 /// A server and what becomes of it.

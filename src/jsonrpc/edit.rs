@@ -1,6 +1,6 @@
 //! What is changed in a message on its way between a client and a server; all else stays as it was written.
 //!
-//! Clients and servers never see each other's ids: the number that [`super::mux`] minted stands in for the
+//! Clients and servers never see each other's ids: the number that [`crate::hub::mux`] minted stands in for the
 //! client's request id and for its progress token. Pure; `gateway` sends what comes out.
 
 use crate::jsonrpc::{Malformed, Message, Span, notification, quote, whole_member};

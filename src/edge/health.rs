@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use smol::Task;
 
-use super::life::State;
+use super::link::State;
 use crate::{
     config::RegisterConfig,
     error::Fault,

@@ -8,7 +8,7 @@ use async_tungstenite::tungstenite::{
     http::{HeaderName, HeaderValue, Request, Response},
 };
 
-use super::life::Outcome;
+use super::link::Outcome;
 use crate::{
     config::{GatewayUrl, RegisterConfig},
     error::Fault,

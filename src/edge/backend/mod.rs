@@ -1,0 +1,3 @@
+//! What runs an MCP server for the edge. One kind so far: [`stdio`], a child process.
+
+pub mod stdio;
