@@ -16,7 +16,7 @@
 //! What remains: while somebody guesses, a *new* client behind the same address competes with him for those looks. A
 //! proxy that is trusted to name whom it speaks for ([`origin`]) is no such address.
 //!
-//! Pure; `gateway::keys` drives it.
+//! Pure; `gateway::authn` drives it.
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -8,7 +8,7 @@ use std::{
 
 use futures_lite::future;
 
-use super::{Gateway, client::Client};
+use super::{Gateway, session::Client};
 use crate::{jsonrpc, limits, mcp::listing::Kind, net::timeout, session::Changes};
 
 impl Gateway {

@@ -4,13 +4,12 @@ use std::{borrow::Cow, io, ops::ControlFlow, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
-    client::{Client, Scope},
-    door::Visit,
-    events,
-    keys::{Asking, Refusal},
-    legacy, registration,
+    accept::Visit,
+    authn::{Asking, Refusal},
+    endpoint::{legacy_sse, streamable},
+    event_stream, link,
+    session::{Client, Scope},
     shares::Share,
-    streamable,
 };
 use crate::{
     auth::{Denied, Grant, Principal, throttle::origin},
@@ -73,7 +72,7 @@ impl NewLink {
             };
             let account = gateway.account(principal);
             let socket = ws_link::accepted(stream, glued, &account, &gateway.config.limits.link).await;
-            registration::enter(gateway, socket, principal, peer).await
+            link::enter(gateway, socket, principal, peer).await
         };
         if let Some(entered) = Box::pin(entering).await {
             entered.live((badge, share, visit)).await;
@@ -259,13 +258,13 @@ impl Connection {
             }
             Route::Preflight => Some(preflight(request)),
             Route::Status => Some(self.gateway.status(principal).await),
-            Route::Messages => legacy::messages(self, principal, request).await?,
+            Route::Messages => legacy_sse::messages(self, principal, request).await?,
             Route::Mcp(name) => streamable::serve(self, principal, scope(name), request).await?,
-            Route::EventStream(name) => match legacy::admit(self, principal, scope(name)) {
+            Route::EventStream(name) => match legacy_sse::admit(self, principal, scope(name)) {
                 Ok((client, queue)) => {
-                    let head = self.with_cors(events::head(), origin);
+                    let head = self.with_cors(event_stream::head(), origin);
                     let prefix = self.prefix(request);
-                    Box::pin(legacy::serve(self, head, prefix, (client, queue))).await?;
+                    Box::pin(legacy_sse::serve(self, head, prefix, (client, queue))).await?;
                     None
                 }
                 Err(response) => Some(response),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::{
     Gateway,
-    client::{Client, Scope},
-    reply::{NO_MEMORY, Reply},
+    responder::{NO_MEMORY, Reply},
+    session::{Client, Scope},
     upstream::{Declined, Upstream},
 };
 use crate::{
@@ -31,7 +31,7 @@ pub enum Answer {
 }
 
 impl Gateway {
-    /// Takes one message of a client. Answers to a request go to `reply`, exactly one for each.
+    /// Takes one message of a client. Answers to a request go to `responder`, exactly one for each.
     pub fn dispatch(self: &Arc<Self>, client: &Arc<Client>, message: &Message<'_>, reply: &Reply) {
         log::debug!("client {}: {:?} {}", client.name(), message.kind(), text::show(message.method()));
         match message.kind() {

@@ -4,9 +4,9 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
-    client::{Client, Scope},
     dispatch::{Answer, Problem, declined, string_param},
-    reply::{NO_MEMORY, Reply},
+    responder::{NO_MEMORY, Reply},
+    session::{Client, Scope},
     tasks::NOT_FOUND,
     upstream::{Call, Caller, Upstream, deliver, fail, uri_params},
 };

@@ -1,36 +1,34 @@
 //! The gateway: an HTTP server for MCP clients, and the other end of the links of all edge boxes.
 //!
-//! - [`connection`]: one HTTP connection: reads, checks who asks and from where, routes. `door`: its place among all.
+//! - [`connection`]: one HTTP connection: reads, checks who asks and from where, routes. `accept`: its place among all.
 //! - `status`: what the gateway has and did.
-//! - `legacy`: the 2024-11-05 transport. `streamable`: the later ones. `events` and `streams`: event streams, and how a
+//! - `legacy_sse`: the 2024-11-05 transport. `streamable`: the later ones. `event_stream` and `streams`: event streams, and how a
 //!   client comes back to one.
-//! - `keys`: who may do what, and how that is read anew while it runs.
+//! - `authn`: who may do what, and how that is read anew while it runs.
 //! - `shares`: what one principal may take of links, calls and processes.
-//! - `registration`: how an edge gets its server in, and back in. `server`: what that server's frames mean. `upstream`: that
+//! - `link`: how an edge gets its server in, and back in. `server`: what that server's frames mean. `upstream`: that
 //!   server, as the others see it.
-//! - `client`: a client, as the others see it; `reply`: where its answers go.
+//! - `client`: a client, as the others see it; `responder`: where its answers go.
 //! - `changes`: how clients are told that lists changed.
-//! - `isolation`: sessions with a process of their own.
+//! - `instances`: sessions with a process of their own.
 //! - `dispatch`: what a client's message means. `forward`: what goes to one server and comes from it. `tasks`: whose they are.
 //!
 //! All rules are in the pure rooms below; here they meet the sockets.
 
+mod accept;
+mod authn;
 mod changes;
-mod client;
 mod connection;
 mod dispatch;
-mod door;
-mod events;
+mod driver;
+mod endpoint;
+mod event_stream;
 mod forward;
-mod isolation;
-mod keys;
-mod legacy;
-mod registration;
-mod reply;
-mod server;
+mod instances;
+mod link;
+mod responder;
+mod session;
 mod shares;
-mod status;
-mod streamable;
 mod streams;
 mod tasks;
 mod upstream;
@@ -46,7 +44,7 @@ use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use smol::Timer;
 
-use self::{client::Client, door::Visit, keys::Keys, shares::Shares, upstream::Upstream};
+use self::{accept::Visit, authn::Keys, session::Client, shares::Shares, upstream::Upstream};
 use crate::{
     admission::Visits,
     auth::{Principal, Tokens},
@@ -308,7 +306,7 @@ impl Bound {
     /// One line that names the flag or the address.
     pub fn new(config: GatewayConfig) -> Result<Self, Fault> {
         let acceptor = config.tls.as_ref().map(Acceptor::new).transpose()?;
-        let tokens = keys::read(&config)?;
+        let tokens = authn::read(&config)?;
         let listeners = listener::bind(config.host.as_deref(), config.port, config.ipv6)?;
         let ((drain, draining), (stop, stopped)) = (executor::switch(), executor::switch());
         let exposed = listeners.iter().any(|listener| !listener.local().ip().is_loopback());
@@ -410,7 +408,7 @@ async fn accept_one(listener: &mut Listener, door: &Arc<Door>) {
     door.gateway.stats.connections.add();
     let (visit, pushed_out) = match Visit::begin(&door.gateway, stream.peer().ip()) {
         Ok(begun) => begun,
-        Err(why) => return door::turn_away(&door.gateway, stream, why),
+        Err(why) => return accept::turn_away(&door.gateway, stream, why),
     };
     let badge = door.crew.badge();
     let (gateway, door) = (door.gateway.clone(), door.clone());

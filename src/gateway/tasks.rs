@@ -6,8 +6,8 @@
 
 use super::{
     Gateway,
-    client::Client,
     dispatch::{Problem, string_param},
+    session::Client,
     upstream::Upstream,
 };
 use crate::{

@@ -1,6 +1,6 @@
 //! A registered server, as the rest of the gateway sees it: calls go in, answers find their client.
 //!
-//! The table of who waits for what is `hub::mux`; the link is behind a queue. `registration` owns the other end.
+//! The table of who waits for what is `hub::mux`; the link is behind a queue. `link` owns the other end.
 
 use std::{
     collections::BTreeMap,
@@ -12,9 +12,9 @@ use std::{
 };
 
 use super::{
-    client::Client,
-    registration::Berth,
-    reply::{NO_MEMORY, Reply},
+    link::Berth,
+    responder::{NO_MEMORY, Reply},
+    session::Client,
     shares::{self, Share, Shares},
 };
 use crate::{
@@ -832,7 +832,7 @@ mod tests {
     use futures_lite::future;
 
     use super::*;
-    use crate::{auth::Principal, gateway::client::Scope, limits::Limits, net::outbox};
+    use crate::{auth::Principal, gateway::session::Scope, limits::Limits, net::outbox};
 
     /// With several threads a client may cancel a call over another connection while it is being rewritten.
     #[test]

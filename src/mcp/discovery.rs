@@ -1,7 +1,7 @@
 //! The gateway's own conversation with one server: `initialize`, `notifications/initialized`, and the listing of
 //! what it offers, page by page, now and whenever the server says that something changed.
 //!
-//! Pure: it says what to ask next and is told the answers, one at a time. `gateway::registration` carries them.
+//! Pure: it says what to ask next and is told the answers, one at a time. `gateway::link` carries them.
 
 use std::{
     collections::{BTreeSet, VecDeque},

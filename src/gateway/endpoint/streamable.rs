@@ -11,16 +11,16 @@ use std::{
 
 use futures_lite::AsyncRead;
 
-use super::{
-    client::{Client, Scope},
-    connection::Connection,
-    dispatch::refused_notification,
-    events::{self, Ended, Numbers},
-    reply::{NO_MEMORY, Reply},
-    streams::{Attached, NotAttached, STANDALONE},
-};
 use crate::{
     auth::Principal,
+    gateway::{
+        connection::Connection,
+        dispatch::refused_notification,
+        event_stream::{self, Ended, Numbers},
+        responder::{NO_MEMORY, Reply},
+        session::{Client, Scope},
+        streams::{Attached, NotAttached, STANDALONE},
+    },
     http::{
         conn::Step,
         head::Request,
@@ -387,7 +387,7 @@ async fn answer(
         return Ok(Some(Response::new(StatusCode::Ok).json(body)));
     }
     let attached = client.streams().begin(queue);
-    let head = connection.with_cors(events::head(), request.field("origin"));
+    let head = connection.with_cors(event_stream::head(), request.field("origin"));
     Box::pin(stream(connection, client, attached, head, Vec::new(), messages.into())).await?;
     Ok(None)
 }
@@ -407,14 +407,14 @@ async fn one_event(
     response: &Response,
     request: &Request,
 ) -> io::Result<Option<Response>> {
-    let mut head = connection.with_cors(events::head(), request.field("origin"));
+    let mut head = connection.with_cors(event_stream::head(), request.field("origin"));
     if let Some(id) = response.get(SESSION) {
         head = head.field(SESSION, id);
     }
     let mut event = Vec::new();
     sse::event("message", &String::from_utf8_lossy(response.body()), &mut event);
     connection.web.start_stream(&head);
-    events::write_all(&mut connection.web, &event).await.map(|_| None)
+    event_stream::write_all(&mut connection.web, &event).await.map(|_| None)
 }
 
 fn is_response(text: &str) -> bool {
@@ -497,10 +497,10 @@ async fn stream(
         sent: attached.sent,
         wanted: attached.wanted.clone(),
     };
-    events::append(earlier.into(), Some(&mut numbers), &mut first);
+    event_stream::append(earlier.into(), Some(&mut numbers), &mut first);
     let ended = match &mut attached.queue {
-        Some(queue) => events::write(gateway, web, queue, first, Some(&mut numbers)).await,
-        None => events::write_all(web, &first).await,
+        Some(queue) => event_stream::write(gateway, web, queue, first, Some(&mut numbers)).await,
+        None => event_stream::write_all(web, &first).await,
     };
     attached.sent = numbers.sent;
     if matches!(ended, Ok(Ended::Complete)) {
@@ -509,7 +509,7 @@ async fn stream(
     client.streams().rest(attached);
     match ended {
         // Whoever wants the stream has it by now; the old connection may go on with something else.
-        Ok(Ended::Wanted) => events::write_all(web, &[]).await.map(|_| ()),
+        Ok(Ended::Wanted) => event_stream::write_all(web, &[]).await.map(|_| ()),
         ended => ended.map(|_| ()),
     }
 }
@@ -549,7 +549,7 @@ async fn get(
         }
         Err(NotAttached::Unknown) => return Ok(Some(bad_request("this stream cannot be resumed"))),
     };
-    let head = connection.with_cors(events::head(), request.field("origin"));
+    let head = connection.with_cors(event_stream::head(), request.field("origin"));
     Box::pin(stream(connection, &client, attached, head, missed, Vec::new())).await?;
     Ok(None)
 }

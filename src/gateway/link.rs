@@ -11,8 +11,8 @@ use futures_lite::future;
 
 use super::{
     Gateway,
-    door::Visit,
-    server::{Place, Server},
+    accept::Visit,
+    driver::{Place, Server},
     shares::Share,
     upstream::Upstream,
 };

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Gateway,
-    client::{Client, Scope},
+    session::{Client, Scope},
 };
 use crate::{
     auth::{

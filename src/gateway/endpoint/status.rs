@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use futures_lite::future;
 
-use super::{Gateway, client::Client, dispatch::Answer, reply::Reply, upstream::Upstream};
 use crate::{
     auth::Principal,
     catalog::{Catalog, Key},
+    gateway::{Gateway, dispatch::Answer, responder::Reply, session::Client, upstream::Upstream},
     http::{response::Response, types::StatusCode},
     jsonrpc::{self, Message, quote},
     limits,
@@ -18,7 +18,7 @@ use crate::{
 
 impl Gateway {
     /// The answer to a request for the status: a JSON object.
-    pub(super) async fn status(&self, viewer: Principal) -> Response {
+    pub(in crate::gateway) async fn status(&self, viewer: Principal) -> Response {
         let uptime = self.started.elapsed().as_secs();
         let (servers, calls) = self.server_list(viewer).await;
         let (counters, tables) = (self.counters(), self.tables(calls).await);
@@ -31,12 +31,12 @@ impl Gateway {
     }
 
     /// Whether everybody who reaches it may come in, and it can be reached from elsewhere.
-    pub(super) fn is_open(&self) -> bool {
+    pub(in crate::gateway) fn is_open(&self) -> bool {
         self.exposed && !self.policy.guarded
     }
 
     /// The main counters in one line, for the end of the log.
-    pub(super) fn summary(&self) -> String {
+    pub(in crate::gateway) fn summary(&self) -> String {
         let counts = self.stats.all();
         let counts: Vec<String> = counts
             .iter()
@@ -71,7 +71,7 @@ impl Gateway {
     }
 
     /// Answers a call of the gateway's own tool. Many servers take more than one step, and the answer comes later.
-    pub(super) fn list_servers(
+    pub(in crate::gateway) fn list_servers(
         self: &Arc<Self>,
         client: &Client,
         message: &Message<'_>,

@@ -2,14 +2,14 @@
 
 use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
-use super::{
-    client::{Client, Scope},
-    connection::{Connection, busy},
-    events,
-    reply::NO_MEMORY,
-};
 use crate::{
     auth::Principal,
+    gateway::{
+        connection::{Connection, busy},
+        event_stream,
+        responder::NO_MEMORY,
+        session::{Client, Scope},
+    },
     http::{head::Request, response::Response, types::StatusCode},
     jsonrpc::{self, Message},
     limits,
@@ -38,7 +38,7 @@ pub fn admit(
 /// Ends a session in any case: also when its task is cancelled or panics.
 struct Session<'a> {
     client: &'a Client,
-    gateway: &'a super::Gateway,
+    gateway: &'a crate::gateway::Gateway,
 }
 
 impl Drop for Session<'_> {
@@ -67,7 +67,7 @@ pub async fn serve(
     };
     let mut first = Vec::new();
     sse::event("endpoint", &format!("{prefix}{path}?session_id={}", client.id()), &mut first);
-    events::write(gateway, web, &mut queue, first, None).await.map(|_| ())
+    event_stream::write(gateway, web, &mut queue, first, None).await.map(|_| ())
 }
 
 /// Takes one message of a session. `None`: the connection has ended meanwhile.

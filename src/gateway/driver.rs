@@ -1,7 +1,7 @@
 //! A registered server's end of its link: what its frames mean, and what the gateway asks it.
 //!
 //! Drives `mcp::discovery` (the gateway as the server's client) and `hub::mux` (everybody else's calls).
-//! `registration` gives it a link.
+//! `link` gives it a link.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Gateway,
-    reply::NO_MEMORY,
+    responder::NO_MEMORY,
     shares::Share,
     upstream::{Caller, Upstream},
 };

@@ -11,9 +11,9 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     Gateway,
-    client::{Client, Scope},
     dispatch::declined,
-    reply::{NO_MEMORY, Reply},
+    responder::{NO_MEMORY, Reply},
+    session::{Client, Scope},
     upstream::{Caller, Declined, Upstream, uri_params},
 };
 use crate::{

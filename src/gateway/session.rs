@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use super::{reply::Reply, streams::Streams, upstream::Upstream};
+use super::{responder::Reply, streams::Streams, upstream::Upstream};
 use crate::{
     auth::Principal,
     jsonrpc::quote,
