@@ -22,7 +22,7 @@ const SHELL_WORDS: &[&str] = &[
 ];
 
 /// Why the reading of plain words ended early.
-enum Stop {
+enum NotPlain {
     /// Shell syntax.
     Shell,
     /// Neither plain words nor anything that a shell would run.
@@ -49,8 +49,8 @@ impl CommandLine {
                 Some(first) if SHELL_WORDS.contains(&first) => Ok(Self::Shell(text.to_owned())),
                 Some(_) => Ok(Self::Direct(words)),
             },
-            Err(Stop::Shell) => Ok(Self::Shell(text.to_owned())),
-            Err(Stop::Wrong(why)) => Err(why),
+            Err(NotPlain::Shell) => Ok(Self::Shell(text.to_owned())),
+            Err(NotPlain::Wrong(why)) => Err(why),
         }
     }
 
@@ -64,7 +64,7 @@ impl CommandLine {
 }
 
 /// Splits plain words and quotes.
-fn words(text: &str) -> Result<Vec<String>, Stop> {
+fn words(text: &str) -> Result<Vec<String>, NotPlain> {
     let mut words = Vec::new();
     // `Some("")` is a word that has begun, if only by a pair of quotes.
     let mut word: Option<String> = None;
@@ -78,9 +78,9 @@ fn words(text: &str) -> Result<Vec<String>, Stop> {
                 // A line that goes on: neither character is there.
                 Some('\n') => {}
                 Some(escaped) => word.get_or_insert_default().push(escaped),
-                None => return Err(Stop::Wrong("the command ends with a backslash")),
+                None => return Err(NotPlain::Wrong("the command ends with a backslash")),
             },
-            _ if is_syntax(character, word.as_deref(), words.is_empty()) => return Err(Stop::Shell),
+            _ if is_syntax(character, word.as_deref(), words.is_empty()) => return Err(NotPlain::Shell),
             _ => word.get_or_insert_default().push(character),
         }
     }
@@ -102,22 +102,22 @@ fn is_syntax(character: char, word: Option<&str>, first: bool) -> bool {
 }
 
 /// Up to the closing quote, as it is.
-fn single_quoted(rest: &mut std::str::Chars<'_>, word: &mut String) -> Result<(), Stop> {
+fn single_quoted(rest: &mut std::str::Chars<'_>, word: &mut String) -> Result<(), NotPlain> {
     for character in rest {
         match character {
             '\'' => return Ok(()),
             _ => word.push(character),
         }
     }
-    Err(Stop::Wrong("a single quote has no end"))
+    Err(NotPlain::Wrong("a single quote has no end"))
 }
 
 /// Up to the closing quote; a backslash escapes only what would be special there.
-fn double_quoted(rest: &mut std::str::Chars<'_>, word: &mut String) -> Result<(), Stop> {
+fn double_quoted(rest: &mut std::str::Chars<'_>, word: &mut String) -> Result<(), NotPlain> {
     while let Some(character) = rest.next() {
         match character {
             '"' => return Ok(()),
-            '$' | '`' => return Err(Stop::Shell),
+            '$' | '`' => return Err(NotPlain::Shell),
             '\\' => match rest.next() {
                 Some('\n') => {}
                 Some(special @ ('$' | '`' | '"' | '\\')) => word.push(special),
@@ -127,7 +127,7 @@ fn double_quoted(rest: &mut std::str::Chars<'_>, word: &mut String) -> Result<()
             _ => word.push(character),
         }
     }
-    Err(Stop::Wrong("a double quote has no end"))
+    Err(NotPlain::Wrong("a double quote has no end"))
 }
 
 #[cfg(test)]

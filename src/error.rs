@@ -6,14 +6,14 @@ use std::fmt;
 
 /// Why the program stops.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Fault {
+pub enum FatalError {
     /// It was asked for wrongly (flag, value, file): exit code 2.
     Usage(String),
     /// It was asked for rightly and could not be done: exit code 1.
     Run(String),
 }
 
-impl Fault {
+impl FatalError {
     /// A usage fault.
     pub fn usage(text: impl Into<String>) -> Self {
         Self::Usage(text.into())
@@ -33,7 +33,7 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for FatalError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage(text) | Self::Run(text) => f.write_str(text),
@@ -41,4 +41,4 @@ impl fmt::Display for Fault {
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for FatalError {}

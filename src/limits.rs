@@ -630,7 +630,7 @@ pub const BACKLOG: i32 = 1024;
 pub const EVENTS: usize = 256;
 /// A thread that has nothing to do stays awake so long, while that pays: what a call through both programs takes when every
 /// step of it must wake a thread. Whoever is not heard of until then is no longer worth a processor.
-pub const SPIN: Duration = Duration::from_micros(100);
+pub const BUSY_POLL: Duration = Duration::from_micros(100);
 /// A wait that lasts so long all the same was others' doing, who were let run first: a slice of the scheduler is some milliseconds.
 pub const SPIN_STALL: Duration = Duration::from_millis(1);
 /// Waits that are spent asleep, where staying awake did not pay, before it is tried again. Two tries are 0.2 ms, which is little

@@ -13,15 +13,15 @@ use futures_lite::future;
 use mcpport::{
     cli::{self, Command, Environment},
     demo, device, edge,
-    error::Fault,
+    error::FatalError,
     gateway::Bound,
     limits,
     net::logger::LogWriter,
     process::{self, hardening},
     runtime::{
-        executor::{self, Thrown},
+        executor::{self, Shutdown},
         notify,
-        signals::Stop,
+        signals::StopSignals,
     },
     text,
 };
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     code
 }
 
-fn run(command: Command) -> Result<(), Fault> {
+fn run(command: Command) -> Result<(), FatalError> {
     match command {
         Command::Print(text) => {
             let _ = writeln!(std::io::stdout(), "{text}");
@@ -85,7 +85,7 @@ fn run(command: Command) -> Result<(), Fault> {
                     adopted.await;
                     Ok(())
                 };
-                future::or(edge::run(*config, stop.wait()), notify::alone(orphans)).await
+                future::or(edge::run(*config, stop.wait()), notify::poll_if_woken(orphans)).await
             });
             process::end_all();
             result
@@ -97,12 +97,12 @@ fn run(command: Command) -> Result<(), Fault> {
     }
 }
 
-fn signals() -> Result<Stop, Fault> {
-    Stop::new().map_err(unheard)
+fn signals() -> Result<StopSignals, FatalError> {
+    StopSignals::new().map_err(unheard)
 }
 
-fn unheard(error: io::Error) -> Fault {
-    Fault::run(format!("cannot listen for signals: {error}"))
+fn unheard(error: io::Error) -> FatalError {
+    FatalError::run(format!("cannot listen for signals: {error}"))
 }
 
 /// Runs a program. The first signal asks it to finish, the second drops it where it stands: with it go its children.
@@ -110,22 +110,22 @@ fn unheard(error: io::Error) -> Fault {
 /// The program is boxed where it is made, and each in a function of its own: a stack keeps the pages that it once had, and moved about
 /// on that of `main`, which had room for all of them, these futures took 130 KiB of every process.
 #[inline(never)]
-fn until_stopped<F: Future<Output = Result<(), Fault>> + Send + 'static>(
+fn until_stopped<F: Future<Output = Result<(), FatalError>> + Send + 'static>(
     threads: usize,
-    mut signals: Stop,
-    program: impl FnOnce(Thrown) -> F,
-) -> Result<(), Fault> {
-    let (switch, stop) = executor::switch();
+    mut signals: StopSignals,
+    program: impl FnOnce(Shutdown) -> F,
+) -> Result<(), FatalError> {
+    let (switch, stop) = executor::shutdown();
     let program = Box::pin(program(stop));
     let watch = async move {
         let signal = signals.requested().await;
         log::info!("{signal}: finishing; send it again to end at once");
         drop(switch);
         let signal = signals.requested().await;
-        Err(Fault::run(format!("{signal} again: ended at once")))
+        Err(FatalError::run(format!("{signal} again: ended at once")))
     };
-    let unready = |error| Fault::run(format!("cannot wait for connections: {error}; see ulimit -n"));
-    executor::run(threads, future::or(program, notify::alone(watch))).map_err(unready)?
+    let unready = |error| FatalError::run(format!("cannot wait for connections: {error}; see ulimit -n"));
+    executor::run(threads, future::or(program, notify::poll_if_woken(watch))).map_err(unready)?
 }
 
 /// Our own messages at the level asked for, those of the libraries only when they warn. Lines go by a thread of their own: nobody

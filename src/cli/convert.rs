@@ -16,7 +16,7 @@ use crate::{
     command::CommandLine,
     config::{ClientTls, GatewayConfig, RegisterConfig, ServerTls},
     demo, device,
-    error::Fault,
+    error::FatalError,
     limits::{COUNT, MAX_SESSIONS},
     net::{random, text_file},
     router::REGISTER_PATH,
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// `mcpport gateway`.
-pub fn gateway(args: GatewayArgs, environment: &Environment) -> Result<Command, Fault> {
+pub fn gateway(args: GatewayArgs, environment: &Environment) -> Result<Command, FatalError> {
     let level = if args.debug { LevelFilter::Debug } else { values::level(&args.log_level)? };
     let tokens = tokens(&args, environment.get(environment::TOKENS))?;
     let tls = server_tls(&args)?;
@@ -60,7 +60,7 @@ pub fn gateway(args: GatewayArgs, environment: &Environment) -> Result<Command, 
 }
 
 /// `mcpport register`.
-pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
+pub fn register(args: RegisterArgs) -> Result<Command, FatalError> {
     let limits = super::limits::register(&args)?;
     let name = values::server_name(&args.server_name, limits.catalog.server_name)?;
     let command = command(args.stdio.as_deref())?;
@@ -92,19 +92,19 @@ pub fn register(args: RegisterArgs) -> Result<Command, Fault> {
 }
 
 /// `mcpport device`.
-pub fn device(args: DeviceArgs) -> Result<Command, Fault> {
+pub fn device(args: DeviceArgs) -> Result<Command, FatalError> {
     Ok(Command::Device(device::Options { logs: args.log.into_iter().map(PathBuf::from).collect() }))
 }
 
 /// `mcpport demo`.
-pub fn demo(args: DemoArgs) -> Result<Command, Fault> {
+pub fn demo(args: DemoArgs) -> Result<Command, FatalError> {
     let tls = match (args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_cert) {
         (None, None, None) => None,
         (Some(key), Some(certificate), Some(ca)) => Some(demo::Tls {
             server: ServerTls { key: key.into(), certificate: certificate.into(), client_ca: None },
             ca: ca.into(),
         }),
-        _ => return Err(Fault::usage("--ssl-keyfile, --ssl-certfile and --ssl-ca-cert go together")),
+        _ => return Err(FatalError::usage("--ssl-keyfile, --ssl-certfile and --ssl-ca-cert go together")),
     };
     let port = values::number("--port", &args.port, 0..=u16::MAX)?;
     Ok(Command::Demo(demo::Options { port, once: args.once, tls }, values::level(&args.log_level)?))
@@ -120,7 +120,7 @@ fn host(typed: Option<String>, ipv6: bool) -> (Option<String>, bool) {
 }
 
 /// The host names of `--public-host` and `--public-url`, and the path prefix of the latter.
-fn public(args: &GatewayArgs) -> Result<(Vec<String>, String), Fault> {
+fn public(args: &GatewayArgs) -> Result<(Vec<String>, String), FatalError> {
     let mut hosts = values::each(&args.public_host, values::public_host)?;
     let Some(url) = &args.public_url else { return Ok((hosts, String::new())) };
     let (host, prefix) = values::public_url(url)?;
@@ -128,7 +128,7 @@ fn public(args: &GatewayArgs) -> Result<(Vec<String>, String), Fault> {
     Ok((hosts, prefix))
 }
 
-fn distinct(config: &GatewayConfig) -> Result<(), Fault> {
+fn distinct(config: &GatewayConfig) -> Result<(), FatalError> {
     let paths = [
         ("--sse-path", config.sse_path.as_str()),
         ("--mcp-path", &config.mcp_path),
@@ -139,32 +139,32 @@ fn distinct(config: &GatewayConfig) -> Result<(), Fault> {
     ];
     for (place, (flag, path)) in paths.iter().enumerate() {
         if let Some((other, _)) = paths.iter().take(place).find(|(_, earlier)| earlier == path) {
-            return Err(Fault::usage(format!("{other} and {flag} have the same path {path}")));
+            return Err(FatalError::usage(format!("{other} and {flag} have the same path {path}")));
         }
     }
     Ok(())
 }
 
-fn command(typed: Option<&str>) -> Result<CommandLine, Fault> {
+fn command(typed: Option<&str>) -> Result<CommandLine, FatalError> {
     let needed = "--stdio is needed: the server's command, such as --stdio \"mcpport device\"";
-    let typed = typed.ok_or_else(|| Fault::usage(needed))?;
-    CommandLine::parse(typed).map_err(|why| Fault::usage(format!("--stdio: {why}")))
+    let typed = typed.ok_or_else(|| FatalError::usage(needed))?;
+    CommandLine::parse(typed).map_err(|why| FatalError::usage(format!("--stdio: {why}")))
 }
 
 /// The tokens from flags and from the environment. Those of the file are read when the gateway starts.
-fn tokens(args: &GatewayArgs, listed: Option<&str>) -> Result<Vec<Secret>, Fault> {
+fn tokens(args: &GatewayArgs, listed: Option<&str>) -> Result<Vec<Secret>, FatalError> {
     let flags = args.auth_token.iter().map(|typed| ("--auth-token", typed.as_str()));
     let listed =
         rule::split(listed.unwrap_or_default()).into_iter().map(|typed| (environment::TOKENS, typed));
     let mut tokens = Vec::new();
     for (flag, typed) in flags.chain(listed) {
-        Rule::read(typed).map_err(|why| Fault::usage(format!("{flag}: {why}")))?;
+        Rule::read(typed).map_err(|why| FatalError::usage(format!("{flag}: {why}")))?;
         tokens.push(Secret::new(typed));
     }
     Ok(tokens)
 }
 
-fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, Fault> {
+fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, FatalError> {
     let given = [
         ("--ssl-keyfile", &args.ssl_keyfile),
         ("--ssl-certfile", &args.ssl_certfile),
@@ -172,7 +172,7 @@ fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, Fault> {
     ];
     if !args.ssl_enabled {
         return match given.iter().find(|(_, file)| file.is_some()) {
-            Some((flag, _)) => Err(Fault::usage(format!("{flag} has no effect without --ssl-enabled"))),
+            Some((flag, _)) => Err(FatalError::usage(format!("{flag} has no effect without --ssl-enabled"))),
             None => Ok(None),
         };
     }
@@ -182,28 +182,31 @@ fn server_tls(args: &GatewayArgs) -> Result<Option<ServerTls>, Fault> {
             certificate: certificate.into(),
             client_ca: args.ssl_ca_cert.as_ref().map(PathBuf::from),
         })),
-        _ => Err(Fault::usage("--ssl-enabled needs --ssl-keyfile and --ssl-certfile")),
+        _ => Err(FatalError::usage("--ssl-enabled needs --ssl-keyfile and --ssl-certfile")),
     }
 }
 
-fn sessions(args: &RegisterArgs) -> Result<Option<u32>, Fault> {
+fn sessions(args: &RegisterArgs) -> Result<Option<u32>, FatalError> {
     match (args.sessions.as_str(), &args.max_sessions) {
         ("shared", None) => Ok(None),
-        ("shared", Some(_)) => Err(Fault::usage("--max-sessions has no effect without --sessions isolated")),
+        ("shared", Some(_)) => {
+            Err(FatalError::usage("--max-sessions has no effect without --sessions isolated"))
+        }
         ("isolated", None) => Ok(Some(MAX_SESSIONS)),
         ("isolated", Some(most)) => values::number("--max-sessions", most, 1..=COUNT as u32).map(Some),
         (other, _) => {
-            Err(Fault::usage(format!("--sessions {}: shared or isolated is needed", text::show(other))))
+            Err(FatalError::usage(format!("--sessions {}: shared or isolated is needed", text::show(other))))
         }
     }
 }
 
 /// The fields of the request to the gateway, from flags and from the file.
-fn headers(args: &RegisterArgs) -> Result<Vec<(String, Secret)>, Fault> {
+fn headers(args: &RegisterArgs) -> Result<Vec<(String, Secret)>, FatalError> {
     let mut headers = values::each(&args.header, |typed| values::header("--header", typed))?;
     let Some(path) = &args.header_file else { return Ok(headers) };
     let flag = format!("--header-file {}", text::show(path));
-    let content = text_file::read(Path::new(path)).map_err(|why| Fault::usage(format!("{flag}: {why}")))?;
+    let content =
+        text_file::read(Path::new(path)).map_err(|why| FatalError::usage(format!("{flag}: {why}")))?;
     let before = headers.len();
     let lines = content.lines().map(str::trim).enumerate();
     for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
@@ -211,19 +214,19 @@ fn headers(args: &RegisterArgs) -> Result<Vec<(String, Secret)>, Fault> {
     }
     // Without its token the gateway would refuse us, with less to say.
     if headers.len() == before {
-        return Err(Fault::usage(format!("{flag}: there is no header field in it")));
+        return Err(FatalError::usage(format!("{flag}: there is no header field in it")));
     }
     Ok(headers)
 }
 
-fn client_tls(args: &RegisterArgs) -> Result<ClientTls, Fault> {
+fn client_tls(args: &RegisterArgs) -> Result<ClientTls, FatalError> {
     if args.no_ssl_verify && args.ssl_ca_cert.is_some() {
-        return Err(Fault::usage("--no-ssl-verify and --ssl-ca-cert contradict each other"));
+        return Err(FatalError::usage("--no-ssl-verify and --ssl-ca-cert contradict each other"));
     }
     let identity = match (&args.ssl_certfile, &args.ssl_keyfile) {
         (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
         (None, None) => None,
-        _ => return Err(Fault::usage("--ssl-certfile and --ssl-keyfile go together")),
+        _ => return Err(FatalError::usage("--ssl-certfile and --ssl-keyfile go together")),
     };
     Ok(ClientTls {
         no_verify: args.no_ssl_verify,

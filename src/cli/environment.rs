@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ffi::OsString};
 
 use super::args::{DEMO, DEVICE, Flag, GATEWAY, REGISTER};
-use crate::{error::Fault, limits, text};
+use crate::{error::FatalError, limits, text};
 
 /// Begins the name of each variable that stands in for a flag.
 const PREFIX: &str = "MCPPORT_";
@@ -35,19 +35,19 @@ impl Environment {
     ///
     /// # Errors
     /// A usage fault that names the variable, and the likely one. Values are never repeated.
-    pub fn check(&self, command: &str, own: &'static [Flag]) -> Result<(), Fault> {
+    pub fn check(&self, command: &str, own: &'static [Flag]) -> Result<(), FatalError> {
         for (name, value) in &self.0 {
             let shown = name.to_string_lossy();
             if shown != TOKENS && !all().any(|known| variable(known) == shown) {
                 let likely = likely(&shown, own).map(|known| format!("is it {known}? "));
-                return Err(Fault::usage(format!(
+                return Err(FatalError::usage(format!(
                     "unknown environment variable {}; {}see mcpport {command} --help",
                     text::show(&shown),
                     likely.unwrap_or_default()
                 )));
             }
             if value.to_str().is_none() {
-                return Err(Fault::usage(format!("{shown}: its value is not UTF-8")));
+                return Err(FatalError::usage(format!("{shown}: its value is not UTF-8")));
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use super::{
     values::number,
 };
 use crate::{
-    error::Fault,
+    error::FatalError,
     limits::{COUNT, FRAME_EXTRA, LIST_ITEMS_PER_PAGE, Limits, MEMORY, MESSAGE_BYTES, MemoryLimits},
     text,
 };
@@ -16,7 +16,7 @@ use crate::{
 ///
 /// # Errors
 /// A usage fault that names the flag.
-pub fn gateway(args: &GatewayArgs) -> Result<Limits, Fault> {
+pub fn gateway(args: &GatewayArgs) -> Result<Limits, FatalError> {
     let mut limits = Limits::default();
     let (http, session, link) = (&mut limits.http, &mut limits.session, &mut limits.link);
     set(&mut http.connections, "--max-connections", &args.max_connections)?;
@@ -52,7 +52,7 @@ pub fn gateway(args: &GatewayArgs) -> Result<Limits, Fault> {
 ///
 /// # Errors
 /// A usage fault that names the flag.
-pub fn register(args: &RegisterArgs) -> Result<Limits, Fault> {
+pub fn register(args: &RegisterArgs) -> Result<Limits, FatalError> {
     let mut limits = Limits::default();
     if let Some(typed) = &args.max_message_bytes {
         limits.child.line_bytes = bytes("--max-message-bytes", typed, MESSAGE_BYTES)?;
@@ -61,16 +61,16 @@ pub fn register(args: &RegisterArgs) -> Result<Limits, Fault> {
     Ok(limits)
 }
 
-fn set(limit: &mut usize, flag: &str, given: &Option<String>) -> Result<(), Fault> {
+fn set(limit: &mut usize, flag: &str, given: &Option<String>) -> Result<(), FatalError> {
     if let Some(typed) = given {
         *limit = number(flag, typed, 1..=COUNT)?;
     }
     Ok(())
 }
 
-fn bytes(flag: &str, typed: &str, allowed: RangeInclusive<usize>) -> Result<usize, Fault> {
+fn bytes(flag: &str, typed: &str, allowed: RangeInclusive<usize>) -> Result<usize, FatalError> {
     text::bytes(typed).filter(|bytes| allowed.contains(bytes)).ok_or_else(|| {
-        Fault::usage(format!(
+        FatalError::usage(format!(
             "{flag} {}: a size like 4M is needed, from {} to {}",
             text::show(typed),
             text::size(*allowed.start()),

@@ -19,7 +19,7 @@ use self::{
 use crate::{
     config::{GatewayConfig, RegisterConfig},
     demo, device,
-    error::Fault,
+    error::FatalError,
     text,
 };
 
@@ -42,7 +42,7 @@ pub enum Command {
 ///
 /// # Errors
 /// A usage fault of one line.
-pub fn parse(typed: &[String], environment: &Environment) -> Result<Command, Fault> {
+pub fn parse(typed: &[String], environment: &Environment) -> Result<Command, FatalError> {
     let Some((command, rest)) = typed.split_first() else { return Ok(Command::Print(overview())) };
     let with = |name, flags| complete(name, rest, flags, environment);
     match command.as_str() {
@@ -62,9 +62,9 @@ pub fn parse(typed: &[String], environment: &Environment) -> Result<Command, Fau
         },
         // It may be a token that was typed in the wrong place, so it is not repeated.
         other if other.starts_with('-') => {
-            Err(Fault::usage("a flag stands before the command; see mcpport --help"))
+            Err(FatalError::usage("a flag stands before the command; see mcpport --help"))
         }
-        _ => Err(Fault::usage(
+        _ => Err(FatalError::usage(
             "unknown command: one of gateway, register, device, demo is needed; see mcpport --help",
         )),
     }
@@ -92,8 +92,8 @@ fn overview() -> String {
 fn read<A: FromArgs>(
     command: &str,
     flags: &[String],
-    convert: impl FnOnce(A) -> Result<Command, Fault>,
-) -> Result<Command, Fault> {
+    convert: impl FnOnce(A) -> Result<Command, FatalError>,
+) -> Result<Command, FatalError> {
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     match A::from_args(&["mcpport", command], &flags) {
         Ok(args) => convert(args),
@@ -101,7 +101,7 @@ fn read<A: FromArgs>(
         // Names and values were looked at before, so this is the parser's word on what we do not know of.
         Err(early) => {
             let why: Vec<&str> = early.output.split_whitespace().collect();
-            Err(Fault::usage(format!("{} (see mcpport {command} --help)", why.join(" "))))
+            Err(FatalError::usage(format!("{} (see mcpport {command} --help)", why.join(" "))))
         }
     }
 }
@@ -119,7 +119,7 @@ fn complete(
     typed: &[String],
     flags: &'static [Flag],
     environment: &Environment,
-) -> Result<Vec<String>, Fault> {
+) -> Result<Vec<String>, FatalError> {
     let mut out = spell(command, typed, flags)?;
     if !out.iter().any(|word| word == "--help") {
         environment.check(command, flags)?;
@@ -135,7 +135,7 @@ fn complete(
             Takes::Nothing => match value.to_ascii_lowercase().as_str() {
                 "1" | "true" | "yes" | "on" => out.push(long),
                 "0" | "false" | "no" | "off" => {}
-                _ => return Err(Fault::usage(format!("{variable} is a switch: give it 1 or 0"))),
+                _ => return Err(FatalError::usage(format!("{variable} is a switch: give it 1 or 0"))),
             },
             Takes::One => out.extend([long, value.to_owned()]),
             Takes::Many => {
@@ -150,7 +150,7 @@ fn complete(
 /// `--flag=value` as two words, and other spellings of a flag's name as the name. A flag's value stays as it is.
 ///
 /// What is no flag is not repeated in the complaint: it may be a token that lost its quotes.
-fn spell(command: &str, typed: &[String], flags: &[Flag]) -> Result<Vec<String>, Fault> {
+fn spell(command: &str, typed: &[String], flags: &[Flag]) -> Result<Vec<String>, FatalError> {
     let mut out = Vec::new();
     let mut words = typed.iter();
     while let Some(word) = words.next() {
@@ -169,13 +169,15 @@ fn spell(command: &str, typed: &[String], flags: &[Flag]) -> Result<Vec<String>,
         out.push(format!("--{}", flag.name));
         match (value, flag.takes) {
             (Some(_), Takes::Nothing) => {
-                return Err(Fault::usage(format!("--{} is a switch and takes no value", flag.name)));
+                return Err(FatalError::usage(format!("--{} is a switch and takes no value", flag.name)));
             }
             (Some(value), _) => out.push(value.to_owned()),
             (None, Takes::Nothing) => {}
             (None, _) => match words.next() {
                 Some(value) => out.push(value.clone()),
-                None => return Err(Fault::usage(format!("--{}: a value is needed after it", flag.name))),
+                None => {
+                    return Err(FatalError::usage(format!("--{}: a value is needed after it", flag.name)));
+                }
             },
         }
     }
@@ -183,9 +185,9 @@ fn spell(command: &str, typed: &[String], flags: &[Flag]) -> Result<Vec<String>,
 }
 
 /// The original took the beginning of a flag for the flag. We do not, but say which it may be.
-fn unknown(command: &str, word: &str, flags: &[Flag]) -> Fault {
+fn unknown(command: &str, word: &str, flags: &[Flag]) -> FatalError {
     let see = format!("see mcpport {command} --help");
-    Fault::usage(if let Some(begun) = word.strip_prefix("--") {
+    FatalError::usage(if let Some(begun) = word.strip_prefix("--") {
         let meant = flags.iter().find(|flag| !begun.is_empty() && flag.name.starts_with(begun));
         let meant = meant.map(|flag| format!("is it --{}? ", flag.name));
         format!("unknown flag {}; {}{see}", text::show(word), meant.unwrap_or_default())

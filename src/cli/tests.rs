@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::config::Restart;
 
-fn run(line: &[&str], environment: &[(&str, &str)]) -> Result<Command, Fault> {
+fn run(line: &[&str], environment: &[(&str, &str)]) -> Result<Command, FatalError> {
     let typed: Vec<String> = line.iter().map(|word| (*word).to_owned()).collect();
     let environment = environment.iter().map(|(name, value)| (name.into(), value.into()));
     parse(&typed, &Environment::of(environment))
@@ -27,7 +27,7 @@ fn register(line: &[&str]) -> RegisterConfig {
 
 fn fault(line: &[&str]) -> String {
     match run(line, &[]) {
-        Err(fault @ Fault::Usage(_)) => fault.to_string(),
+        Err(fault @ FatalError::Usage(_)) => fault.to_string(),
         other => panic!("{other:?}"),
     }
 }
@@ -125,13 +125,13 @@ fn the_environment_fills_in() {
     assert_eq!(tokens, ["a", "b", "c", "register[a,b]:d"]);
     assert_eq!(gateway(&["--port", "9"], &environment).0.port, 9);
     let wrong = run(&["g"], &[("MCPPORT_DEBUG", "maybe")]);
-    assert!(matches!(wrong, Err(Fault::Usage(why)) if why.contains("MCPPORT_DEBUG")));
+    assert!(matches!(wrong, Err(FatalError::Usage(why)) if why.contains("MCPPORT_DEBUG")));
 }
 
 #[test]
 fn unknown_variables_name_the_likely_one() {
     let complain = |line: &[&str], name: &str| match run(line, &[(name, "canary")]) {
-        Err(fault @ Fault::Usage(_)) => fault.to_string(),
+        Err(fault @ FatalError::Usage(_)) => fault.to_string(),
         other => panic!("{name}: {other:?}"),
     };
     for (line, name, likely) in [
@@ -202,7 +202,7 @@ fn service_variables_of_kubernetes_are_ignored() {
         ("MCPPORT_PORT", "http://10.0.0.1:8765"),
         ("MCPPORT_PORT", "10.0.0.1:8765"),
     ] {
-        assert!(matches!(run(&["gateway"], &[(name, value)]), Err(Fault::Usage(_))), "{name}={value}");
+        assert!(matches!(run(&["gateway"], &[(name, value)]), Err(FatalError::Usage(_))), "{name}={value}");
     }
     assert!(fault(&["gateway", "--port", "tcp://10.0.0.1:8765"]).contains("--port"));
 }
@@ -213,7 +213,10 @@ fn variables_that_are_no_text_are_refused() {
     let value = std::ffi::OsString::from_vec(b"t\xff".to_vec());
     let environment = Environment::of([("MCPPORT_AUTH_TOKEN".into(), value)].into_iter());
     let parsed = parse(&["gateway".to_owned()], &environment);
-    assert!(matches!(&parsed, Err(Fault::Usage(why)) if why.contains("MCPPORT_AUTH_TOKEN")), "{parsed:?}");
+    assert!(
+        matches!(&parsed, Err(FatalError::Usage(why)) if why.contains("MCPPORT_AUTH_TOKEN")),
+        "{parsed:?}"
+    );
 }
 
 #[test]
@@ -258,7 +261,7 @@ fn gateway_urls() {
     ] {
         let typed = ["register", "--stdio", "a", "--gateway-url", wrong];
         assert!(
-            matches!(run(&typed, &[]), Err(Fault::Usage(why)) if why.contains("--gateway-url")),
+            matches!(run(&typed, &[]), Err(FatalError::Usage(why)) if why.contains("--gateway-url")),
             "{wrong}"
         );
     }

@@ -12,7 +12,7 @@ use log::LevelFilter;
 
 use crate::{
     config::{GatewayUrl, Restart},
-    error::Fault,
+    error::FatalError,
     http::body,
     limits::{SERVER_ID, THREADS},
     router::{self, REGISTER_PATH},
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A flag that may be given several times.
-pub fn each<T>(typed: &[String], read: impl Fn(&str) -> Result<T, Fault>) -> Result<Vec<T>, Fault> {
+pub fn each<T>(typed: &[String], read: impl Fn(&str) -> Result<T, FatalError>) -> Result<Vec<T>, FatalError> {
     typed.iter().map(|typed| read(typed)).collect()
 }
 
@@ -29,24 +29,24 @@ pub fn each<T>(typed: &[String], read: impl Fn(&str) -> Result<T, Fault>) -> Res
 ///
 /// # Errors
 /// A usage fault that names the flag and the bounds.
-pub fn number<N>(flag: &str, typed: &str, allowed: RangeInclusive<N>) -> Result<N, Fault>
+pub fn number<N>(flag: &str, typed: &str, allowed: RangeInclusive<N>) -> Result<N, FatalError>
 where
     N: FromStr + PartialOrd + Display,
 {
     typed.parse().ok().filter(|number| allowed.contains(number)).ok_or_else(|| {
         let (typed, least, most) = (text::show(typed), allowed.start(), allowed.end());
-        Fault::usage(format!("{flag} {typed}: a number from {least} to {most} is needed"))
+        FatalError::usage(format!("{flag} {typed}: a number from {least} to {most} is needed"))
     })
 }
 
 /// How much is logged.
-pub fn level(typed: &str) -> Result<LevelFilter, Fault> {
+pub fn level(typed: &str) -> Result<LevelFilter, FatalError> {
     match typed.to_ascii_uppercase().as_str() {
         "DEBUG" => Ok(LevelFilter::Debug),
         "INFO" => Ok(LevelFilter::Info),
         "WARNING" | "WARN" => Ok(LevelFilter::Warn),
         "ERROR" | "CRITICAL" => Ok(LevelFilter::Error),
-        _ => Err(Fault::usage(format!(
+        _ => Err(FatalError::usage(format!(
             "--log-level {}: one of DEBUG, INFO, WARNING, ERROR, CRITICAL is needed",
             text::show(typed)
         ))),
@@ -54,68 +54,68 @@ pub fn level(typed: &str) -> Result<LevelFilter, Fault> {
 }
 
 /// A time that is not none.
-pub fn duration(flag: &str, typed: &str) -> Result<Duration, Fault> {
+pub fn duration(flag: &str, typed: &str) -> Result<Duration, FatalError> {
     text::duration(typed).filter(|time| !time.is_zero()).ok_or_else(|| {
-        Fault::usage(format!("{flag} {}: a time like 10, 10s, 500ms or 2m is needed", text::show(typed)))
+        FatalError::usage(format!("{flag} {}: a time like 10, 10s, 500ms or 2m is needed", text::show(typed)))
     })
 }
 
 /// A time that may be none.
-pub fn window(flag: &str, typed: &str) -> Result<Duration, Fault> {
+pub fn window(flag: &str, typed: &str) -> Result<Duration, FatalError> {
     text::duration(typed).ok_or_else(|| {
-        Fault::usage(format!("{flag} {}: a time like 30, 30s or 2m is needed, or 0", text::show(typed)))
+        FatalError::usage(format!("{flag} {}: a time like 30, 30s or 2m is needed, or 0", text::show(typed)))
     })
 }
 
 /// A path of the gateway or of the local health check.
-pub fn path(flag: &str, typed: &str) -> Result<String, Fault> {
+pub fn path(flag: &str, typed: &str) -> Result<String, FatalError> {
     let plain =
         |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'"' | b'<' | b'>' | b'\\');
     if typed.starts_with('/') && typed.bytes().all(plain) {
         return Ok(typed.to_owned());
     }
-    Err(Fault::usage(format!("{flag} {}: a path is needed, such as /sse", text::show(typed))))
+    Err(FatalError::usage(format!("{flag} {}: a path is needed, such as /sse", text::show(typed))))
 }
 
 /// Both with and without a trailing slash are served.
-pub fn messages_path(typed: &str) -> Result<String, Fault> {
+pub fn messages_path(typed: &str) -> Result<String, FatalError> {
     let path = path("--messages-path", typed)?;
     Ok(path.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(&path).to_owned())
 }
 
 /// How many threads.
-pub fn threads(typed: &str) -> Result<usize, Fault> {
+pub fn threads(typed: &str) -> Result<usize, FatalError> {
     number("--threads", typed, 1..=THREADS)
 }
 
 /// The name of a server.
-pub fn server_name(typed: &str, longest: usize) -> Result<String, Fault> {
+pub fn server_name(typed: &str, longest: usize) -> Result<String, FatalError> {
     if text::is_name(typed, longest) {
         return Ok(typed.to_owned());
     }
-    Err(Fault::usage(format!(
+    Err(FatalError::usage(format!(
         "--server-name {}: only A-Z a-z 0-9 _ . - are allowed, and at most {longest} of them",
         text::show(typed)
     )))
 }
 
 /// The identity of a server.
-pub fn server_id(typed: &str) -> Result<String, Fault> {
+pub fn server_id(typed: &str) -> Result<String, FatalError> {
     if (1..=SERVER_ID).contains(&typed.len()) && !typed.chars().any(char::is_control) {
         return Ok(typed.to_owned());
     }
-    Err(Fault::usage(format!("--server-id: a plain text of at most {SERVER_ID} characters is needed")))
+    Err(FatalError::usage(format!("--server-id: a plain text of at most {SERVER_ID} characters is needed")))
 }
 
 /// The address of a proxy.
-pub fn proxy(typed: &str) -> Result<IpAddr, Fault> {
+pub fn proxy(typed: &str) -> Result<IpAddr, FatalError> {
     let address = typed.parse().map(|address: IpAddr| address.to_canonical());
     let why = || format!("--trusted-proxy {}: an address such as 127.0.0.1 is needed", text::show(typed));
-    address.map_err(|_| Fault::usage(why()))
+    address.map_err(|_| FatalError::usage(why()))
 }
 
 /// As browsers send it: a scheme and an authority, without a path. Anything else would never match.
-pub fn origin(typed: &str) -> Result<String, Fault> {
+pub fn origin(typed: &str) -> Result<String, FatalError> {
     let plain =
         |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'?' | b'#' | b'@' | b',' | b'"');
     let whole = typed.split_once("://").is_some_and(|(scheme, authority)| {
@@ -125,19 +125,19 @@ pub fn origin(typed: &str) -> Result<String, Fault> {
     if whole || matches!(typed, "*" | "null") {
         return Ok(typed.to_owned());
     }
-    Err(Fault::usage(format!(
+    Err(FatalError::usage(format!(
         "--allow-origin {}: an origin such as https://app.example is needed, without a path",
         text::show(typed)
     )))
 }
 
 /// As it stands in `Host`: a name, which may have a port.
-pub fn public_host(typed: &str) -> Result<String, Fault> {
+pub fn public_host(typed: &str) -> Result<String, FatalError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':');
     if !typed.is_empty() && typed.bytes().all(plain) {
         return Ok(typed.to_owned());
     }
-    Err(Fault::usage(format!(
+    Err(FatalError::usage(format!(
         "--public-host {}: a name such as gw.example is needed, without scheme and path",
         text::show(typed)
     )))
@@ -145,7 +145,7 @@ pub fn public_host(typed: &str) -> Result<String, Fault> {
 
 /// Splits a URL into its host and its path prefix, without the slash at the end. Complaints do not repeat the URL: people put
 /// secrets into URLs.
-pub fn public_url(typed: &str) -> Result<(String, String), Fault> {
+pub fn public_url(typed: &str) -> Result<(String, String), FatalError> {
     let parts = || {
         let (scheme, rest) = typed.split_once("://")?;
         let web = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
@@ -155,16 +155,16 @@ pub fn public_url(typed: &str) -> Result<(String, String), Fault> {
         Some((host, prefix.to_owned()))
     };
     let why = "--public-url: a URL such as https://gw.example/base is needed, its path of letters, digits and - . _ ~";
-    parts().ok_or_else(|| Fault::usage(why))
+    parts().ok_or_else(|| FatalError::usage(why))
 }
 
 /// When a server is started again.
-pub fn restart(typed: &str) -> Result<Restart, Fault> {
+pub fn restart(typed: &str) -> Result<Restart, FatalError> {
     match typed {
         "never" => Ok(Restart::Never),
         "on-failure" => Ok(Restart::OnFailure),
         "always" => Ok(Restart::Always),
-        other => Err(Fault::usage(format!(
+        other => Err(FatalError::usage(format!(
             "--restart {}: never, on-failure or always is needed",
             text::show(other)
         ))),
@@ -174,9 +174,10 @@ pub fn restart(typed: &str) -> Result<Restart, Fault> {
 /// The URL itself is not repeated in complaints: people put secrets into URLs.
 ///
 /// Taken apart here, since a parser for all that browsers take is 50 KiB of program, and as much of the memory of an idle edge.
-pub fn gateway_url(typed: &str) -> Result<GatewayUrl, Fault> {
-    let bad =
-        |why: &str| Fault::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"));
+pub fn gateway_url(typed: &str) -> Result<GatewayUrl, FatalError> {
+    let bad = |why: &str| {
+        FatalError::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"))
+    };
     if !typed.is_ascii() {
         return Err(bad("a URL in ASCII is needed, names of other scripts in their xn-- form"));
     }
@@ -190,7 +191,7 @@ pub fn gateway_url(typed: &str) -> Result<GatewayUrl, Fault> {
     let rest = rest.split('#').next().unwrap_or_default();
     let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     if authority.contains('@') {
-        return Err(Fault::usage(
+        return Err(FatalError::usage(
             "--gateway-url: no user or password is sent; use --header \"Authorization: Bearer TOKEN\"",
         ));
     }
@@ -239,8 +240,8 @@ fn is_url_byte(byte: u8) -> bool {
 }
 
 /// A field of the request to the gateway, whose value is secret.
-pub fn header(flag: &str, typed: &str) -> Result<(String, Secret), Fault> {
-    let bad = || Fault::usage(format!("{flag}: the form is \"Key: Value\""));
+pub fn header(flag: &str, typed: &str) -> Result<(String, Secret), FatalError> {
+    let bad = || FatalError::usage(format!("{flag}: the form is \"Key: Value\""));
     let (key, value) = typed.split_once(':').ok_or_else(bad)?;
     let (key, value) = (key.trim(), value.trim());
     let reserved = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
@@ -249,17 +250,17 @@ pub fn header(flag: &str, typed: &str) -> Result<(String, Secret), Fault> {
         return Err(bad());
     }
     if reserved.contains(&own.as_str()) || own.starts_with("sec-websocket") {
-        return Err(Fault::usage(format!("{flag} {}: this field is ours to set", text::show(key))));
+        return Err(FatalError::usage(format!("{flag} {}: this field is ours to set", text::show(key))));
     }
     // A line without its name may begin with the token, so a bad name is not repeated.
     if !key.bytes().all(body::is_token) {
-        return Err(Fault::usage(format!(
+        return Err(FatalError::usage(format!(
             "{flag}: the name of the field has a character that HTTP does not allow"
         )));
     }
     if !value.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~')) {
         let key = text::show(key);
-        return Err(Fault::usage(format!(
+        return Err(FatalError::usage(format!(
             "{flag} {key}: the value has a character that HTTP does not allow"
         )));
     }

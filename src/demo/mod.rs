@@ -19,7 +19,7 @@ use crate::{
     command::CommandLine,
     config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
     edge,
-    error::Fault,
+    error::FatalError,
     gateway::Bound,
     jsonrpc::{Message, elements, find, unquote},
     limits::{self, Limits},
@@ -58,7 +58,7 @@ const TOOL: &str = "device_system";
 ///
 /// # Errors
 /// One line: the port is taken, or the call failed.
-pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(), Fault> {
+pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(), FatalError> {
     let trust =
         options.tls.as_ref().map(|tls| ClientTls { ca: Some(tls.ca.clone()), ..ClientTls::default() });
     let connector = trust.as_ref().map(Connector::new).transpose()?;
@@ -68,11 +68,11 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
         ..GatewayConfig::default()
     })?;
     let Some(address) = bound.addresses().first().copied() else {
-        return Err(Fault::run("the gateway listens nowhere"));
+        return Err(FatalError::run("the gateway listens nowhere"));
     };
     let edge_config = register_config(address, trust)?;
     let gateway = Gateway { address, tls: connector, authority: options.tls.map(|tls| tls.ca) };
-    let (switch, stopped) = executor::switch();
+    let (switch, stopped) = executor::shutdown();
     let stop = async {
         stop.await;
         Ok(())
@@ -83,7 +83,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
         result
     };
     // Only when it is stopped does it end well, and then the others have the last word.
-    let (edge_ends, edge_ended) = executor::switch();
+    let (edge_ends, edge_ended) = executor::shutdown();
     let edge = async move {
         let result = edge::run(edge_config, stopped.wait()).await;
         drop(edge_ends);
@@ -96,7 +96,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
 }
 
 /// Shows the call; then invites to more and goes on for ever, unless that was all.
-async fn play(gateway: &Gateway, once: bool) -> Result<(), Fault> {
+async fn play(gateway: &Gateway, once: bool) -> Result<(), FatalError> {
     let limit = limits::DEMO_TIME;
     match timeout::within(limit, show(gateway)).await {
         Ok(Ok(())) if once => {
@@ -107,14 +107,14 @@ async fn play(gateway: &Gateway, once: bool) -> Result<(), Fault> {
             invite(gateway);
             pending().await
         }
-        Ok(Err(error)) => Err(Fault::run(format!("the demo call failed: {error}"))),
-        Err(_) => Err(Fault::run(format!("the demo call was not done within {} s", limit.as_secs()))),
+        Ok(Err(error)) => Err(FatalError::run(format!("the demo call failed: {error}"))),
+        Err(_) => Err(FatalError::run(format!("the demo call was not done within {} s", limit.as_secs()))),
     }
 }
 
-fn register_config(gateway: SocketAddr, tls: Option<ClientTls>) -> Result<RegisterConfig, Fault> {
+fn register_config(gateway: SocketAddr, tls: Option<ClientTls>) -> Result<RegisterConfig, FatalError> {
     let program = env::current_exe()
-        .map_err(|error| Fault::run(format!("cannot find the program's own file: {error}")))?;
+        .map_err(|error| FatalError::run(format!("cannot find the program's own file: {error}")))?;
     Ok(RegisterConfig {
         command: CommandLine::Direct(vec![program.to_string_lossy().into_owned(), "device".into()]),
         gateway: GatewayUrl {

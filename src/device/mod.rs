@@ -19,7 +19,7 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
-use crate::error::Fault;
+use crate::error::FatalError;
 use crate::limits::DeviceLimits;
 
 mod disks;
@@ -49,7 +49,7 @@ pub struct Options {
 /// # Errors
 /// When standard input cannot be read or standard output cannot be written, for another reason than a closed
 /// pipe.
-pub fn run(options: Options) -> Result<(), Fault> {
+pub fn run(options: Options) -> Result<(), FatalError> {
     let limits = DeviceLimits::default();
     if io::stdin().is_terminal() {
         eprintln!("mcpport device speaks MCP on standard input and output; end it with Ctrl-D.");
@@ -67,20 +67,20 @@ pub fn serve(
     mut input: impl BufRead,
     mut output: impl Write,
     longest: usize,
-) -> Result<(), Fault> {
+) -> Result<(), FatalError> {
     loop {
         let answer = match read_line(&mut input, longest) {
             Ok(Line::End) => return Ok(()),
             Ok(Line::TooLong) => Some(server.too_long(longest)),
             Ok(Line::Whole(line)) => server.handle(&line),
-            Err(error) => return Err(Fault::run(format!("cannot read standard input: {error}"))),
+            Err(error) => return Err(FatalError::run(format!("cannot read standard input: {error}"))),
         };
         let Some(mut answer) = answer else { continue };
         answer.push('\n');
         match output.write_all(answer.as_bytes()).and_then(|()| output.flush()) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            Err(error) => return Err(Fault::run(format!("cannot write to standard output: {error}"))),
+            Err(error) => return Err(FatalError::run(format!("cannot write to standard output: {error}"))),
         }
     }
 }

@@ -11,13 +11,13 @@ use async_tungstenite::tungstenite::{
 use super::link::Outcome;
 use crate::{
     config::{GatewayUrl, RegisterConfig},
-    error::Fault,
+    error::FatalError,
     limits::LinkLimits,
     net::{
         stream::Stream,
         text_file, timeout,
         tls::Connector,
-        ws_link::{self, Socket},
+        ws_link::{self, WebSocket},
     },
     text,
     tunnel::REFUSAL,
@@ -36,17 +36,18 @@ impl Dialer {
     ///
     /// # Errors
     /// One line that names the flag.
-    pub fn new(config: &RegisterConfig) -> Result<Self, Fault> {
+    pub fn new(config: &RegisterConfig) -> Result<Self, FatalError> {
         let tls = config.gateway.tls.then(|| Connector::new(&config.tls)).transpose()?;
         let fields = config.headers.iter().map(|(name, value)| {
             // Checked before, by the flag or the line of the file.
-            let bad = |_| Fault::usage(format!("header field {}: not allowed in HTTP", text::show(name)));
+            let bad =
+                |_| FatalError::usage(format!("header field {}: not allowed in HTTP", text::show(name)));
             let own: HeaderName = name.parse().map_err(|_| bad(()))?;
             let mut value = HeaderValue::from_str(value.expose()).map_err(|_| bad(()))?;
             value.set_sensitive(true);
             Ok((own, value))
         });
-        let fields: Vec<_> = fields.collect::<Result<_, Fault>>()?;
+        let fields: Vec<_> = fields.collect::<Result<_, FatalError>>()?;
         if let Some(path) = &config.header_file {
             text_file::warn_if_exposed(&format!("--header-file {}", path.display()), path);
         }
@@ -65,13 +66,13 @@ impl Dialer {
     ///
     /// # Errors
     /// What to tell the user, and whether it makes sense to try again soon.
-    pub async fn dial(&self) -> Result<Socket, Outcome> {
+    pub async fn dial(&self) -> Result<WebSocket, Outcome> {
         let limit = self.limits.connect_time;
         let connected = timeout::within(limit, self.connect()).await;
         connected.unwrap_or_else(|_| Err(self.lost(&format!("no connection within {} s", limit.as_secs()))))
     }
 
-    async fn connect(&self) -> Result<Socket, Outcome> {
+    async fn connect(&self) -> Result<WebSocket, Outcome> {
         log::debug!("connecting to {}", self.url);
         let stream = self.reach().await?;
         let stream = match &self.tls {

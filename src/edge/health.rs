@@ -7,7 +7,7 @@ use smol::Task;
 use super::link::State;
 use crate::{
     config::RegisterConfig,
-    error::Fault,
+    error::FatalError,
     http::{
         conn::Step,
         head::Request,
@@ -16,19 +16,19 @@ use crate::{
     },
     limits::HttpLimits,
     net::{
-        http_conn::Web,
+        http_conn::HttpConnection,
         listener::{self, Listener},
         stream::Stream,
     },
     router::Policy,
-    runtime::executor::{self, Crew, Thrown},
+    runtime::executor::{self, Shutdown, TaskTracker},
 };
 
 /// Takes the local port, on loopback only. `None` when it was not asked for.
 ///
 /// # Errors
 /// One line that names the port.
-pub fn bind(config: &RegisterConfig) -> Result<Option<Vec<Listener>>, Fault> {
+pub fn bind(config: &RegisterConfig) -> Result<Option<Vec<Listener>>, FatalError> {
     if config.port == 0 {
         return Ok(None);
     }
@@ -40,7 +40,7 @@ pub fn serve(
     listeners: Vec<Listener>,
     state: Arc<State>,
     config: &RegisterConfig,
-    stopped: Thrown,
+    stopped: Shutdown,
 ) -> Vec<Task<()>> {
     let check = Arc::new(Check {
         state,
@@ -50,7 +50,7 @@ pub fn serve(
         limits: config.limits.http.clone(),
         policy: Policy { allow_origins: vec!["*".into()], ..Policy::default() },
     });
-    let crew = Crew::new();
+    let crew = TaskTracker::new();
     let accept = |mut listener: Listener| {
         let (check, crew) = (check.clone(), crew.clone());
         log::info!("health check on http://{}{}", listener.local(), check.paths.join(" "));
@@ -60,7 +60,7 @@ pub fn serve(
                 if crew.len() >= check.limits.connections {
                     continue;
                 }
-                let (check, badge) = (check.clone(), crew.badge());
+                let (check, badge) = (check.clone(), crew.track());
                 let answer = async move {
                     let _held = badge;
                     check.connection(stream).await;
@@ -74,7 +74,7 @@ pub fn serve(
 
 struct Check {
     state: Arc<State>,
-    stopped: Thrown,
+    stopped: Shutdown,
     paths: Vec<String>,
     cors: bool,
     limits: HttpLimits,
@@ -83,7 +83,7 @@ struct Check {
 
 impl Check {
     async fn connection(&self, stream: Stream) {
-        let mut web = Web::new(stream, &self.limits, self.stopped.clone(), self.stopped.clone());
+        let mut web = HttpConnection::new(stream, &self.limits, self.stopped.clone(), self.stopped.clone());
         loop {
             match web.advance().await {
                 Ok(Step::Request(request)) => web.answer(&self.answer(&request)),

@@ -21,9 +21,9 @@ use crate::{
     jsonrpc::{self, Kind, Message, decimal},
     limits::{EDGE_OPEN, ID_BYTES, LOG_GROUPS},
     metrics::LogThrottle,
-    net::outbox::{self, Receiver, Refused},
+    net::outbox::{self, Receiver, SendError},
     runtime::{
-        executor::{self, Crew, Switch, Thrown},
+        executor::{self, Shutdown, ShutdownTrigger, TaskTracker},
         tasks::Spawner,
     },
     tunnel::frame,
@@ -36,7 +36,7 @@ pub struct Sessions {
     table: Mutex<Table>,
     /// As many processes as may run. One that is being ended still counts.
     room: Semaphore,
-    crew: Crew,
+    crew: TaskTracker,
     spawner: Spawner,
     /// Limits how often lines that the gateway can cause at will are logged.
     throttle: Mutex<LogThrottle>,
@@ -97,7 +97,7 @@ struct Open {
     input: outbox::Sender<()>,
     calls: Calls,
     /// Dropping it ends the process.
-    _stop: Switch,
+    _stop: ShutdownTrigger,
 }
 
 /// What the task of one session has.
@@ -107,7 +107,7 @@ struct Session {
     calls: Calls,
     input: outbox::Sender<()>,
     lines: Receiver<()>,
-    stopped: Thrown,
+    stopped: Shutdown,
     link: Uplink,
 }
 
@@ -115,7 +115,7 @@ impl Sessions {
     /// No session so far. When the group of `spawner` goes, it takes the processes with it.
     pub fn new(config: &RegisterConfig, spawner: Spawner) -> Arc<Self> {
         let room = Semaphore::new(config.sessions.unwrap_or_default() as usize);
-        let (table, crew, throttle) = (Mutex::default(), Crew::new(), Mutex::default());
+        let (table, crew, throttle) = (Mutex::default(), TaskTracker::new(), Mutex::default());
         Arc::new(Self { config: config.clone(), table, room, crew, spawner, throttle })
     }
 
@@ -136,20 +136,20 @@ impl Sessions {
     ///
     /// # Errors
     /// The link takes no more: the gateway asks and does not read.
-    pub fn start(self: &Arc<Self>, number: u32, link: &Uplink) -> Result<(), Refused> {
+    pub fn start(self: &Arc<Self>, number: u32, link: &Uplink) -> Result<(), SendError> {
         let (input, lines) = Server::queue(&self.config);
-        let (stop, stopped) = executor::switch();
+        let (stop, stopped) = executor::shutdown();
         let calls = Calls::default();
         let begun = {
             let mut table = self.table();
             if table.stopping {
-                return link.queue().send_own(frame::close(number, STOPPING));
+                return link.queue().send_reserved(frame::close(number, STOPPING));
             }
             if table.open.len() >= self.config.sessions.unwrap_or_default() as usize {
                 let why = "the edge runs as many sessions as it may (--max-sessions)";
                 let line = format_args!("session {number} is not started: {why}");
                 self.log(log::Level::Warn, "not_started", line);
-                return link.queue().send_own(frame::close(number, why));
+                return link.queue().send_reserved(frame::close(number, why));
             }
             table.begun += 1;
             let begun = table.begun;
@@ -159,7 +159,7 @@ impl Sessions {
             begun
         };
         let session = Session { number, begun, calls, input, lines, stopped, link: link.clone() };
-        let (sessions, badge) = (self.clone(), self.crew.badge());
+        let (sessions, badge) = (self.clone(), self.crew.track());
         let life = async move {
             let _held = badge;
             sessions.live(session).await;
@@ -205,7 +205,7 @@ impl Sessions {
     ///
     /// # Errors
     /// The link takes no more: the gateway asks and does not read.
-    pub fn message(&self, number: u32, text: &str, link: &Uplink) -> Result<(), Refused> {
+    pub fn message(&self, number: u32, text: &str, link: &Uplink) -> Result<(), SendError> {
         let (stopping, open) = {
             let table = self.table();
             let open = table.open.get(&number).map(|open| (open.input.clone(), open.calls.clone()));
@@ -216,7 +216,7 @@ impl Sessions {
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) if stopping => {
                 let refusal = jsonrpc::error(id, jsonrpc::DOWN, STOPPING);
-                return link.queue().send_own(frame::message(number, &refusal));
+                return link.queue().send_reserved(frame::message(number, &refusal));
             }
             (Kind::Request, Some(id)) => calls.add(id),
             (Kind::Notification, _) if message.method() == "notifications/cancelled" => {
@@ -228,8 +228,8 @@ impl Sessions {
         }
         match input.send(message.splice(&[])) {
             // Of a process that has ended the gateway is about to be told, with how it ended; that answers its calls.
-            Ok(()) | Err(Refused::Closed) => return Ok(()),
-            Err(Refused::Full | Refused::Memory) => {}
+            Ok(()) | Err(SendError::Closed) => return Ok(()),
+            Err(SendError::Full | SendError::Memory) => {}
         }
         let busy = "the server does not read its input";
         let line = format_args!("a message for session {number} is turned away: {busy}");
@@ -237,7 +237,7 @@ impl Sessions {
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) => {
                 calls.remove(id);
-                link.queue().send_own(frame::message(number, &jsonrpc::error(id, jsonrpc::BUSY, busy)))
+                link.queue().send_reserved(frame::message(number, &jsonrpc::error(id, jsonrpc::BUSY, busy)))
             }
             _ => Ok(()),
         }
@@ -265,12 +265,12 @@ impl Sessions {
 
     /// Waits until no process is left.
     pub async fn gone(&self) {
-        self.crew.gone().await;
+        self.crew.wait_idle().await;
     }
 }
 
 /// Waits for something unless it is to be stopped before.
-pub(super) async fn unless<T>(stopped: &Thrown, wanted: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn unless<T>(stopped: &Shutdown, wanted: impl Future<Output = T>) -> Option<T> {
     let stopped = async {
         stopped.wait().await;
         None

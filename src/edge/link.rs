@@ -23,10 +23,10 @@ use crate::{
     limits::{self, LOG_WARNINGS},
     metrics::LogThrottle,
     net::{
-        outbox::{self, Refused, Sender},
-        ws_link::{self, Ended, Farewell, Line, Peer, Socket, Unacknowledged},
+        outbox::{self, SendError, Sender},
+        ws_link::{self, CloseReason, LinkEnd, LinkHandler, Outbound, Unacknowledged, WebSocket},
     },
-    runtime::executor::{Crew, Thrown},
+    runtime::executor::{Shutdown, TaskTracker},
     text,
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
@@ -56,7 +56,7 @@ pub enum Outcome {
 pub struct State {
     edge: Mutex<Shared>,
     /// One badge for each line of the child that waits for room in the queue of the link.
-    delivering: Crew,
+    delivering: TaskTracker,
     sessions: Arc<Sessions>,
     /// Limits how often odd messages of the server are logged.
     oddities: Mutex<LogThrottle>,
@@ -83,7 +83,7 @@ struct Shared {
 impl State {
     /// The state before there is a child or a link, and the sessions that have a process of their own.
     pub fn new(sessions: Arc<Sessions>) -> Arc<Self> {
-        let (edge, delivering, oddities) = (Mutex::default(), Crew::new(), Mutex::default());
+        let (edge, delivering, oddities) = (Mutex::default(), TaskTracker::new(), Mutex::default());
         Arc::new(Self { edge, delivering, sessions, oddities })
     }
 
@@ -145,7 +145,7 @@ impl State {
         for frame in shared.edge.child_gone(why, due) {
             // Small, no more than the gateway asked, and it must not lose them.
             if let Some(link) = &shared.link {
-                let _ = link.queue().send_anyway(frame);
+                let _ = link.queue().send_unbounded(frame);
             }
         }
     }
@@ -172,10 +172,10 @@ impl State {
             if let (Up::Ready { lines, .. }, Some(child)) = (&mut up, &shared.child) {
                 for line in lines.drain(..) {
                     // Bounded by what may be held, and sent before anything can overtake it.
-                    let _ = child.send_anyway(line);
+                    let _ = child.send_unbounded(line);
                 }
             }
-            (up, shared.link.clone(), self.delivering.badge())
+            (up, shared.link.clone(), self.delivering.track())
         };
         let frames = match up {
             Up::Gateway(frame) => vec![frame],
@@ -228,16 +228,16 @@ impl State {
             (other, _) => return Some(other),
         };
         let begins = |line: &str| Message::read(line).is_ok_and(|message| message.method() == "initialize");
-        let (code, why, line) = match child.offer(line) {
+        let (code, why, line) = match child.try_send(line) {
             Ok(()) => return None,
             // That it has ended is about to be noticed; the next one is asked.
-            Err((Refused::Closed, line)) if begins(&line) => {
+            Err((SendError::Closed, line)) if begins(&line) => {
                 return Some(Down::Drop("a word to a dead child"));
             }
-            Err((Refused::Full | Refused::Memory, line)) => {
+            Err((SendError::Full | SendError::Memory, line)) => {
                 (jsonrpc::BUSY, "the server does not read its input", line)
             }
-            Err((Refused::Closed, line)) => (jsonrpc::DOWN, "the server has ended", line),
+            Err((SendError::Closed, line)) => (jsonrpc::DOWN, "the server has ended", line),
         };
         self.complain(why, &format!("a message for the server is turned away: {why}"));
         let message = Message::read(&line).ok().filter(|message| message.kind() == Kind::Request)?;
@@ -287,7 +287,7 @@ impl State {
         let mut shared = self.lock();
         shared.leaving = true;
         if let Some(link) = &shared.link {
-            link.queue().end(Farewell::new(1001, reason));
+            link.queue().end(CloseReason::new(1001, reason));
         }
     }
 
@@ -322,7 +322,7 @@ impl State {
 /// A registration whose link is lost, and which the gateway may take up again.
 pub struct Kept<'a> {
     life: Life<'a>,
-    line: Line,
+    line: Outbound,
     grant: Grant,
     /// When it is too late.
     until: Instant,
@@ -348,21 +348,21 @@ impl Kept<'_> {
 /// Registers over a fresh connection, and carries frames until the link ends. `kept` is the registration that may be
 /// taken up again: from before this link, and from this one when it is lost. `left`: we are stopping.
 pub async fn live<'a>(
-    mut socket: Socket,
+    mut socket: WebSocket,
     state: &Arc<State>,
     config: &'a RegisterConfig,
     kept: &mut Option<Kept<'a>>,
-    left: &Thrown,
+    left: &Shutdown,
 ) -> Outcome {
     let limits = &config.limits.link;
     let introduced = unless(left, introduce(&mut socket, config, kept.as_ref())).await;
     // It may have us already, and its answer be under way.
-    let stops = || Err(Ended::ByUs(Farewell::new(1001, "the edge stops")));
+    let stops = || Err(LinkEnd::ByUs(CloseReason::new(1001, "the edge stops")));
     let (frame, answer) = match introduced.unwrap_or_else(stops) {
         Ok(answered) => answered,
         Err(ended) => {
             // A gateway may have taken us back just now: to it a word of ours would be the end of what is kept.
-            if kept.is_none() || left.is_thrown() {
+            if kept.is_none() || left.is_triggered() {
                 ws_link::end(socket, VecDeque::new(), &ended, limits).await;
             }
             return outcome(ended, None, state, config);
@@ -377,7 +377,7 @@ pub async fn live<'a>(
     let ended = match life.begin(answer, &frame) {
         Ok(()) => ws_link::drive(socket, &mut line, &mut life, limits).await,
         Err(why) => {
-            let ended = Ended::ByUs(why);
+            let ended = LinkEnd::ByUs(why);
             ws_link::end(socket, VecDeque::new(), &ended, limits).await;
             ended
         }
@@ -405,16 +405,16 @@ pub async fn live<'a>(
 
 /// Says who we are, and reads what the gateway says to that.
 async fn introduce(
-    socket: &mut Socket,
+    socket: &mut WebSocket,
     config: &RegisterConfig,
     kept: Option<&Kept<'_>>,
-) -> Result<(String, Option<Status>), Ended> {
+) -> Result<(String, Option<Status>), LinkEnd> {
     let limits = &config.limits.link;
     let claim = kept.map(Kept::claim);
     let (most, sessions) = (limits.message_bytes, config.sessions);
     let hello = Registration::frame(&config.id, &config.name, most, sessions, claim.as_ref());
-    ws_link::say(socket, hello, limits).await?;
-    let frame = ws_link::hear(socket, limits.message_bytes, limits).await?.to_string();
+    ws_link::send_frame(socket, hello, limits).await?;
+    let frame = ws_link::recv_frame(socket, limits.message_bytes, limits).await?.to_string();
     let status = Status::read(&frame);
     Ok((frame, status))
 }
@@ -427,7 +427,7 @@ fn take_up<'a>(
     kept: &mut Option<Kept<'a>>,
     grant: Option<&Grant>,
     accepts: Option<usize>,
-) -> (Life<'a>, Line) {
+) -> (Life<'a>, Outbound) {
     if let Some(Kept { life, mut line, .. }) = kept.take() {
         let received = grant.and_then(|grant| grant.received);
         if received.is_some_and(|received| line.resume(received).is_ok()) {
@@ -439,7 +439,7 @@ fn take_up<'a>(
     }
     let limits = &config.limits.link;
     let (sender, receiver) = outbox::bounded(limits.queue_messages, limits.queue_bytes);
-    let mut line = Line::new(receiver);
+    let mut line = Outbound::new(receiver);
     if grant.is_some() {
         line.count();
     }
@@ -465,16 +465,16 @@ struct Life<'a> {
     child: u64,
 }
 
-impl Peer for Life<'_> {
-    fn frame(&mut self, now: Instant, frame: &str) -> Result<(), Farewell> {
+impl LinkHandler for Life<'_> {
+    fn frame(&mut self, now: Instant, frame: &str) -> Result<(), CloseReason> {
         let frame = match frame::read(frame) {
             Frame::Plain(frame) => frame,
-            _ if !self.isolated => return Err(Farewell::new(1008, "a channel that was not agreed on")),
+            _ if !self.isolated => return Err(CloseReason::new(1008, "a channel that was not agreed on")),
             Frame::Message(number, text) => {
                 return self.state.sessions.message(number, text, &self.link).map_err(does_not_read);
             }
             Frame::Open(number) if number <= self.opened => {
-                return Err(Farewell::new(1008, "the number of a channel was used before"));
+                return Err(CloseReason::new(1008, "the number of a channel was used before"));
             }
             Frame::Open(number) => {
                 self.opened = number;
@@ -491,7 +491,7 @@ impl Peer for Life<'_> {
                 // The server has asked nothing, so nothing is to be said to it.
                 if let Ok(frame) = self.link.frame(None, frame) {
                     // What the gateway asks and does not read must not pile up here.
-                    self.link.queue().send_own(frame).map_err(does_not_read)?;
+                    self.link.queue().send_reserved(frame).map_err(does_not_read)?;
                 }
                 self.spoken_for();
             }
@@ -505,13 +505,13 @@ impl Peer for Life<'_> {
         None
     }
 
-    fn tick(&mut self, _now: Instant) -> Result<(), Farewell> {
+    fn tick(&mut self, _now: Instant) -> Result<(), CloseReason> {
         Ok(())
     }
 }
 
-fn does_not_read(_: Refused) -> Farewell {
-    Farewell::new(1013, "the gateway does not read")
+fn does_not_read(_: SendError) -> CloseReason {
+    CloseReason::new(1013, "the gateway does not read")
 }
 
 impl<'a> Life<'a> {
@@ -522,7 +522,7 @@ impl<'a> Life<'a> {
     }
 
     /// What the gateway said to the registration.
-    fn begin(&mut self, answer: Option<Status>, frame: &str) -> Result<(), Farewell> {
+    fn begin(&mut self, answer: Option<Status>, frame: &str) -> Result<(), CloseReason> {
         if self.complete {
             self.registered();
         }
@@ -571,23 +571,23 @@ impl<'a> Life<'a> {
 }
 
 /// What the end of a link means for the next try. `refusal`: why the gateway said that it will not have us.
-fn outcome(ended: Ended, refusal: Option<String>, state: &State, config: &RegisterConfig) -> Outcome {
+fn outcome(ended: LinkEnd, refusal: Option<String>, state: &State, config: &RegisterConfig) -> Outcome {
     let gateway = config.gateway.authority();
     match (ended, refusal) {
         _ if state.lock().leaving => Outcome::Stopped,
-        (Ended::ByPeer(why), refusal) if why.code == CLOSE_REFUSED => {
+        (LinkEnd::ByPeer(why), refusal) if why.code == CLOSE_REFUSED => {
             let reason = refusal.unwrap_or(why.reason);
             let reason = text::show(&reason);
             Outcome::Refused(format!("the gateway at {gateway} refuses the registration: {reason}"))
         }
-        (Ended::ByPeer(why), refusal) if why.code == CLOSE_TOO_OFTEN => {
+        (LinkEnd::ByPeer(why), refusal) if why.code == CLOSE_TOO_OFTEN => {
             let reason = refusal.unwrap_or(why.reason);
             Outcome::NotNow(format!("the gateway at {gateway} puts us off: {}", text::show(&reason)))
         }
-        (Ended::ByPeer(why), _) if why.code == CLOSE_REPLACED => Outcome::Refused(format!(
+        (LinkEnd::ByPeer(why), _) if why.code == CLOSE_REPLACED => Outcome::Refused(format!(
             "another program registered at {gateway} with our id and took over; see --server-id"
         )),
-        (Ended::ByPeer(why), Some(reason)) if why.code == CLOSE_LATER => {
+        (LinkEnd::ByPeer(why), Some(reason)) if why.code == CLOSE_LATER => {
             let reason = text::show(&reason);
             Outcome::Transient(format!("the gateway at {gateway} gave the server up: {reason}"))
         }

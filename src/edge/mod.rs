@@ -36,11 +36,11 @@ use self::{
 use crate::{
     config::RegisterConfig,
     edge::backoff::{Backoff, Setback},
-    error::Fault,
+    error::FatalError,
     limits,
     net::{random, timeout},
     runtime::{
-        executor::{self, Thrown},
+        executor::{self, Shutdown},
         notify, signals,
         tasks::{Spawner, TaskGroup},
     },
@@ -50,7 +50,7 @@ use crate::{
 ///
 /// # Errors
 /// One line: the command cannot be started, the gateway refuses us, the server ended.
-pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Result<(), Fault> {
+pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Result<(), FatalError> {
     let group = TaskGroup::new();
     let spawner = group.spawner();
     group.run(serve(config, spawner, stop)).await
@@ -60,16 +60,16 @@ async fn serve(
     config: RegisterConfig,
     spawner: Spawner,
     stop: impl Future<Output = ()>,
-) -> Result<(), Fault> {
+) -> Result<(), FatalError> {
     let dialer = Dialer::new(&config)?;
     let health = health::bind(&config)?;
     let sessions = Sessions::new(&config, spawner);
     let state = State::new(sessions.clone());
     let mut supervisor = Supervisor::start(&config, &state)?;
-    let (switch, stopped) = executor::switch();
+    let (switch, stopped) = executor::shutdown();
     let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));
-    let (leaving, left) = executor::switch();
-    let mut links = notify::alone(keep_linked(&config, &dialer, &state, &left));
+    let (leaving, left) = executor::shutdown();
+    let mut links = notify::poll_if_woken(keep_linked(&config, &dialer, &state, &left));
     let end = future::or(
         async {
             stop.await;
@@ -141,8 +141,8 @@ async fn drain(state: &State) -> End {
 enum End {
     Stopped,
     /// The server, and it is not started again.
-    Server(Fault),
-    Links(Result<(), Fault>),
+    Server(FatalError),
+    Links(Result<(), FatalError>),
 }
 
 /// Keeps a link up: one life after another, with a delay between two. `left`: we are stopping.
@@ -150,8 +150,8 @@ async fn keep_linked(
     config: &RegisterConfig,
     dialer: &Dialer,
     state: &Arc<State>,
-    left: &Thrown,
-) -> Result<(), Fault> {
+    left: &Shutdown,
+) -> Result<(), FatalError> {
     let limits = &config.limits.link;
     let mut backoff = Backoff::default();
     let mut kept: Option<Kept<'_>> = None;
@@ -166,25 +166,25 @@ async fn keep_linked(
         let setback = match outcome {
             Outcome::Stopped => return Ok(()),
             Outcome::Lost(why) if config.require_gateway && !state.was_registered() => {
-                return Err(Fault::run(format!("{why}; giving up because of --require-gateway")));
+                return Err(FatalError::run(format!("{why}; giving up because of --require-gateway")));
             }
             Outcome::Lost(why) => {
                 log::warn!("{why}");
                 Setback::Lost
             }
             Outcome::Transient(why) if !state.was_registered() && config.require_gateway => {
-                return Err(Fault::run(why));
+                return Err(FatalError::run(why));
             }
             // A first refusal is for the person who typed the command. Where nobody watches, what the gateway did not say
             // itself has to be waited out, as everything later has to be.
             Outcome::Transient(why) if !state.was_registered() && signals::has_terminal() => {
-                return Err(Fault::run(why));
+                return Err(FatalError::run(why));
             }
             Outcome::Transient(why) => {
                 log::error!("{why}");
                 Setback::Lost
             }
-            Outcome::Refused(why) if !state.was_registered() => return Err(Fault::run(why)),
+            Outcome::Refused(why) if !state.was_registered() => return Err(FatalError::run(why)),
             Outcome::Refused(why) | Outcome::NotNow(why) => {
                 log::error!("{why}");
                 Setback::Refused

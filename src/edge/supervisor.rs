@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::{RegisterConfig, Restart},
     edge::restart::{Ending, Restarts},
-    error::Fault,
+    error::FatalError,
     net::{random, timeout},
     process::{self, Exit},
     runtime::signals,
@@ -43,7 +43,7 @@ impl<'a> Supervisor<'a> {
     ///
     /// # Errors
     /// One line that names `--stdio`.
-    pub fn start(config: &'a RegisterConfig, state: &Arc<State>) -> Result<Self, Fault> {
+    pub fn start(config: &'a RegisterConfig, state: &Arc<State>) -> Result<Self, FatalError> {
         let mut supervisor = Self {
             config,
             state: state.clone(),
@@ -62,7 +62,7 @@ impl<'a> Supervisor<'a> {
 
     /// Starts it again whenever it ends, until that was the last time. Gives the reason for the end of the program. Dropping the
     /// future is safe at any time; [`Supervisor::stop`] is still due then.
-    pub async fn run(&mut self) -> Fault {
+    pub async fn run(&mut self) -> FatalError {
         if let Some(due) = self.retry.take() {
             self.again(due).await;
         }
@@ -87,7 +87,7 @@ impl<'a> Supervisor<'a> {
                     // It answers nothing more, and that must not wait until it is gone.
                     let due = self.down(&why, delay);
                     self.end().await;
-                    due.ok_or_else(|| Fault::run(why))
+                    due.ok_or_else(|| FatalError::run(why))
                 }
             };
             match due {
@@ -138,12 +138,12 @@ impl<'a> Supervisor<'a> {
     }
 
     /// The end of the program, when the server ended by itself and is not started again.
-    fn gone(&self, exit: Exit) -> Fault {
+    fn gone(&self, exit: Exit) -> FatalError {
         let hint = match self.config.restart {
             Restart::OnFailure if exit.success() => "; --restart always would start it again".to_owned(),
             _ => self.unfit(exit),
         };
-        Fault::run(format!("server '{}' ended by itself: {exit}{hint}", self.config.name))
+        FatalError::run(format!("server '{}' ended by itself: {exit}{hint}", self.config.name))
     }
 
     /// As the end of a sentence: that the program cannot have run at all, where its file says so.
@@ -165,7 +165,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    fn launch(&mut self) -> Result<(), Fault> {
+    fn launch(&mut self) -> Result<(), FatalError> {
         let (input, lines) = Server::queue(self.config);
         self.generation = self.state.child_up(input.clone());
         self.born = Instant::now();

@@ -9,14 +9,14 @@ use crate::{
     jsonrpc::Message,
     limits::LOG_WARNINGS,
     metrics::LogThrottle,
-    net::{outbox::Sender, ws_link::Farewell},
+    net::{outbox::Sender, ws_link::CloseReason},
     tunnel::{frame, oversize::Oversize},
 };
 
 /// The queue of one link, or of several of which each resumes the one before.
 #[derive(Clone, Debug)]
 pub struct Uplink {
-    queue: Sender<Farewell>,
+    queue: Sender<CloseReason>,
     /// Largest frame that the gateway accepts, in bytes.
     accepts: usize,
     /// Limits how often messages that are too large are logged.
@@ -25,12 +25,12 @@ pub struct Uplink {
 
 impl Uplink {
     /// A queue, and the size of the largest frame if the gateway told that.
-    pub fn new(queue: Sender<Farewell>, accepts: Option<usize>) -> Self {
+    pub fn new(queue: Sender<CloseReason>, accepts: Option<usize>) -> Self {
         Self { queue, accepts: accepts.unwrap_or(usize::MAX), oversized: Arc::default() }
     }
 
     /// The queue.
-    pub fn queue(&self) -> &Sender<Farewell> {
+    pub fn queue(&self) -> &Sender<CloseReason> {
         &self.queue
     }
 

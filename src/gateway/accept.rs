@@ -18,7 +18,7 @@ use crate::{
     },
     limits::{LOG_LIFE, LOG_WARNINGS, LogLimit},
     net::{clock, stream::Stream, timeout},
-    runtime::executor::{self, Switch, Thrown},
+    runtime::executor::{self, Shutdown, ShutdownTrigger},
 };
 
 /// One connection's place; given back when it is dropped.
@@ -27,7 +27,7 @@ pub struct Visit {
     address: IpAddr,
     number: u64,
     /// What would end it; held from the moment that it is known.
-    kept: Option<Switch>,
+    kept: Option<ShutdownTrigger>,
 }
 
 impl Visit {
@@ -35,8 +35,8 @@ impl Visit {
     ///
     /// # Errors
     /// [`TurnedAway`], with the limit that is reached.
-    pub fn begin(gateway: &Arc<Gateway>, address: IpAddr) -> Result<(Self, Thrown), TurnedAway> {
-        let (switch, pushed_out) = executor::switch();
+    pub fn begin(gateway: &Arc<Gateway>, address: IpAddr) -> Result<(Self, Shutdown), TurnedAway> {
+        let (switch, pushed_out) = executor::shutdown();
         let place = gateway.visits().enter(address, switch)?;
         if place.pushed_out.is_some() {
             gateway.stats.pushed_out.add();
@@ -55,7 +55,7 @@ impl Visit {
     }
 
     /// Gives the place back though the connection's task goes on, which is until what this gives is dropped.
-    pub fn give_back(mut self) -> Option<Switch> {
+    pub fn give_back(mut self) -> Option<ShutdownTrigger> {
         self.kept.take()
     }
 }
@@ -118,7 +118,7 @@ pub fn turn_away(gateway: &Arc<Gateway>, stream: Stream, why: TurnedAway) {
         return;
     }
     let response = Response::new(status).field("Retry-After", "1").text(text);
-    let (badge, drain) = (gateway.leaving.badge(), (limits.drain_time, limits.drain_bytes));
+    let (badge, drain) = (gateway.leaving.track(), (limits.drain_time, limits.drain_bytes));
     let told = async move {
         let _held = badge;
         // Whoever does not read it does not want it.

@@ -20,9 +20,9 @@ use crate::{
         throttle::{Guesses, Source, Verdict},
     },
     config::GatewayConfig,
-    error::Fault,
+    error::FatalError,
     limits::GuessLimits,
-    net::{text_file, tls::Acceptor, ws_link::Farewell},
+    net::{text_file, tls::Acceptor, ws_link::CloseReason},
     session::Full,
 };
 
@@ -117,15 +117,15 @@ impl Keys {
 ///
 /// # Errors
 /// One line that names the flag, and the line of the file, and no token.
-pub fn read(config: &GatewayConfig) -> Result<Tokens, Fault> {
+pub fn read(config: &GatewayConfig) -> Result<Tokens, FatalError> {
     let rule = |given: &str, place: &dyn Fn() -> String| {
-        Rule::read(given).map_err(|why| Fault::usage(format!("{}: {why}", place())))
+        Rule::read(given).map_err(|why| FatalError::usage(format!("{}: {why}", place())))
     };
     let given = config.tokens.iter().map(|secret| rule(secret.expose(), &|| "--auth-token".into()));
     let mut rules: Vec<Rule> = given.collect::<Result<_, _>>()?;
     if let Some(path) = &config.token_file {
         let flag = format!("--auth-token-file {}", path.display());
-        let content = text_file::read(path).map_err(|why| Fault::usage(format!("{flag}: {why}")))?;
+        let content = text_file::read(path).map_err(|why| FatalError::usage(format!("{flag}: {why}")))?;
         text_file::warn_if_exposed(&flag, path);
         let lines = content.lines().map(str::trim).enumerate();
         let before = rules.len();
@@ -134,10 +134,10 @@ pub fn read(config: &GatewayConfig) -> Result<Tokens, Fault> {
         }
         // Without any token everybody would be let in.
         if rules.len() == before {
-            return Err(Fault::usage(format!("{flag}: there is no token in it")));
+            return Err(FatalError::usage(format!("{flag}: there is no token in it")));
         }
     }
-    Tokens::new(rules).map_err(|why| Fault::usage(format!("--auth-token: {why}")))
+    Tokens::new(rules).map_err(|why| FatalError::usage(format!("--auth-token: {why}")))
 }
 
 impl Gateway {
@@ -213,7 +213,7 @@ impl Gateway {
         }
         let servers = self.catalog().unauthorized(|principal, name| tokens.may_claim(principal, name));
         for server in &servers {
-            server.link().end(Farewell::new(1008, "the token of this registration is no longer valid"));
+            server.link().end(CloseReason::new(1008, "the token of this registration is no longer valid"));
         }
         (clients.len(), servers.len())
     }

@@ -21,7 +21,7 @@ use crate::{
         types::{Method, StatusCode},
         upgrade::Upgrade,
     },
-    net::{http_conn::Web, outbox::Receiver, stream::Stream, ws_link},
+    net::{http_conn::HttpConnection, outbox::Receiver, stream::Stream, ws_link},
     router::{self, Forbidden, Route, Unrouted},
     session,
     tunnel::REFUSAL,
@@ -30,7 +30,7 @@ use crate::{
 /// One connection.
 pub struct Connection {
     pub(super) gateway: Arc<Gateway>,
-    pub(super) web: Web,
+    pub(super) web: HttpConnection,
     visit: Visit,
     /// Who was let in over it.
     proven: Option<Principal>,
@@ -59,7 +59,7 @@ impl NewLink {
     /// server in is not needed later: an idle link holds neither.
     pub async fn serve(self) {
         let Self { connection, upgrade, principal, share } = self;
-        let badge = connection.gateway.links.badge();
+        let badge = connection.gateway.links.track();
         let peer = connection.web.stream.peer();
         let Connection { gateway, web, visit, .. } = connection;
         let entering = async {
@@ -84,7 +84,7 @@ impl Connection {
     /// A connection that was accepted, after its TLS handshake.
     pub fn new(gateway: Arc<Gateway>, stream: Stream, visit: Visit) -> Self {
         let (draining, stopped) = (gateway.draining.clone(), gateway.stopped.clone());
-        let web = Web::new(stream, &gateway.config.limits.http, draining, stopped);
+        let web = HttpConnection::new(stream, &gateway.config.limits.http, draining, stopped);
         Self { gateway, web, visit, proven: None, answering: None, charged: None }
     }
 
@@ -135,7 +135,7 @@ impl Connection {
                 }
                 // Messages are looked at one by one: a running call may need an answer of its client, or be cancelled.
                 let begins = matches!(route, Route::Health | Route::EventStream(_) | Route::Register);
-                if begins && self.gateway.draining.is_thrown() {
+                if begins && self.gateway.draining.is_triggered() {
                     let response = self.with_cors(busy("the gateway is stopping\n"), origin.as_deref());
                     self.web.answer(&response);
                     return Ok(Then::Next);

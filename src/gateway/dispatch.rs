@@ -41,9 +41,9 @@ impl Gateway {
                     |what: &str| Err((jsonrpc::INVALID_REQUEST, format!("the {what} is too long")));
                 // Both are kept while the call runs.
                 // Counted before the look: the drain waits for whatever is let through.
-                let reply = &reply.counted(self.running.badge());
+                let reply = &reply.counted(self.running.track());
                 let answer = match () {
-                    () if self.draining.is_thrown() && message.method() != "ping" => {
+                    () if self.draining.is_triggered() && message.method() != "ping" => {
                         Err((jsonrpc::BUSY, "the gateway is stopping".into()))
                     }
                     () if id.len() > limits::ID_BYTES => too_long("request id"),

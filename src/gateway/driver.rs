@@ -30,7 +30,7 @@ use crate::{
     },
     net::{
         budget::{Account, Charge},
-        ws_link::{Farewell, Peer},
+        ws_link::{CloseReason, LinkHandler},
     },
     runtime::executor::Pacer,
     text,
@@ -84,8 +84,8 @@ pub struct Server {
     farewell: Option<String>,
 }
 
-impl Peer for Server {
-    fn frame(&mut self, now: Instant, frame: &str) -> Result<(), Farewell> {
+impl LinkHandler for Server {
+    fn frame(&mut self, now: Instant, frame: &str) -> Result<(), CloseReason> {
         let gateway = self.gateway.clone();
         self.message(&gateway, now, frame)
     }
@@ -99,7 +99,7 @@ impl Peer for Server {
         self.upstream.mux().deadline().into_iter().chain(look).chain(relist).chain(retry).min()
     }
 
-    fn tick(&mut self, now: Instant) -> Result<(), Farewell> {
+    fn tick(&mut self, now: Instant) -> Result<(), CloseReason> {
         let gateway = self.gateway.clone();
         self.expire(&gateway, now)
     }
@@ -129,7 +129,7 @@ impl Server {
     /// A server that is in the catalog since now. It is asked at once what it is.
     ///
     /// # Errors
-    /// A [`Farewell`]: there is nothing to say to it.
+    /// A [`CloseReason`]: there is nothing to say to it.
     pub fn greet(
         gateway: &Arc<Gateway>,
         place: Place,
@@ -137,7 +137,7 @@ impl Server {
         ours: bool,
         upstream: Arc<Upstream>,
         account: &Account,
-    ) -> Result<Self, Farewell> {
+    ) -> Result<Self, CloseReason> {
         let (conversation, ask) = Conversation::start(gateway.config.limits.catalog.clone());
         let now = Instant::now();
         upstream.set_run(gateway.tasks().start());
@@ -186,7 +186,7 @@ impl Server {
         self.farewell = Some(why.to_owned());
     }
 
-    fn message(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), Farewell> {
+    fn message(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), CloseReason> {
         let frame = match (frame::read(frame), self.upstream.isolation()) {
             (Frame::Plain(frame), _) => frame,
             (Frame::Message(number, text), Some(isolation)) => {
@@ -200,7 +200,7 @@ impl Server {
                 gateway.process_gone(&self.upstream, number, reason);
                 return Ok(());
             }
-            _ if self.ours => return Err(Farewell::new(1008, "a channel that was not agreed on")),
+            _ if self.ours => return Err(CloseReason::new(1008, "a channel that was not agreed on")),
             // The original hands on whatever its server prints.
             _ => frame,
         };
@@ -223,7 +223,7 @@ impl Server {
     }
 
     /// A frame that is no sound message: other programs pass on whatever their server prints.
-    fn odd_frame(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), Farewell> {
+    fn odd_frame(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), CloseReason> {
         for part in tolerant::parts(frame.as_bytes()) {
             match part {
                 Part::Message(text) => {
@@ -242,7 +242,7 @@ impl Server {
     }
 
     /// An answer that cannot be used: the request that it was for fails.
-    fn unusable(&mut self, gateway: &Gateway, now: Instant, answer: &Unusable) -> Result<(), Farewell> {
+    fn unusable(&mut self, gateway: &Gateway, now: Instant, answer: &Unusable) -> Result<(), CloseReason> {
         self.upstream.log_unusable(now, answer);
         match self.upstream.fail_unusable(answer, &gateway.stats) {
             Some(Caller::Conversation) => {
@@ -259,7 +259,7 @@ impl Server {
         gateway: &Gateway,
         now: Instant,
         message: &Message<'_>,
-    ) -> Result<(), Farewell> {
+    ) -> Result<(), CloseReason> {
         let step = self.upstream.mux().sort(message);
         match step {
             Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Conversation) => {
@@ -277,7 +277,7 @@ impl Server {
                 Ok(())
             }
             Ok(Step::Request) if self.ours && message.method() == "register" => {
-                Err(Farewell::new(1008, "a second registration on one link"))
+                Err(CloseReason::new(1008, "a second registration on one link"))
             }
             Ok(Step::Request) => {
                 self.answer(message);
@@ -296,7 +296,7 @@ impl Server {
     }
 
     /// The server was started anew: it may be another version of itself, so the conversation begins again.
-    fn restarted(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
+    fn restarted(&mut self, gateway: &Gateway, now: Instant) -> Result<(), CloseReason> {
         let name = self.upstream.name();
         let line = format_args!("server '{name}' was started anew at its edge");
         gateway.log_throttled(log::Level::Info, "restart", name, LOG_GROUPS, line);
@@ -313,7 +313,7 @@ impl Server {
     }
 
     /// A list of the server changed: all lists that the notification speaks of are asked for anew.
-    fn changed(&mut self, gateway: &Gateway, now: Instant, notification: &str) -> Result<(), Farewell> {
+    fn changed(&mut self, gateway: &Gateway, now: Instant, notification: &str) -> Result<(), CloseReason> {
         for kind in Kind::ALL.into_iter().filter(|kind| kind.changed() == notification) {
             self.conversation.changed(kind);
         }
@@ -322,7 +322,7 @@ impl Server {
 
     /// Asks for the lists that changed; at once, unless that was done a moment ago. A server that always has a change to
     /// tell is listed at a pace that harms nobody.
-    fn relist(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
+    fn relist(&mut self, gateway: &Gateway, now: Instant) -> Result<(), CloseReason> {
         if now < self.relist {
             return Ok(());
         }
@@ -358,11 +358,11 @@ impl Server {
                 jsonrpc::error(id, jsonrpc::METHOD_NOT_FOUND, &text)
             }
         };
-        let _ = self.upstream.link().send_own(answer);
+        let _ = self.upstream.link().send_reserved(answer);
     }
 
     /// Sends a question of the gateway's own.
-    fn ask(&mut self, gateway: &Gateway, now: Instant, ask: Ask) -> Result<(), Farewell> {
+    fn ask(&mut self, gateway: &Gateway, now: Instant, ask: Ask) -> Result<(), CloseReason> {
         let config = &gateway.config;
         // A server may have to be downloaded and started first.
         let patience = if ask.method == "initialize" { config.timeout_run_tool } else { config.timeout_rpc };
@@ -378,14 +378,14 @@ impl Server {
         for frame in frames {
             self.upstream
                 .link()
-                .send_own(frame)
-                .map_err(|_| Farewell::new(1013, "the link does not keep up"))?;
+                .send_reserved(frame)
+                .map_err(|_| CloseReason::new(1013, "the link does not keep up"))?;
         }
         Ok(())
     }
 
     /// What follows from an answer to a question of the gateway's own.
-    fn go_on(&mut self, gateway: &Gateway, now: Instant, next: Next) -> Result<(), Farewell> {
+    fn go_on(&mut self, gateway: &Gateway, now: Instant, next: Next) -> Result<(), CloseReason> {
         self.log_remarks(gateway);
         match next {
             Next::Ask(_) if !self.pay_answers() => self.no_memory(gateway, now),
@@ -413,7 +413,7 @@ impl Server {
     }
 
     /// A list is dealt with: asks for the next one.
-    fn proceed(&mut self, gateway: &Gateway, now: Instant, next: Option<Ask>) -> Result<(), Farewell> {
+    fn proceed(&mut self, gateway: &Gateway, now: Instant, next: Option<Ask>) -> Result<(), CloseReason> {
         match next {
             Some(ask) => self.ask(gateway, now, ask),
             None => {
@@ -456,13 +456,13 @@ impl Server {
     }
 
     /// There is none. A server that was listed keeps what it had; another may try again later.
-    fn no_memory(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
+    fn no_memory(&mut self, gateway: &Gateway, now: Instant) -> Result<(), CloseReason> {
         gateway.stats.memory_refusals.add();
         let _ = self.listing.resize(0);
         if self.listed {
             return self.failed(gateway, now, NO_MEMORY);
         }
-        Err(Farewell::new(CLOSE_LATER, NO_MEMORY))
+        Err(CloseReason::new(CLOSE_LATER, NO_MEMORY))
     }
 
     /// Takes the server's instructions into the catalog; without memory for them, none.
@@ -512,12 +512,12 @@ impl Server {
             gateway.tell_wishes(now, &self.upstream, &mut self.wishes);
         }
         if first && self.ours {
-            let _ = self.upstream.link().send_own(Status::registered(&self.id, self.tools));
+            let _ = self.upstream.link().send_reserved(Status::registered(&self.id, self.tools));
         }
     }
 
     /// A server that was listed keeps what it had; one that was not cannot be used.
-    fn failed(&mut self, gateway: &Gateway, now: Instant, why: &str) -> Result<(), Farewell> {
+    fn failed(&mut self, gateway: &Gateway, now: Instant, why: &str) -> Result<(), CloseReason> {
         if self.listed {
             let _ = self.listing.resize(0);
             self.conversation.unanswered();
@@ -525,12 +525,12 @@ impl Server {
             return Ok(());
         }
         if self.ours {
-            let _ = self.upstream.link().send_own(Status::error(why));
+            let _ = self.upstream.link().send_reserved(Status::error(why));
         }
-        Err(Farewell::new(1008, why))
+        Err(CloseReason::new(1008, why))
     }
 
-    fn expire(&mut self, gateway: &Gateway, now: Instant) -> Result<(), Farewell> {
+    fn expire(&mut self, gateway: &Gateway, now: Instant) -> Result<(), CloseReason> {
         if now >= self.looked + CHANNEL_TICK {
             self.looked = now;
             gateway.expire_processes(&self.upstream, now);
@@ -546,7 +546,7 @@ impl Server {
             }
             // It may only need longer to start, so its edge may come again.
             self.failed(gateway, now, &why)
-                .map_err(|farewell| Farewell::new(CLOSE_LATER, farewell.reason))?;
+                .map_err(|farewell| CloseReason::new(CLOSE_LATER, farewell.reason))?;
         }
         gateway.tell_wishes(now, &self.upstream, &mut self.wishes);
         self.relist(gateway, now)

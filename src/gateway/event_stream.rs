@@ -16,10 +16,10 @@ use super::{Gateway, streams::Streams};
 use crate::{
     http::{conn::Step, response::Response, types::StatusCode},
     net::{
-        http_conn::Web,
-        outbox::{Receiver, Taken},
+        http_conn::HttpConnection,
+        outbox::{Received, Receiver},
     },
-    runtime::executor::Thrown,
+    runtime::executor::Shutdown,
     session::event_id,
     sse,
 };
@@ -44,7 +44,7 @@ pub struct Numbers<'a> {
     /// Number of the last event.
     pub sent: u64,
     /// Thrown when another connection wants the stream.
-    pub wanted: Thrown,
+    pub wanted: Shutdown,
 }
 
 /// The head of an event stream.
@@ -61,7 +61,7 @@ pub fn head() -> Response {
 /// The connection broke, or the client does not read.
 pub async fn write(
     gateway: &Gateway,
-    web: &mut Web,
+    web: &mut HttpConnection,
     queue: &mut Receiver<()>,
     mut first: Vec<u8>,
     mut numbers: Option<&mut Numbers<'_>>,
@@ -95,7 +95,7 @@ pub async fn write(
 
 /// Writes what is to be written. A client that comes back for its stream does not wait until an old connection, which
 /// may be dead, has taken everything: that connection ends in the middle.
-async fn flush(web: &mut Web, wanted: Option<&Thrown>) -> io::Result<()> {
+async fn flush(web: &mut HttpConnection, wanted: Option<&Shutdown>) -> io::Result<()> {
     let wanted = async {
         match wanted {
             Some(wanted) => wanted.wait().await,
@@ -110,7 +110,7 @@ async fn flush(web: &mut Web, wanted: Option<&Thrown>) -> io::Result<()> {
 ///
 /// # Errors
 /// The connection broke, or the client does not read.
-pub async fn write_all(web: &mut Web, events: &[u8]) -> io::Result<Ended> {
+pub async fn write_all(web: &mut HttpConnection, events: &[u8]) -> io::Result<Ended> {
     web.conn.stream(events, &mut web.out);
     web.end_stream();
     web.flush().await.map(|()| Ended::Complete)
@@ -140,10 +140,10 @@ enum Wake {
 /// Waits for messages, for the end of the client, or for the time of a keep-alive.
 async fn next(
     gateway: &Gateway,
-    web: &mut Web,
+    web: &mut HttpConnection,
     queue: &mut Receiver<()>,
     timer: &mut Timer,
-    wanted: Option<Thrown>,
+    wanted: Option<Shutdown>,
 ) -> io::Result<Wake> {
     let mut stopped = std::pin::pin!(gateway.stopped.wait());
     let mut wanted = std::pin::pin!(async {
@@ -159,8 +159,8 @@ async fn next(
         }
         let mut messages = VecDeque::new();
         match queue.poll_take_some(context, &mut messages, gateway.config.limits.session.write_bytes) {
-            Poll::Ready(Taken::Some) => return Poll::Ready(Ok(Wake::Messages(messages))),
-            Poll::Ready(Taken::Ended(())) => return Poll::Ready(Ok(Wake::End(Ended::Complete))),
+            Poll::Ready(Received::Some) => return Poll::Ready(Ok(Wake::Messages(messages))),
+            Poll::Ready(Received::Ended(())) => return Poll::Ready(Ok(Wake::End(Ended::Complete))),
             Poll::Pending => {}
         }
         // What the client sends on this connection does not matter; that it closes it does.

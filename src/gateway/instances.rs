@@ -24,7 +24,7 @@ use crate::{
     },
     limits,
     mcp::discovery::error_text,
-    net::outbox::Refused,
+    net::outbox::SendError,
     session, text,
 };
 
@@ -243,7 +243,7 @@ impl Gateway {
     }
 
     fn give_answer(&self, process: &Arc<Upstream>, answer: String) {
-        if matches!(process.send_now(answer), Err(Refused::Full | Refused::Memory)) {
+        if matches!(process.send_now(answer), Err(SendError::Full | SendError::Memory)) {
             // The server would wait for it for ever.
             self.end_process(process, "the link does not keep up", true);
         }

@@ -23,9 +23,9 @@ use crate::{
     mcp::listing::Kind,
     net::{
         self, outbox, timeout,
-        ws_link::{self, Ended, Farewell, Line, Peer, Socket},
+        ws_link::{self, CloseReason, LinkEnd, LinkHandler, Outbound, WebSocket},
     },
-    runtime::executor::{Badge, Switch},
+    runtime::executor::{ShutdownTrigger, TaskGuard},
     secret::Secret,
     session, text,
     tunnel::{
@@ -37,7 +37,7 @@ use crate::{
 /// Reads the first frame of a link that came up. `None`: it has ended.
 pub async fn enter(
     gateway: Arc<Gateway>,
-    mut socket: Socket,
+    mut socket: WebSocket,
     principal: Principal,
     from: SocketAddr,
 ) -> Option<Entered> {
@@ -46,17 +46,17 @@ pub async fn enter(
     let stopped = gateway.stopped.clone();
     let stopping = async {
         stopped.wait().await;
-        Err(Ended::ByUs(gateway_stops()))
+        Err(LinkEnd::ByUs(gateway_stops()))
     };
     let newcomer = Newcomer { gateway: &gateway, principal, from };
     let hearing = async {
-        let frame = ws_link::hear(&mut socket, limits.register_bytes, &limits).await?;
+        let frame = ws_link::recv_frame(&mut socket, limits.register_bytes, &limits).await?;
         let registration = newcomer.read(&frame);
         if registration.as_ref().is_ok_and(|registration| newcomer.would_take_over(registration)) {
             // Frames can be long under way: who does not answer has gone, and may be here again over that very link.
-            ws_link::answers(&mut socket, &limits).await?;
+            ws_link::probe(&mut socket, &limits).await?;
         }
-        Ok::<_, Ended>(registration)
+        Ok::<_, LinkEnd>(registration)
     };
     let registration = match future::or(hearing, stopping).await {
         Ok(registration) => registration,
@@ -75,7 +75,7 @@ pub async fn enter(
     let (life, answer) = match admitted {
         Ok(Admitted::Here(life, answer)) => (life, answer),
         Ok(Admitted::Late(life)) => {
-            let ended = Ended::Lost("another link came late, and its edge had left it before".into());
+            let ended = LinkEnd::Lost("another link came late, and its edge had left it before".into());
             return Some(Entered { life, link: Err(ended) });
         }
         Err(why) => {
@@ -86,20 +86,20 @@ pub async fn enter(
             // An edge takes an error for the last word; of what may be otherwise soon there is none.
             let last = why.code != CLOSE_LATER;
             let words = last.then(|| Status::error(&why.reason)).into_iter().collect();
-            let ended = Ended::ByUs(why);
+            let ended = LinkEnd::ByUs(why);
             gateway.count_end(&ended);
             ws_link::end(socket, words, &ended, &limits).await;
             return None;
         }
     };
-    let link = ws_link::say(&mut socket, answer, &limits).await.map(|()| socket);
+    let link = ws_link::send_frame(&mut socket, answer, &limits).await.map(|()| socket);
     Some(Entered { life, link })
 }
 
 /// A server that is let in, with its link or how that ended.
 pub struct Entered {
     life: Box<Life>,
-    link: Result<Socket, Ended>,
+    link: Result<WebSocket, LinkEnd>,
 }
 
 impl Entered {
@@ -115,8 +115,8 @@ impl Entered {
 
 impl Gateway {
     /// Counts the links that we ended.
-    fn count_end(&self, ended: &Ended) {
-        if let Ended::ByUs(why) = ended {
+    fn count_end(&self, ended: &LinkEnd) {
+        if let LinkEnd::ByUs(why) = ended {
             self.stats.links_ended.add();
             if why.reason == ws_link::NO_MEMORY {
                 self.stats.memory_refusals.add();
@@ -125,8 +125,8 @@ impl Gateway {
     }
 }
 
-fn gateway_stops() -> Farewell {
-    Farewell::new(1001, "the gateway stops")
+fn gateway_stops() -> CloseReason {
+    CloseReason::new(1001, "the gateway stops")
 }
 
 /// Where a server that may come back can be asked for.
@@ -152,7 +152,7 @@ impl Berth {
 /// A registered server with its line: what outlives a connection.
 struct Life {
     server: Server,
-    line: Line,
+    line: Outbound,
     /// It may come back over another connection.
     resumes: bool,
     /// It has none at present.
@@ -163,17 +163,17 @@ struct Life {
 
 /// What ends the time with one connection, or without.
 enum Next {
-    Ended(Ended),
+    Ended(LinkEnd),
     Claimed(Sender<Box<Life>>),
     /// Somebody took it away: another link, or whoever took its token away.
-    Taken(Farewell),
+    Taken(CloseReason),
     Stopped,
     Tick,
 }
 
 impl Life {
     /// Carries frames until the connection ends, or another takes over.
-    async fn live(mut self: Box<Self>, socket: Socket, seat: Seat) {
+    async fn live(mut self: Box<Self>, socket: WebSocket, seat: Seat) {
         let Self { server, line, claims, limits, .. } = &mut *self;
         let stopped = server.gateway().stopped.clone();
         let queue = server.upstream().link().clone();
@@ -194,7 +194,7 @@ impl Life {
     }
 
     /// The connection is gone.
-    async fn part(self: Box<Self>, ended: Ended, seat: Seat) {
+    async fn part(self: Box<Self>, ended: LinkEnd, seat: Seat) {
         // Else nobody could come back to a full gateway.
         let _on = free(seat);
         self.server.gateway().count_end(&ended);
@@ -208,7 +208,7 @@ impl Life {
     }
 
     /// Without a connection: waits for another one, as long as the window is open.
-    async fn wait(mut self: Box<Self>, ended: Ended) {
+    async fn wait(mut self: Box<Self>, ended: LinkEnd) {
         let window = self.limits.resume_window;
         let over = Instant::now() + window + self.limits.resume_grace;
         let name = self.server.upstream().name();
@@ -262,7 +262,7 @@ impl Life {
     /// To the connection that asks for it; if that is gone too, it waits for the next.
     async fn hand_over(self: Box<Self>, claim: Sender<Box<Life>>) {
         if let Err(unwanted) = claim.try_send(self) {
-            let ended = Ended::Lost("another link came and went".into());
+            let ended = LinkEnd::Lost("another link came and went".into());
             unwanted.into_inner().wait(ended).await;
         }
     }
@@ -293,13 +293,13 @@ struct Newcomer<'a> {
 
 impl Newcomer<'_> {
     /// What a first frame says.
-    fn read(&self, frame: &str) -> Result<Registration, Farewell> {
+    fn read(&self, frame: &str) -> Result<Registration, CloseReason> {
         let longest = self.gateway.config.limits.catalog.server_name;
-        Registration::read(frame, longest).map_err(|why| Farewell::new(1008, why.reason()))
+        Registration::read(frame, longest).map_err(|why| CloseReason::new(1008, why.reason()))
     }
 
     /// The server that a first frame speaks of, and the answer to it.
-    async fn admit(&self, registration: Registration) -> Result<Admitted, Farewell> {
+    async fn admit(&self, registration: Registration) -> Result<Admitted, CloseReason> {
         if let Some(claim) = &registration.claim
             && let Some(resumed) = self.resume(&registration, claim).await
         {
@@ -350,7 +350,7 @@ impl Newcomer<'_> {
     }
 
     /// A server that begins anew.
-    fn register(&self, registration: Registration) -> Result<(Box<Life>, String), Farewell> {
+    fn register(&self, registration: Registration) -> Result<(Box<Life>, String), CloseReason> {
         let limits = &self.gateway.config.limits;
         let id = match registration.id {
             Some(id) => id,
@@ -358,7 +358,7 @@ impl Newcomer<'_> {
         };
         let name = registration.name.unwrap_or_else(|| format!("server-{id}"));
         if !text::is_name(&name, limits.catalog.server_name) {
-            return Err(Farewell::new(1008, "the server needs a name (--server-name)"));
+            return Err(CloseReason::new(1008, "the server needs a name (--server-name)"));
         }
         let (sender, receiver) = outbox::with_account(
             limits.link.queue_messages,
@@ -375,7 +375,7 @@ impl Newcomer<'_> {
         let place = self.enter(&id, &name, &upstream)?;
         let line = format_args!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
         self.gateway.log_life(log::Level::Info, "registers", &name, line);
-        let mut line = Line::new(receiver);
+        let mut line = Outbound::new(receiver);
         let account = self.gateway.account(self.principal);
         line.charge_to(&account);
         let grant = token.map(|token| {
@@ -397,28 +397,28 @@ impl Newcomer<'_> {
         id: &str,
         name: &str,
         upstream: &Arc<Upstream>,
-    ) -> Result<(Place, Option<Arc<Upstream>>), Farewell> {
+    ) -> Result<(Place, Option<Arc<Upstream>>), CloseReason> {
         // The right is looked at while the catalog is held: whoever takes it away looks at the catalog afterwards.
         let mut catalog = self.gateway.catalog();
         if !self.may_claim(name) {
             let why = format!("the token is not for the name '{name}' (register[NAME,…] at the gateway)");
-            return Err(Farewell::new(CLOSE_REFUSED, why));
+            return Err(CloseReason::new(CLOSE_REFUSED, why));
         }
         // Those whose links are lost have no connection, and yet a place.
         let is_new = catalog.holder(id, self.principal).is_none();
         if is_new && catalog.len() >= self.gateway.config.limits.link.links {
-            return Err(Farewell::new(CLOSE_LATER, "too many servers are registered (--max-links)"));
+            return Err(CloseReason::new(CLOSE_LATER, "too many servers are registered (--max-links)"));
         }
         // One that takes over has a place already, and gives it back in a moment.
         let most = if is_new { self.gateway.links_each() } else { usize::MAX };
         let share = self.gateway.server_shares.take(self.principal, most).ok_or_else(|| {
             let why = "this principal has its share of the registered servers (half of --max-links)";
-            Farewell::new(CLOSE_LATER, why)
+            CloseReason::new(CLOSE_LATER, why)
         })?;
         if catalog.take_over(Instant::now(), id, self.principal, is_linked).is_err() {
             let why =
                 "this server id took over too often in the last minute; is it used twice (--server-id)?";
-            return Err(Farewell::new(CLOSE_TOO_OFTEN, why));
+            return Err(CloseReason::new(CLOSE_TOO_OFTEN, why));
         }
         let registered = catalog.register(id, name, self.principal, upstream.clone());
         let (key, replaced) = registered.map_err(|taken| refusal(name, &taken))?;
@@ -430,7 +430,7 @@ impl Newcomer<'_> {
     }
 
     /// Into the catalog; the server that had the id goes.
-    fn enter(&self, id: &str, name: &str, upstream: &Arc<Upstream>) -> Result<Place, Farewell> {
+    fn enter(&self, id: &str, name: &str, upstream: &Arc<Upstream>) -> Result<Place, CloseReason> {
         let gateway = self.gateway;
         let (place, replaced) = self.claim(id, name, upstream)?;
         if let Some(old) = replaced {
@@ -439,7 +439,8 @@ impl Newcomer<'_> {
             let why = "it registered anew over another link";
             old.fail_all(why, &gateway.stats);
             gateway.end_all_processes(&old, why);
-            old.link().end(Farewell::new(CLOSE_REPLACED, "the same server id registered over another link"));
+            old.link()
+                .end(CloseReason::new(CLOSE_REPLACED, "the same server id registered over another link"));
             gateway.lists_changed(&Kind::ALL);
         }
         Ok(place)
@@ -447,7 +448,7 @@ impl Newcomer<'_> {
 }
 
 /// What is said to whom wants a name that is taken.
-fn refusal(name: &str, taken: &NameTaken) -> Farewell {
+fn refusal(name: &str, taken: &NameTaken) -> CloseReason {
     let why = match taken.holder.as_deref().map(text::show) {
         // Short enough for a close frame.
         Some(holder) if taken.away => {
@@ -460,14 +461,14 @@ fn refusal(name: &str, taken: &NameTaken) -> Farewell {
         ),
         None => format!("the name '{name}' belongs to somebody else; choose another (--server-name)"),
     };
-    Farewell::new(if taken.away { CLOSE_LATER } else { CLOSE_REFUSED }, why)
+    CloseReason::new(if taken.away { CLOSE_LATER } else { CLOSE_REFUSED }, why)
 }
 
 /// The place of a link among all and among those of its principal, and the place of its connection.
-pub type Seat = (Badge, Share, Visit);
+pub type Seat = (TaskGuard, Share, Visit);
 
 /// Gives all of them back; what the connection's task does goes on as long as the switch is held.
-fn free((badge, share, visit): Seat) -> Option<Switch> {
+fn free((badge, share, visit): Seat) -> Option<ShutdownTrigger> {
     drop((badge, share));
     visit.give_back()
 }
@@ -476,6 +477,6 @@ fn is_linked(server: &Arc<Upstream>) -> bool {
     !server.link().is_closed()
 }
 
-fn random() -> Result<[u8; 16], Farewell> {
-    net::random::bytes().map_err(|_| Farewell::new(1011, "no randomness"))
+fn random() -> Result<[u8; 16], CloseReason> {
+    net::random::bytes().map_err(|_| CloseReason::new(1011, "no randomness"))
 }

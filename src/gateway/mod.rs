@@ -50,7 +50,7 @@ use crate::{
     auth::{Principal, Tokens},
     catalog::Catalog,
     config::GatewayConfig,
-    error::Fault,
+    error::FatalError,
     limits::{self, MemoryLimits},
     mcp,
     metrics::{LogThrottle, Stats},
@@ -63,7 +63,7 @@ use crate::{
         tls::Acceptor,
     },
     router::Policy,
-    runtime::executor::{self, Crew, Pacer, Switch, Thrown},
+    runtime::executor::{self, Pacer, Shutdown, ShutdownTrigger, TaskTracker},
     session::{Changes, Sessions, Subscriptions, Tasks},
 };
 
@@ -83,14 +83,14 @@ pub struct Gateway {
     /// Held from a change of what sessions want to hear until the server is told, so that the last word to the server
     /// is the last change. No session is closed under it.
     wishes: Mutex<()>,
-    links: Crew,
+    links: TaskTracker,
     /// Links by principal.
     link_shares: Shares,
     /// Registered servers by principal, with those whose links are lost.
     server_shares: Shares,
-    visits: Mutex<Visits<Switch>>,
+    visits: Mutex<Visits<ShutdownTrigger>>,
     /// Those who are told that there is no place for them.
-    leaving: Crew,
+    leaving: TaskTracker,
     /// Ends of links: thousands may be lost at once.
     ends: Arc<Pacer>,
     stats: Stats,
@@ -103,15 +103,15 @@ pub struct Gateway {
     /// It listens beyond loopback.
     exposed: bool,
     /// One badge for each request that is dispatched and not answered.
-    running: Crew,
+    running: TaskTracker,
     /// Thrown at the signal: no new work.
-    draining: Thrown,
+    draining: Shutdown,
     /// Thrown when the running calls are answered: connections, streams and links end.
-    stopped: Thrown,
+    stopped: Shutdown,
 }
 
 impl Gateway {
-    fn new(config: GatewayConfig, tokens: Tokens, [draining, stopped]: [Thrown; 2], exposed: bool) -> Self {
+    fn new(config: GatewayConfig, tokens: Tokens, [draining, stopped]: [Shutdown; 2], exposed: bool) -> Self {
         let guarded = !tokens.is_empty() || config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         let policy = Policy {
             sse_path: config.sse_path.clone(),
@@ -139,11 +139,11 @@ impl Gateway {
             changes: Mutex::default(),
             changed: async_channel::bounded(1),
             wishes: Mutex::default(),
-            links: Crew::new(),
+            links: TaskTracker::new(),
             link_shares: Shares::default(),
             server_shares: Shares::default(),
             visits: Mutex::new(Visits::new(&config.limits.http)),
-            leaving: Crew::new(),
+            leaving: TaskTracker::new(),
             ends: Arc::default(),
             stats: Stats::default(),
             throttle: Mutex::default(),
@@ -151,7 +151,7 @@ impl Gateway {
             accounts: Mutex::default(),
             started: Instant::now(),
             exposed,
-            running: Crew::new(),
+            running: TaskTracker::new(),
             draining,
             stopped,
             config,
@@ -176,7 +176,7 @@ impl Gateway {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn visits(&self) -> MutexGuard<'_, Visits<Switch>> {
+    fn visits(&self) -> MutexGuard<'_, Visits<ShutdownTrigger>> {
         self.visits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -227,7 +227,7 @@ impl Gateway {
     /// Waits until the running calls are answered, up to [`limits::DRAIN_CALLS`]; the rest is failed, so that each client
     /// gets an error before its stream ends.
     async fn finish_calls(&self) {
-        if timeout::within(limits::DRAIN_CALLS, self.running.gone()).await.is_ok() {
+        if timeout::within(limits::DRAIN_CALLS, self.running.wait_idle()).await.is_ok() {
             return;
         }
         let servers: Vec<Arc<Upstream>> = self.catalog().all().map(|(_, server)| server.clone()).collect();
@@ -256,7 +256,7 @@ impl Gateway {
     /// Runs one step of a task that the gateway cannot do without. When it panics, the task goes on after a pause: the tables
     /// are sound, and ending the program would cut everybody's calls for what may be one peer's doing.
     async fn step(&self, task: &str, step: impl Future<Output = ()>) {
-        if executor::caught(step).await.is_some() {
+        if executor::catch_panic(step).await.is_some() {
             return;
         }
         self.stats.panics.add();
@@ -283,7 +283,7 @@ pub struct Bound {
     listeners: Vec<Listener>,
     acceptor: Option<Acceptor>,
     /// Begins the drain, then the stop.
-    switches: [Switch; 2],
+    switches: [ShutdownTrigger; 2],
     reloads: (Sender<()>, Receiver<()>),
 }
 
@@ -304,11 +304,11 @@ impl Bound {
     ///
     /// # Errors
     /// One line that names the flag or the address.
-    pub fn new(config: GatewayConfig) -> Result<Self, Fault> {
+    pub fn new(config: GatewayConfig) -> Result<Self, FatalError> {
         let acceptor = config.tls.as_ref().map(Acceptor::new).transpose()?;
         let tokens = authn::read(&config)?;
         let listeners = listener::bind(config.host.as_deref(), config.port, config.ipv6)?;
-        let ((drain, draining), (stop, stopped)) = (executor::switch(), executor::switch());
+        let ((drain, draining), (stop, stopped)) = (executor::shutdown(), executor::shutdown());
         let exposed = listeners.iter().any(|listener| !listener.local().ip().is_loopback());
         let gateway = Arc::new(Gateway::new(config, tokens, [draining, stopped], exposed));
         let switches = [drain, stop];
@@ -335,7 +335,7 @@ impl Bound {
             log::warn!("the system allows {allowed} descriptors, and all connections need {needed}");
         }
         self::greet(&gateway, &listeners, acceptor.is_some());
-        let door = Arc::new(Door { gateway, acceptor, crew: Crew::new() });
+        let door = Arc::new(Door { gateway, acceptor, crew: TaskTracker::new() });
         let accepting: Vec<_> =
             listeners.into_iter().map(|listener| executor::spawn(accept(listener, door.clone()))).collect();
         let sweeping = executor::spawn(door.gateway.clone().sweep());
@@ -348,7 +348,7 @@ impl Bound {
         log::info!("stopping: no new calls; waiting for {calls} calls and {connections} connections to end");
         door.gateway.finish_calls().await;
         drop(finish);
-        if timeout::within(limits::DRAIN, door.crew.gone()).await.is_err() {
+        if timeout::within(limits::DRAIN, door.crew.wait_idle()).await.is_err() {
             log::warn!("some connections did not end within {} s", limits::DRAIN.as_secs());
         }
         log::info!("{}", door.gateway.summary());
@@ -391,7 +391,7 @@ fn greet(gateway: &Gateway, listeners: &[Listener], tls: bool) {
 struct Door {
     gateway: Arc<Gateway>,
     acceptor: Option<Acceptor>,
-    crew: Crew,
+    crew: TaskTracker,
 }
 
 /// Takes connections for ever. Handshakes and everything slow happen in the connection's own task.
@@ -410,7 +410,7 @@ async fn accept_one(listener: &mut Listener, door: &Arc<Door>) {
         Ok(begun) => begun,
         Err(why) => return accept::turn_away(&door.gateway, stream, why),
     };
-    let badge = door.crew.badge();
+    let badge = door.crew.track();
     let (gateway, door) = (door.gateway.clone(), door.clone());
     let task = async move {
         let _held = badge;

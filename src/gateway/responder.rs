@@ -9,8 +9,8 @@ use crate::{
     jsonrpc::{self, Message},
     limits,
     metrics::Stats,
-    net::outbox::{Refused, Sender},
-    runtime::executor::Badge,
+    net::outbox::{SendError, Sender},
+    runtime::executor::TaskGuard,
 };
 
 /// One way back to a client.
@@ -19,7 +19,7 @@ pub struct Reply {
     queue: Sender<()>,
     post: Option<Arc<Post>>,
     /// Counts the request among the running ones until every copy of this is gone.
-    _running: Option<Badge>,
+    _running: Option<TaskGuard>,
     burst: usize,
 }
 
@@ -58,7 +58,7 @@ impl Reply {
     }
 
     /// The same for one request, counted among the running ones until it is answered.
-    pub fn counted(&self, badge: Badge) -> Self {
+    pub fn counted(&self, badge: TaskGuard) -> Self {
         Self { _running: Some(badge), ..self.clone() }
     }
 
@@ -81,15 +81,15 @@ impl Reply {
     }
 
     fn queue_message(&self, message: String, stats: &Stats) {
-        if let Err(refused @ (Refused::Full | Refused::Memory)) = self.queue.send(message) {
+        if let Err(refused @ (SendError::Full | SendError::Memory)) = self.queue.send(message) {
             self.missed(refused, stats);
         }
     }
 
     /// A message found no room.
-    fn missed(&self, refused: Refused, stats: &Stats) {
+    fn missed(&self, refused: SendError, stats: &Stats) {
         stats.slow_clients.add();
-        let why = if refused == Refused::Memory {
+        let why = if refused == SendError::Memory {
             "the memory budget (--max-memory) is used up"
         } else {
             "a client does not read"
@@ -108,7 +108,7 @@ impl Reply {
     pub fn ask(&self, question: String) -> bool {
         self.mark();
         // Where nobody reads any more, the session ends, and the server with it.
-        !matches!(self.queue.send_more(question, limits::ASKS), Err(Refused::Full | Refused::Memory))
+        !matches!(self.queue.send_more(question, limits::ASKS), Err(SendError::Full | SendError::Memory))
     }
 
     /// Something else than an answer is about to be queued: told before, so that nobody who finds it takes it for one.
@@ -134,9 +134,11 @@ impl Reply {
         let answer =
             if post.takes(answer.len()) { answer } else { replaced(&answer, jsonrpc::BUSY, CROWDED_OUT) };
         // There are only so many as there were requests, and the budget bounds their bytes. Nobody may be left to read it.
-        if let Err((Refused::Full | Refused::Memory, answer)) = self.queue.offer_burst(answer, usize::MAX) {
+        if let Err((SendError::Full | SendError::Memory, answer)) =
+            self.queue.try_send_burst(answer, usize::MAX)
+        {
             stats.memory_refusals.add();
-            let _ = self.queue.send_anyway(replaced(&answer, jsonrpc::BUSY, NO_MEMORY));
+            let _ = self.queue.send_unbounded(replaced(&answer, jsonrpc::BUSY, NO_MEMORY));
         }
         if post.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.queue.end(());
@@ -145,16 +147,17 @@ impl Reply {
 
     /// Queues an answer on an event stream. What has no room in the budget is answered with an error: the stream goes on.
     fn stream_answer(&self, answer: String, stats: &Stats) {
-        match self.queue.offer_burst(answer, self.burst) {
-            Err((Refused::Memory, answer)) => {
+        match self.queue.try_send_burst(answer, self.burst) {
+            Err((SendError::Memory, answer)) => {
                 stats.memory_refusals.add();
                 let error = replaced(&answer, jsonrpc::BUSY, NO_MEMORY);
-                if let Err(refused @ (Refused::Full | Refused::Memory)) = self.queue.send_own(error) {
+                if let Err(refused @ (SendError::Full | SendError::Memory)) = self.queue.send_reserved(error)
+                {
                     self.missed(refused, stats);
                 }
             }
-            Err((Refused::Full, _)) => self.missed(Refused::Full, stats),
-            Ok(()) | Err((Refused::Closed, _)) => {}
+            Err((SendError::Full, _)) => self.missed(SendError::Full, stats),
+            Ok(()) | Err((SendError::Closed, _)) => {}
         }
     }
 

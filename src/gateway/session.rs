@@ -15,7 +15,7 @@ use crate::{
     metrics::Stats,
     net::{
         budget::{Account, Charge},
-        outbox::{Refused, Sender},
+        outbox::{SendError, Sender},
     },
     session::{Asks, Calls},
     text,
@@ -202,7 +202,7 @@ impl Client {
             self.outbox().send(message, stats);
             return true;
         }
-        !matches!(self.outbox.send(message), Err(Refused::Full | Refused::Memory))
+        !matches!(self.outbox.send(message), Err(SendError::Full | SendError::Memory))
     }
 
     /// Ends the client's event stream, after what is queued.

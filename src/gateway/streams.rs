@@ -16,7 +16,7 @@ use crate::{
         outbox::{Parked, Receiver},
         timeout,
     },
-    runtime::executor::{self, Switch, Thrown},
+    runtime::executor::{self, Shutdown, ShutdownTrigger},
     session::Replay,
 };
 
@@ -33,7 +33,7 @@ pub struct Attached {
     /// Number of the last event that was sent.
     pub sent: u64,
     /// Thrown when another connection wants the stream.
-    pub wanted: Thrown,
+    pub wanted: Shutdown,
 }
 
 /// Why a stream cannot be attached.
@@ -103,7 +103,7 @@ impl Evict for Mutex<Kept> {
 #[derive(Debug)]
 struct Held {
     /// Dropped to tell the holder that another wants the stream.
-    _wanted: Option<Switch>,
+    _wanted: Option<ShutdownTrigger>,
     /// Who wants it next.
     heir: Option<async_channel::Sender<Resting>>,
 }
@@ -127,7 +127,7 @@ impl Table {
     }
 
     fn hold(&mut self, id: u32, resting: Resting) -> Attached {
-        let (switch, wanted) = executor::switch();
+        let (switch, wanted) = executor::shutdown();
         self.idle = None;
         self.listened |= id == STANDALONE;
         // Somebody may have asked for it while it was handed over.

@@ -25,8 +25,8 @@ use crate::{
     metrics::{LogThrottle, Stats},
     net::{
         budget::{Account, Budget, Charge},
-        outbox::{Refused, Sender},
-        ws_link::Farewell,
+        outbox::{SendError, Sender},
+        ws_link::CloseReason,
     },
     session::{self, CallId, Run},
     text,
@@ -91,11 +91,11 @@ pub enum Declined {
 }
 
 impl Declined {
-    fn by_link(refused: Refused) -> Self {
+    fn by_link(refused: SendError) -> Self {
         match refused {
-            Refused::Full => Self::Link,
-            Refused::Memory => Self::Memory,
-            Refused::Closed => Self::Gone,
+            SendError::Full => Self::Link,
+            SendError::Memory => Self::Memory,
+            SendError::Closed => Self::Gone,
         }
     }
 }
@@ -108,7 +108,7 @@ pub struct Upstream {
     /// Calls under way by principal, and how many there may be in all.
     shares: Shares,
     most: usize,
-    link: Sender<Farewell>,
+    link: Sender<CloseReason>,
     /// Largest frame that its edge accepts, in bytes.
     accepts: usize,
     /// The server's answer to `initialize`, raw. A server that is started anew gives another.
@@ -221,15 +221,15 @@ impl Private {
     }
 
     /// Takes a message in to wait. It comes back where none has to, any more; `None`: it waits.
-    fn hold(&self, id: Option<u64>, text: String) -> Result<Option<String>, Refused> {
+    fn hold(&self, id: Option<u64>, text: String) -> Result<Option<String>, SendError> {
         let mut waiting = self.waiting();
         let Some(waiting) = &mut *waiting else { return Ok(Some(text)) };
         if waiting.len() >= limits::ASKS || !self.room.take(text.len()) {
-            return Err(Refused::Full);
+            return Err(SendError::Full);
         }
         if !self.account.take(text.len()) {
             self.room.give(text.len());
-            return Err(Refused::Memory);
+            return Err(SendError::Memory);
         }
         waiting.push((id, text));
         Ok(None)
@@ -260,7 +260,7 @@ impl Upstream {
     pub fn new(
         name: String,
         limits: &LinkLimits,
-        link: Sender<Farewell>,
+        link: Sender<CloseReason>,
         accepts: Option<usize>,
         sessions: Option<u32>,
         berth: Option<Berth>,
@@ -277,7 +277,7 @@ impl Upstream {
     }
 
     /// The state common to a server and to a session's process of it: nothing is known or asked so far.
-    fn bare(name: String, most: usize, link: Sender<Farewell>, accepts: usize) -> Self {
+    fn bare(name: String, most: usize, link: Sender<CloseReason>, accepts: usize) -> Self {
         Self {
             name,
             mux: Mutex::new(Mux::new(most)),
@@ -352,8 +352,8 @@ impl Upstream {
     /// Sends a message to the server. One that its edge does not accept is dropped, with a log line.
     ///
     /// # Errors
-    /// [`Refused`]: the link does not keep up, or is gone.
-    pub fn send(&self, text: String) -> Result<(), Refused> {
+    /// [`SendError`]: the link does not keep up, or is gone.
+    pub fn send(&self, text: String) -> Result<(), SendError> {
         if self.is_too_large(&text) { Ok(()) } else { self.send_call(None, text) }
     }
 
@@ -374,7 +374,7 @@ impl Upstream {
         true
     }
 
-    fn send_call(&self, id: Option<u64>, text: String) -> Result<(), Refused> {
+    fn send_call(&self, id: Option<u64>, text: String) -> Result<(), SendError> {
         match &self.private {
             None => self.link.send(text),
             Some(private) => private.hold(id, text)?.map_or(Ok(()), |text| self.send_now(text)),
@@ -390,15 +390,15 @@ impl Upstream {
     /// a log line.
     ///
     /// # Errors
-    /// [`Refused`]: the link does not keep up, or is gone.
-    pub fn send_now(&self, text: String) -> Result<(), Refused> {
+    /// [`SendError`]: the link does not keep up, or is gone.
+    pub fn send_now(&self, text: String) -> Result<(), SendError> {
         if self.is_too_large(&text) { Ok(()) } else { self.link.send(self.frame(text)) }
     }
 
     /// Sends a message of which a process gets one in its life, and cannot do without.
     fn send_once(&self, text: String) {
         // Whoever finds that the link is gone ends the process.
-        let _ = self.link.send_anyway(self.frame(text));
+        let _ = self.link.send_unbounded(self.frame(text));
     }
 
     fn frame(&self, text: String) -> String {
@@ -430,7 +430,7 @@ impl Upstream {
     pub fn close_channel(&self, reason: &str) {
         if let Some(private) = &self.private {
             // There is one for each channel, and without it the process would stay as long as the link.
-            let _ = self.link.send_anyway(frame::close(private.number, reason));
+            let _ = self.link.send_unbounded(frame::close(private.number, reason));
         }
     }
 
@@ -440,7 +440,7 @@ impl Upstream {
     }
 
     /// The queue towards the edge.
-    pub fn link(&self) -> &Sender<Farewell> {
+    pub fn link(&self) -> &Sender<CloseReason> {
         &self.link
     }
 
@@ -452,14 +452,14 @@ impl Upstream {
     /// Remembers the server's answer to `initialize`. True: it is another one than before.
     ///
     /// # Errors
-    /// [`Refused::Memory`]: it comes from a process of a session's own, and the session has no memory for it.
-    pub fn greeted(&self, result: &str) -> Result<bool, Refused> {
+    /// [`SendError::Memory`]: it comes from a process of a session's own, and the session has no memory for it.
+    pub fn greeted(&self, result: &str) -> Result<bool, SendError> {
         let mut greeting = self.greeting.lock().unwrap_or_else(PoisonError::into_inner);
         if greeting.as_deref() == Some(result) {
             return Ok(false);
         }
         if self.private.as_ref().is_some_and(|private| !private.pay_greeting(result.len())) {
-            return Err(Refused::Memory);
+            return Err(SendError::Memory);
         }
         *greeting = Some(result.into());
         self.tasks.store(declares(result, "tasks"), Ordering::Relaxed);
@@ -624,7 +624,7 @@ impl Upstream {
         let Ok(id) = self.mux().open_own(now, Caller::Nobody, method, patience) else { return true };
         let params = uri_params(own);
         let sent = self.send_now(jsonrpc::request(&id.to_string(), method, &params));
-        let sent = !matches!(sent, Err(Refused::Full | Refused::Memory));
+        let sent = !matches!(sent, Err(SendError::Full | SendError::Memory));
         if !sent {
             self.mux().close(id);
         }

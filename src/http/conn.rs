@@ -273,7 +273,7 @@ impl Conn {
             return;
         }
         if std::mem::take(&mut self.answer.expects) {
-            response::go_on(out);
+            response::write_continue(out);
         }
         self.since = now;
         self.received = self.end - self.start;

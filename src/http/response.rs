@@ -129,7 +129,7 @@ pub fn last_chunk(out: &mut Vec<u8>) {
 }
 
 /// Writes the interim answer that asks for the body (RFC 9110 10.1.1).
-pub fn go_on(out: &mut Vec<u8>) {
+pub fn write_continue(out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
 }
 

@@ -26,12 +26,12 @@ use crate::{
         upgrade::Upgrade,
     },
     limits::{HttpLimits, STALL_LOOKS},
-    runtime::executor::{Thrown, Watch},
+    runtime::executor::{Shutdown, ShutdownWatch},
 };
 
 /// One HTTP connection.
 #[derive(Debug)]
-pub struct Web {
+pub struct HttpConnection {
     /// What carries it.
     pub stream: Stream,
     /// Its machine.
@@ -42,17 +42,17 @@ pub struct Web {
     body: Option<Charge>,
     limits: HttpLimits,
     /// When it is thrown, the answer under way, or else the next one, is the last.
-    draining: Thrown,
-    stopped: Thrown,
-    stop: Watch,
+    draining: Shutdown,
+    stopped: Shutdown,
+    stop: ShutdownWatch,
     /// Fires at the deadline of the machine or before: it is set anew only for an earlier one.
     timer: Option<(Timer, Instant)>,
 }
 
-impl Web {
+impl HttpConnection {
     /// A fresh connection. From `draining` on every answer closes it, so that a client whose request is under way still gets
     /// an answer; when `stopped` is thrown, an idle connection ends at once as well.
-    pub fn new(stream: Stream, limits: &HttpLimits, draining: Thrown, stopped: Thrown) -> Self {
+    pub fn new(stream: Stream, limits: &HttpLimits, draining: Shutdown, stopped: Shutdown) -> Self {
         let conn = Conn::new(Instant::now(), limits);
         let stop = stopped.watch();
         let (out, limits) = (Vec::new(), limits.clone());
@@ -82,7 +82,7 @@ impl Web {
     pub async fn advance(&mut self) -> io::Result<Step> {
         let mut shut = false;
         loop {
-            if self.stopped.is_thrown() {
+            if self.stopped.is_triggered() {
                 self.conn.last();
             }
             let step = self.conn.next(Instant::now());
@@ -118,7 +118,7 @@ impl Web {
     /// Reads once; [`Step::Read`] means that there is something to look at, anything else that time is up.
     async fn read(&mut self) -> io::Result<Step> {
         let limit = self.conn.deadline();
-        let stopping = self.stopped.is_thrown();
+        let stopping = self.stopped.is_triggered();
         let read = poll_fn(|context| {
             let Self { stream, conn, stop, timer, .. } = self;
             if let Poll::Ready(read) = Pin::new(stream).poll_read(context, conn.space()) {
@@ -189,7 +189,7 @@ impl Web {
     }
 
     fn close_if_draining(&mut self) {
-        if self.draining.is_thrown() {
+        if self.draining.is_triggered() {
             self.conn.last();
         }
     }

@@ -19,10 +19,10 @@ use smol::Timer;
 
 use super::stream::Stream;
 use crate::{
-    error::Fault,
+    error::FatalError,
     limits,
     metrics::{LeftOut, LogThrottle},
-    runtime::{async_fd::Source, reactor::Watch},
+    runtime::{async_fd::AsyncFd, reactor::IoInterest},
     text,
 };
 
@@ -34,7 +34,7 @@ use crate::{
 ///
 /// # Errors
 /// One line that names the address and the flag: the port is taken, or needs rights, or the address is not of this machine.
-pub fn bind(host: Option<&str>, port: u16, ipv6: bool) -> Result<Vec<Listener>, Fault> {
+pub fn bind(host: Option<&str>, port: u16, ipv6: bool) -> Result<Vec<Listener>, FatalError> {
     let addresses = addresses(host, port)?;
     let mut tries = 1;
     loop {
@@ -52,7 +52,7 @@ pub fn bind(host: Option<&str>, port: u16, ipv6: bool) -> Result<Vec<Listener>, 
 }
 
 /// The addresses that a host stands for.
-fn addresses(host: Option<&str>, port: u16) -> Result<Vec<SocketAddr>, Fault> {
+fn addresses(host: Option<&str>, port: u16) -> Result<Vec<SocketAddr>, FatalError> {
     let host = host.unwrap_or_default().trim();
     if host.is_empty() || host.eq_ignore_ascii_case("localhost") {
         return Ok(vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]);
@@ -61,8 +61,9 @@ fn addresses(host: Option<&str>, port: u16) -> Result<Vec<SocketAddr>, Fault> {
     if let Ok(address) = bare.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address.to_canonical(), port)]);
     }
-    let unknown =
-        |why: &str| Fault::usage(format!("--host {}: no address for this name ({why})", text::show(host)));
+    let unknown = |why: &str| {
+        FatalError::usage(format!("--host {}: no address for this name ({why})", text::show(host)))
+    };
     let found = (bare, port).to_socket_addrs().map_err(|error| unknown(&error.to_string()))?;
     let mut all = Vec::new();
     for address in found {
@@ -107,9 +108,9 @@ fn open(address: SocketAddr, ipv6: bool) -> io::Result<Listener> {
     }
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, limits::BACKLOG)?;
-    let socket = Source::new(TcpListener::from(socket), Watch::Read)?;
+    let socket = AsyncFd::new(TcpListener::from(socket), IoInterest::Read)?;
     let local = socket.get_ref().local_addr()?;
-    Ok(Listener { socket, local, backoff: Backoff::default() })
+    Ok(Listener { socket, local, backoff: AcceptBackoff::default() })
 }
 
 /// The machine has no such address, or not that family at all.
@@ -130,9 +131,9 @@ pub fn allow_descriptors(needed: usize) -> u64 {
 }
 
 /// Why an address could not be bound, for the user.
-fn refused(address: SocketAddr, error: &io::Error) -> Fault {
+fn refused(address: SocketAddr, error: &io::Error) -> FatalError {
     let port = address.port();
-    Fault::run(match error.kind() {
+    FatalError::run(match error.kind() {
         io::ErrorKind::AddrInUse => {
             format!("cannot listen on {address}: port {port} is in use; choose another with --port")
         }
@@ -149,9 +150,9 @@ fn refused(address: SocketAddr, error: &io::Error) -> Fault {
 /// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
-    socket: Source<TcpListener>,
+    socket: AsyncFd<TcpListener>,
     local: SocketAddr,
-    backoff: Backoff,
+    backoff: AcceptBackoff,
 }
 
 impl Listener {
@@ -187,12 +188,12 @@ impl Listener {
 
 /// How long to pause after failed accepts, and when to speak of them.
 #[derive(Debug, Default)]
-struct Backoff {
+struct AcceptBackoff {
     pause: Duration,
     throttle: LogThrottle,
 }
 
-impl Backoff {
+impl AcceptBackoff {
     /// An accept worked: the next failure starts with a short pause again.
     fn worked(&mut self) {
         self.pause = Duration::ZERO;
@@ -209,7 +210,7 @@ impl Backoff {
 mod tests {
     use std::time::Instant;
 
-    use super::{Backoff, addresses};
+    use super::{AcceptBackoff, addresses};
 
     #[test]
     fn hosts() {
@@ -231,7 +232,7 @@ mod tests {
 
     #[test]
     fn pauses_double_and_reset() {
-        let mut backoff = Backoff::default();
+        let mut backoff = AcceptBackoff::default();
         let now = Instant::now();
         let pauses: Vec<u128> = (0..12).map(|_| backoff.failed(now).0.as_millis()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 1000]);

@@ -60,13 +60,13 @@ fn gap(count: u64) -> String {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct LoggerState {
     buffer: Mutex<Buffer>,
     /// A line was added, or the thread has written all.
     changed: Condvar,
 }
 
-impl Shared {
+impl LoggerState {
     fn buffer(&self) -> MutexGuard<'_, Buffer> {
         // Each change is complete in itself, so a panic elsewhere does not spoil it.
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
@@ -75,7 +75,7 @@ impl Shared {
 
 /// Writes whole lines into the buffer; never blocks on stderr.
 #[derive(Clone, Debug)]
-pub struct LogWriter(Arc<Shared>);
+pub struct LogWriter(Arc<LoggerState>);
 
 impl LogWriter {
     /// Starts the thread, which writes to `output` as long as the process lives.
@@ -118,7 +118,7 @@ impl Write for LogWriter {
 }
 
 /// Writes what comes into the buffer, for ever.
-fn drain(shared: &Shared, mut output: impl Write) {
+fn drain(shared: &LoggerState, mut output: impl Write) {
     let mut buffer = shared.buffer();
     loop {
         match buffer.pop() {

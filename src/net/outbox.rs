@@ -17,7 +17,7 @@ use crate::limits;
 
 /// Why a message is not taken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Refused {
+pub enum SendError {
     /// The reader does not keep up.
     Full,
     /// The budget of bytes is used up.
@@ -28,7 +28,7 @@ pub enum Refused {
 
 /// What the reader finds.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Taken<E> {
+pub enum Received<E> {
     /// Messages were added to what it passed in.
     Some,
     /// All was read and the queue was ended, for this reason.
@@ -36,24 +36,24 @@ pub enum Taken<E> {
 }
 
 /// The writing side.
-pub struct Sender<E>(Arc<Mutex<State<E>>>);
+pub struct Sender<E>(Arc<Mutex<QueueState<E>>>);
 
 /// The reading side.
-pub struct Receiver<E>(Arc<Mutex<State<E>>>);
+pub struct Receiver<E>(Arc<Mutex<QueueState<E>>>);
 
-struct State<E> {
+struct QueueState<E> {
     messages: VecDeque<String>,
-    /// Bytes of the messages, and of those that were taken by [`Receiver::poll_take_some`] last (`lent`).
+    /// Bytes of the messages, and of those that were taken by [`Receiver::poll_take_some`] last (`in_flight_bytes`).
     bytes: usize,
-    lent: usize,
+    in_flight_bytes: usize,
     /// Bytes of others that were taken and may not be written yet: charged, and no more in the way of new ones.
     held: usize,
-    most_messages: usize,
-    most_bytes: usize,
+    max_messages: usize,
+    max_bytes: usize,
     /// Where `bytes` and `held` are taken from.
     account: Option<Account>,
     end: Option<E>,
-    deaf: bool,
+    receiver_dropped: bool,
     /// Nobody reads at present, and the messages may be dropped.
     parked: Option<Parked>,
     reader: Option<Waker>,
@@ -80,16 +80,16 @@ pub fn with_account<E>(
     most_bytes: usize,
     account: Option<Account>,
 ) -> (Sender<E>, Receiver<E>) {
-    let state = Arc::new(Mutex::new(State {
+    let state = Arc::new(Mutex::new(QueueState {
         messages: VecDeque::new(),
         bytes: 0,
-        lent: 0,
+        in_flight_bytes: 0,
         held: 0,
-        most_messages,
-        most_bytes,
+        max_messages: most_messages,
+        max_bytes: most_bytes,
         account,
         end: None,
-        deaf: false,
+        receiver_dropped: false,
         parked: None,
         reader: None,
         writers: Vec::new(),
@@ -97,44 +97,44 @@ pub fn with_account<E>(
     (Sender(state.clone()), Receiver(state))
 }
 
-fn lock<E>(state: &Mutex<State<E>>) -> MutexGuard<'_, State<E>> {
+fn lock<E>(state: &Mutex<QueueState<E>>) -> MutexGuard<'_, QueueState<E>> {
     // The state is sound between any two statements, so a panic elsewhere does not spoil it.
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<E> State<E> {
+impl<E> QueueState<E> {
     /// Puts in what finds room, with room for so many messages and bytes more than usual.
-    fn push(&mut self, message: String, more: usize, burst: usize) -> Result<(), (Refused, String)> {
+    fn push(&mut self, message: String, more: usize, burst: usize) -> Result<(), (SendError, String)> {
         if self.is_closed() {
-            return Err((Refused::Closed, message));
+            return Err((SendError::Closed, message));
         }
-        let most_messages = self.most_messages.saturating_add(more);
-        let most_bytes = self.most_bytes.saturating_add(burst);
+        let most_messages = self.max_messages.saturating_add(more);
+        let most_bytes = self.max_bytes.saturating_add(burst);
         let fits = self.messages.len() < most_messages && self.bytes + message.len() <= most_bytes;
         if !fits && !self.messages.is_empty() {
-            return Err((Refused::Full, message));
+            return Err((SendError::Full, message));
         }
         if self.account.as_ref().is_some_and(|account| !account.take(message.len())) {
-            return Err((Refused::Memory, message));
+            return Err((SendError::Memory, message));
         }
         self.add(message);
         Ok(())
     }
 
     /// Puts in what has its share beyond the bounds.
-    fn push_own(&mut self, message: String) -> Result<(), Refused> {
-        let most_messages = self.most_messages.saturating_add(limits::OWN_MESSAGES);
-        let most_bytes = self.most_bytes.saturating_add(limits::OWN_BYTES);
+    fn push_reserved(&mut self, message: String) -> Result<(), SendError> {
+        let most_messages = self.max_messages.saturating_add(limits::OWN_MESSAGES);
+        let most_bytes = self.max_bytes.saturating_add(limits::OWN_BYTES);
         if self.messages.len() >= most_messages || self.bytes + message.len() > most_bytes {
             return self.push(message, 0, 0).map_err(|(refused, _)| refused);
         }
-        self.push_anyway(message)
+        self.push_unbounded(message)
     }
 
     /// Puts in without a look at the bounds.
-    fn push_anyway(&mut self, message: String) -> Result<(), Refused> {
+    fn push_unbounded(&mut self, message: String) -> Result<(), SendError> {
         if self.is_closed() {
-            return Err(Refused::Closed);
+            return Err(SendError::Closed);
         }
         if let Some(account) = &self.account {
             account.force(message.len());
@@ -150,7 +150,7 @@ impl<E> State<E> {
     }
 
     fn is_closed(&self) -> bool {
-        self.deaf || self.end.is_some()
+        self.receiver_dropped || self.end.is_some()
     }
 
     /// So many bytes are gone.
@@ -162,7 +162,7 @@ impl<E> State<E> {
 
     /// What was taken last is written.
     fn settle(&mut self) {
-        let lent = std::mem::take(&mut self.lent);
+        let lent = std::mem::take(&mut self.in_flight_bytes);
         self.bytes -= lent;
         let held = std::mem::take(&mut self.held);
         self.release(lent + held);
@@ -171,25 +171,25 @@ impl<E> State<E> {
     /// All bytes are gone.
     fn release_all(&mut self) {
         let all = std::mem::take(&mut self.bytes) + std::mem::take(&mut self.held);
-        self.lent = 0;
+        self.in_flight_bytes = 0;
         self.release(all);
     }
 
     /// Nobody reads any more. Gives what is left, to be dropped without the lock.
     fn close(&mut self) -> (VecDeque<String>, Vec<Waker>) {
-        self.deaf = true;
+        self.receiver_dropped = true;
         self.release_all();
         (std::mem::take(&mut self.messages), std::mem::take(&mut self.writers))
     }
 }
 
-impl<E> Drop for State<E> {
+impl<E> Drop for QueueState<E> {
     fn drop(&mut self) {
         self.release_all();
     }
 }
 
-impl<E: Send> Evict for Mutex<State<E>> {
+impl<E: Send> Evict for Mutex<QueueState<E>> {
     fn evict(&self) {
         let state = match self.try_lock() {
             Ok(state) => Some(state),
@@ -212,16 +212,16 @@ impl<E> Sender<E> {
     /// Puts a message in, at once or not at all.
     ///
     /// # Errors
-    /// [`Refused`], with the reason.
-    pub fn send(&self, message: String) -> Result<(), Refused> {
-        self.offer(message).map_err(|(refused, _)| refused)
+    /// [`SendError`], with the reason.
+    pub fn send(&self, message: String) -> Result<(), SendError> {
+        self.try_send(message).map_err(|(refused, _)| refused)
     }
 
     /// As [`Sender::send`], and gives the message back when it is refused.
     ///
     /// # Errors
-    /// [`Refused`], with the reason, and the message.
-    pub fn offer(&self, message: String) -> Result<(), (Refused, String)> {
+    /// [`SendError`], with the reason, and the message.
+    pub fn try_send(&self, message: String) -> Result<(), (SendError, String)> {
         self.put(|state| state.push(message, 0, 0))
     }
 
@@ -229,17 +229,17 @@ impl<E> Sender<E> {
     /// have no more room than usual.
     ///
     /// # Errors
-    /// [`Refused`], with the reason.
-    pub fn send_more(&self, message: String, more: usize) -> Result<(), Refused> {
+    /// [`SendError`], with the reason.
+    pub fn send_more(&self, message: String, more: usize) -> Result<(), SendError> {
         self.put(|state| state.push(message, more, 0)).map_err(|(refused, _)| refused)
     }
 
-    /// As [`Sender::offer`], with room for so many bytes more and any number of messages: for what is bounded in number
+    /// As [`Sender::try_send`], with room for so many bytes more and any number of messages: for what is bounded in number
     /// elsewhere.
     ///
     /// # Errors
-    /// [`Refused`], with the reason, and the message.
-    pub fn offer_burst(&self, message: String, burst: usize) -> Result<(), (Refused, String)> {
+    /// [`SendError`], with the reason, and the message.
+    pub fn try_send_burst(&self, message: String, burst: usize) -> Result<(), (SendError, String)> {
         self.put(|state| state.push(message, usize::MAX, burst))
     }
 
@@ -247,21 +247,21 @@ impl<E> Sender<E> {
     /// who wait for room, do not keep it out ([`limits::OWN_MESSAGES`]).
     ///
     /// # Errors
-    /// [`Refused`], with the reason.
-    pub fn send_own(&self, message: String) -> Result<(), Refused> {
-        self.put(|state| state.push_own(message))
+    /// [`SendError`], with the reason.
+    pub fn send_reserved(&self, message: String) -> Result<(), SendError> {
+        self.put(|state| state.push_reserved(message))
     }
 
     /// Puts a message in even if there is no room: for what is bounded elsewhere and must not be lost.
     ///
     /// # Errors
-    /// [`Refused::Closed`].
-    pub fn send_anyway(&self, message: String) -> Result<(), Refused> {
-        self.put(|state| state.push_anyway(message))
+    /// [`SendError::Closed`].
+    pub fn send_unbounded(&self, message: String) -> Result<(), SendError> {
+        self.put(|state| state.push_unbounded(message))
     }
 
     /// Changes the state, and wakes the reader when that was taken.
-    fn put<R>(&self, push: impl FnOnce(&mut State<E>) -> Result<(), R>) -> Result<(), R> {
+    fn put<R>(&self, push: impl FnOnce(&mut QueueState<E>) -> Result<(), R>) -> Result<(), R> {
         let waker = {
             let mut state = lock(&self.0);
             push(&mut state)?;
@@ -274,8 +274,8 @@ impl<E> Sender<E> {
     /// Puts a message in, as soon as there is room.
     ///
     /// # Errors
-    /// [`Refused::Closed`] when there will be none.
-    pub async fn send_wait(&self, message: String) -> Result<(), Refused> {
+    /// [`SendError::Closed`] when there will be none.
+    pub async fn send_wait(&self, message: String) -> Result<(), SendError> {
         let mut message = Some(message);
         poll_fn(|context| {
             let Some(waiting) = message.take() else { return Poll::Ready(Ok(())) };
@@ -287,7 +287,7 @@ impl<E> Sender<E> {
                     waker.into_iter().for_each(Waker::wake);
                     Poll::Ready(Ok(()))
                 }
-                Err((Refused::Full, back)) => {
+                Err((SendError::Full, back)) => {
                     message = Some(back);
                     // One entry for each writer, however often it is polled while it waits.
                     if !state.writers.iter().any(|waker| waker.will_wake(context.waker())) {
@@ -325,13 +325,13 @@ impl<E> Sender<E> {
     /// Whether nothing more is taken.
     pub fn is_closed(&self) -> bool {
         let state = lock(&self.0);
-        state.deaf || state.end.is_some()
+        state.receiver_dropped || state.end.is_some()
     }
 }
 
 impl<E: Clone> Receiver<E> {
     /// Takes all messages there are. They are charged until the next call: whoever writes them out has them as long in memory.
-    pub fn poll_take(&mut self, context: &mut Context<'_>, into: &mut VecDeque<String>) -> Poll<Taken<E>> {
+    pub fn poll_take(&mut self, context: &mut Context<'_>, into: &mut VecDeque<String>) -> Poll<Received<E>> {
         lock(&self.0).settle();
         self.poll_take_more(context, into)
     }
@@ -341,11 +341,11 @@ impl<E: Clone> Receiver<E> {
         &mut self,
         context: &mut Context<'_>,
         into: &mut VecDeque<String>,
-    ) -> Poll<Taken<E>> {
+    ) -> Poll<Received<E>> {
         let mut state = lock(&self.0);
         if state.messages.is_empty() {
             if let Some(reason) = &state.end {
-                return Poll::Ready(Taken::Ended(reason.clone()));
+                return Poll::Ready(Received::Ended(reason.clone()));
             }
             if !state.reader.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
                 state.reader = Some(context.waker().clone());
@@ -353,7 +353,7 @@ impl<E: Clone> Receiver<E> {
             return Poll::Pending;
         }
         state.held += std::mem::take(&mut state.bytes);
-        state.lent = 0;
+        state.in_flight_bytes = 0;
         if into.is_empty() {
             std::mem::swap(into, &mut state.messages);
         } else {
@@ -362,7 +362,7 @@ impl<E: Clone> Receiver<E> {
         let writers = std::mem::take(&mut state.writers);
         drop(state);
         writers.into_iter().for_each(Waker::wake);
-        Poll::Ready(Taken::Some)
+        Poll::Ready(Received::Some)
     }
 
     /// Takes messages until they have so many bytes, at least one. They count as waiting until the next call: whoever writes
@@ -372,13 +372,13 @@ impl<E: Clone> Receiver<E> {
         context: &mut Context<'_>,
         into: &mut VecDeque<String>,
         bytes: usize,
-    ) -> Poll<Taken<E>> {
+    ) -> Poll<Received<E>> {
         let mut state = lock(&self.0);
         state.settle();
-        while state.lent < bytes
+        while state.in_flight_bytes < bytes
             && let Some(message) = state.messages.pop_front()
         {
-            state.lent += message.len();
+            state.in_flight_bytes += message.len();
             into.push_back(message);
         }
         if into.is_empty() {
@@ -392,7 +392,7 @@ impl<E: Clone> Receiver<E> {
         let writers = std::mem::take(&mut state.writers);
         drop(state);
         writers.into_iter().for_each(Waker::wake);
-        Poll::Ready(Taken::Some)
+        Poll::Ready(Received::Some)
     }
 
     /// Nobody reads for now: the messages may be dropped when their bytes are needed, as long as the entry lives.
@@ -405,7 +405,7 @@ impl<E: Clone> Receiver<E> {
         state.parked = Some(parked);
         let account = state.account.clone();
         drop(state);
-        let queue: Weak<Mutex<State<E>>> = Arc::downgrade(&self.0);
+        let queue: Weak<Mutex<QueueState<E>>> = Arc::downgrade(&self.0);
         account.map(|account| account.idle(queue))
     }
 
@@ -413,7 +413,7 @@ impl<E: Clone> Receiver<E> {
     pub fn unpark(&self) -> bool {
         let mut state = lock(&self.0);
         state.parked = None;
-        !state.deaf
+        !state.receiver_dropped
     }
 
     /// Waits until the queue is ended, and gives the reason; what is in it stays there.
@@ -433,7 +433,7 @@ impl<E: Clone> Receiver<E> {
     }
 
     /// Takes all messages there are, and waits for one if there is none.
-    pub async fn take(&mut self, into: &mut VecDeque<String>) -> Taken<E> {
+    pub async fn take(&mut self, into: &mut VecDeque<String>) -> Received<E> {
         poll_fn(|context| self.poll_take(context, into)).await
     }
 }
@@ -476,13 +476,13 @@ mod tests {
     fn bounds_hold_and_one_large_message_passes() {
         let (sender, mut receiver) = bounded::<()>(3, 10);
         assert_eq!(sender.send("x".repeat(100)), Ok(()));
-        assert_eq!(sender.send("y".into()), Err(Refused::Full));
+        assert_eq!(sender.send("y".into()), Err(SendError::Full));
         let mut taken = VecDeque::new();
-        assert_eq!(block_on(receiver.take(&mut taken)), Taken::Some);
+        assert_eq!(block_on(receiver.take(&mut taken)), Received::Some);
         for text in ["a", "b", "c"] {
             assert_eq!(sender.send(text.into()), Ok(()));
         }
-        assert_eq!(sender.send("d".into()), Err(Refused::Full));
+        assert_eq!(sender.send("d".into()), Err(SendError::Full));
         block_on(receiver.take(&mut taken));
         assert_eq!(taken.len(), 4);
     }
@@ -497,15 +497,15 @@ mod tests {
             block_on(poll_fn(|context| receiver.poll_take_some(context, taken, 1)))
         };
         let mut taken = VecDeque::new();
-        assert_eq!((take(&mut taken), taken.len()), (Taken::Some, 1));
-        assert_eq!(sender.send("cccc".into()), Err(Refused::Full), "the first is not out yet");
+        assert_eq!((take(&mut taken), taken.len()), (Received::Some, 1));
+        assert_eq!(sender.send("cccc".into()), Err(SendError::Full), "the first is not out yet");
         taken.clear();
-        assert_eq!((take(&mut taken), taken.len()), (Taken::Some, 1));
+        assert_eq!((take(&mut taken), taken.len()), (Received::Some, 1));
         assert_eq!(sender.send("cccc".into()), Ok(()));
         sender.end(());
         taken.clear();
-        assert_eq!((take(&mut taken), taken.pop_front()), (Taken::Some, Some("cccc".into())));
-        assert_eq!(take(&mut taken), Taken::Ended(()));
+        assert_eq!((take(&mut taken), taken.pop_front()), (Received::Some, Some("cccc".into())));
+        assert_eq!(take(&mut taken), Received::Ended(()));
     }
 
     #[test]
@@ -515,10 +515,10 @@ mod tests {
         let queue = || with_account::<()>(9, 10, Some(account.clone()));
         let ((sender, mut receiver), (other, others)) = (queue(), queue());
         assert_eq!(sender.send("a".repeat(10)), Ok(()));
-        assert_eq!(sender.send("b".into()), Err(Refused::Full));
-        assert_eq!(sender.offer_burst("b".repeat(10), 10), Ok(()));
-        assert_eq!(sender.offer_burst("c".into(), 10), Err((Refused::Full, "c".into())));
-        assert_eq!(other.send("d".repeat(11)), Err(Refused::Memory));
+        assert_eq!(sender.send("b".into()), Err(SendError::Full));
+        assert_eq!(sender.try_send_burst("b".repeat(10), 10), Ok(()));
+        assert_eq!(sender.try_send_burst("c".into(), 10), Err((SendError::Full, "c".into())));
+        assert_eq!(other.send("d".repeat(11)), Err(SendError::Memory));
         assert_eq!((other.send("d".repeat(10)), budget.used()), (Ok(()), 30));
         drop((other, others));
         assert_eq!(budget.used(), 20);
@@ -527,13 +527,13 @@ mod tests {
         assert_eq!(budget.used(), 20, "it is not written yet");
         block_on(poll_fn(|context| receiver.poll_take_some(context, &mut taken, 1)));
         assert_eq!(budget.used(), 10);
-        sender.send_anyway("e".repeat(100)).unwrap();
+        sender.send_unbounded("e".repeat(100)).unwrap();
         block_on(poll_fn(|context| receiver.poll_take(context, &mut taken)));
         assert_eq!(budget.used(), 100);
         sender.send("f".into()).unwrap_err();
         drop(receiver);
         assert_eq!((budget.used(), account.used()), (0, 0));
-        assert_eq!(sender.send("g".into()), Err(Refused::Closed));
+        assert_eq!(sender.send("g".into()), Err(SendError::Closed));
     }
 
     #[test]
@@ -565,13 +565,13 @@ mod tests {
         let [(closed, closed_end), (emptied, emptied_end), (read, _reader)] = queues;
         let entries = [closed_end.park(Parked::Closed), emptied_end.park(Parked::Emptied)];
         assert_eq!(read.send("b".repeat(10)), Ok(()));
-        assert_eq!(closed.send("b".into()), Err(Refused::Closed));
+        assert_eq!(closed.send("b".into()), Err(SendError::Closed));
         assert!(!closed_end.unpark() && emptied_end.unpark());
         drop(entries);
-        assert_eq!(read.send("c".into()), Err(Refused::Memory), "nobody is away any more");
+        assert_eq!(read.send("c".into()), Err(SendError::Memory), "nobody is away any more");
         let _entry = emptied_end.park(Parked::Emptied);
         assert_eq!(read.send("c".repeat(10)), Ok(()));
-        assert_eq!((emptied.send("b".into()), budget.used()), (Err(Refused::Memory), 30));
+        assert_eq!((emptied.send("b".into()), budget.used()), (Err(SendError::Memory), 30));
     }
 
     #[test]
@@ -579,17 +579,17 @@ mod tests {
         let (sender, mut receiver) = bounded::<()>(1, 10);
         sender.send("a".into()).unwrap();
         for _ in 0..limits::OWN_MESSAGES {
-            assert_eq!(sender.send("b".into()), Err(Refused::Full));
-            assert_eq!(sender.send_own("own".into()), Ok(()));
+            assert_eq!(sender.send("b".into()), Err(SendError::Full));
+            assert_eq!(sender.send_reserved("own".into()), Ok(()));
         }
-        assert_eq!(sender.send_own("own".into()), Err(Refused::Full));
+        assert_eq!(sender.send_reserved("own".into()), Err(SendError::Full));
         let mut taken = VecDeque::new();
         block_on(receiver.take(&mut taken));
         assert_eq!(taken.len(), 1 + limits::OWN_MESSAGES);
         assert_eq!(sender.send("a".into()), Ok(()));
-        assert_eq!(sender.send_own("x".repeat(10 + limits::OWN_BYTES)), Err(Refused::Full));
+        assert_eq!(sender.send_reserved("x".repeat(10 + limits::OWN_BYTES)), Err(SendError::Full));
         drop(receiver);
-        assert_eq!(sender.send_own("own".into()), Err(Refused::Closed));
+        assert_eq!(sender.send_reserved("own".into()), Err(SendError::Closed));
     }
 
     #[test]
@@ -598,10 +598,10 @@ mod tests {
         sender.send("a".into()).unwrap();
         sender.end("first");
         sender.end("second");
-        assert_eq!(sender.send("b".into()), Err(Refused::Closed));
+        assert_eq!(sender.send("b".into()), Err(SendError::Closed));
         let mut taken = VecDeque::new();
-        assert_eq!(block_on(receiver.take(&mut taken)), Taken::Some);
-        assert_eq!(block_on(receiver.take(&mut taken)), Taken::Ended("first"));
+        assert_eq!(block_on(receiver.take(&mut taken)), Received::Some);
+        assert_eq!(block_on(receiver.take(&mut taken)), Received::Ended("first"));
         assert_eq!(taken, ["a"]);
     }
 
@@ -620,7 +620,7 @@ mod tests {
             let mut waiting = Box::pin(sender.send_wait("c".into()));
             assert!(futures_lite::future::poll_once(&mut waiting).await.is_none());
             drop(receiver);
-            assert_eq!(waiting.await, Err(Refused::Closed));
+            assert_eq!(waiting.await, Err(SendError::Closed));
             assert!(sender.is_closed());
         });
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{error::Fault, text};
+use crate::{error::FatalError, text};
 
 /// So many random bytes.
 ///
@@ -18,8 +18,8 @@ pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
 ///
 /// # Errors
 /// As [`bytes`].
-pub fn uuid() -> Result<String, Fault> {
-    bytes().map(text::uuid).map_err(|error| Fault::run(format!("no randomness: {error}")))
+pub fn uuid() -> Result<String, FatalError> {
+    bytes().map(text::uuid).map_err(|error| FatalError::run(format!("no randomness: {error}")))
 }
 
 /// A random number for jitter; without randomness, the middle.

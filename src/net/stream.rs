@@ -20,7 +20,7 @@ use rustix::net::sockopt;
 use super::timeout::{self, Elapsed};
 use crate::{
     limits,
-    runtime::{async_fd::Source, reactor::Watch},
+    runtime::{async_fd::AsyncFd, reactor::IoInterest},
 };
 
 /// A connected stream.
@@ -34,12 +34,12 @@ pub struct Stream {
 /// What carries the bytes. The TLS half is large and boxed, so that a plain connection does not pay for it.
 #[derive(Debug)]
 enum Io {
-    Tcp(Socket),
-    Tls(Box<TlsStream<Socket>>),
+    Tcp(TcpSocket),
+    Tls(Box<TlsStream<TcpSocket>>),
 }
 
 /// A TCP connection.
-pub type Socket = Source<TcpStream>;
+pub type TcpSocket = AsyncFd<TcpStream>;
 
 impl Stream {
     /// Takes a connected socket. Small messages leave at once (TCP_NODELAY), and a peer that vanished is noticed by the kernel
@@ -51,7 +51,7 @@ impl Stream {
         let (peer, local) = (canonical(socket.peer_addr()?), canonical(socket.local_addr()?));
         socket.set_nodelay(true)?;
         notice_dead_peer(&socket)?;
-        Ok(Self { io: Io::Tcp(Source::new(socket, Watch::Both)?), peer, local })
+        Ok(Self { io: Io::Tcp(AsyncFd::new(socket, IoInterest::Both)?), peer, local })
     }
 
     /// Connects to an address.
@@ -88,9 +88,9 @@ impl Stream {
     }
 
     /// Puts TLS around the plain socket: `handshake` gets the socket and gives the session.
-    pub(super) async fn secure<F>(self, handshake: impl FnOnce(Socket) -> F) -> io::Result<Self>
+    pub(super) async fn secure<F>(self, handshake: impl FnOnce(TcpSocket) -> F) -> io::Result<Self>
     where
-        F: Future<Output = io::Result<TlsStream<Socket>>>,
+        F: Future<Output = io::Result<TlsStream<TcpSocket>>>,
     {
         let Io::Tcp(socket) = self.io else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "TLS within TLS"));
@@ -125,7 +125,7 @@ impl Stream {
         }
     }
 
-    /// The next write is tried even if the system has not reported room; see [`Source::retry_write`].
+    /// The next write is tried even if the system has not reported room; see [`AsyncFd::retry_write`].
     pub fn retry_write(&mut self) {
         match &mut self.io {
             Io::Tcp(tcp) => tcp.retry_write(),
@@ -234,7 +234,7 @@ impl AsyncWrite for Stream {
         }
     }
 
-    /// Closes our direction. Closing a `Source` does nothing, so the end of the stream is sent here.
+    /// Closes our direction. Closing a `AsyncFd` does nothing, so the end of the stream is sent here.
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let socket = match &mut self.io {
             Io::Tcp(tcp) => tcp.get_ref(),

@@ -26,12 +26,12 @@ use futures_rustls::{
 };
 
 use super::{
-    stream::{Socket, Stream},
+    stream::{Stream, TcpSocket},
     timeout,
 };
 use crate::{
     config::{ClientTls, ServerTls},
-    error::Fault,
+    error::FatalError,
     limits,
 };
 
@@ -51,7 +51,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// One line that names the flag and the file.
-    pub fn new(settings: &ServerTls) -> Result<Self, Fault> {
+    pub fn new(settings: &ServerTls) -> Result<Self, FatalError> {
         let chain = files::certificates(CERTIFICATE, &settings.certificate)?;
         let key = files::private_key(KEY, &settings.key)?;
         let provider = Arc::new(ring::default_provider());
@@ -103,7 +103,7 @@ impl Acceptor {
 }
 
 /// Lets a refused client read the alert: a socket that is closed over unread bytes is reset, and the alert is lost.
-async fn linger(mut socket: Socket) {
+async fn linger(mut socket: TcpSocket) {
     if socket.get_ref().shutdown(Shutdown::Write).is_err() {
         return;
     }
@@ -135,7 +135,7 @@ impl Connector {
     ///
     /// # Errors
     /// One line that names the flag and the file.
-    pub fn new(settings: &ClientTls) -> Result<Self, Fault> {
+    pub fn new(settings: &ClientTls) -> Result<Self, FatalError> {
         let provider = Arc::new(ring::default_provider());
         let builder = versions(ClientConfig::builder_with_provider(provider.clone()))?;
         let builder = if settings.no_verify {
@@ -192,10 +192,10 @@ impl Connector {
 /// TLS 1.2 and 1.3.
 fn versions<S: ConfigSide>(
     builder: ConfigBuilder<S, WantsVersions>,
-) -> Result<ConfigBuilder<S, WantsVerifier>, Fault> {
+) -> Result<ConfigBuilder<S, WantsVerifier>, FatalError> {
     builder
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(|error| Fault::run(format!("TLS cannot be set up: {error}")))
+        .map_err(|error| FatalError::run(format!("TLS cannot be set up: {error}")))
 }
 
 /// The roots that this machine trusts; those of the browsers, built in, where it has none (routers, small containers).

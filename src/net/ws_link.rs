@@ -1,8 +1,8 @@
 //! One link: a WebSocket driven by one task.
 //!
 //! That task owns the socket, so no send is ever cancelled half-way. It writes what is in its queue, several frames
-//! in one write; hands each frame that arrives to its [`Peer`]; keeps the heartbeat; and ends for one reason. What has to
-//! outlive the socket, so that the conversation can go on over another, is its [`Line`].
+//! in one write; hands each frame that arrives to its [`LinkHandler`]; keeps the heartbeat; and ends for one reason. What has to
+//! outlive the socket, so that the conversation can go on over another, is its [`Outbound`].
 //! What the frames mean is `tunnel`'s business.
 
 mod metered;
@@ -35,7 +35,7 @@ use smol::Timer;
 pub use self::metered::Metered;
 use super::{
     budget::{Account, Charge},
-    outbox::{Receiver, Taken},
+    outbox::{Received, Receiver},
     stream::Stream,
     timeout,
 };
@@ -52,14 +52,14 @@ use crate::{
 
 /// Our reason to end a link, as the peer is told.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Farewell {
+pub struct CloseReason {
     /// Close code (RFC 6455, section 7.4, and [`crate::tunnel`]).
     pub code: u16,
     /// In words.
     pub reason: String,
 }
 
-impl Farewell {
+impl CloseReason {
     /// A farewell.
     pub fn new(code: u16, reason: impl Into<String>) -> Self {
         Self { code, reason: reason.into() }
@@ -68,25 +68,25 @@ impl Farewell {
 
 /// Why a link ended.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Ended {
+pub enum LinkEnd {
     /// The peer closed it.
-    ByPeer(Farewell),
+    ByPeer(CloseReason),
     /// We closed it.
-    ByUs(Farewell),
+    ByUs(CloseReason),
     /// The line broke: the reason.
     Lost(String),
     /// Nothing was heard from the peer for this long.
     Silent(Duration),
 }
 
-impl Ended {
+impl LinkEnd {
     /// Nobody wanted it: the conversation may go on over another connection.
     pub fn is_accident(&self) -> bool {
         matches!(self, Self::Lost(_) | Self::Silent(_))
     }
 }
 
-impl std::fmt::Display for Ended {
+impl std::fmt::Display for LinkEnd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::ByPeer(why) if why.reason.is_empty() => {
@@ -103,19 +103,19 @@ impl std::fmt::Display for Ended {
 }
 
 /// What stands at our end of a link.
-pub trait Peer {
+pub trait LinkHandler {
     /// A text frame arrived.
     ///
     /// # Errors
-    /// A [`Farewell`] ends the link.
-    fn frame(&mut self, now: Instant, text: &str) -> Result<(), Farewell>;
-    /// When to call [`Peer::tick`].
+    /// A [`CloseReason`] ends the link.
+    fn frame(&mut self, now: Instant, text: &str) -> Result<(), CloseReason>;
+    /// When to call [`LinkHandler::tick`].
     fn deadline(&self) -> Option<Instant>;
     /// Time has passed.
     ///
     /// # Errors
-    /// A [`Farewell`] ends the link.
-    fn tick(&mut self, now: Instant) -> Result<(), Farewell>;
+    /// A [`CloseReason`] ends the link.
+    fn tick(&mut self, now: Instant) -> Result<(), CloseReason>;
     /// By which links that are lost at the same time end one after the other. `None`: there are few.
     fn ends(&self) -> Option<Arc<Pacer>> {
         None
@@ -124,8 +124,8 @@ pub trait Peer {
 
 /// What goes out on a link: its queue, and what has to be known to go on over another connection.
 #[derive(Debug)]
-pub struct Line {
-    queue: Receiver<Farewell>,
+pub struct Outbound {
+    queue: Receiver<CloseReason>,
     /// Goes out before anything else, and does not count.
     first: VecDeque<Utf8Bytes>,
     /// Taken from the queue.
@@ -152,9 +152,9 @@ impl Unacknowledged {
     }
 }
 
-impl Line {
+impl Outbound {
     /// What comes from a queue goes out; with the connection it ends.
-    pub fn new(queue: Receiver<Farewell>) -> Self {
+    pub fn new(queue: Receiver<CloseReason>) -> Self {
         let (first, outgoing, unacknowledged) = Default::default();
         Self { queue, first, outgoing, resume: None, unacknowledged, charge: None }
     }
@@ -196,12 +196,12 @@ impl Line {
     pub fn resume(&mut self, received: u64) -> Result<(), Impossible> {
         let resume = self.resume.as_mut().ok_or(Impossible)?;
         self.first = resume.resume(received)?.into();
-        self.settle();
+        self.update_charge();
         Ok(())
     }
 
     /// The peer has acknowledged some frames.
-    fn settle(&mut self) {
+    fn update_charge(&mut self) {
         self.unacknowledged.set(self.resume.as_ref().map_or(0, Resume::unacknowledged));
         let kept = self.resume.as_ref().map_or(0, Resume::unacknowledged_bytes);
         if let Some(charge) = &mut self.charge {
@@ -210,7 +210,7 @@ impl Line {
     }
 
     /// Waits until somebody ends the queue: with this.
-    pub async fn ended(&mut self) -> Farewell {
+    pub async fn ended(&mut self) -> CloseReason {
         self.queue.ended().await
     }
 
@@ -240,7 +240,7 @@ impl Line {
     }
 
     /// Something waits for the peer's acknowledgements.
-    fn is_choked(&self, limits: &LinkLimits) -> bool {
+    fn is_blocked_on_acks(&self, limits: &LinkLimits) -> bool {
         let full = self.resume.as_ref().is_some_and(|resume| !resume.has_room(limits));
         full && self.first.is_empty() && !self.outgoing.is_empty()
     }
@@ -257,17 +257,17 @@ impl Line {
 pub const NO_MEMORY: &str = "no memory for a large frame: the gateway's budget (--max-memory) is used up";
 
 /// A WebSocket over one of our streams.
-pub type Socket = WebSocketStream<Metered>;
+pub type WebSocket = WebSocketStream<Metered>;
 
 /// The gateway's end: `glued` are bytes that came behind the upgrade request. The account pays for large frames that come in
 /// and for the buffers that they leave behind.
-pub async fn accepted(stream: Stream, glued: Vec<u8>, account: &Account, limits: &LinkLimits) -> Socket {
+pub async fn accepted(stream: Stream, glued: Vec<u8>, account: &Account, limits: &LinkLimits) -> WebSocket {
     let stream = Metered::charged(stream, glued, account, limits);
     WebSocketStream::from_raw_socket(stream, Role::Server, Some(config(limits))).await
 }
 
 /// The same connection with small buffers. Nothing may be in the present ones; see [`Metered::is_between_messages`].
-async fn with_small_buffers(socket: Socket, limits: &LinkLimits) -> Socket {
+async fn with_small_buffers(socket: WebSocket, limits: &LinkLimits) -> WebSocket {
     let mut stream = socket.into_inner();
     stream.shrunk();
     WebSocketStream::from_raw_socket(stream, Role::Server, Some(config(limits))).await
@@ -281,7 +281,7 @@ pub async fn upgrade(
     stream: Stream,
     request: async_tungstenite::tungstenite::http::Request<()>,
     limits: &LinkLimits,
-) -> Result<Socket, Error> {
+) -> Result<WebSocket, Error> {
     let stream = Metered::new(stream, limits);
     let (socket, _) =
         async_tungstenite::client_async_with_config(request, stream, Some(config(limits))).await?;
@@ -301,14 +301,14 @@ fn config(limits: &LinkLimits) -> WebSocketConfig {
 ///
 /// # Errors
 /// Why the link ended.
-pub async fn say(socket: &mut Socket, text: String, limits: &LinkLimits) -> Result<(), Ended> {
+pub async fn send_frame(socket: &mut WebSocket, text: String, limits: &LinkLimits) -> Result<(), LinkEnd> {
     match timeout::within(limits.write_stall, send(socket, Message::text(text))).await {
         Ok(sent) => sent.map_err(lost),
-        Err(_) => Err(Ended::Lost("the peer does not read".into())),
+        Err(_) => Err(LinkEnd::Lost("the peer does not read".into())),
     }
 }
 
-async fn send(socket: &mut Socket, message: Message) -> Result<(), Error> {
+async fn send(socket: &mut WebSocket, message: Message) -> Result<(), Error> {
     poll_fn(|context| Pin::new(&mut *socket).poll_ready(context)).await?;
     Pin::new(&mut *socket).start_send(message)?;
     poll_fn(|context| Pin::new(&mut *socket).poll_flush(context)).await
@@ -318,8 +318,12 @@ async fn send(socket: &mut Socket, message: Message) -> Result<(), Error> {
 ///
 /// # Errors
 /// Why the link ended, or has to.
-pub async fn hear(socket: &mut Socket, most: usize, limits: &LinkLimits) -> Result<Utf8Bytes, Ended> {
-    let by_us = |code, reason: &str| Err(Ended::ByUs(Farewell::new(code, reason)));
+pub async fn recv_frame(
+    socket: &mut WebSocket,
+    most: usize,
+    limits: &LinkLimits,
+) -> Result<Utf8Bytes, LinkEnd> {
+    let by_us = |code, reason: &str| Err(LinkEnd::ByUs(CloseReason::new(code, reason)));
     let hearing = async {
         let mut liveness = Liveness::new(Instant::now());
         loop {
@@ -340,7 +344,7 @@ pub async fn hear(socket: &mut Socket, most: usize, limits: &LinkLimits) -> Resu
                     }
                 }
                 Some(Err(error)) => return Err(broken(error)),
-                None => return Err(Ended::Lost("the connection was closed".into())),
+                None => return Err(LinkEnd::Lost("the connection was closed".into())),
             }
         }
     };
@@ -354,7 +358,7 @@ pub async fn hear(socket: &mut Socket, most: usize, limits: &LinkLimits) -> Resu
 ///
 /// # Errors
 /// Why the link ended, or has to.
-pub async fn answers(socket: &mut Socket, limits: &LinkLimits) -> Result<(), Ended> {
+pub async fn probe(socket: &mut WebSocket, limits: &LinkLimits) -> Result<(), LinkEnd> {
     let hearing = async {
         send(socket, Message::Ping(Default::default())).await.map_err(lost)?;
         let mut liveness = Liveness::new(Instant::now());
@@ -364,25 +368,28 @@ pub async fn answers(socket: &mut Socket, limits: &LinkLimits) -> Result<(), End
                 Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
                 Some(Ok(Message::Ping(_))) if liveness.control(Instant::now(), limits) => {}
                 Some(Ok(_)) => {
-                    return Err(Ended::ByUs(Farewell::new(1008, "a frame before the first is answered")));
+                    return Err(LinkEnd::ByUs(CloseReason::new(
+                        1008,
+                        "a frame before the first is answered",
+                    )));
                 }
                 Some(Err(error)) => return Err(broken(error)),
-                None => return Err(Ended::Lost("the connection was closed".into())),
+                None => return Err(LinkEnd::Lost("the connection was closed".into())),
             }
         }
     };
     let gone =
-        |_| Err(Ended::Lost("it does not answer a ping, and another link of its server is alive".into()));
+        |_| Err(LinkEnd::Lost("it does not answer a ping, and another link of its server is alive".into()));
     timeout::within(limits.register_time, hearing).await.unwrap_or_else(gone)
 }
 
 /// Drives a link until it ends, says goodbye where there is something to say, and closes the connection.
 pub async fn drive(
-    socket: Socket,
-    line: &mut Line,
-    peer: &mut (dyn Peer + Send),
+    socket: WebSocket,
+    line: &mut Outbound,
+    peer: &mut (dyn LinkHandler + Send),
     limits: &LinkLimits,
-) -> Ended {
+) -> LinkEnd {
     let now = Instant::now();
     let mut driver = Driver {
         socket,
@@ -413,7 +420,7 @@ pub async fn drive(
         ends.turn().await;
     }
     // What was queued before the end still goes out: among it may be the reason for the end.
-    let unsent = if matches!(ended, Ended::ByUs(_)) { line.rest().await } else { VecDeque::new() };
+    let unsent = if matches!(ended, LinkEnd::ByUs(_)) { line.rest().await } else { VecDeque::new() };
     end(socket, unsent, &ended, limits).await;
     ended
 }
@@ -421,15 +428,15 @@ pub async fn drive(
 /// Closes the WebSocket (RFC 6455, section 7.1): the peer's Close frame is answered, or ours is sent and its answer waited
 /// for; then the connection is closed. Not before the peer has read that: closing at once could overtake it.
 /// Of what is unsent it is told only when it was we who ended the link.
-pub async fn end(socket: Socket, unsent: VecDeque<String>, ended: &Ended, limits: &LinkLimits) {
+pub async fn end(socket: WebSocket, unsent: VecDeque<String>, ended: &LinkEnd, limits: &LinkLimits) {
     // In a box, so that a link does not hold all its life what its end needs.
     Box::pin(say_goodbye(socket, unsent, ended, limits)).await;
 }
 
-async fn say_goodbye(mut socket: Socket, unsent: VecDeque<String>, ended: &Ended, limits: &LinkLimits) {
+async fn say_goodbye(mut socket: WebSocket, unsent: VecDeque<String>, ended: &LinkEnd, limits: &LinkLimits) {
     let socket = &mut socket;
     let farewell = async {
-        if let Ended::ByUs(why) = ended {
+        if let LinkEnd::ByUs(why) = ended {
             for text in unsent {
                 poll_fn(|context| Pin::new(&mut *socket).poll_ready(context)).await.ok()?;
                 Pin::new(&mut *socket).start_send(Message::text(text)).ok()?;
@@ -445,7 +452,7 @@ async fn say_goodbye(mut socket: Socket, unsent: VecDeque<String>, ended: &Ended
                 future::yield_now().await;
             }
         }
-        if !matches!(ended, Ended::ByUs(_) | Ended::ByPeer(_)) {
+        if !matches!(ended, LinkEnd::ByUs(_) | LinkEnd::ByPeer(_)) {
             return None;
         }
         // The library has queued the answer to the peer's Close frame. It says that the connection is closed when it is out.
@@ -481,15 +488,15 @@ fn clipped(reason: &str) -> &str {
 
 /// What the driver stops for.
 enum Turn {
-    Ended(Ended),
+    Ended(LinkEnd),
     /// The buffers of the library are large, and empty.
     Shrink,
 }
 
 struct Driver<'a> {
-    socket: Socket,
-    line: &'a mut Line,
-    peer: &'a mut (dyn Peer + Send),
+    socket: WebSocket,
+    line: &'a mut Outbound,
+    peer: &'a mut (dyn LinkHandler + Send),
     limits: &'a LinkLimits,
     /// Frames were written that are not flushed yet.
     dirty: bool,
@@ -535,13 +542,13 @@ impl Driver<'_> {
     }
 
     /// Moves the queue to the socket. Ready only when the link has ended.
-    fn write(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
+    fn write(&mut self, context: &mut Context<'_>) -> Poll<LinkEnd> {
         let mut end = None;
         loop {
             if self.line.outgoing.is_empty() {
                 match self.line.queue.poll_take(context, &mut self.line.outgoing) {
-                    Poll::Ready(Taken::Ended(why)) => end = Some(why),
-                    Poll::Ready(Taken::Some) | Poll::Pending => {}
+                    Poll::Ready(Received::Ended(why)) => end = Some(why),
+                    Poll::Ready(Received::Some) | Poll::Pending => {}
                 }
             }
             if self.line.first.is_empty() && self.line.outgoing.is_empty() {
@@ -559,7 +566,7 @@ impl Driver<'_> {
             }
             self.dirty = true;
         }
-        if self.choked.is_none() && self.line.is_choked(self.limits) {
+        if self.choked.is_none() && self.line.is_blocked_on_acks(self.limits) {
             self.choked = Some(Instant::now());
         }
         if self.dirty {
@@ -573,7 +580,7 @@ impl Driver<'_> {
             }
         }
         match end {
-            Some(why) if !self.dirty => Poll::Ready(Ended::ByUs(why)),
+            Some(why) if !self.dirty => Poll::Ready(LinkEnd::ByUs(why)),
             _ => Poll::Pending,
         }
     }
@@ -609,7 +616,7 @@ impl Driver<'_> {
     }
 
     /// Handles one message. Pending: there is none.
-    fn read(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+    fn read(&mut self, context: &mut Context<'_>) -> Poll<Result<(), LinkEnd>> {
         let Poll::Ready(message) = Pin::new(&mut self.socket).poll_next(context) else {
             return Poll::Pending;
         };
@@ -629,27 +636,27 @@ impl Driver<'_> {
                 if self.liveness.control(now, self.limits) {
                     Ok(())
                 } else {
-                    Err(Farewell::new(1008, "too many control frames"))
+                    Err(CloseReason::new(1008, "too many control frames"))
                 }
             }
-            Some(Ok(Message::Binary(_))) => Err(Farewell::new(1003, "frames are text")),
+            Some(Ok(Message::Binary(_))) => Err(CloseReason::new(1003, "frames are text")),
             Some(Ok(Message::Close(frame))) => return Poll::Ready(Err(closed(frame))),
             Some(Ok(Message::Frame(_))) => Ok(()),
             Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-            None => return Poll::Ready(Err(Ended::Lost("the connection was closed".into()))),
+            None => return Poll::Ready(Err(LinkEnd::Lost("the connection was closed".into()))),
         };
-        Poll::Ready(handled.map_err(Ended::ByUs))
+        Poll::Ready(handled.map_err(LinkEnd::ByUs))
     }
 
     /// A text frame: an acknowledgement, or the peer's.
-    fn text(&mut self, now: Instant, text: &str) -> Result<(), Farewell> {
+    fn text(&mut self, now: Instant, text: &str) -> Result<(), CloseReason> {
         let count = self.line.resume.as_ref().and_then(|_| resume::read(text));
         match (&mut self.line.resume, count) {
             (Some(resume), Some(count)) => {
                 self.choked = None;
                 let acknowledged = resume.acknowledge(count);
-                self.line.settle();
-                acknowledged.map_err(|_| Farewell::new(1008, "an acknowledgement that cannot be"))
+                self.line.update_charge();
+                acknowledged.map_err(|_| CloseReason::new(1008, "an acknowledgement that cannot be"))
             }
             (Some(resume), None) => {
                 self.peer.frame(now, text)?;
@@ -662,10 +669,10 @@ impl Driver<'_> {
     }
 
     /// Looks at the clock. Ready when something was done, pending when there is nothing to do before the timer fires.
-    fn tick(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+    fn tick(&mut self, context: &mut Context<'_>) -> Poll<Result<(), LinkEnd>> {
         let since = self.socket.get_ref().since;
         if since > self.socket.get_ref().most {
-            return Poll::Ready(Err(Ended::ByUs(Farewell::new(1008, "fragments without end"))));
+            return Poll::Ready(Err(LinkEnd::ByUs(CloseReason::new(1008, "fragments without end"))));
         }
         if since != self.seen {
             let now = Instant::now();
@@ -694,19 +701,19 @@ impl Driver<'_> {
         Poll::Ready(done)
     }
 
-    fn timeout(&mut self, now: Instant) -> Result<(), Ended> {
+    fn timeout(&mut self, now: Instant) -> Result<(), LinkEnd> {
         let over = |since: Option<Instant>, limit| since.is_some_and(|since| now >= since + limit);
         if over(self.stalled, self.limits.write_stall) {
-            return Err(Ended::Lost("the peer does not read".into()));
+            return Err(LinkEnd::Lost("the peer does not read".into()));
         }
         if over(self.choked, self.choke_time()) {
-            return Err(Ended::Lost("the peer acknowledges nothing".into()));
+            return Err(LinkEnd::Lost("the peer acknowledges nothing".into()));
         }
         if over(self.partial, self.message_time()) {
-            return Err(Ended::ByUs(Farewell::new(1008, "a message came too slowly")));
+            return Err(LinkEnd::ByUs(CloseReason::new(1008, "a message came too slowly")));
         }
         match self.liveness.tick(now, self.limits) {
-            Verdict::Dead => return Err(Ended::Silent(self.limits.dead_after)),
+            Verdict::Dead => return Err(LinkEnd::Silent(self.limits.dead_after)),
             // With frames waiting to be written a ping would only wait behind them.
             Verdict::Ping if !self.dirty => {
                 let ping = Message::Ping(Default::default());
@@ -721,7 +728,7 @@ impl Driver<'_> {
             self.line.first.push_back(resume.tell().into());
         }
         if self.peer.deadline().is_some_and(|due| now >= due) {
-            self.peer.tick(now).map_err(Ended::ByUs)?;
+            self.peer.tick(now).map_err(LinkEnd::ByUs)?;
         }
         Ok(())
     }
@@ -759,21 +766,21 @@ impl Driver<'_> {
     }
 }
 
-fn closed(frame: Option<CloseFrame>) -> Ended {
-    let frame = frame.map(|frame| Farewell::new(frame.code.into(), frame.reason.as_str()));
-    Ended::ByPeer(frame.unwrap_or(Farewell::new(1005, "")))
+fn closed(frame: Option<CloseFrame>) -> LinkEnd {
+    let frame = frame.map(|frame| CloseReason::new(frame.code.into(), frame.reason.as_str()));
+    LinkEnd::ByPeer(frame.unwrap_or(CloseReason::new(1005, "")))
 }
 
-fn lost(error: Error) -> Ended {
+fn lost(error: Error) -> LinkEnd {
     match error {
-        Error::ConnectionClosed | Error::AlreadyClosed => Ended::Lost("the connection was closed".into()),
-        Error::Io(error) => Ended::Lost(error.to_string()),
-        other => Ended::Lost(other.to_string()),
+        Error::ConnectionClosed | Error::AlreadyClosed => LinkEnd::Lost("the connection was closed".into()),
+        Error::Io(error) => LinkEnd::Lost(error.to_string()),
+        other => LinkEnd::Lost(other.to_string()),
     }
 }
 
 /// What a failed read means, and what the peer is to be told of it.
-fn broken(error: Error) -> Ended {
+fn broken(error: Error) -> LinkEnd {
     let (code, reason) = match &error {
         Error::Capacity(CapacityError::MessageTooLong { max_size, .. }) => {
             (1009, format!("a message has more than {max_size} bytes"))
@@ -783,11 +790,11 @@ fn broken(error: Error) -> Ended {
         Error::Protocol(
             async_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
         ) => {
-            return Ended::Lost("the connection was closed without a word".into());
+            return LinkEnd::Lost("the connection was closed without a word".into());
         }
         Error::Protocol(error) => (1002, error.to_string()),
         Error::Io(error) if error.kind() == io::ErrorKind::OutOfMemory => (CLOSE_LATER, NO_MEMORY.into()),
         _ => return lost(error),
     };
-    Ended::ByUs(Farewell { code, reason })
+    LinkEnd::ByUs(CloseReason { code, reason })
 }

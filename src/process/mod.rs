@@ -46,23 +46,23 @@ use rustix::{
 pub use self::{
     adopted::{adopt, end_all},
     format::is_unfit,
-    stderr::{Budget, log_stderr},
+    stderr::{LineBudget, log_stderr},
 };
 use crate::{
     command::CommandLine,
-    error::Fault,
+    error::FatalError,
     limits::{self, ChildLimits},
     net::timeout::within,
-    runtime::{async_fd::Source, reactor, signals},
+    runtime::{async_fd::AsyncFd, reactor, signals},
     text,
 };
 
 /// What the child reads.
-pub type Stdin = Source<ChildStdin>;
+pub type Stdin = AsyncFd<ChildStdin>;
 /// What the child answers.
-pub type Stdout = Source<ChildStdout>;
+pub type Stdout = AsyncFd<ChildStdout>;
 /// What the child tells people; for [`log_stderr`].
-pub type Stderr = Source<ChildStderr>;
+pub type Stderr = AsyncFd<ChildStderr>;
 
 /// A running child and its process group. Dropping it kills the group.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Child {
     ///
     /// # Errors
     /// One line that names `--stdio`: no such program, not executable, or the system's reason.
-    pub fn spawn(command: &CommandLine) -> Result<Self, Fault> {
+    pub fn spawn(command: &CommandLine) -> Result<Self, FatalError> {
         Self::start(command, true).map_err(|error| not_started(command, &error))
     }
 
@@ -97,11 +97,11 @@ impl Child {
         let group = Pid::from_child(&process);
         // From here on an early return kills the group.
         let mut leader = Leader { process: Some(process), started: Some(started), group, watch: None };
-        leader.watch = Some(Watch::new(group, pidfd)?);
+        leader.watch = Some(ExitWatch::new(group, pidfd)?);
         Ok(Self {
-            stdin: stdin.map(|pipe| Source::new(pipe, reactor::Watch::Write)).transpose()?,
-            stdout: stdout.map(|pipe| Source::new(pipe, reactor::Watch::Read)).transpose()?,
-            stderr: stderr.map(|pipe| Source::new(pipe, reactor::Watch::Read)).transpose()?,
+            stdin: stdin.map(|pipe| AsyncFd::new(pipe, reactor::IoInterest::Write)).transpose()?,
+            stdout: stdout.map(|pipe| AsyncFd::new(pipe, reactor::IoInterest::Read)).transpose()?,
+            stderr: stderr.map(|pipe| AsyncFd::new(pipe, reactor::IoInterest::Read)).transpose()?,
             leader,
         })
     }
@@ -163,10 +163,10 @@ fn is_ours(name: &OsStr) -> bool {
 }
 
 /// Why a command did not start, for the user.
-fn not_started(command: &CommandLine, error: &io::Error) -> Fault {
+fn not_started(command: &CommandLine, error: &io::Error) -> FatalError {
     let program = command.program();
     let shown = text::show(program);
-    Fault::run(match error.kind() {
+    FatalError::run(match error.kind() {
         io::ErrorKind::NotFound if !program.contains('/') => {
             format!("--stdio: command not found: {shown} (it is not in PATH)")
         }
@@ -204,7 +204,7 @@ struct Leader {
     /// As long as it is not reaped.
     started: Option<adopted::Started>,
     group: Pid,
-    watch: Option<Watch>,
+    watch: Option<ExitWatch>,
 }
 
 impl Leader {
@@ -281,14 +281,14 @@ impl Drop for Leader {
 
 /// How we hear that a child may have ended.
 #[derive(Debug)]
-enum Watch {
+enum ExitWatch {
     /// A process descriptor is readable from then on.
     Pidfd(Async<OwnedFd>),
     /// SIGCHLD: any child.
     Signal(Signals),
 }
 
-impl Watch {
+impl ExitWatch {
     /// Watches a child that is not reaped. Look at it once more after that: what happened before gives no event.
     fn new(process: Pid, pidfd: bool) -> io::Result<Self> {
         match pidfd_open(process, PidfdFlags::empty()) {

@@ -15,7 +15,7 @@ use crate::{limits, limits::ChildLimits, text};
 /// closes the pipe, and a child that writes then gets SIGPIPE.
 pub async fn log_stderr(mut stderr: Stderr, name: &str, limits: &ChildLimits) {
     let mut clip = Clip::new(limits.stderr_line);
-    let mut budget = Budget::new(limits.stderr_lines, limits::LOG_EVERY);
+    let mut budget = LineBudget::new(limits.stderr_lines, limits::LOG_EVERY);
     let mut scratch = vec![0; limits::LINE_READ];
     while let Ok(count @ 1..) = stderr.read(&mut scratch).await {
         let now = Instant::now();
@@ -31,7 +31,7 @@ pub async fn log_stderr(mut stderr: Stderr, name: &str, limits: &ChildLimits) {
 }
 
 /// Logs what `clip` holds, if there is something and the budget allows, and empties it.
-fn log_line(budget: &mut Budget, now: Instant, name: &str, clip: &mut Clip) {
+fn log_line(budget: &mut LineBudget, now: Instant, name: &str, clip: &mut Clip) {
     if !clip.is_blank() && budget.spend(now, |dropped| log_dropped(name, dropped)) {
         log::info!(target: "child", "{name}: {clip}");
     }
@@ -87,7 +87,7 @@ impl fmt::Display for Clip {
 
 /// So many lines in each window of time.
 #[derive(Debug)]
-pub struct Budget {
+pub struct LineBudget {
     lines: u32,
     window: Duration,
     since: Option<Instant>,
@@ -95,7 +95,7 @@ pub struct Budget {
     dropped: u64,
 }
 
-impl Budget {
+impl LineBudget {
     /// `lines` for each `window`.
     pub fn new(lines: u32, window: Duration) -> Self {
         Self { lines, window, since: None, used: 0, dropped: 0 }
@@ -126,7 +126,7 @@ impl Budget {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Budget, Clip};
+    use super::{Clip, LineBudget};
 
     #[test]
     fn lines_are_clipped_and_escaped() {
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn budget() {
         let start = Instant::now();
-        let mut budget = Budget::new(2, Duration::from_secs(1));
+        let mut budget = LineBudget::new(2, Duration::from_secs(1));
         let mut reports = Vec::new();
         let passed: Vec<bool> = [0, 1, 2, 999, 1000, 1001, 1002, 5000]
             .map(|millis| {

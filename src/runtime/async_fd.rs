@@ -12,13 +12,13 @@ use std::{
 
 use futures_lite::{AsyncRead, AsyncWrite};
 
-use super::reactor::{Watch, Watched};
+use super::reactor::{FdRegistration, IoInterest};
 
 /// Something to read from, to write to, or both. One task reads and one writes, which may be the same.
 #[derive(Debug)]
-pub struct Source<T> {
+pub struct AsyncFd<T> {
     // Before what it watches, since fields are dropped in this order.
-    watched: Watched,
+    registration: FdRegistration,
     io: T,
     /// Nothing is left to read, as far as we know.
     drained: bool,
@@ -26,15 +26,15 @@ pub struct Source<T> {
     full: bool,
 }
 
-impl<T: AsFd> Source<T> {
+impl<T: AsFd> AsyncFd<T> {
     /// Takes a descriptor, which does not block from then on.
     ///
     /// # Errors
     /// The system's.
-    pub fn new(io: T, watch: Watch) -> io::Result<Self> {
+    pub fn new(io: T, watch: IoInterest) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&io, true)?;
         // What there is already will be told.
-        Ok(Self { watched: Watched::new(&io, watch)?, io, drained: true, full: false })
+        Ok(Self { registration: FdRegistration::new(&io, watch)?, io, drained: true, full: false })
     }
 
     /// What it reads from or writes to.
@@ -54,10 +54,10 @@ impl<T: AsFd> Source<T> {
         context: &mut Context<'_>,
         mut take: impl FnMut(&mut T) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        let bell = &self.watched.ears().read;
-        bell.wakes(context.waker());
+        let bell = &self.registration.readiness().read;
+        bell.register(context.waker());
         // Looked at in any case: a bell that was rung and not looked at rings no more.
-        let rung = bell.was_rung();
+        let rung = bell.take();
         if self.drained && !rung {
             return Poll::Pending;
         }
@@ -72,11 +72,11 @@ impl<T: AsFd> Source<T> {
         context: &mut Context<'_>,
         mut give: impl FnMut(&mut T) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        let bell = &self.watched.ears().write;
+        let bell = &self.registration.readiness().write;
         loop {
             if self.full {
-                bell.wakes(context.waker());
-                if !bell.was_rung() {
+                bell.register(context.waker());
+                if !bell.take() {
                     return Poll::Pending;
                 }
             }
@@ -99,7 +99,7 @@ fn unless_blocked<R>(mut act: impl FnMut() -> io::Result<R>) -> Poll<io::Result<
     }
 }
 
-impl<T: AsFd + Read + Unpin> AsyncRead for Source<T> {
+impl<T: AsFd + Read + Unpin> AsyncRead for AsyncFd<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -107,13 +107,13 @@ impl<T: AsFd + Read + Unpin> AsyncRead for Source<T> {
     ) -> Poll<io::Result<usize>> {
         let read = self.poll_in(context, |io| io.read(buffer));
         if let Poll::Ready(Ok(count)) = &read {
-            self.drained = (1..buffer.len()).contains(count) && !self.watched.ears().is_closed();
+            self.drained = (1..buffer.len()).contains(count) && !self.registration.readiness().is_closed();
         }
         read
     }
 }
 
-impl<T: AsFd + Write + Unpin> AsyncWrite for Source<T> {
+impl<T: AsFd + Write + Unpin> AsyncWrite for AsyncFd<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -150,9 +150,9 @@ mod tests {
     use super::*;
     use crate::{limits, runtime::reactor::block_on};
 
-    fn pair() -> (Source<UnixStream>, UnixStream) {
+    fn pair() -> (AsyncFd<UnixStream>, UnixStream) {
         let (near, far) = UnixStream::pair().unwrap();
-        (Source::new(near, Watch::Both).unwrap(), far)
+        (AsyncFd::new(near, IoInterest::Both).unwrap(), far)
     }
 
     /// Counts its reads.
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn a_message_costs_one_read() {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let mut near = Source::new(Counted(near, 0), Watch::Read).unwrap();
+        let mut near = AsyncFd::new(Counted(near, 0), IoInterest::Read).unwrap();
         block_on(async {
             for number in 1..=100 {
                 assert!(future::poll_once(near.read(&mut [0; 64])).await.is_none());
@@ -220,7 +220,7 @@ mod tests {
             let mut byte = [0];
             while far.read_exact(&mut byte).is_ok() {
                 if byte[0].is_multiple_of(50) {
-                    std::thread::sleep(10 * limits::SPIN);
+                    std::thread::sleep(10 * limits::BUSY_POLL);
                 }
                 far.write_all(&byte).unwrap();
             }

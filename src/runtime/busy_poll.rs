@@ -11,7 +11,7 @@ use crate::limits;
 
 /// What staying awake has been worth of late.
 #[derive(Debug)]
-pub struct Spin {
+pub struct BusyPoll {
     /// At nothing the thread sleeps.
     credit: u32,
     /// Waits asleep since there was credit.
@@ -28,15 +28,15 @@ const MOST: u32 = 16;
 /// What a thread starts with that tries again.
 const STAKE: u32 = 2 * LOSS;
 
-impl Default for Spin {
+impl Default for BusyPoll {
     fn default() -> Self {
         Self { credit: 0, asleep: 0, rest: limits::SPIN_REST }
     }
 }
 
-impl Spin {
-    /// Whether to stay awake this time, for at most [`limits::SPIN`].
-    pub fn pays(&mut self) -> bool {
+impl BusyPoll {
+    /// Whether to stay awake this time, for at most [`limits::BUSY_POLL`].
+    pub fn is_worthwhile(&mut self) -> bool {
         if self.credit > 0 {
             return true;
         }
@@ -51,7 +51,7 @@ impl Spin {
     /// Such a wait ended after so long, with news or without. One that others have made long, when they were let run, has cost
     /// more than many are worth.
     pub fn ended(&mut self, after: Duration) {
-        if after < limits::SPIN {
+        if after < limits::BUSY_POLL {
             self.credit = (self.credit + GAIN).min(MOST);
             self.rest = (self.rest - 1).max(limits::SPIN_REST);
             return;
@@ -68,13 +68,13 @@ mod tests {
     use super::*;
 
     const SOON: Duration = Duration::ZERO;
-    const IN_VAIN: Duration = limits::SPIN;
+    const IN_VAIN: Duration = limits::BUSY_POLL;
 
     /// How many of so many waits were spent awake, if each takes so long as is said of it.
-    fn awake(spin: &mut Spin, waits: u32, takes: impl Fn(u32) -> Duration) -> u32 {
+    fn awake(spin: &mut BusyPoll, waits: u32, takes: impl Fn(u32) -> Duration) -> u32 {
         let mut awake = 0;
         for number in 0..waits {
-            if spin.pays() {
+            if spin.is_worthwhile() {
                 awake += 1;
                 spin.ended(takes(number));
             }
@@ -83,16 +83,16 @@ mod tests {
     }
 
     /// One to which it has long been worth it.
-    fn eager() -> Spin {
-        let mut spin = Spin::default();
+    fn eager() -> BusyPoll {
+        let mut spin = BusyPoll::default();
         awake(&mut spin, 1000, |_| SOON);
         spin
     }
 
     #[test]
     fn a_thread_sleeps_at_first() {
-        assert_eq!(awake(&mut Spin::default(), limits::SPIN_REST - 1, |_| SOON), 0);
-        assert_eq!(awake(&mut Spin::default(), limits::SPIN_REST + 100, |_| SOON), 101);
+        assert_eq!(awake(&mut BusyPoll::default(), limits::SPIN_REST - 1, |_| SOON), 0);
+        assert_eq!(awake(&mut BusyPoll::default(), limits::SPIN_REST + 100, |_| SOON), 101);
     }
 
     #[test]
@@ -122,10 +122,11 @@ mod tests {
     #[test]
     fn what_is_slow_costs_little() {
         let waits = 100 * limits::SPIN_REST_LONGEST;
-        let tries = awake(&mut Spin::default(), waits, |_| IN_VAIN);
+        let tries = awake(&mut BusyPoll::default(), waits, |_| IN_VAIN);
         assert!(tries < waits / 1000, "{tries} of {waits}");
         // And so does a client that pauses between its calls.
-        let tries = awake(&mut Spin::default(), waits, |number| if number % 2 == 0 { IN_VAIN } else { SOON });
+        let tries =
+            awake(&mut BusyPoll::default(), waits, |number| if number % 2 == 0 { IN_VAIN } else { SOON });
         assert!(tries < waits / 100, "{tries} of {waits}");
     }
 }

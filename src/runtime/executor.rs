@@ -42,7 +42,7 @@ pub fn run<T: Send + 'static>(
             log::warn!("cannot start thread {number} of {threads}: {error}");
         }
     }
-    reactor::block_on(EXECUTOR.run(notify::alone(EXECUTOR.spawn(main))))
+    reactor::block_on(EXECUTOR.run(notify::poll_if_woken(EXECUTOR.spawn(main))))
 }
 
 /// Spawns a task. It is cancelled when the handle is dropped.
@@ -73,25 +73,25 @@ pub(crate) fn guarded(
 }
 
 /// Runs one step of a task that goes on for ever. `None`: the step panicked, and is over.
-pub async fn caught<T>(step: impl Future<Output = T>) -> Option<T> {
+pub async fn catch_panic<T>(step: impl Future<Output = T>) -> Option<T> {
     AssertUnwindSafe(step).catch_unwind().await.ok()
 }
 
 /// One side of a switch that is thrown once: everybody who waits on the other side goes on.
 #[derive(Debug)]
-pub struct Switch(#[allow(dead_code, reason = "dropping it is the signal")] Sender<()>);
+pub struct ShutdownTrigger(#[allow(dead_code, reason = "dropping it is the signal")] Sender<()>);
 
-/// The other side of a [`Switch`].
+/// The other side of a [`ShutdownTrigger`].
 #[derive(Clone, Debug)]
-pub struct Thrown(Receiver<()>);
+pub struct Shutdown(Receiver<()>);
 
 /// A switch and the side that waits for it. Dropping the switch throws it.
-pub fn switch() -> (Switch, Thrown) {
+pub fn shutdown() -> (ShutdownTrigger, Shutdown) {
     let (sender, receiver) = async_channel::bounded(1);
-    (Switch(sender), Thrown(receiver))
+    (ShutdownTrigger(sender), Shutdown(receiver))
 }
 
-impl Thrown {
+impl Shutdown {
     /// Waits for the switch.
     pub async fn wait(&self) {
         // Nothing is ever sent: this ends when the sender is dropped.
@@ -99,21 +99,21 @@ impl Thrown {
     }
 
     /// For who waits again and again.
-    pub fn watch(&self) -> Watch {
-        Watch(Box::pin(self.0.clone()))
+    pub fn watch(&self) -> ShutdownWatch {
+        ShutdownWatch(Box::pin(self.0.clone()))
     }
 
     /// Whether it was thrown.
-    pub fn is_thrown(&self) -> bool {
+    pub fn is_triggered(&self) -> bool {
         self.0.is_closed()
     }
 }
 
-/// Waits for a [`Switch`], as one that stays in line however often it is asked.
+/// Waits for a [`ShutdownTrigger`], as one that stays in line however often it is asked.
 #[derive(Debug)]
-pub struct Watch(Pin<Box<Receiver<()>>>);
+pub struct ShutdownWatch(Pin<Box<Receiver<()>>>);
 
-impl Watch {
+impl ShutdownWatch {
     /// Ready from the throw on.
     pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.0.as_mut().poll_next(context).map(|_| ())
@@ -135,34 +135,34 @@ impl Pacer {
 
 /// Counts tasks, so that a program can wait until all of them have ended.
 #[derive(Clone, Debug)]
-pub struct Crew(Arc<Count>);
+pub struct TaskTracker(Arc<Count>);
 
 #[derive(Debug)]
 struct Count {
-    badges: AtomicUsize,
+    running: AtomicUsize,
     /// Holds something when the last badge came back.
-    back: (Sender<()>, Receiver<()>),
+    idle: (Sender<()>, Receiver<()>),
 }
 
-/// Held by each task of a [`Crew`] as long as it runs.
+/// Held by each task of a [`TaskTracker`] as long as it runs.
 #[derive(Debug)]
-pub struct Badge(Arc<Count>);
+pub struct TaskGuard(Arc<Count>);
 
-impl Crew {
+impl TaskTracker {
     /// Nobody yet.
     pub fn new() -> Self {
-        Self(Arc::new(Count { badges: AtomicUsize::new(0), back: async_channel::bounded(1) }))
+        Self(Arc::new(Count { running: AtomicUsize::new(0), idle: async_channel::bounded(1) }))
     }
 
     /// A badge for one more task.
-    pub fn badge(&self) -> Badge {
-        self.0.badges.fetch_add(1, Ordering::AcqRel);
-        Badge(self.0.clone())
+    pub fn track(&self) -> TaskGuard {
+        self.0.running.fetch_add(1, Ordering::AcqRel);
+        TaskGuard(self.0.clone())
     }
 
     /// How many badges are out.
     pub fn len(&self) -> usize {
-        self.0.badges.load(Ordering::Acquire)
+        self.0.running.load(Ordering::Acquire)
     }
 
     /// Whether no badge is out.
@@ -171,32 +171,32 @@ impl Crew {
     }
 
     /// Waits until all badges are back. For one waiter.
-    pub async fn gone(&self) {
+    pub async fn wait_idle(&self) {
         while !self.is_empty() {
             // The sender is in the same place as the receiver, so this cannot fail.
-            let _ = self.0.back.1.recv().await;
+            let _ = self.0.idle.1.recv().await;
         }
     }
 }
 
-impl Clone for Badge {
+impl Clone for TaskGuard {
     fn clone(&self) -> Self {
-        self.0.badges.fetch_add(1, Ordering::AcqRel);
+        self.0.running.fetch_add(1, Ordering::AcqRel);
         Self(self.0.clone())
     }
 }
 
-impl Default for Crew {
+impl Default for TaskTracker {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Drop for Badge {
+impl Drop for TaskGuard {
     fn drop(&mut self) {
-        if self.0.badges.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             // When it is full, the waiter is told already.
-            let _ = self.0.back.0.try_send(());
+            let _ = self.0.idle.0.try_send(());
         }
     }
 }
@@ -209,11 +209,11 @@ mod tests {
 
     #[test]
     fn a_switch_reaches_everybody() {
-        let (switch, thrown) = switch();
+        let (switch, thrown) = shutdown();
         let waiting: Vec<_> =
             (0..10).map(|_| thrown.clone()).map(|t| spawn(async move { t.wait().await })).collect();
         let mut watch = thrown.watch();
-        assert!(!thrown.is_thrown());
+        assert!(!thrown.is_triggered());
         run(1, async move {
             for _ in 0..2 {
                 assert!(future::poll_once(poll_fn(|context| watch.poll(context))).await.is_none());
@@ -225,7 +225,7 @@ mod tests {
             poll_fn(|context| watch.poll(context)).await;
         })
         .unwrap();
-        assert!(thrown.is_thrown());
+        assert!(thrown.is_triggered());
     }
 
     #[test]
@@ -238,7 +238,7 @@ mod tests {
                     assert_ne!(number, 1, "this panic is part of the test");
                     number
                 };
-                steps.push(caught(step).await);
+                steps.push(catch_panic(step).await);
             }
             steps
         });
@@ -271,10 +271,10 @@ mod tests {
 
     #[test]
     fn a_crew_waits_for_all_and_survives_a_panic() {
-        let crew = Crew::new();
+        let crew = TaskTracker::new();
         let (told, hear) = async_channel::bounded(1);
         for number in 0..10 {
-            let (badge, told) = (crew.badge(), told.clone());
+            let (badge, told) = (crew.track(), told.clone());
             let task = async move {
                 let _held = badge;
                 futures_lite::future::yield_now().await;
@@ -285,7 +285,7 @@ mod tests {
             });
         }
         assert_eq!(crew.len(), 10);
-        run(1, async move { crew.gone().await }).unwrap();
+        run(1, async move { crew.wait_idle().await }).unwrap();
         assert_eq!(run(1, async move { hear.recv().await }).unwrap(), Ok(()));
     }
 }

@@ -1,7 +1,7 @@
 //! Wakers that remember that they were rung, so that nothing is looked at in vain.
 //!
 //! A task that waits for several things is polled as a whole when one of them is there, and then asks all the others too; where
-//! asking is a system call, that is most of what the task does. [`alone`] keeps a future asleep until it was woken itself, and
+//! asking is a system call, that is most of what the task does. [`poll_if_woken`] keeps a future asleep until it was woken itself, and
 //! `async_fd` leaves a socket or pipe unread until the system has spoken of it.
 
 use std::{
@@ -15,12 +15,12 @@ use std::{
 
 /// Rung by who has news; wakes the task that was told last.
 #[derive(Debug, Default)]
-pub struct Bell {
-    rung: AtomicBool,
+pub struct WakeFlag {
+    is_set: AtomicBool,
     task: Mutex<Option<Waker>>,
 }
 
-impl Bell {
+impl WakeFlag {
     /// A bell, and the waker that rings it.
     pub fn new() -> (Arc<Self>, Waker) {
         let bell = Arc::new(Self::default());
@@ -28,7 +28,7 @@ impl Bell {
     }
 
     /// From now on this task is woken.
-    pub fn wakes(&self, task: &Waker) {
+    pub fn register(&self, task: &Waker) {
         // The waker is replaced whole, so a panic elsewhere does not spoil it.
         let mut held = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         if !held.as_ref().is_some_and(|held| held.will_wake(task)) {
@@ -37,8 +37,8 @@ impl Bell {
     }
 
     /// There is news.
-    pub fn strike(&self) {
-        if self.rung.swap(true, Ordering::AcqRel) {
+    pub fn set(&self) {
+        if self.is_set.swap(true, Ordering::AcqRel) {
             return;
         }
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -46,43 +46,43 @@ impl Bell {
     }
 
     /// Whether it was rung since the last look. Tell the task first, else a ring in between wakes nobody.
-    pub fn was_rung(&self) -> bool {
-        self.rung.swap(false, Ordering::AcqRel)
+    pub fn take(&self) -> bool {
+        self.is_set.swap(false, Ordering::AcqRel)
     }
 }
 
-impl Wake for Bell {
+impl Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.strike();
+        self.set();
     }
 }
 
-/// A future that is polled only when it was woken itself; see [`alone`].
+/// A future that is polled only when it was woken itself; see [`poll_if_woken`].
 #[derive(Debug)]
-pub struct Alone<F> {
+pub struct PollIfWoken<F> {
     future: Pin<Box<F>>,
-    bell: Arc<Bell>,
+    flag: Arc<WakeFlag>,
     waker: Waker,
 }
 
 /// Shields a future from the news of the others that are waited for with it.
-pub fn alone<F: Future>(future: F) -> Alone<F> {
-    let (bell, waker) = Bell::new();
+pub fn poll_if_woken<F: Future>(future: F) -> PollIfWoken<F> {
+    let (bell, waker) = WakeFlag::new();
     // The first look is free.
     waker.wake_by_ref();
-    Alone { future: Box::pin(future), bell, waker }
+    PollIfWoken { future: Box::pin(future), flag: bell, waker }
 }
 
-impl<F: Future> Future for Alone<F> {
+impl<F: Future> Future for PollIfWoken<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        self.bell.wakes(context.waker());
-        if !self.bell.was_rung() {
+        self.flag.register(context.waker());
+        if !self.flag.take() {
             return Poll::Pending;
         }
         let Self { future, waker, .. } = &mut *self;
@@ -110,13 +110,13 @@ mod tests {
                 })
                 .await
             };
-            let mut waiting = alone(waiting);
+            let mut waiting = poll_if_woken(waiting);
             for _ in 0..10 {
                 assert!(future::poll_once(&mut waiting).await.is_none());
             }
             assert_eq!(looks.get(), 1, "nothing has happened to it");
             let (told, listening) = async_channel::bounded::<()>(1);
-            let mut listening = alone(async move { listening.recv().await });
+            let mut listening = poll_if_woken(async move { listening.recv().await });
             assert!(future::poll_once(&mut listening).await.is_none());
             told.try_send(()).unwrap();
             assert!(listening.await.is_ok());
@@ -126,13 +126,13 @@ mod tests {
 
     #[test]
     fn a_ring_before_the_task_is_told_is_not_lost() {
-        let (bell, waker) = Bell::new();
+        let (bell, waker) = WakeFlag::new();
         waker.wake_by_ref();
-        let (other, task) = Bell::new();
-        bell.wakes(&task);
-        assert!(bell.was_rung() && !bell.was_rung());
+        let (other, task) = WakeFlag::new();
+        bell.register(&task);
+        assert!(bell.take() && !bell.take());
         waker.wake_by_ref();
         waker.wake_by_ref();
-        assert!(other.was_rung() && bell.was_rung());
+        assert!(other.take() && bell.take());
     }
 }

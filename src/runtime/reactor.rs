@@ -30,7 +30,7 @@ use mio::{
     unix::SourceFd,
 };
 
-use super::{busy_poll::Spin, notify::Bell};
+use super::{busy_poll::BusyPoll, notify::WakeFlag};
 use crate::limits;
 
 /// Runs a future on this thread until it is done. While it waits, the thread waits for the system on behalf of all.
@@ -39,8 +39,8 @@ use crate::limits;
 /// The system's, when no descriptor is left for the poller; the future is then not run.
 pub fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
     let reactor = Reactor::get()?;
-    let _heir = Heir(reactor);
-    let sleeper = Arc::new(Sleeper::new());
+    let _heir = HandoffGuard(reactor);
+    let sleeper = Arc::new(Parker::new());
     let waker = Waker::from(sleeper.clone());
     let mut future = pin!(future);
     loop {
@@ -55,7 +55,7 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
 
 /// What a descriptor is watched for.
 #[derive(Clone, Copy, Debug)]
-pub enum Watch {
+pub enum IoInterest {
     /// Something to read, or the end.
     Read,
     /// Room to write, or nobody who reads.
@@ -66,23 +66,23 @@ pub enum Watch {
 
 /// A descriptor that is watched, as long as this lives; it must not be closed before.
 #[derive(Debug)]
-pub struct Watched {
+pub struct FdRegistration {
     descriptor: RawFd,
     token: Token,
-    ears: Arc<Ears>,
+    readiness: Arc<Readiness>,
 }
 
 /// Who is told of a descriptor's news.
 #[derive(Debug, Default)]
-pub struct Ears {
+pub struct Readiness {
     /// Rung when there is something to read.
-    pub read: Bell,
+    pub read: WakeFlag,
     /// Rung when there is room to write.
-    pub write: Bell,
+    pub write: WakeFlag,
     closed: AtomicBool,
 }
 
-impl Ears {
+impl Readiness {
     /// Whether the peer has ended its direction, or the line broke. There is no news after that one, so a read that finds
     /// less than it could take is not the last.
     pub fn is_closed(&self) -> bool {
@@ -90,39 +90,39 @@ impl Ears {
     }
 }
 
-impl Watched {
+impl FdRegistration {
     /// Watches a descriptor. What it has already is told too.
     ///
     /// # Errors
     /// The system's.
-    pub fn new(descriptor: &impl AsFd, watch: Watch) -> io::Result<Self> {
+    pub fn new(descriptor: &impl AsFd, watch: IoInterest) -> io::Result<Self> {
         let reactor = Reactor::get()?;
         let descriptor = descriptor.as_fd().as_raw_fd();
         let interest = match watch {
-            Watch::Read => Interest::READABLE,
-            Watch::Write => Interest::WRITABLE,
-            Watch::Both => Interest::READABLE | Interest::WRITABLE,
+            IoInterest::Read => Interest::READABLE,
+            IoInterest::Write => Interest::WRITABLE,
+            IoInterest::Both => Interest::READABLE | Interest::WRITABLE,
         };
-        let ears = Arc::new(Ears::default());
-        let token = locked(&reactor.audience).admit(&ears);
+        let ears = Arc::new(Readiness::default());
+        let token = locked(&reactor.registrations).add(&ears);
         // Made before it is registered, so that it goes from the table if that fails.
-        let watched = Self { descriptor, token, ears };
+        let watched = Self { descriptor, token, readiness: ears };
         SourceFd(&descriptor).register(&reactor.registry, token, interest)?;
         Ok(watched)
     }
 
     /// Where its news arrive.
-    pub fn ears(&self) -> &Ears {
-        &self.ears
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
     }
 }
 
-impl Drop for Watched {
+impl Drop for FdRegistration {
     fn drop(&mut self) {
         if let Ok(reactor) = Reactor::get() {
             // Refused for one that was never registered.
             let _ = SourceFd(&self.descriptor).deregister(&reactor.registry);
-            locked(&reactor.audience).ears.remove(&self.token);
+            locked(&reactor.registrations).by_token.remove(&self.token);
         }
     }
 }
@@ -131,44 +131,44 @@ impl Drop for Watched {
 struct Reactor {
     registry: Registry,
     /// Ends the sleep of the thread that has the turn.
-    alarm: mio::Waker,
-    turn: Mutex<Turn>,
-    audience: Mutex<Audience>,
+    waker: mio::Waker,
+    poller: Mutex<Poller>,
+    registrations: Mutex<Registrations>,
     /// Threads that sleep while another has the turn.
-    bench: Mutex<Vec<Arc<Sleeper>>>,
+    parked: Mutex<Vec<Arc<Parker>>>,
 }
 
 /// What the thread needs that asks the system.
 #[derive(Debug)]
-struct Turn {
+struct Poller {
     poll: mio::Poll,
     events: Events,
-    spin: Spin,
+    busy_poll: BusyPoll,
 }
 
-impl Turn {
+impl Poller {
     /// Waits until there are news; the alarm is one.
     fn wait(&mut self) {
-        if !self.spin.pays() {
-            self.ask(None);
-        } else if !self.ask(Some(Duration::ZERO)) {
+        if !self.busy_poll.is_worthwhile() {
+            self.poll_once(None);
+        } else if !self.poll_once(Some(Duration::ZERO)) {
             let start = Instant::now();
-            while !self.ask_after_others() && start.elapsed() < limits::SPIN {}
-            self.spin.ended(start.elapsed());
+            while !self.yield_and_poll() && start.elapsed() < limits::BUSY_POLL {}
+            self.busy_poll.ended(start.elapsed());
             if self.events.is_empty() {
-                self.ask(None);
+                self.poll_once(None);
             }
         }
     }
 
     /// Asks once more, when whoever else wants this processor has had it.
-    fn ask_after_others(&mut self) -> bool {
+    fn yield_and_poll(&mut self) -> bool {
         thread::yield_now();
-        self.ask(Some(Duration::ZERO))
+        self.poll_once(Some(Duration::ZERO))
     }
 
     /// Asks the system once. Whether there are news.
-    fn ask(&mut self, patience: Option<Duration>) -> bool {
+    fn poll_once(&mut self, patience: Option<Duration>) -> bool {
         // An error is a signal that arrived: there are no events then, and the caller comes again.
         let _ = self.poll.poll(&mut self.events, patience);
         !self.events.is_empty()
@@ -177,25 +177,25 @@ impl Turn {
 
 /// All that are watched. Tokens are not used again soon: news of one that is gone must not reach its successor.
 #[derive(Debug, Default)]
-struct Audience {
+struct Registrations {
     last: usize,
-    ears: HashMap<Token, Arc<Ears>>,
+    by_token: HashMap<Token, Arc<Readiness>>,
 }
 
-impl Audience {
-    fn admit(&mut self, ears: &Arc<Ears>) -> Token {
+impl Registrations {
+    fn add(&mut self, ears: &Arc<Readiness>) -> Token {
         loop {
             self.last = self.last.wrapping_add(1);
             let token = Token(self.last);
-            if token != ALARM && !self.ears.contains_key(&token) {
-                self.ears.insert(token, ears.clone());
+            if token != WAKE_TOKEN && !self.by_token.contains_key(&token) {
+                self.by_token.insert(token, ears.clone());
                 return token;
             }
         }
     }
 }
 
-const ALARM: Token = Token(usize::MAX);
+const WAKE_TOKEN: Token = Token(usize::MAX);
 
 impl Reactor {
     /// The one of this program; made when it is first needed.
@@ -212,34 +212,34 @@ impl Reactor {
         let poll = mio::Poll::new()?;
         let registry = poll.registry().try_clone()?;
         Ok(Self {
-            alarm: mio::Waker::new(&registry, ALARM)?,
+            waker: mio::Waker::new(&registry, WAKE_TOKEN)?,
             registry,
-            turn: Mutex::new(Turn {
+            poller: Mutex::new(Poller {
                 poll,
                 events: Events::with_capacity(limits::EVENTS),
-                spin: Spin::default(),
+                busy_poll: BusyPoll::default(),
             }),
-            audience: Mutex::default(),
-            bench: Mutex::default(),
+            registrations: Mutex::default(),
+            parked: Mutex::default(),
         })
     }
 
     /// Sleeps until this thread is woken, or has heard of something that concerns anybody.
-    fn wait(&self, sleeper: &Arc<Sleeper>) {
-        if let Some(turn) = self.try_turn() {
-            return self.take_turn(turn, sleeper);
+    fn wait(&self, sleeper: &Arc<Parker>) {
+        if let Some(turn) = self.try_poller() {
+            return self.poll_events(turn, sleeper);
         }
-        locked(&self.bench).push(sleeper.clone());
+        locked(&self.parked).push(sleeper.clone());
         // Asked once more: who gave the turn up in between did not see us on the bench.
-        match self.try_turn() {
-            Some(turn) => self.take_turn(turn, sleeper),
-            None => sleeper.sleep(),
+        match self.try_poller() {
+            Some(turn) => self.poll_events(turn, sleeper),
+            None => sleeper.park(),
         }
-        locked(&self.bench).retain(|other| !Arc::ptr_eq(other, sleeper));
+        locked(&self.parked).retain(|other| !Arc::ptr_eq(other, sleeper));
     }
 
-    fn try_turn(&self) -> Option<MutexGuard<'_, Turn>> {
-        match self.turn.try_lock() {
+    fn try_poller(&self) -> Option<MutexGuard<'_, Poller>> {
+        match self.poller.try_lock() {
             Ok(turn) => Some(turn),
             Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
             Err(TryLockError::WouldBlock) => None,
@@ -247,67 +247,67 @@ impl Reactor {
     }
 
     /// Waits for news, and tells whom they concern.
-    fn take_turn(&self, mut turn: MutexGuard<'_, Turn>, sleeper: &Sleeper) {
-        sleeper.has_turn.store(true, Ordering::SeqCst);
+    fn poll_events(&self, mut turn: MutexGuard<'_, Poller>, sleeper: &Parker) {
+        sleeper.is_polling.store(true, Ordering::SeqCst);
         if sleeper.woken.load(Ordering::SeqCst) {
-            turn.ask(Some(Duration::ZERO));
+            turn.poll_once(Some(Duration::ZERO));
         } else {
             turn.wait();
         }
-        sleeper.has_turn.store(false, Ordering::SeqCst);
+        sleeper.is_polling.store(false, Ordering::SeqCst);
         for event in &turn.events {
-            self.tell(event);
+            self.dispatch(event);
         }
     }
 
-    fn tell(&self, event: &Event) {
+    fn dispatch(&self, event: &Event) {
         // Nobody: it is the alarm, or who was watched is gone.
-        let Some(ears) = locked(&self.audience).ears.get(&event.token()).cloned() else { return };
+        let Some(ears) = locked(&self.registrations).by_token.get(&event.token()).cloned() else { return };
         let broken = event.is_error();
         if broken || event.is_read_closed() {
             ears.closed.store(true, Ordering::Release);
         }
         if broken || event.is_read_closed() || event.is_readable() {
-            ears.read.strike();
+            ears.read.set();
         }
         if broken || event.is_write_closed() || event.is_writable() {
-            ears.write.strike();
+            ears.write.set();
         }
     }
 }
 
 /// Sees to it, when a thread leaves, that the turn goes to one that is still here.
-struct Heir(&'static Reactor);
+struct HandoffGuard(&'static Reactor);
 
-impl Drop for Heir {
+impl Drop for HandoffGuard {
     fn drop(&mut self) {
-        let heir = locked(&self.0.bench).pop();
+        let heir = locked(&self.0.parked).pop();
         heir.into_iter().for_each(Wake::wake);
     }
 }
 
 /// A thread that waits.
 #[derive(Debug)]
-struct Sleeper {
+struct Parker {
     thread: Thread,
     woken: AtomicBool,
     /// It sleeps in the system, not on the bench.
-    has_turn: AtomicBool,
+    is_polling: AtomicBool,
 }
 
-impl Sleeper {
+impl Parker {
     fn new() -> Self {
-        Self { thread: thread::current(), woken: AtomicBool::new(false), has_turn: AtomicBool::new(false) }
+        Self { thread: thread::current(), woken: AtomicBool::new(false), is_polling: AtomicBool::new(false) }
     }
 
-    fn sleep(&self) {
+    fn park(&self) {
         while !self.woken.load(Ordering::SeqCst) {
             thread::park();
         }
     }
 }
 
-impl Wake for Sleeper {
+impl Wake for Parker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -317,12 +317,12 @@ impl Wake for Sleeper {
         if self.woken.swap(true, Ordering::SeqCst) {
             return;
         }
-        if !self.has_turn.load(Ordering::SeqCst) {
+        if !self.is_polling.load(Ordering::SeqCst) {
             return self.thread.unpark();
         }
         if let Ok(reactor) = Reactor::get() {
             // Fails only where the descriptor is gone, which ends with the program.
-            let _ = reactor.alarm.wake();
+            let _ = reactor.waker.wake();
         }
     }
 }
@@ -346,17 +346,17 @@ mod tests {
     use super::*;
 
     /// One side is watched.
-    fn pair() -> (UnixStream, UnixStream, Watched) {
+    fn pair() -> (UnixStream, UnixStream, FdRegistration) {
         let (near, far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
-        let watched = Watched::new(&near, Watch::Both).unwrap();
+        let watched = FdRegistration::new(&near, IoInterest::Both).unwrap();
         (near, far, watched)
     }
 
-    async fn rung(bell: &Bell) {
+    async fn rung(bell: &WakeFlag) {
         poll_fn(|context| {
-            bell.wakes(context.waker());
-            if bell.was_rung() { Poll::Ready(()) } else { Poll::Pending }
+            bell.register(context.waker());
+            if bell.take() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -364,10 +364,10 @@ mod tests {
     #[test]
     fn news_are_told_once() {
         let (mut near, mut far, watched) = pair();
-        let ears = watched.ears();
+        let ears = watched.readiness();
         block_on(async {
             rung(&ears.write).await;
-            assert!(!ears.read.was_rung() && !ears.is_closed());
+            assert!(!ears.read.take() && !ears.is_closed());
             far.write_all(b"news").unwrap();
             rung(&ears.read).await;
             assert_eq!(near.read(&mut [0; 9]).unwrap(), 4);
@@ -382,14 +382,14 @@ mod tests {
     #[test]
     fn nobody_is_told_of_what_is_no_longer_watched() {
         let (near, mut far, watched) = pair();
-        let gone = watched.ears.clone();
+        let gone = watched.readiness.clone();
         drop(watched);
         // Another test's thread may have reported the room to write while this was watched.
-        let _ = (gone.read.was_rung(), gone.write.was_rung());
-        let again = Watched::new(&near, Watch::Read).unwrap();
+        let _ = (gone.read.take(), gone.write.take());
+        let again = FdRegistration::new(&near, IoInterest::Read).unwrap();
         far.write_all(b"news").unwrap();
-        block_on(rung(&again.ears().read)).unwrap();
-        assert!(!gone.read.was_rung() && !gone.write.was_rung());
+        block_on(rung(&again.readiness().read)).unwrap();
+        assert!(!gone.read.take() && !gone.write.take());
     }
 
     /// Threads come and go, each waiting for news of its own; whoever has the turn when it leaves must not take it along.
@@ -404,7 +404,7 @@ mod tests {
             thread::spawn(move || {
                 // Held until then: an end that is closed is news too.
                 let _held = _near;
-                block_on(rung(&watched.ears().read)).unwrap();
+                block_on(rung(&watched.readiness().read)).unwrap();
                 told.send(number).unwrap();
             });
         }

@@ -1,7 +1,7 @@
 //! Requests to stop: SIGTERM, SIGINT and SIGHUP as a future. The first means "finish what runs", the second "now".
 //!
 //! SIGHUP has two meanings by tradition: the terminal was closed, and "read your files again". A program that has files
-//! to read says so ([`Stop::on_hangup`]); then the second holds wherever no terminal is attached.
+//! to read says so ([`StopSignals::on_hangup`]); then the second holds wherever no terminal is attached.
 //!
 //! SIGPIPE needs nothing here: Rust's start-up code ignores it, so that a write to a closed socket or pipe is an ordinary
 //! error, and restores it in children. The integration tests check both.
@@ -16,19 +16,19 @@ use async_signal::{Signal, Signals};
 use futures_lite::StreamExt;
 
 /// Listens for requests to stop for as long as it lives. Make one, early: signals before that have their default effect.
-pub struct Stop {
+pub struct StopSignals {
     signals: Signals,
     /// What SIGHUP does instead.
     hangup: Option<Box<dyn Fn() + Send>>,
 }
 
-impl fmt::Debug for Stop {
+impl fmt::Debug for StopSignals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stop").field("signals", &self.signals).finish_non_exhaustive()
     }
 }
 
-impl Stop {
+impl StopSignals {
     /// Starts to listen.
     ///
     /// A terminal that closes sends SIGHUP; that is a request to stop too, unless the user said otherwise by `nohup`, which

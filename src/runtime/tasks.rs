@@ -35,7 +35,7 @@ impl TaskGroup {
 
     /// Runs a future, and the tasks as long as that runs.
     pub async fn run<T>(&self, main: impl Future<Output = T>) -> T {
-        future::or(main, notify::alone(self.0.run(pending()))).await
+        future::or(main, notify::poll_if_woken(self.0.run(pending()))).await
     }
 }
 

@@ -17,11 +17,11 @@ use mcpport::{
     ndjson::Lines,
     net::{
         budget::Budget,
-        http_conn::Web,
+        http_conn::HttpConnection,
         listener,
         outbox::{self, Sender},
         stream::Stream,
-        ws_link::{self, Ended, Farewell, Line, Peer},
+        ws_link::{self, CloseReason, LinkEnd, LinkHandler, Outbound},
     },
     runtime::{executor, reactor},
 };
@@ -135,8 +135,8 @@ pub fn serve(port: u16) -> Outcome<()> {
 
 async fn visit(stream: Stream) -> std::io::Result<()> {
     let limits = Limits::default();
-    let (_switch, stopped) = executor::switch();
-    let mut web = Web::new(stream, &limits.http, stopped.clone(), stopped);
+    let (_switch, stopped) = executor::shutdown();
+    let mut web = HttpConnection::new(stream, &limits.http, stopped.clone(), stopped);
     loop {
         let response = match web.advance().await? {
             Step::Request(request) => {
@@ -159,28 +159,28 @@ async fn visit(stream: Stream) -> std::io::Result<()> {
     }
 }
 
-async fn echo_link(web: Web, upgrade: &Upgrade, limits: &Limits) -> std::io::Result<()> {
+async fn echo_link(web: HttpConnection, upgrade: &Upgrade, limits: &Limits) -> std::io::Result<()> {
     let (stream, glued) = web.upgrade(upgrade).await?;
     let account = Budget::new(limits.memory.bytes).account();
     let socket = ws_link::accepted(stream, glued, &account, &limits.link).await;
     let (sender, receiver) = outbox::bounded(limits.link.queue_messages, limits.link.queue_bytes);
-    ws_link::drive(socket, &mut Line::new(receiver), &mut Echo(sender), &limits.link).await;
+    ws_link::drive(socket, &mut Outbound::new(receiver), &mut Echo(sender), &limits.link).await;
     Ok(())
 }
 
 /// Sends back what comes.
-struct Echo(Sender<Farewell>);
+struct Echo(Sender<CloseReason>);
 
-impl Peer for Echo {
-    fn frame(&mut self, _: Instant, text: &str) -> Result<(), Farewell> {
-        self.0.send(text.to_owned()).map_err(|_| Farewell::new(1013, "too fast"))
+impl LinkHandler for Echo {
+    fn frame(&mut self, _: Instant, text: &str) -> Result<(), CloseReason> {
+        self.0.send(text.to_owned()).map_err(|_| CloseReason::new(1013, "too fast"))
     }
 
     fn deadline(&self) -> Option<Instant> {
         None
     }
 
-    fn tick(&mut self, _: Instant) -> Result<(), Farewell> {
+    fn tick(&mut self, _: Instant) -> Result<(), CloseReason> {
         Ok(())
     }
 }
@@ -205,10 +205,10 @@ pub fn link(address: SocketAddr, in_flight: usize, window: Window) -> Outcome<Sa
     let ended = reactor::block_on(async {
         let stream = Stream::connect(address).await?;
         let socket = ws_link::upgrade(stream, request, &limits).await?;
-        Outcome::Ok(ws_link::drive(socket, &mut Line::new(receiver), &mut asking, &limits).await)
+        Outcome::Ok(ws_link::drive(socket, &mut Outbound::new(receiver), &mut asking, &limits).await)
     })??;
     match (ended, asking.failure) {
-        (Ended::ByUs(_), None) => Ok(asking.clock.sample(window)),
+        (LinkEnd::ByUs(_), None) => Ok(asking.clock.sample(window)),
         (_, Some(why)) => Err(why.into()),
         (ended, None) => Err(ended.to_string().into()),
     }
@@ -217,19 +217,19 @@ pub fn link(address: SocketAddr, in_flight: usize, window: Window) -> Outcome<Sa
 /// Asks for ever anew.
 struct Asking {
     clock: Clock,
-    sender: Sender<Farewell>,
+    sender: Sender<CloseReason>,
     failure: Option<String>,
 }
 
-impl Peer for Asking {
-    fn frame(&mut self, _: Instant, text: &str) -> Result<(), Farewell> {
+impl LinkHandler for Asking {
+    fn frame(&mut self, _: Instant, text: &str) -> Result<(), CloseReason> {
         if let Err(why) = self.clock.heard(text.as_bytes()) {
             self.failure = Some(why.to_string());
-            return Err(Farewell::new(1008, "a wrong answer"));
+            return Err(CloseReason::new(1008, "a wrong answer"));
         }
         match self.clock.next() {
-            Some(text) => self.sender.send(text).map_err(|_| Farewell::new(1013, "too fast")),
-            None if self.clock.open.is_empty() => Err(Farewell::new(1000, "done")),
+            Some(text) => self.sender.send(text).map_err(|_| CloseReason::new(1013, "too fast")),
+            None if self.clock.open.is_empty() => Err(CloseReason::new(1000, "done")),
             None => Ok(()),
         }
     }
@@ -238,7 +238,7 @@ impl Peer for Asking {
         None
     }
 
-    fn tick(&mut self, _: Instant) -> Result<(), Farewell> {
+    fn tick(&mut self, _: Instant) -> Result<(), CloseReason> {
         Ok(())
     }
 }

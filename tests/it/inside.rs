@@ -8,23 +8,23 @@ use std::{
 use mcpport::{
     cli::{self, Command},
     edge,
-    error::Fault,
+    error::FatalError,
     gateway::Bound,
     limits::Limits,
-    runtime::executor::{self, Switch},
+    runtime::executor::{self, ShutdownTrigger},
 };
 
 use crate::{wire::Client, world};
 
 /// A program on a thread.
 struct Running<T> {
-    switch: Option<Switch>,
+    switch: Option<ShutdownTrigger>,
     thread: Option<JoinHandle<T>>,
 }
 
 impl<T: Send + 'static> Running<T> {
-    fn start(program: impl FnOnce(executor::Thrown) -> T + Send + 'static) -> Self {
-        let (switch, stopped) = executor::switch();
+    fn start(program: impl FnOnce(executor::Shutdown) -> T + Send + 'static) -> Self {
+        let (switch, stopped) = executor::shutdown();
         Self { switch: Some(switch), thread: Some(thread::spawn(move || program(stopped))) }
     }
 }
@@ -51,7 +51,7 @@ impl Gateway {
         change(&mut config.limits);
         let bound = Bound::new(*config).unwrap();
         let address = bound.addresses().into_iter().find(SocketAddr::is_ipv4).unwrap();
-        let serve = |stopped: executor::Thrown| {
+        let serve = |stopped: executor::Shutdown| {
             executor::run(1, bound.serve(async move { stopped.wait().await })).unwrap()
         };
         Self { address, _running: Running::start(serve) }
@@ -68,7 +68,7 @@ impl Gateway {
 
 /// An edge with its server.
 pub struct Edge {
-    _running: Running<Result<(), Fault>>,
+    _running: Running<Result<(), FatalError>>,
 }
 
 impl Edge {
@@ -85,7 +85,7 @@ impl Edge {
             panic!("the flags are not those of an edge")
         };
         change(&mut config.limits);
-        let run = |stopped: executor::Thrown| {
+        let run = |stopped: executor::Shutdown| {
             executor::run(1, edge::run(*config, async move { stopped.wait().await })).unwrap()
         };
         Self { _running: Running::start(run) }

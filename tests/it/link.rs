@@ -18,7 +18,7 @@ use mcpport::{
         budget::Budget,
         listener, outbox,
         stream::Stream,
-        ws_link::{self, Ended, Farewell, Line, Peer},
+        ws_link::{self, CloseReason, LinkEnd, LinkHandler, Outbound},
     },
     runtime::executor::Pacer,
 };
@@ -31,8 +31,8 @@ struct Counter {
     end: Option<Instant>,
 }
 
-impl Peer for Counter {
-    fn frame(&mut self, _now: Instant, _text: &str) -> Result<(), Farewell> {
+impl LinkHandler for Counter {
+    fn frame(&mut self, _now: Instant, _text: &str) -> Result<(), CloseReason> {
         self.frames += 1;
         Ok(())
     }
@@ -41,8 +41,8 @@ impl Peer for Counter {
         self.end
     }
 
-    fn tick(&mut self, _now: Instant) -> Result<(), Farewell> {
-        Err(Farewell::new(1000, "time"))
+    fn tick(&mut self, _now: Instant) -> Result<(), CloseReason> {
+        Err(CloseReason::new(1000, "time"))
     }
 }
 
@@ -53,7 +53,7 @@ fn against(
     again: &'static [u8],
     limits: &LinkLimits,
     end: Option<Duration>,
-) -> (Ended, Vec<u8>, u32) {
+) -> (LinkEnd, Vec<u8>, u32) {
     let mut listener = listener::bind(None, 0, false).unwrap().remove(0);
     let address = listener.local();
     let peer = thread::spawn(move || {
@@ -71,7 +71,7 @@ fn against(
                 .await;
         let (_sender, receiver) = outbox::bounded(8, 1024);
         let mut counter = Counter { frames: 0, end: end.map(|end| Instant::now() + end) };
-        let ended = ws_link::drive(socket, &mut Line::new(receiver), &mut counter, limits).await;
+        let ended = ws_link::drive(socket, &mut Outbound::new(receiver), &mut counter, limits).await;
         (ended, counter.frames)
     });
     (ended, peer.join().unwrap(), frames)
@@ -84,7 +84,7 @@ fn fragments_without_end_are_cut_off() {
     let first = b"\x01\x80\0\0\0\0";
     let again = b"\x00\x80\0\0\0\0";
     let (ended, _, frames) = against(first, again, &limits, None);
-    assert_eq!(ended, Ended::ByUs(Farewell::new(1008, "fragments without end")));
+    assert_eq!(ended, LinkEnd::ByUs(CloseReason::new(1008, "fragments without end")));
     assert_eq!(frames, 0);
 }
 
@@ -93,12 +93,12 @@ fn fragments_without_end_are_cut_off() {
 fn a_flood_does_not_stop_the_clock() {
     let frame = b"\x81\x82\0\0\0\0{}";
     let (ended, _, frames) = against(frame, frame, &LinkLimits::default(), Some(Duration::from_millis(100)));
-    assert_eq!(ended, Ended::ByUs(Farewell::new(1000, "time")));
+    assert_eq!(ended, LinkEnd::ByUs(CloseReason::new(1000, "time")));
     assert!(frames > 0);
 }
 
 /// Our end as a server, driven; the peer is plain TCP behind the handshake.
-fn serve(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>) -> Ended {
+fn serve(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>) -> LinkEnd {
     let limits = LinkLimits { farewell: PATIENCE, ..LinkLimits::default() };
     let mut listener = listener::bind(None, 0, false).unwrap().remove(0);
     let address = listener.local();
@@ -114,7 +114,7 @@ fn serve(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>) -
 }
 
 /// The same as a client.
-fn connect(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>) -> Ended {
+fn connect(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>) -> LinkEnd {
     let limits = LinkLimits { farewell: PATIENCE, ..LinkLimits::default() };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -143,25 +143,25 @@ fn connect(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>)
     ended
 }
 
-async fn driven(socket: ws_link::Socket, limits: &LinkLimits, end: Option<Duration>) -> Ended {
+async fn driven(socket: ws_link::WebSocket, limits: &LinkLimits, end: Option<Duration>) -> LinkEnd {
     let (_sender, receiver) = outbox::bounded(8, 1024);
     let mut counter = Counter { frames: 0, end: end.map(|end| Instant::now() + end) };
-    ws_link::drive(socket, &mut Line::new(receiver), &mut counter, limits).await
+    ws_link::drive(socket, &mut Outbound::new(receiver), &mut counter, limits).await
 }
 
 /// One of many links whose ends take turns.
 struct Lost(Arc<Pacer>);
 
-impl Peer for Lost {
-    fn frame(&mut self, _now: Instant, text: &str) -> Result<(), Farewell> {
-        Err(Farewell::new(1008, text))
+impl LinkHandler for Lost {
+    fn frame(&mut self, _now: Instant, text: &str) -> Result<(), CloseReason> {
+        Err(CloseReason::new(1008, text))
     }
 
     fn deadline(&self) -> Option<Instant> {
         None
     }
 
-    fn tick(&mut self, _now: Instant) -> Result<(), Farewell> {
+    fn tick(&mut self, _now: Instant) -> Result<(), CloseReason> {
         Ok(())
     }
 
@@ -186,14 +186,14 @@ fn links_that_are_lost_together_end_one_after_the_other() {
             let stream = listener.accept().await;
             links.push((ws_link::accepted(stream, Vec::new(), &account, &limits).await, peer));
         }
-        let sockets: Vec<ws_link::Socket> = links.into_iter().map(|(socket, _peer)| socket).collect();
+        let sockets: Vec<ws_link::WebSocket> = links.into_iter().map(|(socket, _peer)| socket).collect();
         let mut driving: Vec<_> = sockets
             .into_iter()
             .map(|socket| {
                 let (pacer, limits) = (pacer.clone(), &limits);
                 Box::pin(async move {
                     let (_sender, receiver) = outbox::bounded(8, 1024);
-                    ws_link::drive(socket, &mut Line::new(receiver), &mut Lost(pacer), limits).await
+                    ws_link::drive(socket, &mut Outbound::new(receiver), &mut Lost(pacer), limits).await
                 })
             })
             .collect();
@@ -250,7 +250,7 @@ fn close_frames_are_answered() {
         },
         None,
     );
-    assert_eq!(ended, Ended::ByPeer(Farewell::new(1001, "gone")));
+    assert_eq!(ended, LinkEnd::ByPeer(CloseReason::new(1001, "gone")));
     let ended = serve(
         |mut peer| {
             peer.write_all(b"\x88\x80\0\0\0\0").unwrap();
@@ -259,7 +259,7 @@ fn close_frames_are_answered() {
         },
         None,
     );
-    assert_eq!(ended, Ended::ByPeer(Farewell::new(1005, "")));
+    assert_eq!(ended, LinkEnd::ByPeer(CloseReason::new(1005, "")));
     let ended = connect(
         |mut peer| {
             peer.write_all(b"\x88\x06\x03\xe9gone").unwrap();
@@ -268,7 +268,7 @@ fn close_frames_are_answered() {
         },
         None,
     );
-    assert_eq!(ended, Ended::ByPeer(Farewell::new(1001, "gone")));
+    assert_eq!(ended, LinkEnd::ByPeer(CloseReason::new(1001, "gone")));
 }
 
 /// The side that closes keeps the connection open until its Close frame is answered; what was under way before that is read.
@@ -290,7 +290,7 @@ fn our_close_waits_for_the_answer() {
         },
         at_once,
     );
-    assert_eq!(ended, Ended::ByUs(Farewell::new(1000, "time")));
+    assert_eq!(ended, LinkEnd::ByUs(CloseReason::new(1000, "time")));
     let ended = connect(
         move |mut peer| {
             assert_eq!(unmasked(&mut peer), (*b"\x88\x86", *b"\x03\xe8time"));
@@ -300,5 +300,5 @@ fn our_close_waits_for_the_answer() {
         },
         at_once,
     );
-    assert_eq!(ended, Ended::ByUs(Farewell::new(1000, "time")));
+    assert_eq!(ended, LinkEnd::ByUs(CloseReason::new(1000, "time")));
 }

@@ -12,14 +12,14 @@ use std::{
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use mcpport::{
     config::{ClientTls, ServerTls},
-    error::Fault,
+    error::FatalError,
     limits,
     net::{
         listener::{Listener, bind},
         stream::Stream,
         tls::{Acceptor, Connector},
     },
-    runtime::signals::Stop,
+    runtime::signals::StopSignals,
 };
 use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
 
@@ -48,7 +48,7 @@ fn has_ipv6() -> bool {
     has
 }
 
-fn text(result: Result<Vec<Listener>, Fault>) -> String {
+fn text(result: Result<Vec<Listener>, FatalError>) -> String {
     result.unwrap_err().to_string()
 }
 
@@ -225,7 +225,7 @@ fn signals() {
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
         let nohup = u64::from_str_radix(mask.trim(), 16).unwrap() & 1 == 1;
-        let mut stop = Stop::new().unwrap();
+        let mut stop = StopSignals::new().unwrap();
         for (signal, name) in [
             (Signal::TERM, "SIGTERM"),
             (Signal::INT, "SIGINT"),

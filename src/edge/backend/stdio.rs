@@ -8,7 +8,7 @@ use smol::Task;
 use crate::{
     config::RegisterConfig,
     edge::{instances::Calls, link::State, uplink::Uplink},
-    error::Fault,
+    error::FatalError,
     jsonrpc::{
         self, Kind, Message,
         tolerant::{self, Part},
@@ -16,11 +16,11 @@ use crate::{
     limits::{self, ChildLimits},
     ndjson::{Lines, TooLong},
     net::{
-        outbox::{self, Receiver, Taken},
+        outbox::{self, Received, Receiver},
         timeout,
     },
-    process::{self, Budget, Child, Exit, Stderr, Stdin, Stdout},
-    runtime::executor::{self, Switch, Thrown},
+    process::{self, Child, Exit, LineBudget, Stderr, Stdin, Stdout},
+    runtime::executor::{self, Shutdown, ShutdownTrigger},
     text,
 };
 
@@ -141,7 +141,7 @@ pub struct Server {
     reader: Option<Task<Option<String>>>,
     logger: Option<Task<()>>,
     /// Dropping it keeps the reader from reading more.
-    enough: Switch,
+    enough: ShutdownTrigger,
 }
 
 impl Server {
@@ -159,14 +159,14 @@ impl Server {
         outlet: Outlet,
         input: outbox::Sender<()>,
         lines: Receiver<()>,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, FatalError> {
         let limits = &config.limits.child;
         let mut child = Child::spawn(&config.command)?;
         log::info!("server '{}' runs as process {}", config.name, child.pid());
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(Fault::run("the server has no pipes"));
+            return Err(FatalError::run("the server has no pipes"));
         };
-        let (enough, stopped) = executor::switch();
+        let (enough, stopped) = executor::shutdown();
         let writer = executor::spawn(write(stdin, lines, limits.clone()));
         let reader = Some(executor::spawn(read(stdout, outlet, stopped, limits.clone())));
         let logger = child
@@ -250,7 +250,7 @@ async fn log(stderr: Stderr, name: String, limits: ChildLimits) {
 async fn write(mut stdin: Stdin, mut lines: Receiver<()>, limits: ChildLimits) -> io::Result<()> {
     let mut batch = VecDeque::new();
     let mut bytes = Vec::new();
-    while let Taken::Some = lines.take(&mut batch).await {
+    while let Received::Some = lines.take(&mut batch).await {
         for line in batch.drain(..) {
             bytes.extend_from_slice(line.as_bytes());
             bytes.push(b'\n');
@@ -268,7 +268,7 @@ async fn write(mut stdin: Stdin, mut lines: Receiver<()>, limits: ChildLimits) -
 }
 
 /// Reads lines until there is nothing more to read (`None`), or a reason to end the server.
-async fn read(mut stdout: Stdout, outlet: Outlet, enough: Thrown, limits: ChildLimits) -> Option<String> {
+async fn read(mut stdout: Stdout, outlet: Outlet, enough: Shutdown, limits: ChildLimits) -> Option<String> {
     let mut lines = Lines::new(limits.line_bytes);
     let mut noise = Noise::new(&limits);
     let mut too_long = TooLarge { most: limits.line_bytes, open: false };
@@ -333,13 +333,13 @@ impl TooLarge {
 
 /// Lines on stdout that are no messages: counted, and shown as far as the budget for stderr goes.
 struct Noise {
-    budget: Budget,
+    budget: LineBudget,
     count: u64,
 }
 
 impl Noise {
     fn new(limits: &ChildLimits) -> Self {
-        Self { budget: Budget::new(limits.stderr_lines, limits::LOG_EVERY), count: 0 }
+        Self { budget: LineBudget::new(limits.stderr_lines, limits::LOG_EVERY), count: 0 }
     }
 
     fn line(&mut self, line: &str) {

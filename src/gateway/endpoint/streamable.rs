@@ -31,7 +31,7 @@ use crate::{
     limits::{self, LOG_WARNINGS},
     mcp,
     net::{
-        outbox::{Receiver, Taken},
+        outbox::{Received, Receiver},
         random,
     },
     session::{self, event_id, read_event_id},
@@ -442,8 +442,8 @@ async fn gather(
     poll_fn(|context| {
         let complete = loop {
             match queue.poll_take_more(context, messages) {
-                Poll::Ready(Taken::Some) => {}
-                Poll::Ready(Taken::Ended(())) => break true,
+                Poll::Ready(Received::Some) => {}
+                Poll::Ready(Received::Ended(())) => break true,
                 Poll::Pending => break false,
             }
         };

@@ -11,10 +11,10 @@ use futures_rustls::{
 };
 
 use super::{CERTIFICATE, KEY};
-use crate::error::Fault;
+use crate::error::FatalError;
 
 /// All certificates of a file; at least one.
-pub fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
+pub fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, FatalError> {
     let pem = read(flag, path)?;
     let found: Result<Vec<_>, Error> = CertificateDer::pem_slice_iter(&pem).collect();
     let found = found.map_err(|_| unusable(flag, path, "damaged PEM"))?;
@@ -34,7 +34,7 @@ pub fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer<'stati
 }
 
 /// The first private key of a file: PKCS#8, PKCS#1 or SEC1.
-pub fn private_key(flag: &str, path: &Path) -> Result<PrivateKeyDer<'static>, Fault> {
+pub fn private_key(flag: &str, path: &Path) -> Result<PrivateKeyDer<'static>, FatalError> {
     let pem = read(flag, path)?;
     let error = match PrivateKeyDer::from_pem_slice(&pem) {
         Ok(key) => return Ok(key),
@@ -59,7 +59,7 @@ pub fn private_key(flag: &str, path: &Path) -> Result<PrivateKeyDer<'static>, Fa
 }
 
 /// All certificates of a file as authorities to trust.
-pub fn roots(flag: &str, path: &Path) -> Result<RootCertStore, Fault> {
+pub fn roots(flag: &str, path: &Path) -> Result<RootCertStore, FatalError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(flag, path)? {
         roots.add(certificate).map_err(|error| unusable(flag, path, &error.to_string()))?;
@@ -68,12 +68,12 @@ pub fn roots(flag: &str, path: &Path) -> Result<RootCertStore, Fault> {
 }
 
 /// A file that was given and is of no use.
-pub fn unusable(flag: &str, path: &Path, why: &str) -> Fault {
-    Fault::usage(format!("{flag} {}: {why}", path.display()))
+pub fn unusable(flag: &str, path: &Path, why: &str) -> FatalError {
+    FatalError::usage(format!("{flag} {}: {why}", path.display()))
 }
 
 /// Why a certificate and a key cannot be used together.
-pub fn mismatch(error: &rustls::Error, certificate: &Path, key: &Path) -> Fault {
+pub fn mismatch(error: &rustls::Error, certificate: &Path, key: &Path) -> FatalError {
     match error {
         rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => unusable(
             KEY,
@@ -92,7 +92,7 @@ pub fn mismatch(error: &rustls::Error, certificate: &Path, key: &Path) -> Fault 
 }
 
 /// The bytes of a file.
-fn read(flag: &str, path: &Path) -> Result<Vec<u8>, Fault> {
+fn read(flag: &str, path: &Path) -> Result<Vec<u8>, FatalError> {
     fs::read(path).map_err(|error| unusable(flag, path, &format!("cannot read it: {error}")))
 }
 

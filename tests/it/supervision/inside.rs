@@ -11,7 +11,7 @@ use mcpport::{
     command::CommandLine,
     config::{ClientTls, GatewayUrl, RegisterConfig, Restart},
     edge,
-    error::Fault,
+    error::FatalError,
     limits::{ChildLimits, Limits},
     runtime::executor,
 };
@@ -51,8 +51,8 @@ fn config(gateway: &Gateway, stdio: &str, child: ChildLimits) -> RegisterConfig 
 
 /// Runs the edge while `work` is done.
 fn while_running(config: RegisterConfig, work: impl FnOnce()) {
-    let (switch, stopped) = executor::switch();
-    let edge: thread::JoinHandle<Result<(), Fault>> = thread::spawn(move || {
+    let (switch, stopped) = executor::shutdown();
+    let edge: thread::JoinHandle<Result<(), FatalError>> = thread::spawn(move || {
         executor::run(1, edge::run(config, async move { stopped.wait().await })).unwrap()
     });
     work();
