@@ -6,7 +6,7 @@ use crate::limits::LinkLimits;
 
 /// Why the last life of the link ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Setback {
+pub enum LinkFailure {
     /// The line, or the gateway, went away.
     Lost,
     /// The line went away, and what was under way waits to be resumed: there is no time for long pauses.
@@ -25,14 +25,20 @@ impl Backoff {
     /// The delay before the next attempt. `alive` is how long the last life lasted; `random` is any random number.
     ///
     /// The delay is evenly spread over 0 to `base * 2^attempts`, bounded by a cap that is larger after a refusal.
-    pub fn next(&mut self, setback: Setback, alive: Duration, random: u32, limits: &LinkLimits) -> Duration {
+    pub fn next(
+        &mut self,
+        setback: LinkFailure,
+        alive: Duration,
+        random: u32,
+        limits: &LinkLimits,
+    ) -> Duration {
         if alive >= limits.backoff_reset {
             self.attempts = 0;
         }
         let cap = match setback {
-            Setback::Lost => limits.backoff_cap,
-            Setback::Suspended => limits.resume_retry.min(limits.backoff_cap),
-            Setback::Refused => limits.backoff_refused,
+            LinkFailure::Lost => limits.backoff_cap,
+            LinkFailure::Suspended => limits.resume_retry.min(limits.backoff_cap),
+            LinkFailure::Refused => limits.backoff_refused,
         };
         let factor = 1u32.checked_shl(self.attempts).unwrap_or(u32::MAX);
         let ceiling = limits.backoff_base.saturating_mul(factor).min(cap);
@@ -50,12 +56,12 @@ mod tests {
         let limits = LinkLimits::default();
         let mut backoff = Backoff::default();
         let mut next = |setback, alive| backoff.next(setback, Duration::from_secs(alive), u32::MAX, &limits);
-        let lost: Vec<_> = (0..8).map(|_| next(Setback::Lost, 0).as_secs_f64()).collect();
+        let lost: Vec<_> = (0..8).map(|_| next(LinkFailure::Lost, 0).as_secs_f64()).collect();
         assert_eq!(lost, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]);
-        assert_eq!(next(Setback::Suspended, 0), limits.resume_retry);
-        assert_eq!(next(Setback::Refused, 0), Duration::from_secs(256));
-        assert_eq!(next(Setback::Refused, 0), limits.backoff_refused);
-        assert_eq!(next(Setback::Lost, 30), Duration::from_millis(500));
+        assert_eq!(next(LinkFailure::Suspended, 0), limits.resume_retry);
+        assert_eq!(next(LinkFailure::Refused, 0), Duration::from_secs(256));
+        assert_eq!(next(LinkFailure::Refused, 0), limits.backoff_refused);
+        assert_eq!(next(LinkFailure::Lost, 30), Duration::from_millis(500));
     }
 
     #[test]
@@ -63,7 +69,7 @@ mod tests {
         let limits = LinkLimits::default();
         let mut backoff = Backoff::default();
         for random in [0, 1, u32::MAX].into_iter().cycle().take(200) {
-            let delay = backoff.next(Setback::Lost, Duration::ZERO, random, &limits);
+            let delay = backoff.next(LinkFailure::Lost, Duration::ZERO, random, &limits);
             assert!(delay <= limits.backoff_cap);
         }
     }
@@ -83,7 +89,7 @@ mod tests {
                 let mut backoff = Backoff::default();
                 let mut at = Duration::ZERO;
                 while at < Duration::from_secs(60) {
-                    at += backoff.next(Setback::Lost, Duration::ZERO, random(), &limits);
+                    at += backoff.next(LinkFailure::Lost, Duration::ZERO, random(), &limits);
                 }
                 assert!(at <= Duration::from_secs(90));
                 buckets[at.as_secs() as usize] += 1;

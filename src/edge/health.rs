@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use smol::Task;
 
-use super::link::State;
+use super::link::EdgeState;
 use crate::{
     config::RegisterConfig,
     error::FatalError,
@@ -38,7 +38,7 @@ pub fn bind(config: &RegisterConfig) -> Result<Option<Vec<Listener>>, FatalError
 /// Answers until the tasks are dropped.
 pub fn serve(
     listeners: Vec<Listener>,
-    state: Arc<State>,
+    state: Arc<EdgeState>,
     config: &RegisterConfig,
     stopped: Shutdown,
 ) -> Vec<Task<()>> {
@@ -73,7 +73,7 @@ pub fn serve(
 }
 
 struct Check {
-    state: Arc<State>,
+    state: Arc<EdgeState>,
     stopped: Shutdown,
     paths: Vec<String>,
     cors: bool,

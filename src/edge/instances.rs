@@ -12,7 +12,7 @@ use futures_lite::future;
 use smol::lock::Semaphore;
 
 use super::{
-    backend::stdio::{Channel, Outlet, Server},
+    backend::stdio::{Channel, Outlet, StdioBackend},
     uplink::Uplink,
 };
 use crate::{
@@ -31,20 +31,20 @@ use crate::{
 
 /// All channels of the present link.
 #[derive(Debug)]
-pub struct Sessions {
+pub struct Instances {
     config: RegisterConfig,
-    table: Mutex<Table>,
+    table: Mutex<InstanceTable>,
     /// As many processes as may run. One that is being ended still counts.
-    room: Semaphore,
-    crew: TaskTracker,
+    permits: Semaphore,
+    tasks: TaskTracker,
     spawner: Spawner,
     /// Limits how often lines that the gateway can cause at will are logged.
     throttle: Mutex<LogThrottle>,
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    open: HashMap<u32, Open>,
+struct InstanceTable {
+    open: HashMap<u32, OpenInstance>,
     /// Sessions begun so far: the next link gives the same numbers again, while those of this one may still be ending.
     begun: u64,
     /// New sessions and new requests are refused.
@@ -53,9 +53,9 @@ struct Table {
 
 /// The requests that the process of one session has not answered, by id.
 #[derive(Clone, Debug, Default)]
-pub struct Calls(Arc<Mutex<HashSet<String>>>);
+pub struct OpenRequests(Arc<Mutex<HashSet<String>>>);
 
-impl Calls {
+impl OpenRequests {
     fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
         // Each change is complete in itself, so a panic elsewhere does not spoil it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -92,34 +92,34 @@ impl Calls {
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenInstance {
     begun: u64,
     input: outbox::Sender<()>,
-    calls: Calls,
+    calls: OpenRequests,
     /// Dropping it ends the process.
     _stop: ShutdownTrigger,
 }
 
 /// What the task of one session has.
-struct Session {
+struct Instance {
     number: u32,
     begun: u64,
-    calls: Calls,
+    calls: OpenRequests,
     input: outbox::Sender<()>,
     lines: Receiver<()>,
     stopped: Shutdown,
     link: Uplink,
 }
 
-impl Sessions {
+impl Instances {
     /// No session so far. When the group of `spawner` goes, it takes the processes with it.
     pub fn new(config: &RegisterConfig, spawner: Spawner) -> Arc<Self> {
         let room = Semaphore::new(config.sessions.unwrap_or_default() as usize);
         let (table, crew, throttle) = (Mutex::default(), TaskTracker::new(), Mutex::default());
-        Arc::new(Self { config: config.clone(), table, room, crew, spawner, throttle })
+        Arc::new(Self { config: config.clone(), table, permits: room, tasks: crew, spawner, throttle })
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, InstanceTable> {
         // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -137,9 +137,9 @@ impl Sessions {
     /// # Errors
     /// The link takes no more: the gateway asks and does not read.
     pub fn start(self: &Arc<Self>, number: u32, link: &Uplink) -> Result<(), SendError> {
-        let (input, lines) = Server::queue(&self.config);
+        let (input, lines) = StdioBackend::queue(&self.config);
         let (stop, stopped) = executor::shutdown();
-        let calls = Calls::default();
+        let calls = OpenRequests::default();
         let begun = {
             let mut table = self.table();
             if table.stopping {
@@ -153,22 +153,23 @@ impl Sessions {
             }
             table.begun += 1;
             let begun = table.begun;
-            table
-                .open
-                .insert(number, Open { begun, input: input.clone(), calls: calls.clone(), _stop: stop });
+            table.open.insert(
+                number,
+                OpenInstance { begun, input: input.clone(), calls: calls.clone(), _stop: stop },
+            );
             begun
         };
-        let session = Session { number, begun, calls, input, lines, stopped, link: link.clone() };
-        let (sessions, badge) = (self.clone(), self.crew.track());
+        let session = Instance { number, begun, calls, input, lines, stopped, link: link.clone() };
+        let (sessions, badge) = (self.clone(), self.tasks.track());
         let life = async move {
             let _held = badge;
-            sessions.live(session).await;
+            sessions.run(session).await;
         };
         self.spawner.spawn(life, || log::error!("a session ended in a panic; the others go on"));
         Ok(())
     }
 
-    async fn live(&self, session: Session) {
+    async fn run(&self, session: Instance) {
         let (number, begun, link) = (session.number, session.begun, session.link.clone());
         let ended = self.serve(session).await;
         {
@@ -186,17 +187,17 @@ impl Sessions {
     }
 
     /// Runs the process of a session. `None`: it was stopped; otherwise why it ended or could not begin.
-    async fn serve(&self, session: Session) -> Option<String> {
-        let Session { number, calls, input, lines, stopped, link, .. } = session;
+    async fn serve(&self, session: Instance) -> Option<String> {
+        let Instance { number, calls, input, lines, stopped, link, .. } = session;
         // Those that were there before may not have ended yet, and never need long for that.
-        let _room = unless(&stopped, self.room.acquire()).await?;
+        let _room = unless_stopped(&stopped, self.permits.acquire()).await?;
         let outlet = Outlet::Channel(Channel { number, link, calls, input: input.clone() });
-        let mut server = match Server::start(&self.config, outlet, input, lines) {
+        let mut server = match StdioBackend::start(&self.config, outlet, input, lines) {
             Ok(server) => server,
             Err(fault) => return Some(fault.to_string()),
         };
         let limits = &self.config.limits.child;
-        let ended = unless(&stopped, server.ended(limits)).await;
+        let ended = unless_stopped(&stopped, server.ended(limits)).await;
         let exit = server.stop(limits).await;
         Some(ended?.unwrap_or_else(|| exit.to_string()))
     }
@@ -265,12 +266,12 @@ impl Sessions {
 
     /// Waits until no process is left.
     pub async fn gone(&self) {
-        self.crew.wait_idle().await;
+        self.tasks.wait_idle().await;
     }
 }
 
 /// Waits for something unless it is to be stopped before.
-pub(super) async fn unless<T>(stopped: &Shutdown, wanted: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn unless_stopped<T>(stopped: &Shutdown, wanted: impl Future<Output = T>) -> Option<T> {
     let stopped = async {
         stopped.wait().await;
         None

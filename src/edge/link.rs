@@ -1,7 +1,7 @@
 //! The life of a registration: frames from the gateway to the child, and what both ends say about it. It may outlive its
 //! link, where the gateway agrees.
 //!
-//! What becomes of a frame or a line is decided by `edge::proxy`; the rules of coming back are in `tunnel::resume`.
+//! What becomes of a frame or a line is decided by `proxy::proxy`; the rules of coming back are in `tunnel::resume`.
 
 use std::{
     collections::VecDeque,
@@ -12,13 +12,13 @@ use std::{
 use smol::Timer;
 
 use super::{
-    backend::stdio::Heard,
-    instances::{Sessions, unless},
+    backend::stdio::LineOutcome,
+    instances::{Instances, unless_stopped},
     uplink::Uplink,
 };
 use crate::{
     config::RegisterConfig,
-    edge::proxy::{Down, Edge, Up},
+    edge::proxy::{ProxyState, ToChild, ToGateway},
     jsonrpc::{self, Kind, Message},
     limits::{self, LOG_WARNINGS},
     metrics::LogThrottle,
@@ -31,7 +31,7 @@ use crate::{
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
         frame::{self, Frame},
-        handshake::{Claim, Grant, Registration, Status},
+        handshake::{Claim, Registration, ResumeGrant, Status},
     },
 };
 
@@ -53,18 +53,18 @@ pub enum Outcome {
 
 /// What the tasks of the edge share.
 #[derive(Debug)]
-pub struct State {
-    edge: Mutex<Shared>,
+pub struct EdgeState {
+    tables: Mutex<EdgeTables>,
     /// One badge for each line of the child that waits for room in the queue of the link.
     delivering: TaskTracker,
-    sessions: Arc<Sessions>,
+    instances: Arc<Instances>,
     /// Limits how often odd messages of the server are logged.
-    oddities: Mutex<LogThrottle>,
+    log_throttle: Mutex<LogThrottle>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    edge: Edge,
+struct EdgeTables {
+    proxy: ProxyState,
     /// What the child reads from.
     child: Option<Sender<()>>,
     /// How many children there were, this one counted.
@@ -80,21 +80,21 @@ struct Shared {
     leaving: bool,
 }
 
-impl State {
+impl EdgeState {
     /// The state before there is a child or a link, and the sessions that have a process of their own.
-    pub fn new(sessions: Arc<Sessions>) -> Arc<Self> {
+    pub fn new(sessions: Arc<Instances>) -> Arc<Self> {
         let (edge, delivering, oddities) = (Mutex::default(), TaskTracker::new(), Mutex::default());
-        Arc::new(Self { edge, delivering, sessions, oddities })
+        Arc::new(Self { tables: edge, delivering, instances: sessions, log_throttle: oddities })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shared> {
+    fn lock(&self) -> MutexGuard<'_, EdgeTables> {
         // The state is sound between any two statements, so a panic elsewhere does not spoil it.
-        self.edge.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Logs what is odd about the server: of one kind at most once a second, with a count.
-    fn complain(&self, kind: &'static str, what: &str) {
-        let mut oddities = self.oddities.lock().unwrap_or_else(PoisonError::into_inner);
+    fn warn_throttled(&self, kind: &'static str, what: &str) {
+        let mut oddities = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(left_out) = oddities.due(Instant::now(), kind, "", LOG_WARNINGS) {
             log::warn!("{what}{left_out}");
         }
@@ -112,13 +112,13 @@ impl State {
 
     /// Whether the child takes requests at present.
     pub fn is_served(&self) -> bool {
-        self.lock().edge.is_up()
+        self.lock().proxy.is_up()
     }
 
     /// Whether this child still has to answer the `initialize` that it was started anew with.
-    pub fn is_greeting(&self, generation: u64) -> bool {
+    pub fn is_initializing(&self, generation: u64) -> bool {
         let shared = self.lock();
-        shared.generation == generation && shared.edge.is_greeting()
+        shared.generation == generation && shared.proxy.is_initializing()
     }
 
     /// The number of the present child; another one than that of a moment ago means that it was started anew.
@@ -129,7 +129,7 @@ impl State {
     /// A child is started, and reads from this queue. Gives its number.
     pub fn child_up(&self, input: Sender<()>) -> u64 {
         let mut shared = self.lock();
-        if let Some(hello) = shared.edge.child_back() {
+        if let Some(hello) = shared.proxy.child_back() {
             // The queue is empty.
             let _ = input.send(hello);
         }
@@ -138,11 +138,11 @@ impl State {
         shared.generation
     }
 
-    /// The child has ended: the gateway gets the answers that it left out. See [`Edge::child_gone`].
+    /// The child has ended: the gateway gets the answers that it left out. See [`ProxyState::child_gone`].
     pub fn child_down(&self, why: &str, due: Option<Instant>) {
         let mut shared = self.lock();
         shared.child = None;
-        for frame in shared.edge.child_gone(why, due) {
+        for frame in shared.proxy.child_gone(why, due) {
             // Small, no more than the gateway asked, and it must not lose them.
             if let Some(link) = &shared.link {
                 let _ = link.queue().send_unbounded(frame);
@@ -151,25 +151,25 @@ impl State {
     }
 
     /// A line came from a child: passes it on, as soon as the link has room.
-    pub async fn said(&self, generation: u64, line: &str) -> Heard {
-        self.deliver(generation, |edge| edge.from_child(line)).await
+    pub async fn on_child_line(&self, generation: u64, line: &str) -> LineOutcome {
+        self.deliver(generation, |edge| edge.on_child_line(line)).await
     }
 
-    /// A child wrote an answer that cannot be used: see [`Edge::unusable`].
-    pub async fn unusable(&self, generation: u64, id: Option<&str>, words: &str) -> Heard {
+    /// A child wrote an answer that cannot be used: see [`ProxyState::unusable`].
+    pub async fn unusable(&self, generation: u64, id: Option<&str>, words: &str) -> LineOutcome {
         self.deliver(generation, |edge| edge.unusable(id, words)).await
     }
 
     /// Passes on what becomes of something that a child wrote.
-    async fn deliver(&self, generation: u64, read: impl FnOnce(&mut Edge) -> Up) -> Heard {
+    async fn deliver(&self, generation: u64, read: impl FnOnce(&mut ProxyState) -> ToGateway) -> LineOutcome {
         let (up, link, _delivering) = {
             let mut shared = self.lock();
             if shared.generation != generation {
                 log::debug!("a line of an earlier process is dropped");
-                return Heard::Message;
+                return LineOutcome::Message;
             }
-            let mut up = read(&mut shared.edge);
-            if let (Up::Ready { lines, .. }, Some(child)) = (&mut up, &shared.child) {
+            let mut up = read(&mut shared.proxy);
+            if let (ToGateway::Ready { lines, .. }, Some(child)) = (&mut up, &shared.child) {
                 for line in lines.drain(..) {
                     // Bounded by what may be held, and sent before anything can overtake it.
                     let _ = child.send_unbounded(line);
@@ -178,21 +178,21 @@ impl State {
             (up, shared.link.clone(), self.delivering.track())
         };
         let frames = match up {
-            Up::Gateway(frame) => vec![frame],
-            Up::Stray(frame) => {
-                self.complain("stray", "the server answered what it was not asked");
+            ToGateway::Gateway(frame) => vec![frame],
+            ToGateway::Stray(frame) => {
+                self.warn_throttled("stray", "the server answered what it was not asked");
                 vec![frame]
             }
-            Up::Ready { frames, .. } => {
+            ToGateway::Ready { frames, .. } => {
                 log::info!("the server is initialized again");
                 frames
             }
-            Up::Stale => {
+            ToGateway::Stale => {
                 log::debug!("an answer to an earlier link is dropped");
                 Vec::new()
             }
-            Up::Refused => return Heard::End("it refused to be initialized again"),
-            Up::Noise => return Heard::Noise,
+            ToGateway::Refused => return LineOutcome::End("it refused to be initialized again"),
+            ToGateway::Noise => return LineOutcome::Noise,
         };
         for frame in frames {
             let Some(link) = &link else {
@@ -208,7 +208,7 @@ impl State {
                 Err(refusal) => refusal.into_iter().for_each(|refusal| self.refuse(generation, refusal)),
             }
         }
-        Heard::Message
+        LineOutcome::Message
     }
 
     /// Answers a request of a child in the place of the gateway.
@@ -221,10 +221,10 @@ impl State {
     }
 
     /// A frame came from the gateway. What is for the child is given to it (`None`), or answered when it takes nothing.
-    fn came(&self, now: Instant, frame: &str) -> Option<Down> {
+    fn on_gateway_frame(&self, now: Instant, frame: &str) -> Option<ToChild> {
         let mut shared = self.lock();
-        let (line, child) = match (shared.edge.from_gateway(now, frame), &shared.child) {
-            (Down::Child(line), Some(child)) => (line, child),
+        let (line, child) = match (shared.proxy.on_gateway_frame(now, frame), &shared.child) {
+            (ToChild::Child(line), Some(child)) => (line, child),
             (other, _) => return Some(other),
         };
         let begins = |line: &str| Message::read(line).is_ok_and(|message| message.method() == "initialize");
@@ -232,31 +232,31 @@ impl State {
             Ok(()) => return None,
             // That it has ended is about to be noticed; the next one is asked.
             Err((SendError::Closed, line)) if begins(&line) => {
-                return Some(Down::Drop("a word to a dead child"));
+                return Some(ToChild::Drop("a word to a dead child"));
             }
             Err((SendError::Full | SendError::Memory, line)) => {
                 (jsonrpc::BUSY, "the server does not read its input", line)
             }
             Err((SendError::Closed, line)) => (jsonrpc::DOWN, "the server has ended", line),
         };
-        self.complain(why, &format!("a message for the server is turned away: {why}"));
+        self.warn_throttled(why, &format!("a message for the server is turned away: {why}"));
         let message = Message::read(&line).ok().filter(|message| message.kind() == Kind::Request)?;
         // The gateway knows the request under the id that it came with; the edge puts that back.
-        match shared.edge.from_child(&jsonrpc::error(message.id()?, code, why)) {
-            Up::Gateway(frame) | Up::Stray(frame) => Some(Down::Gateway(frame)),
+        match shared.proxy.on_child_line(&jsonrpc::error(message.id()?, code, why)) {
+            ToGateway::Gateway(frame) | ToGateway::Stray(frame) => Some(ToChild::Gateway(frame)),
             _ => None,
         }
     }
 
     /// Refuses new calls from now on, those for processes of single sessions too.
     pub fn stop(&self) {
-        self.lock().edge.stop();
-        self.sessions.stop();
+        self.lock().proxy.stop();
+        self.instances.stop();
     }
 
     /// Number of calls without an answer.
     pub fn running(&self) -> usize {
-        self.lock().edge.running() + self.sessions.running()
+        self.lock().proxy.running() + self.instances.running()
     }
 
     /// Waits until every running call is answered and the answers are handed to the link.
@@ -307,12 +307,12 @@ impl State {
 
     /// The link is gone for good: the child need not go on with what nobody waits for, and sessions have nobody to serve.
     fn link_down(&self) {
-        self.sessions.close_all();
+        self.instances.close_all();
         let mut shared = self.lock();
         shared.link = None;
         shared.unacknowledged = Unacknowledged::default();
         shared.registered = false;
-        for line in shared.edge.disconnected() {
+        for line in shared.proxy.disconnected() {
             // A child that does not read will not read this either.
             let _ = shared.child.as_ref().map(|child| child.send(line));
         }
@@ -320,22 +320,22 @@ impl State {
 }
 
 /// A registration whose link is lost, and which the gateway may take up again.
-pub struct Kept<'a> {
-    life: Life<'a>,
+pub struct Suspended<'a> {
+    life: LinkSession<'a>,
     line: Outbound,
-    grant: Grant,
+    grant: ResumeGrant,
     /// When it is too late.
     until: Instant,
 }
 
-impl Kept<'_> {
+impl Suspended<'_> {
     /// When nobody waits for it any more. Then it has to be given up.
     pub fn until(&self) -> Instant {
         self.until
     }
 
     /// Nobody waits for it any more.
-    pub fn give_up(self, state: &State) {
+    pub fn give_up(self, state: &EdgeState) {
         log::warn!("the gateway waits no more for what was under way");
         state.link_down();
     }
@@ -347,15 +347,15 @@ impl Kept<'_> {
 
 /// Registers over a fresh connection, and carries frames until the link ends. `kept` is the registration that may be
 /// taken up again: from before this link, and from this one when it is lost. `left`: we are stopping.
-pub async fn live<'a>(
+pub async fn run<'a>(
     mut socket: WebSocket,
-    state: &Arc<State>,
+    state: &Arc<EdgeState>,
     config: &'a RegisterConfig,
-    kept: &mut Option<Kept<'a>>,
+    kept: &mut Option<Suspended<'a>>,
     left: &Shutdown,
 ) -> Outcome {
     let limits = &config.limits.link;
-    let introduced = unless(left, introduce(&mut socket, config, kept.as_ref())).await;
+    let introduced = unless_stopped(left, register(&mut socket, config, kept.as_ref())).await;
     // It may have us already, and its answer be under way.
     let stops = || Err(LinkEnd::ByUs(CloseReason::new(1001, "the edge stops")));
     let (frame, answer) = match introduced.unwrap_or_else(stops) {
@@ -370,7 +370,7 @@ pub async fn live<'a>(
     };
     let grant = answer.as_ref().and_then(|status| status.resume.clone());
     let accepts = answer.as_ref().and_then(|status| status.message_bytes);
-    let (mut life, mut line) = take_up(state, config, kept, grant.as_ref(), accepts);
+    let (mut life, mut line) = resume_or_begin(state, config, kept, grant.as_ref(), accepts);
     if !state.link_up(life.link.clone(), line.unacknowledged()) {
         return Outcome::Stopped;
     }
@@ -396,7 +396,7 @@ pub async fn live<'a>(
             state.suspend();
             // The gateway may notice later than we do.
             let until = Instant::now() + grant.window + limits.resume_grace + limits.dead_after;
-            *kept = Some(Kept { life, line, grant, until });
+            *kept = Some(Suspended { life, line, grant, until });
         }
         None => state.link_down(),
     }
@@ -404,13 +404,13 @@ pub async fn live<'a>(
 }
 
 /// Says who we are, and reads what the gateway says to that.
-async fn introduce(
+async fn register(
     socket: &mut WebSocket,
     config: &RegisterConfig,
-    kept: Option<&Kept<'_>>,
+    kept: Option<&Suspended<'_>>,
 ) -> Result<(String, Option<Status>), LinkEnd> {
     let limits = &config.limits.link;
-    let claim = kept.map(Kept::claim);
+    let claim = kept.map(Suspended::claim);
     let (most, sessions) = (limits.message_bytes, config.sessions);
     let hello = Registration::frame(&config.id, &config.name, most, sessions, claim.as_ref());
     ws_link::send_frame(socket, hello, limits).await?;
@@ -421,14 +421,14 @@ async fn introduce(
 
 /// The registration that was kept, if the gateway goes on with it, or a new one. `accepts`: the largest frame that the
 /// gateway accepts, if it told that.
-fn take_up<'a>(
-    state: &Arc<State>,
+fn resume_or_begin<'a>(
+    state: &Arc<EdgeState>,
     config: &'a RegisterConfig,
-    kept: &mut Option<Kept<'a>>,
-    grant: Option<&Grant>,
+    kept: &mut Option<Suspended<'a>>,
+    grant: Option<&ResumeGrant>,
     accepts: Option<usize>,
-) -> (Life<'a>, Outbound) {
-    if let Some(Kept { life, mut line, .. }) = kept.take() {
+) -> (LinkSession<'a>, Outbound) {
+    if let Some(Suspended { life, mut line, .. }) = kept.take() {
         let received = grant.and_then(|grant| grant.received);
         if received.is_some_and(|received| line.resume(received).is_ok()) {
             log::info!("the link goes on where it was lost");
@@ -443,12 +443,12 @@ fn take_up<'a>(
     if grant.is_some() {
         line.count();
     }
-    (Life::new(state, config, Uplink::new(sender, accepts)), line)
+    (LinkSession::new(state, config, Uplink::new(sender, accepts)), line)
 }
 
 /// Our end of the registration.
-struct Life<'a> {
-    state: Arc<State>,
+struct LinkSession<'a> {
+    state: Arc<EdgeState>,
     link: Uplink,
     /// The gateway will say when the registration is complete.
     ours: bool,
@@ -465,29 +465,29 @@ struct Life<'a> {
     child: u64,
 }
 
-impl LinkHandler for Life<'_> {
+impl LinkHandler for LinkSession<'_> {
     fn frame(&mut self, now: Instant, frame: &str) -> Result<(), CloseReason> {
         let frame = match frame::read(frame) {
             Frame::Plain(frame) => frame,
             _ if !self.isolated => return Err(CloseReason::new(1008, "a channel that was not agreed on")),
             Frame::Message(number, text) => {
-                return self.state.sessions.message(number, text, &self.link).map_err(does_not_read);
+                return self.state.instances.message(number, text, &self.link).map_err(does_not_read);
             }
             Frame::Open(number) if number <= self.opened => {
                 return Err(CloseReason::new(1008, "the number of a channel was used before"));
             }
             Frame::Open(number) => {
                 self.opened = number;
-                return self.state.sessions.start(number, &self.link).map_err(does_not_read);
+                return self.state.instances.start(number, &self.link).map_err(does_not_read);
             }
             Frame::Close(number, _) => {
-                self.state.sessions.close(number);
+                self.state.instances.close(number);
                 return Ok(());
             }
         };
-        match self.state.came(now, frame) {
-            None | Some(Down::Child(_) | Down::Held) => self.spoken_for(),
-            Some(Down::Gateway(frame)) => {
+        match self.state.on_gateway_frame(now, frame) {
+            None | Some(ToChild::Child(_) | ToChild::Held) => self.spoken_for(),
+            Some(ToChild::Gateway(frame)) => {
                 // The server has asked nothing, so nothing is to be said to it.
                 if let Ok(frame) = self.link.frame(None, frame) {
                     // What the gateway asks and does not read must not pile up here.
@@ -495,8 +495,8 @@ impl LinkHandler for Life<'_> {
                 }
                 self.spoken_for();
             }
-            Some(Down::Status(status)) => self.status(&status),
-            Some(Down::Drop(why)) => log::debug!("dropped {why}"),
+            Some(ToChild::Status(status)) => self.status(&status),
+            Some(ToChild::Drop(why)) => log::debug!("dropped {why}"),
         }
         Ok(())
     }
@@ -514,8 +514,8 @@ fn does_not_read(_: SendError) -> CloseReason {
     CloseReason::new(1013, "the gateway does not read")
 }
 
-impl<'a> Life<'a> {
-    fn new(state: &Arc<State>, config: &'a RegisterConfig, link: Uplink) -> Self {
+impl<'a> LinkSession<'a> {
+    fn new(state: &Arc<EdgeState>, config: &'a RegisterConfig, link: Uplink) -> Self {
         let (ours, isolated, complete) = (false, false, false);
         let (state, child) = (state.clone(), state.generation());
         Self { state, link, ours, isolated, opened: 0, config, complete, refusal: None, child }
@@ -551,7 +551,7 @@ impl<'a> Life<'a> {
     fn status(&mut self, status: &Status) {
         self.ours |= status.ours;
         if status.ours {
-            self.state.lock().edge.gateway_is_ours();
+            self.state.lock().proxy.gateway_is_ours();
         }
         let wanted = self.config.sessions.is_some();
         self.isolated |= wanted && status.sessions;
@@ -571,7 +571,7 @@ impl<'a> Life<'a> {
 }
 
 /// What the end of a link means for the next try. `refusal`: why the gateway said that it will not have us.
-fn outcome(ended: LinkEnd, refusal: Option<String>, state: &State, config: &RegisterConfig) -> Outcome {
+fn outcome(ended: LinkEnd, refusal: Option<String>, state: &EdgeState, config: &RegisterConfig) -> Outcome {
     let gateway = config.gateway.authority();
     match (ended, refusal) {
         _ if state.lock().leaving => Outcome::Stopped,

@@ -29,13 +29,13 @@ use futures_lite::future;
 
 use self::{
     connect::Dialer,
-    instances::{Sessions, unless},
-    link::{Kept, Outcome, State},
+    instances::{Instances, unless_stopped},
+    link::{EdgeState, Outcome, Suspended},
     supervisor::Supervisor,
 };
 use crate::{
     config::RegisterConfig,
-    edge::backoff::{Backoff, Setback},
+    edge::backoff::{Backoff, LinkFailure},
     error::FatalError,
     limits,
     net::{random, timeout},
@@ -63,8 +63,8 @@ async fn serve(
 ) -> Result<(), FatalError> {
     let dialer = Dialer::new(&config)?;
     let health = health::bind(&config)?;
-    let sessions = Sessions::new(&config, spawner);
-    let state = State::new(sessions.clone());
+    let sessions = Instances::new(&config, spawner);
+    let state = EdgeState::new(sessions.clone());
     let mut supervisor = Supervisor::start(&config, &state)?;
     let (switch, stopped) = executor::shutdown();
     let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));
@@ -73,22 +73,24 @@ async fn serve(
     let end = future::or(
         async {
             stop.await;
-            End::Stopped
+            RunEnd::Stopped
         },
-        future::or(async { End::Server(supervisor.run().await) }, async { End::Links((&mut links).await) }),
+        future::or(async { RunEnd::Server(supervisor.run().await) }, async {
+            RunEnd::Links((&mut links).await)
+        }),
     )
     .await;
     let end = match end {
-        End::Stopped => {
+        RunEnd::Stopped => {
             state.stop();
             let others = future::or(
                 async {
                     supervisor.run().await;
-                    End::Stopped
+                    RunEnd::Stopped
                 },
                 async {
                     let _ = (&mut links).await;
-                    End::Links(Ok(()))
+                    RunEnd::Links(Ok(()))
                 },
             );
             future::or(drain(&state), others).await
@@ -96,9 +98,9 @@ async fn serve(
         end => end,
     };
     // The gateway is told before the server goes, so that nobody waits for its answers.
-    state.leave(if matches!(end, End::Stopped) { "the edge stops" } else { "the server ended" });
+    state.leave(if matches!(end, RunEnd::Stopped) { "the edge stops" } else { "the server ended" });
     drop(leaving);
-    if !matches!(end, End::Links(_)) {
+    if !matches!(end, RunEnd::Links(_)) {
         let _ = timeout::within(limits::CLOSE, links).await;
     }
     drop((switch, health));
@@ -106,14 +108,14 @@ async fn serve(
     supervisor.stop().await;
     sessions.gone().await;
     match end {
-        End::Stopped => Ok(()),
-        End::Server(fault) => Err(fault),
-        End::Links(result) => result,
+        RunEnd::Stopped => Ok(()),
+        RunEnd::Server(fault) => Err(fault),
+        RunEnd::Links(result) => result,
     }
 }
 
 /// Waits for the calls that run when the program is asked to stop, and until the gateway has their answers, for a limited time.
-async fn drain(state: &State) -> End {
+async fn drain(state: &EdgeState) -> RunEnd {
     let (calls, seconds) = (state.running(), limits::DRAIN_CALLS.as_secs());
     if calls > 0 {
         log::info!("waiting up to {seconds} s for {calls} running calls");
@@ -134,11 +136,11 @@ async fn drain(state: &State) -> End {
             calls => log::warn!("{calls} calls did not end within {seconds} s and fail now"),
         }
     }
-    End::Stopped
+    RunEnd::Stopped
 }
 
 /// What ended the program.
-enum End {
+enum RunEnd {
     Stopped,
     /// The server, and it is not started again.
     Server(FatalError),
@@ -149,17 +151,17 @@ enum End {
 async fn keep_linked(
     config: &RegisterConfig,
     dialer: &Dialer,
-    state: &Arc<State>,
+    state: &Arc<EdgeState>,
     left: &Shutdown,
 ) -> Result<(), FatalError> {
     let limits = &config.limits.link;
     let mut backoff = Backoff::default();
-    let mut kept: Option<Kept<'_>> = None;
+    let mut kept: Option<Suspended<'_>> = None;
     loop {
         let born = Instant::now();
         // Each in a box for as long as it takes: an idle program need not keep the room of a handshake.
-        let outcome = match unless(left, Box::pin(dialer.dial())).await {
-            Some(Ok(socket)) => Box::pin(link::live(socket, state, config, &mut kept, left)).await,
+        let outcome = match unless_stopped(left, Box::pin(dialer.dial())).await {
+            Some(Ok(socket)) => Box::pin(link::run(socket, state, config, &mut kept, left)).await,
             Some(Err(outcome)) => outcome,
             None => Outcome::Stopped,
         };
@@ -170,7 +172,7 @@ async fn keep_linked(
             }
             Outcome::Lost(why) => {
                 log::warn!("{why}");
-                Setback::Lost
+                LinkFailure::Lost
             }
             Outcome::Transient(why) if !state.was_registered() && config.require_gateway => {
                 return Err(FatalError::run(why));
@@ -182,22 +184,23 @@ async fn keep_linked(
             }
             Outcome::Transient(why) => {
                 log::error!("{why}");
-                Setback::Lost
+                LinkFailure::Lost
             }
             Outcome::Refused(why) if !state.was_registered() => return Err(FatalError::run(why)),
             Outcome::Refused(why) | Outcome::NotNow(why) => {
                 log::error!("{why}");
-                Setback::Refused
+                LinkFailure::Refused
             }
         };
-        let too_late = |kept: &mut Kept<'_>| setback == Setback::Refused || kept.until() <= Instant::now();
+        let too_late =
+            |kept: &mut Suspended<'_>| setback == LinkFailure::Refused || kept.until() <= Instant::now();
         if let Some(late) = kept.take_if(too_late) {
             late.give_up(state);
         }
-        let setback = if kept.is_some() { Setback::Suspended } else { setback };
+        let setback = if kept.is_some() { LinkFailure::Suspended } else { setback };
         let delay = backoff.next(setback, born.elapsed(), random::jitter(), limits);
         log::info!("next try in {:.1} s", delay.as_secs_f64());
-        if unless(left, timeout::until(Instant::now().checked_add(delay))).await.is_none() {
+        if unless_stopped(left, timeout::until(Instant::now().checked_add(delay))).await.is_none() {
             return Ok(());
         }
     }

@@ -25,7 +25,7 @@ use crate::{
 
 /// What becomes of a frame from the gateway.
 #[derive(Debug, Eq, PartialEq)]
-pub enum Down {
+pub enum ToChild {
     /// A line for the child, without its line end.
     Child(String),
     /// A frame back to the gateway.
@@ -40,7 +40,7 @@ pub enum Down {
 
 /// What becomes of a line from the child.
 #[derive(Debug, Eq, PartialEq)]
-pub enum Up {
+pub enum ToGateway {
     /// A frame for the gateway.
     Gateway(String),
     /// The child was started anew and is initialized: these lines are for it, these frames for the gateway.
@@ -62,7 +62,7 @@ pub enum Up {
 
 /// What the child said to `initialize`.
 #[derive(Debug, Default)]
-enum Greeting {
+enum InitializeState {
     /// It was not asked.
     #[default]
     None,
@@ -74,7 +74,7 @@ enum Greeting {
 
 /// The gateway's `initialize`, kept for each start of the child.
 #[derive(Debug)]
-struct Hello {
+struct InitializeRequest {
     /// As the child gets it.
     line: String,
     /// Its id as the child knows it, raw.
@@ -83,26 +83,26 @@ struct Hello {
 
 /// What can be asked of the child at present.
 #[derive(Debug, Default)]
-enum Phase {
+enum ChildPhase {
     /// Everything.
     #[default]
     Up,
     /// It was started anew and has not answered `initialize`: this waits for it.
-    Greeting(Held),
+    Initializing(HeldFrames),
     /// Nothing: it has ended, for this reason, and is started again at that time.
     Down { why: String, due: Option<Instant> },
 }
 
 /// Frames that wait, in their order.
 #[derive(Debug, Default)]
-struct Held {
+struct HeldFrames {
     frames: VecDeque<String>,
     bytes: usize,
 }
 
 /// The state of the edge's end.
 #[derive(Debug, Default)]
-pub struct Edge {
+pub struct ProxyState {
     /// Added to the gateway's ids on their way to the child.
     offset: u64,
     /// Above all ids that the child knows.
@@ -111,11 +111,11 @@ pub struct Edge {
     open: BTreeSet<u64>,
     /// The same for ids that are not moved, raw.
     others: BTreeSet<String>,
-    phase: Phase,
-    hello: Option<Hello>,
-    greeting: Greeting,
+    phase: ChildPhase,
+    initialize_request: Option<InitializeRequest>,
+    initialize_state: InitializeState,
     /// The id with which the present link waits for the answer to `initialize`.
-    wanted: Option<String>,
+    pending_initialize_id: Option<String>,
     /// The gateway has said that the child is initialized.
     initialized: bool,
     /// The present gateway reads status frames.
@@ -123,25 +123,25 @@ pub struct Edge {
     /// The present gateway uses strings as progress tokens that contain a number.
     text_tokens: bool,
     /// This child has asked something.
-    asking: bool,
+    has_asked: bool,
     /// New requests are refused.
     stopping: bool,
 }
 
-impl Edge {
+impl ProxyState {
     /// The link is gone. Gives the lines that tell the child to stop what nobody waits for.
     pub fn disconnected(&mut self) -> Vec<String> {
-        (self.wanted, self.ours, self.text_tokens) = (None, false, false);
+        (self.pending_initialize_id, self.ours, self.text_tokens) = (None, false, false);
         self.others.clear();
-        if let Phase::Greeting(held) = &mut self.phase {
-            *held = Held::default();
+        if let ChildPhase::Initializing(held) = &mut self.phase {
+            *held = HeldFrames::default();
         }
         let open = mem::take(&mut self.open);
         if self.next >= SMALL {
             // Soon the ids would not be exact. Beginning again only risks that a late answer passes for another.
             self.next = 0;
-            if matches!((&self.greeting, &self.phase), (Greeting::Asked, Phase::Up)) {
-                (self.greeting, self.hello) = (Greeting::None, None);
+            if matches!((&self.initialize_state, &self.phase), (InitializeState::Asked, ChildPhase::Up)) {
+                (self.initialize_state, self.initialize_request) = (InitializeState::None, None);
             }
         }
         self.offset = self.next;
@@ -151,11 +151,13 @@ impl Edge {
     /// The child has ended, `why` says of whom and how in one sentence; `due` is when it is started again, if it is.
     /// Gives the answers that it left out, for the gateway.
     pub fn child_gone(&mut self, why: &str, due: Option<Instant>) -> Vec<String> {
-        self.asking = false;
+        self.has_asked = false;
         let moved =
             mem::take(&mut self.open).into_iter().map(|id| (id.saturating_sub(self.offset)).to_string());
         let mut ids: Vec<String> = moved.chain(mem::take(&mut self.others)).collect();
-        if let Phase::Greeting(held) = mem::replace(&mut self.phase, Phase::Down { why: why.into(), due }) {
+        if let ChildPhase::Initializing(held) =
+            mem::replace(&mut self.phase, ChildPhase::Down { why: why.into(), due })
+        {
             let held = held.frames.iter().filter_map(|frame| Message::read(frame).ok());
             ids.extend(held.filter_map(|message| message.id().map(str::to_owned)));
         }
@@ -164,11 +166,12 @@ impl Edge {
 
     /// The child was started anew. Gives what it is told first, if anything.
     pub fn child_back(&mut self) -> Option<String> {
-        let Some(hello) = &self.hello else {
-            self.phase = Phase::Up;
+        let Some(hello) = &self.initialize_request else {
+            self.phase = ChildPhase::Up;
             return None;
         };
-        (self.phase, self.greeting) = (Phase::Greeting(Held::default()), Greeting::Asked);
+        (self.phase, self.initialize_state) =
+            (ChildPhase::Initializing(HeldFrames::default()), InitializeState::Asked);
         Some(hello.line.clone())
     }
 
@@ -185,77 +188,80 @@ impl Edge {
     /// Number of requests that the child has not answered, including those held until it is initialized.
     pub fn running(&self) -> usize {
         let held = match &self.phase {
-            Phase::Greeting(held) => held.frames.len(),
-            Phase::Up | Phase::Down { .. } => 0,
+            ChildPhase::Initializing(held) => held.frames.len(),
+            ChildPhase::Up | ChildPhase::Down { .. } => 0,
         };
         self.open.len() + self.others.len() + held
     }
 
     /// Whether the child takes requests.
     pub fn is_up(&self) -> bool {
-        matches!(self.phase, Phase::Up)
+        matches!(self.phase, ChildPhase::Up)
     }
 
     /// Whether the child was started anew and has not answered `initialize` so far.
-    pub fn is_greeting(&self) -> bool {
-        matches!(self.phase, Phase::Greeting(_))
+    pub fn is_initializing(&self) -> bool {
+        matches!(self.phase, ChildPhase::Initializing(_))
     }
 
     /// A frame came from the gateway.
-    pub fn from_gateway(&mut self, now: Instant, frame: &str) -> Down {
+    pub fn on_gateway_frame(&mut self, now: Instant, frame: &str) -> ToChild {
         let Ok(message) = Message::read(frame) else {
-            return Status::read(frame).map_or(Down::Drop("a frame that is no message"), Down::Status);
+            return Status::read(frame).map_or(ToChild::Drop("a frame that is no message"), ToChild::Status);
         };
         if let (true, Kind::Request, Some(id)) = (self.stopping, message.kind(), message.id()) {
-            return Down::Gateway(jsonrpc::error(id, jsonrpc::DOWN, STOPPING));
+            return ToChild::Gateway(jsonrpc::error(id, jsonrpc::DOWN, STOPPING));
         }
         match (message.kind(), message.method(), &self.phase) {
-            (Kind::Request, "initialize", _) => self.greet(&message),
+            (Kind::Request, "initialize", _) => self.initialize(&message),
             (Kind::Notification, "notifications/initialized", phase) => {
-                let is_up = matches!(phase, Phase::Up);
+                let is_up = matches!(phase, ChildPhase::Up);
                 match mem::replace(&mut self.initialized, true) {
-                    true => Down::Drop("the child is initialized already"),
-                    false if is_up => Down::Child(message.splice(&[])),
+                    true => ToChild::Drop("the child is initialized already"),
+                    false if is_up => ToChild::Child(message.splice(&[])),
                     // It is told as soon as it can be.
-                    false => Down::Drop("the child is not initialized yet"),
+                    false => ToChild::Drop("the child is not initialized yet"),
                 }
             }
-            (.., Phase::Up) => self.pass(&message),
-            (.., Phase::Greeting(_)) => self.hold(&message),
-            (.., Phase::Down { why, due }) => turn_away(&message, why, *due, now),
+            (.., ChildPhase::Up) => self.pass(&message),
+            (.., ChildPhase::Initializing(_)) => self.hold(&message),
+            (.., ChildPhase::Down { why, due }) => reject(&message, why, *due, now),
         }
     }
 
     /// A line came from the child.
-    pub fn from_child(&mut self, line: &str) -> Up {
-        if matches!(self.phase, Phase::Down { .. }) {
-            return Up::Stale;
+    pub fn on_child_line(&mut self, line: &str) -> ToGateway {
+        if matches!(self.phase, ChildPhase::Down { .. }) {
+            return ToGateway::Stale;
         }
-        let Ok(message) = Message::read(line) else { return Up::Noise };
+        let Ok(message) = Message::read(line) else { return ToGateway::Noise };
         match message.kind() {
             Kind::Response => self.answer(&message),
             Kind::Notification if message.method() == "notifications/progress" => {
-                let Ok(span) = message.param(&["progressToken"]) else { return Up::Noise };
+                let Ok(span) = message.param(&["progressToken"]) else { return ToGateway::Noise };
                 let raw = span.clone().map(|span| &line[span]);
                 match raw.and_then(|raw| self.known_token(raw)).zip(span) {
-                    Some((token, _)) if token < self.offset => Up::Stale,
+                    Some((token, _)) if token < self.offset => ToGateway::Stale,
                     Some((token, span)) => {
-                        Up::Gateway(message.splice(&[(span, &(token - self.offset).to_string())]))
+                        ToGateway::Gateway(message.splice(&[(span, &(token - self.offset).to_string())]))
                     }
-                    None => Up::Gateway(message.splice(&[])),
+                    None => ToGateway::Gateway(message.splice(&[])),
                 }
             }
             kind => {
-                self.asking |= kind == Kind::Request;
-                Up::Gateway(message.splice(&[]))
+                self.has_asked |= kind == Kind::Request;
+                ToGateway::Gateway(message.splice(&[]))
             }
         }
     }
 
     /// The child wrote an answer that cannot be used: the request that it was for fails, with these words. Where the answer
     /// does not say for which, it can only be for the one that is open.
-    pub fn unusable(&mut self, id: Option<&str>, words: &str) -> Up {
-        let greeting = self.hello.as_ref().filter(|_| matches!(self.greeting, Greeting::Asked));
+    pub fn unusable(&mut self, id: Option<&str>, words: &str) -> ToGateway {
+        let greeting = self
+            .initialize_request
+            .as_ref()
+            .filter(|_| matches!(self.initialize_state, InitializeState::Asked));
         let id = match id {
             Some(id) => Some(id.to_owned()),
             None if self.open.len() + self.others.len() + usize::from(greeting.is_some()) == 1 => {
@@ -267,8 +273,8 @@ impl Edge {
             None => None,
         };
         match id.filter(|id| self.is_open(id)) {
-            Some(id) => self.from_child(&jsonrpc::error(&id, jsonrpc::INTERNAL_ERROR, words)),
-            None => Up::Noise,
+            Some(id) => self.on_child_line(&jsonrpc::error(&id, jsonrpc::INTERNAL_ERROR, words)),
+            None => ToGateway::Noise,
         }
     }
 
@@ -276,7 +282,7 @@ impl Edge {
     fn is_open(&self, id: &str) -> bool {
         let number = decimal(id);
         let text = number.map(|number| format!("\"{number}\""));
-        let is_hello = matches!(self.greeting, Greeting::Asked) && self.is_hello(id);
+        let is_hello = matches!(self.initialize_state, InitializeState::Asked) && self.is_initialize_id(id);
         is_hello
             || number.is_some_and(|number| self.open.contains(&number))
             || self.others.contains(id)
@@ -284,63 +290,71 @@ impl Edge {
     }
 
     /// A message for a child that is up, but for what begins a conversation.
-    fn pass(&mut self, message: &Message<'_>) -> Down {
+    fn pass(&mut self, message: &Message<'_>) -> ToChild {
         match (message.kind(), message.method()) {
             (Kind::Request, _) => self.ask(message),
             (Kind::Notification, "notifications/cancelled") => self.cancel(message),
-            _ => Down::Child(message.splice(&[])),
+            _ => ToChild::Child(message.splice(&[])),
         }
     }
 
     /// A message for a child that is not initialized yet.
-    fn hold(&mut self, message: &Message<'_>) -> Down {
+    fn hold(&mut self, message: &Message<'_>) -> ToChild {
         if message.kind() == Kind::Response {
             // It may be what the child waits for; to the one before it nothing is owed any more.
-            return if self.asking { Down::Child(message.splice(&[])) } else { Down::Drop("a late answer") };
+            return if self.has_asked {
+                ToChild::Child(message.splice(&[]))
+            } else {
+                ToChild::Drop("a late answer")
+            };
         }
-        let Phase::Greeting(held) = &mut self.phase else { return Down::Drop("nothing to wait for") };
+        let ChildPhase::Initializing(held) = &mut self.phase else {
+            return ToChild::Drop("nothing to wait for");
+        };
         let bytes = held.bytes + message.text().len();
         if held.frames.len() < EDGE_HELD && bytes <= EDGE_HELD_BYTES {
             held.frames.push_back(message.text().to_owned());
             held.bytes = bytes;
-            return Down::Held;
+            return ToChild::Held;
         }
         match message.id() {
             Some(id) => {
                 let why = "the server is being started, and as many calls wait for it as may";
-                Down::Gateway(jsonrpc::error(id, jsonrpc::BUSY, why))
+                ToChild::Gateway(jsonrpc::error(id, jsonrpc::BUSY, why))
             }
-            None => Down::Drop("a notification for which there is no room"),
+            None => ToChild::Drop("a notification for which there is no room"),
         }
     }
 
-    fn cancel(&mut self, message: &Message<'_>) -> Down {
+    fn cancel(&mut self, message: &Message<'_>) -> ToChild {
         let Ok(span) = message.param(&["requestId"]) else {
-            return Down::Drop("a cancellation with an ambiguous request id");
+            return ToChild::Drop("a cancellation with an ambiguous request id");
         };
         if let Some(raw) = span.clone().map(|span| &message.text()[span]) {
             let theirs = self.to_child(raw);
             let known = theirs.map_or_else(|| raw.to_owned(), |id| id.to_string());
-            if matches!(self.greeting, Greeting::Asked) && self.is_hello(&known) {
-                return Down::Drop("initialize is never cancelled");
+            if matches!(self.initialize_state, InitializeState::Asked) && self.is_initialize_id(&known) {
+                return ToChild::Drop("initialize is never cancelled");
             }
             match theirs {
                 Some(id) => self.open.remove(&id),
                 None => self.others.remove(raw),
             };
         }
-        Down::Child(self.shift(message, span.into_iter(), Self::to_child))
+        ToChild::Child(self.remap_ids(message, span.into_iter(), Self::to_child))
     }
 
-    fn greet(&mut self, message: &Message<'_>) -> Down {
+    fn initialize(&mut self, message: &Message<'_>) -> ToChild {
         let id = message.id().unwrap_or_default().to_owned();
-        match (&self.phase, &self.greeting) {
-            (Phase::Up, Greeting::Known(result)) => return Down::Gateway(jsonrpc::result(&id, result)),
-            (Phase::Up, Greeting::None) => {}
-            (Phase::Down { .. }, _) if self.hello.is_none() => {}
+        match (&self.phase, &self.initialize_state) {
+            (ChildPhase::Up, InitializeState::Known(result)) => {
+                return ToChild::Gateway(jsonrpc::result(&id, result));
+            }
+            (ChildPhase::Up, InitializeState::None) => {}
+            (ChildPhase::Down { .. }, _) if self.initialize_request.is_none() => {}
             _ => {
-                self.wanted = Some(id);
-                return Down::Drop("the child has not answered an earlier initialize");
+                self.pending_initialize_id = Some(id);
+                return ToChild::Drop("the child has not answered an earlier initialize");
             }
         }
         let line = match self.request(message) {
@@ -348,16 +362,16 @@ impl Edge {
             Err(refused) => return refused,
         };
         let theirs = self.to_child(&id).map_or_else(|| id.clone(), |id| id.to_string());
-        self.hello = Some(Hello { line: line.clone(), id: theirs });
-        self.wanted = Some(id);
+        self.initialize_request = Some(InitializeRequest { line: line.clone(), id: theirs });
+        self.pending_initialize_id = Some(id);
         if !self.is_up() {
-            return Down::Drop("initialize waits for the child");
+            return ToChild::Drop("initialize waits for the child");
         }
-        self.greeting = Greeting::Asked;
-        Down::Child(line)
+        self.initialize_state = InitializeState::Asked;
+        ToChild::Child(line)
     }
 
-    fn ask(&mut self, message: &Message<'_>) -> Down {
+    fn ask(&mut self, message: &Message<'_>) -> ToChild {
         let line = match self.request(message) {
             Ok(line) => line,
             Err(refused) => return refused,
@@ -368,13 +382,13 @@ impl Edge {
             None if raw.len() <= ID_BYTES => remember(&mut self.others, raw.to_owned()),
             None => {}
         }
-        Down::Child(line)
+        ToChild::Child(line)
     }
 
     /// A request as the child gets it, or why it does not.
-    fn request(&mut self, message: &Message<'_>) -> Result<String, Down> {
+    fn request(&mut self, message: &Message<'_>) -> Result<String, ToChild> {
         let Ok(token) = message.param(&["_meta", "progressToken"]) else {
-            return Err(Down::Drop("a request with an ambiguous progress token"));
+            return Err(ToChild::Drop("a request with an ambiguous progress token"));
         };
         let mut spans: Vec<Span> = message.id_span().into_iter().chain(token.clone()).collect();
         spans.sort_by_key(|span| span.start);
@@ -383,7 +397,7 @@ impl Edge {
             // On its way back it could not be told from one that was moved.
             let why = "request ids and progress tokens from 2^52 to 2^53 are not carried";
             let id = message.id().unwrap_or_default();
-            return Err(Down::Gateway(jsonrpc::error(id, jsonrpc::INVALID_REQUEST, why)));
+            return Err(ToChild::Gateway(jsonrpc::error(id, jsonrpc::INVALID_REQUEST, why)));
         }
         let token = token.map(|span| &message.text()[span]);
         self.text_tokens |=
@@ -391,31 +405,31 @@ impl Edge {
         if let Some(id) = message.id().and_then(|id| self.to_child(id)) {
             self.next = self.next.max(id + 1);
         }
-        Ok(self.shift(message, spans.into_iter(), Self::to_child))
+        Ok(self.remap_ids(message, spans.into_iter(), Self::to_child))
     }
 
-    fn answer(&mut self, message: &Message<'_>) -> Up {
-        let Some(raw) = message.id() else { return Up::Gateway(message.splice(&[])) };
-        if matches!(self.greeting, Greeting::Asked) && self.is_hello(raw) {
-            return self.greeted(message);
+    fn answer(&mut self, message: &Message<'_>) -> ToGateway {
+        let Some(raw) = message.id() else { return ToGateway::Gateway(message.splice(&[])) };
+        if matches!(self.initialize_state, InitializeState::Asked) && self.is_initialize_id(raw) {
+            return self.on_initialize_result(message);
         }
         if self.others.remove(raw) {
-            return Up::Gateway(message.splice(&[]));
+            return ToGateway::Gateway(message.splice(&[]));
         }
         let Some(id) = decimal(raw).filter(|id| *id < EXACT) else {
-            return Up::Stray(message.splice(&[]));
+            return ToGateway::Stray(message.splice(&[]));
         };
         let known = self.open.remove(&id);
         let text = format!("\"{id}\"");
         if !known && self.others.remove(&text) {
-            return Up::Gateway(message.with_id(&text));
+            return ToGateway::Gateway(message.with_id(&text));
         }
         if id < self.offset {
-            return Up::Stale;
+            return ToGateway::Stale;
         }
         let answer = message.with_id(&(id - self.offset).to_string());
         // The gateway may have cancelled what it asked, and knows that itself.
-        if known || id < self.next { Up::Gateway(answer) } else { Up::Stray(answer) }
+        if known || id < self.next { ToGateway::Gateway(answer) } else { ToGateway::Stray(answer) }
     }
 
     /// The number of a progress token of ours, whatever form the child gave it.
@@ -425,30 +439,35 @@ impl Edge {
     }
 
     /// Whether this is the id of `initialize`, as the child knows it.
-    fn is_hello(&self, raw: &str) -> bool {
-        self.hello.as_ref().is_some_and(|hello| is_same(&hello.id, raw) || is_same_text(&hello.id, raw))
+    fn is_initialize_id(&self, raw: &str) -> bool {
+        self.initialize_request
+            .as_ref()
+            .is_some_and(|hello| is_same(&hello.id, raw) || is_same_text(&hello.id, raw))
     }
 
     /// The child has answered `initialize`.
-    fn greeted(&mut self, message: &Message<'_>) -> Up {
-        let anew = self.is_greeting();
-        if anew && message.result().is_none() && self.wanted.is_none() {
-            return Up::Refused;
+    fn on_initialize_result(&mut self, message: &Message<'_>) -> ToGateway {
+        let anew = self.is_initializing();
+        if anew && message.result().is_none() && self.pending_initialize_id.is_none() {
+            return ToGateway::Refused;
         }
         match message.result() {
-            Some(result) => self.greeting = Greeting::Known(result.to_owned()),
+            Some(result) => self.initialize_state = InitializeState::Known(result.to_owned()),
             // It is told that it is initialized when it is, whatever the one before was told.
-            None => (self.greeting, self.hello, self.initialized) = (Greeting::None, None, false),
+            None => {
+                (self.initialize_state, self.initialize_request, self.initialized) =
+                    (InitializeState::None, None, false)
+            }
         }
-        let answer = self.wanted.take().map(|id| message.with_id(&id));
+        let answer = self.pending_initialize_id.take().map(|id| message.with_id(&id));
         match mem::take(&mut self.phase) {
-            Phase::Greeting(held) => self.ready(answer, held),
-            _ => answer.map_or(Up::Stale, Up::Gateway),
+            ChildPhase::Initializing(held) => self.ready(answer, held),
+            _ => answer.map_or(ToGateway::Stale, ToGateway::Gateway),
         }
     }
 
     /// The new child is initialized.
-    fn ready(&mut self, answer: Option<String>, held: Held) -> Up {
+    fn ready(&mut self, answer: Option<String>, held: HeldFrames) -> ToGateway {
         let mut lines = Vec::new();
         if self.initialized {
             // Said once by the gateway, for all that follow: what waits is not for a child that has not heard it.
@@ -458,17 +477,17 @@ impl Edge {
         let mut frames = answer.map_or_else(|| self.announcement(), |answer| vec![answer]);
         for frame in &held.frames {
             match Message::read(frame).map(|message| self.pass(&message)) {
-                Ok(Down::Child(line)) => lines.push(line),
-                Ok(Down::Gateway(frame)) => frames.push(frame),
+                Ok(ToChild::Child(line)) => lines.push(line),
+                Ok(ToChild::Gateway(frame)) => frames.push(frame),
                 _ => {}
             }
         }
-        Up::Ready { lines, frames }
+        ToGateway::Ready { lines, frames }
     }
 
     /// What makes the gateway list again. For one of ours the status comes first: what follows is then part of it.
     fn announcement(&self) -> Vec<String> {
-        let Greeting::Known(result) = &self.greeting else { return Vec::new() };
+        let InitializeState::Known(result) = &self.initialize_state else { return Vec::new() };
         let declared =
             |what: &str| matches!(find(result, 0..result.len(), &["capabilities", what]), Ok(Some(_)));
         // A server may leave the capability out and have tools all the same.
@@ -480,7 +499,7 @@ impl Edge {
     }
 
     /// The message with its numeric ids moved; other ids stay as they are.
-    fn shift(
+    fn remap_ids(
         &self,
         message: &Message<'_>,
         spans: impl Iterator<Item = Span>,
@@ -507,16 +526,16 @@ fn remember<T: Ord>(open: &mut BTreeSet<T>, id: T) {
 }
 
 /// The answer to what comes while the child is down.
-fn turn_away(message: &Message<'_>, why: &str, due: Option<Instant>, now: Instant) -> Down {
+fn reject(message: &Message<'_>, why: &str, due: Option<Instant>, now: Instant) -> ToChild {
     let (Kind::Request, Some(id)) = (message.kind(), message.id()) else {
-        return Down::Drop("a message for a child that is down");
+        return ToChild::Drop("a message for a child that is down");
     };
     let text = match due.map(|due| due.saturating_duration_since(now)) {
         Some(rest) if !rest.is_zero() => format!("{why}; it is started again in {:.1} s", rest.as_secs_f64()),
         Some(_) => format!("{why}; it is being started again"),
         None => why.to_owned(),
     };
-    Down::Gateway(jsonrpc::error(id, jsonrpc::DOWN, &text))
+    ToChild::Gateway(jsonrpc::error(id, jsonrpc::DOWN, &text))
 }
 
 /// The error message for a request that arrives while the edge program is stopping.
@@ -543,30 +562,30 @@ mod tests {
 
     use super::*;
 
-    impl Edge {
+    impl ProxyState {
         /// A frame from the gateway, when the time does not matter.
-        fn gets(&mut self, frame: &str) -> Down {
-            self.from_gateway(Instant::now(), frame)
+        fn gets(&mut self, frame: &str) -> ToChild {
+            self.on_gateway_frame(Instant::now(), frame)
         }
     }
 
     #[test]
     fn stopping_refuses_requests_and_lets_the_rest_pass() {
-        let mut edge = Edge::default();
+        let mut edge = ProxyState::default();
         let call = |id: u64| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call"}}"#);
-        assert_eq!(edge.gets(&call(1)), Down::Child(call(1)));
+        assert_eq!(edge.gets(&call(1)), ToChild::Child(call(1)));
         assert_eq!(edge.running(), 1);
         edge.stop();
         let refusal = r#"{"jsonrpc":"2.0","id":2,"error":{"code":-31002,"message":"the edge is stopping"}}"#;
-        assert_eq!(edge.gets(&call(2)), Down::Gateway(refusal.into()));
+        assert_eq!(edge.gets(&call(2)), ToChild::Gateway(refusal.into()));
         for frame in [
             r#"{"jsonrpc":"2.0","id":9,"result":{}}"#,
             r#"{"jsonrpc":"2.0","method":"notifications/message"}"#,
         ] {
-            assert_eq!(edge.gets(frame), Down::Child(frame.into()));
+            assert_eq!(edge.gets(frame), ToChild::Child(frame.into()));
         }
         let answer = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
-        assert_eq!(edge.from_child(answer), Up::Gateway(answer.into()));
+        assert_eq!(edge.on_child_line(answer), ToGateway::Gateway(answer.into()));
         assert_eq!(edge.running(), 0);
     }
 
@@ -588,60 +607,64 @@ mod tests {
 
     #[test]
     fn the_first_link_passes_everything_as_it_is() {
-        let mut edge = Edge::default();
-        assert_eq!(edge.gets(&call(1)), Down::Child(call(1)));
-        assert_eq!(edge.from_child(&progress(1)), Up::Gateway(progress(1)));
-        assert_eq!(edge.from_child(&answer(1)), Up::Gateway(answer(1)));
+        let mut edge = ProxyState::default();
+        assert_eq!(edge.gets(&call(1)), ToChild::Child(call(1)));
+        assert_eq!(edge.on_child_line(&progress(1)), ToGateway::Gateway(progress(1)));
+        assert_eq!(edge.on_child_line(&answer(1)), ToGateway::Gateway(answer(1)));
         let ping = r#"{"jsonrpc":"2.0","id":"x","method":"ping"}"#;
-        assert_eq!(edge.from_child(ping), Up::Gateway(ping.into()));
-        assert_eq!(edge.from_child("Listening on port 3"), Up::Noise);
-        assert!(matches!(edge.gets(r#"{"status":"registered","id":"x"}"#), Down::Status(_)));
+        assert_eq!(edge.on_child_line(ping), ToGateway::Gateway(ping.into()));
+        assert_eq!(edge.on_child_line("Listening on port 3"), ToGateway::Noise);
+        assert!(matches!(edge.gets(r#"{"status":"registered","id":"x"}"#), ToChild::Status(_)));
     }
 
     #[test]
     fn answers_and_progress_with_ids_in_another_form_are_known() {
-        let mut edge = Edge::default();
+        let mut edge = ProxyState::default();
         edge.gets(&call(1));
         edge.disconnected();
         for form in ["\"2\"", "2.0", "2e0", "20e-1", "\"2.0\""] {
-            assert_eq!(edge.gets(&call(0)), Down::Child(call(2)), "{form}");
+            assert_eq!(edge.gets(&call(0)), ToChild::Child(call(2)), "{form}");
             let in_form = |text: String| {
                 text.replace(":2,", &format!(":{form},")).replace(":2}", &format!(":{form}}}"))
             };
-            assert_eq!(edge.from_child(&in_form(progress(2))), Up::Gateway(progress(0)), "{form}");
+            assert_eq!(edge.on_child_line(&in_form(progress(2))), ToGateway::Gateway(progress(0)), "{form}");
             let result = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
-            assert_eq!(edge.from_child(&result(form)), Up::Gateway(result("0")), "{form}");
+            assert_eq!(edge.on_child_line(&result(form)), ToGateway::Gateway(result("0")), "{form}");
             assert_eq!(edge.running(), 0, "{form}");
-            assert_eq!(edge.from_child(&result(form)), Up::Gateway(result("0")), "again: {form}");
-            assert_eq!(edge.from_child(&result("\"1\"")), Up::Stale, "of the link before");
+            assert_eq!(edge.on_child_line(&result(form)), ToGateway::Gateway(result("0")), "again: {form}");
+            assert_eq!(edge.on_child_line(&result("\"1\"")), ToGateway::Stale, "of the link before");
         }
         let named = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"m"}}"#);
         let result = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
         edge.gets(&named("\"7\""));
-        assert_eq!(edge.from_child(&result("7")), Up::Gateway(result("\"7\"")), "the other way round");
-        assert_eq!(edge.from_child(&result("\"9\"")), Up::Stray(result("7")), "never asked");
-        assert_eq!(edge.from_child(&result("\"x\"")), Up::Stray(result("\"x\"")));
+        assert_eq!(
+            edge.on_child_line(&result("7")),
+            ToGateway::Gateway(result("\"7\"")),
+            "the other way round"
+        );
+        assert_eq!(edge.on_child_line(&result("\"9\"")), ToGateway::Stray(result("7")), "never asked");
+        assert_eq!(edge.on_child_line(&result("\"x\"")), ToGateway::Stray(result("\"x\"")));
     }
 
     #[test]
     fn an_answer_that_cannot_be_used_fails_its_request() {
-        let mut edge = Edge::default();
+        let mut edge = ProxyState::default();
         edge.gets(&call(1));
         edge.disconnected();
-        let failed = |id: &str| Up::Gateway(jsonrpc::error(id, jsonrpc::INTERNAL_ERROR, "no"));
+        let failed = |id: &str| ToGateway::Gateway(jsonrpc::error(id, jsonrpc::INTERNAL_ERROR, "no"));
         let named = r#"{"jsonrpc":"2.0","id":"x","method":"m"}"#;
         for id in [Some("2"), Some("\"2\""), None] {
             edge.gets(&call(0));
             assert_eq!(edge.unusable(id, "no"), failed("0"), "{id:?}");
-            assert_eq!((edge.unusable(Some("2"), "no"), edge.running()), (Up::Noise, 0));
+            assert_eq!((edge.unusable(Some("2"), "no"), edge.running()), (ToGateway::Noise, 0));
         }
         edge.gets(named);
         assert_eq!(edge.unusable(None, "no"), failed("\"x\""));
-        assert_eq!(edge.unusable(None, "no"), Up::Noise, "nothing is open");
+        assert_eq!(edge.unusable(None, "no"), ToGateway::Noise, "nothing is open");
         edge.gets(named);
         edge.gets(&call(0));
-        assert_eq!(edge.unusable(None, "no"), Up::Noise, "it may be for either");
-        let mut edge = Edge::default();
+        assert_eq!(edge.unusable(None, "no"), ToGateway::Noise, "it may be for either");
+        let mut edge = ProxyState::default();
         edge.gets(r#"{"jsonrpc":"2.0","id":7,"method":"initialize","params":{}}"#);
         assert_eq!(edge.unusable(None, "no"), failed("7"));
     }
@@ -649,51 +672,54 @@ mod tests {
     #[test]
     fn initialize_may_be_answered_under_its_id_in_another_form() {
         for form in ["\"1\"", "1.0", "1e0"] {
-            let mut edge = Edge::default();
+            let mut edge = ProxyState::default();
             edge.gets(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
             let answer = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
-            assert_eq!(edge.from_child(&answer(form)), Up::Gateway(answer("1")), "{form}");
+            assert_eq!(edge.on_child_line(&answer(form)), ToGateway::Gateway(answer("1")), "{form}");
         }
     }
 
     #[test]
     fn text_tokens_of_a_gateway_stay_as_they_are() {
-        let mut edge = Edge::default();
+        let mut edge = ProxyState::default();
         edge.gets(&call(5));
         edge.disconnected();
         let asks = r#"{"jsonrpc":"2.0","id":1,"method":"m","params":{"_meta":{"progressToken":"3"}}}"#;
         edge.gets(asks);
         let told = r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"3"}}"#;
-        assert_eq!(edge.from_child(told), Up::Gateway(told.into()));
+        assert_eq!(edge.on_child_line(told), ToGateway::Gateway(told.into()));
     }
 
     #[test]
     fn late_answers_do_not_reach_a_new_link() {
-        let mut edge = Edge::default();
+        let mut edge = ProxyState::default();
         edge.gets(&call(1));
         edge.gets(&call(2));
-        edge.from_child(&answer(1));
+        edge.on_child_line(&answer(1));
         let lines = edge.disconnected();
         assert_eq!(lines.len(), 1);
         assert!(lines[0].contains("\"requestId\":2"), "{lines:?}");
-        assert_eq!(edge.gets(&call(1)), Down::Child(call(4)));
-        assert_eq!(edge.from_child(&answer(2)), Up::Stale);
-        assert_eq!(edge.from_child(&progress(2)), Up::Stale);
-        assert_eq!(edge.from_child(&progress(4)), Up::Gateway(progress(1)));
+        assert_eq!(edge.gets(&call(1)), ToChild::Child(call(4)));
+        assert_eq!(edge.on_child_line(&answer(2)), ToGateway::Stale);
+        assert_eq!(edge.on_child_line(&progress(2)), ToGateway::Stale);
+        assert_eq!(edge.on_child_line(&progress(4)), ToGateway::Gateway(progress(1)));
         let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
-        assert_eq!(edge.gets(cancel), Down::Child(cancel.replace(":1}", ":4}")));
-        assert_eq!(edge.from_child(&answer(4)), Up::Gateway(answer(1).replace("\"n\":1", "\"n\":4")));
+        assert_eq!(edge.gets(cancel), ToChild::Child(cancel.replace(":1}", ":4}")));
+        assert_eq!(
+            edge.on_child_line(&answer(4)),
+            ToGateway::Gateway(answer(1).replace("\"n\":1", "\"n\":4"))
+        );
         assert!(edge.disconnected().is_empty());
     }
 
     #[test]
     fn an_id_of_0_is_one_like_any_other() {
-        let mut edge = Edge::default();
+        let mut edge = ProxyState::default();
         for _ in 0..3 {
-            assert!(matches!(edge.gets(&call(0)), Down::Child(_)));
+            assert!(matches!(edge.gets(&call(0)), ToChild::Child(_)));
             let theirs = *edge.open.first().unwrap();
             assert!(
-                matches!(edge.from_child(&answer(theirs)), Up::Gateway(frame) if frame.contains("\"id\":0,"))
+                matches!(edge.on_child_line(&answer(theirs)), ToGateway::Gateway(frame) if frame.contains("\"id\":0,"))
             );
             edge.disconnected();
         }
@@ -701,37 +727,40 @@ mod tests {
 
     #[test]
     fn a_child_is_initialized_once() {
-        let mut edge = Edge::default();
+        let mut edge = ProxyState::default();
         let hello = |id| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{}}}}"#);
         let done = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
-        assert_eq!(edge.gets(&hello(1)), Down::Child(hello(1)));
-        assert_eq!(edge.from_child(&answer(1)), Up::Gateway(answer(1)));
-        assert_eq!(edge.gets(done), Down::Child(done.into()));
+        assert_eq!(edge.gets(&hello(1)), ToChild::Child(hello(1)));
+        assert_eq!(edge.on_child_line(&answer(1)), ToGateway::Gateway(answer(1)));
+        assert_eq!(edge.gets(done), ToChild::Child(done.into()));
         assert!(edge.disconnected().is_empty());
         let known = r#"{"jsonrpc":"2.0","id":9,"result":{"n":1}}"#;
-        assert_eq!(edge.gets(&hello(9)), Down::Gateway(known.into()));
-        assert!(matches!(edge.gets(done), Down::Drop(_)));
+        assert_eq!(edge.gets(&hello(9)), ToChild::Gateway(known.into()));
+        assert!(matches!(edge.gets(done), ToChild::Drop(_)));
     }
 
     #[test]
     fn an_initialize_that_outlives_its_link_answers_the_next() {
-        let mut edge = Edge::default();
+        let mut edge = ProxyState::default();
         let hello = |id| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{}}}}"#);
         edge.gets(&hello(1));
         assert!(edge.disconnected().is_empty(), "initialize is never cancelled");
-        assert!(matches!(edge.gets(&hello(5)), Down::Drop(_)));
-        assert_eq!(edge.from_child(&answer(1)), Up::Gateway(answer(5).replace("\"n\":5", "\"n\":1")));
+        assert!(matches!(edge.gets(&hello(5)), ToChild::Drop(_)));
+        assert_eq!(
+            edge.on_child_line(&answer(1)),
+            ToGateway::Gateway(answer(5).replace("\"n\":5", "\"n\":1"))
+        );
     }
 
     #[test]
     fn large_ids_survive_reconnects() {
-        let mut edge = Edge::default();
+        let mut edge = ProxyState::default();
         for _ in 0..5000 {
             let id = SMALL - 1;
-            let Down::Child(line) = edge.gets(&call(id)) else { panic!("no line") };
+            let ToChild::Child(line) = edge.gets(&call(id)) else { panic!("no line") };
             let theirs = Message::read(&line).unwrap().id().unwrap().parse().unwrap();
             assert!(theirs < EXACT);
-            let Up::Gateway(frame) = edge.from_child(&answer(theirs)) else { panic!("no answer") };
+            let ToGateway::Gateway(frame) = edge.on_child_line(&answer(theirs)) else { panic!("no answer") };
             assert_eq!(Message::read(&frame).unwrap().id(), Some(id.to_string().as_str()));
             edge.disconnected();
         }
@@ -739,25 +768,25 @@ mod tests {
 
     #[test]
     fn what_must_not_reach_the_child() {
-        let mut edge = Edge::default();
+        let mut edge = ProxyState::default();
         edge.gets(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
         let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
-        assert!(matches!(edge.gets(cancel), Down::Drop(_)), "initialize is never cancelled");
+        assert!(matches!(edge.gets(cancel), ToChild::Drop(_)), "initialize is never cancelled");
         let ambiguous = cancel.replace(":1}", ":2,\"requestId\":3}");
-        assert!(matches!(edge.gets(&ambiguous), Down::Drop(_)));
-        assert!(matches!(edge.gets(&call(SMALL)), Down::Gateway(error) if error.contains("2^52")));
-        assert!(matches!(edge.gets(&call(EXACT)), Down::Child(line) if line == call(EXACT)));
+        assert!(matches!(edge.gets(&ambiguous), ToChild::Drop(_)));
+        assert!(matches!(edge.gets(&call(SMALL)), ToChild::Gateway(error) if error.contains("2^52")));
+        assert!(matches!(edge.gets(&call(EXACT)), ToChild::Child(line) if line == call(EXACT)));
     }
 
     #[test]
     fn a_refused_initialize_is_asked_again() {
-        let mut edge = Edge::default();
+        let mut edge = ProxyState::default();
         let hello = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#;
         edge.gets(hello);
         let error = r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"no"}}"#;
-        assert_eq!(edge.from_child(error), Up::Gateway(error.into()));
+        assert_eq!(edge.on_child_line(error), ToGateway::Gateway(error.into()));
         edge.disconnected();
-        assert!(matches!(edge.gets(hello), Down::Child(_)));
+        assert!(matches!(edge.gets(hello), ToChild::Child(_)));
     }
 
     #[test]
@@ -765,12 +794,15 @@ mod tests {
         let mut edge = running(false);
         edge.child_gone("it crashed", None);
         assert_eq!(edge.child_back(), Some(hello(1)));
-        assert!(matches!(edge.gets(&hello(2)), Down::Drop(_)));
+        assert!(matches!(edge.gets(&hello(2)), ToChild::Drop(_)));
         let error = |id| jsonrpc::error(id, 1, "not yet");
-        assert_eq!(edge.from_child(&error("1")), Up::Ready { lines: vec![], frames: vec![error("2")] });
-        assert_eq!(edge.gets(&hello(3)), Down::Child(hello(3)));
-        assert_eq!(edge.from_child(&greeting(3, "{}")), Up::Gateway(greeting(3, "{}")));
-        assert_eq!(edge.gets(DONE), Down::Child(DONE.into()));
+        assert_eq!(
+            edge.on_child_line(&error("1")),
+            ToGateway::Ready { lines: vec![], frames: vec![error("2")] }
+        );
+        assert_eq!(edge.gets(&hello(3)), ToChild::Child(hello(3)));
+        assert_eq!(edge.on_child_line(&greeting(3, "{}")), ToGateway::Gateway(greeting(3, "{}")));
+        assert_eq!(edge.gets(DONE), ToChild::Child(DONE.into()));
     }
 
     const DONE: &str = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
@@ -788,14 +820,14 @@ mod tests {
     }
 
     /// An edge whose child is initialized, behind a link of the original or of ours.
-    fn running(ours: bool) -> Edge {
-        let mut edge = Edge::default();
+    fn running(ours: bool) -> ProxyState {
+        let mut edge = ProxyState::default();
         if ours {
             edge.gateway_is_ours();
         }
-        assert_eq!(edge.gets(&hello(1)), Down::Child(hello(1)));
-        assert_eq!(edge.from_child(&greeting(1, "{}")), Up::Gateway(greeting(1, "{}")));
-        assert_eq!(edge.gets(DONE), Down::Child(DONE.into()));
+        assert_eq!(edge.gets(&hello(1)), ToChild::Child(hello(1)));
+        assert_eq!(edge.on_child_line(&greeting(1, "{}")), ToGateway::Gateway(greeting(1, "{}")));
+        assert_eq!(edge.gets(DONE), ToChild::Child(DONE.into()));
         edge
     }
 
@@ -806,12 +838,12 @@ mod tests {
         edge.disconnected();
         let text = r#"{"jsonrpc":"2.0","id":"a","method":"m"}"#;
         for (frame, line) in [(call(2), call(2 + 3)), (call(3), call(3 + 3)), (text.into(), text.into())] {
-            assert_eq!(edge.gets(&frame), Down::Child(line));
+            assert_eq!(edge.gets(&frame), ToChild::Child(line));
         }
-        edge.from_child(&answer(5));
+        edge.on_child_line(&answer(5));
         let error = |id| jsonrpc::error(id, jsonrpc::INTERNAL_ERROR, "server 's' exited with status 3");
         assert_eq!(edge.child_gone("server 's' exited with status 3", None), [error("3"), error("\"a\"")]);
-        assert_eq!(edge.from_child(&answer(6)), Up::Stale, "it is dead");
+        assert_eq!(edge.on_child_line(&answer(6)), ToGateway::Stale, "it is dead");
         assert!(edge.child_gone("x", None).is_empty(), "once is enough");
         assert!(edge.disconnected().is_empty());
     }
@@ -824,8 +856,8 @@ mod tests {
         for (after, words) in
             [(0, "started again in 1.5 s"), (1400, "in 0.1 s"), (1500, "is being started again")]
         {
-            let down = edge.from_gateway(now + Duration::from_millis(after), &call(7));
-            let Down::Gateway(error) = down else { panic!("{down:?}") };
+            let down = edge.on_gateway_frame(now + Duration::from_millis(after), &call(7));
+            let ToChild::Gateway(error) = down else { panic!("{down:?}") };
             let error = Message::read(&error).unwrap();
             assert_eq!(error.id(), Some("7"));
             let told = error.error().unwrap();
@@ -836,10 +868,12 @@ mod tests {
             );
         }
         for frame in [changed("roots"), answer(1), progress(1)] {
-            assert!(matches!(edge.gets(&frame), Down::Drop(_)), "{frame}");
+            assert!(matches!(edge.gets(&frame), ToChild::Drop(_)), "{frame}");
         }
         edge.child_gone("server 's' cannot be started", None);
-        assert!(matches!(edge.gets(&call(8)), Down::Gateway(error) if error.contains("cannot be started\"")));
+        assert!(
+            matches!(edge.gets(&call(8)), ToChild::Gateway(error) if error.contains("cannot be started\""))
+        );
     }
 
     #[test]
@@ -851,20 +885,23 @@ mod tests {
             let mut edge = running(ours);
             edge.child_gone("x", None);
             assert_eq!(edge.child_back(), Some(hello(1)), "as the gateway sent it");
-            assert!(edge.is_greeting() && !edge.is_up());
+            assert!(edge.is_initializing() && !edge.is_up());
             // What comes meanwhile waits, in its order; what the child says meanwhile passes.
             for frame in [call(2), changed("roots"), call(3)] {
-                assert_eq!(edge.gets(&frame), Down::Held);
+                assert_eq!(edge.gets(&frame), ToChild::Held);
             }
-            assert_eq!(edge.from_child(&changed("tools")), Up::Gateway(changed("tools")));
-            assert!(matches!(edge.gets(&answer(9)), Down::Drop(_)), "an answer to the dead one");
+            assert_eq!(edge.on_child_line(&changed("tools")), ToGateway::Gateway(changed("tools")));
+            assert!(matches!(edge.gets(&answer(9)), ToChild::Drop(_)), "an answer to the dead one");
             let lines = vec![DONE.into(), call(2), changed("roots"), call(3)];
-            assert_eq!(edge.from_child(&greeting(1, capabilities)), Up::Ready { lines, frames: told });
+            assert_eq!(
+                edge.on_child_line(&greeting(1, capabilities)),
+                ToGateway::Ready { lines, frames: told }
+            );
             assert!(edge.is_up());
-            assert_eq!(edge.from_child(&answer(2)), Up::Gateway(answer(2)));
+            assert_eq!(edge.on_child_line(&answer(2)), ToGateway::Gateway(answer(2)));
             assert_eq!(
                 edge.gets(&hello(9)),
-                Down::Gateway(greeting(9, capabilities)),
+                ToChild::Gateway(greeting(9, capabilities)),
                 "the new result is kept"
             );
             assert_eq!(edge.child_gone("x", None).len(), 1);
@@ -877,8 +914,8 @@ mod tests {
         edge.child_gone("x", None);
         edge.child_back();
         let ping = r#"{"jsonrpc":"2.0","id":9,"method":"ping"}"#;
-        assert_eq!(edge.from_child(ping), Up::Gateway(ping.into()));
-        assert_eq!(edge.gets(&answer(9)), Down::Child(answer(9)));
+        assert_eq!(edge.on_child_line(ping), ToGateway::Gateway(ping.into()));
+        assert_eq!(edge.gets(&answer(9)), ToChild::Child(answer(9)));
     }
 
     #[test]
@@ -887,22 +924,22 @@ mod tests {
         edge.child_gone("x", None);
         edge.child_back();
         for id in 0..EDGE_HELD as u64 {
-            assert_eq!(edge.gets(&call(id)), Down::Held);
+            assert_eq!(edge.gets(&call(id)), ToChild::Held);
         }
-        assert!(matches!(edge.gets(&call(999)), Down::Gateway(busy) if busy.contains("-32000")));
-        assert!(matches!(edge.gets(&changed("roots")), Down::Drop(_)));
+        assert!(matches!(edge.gets(&call(999)), ToChild::Gateway(busy) if busy.contains("-32000")));
+        assert!(matches!(edge.gets(&changed("roots")), ToChild::Drop(_)));
         assert_eq!(edge.child_gone("it died again", None).len(), EDGE_HELD);
         edge.child_back();
         let large = call(1).replace("tools/call", &"x".repeat(EDGE_HELD_BYTES / 2));
-        assert_eq!(edge.gets(&large), Down::Held);
-        assert!(matches!(edge.gets(&large), Down::Gateway(_)));
+        assert_eq!(edge.gets(&large), ToChild::Held);
+        assert!(matches!(edge.gets(&large), ToChild::Gateway(_)));
         edge.disconnected();
         assert_eq!(edge.child_gone("x", None), [""; 0], "nobody waits any more");
     }
 
     #[test]
     fn the_first_initialize_waits_for_the_next_child() {
-        let mut edge = Edge::default();
+        let mut edge = ProxyState::default();
         edge.gets(&hello(1));
         assert!(edge.child_gone("x", None).is_empty(), "it is not failed");
         assert!(edge.child_gone("x", None).is_empty());
@@ -912,39 +949,41 @@ mod tests {
         }
         assert_eq!(edge.child_back(), Some(hello(1)));
         let frames = vec![greeting(1, "{}")];
-        assert_eq!(edge.from_child(&greeting(1, "{}")), Up::Ready { lines: vec![], frames });
-        assert_eq!(edge.gets(DONE), Down::Child(DONE.into()), "by the gateway, as ever");
+        assert_eq!(edge.on_child_line(&greeting(1, "{}")), ToGateway::Ready { lines: vec![], frames });
+        assert_eq!(edge.gets(DONE), ToChild::Child(DONE.into()), "by the gateway, as ever");
     }
 
     #[test]
     fn an_initialize_while_the_child_is_down_waits_for_it() {
         // The first one of all.
-        let mut edge = Edge::default();
+        let mut edge = ProxyState::default();
         edge.child_gone("x", None);
-        assert!(matches!(edge.gets(&hello(4)), Down::Drop(_)));
+        assert!(matches!(edge.gets(&hello(4)), ToChild::Drop(_)));
         assert_eq!(edge.child_back(), Some(hello(4)));
         let frames = vec![greeting(4, "{}")];
-        assert_eq!(edge.from_child(&greeting(4, "{}")), Up::Ready { lines: vec![], frames });
+        assert_eq!(edge.on_child_line(&greeting(4, "{}")), ToGateway::Ready { lines: vec![], frames });
         // One of a later link: it gets what the new child says, and begins as with any other.
         let mut edge = running(true);
         edge.child_gone("x", None);
         edge.disconnected();
-        assert!(matches!(edge.gets(&hello(5)), Down::Drop(_)));
+        assert!(matches!(edge.gets(&hello(5)), ToChild::Drop(_)));
         assert_eq!(edge.child_back(), Some(hello(1)));
         let (lines, frames) = (vec![DONE.into()], vec![greeting(5, "{\"a\":1}")]);
-        assert_eq!(edge.from_child(&greeting(1, "{\"a\":1}")), Up::Ready { lines, frames });
-        assert!(matches!(edge.gets(DONE), Down::Drop(_)), "it was told already");
+        assert_eq!(edge.on_child_line(&greeting(1, "{\"a\":1}")), ToGateway::Ready { lines, frames });
+        assert!(matches!(edge.gets(DONE), ToChild::Drop(_)), "it was told already");
         // While it is being greeted, and with the word of the gateway coming too early.
         edge.child_gone("x", None);
         edge.child_back();
         edge.disconnected();
         edge.gets(&hello(6));
-        assert!(matches!(edge.from_child(&greeting(1, "{}")), Up::Ready { frames, .. } if frames.len() == 1));
+        assert!(
+            matches!(edge.on_child_line(&greeting(1, "{}")), ToGateway::Ready { frames, .. } if frames.len() == 1)
+        );
         edge.child_gone("x", None);
-        assert!(matches!(edge.gets(DONE), Down::Drop(_)));
+        assert!(matches!(edge.gets(DONE), ToChild::Drop(_)));
         edge.child_back();
         assert!(
-            matches!(edge.from_child(&greeting(1, "{}")), Up::Ready { lines, .. } if lines == [DONE.to_owned()])
+            matches!(edge.on_child_line(&greeting(1, "{}")), ToGateway::Ready { lines, .. } if lines == [DONE.to_owned()])
         );
     }
 
@@ -955,15 +994,15 @@ mod tests {
         edge.child_gone("x", None);
         edge.child_back();
         edge.gets(&call(2));
-        assert_eq!(edge.from_child(&refusal), Up::Refused);
+        assert_eq!(edge.on_child_line(&refusal), ToGateway::Refused);
         assert_eq!(edge.child_gone("x", None).len(), 1, "what waited is failed");
         assert_eq!(edge.child_back(), Some(hello(1)), "the next one may");
         // A gateway that waits for it hears of it instead.
         edge.disconnected();
         edge.gets(&hello(7));
-        let Up::Ready { frames, .. } = edge.from_child(&refusal) else { panic!("not ready") };
+        let ToGateway::Ready { frames, .. } = edge.on_child_line(&refusal) else { panic!("not ready") };
         assert_eq!(frames, [jsonrpc::error("7", -32603, "no")]);
-        assert!(matches!(edge.gets(&hello(8)), Down::Child(_)), "and asks the child itself");
+        assert!(matches!(edge.gets(&hello(8)), ToChild::Child(_)), "and asks the child itself");
     }
 
     #[test]
@@ -976,7 +1015,7 @@ mod tests {
         let long = "x".repeat(ID_BYTES);
         assert!(matches!(
             edge.gets(&format!(r#"{{"jsonrpc":"2.0","id":"{long}","method":"m"}}"#)),
-            Down::Child(_)
+            ToChild::Child(_)
         ));
         let failed = edge.child_gone("x", None);
         assert_eq!(failed.len(), 2 * EDGE_OPEN);

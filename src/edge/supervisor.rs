@@ -10,8 +10,8 @@ use std::{
 use futures_lite::future;
 
 use super::{
-    backend::stdio::{Outlet, Server},
-    link::State,
+    backend::stdio::{Outlet, StdioBackend},
+    link::EdgeState,
 };
 use crate::{
     config::{RegisterConfig, Restart},
@@ -26,10 +26,10 @@ use crate::{
 #[derive(Debug)]
 pub struct Supervisor<'a> {
     config: &'a RegisterConfig,
-    state: Arc<State>,
+    state: Arc<EdgeState>,
     restarts: Restarts,
     /// `None`: it is down.
-    server: Option<Server>,
+    server: Option<StdioBackend>,
     /// Number of the last start.
     generation: u64,
     born: Instant,
@@ -43,7 +43,7 @@ impl<'a> Supervisor<'a> {
     ///
     /// # Errors
     /// One line that names `--stdio`.
-    pub fn start(config: &'a RegisterConfig, state: &Arc<State>) -> Result<Self, FatalError> {
+    pub fn start(config: &'a RegisterConfig, state: &Arc<EdgeState>) -> Result<Self, FatalError> {
         let mut supervisor = Self {
             config,
             state: state.clone(),
@@ -108,7 +108,7 @@ impl<'a> Supervisor<'a> {
         let (state, generation) = (self.state.clone(), self.generation);
         let silent = async {
             timeout::until(self.born.checked_add(limits.greet_time)).await;
-            if !state.is_greeting(generation) {
+            if !state.is_initializing(generation) {
                 future::pending::<()>().await;
             }
             Some(format!("it did not answer initialize within {} s", limits.greet_time.as_secs_f64()))
@@ -166,11 +166,11 @@ impl<'a> Supervisor<'a> {
     }
 
     fn launch(&mut self) -> Result<(), FatalError> {
-        let (input, lines) = Server::queue(self.config);
+        let (input, lines) = StdioBackend::queue(self.config);
         self.generation = self.state.child_up(input.clone());
         self.born = Instant::now();
         let outlet = Outlet::Shared(self.state.clone(), self.generation);
-        self.server = Some(Server::start(self.config, outlet, input, lines)?);
+        self.server = Some(StdioBackend::start(self.config, outlet, input, lines)?);
         Ok(())
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     session, text,
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
-        handshake::{Claim, Grant, Registration, Status},
+        handshake::{Claim, Registration, ResumeGrant, Status},
     },
 };
 
@@ -335,7 +335,7 @@ impl Newcomer<'_> {
             life.server.gone("it came back and could not go on where it was");
             return None;
         }
-        let grant = Grant {
+        let grant = ResumeGrant {
             token: berth.token.clone(),
             window: life.limits.resume_window,
             received: life.line.received(),
@@ -380,7 +380,7 @@ impl Newcomer<'_> {
         line.charge_to(&account);
         let grant = token.map(|token| {
             line.count();
-            Grant { token, window: limits.link.resume_window, received: None }
+            ResumeGrant { token, window: limits.link.resume_window, received: None }
         });
         let (ours, isolated) = (registration.ours, sessions.is_some());
         let answer = Status::received(&id, ours, limits.link.message_bytes, isolated, grant.as_ref());

@@ -45,8 +45,8 @@ use crate::{
     text,
     tunnel::{
         CLOSE_LATER,
-        heartbeat::{Liveness, Verdict},
-        resume::{self, Impossible, Resume},
+        heartbeat::{Heartbeat, HeartbeatAction},
+        resume::{self, CannotResume, Resume},
     },
 };
 
@@ -192,9 +192,9 @@ impl Outbound {
     /// Another connection is there, and the peer has received so many frames: what it has not goes out again.
     ///
     /// # Errors
-    /// [`Impossible`]: the conversation cannot go on.
-    pub fn resume(&mut self, received: u64) -> Result<(), Impossible> {
-        let resume = self.resume.as_mut().ok_or(Impossible)?;
+    /// [`CannotResume`]: the conversation cannot go on.
+    pub fn resume(&mut self, received: u64) -> Result<(), CannotResume> {
+        let resume = self.resume.as_mut().ok_or(CannotResume)?;
         self.first = resume.resume(received)?.into();
         self.update_charge();
         Ok(())
@@ -325,7 +325,7 @@ pub async fn recv_frame(
 ) -> Result<Utf8Bytes, LinkEnd> {
     let by_us = |code, reason: &str| Err(LinkEnd::ByUs(CloseReason::new(code, reason)));
     let hearing = async {
-        let mut liveness = Liveness::new(Instant::now());
+        let mut liveness = Heartbeat::new(Instant::now());
         loop {
             match socket.next().await {
                 Some(Ok(Message::Text(text))) if text.len() > most => {
@@ -361,7 +361,7 @@ pub async fn recv_frame(
 pub async fn probe(socket: &mut WebSocket, limits: &LinkLimits) -> Result<(), LinkEnd> {
     let hearing = async {
         send(socket, Message::Ping(Default::default())).await.map_err(lost)?;
-        let mut liveness = Liveness::new(Instant::now());
+        let mut liveness = Heartbeat::new(Instant::now());
         loop {
             match socket.next().await {
                 Some(Ok(Message::Pong(_))) => return Ok(()),
@@ -402,7 +402,7 @@ pub async fn drive(
         choked: None,
         partial: None,
         seen: 0,
-        liveness: Liveness::new(now),
+        liveness: Heartbeat::new(now),
         timer: Timer::at(now + limits.ping_every),
         due: now + limits.ping_every,
     };
@@ -510,7 +510,7 @@ struct Driver<'a> {
     partial: Option<Instant>,
     /// Bytes of it at the last look.
     seen: usize,
-    liveness: Liveness,
+    liveness: Heartbeat,
     timer: Timer,
     /// When `timer` fires.
     due: Instant,
@@ -713,14 +713,14 @@ impl Driver<'_> {
             return Err(LinkEnd::ByUs(CloseReason::new(1008, "a message came too slowly")));
         }
         match self.liveness.tick(now, self.limits) {
-            Verdict::Dead => return Err(LinkEnd::Silent(self.limits.dead_after)),
+            HeartbeatAction::Dead => return Err(LinkEnd::Silent(self.limits.dead_after)),
             // With frames waiting to be written a ping would only wait behind them.
-            Verdict::Ping if !self.dirty => {
+            HeartbeatAction::Ping if !self.dirty => {
                 let ping = Message::Ping(Default::default());
                 Pin::new(&mut self.socket).start_send(ping).map_err(lost)?;
                 self.dirty = true;
             }
-            Verdict::Ping | Verdict::Fine => {}
+            HeartbeatAction::Ping | HeartbeatAction::Fine => {}
         }
         if let Some(resume) = &mut self.line.resume
             && resume.due(self.limits).is_some_and(|due| now >= due)

@@ -41,7 +41,7 @@ pub struct Claim {
 
 /// The gateway offers to go on with the conversation after a drop.
 #[derive(Clone, Debug)]
-pub struct Grant {
+pub struct ResumeGrant {
     /// To be shown when coming back.
     pub token: Secret,
     /// For how long after a drop.
@@ -52,7 +52,7 @@ pub struct Grant {
 
 /// Why a first frame is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Refused {
+pub enum InvalidRegistration {
     /// Not a registration at all.
     NotRegister,
     /// The identity is no string, or too long, or has control characters.
@@ -61,7 +61,7 @@ pub enum Refused {
     BadName,
 }
 
-impl Refused {
+impl InvalidRegistration {
     /// The reason in words, for the edge's user.
     pub fn reason(self) -> &'static str {
         match self {
@@ -78,24 +78,24 @@ impl Registration {
     /// Reads the first frame of a link. `longest_name` bounds the name, in characters.
     ///
     /// # Errors
-    /// [`Refused`], with a reason for the edge's user.
-    pub fn read(frame: &str, longest_name: usize) -> Result<Self, Refused> {
-        let whole = object(frame).ok_or(Refused::NotRegister)?;
+    /// [`InvalidRegistration`], with a reason for the edge's user.
+    pub fn read(frame: &str, longest_name: usize) -> Result<Self, InvalidRegistration> {
+        let whole = object(frame).ok_or(InvalidRegistration::NotRegister)?;
         // A member that stands twice could be read in two ways.
         let at = |path: &[&str]| match find(frame, whole.clone(), path) {
             Ok(found) => Ok(found.map(|span| &frame[span])),
-            Err(_) => Err(Refused::NotRegister),
+            Err(_) => Err(InvalidRegistration::NotRegister),
         };
         let (id, method) = (at(&["id"])?, at(&["method"])?);
         let call = match method {
             Some(method) if unquote(method).as_deref() == Some("register") => true,
             None => false,
-            Some(_) => return Err(Refused::NotRegister),
+            Some(_) => return Err(InvalidRegistration::NotRegister),
         };
         let name = if call { at(&["params", "name"])? } else { at(&["name"])? };
         let answer = at(&["result"])?.is_some() || at(&["error"])?.is_some();
         if !call && (answer || (name.is_none() && id.is_none())) {
-            return Err(Refused::NotRegister);
+            return Err(InvalidRegistration::NotRegister);
         }
         let ours =
             call && at(&["params", "capabilities", "mcpport"])?.is_some_and(|value| value.starts_with('{'));
@@ -136,7 +136,7 @@ impl Registration {
     }
 }
 
-impl Grant {
+impl ResumeGrant {
     fn member(&self) -> String {
         let received = self.received.map_or_else(String::new, |count| format!(",\"received\":{count}"));
         let (token, window) = (quote(self.token.expose()), self.window.as_secs());
@@ -144,26 +144,30 @@ impl Grant {
     }
 }
 
-fn read_id(raw: Option<&str>) -> Result<Option<String>, Refused> {
+fn read_id(raw: Option<&str>) -> Result<Option<String>, InvalidRegistration> {
     let id = match raw {
         None | Some("null" | "\"\"") => return Ok(None),
-        Some(raw) if raw.starts_with('"') => unquote(raw).ok_or(Refused::BadId)?,
+        Some(raw) if raw.starts_with('"') => unquote(raw).ok_or(InvalidRegistration::BadId)?,
         // The original takes any value; numbers are what people do give.
         Some(raw) if raw.bytes().all(|byte| byte.is_ascii_digit()) => Cow::Borrowed(raw),
-        Some(_) => return Err(Refused::BadId),
+        Some(_) => return Err(InvalidRegistration::BadId),
     };
     if id.len() > SERVER_ID || id.chars().any(char::is_control) {
-        return Err(Refused::BadId);
+        return Err(InvalidRegistration::BadId);
     }
     Ok(Some(id.into_owned()))
 }
 
-fn read_name(raw: Option<&str>, longest: usize) -> Result<Option<String>, Refused> {
+fn read_name(raw: Option<&str>, longest: usize) -> Result<Option<String>, InvalidRegistration> {
     match raw {
         None | Some("null") => Ok(None),
         Some(raw) => {
-            let name = unquote(raw).ok_or(Refused::BadName)?;
-            if text::is_name(&name, longest) { Ok(Some(name.into_owned())) } else { Err(Refused::BadName) }
+            let name = unquote(raw).ok_or(InvalidRegistration::BadName)?;
+            if text::is_name(&name, longest) {
+                Ok(Some(name.into_owned()))
+            } else {
+                Err(InvalidRegistration::BadName)
+            }
         }
     }
 }
@@ -185,7 +189,7 @@ pub struct Status {
     /// The gateway will give client sessions a process of their own.
     pub sessions: bool,
     /// The conversation can be resumed, or is.
-    pub resume: Option<Grant>,
+    pub resume: Option<ResumeGrant>,
     /// Largest frame that the gateway accepts, in bytes, if it told that.
     pub message_bytes: Option<usize>,
 }
@@ -220,7 +224,7 @@ impl Status {
         // What a gateway says is no number to reckon with unseen.
         let window = window.map(|window| window.min(RESUME_LONGEST));
         let received = resume("received")?.and_then(|count| count.parse().ok());
-        let resume = token.zip(window).map(|(token, window)| Grant { token, window, received });
+        let resume = token.zip(window).map(|(token, window)| ResumeGrant { token, window, received });
         let (status, message) = (text(&["status"])??, text(&["message"])?.unwrap_or_default());
         let message_bytes = at(&["capabilities", "mcpport", "message_bytes"])?.and_then(read_size);
         Some(Self { status, message, ours, sessions, resume, message_bytes })
@@ -232,7 +236,7 @@ impl Status {
         ours: bool,
         message_bytes: usize,
         sessions: bool,
-        resume: Option<&Grant>,
+        resume: Option<&ResumeGrant>,
     ) -> String {
         let sessions = if sessions { ",\"sessions\":{}" } else { "" };
         let resume = resume.map_or_else(String::new, |grant| format!(",{}", grant.member()));
@@ -266,7 +270,7 @@ impl Status {
 mod tests {
     use super::*;
 
-    fn read(frame: &str) -> Result<(Option<String>, Option<String>, bool), Refused> {
+    fn read(frame: &str) -> Result<(Option<String>, Option<String>, bool), InvalidRegistration> {
         Registration::read(frame, 64).map(|r| (r.id, r.name, r.ours))
     }
 
@@ -291,11 +295,15 @@ mod tests {
     fn refusals() {
         for frame in ["", "[]", "x", "{}", "{\"method\":\"tools/call\",\"id\":1}", "{\"a\":", "{\"id\":1} {}"]
         {
-            assert_eq!(read(frame), Err(Refused::NotRegister), "{frame}");
+            assert_eq!(read(frame), Err(InvalidRegistration::NotRegister), "{frame}");
         }
         let deep =
             format!("{{\"x\":{}{},\"id\":1,\"method\":\"register\"}}", "[".repeat(128), "]".repeat(128));
-        assert_eq!(read(&deep), Err(Refused::NotRegister), "what cannot be read whole is not read in part");
+        assert_eq!(
+            read(&deep),
+            Err(InvalidRegistration::NotRegister),
+            "what cannot be read whole is not read in part"
+        );
         for twice in [
             r#"{"method":"register","method":"tools/call","id":1}"#,
             r#"{"method":"register","params":{"name":"a","n\u0061me":"b"}}"#,
@@ -303,16 +311,16 @@ mod tests {
             r#"{"jsonrpc":"2.0","id":1,"result":{}}"#,
             r#"{"id":1,"name":"a","error":{}}"#,
         ] {
-            assert_eq!(read(twice), Err(Refused::NotRegister), "{twice}");
+            assert_eq!(read(twice), Err(InvalidRegistration::NotRegister), "{twice}");
         }
         for name in ["\"\"", "\"a b\"", "1", "\"a\\u000ab\"", &format!("\"{}\"", "x".repeat(65))] {
             let frame = format!("{{\"method\":\"register\",\"params\":{{\"name\":{name}}}}}");
-            assert_eq!(read(&frame), Err(Refused::BadName), "{name}");
+            assert_eq!(read(&frame), Err(InvalidRegistration::BadName), "{name}");
         }
         for id in ["{}", "1.5", "\"a\\nb\"", &format!("\"{}\"", "x".repeat(129))] {
             assert_eq!(
                 read(&format!("{{\"method\":\"register\",\"id\":{id}}}")),
-                Err(Refused::BadId),
+                Err(InvalidRegistration::BadId),
                 "{id}"
             );
         }
@@ -384,7 +392,10 @@ mod tests {
         assert_eq!(edge(&without(&registration, "131072")), Ok(None));
         assert_eq!(gateway(&without(&received, "4259840")), Some(None));
         // One value that stands twice could be read in two ways.
-        assert_eq!(edge(&registration.replace("131072", "1,\"message_bytes\":2")), Err(Refused::NotRegister));
+        assert_eq!(
+            edge(&registration.replace("131072", "1,\"message_bytes\":2")),
+            Err(InvalidRegistration::NotRegister)
+        );
         assert_eq!(gateway(&received.replace("4259840", "1,\"message_bytes\":2")), None);
         // Only what our own programs say in its place counts.
         let elsewhere = r#"{"method":"register","params":{"name":"a","message_bytes":9,"capabilities":{"message_bytes":9}}}"#;
@@ -408,8 +419,9 @@ mod tests {
         }
         assert!(!read(r#"{"method":"register","params":{"name":"a","capabilities":{}}}"#).resumes);
 
-        let mut grant = Grant { token: Secret::new("t"), window: Duration::from_secs(30), received: None };
-        let granted = |grant: &Grant| {
+        let mut grant =
+            ResumeGrant { token: Secret::new("t"), window: Duration::from_secs(30), received: None };
+        let granted = |grant: &ResumeGrant| {
             Status::read(&Status::received("i", true, 9000, true, Some(grant))).unwrap().resume.unwrap()
         };
         assert_eq!((granted(&grant).window.as_secs(), granted(&grant).received), (30, None));

@@ -6,7 +6,7 @@ use crate::limits::LinkLimits;
 
 /// What has to be done about the peer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Verdict {
+pub enum HeartbeatAction {
     /// Nothing for now.
     Fine,
     /// Send a ping.
@@ -17,14 +17,14 @@ pub enum Verdict {
 
 /// The state of one link's heartbeat. Whatever is heard counts as a sign of life.
 #[derive(Clone, Debug)]
-pub struct Liveness {
+pub struct Heartbeat {
     heard: Instant,
     pinged: Option<Instant>,
     window: Instant,
     control: u32,
 }
 
-impl Liveness {
+impl Heartbeat {
     /// A link that came up at `now`.
     pub fn new(now: Instant) -> Self {
         Self { heard: now, pinged: None, window: now, control: 0 }
@@ -48,15 +48,15 @@ impl Liveness {
     }
 
     /// What to do at `now`.
-    pub fn tick(&mut self, now: Instant, limits: &LinkLimits) -> Verdict {
+    pub fn tick(&mut self, now: Instant, limits: &LinkLimits) -> HeartbeatAction {
         if now >= self.heard + limits.dead_after {
-            return Verdict::Dead;
+            return HeartbeatAction::Dead;
         }
         if now >= self.next_ping(limits) {
             self.pinged = Some(now);
-            return Verdict::Ping;
+            return HeartbeatAction::Ping;
         }
-        Verdict::Fine
+        HeartbeatAction::Fine
     }
 
     /// When to ask again.
@@ -79,26 +79,29 @@ mod tests {
     fn a_silent_peer_is_pinged_and_then_dead() {
         let limits = LinkLimits::default();
         let start = Instant::now();
-        let mut liveness = Liveness::new(start);
+        let mut liveness = Heartbeat::new(start);
         let mut events = Vec::new();
         loop {
             let now = liveness.deadline(&limits);
             let verdict = liveness.tick(now, &limits);
             events.push(((now - start).as_secs(), verdict));
-            if verdict == Verdict::Dead {
+            if verdict == HeartbeatAction::Dead {
                 break;
             }
         }
-        assert_eq!(events, [(15, Verdict::Ping), (30, Verdict::Ping), (45, Verdict::Dead)]);
+        assert_eq!(
+            events,
+            [(15, HeartbeatAction::Ping), (30, HeartbeatAction::Ping), (45, HeartbeatAction::Dead)]
+        );
     }
 
     #[test]
     fn a_peer_that_answers_lives_for_ever() {
         let limits = LinkLimits::default();
-        let mut liveness = Liveness::new(Instant::now());
+        let mut liveness = Heartbeat::new(Instant::now());
         for _ in 0..1000 {
             let now = liveness.deadline(&limits);
-            assert_eq!(liveness.tick(now, &limits), Verdict::Ping);
+            assert_eq!(liveness.tick(now, &limits), HeartbeatAction::Ping);
             liveness.control(now + Duration::from_millis(50), &limits);
         }
     }
@@ -107,7 +110,7 @@ mod tests {
     fn a_flood_of_control_frames_is_noticed() {
         let limits = LinkLimits::default();
         let now = Instant::now();
-        let mut liveness = Liveness::new(now);
+        let mut liveness = Heartbeat::new(now);
         for _ in 0..limits.control_frames {
             assert!(liveness.control(now, &limits));
         }

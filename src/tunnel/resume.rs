@@ -42,7 +42,7 @@ pub struct Resume<F> {
 
 /// The peer acknowledges what was never sent, or what it had acknowledged was taken back.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Impossible;
+pub struct CannotResume;
 
 impl<F: Clone> Resume<F> {
     /// Nothing was sent or received.
@@ -100,10 +100,10 @@ impl<F: Clone> Resume<F> {
     /// The peer has received so many frames in all.
     ///
     /// # Errors
-    /// [`Impossible`]; nothing is changed then.
-    pub fn acknowledge(&mut self, count: u64) -> Result<(), Impossible> {
-        let news = count.checked_sub(self.acknowledged).ok_or(Impossible)?;
-        let news = usize::try_from(news).ok().filter(|news| *news <= self.kept.len()).ok_or(Impossible)?;
+    /// [`CannotResume`]; nothing is changed then.
+    pub fn acknowledge(&mut self, count: u64) -> Result<(), CannotResume> {
+        let news = count.checked_sub(self.acknowledged).ok_or(CannotResume)?;
+        let news = usize::try_from(news).ok().filter(|news| *news <= self.kept.len()).ok_or(CannotResume)?;
         let bytes: usize = self.kept.drain(..news).map(|(_, bytes)| bytes).sum();
         self.kept_bytes -= bytes;
         self.acknowledged = count;
@@ -138,8 +138,8 @@ impl<F: Clone> Resume<F> {
     /// has not, in order.
     ///
     /// # Errors
-    /// [`Impossible`]: what it lacks is not here any more, or it claims more than was sent. Begin anew then.
-    pub fn resume(&mut self, count: u64) -> Result<Vec<F>, Impossible> {
+    /// [`CannotResume`]: what it lacks is not here any more, or it claims more than was sent. Begin anew then.
+    pub fn resume(&mut self, count: u64) -> Result<Vec<F>, CannotResume> {
         self.acknowledge(count)?;
         // It is told in the registration or its answer.
         self.tell();
@@ -301,12 +301,12 @@ mod tests {
         for frame in 1..=4 {
             end.sent(frame, 10);
         }
-        assert_eq!(end.acknowledge(5), Err(Impossible));
+        assert_eq!(end.acknowledge(5), Err(CannotResume));
         assert_eq!(end.acknowledge(2), Ok(()));
         assert_eq!(end.acknowledge(2), Ok(()));
-        assert_eq!(end.acknowledge(1), Err(Impossible));
-        assert_eq!(end.resume(1), Err(Impossible));
-        assert_eq!(end.resume(u64::MAX), Err(Impossible));
+        assert_eq!(end.acknowledge(1), Err(CannotResume));
+        assert_eq!(end.resume(1), Err(CannotResume));
+        assert_eq!(end.resume(u64::MAX), Err(CannotResume));
         assert_eq!(end.resume(3), Ok(vec![4]));
         assert_eq!(end.unacknowledged(), 1);
     }

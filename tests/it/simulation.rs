@@ -23,7 +23,7 @@ use std::{
 
 use mcpport::{
     limits::{ChildLimits, Limits, LinkLimits, SessionLimits},
-    tunnel::heartbeat::{Liveness, Verdict},
+    tunnel::heartbeat::{Heartbeat, HeartbeatAction},
 };
 
 use self::{client::Client, edge::EdgeBox, gateway::Gateway};
@@ -138,7 +138,7 @@ fn padding() -> String {
 /// One end of a connection.
 struct End {
     up: bool,
-    liveness: Liveness,
+    liveness: Heartbeat,
     /// When the last frame towards this end arrives: frames do not overtake.
     last: Instant,
     /// What is sent to it is lost.
@@ -189,7 +189,7 @@ impl Net {
     /// A new connection from a box.
     fn connect(&mut self, place: usize) -> usize {
         let now = self.now;
-        let end = || End { up: true, liveness: Liveness::new(now), last: now, lost: false };
+        let end = || End { up: true, liveness: Heartbeat::new(now), last: now, lost: false };
         self.wires.push(Wire { place, talk: None, born: now, ends: [end(), end()] });
         self.wires.len() - 1
     }
@@ -422,18 +422,18 @@ impl World {
         }
         let verdict = match (begun, late) {
             (true, _) => end.liveness.tick(now, limits),
-            (false, true) => Verdict::Dead,
-            (false, false) => Verdict::Fine,
+            (false, true) => HeartbeatAction::Dead,
+            (false, false) => HeartbeatAction::Fine,
         };
         match (verdict, way) {
-            (Verdict::Dead, Way::Up) => self.gateway_down(wire, begun, "silent"),
-            (Verdict::Dead, Way::Down) => {
+            (HeartbeatAction::Dead, Way::Up) => self.gateway_down(wire, begun, "silent"),
+            (HeartbeatAction::Dead, Way::Down) => {
                 let keeps = self.boxes[self.net.wires[wire].place].keeps();
                 self.edge_down(wire, begun || keeps);
             }
-            (Verdict::Ping, Way::Up) => self.net.down(wire, Frame::Ping),
-            (Verdict::Ping, Way::Down) => self.net.up(wire, Frame::Ping),
-            (Verdict::Fine, _) => {}
+            (HeartbeatAction::Ping, Way::Up) => self.net.down(wire, Frame::Ping),
+            (HeartbeatAction::Ping, Way::Down) => self.net.up(wire, Frame::Ping),
+            (HeartbeatAction::Fine, _) => {}
         }
     }
 

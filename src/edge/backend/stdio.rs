@@ -7,7 +7,7 @@ use smol::Task;
 
 use crate::{
     config::RegisterConfig,
-    edge::{instances::Calls, link::State, uplink::Uplink},
+    edge::{instances::OpenRequests, link::EdgeState, uplink::Uplink},
     error::FatalError,
     jsonrpc::{
         self, Kind, Message,
@@ -28,7 +28,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub enum Outlet {
     /// The process that all clients share, by its number.
-    Shared(Arc<State>, u64),
+    Shared(Arc<EdgeState>, u64),
     /// The process of one client session.
     Channel(Channel),
 }
@@ -41,7 +41,7 @@ pub struct Channel {
     /// The link.
     pub link: Uplink,
     /// The requests that the process has not answered.
-    pub calls: Calls,
+    pub calls: OpenRequests,
     /// What the process reads from.
     pub input: outbox::Sender<()>,
 }
@@ -63,7 +63,7 @@ impl Channel {
 
 /// What became of a line.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Heard {
+pub enum LineOutcome {
     /// It was a message, and is on its way.
     Message,
     /// It was none. It stays here: a banner, or what people print to find a fault.
@@ -74,14 +74,14 @@ pub enum Heard {
 
 impl Outlet {
     /// A line, as the server wrote it.
-    async fn line(&self, line: &[u8]) -> Heard {
+    async fn line(&self, line: &[u8]) -> LineOutcome {
         if let Ok(line) = str::from_utf8(line) {
             match self.message(line).await {
-                Heard::Noise => {}
+                LineOutcome::Noise => {}
                 heard => return heard,
             }
         }
-        let mut last = Heard::Noise;
+        let mut last = LineOutcome::Noise;
         for part in tolerant::parts(line) {
             let heard = match part {
                 Part::Message(text) => self.message(&text).await,
@@ -89,43 +89,43 @@ impl Outlet {
                     let words = format!("the server's answer cannot be used: {}", answer.why);
                     self.unusable(answer.id.as_deref(), &words).await
                 }
-                Part::Noise => Heard::Noise,
+                Part::Noise => LineOutcome::Noise,
             };
             match heard {
-                Heard::End(_) => return heard,
-                Heard::Message => last = heard,
-                Heard::Noise => {}
+                LineOutcome::End(_) => return heard,
+                LineOutcome::Message => last = heard,
+                LineOutcome::Noise => {}
             }
         }
         last
     }
 
     /// The server's answer to the request with this id, or to the only one that is open, cannot be used: the request fails.
-    async fn unusable(&self, id: Option<&str>, words: &str) -> Heard {
+    async fn unusable(&self, id: Option<&str>, words: &str) -> LineOutcome {
         match self {
             Self::Shared(state, generation) => state.unusable(*generation, id, words).await,
             Self::Channel(channel) => {
                 let calls = &channel.calls;
                 let known = id.map_or_else(|| calls.remove_only(), |id| calls.remove(id));
-                let Some(id) = known else { return Heard::Noise };
+                let Some(id) = known else { return LineOutcome::Noise };
                 channel.send(jsonrpc::error(&id, jsonrpc::INTERNAL_ERROR, words)).await;
-                Heard::Message
+                LineOutcome::Message
             }
         }
     }
 
-    async fn message(&self, line: &str) -> Heard {
+    async fn message(&self, line: &str) -> LineOutcome {
         match self {
-            Self::Shared(state, generation) => state.said(*generation, line).await,
+            Self::Shared(state, generation) => state.on_child_line(*generation, line).await,
             Self::Channel(channel) => match Message::read(line) {
                 Ok(message) => {
                     channel.send(message.splice(&[])).await;
                     if let (Kind::Response, Some(id)) = (message.kind(), message.id()) {
                         channel.calls.remove(id);
                     }
-                    Heard::Message
+                    LineOutcome::Message
                 }
-                Err(_) => Heard::Noise,
+                Err(_) => LineOutcome::Noise,
             },
         }
     }
@@ -133,7 +133,7 @@ impl Outlet {
 
 /// A running server.
 #[derive(Debug)]
-pub struct Server {
+pub struct StdioBackend {
     child: Child,
     input: outbox::Sender<()>,
     writer: Task<io::Result<()>>,
@@ -141,10 +141,10 @@ pub struct Server {
     reader: Option<Task<Option<String>>>,
     logger: Option<Task<()>>,
     /// Dropping it keeps the reader from reading more.
-    enough: ShutdownTrigger,
+    stop_reading: ShutdownTrigger,
 }
 
-impl Server {
+impl StdioBackend {
     /// What a server reads from; there before it runs.
     pub fn queue(config: &RegisterConfig) -> (outbox::Sender<()>, Receiver<()>) {
         outbox::bounded(config.limits.child.queue_messages, config.limits.link.queue_bytes)
@@ -173,7 +173,7 @@ impl Server {
             .stderr
             .take()
             .map(|stderr| executor::spawn(log(stderr, config.name.clone(), limits.clone())));
-        Ok(Self { child, input, writer, reader, logger, enough })
+        Ok(Self { child, input, writer, reader, logger, stop_reading: enough })
     }
 
     /// Waits until the server can serve no more. `None`: it ended by itself; otherwise the reason to end it.
@@ -214,7 +214,7 @@ impl Server {
     /// Closes its stdin, and ends whatever is left of it.
     pub async fn stop(self, limits: &ChildLimits) -> Exit {
         self.input.end(());
-        let Self { child, writer, reader, logger, enough, .. } = self;
+        let Self { child, writer, reader, logger, stop_reading: enough, .. } = self;
         let exit = child.stop(limits).await;
         log::info!("the server ended: {exit}");
         // What it said last is still in the pipes.
@@ -271,7 +271,7 @@ async fn write(mut stdin: Stdin, mut lines: Receiver<()>, limits: ChildLimits) -
 async fn read(mut stdout: Stdout, outlet: Outlet, enough: Shutdown, limits: ChildLimits) -> Option<String> {
     let mut lines = Lines::new(limits.line_bytes);
     let mut noise = Noise::new(&limits);
-    let mut too_long = TooLarge { most: limits.line_bytes, open: false };
+    let mut too_long = TooLarge { max: limits.line_bytes, open: false };
     let mut stopped = pin!(async {
         enough.wait().await;
         Ok(0)
@@ -284,9 +284,9 @@ async fn read(mut stdout: Stdout, outlet: Outlet, enough: Shutdown, limits: Chil
         loop {
             match lines.next_line() {
                 Ok(Some(line)) => match outlet.line(line).await {
-                    Heard::Message => {}
-                    Heard::Noise => noise.line(&String::from_utf8_lossy(line)),
-                    Heard::End(why) => return Some(why.to_owned()),
+                    LineOutcome::Message => {}
+                    LineOutcome::Noise => noise.line(&String::from_utf8_lossy(line)),
+                    LineOutcome::End(why) => return Some(why.to_owned()),
                 },
                 Ok(None) => break,
                 Err(TooLong::Begins) => too_long.begins(lines.part(), &outlet).await,
@@ -300,7 +300,7 @@ async fn read(mut stdout: Stdout, outlet: Outlet, enough: Shutdown, limits: Chil
 
 /// The line that is being skipped because it is too long.
 struct TooLarge {
-    most: usize,
+    max: usize,
     /// It is an answer whose request is not known so far.
     open: bool,
 }
@@ -310,7 +310,7 @@ impl TooLarge {
     async fn begins(&mut self, start: &[u8], outlet: &Outlet) {
         log::warn!(
             "a line of the server has more than {} bytes and is skipped (--max-message-bytes)",
-            self.most
+            self.max
         );
         let answer = tolerant::unusable(start, "");
         self.open = answer.as_ref().is_some_and(|answer| answer.id.is_none());
@@ -327,7 +327,7 @@ impl TooLarge {
     }
 
     fn words(&self) -> String {
-        format!("the server's answer has more than {} bytes (see --max-message-bytes at register)", self.most)
+        format!("the server's answer has more than {} bytes (see --max-message-bytes at register)", self.max)
     }
 }
 

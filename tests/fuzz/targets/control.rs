@@ -18,7 +18,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
-use mcpport::edge::proxy::{Down, Edge, Up};
+use mcpport::edge::proxy::{ProxyState, ToChild, ToGateway};
 use mcpport::jsonrpc::{self, Kind, Message, find};
 use mcpport::tunnel::frame::{self, Frame};
 use mcpport::tunnel::handshake::Status;
@@ -78,7 +78,7 @@ enum Waiting {
 
 /// What must be known to say what has to come out.
 struct World {
-    edge: Edge,
+    edge: ProxyState,
     now: Instant,
     /// Number of the present link, and of the present child.
     link: u64,
@@ -99,7 +99,7 @@ struct World {
 impl World {
     fn new() -> Self {
         Self {
-            edge: Edge::default(),
+            edge: ProxyState::default(),
             now: Instant::now(),
             link: 0,
             child: 0,
@@ -117,37 +117,37 @@ impl World {
     fn down(&mut self, frame: &str) {
         self.wild = true;
         let message = Message::read(frame);
-        match self.edge.from_gateway(self.now, frame) {
-            Down::Child(line) => {
+        match self.edge.on_gateway_frame(self.now, frame) {
+            ToChild::Child(line) => {
                 let (before, after) = (message.expect("came as a message"), read(&line));
                 assert_eq!((before.kind(), before.method()), (after.kind(), after.method()));
             }
-            Down::Gateway(answer) => {
+            ToChild::Gateway(answer) => {
                 let (before, after) = (message.expect("came as a message"), read(&answer));
                 assert_eq!((before.kind(), after.kind()), (Kind::Request, Kind::Response));
                 assert_eq!(before.id(), after.id());
             }
-            Down::Status(status) => {
+            ToChild::Status(status) => {
                 assert!(message.is_err());
                 assert_eq!(Status::read(frame), Some(status));
             }
-            Down::Held => assert!(self.edge.is_greeting()),
-            Down::Drop(_) => {}
+            ToChild::Held => assert!(self.edge.is_initializing()),
+            ToChild::Drop(_) => {}
         }
     }
 
     /// Any line from the child.
     fn up(&mut self, line: &str) {
         self.wild = true;
-        match self.edge.from_child(line) {
-            Up::Gateway(frame) | Up::Stray(frame) => {
+        match self.edge.on_child_line(line) {
+            ToGateway::Gateway(frame) | ToGateway::Stray(frame) => {
                 let (before, after) = (Message::read(line).expect("a message"), read(&frame));
                 assert_eq!((before.kind(), before.method()), (after.kind(), after.method()));
                 assert_eq!(before.result().is_some(), after.result().is_some());
                 assert_eq!(Status::read(&frame), None, "what a child says is never the gateway's word");
             }
-            Up::Ready { lines, .. } => lines.iter().for_each(|line| drop(read(line))),
-            Up::Refused | Up::Noise | Up::Stale => {}
+            ToGateway::Ready { lines, .. } => lines.iter().for_each(|line| drop(read(line))),
+            ToGateway::Refused | ToGateway::Noise | ToGateway::Stale => {}
         }
     }
 
@@ -157,10 +157,10 @@ impl World {
         }
         let id = HELLO + self.link;
         let frame = jsonrpc::request(&id.to_string(), "initialize", "{}");
-        match self.edge.from_gateway(self.now, &frame) {
-            Down::Child(line) => self.hello = number(read(&line).id()),
-            Down::Gateway(answer) => assert_eq!(number(read(&answer).id()), Some(id)),
-            Down::Drop(_) => {}
+        match self.edge.on_gateway_frame(self.now, &frame) {
+            ToChild::Child(line) => self.hello = number(read(&line).id()),
+            ToChild::Gateway(answer) => assert_eq!(number(read(&answer).id()), Some(id)),
+            ToChild::Drop(_) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -176,13 +176,13 @@ impl World {
         let (link, child) = (self.link, self.child);
         self.questions.push(Question { asked: id, link, child, stand: Stand::Closed(None) });
         let frame = jsonrpc::request(&id.to_string(), "tools/call", &params);
-        match self.edge.from_gateway(self.now, &frame) {
-            Down::Child(line) => self.arrives(place, &line),
-            Down::Held => {
+        match self.edge.on_gateway_frame(self.now, &frame) {
+            ToChild::Child(line) => self.arrives(place, &line),
+            ToChild::Held => {
                 self.questions[place].stand = Stand::Held;
                 self.held.push_back(Waiting::Question(place));
             }
-            Down::Gateway(answer) => {
+            ToChild::Gateway(answer) => {
                 assert!(!self.alive || !self.edge.is_up(), "a child that is up gets its calls");
                 assert_eq!(number(read(&answer).id()), Some(id));
             }
@@ -208,10 +208,10 @@ impl World {
         let Some(id) = small(id) else { return };
         let params = format!("{{\"requestId\":{id}}}");
         let frame = jsonrpc::notification("notifications/cancelled", Some(&params));
-        match self.edge.from_gateway(self.now, &frame) {
-            Down::Child(line) => self.cancelled(id, &line),
-            Down::Held => self.held.push_back(Waiting::Cancel(id)),
-            Down::Drop(_) => assert!(self.wild || !self.alive),
+        match self.edge.on_gateway_frame(self.now, &frame) {
+            ToChild::Child(line) => self.cancelled(id, &line),
+            ToChild::Held => self.held.push_back(Waiting::Cancel(id)),
+            ToChild::Drop(_) => assert!(self.wild || !self.alive),
             other => panic!("{other:?}"),
         }
     }
@@ -231,12 +231,12 @@ impl World {
     fn hello(&mut self) {
         let Some(id) = self.hello.take().filter(|_| self.alive) else { return };
         let line = jsonrpc::result(&id.to_string(), "{\"capabilities\":{}}");
-        match self.edge.from_child(&line) {
-            Up::Ready { lines, frames } => self.ready(&lines, &frames),
-            Up::Gateway(answer) => {
+        match self.edge.on_child_line(&line) {
+            ToGateway::Ready { lines, frames } => self.ready(&lines, &frames),
+            ToGateway::Gateway(answer) => {
                 assert!(self.wild || number(read(&answer).id()) == Some(HELLO + self.link));
             }
-            Up::Stale => {}
+            ToGateway::Stale => {}
             other => assert!(self.wild, "{other:?}"),
         }
     }
@@ -278,18 +278,18 @@ impl World {
         if word != 'p' {
             question.stand = Stand::Closed(Some(known));
         }
-        let came = self.edge.from_child(&line);
+        let came = self.edge.on_child_line(&line);
         if self.wild {
             return;
         }
         match came {
-            Up::Gateway(frame) => {
+            ToGateway::Gateway(frame) => {
                 assert_eq!(question.link, self.link, "a word about a question of an earlier link");
                 let message = read(&frame);
                 let token = message.param(&["progressToken"]).expect("one").map(|span| &frame[span]);
                 assert_eq!(number(message.id().or(token)), Some(question.asked));
             }
-            Up::Stale => {
+            ToGateway::Stale => {
                 assert_ne!(question.link, self.link, "a word about a question of this link is dropped")
             }
             other => panic!("{other:?}"),
@@ -318,7 +318,7 @@ impl World {
         }
         self.child += 1;
         let first = self.edge.child_back();
-        assert_eq!(first.is_some(), self.edge.is_greeting());
+        assert_eq!(first.is_some(), self.edge.is_initializing());
         self.hello = first.and_then(|line| number(read(&line).id()));
     }
 

@@ -9,7 +9,7 @@ use mcpport::jsonrpc::Message;
 use mcpport::limits::SERVER_ID;
 use mcpport::secret::Secret;
 use mcpport::text;
-use mcpport::tunnel::handshake::{Claim, Grant, Registration, Status};
+use mcpport::tunnel::handshake::{Claim, Registration, ResumeGrant, Status};
 use serde_json::Value;
 
 /// Characters of a name.
@@ -91,7 +91,7 @@ fn again(registration: &Registration) {
     }
     let (token, window) = (Secret::new(name.as_str()), Duration::from_secs(30));
     let received = claim.map(|claim| claim.received);
-    let grant = Grant { token, window, received };
+    let grant = ResumeGrant { token, window, received };
     for (ours, sessions, grant) in
         [(true, true, Some(&grant)), (true, false, Some(&grant)), (true, true, None), (false, false, None)]
     {

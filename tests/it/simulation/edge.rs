@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use mcpport::{
     config::Restart,
     edge::{
-        backoff::{Backoff, Setback},
-        proxy::{Down, Edge, Up},
+        backoff::{Backoff, LinkFailure},
+        proxy::{ProxyState, ToChild, ToGateway},
         restart::{Ending, Restarts},
     },
     jsonrpc::Message,
     secret::Secret,
     tunnel::{
-        handshake::{Claim, Grant, Registration, Status},
+        handshake::{Claim, Registration, ResumeGrant, Status},
         oversize::Oversize,
     },
 };
@@ -33,12 +33,12 @@ struct Kept {
 /// The present connection, once the gateway has answered.
 struct Live {
     line: Line,
-    grant: Option<Grant>,
+    grant: Option<ResumeGrant>,
 }
 
 pub struct EdgeBox {
     place: usize,
-    edge: Edge,
+    edge: ProxyState,
     child: Child,
     /// Number of the child: lines of an earlier one come too late.
     births: u64,
@@ -60,7 +60,7 @@ impl EdgeBox {
     pub fn new(net: &mut Net, place: usize) -> Self {
         let mut edge_box = Self {
             place,
-            edge: Edge::default(),
+            edge: ProxyState::default(),
             child: Child::new(place),
             births: 0,
             started: net.now,
@@ -126,7 +126,7 @@ impl EdgeBox {
         if self.kept.take_if(|kept| kept.until <= net.now).is_some() {
             self.link_down(net);
         }
-        let setback = if self.kept.is_some() { Setback::Suspended } else { Setback::Lost };
+        let setback = if self.kept.is_some() { LinkFailure::Suspended } else { LinkFailure::Lost };
         let (alive, random) = (net.now - self.born, net.random.number());
         let delay = self.backoff.next(setback, alive, random, &net.limits.link);
         self.plan_dial(net, after + delay);
@@ -138,7 +138,7 @@ impl EdgeBox {
         if let Some(live) = self.live.take() {
             let limits = &net.limits.link;
             match live.grant.filter(|_| accident) {
-                Some(Grant { token, window, .. }) => {
+                Some(ResumeGrant { token, window, .. }) => {
                     let until = net.now + window + limits.resume_grace + limits.dead_after;
                     self.kept = Some(Kept { line: live.line, token, until });
                 }
@@ -160,11 +160,11 @@ impl EdgeBox {
         if self.live.is_none() {
             self.answered(net, text);
         } else if !self.line().acknowledges(text) {
-            match self.edge.from_gateway(net.now, text) {
-                Down::Child(line) => self.hand_down(net, &line),
-                Down::Gateway(frame) => self.line().put(frame),
-                Down::Status(status) => assert_ne!(status.status, "error", "{}", status.message),
-                Down::Held | Down::Drop(_) => {}
+            match self.edge.on_gateway_frame(net.now, text) {
+                ToChild::Child(line) => self.hand_down(net, &line),
+                ToChild::Gateway(frame) => self.line().put(frame),
+                ToChild::Status(status) => assert_ne!(status.status, "error", "{}", status.message),
+                ToChild::Held | ToChild::Drop(_) => {}
             }
             let (now, limits) = (net.now, net.limits.link.clone());
             self.line().arrived(now, text, &limits);
@@ -241,14 +241,14 @@ impl EdgeBox {
         if birth != self.births {
             return;
         }
-        match self.edge.from_child(line) {
-            Up::Gateway(frame) | Up::Stray(frame) => self.fit(net, frame),
-            Up::Ready { lines, frames } => {
+        match self.edge.on_child_line(line) {
+            ToGateway::Gateway(frame) | ToGateway::Stray(frame) => self.fit(net, frame),
+            ToGateway::Ready { lines, frames } => {
                 lines.iter().for_each(|line| self.hand_down(net, line));
                 frames.into_iter().for_each(|frame| self.send(frame));
             }
-            Up::Refused => panic!("an honest child refuses"),
-            Up::Stale | Up::Noise => {}
+            ToGateway::Refused => panic!("an honest child refuses"),
+            ToGateway::Stale | ToGateway::Noise => {}
         }
         self.pump(net);
     }
@@ -306,7 +306,7 @@ impl EdgeBox {
     pub fn restart(&mut self, net: &mut Net) {
         self.births += 1;
         self.child.begin_again();
-        (self.edge, self.live, self.kept, self.wire) = (Edge::default(), None, None, None);
+        (self.edge, self.live, self.kept, self.wire) = (ProxyState::default(), None, None, None);
         (self.backoff, self.restarts, self.started) = (Backoff::default(), Restarts::default(), net.now);
         let after = net.random.millis(100, 4000);
         self.plan_dial(net, after);

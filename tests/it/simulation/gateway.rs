@@ -15,7 +15,7 @@ use mcpport::{
     },
     secret::Secret,
     session::{self, CallId, Calls, Sessions},
-    tunnel::handshake::{Claim, Grant, Registration, Status},
+    tunnel::handshake::{Claim, Registration, ResumeGrant, Status},
 };
 
 use super::{Frame, Net, child, client::Client, line::Line};
@@ -568,6 +568,6 @@ impl Gateway {
     }
 }
 
-fn grant(net: &Net, token: &str, received: Option<u64>) -> Grant {
-    Grant { token: Secret::new(token), window: net.limits.link.resume_window, received }
+fn grant(net: &Net, token: &str, received: Option<u64>) -> ResumeGrant {
+    ResumeGrant { token: Secret::new(token), window: net.limits.link.resume_window, received }
 }
