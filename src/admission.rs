@@ -14,7 +14,7 @@ use crate::limits::HttpLimits;
 
 /// Why a connection is not served.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum TurnedAway {
+pub enum Rejection {
     /// There are as many connections as there may be.
     Full,
     /// There are as many from this address as there may be.
@@ -23,27 +23,27 @@ pub enum TurnedAway {
 
 /// A place that was given to a connection.
 #[derive(Debug)]
-pub struct Place<H> {
+pub struct Admitted<H> {
     /// Its number, never used again.
     pub number: u64,
     /// The unknown connection that has to go for it.
-    pub pushed_out: Option<H>,
+    pub evicted: Option<H>,
 }
 
 /// See the module's documentation. `H` is what ends a connection.
 #[derive(Debug)]
-pub struct Visits<H> {
+pub struct ConnectionLimiter<H> {
     last: u64,
     open: usize,
     /// A proxy on this machine speaks for everybody, so these have a limit of their own.
     loopback: usize,
     addresses: HashMap<IpAddr, usize>,
     /// By number, so in the order of arrival.
-    unknown: BTreeMap<u64, H>,
+    unauthenticated: BTreeMap<u64, H>,
     limits: HttpLimits,
 }
 
-impl<H> Visits<H> {
+impl<H> ConnectionLimiter<H> {
     /// Nobody is there.
     pub fn new(limits: &HttpLimits) -> Self {
         Self {
@@ -51,41 +51,41 @@ impl<H> Visits<H> {
             open: 0,
             loopback: 0,
             addresses: HashMap::new(),
-            unknown: BTreeMap::new(),
+            unauthenticated: BTreeMap::new(),
             limits: limits.clone(),
         }
     }
 
-    /// A connection came from an address. To be followed by [`Visits::leave`].
+    /// A connection came from an address. To be followed by [`ConnectionLimiter::release`].
     ///
     /// # Errors
-    /// [`TurnedAway`], with the limit that is reached; nothing has to be given back then.
-    pub fn enter(&mut self, from: IpAddr, handle: H) -> Result<Place<H>, TurnedAway> {
+    /// [`Rejection`], with the limit that is reached; nothing has to be given back then.
+    pub fn admit(&mut self, from: IpAddr, handle: H) -> Result<Admitted<H>, Rejection> {
         if self.open >= self.limits.connections {
-            return Err(TurnedAway::Full);
+            return Err(Rejection::Full);
         }
         let (count, most) = self.count(from);
         if *count >= most {
-            return Err(TurnedAway::Address);
+            return Err(Rejection::Address);
         }
         *count += 1;
         self.open += 1;
         self.last += 1;
-        let full = self.unknown.len() >= self.limits.connections_unknown;
-        let pushed_out = if full { self.unknown.pop_first().map(|(_, handle)| handle) } else { None };
-        self.unknown.insert(self.last, handle);
-        Ok(Place { number: self.last, pushed_out })
+        let full = self.unauthenticated.len() >= self.limits.connections_unauthenticated;
+        let pushed_out = if full { self.unauthenticated.pop_first().map(|(_, handle)| handle) } else { None };
+        self.unauthenticated.insert(self.last, handle);
+        Ok(Admitted { number: self.last, evicted: pushed_out })
     }
 
     /// A connection has sent a request that is let in: nobody pushes it out any more. Gives its handle back, which is
     /// the caller's to keep; `None` when it was known or pushed out before.
-    pub fn known(&mut self, number: u64) -> Option<H> {
-        self.unknown.remove(&number)
+    pub fn authenticated(&mut self, number: u64) -> Option<H> {
+        self.unauthenticated.remove(&number)
     }
 
     /// A connection has ended.
-    pub fn leave(&mut self, number: u64, from: IpAddr) {
-        self.unknown.remove(&number);
+    pub fn release(&mut self, number: u64, from: IpAddr) {
+        self.unauthenticated.remove(&number);
         self.open = self.open.saturating_sub(1);
         let (count, _) = self.count(from);
         *count = count.saturating_sub(1);
@@ -133,12 +133,17 @@ fn network(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn visits(connections: usize, per_address: usize, loopback: usize, unknown: usize) -> Visits<u64> {
-        Visits::new(&HttpLimits {
+    fn visits(
+        connections: usize,
+        per_address: usize,
+        loopback: usize,
+        unknown: usize,
+    ) -> ConnectionLimiter<u64> {
+        ConnectionLimiter::new(&HttpLimits {
             connections,
             connections_per_address: per_address,
             connections_from_loopback: loopback,
-            connections_unknown: unknown,
+            connections_unauthenticated: unknown,
             ..HttpLimits::default()
         })
     }
@@ -150,46 +155,46 @@ mod tests {
     #[test]
     fn addresses_are_counted_by_subscriber() {
         let mut visits = visits(100, 2, 3, 100);
-        let mut enter = |from: &str| visits.enter(ip(from), 0).map(|_| ()).err();
+        let mut enter = |from: &str| visits.admit(ip(from), 0).map(|_| ()).err();
         for from in ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8:0:1::1", "127.0.0.1"] {
             assert_eq!(enter(from), None, "{from}");
         }
         assert_eq!(enter("2001:db8::ffff:2"), None);
-        assert_eq!(enter("2001:db8::3"), Some(TurnedAway::Address), "the same network");
+        assert_eq!(enter("2001:db8::3"), Some(Rejection::Address), "the same network");
         assert_eq!((enter("127.0.0.2"), enter("::1")), (None, None));
-        assert_eq!(enter("127.0.0.3"), Some(TurnedAway::Address));
+        assert_eq!(enter("127.0.0.3"), Some(Rejection::Address));
         assert_eq!(enter("192.0.2.1"), None);
-        assert_eq!(enter("192.0.2.1"), Some(TurnedAway::Address));
+        assert_eq!(enter("192.0.2.1"), Some(Rejection::Address));
         assert_eq!(visits.addresses(), 5);
     }
 
     #[test]
     fn places_come_back() {
         let mut visits = visits(2, 2, 2, 2);
-        let first = visits.enter(ip("192.0.2.1"), 0).unwrap().number;
-        let second = visits.enter(ip("192.0.2.1"), 0).unwrap().number;
-        assert_eq!(visits.enter(ip("192.0.2.9"), 0).unwrap_err(), TurnedAway::Full);
-        assert_eq!(visits.known(second), Some(0));
+        let first = visits.admit(ip("192.0.2.1"), 0).unwrap().number;
+        let second = visits.admit(ip("192.0.2.1"), 0).unwrap().number;
+        assert_eq!(visits.admit(ip("192.0.2.9"), 0).unwrap_err(), Rejection::Full);
+        assert_eq!(visits.authenticated(second), Some(0));
         for number in [first, second] {
-            visits.leave(number, ip("192.0.2.1"));
+            visits.release(number, ip("192.0.2.1"));
         }
-        assert_eq!((visits.len(), visits.addresses(), visits.unknown.len()), (0, 0, 0));
+        assert_eq!((visits.len(), visits.addresses(), visits.unauthenticated.len()), (0, 0, 0));
     }
 
     #[test]
     fn the_unknown_that_waited_longest_goes() {
         let mut visits = visits(100, 100, 100, 3);
         let mut enter = |handle| {
-            let place = visits.enter(ip("192.0.2.1"), handle).unwrap();
-            (place.number, place.pushed_out)
+            let place = visits.admit(ip("192.0.2.1"), handle).unwrap();
+            (place.number, place.evicted)
         };
         let (first, _) = enter(10);
         let pushed: Vec<_> = (11..13).map(|handle| enter(handle).1).collect();
         assert_eq!(pushed, [None, None]);
         assert_eq!(enter(13).1, Some(10));
-        assert_eq!(visits.known(first), None, "it was pushed out");
-        assert_eq!(visits.known(first + 1), Some(11));
-        assert_eq!(visits.enter(ip("192.0.2.1"), 14).unwrap().pushed_out, None);
-        assert_eq!(visits.enter(ip("192.0.2.1"), 15).unwrap().pushed_out, Some(12), "what is known stays");
+        assert_eq!(visits.authenticated(first), None, "it was pushed out");
+        assert_eq!(visits.authenticated(first + 1), Some(11));
+        assert_eq!(visits.admit(ip("192.0.2.1"), 14).unwrap().evicted, None);
+        assert_eq!(visits.admit(ip("192.0.2.1"), 15).unwrap().evicted, Some(12), "what is known stays");
     }
 }

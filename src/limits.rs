@@ -93,7 +93,7 @@ pub struct HttpLimits {
     pub connections_from_loopback: usize,
     /// Connections that have sent no request that is let in. One more pushes out the oldest, so it only has to hold
     /// those that speak: 200 edges that come back within a second, and their handshakes.
-    pub connections_unknown: usize,
+    pub connections_unauthenticated: usize,
     /// Connections that are told at one time that there is no place for them; others are closed without a word.
     pub turned_away: usize,
     /// TLS handshake, off the accept loop.
@@ -124,7 +124,7 @@ impl Default for HttpLimits {
             connections: 1024,
             connections_per_address: 128,
             connections_from_loopback: 1024,
-            connections_unknown: 256,
+            connections_unauthenticated: 256,
             turned_away: 64,
             tls_handshake: Duration::from_secs(10),
         }

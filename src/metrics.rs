@@ -31,9 +31,9 @@ pub struct Stats {
     /// Connections taken.
     pub connections: Counter,
     /// Connections for which there was no place.
-    pub turned_away: Counter,
+    pub rejected: Counter,
     /// Connections that asked for nothing and had to make room for others.
-    pub pushed_out: Counter,
+    pub evicted: Counter,
     /// Panics: of connections, which ended by them, and of tasks that went on.
     pub panics: Counter,
     /// TLS handshakes that failed.
@@ -53,7 +53,7 @@ pub struct Stats {
     /// Calls refused because a limit was reached.
     pub busy: Counter,
     /// Answers and progress that nobody waited for.
-    pub strays: Counter,
+    pub unmatched: Counter,
     /// Links that came back and went on where they were.
     pub resumed: Counter,
     /// Clients cut off because they did not read.
@@ -67,8 +67,8 @@ impl Stats {
     pub fn all(&self) -> Vec<(&'static str, u64)> {
         [
             ("connections", &self.connections),
-            ("turned_away", &self.turned_away),
-            ("pushed_out", &self.pushed_out),
+            ("turned_away", &self.rejected),
+            ("pushed_out", &self.evicted),
             ("panics", &self.panics),
             ("handshakes_failed", &self.handshakes_failed),
             ("refused", &self.refused),
@@ -78,7 +78,7 @@ impl Stats {
             ("links_ended", &self.links_ended),
             ("calls", &self.calls),
             ("busy", &self.busy),
-            ("strays", &self.strays),
+            ("strays", &self.unmatched),
             ("resumed", &self.resumed),
             ("slow_clients", &self.slow_clients),
             ("memory_refusals", &self.memory_refusals),
@@ -111,11 +111,11 @@ impl fmt::Display for LeftOut {
 /// an address), and a number of one kind in all ([`LogLimit`]). Kinds never hide each other.
 #[derive(Debug, Default)]
 pub struct LogThrottle {
-    kinds: BTreeMap<&'static str, Kind>,
+    kinds: BTreeMap<&'static str, KindWindows>,
 }
 
 #[derive(Debug, Default)]
-struct Kind {
+struct KindWindows {
     all: Window,
     sources: HashMap<Box<str>, Window>,
 }
@@ -154,7 +154,7 @@ impl LogThrottle {
         source: &str,
         limit: LogLimit,
     ) -> Option<LeftOut> {
-        let Kind { all, sources } = self.kinds.entry(kind).or_default();
+        let KindWindows { all, sources } = self.kinds.entry(kind).or_default();
         let room = all.has_room(now, limit.all);
         if let Some(window) = sources.get_mut(source) {
             if !room || !window.has_room(now, limit.source) {

@@ -40,7 +40,7 @@ impl Principal {
 
 /// Who asks, and what the token is good for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Grant {
+pub struct Permissions {
     /// Who asks.
     pub principal: Principal,
     /// The clients' routes.
@@ -49,7 +49,7 @@ pub struct Grant {
     pub register: bool,
 }
 
-impl Grant {
+impl Permissions {
     /// Everything, to everybody: no token is configured.
     pub const OPEN: Self = Self { principal: Principal::ANONYMOUS, client: true, register: true };
 }
@@ -87,9 +87,9 @@ pub fn presented<'a>(mut fields: impl Iterator<Item = &'a str>) -> Result<Digest
 /// Looking it up takes a time that depends on digests alone. Whoever measures that learns of a digest, not of the token
 /// behind it: a token that gets nearer to it bit by bit cannot be found.
 #[derive(Clone, Copy, Eq)]
-struct Key([u8; DIGEST_BYTES]);
+struct TokenKey([u8; DIGEST_BYTES]);
 
-impl PartialEq for Key {
+impl PartialEq for TokenKey {
     fn eq(&self, other: &Self) -> bool {
         #[cfg(test)]
         tests::COMPARED.set(tests::COMPARED.get() + 1);
@@ -97,20 +97,20 @@ impl PartialEq for Key {
     }
 }
 
-impl Hash for Key {
+impl Hash for TokenKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.hash(state);
     }
 }
 
-impl fmt::Debug for Key {
+impl fmt::Debug for TokenKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
 }
 
 /// One token as it was given, with all that was given for it.
-struct Entry {
+struct TokenEntry {
     who: Option<String>,
     client: bool,
     register: Option<Names>,
@@ -136,7 +136,7 @@ impl fmt::Display for TwoOwners {
 /// The tokens that are let in, and for what. A token and a principal are each found by one look-up, however many there are.
 #[derive(Clone, Debug, Default)]
 pub struct Tokens {
-    grants: HashMap<Key, Grant>,
+    grants: HashMap<TokenKey, Permissions>,
     principals: HashMap<Principal, Rights>,
     clients: usize,
     registrars: usize,
@@ -148,11 +148,11 @@ impl Tokens {
     /// # Errors
     /// [`TwoOwners`].
     pub fn new(rules: Vec<Rule>) -> Result<Self, TwoOwners> {
-        let mut entries: HashMap<Key, Entry> = HashMap::with_capacity(rules.len());
+        let mut entries: HashMap<TokenKey, TokenEntry> = HashMap::with_capacity(rules.len());
         for Rule { client, register, who, digest } in rules {
-            match entries.entry(Key(*digest.bytes())) {
+            match entries.entry(TokenKey(*digest.bytes())) {
                 map::Entry::Vacant(place) => {
-                    place.insert(Entry { who, client, register });
+                    place.insert(TokenEntry { who, client, register });
                 }
                 map::Entry::Occupied(mut place) => {
                     let entry = place.get_mut();
@@ -166,9 +166,9 @@ impl Tokens {
             }
         }
         let mut tokens = Self { grants: HashMap::with_capacity(entries.len()), ..Self::default() };
-        for (key, Entry { who, client, register }) in entries {
+        for (key, TokenEntry { who, client, register }) in entries {
             let principal = Principal::of(who.as_deref(), &Digest::from(key.0));
-            tokens.grants.insert(key, Grant { principal, client, register: register.is_some() });
+            tokens.grants.insert(key, Permissions { principal, client, register: register.is_some() });
             let rights = tokens.principals.entry(principal).or_default();
             rights.client |= client;
             rights.register = both(rights.register.take(), register);
@@ -184,8 +184,8 @@ impl Tokens {
     }
 
     /// Finds who has a token.
-    pub fn find(&self, digest: &Digest) -> Option<Grant> {
-        self.grants.get(&Key(*digest.bytes())).copied()
+    pub fn find(&self, digest: &Digest) -> Option<Permissions> {
+        self.grants.get(&TokenKey(*digest.bytes())).copied()
     }
 
     /// Whether a principal has any token for the clients' routes.
@@ -238,7 +238,7 @@ mod tests {
         Tokens::new(given.iter().map(|given| Rule::read(given).unwrap()).collect()).unwrap()
     }
 
-    fn grant(tokens: &Tokens, token: &str) -> Option<Grant> {
+    fn grant(tokens: &Tokens, token: &str) -> Option<Permissions> {
         tokens.find(&Digest::of(token.as_bytes()))
     }
 

@@ -28,9 +28,9 @@ use crate::limits::GuessLimits;
 
 /// An address as it is counted: one of IPv4, or a network of IPv6 that one customer has (/64).
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Source(IpAddr);
+pub struct ClientAddress(IpAddr);
 
-impl Source {
+impl ClientAddress {
     /// What an address counts as.
     pub fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
@@ -81,7 +81,7 @@ struct Record {
 
 /// What a wrong token leads to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Verdict {
+pub enum GuessVerdict {
     /// It is wrong, and that is all.
     Wrong,
     /// It was one too many: for so long.
@@ -90,16 +90,16 @@ pub enum Verdict {
 
 /// The addresses that sent wrong tokens.
 #[derive(Debug)]
-pub struct Guesses {
-    records: HashMap<Source, Record>,
+pub struct GuessThrottle {
+    records: HashMap<ClientAddress, Record>,
     /// The same in the order in which they are forgotten when there is no room: the least guesses, the longest ago.
-    order: BTreeSet<(usize, Instant, Source)>,
+    order: BTreeSet<(usize, Instant, ClientAddress)>,
     /// When the table was last rid of what is over.
     swept: Option<Instant>,
     limits: GuessLimits,
 }
 
-impl Guesses {
+impl GuessThrottle {
     /// Nobody guesses.
     pub fn new(limits: &GuessLimits) -> Self {
         let (records, order) = (HashMap::new(), BTreeSet::new());
@@ -110,7 +110,7 @@ impl Guesses {
     ///
     /// # Errors
     /// For how long not.
-    pub fn look(&mut self, now: Instant, from: Source) -> Result<(), Duration> {
+    pub fn look(&mut self, now: Instant, from: ClientAddress) -> Result<(), Duration> {
         let Some(record) = self.records.get(&from) else { return Ok(()) };
         let window = self.limits.window;
         let recent = record.guesses.iter().filter(|(at, _)| now.saturating_duration_since(*at) < window);
@@ -122,7 +122,7 @@ impl Guesses {
     }
 
     /// A token from there was wrong. `token` stands for it (any number that it always has); `None`: it was none at all.
-    pub fn wrong(&mut self, now: Instant, from: Source, token: Option<u128>) -> Verdict {
+    pub fn wrong(&mut self, now: Instant, from: ClientAddress, token: Option<u128>) -> GuessVerdict {
         let window = self.limits.window;
         let mut record = match self.take(from) {
             Some(record) => record,
@@ -147,10 +147,10 @@ impl Guesses {
         let wait = (record.since + window).saturating_duration_since(now);
         self.order.insert((record.guesses.len(), now, from));
         self.records.insert(from, record);
-        if too_many { Verdict::Wait(wait) } else { Verdict::Wrong }
+        if too_many { GuessVerdict::Wait(wait) } else { GuessVerdict::Wrong }
     }
 
-    fn take(&mut self, from: Source) -> Option<Record> {
+    fn take(&mut self, from: ClientAddress) -> Option<Record> {
         let record = self.records.remove(&from)?;
         self.order.remove(&(record.guesses.len(), record.last, from));
         Some(record)
@@ -192,12 +192,12 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn source(text: &str) -> Source {
-        Source::of(text.parse().unwrap())
+    fn source(text: &str) -> ClientAddress {
+        ClientAddress::of(text.parse().unwrap())
     }
 
-    fn guesses() -> (Guesses, Instant) {
-        (Guesses::new(&GuessLimits::default()), Instant::now())
+    fn guesses() -> (GuessThrottle, Instant) {
+        (GuessThrottle::new(&GuessLimits::default()), Instant::now())
     }
 
     #[test]
@@ -207,7 +207,7 @@ mod tests {
         for second in 0..10u64 {
             let now = start + Duration::from_secs(second);
             assert_eq!(guesses.look(now, here), Ok(()));
-            assert_eq!(guesses.wrong(now, here, Some(second.into())), Verdict::Wrong);
+            assert_eq!(guesses.wrong(now, here, Some(second.into())), GuessVerdict::Wrong);
         }
         let now = start + Duration::from_secs(10);
         assert_eq!(guesses.look(now, here), Err(Duration::from_secs(50)));
@@ -217,7 +217,7 @@ mod tests {
             Err(Duration::from_millis(1))
         );
         assert_eq!(guesses.look(start + MINUTE, here), Ok(()), "the oldest is a minute old");
-        assert_eq!(guesses.wrong(start + MINUTE, here, Some(99)), Verdict::Wrong);
+        assert_eq!(guesses.wrong(start + MINUTE, here, Some(99)), GuessVerdict::Wrong);
         assert_eq!(guesses.look(start + MINUTE, here), Err(Duration::from_secs(1)));
     }
 
@@ -225,9 +225,9 @@ mod tests {
     fn one_wrong_token_over_and_over_shuts_nobody_out() {
         let (mut guesses, now) = guesses();
         let here = source("192.0.2.1");
-        let verdicts: Vec<Verdict> = (0..12).map(|_| guesses.wrong(now, here, Some(7))).collect();
-        assert_eq!(verdicts[..10], [Verdict::Wrong; 10]);
-        assert_eq!(verdicts[10..], [Verdict::Wait(MINUTE); 2]);
+        let verdicts: Vec<GuessVerdict> = (0..12).map(|_| guesses.wrong(now, here, Some(7))).collect();
+        assert_eq!(verdicts[..10], [GuessVerdict::Wrong; 10]);
+        assert_eq!(verdicts[10..], [GuessVerdict::Wait(MINUTE); 2]);
         assert_eq!(guesses.look(now, here), Ok(()));
         for _ in 0..100 {
             guesses.wrong(now, here, None);
@@ -300,7 +300,7 @@ mod tests {
         }
         for number in 0..100_000u32 {
             let now = start + Duration::from_micros(number.into());
-            let from = Source::of(IpAddr::V4(number.into()));
+            let from = ClientAddress::of(IpAddr::V4(number.into()));
             assert_eq!(guesses.look(now, from), Ok(()));
             guesses.wrong(now, from, Some(1));
             assert!(guesses.len() <= limits.addresses);
@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn a_table_full_of_guessers_forgets_the_one_of_longest_ago() {
         let (_, start) = guesses();
-        let mut guesses = Guesses::new(&GuessLimits { addresses: 2, ..GuessLimits::default() });
+        let mut guesses = GuessThrottle::new(&GuessLimits { addresses: 2, ..GuessLimits::default() });
         let [one, two, three] = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(source);
         for (second, from) in [(0, one), (1, two)] {
             for token in 0..10 {

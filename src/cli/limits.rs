@@ -22,7 +22,7 @@ pub fn gateway(args: &GatewayArgs) -> Result<Limits, FatalError> {
     set(&mut http.connections, "--max-connections", &args.max_connections)?;
     http.connections_from_loopback = http.connections;
     // Those that speak must not be kept out by those that do not.
-    http.connections_unknown = http.connections_unknown.min(http.connections.div_ceil(4));
+    http.connections_unauthenticated = http.connections_unauthenticated.min(http.connections.div_ceil(4));
     set(
         &mut http.connections_per_address,
         "--max-connections-per-address",

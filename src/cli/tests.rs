@@ -49,7 +49,7 @@ fn limits() {
     let (config, _) = gateway(&[], &[]);
     let limits = &config.limits;
     assert_eq!((limits.http.connections, limits.http.connections_per_address), (1024, 128));
-    assert_eq!((limits.http.connections_unknown, limits.http.connections_from_loopback), (256, 1024));
+    assert_eq!((limits.http.connections_unauthenticated, limits.http.connections_from_loopback), (256, 1024));
     let line = ["--max-connections", "100", "--max-connections-per-address", "7", "--max-links", "3"];
     let more = ["--max-client-sessions=4", "--max-sessions-per-token=2", "--max-calls-per-session=5"];
     let last = ["--max-message-bytes", "1M", "--max-memory", "64M", "--max-list-items=9000"];
@@ -57,7 +57,7 @@ fn limits() {
     let (config, _) = gateway(&line, &[("MCPPORT_MAX_CALLS_PER_SERVER", "6")]);
     let limits = &config.limits;
     assert_eq!((limits.http.connections, limits.http.connections_per_address), (100, 7));
-    assert_eq!((limits.http.connections_unknown, limits.http.connections_from_loopback), (25, 100));
+    assert_eq!((limits.http.connections_unauthenticated, limits.http.connections_from_loopback), (25, 100));
     assert_eq!((limits.link.links, limits.session.sessions, limits.session.per_principal), (3, 4, 2));
     assert_eq!((limits.session.in_flight, limits.link.in_flight), (5, 6));
     assert_eq!((limits.http.body_bytes, limits.memory.bytes), (1 << 20, 64 << 20));

@@ -11,7 +11,7 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 
 use super::Gateway;
 use crate::{
-    admission::TurnedAway,
+    admission::Rejection,
     http::{
         response::{self, Response},
         types::StatusCode,
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// One connection's place; given back when it is dropped.
-pub struct Visit {
+pub struct ConnectionPermit {
     gateway: Arc<Gateway>,
     address: IpAddr,
     number: u64,
@@ -30,16 +30,16 @@ pub struct Visit {
     kept: Option<ShutdownTrigger>,
 }
 
-impl Visit {
+impl ConnectionPermit {
     /// A place for a connection, and what is thrown when it has to make room for others.
     ///
     /// # Errors
-    /// [`TurnedAway`], with the limit that is reached.
-    pub fn begin(gateway: &Arc<Gateway>, address: IpAddr) -> Result<(Self, Shutdown), TurnedAway> {
+    /// [`Rejection`], with the limit that is reached.
+    pub fn acquire(gateway: &Arc<Gateway>, address: IpAddr) -> Result<(Self, Shutdown), Rejection> {
         let (switch, pushed_out) = executor::shutdown();
-        let place = gateway.visits().enter(address, switch)?;
-        if place.pushed_out.is_some() {
-            gateway.stats.pushed_out.add();
+        let place = gateway.connections().admit(address, switch)?;
+        if place.evicted.is_some() {
+            gateway.stats.evicted.add();
             let line = "a connection that asked for nothing makes room for another";
             gateway.warn_throttled("pushed_out", address, line);
         }
@@ -48,21 +48,21 @@ impl Visit {
     }
 
     /// The connection has sent a request that is let in.
-    pub fn known(&mut self) {
+    pub fn authenticated(&mut self) {
         if self.kept.is_none() {
-            self.kept = self.gateway.visits().known(self.number);
+            self.kept = self.gateway.connections().authenticated(self.number);
         }
     }
 
     /// Gives the place back though the connection's task goes on, which is until what this gives is dropped.
-    pub fn give_back(mut self) -> Option<ShutdownTrigger> {
+    pub fn release(mut self) -> Option<ShutdownTrigger> {
         self.kept.take()
     }
 }
 
-impl Drop for Visit {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.gateway.visits().leave(self.number, self.address);
+        self.gateway.connections().release(self.number, self.address);
     }
 }
 
@@ -87,7 +87,8 @@ impl Gateway {
         line: impl Display,
     ) {
         let now = Instant::now();
-        let due = self.throttle.lock().unwrap_or_else(PoisonError::into_inner).due(now, kind, source, limit);
+        let due =
+            self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner).due(now, kind, source, limit);
         if let Some(left_out) = due {
             log::log!(level, "{line}{left_out}");
         }
@@ -96,13 +97,13 @@ impl Gateway {
 
 /// Tells a peer for whom there is no place to come back later, if it can be told: not where it expects TLS, and only
 /// so many at a time.
-pub fn turn_away(gateway: &Arc<Gateway>, stream: Stream, why: TurnedAway) {
-    gateway.stats.turned_away.add();
+pub fn reject(gateway: &Arc<Gateway>, stream: Stream, why: Rejection) {
+    gateway.stats.rejected.add();
     let (status, text) = match why {
-        TurnedAway::Full => {
+        Rejection::Full => {
             (StatusCode::ServiceUnavailable, "too many connections are open (--max-connections)\n")
         }
-        TurnedAway::Address => (
+        Rejection::Address => (
             StatusCode::TooManyRequests,
             "too many connections from this address (--max-connections-per-address)\n",
         ),
@@ -114,11 +115,11 @@ pub fn turn_away(gateway: &Arc<Gateway>, stream: Stream, why: TurnedAway) {
         format_args!("a connection from {from} is turned away: {}", text.trim_end()),
     );
     let limits = &gateway.config.limits.http;
-    if gateway.config.tls.is_some() || gateway.leaving.len() >= limits.turned_away {
+    if gateway.config.tls.is_some() || gateway.rejecting.len() >= limits.turned_away {
         return;
     }
     let response = Response::new(status).field("Retry-After", "1").text(text);
-    let (badge, drain) = (gateway.leaving.track(), (limits.drain_time, limits.drain_bytes));
+    let (badge, drain) = (gateway.rejecting.track(), (limits.drain_time, limits.drain_bytes));
     let told = async move {
         let _held = badge;
         // Whoever does not read it does not want it.

@@ -11,13 +11,13 @@ use std::{
 
 use super::{
     Gateway,
-    session::{Client, Scope},
+    session::{Scope, Session},
 };
 use crate::{
     auth::{
-        self, Denied, Grant, Principal, Tokens,
+        self, Denied, Permissions, Principal, Tokens,
         rule::Rule,
-        throttle::{Guesses, Source, Verdict},
+        throttle::{ClientAddress, GuessThrottle, GuessVerdict},
     },
     config::GatewayConfig,
     error::FatalError,
@@ -28,36 +28,36 @@ use crate::{
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub struct Keys {
+pub struct Authenticator {
     tokens: Mutex<Arc<Tokens>>,
-    guesses: Mutex<Guesses>,
+    guesses: Mutex<GuessThrottle>,
 }
 
 /// Why a request is not let in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Refusal {
+pub enum AuthError {
     /// It has no token, or a wrong one.
     Denied(Denied),
     /// Too many wrong tokens came from there: wait so long.
-    Guessing(Duration),
+    Throttled(Duration),
 }
 
 /// A request that wants to be let in.
-pub struct Asking<'a, F> {
+pub struct AuthRequest<'a, F> {
     /// Where it comes from.
     pub from: IpAddr,
     /// Its `Authorization` fields.
     pub fields: F,
     /// Who was let in before over the same connection.
-    pub proven: Option<Principal>,
+    pub authenticated: Option<Principal>,
     /// The owner of the session that it names.
     pub owner: &'a dyn Fn() -> Option<Principal>,
 }
 
-impl Keys {
+impl Authenticator {
     /// A table, and nobody who guesses yet.
     pub fn new(tokens: Tokens, limits: &GuessLimits) -> Self {
-        Self { tokens: Mutex::new(Arc::new(tokens)), guesses: Mutex::new(Guesses::new(limits)) }
+        Self { tokens: Mutex::new(Arc::new(tokens)), guesses: Mutex::new(GuessThrottle::new(limits)) }
     }
 
     /// The table as it is now.
@@ -70,7 +70,7 @@ impl Keys {
         *self.tokens.lock().unwrap_or_else(PoisonError::into_inner) = tokens;
     }
 
-    fn guesses(&self) -> MutexGuard<'_, Guesses> {
+    fn guesses(&self) -> MutexGuard<'_, GuessThrottle> {
         // What is in it is a matter of a minute; it is sound between any two statements that matter.
         self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -78,37 +78,37 @@ impl Keys {
     /// Who asks, and for what the token is good.
     ///
     /// # Errors
-    /// [`Refusal`], with the reason.
+    /// [`AuthError`], with the reason.
     pub fn check<'f>(
         &self,
         now: Instant,
-        asking: Asking<'_, impl Iterator<Item = &'f str>>,
-    ) -> Result<Grant, Refusal> {
+        asking: AuthRequest<'_, impl Iterator<Item = &'f str>>,
+    ) -> Result<Permissions, AuthError> {
         let tokens = self.tokens();
         if tokens.is_empty() {
-            return Ok(Grant::OPEN);
+            return Ok(Permissions::OPEN);
         }
-        let from = Source::of(asking.from);
+        let from = ClientAddress::of(asking.from);
         let digest = match auth::presented(asking.fields) {
             Ok(digest) => digest,
             Err(Denied::Wrong) => return Err(self.wrong(now, from, None)),
-            Err(why) => return Err(Refusal::Denied(why)),
+            Err(why) => return Err(AuthError::Denied(why)),
         };
         let found = tokens.find(&digest);
         if let Err(wait) = self.guesses().look(now, from) {
             // Right or wrong, the answer is the same; but for those who are in already, see `auth::throttle`.
-            let known = |grant: &Grant| {
-                asking.proven == Some(grant.principal) || (asking.owner)() == Some(grant.principal)
+            let known = |grant: &Permissions| {
+                asking.authenticated == Some(grant.principal) || (asking.owner)() == Some(grant.principal)
             };
-            return found.filter(known).ok_or(Refusal::Guessing(wait));
+            return found.filter(known).ok_or(AuthError::Throttled(wait));
         }
         found.ok_or_else(|| self.wrong(now, from, Some(digest.number())))
     }
 
-    fn wrong(&self, now: Instant, from: Source, token: Option<u128>) -> Refusal {
+    fn wrong(&self, now: Instant, from: ClientAddress, token: Option<u128>) -> AuthError {
         match self.guesses().wrong(now, from, token) {
-            Verdict::Wrong => Refusal::Denied(Denied::Wrong),
-            Verdict::Wait(wait) => Refusal::Guessing(wait),
+            GuessVerdict::Wrong => AuthError::Denied(Denied::Wrong),
+            GuessVerdict::Wait(wait) => AuthError::Throttled(wait),
         }
     }
 }
@@ -148,7 +148,7 @@ impl Gateway {
     pub(super) fn open_session(
         &self,
         now: Instant,
-        client: &Arc<Client>,
+        client: &Arc<Session>,
         principal: Principal,
     ) -> Result<(), Full> {
         let opened = self.try_session(now, client, principal);
@@ -161,10 +161,10 @@ impl Gateway {
         self.try_session(now, client, principal)
     }
 
-    fn try_session(&self, now: Instant, client: &Arc<Client>, principal: Principal) -> Result<(), Full> {
+    fn try_session(&self, now: Instant, client: &Arc<Session>, principal: Principal) -> Result<(), Full> {
         // Looked up while the table of sessions is held: whoever takes a right away looks at that table afterwards.
         let mut sessions = self.sessions();
-        if !self.keys.tokens().may_call(principal) {
+        if !self.authn.tokens().may_call(principal) {
             return Err(Full::All);
         }
         let server = match client.scope() {
@@ -200,7 +200,7 @@ impl Gateway {
     /// Lets another table of tokens rule. Returns how many sessions and links end by that.
     fn apply(&self, tokens: Tokens) -> (usize, usize) {
         let tokens = Arc::new(tokens);
-        self.keys.replace(tokens.clone());
+        self.authn.replace(tokens.clone());
         self.budget.share(tokens.have_several());
         let clients = {
             let mut sessions = self.sessions();
@@ -223,22 +223,23 @@ impl Gateway {
 mod tests {
     use super::*;
 
-    fn keys() -> Keys {
+    fn keys() -> Authenticator {
         let rules = ["@a:right", "@b:other"].map(|given| Rule::read(given).unwrap());
-        Keys::new(Tokens::new(rules.into()).unwrap(), &GuessLimits::default())
+        Authenticator::new(Tokens::new(rules.into()).unwrap(), &GuessLimits::default())
     }
 
-    /// Asks with a token, over a connection that was let in as `proven`, for a session of `owner`.
+    /// Asks with a token, over a connection that was let in as `authenticated`, for a session of `owner`.
     fn ask(
-        keys: &Keys,
+        keys: &Authenticator,
         now: Instant,
         token: &str,
         proven: Option<Principal>,
         owner: Option<Principal>,
-    ) -> Result<Principal, Refusal> {
+    ) -> Result<Principal, AuthError> {
         let field = format!("Bearer {token}");
         let fields = [field.as_str()].into_iter();
-        let asking = Asking { from: [192, 0, 2, 1].into(), fields, proven, owner: &|| owner };
+        let asking =
+            AuthRequest { from: [192, 0, 2, 1].into(), fields, authenticated: proven, owner: &|| owner };
         keys.check(now, asking).map(|grant| grant.principal)
     }
 
@@ -249,9 +250,9 @@ mod tests {
             (ask(&keys, now, "right", None, None).unwrap(), ask(&keys, now, "other", None, None).unwrap());
         for guess in 0..10 {
             let denied = ask(&keys, now, &format!("guess-{guess}"), None, None);
-            assert_eq!(denied, Err(Refusal::Denied(Denied::Wrong)), "{guess}");
+            assert_eq!(denied, Err(AuthError::Denied(Denied::Wrong)), "{guess}");
         }
-        let shut = Err(Refusal::Guessing(Duration::from_secs(60)));
+        let shut = Err(AuthError::Throttled(Duration::from_secs(60)));
         for token in ["guess-10", "right", "other"] {
             assert_eq!(ask(&keys, now, token, None, None), shut, "{token}: a newcomer learns nothing");
         }

@@ -8,7 +8,7 @@ use std::{
 
 use futures_lite::future;
 
-use super::{Gateway, session::Client};
+use super::{Gateway, session::Session};
 use crate::{jsonrpc, limits, mcp::listing::Kind, net::timeout, session::Changes};
 
 impl Gateway {
@@ -48,7 +48,7 @@ impl Gateway {
 
     /// Sends notices to all sessions at the aggregate. A client that began after the last change has not missed it.
     async fn tell_all(&self, due: &[(&'static str, Instant)]) {
-        let clients: Vec<Arc<Client>> = self.sessions().at(None).cloned().collect();
+        let clients: Vec<Arc<Session>> = self.sessions().at(None).cloned().collect();
         for piece in clients.chunks(limits::PIECE) {
             for client in piece {
                 let Some(since) = client.initialized_at() else { continue };

@@ -4,15 +4,15 @@ use std::{borrow::Cow, io, ops::ControlFlow, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
-    accept::Visit,
-    authn::{Asking, Refusal},
+    accept::ConnectionPermit,
+    authn::{AuthError, AuthRequest},
     endpoint::{legacy_sse, streamable},
     event_stream, link,
-    session::{Client, Scope},
+    session::{Scope, Session},
     shares::Share,
 };
 use crate::{
-    auth::{Denied, Grant, Principal, throttle::origin},
+    auth::{Denied, Permissions, Principal, throttle::origin},
     http::{
         body::is_token,
         conn::Step,
@@ -31,9 +31,9 @@ use crate::{
 pub struct Connection {
     pub(super) gateway: Arc<Gateway>,
     pub(super) web: HttpConnection,
-    visit: Visit,
+    permit: ConnectionPermit,
     /// Who was let in over it.
-    proven: Option<Principal>,
+    authenticated: Option<Principal>,
     /// Where an answer that is being written came from: its bytes are charged there until it is out.
     pub(super) answering: Option<Receiver<()>>,
     /// Whose account pays for bodies.
@@ -41,7 +41,7 @@ pub struct Connection {
 }
 
 /// What becomes of the connection after a request.
-enum Then {
+enum AfterRequest {
     Next,
     Upgrade(Upgrade, Principal, Share),
 }
@@ -61,7 +61,7 @@ impl NewLink {
         let Self { connection, upgrade, principal, share } = self;
         let badge = connection.gateway.links.track();
         let peer = connection.web.stream.peer();
-        let Connection { gateway, web, visit, .. } = connection;
+        let Connection { gateway, web, permit: visit, .. } = connection;
         let entering = async {
             let (stream, glued) = match web.upgrade(&upgrade).await {
                 Ok(upgraded) => upgraded,
@@ -82,10 +82,10 @@ impl NewLink {
 
 impl Connection {
     /// A connection that was accepted, after its TLS handshake.
-    pub fn new(gateway: Arc<Gateway>, stream: Stream, visit: Visit) -> Self {
+    pub fn new(gateway: Arc<Gateway>, stream: Stream, visit: ConnectionPermit) -> Self {
         let (draining, stopped) = (gateway.draining.clone(), gateway.stopped.clone());
         let web = HttpConnection::new(stream, &gateway.config.limits.http, draining, stopped);
-        Self { gateway, web, visit, proven: None, answering: None, charged: None }
+        Self { gateway, web, permit: visit, authenticated: None, answering: None, charged: None }
     }
 
     /// Serves its requests until it ends, or becomes a link.
@@ -93,8 +93,8 @@ impl Connection {
         let peer = self.web.stream.peer();
         loop {
             match self.turn().await {
-                Ok(Some(Then::Next)) => {}
-                Ok(Some(Then::Upgrade(upgrade, principal, share))) => {
+                Ok(Some(AfterRequest::Next)) => {}
+                Ok(Some(AfterRequest::Upgrade(upgrade, principal, share))) => {
                     return Some(NewLink { connection: self, upgrade, principal, share });
                 }
                 Ok(None) => break,
@@ -109,7 +109,7 @@ impl Connection {
     }
 
     /// One request and its answer. `None`: the connection has come to its end.
-    async fn turn(&mut self) -> io::Result<Option<Then>> {
+    async fn turn(&mut self) -> io::Result<Option<AfterRequest>> {
         let step = self.web.advance().await?;
         self.answering = None;
         match step {
@@ -117,13 +117,13 @@ impl Connection {
             Step::Refuse(response) => {
                 self.gateway.stats.refused.add();
                 self.web.answer(&response);
-                Ok(Some(Then::Next))
+                Ok(Some(AfterRequest::Next))
             }
             Step::Body | Step::Close | Step::Drain | Step::Read => Ok(None),
         }
     }
 
-    async fn request(&mut self, request: Request) -> io::Result<Then> {
+    async fn request(&mut self, request: Request) -> io::Result<AfterRequest> {
         let route = self.gateway.policy.route(&request);
         let admitted = self.gateway.policy.admit(&request, route.as_ref().ok());
         // A page that may not come in may not read why, either.
@@ -131,21 +131,21 @@ impl Connection {
         match self.check(&request, route, admitted) {
             Ok((route, principal)) => {
                 if self.is_authenticated(route) {
-                    self.visit.known();
+                    self.permit.authenticated();
                 }
                 // Messages are looked at one by one: a running call may need an answer of its client, or be cancelled.
                 let begins = matches!(route, Route::Health | Route::EventStream(_) | Route::Register);
                 if begins && self.gateway.draining.is_triggered() {
                     let response = self.with_cors(busy("the gateway is stopping\n"), origin.as_deref());
                     self.web.answer(&response);
-                    return Ok(Then::Next);
+                    return Ok(AfterRequest::Next);
                 }
                 self.go(route, principal, &request, origin.as_deref()).await
             }
             Err(response) => {
                 let response = self.with_cors(marked(response, &request), origin.as_deref());
                 self.web.answer(&response);
-                Ok(Then::Next)
+                Ok(AfterRequest::Next)
             }
         }
     }
@@ -159,7 +159,7 @@ impl Connection {
     ) -> Result<(Route<'a>, Principal), Response> {
         let grant = match route {
             // A browser's preflight never carries a token, and a health check need not; both tell nothing.
-            Ok(Route::Preflight | Route::Health) => Grant::OPEN,
+            Ok(Route::Preflight | Route::Health) => Permissions::OPEN,
             // Clients look for a description of how to get a token; a demand for one would be taken for its place.
             Err(Unrouted::Path) => {
                 admitted.map_err(forbidden)?;
@@ -191,13 +191,13 @@ impl Connection {
     fn is_authenticated(&self, route: Route) -> bool {
         match route {
             Route::Preflight => false,
-            Route::Health => self.gateway.keys.tokens().is_empty(),
+            Route::Health => self.gateway.authn.tokens().is_empty(),
             _ => true,
         }
     }
 
     /// Who asks.
-    fn identify(&mut self, request: &Request) -> Result<Grant, Response> {
+    fn identify(&mut self, request: &Request) -> Result<Permissions, Response> {
         let (gateway, peer) = (&self.gateway, self.web.stream.peer());
         let owner = || {
             let id = request.field("mcp-session-id").map(Cow::Borrowed);
@@ -206,16 +206,16 @@ impl Connection {
         let fields = request.fields("authorization");
         let from = origin(peer.ip(), &gateway.config.trusted_proxies, request.fields("x-forwarded-for"));
         // Over the connections of a proxy comes everybody, so who was let in there says nothing of who asks next.
-        let proven = self.proven.filter(|_| !gateway.config.trusted_proxies.contains(&peer.ip()));
-        let asking = Asking { from, fields, proven, owner: &owner };
-        let checked = gateway.keys.check(Instant::now(), asking);
+        let proven = self.authenticated.filter(|_| !gateway.config.trusted_proxies.contains(&peer.ip()));
+        let asking = AuthRequest { from, fields, authenticated: proven, owner: &owner };
+        let checked = gateway.authn.check(Instant::now(), asking);
         match checked {
             Ok(grant) => {
-                self.proven = Some(grant.principal);
+                self.authenticated = Some(grant.principal);
                 Ok(grant)
             }
-            Err(Refusal::Denied(why)) => Err(self.denied(why)),
-            Err(Refusal::Guessing(wait)) => {
+            Err(AuthError::Denied(why)) => Err(self.denied(why)),
+            Err(AuthError::Throttled(wait)) => {
                 gateway.stats.throttled.add();
                 log::debug!("a request from {peer} is put off: too many wrong tokens come from there");
                 // Rounded up, so that who comes back then is not early.
@@ -250,7 +250,7 @@ impl Connection {
         principal: Principal,
         request: &Request,
         origin: Option<&str>,
-    ) -> io::Result<Then> {
+    ) -> io::Result<AfterRequest> {
         let scope = |name: Option<&str>| name.map_or(Scope::All, |name| Scope::Server(name.to_owned()));
         let response = match route {
             Route::Health => {
@@ -270,7 +270,7 @@ impl Connection {
                 Err(response) => Some(response),
             },
             Route::Register => match self.admit_link(principal, request) {
-                Ok((upgrade, share)) => return Ok(Then::Upgrade(upgrade, principal, share)),
+                Ok((upgrade, share)) => return Ok(AfterRequest::Upgrade(upgrade, principal, share)),
                 Err(response) => Some(marked(response, request)),
             },
         };
@@ -278,7 +278,7 @@ impl Connection {
             let response = self.with_cors(response, origin);
             self.web.answer(&response);
         }
-        Ok(Then::Next)
+        Ok(AfterRequest::Next)
     }
 
     /// The path prefix under which the client reaches the gateway: that of `X-Forwarded-Prefix` if a trusted proxy sent exactly one
@@ -324,7 +324,7 @@ impl Connection {
     }
 
     /// Opens a session.
-    pub(super) fn open_session(&self, client: &Arc<Client>, principal: Principal) -> Result<(), Response> {
+    pub(super) fn open_session(&self, client: &Arc<Session>, principal: Principal) -> Result<(), Response> {
         self.gateway.open_session(Instant::now(), client, principal).map_err(no_session)
     }
 

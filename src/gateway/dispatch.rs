@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::{
     Gateway,
-    responder::{NO_MEMORY, Reply},
-    session::{Client, Scope},
+    responder::{NO_MEMORY, Responder},
+    session::{Scope, Session},
     upstream::{Declined, Upstream},
 };
 use crate::{
@@ -32,7 +32,7 @@ pub enum Answer {
 
 impl Gateway {
     /// Takes one message of a client. Answers to a request go to `responder`, exactly one for each.
-    pub fn dispatch(self: &Arc<Self>, client: &Arc<Client>, message: &Message<'_>, reply: &Reply) {
+    pub fn dispatch(self: &Arc<Self>, client: &Arc<Session>, message: &Message<'_>, reply: &Responder) {
         log::debug!("client {}: {:?} {}", client.name(), message.kind(), text::show(message.method()));
         match message.kind() {
             MessageKind::Request => {
@@ -72,9 +72,9 @@ impl Gateway {
 
     fn request(
         self: &Arc<Self>,
-        client: &Arc<Client>,
+        client: &Arc<Session>,
         message: &Message<'_>,
-        reply: &Reply,
+        reply: &Responder,
     ) -> Result<Answer, Problem> {
         if let Some(upstream) = self.isolated(client) {
             return match message.method() {
@@ -82,7 +82,9 @@ impl Gateway {
                 "initialize" if client.is_initialized() => Err(initialized_already()),
                 "initialize" => self.forward(client, &upstream, message, None, reply),
                 "server/discover" => Err(unknown_method(message)),
-                _ if !client.own().processes.is_empty() => self.ask_server(client, &upstream, message, reply),
+                _ if !client.instances().by_server.is_empty() => {
+                    self.ask_server(client, &upstream, message, reply)
+                }
                 _ if client.is_initialized() => {
                     // It began when all sessions shared the server.
                     self.close(client, "the server has other sessions now");
@@ -107,12 +109,12 @@ impl Gateway {
     }
 
     /// The server whose process a session at its endpoint has for itself.
-    fn isolated(&self, client: &Client) -> Option<Arc<Upstream>> {
+    fn isolated(&self, client: &Session) -> Option<Arc<Upstream>> {
         let Scope::Server(name) = client.scope() else { return None };
-        self.catalog().server(name).filter(|upstream| upstream.isolation().is_some())
+        self.catalog().server(name).filter(|upstream| upstream.instance_pool().is_some())
     }
 
-    fn notification(&self, client: &Arc<Client>, message: &Message<'_>) {
+    fn notification(&self, client: &Arc<Session>, message: &Message<'_>) {
         if let Some(why) = refused_notification(message) {
             let method = text::show(message.method());
             let name = client.name().to_string();
@@ -123,7 +125,7 @@ impl Gateway {
         let method = message.method();
         let own = method != "notifications/cancelled"
             && (method == "notifications/roots/list_changed" || *client.scope() != Scope::All);
-        let processes: Vec<Arc<Upstream>> = if own { client.own().all() } else { Vec::new() };
+        let processes: Vec<Arc<Upstream>> = if own { client.instances().all() } else { Vec::new() };
         for process in &processes {
             // Nobody waits for an answer to a notification.
             let _ = process.send(message.splice(&[]));
@@ -146,7 +148,7 @@ impl Gateway {
             ) => {}
             (_, Scope::Server(name)) => {
                 let upstream = self.catalog().server(name);
-                if let Some(upstream) = upstream.filter(|upstream| upstream.isolation().is_none()) {
+                if let Some(upstream) = upstream.filter(|upstream| upstream.instance_pool().is_none()) {
                     let _ = upstream.send(message.splice(&[]));
                 }
             }
@@ -157,9 +159,9 @@ impl Gateway {
     /// What the aggregate of all servers answers.
     fn ask_all(
         self: &Arc<Self>,
-        client: &Arc<Client>,
+        client: &Arc<Session>,
         message: &Message<'_>,
-        reply: &Reply,
+        reply: &Responder,
     ) -> Result<Answer, Problem> {
         let method = message.method();
         if let Some(kind) = Kind::of_method(method) {
@@ -167,8 +169,8 @@ impl Gateway {
         }
         match method {
             "tools/call" => match self.find(Kind::Tool, message, &["name"])? {
-                Found::Own => Ok(self.list_servers(client, message, reply)),
-                Found::Server(upstream, rename) => {
+                FoundTool::Own => Ok(self.list_servers(client, message, reply)),
+                FoundTool::Server(upstream, rename) => {
                     self.forward(client, &upstream, message, Some(rename), reply)
                 }
             },
@@ -196,24 +198,26 @@ impl Gateway {
 
     fn forward_found(
         &self,
-        client: &Arc<Client>,
+        client: &Arc<Session>,
         kind: Kind,
         path: &[&str],
         message: &Message<'_>,
-        reply: &Reply,
+        reply: &Responder,
     ) -> Result<Answer, Problem> {
         match self.find(kind, message, path)? {
-            Found::Own => Err(unknown_method(message)),
-            Found::Server(upstream, rename) => self.forward(client, &upstream, message, Some(rename), reply),
+            FoundTool::Own => Err(unknown_method(message)),
+            FoundTool::Server(upstream, rename) => {
+                self.forward(client, &upstream, message, Some(rename), reply)
+            }
         }
     }
 
     /// Looks up what a request names.
-    fn find(&self, kind: Kind, message: &Message<'_>, path: &[&str]) -> Result<Found, Problem> {
+    fn find(&self, kind: Kind, message: &Message<'_>, path: &[&str]) -> Result<FoundTool, Problem> {
         let (span, name) = needed_param(message, path)?;
         match self.catalog().find(kind, &name) {
-            Some(Target::Server { handle, key }) => Ok(Found::Server(handle, (span, key))),
-            Some(Target::Own) => Ok(Found::Own),
+            Some(Target::Server { handle, key }) => Ok(FoundTool::Server(handle, (span, key))),
+            Some(Target::Own) => Ok(FoundTool::Own),
             Some(Target::Several(names)) => {
                 Err((jsonrpc::INVALID_PARAMS, ambiguous(kind.noun(), &name, &names)))
             }
@@ -256,7 +260,7 @@ impl Gateway {
         page.ok_or_else(|| (jsonrpc::INVALID_PARAMS, "the cursor is not one of ours".into()))
     }
 
-    fn initialize(&self, client: &Client, message: &Message<'_>) -> Result<String, Problem> {
+    fn initialize(&self, client: &Session, message: &Message<'_>) -> Result<String, Problem> {
         let asked =
             string_param(message, &["protocolVersion"])?.map(|(_, version)| version).unwrap_or_default();
         let (version, result) = match client.scope() {
@@ -267,7 +271,7 @@ impl Gateway {
             }
             Scope::Server(name) => {
                 let upstream = self.catalog().server(name);
-                let greeting = upstream.as_ref().and_then(|upstream| upstream.greeting());
+                let greeting = upstream.as_ref().and_then(|upstream| upstream.initialize_result());
                 mcp::greeting_for(&greeting.ok_or_else(|| not_connected(name))?, &asked)
             }
         };
@@ -283,13 +287,13 @@ impl Gateway {
         if !client.initialized(&version) {
             return Err(initialized_already());
         }
-        let mut facts = client.facts();
+        let mut facts = client.info();
         (facts.capabilities, facts.info) = (capabilities, info);
         Ok(result)
     }
 
     /// Remembers from which level the client wants log messages, and asks the servers for the lowest that anybody wants.
-    fn set_level(&self, client: &Client, message: &Message<'_>) -> Result<String, Problem> {
+    fn set_level(&self, client: &Session, message: &Message<'_>) -> Result<String, Problem> {
         let level =
             Level::of(message).ok_or_else(|| (jsonrpc::INVALID_PARAMS, "unknown log level".to_owned()))?;
         let servers: Vec<Arc<Upstream>> = match client.scope() {
@@ -304,21 +308,21 @@ impl Gateway {
             }
             _ => {}
         }
-        let _ordered = self.wishes();
-        client.facts().level = Some(level);
+        let _ordered = self.subscription_order();
+        client.info().level = Some(level);
         self.sessions().set_level(client.id(), Some(level));
-        for upstream in servers.iter().filter(|upstream| upstream.isolation().is_none()) {
-            self.tell_level(upstream);
+        for upstream in servers.iter().filter(|upstream| upstream.instance_pool().is_none()) {
+            self.send_level(upstream);
         }
-        let own = client.own().all();
+        let own = client.instances().all();
         for process in own {
-            self.tell_own_level(client, &process);
+            self.send_level_to_instance(client, &process);
         }
         Ok("{}".into())
     }
 }
 
-enum Found {
+enum FoundTool {
     Own,
     Server(Arc<Upstream>, (Span, String)),
 }

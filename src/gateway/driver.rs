@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// Where a server is registered.
-pub struct Place {
+pub struct CatalogGuard {
     /// In the catalog.
     pub key: Key,
     /// Its place among the servers of its principal.
@@ -50,14 +50,14 @@ pub struct Place {
 }
 
 /// A server in the catalog, for as long as this lives.
-pub struct Server {
+pub struct UpstreamDriver {
     gateway: Arc<Gateway>,
-    place: Place,
+    place: CatalogGuard,
     id: String,
     /// It is told by status frames what becomes of it.
     ours: bool,
     upstream: Arc<Upstream>,
-    conversation: Conversation,
+    discovery: Conversation,
     /// The id of the conversation's open question.
     asked: Option<u64>,
     /// All that it offers was listed once.
@@ -79,12 +79,12 @@ pub struct Server {
     /// No list that failed is asked for again before this.
     retry: Instant,
     /// Resources that clients want to hear of, and that it is still to be asked for.
-    wishes: VecDeque<String>,
+    pending_subscriptions: VecDeque<String>,
     /// Why it goes, once that is known.
-    farewell: Option<String>,
+    close_reason: Option<String>,
 }
 
-impl LinkHandler for Server {
+impl LinkHandler for UpstreamDriver {
     fn frame(&mut self, now: Instant, frame: &str) -> Result<(), CloseReason> {
         let gateway = self.gateway.clone();
         self.message(&gateway, now, frame)
@@ -92,10 +92,10 @@ impl LinkHandler for Server {
 
     /// The processes of single sessions are looked at now and then, if there are any; and so are wishes that found no room.
     fn deadline(&self) -> Option<Instant> {
-        let own = self.upstream.isolation().is_some_and(|isolation| !isolation.is_empty());
-        let look = (own || !self.wishes.is_empty()).then(|| self.looked + CHANNEL_TICK);
-        let relist = self.conversation.wants_relist().then_some(self.relist);
-        let retry = self.conversation.wants_retry().then_some(self.retry.max(self.relist));
+        let own = self.upstream.instance_pool().is_some_and(|isolation| !isolation.is_empty());
+        let look = (own || !self.pending_subscriptions.is_empty()).then(|| self.looked + CHANNEL_TICK);
+        let relist = self.discovery.wants_relist().then_some(self.relist);
+        let retry = self.discovery.wants_retry().then_some(self.retry.max(self.relist));
         self.upstream.mux().deadline().into_iter().chain(look).chain(relist).chain(retry).min()
     }
 
@@ -110,12 +110,12 @@ impl LinkHandler for Server {
 }
 
 /// It is gone: from the list at once, and its waiting calls fail at once.
-impl Drop for Server {
+impl Drop for UpstreamDriver {
     fn drop(&mut self) {
-        let why = self.farewell.take().unwrap_or_else(|| "a fault of the gateway".into());
+        let why = self.close_reason.take().unwrap_or_else(|| "a fault of the gateway".into());
         let removed = self.gateway.catalog().remove(self.place.key);
         self.upstream.fail_all(&why, &self.gateway.stats);
-        self.gateway.end_all_processes(&self.upstream, &why);
+        self.gateway.end_all_instances(&self.upstream, &why);
         self.gateway.tasks().end(self.upstream.run());
         let name = self.upstream.name();
         self.gateway.log_life(log::Level::Info, "gone", name, format_args!("server '{name}' is gone: {why}"));
@@ -125,14 +125,14 @@ impl Drop for Server {
     }
 }
 
-impl Server {
+impl UpstreamDriver {
     /// A server that is in the catalog since now. It is asked at once what it is.
     ///
     /// # Errors
     /// A [`CloseReason`]: there is nothing to say to it.
-    pub fn greet(
+    pub fn start(
         gateway: &Arc<Gateway>,
-        place: Place,
+        place: CatalogGuard,
         id: String,
         ours: bool,
         upstream: Arc<Upstream>,
@@ -147,7 +147,7 @@ impl Server {
             id,
             ours,
             upstream,
-            conversation,
+            discovery: conversation,
             asked: None,
             listed: false,
             renewed: false,
@@ -159,8 +159,8 @@ impl Server {
             listing: account.charge(),
             lists: BTreeMap::new(),
             instructions: account.charge(),
-            wishes: VecDeque::new(),
-            farewell: None,
+            pending_subscriptions: VecDeque::new(),
+            close_reason: None,
         };
         server.ask(gateway, now, ask)?;
         Ok(server)
@@ -183,21 +183,21 @@ impl Server {
 
     /// It goes, for this reason.
     pub fn gone(mut self, why: &str) {
-        self.farewell = Some(why.to_owned());
+        self.close_reason = Some(why.to_owned());
     }
 
     fn message(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), CloseReason> {
-        let frame = match (frame::read(frame), self.upstream.isolation()) {
+        let frame = match (frame::read(frame), self.upstream.instance_pool()) {
             (Frame::Plain(frame), _) => frame,
             (Frame::Message(number, text), Some(isolation)) => {
                 // A session that has ended may still be spoken to.
-                if let Some(process) = isolation.process(number) {
-                    gateway.private_message(now, &process, text);
+                if let Some(process) = isolation.get(number) {
+                    gateway.on_instance_message(now, &process, text);
                 }
                 return Ok(());
             }
             (Frame::Close(number, reason), Some(_)) => {
-                gateway.process_gone(&self.upstream, number, reason);
+                gateway.instance_gone(&self.upstream, number, reason);
                 return Ok(());
             }
             _ if self.ours => return Err(CloseReason::new(1008, "a channel that was not agreed on")),
@@ -233,7 +233,7 @@ impl Server {
                 }
                 Part::Unusable(answer) => self.unusable(gateway, now, &answer)?,
                 Part::Noise => {
-                    gateway.stats.strays.add();
+                    gateway.stats.unmatched.add();
                     self.upstream.log_noise(now, frame);
                 }
             }
@@ -245,7 +245,7 @@ impl Server {
     fn unusable(&mut self, gateway: &Gateway, now: Instant, answer: &Unusable) -> Result<(), CloseReason> {
         self.upstream.log_unusable(now, answer);
         match self.upstream.fail_unusable(answer, &gateway.stats) {
-            Some(Caller::Conversation) => {
+            Some(Caller::Discovery) => {
                 let why = format!("an answer of the server cannot be used: {}", answer.why);
                 self.failed(gateway, now, &why)?;
                 self.relist(gateway, now)
@@ -262,14 +262,14 @@ impl Server {
     ) -> Result<(), CloseReason> {
         let step = self.upstream.mux().sort(message);
         match step {
-            Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Conversation) => {
-                let next = self.conversation.answered(message);
-                self.go_on(gateway, now, next)?;
+            Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Discovery) => {
+                let next = self.discovery.answered(message);
+                self.apply(gateway, now, next)?;
                 self.relist(gateway, now)
             }
             Ok(Step::Answer(pending)) => {
                 gateway.conclude(&self.upstream, pending, message);
-                gateway.tell_wishes(now, &self.upstream, &mut self.wishes);
+                gateway.resubscribe(now, &self.upstream, &mut self.pending_subscriptions);
                 Ok(())
             }
             Ok(Step::Progress(id, span)) => {
@@ -284,11 +284,11 @@ impl Server {
                 Ok(())
             }
             Ok(Step::Notification) => {
-                gateway.spread(&self.upstream, message);
+                gateway.broadcast(&self.upstream, message);
                 self.changed(gateway, now, message.method())
             }
             Ok(Step::Stray) | Err(_) => {
-                gateway.stats.strays.add();
+                gateway.stats.unmatched.add();
                 self.upstream.log_stray(now, message);
                 Ok(())
             }
@@ -307,7 +307,7 @@ impl Server {
         }
         // What was asked before would be taken for an answer to what is asked now.
         self.asked.take().and_then(|id| self.upstream.mux().close(id));
-        let ask = self.conversation.again();
+        let ask = self.discovery.again();
         self.renewed = true;
         self.ask(gateway, now, ask)
     }
@@ -315,7 +315,7 @@ impl Server {
     /// A list of the server changed: all lists that the notification speaks of are asked for anew.
     fn changed(&mut self, gateway: &Gateway, now: Instant, notification: &str) -> Result<(), CloseReason> {
         for kind in Kind::ALL.into_iter().filter(|kind| kind.changed() == notification) {
-            self.conversation.changed(kind);
+            self.discovery.changed(kind);
         }
         self.relist(gateway, now)
     }
@@ -326,10 +326,10 @@ impl Server {
         if now < self.relist {
             return Ok(());
         }
-        if self.conversation.wants_retry() && now >= self.retry {
-            self.conversation.retry();
+        if self.discovery.wants_retry() && now >= self.retry {
+            self.discovery.retry();
         }
-        let Some(ask) = self.conversation.relist() else { return Ok(()) };
+        let Some(ask) = self.discovery.relist() else { return Ok(()) };
         self.relist = now + gateway.config.limits.catalog.list_pause;
         self.ask(gateway, now, ask)
     }
@@ -340,7 +340,7 @@ impl Server {
             mux.progressed(now, id);
             let Some(pending) = mux.get(id) else { return };
             match (&pending.caller, pending.token()) {
-                (Caller::Client(_, _, reply, _), Some(token)) => (reply.clone(), token.to_owned()),
+                (Caller::Session(_, _, reply, _), Some(token)) => (reply.clone(), token.to_owned()),
                 _ => return,
             }
         };
@@ -366,10 +366,10 @@ impl Server {
         let config = &gateway.config;
         // A server may have to be downloaded and started first.
         let patience = if ask.method == "initialize" { config.timeout_run_tool } else { config.timeout_rpc };
-        let opened = self.upstream.mux().open_own(now, Caller::Conversation, ask.method, patience);
+        let opened = self.upstream.mux().open_own(now, Caller::Discovery, ask.method, patience);
         let Ok(id) = opened else {
-            self.conversation.unanswered();
-            self.retry = now + self.conversation.retry_pause();
+            self.discovery.unanswered();
+            self.retry = now + self.discovery.retry_pause();
             return Ok(());
         };
         self.asked = Some(id);
@@ -385,7 +385,7 @@ impl Server {
     }
 
     /// What follows from an answer to a question of the gateway's own.
-    fn go_on(&mut self, gateway: &Gateway, now: Instant, next: Next) -> Result<(), CloseReason> {
+    fn apply(&mut self, gateway: &Gateway, now: Instant, next: Next) -> Result<(), CloseReason> {
         self.log_remarks(gateway);
         match next {
             Next::Ask(_) if !self.pay_answers() => self.no_memory(gateway, now),
@@ -395,7 +395,7 @@ impl Server {
                     self.list(gateway, kind, items);
                 } else if self.listed {
                     gateway.stats.memory_refusals.add();
-                    self.conversation.postpone(kind);
+                    self.discovery.postpone(kind);
                     self.kept(gateway, now, NO_MEMORY);
                 } else {
                     return self.no_memory(gateway, now);
@@ -428,12 +428,12 @@ impl Server {
         let name = self.upstream.name();
         let line = format_args!("server '{name}': {why}; its lists stay as they were");
         gateway.log_throttled(log::Level::Warn, "list", name, LOG_GROUPS, line);
-        self.retry = now + self.conversation.retry_pause();
+        self.retry = now + self.discovery.retry_pause();
     }
 
     fn log_remarks(&mut self, gateway: &Gateway) {
         let name = self.upstream.name();
-        for remark in self.conversation.take_remarks() {
+        for remark in self.discovery.take_remarks() {
             let line = format_args!("server '{name}': {remark}");
             gateway.log_throttled(log::Level::Warn, "remark", name, LOG_GROUPS, line);
         }
@@ -442,8 +442,8 @@ impl Server {
     /// Whether there is memory for what it has answered so far. Its answer to `initialize` is kept twice: for clients, and until
     /// the lists are complete.
     fn pay_answers(&mut self) -> bool {
-        self.greeting.resize(2 * self.conversation.greeting().len())
-            && self.listing.resize(self.conversation.listing_bytes())
+        self.greeting.resize(2 * self.discovery.greeting().len())
+            && self.listing.resize(self.discovery.listing_bytes())
     }
 
     /// Whether there is memory for a list in the place of the one before.
@@ -467,7 +467,7 @@ impl Server {
 
     /// Takes the server's instructions into the catalog; without memory for them, none.
     fn instruct(&mut self, gateway: &Gateway) {
-        let mut instructions = mcp::instructions_of(self.conversation.greeting()).unwrap_or_default();
+        let mut instructions = mcp::instructions_of(self.discovery.greeting()).unwrap_or_default();
         if !self.instructions.resize(instructions.len().min(INSTRUCTIONS)) {
             gateway.stats.memory_refusals.add();
             self.instructions.resize_anyway(0);
@@ -478,7 +478,7 @@ impl Server {
 
     fn list(&mut self, gateway: &Gateway, kind: Kind, items: Vec<Item>) {
         // This server has paid for it.
-        if self.upstream.greeted(self.conversation.greeting()) == Ok(true) {
+        if self.upstream.greeted(self.discovery.greeting()) == Ok(true) {
             self.instruct(gateway);
         }
         let (name, count) = (self.upstream.name(), items.len());
@@ -507,9 +507,9 @@ impl Server {
         let first = !std::mem::replace(&mut self.listed, true);
         let renewed = std::mem::take(&mut self.renewed);
         // Processes of single sessions live on when the one that is listed is started anew.
-        if first || (renewed && self.upstream.isolation().is_none()) {
-            self.wishes = gateway.resume_wishes(&self.upstream).into();
-            gateway.tell_wishes(now, &self.upstream, &mut self.wishes);
+        if first || (renewed && self.upstream.instance_pool().is_none()) {
+            self.pending_subscriptions = gateway.pending_subscriptions(&self.upstream).into();
+            gateway.resubscribe(now, &self.upstream, &mut self.pending_subscriptions);
         }
         if first && self.ours {
             let _ = self.upstream.link().send_reserved(Status::registered(&self.id, self.tools));
@@ -520,7 +520,7 @@ impl Server {
     fn failed(&mut self, gateway: &Gateway, now: Instant, why: &str) -> Result<(), CloseReason> {
         if self.listed {
             let _ = self.listing.resize(0);
-            self.conversation.unanswered();
+            self.discovery.unanswered();
             self.kept(gateway, now, why);
             return Ok(());
         }
@@ -533,7 +533,7 @@ impl Server {
     fn expire(&mut self, gateway: &Gateway, now: Instant) -> Result<(), CloseReason> {
         if now >= self.looked + CHANNEL_TICK {
             self.looked = now;
-            gateway.expire_processes(&self.upstream, now);
+            gateway.expire_instances(&self.upstream, now);
         }
         for pending in self.upstream.expire(now, &gateway.stats) {
             let seconds = pending.patience.as_secs_f64();
@@ -548,7 +548,7 @@ impl Server {
             self.failed(gateway, now, &why)
                 .map_err(|farewell| CloseReason::new(CLOSE_LATER, farewell.reason))?;
         }
-        gateway.tell_wishes(now, &self.upstream, &mut self.wishes);
+        gateway.resubscribe(now, &self.upstream, &mut self.pending_subscriptions);
         self.relist(gateway, now)
     }
 }

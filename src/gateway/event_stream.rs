@@ -26,7 +26,7 @@ use crate::{
 
 /// Why writing ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Ended {
+pub enum StreamEnd {
     /// The client closed the connection.
     ByClient,
     /// All was written, and no more will come.
@@ -36,7 +36,7 @@ pub enum Ended {
 }
 
 /// Numbers on the events of a stream, so that a client can come back to it.
-pub struct Numbers<'a> {
+pub struct EventIds<'a> {
     /// Where sent events are kept.
     pub streams: &'a Streams,
     /// The stream's number.
@@ -64,8 +64,8 @@ pub async fn write(
     web: &mut HttpConnection,
     queue: &mut Receiver<()>,
     mut first: Vec<u8>,
-    mut numbers: Option<&mut Numbers<'_>>,
-) -> io::Result<Ended> {
+    mut numbers: Option<&mut EventIds<'_>>,
+) -> io::Result<StreamEnd> {
     let every = gateway.config.limits.session.keep_alive;
     let mut timer = Timer::after(every);
     let mut written = Instant::now();
@@ -90,7 +90,7 @@ pub async fn write(
             Wake::End(ended) => break ended,
         }
     };
-    if ended == Ended::Complete { write_all(web, &[]).await } else { Ok(ended) }
+    if ended == StreamEnd::Complete { write_all(web, &[]).await } else { Ok(ended) }
 }
 
 /// Writes what is to be written. A client that comes back for its stream does not wait until an old connection, which
@@ -110,14 +110,14 @@ async fn flush(web: &mut HttpConnection, wanted: Option<&Shutdown>) -> io::Resul
 ///
 /// # Errors
 /// The connection broke, or the client does not read.
-pub async fn write_all(web: &mut HttpConnection, events: &[u8]) -> io::Result<Ended> {
+pub async fn write_all(web: &mut HttpConnection, events: &[u8]) -> io::Result<StreamEnd> {
     web.conn.stream(events, &mut web.out);
     web.end_stream();
-    web.flush().await.map(|()| Ended::Complete)
+    web.flush().await.map(|()| StreamEnd::Complete)
 }
 
 /// Puts messages into events. What has a number is kept before it is sent: nobody knows how much of it will arrive.
-pub fn append(messages: VecDeque<String>, numbers: Option<&mut Numbers<'_>>, out: &mut Vec<u8>) {
+pub fn append(messages: VecDeque<String>, numbers: Option<&mut EventIds<'_>>, out: &mut Vec<u8>) {
     match numbers {
         None => messages.iter().for_each(|message| sse::event("message", message, out)),
         Some(numbers) => {
@@ -134,7 +134,7 @@ pub fn append(messages: VecDeque<String>, numbers: Option<&mut Numbers<'_>>, out
 enum Wake {
     Messages(VecDeque<String>),
     Timer,
-    End(Ended),
+    End(StreamEnd),
 }
 
 /// Waits for messages, for the end of the client, or for the time of a keep-alive.
@@ -155,26 +155,26 @@ async fn next(
     poll_fn(|context| {
         // Before messages, which may come without end: who wants the stream does not wait for a pause.
         if wanted.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Ok(Wake::End(Ended::Wanted)));
+            return Poll::Ready(Ok(Wake::End(StreamEnd::Wanted)));
         }
         let mut messages = VecDeque::new();
         match queue.poll_take_some(context, &mut messages, gateway.config.limits.session.write_bytes) {
             Poll::Ready(Received::Some) => return Poll::Ready(Ok(Wake::Messages(messages))),
-            Poll::Ready(Received::Ended(())) => return Poll::Ready(Ok(Wake::End(Ended::Complete))),
+            Poll::Ready(Received::Ended(())) => return Poll::Ready(Ok(Wake::End(StreamEnd::Complete))),
             Poll::Pending => {}
         }
         // What the client sends on this connection does not matter; that it closes it does.
         while let Poll::Ready(read) = Pin::new(&mut web.stream).poll_read(context, web.conn.space()) {
             web.conn.filled(read?);
             if matches!(web.conn.next(Instant::now()), Step::Close) || web.conn.is_ended() {
-                return Poll::Ready(Ok(Wake::End(Ended::ByClient)));
+                return Poll::Ready(Ok(Wake::End(StreamEnd::ByClient)));
             }
         }
         if Pin::new(&mut *timer).poll(context).is_ready() {
             return Poll::Ready(Ok(Wake::Timer));
         }
         match stopped.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(Ok(Wake::End(Ended::Complete))),
+            Poll::Ready(()) => Poll::Ready(Ok(Wake::End(StreamEnd::Complete))),
             Poll::Pending => Poll::Pending,
         }
     })

@@ -5,8 +5,8 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 use super::{
     Gateway,
     dispatch::{Answer, Problem, declined, string_param},
-    responder::{NO_MEMORY, Reply},
-    session::{Client, Scope},
+    responder::{NO_MEMORY, Responder},
+    session::{Scope, Session},
     tasks::NOT_FOUND,
     upstream::{Call, Caller, Upstream, deliver, fail, uri_params},
 };
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Charges a session for its subscriptions as they are, and for so many bytes more. False: there is no memory for more.
-fn pay_subscriptions(subscriptions: &Subscriptions, client: &Client, more: usize) -> bool {
+fn pay_subscriptions(subscriptions: &Subscriptions, client: &Session, more: usize) -> bool {
     client.paid().subscriptions.resize(subscriptions.bytes(client.id()) + more)
 }
 
@@ -30,17 +30,17 @@ impl Gateway {
     /// A request at the endpoint of one server: as it is, except where sessions share the server.
     pub fn ask_server(
         &self,
-        client: &Arc<Client>,
+        client: &Arc<Session>,
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
-        reply: &Reply,
+        reply: &Responder,
     ) -> Result<Answer, Problem> {
         match message.method() {
             "resources/subscribe" | "resources/unsubscribe" => match string_param(message, &["uri"])? {
                 Some(named) => self.resource(client, upstream, message, named, reply),
                 None => self.forward(client, upstream, message, None, reply),
             },
-            "tasks/get" | "tasks/result" | "tasks/cancel" if upstream.isolation().is_none() => {
+            "tasks/get" | "tasks/result" | "tasks/cancel" if upstream.instance_pool().is_none() => {
                 self.may_ask_for_task(client, upstream, message)?;
                 self.forward(client, upstream, message, None, reply)
             }
@@ -51,11 +51,11 @@ impl Gateway {
     /// Passes a request on.
     pub fn forward(
         &self,
-        client: &Arc<Client>,
+        client: &Arc<Session>,
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
         named: Option<Named>,
-        reply: &Reply,
+        reply: &Responder,
     ) -> Result<Answer, Problem> {
         self.forward_as(client, upstream, message, named, reply, None)
     }
@@ -63,11 +63,11 @@ impl Gateway {
     /// Passes a request on, under a number in the session that was reserved for it.
     fn forward_as(
         &self,
-        client: &Arc<Client>,
+        client: &Arc<Session>,
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
         named: Option<Named>,
-        reply: &Reply,
+        reply: &Responder,
         number: Option<u64>,
     ) -> Result<Answer, Problem> {
         let token = edit::token(message).map_err(|why| (why.code(), why.reason().to_owned()))?;
@@ -78,11 +78,11 @@ impl Gateway {
             "tools/call" | "tasks/result" | "initialize" => self.config.timeout_run_tool,
             _ => self.config.timeout_rpc,
         };
-        let process = self.process(client, upstream);
+        let process = self.instance_for(client, upstream);
         let upstream = process.map_err(|why| declined(why, upstream.name()))?;
         let rename = named.as_ref().map(|(span, own)| (span.clone(), own.as_str()));
-        let (reply, several) = (reply.clone(), self.keys.tokens().have_several_clients());
-        let call = Call { message, rename, token, patience, reply, several, number };
+        let (reply, several) = (reply.clone(), self.authn.tokens().have_several_clients());
+        let call = Call { message, rename, token, timeout: patience, responder: reply, several, number };
         self.stats.calls.add();
         let passed = upstream.call(Instant::now(), client, &call);
         passed.map(|()| Answer::Later).map_err(|why| declined(why, upstream.name()))
@@ -91,14 +91,14 @@ impl Gateway {
     /// Reading a resource, and the wish to hear of its changes, which is counted over all sessions.
     pub fn resource(
         &self,
-        client: &Arc<Client>,
+        client: &Arc<Session>,
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
         named: Named,
-        reply: &Reply,
+        reply: &Responder,
     ) -> Result<Answer, Problem> {
         let (span, own) = &named;
-        let _ordered = (message.method() != "resources/read").then(|| self.wishes());
+        let _ordered = (message.method() != "resources/read").then(|| self.subscription_order());
         let mut asked = None;
         match message.method() {
             "resources/subscribe" => {
@@ -109,7 +109,7 @@ impl Gateway {
                     return Err((jsonrpc::INVALID_PARAMS, why));
                 }
                 // A process that begins is told what its client wanted before, and then this.
-                self.process(client, upstream).map_err(|why| declined(why, upstream.name()))?;
+                self.instance_for(client, upstream).map_err(|why| declined(why, upstream.name()))?;
                 let number = client.calls().reserve();
                 let mut subscriptions = self.subscriptions();
                 if subscriptions.count(client.id()) >= self.config.limits.session.subscriptions {
@@ -127,10 +127,10 @@ impl Gateway {
             }
             "resources/unsubscribe" => {
                 let last = self.unsubscribe(client, upstream, own);
-                let told = match upstream.isolation() {
+                let told = match upstream.instance_pool() {
                     // Others want to hear of it still.
                     None => last,
-                    Some(_) => client.own().processes.contains_key(upstream.name()),
+                    Some(_) => client.instances().by_server.contains_key(upstream.name()),
                 };
                 if !told {
                     return Ok(Answer::Now("{}".into()));
@@ -147,7 +147,7 @@ impl Gateway {
     }
 
     /// A session no longer wants to hear of a resource. True when nobody does any more.
-    fn unsubscribe(&self, client: &Client, upstream: &Upstream, own: &str) -> bool {
+    fn unsubscribe(&self, client: &Session, upstream: &Upstream, own: &str) -> bool {
         let mut subscriptions = self.subscriptions();
         let last = subscriptions.remove(upstream.name(), own, client.id());
         pay_subscriptions(&subscriptions, client, 0);
@@ -155,7 +155,7 @@ impl Gateway {
     }
 
     /// A session's request to hear of a resource, by its number in the session, was answered or not passed on.
-    fn settle_subscription(&self, client: &Client, upstream: &Upstream, number: u64, granted: bool) {
+    fn settle_subscription(&self, client: &Session, upstream: &Upstream, number: u64, granted: bool) {
         let mut subscriptions = self.subscriptions();
         subscriptions.settle(upstream.name(), client.id(), number, granted);
         pay_subscriptions(&subscriptions, client, 0);
@@ -163,7 +163,7 @@ impl Gateway {
 
     /// A server has answered: whoever waits for that is told.
     pub fn conclude(&self, upstream: &Upstream, pending: Pending<Caller>, answer: &Message<'_>) {
-        if let Caller::Client(client, ..) = &pending.caller
+        if let Caller::Session(client, ..) = &pending.caller
             && self.is_of_foreign_task(client, upstream, &pending.method, answer)
         {
             return fail(pending, jsonrpc::INVALID_PARAMS, NOT_FOUND, &self.stats);
@@ -181,9 +181,9 @@ impl Gateway {
         answer: &Message<'_>,
     ) -> Vec<(Span, String)> {
         let method = &*pending.method;
-        let at_all = |client: &Client| *client.scope() == Scope::All;
+        let at_all = |client: &Session| *client.scope() == Scope::All;
         match (&pending.caller, answer.result_span()) {
-            (Caller::Client(client, ..), Some(result))
+            (Caller::Session(client, ..), Some(result))
                 if at_all(client)
                     && matches!(method, "tools/call" | "prompts/get" | "resources/read")
                     && (method == "resources/read" || resource_links::may_link(answer)) =>
@@ -209,17 +209,21 @@ impl Gateway {
         answer: &Message<'_>,
     ) -> Vec<(Span, String)> {
         match (&pending.caller, &*pending.method) {
-            (Caller::Client(client, ..), "tools/call") => self.note_task(client, upstream, answer),
-            (Caller::Client(client, ..), "tasks/list") if upstream.private().is_none() => {
+            (Caller::Session(client, ..), "tools/call") => self.note_task(client, upstream, answer),
+            (Caller::Session(client, ..), "tasks/list") if upstream.instance().is_none() => {
                 return self.only_own_tasks(client, upstream, answer);
             }
-            (Caller::Client(client, id, ..), "resources/subscribe") => {
+            (Caller::Session(client, id, ..), "resources/subscribe") => {
                 self.settle_subscription(client, upstream, id.number(), answer.error().is_none());
             }
-            (Caller::Nobody, "logging/setLevel") => match upstream.private() {
-                None => self.tell_level(upstream),
+            (Caller::Ignored, "logging/setLevel") => match upstream.instance() {
+                None => self.send_level(upstream),
                 Some(private) => {
-                    private.client.upgrade().iter().for_each(|client| self.tell_own_level(client, upstream));
+                    private
+                        .client
+                        .upgrade()
+                        .iter()
+                        .for_each(|client| self.send_level_to_instance(client, upstream));
                 }
             },
             _ => {}
@@ -228,8 +232,8 @@ impl Gateway {
     }
 
     /// A session is gone: servers need not tell what nobody wants to hear.
-    pub fn unsubscribe_all(&self, client: &Client) {
-        let _ordered = self.wishes();
+    pub fn unsubscribe_all(&self, client: &Session) {
+        let _ordered = self.subscription_order();
         let unwanted = {
             let mut subscriptions = self.subscriptions();
             let unwanted = subscriptions.leave(client.id());
@@ -238,7 +242,7 @@ impl Gateway {
         };
         for (server, own) in unwanted {
             let upstream = self.catalog().server(&server);
-            if let Some(upstream) = upstream.filter(|upstream| upstream.isolation().is_none()) {
+            if let Some(upstream) = upstream.filter(|upstream| upstream.instance_pool().is_none()) {
                 let params = uri_params(&own);
                 upstream.tell(Instant::now(), "resources/unsubscribe", &params, self.config.timeout_rpc);
             }
@@ -247,15 +251,15 @@ impl Gateway {
 
     /// A server is back: it is asked anew for the log level of its sessions. Gives the resources that it is to be asked for
     /// as well.
-    pub fn resume_wishes(&self, upstream: &Arc<Upstream>) -> Vec<String> {
-        let _ordered = self.wishes();
-        if upstream.isolation().is_some() {
+    pub fn pending_subscriptions(&self, upstream: &Arc<Upstream>) -> Vec<String> {
+        let _ordered = self.subscription_order();
+        if upstream.instance_pool().is_some() {
             // The processes that knew it are gone with the old link.
             let subscribed = self.subscriptions().sessions_of(upstream.name());
             for session in subscribed {
                 let client = self.sessions().peek(&session).cloned();
                 if let Some(client) = client.filter(|client| client.is_initialized())
-                    && let Err(why) = self.process(&client, upstream)
+                    && let Err(why) = self.instance_for(&client, upstream)
                 {
                     let (name, why) = (client.name(), declined(why, upstream.name()).1);
                     let line = format_args!("client {name} hears no changes: {why}");
@@ -265,11 +269,11 @@ impl Gateway {
             return Vec::new();
         }
         upstream.forget_level();
-        self.tell_level(upstream);
+        self.send_level(upstream);
         // Sessions at its own endpoint have seen it before, when it may have offered something else.
         for kind in [Kind::Tool, Kind::Prompt, Kind::Resource] {
             if upstream.has(kind.capability()) {
-                self.tell_own(upstream, &jsonrpc::notification(kind.changed(), None));
+                self.notify_aggregate(upstream, &jsonrpc::notification(kind.changed(), None));
             }
         }
         self.subscriptions().of_server(upstream.name())
@@ -277,14 +281,14 @@ impl Gateway {
 
     /// Asks a server for the first of these resources, as long as only a few such requests are under way: there may be more
     /// of them than calls and frames have room.
-    pub fn tell_wishes(&self, now: Instant, upstream: &Upstream, wishes: &mut VecDeque<String>) {
+    pub fn resubscribe(&self, now: Instant, upstream: &Upstream, wishes: &mut VecDeque<String>) {
         if wishes.is_empty() {
             return;
         }
         // Nobody takes a wish back between the look and the request.
-        let _ordered = self.wishes();
+        let _ordered = self.subscription_order();
         let is_wish = |pending: &Pending<Caller>| {
-            matches!(pending.caller, Caller::Nobody) && &*pending.method == "resources/subscribe"
+            matches!(pending.caller, Caller::Ignored) && &*pending.method == "resources/subscribe"
         };
         loop {
             let under_way = upstream.mux().count(is_wish);
@@ -301,14 +305,14 @@ impl Gateway {
     }
 
     /// Tells the sessions at a server's own endpoint that a list changed.
-    fn tell_own(&self, upstream: &Upstream, notification: &str) {
+    fn notify_aggregate(&self, upstream: &Upstream, notification: &str) {
         for client in self.own_audience(upstream.name()) {
             client.notice(notification, &self.stats);
         }
     }
 
     /// The state of a task: to those whose it is.
-    fn spread_task(&self, upstream: &Upstream, message: &Message<'_>) {
+    fn broadcast_task(&self, upstream: &Upstream, message: &Message<'_>) {
         let Ok(id) = string_param(message, &["taskId"]) else { return };
         let id = id.map(|(_, id)| id);
         for client in self.own_audience(upstream.name()) {
@@ -319,12 +323,12 @@ impl Gateway {
     }
 
     /// The initialized sessions at a server's own endpoint.
-    fn own_audience(&self, server: &str) -> Vec<Arc<Client>> {
+    fn own_audience(&self, server: &str) -> Vec<Arc<Session>> {
         self.sessions().at(Some(server)).filter(|client| client.is_initialized()).cloned().collect()
     }
 
     /// Asks a server for log messages from the lowest level that anybody wants.
-    pub fn tell_level(&self, upstream: &Upstream) {
+    pub fn send_level(&self, upstream: &Upstream) {
         let lowest = self.sessions().lowest_level(upstream.name());
         if let Some(level) = lowest.filter(|_| upstream.has("logging")) {
             upstream.tell_level(Instant::now(), level, self.config.timeout_rpc);
@@ -332,23 +336,25 @@ impl Gateway {
     }
 
     /// A shared server's notification that belongs to no call: to the sessions that it is for.
-    pub fn spread(&self, upstream: &Upstream, message: &Message<'_>) {
-        if upstream.isolation().is_some() {
+    pub fn broadcast(&self, upstream: &Upstream, message: &Message<'_>) {
+        if upstream.instance_pool().is_some() {
             // Sessions hear of their own processes; this one only says what the server offers.
             return;
         }
         match message.method() {
             "notifications/message" => {
                 let Some(level) = Level::of(message) else { return };
-                let clients: Vec<Arc<Client>> =
+                let clients: Vec<Arc<Session>> =
                     self.sessions().with_level(upstream.name(), level).cloned().collect();
                 for client in clients.iter().filter(|client| client.is_initialized()) {
                     client.send(message.splice(&[]), &self.stats);
                 }
             }
-            "notifications/resources/updated" => self.spread_update(upstream, message, None),
-            "notifications/tasks/status" => self.spread_task(upstream, message),
-            method if method.ends_with("/list_changed") => self.tell_own(upstream, &message.splice(&[])),
+            "notifications/resources/updated" => self.broadcast_update(upstream, message, None),
+            "notifications/tasks/status" => self.broadcast_task(upstream, message),
+            method if method.ends_with("/list_changed") => {
+                self.notify_aggregate(upstream, &message.splice(&[]))
+            }
             _ => {
                 for client in self.own_audience(upstream.name()) {
                     client.send(message.splice(&[]), &self.stats);
@@ -358,7 +364,7 @@ impl Gateway {
     }
 
     /// To subscribers only (or to this one), each under the URI that it knows.
-    pub fn spread_update(&self, upstream: &Upstream, message: &Message<'_>, only: Option<&Client>) {
+    pub fn broadcast_update(&self, upstream: &Upstream, message: &Message<'_>, only: Option<&Session>) {
         let Ok(Some((span, updated))) = string_param(message, &["uri"]) else { return };
         let subscribers = self.subscriptions().of_update(upstream.name(), &updated);
         for subscriber in subscribers {

@@ -4,7 +4,7 @@
 //! round. At the endpoint of one server the client's own `initialize` opens it; at the aggregate the gateway says the
 //! client's capabilities to each server that the session touches.
 //!
-//! Locks, in this order: a client's processes (`own`), then a server's channels or the subscriptions. No other lock is
+//! Locks, in this order: a client's processes (`instances`), then a server's channels or the subscriptions. No other lock is
 //! taken while one of a client's or a server's tables is held, but for a client's calls and the mux in it.
 
 use std::{sync::Arc, time::Instant};
@@ -12,8 +12,8 @@ use std::{sync::Arc, time::Instant};
 use super::{
     Gateway,
     dispatch::declined,
-    responder::{NO_MEMORY, Reply},
-    session::{Client, Scope},
+    responder::{NO_MEMORY, Responder},
+    session::{Scope, Session},
     upstream::{Caller, Declined, Upstream, uri_params},
 };
 use crate::{
@@ -33,13 +33,17 @@ impl Gateway {
     ///
     /// # Errors
     /// `Declined`: the session has ended, or there are as many as there may be, or the link takes no more.
-    pub fn process(&self, client: &Arc<Client>, upstream: &Arc<Upstream>) -> Result<Arc<Upstream>, Declined> {
-        let Some(isolation) = upstream.isolation() else { return Ok(upstream.clone()) };
-        let mut own = client.own();
+    pub fn instance_for(
+        &self,
+        client: &Arc<Session>,
+        upstream: &Arc<Upstream>,
+    ) -> Result<Arc<Upstream>, Declined> {
+        let Some(isolation) = upstream.instance_pool() else { return Ok(upstream.clone()) };
+        let mut own = client.instances();
         if own.ended {
             return Err(Declined::Client(session::Refused::Ended));
         }
-        if let Some(process) = own.processes.get(upstream.name()) {
+        if let Some(process) = own.by_server.get(upstream.name()) {
             return Ok(process.clone());
         }
         let whole = *client.scope() == Scope::All;
@@ -47,21 +51,21 @@ impl Gateway {
         let limits = &self.config.limits.session;
         // Its client's calls, and what the gateway asks for its client.
         let most = limits.in_flight + limits.subscriptions;
-        let several = self.keys.tokens().have_several_clients();
-        let process = upstream.fork(isolation, client, most, several, wishes)?;
-        own.processes.insert(upstream.name().to_owned(), process.clone());
+        let several = self.authn.tokens().have_several_clients();
+        let process = upstream.spawn_instance(isolation, client, most, several, wishes)?;
+        own.by_server.insert(upstream.name().to_owned(), process.clone());
         drop(own);
         log::debug!("client {} gets a process of server '{}' of its own", client.name(), upstream.name());
         if whole {
-            let hello = client.facts().hello();
+            let hello = client.info().initialize_params();
             process.greet(Instant::now(), &hello, self.config.timeout_run_tool);
         }
         Ok(process)
     }
 
     /// A message from a session's own process.
-    pub fn private_message(&self, now: Instant, process: &Arc<Upstream>, text: &str) {
-        let Some(client) = process.private().and_then(|private| private.client.upgrade()) else { return };
+    pub fn on_instance_message(&self, now: Instant, process: &Arc<Upstream>, text: &str) {
+        let Some(client) = process.instance().and_then(|private| private.client.upgrade()) else { return };
         let take = |text: &str| {
             if let Ok(message) = Message::read(text) {
                 self.sound_message(now, &client, process, &message);
@@ -78,9 +82,9 @@ impl Gateway {
                 for part in tolerant::parts(text.as_bytes()) {
                     match part {
                         Part::Message(text) => take(&text),
-                        Part::Unusable(answer) => self.private_unusable(now, process, &answer),
+                        Part::Unusable(answer) => self.on_unusable_instance_answer(now, process, &answer),
                         Part::Noise => {
-                            self.stats.strays.add();
+                            self.stats.unmatched.add();
                             process.log_noise(now, text);
                         }
                     }
@@ -90,41 +94,41 @@ impl Gateway {
     }
 
     /// The process sent an answer that cannot be used: the request that it was for fails.
-    fn private_unusable(&self, now: Instant, process: &Arc<Upstream>, answer: &Unusable) {
+    fn on_unusable_instance_answer(&self, now: Instant, process: &Arc<Upstream>, answer: &Unusable) {
         process.log_unusable(now, answer);
-        if let Some(Caller::Greeting) = process.fail_unusable(answer, &self.stats) {
+        if let Some(Caller::Initialize) = process.fail_unusable(answer, &self.stats) {
             let why = format!("its answer to initialize cannot be used: {}", answer.why);
-            self.end_process(process, &why, true);
+            self.end_instance(process, &why, true);
         }
     }
 
     fn sound_message(
         &self,
         now: Instant,
-        client: &Arc<Client>,
+        client: &Arc<Session>,
         process: &Arc<Upstream>,
         message: &Message<'_>,
     ) {
         match (message.kind(), message.method()) {
-            (Kind::Response, _) => self.private_answer(now, client, process, message),
+            (Kind::Response, _) => self.on_instance_answer(now, client, process, message),
             (Kind::Request, "ping") => {
                 // An edge that asks and does not read gets no more answers.
                 let _ = process.send_now(jsonrpc::result(message.id().unwrap_or_default(), "{}"));
             }
-            (Kind::Request, _) => self.ask_client(now, client, process, message),
+            (Kind::Request, _) => self.forward_server_request(now, client, process, message),
             (Kind::Notification, "notifications/cancelled") => {
                 let Ok(Some(span)) = message.param(&["requestId"]) else { return };
                 let own = &message.text()[span.clone()];
-                let number = client.asks().cancel(|server| Arc::ptr_eq(server, process), own);
+                let number = client.server_requests().cancel(|server| Arc::ptr_eq(server, process), own);
                 if let Some(number) = number {
-                    self.question(client, process, edit::cancellation(message, span, number));
+                    self.send_server_request(client, process, edit::cancellation(message, span, number));
                 }
             }
             (Kind::Notification, "notifications/progress") => {
-                self.private_progress(now, client, process, message)
+                self.on_instance_progress(now, client, process, message)
             }
             (Kind::Notification, "notifications/resources/updated") if *client.scope() == Scope::All => {
-                self.spread_update(process, message, Some(client));
+                self.broadcast_update(process, message, Some(client));
             }
             (Kind::Notification, method) => {
                 let related = method == "notifications/message";
@@ -133,43 +137,44 @@ impl Gateway {
         }
     }
 
-    fn private_answer(
+    fn on_instance_answer(
         &self,
         now: Instant,
-        client: &Arc<Client>,
+        client: &Arc<Session>,
         process: &Arc<Upstream>,
         message: &Message<'_>,
     ) {
         let step = process.mux().sort(message);
         match step {
-            Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Greeting) => match message.result()
-            {
-                Some(result) if process.greeted(result).is_err() => {
-                    self.stats.memory_refusals.add();
-                    self.end_process(process, NO_MEMORY, true);
+            Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Initialize) => {
+                match message.result() {
+                    Some(result) if process.greeted(result).is_err() => {
+                        self.stats.memory_refusals.add();
+                        self.end_instance(process, NO_MEMORY, true);
+                    }
+                    Some(_) => {
+                        process.ready(self.initial_subscriptions(now, client, process), &self.stats);
+                    }
+                    None => {
+                        let why = format!("initialize failed: {}", error_text(message));
+                        self.end_instance(process, &why, true);
+                    }
                 }
-                Some(_) => {
-                    process.ready(self.first_wishes(now, client, process), &self.stats);
-                }
-                None => {
-                    let why = format!("initialize failed: {}", error_text(message));
-                    self.end_process(process, &why, true);
-                }
-            },
+            }
             Ok(Step::Answer(pending)) => self.conclude(process, pending, message),
             _ => {
-                self.stats.strays.add();
+                self.stats.unmatched.add();
                 process.log_stray(now, message);
             }
         }
     }
 
     /// What the client of a new process has asked for before: its log level, and changes of resources.
-    fn first_wishes(&self, now: Instant, client: &Client, process: &Upstream) -> Vec<String> {
+    fn initial_subscriptions(&self, now: Instant, client: &Session, process: &Upstream) -> Vec<String> {
         let patience = self.config.timeout_rpc;
-        let level = client.facts().level.filter(|_| process.has("logging"));
+        let level = client.info().level.filter(|_| process.has("logging"));
         let level = level.and_then(|level| process.level_request(now, level, patience));
-        let wishes = process.private().map(|private| private.wishes.as_slice()).unwrap_or_default();
+        let wishes = process.instance().map(|private| private.subscriptions.as_slice()).unwrap_or_default();
         let wishes = wishes
             .iter()
             .filter_map(|uri| process.request(now, "resources/subscribe", &uri_params(uri), patience));
@@ -177,13 +182,19 @@ impl Gateway {
     }
 
     /// To the call whose token it is. A task's token outlives its call.
-    fn private_progress(&self, now: Instant, client: &Client, process: &Upstream, message: &Message<'_>) {
+    fn on_instance_progress(
+        &self,
+        now: Instant,
+        client: &Session,
+        process: &Upstream,
+        message: &Message<'_>,
+    ) {
         let Ok(Some(span)) = message.param(&["progressToken"]) else { return };
         let token = &message.text()[span.clone()];
         let found = {
             let mut mux = process.mux();
             let found = mux.of_token(token).and_then(|(id, pending)| match &pending.caller {
-                Caller::Client(_, _, reply, _) => Some((id, reply.clone(), pending.token()?.to_owned())),
+                Caller::Session(_, _, reply, _) => Some((id, reply.clone(), pending.token()?.to_owned())),
                 _ => None,
             });
             found.map(|(id, reply, own)| {
@@ -194,12 +205,18 @@ impl Gateway {
         match found {
             Some((reply, own)) => reply.send(edit::progress(message, span, &own), &self.stats),
             None if *client.scope() != Scope::All => client.send(message.splice(&[]), &self.stats),
-            None => self.stats.strays.add(),
+            None => self.stats.unmatched.add(),
         }
     }
 
     /// A question of the process, under an id of ours: each process counts its own.
-    fn ask_client(&self, now: Instant, client: &Client, process: &Arc<Upstream>, message: &Message<'_>) {
+    fn forward_server_request(
+        &self,
+        now: Instant,
+        client: &Session,
+        process: &Arc<Upstream>,
+        message: &Message<'_>,
+    ) {
         let id = message.id().unwrap_or_default();
         let refuse = |code: i64, why: &str| {
             // A server that asks so much may miss an answer.
@@ -208,21 +225,21 @@ impl Gateway {
         if id.len() > limits::ID_BYTES {
             return refuse(jsonrpc::INVALID_REQUEST, "the request id is too long");
         }
-        let asked = client.asks().begin(now, process.clone(), id);
+        let asked = client.server_requests().begin(now, process.clone(), id);
         let Ok(number) = asked else {
             return refuse(jsonrpc::BUSY, "the client has too many requests to answer");
         };
         let number = number.to_string();
-        if !self.question(client, process, message.with_id(&number)) {
-            client.asks().end(&number);
+        if !self.send_server_request(client, process, message.with_id(&number)) {
+            client.server_requests().end(&number);
             refuse(jsonrpc::BUSY, "the client does not read what it is asked");
         }
     }
 
     /// A client's answer to what a process asked it.
-    pub fn answered(&self, client: &Client, message: &Message<'_>) {
-        let ended = message.id().and_then(|id| client.asks().end(id));
-        let Some((process, own)) = ended else { return self.stats.strays.add() };
+    pub fn answered(&self, client: &Session, message: &Message<'_>) {
+        let ended = message.id().and_then(|id| client.server_requests().end(id));
+        let Some((process, own)) = ended else { return self.stats.unmatched.add() };
         let answer = message.with_id(&own);
         let failed = |why: &str| jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, why);
         let answer = match process.excess(&answer) {
@@ -234,8 +251,8 @@ impl Gateway {
     }
 
     /// A client's message is refused. If it is an answer to what a process asked, that fails at once: no other answer comes.
-    pub fn answer_refused(&self, client: &Client, body: &[u8], why: Malformed) {
-        let ended = tolerant::answer_id(body).and_then(|id| client.asks().end(&id));
+    pub fn answer_refused(&self, client: &Session, body: &[u8], why: Malformed) {
+        let ended = tolerant::answer_id(body).and_then(|id| client.server_requests().end(&id));
         if let Some((process, own)) = ended {
             let why = format!("the client's answer cannot be used: {}", why.reason());
             self.give_answer(&process, jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, &why));
@@ -245,13 +262,13 @@ impl Gateway {
     fn give_answer(&self, process: &Arc<Upstream>, answer: String) {
         if matches!(process.send_now(answer), Err(SendError::Full | SendError::Memory)) {
             // The server would wait for it for ever.
-            self.end_process(process, "the link does not keep up", true);
+            self.end_instance(process, "the link does not keep up", true);
         }
     }
 
     /// What belongs to a call goes where its answer goes, all else to the stream for that.
-    fn to_client(&self, client: &Client, process: &Upstream, text: String, related: bool) {
-        match Self::newest_reply(process).filter(|_| related) {
+    fn to_client(&self, client: &Session, process: &Upstream, text: String, related: bool) {
+        match Self::newest_responder(process).filter(|_| related) {
             Some(reply) => reply.send(text, &self.stats),
             None => client.send(text, &self.stats),
         }
@@ -259,18 +276,18 @@ impl Gateway {
 
     /// A question to the client, or that it was taken back: such are kept until the client listens. False: too much waits
     /// for the client already. That a question was taken back may be lost: its answer is nobody's then.
-    fn question(&self, client: &Client, process: &Upstream, text: String) -> bool {
-        match Self::newest_reply(process) {
-            Some(reply) => reply.ask(text),
+    fn send_server_request(&self, client: &Session, process: &Upstream, text: String) -> bool {
+        match Self::newest_responder(process) {
+            Some(reply) => reply.request(text),
             None => client.keep(text, &self.stats),
         }
     }
 
     /// The way back of the newest call that is read, as nothing says which call a message of the process belongs to. Before the answer
     /// to `initialize` a client takes nothing.
-    fn newest_reply(process: &Upstream) -> Option<Reply> {
+    fn newest_responder(process: &Upstream) -> Option<Responder> {
         process.mux().newest(|pending| match &pending.caller {
-            Caller::Client(_, _, reply, _) if !reply.is_closed() && &*pending.method != "initialize" => {
+            Caller::Session(_, _, reply, _) if !reply.is_closed() && &*pending.method != "initialize" => {
                 Some(reply.clone())
             }
             _ => None,
@@ -278,38 +295,38 @@ impl Gateway {
     }
 
     /// Asks a session's own process for log messages from the session's level.
-    pub fn tell_own_level(&self, client: &Client, process: &Upstream) {
-        let Some(level) = client.facts().level else { return };
+    pub fn send_level_to_instance(&self, client: &Session, process: &Upstream) {
+        let Some(level) = client.info().level else { return };
         if process.has("logging") {
             process.tell_level(Instant::now(), level, self.config.timeout_rpc);
         }
     }
 
     /// The edge says that a process is gone, or could not be started.
-    pub fn process_gone(&self, shared: &Upstream, number: u32, reason: &str) {
-        let process = shared.isolation().and_then(|isolation| isolation.process(number));
+    pub fn instance_gone(&self, shared: &Upstream, number: u32, reason: &str) {
+        let process = shared.instance_pool().and_then(|isolation| isolation.get(number));
         if let Some(process) = process {
             let reason = format!("its process for this session ended: {}", text::show(reason));
-            self.end_process(&process, &reason, false);
+            self.end_instance(&process, &reason, false);
         }
     }
 
     /// Ends a session's own process: its calls fail, and the session is told. `tell`: the edge has to be told as well.
-    pub fn end_process(&self, process: &Arc<Upstream>, reason: &str, tell: bool) {
-        let Some(private) = process.private() else { return };
+    pub fn end_instance(&self, process: &Arc<Upstream>, reason: &str, tell: bool) {
+        let Some(private) = process.instance() else { return };
         let shared = private.shared.upgrade();
-        let isolation = shared.as_ref().and_then(|shared| shared.isolation());
+        let isolation = shared.as_ref().and_then(|shared| shared.instance_pool());
         if isolation.is_some_and(|isolation| isolation.remove(private.number)) && tell {
             process.close_channel(reason);
         }
         process.fail_all(reason, &self.stats);
         let Some(client) = private.client.upgrade() else { return };
-        client.asks().forget(|server| Arc::ptr_eq(server, process));
+        client.server_requests().forget(|server| Arc::ptr_eq(server, process));
         let removed = {
-            let mut own = client.own();
+            let mut own = client.instances();
             // The session may have a new one by now.
-            let is_its = own.processes.get(process.name()).is_some_and(|its| Arc::ptr_eq(its, process));
-            is_its && own.processes.remove(process.name()).is_some()
+            let is_its = own.by_server.get(process.name()).is_some_and(|its| Arc::ptr_eq(its, process));
+            is_its && own.by_server.remove(process.name()).is_some()
         };
         if removed && *client.scope() != Scope::All {
             // The session was the process's; what it knew is lost.
@@ -318,43 +335,44 @@ impl Gateway {
     }
 
     /// Ends all processes of a session that has ended.
-    pub fn end_processes(&self, client: &Client) {
+    pub fn end_instances(&self, client: &Session) {
         let processes = {
-            let mut own = client.own();
+            let mut own = client.instances();
             own.ended = true;
-            std::mem::take(&mut own.processes)
+            std::mem::take(&mut own.by_server)
         };
         for process in processes.values() {
-            self.end_process(process, "the session ended", true);
+            self.end_instance(process, "the session ended", true);
         }
     }
 
     /// The link of a server is gone, and all processes behind it.
-    pub fn end_all_processes(&self, shared: &Upstream, reason: &str) {
-        let processes = shared.isolation().map(|isolation| isolation.end()).unwrap_or_default();
+    pub fn end_all_instances(&self, shared: &Upstream, reason: &str) {
+        let processes = shared.instance_pool().map(|isolation| isolation.end()).unwrap_or_default();
         for process in processes {
-            self.end_process(&process, reason, false);
+            self.end_instance(&process, reason, false);
         }
     }
 
     /// Fails what took too long in the processes of single sessions, and takes back what they asked too long ago: no call
     /// lasts longer than that.
-    pub fn expire_processes(&self, shared: &Upstream, now: Instant) {
-        let processes = shared.isolation().map(|isolation| isolation.all()).unwrap_or_default();
+    pub fn expire_instances(&self, shared: &Upstream, now: Instant) {
+        let processes = shared.instance_pool().map(|isolation| isolation.all()).unwrap_or_default();
         for process in processes {
             if !process.expire(now, &self.stats).is_empty() {
-                self.end_process(&process, "it was not initialized in time", true);
+                self.end_instance(&process, "it was not initialized in time", true);
                 continue;
             }
-            let Some(client) = process.private().and_then(|private| private.client.upgrade()) else {
+            let Some(client) = process.instance().and_then(|private| private.client.upgrade()) else {
                 continue;
             };
             let patience = self.config.timeout_run_tool;
-            let overdue = client.asks().overdue(now, patience, |server| Arc::ptr_eq(server, &process));
+            let overdue =
+                client.server_requests().overdue(now, patience, |server| Arc::ptr_eq(server, &process));
             for (number, own) in overdue {
                 let why = "the client did not answer in time";
                 let _ = process.send_now(jsonrpc::error(&own, jsonrpc::TIMED_OUT, why));
-                self.question(&client, &process, edit::cancelled(number, "no answer in time"));
+                self.send_server_request(&client, &process, edit::cancelled(number, "no answer in time"));
             }
         }
     }

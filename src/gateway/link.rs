@@ -11,8 +11,8 @@ use futures_lite::future;
 
 use super::{
     Gateway,
-    accept::Visit,
-    driver::{Place, Server},
+    accept::ConnectionPermit,
+    driver::{CatalogGuard, UpstreamDriver},
     shares::Share,
     upstream::Upstream,
 };
@@ -40,7 +40,7 @@ pub async fn enter(
     mut socket: WebSocket,
     principal: Principal,
     from: SocketAddr,
-) -> Option<Entered> {
+) -> Option<RegisteredLink> {
     let limits = gateway.config.limits.link.clone();
     gateway.stats.links.add();
     let stopped = gateway.stopped.clone();
@@ -48,7 +48,7 @@ pub async fn enter(
         stopped.wait().await;
         Err(LinkEnd::ByUs(gateway_stops()))
     };
-    let newcomer = Newcomer { gateway: &gateway, principal, from };
+    let newcomer = Candidate { gateway: &gateway, principal, from };
     let hearing = async {
         let frame = ws_link::recv_frame(&mut socket, limits.register_bytes, &limits).await?;
         let registration = newcomer.read(&frame);
@@ -73,10 +73,10 @@ pub async fn enter(
         Err(why) => Err(why),
     };
     let (life, answer) = match admitted {
-        Ok(Admitted::Here(life, answer)) => (life, answer),
-        Ok(Admitted::Late(life)) => {
+        Ok(Admission::Here(life, answer)) => (life, answer),
+        Ok(Admission::Late(life)) => {
             let ended = LinkEnd::Lost("another link came late, and its edge had left it before".into());
-            return Some(Entered { life, link: Err(ended) });
+            return Some(RegisteredLink { life, link: Err(ended) });
         }
         Err(why) => {
             let reason = text::show(&why.reason).to_string();
@@ -93,19 +93,19 @@ pub async fn enter(
         }
     };
     let link = ws_link::send_frame(&mut socket, answer, &limits).await.map(|()| socket);
-    Some(Entered { life, link })
+    Some(RegisteredLink { life, link })
 }
 
 /// A server that is let in, with its link or how that ended.
-pub struct Entered {
-    life: Box<Life>,
+pub struct RegisteredLink {
+    life: Box<ServerRegistration>,
     link: Result<WebSocket, LinkEnd>,
 }
 
-impl Entered {
+impl RegisteredLink {
     /// Carries frames until the link ends, or another takes over. `seat` is the place of its connection among all: it is
     /// given back when that ends, though the server may be waited for longer.
-    pub async fn live(self, seat: Seat) {
+    pub async fn live(self, seat: Permits) {
         match self.link {
             Ok(socket) => self.life.live(socket, seat).await,
             Err(ended) => self.life.part(ended, seat).await,
@@ -131,14 +131,14 @@ fn gateway_stops() -> CloseReason {
 
 /// Where a server that may come back can be asked for.
 #[derive(Debug)]
-pub struct Berth {
+pub struct ResumeHandle {
     token: Secret,
-    claims: Sender<Sender<Box<Life>>>,
+    claims: Sender<Sender<Box<ServerRegistration>>>,
 }
 
-impl Berth {
+impl ResumeHandle {
     /// What outlives the connection, from the task that has it. `None`: it is not there any more.
-    async fn claim(&self) -> Option<Box<Life>> {
+    async fn claim(&self) -> Option<Box<ServerRegistration>> {
         let (give, take) = async_channel::bounded(1);
         let asking = async {
             // Somebody else may be asking: who asks last has it last.
@@ -150,51 +150,51 @@ impl Berth {
 }
 
 /// A registered server with its line: what outlives a connection.
-struct Life {
-    server: Server,
+struct ServerRegistration {
+    server: UpstreamDriver,
     line: Outbound,
     /// It may come back over another connection.
     resumes: bool,
     /// It has none at present.
     away: bool,
-    claims: Receiver<Sender<Box<Life>>>,
+    claims: Receiver<Sender<Box<ServerRegistration>>>,
     limits: LinkLimits,
 }
 
 /// What ends the time with one connection, or without.
-enum Next {
+enum Wakeup {
     Ended(LinkEnd),
-    Claimed(Sender<Box<Life>>),
+    Claimed(Sender<Box<ServerRegistration>>),
     /// Somebody took it away: another link, or whoever took its token away.
     Taken(CloseReason),
     Stopped,
     Tick,
 }
 
-impl Life {
+impl ServerRegistration {
     /// Carries frames until the connection ends, or another takes over.
-    async fn live(mut self: Box<Self>, socket: WebSocket, seat: Seat) {
+    async fn live(mut self: Box<Self>, socket: WebSocket, seat: Permits) {
         let Self { server, line, claims, limits, .. } = &mut *self;
         let stopped = server.gateway().stopped.clone();
         let queue = server.upstream().link().clone();
-        let driving = async { Next::Ended(ws_link::drive(socket, line, server, limits).await) };
+        let driving = async { Wakeup::Ended(ws_link::drive(socket, line, server, limits).await) };
         let stopping = async {
             stopped.wait().await;
             queue.end(gateway_stops());
             future::pending().await
         };
         match future::or(driving, future::or(claimed(claims), stopping)).await {
-            Next::Claimed(claim) => {
+            Wakeup::Claimed(claim) => {
                 let _on = free(seat);
                 self.hand_over(claim).await;
             }
-            Next::Ended(ended) => self.part(ended, seat).await,
-            Next::Taken(_) | Next::Stopped | Next::Tick => {}
+            Wakeup::Ended(ended) => self.part(ended, seat).await,
+            Wakeup::Taken(_) | Wakeup::Stopped | Wakeup::Tick => {}
         }
     }
 
     /// The connection is gone.
-    async fn part(self: Box<Self>, ended: LinkEnd, seat: Seat) {
+    async fn part(self: Box<Self>, ended: LinkEnd, seat: Permits) {
         // Else nobody could come back to a full gateway.
         let _on = free(seat);
         self.server.gateway().count_end(&ended);
@@ -226,27 +226,27 @@ impl Life {
             let due = server.deadline().map_or(over, |due| due.min(over));
             let ticking = async {
                 timeout::until(Some(due)).await;
-                Next::Tick
+                Wakeup::Tick
             };
-            let taken = async { Next::Taken(line.ended().await) };
+            let taken = async { Wakeup::Taken(line.ended().await) };
             let stopping = async {
                 stopped.wait().await;
-                Next::Stopped
+                Wakeup::Stopped
             };
             let next = future::or(future::or(claimed(claims), taken), future::or(stopping, ticking)).await;
             let now = Instant::now();
             let why = match next {
-                Next::Claimed(claim) => return Box::pin(self.hand_over(claim)).await,
-                Next::Tick if now >= over => {
+                Wakeup::Claimed(claim) => return Box::pin(self.hand_over(claim)).await,
+                Wakeup::Tick if now >= over => {
                     let seconds = window.as_secs();
                     format!("{ended}; it did not come back within {seconds} s (--resume-window)")
                 }
-                Next::Tick => match self.server.tick(now) {
+                Wakeup::Tick => match self.server.tick(now) {
                     Ok(()) => continue,
                     Err(farewell) => farewell.reason,
                 },
-                Next::Taken(farewell) => farewell.reason,
-                Next::Stopped | Next::Ended(_) => "the gateway stops".into(),
+                Wakeup::Taken(farewell) => farewell.reason,
+                Wakeup::Stopped | Wakeup::Ended(_) => "the gateway stops".into(),
             };
             // Those that were lost together are given up together.
             self.server.gateway().ends.turn().await;
@@ -260,7 +260,7 @@ impl Life {
     }
 
     /// To the connection that asks for it; if that is gone too, it waits for the next.
-    async fn hand_over(self: Box<Self>, claim: Sender<Box<Life>>) {
+    async fn hand_over(self: Box<Self>, claim: Sender<Box<ServerRegistration>>) {
         if let Err(unwanted) = claim.try_send(self) {
             let ended = LinkEnd::Lost("another link came and went".into());
             unwanted.into_inner().wait(ended).await;
@@ -268,30 +268,30 @@ impl Life {
     }
 }
 
-async fn claimed(claims: &Receiver<Sender<Box<Life>>>) -> Next {
+async fn claimed(claims: &Receiver<Sender<Box<ServerRegistration>>>) -> Wakeup {
     match claims.recv().await {
-        Ok(claim) => Next::Claimed(claim),
+        Ok(claim) => Wakeup::Claimed(claim),
         // Nobody can ask for it any more, so nobody will.
         Err(_) => future::pending().await,
     }
 }
 
 /// What a first frame leads to.
-enum Admitted {
+enum Admission {
     /// The server, and the answer.
-    Here(Box<Life>, String),
+    Here(Box<ServerRegistration>, String),
     /// The server has come back over a later link, and this frame is of one before: it was long under way.
-    Late(Box<Life>),
+    Late(Box<ServerRegistration>),
 }
 
 /// An edge that has said who it is.
-struct Newcomer<'a> {
+struct Candidate<'a> {
     gateway: &'a Arc<Gateway>,
     principal: Principal,
     from: SocketAddr,
 }
 
-impl Newcomer<'_> {
+impl Candidate<'_> {
     /// What a first frame says.
     fn read(&self, frame: &str) -> Result<Registration, CloseReason> {
         let longest = self.gateway.config.limits.catalog.server_name;
@@ -299,14 +299,14 @@ impl Newcomer<'_> {
     }
 
     /// The server that a first frame speaks of, and the answer to it.
-    async fn admit(&self, registration: Registration) -> Result<Admitted, CloseReason> {
+    async fn admit(&self, registration: Registration) -> Result<Admission, CloseReason> {
         if let Some(claim) = &registration.claim
             && let Some(resumed) = self.resume(&registration, claim).await
         {
             return Ok(resumed);
         }
         let (life, answer) = self.register(registration)?;
-        Ok(Admitted::Here(life, answer))
+        Ok(Admission::Here(life, answer))
     }
 
     /// Whether a first frame speaks of a server whose link is alive, as far as we know.
@@ -316,10 +316,10 @@ impl Newcomer<'_> {
     }
 
     /// A server that comes back, if it is still waited for.
-    async fn resume(&self, registration: &Registration, claim: &Claim) -> Option<Admitted> {
+    async fn resume(&self, registration: &Registration, claim: &Claim) -> Option<Admission> {
         let id = registration.id.as_deref()?;
         let holder = self.gateway.catalog().holder(id, self.principal)?;
-        let berth = holder.berth()?;
+        let berth = holder.resume_handle()?;
         let same_name = registration.name.as_deref() == Some(holder.name());
         if !same_name
             || !self.may_claim(holder.name())
@@ -329,7 +329,7 @@ impl Newcomer<'_> {
         }
         let mut life = berth.claim().await?;
         if life.line.is_past(claim.received) && !life.away {
-            return Some(Admitted::Late(life));
+            return Some(Admission::Late(life));
         }
         if life.line.resume(claim.received).is_err() {
             life.server.gone("it came back and could not go on where it was");
@@ -340,17 +340,17 @@ impl Newcomer<'_> {
             window: life.limits.resume_window,
             received: life.line.received(),
         };
-        let sessions = holder.isolation().is_some() && registration.sessions.is_some();
+        let sessions = holder.instance_pool().is_some() && registration.sessions.is_some();
         let line = format_args!("server '{}' is back, from {}", holder.name(), self.from);
         self.gateway.log_life(log::Level::Info, "back", holder.name(), line);
         self.gateway.stats.resumed.add();
         life.set_away(false);
         let answer = Status::received(id, true, life.limits.message_bytes, sessions, Some(&grant));
-        Some(Admitted::Here(life, answer))
+        Some(Admission::Here(life, answer))
     }
 
     /// A server that begins anew.
-    fn register(&self, registration: Registration) -> Result<(Box<Life>, String), CloseReason> {
+    fn register(&self, registration: Registration) -> Result<(Box<ServerRegistration>, String), CloseReason> {
         let limits = &self.gateway.config.limits;
         let id = match registration.id {
             Some(id) => id,
@@ -368,7 +368,7 @@ impl Newcomer<'_> {
         let (claimant, claims) = async_channel::bounded(1);
         let resumes = registration.resumes && !limits.link.resume_window.is_zero();
         let token = if resumes { Some(Secret::new(session::id(random()?))) } else { None };
-        let berth = token.clone().map(|token| Berth { token, claims: claimant });
+        let berth = token.clone().map(|token| ResumeHandle { token, claims: claimant });
         let sessions = registration.sessions;
         let accepts = registration.message_bytes;
         let upstream = Upstream::new(name.clone(), &limits.link, sender, accepts, sessions, berth);
@@ -384,9 +384,16 @@ impl Newcomer<'_> {
         });
         let (ours, isolated) = (registration.ours, sessions.is_some());
         let answer = Status::received(&id, ours, limits.link.message_bytes, isolated, grant.as_ref());
-        let server = Server::greet(self.gateway, place, id, ours, upstream, &account)?;
+        let server = UpstreamDriver::start(self.gateway, place, id, ours, upstream, &account)?;
         Ok((
-            Box::new(Life { server, line, resumes, away: false, claims, limits: limits.link.clone() }),
+            Box::new(ServerRegistration {
+                server,
+                line,
+                resumes,
+                away: false,
+                claims,
+                limits: limits.link.clone(),
+            }),
             answer,
         ))
     }
@@ -397,7 +404,7 @@ impl Newcomer<'_> {
         id: &str,
         name: &str,
         upstream: &Arc<Upstream>,
-    ) -> Result<(Place, Option<Arc<Upstream>>), CloseReason> {
+    ) -> Result<(CatalogGuard, Option<Arc<Upstream>>), CloseReason> {
         // The right is looked at while the catalog is held: whoever takes it away looks at the catalog afterwards.
         let mut catalog = self.gateway.catalog();
         if !self.may_claim(name) {
@@ -422,15 +429,15 @@ impl Newcomer<'_> {
         }
         let registered = catalog.register(id, name, self.principal, upstream.clone());
         let (key, replaced) = registered.map_err(|taken| refusal(name, &taken))?;
-        Ok((Place { key, _share: share }, replaced))
+        Ok((CatalogGuard { key, _share: share }, replaced))
     }
 
     fn may_claim(&self, name: &str) -> bool {
-        self.gateway.keys.tokens().may_claim(self.principal, name)
+        self.gateway.authn.tokens().may_claim(self.principal, name)
     }
 
     /// Into the catalog; the server that had the id goes.
-    fn enter(&self, id: &str, name: &str, upstream: &Arc<Upstream>) -> Result<Place, CloseReason> {
+    fn enter(&self, id: &str, name: &str, upstream: &Arc<Upstream>) -> Result<CatalogGuard, CloseReason> {
         let gateway = self.gateway;
         let (place, replaced) = self.claim(id, name, upstream)?;
         if let Some(old) = replaced {
@@ -438,7 +445,7 @@ impl Newcomer<'_> {
             gateway.log_life(log::Level::Info, "registered_anew", old.name(), line);
             let why = "it registered anew over another link";
             old.fail_all(why, &gateway.stats);
-            gateway.end_all_processes(&old, why);
+            gateway.end_all_instances(&old, why);
             old.link()
                 .end(CloseReason::new(CLOSE_REPLACED, "the same server id registered over another link"));
             gateway.lists_changed(&Kind::ALL);
@@ -465,12 +472,12 @@ fn refusal(name: &str, taken: &NameTaken) -> CloseReason {
 }
 
 /// The place of a link among all and among those of its principal, and the place of its connection.
-pub type Seat = (TaskGuard, Share, Visit);
+pub type Permits = (TaskGuard, Share, ConnectionPermit);
 
 /// Gives all of them back; what the connection's task does goes on as long as the switch is held.
-fn free((badge, share, visit): Seat) -> Option<ShutdownTrigger> {
+fn free((badge, share, visit): Permits) -> Option<ShutdownTrigger> {
     drop((badge, share));
-    visit.give_back()
+    visit.release()
 }
 
 fn is_linked(server: &Arc<Upstream>) -> bool {

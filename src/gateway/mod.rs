@@ -44,9 +44,11 @@ use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use smol::Timer;
 
-use self::{accept::Visit, authn::Keys, session::Client, shares::Shares, upstream::Upstream};
+use self::{
+    accept::ConnectionPermit, authn::Authenticator, session::Session, shares::Shares, upstream::Upstream,
+};
 use crate::{
-    admission::Visits,
+    admission::ConnectionLimiter,
     auth::{Principal, Tokens},
     catalog::Catalog,
     config::GatewayConfig,
@@ -72,9 +74,9 @@ use crate::{
 pub struct Gateway {
     config: GatewayConfig,
     policy: Policy,
-    keys: Keys,
+    authn: Authenticator,
     catalog: Mutex<Catalog<Arc<Upstream>>>,
-    sessions: Mutex<Sessions<Arc<Client>>>,
+    sessions: Mutex<Sessions<Arc<Session>>>,
     subscriptions: Mutex<Subscriptions>,
     tasks: Mutex<Tasks>,
     /// Changes of lists that clients are to be told of, and what wakes the task that does it.
@@ -82,20 +84,20 @@ pub struct Gateway {
     changed: (Sender<()>, Receiver<()>),
     /// Held from a change of what sessions want to hear until the server is told, so that the last word to the server
     /// is the last change. No session is closed under it.
-    wishes: Mutex<()>,
+    subscription_order: Mutex<()>,
     links: TaskTracker,
     /// Links by principal.
     link_shares: Shares,
     /// Registered servers by principal, with those whose links are lost.
     server_shares: Shares,
-    visits: Mutex<Visits<ShutdownTrigger>>,
+    connections: Mutex<ConnectionLimiter<ShutdownTrigger>>,
     /// Those who are told that there is no place for them.
-    leaving: TaskTracker,
+    rejecting: TaskTracker,
     /// Ends of links: thousands may be lost at once.
     ends: Arc<Pacer>,
     stats: Stats,
     /// For log lines that peers can cause at will.
-    throttle: Mutex<LogThrottle>,
+    log_throttle: Mutex<LogThrottle>,
     /// Bytes that are kept for peers, and who has how many.
     budget: Budget,
     accounts: Mutex<HashMap<Principal, Account>>,
@@ -131,22 +133,22 @@ impl Gateway {
         budget.share(tokens.have_several());
         Self {
             policy,
-            keys: Keys::new(tokens, &config.limits.guess),
+            authn: Authenticator::new(tokens, &config.limits.guess),
             catalog: Mutex::new(Catalog::new(&own, &config.limits.catalog)),
             sessions: Mutex::new(sessions),
             subscriptions: Mutex::default(),
             tasks: Mutex::default(),
             changes: Mutex::default(),
             changed: async_channel::bounded(1),
-            wishes: Mutex::default(),
+            subscription_order: Mutex::default(),
             links: TaskTracker::new(),
             link_shares: Shares::default(),
             server_shares: Shares::default(),
-            visits: Mutex::new(Visits::new(&config.limits.http)),
-            leaving: TaskTracker::new(),
+            connections: Mutex::new(ConnectionLimiter::new(&config.limits.http)),
+            rejecting: TaskTracker::new(),
             ends: Arc::default(),
             stats: Stats::default(),
-            throttle: Mutex::default(),
+            log_throttle: Mutex::default(),
             budget,
             accounts: Mutex::default(),
             started: Instant::now(),
@@ -164,7 +166,7 @@ impl Gateway {
         self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sessions(&self) -> MutexGuard<'_, Sessions<Arc<Client>>> {
+    fn sessions(&self) -> MutexGuard<'_, Sessions<Arc<Session>>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -176,17 +178,17 @@ impl Gateway {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn visits(&self) -> MutexGuard<'_, Visits<ShutdownTrigger>> {
-        self.visits.lock().unwrap_or_else(PoisonError::into_inner)
+    fn connections(&self) -> MutexGuard<'_, ConnectionLimiter<ShutdownTrigger>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wishes(&self) -> MutexGuard<'_, ()> {
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn subscription_order(&self) -> MutexGuard<'_, ()> {
+        self.subscription_order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many links, and how many registered servers, one principal may have.
     fn links_each(&self) -> usize {
-        shares::limit(self.config.limits.link.links, self.keys.tokens().have_several_registrars())
+        shares::limit(self.config.limits.link.links, self.authn.tokens().have_several_registrars())
     }
 
     /// The account of a principal.
@@ -209,7 +211,7 @@ impl Gateway {
     }
 
     /// Ends a session: its calls are cancelled, its streams end.
-    fn close(&self, client: &Client, reason: &str) {
+    fn close(&self, client: &Session, reason: &str) {
         client.end();
         let open = client.calls().end_all();
         // After its calls: who opens a session looks at them last.
@@ -221,7 +223,7 @@ impl Gateway {
         // After the calls, so that streams that are read end with what became of them.
         client.streams().close();
         self.unsubscribe_all(client);
-        self.end_processes(client);
+        self.end_instances(client);
     }
 
     /// Waits until the running calls are answered, up to [`limits::DRAIN_CALLS`]; the rest is failed, so that each client
@@ -232,7 +234,7 @@ impl Gateway {
         }
         let servers: Vec<Arc<Upstream>> = self.catalog().all().map(|(_, server)| server.clone()).collect();
         for server in servers {
-            let own = server.isolation().map(|isolation| isolation.all()).unwrap_or_default();
+            let own = server.instance_pool().map(|isolation| isolation.all()).unwrap_or_default();
             for process in own.iter().chain([&server]) {
                 process.fail_all("the gateway stops", &self.stats);
             }
@@ -335,7 +337,7 @@ impl Bound {
             log::warn!("the system allows {allowed} descriptors, and all connections need {needed}");
         }
         self::greet(&gateway, &listeners, acceptor.is_some());
-        let door = Arc::new(Door { gateway, acceptor, crew: TaskTracker::new() });
+        let door = Arc::new(AcceptContext { gateway, acceptor, crew: TaskTracker::new() });
         let accepting: Vec<_> =
             listeners.into_iter().map(|listener| executor::spawn(accept(listener, door.clone()))).collect();
         let sweeping = executor::spawn(door.gateway.clone().sweep());
@@ -356,7 +358,7 @@ impl Bound {
 }
 
 /// Reads the files again whenever that is asked for.
-async fn reload(door: Arc<Door>, asked: Receiver<()>) {
+async fn reload(door: Arc<AcceptContext>, asked: Receiver<()>) {
     while asked.recv().await.is_ok() {
         log::info!("reading tokens and certificates again");
         let step = door.gateway.clone().reload(door.acceptor.clone());
@@ -382,20 +384,20 @@ fn greet(gateway: &Gateway, listeners: &[Listener], tls: bool) {
             );
         }
     }
-    if !gateway.keys.tokens().is_empty() && !tls && listeners.iter().any(|l| !l.local().ip().is_loopback()) {
+    if !gateway.authn.tokens().is_empty() && !tls && listeners.iter().any(|l| !l.local().ip().is_loopback()) {
         log::warn!("tokens travel in the clear: use --ssl-enabled, or a TLS proxy in front");
     }
 }
 
 /// What the accept loops need.
-struct Door {
+struct AcceptContext {
     gateway: Arc<Gateway>,
     acceptor: Option<Acceptor>,
     crew: TaskTracker,
 }
 
 /// Takes connections for ever. Handshakes and everything slow happen in the connection's own task.
-async fn accept(mut listener: Listener, door: Arc<Door>) {
+async fn accept(mut listener: Listener, door: Arc<AcceptContext>) {
     loop {
         door.gateway.step("accepting connections", accept_one(&mut listener, &door)).await;
         // Those that were accepted get their turn before the next, however many wait: what they push out is gone then.
@@ -403,12 +405,12 @@ async fn accept(mut listener: Listener, door: Arc<Door>) {
     }
 }
 
-async fn accept_one(listener: &mut Listener, door: &Arc<Door>) {
+async fn accept_one(listener: &mut Listener, door: &Arc<AcceptContext>) {
     let stream = listener.accept().await;
     door.gateway.stats.connections.add();
-    let (visit, pushed_out) = match Visit::begin(&door.gateway, stream.peer().ip()) {
+    let (visit, pushed_out) = match ConnectionPermit::acquire(&door.gateway, stream.peer().ip()) {
         Ok(begun) => begun,
-        Err(why) => return accept::turn_away(&door.gateway, stream, why),
+        Err(why) => return accept::reject(&door.gateway, stream, why),
     };
     let badge = door.crew.track();
     let (gateway, door) = (door.gateway.clone(), door.clone());
@@ -422,7 +424,7 @@ async fn accept_one(listener: &mut Listener, door: &Arc<Door>) {
     });
 }
 
-async fn welcome(door: &Door, stream: Stream, visit: Visit) {
+async fn welcome(door: &AcceptContext, stream: Stream, visit: ConnectionPermit) {
     let peer = stream.peer();
     let limit = door.gateway.config.limits.http.tls_handshake;
     let stream = match &door.acceptor {

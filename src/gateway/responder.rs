@@ -15,7 +15,7 @@ use crate::{
 
 /// One way back to a client.
 #[derive(Clone, Debug)]
-pub struct Reply {
+pub struct Responder {
     queue: Sender<()>,
     post: Option<Arc<Post>>,
     /// Counts the request among the running ones until every copy of this is gone.
@@ -32,18 +32,18 @@ struct Post {
     other: AtomicBool,
     /// Bytes of the answers so far, and how many they may have; the first may have more.
     bytes: AtomicUsize,
-    most: usize,
+    max: usize,
 }
 
 impl Post {
     /// Whether one more answer finds room.
     fn takes(&self, more: usize) -> bool {
-        let grown = |bytes: usize| Some(bytes + more).filter(|sum| bytes == 0 || *sum <= self.most);
+        let grown = |bytes: usize| Some(bytes + more).filter(|sum| bytes == 0 || *sum <= self.max);
         self.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, grown).is_ok()
     }
 }
 
-impl Reply {
+impl Responder {
     /// By the client's event stream, which goes on after any answer.
     /// So many bytes of answers may wait there beyond the bounds of the queue.
     pub fn stream(queue: Sender<()>, burst: usize) -> Self {
@@ -53,7 +53,7 @@ impl Reply {
     /// By the answer to a POST with so many requests; beyond the first, their answers have so many bytes at most.
     pub fn post(queue: Sender<()>, requests: usize, most: usize) -> Self {
         let (open, other) = (AtomicUsize::new(requests), AtomicBool::new(false));
-        let post = Post { open, other, bytes: AtomicUsize::new(0), most };
+        let post = Post { open, other, bytes: AtomicUsize::new(0), max: most };
         Self { queue, post: Some(Arc::new(post)), burst: 0, _running: None }
     }
 
@@ -105,7 +105,7 @@ impl Reply {
 
     /// Queues a question to the client: a server waits for the answer, so other messages do not keep it out. False: the
     /// client does not read, and too much waits for it already.
-    pub fn ask(&self, question: String) -> bool {
+    pub fn request(&self, question: String) -> bool {
         self.mark();
         // Where nobody reads any more, the session ends, and the server with it.
         !matches!(self.queue.send_more(question, limits::ASKS), Err(SendError::Full | SendError::Memory))

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use super::{responder::Reply, streams::Streams, upstream::Upstream};
+use super::{responder::Responder, streams::Streams, upstream::Upstream};
 use crate::{
     auth::Principal,
     jsonrpc::quote,
@@ -32,7 +32,7 @@ pub enum Scope {
 
 /// What a client said about itself in `initialize`.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub struct ClientInfo {
     /// When the session was initialized.
     pub initialized: Option<Instant>,
     /// The negotiated protocol version.
@@ -45,9 +45,9 @@ pub struct Facts {
     pub info: String,
 }
 
-impl Facts {
+impl ClientInfo {
     /// What a process of its own is told in `initialize`.
-    pub fn hello(&self) -> String {
+    pub fn initialize_params(&self) -> String {
         let (version, capabilities, info) = (quote(&self.version), &self.capabilities, &self.info);
         format!("{{\"protocolVersion\":{version},\"capabilities\":{capabilities},\"clientInfo\":{info}}}")
     }
@@ -64,23 +64,23 @@ pub struct Paid {
 
 /// The processes of a session's own.
 #[derive(Debug, Default)]
-pub struct Own {
+pub struct SessionInstances {
     /// By the name of the server.
-    pub processes: HashMap<String, Arc<Upstream>>,
+    pub by_server: HashMap<String, Arc<Upstream>>,
     /// The session has ended, and gets no more.
     pub ended: bool,
 }
 
-impl Own {
+impl SessionInstances {
     /// All of them.
     pub fn all(&self) -> Vec<Arc<Upstream>> {
-        self.processes.values().cloned().collect()
+        self.by_server.values().cloned().collect()
     }
 }
 
 /// One client session.
 #[derive(Debug)]
-pub struct Client {
+pub struct Session {
     id: String,
     principal: Principal,
     /// Where the bytes that are kept for it come from.
@@ -93,15 +93,15 @@ pub struct Client {
     /// See [`SessionLimits::queue_burst`].
     burst: usize,
     calls: Mutex<Calls<Arc<Upstream>>>,
-    facts: Mutex<Facts>,
+    info: Mutex<ClientInfo>,
     paid: Mutex<Paid>,
     streams: Streams,
-    own: Mutex<Own>,
+    instances: Mutex<SessionInstances>,
     /// What they ask it.
-    asks: Mutex<Asks<Arc<Upstream>>>,
+    server_requests: Mutex<Asks<Arc<Upstream>>>,
 }
 
-impl Client {
+impl Session {
     /// A client; `outbox` takes what belongs to no request.
     pub fn new(
         id: String,
@@ -112,7 +112,7 @@ impl Client {
         limits: &SessionLimits,
     ) -> Arc<Self> {
         let (capabilities, info) = ("{}".into(), "{}".into());
-        let facts = Facts { initialized: None, version: LATEST.into(), level: None, capabilities, info };
+        let facts = ClientInfo { initialized: None, version: LATEST.into(), level: None, capabilities, info };
         let calls = Mutex::new(Calls::new(limits));
         let (facts, streams) = (Mutex::new(facts), Streams::new(limits, &account));
         let paid = Mutex::new(Paid { facts: account.charge(), subscriptions: account.charge() });
@@ -126,11 +126,11 @@ impl Client {
             outbox,
             burst: limits.queue_burst,
             calls,
-            facts,
+            info: facts,
             paid,
             streams,
-            own,
-            asks,
+            instances: own,
+            server_requests: asks,
         })
     }
 
@@ -175,8 +175,8 @@ impl Client {
     }
 
     /// The way back that does not belong to a request.
-    pub fn outbox(&self) -> Reply {
-        Reply::stream(self.outbox.clone(), self.burst)
+    pub fn outbox(&self) -> Responder {
+        Responder::stream(self.outbox.clone(), self.burst)
     }
 
     /// Queues a message that belongs to no request. In the Streamable transport a client has to ask for the stream of
@@ -188,7 +188,7 @@ impl Client {
         }
     }
 
-    /// Queues a notice as [`Client::send`] does, unless the same notice waits to be read already.
+    /// Queues a notice as [`Session::send`] does, unless the same notice waits to be read already.
     pub fn notice(&self, notice: &str, stats: &Stats) {
         if !self.outbox.has(notice) {
             self.send(notice.to_owned(), stats);
@@ -218,8 +218,8 @@ impl Client {
     }
 
     /// What is known of the client.
-    pub fn facts(&self) -> MutexGuard<'_, Facts> {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn info(&self) -> MutexGuard<'_, ClientInfo> {
+        self.info.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is charged for it.
@@ -228,18 +228,18 @@ impl Client {
     }
 
     /// The processes of its own.
-    pub fn own(&self) -> MutexGuard<'_, Own> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn instances(&self) -> MutexGuard<'_, SessionInstances> {
+        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What they ask it.
-    pub fn asks(&self) -> MutexGuard<'_, Asks<Arc<Upstream>>> {
-        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn server_requests(&self) -> MutexGuard<'_, Asks<Arc<Upstream>>> {
+        self.server_requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The session is initialized with this version. False when it was before.
     pub fn initialized(&self, version: &str) -> bool {
-        let mut facts = self.facts();
+        let mut facts = self.info();
         if facts.initialized.is_some() {
             return false;
         }
@@ -255,7 +255,7 @@ impl Client {
 
     /// When it was initialized.
     pub fn initialized_at(&self) -> Option<Instant> {
-        self.facts().initialized
+        self.info().initialized
     }
 
     /// The session's name in a log: a part of the id, since the whole of it is a secret.

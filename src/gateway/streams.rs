@@ -77,12 +77,12 @@ impl Resting {
 
 /// Events that were sent, and what they take.
 #[derive(Debug)]
-struct Kept {
+struct ReplayBuffer {
     replay: Replay,
     charge: Charge,
 }
 
-impl Kept {
+impl ReplayBuffer {
     fn trim(&mut self, bytes: usize) {
         self.replay.trim(bytes);
         // Less is always granted.
@@ -90,7 +90,7 @@ impl Kept {
     }
 }
 
-impl Evict for Mutex<Kept> {
+impl Evict for Mutex<ReplayBuffer> {
     fn evict(&self) {
         match self.try_lock() {
             Ok(mut kept) => kept.trim(0),
@@ -101,7 +101,7 @@ impl Evict for Mutex<Kept> {
 }
 
 #[derive(Debug)]
-struct Held {
+struct AttachedStream {
     /// Dropped to tell the holder that another wants the stream.
     _wanted: Option<ShutdownTrigger>,
     /// Who wants it next.
@@ -109,8 +109,8 @@ struct Held {
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    held: HashMap<u32, Held>,
+struct StreamTable {
+    held: HashMap<u32, AttachedStream>,
     /// In the order in which they came to rest.
     resting: Vec<(u32, Resting)>,
     /// No connection has any of them, so that what was sent may be forgotten for the sake of those who read.
@@ -120,7 +120,7 @@ struct Table {
     closed: bool,
 }
 
-impl Table {
+impl StreamTable {
     fn take(&mut self, id: u32) -> Option<Resting> {
         let place = self.resting.iter().position(|(other, _)| *other == id)?;
         Some(self.resting.remove(place).1)
@@ -132,7 +132,7 @@ impl Table {
         self.listened |= id == STANDALONE;
         // Somebody may have asked for it while it was handed over.
         let heir = self.held.remove(&id).and_then(|held| held.heir);
-        self.held.insert(id, Held { _wanted: heir.is_none().then_some(switch), heir });
+        self.held.insert(id, AttachedStream { _wanted: heir.is_none().then_some(switch), heir });
         Attached { id, queue: resting.queue, sent: resting.sent, wanted }
     }
 
@@ -152,20 +152,20 @@ impl Table {
 #[derive(Debug)]
 pub struct Streams {
     last: AtomicU32,
-    table: Mutex<Table>,
-    kept: Arc<Mutex<Kept>>,
-    most: usize,
+    table: Mutex<StreamTable>,
+    kept: Arc<Mutex<ReplayBuffer>>,
+    max: usize,
 }
 
 impl Streams {
     /// The streams of a new session: none.
     pub fn new(limits: &SessionLimits, account: &Account) -> Self {
-        let kept = Kept { replay: Replay::new(limits), charge: account.charge() };
+        let kept = ReplayBuffer { replay: Replay::new(limits), charge: account.charge() };
         Self {
             last: AtomicU32::new(STANDALONE),
             table: Mutex::default(),
             kept: Arc::new(Mutex::new(kept)),
-            most: limits.parked,
+            max: limits.parked,
         }
     }
 
@@ -174,12 +174,12 @@ impl Streams {
         self.table().resting.push((STANDALONE, Resting::new(STANDALONE, Some(queue), 0)));
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, StreamTable> {
         // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, ReplayBuffer> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -217,7 +217,7 @@ impl Streams {
             }
             let held = table.held.get_mut(&id).ok_or(NotAttached::Unknown)?;
             let (heir, handed) = async_channel::bounded(1);
-            *held = Held { _wanted: None, heir: Some(heir) };
+            *held = AttachedStream { _wanted: None, heir: Some(heir) };
             handed
         };
         let resting = match timeout::within(limits.retry, handed.recv()).await {
@@ -245,16 +245,16 @@ impl Streams {
             match heir.try_send(resting) {
                 Ok(()) => {
                     // Until the heir holds it others find that it is there.
-                    table.held.insert(id, Held { _wanted: None, heir: None });
+                    table.held.insert(id, AttachedStream { _wanted: None, heir: None });
                     return;
                 }
                 Err(error) => resting = error.into_inner(),
             }
         }
-        table.make_room(self.most);
+        table.make_room(self.max);
         table.resting.push((id, resting));
         if table.held.is_empty() {
-            let kept: Weak<Mutex<Kept>> = Arc::downgrade(&self.kept);
+            let kept: Weak<Mutex<ReplayBuffer>> = Arc::downgrade(&self.kept);
             table.idle = Some(self.kept().charge.account().idle(kept));
         }
     }

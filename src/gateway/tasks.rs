@@ -7,7 +7,7 @@
 use super::{
     Gateway,
     dispatch::{Problem, string_param},
-    session::Client,
+    session::Session,
     upstream::Upstream,
 };
 use crate::{
@@ -28,7 +28,7 @@ impl Gateway {
     /// What servers say of an id that they do not know.
     pub fn may_ask_for_task(
         &self,
-        client: &Client,
+        client: &Session,
         upstream: &Upstream,
         message: &Message<'_>,
     ) -> Result<(), Problem> {
@@ -45,7 +45,7 @@ impl Gateway {
         match owner {
             Owner::Known(owner) => owner == principal,
             Owner::Unknown => true,
-            Owner::Forgotten => !self.keys.tokens().have_several_clients(),
+            Owner::Forgotten => !self.authn.tokens().have_several_clients(),
         }
     }
 
@@ -53,7 +53,7 @@ impl Gateway {
     /// have this id.
     pub fn is_of_foreign_task(
         &self,
-        client: &Client,
+        client: &Session,
         upstream: &Upstream,
         method: &str,
         answer: &Message<'_>,
@@ -63,13 +63,13 @@ impl Gateway {
             "tasks/result" => &["_meta", RELATED, "taskId"],
             _ => return false,
         };
-        let result = answer.result_span().filter(|_| upstream.private().is_none());
+        let result = answer.result_span().filter(|_| upstream.instance().is_none());
         let id = result.and_then(|result| text_at(answer.text(), result, path));
         id.is_some_and(|id| !self.may_have_task(client.principal(), upstream, &id))
     }
 
     /// A server has answered a call: with a task, if it was asked for one.
-    pub fn note_task(&self, client: &Client, upstream: &Upstream, answer: &Message<'_>) {
+    pub fn note_task(&self, client: &Session, upstream: &Upstream, answer: &Message<'_>) {
         let Some(result) = answer.result_span().filter(|_| upstream.has_tasks()) else { return };
         if let Some(id) = text_at(answer.text(), result, &["task", "taskId"]) {
             self.tasks().begin(upstream.run(), &id, client.principal());
@@ -79,7 +79,7 @@ impl Gateway {
     /// What must be changed in an answer to `tasks/list`: tasks that are not the client's go.
     pub fn only_own_tasks(
         &self,
-        client: &Client,
+        client: &Session,
         upstream: &Upstream,
         answer: &Message<'_>,
     ) -> Vec<(Span, String)> {
@@ -104,7 +104,7 @@ impl Gateway {
     pub fn may_see_task(&self, principal: Principal, upstream: &Upstream, id: Option<&str>) -> bool {
         match id.map(|id| self.tasks().owner(upstream.run(), id)) {
             Some(Owner::Known(owner)) => owner == principal,
-            _ => !self.keys.tokens().have_several_clients(),
+            _ => !self.authn.tokens().have_several_clients(),
         }
     }
 }

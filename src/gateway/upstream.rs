@@ -12,9 +12,9 @@ use std::{
 };
 
 use super::{
-    link::Berth,
-    responder::{NO_MEMORY, Reply},
-    session::Client,
+    link::ResumeHandle,
+    responder::{NO_MEMORY, Responder},
+    session::Session,
     shares::{self, Share, Shares},
 };
 use crate::{
@@ -37,13 +37,13 @@ use crate::{
 #[derive(Debug)]
 pub enum Caller {
     /// The gateway's own conversation with the server.
-    Conversation,
+    Discovery,
     /// A process of a client's own, which cannot serve before it is initialized.
-    Greeting,
+    Initialize,
     /// Nobody: it was asked so that something happens.
-    Nobody,
+    Ignored,
     /// A client, with its own id for the request, raw, and its principal's place where several share the server.
-    Client(Arc<Client>, CallId, Reply, Option<Share>),
+    Session(Arc<Session>, CallId, Responder, Option<Share>),
 }
 
 /// A call as it goes to the server: what the client sent, and what has to be changed in it.
@@ -56,9 +56,9 @@ pub struct Call<'a> {
     /// Where the client's progress token stands.
     pub token: Option<Span>,
     /// How long the answer may take.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// Where the answer goes.
-    pub reply: Reply,
+    pub responder: Responder,
     /// Several principals share the server.
     pub several: bool,
     /// Its number in the session, if that was reserved.
@@ -107,31 +107,31 @@ pub struct Upstream {
     mux: Mutex<Mux<Caller>>,
     /// Calls under way by principal, and how many there may be in all.
     shares: Shares,
-    most: usize,
+    max: usize,
     link: Sender<CloseReason>,
     /// Largest frame that its edge accepts, in bytes.
     accepts: usize,
     /// The server's answer to `initialize`, raw. A server that is started anew gives another.
-    greeting: Mutex<Option<Arc<str>>>,
+    initialize_result: Mutex<Option<Arc<str>>>,
     /// The run of its program.
     run: Mutex<Run>,
     /// It said there that calls can be tasks.
     tasks: AtomicBool,
     /// The log level that it was asked for.
-    level: Mutex<Wanted>,
+    level: Mutex<RequestedLevel>,
     /// Where it can be asked for after a drop.
-    berth: Option<Berth>,
+    resume_handle: Option<ResumeHandle>,
     /// How many sessions can have a process of their own.
-    sessions: Option<Isolation>,
+    instances: Option<InstancePool>,
     /// It is such a process.
-    private: Option<Private>,
+    instance: Option<IsolatedInstance>,
     /// Limits how often its odd messages are logged; of all processes of one link together.
-    oddities: Arc<Mutex<LogThrottle>>,
+    log_throttle: Arc<Mutex<LogThrottle>>,
 }
 
 /// The log level that a server was asked for.
 #[derive(Debug, Default)]
-struct Wanted {
+struct RequestedLevel {
     level: Option<Level>,
     /// The request for it, by the id of the mux.
     asked: Option<u64>,
@@ -139,13 +139,13 @@ struct Wanted {
 
 /// The processes of single sessions behind one link.
 #[derive(Debug)]
-pub struct Isolation {
-    most: u32,
+pub struct InstancePool {
+    max: u32,
     channels: Mutex<Channels>,
     /// Processes by principal.
     shares: Shares,
     /// Bytes that may wait for processes to be initialized, all together.
-    room: Account,
+    budget: Account,
 }
 
 #[derive(Debug, Default)]
@@ -158,14 +158,14 @@ struct Channels {
     ended: bool,
 }
 
-impl Isolation {
+impl InstancePool {
     fn channels(&self) -> MutexGuard<'_, Channels> {
         // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The process on a channel.
-    pub fn process(&self, number: u32) -> Option<Arc<Upstream>> {
+    pub fn get(&self, number: u32) -> Option<Arc<Upstream>> {
         self.channels().open.get(&number).map(|(process, _)| process.clone())
     }
 
@@ -197,25 +197,25 @@ type Waiting = Vec<(Option<u64>, String)>;
 
 /// What makes a process one of a session's own.
 #[derive(Debug)]
-pub struct Private {
+pub struct IsolatedInstance {
     /// Its channel of the link.
     pub number: u32,
     /// Whose it is.
-    pub client: Weak<Client>,
+    pub client: Weak<Session>,
     /// The server that it is a process of.
     pub shared: Weak<Upstream>,
     /// The resources that its client wanted to hear of when it began.
-    pub wishes: Vec<String>,
+    pub subscriptions: Vec<String>,
     /// What waits until it is initialized: with the id of the mux, if it is a call.
     waiting: Mutex<Option<Waiting>>,
     /// Where the bytes of that come from: the share of its server, and the budget of its client.
-    room: Account,
+    budget: Account,
     account: Account,
     /// For its answer to `initialize`.
     greeting: Mutex<Charge>,
 }
 
-impl Private {
+impl IsolatedInstance {
     fn pay_greeting(&self, bytes: usize) -> bool {
         self.greeting.lock().unwrap_or_else(PoisonError::into_inner).resize(bytes)
     }
@@ -224,11 +224,11 @@ impl Private {
     fn hold(&self, id: Option<u64>, text: String) -> Result<Option<String>, SendError> {
         let mut waiting = self.waiting();
         let Some(waiting) = &mut *waiting else { return Ok(Some(text)) };
-        if waiting.len() >= limits::ASKS || !self.room.take(text.len()) {
+        if waiting.len() >= limits::ASKS || !self.budget.take(text.len()) {
             return Err(SendError::Full);
         }
         if !self.account.take(text.len()) {
-            self.room.give(text.len());
+            self.budget.give(text.len());
             return Err(SendError::Memory);
         }
         waiting.push((id, text));
@@ -242,12 +242,12 @@ impl Private {
 
     fn give_back(&self, waited: &Waiting) {
         let bytes = waited.iter().map(|(_, text)| text.len()).sum();
-        self.room.give(bytes);
+        self.budget.give(bytes);
         self.account.give(bytes);
     }
 }
 
-impl Drop for Private {
+impl Drop for IsolatedInstance {
     fn drop(&mut self) {
         let waiting = self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         waiting.iter().for_each(|waited| self.give_back(waited));
@@ -256,24 +256,28 @@ impl Drop for Private {
 
 impl Upstream {
     /// A server behind a link, of which so many sessions can have a process of their own.
-    /// `accepts`: the largest frame that its edge accepts, if it told that. `berth`: where it can be asked for after a drop.
+    /// `accepts`: the largest frame that its edge accepts, if it told that. `resume_handle`: where it can be asked for after a drop.
     pub fn new(
         name: String,
         limits: &LinkLimits,
         link: Sender<CloseReason>,
         accepts: Option<usize>,
         sessions: Option<u32>,
-        berth: Option<Berth>,
+        berth: Option<ResumeHandle>,
     ) -> Arc<Self> {
         let room = Budget::new(limits.queue_bytes).account();
-        let sessions = sessions.map(|most| Isolation {
-            most,
+        let sessions = sessions.map(|most| InstancePool {
+            max: most,
             channels: Mutex::default(),
             shares: Shares::default(),
-            room,
+            budget: room,
         });
         let accepts = accepts.unwrap_or(usize::MAX);
-        Arc::new(Self { berth, sessions, ..Self::bare(name, limits.in_flight, link, accepts) })
+        Arc::new(Self {
+            resume_handle: berth,
+            instances: sessions,
+            ..Self::bare(name, limits.in_flight, link, accepts)
+        })
     }
 
     /// The state common to a server and to a session's process of it: nothing is known or asked so far.
@@ -282,29 +286,29 @@ impl Upstream {
             name,
             mux: Mutex::new(Mux::new(most)),
             shares: Shares::default(),
-            most,
+            max: most,
             link,
             accepts,
-            greeting: Mutex::default(),
+            initialize_result: Mutex::default(),
             run: Mutex::default(),
             tasks: AtomicBool::default(),
             level: Mutex::default(),
-            berth: None,
-            sessions: None,
-            private: None,
-            oddities: Arc::default(),
+            resume_handle: None,
+            instances: None,
+            instance: None,
+            log_throttle: Arc::default(),
         }
     }
 
-    /// A process of a session's own. `wishes`: the gateway initializes it, and no call is sent to it before
+    /// A process of a session's own. `subscriptions`: the gateway initializes it, and no call is sent to it before
     /// [`Upstream::ready`]; these resources its client wants to hear of. Without: the client does all that.
     ///
     /// # Errors
     /// [`Declined`]: there are as many as there may be, or the link takes no more.
-    pub fn fork(
+    pub fn spawn_instance(
         self: &Arc<Self>,
-        isolation: &Isolation,
-        client: &Arc<Client>,
+        isolation: &InstancePool,
+        client: &Arc<Session>,
         most: usize,
         several: bool,
         wishes: Option<Vec<String>>,
@@ -313,10 +317,10 @@ impl Upstream {
         if channels.ended {
             return Err(Declined::Gone);
         }
-        if channels.open.len() >= isolation.most as usize {
+        if channels.open.len() >= isolation.max as usize {
             return Err(Declined::Sessions);
         }
-        let each = shares::limit(isolation.most as usize, several);
+        let each = shares::limit(isolation.max as usize, several);
         let share = isolation.shares.take(client.principal(), each).ok_or(Declined::SessionsShare)?;
         let number = channels.last.checked_add(1).ok_or(Declined::Gone)?;
         self.link.send(frame::open(number)).map_err(Declined::by_link)?;
@@ -325,28 +329,37 @@ impl Upstream {
         let (client, shared) = (Arc::downgrade(client), Arc::downgrade(self));
         let waiting = Mutex::new(wishes.is_some().then(Vec::new));
         let wishes = wishes.unwrap_or_default();
-        let (room, greeting) = (isolation.room.clone(), Mutex::new(account.charge()));
-        let private = Private { number, client, shared, wishes, waiting, room, account, greeting };
+        let (room, greeting) = (isolation.budget.clone(), Mutex::new(account.charge()));
+        let private = IsolatedInstance {
+            number,
+            client,
+            shared,
+            subscriptions: wishes,
+            waiting,
+            budget: room,
+            account,
+            greeting,
+        };
         let bare = Self::bare(self.name.clone(), most, self.link.clone(), self.accepts);
-        let forked = Self { private: Some(private), oddities: self.oddities.clone(), ..bare };
+        let forked = Self { instance: Some(private), log_throttle: self.log_throttle.clone(), ..bare };
         let forked = Arc::new(forked);
         channels.open.insert(number, (forked.clone(), share));
         Ok(forked)
     }
 
     /// Where it can be asked for after a drop, if it can come back.
-    pub fn berth(&self) -> Option<&Berth> {
-        self.berth.as_ref()
+    pub fn resume_handle(&self) -> Option<&ResumeHandle> {
+        self.resume_handle.as_ref()
     }
 
     /// The processes of single sessions, where there can be some.
-    pub fn isolation(&self) -> Option<&Isolation> {
-        self.sessions.as_ref()
+    pub fn instance_pool(&self) -> Option<&InstancePool> {
+        self.instances.as_ref()
     }
 
     /// What makes it a session's own.
-    pub fn private(&self) -> Option<&Private> {
-        self.private.as_ref()
+    pub fn instance(&self) -> Option<&IsolatedInstance> {
+        self.instance.as_ref()
     }
 
     /// Sends a message to the server. One that its edge does not accept is dropped, with a log line.
@@ -359,7 +372,7 @@ impl Upstream {
 
     /// Bytes of a message in its frame, where these are more than the edge accepts.
     pub fn excess(&self, text: &str) -> Option<Declined> {
-        let overhead = self.private.as_ref().map_or(0, |private| frame::overhead(private.number));
+        let overhead = self.instance.as_ref().map_or(0, |private| frame::overhead(private.number));
         let bytes = text.len() + overhead;
         (bytes > self.accepts).then_some(Declined::TooLarge(bytes, self.accepts))
     }
@@ -375,7 +388,7 @@ impl Upstream {
     }
 
     fn send_call(&self, id: Option<u64>, text: String) -> Result<(), SendError> {
-        match &self.private {
+        match &self.instance {
             None => self.link.send(text),
             Some(private) => private.hold(id, text)?.map_or(Ok(()), |text| self.send_now(text)),
         }
@@ -383,7 +396,7 @@ impl Upstream {
 
     /// Whether what is sent waits for the process to be initialized.
     fn is_starting(&self) -> bool {
-        self.private.as_ref().is_some_and(|private| private.waiting().is_some())
+        self.instance.as_ref().is_some_and(|private| private.waiting().is_some())
     }
 
     /// Sends a message to the server, whether it is initialized or not. One that its edge does not accept is dropped, with
@@ -402,7 +415,7 @@ impl Upstream {
     }
 
     fn frame(&self, text: String) -> String {
-        match &self.private {
+        match &self.instance {
             Some(private) => frame::message(private.number, &text),
             None => text,
         }
@@ -410,7 +423,7 @@ impl Upstream {
 
     /// The process has answered `initialize`: it is told so, then `first`, then what waited.
     pub fn ready(&self, first: Vec<String>, stats: &Stats) {
-        let Some(private) = &self.private else { return };
+        let Some(private) = &self.instance else { return };
         self.send_once(jsonrpc::notification("notifications/initialized", None));
         first.into_iter().for_each(|text| self.send_once(text));
         let lost: Vec<u64> = {
@@ -428,7 +441,7 @@ impl Upstream {
 
     /// Tells the edge that a session needs its process no more.
     pub fn close_channel(&self, reason: &str) {
-        if let Some(private) = &self.private {
+        if let Some(private) = &self.instance {
             // There is one for each channel, and without it the process would stay as long as the link.
             let _ = self.link.send_unbounded(frame::close(private.number, reason));
         }
@@ -445,8 +458,8 @@ impl Upstream {
     }
 
     /// The server's answer to `initialize`, raw; `None` before it came.
-    pub fn greeting(&self) -> Option<Arc<str>> {
-        self.greeting.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn initialize_result(&self) -> Option<Arc<str>> {
+        self.initialize_result.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Remembers the server's answer to `initialize`. True: it is another one than before.
@@ -454,11 +467,11 @@ impl Upstream {
     /// # Errors
     /// [`SendError::Memory`]: it comes from a process of a session's own, and the session has no memory for it.
     pub fn greeted(&self, result: &str) -> Result<bool, SendError> {
-        let mut greeting = self.greeting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut greeting = self.initialize_result.lock().unwrap_or_else(PoisonError::into_inner);
         if greeting.as_deref() == Some(result) {
             return Ok(false);
         }
-        if self.private.as_ref().is_some_and(|private| !private.pay_greeting(result.len())) {
+        if self.instance.as_ref().is_some_and(|private| !private.pay_greeting(result.len())) {
             return Err(SendError::Memory);
         }
         *greeting = Some(result.into());
@@ -468,12 +481,12 @@ impl Upstream {
 
     /// Whether the server declares a capability.
     pub fn has(&self, capability: &str) -> bool {
-        self.greeting().is_some_and(|result| declares(&result, capability))
+        self.initialize_result().is_some_and(|result| declares(&result, capability))
     }
 
     /// Whether clients share it, and it declares tasks.
     pub fn has_tasks(&self) -> bool {
-        self.private.is_none() && self.tasks.load(Ordering::Relaxed)
+        self.instance.is_none() && self.tasks.load(Ordering::Relaxed)
     }
 
     /// The run of its program, to which its tasks are bound.
@@ -514,7 +527,7 @@ impl Upstream {
     }
 
     fn complain(&self, now: Instant, kind: &'static str, what: &str) {
-        let mut oddities = self.oddities.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut oddities = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(left_out) = oddities.due(now, kind, "", LOG_WARNINGS) {
             log::warn!("server '{}' {what}{left_out}", self.name);
         }
@@ -522,7 +535,7 @@ impl Upstream {
 
     /// Logs a request that was not answered in time: a bounded number in a second, with a count.
     fn log_expired(&self, now: Instant, method: &str, seconds: f64) {
-        let mut oddities = self.oddities.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut oddities = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(left_out) = oddities.due(now, "no_answer", "", LOG_GROUPS) {
             let method = text::show(method);
             log::info!("server '{}' did not answer {method} in {seconds} s{left_out}", self.name);
@@ -537,7 +550,7 @@ impl Upstream {
 
     /// How many requests wait for its answer, or for that of a process of a session's own.
     pub fn under_way(&self) -> usize {
-        let own = self.sessions.iter().flat_map(Isolation::all);
+        let own = self.instances.iter().flat_map(InstancePool::all);
         self.mux().len() + own.map(|process| process.mux().len()).sum::<usize>()
     }
 
@@ -548,7 +561,7 @@ impl Upstream {
     pub fn call(
         self: &Arc<Self>,
         now: Instant,
-        client: &Arc<Client>,
+        client: &Arc<Session>,
         call: &Call<'_>,
     ) -> Result<(), Declined> {
         let text = call.message.text();
@@ -559,10 +572,10 @@ impl Upstream {
             let mut calls = client.calls();
             let number = call.number.unwrap_or_else(|| calls.reserve());
             let call_id =
-                calls.may_begin_as(number, id, call.reply.stream_key()).map_err(Declined::Client)?;
+                calls.may_begin_as(number, id, call.responder.stream_key()).map_err(Declined::Client)?;
             let share = self.call_share(client, call.several)?;
-            let caller = Caller::Client(client.clone(), call_id.clone(), call.reply.clone(), share);
-            let opened = self.mux().open(now, caller, call.message.method(), token, call.patience);
+            let caller = Caller::Session(client.clone(), call_id.clone(), call.responder.clone(), share);
+            let opened = self.mux().open(now, caller, call.message.method(), token, call.timeout);
             let upstream_id = opened.map_err(|refused| match refused {
                 mux::Refused::Busy => Declined::Server,
                 mux::Refused::Gone => Declined::Gone,
@@ -571,7 +584,7 @@ impl Upstream {
             (call_id, upstream_id)
         };
         // Where nobody else is served, no token can be anybody else's.
-        let token = call.token.clone().filter(|_| self.private.is_none());
+        let token = call.token.clone().filter(|_| self.instance.is_none());
         let text = edit::request(call.message, upstream_id, call.rename.clone(), token);
         let declined = {
             // Held until the call is queued: whoever takes it out of the table to cancel it queues that behind it.
@@ -594,12 +607,12 @@ impl Upstream {
     }
 
     /// A place for one more call of a client's principal, where several principals share the server.
-    fn call_share(&self, client: &Client, several: bool) -> Result<Option<Share>, Declined> {
+    fn call_share(&self, client: &Session, several: bool) -> Result<Option<Share>, Declined> {
         // A process of a session's own serves nobody else.
-        if !several || self.private.is_some() {
+        if !several || self.instance.is_some() {
             return Ok(None);
         }
-        let share = self.shares.take(client.principal(), shares::limit(self.most, several));
+        let share = self.shares.take(client.principal(), shares::limit(self.max, several));
         share.map(Some).ok_or(Declined::ServerShare)
     }
 
@@ -613,7 +626,7 @@ impl Upstream {
 
     /// A request whose answer nobody waits for, to be sent.
     pub fn request(&self, now: Instant, method: &str, params: &str, patience: Duration) -> Option<String> {
-        let id = self.mux().open(now, Caller::Nobody, method, None, patience).ok()?;
+        let id = self.mux().open(now, Caller::Ignored, method, None, patience).ok()?;
         Some(jsonrpc::request(&id.to_string(), method, params))
     }
 
@@ -621,7 +634,7 @@ impl Upstream {
     pub fn subscribe(&self, now: Instant, own: &str, patience: Duration) -> bool {
         let method = "resources/subscribe";
         // Without room for anything the server is gone, and all wishes with it.
-        let Ok(id) = self.mux().open_own(now, Caller::Nobody, method, patience) else { return true };
+        let Ok(id) = self.mux().open_own(now, Caller::Ignored, method, patience) else { return true };
         let params = uri_params(own);
         let sent = self.send_now(jsonrpc::request(&id.to_string(), method, &params));
         let sent = !matches!(sent, Err(SendError::Full | SendError::Memory));
@@ -649,25 +662,25 @@ impl Upstream {
             return None;
         }
         let method = "logging/setLevel";
-        let id = self.mux().open_own(now, Caller::Nobody, method, patience).ok()?;
-        *wanted = Wanted { level: Some(level), asked: Some(id) };
+        let id = self.mux().open_own(now, Caller::Ignored, method, patience).ok()?;
+        *wanted = RequestedLevel { level: Some(level), asked: Some(id) };
         let params = format!("{{\"level\":\"{}\"}}", level.name());
         Some(jsonrpc::request(&id.to_string(), method, &params))
     }
 
     /// The server was started anew, and knows of no log level.
     pub fn forget_level(&self) {
-        *self.level() = Wanted::default();
+        *self.level() = RequestedLevel::default();
     }
 
-    fn level(&self) -> MutexGuard<'_, Wanted> {
+    fn level(&self) -> MutexGuard<'_, RequestedLevel> {
         // It is replaced whole, so a panic elsewhere does not spoil it.
         self.level.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins to initialize a process of a session's own.
     pub fn greet(&self, now: Instant, params: &str, patience: Duration) {
-        if let Ok(id) = self.mux().open_own(now, Caller::Greeting, "initialize", patience) {
+        if let Ok(id) = self.mux().open_own(now, Caller::Initialize, "initialize", patience) {
             self.send_once(jsonrpc::request(&id.to_string(), "initialize", params));
         }
     }
@@ -687,7 +700,7 @@ impl Upstream {
         };
         // A link that is full or gone forgets the request by itself.
         let _ = self.send(text);
-        if let Caller::Client(_, id, reply, _) = pending.caller {
+        if let Caller::Session(_, id, reply, _) = pending.caller {
             reply.cancelled(&id, stats);
         }
     }
@@ -700,7 +713,7 @@ impl Upstream {
             let id = answer.id.as_deref().map_or_else(|| mux.only(), decimal);
             mux.close(id?)?
         };
-        if matches!(pending.caller, Caller::Conversation | Caller::Greeting) {
+        if matches!(pending.caller, Caller::Discovery | Caller::Initialize) {
             return Some(pending.caller);
         }
         let text = format!("the answer of server '{}' cannot be used: {}", self.name, answer.why);
@@ -728,7 +741,7 @@ impl Upstream {
             if &*pending.method != "initialize" {
                 let _ = self.send(edit::cancelled(id, "no answer in time"));
             }
-            if matches!(pending.caller, Caller::Conversation | Caller::Greeting) {
+            if matches!(pending.caller, Caller::Discovery | Caller::Initialize) {
                 own.push(pending);
             } else {
                 let text = format!("server '{}' did not answer within {seconds} s", self.name);
@@ -746,9 +759,9 @@ pub fn deliver(
     mut edits: Vec<(Span, String)>,
     stats: &Stats,
 ) {
-    if let Caller::Client(client, ..) = &pending.caller
+    if let Caller::Session(client, ..) = &pending.caller
         && !edits.is_empty()
-        && compat::concerns(&client.facts().version)
+        && compat::concerns(&client.info().version)
     {
         // What is put in words must be in words as it was changed.
         edits.sort_unstable_by_key(|(span, _)| span.start);
@@ -759,7 +772,7 @@ pub fn deliver(
             return deliver(pending, &changed, Vec::new(), stats);
         }
     }
-    if let Caller::Client(client, id, reply, _share) = pending.caller {
+    if let Caller::Session(client, id, reply, _share) = pending.caller {
         let asked = client.calls().end(&id).map(|(upstream, _)| upstream);
         if let (Some(result), "initialize") = (message.result(), &*pending.method) {
             if asked.as_ref().is_some_and(|process| process.greeted(result).is_err()) {
@@ -797,13 +810,13 @@ pub fn uri_params(uri: &str) -> String {
 
 /// What must be changed for the client's version: types of content that it does not know.
 fn fit(
-    client: &Client,
+    client: &Session,
     asked: Option<&Upstream>,
     method: &str,
     message: &Message<'_>,
 ) -> Vec<(Span, String)> {
-    let version = client.facts().version.clone();
-    let greeting = asked.filter(|_| compat::concerns(&version)).and_then(Upstream::greeting);
+    let version = client.info().version.clone();
+    let greeting = asked.filter(|_| compat::concerns(&version)).and_then(Upstream::initialize_result);
     let server = greeting.and_then(|greeting| mcp::version_of(&greeting));
     server.map(|server| compat::edits(method, &version, &server, message)).unwrap_or_default()
 }
@@ -819,7 +832,7 @@ fn edited(message: &Message<'_>, id: &str, mut edits: Vec<(Span, String)>) -> St
 
 /// Fails a request with an error of ours.
 pub fn fail(pending: Pending<Caller>, code: i64, text: &str, stats: &Stats) {
-    if let Caller::Client(client, id, reply, _share) = pending.caller {
+    if let Caller::Session(client, id, reply, _share) = pending.caller {
         client.calls().end(&id);
         reply.finish(jsonrpc::error(&id, code, text), stats);
     }
@@ -842,7 +855,7 @@ mod tests {
         let upstream = Upstream::new("s".into(), &limits.link, link, None, None, None);
         let (outbox, _) = outbox::bounded(1, 1);
         let owner = (Principal::ANONYMOUS, Budget::new(limits.memory.bytes).account());
-        let client = Client::new("id".into(), owner, Scope::All, false, outbox, &limits.session);
+        let client = Session::new("id".into(), owner, Scope::All, false, outbox, &limits.session);
         // Large, so that rewriting it takes a while.
         let padding = "x".repeat(limits.link.queue_bytes / 8);
         let text = format!(
@@ -851,7 +864,7 @@ mod tests {
         let message = Message::read(&text).unwrap();
         let stats = Stats::default();
         let (sender, _answers) = outbox::bounded(limits.link.queue_messages, limits.link.queue_bytes);
-        let reply = Reply::stream(sender, 0);
+        let reply = Responder::stream(sender, 0);
         for _ in 0..50 {
             thread::scope(|scope| {
                 scope.spawn(|| {
@@ -868,8 +881,8 @@ mod tests {
                     message: &message,
                     rename: None,
                     token: None,
-                    patience,
-                    reply: reply.clone(),
+                    timeout: patience,
+                    responder: reply.clone(),
                     several: false,
                     number: None,
                 };

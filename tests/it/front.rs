@@ -76,7 +76,7 @@ fn unknown_paths_and_health_need_no_token() {
 #[test]
 fn health_without_token_leaves_the_connection_unauthenticated() {
     let gateway = crate::inside::Gateway::start(&["--auth-token", "t"], |limits| {
-        limits.http.connections_unknown = 1;
+        limits.http.connections_unauthenticated = 1;
     });
     let own = host(gateway.address);
     let mut healthy = Wire::connect(gateway.address);

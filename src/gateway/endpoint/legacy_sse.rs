@@ -8,7 +8,7 @@ use crate::{
         connection::{Connection, busy},
         event_stream,
         responder::NO_MEMORY,
-        session::{Client, Scope},
+        session::{Scope, Session},
     },
     http::{head::Request, response::Response, types::StatusCode},
     jsonrpc::{self, Message},
@@ -22,26 +22,26 @@ pub fn admit(
     connection: &Connection,
     principal: Principal,
     scope: Scope,
-) -> Result<(Arc<Client>, Receiver<()>), Response> {
+) -> Result<(Arc<Session>, Receiver<()>), Response> {
     connection.need_connected(&scope)?;
     let gateway = &connection.gateway;
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
     let account = gateway.account(principal);
     let (outbox, queue) = gateway.client_queue(&account);
     let limits = &gateway.config.limits.session;
-    let client = Client::new(session::id(random), (principal, account), scope, true, outbox, limits);
+    let client = Session::new(session::id(random), (principal, account), scope, true, outbox, limits);
     connection.open_session(&client, principal)?;
     log::debug!("client {} opens an event stream from {}", client.name(), connection.web.stream.peer());
     Ok((client, queue))
 }
 
 /// Ends a session in any case: also when its task is cancelled or panics.
-struct Session<'a> {
-    client: &'a Client,
+struct LegacySession<'a> {
+    client: &'a Session,
     gateway: &'a crate::gateway::Gateway,
 }
 
-impl Drop for Session<'_> {
+impl Drop for LegacySession<'_> {
     fn drop(&mut self) {
         self.gateway.close(self.client, "the client closed its event stream");
     }
@@ -56,10 +56,10 @@ pub async fn serve(
     connection: &mut Connection,
     head: Response,
     prefix: String,
-    (client, mut queue): (Arc<Client>, Receiver<()>),
+    (client, mut queue): (Arc<Session>, Receiver<()>),
 ) -> io::Result<()> {
     let Connection { gateway, web, .. } = connection;
-    let _session = Session { client: &client, gateway };
+    let _session = LegacySession { client: &client, gateway };
     web.start_stream(&head);
     let path = match client.scope() {
         Scope::All => gateway.config.messages_path.clone(),

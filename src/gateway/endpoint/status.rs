@@ -9,7 +9,7 @@ use futures_lite::future;
 use crate::{
     auth::Principal,
     catalog::{Catalog, Key},
-    gateway::{Gateway, dispatch::Answer, responder::Reply, session::Client, upstream::Upstream},
+    gateway::{Gateway, dispatch::Answer, responder::Responder, session::Session, upstream::Upstream},
     http::{response::Response, types::StatusCode},
     jsonrpc::{self, Message, quote},
     limits,
@@ -73,9 +73,9 @@ impl Gateway {
     /// Answers a call of the gateway's own tool. Many servers take more than one step, and the answer comes later.
     pub(in crate::gateway) fn list_servers(
         self: &Arc<Self>,
-        client: &Client,
+        client: &Session,
         message: &Message<'_>,
-        reply: &Reply,
+        reply: &Responder,
     ) -> Answer {
         let viewer = client.principal();
         if self.catalog().len() <= limits::PIECE {
@@ -110,11 +110,11 @@ impl Gateway {
     /// The sizes of all tables. At rest each is 0, but for the connection that asks, and its address.
     async fn tables(&self, calls: usize) -> String {
         let (connections, addresses) = {
-            let visits = self.visits();
+            let visits = self.connections();
             (visits.len(), visits.addresses())
         };
         let servers = self.catalog().len();
-        let clients: Vec<Arc<Client>> = self.sessions().all().cloned().collect();
+        let clients: Vec<Arc<Session>> = self.sessions().all().cloned().collect();
         let (sessions, mut streams) = (clients.len(), 0);
         for piece in clients.chunks(limits::PIECE) {
             streams += piece.iter().map(|client| client.open_streams()).sum::<usize>();

@@ -16,9 +16,9 @@ use crate::{
     gateway::{
         connection::Connection,
         dispatch::refused_notification,
-        event_stream::{self, Ended, Numbers},
-        responder::{NO_MEMORY, Reply},
-        session::{Client, Scope},
+        event_stream::{self, EventIds, StreamEnd},
+        responder::{NO_MEMORY, Responder},
+        session::{Scope, Session},
         streams::{Attached, NotAttached, STANDALONE},
     },
     http::{
@@ -126,7 +126,7 @@ fn session(
     principal: Principal,
     scope: &Scope,
     request: &Request,
-) -> Result<Arc<Client>, Response> {
+) -> Result<Arc<Session>, Response> {
     let mut ids = request.fields(SESSION);
     let id = match (ids.next(), ids.next()) {
         (Some(id), None) => id,
@@ -197,11 +197,11 @@ async fn post(
 /// What a POST was.
 enum Posted {
     /// Requests, whose answers come by this queue.
-    Asked { client: Arc<Client>, queue: Receiver<()>, reply: Reply, batch: bool },
+    Asked { client: Arc<Session>, queue: Receiver<()>, reply: Responder, batch: bool },
     /// Nothing that wants an answer.
     Accepted,
     /// The beginning of a session; the answer comes by this queue.
-    Begun { client: Arc<Client>, queue: Receiver<()>, reply: Reply },
+    Begun { client: Arc<Session>, queue: Receiver<()>, reply: Responder },
 }
 
 /// Takes what stands in the body.
@@ -244,7 +244,7 @@ fn take(
     let requests = messages.iter().filter(|message| message.kind() == Kind::Request).count();
     let (sender, queue) = connection.gateway.client_queue(client.account());
     let most = connection.gateway.config.limits.session.batch_bytes;
-    let reply = Reply::post(sender, requests, most);
+    let reply = Responder::post(sender, requests, most);
     for message in &messages {
         connection.gateway.dispatch(&client, message, &reply);
     }
@@ -254,10 +254,10 @@ fn take(
 /// The messages of a batch. Only one protocol version has them, and `initialize` never stands in one.
 fn read_batch<'a>(
     body: &'a str,
-    client: &Client,
+    client: &Session,
     connection: &Connection,
 ) -> Result<Vec<Message<'a>>, Response> {
-    if client.facts().version != "2025-03-26" {
+    if client.info().version != "2025-03-26" {
         return Err(bad_request(Malformed::Batch.reason()));
     }
     let start = body.len() - body.trim_start().len();
@@ -301,10 +301,10 @@ fn initialize(
     let account = gateway.account(principal);
     let (outbox, standalone) = gateway.client_queue(&account);
     let limits = &gateway.config.limits.session;
-    let client = Client::new(session::id(random), (principal, account), scope, false, outbox, limits);
+    let client = Session::new(session::id(random), (principal, account), scope, false, outbox, limits);
     client.streams().give_standalone(standalone);
     let (sender, queue) = gateway.client_queue(client.account());
-    let reply = Reply::post(sender, 1, gateway.config.limits.session.batch_bytes);
+    let reply = Responder::post(sender, 1, gateway.config.limits.session.batch_bytes);
     gateway.dispatch(&client, message, &reply);
     Ok(Posted::Begun { client, queue, reply })
 }
@@ -313,9 +313,9 @@ fn initialize(
 async fn open(
     connection: &mut Connection,
     principal: Principal,
-    client: &Arc<Client>,
+    client: &Arc<Session>,
     mut queue: Receiver<()>,
-    reply: &Reply,
+    reply: &Responder,
 ) -> io::Result<Option<Response>> {
     let mut answers = VecDeque::new();
     let mut gathered = gather(connection, &mut queue, reply, &mut answers, None).await;
@@ -351,9 +351,9 @@ async fn open(
 /// Answers requests: as JSON when the answers come first, as an event stream otherwise.
 async fn answer(
     connection: &mut Connection,
-    client: &Arc<Client>,
+    client: &Arc<Session>,
     mut queue: Receiver<()>,
-    (reply, batch): (&Reply, bool),
+    (reply, batch): (&Responder, bool),
     form: Form,
     request: &Request,
 ) -> io::Result<Option<Response>> {
@@ -434,7 +434,7 @@ enum Gathered {
 async fn gather(
     connection: &mut Connection,
     queue: &mut Receiver<()>,
-    reply: &Reply,
+    reply: &Responder,
     messages: &mut VecDeque<String>,
     silent: Option<Instant>,
 ) -> io::Result<Gathered> {
@@ -472,7 +472,7 @@ async fn gather(
 /// began, then what comes. Lets it rest when the client is gone before its end.
 async fn stream(
     connection: &mut Connection,
-    client: &Arc<Client>,
+    client: &Arc<Session>,
     mut attached: Attached,
     head: Response,
     missed: Vec<(u64, String)>,
@@ -481,7 +481,7 @@ async fn stream(
     let Connection { gateway, web, .. } = connection;
     web.start_stream(&head);
     let mut first = Vec::new();
-    if client.facts().version == "2025-11-25" && attached.sent == 0 {
+    if client.info().version == "2025-11-25" && attached.sent == 0 {
         // Only this version's clients understand an event without data (basic/transports, resumability).
         sse::retry(gateway.config.limits.session.retry, &mut first);
         sse::id(&event_id(attached.id, 0), &mut first);
@@ -491,7 +491,7 @@ async fn stream(
         sse::id(&event_id(attached.id, *number), &mut first);
         sse::event("message", message, &mut first);
     }
-    let mut numbers = Numbers {
+    let mut numbers = EventIds {
         streams: client.streams(),
         stream: attached.id,
         sent: attached.sent,
@@ -503,13 +503,13 @@ async fn stream(
         None => event_stream::write_all(web, &first).await,
     };
     attached.sent = numbers.sent;
-    if matches!(ended, Ok(Ended::Complete)) {
+    if matches!(ended, Ok(StreamEnd::Complete)) {
         attached.queue = None;
     }
     client.streams().rest(attached);
     match ended {
         // Whoever wants the stream has it by now; the old connection may go on with something else.
-        Ok(Ended::Wanted) => event_stream::write_all(web, &[]).await.map(|_| ()),
+        Ok(StreamEnd::Wanted) => event_stream::write_all(web, &[]).await.map(|_| ()),
         ended => ended.map(|_| ()),
     }
 }
@@ -557,7 +557,7 @@ async fn get(
 /// The stream that an event id names, and what was sent on it after that event.
 async fn resume(
     connection: &Connection,
-    client: &Client,
+    client: &Session,
     id: u32,
     seen: u64,
 ) -> Result<(Attached, Vec<(u64, String)>), NotAttached> {

@@ -69,7 +69,7 @@ fn addresses_have_a_limit() {
 /// Connections that ask for nothing push out each other, never those that were let in.
 #[test]
 fn silent_connections_keep_nobody_out() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.http.connections_unknown = 4);
+    let gateway = inside::Gateway::start(&[], |limits| limits.http.connections_unauthenticated = 4);
     let mut known: Vec<Wire> = (0..4).map(|_| used(gateway.address)).collect();
     let mut client = Client::ready(gateway.address, &[]);
     let mut silent: Vec<TcpStream> = (0..40).map(|_| tcp(gateway.address)).collect();
