@@ -11,13 +11,13 @@ use std::{
     sync::Arc,
 };
 
-use super::Key;
+use super::UpstreamKey;
 use crate::{
     jsonrpc::quote,
     limits::{AMBIGUOUS_SERVERS, CatalogLimits, LIST_PAGE, PIECE},
     mcp::{
         exposed_name::{exposed, exposed_with_hash, is_hashed},
-        listing::{Item, Kind, rename},
+        listing::{ListItem, ListKind, rename},
         resource_links,
     },
     text,
@@ -27,9 +27,9 @@ use crate::{
 const CURSOR: &str = "after:";
 
 #[derive(Debug)]
-struct Entry {
+struct IndexEntry {
     /// `None`: the gateway's own.
-    server: Option<Key>,
+    server: Option<UpstreamKey>,
     /// The server's own name or URI.
     key: String,
     /// The description under the exposed name.
@@ -40,48 +40,49 @@ struct Entry {
 
 /// What one server has in the list.
 #[derive(Debug)]
-struct Held {
+struct ServerNames {
     name: String,
     /// The exposed names that it has or claims.
     names: Vec<Arc<str>>,
 }
 
 /// What an exposed name leads to.
-pub(super) enum Found<'a> {
+pub(super) enum Lookup<'a> {
     /// The gateway's own.
     Own,
     /// An item of a server, by the server's own name for it.
-    Server(Key, &'a str),
+    Server(UpstreamKey, &'a str),
     /// Several items have this name: the exposed names of some of them.
     Several(Vec<String>),
 }
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub(super) struct Board {
-    kind: Kind,
+pub(super) struct NameIndex {
+    kind: ListKind,
     longest: usize,
-    entries: BTreeMap<Arc<str>, Entry>,
+    entries: BTreeMap<Arc<str>, IndexEntry>,
     /// Names that several items claim, with the claimants: server, and its own name for the item.
-    contested: BTreeMap<Arc<str>, BTreeSet<(Key, String)>>,
-    held: BTreeMap<Key, Held>,
+    contested: BTreeMap<Arc<str>, BTreeSet<(UpstreamKey, String)>>,
+    held: BTreeMap<UpstreamKey, ServerNames>,
 }
 
-impl Board {
-    pub(super) fn new(kind: Kind, limits: &CatalogLimits) -> Self {
+impl NameIndex {
+    pub(super) fn new(kind: ListKind, limits: &CatalogLimits) -> Self {
         let (entries, contested, held) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self { kind, longest: limits.exposed_name, entries, contested, held }
     }
 
     /// Adds something of the gateway's own.
     pub(super) fn add_own(&mut self, name: &str, listed: &str) {
-        let entry = Entry { server: None, key: name.to_owned(), listed: listed.to_owned(), links: false };
+        let entry =
+            IndexEntry { server: None, key: name.to_owned(), listed: listed.to_owned(), links: false };
         self.entries.insert(name.into(), entry);
     }
 
     /// Adds an item of a server. Returns a warning when it does not get its plain name.
-    fn add(&mut self, server: Key, name: &str, item: &Item) -> Option<String> {
-        self.held.entry(server).or_insert_with(|| Held { name: name.to_owned(), names: Vec::new() });
+    fn add(&mut self, server: UpstreamKey, name: &str, item: &ListItem) -> Option<String> {
+        self.held.entry(server).or_insert_with(|| ServerNames { name: name.to_owned(), names: Vec::new() });
         let (noun, shown) = (self.kind.noun(), text::show(&item.key));
         let names = self.names(name, &item.key);
         if names.iter().any(|exposed| self.is_held(exposed, server, &item.key)) {
@@ -90,7 +91,7 @@ impl Board {
         let [plain, _] = names;
         let listed = item.under(&plain);
         let links = resource_links::may_link_description(&listed);
-        let entry = Entry { server: Some(server), key: item.key.clone(), listed, links };
+        let entry = IndexEntry { server: Some(server), key: item.key.clone(), listed, links };
         let exposed = self.place(entry, 0);
         let taken = text::show(&plain);
         match exposed {
@@ -104,15 +105,16 @@ impl Board {
     }
 
     /// Whether this item has the exposed name, or claims it.
-    fn is_held(&self, exposed: &str, server: Key, key: &str) -> bool {
-        let has = |entry: &Entry| entry.server == Some(server) && entry.key == key;
-        let claims = |claimants: &BTreeSet<(Key, String)>| claimants.contains(&(server, key.to_owned()));
+    fn is_held(&self, exposed: &str, server: UpstreamKey, key: &str) -> bool {
+        let has = |entry: &IndexEntry| entry.server == Some(server) && entry.key == key;
+        let claims =
+            |claimants: &BTreeSet<(UpstreamKey, String)>| claimants.contains(&(server, key.to_owned()));
         self.entries.get(exposed).is_some_and(has) || self.contested.get(exposed).is_some_and(claims)
     }
 
     /// Gives an item the first of its names, from the one with this number on, that nobody else has; whoever shares a name
     /// with it is given another one as well. Returns the name; `None`: there is none.
-    fn place(&mut self, mut entry: Entry, from: usize) -> Option<Arc<str>> {
+    fn place(&mut self, mut entry: IndexEntry, from: usize) -> Option<Arc<str>> {
         let server = entry.server?;
         let names = self.names(&self.held.get(&server)?.name, &entry.key);
         for (number, name) in names.iter().enumerate().skip(from) {
@@ -144,7 +146,7 @@ impl Board {
     }
 
     /// Gives an item whose name is contested its next one.
-    fn displace(&mut self, entry: Entry, name: &str) {
+    fn displace(&mut self, entry: IndexEntry, name: &str) {
         let held = entry.server.and_then(|server| self.held.get(&server));
         let names = held.map(|held| self.names(&held.name, &entry.key));
         if names.is_some_and(|[plain, _]| plain == name) {
@@ -156,15 +158,15 @@ impl Board {
     /// URI.
     fn names(&self, server: &str, key: &str) -> [String; 2] {
         match self.kind {
-            Kind::Prompt | Kind::Tool => {
+            ListKind::Prompt | ListKind::Tool => {
                 [exposed(server, key, self.longest), exposed_with_hash(server, key, self.longest)]
             }
-            Kind::Resource | Kind::Template => [key.to_owned(), format!("{server}+{key}")],
+            ListKind::Resource | ListKind::Template => [key.to_owned(), format!("{server}+{key}")],
         }
     }
 
     /// Puts these items of a server in the place of those before. Returns warnings for the log.
-    pub(super) fn set(&mut self, server: Key, name: &str, items: &[Item]) -> Vec<String> {
+    pub(super) fn set(&mut self, server: UpstreamKey, name: &str, items: &[ListItem]) -> Vec<String> {
         let before = self.take_out(server);
         let warnings = items.iter().filter_map(|item| self.add(server, name, item)).collect();
         // Only now, so that a name that was contested does not become plain by a list that came anew.
@@ -173,13 +175,13 @@ impl Board {
     }
 
     /// Takes out all of a server. False when there was nothing.
-    pub(super) fn remove(&mut self, server: Key) -> bool {
+    pub(super) fn remove(&mut self, server: UpstreamKey) -> bool {
         let names = self.take_out(server);
         self.release(&names);
         !names.is_empty()
     }
 
-    fn take_out(&mut self, server: Key) -> Vec<Arc<str>> {
+    fn take_out(&mut self, server: UpstreamKey) -> Vec<Arc<str>> {
         let names = self.held.remove(&server).map(|held| held.names).unwrap_or_default();
         for name in &names {
             if self.entries.get(name).is_some_and(|entry| entry.server == Some(server)) {
@@ -202,18 +204,19 @@ impl Board {
     }
 
     /// Whose it is, and the server's own name for it.
-    pub(super) fn find(&self, exposed: &str) -> Option<Found<'_>> {
+    pub(super) fn find(&self, exposed: &str) -> Option<Lookup<'_>> {
         if let Some(entry) = self.entries.get(exposed) {
-            return Some(entry.server.map_or(Found::Own, |server| Found::Server(server, &entry.key)));
+            return Some(entry.server.map_or(Lookup::Own, |server| Lookup::Server(server, &entry.key)));
         }
         let claimants = self.contested.get(exposed)?;
-        let form =
-            |(server, key): &(Key, String)| Some(self.names(&self.held.get(server)?.name, key)[1].clone());
-        Some(Found::Several(claimants.iter().take(AMBIGUOUS_SERVERS).filter_map(form).collect()))
+        let form = |(server, key): &(UpstreamKey, String)| {
+            Some(self.names(&self.held.get(server)?.name, key)[1].clone())
+        };
+        Some(Lookup::Several(claimants.iter().take(AMBIGUOUS_SERVERS).filter_map(form).collect()))
     }
 
     /// Names that somebody may have meant who took a name to be `<server>_<tool>` in any case, as it is with the Python mcpport.
-    pub(super) fn meant(&self, name: &str, server: impl Fn(&str) -> Option<Key>) -> Vec<String> {
+    pub(super) fn meant(&self, name: &str, server: impl Fn(&str) -> Option<UpstreamKey>) -> Vec<String> {
         if name.len() > self.longest {
             return Vec::new();
         }
@@ -241,7 +244,7 @@ impl Board {
     pub(super) fn page(
         &self,
         cursor: Option<&str>,
-        mend: &dyn Fn(Key, &str) -> Option<String>,
+        mend: &dyn Fn(UpstreamKey, &str) -> Option<String>,
     ) -> Option<String> {
         let from = match cursor {
             None => Bound::Unbounded,

@@ -15,7 +15,7 @@ use std::{
 };
 
 use self::{
-    index::{Board, Found},
+    index::{Lookup, NameIndex},
     instructions::Instructions,
     templates::Templates,
 };
@@ -24,7 +24,7 @@ use crate::{
     jsonrpc::quote,
     limits::{AMBIGUOUS_SERVERS, CatalogLimits, LOG_CHANGES, TAKEOVER_WINDOW, TAKEOVERS, URI_BYTES},
     mcp::{
-        listing::{Item, Kind},
+        listing::{ListItem, ListKind},
         resource_links,
     },
     text,
@@ -32,7 +32,7 @@ use crate::{
 
 /// A registration's place in the catalog. Never reused.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Key(u64);
+pub struct UpstreamKey(u64);
 
 /// Something that is offered, found by the name or URI that clients use.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -67,14 +67,14 @@ pub struct TooOften;
 
 /// One registered server.
 #[derive(Debug)]
-struct Server<H> {
+struct CatalogEntry<H> {
     id: String,
     name: String,
     principal: Principal,
     handle: H,
     /// Its link is lost, and may come back.
     away: bool,
-    offers: BTreeMap<Kind, Vec<Item>>,
+    offers: BTreeMap<ListKind, Vec<ListItem>>,
     /// When it took over from itself, in the last minute.
     takeovers: Vec<Instant>,
 }
@@ -83,16 +83,16 @@ struct Server<H> {
 #[derive(Debug)]
 pub struct Catalog<H> {
     last: u64,
-    servers: BTreeMap<Key, Server<H>>,
+    servers: BTreeMap<UpstreamKey, CatalogEntry<H>>,
     /// The servers by id, which is the principal's own matter: equal ids of two principals are two servers.
-    ids: HashMap<(Principal, String), Key>,
-    names: HashMap<String, Key>,
+    ids: HashMap<(Principal, String), UpstreamKey>,
+    names: HashMap<String, UpstreamKey>,
     /// Those that declare resources.
-    with_resources: BTreeSet<Key>,
+    with_resources: BTreeSet<UpstreamKey>,
     /// Who ever did.
     only: Only,
     templates: Templates,
-    boards: BTreeMap<Kind, Board>,
+    indexes: BTreeMap<ListKind, NameIndex>,
     instructions: Instructions,
 }
 
@@ -108,15 +108,15 @@ enum Only {
 }
 
 /// How a URI leads to a server.
-enum Lead {
+enum Resolution {
     /// It is listed under this URI; the server's own may be another.
-    Listed(Key, String),
+    Listed(UpstreamKey, String),
     /// `<server>+<uri>`, with the server's own URI.
-    Named(Key, String),
+    Named(UpstreamKey, String),
     /// It can come of a template of this server only.
-    Template(Key),
+    Template(UpstreamKey),
     /// No other server has or had resources.
-    Only(Key),
+    Only(UpstreamKey),
     /// Several servers can be meant; these URIs each mean one of them.
     Several(Vec<String>),
 }
@@ -124,15 +124,15 @@ enum Lead {
 impl<H: Clone> Catalog<H> {
     /// A catalog with the gateway's own tools: name and description.
     pub fn new(own: &[(&str, &str)], limits: &CatalogLimits) -> Self {
-        let mut boards: BTreeMap<Kind, Board> =
-            Kind::ALL.into_iter().map(|kind| (kind, Board::new(kind, limits))).collect();
-        if let Some(tools) = boards.get_mut(&Kind::Tool) {
+        let mut boards: BTreeMap<ListKind, NameIndex> =
+            ListKind::ALL.into_iter().map(|kind| (kind, NameIndex::new(kind, limits))).collect();
+        if let Some(tools) = boards.get_mut(&ListKind::Tool) {
             own.iter().for_each(|(name, listed)| tools.add_own(name, listed));
         }
         let (servers, ids, names) = (BTreeMap::new(), HashMap::new(), HashMap::new());
         let (with_resources, only, templates) = (BTreeSet::new(), Only::default(), Templates::default());
         let instructions = Instructions::default();
-        Self { last: 0, servers, ids, names, with_resources, only, templates, boards, instructions }
+        Self { last: 0, servers, ids, names, with_resources, only, templates, indexes: boards, instructions }
     }
 
     /// Registers a server that offers nothing so far. The same id from the same principal takes over: the handle of
@@ -146,7 +146,7 @@ impl<H: Clone> Catalog<H> {
         name: &str,
         principal: Principal,
         handle: H,
-    ) -> Result<(Key, Option<H>), NameTaken> {
+    ) -> Result<(UpstreamKey, Option<H>), NameTaken> {
         let replaced = self.ids.get(&(principal, id.to_owned())).copied();
         let holder = self.names.get(name).filter(|key| replaced != Some(**key));
         if let Some(holder) = holder.and_then(|key| self.servers.get(key)) {
@@ -158,12 +158,12 @@ impl<H: Clone> Catalog<H> {
         let takeovers = before.map(|server| std::mem::take(&mut server.takeovers)).unwrap_or_default();
         let replaced = replaced.and_then(|key| self.remove(key)).map(|(handle, _)| handle);
         self.last += 1;
-        let key = Key(self.last);
+        let key = UpstreamKey(self.last);
         let (id, name) = (id.to_owned(), name.to_owned());
         self.ids.insert((principal, id.clone()), key);
         self.names.insert(name.clone(), key);
         let (away, offers) = (false, BTreeMap::new());
-        let server = Server { id, name, principal, handle, away, offers, takeovers };
+        let server = CatalogEntry { id, name, principal, handle, away, offers, takeovers };
         self.servers.insert(key, server);
         Ok((key, replaced))
     }
@@ -202,15 +202,15 @@ impl<H: Clone> Catalog<H> {
     }
 
     /// Takes a server out with all its names. Returns its handle, and the kinds of which something was listed.
-    pub fn remove(&mut self, key: Key) -> Option<(H, Vec<Kind>)> {
+    pub fn remove(&mut self, key: UpstreamKey) -> Option<(H, Vec<ListKind>)> {
         let server = self.servers.remove(&key)?;
         self.names.remove(&server.name);
         self.ids.remove(&(server.principal, server.id));
         self.with_resources.remove(&key);
         self.templates.remove(key);
         self.instructions.remove(server.principal, &server.name);
-        let removed = |(kind, board): (&Kind, &mut Board)| board.remove(key).then_some(*kind);
-        let kinds = self.boards.iter_mut().filter_map(removed).collect();
+        let removed = |(kind, board): (&ListKind, &mut NameIndex)| board.remove(key).then_some(*kind);
+        let kinds = self.indexes.iter_mut().filter_map(removed).collect();
         Some((server.handle, kinds))
     }
 
@@ -219,20 +219,20 @@ impl<H: Clone> Catalog<H> {
         self.own(id, principal).map(|server| server.handle.clone())
     }
 
-    fn own(&self, id: &str, principal: Principal) -> Option<&Server<H>> {
+    fn own(&self, id: &str, principal: Principal) -> Option<&CatalogEntry<H>> {
         self.servers.get(self.ids.get(&(principal, id.to_owned()))?)
     }
 
     /// The server's link is lost and may come back, or is back.
-    pub fn set_away(&mut self, key: Key, away: bool) {
+    pub fn set_away(&mut self, key: UpstreamKey, away: bool) {
         if let Some(server) = self.servers.get_mut(&key) {
             server.away = away;
         }
     }
 
     /// The server declares resources.
-    pub fn set_has_resources(&mut self, key: Key) {
-        let Some(Server { principal, name, .. }) = self.servers.get(&key) else { return };
+    pub fn set_has_resources(&mut self, key: UpstreamKey) {
+        let Some(CatalogEntry { principal, name, .. }) = self.servers.get(&key) else { return };
         self.with_resources.insert(key);
         match &self.only {
             Only::Nobody => self.only = Only::One(*principal, name.clone()),
@@ -242,7 +242,7 @@ impl<H: Clone> Catalog<H> {
     }
 
     /// Sets what a server says in `instructions`; an empty text is nothing.
-    pub fn set_instructions(&mut self, key: Key, instructions: &str) {
+    pub fn set_instructions(&mut self, key: UpstreamKey, instructions: &str) {
         if let Some(server) = self.servers.get(&key) {
             self.instructions.set(server.principal, &server.name, instructions);
         }
@@ -255,16 +255,16 @@ impl<H: Clone> Catalog<H> {
 
     /// Sets what a server offers of a kind. Returns warnings for the log, or `None` when nothing changed or the server
     /// is gone.
-    pub fn set(&mut self, key: Key, kind: Kind, items: Vec<Item>) -> Option<Vec<String>> {
+    pub fn set(&mut self, key: UpstreamKey, kind: ListKind, items: Vec<ListItem>) -> Option<Vec<String>> {
         let server = self.servers.get_mut(&key)?;
-        let board = self.boards.get_mut(&kind)?;
+        let board = self.indexes.get_mut(&kind)?;
         if server.offers.get(&kind).map_or(items.is_empty(), |before| *before == items) {
             return None;
         }
         let mut warnings =
             server.offers.get(&kind).map_or_else(Vec::new, |before| altered(kind, before, &items));
         warnings.extend(board.set(key, &server.name, &items));
-        if kind == Kind::Template {
+        if kind == ListKind::Template {
             self.templates.set(key, items.iter().map(|item| item.key.as_str()));
         }
         server.offers.insert(kind, items);
@@ -272,12 +272,12 @@ impl<H: Clone> Catalog<H> {
     }
 
     /// Finds a tool or a prompt by its exposed name. A name that nothing has, and that is an older form of some, leads to none.
-    pub fn find(&self, kind: Kind, exposed: &str) -> Option<Target<H>> {
-        let board = self.boards.get(&kind)?;
+    pub fn find(&self, kind: ListKind, exposed: &str) -> Option<Target<H>> {
+        let board = self.indexes.get(&kind)?;
         match board.find(exposed) {
-            Some(Found::Own) => Some(Target::Own),
-            Some(Found::Server(server, key)) => self.target(server, key.to_owned()),
-            Some(Found::Several(names)) => Some(Target::Several(names)),
+            Some(Lookup::Own) => Some(Target::Own),
+            Some(Lookup::Server(server, key)) => self.target(server, key.to_owned()),
+            Some(Lookup::Several(names)) => Some(Target::Several(names)),
             None => {
                 let meant = board.meant(exposed, |server| self.names.get(server).copied());
                 (!meant.is_empty()).then_some(Target::Several(meant))
@@ -289,62 +289,63 @@ impl<H: Clone> Catalog<H> {
     /// a listed template, or of the only server that ever had resources. Where that can mean several servers, it is none of
     /// them: whoever comes must not draw to itself what was meant for another.
     pub fn find_resource(&self, uri: &str) -> Option<Target<H>> {
-        self.follow(Kind::Resource, uri)
+        self.follow(ListKind::Resource, uri)
     }
 
     /// As [`Catalog::find_resource`], for a listed template by its exposed form, or else a resource.
     pub fn find_template(&self, uri: &str) -> Option<Target<H>> {
-        self.follow(Kind::Template, uri)
+        self.follow(ListKind::Template, uri)
     }
 
-    fn follow(&self, kind: Kind, uri: &str) -> Option<Target<H>> {
+    fn follow(&self, kind: ListKind, uri: &str) -> Option<Target<H>> {
         let Some(lead) = self.lead(kind, uri) else {
-            let servers: Vec<Key> = self.with_resources.iter().copied().take(AMBIGUOUS_SERVERS).collect();
+            let servers: Vec<UpstreamKey> =
+                self.with_resources.iter().copied().take(AMBIGUOUS_SERVERS).collect();
             return (!servers.is_empty()).then(|| Target::Several(self.forms(&servers, uri)));
         };
         match lead {
-            Lead::Listed(server, own) | Lead::Named(server, own) => self.target(server, own),
-            Lead::Template(server) | Lead::Only(server) => self.target(server, uri.to_owned()),
-            Lead::Several(uris) => Some(Target::Several(uris)),
+            Resolution::Listed(server, own) | Resolution::Named(server, own) => self.target(server, own),
+            Resolution::Template(server) | Resolution::Only(server) => self.target(server, uri.to_owned()),
+            Resolution::Several(uris) => Some(Target::Several(uris)),
         }
     }
 
     /// `None`: it can mean any server that has resources, or there is none.
-    fn lead(&self, kind: Kind, uri: &str) -> Option<Lead> {
+    fn lead(&self, kind: ListKind, uri: &str) -> Option<Resolution> {
         let named = uri.split_once('+').and_then(|(name, own)| Some((*self.names.get(name)?, own)));
-        let other = |server: Key| named.is_some_and(|(named, _)| named != server);
-        let listed = self.boards.get(&kind).and_then(|board| board.find(uri));
+        let other = |server: UpstreamKey| named.is_some_and(|(named, _)| named != server);
+        let listed = self.indexes.get(&kind).and_then(|board| board.find(uri));
         let listed = match kind {
-            Kind::Template => listed.or_else(|| self.boards.get(&Kind::Resource)?.find(uri)),
+            ListKind::Template => listed.or_else(|| self.indexes.get(&ListKind::Resource)?.find(uri)),
             _ => listed,
         };
         match listed {
-            Some(Found::Server(server, own)) if own == uri && other(server) => {
-                return Some(Lead::Several(self.forms(&[server], uri)));
+            Some(Lookup::Server(server, own)) if own == uri && other(server) => {
+                return Some(Resolution::Several(self.forms(&[server], uri)));
             }
-            Some(Found::Server(server, own)) => return Some(Lead::Listed(server, own.to_owned())),
-            Some(Found::Several(uris)) => return Some(Lead::Several(uris)),
-            Some(Found::Own) | None => {}
+            Some(Lookup::Server(server, own)) => return Some(Resolution::Listed(server, own.to_owned())),
+            Some(Lookup::Several(uris)) => return Some(Resolution::Several(uris)),
+            Some(Lookup::Own) | None => {}
         }
         let matching = self.templates.matching(uri);
         match (&matching[..], named) {
-            ([], Some((server, own))) => Some(Lead::Named(server, own.to_owned())),
+            ([], Some((server, own))) => Some(Resolution::Named(server, own.to_owned())),
             ([], None) => match self.only {
-                Only::One(..) => self.with_resources.first().copied().map(Lead::Only),
+                Only::One(..) => self.with_resources.first().copied().map(Resolution::Only),
                 Only::Nobody | Only::Several => None,
             },
-            ([server], _) if !other(*server) => Some(Lead::Template(*server)),
-            (several, _) => Some(Lead::Several(self.forms(several, uri))),
+            ([server], _) if !other(*server) => Some(Resolution::Template(*server)),
+            (several, _) => Some(Resolution::Several(self.forms(several, uri))),
         }
     }
 
     /// The URIs by which this one is asked for at each of these servers.
-    fn forms(&self, servers: &[Key], uri: &str) -> Vec<String> {
+    fn forms(&self, servers: &[UpstreamKey], uri: &str) -> Vec<String> {
         let named = servers.iter().filter_map(|server| self.servers.get(server));
         named.map(|server| format!("{}+{uri}", server.name)).collect()
     }
 
-    fn target(&self, server: Key, key: String) -> Option<Target<H>> {
+    fn target(&self, server: UpstreamKey, key: String) -> Option<Target<H>> {
         let handle = self.servers.get(&server)?.handle.clone();
         Some(Target::Server { handle, key })
     }
@@ -355,18 +356,18 @@ impl<H: Clone> Catalog<H> {
         self.link_of(*self.names.get(server)?, uri)
     }
 
-    fn link_of(&self, server: Key, uri: &str) -> Option<String> {
+    fn link_of(&self, server: UpstreamKey, uri: &str) -> Option<String> {
         if uri.len() > URI_BYTES {
             // Nobody can ask for it.
             return None;
         }
         // What is on the web is fetched there (MCP 2025-11-25, server/resources, "Common URI Schemes").
         let is_web = || ["http://", "https://"].iter().any(|scheme| uri.starts_with(scheme));
-        let leads_back = match self.lead(Kind::Resource, uri) {
-            Some(Lead::Listed(there, own)) => there == server && own == uri,
-            Some(Lead::Template(there)) => there == server,
-            Some(Lead::Only(there)) => there == server || is_web(),
-            Some(Lead::Named(..) | Lead::Several(_)) => false,
+        let leads_back = match self.lead(ListKind::Resource, uri) {
+            Some(Resolution::Listed(there, own)) => there == server && own == uri,
+            Some(Resolution::Template(there)) => there == server,
+            Some(Resolution::Only(there)) => there == server || is_web(),
+            Some(Resolution::Named(..) | Resolution::Several(_)) => false,
             // It cannot be read in either case.
             None => is_web() || !self.with_resources.contains(&server),
         };
@@ -386,13 +387,13 @@ impl<H: Clone> Catalog<H> {
     ///
     /// The order is that of the exposed names, and a cursor names the last one seen: a list that changes between
     /// two pages neither repeats nor skips what stayed.
-    pub fn list(&self, kind: Kind, cursor: Option<&str>) -> Option<String> {
-        let mend = |server: Key, listed: &str| {
+    pub fn list(&self, kind: ListKind, cursor: Option<&str>) -> Option<String> {
+        let mend = |server: UpstreamKey, listed: &str| {
             let uris = resource_links::in_description(listed);
             let edits = uris.into_iter().filter_map(|(span, uri)| Some((span, self.link_of(server, &uri)?)));
             resource_links::spliced(listed, &edits.collect::<Vec<_>>())
         };
-        self.boards.get(&kind)?.page(cursor, &mend)
+        self.indexes.get(&kind)?.page(cursor, &mend)
     }
 
     /// The handles of all servers with their names, in the order of their registration.
@@ -405,11 +406,11 @@ impl<H: Clone> Catalog<H> {
     pub fn overview(
         &self,
         viewer: Principal,
-        after: Option<Key>,
-    ) -> impl Iterator<Item = (Key, (Option<&str>, &str, &H, usize, bool))> {
+        after: Option<UpstreamKey>,
+    ) -> impl Iterator<Item = (UpstreamKey, (Option<&str>, &str, &H, usize, bool))> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.servers.range((from, Bound::Unbounded)).map(move |(key, server)| {
-            let tools = server.offers.get(&Kind::Tool).map_or(0, Vec::len);
+            let tools = server.offers.get(&ListKind::Tool).map_or(0, Vec::len);
             let id = Some(server.id.as_str()).filter(|_| server.principal == viewer);
             (*key, (id, server.name.as_str(), &server.handle, tools, server.away))
         })
@@ -424,8 +425,8 @@ impl<H: Clone> Catalog<H> {
     pub fn servers_behind(
         &self,
         viewer: Principal,
-        after: Option<Key>,
-    ) -> impl Iterator<Item = (Key, String)> {
+        after: Option<UpstreamKey>,
+    ) -> impl Iterator<Item = (UpstreamKey, String)> {
         self.overview(viewer, after).map(|(key, (id, name, _, tools, away))| {
             let id = id.map(|id| format!("\"id\":{},", quote(id))).unwrap_or_default();
             let (name, state) = (quote(name), if away { "reconnecting" } else { "connected" });
@@ -446,11 +447,11 @@ impl<H: Clone> Catalog<H> {
 
 /// What describes itself otherwise than before under the same name, one line each. A tool that was looked at and
 /// approved may have become another one.
-fn altered(kind: Kind, before: &[Item], after: &[Item]) -> Vec<String> {
-    let known: BTreeMap<&str, &Item> = before.iter().map(|item| (item.key.as_str(), item)).collect();
-    let other = |item: &&Item| known.get(item.key.as_str()).is_some_and(|old| old != item);
+fn altered(kind: ListKind, before: &[ListItem], after: &[ListItem]) -> Vec<String> {
+    let known: BTreeMap<&str, &ListItem> = before.iter().map(|item| (item.key.as_str(), item)).collect();
+    let other = |item: &&ListItem| known.get(item.key.as_str()).is_some_and(|old| old != item);
     let mut others = after.iter().filter(other);
-    let line = |item: &Item| {
+    let line = |item: &ListItem| {
         let old = known.get(item.key.as_str()).map_or(0, |old| old.hash());
         let (noun, name) = (kind.noun(), text::show(&item.key));
         format!(
@@ -477,17 +478,17 @@ mod tests {
         Catalog::new(&[("list_servers", "{\"name\":\"list_servers\"}")], &CatalogLimits::default())
     }
 
-    fn items(kind: Kind, keys: &[&str]) -> Vec<Item> {
+    fn items(kind: ListKind, keys: &[&str]) -> Vec<ListItem> {
         let limits = CatalogLimits::default();
-        let read = |key: &&str| Item::read(kind, &format!("{{\"{}\":\"{key}\"}}", kind.key()), &limits);
+        let read = |key: &&str| ListItem::read(kind, &format!("{{\"{}\":\"{key}\"}}", kind.key()), &limits);
         keys.iter().filter_map(read).collect()
     }
 
-    fn tools(names: &[&str]) -> Vec<Item> {
-        items(Kind::Tool, names)
+    fn tools(names: &[&str]) -> Vec<ListItem> {
+        items(ListKind::Tool, names)
     }
 
-    fn listed(catalog: &Catalog<&'static str>, kind: Kind) -> Vec<String> {
+    fn listed(catalog: &Catalog<&'static str>, kind: ListKind) -> Vec<String> {
         let page: serde_json::Value = serde_json::from_str(&catalog.list(kind, None).unwrap()).unwrap();
         let keys = page[kind.member()].as_array().unwrap().iter();
         keys.map(|item| item[kind.key()].as_str().unwrap().to_owned()).collect()
@@ -506,24 +507,24 @@ mod tests {
     fn servers_come_and_go() {
         let mut catalog = catalog();
         let (key, _) = catalog.register("1", "file", US, "h1").unwrap();
-        assert_eq!(catalog.set(key, Kind::Prompt, vec![]), None);
-        assert_eq!(catalog.set(key, Kind::Tool, tools(&["read", "write"])), Some(vec![]));
-        assert_eq!(catalog.set(key, Kind::Tool, tools(&["read", "write"])), None);
-        assert_eq!(listed(&catalog, Kind::Tool), ["file_read", "file_write", "list_servers"]);
-        assert_eq!(shown(catalog.find(Kind::Tool, "file_read")), "h1 read");
-        assert_eq!(shown(catalog.find(Kind::Tool, "read")), "none");
-        assert_eq!(shown(catalog.find(Kind::Prompt, "file_read")), "none");
+        assert_eq!(catalog.set(key, ListKind::Prompt, vec![]), None);
+        assert_eq!(catalog.set(key, ListKind::Tool, tools(&["read", "write"])), Some(vec![]));
+        assert_eq!(catalog.set(key, ListKind::Tool, tools(&["read", "write"])), None);
+        assert_eq!(listed(&catalog, ListKind::Tool), ["file_read", "file_write", "list_servers"]);
+        assert_eq!(shown(catalog.find(ListKind::Tool, "file_read")), "h1 read");
+        assert_eq!(shown(catalog.find(ListKind::Tool, "read")), "none");
+        assert_eq!(shown(catalog.find(ListKind::Prompt, "file_read")), "none");
         assert_eq!(catalog.servers(US), [r#"{"id":"1","name":"file","tools_count":2,"state":"connected"}"#]);
-        assert_eq!(catalog.remove(key), Some(("h1", vec![Kind::Tool])));
-        assert_eq!(listed(&catalog, Kind::Tool), ["list_servers"]);
-        assert_eq!(catalog.set(key, Kind::Tool, tools(&["read"])), None);
+        assert_eq!(catalog.remove(key), Some(("h1", vec![ListKind::Tool])));
+        assert_eq!(listed(&catalog, ListKind::Tool), ["list_servers"]);
+        assert_eq!(catalog.set(key, ListKind::Tool, tools(&["read"])), None);
     }
 
     #[test]
     fn the_same_id_takes_over_and_another_is_refused() {
         let mut catalog = catalog();
         let (first, _) = catalog.register("1", "file", US, "h1").unwrap();
-        catalog.set(first, Kind::Tool, tools(&["read"]));
+        catalog.set(first, ListKind::Tool, tools(&["read"]));
         let taken = catalog.register("2", "file", US, "h2").unwrap_err();
         assert_eq!(taken, NameTaken { name: "file".into(), holder: Some("1".into()), away: false });
         for id in ["1", "2"] {
@@ -607,11 +608,11 @@ mod tests {
             let list = catalog.register("3", "list", US, "h3").unwrap().0;
             for server in order {
                 let (key, offer) = [(one, &["c", "d"][..]), (two, &["b_c", "b.c", "b_c"])][server];
-                catalog.set(key, Kind::Tool, tools(offer)).unwrap();
+                catalog.set(key, ListKind::Tool, tools(offer)).unwrap();
             }
-            assert_eq!(catalog.set(list, Kind::Tool, tools(&["servers"])).unwrap().len(), 1);
+            assert_eq!(catalog.set(list, ListKind::Tool, tools(&["servers"])).unwrap().len(), 1);
             let expected = ["a_b__c", "a_b__d", "a_b_c", &dot, "list_servers", &own];
-            assert_eq!(listed(&catalog, Kind::Tool), expected);
+            assert_eq!(listed(&catalog, ListKind::Tool), expected);
             for (name, target) in [
                 ("a_b__c", "h1 c"),
                 ("a_b_c", "h2 b_c"),
@@ -621,15 +622,15 @@ mod tests {
                 ("a_b_d", "one of a_b__d"),
                 ("a_b_e", "none"),
             ] {
-                assert_eq!(shown(catalog.find(Kind::Tool, name)), target, "{name}");
+                assert_eq!(shown(catalog.find(ListKind::Tool, name)), target, "{name}");
             }
             // A name does not lead to what is left.
             catalog.remove(two);
-            catalog.set(one, Kind::Tool, tools(&["c"])).unwrap();
-            assert_eq!(shown(catalog.find(Kind::Tool, "a_b_c")), "one of a_b__c");
-            assert_eq!(shown(catalog.find(Kind::Tool, "a_b__c")), "h1 c");
+            catalog.set(one, ListKind::Tool, tools(&["c"])).unwrap();
+            assert_eq!(shown(catalog.find(ListKind::Tool, "a_b_c")), "one of a_b__c");
+            assert_eq!(shown(catalog.find(ListKind::Tool, "a_b__c")), "h1 c");
             catalog.remove(one);
-            assert_eq!(shown(catalog.find(Kind::Tool, "a_b_c")), "none");
+            assert_eq!(shown(catalog.find(ListKind::Tool, "a_b_c")), "none");
         }
     }
 
@@ -641,12 +642,12 @@ mod tests {
         let offer: Vec<String> = (0..100).map(|number| format!("x_{number}")).collect();
         let offer: Vec<&str> = offer.iter().map(String::as_str).chain(["x"]).collect();
         for key in [one, two] {
-            catalog.set(key, Kind::Tool, tools(&offer)).unwrap();
+            catalog.set(key, ListKind::Tool, tools(&offer)).unwrap();
         }
         let hashed = exposed_with_hash("cam.1", "x", 64);
-        assert_eq!(shown(catalog.find(Kind::Tool, "cam_1_x")), format!("one of cam_1__x {hashed}"));
+        assert_eq!(shown(catalog.find(ListKind::Tool, "cam_1_x")), format!("one of cam_1__x {hashed}"));
         let long = "cam_1_".repeat(1_000_000);
-        assert_eq!(shown(catalog.find(Kind::Tool, &long)), "none");
+        assert_eq!(shown(catalog.find(ListKind::Tool, &long)), "none");
     }
 
     #[test]
@@ -656,8 +657,8 @@ mod tests {
         let imitated = exposed_with_hash("b", "c.", 64);
         let tool = imitated.replacen("b_", "", 1);
         let two = catalog.register("2", "b", US, "h2").unwrap().0;
-        catalog.set(one, Kind::Tool, tools(&["c_0123456789abcdef"]));
-        catalog.set(two, Kind::Tool, tools(&[&tool, "c."]));
+        catalog.set(one, ListKind::Tool, tools(&["c_0123456789abcdef"]));
+        catalog.set(two, ListKind::Tool, tools(&[&tool, "c."]));
         let mut expected = [
             exposed_with_hash("a", "c_0123456789abcdef", 64),
             exposed_with_hash("b", &tool, 64),
@@ -665,7 +666,7 @@ mod tests {
             "list_servers".into(),
         ];
         expected.sort();
-        assert_eq!(listed(&catalog, Kind::Tool), expected);
+        assert_eq!(listed(&catalog, ListKind::Tool), expected);
     }
 
     #[test]
@@ -675,10 +676,10 @@ mod tests {
         let (two, _) = catalog.register("2", "two", US, "h2").unwrap();
         for key in [one, two] {
             catalog.set_has_resources(key);
-            assert!(catalog.set(key, Kind::Resource, items(Kind::Resource, &["a://x"])).is_some());
+            assert!(catalog.set(key, ListKind::Resource, items(ListKind::Resource, &["a://x"])).is_some());
         }
-        catalog.set(two, Kind::Template, items(Kind::Template, &["b://{id}/log{?n}"]));
-        assert_eq!(listed(&catalog, Kind::Resource), ["one+a://x", "two+a://x"]);
+        catalog.set(two, ListKind::Template, items(ListKind::Template, &["b://{id}/log{?n}"]));
+        assert_eq!(listed(&catalog, ListKind::Resource), ["one+a://x", "two+a://x"]);
         assert_eq!(shown(catalog.find_resource("a://x")), "one of one+a://x two+a://x");
         assert_eq!(shown(catalog.find_resource("one+a://x")), "h1 a://x");
         assert_eq!(shown(catalog.find_resource("two+a://x")), "h2 a://x");
@@ -728,8 +729,8 @@ mod tests {
         let server = |catalog: &mut Catalog<_>, id, name, handle, listed: &[&str], templates: &[&str]| {
             let key = catalog.register(id, name, US, handle).unwrap().0;
             catalog.set_has_resources(key);
-            catalog.set(key, Kind::Resource, items(Kind::Resource, listed));
-            catalog.set(key, Kind::Template, items(Kind::Template, templates));
+            catalog.set(key, ListKind::Resource, items(ListKind::Resource, listed));
+            catalog.set(key, ListKind::Template, items(ListKind::Template, templates));
         };
         server(&mut catalog, "1", "home", "h1", &["file:///home/listed"], &["file:///home{+x}"]);
         server(&mut catalog, "2", "forge", "h2", &["git+ssh://forge/a"], &["git+ssh://{host}/b{+x}"]);
@@ -760,15 +761,15 @@ mod tests {
             let raw = r#"{"name":"t","_meta":{"ui":{"resourceUri":"ui://app"}}}"#;
             catalog.set(
                 key,
-                Kind::Tool,
-                Item::read(Kind::Tool, raw, &CatalogLimits::default()).into_iter().collect(),
+                ListKind::Tool,
+                ListItem::read(ListKind::Tool, raw, &CatalogLimits::default()).into_iter().collect(),
             );
-            catalog.set(key, Kind::Resource, items(Kind::Resource, &["ui://app"]));
-            let page = catalog.list(Kind::Tool, None).unwrap();
+            catalog.set(key, ListKind::Resource, items(ListKind::Resource, &["ui://app"]));
+            let page = catalog.list(ListKind::Tool, None).unwrap();
             let bare = page.matches(r#""resourceUri":"ui://app""#).count();
             assert_eq!(bare, usize::from(name == "one"), "{page}");
         }
-        let page = catalog.list(Kind::Tool, None).unwrap();
+        let page = catalog.list(ListKind::Tool, None).unwrap();
         assert!(page.contains(r#""one+ui://app""#) && page.contains(r#""two+ui://app""#), "{page}");
     }
 
@@ -779,10 +780,14 @@ mod tests {
         let padding = "x".repeat(LIST_PAGE / 3);
         let many = (0..7).map(|n| format!("{{\"name\":\"t{n}\",\"x\":\"{padding}\"}}"));
         let limits = CatalogLimits::default();
-        catalog.set(key, Kind::Tool, many.filter_map(|raw| Item::read(Kind::Tool, &raw, &limits)).collect());
+        catalog.set(
+            key,
+            ListKind::Tool,
+            many.filter_map(|raw| ListItem::read(ListKind::Tool, &raw, &limits)).collect(),
+        );
         let (mut cursor, mut seen, mut pages) = (None::<String>, Vec::new(), 0);
         loop {
-            let page = catalog.list(Kind::Tool, cursor.as_deref()).unwrap();
+            let page = catalog.list(ListKind::Tool, cursor.as_deref()).unwrap();
             let page: serde_json::Value = serde_json::from_str(&page).unwrap();
             seen.extend(
                 page["tools"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap().to_owned()),
@@ -799,20 +804,20 @@ mod tests {
             .chain((0..7).map(|n| format!("s_t{n}")))
             .collect();
         assert_eq!((seen, pages), (expected, 4));
-        assert_eq!(catalog.list(Kind::Tool, Some("bogus")), None);
+        assert_eq!(catalog.list(ListKind::Tool, Some("bogus")), None);
     }
 
     #[test]
     fn a_tool_that_describes_itself_otherwise_is_named() {
         let mut catalog = catalog();
         let (key, _) = catalog.register("1", "s", US, "h").unwrap();
-        let offer = |tools: &[(&str, &str)]| -> Vec<Item> {
+        let offer = |tools: &[(&str, &str)]| -> Vec<ListItem> {
             let raw =
                 |(name, more): &(&str, &str)| format!("{{\"name\":\"{name}\",\"description\":\"{more}\"}}");
             let limits = CatalogLimits::default();
-            tools.iter().filter_map(|tool| Item::read(Kind::Tool, &raw(tool), &limits)).collect()
+            tools.iter().filter_map(|tool| ListItem::read(ListKind::Tool, &raw(tool), &limits)).collect()
         };
-        let mut set = |tools: &[(&str, &str)]| catalog.set(key, Kind::Tool, offer(tools));
+        let mut set = |tools: &[(&str, &str)]| catalog.set(key, ListKind::Tool, offer(tools));
         assert_eq!(set(&[("a", "reads"), ("b", "writes")]), Some(vec![]));
         assert_eq!(
             set(&[("a", "reads"), ("b", "writes"), ("c", "new")]),

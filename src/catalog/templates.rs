@@ -8,23 +8,23 @@ use std::{
     sync::Arc,
 };
 
-use super::Key;
+use super::UpstreamKey;
 use crate::limits::{AMBIGUOUS_SERVERS, TEMPLATE_WORK};
 
 /// Templates of servers.
-type Servers = BTreeMap<Key, Vec<Arc<str>>>;
+type Servers = BTreeMap<UpstreamKey, Vec<Arc<str>>>;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Templates {
     /// By the length of the beginning, and then by its hash.
     beginnings: BTreeMap<usize, HashMap<u64, Servers>>,
-    held: HashMap<Key, Vec<Arc<str>>>,
+    held: HashMap<UpstreamKey, Vec<Arc<str>>>,
 }
 
 impl Templates {
     /// Puts these templates of a server in the place of those before.
-    pub(super) fn set<'a>(&mut self, server: Key, templates: impl Iterator<Item = &'a str>) {
+    pub(super) fn set<'a>(&mut self, server: UpstreamKey, templates: impl Iterator<Item = &'a str>) {
         self.remove(server);
         let templates: Vec<Arc<str>> = templates.map(Arc::from).collect();
         for template in &templates {
@@ -38,7 +38,7 @@ impl Templates {
     }
 
     /// Takes out all of a server.
-    pub(super) fn remove(&mut self, server: Key) {
+    pub(super) fn remove(&mut self, server: UpstreamKey) {
         for template in self.held.remove(&server).unwrap_or_default() {
             let (length, hash) = place(&template);
             let Some(hashes) = self.beginnings.get_mut(&length) else { continue };
@@ -56,12 +56,12 @@ impl Templates {
 
     /// Servers that have a template of which this URI can be made, by age: as many as an error names, at most. Where there are
     /// too many to look at, a server counts as one of them: whoever asks then has to name it.
-    pub(super) fn matching(&self, uri: &str) -> Vec<Key> {
+    pub(super) fn matching(&self, uri: &str) -> Vec<UpstreamKey> {
         self.look(uri).0
     }
 
     /// The same, and the work that it was.
-    fn look(&self, uri: &str) -> (Vec<Key>, usize) {
+    fn look(&self, uri: &str) -> (Vec<UpstreamKey>, usize) {
         let (mut found, mut work) = (Vec::new(), 0);
         let (mut hasher, mut hashed) = (DefaultHasher::new(), 0);
         for (length, hashes) in self.beginnings.range(..=uri.len()) {
@@ -141,7 +141,7 @@ mod tests {
 
     fn of(servers: &[(u64, &[&str])]) -> Templates {
         let mut all = Templates::default();
-        servers.iter().for_each(|(key, templates)| all.set(Key(*key), templates.iter().copied()));
+        servers.iter().for_each(|(key, templates)| all.set(UpstreamKey(*key), templates.iter().copied()));
         all
     }
 
@@ -162,13 +162,13 @@ mod tests {
             ("a:", &[]),
             ("", &[]),
         ] {
-            let expected: Vec<Key> = expected.iter().copied().map(Key).collect();
+            let expected: Vec<UpstreamKey> = expected.iter().copied().map(UpstreamKey).collect();
             assert_eq!(all.matching(uri), expected, "{uri}");
         }
-        all.set(Key(1), std::iter::empty());
-        all.remove(Key(3));
-        assert_eq!(all.matching("a://é/b/c"), [Key(2)]);
-        all.remove(Key(2));
+        all.set(UpstreamKey(1), std::iter::empty());
+        all.remove(UpstreamKey(3));
+        assert_eq!(all.matching("a://é/b/c"), [UpstreamKey(2)]);
+        all.remove(UpstreamKey(2));
         assert!(all.beginnings.is_empty() && all.held.is_empty());
     }
 
@@ -185,8 +185,8 @@ mod tests {
         let same: Vec<&str> = same.iter().map(String::as_str).collect();
         let all = of(&[(1, &same[..10]), (2, &same), (3, &["a://{x}"])]);
         let (found, work) = all.look(&uri);
-        assert_eq!(found, [Key(2), Key(3)]);
+        assert_eq!(found, [UpstreamKey(2), UpstreamKey(3)]);
         assert!(work < TEMPLATE_WORK + 3 * URI_BYTES, "{work}");
-        assert_eq!(all.matching("a://short"), [Key(3)], "a usual URI is compared with all of them");
+        assert_eq!(all.matching("a://short"), [UpstreamKey(3)], "a usual URI is compared with all of them");
     }
 }

@@ -93,7 +93,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, FatalError> {
 
 /// `mcpport device`.
 pub fn device(args: DeviceArgs) -> Result<Command, FatalError> {
-    Ok(Command::Device(device::Options { logs: args.log.into_iter().map(PathBuf::from).collect() }))
+    Ok(Command::Device(device::DeviceOptions { logs: args.log.into_iter().map(PathBuf::from).collect() }))
 }
 
 /// `mcpport demo`.
@@ -107,7 +107,7 @@ pub fn demo(args: DemoArgs) -> Result<Command, FatalError> {
         _ => return Err(FatalError::usage("--ssl-keyfile, --ssl-certfile and --ssl-ca-cert go together")),
     };
     let port = values::number("--port", &args.port, 0..=u16::MAX)?;
-    Ok(Command::Demo(demo::Options { port, once: args.once, tls }, values::level(&args.log_level)?))
+    Ok(Command::Demo(demo::DemoOptions { port, once: args.once, tls }, values::level(&args.log_level)?))
 }
 
 /// A wildcard of IPv6 takes IPv4 as well; an IPv4 wildcard takes IPv6 when that is asked for.

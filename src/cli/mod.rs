@@ -31,9 +31,9 @@ pub enum Command {
     /// Run a server at the edge.
     Register(Box<RegisterConfig>, log::LevelFilter),
     /// Be the built-in server.
-    Device(device::Options),
+    Device(device::DeviceOptions),
     /// Show all of it at once.
-    Demo(demo::Options, log::LevelFilter),
+    Demo(demo::DemoOptions, log::LevelFilter),
     /// Print this, and end.
     Print(String),
 }

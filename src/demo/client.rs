@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Where the gateway is, and how it is reached.
-pub struct Gateway {
+pub struct DemoGateway {
     /// Its address.
     pub address: SocketAddr,
     /// How certificates are judged, where it speaks TLS.
@@ -20,7 +20,7 @@ pub struct Gateway {
     pub authority: Option<PathBuf>,
 }
 
-impl Gateway {
+impl DemoGateway {
     /// `http` or `https`, `ws` or `wss`.
     pub fn scheme(&self, plain: &str) -> String {
         let secure = if self.tls.is_some() { "s" } else { "" };
@@ -37,16 +37,16 @@ impl Gateway {
 
 /// A client of the 2024-11-05 transport, as small as it can be. It speaks HTTP/1.0, so that the event stream comes
 /// without chunks.
-pub struct Client<'a> {
-    gateway: &'a Gateway,
+pub struct DemoClient<'a> {
+    gateway: &'a DemoGateway,
     events: BufReader<Stream>,
     endpoint: String,
     last_id: u64,
 }
 
-impl<'a> Client<'a> {
+impl<'a> DemoClient<'a> {
     /// Opens the event stream and says hello.
-    pub async fn connect(gateway: &'a Gateway) -> io::Result<Self> {
+    pub async fn connect(gateway: &'a DemoGateway) -> io::Result<Self> {
         let mut stream = gateway.connect().await?;
         let address = gateway.address;
         stream.write_all(format!("GET /sse HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;

@@ -14,7 +14,7 @@ use std::{
 
 use futures_lite::future;
 
-use self::client::{Client, Gateway, broken};
+use self::client::{DemoClient, DemoGateway, broken};
 use crate::{
     command::CommandLine,
     config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
@@ -31,7 +31,7 @@ use crate::{
 
 /// What was asked for.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct DemoOptions {
     /// Port of the gateway, 0: any free one.
     pub port: u16,
     /// End after the call.
@@ -58,7 +58,7 @@ const TOOL: &str = "device_system";
 ///
 /// # Errors
 /// One line: the port is taken, or the call failed.
-pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(), FatalError> {
+pub async fn run(options: DemoOptions, stop: impl Future<Output = ()>) -> Result<(), FatalError> {
     let trust =
         options.tls.as_ref().map(|tls| ClientTls { ca: Some(tls.ca.clone()), ..ClientTls::default() });
     let connector = trust.as_ref().map(Connector::new).transpose()?;
@@ -71,7 +71,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
         return Err(FatalError::run("the gateway listens nowhere"));
     };
     let edge_config = register_config(address, trust)?;
-    let gateway = Gateway { address, tls: connector, authority: options.tls.map(|tls| tls.ca) };
+    let gateway = DemoGateway { address, tls: connector, authority: options.tls.map(|tls| tls.ca) };
     let (switch, stopped) = executor::shutdown();
     let stop = async {
         stop.await;
@@ -96,7 +96,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
 }
 
 /// Shows the call; then invites to more and goes on for ever, unless that was all.
-async fn play(gateway: &Gateway, once: bool) -> Result<(), FatalError> {
+async fn play(gateway: &DemoGateway, once: bool) -> Result<(), FatalError> {
     let limit = limits::DEMO_TIME;
     match timeout::within(limit, show(gateway)).await {
         Ok(Ok(())) if once => {
@@ -145,10 +145,10 @@ fn say(line: &str) {
 }
 
 /// Makes the call as any client would, and shows it.
-async fn show(gateway: &Gateway) -> io::Result<()> {
+async fn show(gateway: &DemoGateway) -> io::Result<()> {
     let (http, ws, address) = (gateway.scheme("http"), gateway.scheme("ws"), gateway.address);
     say(&format!("gateway   {http}://{address}/mcp"));
-    let mut client = Client::connect(gateway).await?;
+    let mut client = DemoClient::connect(gateway).await?;
     let tools = client.wait_for_tools(TOOL).await?;
     say(&format!("server    '{SERVER}' behind {ws}://{address}{REGISTER_PATH}"));
     say(&format!("tools     {}", tools.join(", ")));
@@ -164,7 +164,7 @@ async fn show(gateway: &Gateway) -> io::Result<()> {
 }
 
 /// Prints what a newcomer needs next.
-fn invite(gateway: &Gateway) {
+fn invite(gateway: &DemoGateway) {
     let (http, ws, address) = (gateway.scheme("http"), gateway.scheme("ws"), gateway.address);
     say("\nPaste this into the configuration of an MCP client:\n");
     say(&format!(

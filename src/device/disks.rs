@@ -1,6 +1,6 @@
 //! Tool `disks`: room on the file systems that lie on storage of this box.
 //!
-//! Two questions decide for each mount. Is it storage ([`Kind`])? And does its path lead to it, without
+//! Two questions decide for each mount. Is it storage ([`DiskKind`])? And does its path lead to it, without
 //! passing through something that may never answer? A mount can be covered by a later one at the same path or
 //! above, and `statvfs` on a covered path asks whatever lies on top: so the mount tree is read, not only the
 //! paths.
@@ -108,12 +108,12 @@ fn disk_data(mount: &Mount, path: &str, space: &Space) -> Value {
 fn choose(table: &[Mount]) -> Vec<(&Mount, Option<&'static str>)> {
     let mut chosen: Vec<(&Mount, Option<&'static str>)> = Vec::new();
     for mount in table {
-        let kind = Kind::of(mount);
-        if kind == Kind::Pseudo || hidden(table, mount) {
+        let kind = DiskKind::of(mount);
+        if kind == DiskKind::Pseudo || hidden(table, mount) {
             continue;
         }
         let reason = match kind {
-            Kind::Remote => Some("network or FUSE file system"),
+            DiskKind::Remote => Some("network or FUSE file system"),
             _ if behind_remote(table, mount) => Some("it lies below a network or FUSE file system"),
             _ => None,
         };
@@ -131,7 +131,7 @@ fn choose(table: &[Mount]) -> Vec<(&Mount, Option<&'static str>)> {
 
 /// What a file system keeps its data on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Kind {
+enum DiskKind {
     /// Memory, the kernel, or another mount's storage.
     Pseudo,
     /// Another box, or a program: asking may block for ever.
@@ -140,7 +140,7 @@ enum Kind {
     Storage,
 }
 
-impl Kind {
+impl DiskKind {
     fn of(mount: &Mount) -> Self {
         const STORAGE: &[&str] = &[
             "bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfs", "hfsplus",
@@ -194,7 +194,7 @@ fn hidden(table: &[Mount], mount: &Mount) -> bool {
 
 /// Whether the path of `mount` leads through a file system that may not answer.
 fn behind_remote(table: &[Mount], mount: &Mount) -> bool {
-    chain(table, mount).skip(1).any(|link| Kind::of(link) == Kind::Remote)
+    chain(table, mount).skip(1).any(|link| DiskKind::of(link) == DiskKind::Remote)
 }
 
 /// `mount`, the mount that it is in, and so on up to the root. Ends even when the table is nonsense.

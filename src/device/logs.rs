@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use super::machine::Machine;
-use super::report::{Arguments, Refusal, Report};
+use super::report::{Arguments, Report, ToolError};
 use super::words::{bytes, field, list, object};
 use crate::limits::DeviceLimits;
 use crate::text::show;
@@ -70,24 +70,24 @@ pub fn schema() -> Value {
 ///
 /// # Errors
 /// When the arguments are wrong, or the file cannot be read.
-pub fn report(machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, Refusal> {
+pub fn report(machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, ToolError> {
     let limits = machine.limits();
     arguments.only(&["file", "lines"])?;
     let wanted = arguments.whole("lines", 1..=limits.log_lines)?.unwrap_or(limits.log_lines_default);
     let there = there(machine);
     let known = || if there.is_empty() { "none".to_owned() } else { there.join(", ") };
     let Some(name) = arguments.text("file")? else {
-        return Err(Refusal(format!("argument `file` is missing; files that can be read: {}", known())));
+        return Err(ToolError(format!("argument `file` is missing; files that can be read: {}", known())));
     };
     let Some(place) = find(machine, name) else {
-        return Err(Refusal(format!(
+        return Err(ToolError(format!(
             "argument `file`: {} is not a file that may be read; files that can be: {}",
             show(name),
             known()
         )));
     };
     let end = read_end(&place, limits)
-        .map_err(|error| Refusal(format!("{} cannot be read: {}", show(name), error_words(&error))))?;
+        .map_err(|error| ToolError(format!("{} cannot be read: {}", show(name), error_words(&error))))?;
     let Tail { lines, truncated } =
         tail(&end.bytes, end.whole, usize::try_from(wanted).unwrap_or(usize::MAX));
     let data = json!({ "file": name, "size_bytes": end.size, "truncated": truncated, "lines": &lines });
@@ -103,20 +103,20 @@ pub fn report(machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, Re
 }
 
 /// A file of the set.
-struct Place {
+struct LogFile {
     path: PathBuf,
     /// Given by the owner: a symbolic link is followed.
     given: bool,
 }
 
 /// The file of the set with exactly this name.
-fn find(machine: &Machine, name: &str) -> Option<Place> {
+fn find(machine: &Machine, name: &str) -> Option<LogFile> {
     let given = machine.logs().iter().find(|path| path.to_string_lossy() == name);
     if let Some(path) = given {
-        return Some(Place { path: path.clone(), given: true });
+        return Some(LogFile { path: path.clone(), given: true });
     }
     let common = COMMON.iter().find(|path| **path == name)?;
-    Some(Place { path: common_path(machine, common), given: false })
+    Some(LogFile { path: common_path(machine, common), given: false })
 }
 
 /// The names of the set whose files are there now. Whether they can be read shows when they are.
@@ -139,14 +139,14 @@ fn common_path(machine: &Machine, path: &str) -> PathBuf {
 }
 
 /// The end of a file.
-struct End {
+struct FileEnd {
     size: u64,
     bytes: Vec<u8>,
     /// It is the whole file.
     whole: bool,
 }
 
-fn read_end(place: &Place, limits: &DeviceLimits) -> io::Result<End> {
+fn read_end(place: &LogFile, limits: &DeviceLimits) -> io::Result<FileEnd> {
     let mut flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     if !place.given {
         flags |= OFlags::NOFOLLOW;
@@ -169,7 +169,7 @@ fn read_end(place: &Place, limits: &DeviceLimits) -> io::Result<End> {
         }
     }
     bytes.truncate(length);
-    Ok(End { size, bytes, whole: start == 0 })
+    Ok(FileEnd { size, bytes, whole: start == 0 })
 }
 
 fn error_words(error: &io::Error) -> String {

@@ -35,11 +35,11 @@ mod tools;
 mod words;
 
 use machine::Machine;
-use server::Server;
+use server::DeviceServer;
 
 /// What `mcpport device` was asked for.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct DeviceOptions {
     /// Log files that may be read beside the common ones (`--log FILE`). Named by exactly these texts.
     pub logs: Vec<PathBuf>,
 }
@@ -49,12 +49,12 @@ pub struct Options {
 /// # Errors
 /// When standard input cannot be read or standard output cannot be written, for another reason than a closed
 /// pipe.
-pub fn run(options: Options) -> Result<(), FatalError> {
+pub fn run(options: DeviceOptions) -> Result<(), FatalError> {
     let limits = DeviceLimits::default();
     if io::stdin().is_terminal() {
         eprintln!("mcpport device speaks MCP on standard input and output; end it with Ctrl-D.");
     }
-    let server = Server::new(Machine::here(options.logs, limits.clone()));
+    let server = DeviceServer::new(Machine::here(options.logs, limits.clone()));
     serve(server, io::stdin().lock(), io::stdout().lock(), limits.line_bytes)
 }
 
@@ -63,16 +63,16 @@ pub fn run(options: Options) -> Result<(), FatalError> {
 /// # Errors
 /// As [`run`].
 pub fn serve(
-    mut server: Server,
+    mut server: DeviceServer,
     mut input: impl BufRead,
     mut output: impl Write,
     longest: usize,
 ) -> Result<(), FatalError> {
     loop {
         let answer = match read_line(&mut input, longest) {
-            Ok(Line::End) => return Ok(()),
-            Ok(Line::TooLong) => Some(server.too_long(longest)),
-            Ok(Line::Whole(line)) => server.handle(&line),
+            Ok(InputLine::End) => return Ok(()),
+            Ok(InputLine::TooLong) => Some(server.too_long(longest)),
+            Ok(InputLine::Whole(line)) => server.handle(&line),
             Err(error) => return Err(FatalError::run(format!("cannot read standard input: {error}"))),
         };
         let Some(mut answer) = answer else { continue };
@@ -87,7 +87,7 @@ pub fn serve(
 
 /// What came out of standard input.
 #[derive(Debug, Eq, PartialEq)]
-enum Line {
+enum InputLine {
     End,
     TooLong,
     Whole(Vec<u8>),
@@ -95,7 +95,7 @@ enum Line {
 
 /// One line without its line feed. A last line without one counts. The buffer is fresh each time, so that a
 /// long line does not stay in memory.
-fn read_line(input: &mut impl BufRead, longest: usize) -> io::Result<Line> {
+fn read_line(input: &mut impl BufRead, longest: usize) -> io::Result<InputLine> {
     let mut line = Vec::new();
     let mut too_long = false;
     let mut any = false;
@@ -118,9 +118,9 @@ fn read_line(input: &mut impl BufRead, longest: usize) -> io::Result<Line> {
         input.consume(used);
         if feed.is_some() || ended {
             return Ok(match (any, too_long) {
-                (false, _) => Line::End,
-                (true, true) => Line::TooLong,
-                (true, false) => Line::Whole(line),
+                (false, _) => InputLine::End,
+                (true, true) => InputLine::TooLong,
+                (true, false) => InputLine::Whole(line),
             });
         }
     }
@@ -128,22 +128,22 @@ fn read_line(input: &mut impl BufRead, longest: usize) -> io::Result<Line> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Line, read_line};
+    use super::{InputLine, read_line};
     use std::io::{BufReader, Read};
 
-    fn lines(input: impl Read, longest: usize) -> Vec<Line> {
+    fn lines(input: impl Read, longest: usize) -> Vec<InputLine> {
         let mut input = BufReader::with_capacity(3, input);
         let mut found = Vec::new();
         loop {
             match read_line(&mut input, longest).expect("memory can be read") {
-                Line::End => return found,
+                InputLine::End => return found,
                 line => found.push(line),
             }
         }
     }
 
-    fn whole(text: &str) -> Line {
-        Line::Whole(text.as_bytes().to_vec())
+    fn whole(text: &str) -> InputLine {
+        InputLine::Whole(text.as_bytes().to_vec())
     }
 
     #[test]
@@ -156,14 +156,14 @@ mod tests {
             ("12345678", &["12345678"]),
         ];
         for (input, expected) in cases {
-            let expected: Vec<Line> = expected.iter().map(|text| whole(text)).collect();
+            let expected: Vec<InputLine> = expected.iter().map(|text| whole(text)).collect();
             assert_eq!(lines(input.as_bytes(), 8), expected, "{input:?}");
         }
     }
 
     #[test]
     fn a_long_line_is_skipped_and_the_next_one_is_read() {
-        assert_eq!(lines(&b"123456789\nnext\n"[..], 8), [Line::TooLong, whole("next")]);
-        assert_eq!(lines(&b"ok\n1234567890123456"[..], 8), [whole("ok"), Line::TooLong]);
+        assert_eq!(lines(&b"123456789\nnext\n"[..], 8), [InputLine::TooLong, whole("next")]);
+        assert_eq!(lines(&b"ok\n1234567890123456"[..], 8), [whole("ok"), InputLine::TooLong]);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::machine::Machine;
-use super::report::{Arguments, Refusal, Report};
+use super::report::{Arguments, Report, ToolError};
 use super::words::{bytes, field, list, object, span};
 use crate::limits::DeviceLimits;
 use crate::text::show;
@@ -62,7 +62,7 @@ pub fn schema() -> Value {
 ///
 /// # Errors
 /// When the arguments are wrong.
-pub fn report(machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, Refusal> {
+pub fn report(machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, ToolError> {
     let limits = machine.limits();
     arguments.only(&["by", "count"])?;
     let by = arguments.choice("by", &["memory", "cpu"])?.unwrap_or("memory");

@@ -18,7 +18,7 @@ pub struct Report {
 }
 
 /// Why a tool did not do it: one line that names the argument or file.
-pub struct Refusal(pub String);
+pub struct ToolError(pub String);
 
 /// The arguments of one call. `null` counts as not given.
 pub struct Arguments<'a> {
@@ -33,34 +33,34 @@ impl<'a> Arguments<'a> {
     }
 
     /// Refuses every argument that is not among `known`.
-    pub fn only(&self, known: &[&str]) -> Result<(), Refusal> {
+    pub fn only(&self, known: &[&str]) -> Result<(), ToolError> {
         let Some(name) = self.given.keys().find(|name| !known.contains(&name.as_str())) else {
             return Ok(());
         };
         let takes = if known.is_empty() { "no arguments".to_owned() } else { known.join(", ") };
-        Err(Refusal(format!("unknown argument `{}`; `{}` takes {takes}", show(name), self.tool)))
+        Err(ToolError(format!("unknown argument `{}`; `{}` takes {takes}", show(name), self.tool)))
     }
 
     /// A text.
-    pub fn text(&self, name: &str) -> Result<Option<&'a str>, Refusal> {
+    pub fn text(&self, name: &str) -> Result<Option<&'a str>, ToolError> {
         match self.given.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(Refusal(format!("argument `{name}` has to be a string"))),
+            Some(_) => Err(ToolError(format!("argument `{name}` has to be a string"))),
         }
     }
 
     /// One of some texts.
-    pub fn choice(&self, name: &str, choices: &[&'static str]) -> Result<Option<&'static str>, Refusal> {
+    pub fn choice(&self, name: &str, choices: &[&'static str]) -> Result<Option<&'static str>, ToolError> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         match choices.iter().find(|choice| **choice == text) {
             Some(choice) => Ok(Some(choice)),
-            None => Err(Refusal(format!("argument `{name}` has to be one of: {}", choices.join(", ")))),
+            None => Err(ToolError(format!("argument `{name}` has to be one of: {}", choices.join(", ")))),
         }
     }
 
     /// A whole number in a range; `10.0` is one, as in JSON schema.
-    pub fn whole(&self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Refusal> {
+    pub fn whole(&self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, ToolError> {
         let value = match self.given.get(name) {
             None | Some(Value::Null) => return Ok(None),
             Some(value) => value,
@@ -73,7 +73,7 @@ impl<'a> Arguments<'a> {
         };
         match value.as_u64().or_else(rounded).filter(|number| range.contains(number)) {
             Some(number) => Ok(Some(number)),
-            None => Err(Refusal(format!(
+            None => Err(ToolError(format!(
                 "argument `{name}` has to be a whole number from {} to {}",
                 range.start(),
                 range.end()
@@ -84,12 +84,12 @@ impl<'a> Arguments<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arguments, Refusal};
+    use super::{Arguments, ToolError};
     use serde_json::{Value, json};
 
-    fn check<T>(given: Value, read: impl Fn(&Arguments<'_>) -> Result<T, Refusal>) -> Result<T, String> {
+    fn check<T>(given: Value, read: impl Fn(&Arguments<'_>) -> Result<T, ToolError>) -> Result<T, String> {
         let given = given.as_object().expect("tests give objects");
-        read(&Arguments::new("t", given)).map_err(|Refusal(reason)| reason)
+        read(&Arguments::new("t", given)).map_err(|ToolError(reason)| reason)
     }
 
     #[test]

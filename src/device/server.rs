@@ -31,7 +31,7 @@ const INVALID_PARAMS: i32 = -32602;
 const RESOURCE_NOT_FOUND: i32 = -32002;
 
 /// The MCP server.
-pub struct Server {
+pub struct DeviceServer {
     machine: Machine,
 }
 
@@ -48,7 +48,7 @@ impl Failure {
     }
 }
 
-impl Server {
+impl DeviceServer {
     /// A server about `machine`.
     pub fn new(machine: Machine) -> Self {
         Self { machine }

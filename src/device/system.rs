@@ -55,7 +55,7 @@ struct System {
     uptime: Option<f64>,
     load: Option<[f64; 3]>,
     cpus: Option<u64>,
-    memory: Memory,
+    memory: MemoryReport,
     temperatures: Vec<Temperature>,
 }
 
@@ -164,14 +164,14 @@ fn celsius(machine: &Machine, path: &str) -> Option<f64> {
 
 /// Sizes in bytes.
 #[derive(Debug, Default, Eq, PartialEq)]
-struct Memory {
+struct MemoryReport {
     total: Option<u64>,
     available: Option<u64>,
     swap_total: Option<u64>,
     swap_free: Option<u64>,
 }
 
-impl Memory {
+impl MemoryReport {
     fn line(&self) -> String {
         format!("memory: {}, available {}", bytes_or_unknown(self.total), bytes_or_unknown(self.available))
     }
@@ -187,7 +187,7 @@ impl Memory {
 
 /// `/proc/meminfo`. Kernels before 3.14 do not tell what is available; then free memory and caches are added
 /// up.
-fn parse_memory(text: &str) -> Memory {
+fn parse_memory(text: &str) -> MemoryReport {
     let find = |wanted: &str| {
         let mut values = text.lines().filter_map(|line| line.strip_prefix(wanted)?.strip_prefix(':'));
         let kib: u64 = values.next()?.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
@@ -197,7 +197,7 @@ fn parse_memory(text: &str) -> Memory {
         let parts = [find("MemFree")?, find("Buffers")?, find("Cached")?];
         Some(parts.into_iter().fold(0, u64::saturating_add))
     };
-    Memory {
+    MemoryReport {
         total: find("MemTotal"),
         available: find("MemAvailable").or_else(old_estimate),
         swap_total: find("SwapTotal"),
@@ -296,7 +296,11 @@ mod tests {
             ("", None, None, None, None),
         ];
         for (text, total, available, swap_total, swap_free) in cases {
-            assert_eq!(parse_memory(text), Memory { total, available, swap_total, swap_free }, "{text:?}");
+            assert_eq!(
+                parse_memory(text),
+                MemoryReport { total, available, swap_total, swap_free },
+                "{text:?}"
+            );
         }
     }
 

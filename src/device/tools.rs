@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::machine::Machine;
-use super::report::{Arguments, Refusal, Report};
+use super::report::{Arguments, Report, ToolError};
 use super::{disks, logs, network, processes, system};
 
 /// The tools, in the order in which they are listed.
@@ -64,14 +64,14 @@ impl Tool {
                 "structuredContent": report.data,
                 "isError": false,
             }),
-            Err(Refusal(reason)) => json!({
+            Err(ToolError(reason)) => json!({
                 "content": [{ "type": "text", "text": reason }],
                 "isError": true,
             }),
         }
     }
 
-    fn report(self, machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, Refusal> {
+    fn report(self, machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, ToolError> {
         match self {
             Self::Processes => processes::report(machine, arguments),
             Self::LogTail => logs::report(machine, arguments),

@@ -9,7 +9,7 @@ use std::{
 use futures_lite::future;
 
 use super::{Gateway, session::Session};
-use crate::{jsonrpc, limits, mcp::listing::Kind, net::timeout, session::Changes};
+use crate::{jsonrpc, limits, mcp::listing::ListKind, net::timeout, session::Changes};
 
 impl Gateway {
     fn changes(&self) -> MutexGuard<'_, Changes> {
@@ -18,7 +18,7 @@ impl Gateway {
     }
 
     /// Records that lists changed. Sessions at the aggregate are told soon.
-    pub fn lists_changed(&self, kinds: &[Kind]) {
+    pub fn lists_changed(&self, kinds: &[ListKind]) {
         if kinds.is_empty() {
             return;
         }

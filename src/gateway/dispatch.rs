@@ -15,7 +15,7 @@ use crate::{
     catalog::Target,
     jsonrpc::{self, Kind as MessageKind, Message, Span, unquote},
     limits::{self, LOG_GROUPS},
-    mcp::{self, listing::Kind, log_level::Level},
+    mcp::{self, listing::ListKind, log_level::Level},
     session, text,
 };
 
@@ -164,17 +164,17 @@ impl Gateway {
         reply: &Responder,
     ) -> Result<Answer, Problem> {
         let method = message.method();
-        if let Some(kind) = Kind::of_method(method) {
+        if let Some(kind) = ListKind::of_method(method) {
             return self.list(kind, message).map(Answer::Now);
         }
         match method {
-            "tools/call" => match self.find(Kind::Tool, message, &["name"])? {
+            "tools/call" => match self.find(ListKind::Tool, message, &["name"])? {
                 FoundTool::Own => Ok(self.list_servers(client, message, reply)),
                 FoundTool::Server(upstream, rename) => {
                     self.forward(client, &upstream, message, Some(rename), reply)
                 }
             },
-            "prompts/get" => self.forward_found(client, Kind::Prompt, &["name"], message, reply),
+            "prompts/get" => self.forward_found(client, ListKind::Prompt, &["name"], message, reply),
             "resources/read" | "resources/subscribe" | "resources/unsubscribe" => {
                 let (upstream, rename) = self.find_resource(message, &["uri"])?;
                 self.resource(client, &upstream, message, rename, reply)
@@ -183,7 +183,7 @@ impl Gateway {
                 let kind = string_param(message, &["ref", "type"])?.map(|(_, kind)| kind);
                 match kind.as_deref() {
                     Some("ref/prompt") => {
-                        self.forward_found(client, Kind::Prompt, &["ref", "name"], message, reply)
+                        self.forward_found(client, ListKind::Prompt, &["ref", "name"], message, reply)
                     }
                     Some("ref/resource") => {
                         let (upstream, rename) = self.find_resource(message, &["ref", "uri"])?;
@@ -199,7 +199,7 @@ impl Gateway {
     fn forward_found(
         &self,
         client: &Arc<Session>,
-        kind: Kind,
+        kind: ListKind,
         path: &[&str],
         message: &Message<'_>,
         reply: &Responder,
@@ -213,7 +213,7 @@ impl Gateway {
     }
 
     /// Looks up what a request names.
-    fn find(&self, kind: Kind, message: &Message<'_>, path: &[&str]) -> Result<FoundTool, Problem> {
+    fn find(&self, kind: ListKind, message: &Message<'_>, path: &[&str]) -> Result<FoundTool, Problem> {
         let (span, name) = needed_param(message, path)?;
         match self.catalog().find(kind, &name) {
             Some(Target::Server { handle, key }) => Ok(FoundTool::Server(handle, (span, key))),
@@ -244,13 +244,13 @@ impl Gateway {
         match target {
             Some(Target::Server { handle, key }) => Ok((handle, (span, key))),
             Some(Target::Several(uris)) => {
-                Err((jsonrpc::NO_RESOURCE, ambiguous(Kind::Resource.noun(), &uri, &uris)))
+                Err((jsonrpc::NO_RESOURCE, ambiguous(ListKind::Resource.noun(), &uri, &uris)))
             }
             _ => Err((jsonrpc::NO_RESOURCE, format!("no such resource: {}", text::show(&uri)))),
         }
     }
 
-    fn list(&self, kind: Kind, message: &Message<'_>) -> Result<String, Problem> {
+    fn list(&self, kind: ListKind, message: &Message<'_>) -> Result<String, Problem> {
         // Some clients write the first page's cursor as null or as an empty text.
         let is_null =
             matches!(message.param(&["cursor"]), Ok(Some(span)) if &message.text()[span.clone()] == "null");
@@ -280,7 +280,7 @@ impl Gateway {
             _ => "{}".to_owned(),
         };
         let (capabilities, info) = (raw("capabilities"), raw("clientInfo"));
-        if !client.paid().facts.resize(capabilities.len() + info.len()) {
+        if !client.paid().info.resize(capabilities.len() + info.len()) {
             self.stats.memory_refusals.add();
             return Err((jsonrpc::BUSY, NO_MEMORY.into()));
         }
@@ -390,11 +390,11 @@ fn not_connected(server: &str) -> Problem {
 pub fn declined(why: Declined, server: &str) -> Problem {
     let invalid = |text: &str| (jsonrpc::INVALID_REQUEST, text.to_owned());
     match why {
-        Declined::Client(session::Refused::Busy) => {
+        Declined::Client(session::CallRefused::Busy) => {
             (jsonrpc::BUSY, "too many calls of this session are under way (--max-calls-per-session)".into())
         }
-        Declined::Client(session::Refused::Repeated) => invalid("a call with this id is under way"),
-        Declined::Client(session::Refused::Ended) => invalid("the session has ended"),
+        Declined::Client(session::CallRefused::Repeated) => invalid("a call with this id is under way"),
+        Declined::Client(session::CallRefused::Ended) => invalid("the session has ended"),
         Declined::Sessions => {
             (jsonrpc::BUSY, format!("server '{server}' has as many sessions as it may (--max-sessions)"))
         }

@@ -16,17 +16,17 @@ use super::{
     upstream::{Caller, Upstream},
 };
 use crate::{
-    catalog::Key,
-    hub::mux::Step,
+    catalog::UpstreamKey,
+    hub::mux::Routed,
     jsonrpc::{
         self, Message, Span, edit,
-        tolerant::{self, Part, Unusable},
+        tolerant::{self, MessagePart, Unusable},
     },
     limits::{CHANNEL_TICK, INSTRUCTIONS, LOG_GROUPS},
     mcp::{
         self,
-        discovery::{Ask, Conversation, Next},
-        listing::{Item, Kind},
+        discovery::{Discovery, DiscoveryRequest, DiscoveryStep},
+        listing::{ListItem, ListKind},
     },
     net::{
         budget::{Account, Charge},
@@ -44,7 +44,7 @@ use crate::{
 /// Where a server is registered.
 pub struct CatalogGuard {
     /// In the catalog.
-    pub key: Key,
+    pub key: UpstreamKey,
     /// Its place among the servers of its principal.
     pub _share: Share,
 }
@@ -57,7 +57,7 @@ pub struct UpstreamDriver {
     /// It is told by status frames what becomes of it.
     ours: bool,
     upstream: Arc<Upstream>,
-    discovery: Conversation,
+    discovery: Discovery,
     /// The id of the conversation's open question.
     asked: Option<u64>,
     /// All that it offers was listed once.
@@ -71,7 +71,7 @@ pub struct UpstreamDriver {
     /// What its answer to `initialize` takes, the list that is coming in, and those in the catalog.
     greeting: Charge,
     listing: Charge,
-    lists: BTreeMap<Kind, Charge>,
+    lists: BTreeMap<ListKind, Charge>,
     /// What its instructions take there.
     instructions: Charge,
     /// No list that changed is asked for before this.
@@ -138,7 +138,7 @@ impl UpstreamDriver {
         upstream: Arc<Upstream>,
         account: &Account,
     ) -> Result<Self, CloseReason> {
-        let (conversation, ask) = Conversation::start(gateway.config.limits.catalog.clone());
+        let (conversation, ask) = Discovery::start(gateway.config.limits.catalog.clone());
         let now = Instant::now();
         upstream.set_run(gateway.tasks().start());
         let mut server = Self {
@@ -226,13 +226,13 @@ impl UpstreamDriver {
     fn odd_frame(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), CloseReason> {
         for part in tolerant::parts(frame.as_bytes()) {
             match part {
-                Part::Message(text) => {
+                MessagePart::Message(text) => {
                     if let Ok(message) = Message::read(&text) {
                         self.sound_message(gateway, now, &message)?;
                     }
                 }
-                Part::Unusable(answer) => self.unusable(gateway, now, &answer)?,
-                Part::Noise => {
+                MessagePart::Unusable(answer) => self.unusable(gateway, now, &answer)?,
+                MessagePart::Noise => {
                     gateway.stats.unmatched.add();
                     self.upstream.log_noise(now, frame);
                 }
@@ -262,32 +262,32 @@ impl UpstreamDriver {
     ) -> Result<(), CloseReason> {
         let step = self.upstream.mux().sort(message);
         match step {
-            Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Discovery) => {
+            Ok(Routed::Answer(pending)) if matches!(pending.caller, Caller::Discovery) => {
                 let next = self.discovery.answered(message);
                 self.apply(gateway, now, next)?;
                 self.relist(gateway, now)
             }
-            Ok(Step::Answer(pending)) => {
+            Ok(Routed::Answer(pending)) => {
                 gateway.conclude(&self.upstream, pending, message);
                 gateway.resubscribe(now, &self.upstream, &mut self.pending_subscriptions);
                 Ok(())
             }
-            Ok(Step::Progress(id, span)) => {
+            Ok(Routed::Progress(id, span)) => {
                 self.progress(gateway, now, id, message, span);
                 Ok(())
             }
-            Ok(Step::Request) if self.ours && message.method() == "register" => {
+            Ok(Routed::Request) if self.ours && message.method() == "register" => {
                 Err(CloseReason::new(1008, "a second registration on one link"))
             }
-            Ok(Step::Request) => {
+            Ok(Routed::Request) => {
                 self.answer(message);
                 Ok(())
             }
-            Ok(Step::Notification) => {
+            Ok(Routed::Notification) => {
                 gateway.broadcast(&self.upstream, message);
                 self.changed(gateway, now, message.method())
             }
-            Ok(Step::Stray) | Err(_) => {
+            Ok(Routed::Stray) | Err(_) => {
                 gateway.stats.unmatched.add();
                 self.upstream.log_stray(now, message);
                 Ok(())
@@ -314,7 +314,7 @@ impl UpstreamDriver {
 
     /// A list of the server changed: all lists that the notification speaks of are asked for anew.
     fn changed(&mut self, gateway: &Gateway, now: Instant, notification: &str) -> Result<(), CloseReason> {
-        for kind in Kind::ALL.into_iter().filter(|kind| kind.changed() == notification) {
+        for kind in ListKind::ALL.into_iter().filter(|kind| kind.changed() == notification) {
             self.discovery.changed(kind);
         }
         self.relist(gateway, now)
@@ -362,7 +362,7 @@ impl UpstreamDriver {
     }
 
     /// Sends a question of the gateway's own.
-    fn ask(&mut self, gateway: &Gateway, now: Instant, ask: Ask) -> Result<(), CloseReason> {
+    fn ask(&mut self, gateway: &Gateway, now: Instant, ask: DiscoveryRequest) -> Result<(), CloseReason> {
         let config = &gateway.config;
         // A server may have to be downloaded and started first.
         let patience = if ask.method == "initialize" { config.timeout_run_tool } else { config.timeout_rpc };
@@ -385,12 +385,12 @@ impl UpstreamDriver {
     }
 
     /// What follows from an answer to a question of the gateway's own.
-    fn apply(&mut self, gateway: &Gateway, now: Instant, next: Next) -> Result<(), CloseReason> {
+    fn apply(&mut self, gateway: &Gateway, now: Instant, next: DiscoveryStep) -> Result<(), CloseReason> {
         self.log_remarks(gateway);
         match next {
-            Next::Ask(_) if !self.pay_answers() => self.no_memory(gateway, now),
-            Next::Ask(ask) => self.ask(gateway, now, ask),
-            Next::Offer(kind, items, next) => {
+            DiscoveryStep::Ask(_) if !self.pay_answers() => self.no_memory(gateway, now),
+            DiscoveryStep::Ask(ask) => self.ask(gateway, now, ask),
+            DiscoveryStep::Offer(kind, items, next) => {
                 if self.pay(kind, &items) {
                     self.list(gateway, kind, items);
                 } else if self.listed {
@@ -402,18 +402,23 @@ impl UpstreamDriver {
                 }
                 self.proceed(gateway, now, next)
             }
-            Next::Kept(why, next) => {
+            DiscoveryStep::Kept(why, next) => {
                 // What came of it so far is not kept.
                 let _ = self.listing.resize(0);
                 self.kept(gateway, now, &why);
                 self.proceed(gateway, now, next)
             }
-            Next::Failed(why) => self.failed(gateway, now, &why),
+            DiscoveryStep::Failed(why) => self.failed(gateway, now, &why),
         }
     }
 
     /// A list is dealt with: asks for the next one.
-    fn proceed(&mut self, gateway: &Gateway, now: Instant, next: Option<Ask>) -> Result<(), CloseReason> {
+    fn proceed(
+        &mut self,
+        gateway: &Gateway,
+        now: Instant,
+        next: Option<DiscoveryRequest>,
+    ) -> Result<(), CloseReason> {
         match next {
             Some(ask) => self.ask(gateway, now, ask),
             None => {
@@ -442,17 +447,17 @@ impl UpstreamDriver {
     /// Whether there is memory for what it has answered so far. Its answer to `initialize` is kept twice: for clients, and until
     /// the lists are complete.
     fn pay_answers(&mut self) -> bool {
-        self.greeting.resize(2 * self.discovery.greeting().len())
+        self.greeting.resize(2 * self.discovery.initialize_result().len())
             && self.listing.resize(self.discovery.listing_bytes())
     }
 
     /// Whether there is memory for a list in the place of the one before.
-    fn pay(&mut self, kind: Kind, items: &[Item]) -> bool {
+    fn pay(&mut self, kind: ListKind, items: &[ListItem]) -> bool {
         // Less is always granted.
         let _ = self.listing.resize(0);
         let account = self.listing.account();
         let charge = self.lists.entry(kind).or_insert_with(|| account.charge());
-        charge.resize(items.iter().map(Item::memory).sum())
+        charge.resize(items.iter().map(ListItem::memory).sum())
     }
 
     /// There is none. A server that was listed keeps what it had; another may try again later.
@@ -467,7 +472,7 @@ impl UpstreamDriver {
 
     /// Takes the server's instructions into the catalog; without memory for them, none.
     fn instruct(&mut self, gateway: &Gateway) {
-        let mut instructions = mcp::instructions_of(self.discovery.greeting()).unwrap_or_default();
+        let mut instructions = mcp::instructions_of(self.discovery.initialize_result()).unwrap_or_default();
         if !self.instructions.resize(instructions.len().min(INSTRUCTIONS)) {
             gateway.stats.memory_refusals.add();
             self.instructions.resize_anyway(0);
@@ -476,13 +481,13 @@ impl UpstreamDriver {
         gateway.catalog().set_instructions(self.place.key, &instructions);
     }
 
-    fn list(&mut self, gateway: &Gateway, kind: Kind, items: Vec<Item>) {
+    fn list(&mut self, gateway: &Gateway, kind: ListKind, items: Vec<ListItem>) {
         // This server has paid for it.
-        if self.upstream.greeted(self.discovery.greeting()) == Ok(true) {
+        if self.upstream.greeted(self.discovery.initialize_result()) == Ok(true) {
             self.instruct(gateway);
         }
         let (name, count) = (self.upstream.name(), items.len());
-        if kind == Kind::Tool {
+        if kind == ListKind::Tool {
             self.tools = count;
         }
         if self.upstream.has("resources") {
@@ -536,7 +541,7 @@ impl UpstreamDriver {
             gateway.expire_instances(&self.upstream, now);
         }
         for pending in self.upstream.expire(now, &gateway.stats) {
-            let seconds = pending.patience.as_secs_f64();
+            let seconds = pending.timeout.as_secs_f64();
             let mut why = format!("{} was not answered in {seconds} s", pending.method);
             if !self.listed {
                 // Whoever reads it sits at the edge, and a first start may well take longer (`npx` on a small box).

@@ -14,7 +14,7 @@ use crate::{
     hub::mux::Pending,
     jsonrpc::{self, Message, Span, edit, quote, unquote},
     limits::{self, LOG_GROUPS},
-    mcp::{listing::Kind, log_level::Level, resource_links},
+    mcp::{listing::ListKind, log_level::Level, resource_links},
     session::{Subscriber, Subscriptions},
 };
 
@@ -271,7 +271,7 @@ impl Gateway {
         upstream.forget_level();
         self.send_level(upstream);
         // Sessions at its own endpoint have seen it before, when it may have offered something else.
-        for kind in [Kind::Tool, Kind::Prompt, Kind::Resource] {
+        for kind in [ListKind::Tool, ListKind::Prompt, ListKind::Resource] {
             if upstream.has(kind.capability()) {
                 self.notify_aggregate(upstream, &jsonrpc::notification(kind.changed(), None));
             }

@@ -17,10 +17,10 @@ use super::{
     upstream::{Caller, Declined, Upstream, uri_params},
 };
 use crate::{
-    hub::mux::Step,
+    hub::mux::Routed,
     jsonrpc::{
         self, Kind, Malformed, Message, edit,
-        tolerant::{self, Part, Unusable},
+        tolerant::{self, MessagePart, Unusable},
     },
     limits,
     mcp::discovery::error_text,
@@ -41,7 +41,7 @@ impl Gateway {
         let Some(isolation) = upstream.instance_pool() else { return Ok(upstream.clone()) };
         let mut own = client.instances();
         if own.ended {
-            return Err(Declined::Client(session::Refused::Ended));
+            return Err(Declined::Client(session::CallRefused::Ended));
         }
         if let Some(process) = own.by_server.get(upstream.name()) {
             return Ok(process.clone());
@@ -81,9 +81,11 @@ impl Gateway {
                 }
                 for part in tolerant::parts(text.as_bytes()) {
                     match part {
-                        Part::Message(text) => take(&text),
-                        Part::Unusable(answer) => self.on_unusable_instance_answer(now, process, &answer),
-                        Part::Noise => {
+                        MessagePart::Message(text) => take(&text),
+                        MessagePart::Unusable(answer) => {
+                            self.on_unusable_instance_answer(now, process, &answer)
+                        }
+                        MessagePart::Noise => {
                             self.stats.unmatched.add();
                             process.log_noise(now, text);
                         }
@@ -146,7 +148,7 @@ impl Gateway {
     ) {
         let step = process.mux().sort(message);
         match step {
-            Ok(Step::Answer(pending)) if matches!(pending.caller, Caller::Initialize) => {
+            Ok(Routed::Answer(pending)) if matches!(pending.caller, Caller::Initialize) => {
                 match message.result() {
                     Some(result) if process.greeted(result).is_err() => {
                         self.stats.memory_refusals.add();
@@ -161,7 +163,7 @@ impl Gateway {
                     }
                 }
             }
-            Ok(Step::Answer(pending)) => self.conclude(process, pending, message),
+            Ok(Routed::Answer(pending)) => self.conclude(process, pending, message),
             _ => {
                 self.stats.unmatched.add();
                 process.log_stray(now, message);

@@ -20,7 +20,7 @@ use crate::{
     auth::Principal,
     catalog::NameTaken,
     limits::{self, LinkLimits},
-    mcp::listing::Kind,
+    mcp::listing::ListKind,
     net::{
         self, outbox, timeout,
         ws_link::{self, CloseReason, LinkEnd, LinkHandler, Outbound, WebSocket},
@@ -448,7 +448,7 @@ impl Candidate<'_> {
             gateway.end_all_instances(&old, why);
             old.link()
                 .end(CloseReason::new(CLOSE_REPLACED, "the same server id registered over another link"));
-            gateway.lists_changed(&Kind::ALL);
+            gateway.lists_changed(&ListKind::ALL);
         }
         Ok(place)
     }

@@ -66,7 +66,7 @@ use crate::{
     },
     router::Policy,
     runtime::executor::{self, Pacer, Shutdown, ShutdownTrigger, TaskTracker},
-    session::{Changes, Sessions, Subscriptions, Tasks},
+    session::{Changes, Sessions, Subscriptions, TaskOwners},
 };
 
 /// What all connections of one gateway share.
@@ -78,7 +78,7 @@ pub struct Gateway {
     catalog: Mutex<Catalog<Arc<Upstream>>>,
     sessions: Mutex<Sessions<Arc<Session>>>,
     subscriptions: Mutex<Subscriptions>,
-    tasks: Mutex<Tasks>,
+    tasks: Mutex<TaskOwners>,
     /// Changes of lists that clients are to be told of, and what wakes the task that does it.
     changes: Mutex<Changes>,
     changed: (Sender<()>, Receiver<()>),
@@ -174,7 +174,7 @@ impl Gateway {
         self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tasks(&self) -> MutexGuard<'_, Tasks> {
+    fn tasks(&self) -> MutexGuard<'_, TaskOwners> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

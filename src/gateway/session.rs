@@ -17,7 +17,7 @@ use crate::{
         budget::{Account, Charge},
         outbox::{SendError, Sender},
     },
-    session::{Asks, Calls},
+    session::{Calls, PendingServerRequests},
     text,
 };
 
@@ -55,9 +55,9 @@ impl ClientInfo {
 
 /// Charges for what is kept of a session as long as it lives.
 #[derive(Debug)]
-pub struct Paid {
+pub struct SessionCharges {
     /// For what it said of itself.
-    pub facts: Charge,
+    pub info: Charge,
     /// For its subscriptions.
     pub subscriptions: Charge,
 }
@@ -94,11 +94,11 @@ pub struct Session {
     burst: usize,
     calls: Mutex<Calls<Arc<Upstream>>>,
     info: Mutex<ClientInfo>,
-    paid: Mutex<Paid>,
+    paid: Mutex<SessionCharges>,
     streams: Streams,
     instances: Mutex<SessionInstances>,
     /// What they ask it.
-    server_requests: Mutex<Asks<Arc<Upstream>>>,
+    server_requests: Mutex<PendingServerRequests<Arc<Upstream>>>,
 }
 
 impl Session {
@@ -115,7 +115,7 @@ impl Session {
         let facts = ClientInfo { initialized: None, version: LATEST.into(), level: None, capabilities, info };
         let calls = Mutex::new(Calls::new(limits));
         let (facts, streams) = (Mutex::new(facts), Streams::new(limits, &account));
-        let paid = Mutex::new(Paid { facts: account.charge(), subscriptions: account.charge() });
+        let paid = Mutex::new(SessionCharges { info: account.charge(), subscriptions: account.charge() });
         let (own, asks) = (Mutex::default(), Mutex::default());
         Arc::new(Self {
             id,
@@ -223,7 +223,7 @@ impl Session {
     }
 
     /// What is charged for it.
-    pub fn paid(&self) -> MutexGuard<'_, Paid> {
+    pub fn paid(&self) -> MutexGuard<'_, SessionCharges> {
         self.paid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -233,7 +233,7 @@ impl Session {
     }
 
     /// What they ask it.
-    pub fn server_requests(&self) -> MutexGuard<'_, Asks<Arc<Upstream>>> {
+    pub fn server_requests(&self) -> MutexGuard<'_, PendingServerRequests<Arc<Upstream>>> {
         self.server_requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

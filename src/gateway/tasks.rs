@@ -13,7 +13,7 @@ use super::{
 use crate::{
     auth::Principal,
     jsonrpc::{self, Message, Span, elements, find, unquote},
-    session::Owner,
+    session::TaskOwner,
 };
 
 /// What servers say of an id that they do not know.
@@ -43,9 +43,9 @@ impl Gateway {
     fn may_have_task(&self, principal: Principal, upstream: &Upstream, id: &str) -> bool {
         let owner = self.tasks().owner(upstream.run(), id);
         match owner {
-            Owner::Known(owner) => owner == principal,
-            Owner::Unknown => true,
-            Owner::Forgotten => !self.authn.tokens().have_several_clients(),
+            TaskOwner::Known(owner) => owner == principal,
+            TaskOwner::Unknown => true,
+            TaskOwner::Forgotten => !self.authn.tokens().have_several_clients(),
         }
     }
 
@@ -103,7 +103,7 @@ impl Gateway {
     /// Whether somebody is shown a task.
     pub fn may_see_task(&self, principal: Principal, upstream: &Upstream, id: Option<&str>) -> bool {
         match id.map(|id| self.tasks().owner(upstream.run(), id)) {
-            Some(Owner::Known(owner)) => owner == principal,
+            Some(TaskOwner::Known(owner)) => owner == principal,
             _ => !self.authn.tokens().have_several_clients(),
         }
     }

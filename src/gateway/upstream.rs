@@ -69,7 +69,7 @@ pub struct Call<'a> {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Declined {
     /// The client may not begin it.
-    Client(session::Refused),
+    Client(session::CallRefused),
     /// The server has too many calls under way.
     Server,
     /// The client's principal has as many calls under way as it may where several share the server.
@@ -577,8 +577,8 @@ impl Upstream {
             let caller = Caller::Session(client.clone(), call_id.clone(), call.responder.clone(), share);
             let opened = self.mux().open(now, caller, call.message.method(), token, call.timeout);
             let upstream_id = opened.map_err(|refused| match refused {
-                mux::Refused::Busy => Declined::Server,
-                mux::Refused::Gone => Declined::Gone,
+                mux::MuxRefused::Busy => Declined::Server,
+                mux::MuxRefused::Gone => Declined::Gone,
             })?;
             calls.begin(&call_id, self.clone(), upstream_id);
             (call_id, upstream_id)
@@ -736,7 +736,7 @@ impl Upstream {
         self.mux().tick(now, &mut expired);
         let mut own = Vec::new();
         for (id, pending) in expired {
-            let seconds = pending.patience.as_secs_f64();
+            let seconds = pending.timeout.as_secs_f64();
             self.log_expired(now, &pending.method, seconds);
             if &*pending.method != "initialize" {
                 let _ = self.send(edit::cancelled(id, "no answer in time"));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::Refusal;
 use super::body::{self, Chunked, Framing, framing};
 use super::date::Date;
-use super::head::{self, Found, Request, Scan, Version};
+use super::head::{self, FoundHead, Request, Scan, Version};
 use super::response::{self, Response};
 use super::types::{Method, StatusCode};
 use super::upgrade::Upgrade;
@@ -57,14 +57,14 @@ pub struct Conn {
     ended: bool,
     /// No request is taken after the present one.
     last: bool,
-    answer: Answer,
+    answer: Answering,
     /// What stands in the next head.
     date: Option<Date>,
 }
 
 /// What the answer to the present request has to heed.
 #[derive(Clone, Copy, Debug, Default)]
-struct Answer {
+struct Answering {
     /// The peer wants the connection closed after it.
     close: bool,
     /// The peer holds the body back until it gets a 100.
@@ -143,7 +143,7 @@ impl Conn {
             requests: 0,
             ended: false,
             last: false,
-            answer: Answer::default(),
+            answer: Answering::default(),
             date: None,
         }
     }
@@ -405,7 +405,7 @@ impl Conn {
         let bytes = self.buffer.get(self.start..self.end).unwrap_or_default();
         let State::Head { scan, begun } = &mut self.state else { return Ok(Step::Read) };
         let found = scan.search(bytes, &self.limits)?;
-        if let Some(Found { start, end }) = found {
+        if let Some(FoundHead { start, end }) = found {
             let request = head::parse(bytes.get(start..end).unwrap_or_default(), &self.limits)?;
             self.start += end;
             return self.admit(request);
@@ -435,7 +435,7 @@ impl Conn {
             expects = framing != Framing::Length(0);
         }
         self.requests = self.requests.saturating_add(1);
-        self.answer = Answer {
+        self.answer = Answering {
             close: old || request.lists("connection", "close"),
             expects,
             head_only: request.method() == Method::Head,
@@ -555,7 +555,7 @@ impl Conn {
 
     /// Waits for the next request.
     fn wait(&mut self) {
-        self.answer = Answer::default();
+        self.answer = Answering::default();
         self.state = State::waiting();
         self.release();
     }

@@ -33,7 +33,7 @@ pub struct Scan {
 
 /// Where a complete head lies in the bytes that [`Scan::search`] was given.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Found {
+pub struct FoundHead {
     /// First byte, behind a leading blank line.
     pub start: usize,
     /// Behind the blank line that ends the head.
@@ -46,7 +46,7 @@ impl Scan {
     /// # Errors
     /// 400 for a bare LF, a bare CR, a control character or a second leading blank line; 431 for too many
     /// lines or bytes; 414 when the request line alone is too long (RFC 9112 2.2, 3).
-    pub fn search(&mut self, bytes: &[u8], limits: &HttpLimits) -> Result<Option<Found>, Refusal> {
+    pub fn search(&mut self, bytes: &[u8], limits: &HttpLimits) -> Result<Option<FoundHead>, Refusal> {
         loop {
             let most = self.blank.saturating_add(limits.head_bytes);
             let window = bytes.get(self.seen..bytes.len().min(most)).unwrap_or_default();
@@ -59,7 +59,7 @@ impl Scan {
                 (false, b'\r') => self.cr = true,
                 (true, b'\n') => {
                     if let Some(end) = self.end_line(limits)? {
-                        return Ok(Some(Found { start: self.blank, end }));
+                        return Ok(Some(FoundHead { start: self.blank, end }));
                     }
                 }
                 (true, _) => return Err(Refusal::bad("bare CR in the head")),
@@ -134,7 +134,7 @@ pub enum Version {
 
 /// Where a piece of text lies in the head.
 #[derive(Clone, Copy, Default)]
-struct Span {
+struct HeadSpan {
     start: u32,
     end: u32,
 }
@@ -142,8 +142,8 @@ struct Span {
 /// One header field.
 #[derive(Clone, Copy)]
 struct Field {
-    name: Span,
-    value: Span,
+    name: HeadSpan,
+    value: HeadSpan,
 }
 
 /// A request head: a copy of its text and a table of where things are in it. `Debug` prints no field, since
@@ -154,10 +154,10 @@ pub struct Request {
     fields: Box<[Field]>,
     method: Method,
     version: Version,
-    target: Span,
-    path: Span,
-    query: Option<Span>,
-    host: Option<Span>,
+    target: HeadSpan,
+    path: HeadSpan,
+    query: Option<HeadSpan>,
+    host: Option<HeadSpan>,
 }
 
 impl Request {
@@ -223,7 +223,7 @@ impl Request {
             .any(|item| trim(item).eq_ignore_ascii_case(member))
     }
 
-    fn slice(&self, span: Span) -> &str {
+    fn slice(&self, span: HeadSpan) -> &str {
         self.text.get(span.start as usize..span.end as usize).unwrap_or_default()
     }
 
@@ -243,7 +243,7 @@ impl Request {
             }
         };
         let query = target.get(path..).and_then(|rest| rest.find('?')).map(|place| path + place);
-        let within = |from: usize, to: usize| Span {
+        let within = |from: usize, to: usize| HeadSpan {
             start: self.target.start + from as u32,
             end: self.target.start + to as u32,
         };
@@ -335,7 +335,7 @@ pub fn parse(head: &[u8], limits: &HttpLimits) -> Result<Request, Refusal> {
         method,
         version: if parsed.version == Some(0) { Version::Http10 } else { Version::Http11 },
         target: span(head, target.as_bytes()),
-        path: Span::default(),
+        path: HeadSpan::default(),
         query: None,
         host: None,
         text: text.into(),
@@ -383,9 +383,9 @@ fn method(name: &str) -> Result<Method, Refusal> {
 }
 
 /// Where a piece lies in the head that it was cut from.
-fn span(head: &[u8], piece: &[u8]) -> Span {
+fn span(head: &[u8], piece: &[u8]) -> HeadSpan {
     let start = (piece.as_ptr() as usize).saturating_sub(head.as_ptr() as usize);
-    Span { start: start as u32, end: (start + piece.len()) as u32 }
+    HeadSpan { start: start as u32, end: (start + piece.len()) as u32 }
 }
 
 /// The range of the authority in an absolute target of our schemes.

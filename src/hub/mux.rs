@@ -25,7 +25,7 @@ pub struct Pending<C> {
     /// The method that was asked for.
     pub method: Box<str>,
     /// How long the answer, or progress, may take.
-    pub patience: Duration,
+    pub timeout: Duration,
     deadline: Instant,
     /// No progress moves the deadline beyond this.
     latest: Instant,
@@ -42,7 +42,7 @@ impl<C> Pending<C> {
 
 /// Why a request is not taken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Refused {
+pub enum MuxRefused {
     /// The link has as many calls under way as it may.
     Busy,
     /// The link is gone.
@@ -51,7 +51,7 @@ pub enum Refused {
 
 /// What a message from the server is, seen from the table.
 #[derive(Debug)]
-pub enum Step<C> {
+pub enum Routed<C> {
     /// The answer to a request, which is no longer pending.
     Answer(Pending<C>),
     /// Progress of the pending request with this id; the span is the token's place.
@@ -69,22 +69,22 @@ pub enum Step<C> {
 pub struct Mux<C> {
     last: u64,
     pending: HashMap<u64, Pending<C>>,
-    most: usize,
+    max: usize,
     /// No pending request is due before this. May be early; `tick` corrects it.
     due: Option<Instant>,
     gone: bool,
 }
 
 impl<C> Mux<C> {
-    /// An empty table for `most` requests at a time.
+    /// An empty table for `max` requests at a time.
     pub fn new(most: usize) -> Self {
-        Self { last: 0, pending: HashMap::new(), most, due: None, gone: false }
+        Self { last: 0, pending: HashMap::new(), max: most, due: None, gone: false }
     }
 
     /// Takes a request in and mints its id.
     ///
     /// # Errors
-    /// [`Refused`]: the table is full, or was drained.
+    /// [`MuxRefused`]: the table is full, or was drained.
     pub fn open(
         &mut self,
         now: Instant,
@@ -92,34 +92,34 @@ impl<C> Mux<C> {
         method: &str,
         token: Option<&str>,
         patience: Duration,
-    ) -> Result<u64, Refused> {
-        if self.pending.len() >= self.most && !self.gone {
-            return Err(Refused::Busy);
+    ) -> Result<u64, MuxRefused> {
+        if self.pending.len() >= self.max && !self.gone {
+            return Err(MuxRefused::Busy);
         }
         let (deadline, latest) = (now + patience, now + patience.max(CALL_LONGEST));
         let token = token.map(Into::into);
-        self.insert(Pending { caller, method: method.into(), patience, deadline, latest, token })
+        self.insert(Pending { caller, method: method.into(), timeout: patience, deadline, latest, token })
     }
 
     /// Takes in a request of the gateway's own, of which there are few at a time: callers must not keep it out.
     ///
     /// # Errors
-    /// [`Refused::Gone`]: the table was drained.
+    /// [`MuxRefused::Gone`]: the table was drained.
     pub fn open_own(
         &mut self,
         now: Instant,
         caller: C,
         method: &str,
         patience: Duration,
-    ) -> Result<u64, Refused> {
+    ) -> Result<u64, MuxRefused> {
         let deadline = now + patience;
         let (method, latest, token) = (method.into(), deadline, None);
-        self.insert(Pending { caller, method, patience, deadline, latest, token })
+        self.insert(Pending { caller, method, timeout: patience, deadline, latest, token })
     }
 
-    fn insert(&mut self, pending: Pending<C>) -> Result<u64, Refused> {
+    fn insert(&mut self, pending: Pending<C>) -> Result<u64, MuxRefused> {
         if self.gone {
-            return Err(Refused::Gone);
+            return Err(MuxRefused::Gone);
         }
         self.last += 1;
         self.due = Some(self.due.map_or(pending.deadline, |due| due.min(pending.deadline)));
@@ -131,21 +131,21 @@ impl<C> Mux<C> {
     ///
     /// # Errors
     /// [`Malformed::Duplicate`] when its progress token is ambiguous.
-    pub fn sort(&mut self, message: &Message<'_>) -> Result<Step<C>, Malformed> {
+    pub fn sort(&mut self, message: &Message<'_>) -> Result<Routed<C>, Malformed> {
         match message.kind() {
-            Kind::Request => Ok(Step::Request),
+            Kind::Request => Ok(Routed::Request),
             Kind::Response => {
                 let id = message.id().and_then(decimal);
-                Ok(id.and_then(|id| self.close(id)).map_or(Step::Stray, Step::Answer))
+                Ok(id.and_then(|id| self.close(id)).map_or(Routed::Stray, Routed::Answer))
             }
             Kind::Notification if message.method() == "notifications/progress" => {
-                let Some(span) = message.param(&["progressToken"])? else { return Ok(Step::Stray) };
+                let Some(span) = message.param(&["progressToken"])? else { return Ok(Routed::Stray) };
                 let id = decimal(&message.text()[span.clone()]);
                 let known =
                     id.filter(|id| self.pending.get(id).is_some_and(|pending| pending.token.is_some()));
-                Ok(known.map_or(Step::Stray, |id| Step::Progress(id, span)))
+                Ok(known.map_or(Routed::Stray, |id| Routed::Progress(id, span)))
             }
-            Kind::Notification => Ok(Step::Notification),
+            Kind::Notification => Ok(Routed::Notification),
         }
     }
 
@@ -180,10 +180,10 @@ impl<C> Mux<C> {
     pub fn progressed(&mut self, now: Instant, id: u64) {
         let Some(pending) = self.pending.get_mut(&id) else { return };
         // `due` stays: it may be early.
-        pending.deadline = pending.deadline.max(now + pending.patience).min(pending.latest);
+        pending.deadline = pending.deadline.max(now + pending.timeout).min(pending.latest);
         if pending.deadline == pending.latest {
             // The time that is over then is the whole.
-            pending.patience = pending.patience.max(CALL_LONGEST);
+            pending.timeout = pending.timeout.max(CALL_LONGEST);
         }
     }
 
@@ -237,11 +237,11 @@ mod tests {
 
     fn sort(mux: &mut Mux<&'static str>, text: &str) -> String {
         match mux.sort(&Message::read(text).unwrap()).unwrap() {
-            Step::Answer(pending) => format!("answer to {}", pending.caller),
-            Step::Progress(id, span) => format!("progress of {id} at {}", &text[span]),
-            Step::Request => "request".into(),
-            Step::Notification => "notification".into(),
-            Step::Stray => "stray".into(),
+            Routed::Answer(pending) => format!("answer to {}", pending.caller),
+            Routed::Progress(id, span) => format!("progress of {id} at {}", &text[span]),
+            Routed::Request => "request".into(),
+            Routed::Notification => "notification".into(),
+            Routed::Stray => "stray".into(),
         }
     }
 
@@ -312,14 +312,14 @@ mod tests {
         let now = Instant::now();
         assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(1));
         assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(2));
-        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Err(Refused::Busy));
+        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Err(MuxRefused::Busy));
         assert_eq!(mux.open_own(now, "us", "m", PATIENCE), Ok(3));
         mux.close(2);
         mux.close(3);
         assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(4));
         assert_eq!(mux.drain().len(), 2);
-        assert_eq!(mux.open_own(now, "us", "m", PATIENCE), Err(Refused::Gone));
-        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Err(Refused::Gone));
+        assert_eq!(mux.open_own(now, "us", "m", PATIENCE), Err(MuxRefused::Gone));
+        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Err(MuxRefused::Gone));
         assert_eq!((mux.is_empty(), mux.deadline()), (true, None));
     }
 
@@ -345,7 +345,7 @@ mod tests {
         mux.progressed(at(longest - 1), id);
         assert_eq!(mux.deadline().map(|due| due <= at(longest)), Some(true));
         mux.tick(at(longest), &mut expired);
-        assert_eq!(expired[0].1.patience, CALL_LONGEST, "the error names the whole time");
+        assert_eq!(expired[0].1.timeout, CALL_LONGEST, "the error names the whole time");
     }
 
     #[test]
@@ -358,7 +358,7 @@ mod tests {
         mux.tick(start + patience - Duration::from_secs(1), &mut expired);
         assert!(expired.is_empty());
         mux.tick(start + patience, &mut expired);
-        assert_eq!(expired[0].1.patience, patience);
+        assert_eq!(expired[0].1.timeout, patience);
     }
 
     #[test]

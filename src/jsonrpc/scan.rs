@@ -5,7 +5,7 @@
 
 use super::{
     Malformed, Span,
-    strict::{self, Found, Names},
+    strict::{self, MemberNames, NameMatch},
 };
 use crate::limits::JSON_DEPTH;
 
@@ -28,7 +28,7 @@ pub(super) fn envelope(
     strict: bool,
     member: &mut dyn FnMut(Span, Span) -> Result<(), Malformed>,
 ) -> Result<Scanned, Malformed> {
-    let mut scanner = Scanner::new(text.as_bytes(), 0);
+    let mut scanner = JsonScanner::new(text.as_bytes(), 0);
     scanner.white();
     // Whatever it is, and whatever is wrong with it, it must be JSON before we speak of that.
     let sound = match scanner.peek() {
@@ -49,19 +49,19 @@ pub(super) fn envelope(
     };
     scanner.end()?;
     sound.and(scanner.flaw.map_or(Ok(()), Err))?;
-    let Scanner { line_breaks, lone_surrogate, escaped_letter, .. } = scanner;
+    let JsonScanner { line_breaks, lone_surrogate, escaped_letter, .. } = scanner;
     Ok(Scanned { line_breaks, lone_surrogate, escaped_letter })
 }
 
 /// Whether the text is one value.
 pub(super) fn value(text: &str) -> bool {
-    let mut scanner = Scanner::new(text.as_bytes(), 0);
+    let mut scanner = JsonScanner::new(text.as_bytes(), 0);
     scanner.value(0).and_then(|()| scanner.end()).is_ok()
 }
 
 /// The members of an object inside a checked text, as spans of key and value. Nothing for other values.
 pub fn members(text: &str, span: Span) -> impl Iterator<Item = (Span, Span)> + '_ {
-    let mut scanner = Scanner::new(text.as_bytes(), span.start);
+    let mut scanner = JsonScanner::new(text.as_bytes(), span.start);
     let mut more = scanner.eat(b'{');
     std::iter::from_fn(move || {
         scanner.white();
@@ -77,7 +77,7 @@ pub fn members(text: &str, span: Span) -> impl Iterator<Item = (Span, Span)> + '
 
 /// The elements of an array inside a checked text. Nothing for other values.
 pub fn elements(text: &str, span: Span) -> impl Iterator<Item = Span> + '_ {
-    let mut scanner = Scanner::new(text.as_bytes(), span.start);
+    let mut scanner = JsonScanner::new(text.as_bytes(), span.start);
     let mut more = scanner.eat(b'[');
     std::iter::from_fn(move || {
         scanner.white();
@@ -93,7 +93,7 @@ pub fn elements(text: &str, span: Span) -> impl Iterator<Item = Span> + '_ {
     })
 }
 
-struct Scanner<'a> {
+struct JsonScanner<'a> {
     bytes: &'a [u8],
     at: usize,
     line_breaks: bool,
@@ -107,7 +107,7 @@ struct Scanner<'a> {
     flaw: Option<Malformed>,
 }
 
-impl<'a> Scanner<'a> {
+impl<'a> JsonScanner<'a> {
     fn new(bytes: &'a [u8], at: usize) -> Self {
         Self {
             bytes,
@@ -130,7 +130,7 @@ impl<'a> Scanner<'a> {
     fn object(
         &mut self,
         depth: u32,
-        strict: Option<(&'a str, &'static Names)>,
+        strict: Option<(&'a str, &'static MemberNames)>,
         member: &mut dyn FnMut(Span, Span),
     ) -> Result<(), Malformed> {
         let mut seen = 0;
@@ -171,7 +171,7 @@ impl<'a> Scanner<'a> {
         &mut self,
         depth: u32,
         text: &'a str,
-        names: &'static Names,
+        names: &'static MemberNames,
         seen: &mut u32,
     ) -> Result<(Span, Span), Malformed> {
         let is_envelope = depth == 1;
@@ -190,7 +190,7 @@ impl<'a> Scanner<'a> {
         let first = self.peek();
         self.null_character = false;
         match found {
-            Found::Name(_, inner) if first == Some(b'{') && !inner.is_empty() => {
+            NameMatch::Name(_, inner) if first == Some(b'{') && !inner.is_empty() => {
                 self.object(depth + 1, Some((text, inner)), &mut |_, _| {})?;
             }
             _ => self.value(depth)?,
@@ -199,16 +199,16 @@ impl<'a> Scanner<'a> {
             if is_envelope && self.lone_surrogate {
                 self.note(Malformed::Surrogate);
             }
-            if self.null_character && matches!(found, Found::Name(..)) {
+            if self.null_character && matches!(found, NameMatch::Name(..)) {
                 self.note(Malformed::Twin);
             }
         }
         self.lone_surrogate |= earlier;
         match found {
-            Found::Name(place, _) if *seen & 1 << place != 0 => self.note(Malformed::Duplicate),
-            Found::Name(place, _) => *seen |= 1 << place,
-            Found::Twin => self.note(Malformed::Twin),
-            Found::Other => {}
+            NameMatch::Name(place, _) if *seen & 1 << place != 0 => self.note(Malformed::Duplicate),
+            NameMatch::Name(place, _) => *seen |= 1 << place,
+            NameMatch::Twin => self.note(Malformed::Twin),
+            NameMatch::Other => {}
         }
         Ok((key, start..self.at))
     }
@@ -460,7 +460,7 @@ mod tests {
             let digits = [number, number / count, number / count / count, number / count / count / count];
             let text: String = digits.iter().map(|digit| tokens[digit % count]).collect();
             for text in [format!("[{text}]"), format!("{{\"k\":{text}}}"), text] {
-                let mut scanner = Scanner::new(text.as_bytes(), 0);
+                let mut scanner = JsonScanner::new(text.as_bytes(), 0);
                 scanner.white();
                 let ours = scanner.value(0).and_then(|()| scanner.end()).is_ok();
                 let theirs = serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok();
@@ -474,7 +474,7 @@ mod tests {
         for length in 0..40 {
             for (stop, good) in [("\"", true), ("\u{1f}\"", false), ("\\\"\"", true), ("\u{7f}é\"", true)] {
                 let text = format!("\"{}{stop}", "é".repeat(length / 2) + &"x".repeat(length));
-                let mut scanner = Scanner::new(text.as_bytes(), 0);
+                let mut scanner = JsonScanner::new(text.as_bytes(), 0);
                 assert_eq!(scanner.string().is_ok() && scanner.at == text.len(), good, "{text:?}");
             }
         }

@@ -7,12 +7,12 @@
 use std::str::Chars;
 
 /// The names that matter in one object, each with the names that matter in its value.
-pub(super) struct Names(&'static [(&'static str, &'static Names)]);
+pub(super) struct MemberNames(&'static [(&'static str, &'static MemberNames)]);
 
-static NONE: Names = Names(&[]);
+static NONE: MemberNames = MemberNames(&[]);
 
 /// The members of a message (JSON-RPC 2.0, sections 4 and 5).
-pub(super) static ENVELOPE: Names = Names(&[
+pub(super) static ENVELOPE: MemberNames = MemberNames(&[
     ("jsonrpc", &NONE),
     ("id", &NONE),
     ("method", &NONE),
@@ -21,7 +21,7 @@ pub(super) static ENVELOPE: Names = Names(&[
     ("error", &NONE),
 ]);
 
-static PARAMS: Names = Names(&[
+static PARAMS: MemberNames = MemberNames(&[
     ("_meta", &META),
     ("cursor", &NONE),
     ("level", &NONE),
@@ -34,40 +34,40 @@ static PARAMS: Names = Names(&[
     ("uri", &NONE),
 ]);
 
-static META: Names = Names(&[("progressToken", &NONE)]);
+static META: MemberNames = MemberNames(&[("progressToken", &NONE)]);
 
-static REFERENCE: Names = Names(&[("name", &NONE), ("type", &NONE), ("uri", &NONE)]);
+static REFERENCE: MemberNames = MemberNames(&[("name", &NONE), ("type", &NONE), ("uri", &NONE)]);
 
 /// What a key is among the names of an object.
-pub(super) enum Found {
+pub(super) enum NameMatch {
     /// The name at this place, whose value has these names.
-    Name(u32, &'static Names),
+    Name(u32, &'static MemberNames),
     /// Some reader takes it for a name, others do not.
     Twin,
     /// None of them.
     Other,
 }
 
-impl Names {
+impl MemberNames {
     /// Looks up a key of a checked text, without its quotes.
-    pub(super) fn find(&self, key: &str) -> Found {
+    pub(super) fn find(&self, key: &str) -> NameMatch {
         if let Some((place, (_, inner))) = (0..).zip(self.0).find(|(_, (name, _))| *name == key) {
-            return Found::Name(place, inner);
+            return NameMatch::Name(place, inner);
         }
         // Without an escape and a letter outside of ASCII, which only make a key longer, the case is all that can differ.
         let is_plain = key.bytes().all(|byte| byte.is_ascii() && byte != b'\\');
         for (place, (name, inner)) in (0..).zip(self.0) {
             match is_plain {
-                true if key.eq_ignore_ascii_case(name) => return Found::Twin,
+                true if key.eq_ignore_ascii_case(name) => return NameMatch::Twin,
                 true => {}
                 false => match compare(key, name) {
-                    (true, _) => return Found::Name(place, inner),
-                    (_, true) => return Found::Twin,
+                    (true, _) => return NameMatch::Name(place, inner),
+                    (_, true) => return NameMatch::Twin,
                     _ => {}
                 },
             }
         }
-        Found::Other
+        NameMatch::Other
     }
 
     /// Whether any name matters.
@@ -78,7 +78,7 @@ impl Names {
 
 /// Whether some reader takes a key, without its quotes, for a member of the envelope that it is not.
 pub(super) fn is_twin(key: &str) -> bool {
-    matches!(ENVELOPE.find(key), Found::Twin)
+    matches!(ENVELOPE.find(key), NameMatch::Twin)
 }
 
 /// Whether a key is a name, and whether some reader takes it for that. Ends at the first letter that differs.

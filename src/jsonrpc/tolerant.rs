@@ -9,7 +9,7 @@ use crate::limits::{BATCH_PARTS, ID_BYTES};
 
 /// One part of what a server wrote.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Part {
+pub enum MessagePart {
     /// A message, made sound.
     Message(String),
     /// An answer that cannot be used.
@@ -28,7 +28,7 @@ pub struct Unusable {
 }
 
 /// The parts of a text that is no sound message.
-pub fn parts(bytes: &[u8]) -> Vec<Part> {
+pub fn parts(bytes: &[u8]) -> Vec<MessagePart> {
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     let Ok(text) = std::str::from_utf8(bytes) else {
         return vec![unsound(bytes, "it is not UTF-8")];
@@ -45,21 +45,21 @@ pub fn parts(bytes: &[u8]) -> Vec<Part> {
 }
 
 /// One message, or an element of a batch.
-fn part(text: &str) -> Part {
+fn part(text: &str) -> MessagePart {
     match Message::read(text) {
         Ok(message) if message.has_twin() => rest(text, Malformed::Envelope),
-        Ok(message) => Part::Message(message.splice(&[])),
+        Ok(message) => MessagePart::Message(message.splice(&[])),
         Err(why) => rest(text, why),
     }
 }
 
-fn rest(text: &str, why: Malformed) -> Part {
+fn rest(text: &str, why: Malformed) -> MessagePart {
     let why = match why {
         Malformed::Envelope => match mended(text) {
             Ok(part) => return part,
             Err(why) => why,
         },
-        Malformed::NotObject | Malformed::Batch => return Part::Noise,
+        Malformed::NotObject | Malformed::Batch => return MessagePart::Noise,
         Malformed::Syntax => "it is not valid JSON, or only a part of it",
         other => other.reason(),
     };
@@ -67,7 +67,7 @@ fn rest(text: &str, why: Malformed) -> Part {
 }
 
 /// A JSON object whose members do not quite make up a message: what it means is clear all the same, or what is wrong.
-fn mended(text: &str) -> Result<Part, &'static str> {
+fn mended(text: &str) -> Result<MessagePart, &'static str> {
     let object = super::object(text).ok_or("it is no JSON object")?;
     let (mut found, mut others) = ([None; 6], 0_usize);
     const NAMES: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
@@ -113,12 +113,12 @@ fn mended(text: &str) -> Result<Part, &'static str> {
         (None, None, None) if id.is_some() && null_result => add("result", "null"),
         (None, None, None) if version.is_some() => return Err("it has neither a result nor an error"),
         (None, Some(_), None) if version.is_some() => return Err("it has no id"),
-        _ => return Ok(Part::Noise),
+        _ => return Ok(MessagePart::Noise),
     }
     out.push('}');
     // On one line, as any other message.
     let message = Message::read(&out).map(|message| message.splice(&[]));
-    message.map(Part::Message).map_err(Malformed::reason)
+    message.map(MessagePart::Message).map_err(Malformed::reason)
 }
 
 /// What the start of an answer says that cannot be read whole; `None`: as far as can be seen it is no answer.
@@ -148,8 +148,8 @@ pub fn id_at_end(end: &[u8]) -> Option<String> {
     (closed == 1 && !opened && rest.trim_ascii_end().ends_with(b"}")).then_some(id)
 }
 
-fn unsound(bytes: &[u8], why: &'static str) -> Part {
-    unusable(bytes, why).map_or(Part::Noise, Part::Unusable)
+fn unsound(bytes: &[u8], why: &'static str) -> MessagePart {
+    unusable(bytes, why).map_or(MessagePart::Noise, MessagePart::Unusable)
 }
 
 /// The members of an object that may be broken anywhere, as far as they can be seen.
@@ -248,8 +248,8 @@ fn white(bytes: &[u8], from: usize) -> usize {
 mod tests {
     use super::*;
 
-    fn message(text: &str) -> Vec<Part> {
-        vec![Part::Message(text.into())]
+    fn message(text: &str) -> Vec<MessagePart> {
+        vec![MessagePart::Message(text.into())]
     }
 
     #[test]
@@ -287,9 +287,12 @@ mod tests {
     #[test]
     fn batches_are_taken_apart() {
         let batch = r#"[{"jsonrpc":"2.0","id":1,"result":{}},7,{"id":2,"result":{},"error":null},{"jsonrpc":"2.0","id":3}]"#;
-        let made = |id: u8| Part::Message(format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#));
+        let made = |id: u8| MessagePart::Message(format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#));
         let unusable = Unusable { id: Some("3".into()), why: "it has neither a result nor an error" };
-        assert_eq!(parts(batch.as_bytes()), [made(1), Part::Noise, made(2), Part::Unusable(unusable)]);
+        assert_eq!(
+            parts(batch.as_bytes()),
+            [made(1), MessagePart::Noise, made(2), MessagePart::Unusable(unusable)]
+        );
         assert_eq!(parts(b"[]"), []);
     }
 
@@ -317,7 +320,9 @@ mod tests {
             (br#"{"jsonrpc":"2.0","id":3,"ID":4,"result":NaN}"#, Some("3"), "not valid JSON"),
         ] {
             let shown = String::from_utf8_lossy(bytes);
-            let [Part::Unusable(found)] = &parts(bytes)[..] else { panic!("{shown}: {:?}", parts(bytes)) };
+            let [MessagePart::Unusable(found)] = &parts(bytes)[..] else {
+                panic!("{shown}: {:?}", parts(bytes))
+            };
             assert_eq!(found.id.as_deref(), id, "{shown}");
             assert!(found.why.contains(why), "{shown}: {}", found.why);
         }
@@ -381,7 +386,7 @@ mod tests {
             br#"  "id": 3,"#,
             b"",
         ] {
-            assert_eq!(parts(noise), [Part::Noise], "{}", String::from_utf8_lossy(noise));
+            assert_eq!(parts(noise), [MessagePart::Noise], "{}", String::from_utf8_lossy(noise));
         }
     }
 

@@ -14,14 +14,14 @@ use crate::{
     limits::{CatalogLimits, LOG_GROUPS},
     mcp::{
         LATEST,
-        listing::{Item, Kind},
+        listing::{ListItem, ListKind},
     },
     text,
 };
 
 /// A request to send to the server.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Ask {
+pub struct DiscoveryRequest {
     /// Sent before the request.
     pub first: Option<String>,
     /// The method.
@@ -32,14 +32,14 @@ pub struct Ask {
 
 /// What follows from an answer.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Next {
+pub enum DiscoveryStep {
     /// Ask this.
-    Ask(Ask),
+    Ask(DiscoveryRequest),
     /// A list is complete, and this is to be asked next. Without it, all is listed.
-    Offer(Kind, Vec<Item>, Option<Ask>),
+    Offer(ListKind, Vec<ListItem>, Option<DiscoveryRequest>),
     /// A list did not come, for this reason: the one before it stays and is asked for again later. This is to be asked
     /// next. Without it, nothing more is asked for now.
-    Kept(String, Option<Ask>),
+    Kept(String, Option<DiscoveryRequest>),
     /// The server cannot be used, for this reason.
     Failed(String),
 }
@@ -55,8 +55,8 @@ enum Phase {
 /// A list that is coming in.
 #[derive(Debug)]
 struct Listing {
-    kind: Kind,
-    items: Vec<Item>,
+    kind: ListKind,
+    items: Vec<ListItem>,
     bytes: usize,
     pages: usize,
     /// Items above a limit, left out.
@@ -69,32 +69,32 @@ struct Listing {
 
 /// The conversation with one server.
 #[derive(Debug)]
-pub struct Conversation {
+pub struct Discovery {
     phase: Phase,
     /// Lists that are to be asked for next.
-    due: VecDeque<Kind>,
+    due: VecDeque<ListKind>,
     /// Lists that changed since they were asked for.
-    changes: VecDeque<Kind>,
+    changes: VecDeque<ListKind>,
     /// Lists that did not come, to be asked for again after a pause.
-    retries: VecDeque<Kind>,
+    retries: VecDeque<ListKind>,
     /// Lists that did not come since all came.
     failures: u32,
     /// Everything was asked for once.
     listed: bool,
     /// Kinds whose last list had items.
-    known: Vec<Kind>,
+    known: Vec<ListKind>,
     /// Kinds whose capability the server declared.
-    declared: Vec<Kind>,
+    declared: Vec<ListKind>,
     /// The result of `initialize`, raw.
-    greeting: String,
+    initialize_result: String,
     /// What is odd about the server, for the log.
     remarks: Vec<String>,
     limits: CatalogLimits,
 }
 
-impl Conversation {
+impl Discovery {
     /// A new conversation, and what to ask first.
-    pub fn start(limits: CatalogLimits) -> (Self, Ask) {
+    pub fn start(limits: CatalogLimits) -> (Self, DiscoveryRequest) {
         let conversation = Self {
             phase: Phase::Initializing,
             due: VecDeque::new(),
@@ -104,34 +104,34 @@ impl Conversation {
             listed: false,
             known: Vec::new(),
             declared: Vec::new(),
-            greeting: String::new(),
+            initialize_result: String::new(),
             remarks: Vec::new(),
             limits,
         };
-        (conversation, hello())
+        (conversation, initialize_request())
     }
 
     /// The server was started anew: the conversation begins again, and what it knows holds until the server has
     /// answered. Gives what to ask; no answer to what was asked before may come after this.
-    pub fn again(&mut self) -> Ask {
+    pub fn again(&mut self) -> DiscoveryRequest {
         self.phase = Phase::Initializing;
         self.due.clear();
         self.changes.clear();
         self.retries.clear();
-        hello()
+        initialize_request()
     }
 
     /// The server answered what was asked last.
-    pub fn answered(&mut self, message: &Message<'_>) -> Next {
+    pub fn answered(&mut self, message: &Message<'_>) -> DiscoveryStep {
         match std::mem::replace(&mut self.phase, Phase::Settled) {
             Phase::Initializing => self.initialized(message),
             Phase::Listing(listing) => self.listed(listing, message),
-            Phase::Settled => Next::Failed("the server answered what was not asked".into()),
+            Phase::Settled => DiscoveryStep::Failed("the server answered what was not asked".into()),
         }
     }
 
-    /// The server says that a list changed: it is to be asked for anew, once [`Conversation::relist`] is called.
-    pub fn changed(&mut self, kind: Kind) {
+    /// The server says that a list changed: it is to be asked for anew, once [`Discovery::relist`] is called.
+    pub fn changed(&mut self, kind: ListKind) {
         // What is still to be asked for in any case is not asked for twice.
         if !self.changes.contains(&kind) && !self.due.contains(&kind) {
             self.changes.push_back(kind);
@@ -144,7 +144,7 @@ impl Conversation {
     }
 
     /// Asks for the lists that changed. `None`: there is none, or something else is being asked for.
-    pub fn relist(&mut self) -> Option<Ask> {
+    pub fn relist(&mut self) -> Option<DiscoveryRequest> {
         if !self.wants_relist() {
             return None;
         }
@@ -159,8 +159,8 @@ impl Conversation {
         }
     }
 
-    /// The list did not come or could not be kept: it is to be asked for again, once [`Conversation::retry`] is called.
-    pub fn postpone(&mut self, kind: Kind) {
+    /// The list did not come or could not be kept: it is to be asked for again, once [`Discovery::retry`] is called.
+    pub fn postpone(&mut self, kind: ListKind) {
         self.failures = self.failures.saturating_add(1);
         if !self.retries.contains(&kind) {
             self.retries.push_back(kind);
@@ -178,7 +178,7 @@ impl Conversation {
         self.limits.list_pause.saturating_mul(factor).min(self.limits.list_retry_cap)
     }
 
-    /// The pause is over: lists that did not come are due again, for [`Conversation::relist`].
+    /// The pause is over: lists that did not come are due again, for [`Discovery::relist`].
     pub fn retry(&mut self) {
         let again = std::mem::take(&mut self.retries);
         for kind in again {
@@ -191,14 +191,14 @@ impl Conversation {
     /// Bytes of the list that is coming in, with what its items take beside their texts.
     pub fn listing_bytes(&self) -> usize {
         match &self.phase {
-            Phase::Listing(listing) => listing.items.iter().map(Item::memory).sum(),
+            Phase::Listing(listing) => listing.items.iter().map(ListItem::memory).sum(),
             Phase::Initializing | Phase::Settled => 0,
         }
     }
 
     /// The result of `initialize`, raw; empty before it came.
-    pub fn greeting(&self) -> &str {
-        &self.greeting
+    pub fn initialize_result(&self) -> &str {
+        &self.initialize_result
     }
 
     /// What was odd since the last call, fit for a log.
@@ -206,9 +206,9 @@ impl Conversation {
         std::mem::take(&mut self.remarks)
     }
 
-    fn initialized(&mut self, message: &Message<'_>) -> Next {
+    fn initialized(&mut self, message: &Message<'_>) -> DiscoveryStep {
         let Some(result) = message.result() else {
-            return Next::Failed(format!("initialize failed: {}", error_text(message)));
+            return DiscoveryStep::Failed(format!("initialize failed: {}", error_text(message)));
         };
         let version = super::version_of(result);
         // Only membership in the list counts; an unknown version is a server we cannot speak with.
@@ -220,26 +220,27 @@ impl Conversation {
                 text::show(other)
             )),
         } {
-            return Next::Failed(why);
+            return DiscoveryStep::Failed(why);
         }
-        let declares = |kind: &Kind| {
+        let declares = |kind: &ListKind| {
             matches!(find(result, 0..result.len(), &["capabilities", kind.capability()]), Ok(Some(_)))
         };
-        self.declared = Kind::ALL.into_iter().filter(declares).collect();
-        self.greeting = result.to_owned();
+        self.declared = ListKind::ALL.into_iter().filter(declares).collect();
+        self.initialize_result = result.to_owned();
         // A server may leave the capability out and have tools all the same; asking costs one round.
-        self.due = Kind::ALL.into_iter().filter(|kind| *kind == Kind::Tool || declares(kind)).collect();
+        self.due =
+            ListKind::ALL.into_iter().filter(|kind| *kind == ListKind::Tool || declares(kind)).collect();
         self.changes.clear();
         self.retries.clear();
         self.failures = 0;
         let first = Some(jsonrpc::notification("notifications/initialized", None));
         match self.next_list() {
-            Some(ask) => Next::Ask(Ask { first, ..ask }),
-            None => Next::Failed("there is nothing to ask the server for".into()),
+            Some(ask) => DiscoveryStep::Ask(DiscoveryRequest { first, ..ask }),
+            None => DiscoveryStep::Failed("there is nothing to ask the server for".into()),
         }
     }
 
-    fn next_list(&mut self) -> Option<Ask> {
+    fn next_list(&mut self) -> Option<DiscoveryRequest> {
         let Some(kind) = self.due.pop_front() else {
             self.listed = true;
             return None;
@@ -247,10 +248,10 @@ impl Conversation {
         // It may have been waiting for another attempt when it changed.
         self.retries.retain(|other| *other != kind);
         self.phase = Phase::Listing(Listing::new(kind));
-        Some(Ask { first: None, method: kind.method(), params: "{}".into() })
+        Some(DiscoveryRequest { first: None, method: kind.method(), params: "{}".into() })
     }
 
-    fn listed(&mut self, mut listing: Listing, message: &Message<'_>) -> Next {
+    fn listed(&mut self, mut listing: Listing, message: &Message<'_>) -> DiscoveryStep {
         let kind = listing.kind;
         let list = message.result().and_then(|result| {
             Some((result, find(result, 0..result.len(), &[kind.member()]).ok().flatten()?))
@@ -265,7 +266,7 @@ impl Conversation {
             Some(cursor) if self.goes_on(&mut listing, &cursor) => {
                 self.phase = Phase::Listing(listing);
                 let params = format!("{{\"cursor\":{}}}", quote(&cursor));
-                Next::Ask(Ask { first: None, method: kind.method(), params })
+                DiscoveryStep::Ask(DiscoveryRequest { first: None, method: kind.method(), params })
             }
             _ => self.finish(listing),
         }
@@ -293,7 +294,7 @@ impl Conversation {
     }
 
     /// The list is complete, or ends here.
-    fn finish(&mut self, listing: Listing) -> Next {
+    fn finish(&mut self, listing: Listing) -> DiscoveryStep {
         let Listing { kind, items, surplus, unusable, .. } = listing;
         let noun = kind.noun();
         if unusable > LOG_GROUPS.source as usize {
@@ -312,7 +313,7 @@ impl Conversation {
         if self.retries.is_empty() {
             self.failures = 0;
         }
-        Next::Offer(kind, items, self.next_list())
+        DiscoveryStep::Offer(kind, items, self.next_list())
     }
 
     fn take(&mut self, listing: &mut Listing, raw: &str) {
@@ -322,7 +323,7 @@ impl Conversation {
             listing.surplus += 1;
             return;
         }
-        match Item::read(kind, raw, &self.limits) {
+        match ListItem::read(kind, raw, &self.limits) {
             Some(item) => listing.take(item),
             None => {
                 listing.unusable += 1;
@@ -340,21 +341,21 @@ impl Conversation {
 
     /// A list did not come. At first, a server without its tools is of no use; anything else can be missed, and what
     /// was listed once stays, unless the server says that it has no such list.
-    fn no_list(&mut self, listing: &Listing, message: &Message<'_>) -> Next {
+    fn no_list(&mut self, listing: &Listing, message: &Message<'_>) -> DiscoveryStep {
         let kind = listing.kind;
         let declared = self.declared.contains(&kind);
         let why = match message.error() {
             Some(_) => format!("{} failed: {}", kind.method(), error_text(message)),
             None => format!("{} was answered without {}", kind.method(), kind.member()),
         };
-        if !self.listed && kind == Kind::Tool && (declared || listing.pages > 0) {
-            return Next::Failed(why);
+        if !self.listed && kind == ListKind::Tool && (declared || listing.pages > 0) {
+            return DiscoveryStep::Failed(why);
         }
         // Templates go with resources, and most servers that have the one have not the other.
-        let declared = declared && kind != Kind::Template;
+        let declared = declared && kind != ListKind::Template;
         if !is_unknown_method(message) && (declared || self.known.contains(&kind)) {
             self.postpone(kind);
-            return Next::Kept(why, self.next_list());
+            return DiscoveryStep::Kept(why, self.next_list());
         }
         if declared {
             self.remarks.push(why);
@@ -371,16 +372,16 @@ fn is_unknown_method(message: &Message<'_>) -> bool {
 }
 
 /// The first question.
-fn hello() -> Ask {
+fn initialize_request() -> DiscoveryRequest {
     let params = format!(
         "{{\"protocolVersion\":\"{LATEST}\",\"capabilities\":{{}},\"clientInfo\":{{\"name\":\"mcpport\",\"version\":\"{}\"}}}}",
         env!("CARGO_PKG_VERSION")
     );
-    Ask { first: None, method: "initialize", params }
+    DiscoveryRequest { first: None, method: "initialize", params }
 }
 
 impl Listing {
-    fn new(kind: Kind) -> Self {
+    fn new(kind: ListKind) -> Self {
         Self {
             kind,
             items: Vec::new(),
@@ -392,7 +393,7 @@ impl Listing {
         }
     }
 
-    fn take(&mut self, item: Item) {
+    fn take(&mut self, item: ListItem) {
         self.bytes += item.bytes();
         self.items.push(item);
     }
@@ -414,26 +415,26 @@ mod tests {
         jsonrpc::result("1", result)
     }
 
-    fn feed(conversation: &mut Conversation, text: &str) -> Next {
+    fn feed(conversation: &mut Discovery, text: &str) -> DiscoveryStep {
         conversation.answered(&Message::read(text).unwrap())
     }
 
-    fn started(capabilities: &str) -> Conversation {
-        let (mut conversation, ask) = Conversation::start(CatalogLimits::default());
+    fn started(capabilities: &str) -> Discovery {
+        let (mut conversation, ask) = Discovery::start(CatalogLimits::default());
         assert_eq!(ask.method, "initialize");
         let hello = format!(
             "{{\"protocolVersion\":\"2025-06-18\",\"capabilities\":{capabilities},\"serverInfo\":{{}}}}"
         );
-        let Next::Ask(ask) = feed(&mut conversation, &answer(&hello)) else { panic!("no question") };
+        let DiscoveryStep::Ask(ask) = feed(&mut conversation, &answer(&hello)) else { panic!("no question") };
         assert!(ask.first.is_some_and(|first| first.contains("notifications/initialized")));
         assert_eq!((ask.method, ask.params.as_str()), ("tools/list", "{}"));
-        assert_eq!(conversation.greeting(), hello);
+        assert_eq!(conversation.initialize_result(), hello);
         conversation
     }
 
-    fn keys(next: Next) -> Vec<String> {
+    fn keys(next: DiscoveryStep) -> Vec<String> {
         match next {
-            Next::Offer(_, items, None) => items.into_iter().map(|item| item.key).collect(),
+            DiscoveryStep::Offer(_, items, None) => items.into_iter().map(|item| item.key).collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -442,7 +443,7 @@ mod tests {
     fn pages_are_followed() {
         let mut conversation = started("{\"tools\":{}}");
         let next = feed(&mut conversation, &answer(r#"{"tools":[{"name":"a"}],"nextCursor":"x\"y"}"#));
-        let Next::Ask(ask) = next else { panic!("{next:?}") };
+        let DiscoveryStep::Ask(ask) = next else { panic!("{next:?}") };
         assert_eq!(ask.params, r#"{"cursor":"x\"y"}"#);
         assert_eq!(keys(feed(&mut conversation, &answer(r#"{"tools":[{"name":"b"}]}"#))), ["a", "b"]);
     }
@@ -452,7 +453,7 @@ mod tests {
         let mut conversation = started("{\"resources\":{},\"prompts\":{},\"logging\":{}}");
         let mut asked = Vec::new();
         let mut next = feed(&mut conversation, &jsonrpc::error("1", -32601, "no tools"));
-        while let Next::Offer(_, _, Some(ask)) = next {
+        while let DiscoveryStep::Offer(_, _, Some(ask)) = next {
             asked.push(ask.method);
             next = feed(&mut conversation, &jsonrpc::error("1", -32601, "none"));
         }
@@ -463,15 +464,15 @@ mod tests {
     #[test]
     fn a_change_during_a_listing_is_not_lost() {
         let mut conversation = started("{\"tools\":{}}");
-        conversation.changed(Kind::Tool);
-        conversation.changed(Kind::Tool);
+        conversation.changed(ListKind::Tool);
+        conversation.changed(ListKind::Tool);
         assert!(!conversation.wants_relist() && conversation.relist().is_none(), "one question at a time");
         let next = feed(&mut conversation, &answer(r#"{"tools":[]}"#));
-        assert!(matches!(next, Next::Offer(_, _, None)), "{next:?}");
+        assert!(matches!(next, DiscoveryStep::Offer(_, _, None)), "{next:?}");
         assert!(conversation.relist().is_some_and(|ask| ask.method == "tools/list"));
         assert!(conversation.relist().is_none(), "two changes are one");
         assert!(keys(feed(&mut conversation, &answer(r#"{"tools":[]}"#))).is_empty());
-        conversation.changed(Kind::Prompt);
+        conversation.changed(ListKind::Prompt);
         assert!(conversation.relist().is_some_and(|ask| ask.method == "prompts/list"));
     }
 
@@ -481,19 +482,19 @@ mod tests {
         assert_eq!(conversation.again().method, "initialize");
         assert!(conversation.relist().is_none(), "one question at a time");
         let hello = r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{},"prompts":{}}}"#;
-        let Next::Ask(ask) = feed(&mut conversation, &answer(hello)) else { panic!("no question") };
+        let DiscoveryStep::Ask(ask) = feed(&mut conversation, &answer(hello)) else { panic!("no question") };
         assert!(ask.first.is_some() && ask.method == "tools/list");
-        assert_eq!(conversation.greeting(), hello);
+        assert_eq!(conversation.initialize_result(), hello);
         let next = feed(&mut conversation, &answer(r#"{"tools":[]}"#));
-        assert!(matches!(next, Next::Offer(_, _, Some(ask)) if ask.method == "prompts/list"));
+        assert!(matches!(next, DiscoveryStep::Offer(_, _, Some(ask)) if ask.method == "prompts/list"));
         // What it was before still holds when it does not answer.
         conversation.again();
         conversation.unanswered();
-        assert_eq!(conversation.greeting(), hello);
-        conversation.changed(Kind::Tool);
+        assert_eq!(conversation.initialize_result(), hello);
+        conversation.changed(ListKind::Tool);
         assert!(conversation.relist().is_some());
         let refused = feed(&mut conversation, &jsonrpc::error("1", -32603, "broken"));
-        assert!(matches!(refused, Next::Failed(_)), "it has tools: {refused:?}");
+        assert!(matches!(refused, DiscoveryStep::Failed(_)), "it has tools: {refused:?}");
     }
 
     #[test]
@@ -516,7 +517,7 @@ mod tests {
         let mut full = fresh();
         assert_eq!(keys(feed(&mut full, &tools(most))).len(), most);
         assert!(full.take_remarks().is_empty());
-        full.changed(Kind::Tool);
+        full.changed(ListKind::Tool);
         full.relist().unwrap();
         assert_eq!(keys(feed(&mut full, &tools(most + 3))).len(), most);
         let remarks = full.take_remarks().join("\n");
@@ -538,7 +539,7 @@ mod tests {
         let remarks = conversation.take_remarks();
         assert_eq!(remarks.len(), LOG_GROUPS.source as usize + 1);
         assert!(remarks.last().unwrap().contains("9000"), "{remarks:?}");
-        conversation.changed(Kind::Tool);
+        conversation.changed(ListKind::Tool);
         conversation.relist().unwrap();
         assert_eq!(keys(feed(&mut conversation, &tools(1))), ["t0"]);
     }
@@ -552,7 +553,7 @@ mod tests {
         assert_eq!(keys(feed(&mut empty, &page("a", "\"\""))), ["a"]);
         let mut repeated = started("{\"tools\":{}}");
         for (name, cursor) in [("a", "\"x\""), ("b", "\"y\"")] {
-            assert!(matches!(feed(&mut repeated, &page(name, cursor)), Next::Ask(_)));
+            assert!(matches!(feed(&mut repeated, &page(name, cursor)), DiscoveryStep::Ask(_)));
         }
         assert_eq!(keys(feed(&mut repeated, &page("c", "\"x\""))), ["a", "b", "c"]);
         assert!(repeated.take_remarks().is_empty());
@@ -565,19 +566,22 @@ mod tests {
         for page in 1..pages {
             let next =
                 feed(&mut conversation, &answer(&format!("{{\"tools\":[],\"nextCursor\":\"{page}\"}}")));
-            assert!(matches!(next, Next::Ask(_)), "{page}: {next:?}");
+            assert!(matches!(next, DiscoveryStep::Ask(_)), "{page}: {next:?}");
         }
         assert!(keys(feed(&mut conversation, &answer(r#"{"tools":[],"nextCursor":"last"}"#))).is_empty());
         assert_eq!(conversation.take_remarks().len(), 1);
     }
 
     /// A server with tools and prompts, all listed; both changed, and its tools are being asked for.
-    fn relisting() -> Conversation {
+    fn relisting() -> Discovery {
         let mut conversation = started("{\"tools\":{},\"prompts\":{}}");
-        assert!(matches!(feed(&mut conversation, &tools(1)), Next::Offer(Kind::Tool, _, Some(_))));
+        assert!(matches!(
+            feed(&mut conversation, &tools(1)),
+            DiscoveryStep::Offer(ListKind::Tool, _, Some(_))
+        ));
         assert!(keys(feed(&mut conversation, &answer("{\"prompts\":[]}"))).is_empty());
-        conversation.changed(Kind::Tool);
-        conversation.changed(Kind::Prompt);
+        conversation.changed(ListKind::Tool);
+        conversation.changed(ListKind::Prompt);
         assert!(conversation.relist().is_some_and(|ask| ask.method == "tools/list"));
         conversation
     }
@@ -586,7 +590,7 @@ mod tests {
     fn failed_list_keeps_the_others_due_and_is_retried() {
         let mut refused = relisting();
         let next = feed(&mut refused, &jsonrpc::error("1", -32603, "broken"));
-        let Next::Kept(why, Some(ask)) = next else { panic!("{next:?}") };
+        let DiscoveryStep::Kept(why, Some(ask)) = next else { panic!("{next:?}") };
         assert_eq!((why.as_str(), ask.method), ("tools/list failed: broken", "prompts/list"));
         assert!(!refused.wants_retry(), "one question at a time");
         assert!(keys(feed(&mut refused, &answer("{\"prompts\":[]}"))).is_empty());
@@ -602,14 +606,14 @@ mod tests {
                 conversation.retry();
                 assert!(conversation.relist().is_some_and(|ask| ask.method == "tools/list"));
                 let next = feed(&mut conversation, &answer("{}"));
-                assert!(matches!(next, Next::Kept(_, None)), "{next:?}");
+                assert!(matches!(next, DiscoveryStep::Kept(_, None)), "{next:?}");
             }
             assert_eq!((pauses[..4].to_vec(), pauses[19]), (vec![1, 2, 4, 8], 300));
             conversation.retry();
             conversation.relist().unwrap();
             assert_eq!(keys(feed(&mut conversation, &tools(2))).len(), 2);
             assert!(!conversation.wants_retry() && !conversation.wants_relist());
-            conversation.postpone(Kind::Tool);
+            conversation.postpone(ListKind::Tool);
             assert_eq!(conversation.retry_pause().as_secs(), 1);
         }
     }
@@ -618,7 +622,10 @@ mod tests {
     fn unknown_method_empties_a_list() {
         let mut conversation = relisting();
         let next = feed(&mut conversation, &jsonrpc::error("1", -32601, "no tools any more"));
-        assert!(matches!(&next, Next::Offer(Kind::Tool, items, Some(_)) if items.is_empty()), "{next:?}");
+        assert!(
+            matches!(&next, DiscoveryStep::Offer(ListKind::Tool, items, Some(_)) if items.is_empty()),
+            "{next:?}"
+        );
         assert!(!conversation.wants_retry());
     }
 
@@ -629,12 +636,12 @@ mod tests {
             (answer("{}"), "without a protocolVersion"),
             (answer(r#"{"protocolVersion":"0.1.0"}"#), "version 0.1.0"),
         ] {
-            let (mut conversation, _) = Conversation::start(CatalogLimits::default());
+            let (mut conversation, _) = Discovery::start(CatalogLimits::default());
             let next = feed(&mut conversation, &reply);
-            assert!(matches!(&next, Next::Failed(text) if text.contains(why)), "{next:?}");
+            assert!(matches!(&next, DiscoveryStep::Failed(text) if text.contains(why)), "{next:?}");
         }
         let refused = jsonrpc::error("1", -32603, "broken");
-        assert!(matches!(feed(&mut started("{\"tools\":{}}"), &refused), Next::Failed(_)));
+        assert!(matches!(feed(&mut started("{\"tools\":{}}"), &refused), DiscoveryStep::Failed(_)));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
 
 /// A kind of things that are listed.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Kind {
+pub enum ListKind {
     /// `tools/list`.
     Tool,
     /// `prompts/list`.
@@ -22,7 +22,7 @@ pub enum Kind {
     Template,
 }
 
-impl Kind {
+impl ListKind {
     /// All kinds, in the order in which a server is asked for them.
     pub const ALL: [Self; 4] = [Self::Tool, Self::Prompt, Self::Resource, Self::Template];
 
@@ -101,7 +101,7 @@ impl Kind {
 
 /// One thing that a server offers.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Item {
+pub struct ListItem {
     /// The server's own name or URI for it.
     pub key: String,
     /// The whole description, raw.
@@ -110,9 +110,9 @@ pub struct Item {
     span: jsonrpc::Span,
 }
 
-impl Item {
+impl ListItem {
     /// Reads one element of a list. `None` when it has no single usable key.
-    pub fn read(kind: Kind, raw: &str, limits: &CatalogLimits) -> Option<Self> {
+    pub fn read(kind: ListKind, raw: &str, limits: &CatalogLimits) -> Option<Self> {
         let span = jsonrpc::find(raw, 0..raw.len(), &[kind.key()]).ok()??;
         let key = jsonrpc::unquote(&raw[span.clone()])?.into_owned();
         // On one line, as everything that goes to clients: line breaks stand between tokens only (RFC 8259, section 2).
@@ -141,8 +141,8 @@ impl Item {
     }
 }
 
-/// A description of an [`Item`] that is under one key, under another.
-pub fn rename(kind: Kind, listed: &str, exposed: &str) -> String {
+/// A description of an [`ListItem`] that is under one key, under another.
+pub fn rename(kind: ListKind, listed: &str, exposed: &str) -> String {
     match jsonrpc::find(listed, 0..listed.len(), &[kind.key()]) {
         Ok(Some(span)) => {
             format!("{}{}{}", &listed[..span.start], jsonrpc::quote(exposed), &listed[span.end..])
@@ -155,19 +155,19 @@ pub fn rename(kind: Kind, listed: &str, exposed: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read(kind: Kind, raw: &str) -> Option<Item> {
-        Item::read(kind, raw, &CatalogLimits::default())
+    fn read(kind: ListKind, raw: &str) -> Option<ListItem> {
+        ListItem::read(kind, raw, &CatalogLimits::default())
     }
 
     #[test]
     fn items_are_renamed_and_nothing_else() {
         let raw = "{\"x\": 1.0, \"name\" : \"re\\u0061d\", \"inputSchema\":{\"name\":\"y\"}}";
-        let tool = read(Kind::Tool, raw).unwrap();
+        let tool = read(ListKind::Tool, raw).unwrap();
         assert_eq!(tool.key, "read");
         assert_eq!(tool.under("f_read"), raw.replace("\"re\\u0061d\"", "\"f_read\""));
-        let broken = read(Kind::Tool, &raw.replace(", ", ",\r\n")).unwrap();
+        let broken = read(ListKind::Tool, &raw.replace(", ", ",\r\n")).unwrap();
         assert_eq!(broken.under("f_read"), tool.under("f_read").replace(", ", ",  "));
-        let resource = read(Kind::Resource, "{\"uri\":\"a://b\",\"name\":\"c\"}").unwrap();
+        let resource = read(ListKind::Resource, "{\"uri\":\"a://b\",\"name\":\"c\"}").unwrap();
         assert_eq!(resource.under("s+a://b"), "{\"uri\":\"s+a://b\",\"name\":\"c\"}");
     }
 
@@ -182,17 +182,17 @@ mod tests {
             "{\"name\":\"a\\nb\"}",
             "{\"name\":\"a\\u202eb\"}",
         ] {
-            assert_eq!(read(Kind::Tool, bad), None, "{bad}");
+            assert_eq!(read(ListKind::Tool, bad), None, "{bad}");
         }
-        assert_eq!(read(Kind::Tool, &format!("{{\"name\":\"{}\"}}", "n".repeat(129))), None);
-        assert_eq!(read(Kind::Template, "{\"name\":\"x\",\"uri\":\"y\"}"), None);
+        assert_eq!(read(ListKind::Tool, &format!("{{\"name\":\"{}\"}}", "n".repeat(129))), None);
+        assert_eq!(read(ListKind::Template, "{\"name\":\"x\",\"uri\":\"y\"}"), None);
     }
 
     #[test]
     fn methods_and_kinds() {
-        for kind in Kind::ALL {
-            assert_eq!(Kind::of_method(kind.method()), Some(kind));
+        for kind in ListKind::ALL {
+            assert_eq!(ListKind::of_method(kind.method()), Some(kind));
         }
-        assert_eq!(Kind::of_method("tools/call"), None);
+        assert_eq!(ListKind::of_method("tools/call"), None);
     }
 }

@@ -6,7 +6,7 @@
 use crate::jsonrpc::{Message, Span, elements, find, unquote};
 
 /// A URI, and where its value stands.
-pub type Link = (Span, String);
+pub type ResourceLink = (Span, String);
 
 /// Whether a message can have links at all; most have none, and this says so quickly.
 pub fn may_link(message: &Message<'_>) -> bool {
@@ -24,7 +24,7 @@ fn has_word(text: &str) -> bool {
 }
 
 /// The links in the result of a method, in the order of the text.
-pub fn in_result(method: &str, text: &str, result: Span) -> Vec<Link> {
+pub fn in_result(method: &str, text: &str, result: Span) -> Vec<ResourceLink> {
     let mut links = Vec::new();
     match method {
         "tools/call" => parts(text, &result, "content").for_each(|block| in_block(text, &block, &mut links)),
@@ -45,14 +45,14 @@ pub fn in_result(method: &str, text: &str, result: Span) -> Vec<Link> {
 }
 
 /// The links in the description of a tool.
-pub fn in_description(listed: &str) -> Vec<Link> {
+pub fn in_description(listed: &str) -> Vec<ResourceLink> {
     let mut links = Vec::new();
     in_meta(listed, &(0..listed.len()), &mut links);
     in_order(links)
 }
 
 /// A text with other URIs in the places of these; `None`: nothing changes.
-pub fn spliced(text: &str, edits: &[Link]) -> Option<String> {
+pub fn spliced(text: &str, edits: &[ResourceLink]) -> Option<String> {
     let mut out = String::new();
     let mut from = 0;
     for (span, uri) in edits {
@@ -64,7 +64,7 @@ pub fn spliced(text: &str, edits: &[Link]) -> Option<String> {
     (!edits.is_empty()).then_some(out)
 }
 
-fn in_block(text: &str, block: &Span, links: &mut Vec<Link>) {
+fn in_block(text: &str, block: &Span, links: &mut Vec<ResourceLink>) {
     let kind = member(text, block, &["type"]).and_then(|span| unquote(&text[span]));
     match kind.as_deref() {
         Some("resource_link") => in_resource(text, block, links),
@@ -78,18 +78,18 @@ fn in_block(text: &str, block: &Span, links: &mut Vec<Link>) {
     }
 }
 
-fn in_resource(text: &str, object: &Span, links: &mut Vec<Link>) {
+fn in_resource(text: &str, object: &Span, links: &mut Vec<ResourceLink>) {
     add(text, object, &["uri"], links);
     in_meta(text, object, links);
 }
 
 /// The user interface of a tool (MCP Apps): `_meta.ui.resourceUri`, and the flat form before it.
-fn in_meta(text: &str, object: &Span, links: &mut Vec<Link>) {
+fn in_meta(text: &str, object: &Span, links: &mut Vec<ResourceLink>) {
     add(text, object, &["_meta", "ui", "resourceUri"], links);
     add(text, object, &["_meta", "ui/resourceUri"], links);
 }
 
-fn add(text: &str, object: &Span, path: &[&str], links: &mut Vec<Link>) {
+fn add(text: &str, object: &Span, path: &[&str], links: &mut Vec<ResourceLink>) {
     let span = member(text, object, path);
     links.extend(span.and_then(|span| Some((span.clone(), unquote(&text[span])?.into_owned()))));
 }
@@ -102,7 +102,7 @@ fn parts<'a>(text: &'a str, object: &Span, name: &str) -> impl Iterator<Item = S
     member(text, object, &[name]).into_iter().flat_map(move |list| elements(text, list))
 }
 
-fn in_order(mut links: Vec<Link>) -> Vec<Link> {
+fn in_order(mut links: Vec<ResourceLink>) -> Vec<ResourceLink> {
     links.sort_unstable_by_key(|(span, _)| span.start);
     links
 }
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn descriptions_get_other_uris_and_nothing_else() {
         let listed = r#"{"name":"resource", "_meta":{"ui":{"resourceUri" : "ui://a","x":1.0}}}"#;
-        let edits: Vec<Link> =
+        let edits: Vec<ResourceLink> =
             in_description(listed).into_iter().map(|(span, uri)| (span, format!("s+{uri}"))).collect();
         assert_eq!(spliced(listed, &edits).unwrap(), listed.replace("ui://a", "s+ui://a"));
         assert_eq!(spliced(listed, &[]), None);

@@ -408,8 +408,8 @@ pub async fn drive(
     };
     let ended = loop {
         match poll_fn(|context| driver.poll(context)).await {
-            Turn::Ended(ended) => break ended,
-            Turn::Shrink => {
+            DriverTurn::Ended(ended) => break ended,
+            DriverTurn::Shrink => {
                 let socket = with_small_buffers(driver.socket, limits).await;
                 driver = Driver { socket, ..driver };
             }
@@ -487,7 +487,7 @@ fn clipped(reason: &str) -> &str {
 }
 
 /// What the driver stops for.
-enum Turn {
+enum DriverTurn {
     Ended(LinkEnd),
     /// The buffers of the library are large, and empty.
     Shrink,
@@ -517,25 +517,25 @@ struct Driver<'a> {
 }
 
 impl Driver<'_> {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Turn> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<DriverTurn> {
         for _ in 0..LINK_BURST {
             if let Poll::Ready(ended) = self.write(context) {
-                return Poll::Ready(Turn::Ended(ended));
+                return Poll::Ready(DriverTurn::Ended(ended));
             }
             match self.read(context) {
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(ended)) => return Poll::Ready(Turn::Ended(ended)),
-                Poll::Pending if self.may_shrink(context) => return Poll::Ready(Turn::Shrink),
+                Poll::Ready(Err(ended)) => return Poll::Ready(DriverTurn::Ended(ended)),
+                Poll::Pending if self.may_shrink(context) => return Poll::Ready(DriverTurn::Shrink),
                 Poll::Pending => match self.tick(context) {
                     Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(ended)) => return Poll::Ready(Turn::Ended(ended)),
+                    Poll::Ready(Err(ended)) => return Poll::Ready(DriverTurn::Ended(ended)),
                     Poll::Pending => return Poll::Pending,
                 },
             }
         }
         // A peer that always has something more to say must not stop the clock for the others' calls.
         if let Poll::Ready(Err(ended)) = self.tick(context) {
-            return Poll::Ready(Turn::Ended(ended));
+            return Poll::Ready(DriverTurn::Ended(ended));
         }
         context.waker().wake_by_ref();
         Poll::Pending

@@ -10,7 +10,7 @@ use crate::limits::SessionLimits;
 
 /// Why a call is not taken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Refused {
+pub enum CallRefused {
     /// Too many calls are under way.
     Busy,
     /// The session has ended.
@@ -46,16 +46,16 @@ impl Deref for CallId {
 /// own from 1 on, so an id only has to differ from those of the calls that are answered on the same stream.
 #[derive(Debug)]
 pub struct Calls<U> {
-    open: HashMap<Arc<str>, Open<U>>,
+    open: HashMap<Arc<str>, OpenCall<U>>,
     /// Calls whose id was under way already.
-    repeated: Vec<(Arc<str>, Open<U>)>,
+    repeated: Vec<(Arc<str>, OpenCall<U>)>,
     last: u64,
-    most: usize,
+    max: usize,
     ended: bool,
 }
 
 #[derive(Debug)]
-struct Open<U> {
+struct OpenCall<U> {
     number: u64,
     stream: usize,
     upstream: U,
@@ -66,7 +66,7 @@ impl<U> Calls<U> {
     /// No calls yet.
     pub fn new(limits: &SessionLimits) -> Self {
         let (open, repeated) = (HashMap::new(), Vec::new());
-        Self { open, repeated, last: 0, most: limits.in_flight, ended: false }
+        Self { open, repeated, last: 0, max: limits.in_flight, ended: false }
     }
 
     /// The number of a call that is to begin. No other call of the session gets it.
@@ -78,8 +78,8 @@ impl<U> Calls<U> {
     /// Gives a call its id, if it may begin. `stream`: where it is answered; the same for all calls that are answered there.
     ///
     /// # Errors
-    /// [`Refused`], with the reason.
-    pub fn may_begin(&mut self, id: &str, stream: usize) -> Result<CallId, Refused> {
+    /// [`CallRefused`], with the reason.
+    pub fn may_begin(&mut self, id: &str, stream: usize) -> Result<CallId, CallRefused> {
         let number = self.reserve();
         self.may_begin_as(number, id, stream)
     }
@@ -87,24 +87,24 @@ impl<U> Calls<U> {
     /// The same for a call whose number was reserved.
     ///
     /// # Errors
-    /// [`Refused`], with the reason.
-    pub fn may_begin_as(&mut self, number: u64, id: &str, stream: usize) -> Result<CallId, Refused> {
+    /// [`CallRefused`], with the reason.
+    pub fn may_begin_as(&mut self, number: u64, id: &str, stream: usize) -> Result<CallId, CallRefused> {
         match () {
-            () if self.ended => Err(Refused::Ended),
-            () if self.len() >= self.most => Err(Refused::Busy),
-            () if self.with_id(id).any(|open| open.stream == stream) => Err(Refused::Repeated),
+            () if self.ended => Err(CallRefused::Ended),
+            () if self.len() >= self.max => Err(CallRefused::Busy),
+            () if self.with_id(id).any(|open| open.stream == stream) => Err(CallRefused::Repeated),
             () => Ok(CallId { raw: id.into(), number, stream }),
         }
     }
 
-    fn with_id(&self, id: &str) -> impl Iterator<Item = &Open<U>> {
+    fn with_id(&self, id: &str) -> impl Iterator<Item = &OpenCall<U>> {
         let repeated = self.repeated.iter().filter(move |(raw, _)| **raw == *id);
         self.open.get(id).into_iter().chain(repeated.map(|(_, open)| open))
     }
 
     /// A call began: at this server, under this id of the mux.
     pub fn begin(&mut self, call: &CallId, upstream: U, upstream_id: u64) {
-        let open = Open { number: call.number, stream: call.stream, upstream, upstream_id };
+        let open = OpenCall { number: call.number, stream: call.stream, upstream, upstream_id };
         match self.open.entry(call.raw.clone()) {
             Entry::Vacant(place) => {
                 place.insert(open);
@@ -173,13 +173,13 @@ mod tests {
             calls.begin(&call, "s", upstream_id);
             call
         });
-        assert_eq!(calls.may_begin("3", 0).err(), Some(Refused::Busy));
+        assert_eq!(calls.may_begin("3", 0).err(), Some(CallRefused::Busy));
         assert_eq!((calls.end(&second), calls.end(&second)), (Some(("s", 11)), None));
-        assert_eq!(calls.may_begin("1", 0).err(), Some(Refused::Repeated));
+        assert_eq!(calls.may_begin("1", 0).err(), Some(CallRefused::Repeated));
         assert!(!calls.have_ended());
         assert_eq!(calls.end_all(), [("s", 10)]);
         assert!(calls.have_ended());
-        assert_eq!(calls.may_begin("4", 0).err(), Some(Refused::Ended));
+        assert_eq!(calls.may_begin("4", 0).err(), Some(CallRefused::Ended));
     }
 
     #[test]
@@ -190,10 +190,10 @@ mod tests {
             calls.begin(&call, "s", stream as u64 * 10);
             call
         });
-        assert_eq!(calls.may_begin("1", 5).err(), Some(Refused::Busy), "each of them counts");
+        assert_eq!(calls.may_begin("1", 5).err(), Some(CallRefused::Busy), "each of them counts");
         assert_eq!((calls.end(&all[0]), calls.end(&all[0]), calls.len()), (Some(("s", 10)), None, 3));
         for stream in [2, 3, 4] {
-            assert_eq!(calls.may_begin("1", stream).err(), Some(Refused::Repeated));
+            assert_eq!(calls.may_begin("1", stream).err(), Some(CallRefused::Repeated));
         }
         assert_eq!(calls.cancel("1"), Some(("s", 40)), "the last");
         let again = calls.may_begin("1", 1).unwrap();

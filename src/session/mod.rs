@@ -16,12 +16,12 @@ use std::{
 };
 
 pub use self::{
-    calls::{CallId, Calls, Refused},
+    calls::{CallId, CallRefused, Calls},
     changes::Changes,
     replay::{Replay, event_id, read_event_id},
-    server_requests::{Asks, TooMany},
+    server_requests::{PendingServerRequests, TooMany},
     subscriptions::{Subscriber, Subscriptions},
-    task_owners::{Owner, Run, Tasks},
+    task_owners::{Run, TaskOwner, TaskOwners},
 };
 
 use crate::{
@@ -40,7 +40,7 @@ pub enum Full {
 }
 
 #[derive(Debug)]
-struct Entry<H> {
+struct SessionEntry<H> {
     principal: Principal,
     handle: H,
     /// The server whose endpoint it uses; `None`: it sees all servers.
@@ -50,12 +50,12 @@ struct Entry<H> {
     /// When it was last asked for.
     used: Instant,
     /// Its place among those of its principal.
-    turn: Turn,
+    turn: EvictionOrder,
 }
 
 /// A place in the order in which sessions are looked at for one that is unused: never later than the last use, unless it was
 /// found busy.
-type Turn = (Instant, u64);
+type EvictionOrder = (Instant, u64);
 
 /// The sessions that use one endpoint.
 #[derive(Debug, Default)]
@@ -67,14 +67,14 @@ struct Group {
 /// All open sessions.
 #[derive(Debug)]
 pub struct Sessions<H> {
-    open: HashMap<Arc<str>, Entry<H>>,
-    by_principal: HashMap<Principal, BTreeMap<Turn, Arc<str>>>,
+    open: HashMap<Arc<str>, SessionEntry<H>>,
+    by_principal: HashMap<Principal, BTreeMap<EvictionOrder, Arc<str>>>,
     by_server: HashMap<Option<Arc<str>>, Group>,
-    /// How many were opened or looked at: what makes a [`Turn`] unique.
+    /// How many were opened or looked at: what makes a [`EvictionOrder`] unique.
     turns: u64,
-    most: usize,
+    max: usize,
     /// So many of one principal, when several share the table.
-    most_each: Option<usize>,
+    max_per_principal: Option<usize>,
     per_principal: usize,
     idle: Duration,
     spare: Duration,
@@ -85,12 +85,22 @@ impl<H: Clone> Sessions<H> {
     pub fn new(limits: &SessionLimits) -> Self {
         let SessionLimits { sessions: most, per_principal, idle, spare, .. } = *limits;
         let (open, by_principal, by_server) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { open, by_principal, by_server, turns: 0, most, most_each: None, per_principal, idle, spare }
+        Self {
+            open,
+            by_principal,
+            by_server,
+            turns: 0,
+            max: most,
+            max_per_principal: None,
+            per_principal,
+            idle,
+            spare,
+        }
     }
 
     /// Whether several principals share the table: then none of them gets all of it.
     pub fn share(&mut self, several: bool) {
-        self.most_each = several.then_some(self.per_principal);
+        self.max_per_principal = several.then_some(self.per_principal);
     }
 
     /// Opens a session that sees all servers, under an id that nobody can guess.
@@ -113,11 +123,11 @@ impl<H: Clone> Sessions<H> {
         server: Option<&str>,
         handle: H,
     ) -> Result<(), Full> {
-        if self.open.len() >= self.most {
+        if self.open.len() >= self.max {
             return Err(Full::All);
         }
         let own = self.by_principal.get(&principal).map_or(0, BTreeMap::len);
-        if self.most_each.is_some_and(|most| own >= most) {
+        if self.max_per_principal.is_some_and(|most| own >= most) {
             return Err(Full::Token);
         }
         let id: Arc<str> = id.into();
@@ -126,7 +136,7 @@ impl<H: Clone> Sessions<H> {
         let (turn, server) = ((now, self.turns), server.map(Arc::from));
         self.by_principal.entry(principal).or_default().insert(turn, id.clone());
         self.by_server.entry(server.clone()).or_default().members.insert(id.clone());
-        self.open.insert(id, Entry { principal, handle, server, level: None, used: now, turn });
+        self.open.insert(id, SessionEntry { principal, handle, server, level: None, used: now, turn });
         Ok(())
     }
 
@@ -135,7 +145,7 @@ impl<H: Clone> Sessions<H> {
     /// [`limits::ROOM_LOOKS`] sessions at most; those that it finds busy have their turn last the next time.
     pub fn make_room(&mut self, now: Instant, principal: Principal, busy: impl Fn(&H) -> bool) -> Option<H> {
         let own = self.by_principal.get(&principal)?.iter().take(limits::ROOM_LOOKS);
-        let own: Vec<(Turn, Arc<str>)> = own.map(|(turn, id)| (*turn, id.clone())).collect();
+        let own: Vec<(EvictionOrder, Arc<str>)> = own.map(|(turn, id)| (*turn, id.clone())).collect();
         let mut unused: Option<(Instant, Arc<str>)> = None;
         for (turn, id) in own {
             let Some(entry) = self.open.get(&id) else { continue };
@@ -151,7 +161,7 @@ impl<H: Clone> Sessions<H> {
         self.close(&unused?.1)
     }
 
-    fn move_turn(&mut self, principal: Principal, turn: Turn, place: Instant) {
+    fn move_turn(&mut self, principal: Principal, turn: EvictionOrder, place: Instant) {
         if place == turn.0 {
             return;
         }
@@ -192,7 +202,7 @@ impl<H: Clone> Sessions<H> {
     /// Ends a session.
     pub fn close(&mut self, id: &str) -> Option<H> {
         self.set_level(id, None);
-        let Entry { principal, handle, server, turn, .. } = self.open.remove(id)?;
+        let SessionEntry { principal, handle, server, turn, .. } = self.open.remove(id)?;
         if let Some(own) = self.by_principal.get_mut(&principal) {
             own.remove(&turn);
             if own.is_empty() {
@@ -211,7 +221,7 @@ impl<H: Clone> Sessions<H> {
     /// Ends the sessions that were not asked for in a long time and are not `busy`.
     pub fn expire(&mut self, now: Instant, busy: impl Fn(&H) -> bool) -> Vec<H> {
         let idle = self.idle;
-        let over = |entry: &Entry<H>| now.duration_since(entry.used) >= idle && !busy(&entry.handle);
+        let over = |entry: &SessionEntry<H>| now.duration_since(entry.used) >= idle && !busy(&entry.handle);
         let out = self.open.iter().filter(|(_, entry)| over(entry)).map(|(id, _)| id.clone());
         let out: Vec<Arc<str>> = out.collect();
         out.iter().filter_map(|id| self.close(id)).collect()

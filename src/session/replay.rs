@@ -19,22 +19,22 @@ struct Event {
 pub struct Replay {
     events: VecDeque<Event>,
     bytes: usize,
-    most_messages: usize,
-    most_bytes: usize,
+    max_messages: usize,
+    max_bytes: usize,
 }
 
 impl Replay {
     /// Nothing was sent so far.
     pub fn new(limits: &SessionLimits) -> Self {
         let (most_messages, most_bytes) = (limits.replay_messages, limits.replay_bytes);
-        Self { events: VecDeque::new(), bytes: 0, most_messages, most_bytes }
+        Self { events: VecDeque::new(), bytes: 0, max_messages: most_messages, max_bytes: most_bytes }
     }
 
     /// Keeps an event. The numbers of one stream count from 1 without a gap.
     pub fn keep(&mut self, stream: u32, number: u64, text: String) {
         self.bytes += text.len();
         self.events.push_back(Event { stream, number, text });
-        while self.events.len() > self.most_messages || self.bytes > self.most_bytes {
+        while self.events.len() > self.max_messages || self.bytes > self.max_bytes {
             let Some(oldest) = self.events.pop_front() else { break };
             self.bytes -= oldest.text.len();
         }

@@ -13,26 +13,26 @@ pub struct TooMany;
 
 /// The questions to one client. `U` is the program's handle of a server.
 #[derive(Debug)]
-pub struct Asks<U> {
+pub struct PendingServerRequests<U> {
     last: u64,
-    open: HashMap<u64, Ask<U>>,
+    open: HashMap<u64, PendingServerRequest<U>>,
 }
 
 #[derive(Debug)]
-struct Ask<U> {
+struct PendingServerRequest<U> {
     server: U,
     /// The server's own id, raw.
     id: Box<str>,
     since: Instant,
 }
 
-impl<U> Default for Asks<U> {
+impl<U> Default for PendingServerRequests<U> {
     fn default() -> Self {
         Self { last: 0, open: HashMap::new() }
     }
 }
 
-impl<U> Asks<U> {
+impl<U> PendingServerRequests<U> {
     /// A server asks something under an id of its own, raw. Gives the id under which the client is asked.
     ///
     /// # Errors
@@ -42,7 +42,7 @@ impl<U> Asks<U> {
             return Err(TooMany);
         }
         self.last += 1;
-        self.open.insert(self.last, Ask { server, id: id.into(), since: now });
+        self.open.insert(self.last, PendingServerRequest { server, id: id.into(), since: now });
         Ok(self.last)
     }
 
@@ -77,7 +77,9 @@ impl<U> Asks<U> {
         patience: Duration,
         is_server: impl Fn(&U) -> bool,
     ) -> Vec<(u64, Box<str>)> {
-        let over = |ask: &Ask<U>| now.duration_since(ask.since) >= patience && is_server(&ask.server);
+        let over = |ask: &PendingServerRequest<U>| {
+            now.duration_since(ask.since) >= patience && is_server(&ask.server)
+        };
         self.open.extract_if(|_, ask| over(ask)).map(|(number, ask)| (number, ask.id)).collect()
     }
 }
@@ -88,7 +90,7 @@ mod tests {
 
     #[test]
     fn two_servers_with_one_id_are_told_apart() {
-        let (mut asks, now) = (Asks::default(), Instant::now());
+        let (mut asks, now) = (PendingServerRequests::default(), Instant::now());
         assert_eq!((asks.begin(now, "a", "0"), asks.begin(now, "b", "0")), (Ok(1), Ok(2)));
         for wrong in ["\"1\"", "3", "01x", "+1", ""] {
             assert_eq!(asks.end(wrong), None, "{wrong}");
@@ -101,7 +103,7 @@ mod tests {
 
     #[test]
     fn questions_are_bounded_and_go_with_their_server() {
-        let (mut asks, now) = (Asks::default(), Instant::now());
+        let (mut asks, now) = (PendingServerRequests::default(), Instant::now());
         for id in 0..limits::ASKS {
             asks.begin(now, id % 2, "x").unwrap();
         }
@@ -112,7 +114,8 @@ mod tests {
 
     #[test]
     fn questions_do_not_wait_for_ever() {
-        let (mut asks, start, patience) = (Asks::default(), Instant::now(), Duration::from_secs(9));
+        let (mut asks, start, patience) =
+            (PendingServerRequests::default(), Instant::now(), Duration::from_secs(9));
         asks.begin(start, "a", "0").unwrap();
         asks.begin(start, "b", "0").unwrap();
         asks.begin(start + patience, "a", "\"1\"").unwrap();

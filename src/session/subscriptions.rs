@@ -28,10 +28,10 @@ impl Subscriber {
 
 /// What one session wants of one resource: the URI under which it knows it, and the request that waits for an answer. Two at
 /// most, as a resource has no more URIs.
-type Wishes = Vec<(String, Option<u64>)>;
+type SubscribedUris = Vec<(String, Option<u64>)>;
 
 /// The sessions that want to hear of one resource.
-type Subscribers = HashMap<Arc<str>, Wishes>;
+type Subscribers = HashMap<Arc<str>, SubscribedUris>;
 
 /// Subscriptions by the name of the server and its own URI, and by session.
 #[derive(Debug, Default)]
@@ -39,14 +39,14 @@ pub struct Subscriptions {
     /// By server and its own URI: the sessions.
     servers: HashMap<String, BTreeMap<Arc<str>, Subscribers>>,
     /// By session.
-    sessions: HashMap<Arc<str>, Own>,
+    sessions: HashMap<Arc<str>, SessionSubscriptions>,
     /// Resources that somebody wants to hear of.
     resources: usize,
 }
 
 /// The subscriptions of one session.
 #[derive(Debug, Default)]
-struct Own {
+struct SessionSubscriptions {
     count: usize,
     bytes: usize,
     /// The own URIs by server.
@@ -105,7 +105,7 @@ impl Subscriptions {
         let Some(resources) = self.servers.get_mut(server) else { return };
         let Some(subscribers) = resources.get_mut(own) else { return };
         let Some(wishes) = subscribers.get_mut(session) else { return };
-        let bytes = |wishes: &Wishes| wishes.iter().map(|(uri, _)| memory(own, uri)).sum::<usize>();
+        let bytes = |wishes: &SubscribedUris| wishes.iter().map(|(uri, _)| memory(own, uri)).sum::<usize>();
         let (before, bytes_before) = (wishes.len(), bytes(wishes));
         wishes.retain_mut(keep);
         let (gone, empty) = (before - wishes.len(), wishes.is_empty());

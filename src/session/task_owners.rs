@@ -13,7 +13,7 @@ pub struct Run(u64);
 
 /// What is known of a task's owner.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Owner {
+pub enum TaskOwner {
     /// This principal began it.
     Known(Principal),
     /// The gateway has not seen its beginning.
@@ -27,25 +27,25 @@ type TaskId = u128;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
-pub struct Tasks {
+pub struct TaskOwners {
     runs: u64,
     begun: u64,
     owned: usize,
-    by_run: HashMap<Run, Known>,
+    by_run: HashMap<Run, RunTasks>,
     /// By the order in which they began.
     by_principal: HashMap<Principal, BTreeMap<u64, (Run, TaskId)>>,
 }
 
 /// The tasks of one run.
 #[derive(Debug, Default)]
-struct Known {
+struct RunTasks {
     /// With each task's place in the order of all.
     owners: HashMap<TaskId, (Principal, u64)>,
     /// The owner of some task was forgotten.
     forgot: bool,
 }
 
-impl Tasks {
+impl TaskOwners {
     /// Begins the run of a server program.
     pub fn start(&mut self) -> Run {
         self.runs += 1;
@@ -83,12 +83,12 @@ impl Tasks {
     }
 
     /// The owner of a task.
-    pub fn owner(&self, run: Run, id: &str) -> Owner {
-        let Some(known) = self.by_run.get(&run) else { return Owner::Unknown };
+    pub fn owner(&self, run: Run, id: &str) -> TaskOwner {
+        let Some(known) = self.by_run.get(&run) else { return TaskOwner::Unknown };
         match known.owners.get(&Digest::of(id.as_bytes()).number()) {
-            Some((principal, _)) => Owner::Known(*principal),
-            None if known.forgot => Owner::Forgotten,
-            None => Owner::Unknown,
+            Some((principal, _)) => TaskOwner::Known(*principal),
+            None if known.forgot => TaskOwner::Forgotten,
+            None => TaskOwner::Unknown,
         }
     }
 
@@ -140,33 +140,40 @@ mod tests {
 
     #[test]
     fn a_task_is_its_principals_and_its_servers() {
-        let mut tasks = Tasks::default();
+        let mut tasks = TaskOwners::default();
         let (a, b) = (tasks.start(), tasks.start());
         tasks.begin(a, "t", ONE());
         tasks.begin(b, "t", TWO());
-        assert_eq!((tasks.owner(a, "t"), tasks.owner(b, "t")), (Owner::Known(ONE()), Owner::Known(TWO())));
-        assert_eq!((tasks.owner(a, "u"), tasks.owner(Run(9), "t")), (Owner::Unknown, Owner::Unknown));
+        assert_eq!(
+            (tasks.owner(a, "t"), tasks.owner(b, "t")),
+            (TaskOwner::Known(ONE()), TaskOwner::Known(TWO()))
+        );
+        assert_eq!((tasks.owner(a, "u"), tasks.owner(Run(9), "t")), (TaskOwner::Unknown, TaskOwner::Unknown));
         tasks.begin(a, "t", TWO());
-        assert_eq!(tasks.owner(a, "t"), Owner::Known(ONE()), "the first keeps it");
+        assert_eq!(tasks.owner(a, "t"), TaskOwner::Known(ONE()), "the first keeps it");
         let long = "x".repeat(limits::ID_BYTES + 1);
         tasks.begin(a, &long, ONE());
-        assert_eq!(tasks.owner(a, &long), Owner::Known(ONE()));
+        assert_eq!(tasks.owner(a, &long), TaskOwner::Known(ONE()));
     }
 
     #[test]
     fn owners_end_with_the_run_and_with_the_principal() {
-        let mut tasks = Tasks::default();
+        let mut tasks = TaskOwners::default();
         let (a, b) = (tasks.start(), tasks.start());
         for (run, id, who) in [(a, "1", ONE()), (a, "2", TWO()), (b, "1", ONE())] {
             tasks.begin(run, id, who);
         }
         tasks.end(a);
-        assert_eq!((tasks.owner(a, "1"), tasks.len()), (Owner::Unknown, 1));
+        assert_eq!((tasks.owner(a, "1"), tasks.len()), (TaskOwner::Unknown, 1));
         let again = tasks.start();
         tasks.begin(again, "1", TWO());
-        assert_eq!(tasks.owner(again, "1"), Owner::Known(TWO()), "an id that is used again is another task");
+        assert_eq!(
+            tasks.owner(again, "1"),
+            TaskOwner::Known(TWO()),
+            "an id that is used again is another task"
+        );
         tasks.expel(|who| who == TWO());
-        assert_eq!((tasks.owner(b, "1"), tasks.len()), (Owner::Forgotten, 1), "nobody else gets it");
+        assert_eq!((tasks.owner(b, "1"), tasks.len()), (TaskOwner::Forgotten, 1), "nobody else gets it");
         tasks.end(b);
         tasks.end(again);
         assert!(tasks.is_empty() && tasks.by_run.is_empty() && tasks.by_principal.is_empty());
@@ -174,21 +181,24 @@ mod tests {
 
     #[test]
     fn tasks_are_bounded_for_each_principal() {
-        let mut tasks = Tasks::default();
+        let mut tasks = TaskOwners::default();
         let run = tasks.start();
         tasks.begin(run, "mine", TWO());
         for number in 0..=limits::TASKS {
             tasks.begin(run, &number.to_string(), ONE());
         }
         let last = limits::TASKS.to_string();
-        assert_eq!((tasks.owner(run, "0"), tasks.owner(run, "1")), (Owner::Forgotten, Owner::Known(ONE())));
-        assert_eq!(tasks.owner(run, &last), Owner::Known(ONE()));
-        assert_eq!(tasks.owner(run, "mine"), Owner::Known(TWO()));
+        assert_eq!(
+            (tasks.owner(run, "0"), tasks.owner(run, "1")),
+            (TaskOwner::Forgotten, TaskOwner::Known(ONE()))
+        );
+        assert_eq!(tasks.owner(run, &last), TaskOwner::Known(ONE()));
+        assert_eq!(tasks.owner(run, "mine"), TaskOwner::Known(TWO()));
     }
 
     #[test]
     fn tasks_are_bounded_over_all_principals() {
-        let mut tasks = Tasks::default();
+        let mut tasks = TaskOwners::default();
         let run = tasks.start();
         tasks.begin(run, "mine", TWO());
         for number in 0..limits::TASKS_ALL {
@@ -197,7 +207,7 @@ mod tests {
             tasks.begin(run, &number.to_string(), Principal::token(who));
         }
         assert_eq!(tasks.len(), limits::TASKS_ALL);
-        assert_eq!(tasks.owner(run, "mine"), Owner::Known(TWO()));
-        assert_eq!(tasks.owner(run, "0"), Owner::Forgotten, "the one with the most gives way");
+        assert_eq!(tasks.owner(run, "mine"), TaskOwner::Known(TWO()));
+        assert_eq!(tasks.owner(run, "0"), TaskOwner::Forgotten, "the one with the most gives way");
     }
 }

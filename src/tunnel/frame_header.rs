@@ -52,13 +52,13 @@ pub enum Found {
     All,
     /// So many; a header follows that is not complete.
     Incomplete(usize),
-    /// So many; the header of a frame follows for which so many bytes of memory are needed. See [`Scanner::admit`].
+    /// So many; the header of a frame follows for which so many bytes of memory are needed. See [`FrameHeaderScanner::admit`].
     Announced(usize, usize),
 }
 
 /// Follows the frames of a connection.
 #[derive(Debug, Default)]
-pub struct Scanner {
+pub struct FrameHeaderScanner {
     /// Bytes of the present frame that have not come.
     left: u64,
     /// A fragmented message is not complete.
@@ -67,7 +67,7 @@ pub struct Scanner {
     admitted: bool,
 }
 
-impl Scanner {
+impl FrameHeaderScanner {
     /// Whether no message is incomplete.
     pub fn is_between_messages(&self) -> bool {
         self.left == 0 && !self.open
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn large_frames_are_found_before_their_header() {
-        let mut scanner = Scanner::default();
+        let mut scanner = FrameHeaderScanner::default();
         let large = b"\x81\xff\0\0\0\0\0\x40\0\0\0\0\0\0abc";
         let bytes = [b"\x81\x82\0\0\0\0{}".as_slice(), large].concat();
         assert_eq!(scanner.scan(&bytes[..3]), Found::Incomplete(0));
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn fragments_count_whatever_their_size() {
-        let mut scanner = Scanner::default();
+        let mut scanner = FrameHeaderScanner::default();
         assert_eq!(scanner.scan(b"\x01\x81\0\0\0\0{"), Found::Announced(0, 2));
         scanner.admit();
         assert_eq!(scanner.scan(b"\x01\x81\0\0\0\0{"), Found::All);
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_length_beyond_all_memory_does_not_wrap() {
-        let mut scanner = Scanner::default();
+        let mut scanner = FrameHeaderScanner::default();
         let Found::Announced(0, memory) = scanner.scan(b"\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0")
         else {
             panic!("not found")

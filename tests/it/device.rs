@@ -11,7 +11,7 @@ use std::time::Duration;
 use mcpport::device::machine::{Kernel, Machine, Space};
 use mcpport::device::netlink::Address;
 use mcpport::device::serve;
-use mcpport::device::server::Server;
+use mcpport::device::server::DeviceServer;
 use mcpport::limits::DeviceLimits;
 use serde_json::{Value, json};
 
@@ -87,13 +87,13 @@ impl Folder {
             .with("var/log/auth.log", "a secret\n")
     }
 
-    fn server(&self) -> Server {
+    fn server(&self) -> DeviceServer {
         self.server_with(Box::new(Pretended { after: None }), Vec::new())
     }
 
-    fn server_with(&self, kernel: Box<dyn Kernel>, logs: Vec<PathBuf>) -> Server {
+    fn server_with(&self, kernel: Box<dyn Kernel>, logs: Vec<PathBuf>) -> DeviceServer {
         let limits = DeviceLimits { log_bytes: 64, params_bytes: 1000, ..DeviceLimits::default() };
-        Server::new(Machine::new(self.0.clone(), kernel, logs, limits))
+        DeviceServer::new(Machine::new(self.0.clone(), kernel, logs, limits))
     }
 }
 
@@ -142,7 +142,7 @@ impl Kernel for Pretended {
 
 /// The answer to one line, as a tree.
 #[track_caller]
-fn ask(server: &mut Server, line: &str) -> Value {
+fn ask(server: &mut DeviceServer, line: &str) -> Value {
     let answer = server.handle(line.as_bytes()).expect("a request is answered");
     assert!(!answer.contains('\n'), "an answer is one line: {answer}");
     serde_json::from_str(&answer).expect("an answer is JSON")
@@ -150,7 +150,7 @@ fn ask(server: &mut Server, line: &str) -> Value {
 
 /// The result of a method.
 #[track_caller]
-fn result(server: &mut Server, method: &str, params: Value) -> Value {
+fn result(server: &mut DeviceServer, method: &str, params: Value) -> Value {
     let line = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
     let mut answer = ask(server, &line);
     assert_eq!(answer["error"], Value::Null, "{line}");
@@ -159,7 +159,7 @@ fn result(server: &mut Server, method: &str, params: Value) -> Value {
 
 /// What a tool found, checked against its own schema, and its text.
 #[track_caller]
-fn call(server: &mut Server, tool: &str, arguments: Value) -> (Value, String) {
+fn call(server: &mut DeviceServer, tool: &str, arguments: Value) -> (Value, String) {
     let listed = result(server, "tools/list", json!({}));
     let tools = listed["tools"].as_array().expect("tools are a list");
     let entry = tools.iter().find(|entry| entry["name"] == tool).expect("the tool is listed");
@@ -173,7 +173,7 @@ fn call(server: &mut Server, tool: &str, arguments: Value) -> (Value, String) {
 
 /// Why a tool refused.
 #[track_caller]
-fn refusal(server: &mut Server, tool: &str, arguments: Value) -> String {
+fn refusal(server: &mut DeviceServer, tool: &str, arguments: Value) -> String {
     let answer = result(server, "tools/call", json!({ "name": tool, "arguments": arguments }));
     assert_eq!(answer["isError"], true, "{answer}");
     assert_eq!(answer.get("structuredContent"), None);
@@ -717,7 +717,7 @@ fn the_loop_ends_quietly_when_nobody_reads_its_output() {
 #[test]
 fn this_box() {
     let limits = DeviceLimits { cpu_window: Duration::ZERO, ..DeviceLimits::default() };
-    let mut server = Server::new(Machine::here(Vec::new(), limits));
+    let mut server = DeviceServer::new(Machine::here(Vec::new(), limits));
     let (system, _) = call(&mut server, "system", json!({}));
     assert!(system["uptime_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
     call(&mut server, "disks", json!({}));

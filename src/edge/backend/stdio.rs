@@ -11,7 +11,7 @@ use crate::{
     error::FatalError,
     jsonrpc::{
         self, Kind, Message,
-        tolerant::{self, Part},
+        tolerant::{self, MessagePart},
     },
     limits::{self, ChildLimits},
     ndjson::{Lines, TooLong},
@@ -84,12 +84,12 @@ impl Outlet {
         let mut last = LineOutcome::Noise;
         for part in tolerant::parts(line) {
             let heard = match part {
-                Part::Message(text) => self.message(&text).await,
-                Part::Unusable(answer) => {
+                MessagePart::Message(text) => self.message(&text).await,
+                MessagePart::Unusable(answer) => {
                     let words = format!("the server's answer cannot be used: {}", answer.why);
                     self.unusable(answer.id.as_deref(), &words).await
                 }
-                Part::Noise => LineOutcome::Noise,
+                MessagePart::Noise => LineOutcome::Noise,
             };
             match heard {
                 LineOutcome::End(_) => return heard,

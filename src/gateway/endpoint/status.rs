@@ -8,7 +8,7 @@ use futures_lite::future;
 
 use crate::{
     auth::Principal,
-    catalog::{Catalog, Key},
+    catalog::{Catalog, UpstreamKey},
     gateway::{Gateway, dispatch::Answer, responder::Responder, session::Session, upstream::Upstream},
     http::{response::Response, types::StatusCode},
     jsonrpc::{self, Message, quote},
@@ -143,7 +143,7 @@ struct ServerList {
     viewer: Principal,
     texts: String,
     servers: String,
-    last: Option<Key>,
+    last: Option<UpstreamKey>,
 }
 
 impl ServerList {

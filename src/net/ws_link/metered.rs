@@ -17,7 +17,7 @@ use crate::{
         budget::{Account, Charge},
         stream::Stream,
     },
-    tunnel::frame_header::{Found, Scanner},
+    tunnel::frame_header::{Found, FrameHeaderScanner},
 };
 
 /// A stream that counts what was read since the last whole message. The library hides fragments from us, so this
@@ -31,14 +31,14 @@ pub struct Metered {
     pub(super) most: usize,
     /// Bytes written so far.
     pub(super) written: u64,
-    memory: Option<Box<Memory>>,
+    memory: Option<Box<ReadMemory>>,
 }
 
 /// What the buffers of the library take, where somebody pays for it. The library reserves the announced length of a frame, and
 /// its buffers stay as large as the largest frame: they are charged until the library is set up anew.
 #[derive(Debug)]
-struct Memory {
-    scanner: Scanner,
+struct ReadMemory {
+    scanner: FrameHeaderScanner,
     /// Read, and not passed on to the library.
     held: Vec<u8>,
     charge: Charge,
@@ -64,8 +64,8 @@ impl Metered {
 
     /// The same for a stream of which these bytes were read, and whose buffers an account pays for.
     pub(super) fn charged(inner: Stream, held: Vec<u8>, account: &Account, limits: &LinkLimits) -> Self {
-        let memory = Memory {
-            scanner: Scanner::default(),
+        let memory = ReadMemory {
+            scanner: FrameHeaderScanner::default(),
             held,
             charge: account.charge(),
             message: 0,
@@ -134,7 +134,7 @@ impl Metered {
     }
 }
 
-impl Memory {
+impl ReadMemory {
     /// Less is always given back, and what has grown already is charged in any case.
     fn settle(&mut self) {
         self.charge.resize_anyway(self.read_buffer + self.write_buffer);

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use mcpport::http::Refusal;
 use mcpport::http::body::framing;
-use mcpport::http::head::{Found, Request, Scan, Version, parse};
+use mcpport::http::head::{FoundHead, Request, Scan, Version, parse};
 use mcpport::limits::HttpLimits;
 
 fuzz_target!(|data: &[u8]| {
@@ -12,7 +12,7 @@ fuzz_target!(|data: &[u8]| {
     let whole = search(data, &limits, data.len().max(1));
     assert_eq!(whole, search(data, &limits, 1));
     assert_eq!(whole, search(data, &limits, 7));
-    let Ok(Some(Found { start, end })) = whole else { return };
+    let Ok(Some(FoundHead { start, end })) = whole else { return };
     assert!(end - start <= limits.head_bytes);
     if let Ok(request) = parse(&data[start..end], &limits) {
         inspect(&request);
@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 /// Shows ever more of the bytes.
-fn search(data: &[u8], limits: &HttpLimits, step: usize) -> Result<Option<Found>, Refusal> {
+fn search(data: &[u8], limits: &HttpLimits, step: usize) -> Result<Option<FoundHead>, Refusal> {
     let mut scan = Scan::default();
     let mut shown = 0;
     while shown < data.len() {

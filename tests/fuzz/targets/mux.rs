@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
-use mcpport::hub::mux::{Mux, Pending, Refused, Step};
+use mcpport::hub::mux::{Mux, MuxRefused, Pending, Routed};
 use mcpport::jsonrpc::Message;
 
 /// Requests at a time.
@@ -82,11 +82,11 @@ impl World {
         self.taken(opened, None, patience, true);
     }
 
-    fn taken(&mut self, opened: Result<u64, Refused>, token: Option<&str>, patience: Duration, own: bool) {
+    fn taken(&mut self, opened: Result<u64, MuxRefused>, token: Option<&str>, patience: Duration, own: bool) {
         let full = self.open.len() >= MOST && !own;
         let expected = match (self.gone, full) {
-            (true, _) => Err(Refused::Gone),
-            (false, true) => Err(Refused::Busy),
+            (true, _) => Err(MuxRefused::Gone),
+            (false, true) => Err(MuxRefused::Busy),
             (false, false) => Ok(self.last + 1),
         };
         assert_eq!(opened, expected, "ids count up, and none is refused without a reason");
@@ -116,11 +116,11 @@ impl World {
         // Every form but the last, which is no number, stands for our id.
         let is_ours = *form != format!("0{id}") || id == 0;
         match self.mux.sort(&message).expect("nothing stands twice") {
-            Step::Answer(pending) => {
+            Routed::Answer(pending) => {
                 assert!(is_ours, "{form}");
                 self.leaves(id, Some(pending));
             }
-            Step::Stray => assert!(!is_ours || !self.open.contains_key(&id)),
+            Routed::Stray => assert!(!is_ours || !self.open.contains_key(&id)),
             other => panic!("{other:?}"),
         }
     }
@@ -133,12 +133,12 @@ impl World {
         let message = Message::read(&text).expect("a message");
         let wanted = self.open.get(&id).is_some_and(|request| request.token.is_some());
         match self.mux.sort(&message).expect("nothing stands twice") {
-            Step::Progress(found, span) => {
+            Routed::Progress(found, span) => {
                 assert!(wanted && found == id && text[span] == *form);
                 let token = self.open[&id].token.as_deref();
                 assert_eq!(self.mux.get(id).expect("it stays").token(), token);
             }
-            Step::Stray => assert!(!wanted),
+            Routed::Stray => assert!(!wanted),
             other => panic!("{other:?}"),
         }
     }

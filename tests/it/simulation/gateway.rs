@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use mcpport::{
     auth::Principal,
-    catalog::{Catalog, Key, Target},
-    hub::mux::{Mux, Pending, Step},
+    catalog::{Catalog, Target, UpstreamKey},
+    hub::mux::{Mux, Pending, Routed},
     jsonrpc::{self, Message, edit, unquote},
     mcp::{
         self,
-        discovery::{Ask, Conversation, Next},
+        discovery::{Discovery, DiscoveryRequest, DiscoveryStep},
         exposed_name::exposed,
-        listing::Kind,
+        listing::ListKind,
     },
     secret::Secret,
     session::{self, CallId, Calls, Sessions},
@@ -44,8 +44,8 @@ struct Talk {
 }
 
 struct Server {
-    key: Key,
-    conversation: Conversation,
+    key: UpstreamKey,
+    conversation: Discovery,
     /// The id of the open question of the gateway's own.
     asked: Option<u64>,
     listed: bool,
@@ -139,7 +139,7 @@ impl Gateway {
         let server = child::name(net.random.below(self.servers + missing));
         let tool = child::TOOLS[net.random.below(child::TOOLS.len())];
         let tool = exposed(&server, tool, net.limits.catalog.exposed_name);
-        if self.catalog.find(Kind::Tool, &tool).is_none() && net.random.chance(95) {
+        if self.catalog.find(ListKind::Tool, &tool).is_none() && net.random.chance(95) {
             return;
         }
         let client = &mut self.clients[place];
@@ -162,7 +162,8 @@ impl Gateway {
         let (text, id) = (message.text(), message.id().unwrap());
         let span = message.param(&["name"]).unwrap().unwrap();
         let name = unquote(&text[span.clone()]).unwrap();
-        let Some(Target::Server { handle: link, key: tool }) = self.catalog.find(Kind::Tool, &name) else {
+        let Some(Target::Server { handle: link, key: tool }) = self.catalog.find(ListKind::Tool, &name)
+        else {
             return Err((jsonrpc::INVALID_PARAMS, "unknown tool"));
         };
         assert!(!self.talks[link].gone, "the catalog leads to a server that is gone");
@@ -170,7 +171,7 @@ impl Gateway {
         let calls = &mut client.calls;
         let call = calls
             .may_begin(id, 0)
-            .map_err(|why| (jsonrpc::BUSY, if why == session::Refused::Busy { "busy" } else { "?" }))?;
+            .map_err(|why| (jsonrpc::BUSY, if why == session::CallRefused::Busy { "busy" } else { "?" }))?;
         let token = edit::token(message).unwrap();
         let raw = token.clone().map(|span| &text[span]);
         let caller = Caller::Client(place, call.clone());
@@ -214,7 +215,7 @@ impl Gateway {
         client.open.clear();
         let mut open = client.calls.end_all();
         open.sort_unstable();
-        assert_eq!(client.calls.may_begin("late", 0).err(), Some(session::Refused::Ended));
+        assert_eq!(client.calls.may_begin("late", 0).err(), Some(session::CallRefused::Ended));
         for (link, id) in open {
             assert!(self.talks[link].mux.close(id).is_some());
             self.send(net, link, edit::cancelled(id, "the client is gone"));
@@ -272,28 +273,28 @@ impl Gateway {
             return;
         };
         match self.talks[link].mux.sort(&message) {
-            Ok(Step::Answer(pending)) => match pending.caller {
+            Ok(Routed::Answer(pending)) => match pending.caller {
                 Caller::Gateway => self.answered(net, link, &message),
                 Caller::Client(place, id) => {
                     assert!(self.clients[place].calls.end(&id).is_some());
                     self.clients[place].read(&message.with_id(&id));
                 }
             },
-            Ok(Step::Progress(id, span)) => {
+            Ok(Routed::Progress(id, span)) => {
                 let pending = self.talks[link].mux.get(id).expect("just found");
                 if let (Caller::Client(place, _), Some(token)) = (&pending.caller, pending.token()) {
                     let text = edit::progress(&message, span, token);
                     self.clients[*place].read(&text);
                 }
             }
-            Ok(Step::Request) => {
+            Ok(Routed::Request) => {
                 self.send(net, link, jsonrpc::result(message.id().unwrap_or_default(), "{}"));
             }
-            Ok(Step::Notification) if message.method() == "notifications/tools/list_changed" => {
-                self.talks[link].server.conversation.changed(Kind::Tool);
+            Ok(Routed::Notification) if message.method() == "notifications/tools/list_changed" => {
+                self.talks[link].server.conversation.changed(ListKind::Tool);
                 self.relist(net, link);
             }
-            Ok(Step::Notification | Step::Stray) | Err(_) => {}
+            Ok(Routed::Notification | Routed::Stray) | Err(_) => {}
         }
     }
 
@@ -317,7 +318,7 @@ impl Gateway {
         let most = net.limits.link.message_bytes;
         let accepts = registration.message_bytes.expect("our edge tells it");
         net.down(wire, Frame::Text(Status::received(&id, true, most, false, grant.as_ref())));
-        let (conversation, ask) = Conversation::start(net.limits.catalog.clone());
+        let (conversation, ask) = Discovery::start(net.limits.catalog.clone());
         self.talks.push(Talk {
             mux: Mux::new(net.limits.link.in_flight),
             accepts,
@@ -383,7 +384,7 @@ impl Gateway {
     }
 
     /// A question of the gateway's own.
-    fn own(&mut self, net: &mut Net, link: usize, ask: Ask) {
+    fn own(&mut self, net: &mut Net, link: usize, ask: DiscoveryRequest) {
         let talk = &mut self.talks[link];
         let Ok(id) = talk.mux.open_own(net.now, Caller::Gateway, ask.method, PATIENCE) else {
             talk.server.conversation.unanswered();
@@ -401,9 +402,9 @@ impl Gateway {
     fn answered(&mut self, net: &mut Net, link: usize, message: &Message<'_>) {
         let server = &mut self.talks[link].server;
         match server.conversation.answered(message) {
-            Next::Ask(ask) => self.own(net, link, ask),
-            Next::Offer(kind, tools, next) => {
-                assert_eq!((kind, tools.len()), (Kind::Tool, child::TOOLS.len()));
+            DiscoveryStep::Ask(ask) => self.own(net, link, ask),
+            DiscoveryStep::Offer(kind, tools, next) => {
+                assert_eq!((kind, tools.len()), (ListKind::Tool, child::TOOLS.len()));
                 server.listed = true;
                 if self.catalog.set(server.key, kind, tools).is_some() {
                     self.tools_changed();
@@ -412,15 +413,15 @@ impl Gateway {
                     self.own(net, link, ask);
                 }
             }
-            Next::Kept(why, next) => {
+            DiscoveryStep::Kept(why, next) => {
                 assert!(why.contains("crashed") || why.contains("down"), "an honest server fails: {why}");
                 if let Some(ask) = next {
                     self.own(net, link, ask);
                 }
             }
             // It crashed on the way.
-            Next::Failed(_) if server.listed => server.conversation.unanswered(),
-            Next::Failed(why) => {
+            DiscoveryStep::Failed(_) if server.listed => server.conversation.unanswered(),
+            DiscoveryStep::Failed(why) => {
                 assert!(why.contains("crashed") || why.contains("down"), "an honest server fails: {why}");
                 self.gone(net, link, "it was never listed");
             }
@@ -564,7 +565,7 @@ impl Gateway {
         assert!(self.clients.iter().all(|client| client.calls.is_empty() && client.open.is_empty()));
         assert!(self.catalog.is_empty() && self.sessions.is_empty());
         let own = format!("{{\"tools\":[{}]}}", mcp::LIST_SERVERS);
-        assert_eq!(self.catalog.list(Kind::Tool, None).as_deref(), Some(own.as_str()));
+        assert_eq!(self.catalog.list(ListKind::Tool, None).as_deref(), Some(own.as_str()));
     }
 }
 

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mcpport::{
     auth::Principal,
-    catalog::{Catalog, Key, Target},
+    catalog::{Catalog, Target, UpstreamKey},
     limits::CatalogLimits,
     mcp::{
         exposed_name::{exposed, exposed_with_hash},
-        listing::{Item, Kind},
+        listing::{ListItem, ListKind},
     },
 };
 
@@ -44,7 +44,7 @@ const LONGEST: usize = 26;
 struct Books {
     catalog: Catalog<usize>,
     /// What is registered: the server's place, its key, what it offers.
-    servers: BTreeMap<usize, (Key, Vec<&'static str>)>,
+    servers: BTreeMap<usize, (UpstreamKey, Vec<&'static str>)>,
     /// What each name has ever led to.
     exposed: BTreeMap<String, (usize, &'static str)>,
     limits: CatalogLimits,
@@ -77,10 +77,11 @@ impl Books {
         }
     }
 
-    fn offer(&mut self, place: usize, key: Key, offer: Vec<&'static str>) {
-        let item = |name: &&str| Item::read(Kind::Tool, &format!("{{\"name\":\"{name}\"}}"), &self.limits);
-        let items: Vec<Item> = offer.iter().map(|name| item(name).expect("a usable name")).collect();
-        self.catalog.set(key, Kind::Tool, items);
+    fn offer(&mut self, place: usize, key: UpstreamKey, offer: Vec<&'static str>) {
+        let item =
+            |name: &&str| ListItem::read(ListKind::Tool, &format!("{{\"name\":\"{name}\"}}"), &self.limits);
+        let items: Vec<ListItem> = offer.iter().map(|name| item(name).expect("a usable name")).collect();
+        self.catalog.set(key, ListKind::Tool, items);
         self.servers.insert(place, (key, offer));
     }
 
@@ -90,7 +91,7 @@ impl Books {
         for name in self.listed() {
             assert!(name.len() <= LONGEST, "{name} is too long");
             assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)), "{name}");
-            match self.catalog.find(Kind::Tool, &name).expect("what is listed can be found") {
+            match self.catalog.find(ListKind::Tool, &name).expect("what is listed can be found") {
                 Target::Several(names) => panic!("{name} is listed and means one of {names:?}"),
                 Target::Own => assert_eq!(name, "list_servers"),
                 Target::Server { handle, key } => {
@@ -105,7 +106,7 @@ impl Books {
                 }
             }
         }
-        let offered = |(place, (_, tools)): (&usize, &(Key, Vec<_>))| -> Vec<_> {
+        let offered = |(place, (_, tools)): (&usize, &(UpstreamKey, Vec<_>))| -> Vec<_> {
             tools.iter().map(|tool| (*place, *tool)).collect()
         };
         let offered: BTreeSet<(usize, &str)> = self.servers.iter().flat_map(offered).collect();
@@ -115,7 +116,7 @@ impl Books {
             assert!(before.is_none_or(|before| before == tool), "{name} means another tool than before");
         }
         let names = self.exposed.keys();
-        let led = names.filter_map(|name| Some((name, self.catalog.find(Kind::Tool, name)?)));
+        let led = names.filter_map(|name| Some((name, self.catalog.find(ListKind::Tool, name)?)));
         for (name, target) in led {
             if let Target::Server { handle, key } = target {
                 assert_eq!((handle, key.as_str()), self.exposed[name], "{name} leads to another tool");
@@ -124,7 +125,7 @@ impl Books {
     }
 
     fn listed(&self) -> Vec<String> {
-        let page = self.catalog.list(Kind::Tool, None).unwrap();
+        let page = self.catalog.list(ListKind::Tool, None).unwrap();
         let page: serde_json::Value = serde_json::from_str(&page).unwrap();
         let tools = page["tools"].as_array().unwrap().iter();
         tools.map(|tool| tool["name"].as_str().unwrap().to_owned()).collect()
