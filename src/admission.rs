@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_unknown_that_waited_longest_goes() {
+    fn the_oldest_unauthenticated_connection_is_evicted() {
         let mut visits = visits(100, 100, 100, 3);
         let mut enter = |handle| {
             let place = visits.admit(ip("192.0.2.1"), handle).unwrap();

@@ -58,7 +58,7 @@
 //! # Tests
 //!
 //! Unit tests stand at the foot of the files. `tests/it` is one binary with a module for each subject: the real programs
-//! (`world`), the programs in this process with limits of the test's choice (`inside`), a line that is cut or frozen (`relay`),
+//! (`harness`), the programs in this process with limits of the test's choice (`in_process`), a line that is cut or frozen (`relay`),
 //! the seeded `simulation`, and the house's rules (`tidy`). `tests/fake` is the server behind them, `tests/vectors` holds literal
 //! bytes with their verdicts, `tests/fuzz` and `tests/bench` what their names say. How to run them: README, "Contributing".
 

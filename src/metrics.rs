@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_told() {
+    fn suppressed_log_lines_are_counted() {
         let told = [(0, 0), (3, 0), (0, 4)].map(|(same, others)| LeftOut { same, others }.to_string());
         assert_eq!(told, ["", " (3 more were not logged)", " (0 more were not logged, and 4 of others)"]);
     }

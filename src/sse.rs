@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_in_comes_out() {
+    fn events_round_trip() {
         let mut out = Vec::new();
         let data = ["/messages?session_id=x", "{\"a\":\"data: \\r\\n\u{2028}: b\"}", " leading", ""];
         for data in data {

@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_share() {
+    fn half_of_a_shared_limit_is_for_others() {
         for (given, expected) in [
             (&[][..], false),
             (&["a"], false),
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn without_tokens_everybody_may_do_everything() {
+    fn without_tokens_every_role_is_granted() {
         let open = Tokens::default();
         assert!(open.is_empty() && open.may_call(Principal::ANONYMOUS));
         assert!(open.may_claim(Principal::ANONYMOUS, "x"));

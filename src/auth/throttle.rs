@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn one_wrong_token_over_and_over_shuts_nobody_out() {
+    fn one_wrong_token_repeated_locks_nobody_out() {
         let (mut guesses, now) = guesses();
         let here = source("192.0.2.1");
         let verdicts: Vec<GuessVerdict> = (0..12).map(|_| guesses.wrong(now, here, Some(7))).collect();
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_full_of_guessers_forgets_the_one_of_longest_ago() {
+    fn a_full_throttle_table_drops_the_oldest() {
         let (_, start) = guesses();
         let mut guesses = GuessThrottle::new(&GuessLimits { addresses: 2, ..GuessLimits::default() });
         let [one, two, three] = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(source);

@@ -360,7 +360,7 @@ fn every_flag_is_in_the_help_and_the_other_way_round() {
 }
 
 #[test]
-fn the_readme_tells_every_flag() {
+fn the_readme_lists_every_flag() {
     let readme = include_str!("../../README.md");
     let table = |command: &str| {
         let rest = readme.split_once(&format!("`mcpport {command}` (or `")).expect("a table of its flags").1;

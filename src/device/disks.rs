@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn storage_is_told_from_the_rest() {
+    fn only_storage_file_systems_are_listed() {
         let table = "22 27 0:21 / /proc rw - proc proc rw
 25 27 0:23 / /tmp rw - tmpfs tmpfs rw
 27 1 8:1 / / rw - ext4 /dev/sda1 rw

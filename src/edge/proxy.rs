@@ -767,7 +767,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_not_reach_the_child() {
+    fn frames_that_must_not_reach_the_child() {
         let mut edge = ProxyState::default();
         edge.gets(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
         let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
@@ -790,7 +790,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_child_that_refused_at_first_is_told_that_it_is_initialized() {
+    fn a_restarted_child_that_first_refused_gets_initialized() {
         let mut edge = running(false);
         edge.child_gone("it crashed", None);
         assert_eq!(edge.child_back(), Some(hello(1)));
@@ -832,7 +832,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_child_left_unanswered_is_answered_for_it() {
+    fn open_calls_of_an_exited_child_get_errors() {
         let mut edge = running(true);
         edge.gets(&call(2));
         edge.disconnected();
@@ -849,7 +849,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_while_the_child_is_down_is_answered_at_once() {
+    fn calls_to_a_stopped_child_fail_at_once() {
         let (mut edge, now) = (running(true), Instant::now());
         edge.child_gone("server 's' exited with status 3", Some(now + Duration::from_millis(1500)));
         assert!(!edge.is_up());
@@ -877,7 +877,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_child_is_initialized_and_the_gateway_told() {
+    fn a_restarted_child_is_initialized_and_announced() {
         for (ours, capabilities, told) in [
             (true, r#"{"prompts":{}}"#, vec![Status::restarted(), changed("tools"), changed("prompts")]),
             (false, r#"{"tools":{},"resources":{}}"#, vec![changed("tools"), changed("resources")]),
@@ -919,7 +919,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_bounded_and_fails_with_its_child() {
+    fn held_frames_are_bounded_and_fail_with_the_child() {
         let mut edge = running(true);
         edge.child_gone("x", None);
         edge.child_back();

@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_started_again() {
+    fn restart_depends_on_policy_and_exit() {
         for (policy, ending, again) in [
             (Restart::Never, Ending::Done, false),
             (Restart::Never, Ending::Failed, false),

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_in_stays_in_while_somebody_guesses() {
+    fn authenticated_peers_pass_while_throttled() {
         let (keys, now) = (keys(), Instant::now());
         let (a, b) =
             (ask(&keys, now, "right", None, None).unwrap(), ask(&keys, now, "other", None, None).unwrap());

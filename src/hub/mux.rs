@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_goes_to_who_asked_for_it() {
+    fn progress_goes_to_its_requester() {
         let mut mux = Mux::new(8);
         let now = Instant::now();
         let with = mux.open(now, "a", "m", Some("\"t\""), PATIENCE).unwrap();

@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_read_is_mended() {
+    fn repairable_lines_are_repaired() {
         let sound = r#"{"jsonrpc":"2.0","id":1,"result":{"a":1.0}}"#;
         for odd in [
             r#"{"jsonrpc":"2.0","id":1,"result":{"a":1.0},"error":null}"#,
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_names_its_call() {
+    fn unreadable_answers_name_their_call() {
         let deep = format!(r#"{{"jsonrpc":"2.0","result":{}{},"id":3}}"#, "[".repeat(150), "]".repeat(150));
         for (bytes, id, why) in [
             (&br#"{"jsonrpc":"2.0","id":3,"result":{"a":NaN}}"#[..], Some("3"), "it is not valid JSON"),

@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_started_anew_is_asked_everything_again() {
+    fn a_restarted_server_is_discovered_again() {
         let mut conversation = started("{\"tools\":{}}");
         assert_eq!(conversation.again().method, "initialize");
         assert!(conversation.relist().is_none(), "one question at a time");
@@ -630,7 +630,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_say_why() {
+    fn failures_state_their_cause() {
         for (reply, why) in [
             (jsonrpc::error("1", -32602, "no\nway"), "initialize failed: no\\nway"),
             (answer("{}"), "without a protocolVersion"),

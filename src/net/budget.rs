@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_for_absent_clients_goes_first_and_the_oldest_of_it() {
+    fn buffers_of_absent_clients_are_evicted_first() {
         let budget = Budget::new(1000);
         let account = budget.account();
         let kept = [300, 300, 300].map(|bytes| Kept::new(&account, bytes));
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_taken_from_who_has_less() {
+    fn eviction_spares_smaller_accounts() {
         let budget = Budget::new(1000);
         budget.share(true);
         let (rich, poor) = (budget.account(), budget.account());

@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_counts_until_it_is_written() {
+    fn bytes_in_flight_count_until_written() {
         let (sender, mut receiver) = bounded::<()>(10, 10);
         for text in ["aaaa", "bbbb"] {
             sender.send(text.into()).unwrap();
@@ -537,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gathered_is_charged_until_all_is_written() {
+    fn taken_messages_are_charged_until_written() {
         let budget = Budget::new(100);
         let (sender, mut receiver) = with_account::<()>(9, 100, Some(budget.account()));
         let mut taken = VecDeque::new();
@@ -575,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_end_says_of_its_own_has_a_share() {
+    fn control_messages_have_reserved_capacity() {
         let (sender, mut receiver) = bounded::<()>(1, 10);
         sender.send("a".into()).unwrap();
         for _ in 0..limits::OWN_MESSAGES {
@@ -593,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_before_the_end_is_read() {
+    fn messages_before_the_end_are_delivered() {
         let (sender, mut receiver) = bounded(3, 10);
         sender.send("a".into()).unwrap();
         sender.end("first");
@@ -606,7 +606,7 @@ mod tests {
     }
 
     #[test]
-    fn a_waiting_writer_goes_on_when_there_is_room_or_nobody() {
+    fn a_waiting_sender_resumes_on_room_or_close() {
         let (sender, mut receiver) = bounded::<()>(1, 10);
         block_on(async {
             sender.send("a".into()).unwrap();

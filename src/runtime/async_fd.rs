@@ -214,7 +214,7 @@ mod tests {
 
     /// At once most of the time, so that the thread learns to stay awake; but not always.
     #[test]
-    fn news_are_heard_awake_and_asleep() {
+    fn readiness_wakes_busy_and_parked_threads() {
         let (mut near, mut far) = pair();
         let echo = std::thread::spawn(move || {
             let mut byte = [0];
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_to_nobody_fails() {
+    fn a_write_to_a_closed_peer_fails() {
         let (mut near, far) = pair();
         drop(far);
         let error = block_on(near.write_all(b"hello")).unwrap().unwrap_err();

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_slow_costs_little() {
+    fn slow_input_is_parsed_in_linear_time() {
         let waits = 100 * limits::SPIN_REST_LONGEST;
         let tries = awake(&mut BusyPoll::default(), waits, |_| IN_VAIN);
         assert!(tries < waits / 1000, "{tries} of {waits}");

@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_switch_reaches_everybody() {
+    fn shutdown_reaches_every_waiter() {
         let (switch, thrown) = shutdown();
         let waiting: Vec<_> =
             (0..10).map(|_| thrown.clone()).map(|t| spawn(async move { t.wait().await })).collect();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crew_waits_for_all_and_survives_a_panic() {
+    fn a_task_tracker_waits_for_all_and_survives_a_panic() {
         let crew = TaskTracker::new();
         let (told, hear) = async_channel::bounded(1);
         for number in 0..10 {

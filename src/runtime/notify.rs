@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_before_the_task_is_told_is_not_lost() {
+    fn a_wake_before_registration_is_not_lost() {
         let (bell, waker) = WakeFlag::new();
         waker.wake_by_ref();
         let (other, task) = WakeFlag::new();

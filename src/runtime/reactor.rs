@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn news_are_told_once() {
+    fn readiness_is_reported_once() {
         let (mut near, mut far, watched) = pair();
         let ears = watched.readiness();
         block_on(async {
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_of_what_is_no_longer_watched() {
+    fn a_deregistered_descriptor_wakes_nobody() {
         let (near, mut far, watched) = pair();
         let gone = watched.readiness.clone();
         drop(watched);

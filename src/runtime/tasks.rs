@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_group_holds_goes_with_it() {
+    fn dropping_a_task_group_drops_its_tasks() {
         let (group, held) = (TaskGroup::new(), Arc::new(()));
         let spawner = group.spawner();
         for _ in 0..3 {

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_ids_on_several_streams_are_told_apart() {
+    fn equal_ids_on_several_streams_are_distinguished() {
         let mut calls = Calls::new(&SessionLimits { in_flight: 4, ..SessionLimits::default() });
         let all = [1, 2, 3, 4].map(|stream| {
             let call = calls.may_begin("1", stream).unwrap();

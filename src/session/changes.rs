@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_change_is_told_at_once_and_further_ones_together() {
+    fn list_changes_are_coalesced_after_the_first() {
         let (mut changes, start) = (Changes::default(), Instant::now());
         let at = |millis| start + Duration::from_millis(millis);
         assert_eq!((changes.due(), changes.take(start)), (None, vec![]));

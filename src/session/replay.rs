@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_missed_is_there_or_said_to_be_gone() {
+    fn missed_events_are_replayed_or_reported_lost() {
         let limits = SessionLimits { replay_messages: 4, replay_bytes: 100, ..SessionLimits::default() };
         let mut replay = Replay::new(&limits);
         for number in 1..=3 {

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_servers_with_one_id_are_told_apart() {
+    fn two_servers_with_one_id_are_distinguished() {
         let (mut asks, now) = (PendingServerRequests::default(), Instant::now());
         assert_eq!((asks.begin(now, "a", "0"), asks.begin(now, "b", "0")), (Ok(1), Ok(2)));
         for wrong in ["\"1\"", "3", "01x", "+1", ""] {

@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_refuses_is_not_counted() {
+    fn a_refused_subscription_is_not_counted() {
         let mut subscriptions = Subscriptions::default();
         for (session, own, asked) in [("1", "a://x", 7), ("1", "a://y", 8), ("2", "a://x", 7)] {
             let asked = Some(asked);

@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_one_who_waits_is_told() {
+    fn the_current_waiter_is_woken() {
         let of = |text: &str| Oversize::of(&Message::read(text).unwrap(), "too large");
         let error = |id: &str| {
             format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32603,"message":"too large"}}}}"#)

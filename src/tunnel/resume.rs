@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_and_changes_nothing() {
+    fn impossible_acknowledgements_are_refused() {
         let mut end = Resume::new();
         for frame in 1..=4 {
             end.sent(frame, 10);
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn room_ends_at_either_bound_and_comes_back() {
+    fn capacity_is_bounded_in_frames_and_bytes() {
         let limits = LinkLimits { resume_messages: 3, resume_bytes: 100, ..LinkLimits::default() };
         let mut end = Resume::new();
         end.sent((), 1000);

@@ -4,8 +4,8 @@ use mcpport::mcp::exposed_name::exposed;
 use serde_json::Value;
 
 use crate::{
+    harness::{Edge, Gateway, eventually},
     wire::{Client, member, request},
-    world::{Edge, Gateway, eventually},
 };
 
 fn value(text: &str) -> Value {
@@ -197,7 +197,7 @@ fn cancelling_reaches_the_one_server_under_its_own_id() {
 }
 
 #[test]
-fn cancelling_what_is_not_under_way_does_nothing() {
+fn cancelling_an_unknown_request_does_nothing() {
     let gateway = Gateway::start(&[]);
     let edge = gateway.edge("s");
     let (mut one, mut other) = (gateway.client(), gateway.client());
@@ -231,7 +231,7 @@ fn closing_the_stream_cancels_its_calls() {
 }
 
 #[test]
-fn a_changed_list_is_told_and_listed_anew() {
+fn a_changed_list_is_announced_and_relisted() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge("s");
     let (mut client, mut other) = (gateway.client(), gateway.client());
@@ -245,7 +245,7 @@ fn a_changed_list_is_told_and_listed_anew() {
 }
 
 #[test]
-fn servers_come_and_go_and_clients_are_told() {
+fn clients_are_notified_when_servers_come_and_go() {
     let gateway = Gateway::start(&[]);
     let mut client = gateway.client();
     assert_eq!(client.tools(), ["list_servers"]);
@@ -260,7 +260,7 @@ fn servers_come_and_go_and_clients_are_told() {
 }
 
 #[test]
-fn a_client_that_is_not_initialized_is_told_nothing() {
+fn an_uninitialized_client_gets_no_notifications() {
     let gateway = Gateway::start(&[]);
     let mut early = Client::open(gateway.address, "/sse", &[]);
     let _edge = gateway.edge("s");
@@ -280,7 +280,7 @@ fn calls_of_a_dead_server_fail_at_once_and_name_it() {
         match crash {
             "crash" => drop(client.begin_call("doomed_crash", "{}")),
             "kill the edge" => edge.program.kill(),
-            _ => crate::world::kill(edge.server_pid()),
+            _ => crate::harness::kill(edge.server_pid()),
         }
         let words = match crash {
             "crash" => "server 'doomed' exited with status 3",
@@ -441,7 +441,7 @@ fn noise_on_stdout_is_tolerated_and_logged_as_is_stderr() {
 }
 
 #[test]
-fn a_server_that_does_not_read_harms_nobody_else() {
+fn a_server_that_does_not_read_affects_no_other() {
     let gateway = Gateway::start(&["--timeout-run-tool", "2s"]);
     let (_deaf, _other) = (gateway.edge("deaf"), gateway.edge("other"));
     let mut client = gateway.client();

@@ -4,8 +4,8 @@ use std::fs;
 
 use crate::{
     directory,
+    harness::{Edge, Gateway},
     wire::{Client, Wire, host, request, text},
-    world::{Edge, Gateway},
 };
 
 const SECRETS: &[&str] =

@@ -242,7 +242,7 @@ fn wrong_options_end_with_2() {
 }
 
 #[test]
-fn a_missing_openssl_is_told() {
+fn a_missing_openssl_is_reported() {
     if !available() {
         return;
     }

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use crate::{
     frames::End,
+    harness::{Gateway, eventually},
     hostile::status,
     session::Session,
-    world::{Gateway, eventually},
 };
 
 /// Registers a server with this name and one tool, and waits until that is listed.
@@ -35,7 +35,7 @@ fn tools(session: &Session) -> usize {
 const CHANGED: &str = "notifications/tools/list_changed";
 
 #[test]
-fn a_storm_of_registrations_is_told_in_few_notices() {
+fn many_registrations_cause_few_notifications() {
     let gateway = Gateway::start(&[]);
     let session = Session::open(gateway.address, "/mcp");
     let mut listening = session.listen(None);

@@ -107,7 +107,7 @@ fn jobs_die_when_the_leader_went_first() {
 }
 
 #[test]
-fn who_ignores_term_is_killed() {
+fn a_child_that_ignores_sigterm_is_killed() {
     run(async {
         let mut child = shell("trap '' TERM; echo ready; while :; do sleep 777; done");
         let pid = child.pid();
@@ -176,7 +176,7 @@ fn tasks_can_move_between_threads() {
 }
 
 #[test]
-fn what_cannot_start_is_told() {
+fn spawn_errors_are_reported() {
     let directory = directory("programs");
     let file = |name: &str, text: &str, mode: u32| {
         let path = directory.join(name);
@@ -282,7 +282,7 @@ fn collect() {
 }
 
 #[test]
-fn a_loud_child_disturbs_nobody() {
+fn heavy_stderr_delays_no_other() {
     alone("child::stderr_flood", &[]);
 }
 

@@ -440,7 +440,7 @@ fn system_of_a_usual_box() {
 }
 
 #[test]
-fn a_box_that_tells_nothing() {
+fn a_box_without_proc_files() {
     let folder = Folder::new();
     let mut server = folder.server();
     let (system, _) = call(&mut server, "system", json!({}));

@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use crate::{
     frames::End,
+    harness::Gateway,
     session::{BOTH, Event, Session, call, request, value},
     wire::{Client, member},
-    world::Gateway,
 };
 
 const SERVER: &str = "/servers/s/mcp";

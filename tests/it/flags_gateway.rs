@@ -12,9 +12,9 @@ use serde_json::json;
 use crate::{
     directory,
     frames::End,
+    harness::{Edge, Gateway, Program, eventually},
     session::{BOTH, Session, call, call_with, events, request as rpc, value},
     wire::{Client, get, request},
-    world::{Edge, Gateway, Program, eventually},
 };
 
 fn answers(host: &str, port: u16) -> bool {
@@ -65,7 +65,7 @@ fn a_wildcard_answers_clients_and_edges_in_both_families() {
 }
 
 #[test]
-fn everybody_is_warned_of_an_open_door() {
+fn a_gateway_without_tokens_warns_at_start() {
     let open = Gateway::start(&["--host", "0.0.0.0"]);
     assert!(open.program.wait_for("[WARN]").contains("ANYBODY"));
     let closed = Gateway::start(&["--host", "0.0.0.0", "--auth-token", "t"]);
@@ -419,7 +419,7 @@ fn threads() {
 #[test]
 fn aliases_and_version() {
     let program = Program::start(&["g", "--port", "0"]);
-    crate::world::listening(&program);
+    crate::harness::listening(&program);
     for flag in ["--version", "-v"] {
         let mut program = Program::start(&[flag]);
         assert_eq!(program.ended().code, Some(0));

@@ -13,8 +13,8 @@ use rustix::process::Signal;
 use crate::{
     directory,
     flags_gateway::helpers,
+    harness::{Edge, Gateway, Program, command, eventually, listening},
     wire::{Client, get, request, tcp},
-    world::{Edge, Gateway, Program, command, eventually, listening},
 };
 
 /// A port that was free a moment ago.
@@ -84,7 +84,7 @@ fn stdio_by_the_shell() {
 }
 
 #[test]
-fn what_is_meant_for_us_is_kept_from_the_server() {
+fn our_variables_are_hidden_from_the_server() {
     let gateway = Gateway::start(&["--auth-token", "canary"]);
     let log = directory("fake").join("log");
     let stdio = command(&log, &[]);

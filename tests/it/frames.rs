@@ -7,7 +7,7 @@ use std::{
 
 use async_tungstenite::tungstenite::{self, Message, WebSocket, client::IntoClientRequest};
 
-use crate::{wire::member, world::PATIENCE};
+use crate::{harness::PATIENCE, wire::member};
 
 /// The registration of `s`.
 pub fn introduction(capabilities: &str) -> String {

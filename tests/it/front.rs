@@ -1,8 +1,8 @@
 //! The HTTP front: what browsers may send, what is open without a token, and how addresses are spelled.
 
 use crate::{
+    harness::{Gateway, Program},
     wire::{Answer, Client, UPGRADE, Wire, ask, get, host, request, text},
-    world::{Gateway, Program},
 };
 
 const HELLO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}"#;
@@ -75,7 +75,7 @@ fn unknown_paths_and_health_need_no_token() {
 
 #[test]
 fn health_without_token_leaves_the_connection_unauthenticated() {
-    let gateway = crate::inside::Gateway::start(&["--auth-token", "t"], |limits| {
+    let gateway = crate::in_process::Gateway::start(&["--auth-token", "t"], |limits| {
         limits.http.connections_unauthenticated = 1;
     });
     let own = host(gateway.address);
@@ -163,7 +163,7 @@ fn programs_with_tokens_are_not_dumpable() {
     };
     let register: &[&str] = &["register", "--stdio", "cat", "--gateway-url", "ws://127.0.0.1:1"];
     for arguments in [register, &["gateway", "--port", "0"]] {
-        let mut command = Command::new(crate::world::binary());
+        let mut command = Command::new(crate::harness::binary());
         command.args(arguments).env_clear().env("PATH", "/usr/bin:/bin");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if rustix::process::geteuid().is_root() {
@@ -178,7 +178,7 @@ fn programs_with_tokens_are_not_dumpable() {
         let path = format!("/proc/{}/environ", child.id());
         // Files of a process that cannot be dumped belong to root: proc(5).
         let hidden = || std::fs::metadata(&path).is_ok_and(|file| file.uid() == 0);
-        let result = std::panic::catch_unwind(|| crate::world::eventually("it is hidden", hidden));
+        let result = std::panic::catch_unwind(|| crate::harness::eventually("it is hidden", hidden));
         let running = child.try_wait().unwrap().is_none();
         let _ = child.kill();
         let _ = child.wait();

@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     directory,
-    world::{Edge, Gateway, Program, eventually, terminal},
+    harness::{Edge, Gateway, Program, eventually, terminal},
 };
 
 /// A proxy in front of a gateway; with an answer of its own it passes nothing on.
@@ -143,7 +143,7 @@ fn a_refusal_of_our_gateway_is_marked_and_final_at_the_start() {
 }
 
 #[test]
-fn refusals_of_a_front_do_not_lose_what_is_kept() {
+fn refusals_of_a_proxy_keep_the_suspended_link() {
     let gateway = Gateway::start(&[]);
     let front = Front::start(gateway.address, None);
     let edge = Edge::start(&front.url(), "s", &[], &[]);
@@ -192,7 +192,7 @@ fn a_command_that_is_not_there_yet_is_started_later() {
         Program::start(&["register", "--stdio", &stdio, "--gateway-url", &url, "--server-name", "s"]);
     program.wait_for("command not found");
     program.wait_for("it is started again in");
-    let text = format!("#!/bin/sh\nexec {}\n", crate::world::command(&log, &[]));
+    let text = format!("#!/bin/sh\nexec {}\n", crate::harness::command(&log, &[]));
     // Whole at once: half a script could be started.
     let draft = directory.join("draft");
     std::fs::write(&draft, text).unwrap();

@@ -3,7 +3,7 @@
 
 mod budget;
 mod clients;
-mod door;
+mod connections;
 mod drain;
 mod figures;
 mod links;

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use self::peer::{CAPABILITIES, Peer, Place, Source, text_of};
 use crate::{
     directory,
+    harness::{Edge, Gateway, eventually},
     wire::member,
-    world::{Edge, Gateway, eventually},
 };
 
 fn value(text: &str) -> Value {
@@ -188,7 +188,7 @@ fn servers_ask_their_client() {
 
 /// Every process counts its questions from 0, and so would clients mix them up.
 #[test]
-fn questions_with_equal_ids_are_told_apart() {
+fn server_requests_with_equal_ids_are_distinguished() {
     let gateway = Gateway::start(&[]);
     let _edges = ["s", "t"].map(|name| {
         let edge = gateway.edge_with(name, &["--session"], &["--sessions", "isolated"]);
@@ -246,7 +246,7 @@ fn questions_are_taken_back_under_the_clients_id() {
 }
 
 #[test]
-fn answers_that_nobody_waits_for_are_dropped() {
+fn unmatched_responses_are_dropped() {
     let (gateway, edge) = world(&[]);
     for place in Place::ALL {
         let (mut peer, mut other) = (Peer::ready(&gateway, place), Peer::ready(&gateway, place));

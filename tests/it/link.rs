@@ -23,7 +23,7 @@ use mcpport::{
     runtime::executor::Pacer,
 };
 
-use crate::{run, world::PATIENCE};
+use crate::{harness::PATIENCE, run};
 
 /// Counts frames, and ends the link at its time.
 struct Counter {

@@ -8,9 +8,9 @@ use std::{
 use rustix::process::Signal;
 
 use crate::{
+    harness::{Edge, Gateway, Program, eventually},
     relay::{Relay, Way},
     wire::{Wire, ask, get, member, request},
-    world::{Edge, Gateway, Program, eventually},
 };
 
 /// The one complaint of a program that ended with exit code 1.
@@ -129,7 +129,7 @@ fn a_gateway_that_comes_later_is_found() {
 }
 
 #[test]
-fn an_answer_to_an_earlier_link_answers_nobody() {
+fn an_answer_to_an_earlier_link_is_dropped() {
     let mut gateway = Gateway::start(&["--resume-window", "0"]);
     let edge = gateway.edge("s");
     let mut client = gateway.client();
@@ -194,7 +194,7 @@ fn a_token_that_is_refused_later_is_waited_out() {
 }
 
 #[test]
-fn what_answers_and_is_no_gateway_is_told_apart() {
+fn a_foreign_http_server_is_recognized() {
     for (answer, words) in [
         ("garbage\r\n\r\n", "does not speak HTTP"),
         ("SSH-2.0-x\r\n", "does not speak HTTP"),
@@ -222,7 +222,7 @@ fn what_answers_and_is_no_gateway_is_told_apart() {
 }
 
 #[test]
-fn garbage_on_the_port_is_refused_and_harms_nobody() {
+fn garbage_on_the_port_affects_no_other() {
     let gateway = Gateway::start(&[]);
     for garbage in [
         &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..],

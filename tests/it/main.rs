@@ -1,35 +1,36 @@
 //! The integration tests: one binary, a module for each subject. Ports are the system's choice, every wait has a limit.
 
+mod access;
 mod calls;
 mod canaries;
 mod certs;
 mod changes;
 mod child;
-mod comeback;
-mod complaints;
-mod crowd;
-mod cuts;
 /// `mcpport device`, driven line by line on boxes made of files.
 mod device;
-mod doors;
 mod envelope;
+mod error_messages;
 mod flags_gateway;
 mod flags_register;
 /// The end of a link, frame by frame.
 mod frames;
 mod front;
 mod fronts;
+mod harness;
 mod hostile;
 mod http;
 /// The programs in this process, with limits of the test's choice.
-mod inside;
+mod in_process;
 mod isolation;
-mod leftovers;
 mod link;
+mod link_cuts;
 mod links;
+mod listings;
+mod many_peers;
 mod net;
-mod odd;
-mod offers;
+mod odd_servers;
+mod process_cleanup;
+mod reconnect;
 /// A line that goes wrong on command.
 mod relay;
 mod reload;
@@ -42,7 +43,7 @@ mod session;
 mod simulation;
 mod sizes;
 mod soak;
-mod stalls;
+mod stalled_links;
 mod stderr;
 mod streamable;
 mod supervision;
@@ -52,8 +53,7 @@ mod terminal;
 mod tidy;
 /// The real programs, and HTTP towards them.
 mod wire;
-mod world;
-mod worst;
+mod worst_case;
 
 use std::{
     env,

@@ -77,7 +77,7 @@ fn many_pairs_of_system_chosen_ports() {
 }
 
 #[test]
-fn dialling_takes_whoever_answers() {
+fn connect_uses_the_first_address_that_answers() {
     run(async {
         // `localhost` has both addresses on most machines, and one of them refuses.
         let mut listener = bind(Some("127.0.0.1"), 0, false).unwrap().remove(0);
@@ -116,7 +116,7 @@ fn wildcards() {
 }
 
 #[test]
-fn what_cannot_be_bound_is_told() {
+fn bind_errors_name_the_address() {
     let taken = bind(Some("127.0.0.1"), 0, false).unwrap();
     let port = taken[0].local().port();
     for host in [Some("127.0.0.1"), None, Some("0.0.0.0")] {
@@ -509,7 +509,7 @@ fn tasks_can_move_between_threads() {
 }
 
 #[test]
-fn files_that_do_not_fit_are_told() {
+fn mismatched_key_and_certificate_are_reported() {
     if !available() {
         return;
     }

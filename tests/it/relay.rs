@@ -310,7 +310,7 @@ mod tests {
     use std::io::{Read, Write};
 
     use super::*;
-    use crate::{wire::tcp, world::eventually};
+    use crate::{harness::eventually, wire::tcp};
 
     /// Both ends of a connection through a relay.
     fn line(relay: impl FnOnce(SocketAddr) -> Relay) -> (Relay, TcpStream, TcpStream) {
@@ -318,7 +318,7 @@ mod tests {
         let relay = relay(listener.local_addr().unwrap());
         let near = tcp(relay.address);
         let (far, _) = listener.accept().unwrap();
-        far.set_read_timeout(Some(crate::world::PATIENCE)).unwrap();
+        far.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
         (relay, near, far)
     }
 
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drip_is_slow_and_loses_nothing() {
+    fn byte_by_byte_input_loses_nothing() {
         let (relay, mut near, far) = line(Relay::to);
         relay.drip(Way::Up, Duration::from_millis(1));
         near.write_all(b"drop by drop").unwrap();
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_refused_hears_it_at_once() {
+    fn a_refused_registration_is_closed_at_once() {
         let (relay, _near, _far) = line(Relay::to);
         relay.refuse(true);
         let mut refused = tcp(relay.address);
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_opened_ends_with_it() {
+    fn closing_a_session_closes_its_streams() {
         let (relay, mut near, mut far) = line(Relay::to);
         drop(relay);
         for end in [&mut near, &mut far] {

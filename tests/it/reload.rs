@@ -11,9 +11,9 @@ use rustix::process::Signal;
 use crate::{
     certs::{available, generate},
     directory,
+    harness::{Edge, Gateway, Program, listening, terminal},
     secure::dial,
     wire::{Client, Wire, ask, host, request, text},
-    world::{Edge, Gateway, Program, listening, terminal},
 };
 
 const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
@@ -247,7 +247,7 @@ fn certificates_are_changed_without_dropping_a_connection() {
 }
 
 #[test]
-fn a_gateway_that_has_nothing_to_read_again_goes_on() {
+fn reload_without_files_changes_nothing() {
     let gateway = Gateway::start(&[]);
     let mut client = gateway.client();
     for round in 1..=3 {

@@ -5,12 +5,12 @@ use std::{net::TcpListener, time::Duration};
 
 use crate::{
     frames::{End, introduction},
-    inside,
+    harness::{Gateway, eventually, fake_server},
+    in_process,
     isolation::peer::{Peer, Place},
     relay::{Relay, Way},
     session::value,
     wire::{Client, member},
-    world::{Gateway, eventually, fake_server},
 };
 use mcpport::limits::Limits;
 
@@ -65,7 +65,7 @@ fn result(id: &str, word: &str) -> String {
 }
 
 #[test]
-fn what_was_not_received_is_sent_again() {
+fn unacknowledged_frames_are_sent_again() {
     let World { gateway, mut client, end, token, waiting, upstream } = world(&[], None);
     drop(end);
     gateway.program.wait_for("server 's' is reconnecting");
@@ -91,11 +91,11 @@ fn what_was_not_received_is_sent_again() {
 }
 
 #[test]
-fn an_edge_that_comes_back_and_hears_nothing_goes_without_a_word() {
+fn a_resuming_edge_without_answer_sends_no_close() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}/mcp/register", listener.local_addr().unwrap());
     let server = format!("'{}'", fake_server().display());
-    let _edge = inside::Edge::start(&url, "s", &server, &[], |limits| {
+    let _edge = in_process::Edge::start(&url, "s", &server, &[], |limits| {
         limits.link.register_time = Duration::from_millis(300);
         limits.link.backoff_base = Duration::from_millis(10);
     });
@@ -142,7 +142,7 @@ fn a_claim_that_comes_late_costs_no_call() {
 }
 
 #[test]
-fn only_who_had_it_may_take_it_up() {
+fn only_the_same_principal_may_resume() {
     let World { gateway, mut client, end, token, waiting, .. } =
         world(&["--auth-token", "one", "--auth-token", "two"], Some("one"));
     drop(end);
@@ -161,7 +161,7 @@ fn only_who_had_it_may_take_it_up() {
 }
 
 #[test]
-fn what_cannot_be_begins_anew() {
+fn impossible_resume_starts_a_new_session() {
     for impossible in [HEARD + 1, 0, u64::MAX] {
         let World { gateway, mut client, mut end, token, waiting, .. } = world(&[], None);
         // All that it has heard is acknowledged, so that 0 cannot be sent again.
@@ -205,7 +205,7 @@ fn the_gateway_acknowledges_in_time() {
 
 #[test]
 fn an_end_of_the_window_is_named() {
-    let gateway = inside::Gateway::start(&["--resume-window", "500ms"], |limits| {
+    let gateway = in_process::Gateway::start(&["--resume-window", "500ms"], |limits| {
         limits.link.resume_grace = Duration::ZERO;
     });
     let mut end = End::connect(gateway.address, None);
@@ -232,7 +232,7 @@ fn a_call_keeps_its_own_time() {
 }
 
 #[test]
-fn those_who_cannot_resume_are_not_waited_for() {
+fn edges_without_resume_are_not_waited_for() {
     for (flags, capabilities, reason) in [
         (&[][..], "{}", "; its edge cannot resume"),
         (&[], r#"{"mcpport":{}}"#, "; its edge cannot resume"),
@@ -273,8 +273,8 @@ fn a_gateway_that_stops_fails_what_waits_for_a_link() {
 }
 
 #[test]
-fn calls_beyond_the_queue_are_told_at_once() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.link.queue_messages = 4);
+fn calls_beyond_the_queue_fail_at_once() {
+    let gateway = in_process::Gateway::start(&[], |limits| limits.link.queue_messages = 4);
     let mut end = End::connect(gateway.address, None);
     end.introduce(RESUME);
     end.list();
@@ -290,7 +290,7 @@ fn calls_beyond_the_queue_are_told_at_once() {
 
 /// The edge begins anew when its gateway knows nothing of what was, and its server is told to stop what nobody waits for.
 #[test]
-fn a_gateway_that_was_killed_knows_nothing() {
+fn a_killed_gateway_resumes_no_link() {
     let mut gateway = Gateway::start(&[]);
     let edge = gateway.edge("s");
     let mut client = gateway.client();
@@ -316,7 +316,7 @@ fn isolated_sessions_outlive_a_cut() {
     let gateway = Gateway::start(&[]);
     let relay = Relay::to(gateway.address);
     let server = format!("'{}' --session", fake_server().display());
-    let _edge = inside::Edge::start(&relay.url(), "s", &server, &["--sessions", "isolated"], soon);
+    let _edge = in_process::Edge::start(&relay.url(), "s", &server, &["--sessions", "isolated"], soon);
     gateway.client().tools_until(|tools| tools.iter().any(|tool| tool == "s_pid"));
     let mut peers: Vec<Peer> = Place::ALL.into_iter().map(|place| Peer::ready(&gateway, place)).collect();
     let before: Vec<u32> = peers.iter_mut().map(Peer::pid).collect();
@@ -337,10 +337,10 @@ fn isolated_sessions_outlive_a_cut() {
 /// Large messages are carried on in the middle, and both directions are bounded.
 #[test]
 fn large_messages_go_on_where_they_were() {
-    let gateway = inside::Gateway::start(&[], |_| {});
+    let gateway = in_process::Gateway::start(&[], |_| {});
     let relay = Relay::narrow(gateway.address, 4096);
     let server = format!("'{}'", fake_server().display());
-    let _edge = inside::Edge::start(&relay.url(), "s", &server, &[], soon);
+    let _edge = in_process::Edge::start(&relay.url(), "s", &server, &[], soon);
     let mut client = Client::ready(gateway.address, &[]);
     client.tools_until(|tools| tools.iter().any(|tool| tool == "s_big"));
     for round in 1..=4_u64 {

@@ -8,9 +8,9 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    harness::{Edge, Gateway, eventually},
     session::{BOTH, hello},
     wire::{Answer, Client, UPGRADE, Wire, ask, host, member, request, text},
-    world::{Edge, Gateway, eventually},
 };
 
 const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
@@ -161,7 +161,7 @@ fn from_anywhere(
 }
 
 #[test]
-fn every_route_wants_a_token_for_it() {
+fn every_route_requires_its_role() {
     let gateway =
         Gateway::start(&["--auth-token", "both", "--auth-token=client:c", "--auth-token=register:r"]);
     let _edge = gateway.edge_with("s", &[], &["--header", &bearer("r")]);
@@ -200,7 +200,7 @@ fn every_route_wants_a_token_for_it() {
 }
 
 #[test]
-fn a_token_of_the_wrong_role_is_refused_before_the_body_comes() {
+fn a_token_without_the_role_gets_403_before_the_body() {
     let gateway = Gateway::start(&["--auth-token", "register:r"]);
     let own = host(gateway.address);
     for target in ["/mcp", "/messages?session_id=x", "/servers/s/mcp"] {
@@ -214,7 +214,7 @@ fn a_token_of_the_wrong_role_is_refused_before_the_body_comes() {
 }
 
 #[test]
-fn register_hears_of_the_role() {
+fn register_reports_a_missing_role() {
     let gateway = Gateway::start(&["--auth-token", "client:c"]);
     let mut edge = Edge::start(&gateway.url(), "s", &[], &["--header", &bearer("c")]);
     let end = edge.program.ended();
@@ -263,7 +263,7 @@ fn a_token_may_be_given_by_its_digest() {
 }
 
 #[test]
-fn a_stranger_takes_nothing_over() {
+fn another_principal_cannot_take_over() {
     let gateway =
         Gateway::start(&["--auth-token=register@a:a", "--auth-token=register@b:b", "--auth-token=client:c"]);
     let _edge = gateway.edge_with("s", &[], &["--server-id", "secret-id", "--header", &bearer("a")]);
@@ -303,7 +303,7 @@ fn a_stranger_takes_nothing_over() {
 }
 
 #[test]
-fn who_takes_over_too_often_is_put_off() {
+fn frequent_takeovers_are_refused() {
     let gateway = Gateway::start(&["--auth-token=register:r", "--auth-token=client:c"]);
     let mut links = vec![Link::register(&gateway, "r", "box", "s")];
     assert!(links[0].is_received());
@@ -331,7 +331,7 @@ fn who_takes_over_too_often_is_put_off() {
 }
 
 #[test]
-fn a_line_that_drops_often_takes_nothing_over() {
+fn frequent_drops_are_no_takeovers() {
     let gateway = Gateway::start(&["--auth-token=register:r", "--auth-token=client:c"]);
     for round in 1..=12 {
         let mut link = Link::register(&gateway, "r", "box", "s");
@@ -348,7 +348,7 @@ fn a_line_that_drops_often_takes_nothing_over() {
 }
 
 #[test]
-fn what_waits_hears_of_a_take_over_once() {
+fn pending_calls_fail_once_on_takeover() {
     let gateway = Gateway::start(&[]);
     let first = gateway.edge_with("s", &[], &["--server-id", "box"]);
     let mut client = gateway.client();
@@ -374,7 +374,7 @@ fn status(gateway: &Gateway, from: [u8; 4], token: &str) -> Answer {
 }
 
 #[test]
-fn who_guesses_is_put_off_and_who_is_in_stays_in() {
+fn guessing_is_throttled_and_sessions_survive() {
     let gateway = Gateway::start(&["--auth-token=@a:right", "--auth-token=@b:other"]);
     let here = [127, 0, 0, 1];
     let right = bearer("right");
@@ -421,7 +421,7 @@ fn behind_a_trusted_proxy_each_client_counts_for_itself() {
 }
 
 #[test]
-fn an_old_token_shuts_nobody_out() {
+fn an_old_token_locks_nobody_out() {
     let gateway = Gateway::start(&["--auth-token=right"]);
     let here = [127, 0, 0, 9];
     let statuses: Vec<u16> = (0..12).map(|_| status(&gateway, here, "old").status).collect();

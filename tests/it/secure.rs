@@ -10,8 +10,8 @@ use rustix::process::Signal;
 
 use crate::{
     certs::{available, generate, make_server_valid_later, shared},
+    harness::{Edge, Gateway, Program},
     wire::{Client, UPGRADE, Wire, host, tcp, text},
-    world::{Edge, Gateway, Program},
 };
 
 /// The path of a file as an argument.
@@ -96,7 +96,7 @@ fn the_demo_over_tls() {
 }
 
 #[test]
-fn everything_goes_over_tls() {
+fn all_transports_work_over_tls() {
     if !available() {
         return;
     }
@@ -160,7 +160,7 @@ fn clients_need_a_certificate_when_an_authority_is_given() {
 }
 
 #[test]
-fn register_trusts_whom_it_is_told_to() {
+fn register_trusts_the_given_ca() {
     if !available() {
         return;
     }
@@ -241,7 +241,7 @@ fn addresses_are_names_too() {
 }
 
 #[test]
-fn a_wrong_scheme_is_told() {
+fn a_wrong_scheme_is_reported() {
     if !available() {
         return;
     }

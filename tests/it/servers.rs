@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use crate::{
+    harness::{Edge, Gateway, eventually},
     session::{BOTH, Session, call, hello, request, value},
     wire::{Client, Wire, ask, host, member},
-    world::{Edge, Gateway, eventually},
 };
 
 #[test]

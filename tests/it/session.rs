@@ -5,8 +5,8 @@ use std::{io, net::SocketAddr, time::Instant};
 use serde_json::{Value, json};
 
 use crate::{
+    harness::PATIENCE,
     wire::{Answer, Wire, host, text},
-    world::PATIENCE,
 };
 
 /// What every client accepts.

@@ -12,8 +12,8 @@ mod child;
 mod client;
 mod edge;
 mod gateway;
-mod line;
 mod names;
+mod wire;
 
 use std::{
     collections::BTreeMap,

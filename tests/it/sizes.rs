@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use crate::{
     frames::End,
+    harness::{Edge, Gateway, PATIENCE},
     session::{BOTH, Session, call, value},
     wire::{Client, member},
-    world::{Edge, Gateway, PATIENCE},
 };
 
 /// A gateway, `s` with one shared process and `own` with one for each session, each with flags of its own, and a session

@@ -19,10 +19,10 @@ use std::{
 use serde_json::json;
 
 use crate::{
+    harness::{Edge, Gateway, Program, eventually},
     relay::{Relay, Way},
     session::{BOTH, call, hello, value},
     wire::{Client, Wire, ask, get, host},
-    world::{Edge, Gateway, Program, eventually},
 };
 
 /// Clients at a time.
@@ -211,7 +211,7 @@ fn rest(gateway: &Gateway, edges: u64, lists: u64) {
     let begun = Instant::now();
     // Asked once more it might see the connection of the last look, which is about to end.
     let mut rests = calm();
-    while begun.elapsed() < crate::world::PATIENCE && !rests {
+    while begun.elapsed() < crate::harness::PATIENCE && !rests {
         thread::sleep(Duration::from_millis(20));
         rests = calm();
     }

@@ -12,9 +12,9 @@ use serde_json::json;
 
 use crate::{
     frames::End,
+    harness::{Gateway, Program, eventually},
     session::{BOTH, Session, request, value},
     wire::{Wire, get, text},
-    world::{Gateway, Program, eventually},
 };
 
 /// By which an edge says that it has started its server anew.

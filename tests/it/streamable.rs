@@ -6,10 +6,10 @@ use mcpport::limits::Limits;
 use serde_json::{Value, json};
 
 use crate::{
-    inside,
+    harness::{Edge, Gateway, eventually},
+    in_process,
     session::{BOTH, Event, Session, call, call_with, events, hello, request, value},
     wire::{Answer, Wire, ask, host, tcp, text},
-    world::{Edge, Gateway, eventually},
 };
 
 const SERVER: &str = "/servers/s/mcp";
@@ -26,7 +26,7 @@ fn code(answer: &Answer) -> i64 {
 }
 
 #[test]
-fn what_is_no_message_is_refused() {
+fn a_body_that_is_no_message_gets_400() {
     let gateway = Gateway::start(&[]);
     let session = Session::open(gateway.address, "/mcp");
     for (body, expected) in [
@@ -176,7 +176,7 @@ fn methods_and_types_that_are_not_offered() {
 }
 
 #[test]
-fn a_session_belongs_to_who_opened_it() {
+fn a_session_belongs_to_its_principal() {
     let gateway = Gateway::start(&["--auth-token", "token-of-one", "--auth-token", "token-of-another"]);
     let one = "Authorization: Bearer token-of-one";
     let session = Session::open_as(gateway.address, "/mcp", "2025-11-25", &[one]);
@@ -227,7 +227,7 @@ fn batches_are_for_one_version() {
 }
 
 #[test]
-fn what_comes_first_makes_the_form() {
+fn the_first_message_decides_the_response_form() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge("s");
     let session = Session::open_as(gateway.address, "/mcp", "2025-06-18", &[]);
@@ -359,7 +359,7 @@ fn a_dropped_post_goes_on_and_a_closed_event_stream_does_not() {
 }
 
 #[test]
-fn what_belongs_to_no_request_comes_by_get() {
+fn unrelated_messages_go_to_the_get_stream() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge("s");
     let session = Session::open_as(gateway.address, "/mcp", "2025-06-18", &[]);
@@ -480,8 +480,8 @@ fn the_stream_by_get_is_resumed() {
 }
 
 #[test]
-fn a_client_that_never_reads_is_cut_off_and_others_lose_nothing() {
-    let gateway = inside::Gateway::start(&[], |limits| {
+fn a_client_that_never_reads_is_cut_off_alone() {
+    let gateway = in_process::Gateway::start(&[], |limits| {
         limits.http.write_stall = std::time::Duration::from_millis(200);
         limits.session.keep_alive = std::time::Duration::from_millis(50);
     });
@@ -509,7 +509,7 @@ fn a_client_that_never_reads_is_cut_off_and_others_lose_nothing() {
 /// A proxy cuts an answer of which nothing comes; a stream is kept alive. Whoever did not name streams gets none.
 #[test]
 fn a_silent_answer_becomes_a_stream() {
-    let gateway = inside::Gateway::start(&[], |limits| {
+    let gateway = in_process::Gateway::start(&[], |limits| {
         // Longer than what is not silent takes.
         limits.session.silence = std::time::Duration::from_secs(1);
         limits.session.keep_alive = std::time::Duration::from_millis(50);
@@ -544,7 +544,7 @@ fn a_silent_answer_becomes_a_stream() {
 
 #[test]
 fn a_stream_is_taken_over_from_a_connection_that_is_stuck() {
-    let gateway = inside::Gateway::start(&[], |limits| {
+    let gateway = in_process::Gateway::start(&[], |limits| {
         limits.session.replay_bytes = 64 << 20;
         limits.session.queue_bytes = 64 << 20;
     });
@@ -571,8 +571,8 @@ fn a_stream_is_taken_over_from_a_connection_that_is_stuck() {
 }
 
 #[test]
-fn a_full_table_says_come_back() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.session.sessions = 2);
+fn a_full_table_asks_to_retry_later() {
+    let gateway = in_process::Gateway::start(&[], |limits| limits.session.sessions = 2);
     let (one, _two) = (Session::open(gateway.address, "/mcp"), Session::open(gateway.address, "/mcp"));
     let third = || {
         let host = host(gateway.address);
@@ -585,9 +585,9 @@ fn a_full_table_says_come_back() {
 }
 
 #[test]
-fn a_session_that_nobody_uses_ends_and_one_in_use_does_not() {
+fn only_idle_sessions_expire() {
     let gateway =
-        inside::Gateway::start(&[], |limits| limits.session.idle = std::time::Duration::from_millis(300));
+        in_process::Gateway::start(&[], |limits| limits.session.idle = std::time::Duration::from_millis(300));
     let edge = gateway.edge("s", &[]);
     let (idle, listening, calling) = (
         Session::open(gateway.address, "/mcp"),
@@ -608,7 +608,7 @@ fn a_session_that_nobody_uses_ends_and_one_in_use_does_not() {
 
 #[test]
 fn a_lost_stream_that_missed_too_much_still_gets_its_answer() {
-    let gateway = inside::Gateway::start(&[], |limits| {
+    let gateway = in_process::Gateway::start(&[], |limits| {
         limits.session.replay_messages = 2;
         limits.session.queue_messages = 4;
     });

@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use crate::{
     directory,
     flags_register::with_health,
+    harness::{Edge, Gateway, PATIENCE, Program, command, eventually, fake_server, kill},
     session::{Session, value},
     wire::{Client, get},
-    world::{Edge, Gateway, PATIENCE, Program, command, eventually, fake_server, kill},
 };
 
 /// The code and the message of an error.
@@ -91,7 +91,7 @@ fn time_from_a_kill_to_the_first_good_call() {
 }
 
 #[test]
-fn what_each_policy_does() {
+fn restart_policies() {
     let gateway = Gateway::start(&[]);
     for (policy, status, again) in [
         ("never", 3, false),
@@ -160,7 +160,7 @@ fn a_listing_that_is_cut_off_is_done_again() {
 }
 
 #[test]
-fn lists_and_wishes_come_again() {
+fn lists_and_subscriptions_are_restored() {
     let gateway = Gateway::start(&[]);
     let starts = directory("starts").join("starts");
     let edge = gateway.edge_with("s", &["--rich", "--starts", starts.to_str().unwrap()], &[]);
@@ -208,7 +208,7 @@ fn an_answer_that_is_too_large_costs_its_call_alone() {
 }
 
 #[test]
-fn a_server_that_is_loud_disturbs_nobody() {
+fn a_noisy_server_delays_no_other() {
     let mib: usize = env::var("MCPPORT_FLOOD_MIB").map_or(10, |mib| mib.parse().unwrap());
     let gateway = Gateway::start(&[]);
     let mut edge = gateway.edge_with("s", &["--tool", "shout"], &[]);
@@ -252,7 +252,7 @@ fn params_on_many_lines_reach_the_server_on_one() {
 }
 
 #[test]
-fn the_health_check_tells_of_a_server_that_is_down() {
+fn health_is_503_while_the_server_is_down() {
     let gateway = Gateway::start(&[]);
     let (edge, health) = with_health(&gateway.url(), &["--restart", "always"]);
     edge.program.wait_for("registered: ");
@@ -426,7 +426,7 @@ fn bounded(stream: &TcpStream) {
 
 /// A gateway that is not ours hears of a restart by what any MCP client understands.
 #[test]
-fn any_gateway_is_told_to_list_again() {
+fn a_restart_triggers_relisting_at_any_gateway() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}/mcp/register", listener.local_addr().unwrap());
     let edge = Edge::start(&url, "s", &["--rich"], &[]);

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use crate::{
     frames::End,
+    harness::Gateway,
     session::{Events, Session, hello, request, value},
     wire::Client,
-    world::Gateway,
 };
 
 /// A gateway and a server `s` that does tasks, of which this end is the edge.
@@ -117,7 +117,7 @@ fn a_task_belongs_to_the_principal_that_had_it_begun() {
 }
 
 #[test]
-fn the_state_of_a_task_is_told_to_its_principal() {
+fn task_status_goes_to_its_principal_only() {
     let mut world = World::start(&["one", "two"]);
     let (one, two) = (world.client("one"), world.client("two"));
     let (mut ones, mut twos) = (listen(&one), listen(&two));

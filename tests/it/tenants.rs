@@ -13,7 +13,7 @@ mod lenient;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
-use crate::{inside, simulation::Random};
+use crate::{in_process, simulation::Random};
 
 /// The principals, and the tokens of their clients and servers.
 const WHO: [&str; 2] = ["one", "two"];
@@ -68,7 +68,7 @@ fn run(seed: u64) -> usize {
     let mut flags = vec!["--timeout-run-tool", "250ms", "--timeout-rpc", "250ms", "--log-level", "error"];
     flags.extend(tokens.iter().flatten().flat_map(|token| ["--auth-token", token]));
     let world = World::default();
-    let gateway = inside::Gateway::start(&flags, |_| {});
+    let gateway = in_process::Gateway::start(&flags, |_| {});
     let mut random = Random(seed);
     let (stops, edges): (Vec<_>, Vec<_>) = (0..2)
         .map(|who| {
@@ -113,7 +113,7 @@ impl Random {
 }
 
 #[test]
-fn no_principal_receives_what_is_the_others() {
+fn no_principal_receives_data_of_another() {
     let number = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
     if let Some(seed) = number("MCPPORT_TENANT_SEED") {
         run(seed);

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io::Write};
 
-use crate::world::{Gateway, Program, eventually, fake_server, terminal};
+use crate::harness::{Gateway, Program, eventually, fake_server, terminal};
 
 /// A program asks for a passphrase on `/dev/tty`, whatever its stdin is.
 #[test]

@@ -165,7 +165,7 @@ fn target<'a>(source: &Source, path: &'a str) -> Option<&'a str> {
 }
 
 #[test]
-fn imports_never_climb() {
+fn imports_go_to_lower_layers_only() {
     let sources = source::all();
     let floors = floors(&sources);
     let mut complaints = Vec::new();
@@ -192,7 +192,7 @@ fn imports_never_climb() {
 }
 
 #[test]
-fn neighbours_do_not_go_in_circles() {
+fn neighbours_have_no_cycle() {
     for (from, to, _) in SIDEWAYS {
         let (mut seen, mut next) = (vec![*to], vec![*to]);
         while let Some(room) = next.pop() {
@@ -208,7 +208,7 @@ fn neighbours_do_not_go_in_circles() {
 }
 
 #[test]
-fn the_lower_floors_do_not_know_the_world() {
+fn lower_layers_are_pure() {
     let sources = source::all();
     let floors = floors(&sources);
     let mut complaints = Vec::new();
@@ -229,7 +229,7 @@ fn the_lower_floors_do_not_know_the_world() {
 }
 
 #[test]
-fn libraries_stay_at_home() {
+fn libraries_are_used_in_their_modules_only() {
     let mut complaints = Vec::new();
     for source in source::all() {
         let module = source.name.trim_end_matches(".rs");
@@ -267,7 +267,7 @@ fn unsafe_code_is_in_one_place() {
 }
 
 #[test]
-fn nothing_ends_the_program_from_inside() {
+fn no_panics_and_no_exit_in_code() {
     let words = [
         ("process::exit", "the end of the program is main's return value"),
         ("process::abort", "the end of the program is main's return value"),
@@ -294,7 +294,7 @@ fn nothing_ends_the_program_from_inside() {
 }
 
 #[test]
-fn nothing_is_left_for_later() {
+fn no_todo_comments() {
     let mut complaints = Vec::new();
     for source in source::all() {
         for (number, text) in source.text.lines().enumerate() {
@@ -309,7 +309,7 @@ fn nothing_is_left_for_later() {
 }
 
 #[test]
-fn a_function_fits_a_screen() {
+fn functions_fit_a_screen() {
     let mut complaints = Vec::new();
     for source in source::all() {
         for (place, _) in source.code.match_indices("fn ") {
@@ -331,7 +331,7 @@ fn a_function_fits_a_screen() {
 }
 
 #[test]
-fn a_module_says_what_it_is_for() {
+fn modules_open_with_a_doc_comment() {
     let silent = |source: &Source| {
         let opening = source.text.lines().next().unwrap_or_default();
         let tests = source.name.ends_with("/tests.rs");
@@ -342,7 +342,7 @@ fn a_module_says_what_it_is_for() {
 
 /// A time in words of digits, or a constant above ten that counts something, is a limit: it belongs to `limits`.
 #[test]
-fn limits_stand_in_limits() {
+fn numbers_are_in_limits() {
     let mut complaints = Vec::new();
     for source in source::all() {
         if matches!(source.name.as_str(), "limits.rs") {
@@ -379,7 +379,7 @@ fn counting(code: &str) -> Option<&str> {
 const STATIC: &str = "[target.'cfg(target_env = \"musl\")'.dependencies]";
 
 #[test]
-fn every_dependency_is_wanted_and_says_why() {
+fn every_dependency_has_a_reason() {
     let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
     let (mut section, mut before, mut complaints, mut seen) = ("", "", Vec::new(), 0);
     for line in manifest.lines() {

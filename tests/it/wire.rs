@@ -10,7 +10,7 @@ use std::{
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use serde_json::value::RawValue;
 
-use crate::world::{PATIENCE, eventually};
+use crate::harness::{PATIENCE, eventually};
 
 /// Both directions of a connection.
 pub trait Duplex: Read + Write + Send {}

@@ -15,10 +15,10 @@ use super::{
     status,
 };
 use crate::{
-    inside,
+    harness::{Edge, Gateway, Program, eventually},
+    in_process,
     session::{BOTH, Session, call, request},
     wire::{Client, UPGRADE, Wire, ask, host, text},
-    world::{Edge, Gateway, Program, eventually},
 };
 
 const MIB: usize = 1 << 20;
@@ -43,7 +43,7 @@ fn unfinished(address: SocketAddr, lines: &[&str], bytes: usize) -> Wire {
 /// Twenty sessions went away without a word, and their streams are full; one that reads gets all of its large answers.
 #[test]
 fn abandoned_sessions_do_not_cost_a_reader_its_stream() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
+    let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
     let _edge = gateway.edge("s", &[]);
     let gone: Vec<Session> = (0..24)
         .map(|_| {
@@ -71,7 +71,7 @@ fn abandoned_sessions_do_not_cost_a_reader_its_stream() {
 /// Answers that wait for clients which do not come back go, the oldest first; who comes back to a later one finds it.
 #[test]
 fn parked_answers_make_room_for_later_ones() {
-    let gateway = inside::Gateway::start(&[], |limits| {
+    let gateway = in_process::Gateway::start(&[], |limits| {
         limits.memory.bytes = 16 * MIB;
         limits.session.silence = Duration::from_millis(20);
     });
@@ -103,7 +103,7 @@ fn parked_answers_make_room_for_later_ones() {
 /// A body for which there is no room is refused while it comes in; small calls still pass.
 #[test]
 fn bodies_beyond_the_budget_get_413() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
+    let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
     let _edge = gateway.edge("s", &[]);
     let session = Session::open(gateway.address, "/mcp");
     eventually("the lists are there, and nothing else", || bytes(gateway.address) < MIB as u64);
@@ -127,7 +127,7 @@ fn bodies_beyond_the_budget_get_413() {
 #[test]
 fn a_principal_has_half_of_the_budget() {
     let tokens = ["--auth-token", "first", "--auth-token", "second"];
-    let gateway = inside::Gateway::start(&tokens, |limits| limits.memory.bytes = 16 * MIB);
+    let gateway = in_process::Gateway::start(&tokens, |limits| limits.memory.bytes = 16 * MIB);
     let url = format!("ws://{}/mcp/register", gateway.address);
     let _edge = Edge::start(&url, "s", &[], &["--header", "Authorization: Bearer second"]);
     let open = |token: &str| {
@@ -151,7 +151,7 @@ fn a_principal_has_half_of_the_budget() {
 /// Links that announce large frames are charged for them; one for which there is no memory waits, and is closed in the end.
 #[test]
 fn announced_frames_beyond_the_budget_get_1013() {
-    let gateway = inside::Gateway::start(&[], |limits| {
+    let gateway = in_process::Gateway::start(&[], |limits| {
         limits.memory.bytes = 16 * MIB;
         limits.link.memory_wait = Duration::from_millis(300);
     });
@@ -177,7 +177,7 @@ fn announced_frames_beyond_the_budget_get_1013() {
 #[test]
 fn announced_frames_of_one_principal_leave_the_other_its_share() {
     let tokens = ["--auth-token", "first", "--auth-token", "second"];
-    let gateway = inside::Gateway::start(&tokens, |limits| {
+    let gateway = in_process::Gateway::start(&tokens, |limits| {
         limits.memory.bytes = 32 * MIB;
         limits.link.memory_wait = Duration::from_millis(300);
     });
@@ -203,7 +203,7 @@ fn announced_frames_of_one_principal_leave_the_other_its_share() {
 /// A frame waits for memory until there is some, and nothing of it is lost.
 #[test]
 fn frames_that_wait_for_memory_pass_later() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
+    let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
     let mut others: Vec<Raw> =
         (0..3).map(|number| Raw::registered(gateway.address, &format!("s{number}"))).collect();
     let mut link = Raw::registered(gateway.address, "s");
@@ -232,7 +232,7 @@ fn frames_that_wait_for_memory_pass_later() {
 /// What large frames leave behind in a link's buffers is charged, and given back when no more come.
 #[test]
 fn buffers_of_links_are_given_back() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.memory.bytes = 64 * MIB);
+    let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 64 * MIB);
     let mut links: Vec<Raw> =
         (0..4).map(|number| Raw::registered(gateway.address, &format!("s{number}"))).collect();
     let mut text = head(TEXT, 4 * MIB as u64);
@@ -252,7 +252,7 @@ fn buffers_of_links_are_given_back() {
 /// Subscriptions are charged to who has them, and given back with them.
 #[test]
 fn subscriptions_are_charged() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
+    let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
     let mut link = Raw::registered(gateway.address, "s");
     let session = Session::open(gateway.address, "/servers/s/mcp");
     let before = bytes(gateway.address);
@@ -275,7 +275,7 @@ fn subscriptions_are_charged() {
 /// the session.
 #[test]
 fn facts_and_subscriptions_beyond_the_budget_are_refused() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
+    let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
     let _link = Raw::registered(gateway.address, "s");
     let session = Session::open(gateway.address, "/servers/s/mcp");
     let held: Vec<Wire> = (0..3).map(|_| unfinished(gateway.address, &[], 4 * MIB)).collect();
@@ -315,7 +315,7 @@ fn facts_and_subscriptions_beyond_the_budget_are_refused() {
 /// A server's answer to `initialize` is kept, and charged like its lists.
 #[test]
 fn answers_to_initialize_are_charged() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
+    let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
     let text = "x".repeat(2 * MIB);
     let mut links = Vec::new();
     let (code, reason) = loop {
@@ -360,8 +360,9 @@ fn status_of(address: SocketAddr, line: &str) -> u64 {
 
 /// Lists of servers are charged as long as the servers are there; one for which there is no room is put off.
 #[test]
-fn lists_beyond_the_budget_put_the_server_off() {
-    let gateway = inside::Gateway::start(&["--resume-window", "0"], |limits| limits.memory.bytes = 16 * MIB);
+fn lists_beyond_the_budget_delay_the_server() {
+    let gateway =
+        in_process::Gateway::start(&["--resume-window", "0"], |limits| limits.memory.bytes = 16 * MIB);
     let url = format!("ws://{}/mcp/register", gateway.address);
     // Each has 500 resources with URIs of 1 200 bytes, about 2 MiB in all.
     let server = ["--rich", "--many", "500"];

@@ -5,9 +5,9 @@ use serde_json::json;
 use super::{memory, status};
 use crate::{
     frames::End,
+    harness::{Gateway, eventually},
     session::{BOTH, Session, call, value},
     wire::{Wire, ask, host, member},
-    world::{Gateway, eventually},
 };
 
 /// A wish for log messages is no call of the session's, so it takes no place that the calls of others need.
@@ -157,7 +157,7 @@ fn a_second_initialize_changes_nothing() {
 
 /// Behind a proxy that is trusted, a connection is nobody's: who was let in over it opens no door for the next.
 #[test]
-fn connections_of_a_proxy_prove_nothing() {
+fn connections_of_a_proxy_authenticate_nobody() {
     let gateway = Gateway::start(&["--auth-token=right", "--trusted-proxy", "127.0.0.1"]);
     let mut wire = Wire::connect(gateway.address);
     let own = host(gateway.address);

@@ -12,9 +12,9 @@ use serde_json::json;
 
 use super::raw::Raw;
 use crate::{
+    harness::Gateway,
     session::{BOTH, Session, call, value},
     wire::{Wire, host, text},
-    world::Gateway,
 };
 
 /// Rule 40: SIGTERM under load. Nobody new is served, calls end, streams end, links hear 1001, the exit is clean.

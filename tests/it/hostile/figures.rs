@@ -22,10 +22,10 @@ use super::{
 };
 use crate::{
     certs::{available, shared},
+    harness::Gateway,
     secure::{dial, file},
     session::{BOTH, Session, call},
     wire::{Client, host, tcp, text},
-    world::Gateway,
 };
 
 /// What was found.

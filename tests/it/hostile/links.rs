@@ -14,16 +14,16 @@ use super::{
     status,
 };
 use crate::{
-    inside,
+    harness::{Gateway, eventually},
+    in_process,
     session::{BOTH, Session, call, value},
     wire::{Client, get},
-    world::{Gateway, eventually},
 };
 
 /// Rule 23: each violation has its code, and the peer gets to read it.
 #[test]
-fn violations_are_told_by_their_code() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.link.message_bytes = 70_000);
+fn violations_close_with_their_code() {
+    let gateway = in_process::Gateway::start(&[], |limits| limits.link.message_bytes = 70_000);
     let cases: &[(&str, Vec<u8>, u16)] = &[
         ("a frame that is announced too large", head(TEXT, 70_001), 1009),
         ("a frame of 2^63 bytes", head(TEXT, 1 << 63), 1009),
@@ -64,8 +64,8 @@ fn violations_are_told_by_their_code() {
 
 /// Rule 23: what never becomes a message ends by its bytes or by its pace.
 #[test]
-fn fragments_without_end_are_told_so() {
-    let gateway = inside::Gateway::start(&[], |limits| {
+fn endless_fragments_are_closed_with_1009() {
+    let gateway = in_process::Gateway::start(&[], |limits| {
         limits.link.message_bytes = 64 * 1024;
         limits.link.message_time = Duration::from_millis(400);
         limits.link.message_floor = 1 << 20;
@@ -89,7 +89,7 @@ fn fragments_without_end_are_told_so() {
 /// A message may take as long as its line needs: only what comes at less than the floor is cut off.
 #[test]
 fn a_slow_line_gets_a_large_message_through() {
-    let gateway = inside::Gateway::start(&[], |limits| {
+    let gateway = in_process::Gateway::start(&[], |limits| {
         limits.link.message_time = Duration::from_millis(1000);
         limits.link.message_floor = 500;
         limits.link.ping_every = Duration::from_millis(500);
@@ -144,7 +144,7 @@ fn a_flood_of_pings_is_closed() {
 #[test]
 fn a_link_registers_in_time() {
     let gateway =
-        inside::Gateway::start(&[], |limits| limits.link.register_time = Duration::from_millis(300));
+        in_process::Gateway::start(&[], |limits| limits.link.register_time = Duration::from_millis(300));
     let mut raw = Raw::upgraded(gateway.address);
     let begun = Instant::now();
     assert_eq!(raw.closed(), (1008, "the first frame did not come in time".into()));
@@ -183,7 +183,7 @@ fn links_have_a_limit() {
 #[test]
 fn a_list_that_always_changes_is_asked_for_at_a_pace() {
     let pause = Duration::from_millis(400);
-    let gateway = inside::Gateway::start(&[], |limits| limits.catalog.list_pause = pause);
+    let gateway = in_process::Gateway::start(&[], |limits| limits.catalog.list_pause = pause);
     let mut raw = Raw::registered(gateway.address, "restless");
     let changed = r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#;
     // A client at the server's own endpoint hears all of it; one at the aggregate only of what has changed.

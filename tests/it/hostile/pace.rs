@@ -13,17 +13,17 @@ use rustix::net::{
 use serde_json::json;
 
 use crate::{
-    inside,
+    harness::Gateway,
+    in_process,
     session::{BOTH, Session, call},
     wire::{Wire, get, host, tcp, text},
-    world::Gateway,
 };
 
 /// Rule 3: a head that drips is answered 408 at its time, whatever the drip.
 #[test]
 fn a_slow_head_is_answered() {
     let limit = Duration::from_millis(600);
-    let gateway = inside::Gateway::start(&[], |limits| limits.http.head_time = limit);
+    let gateway = in_process::Gateway::start(&[], |limits| limits.http.head_time = limit);
     for drip in [Duration::from_millis(20), Duration::from_millis(250), Duration::from_secs(60)] {
         let stream = tcp(gateway.address);
         let (mut drips, begun) = (stream.try_clone().unwrap(), Instant::now());
@@ -46,7 +46,7 @@ fn a_slow_head_is_answered() {
 /// Rule 4: a body has to come at a pace, and is refused before it comes when it is announced too large.
 #[test]
 fn a_slow_body_is_answered() {
-    let gateway = inside::Gateway::start(&[], |limits| {
+    let gateway = in_process::Gateway::start(&[], |limits| {
         limits.http.body_grace = Duration::from_millis(300);
         limits.http.body_bytes = 10_000;
     });
@@ -99,8 +99,8 @@ fn heads_without_measure_are_answered() {
 
 /// A peer that sends requests and reads no answer is given up, and holds no more than its own connection.
 #[test]
-fn who_reads_no_answer_is_given_up() {
-    let gateway = inside::Gateway::start(&[], |limits| {
+fn a_client_that_reads_no_response_is_closed() {
+    let gateway = in_process::Gateway::start(&[], |limits| {
         limits.http.write_stall = Duration::from_millis(300);
         limits.http.requests = 1_000_000;
     });
@@ -118,7 +118,7 @@ fn who_reads_no_answer_is_given_up() {
 #[test]
 fn steady_slow_reader_gets_its_answer() {
     let stall = Duration::from_secs(2);
-    let gateway = inside::Gateway::start(&[], |limits| limits.http.write_stall = stall);
+    let gateway = in_process::Gateway::start(&[], |limits| limits.http.write_stall = stall);
     let _edge = gateway.edge("s", &[]);
     let session = Session::open(gateway.address, "/mcp");
     let bytes = 4_000_000;

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use super::{counter, raw::Raw, status};
 use crate::{
     frames::End,
-    inside,
+    harness::{Gateway, eventually},
+    in_process,
     session::{BOTH, Session, call, hello, request, value},
     wire::{Answer, UPGRADE, Wire, ask, host},
-    world::{Gateway, eventually},
 };
 
 /// The error of an answer to a POST.
@@ -89,8 +89,8 @@ fn sessions_of_a_token_have_a_limit() {
 
 /// Most clients go without a word; they must not keep others out for half an hour.
 #[test]
-fn sessions_that_nobody_uses_make_room() {
-    let gateway = inside::Gateway::start(&[], |limits| {
+fn idle_sessions_are_evicted_first() {
+    let gateway = in_process::Gateway::start(&[], |limits| {
         limits.session.sessions = 2;
         limits.session.spare = std::time::Duration::ZERO;
     });
@@ -105,9 +105,9 @@ fn sessions_that_nobody_uses_make_room() {
 /// What a server does not tell of takes no place among what a session may subscribe to.
 #[test]
 fn refused_subscriptions_are_not_counted() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.session.subscriptions = 1);
+    let gateway = in_process::Gateway::start(&[], |limits| limits.session.subscriptions = 1);
     let url = format!("ws://{}/mcp/register", gateway.address);
-    let _edge = crate::world::Edge::start(&url, "s", &["--rich", "--refuse", "resources/subscribe"], &[]);
+    let _edge = crate::harness::Edge::start(&url, "s", &["--rich", "--refuse", "resources/subscribe"], &[]);
     eventually("the server is there", || !status(gateway.address)["servers"][0]["tools"].is_null());
     eventually("and listed", || status(gateway.address)["servers"][0]["tools"] != 0);
     for path in ["/mcp", "/servers/s/mcp"] {
@@ -124,7 +124,7 @@ fn refused_subscriptions_are_not_counted() {
 /// Rule 30: a link that is not read holds a bounded queue; calls beyond it are refused, and it ends in the end.
 #[test]
 fn a_link_that_is_not_read_ends() {
-    let gateway = inside::Gateway::start(&[], |limits| {
+    let gateway = in_process::Gateway::start(&[], |limits| {
         limits.link.queue_bytes = 256 * 1024;
         limits.link.write_stall = Duration::from_secs(3);
     });

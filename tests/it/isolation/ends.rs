@@ -6,10 +6,10 @@ use rustix::process::Signal;
 
 use super::{Gate, isolated, processes, value, wait_for_processes, world, world_with};
 use crate::{
-    inside,
+    harness::{Edge, Gateway, Program, eventually},
+    in_process,
     isolation::peer::{CAPABILITIES, Peer, Place},
     wire::{Wire, host, member, text},
-    world::{Edge, Gateway, Program, eventually},
 };
 
 /// The message of an error.
@@ -50,7 +50,7 @@ fn a_process_that_does_not_mind_is_ended_as_well() {
 }
 
 #[test]
-fn a_crash_is_told_to_its_own_session_only() {
+fn a_crash_is_reported_to_its_own_session_only() {
     let (gateway, edge) = world(&[]);
     for place in Place::ALL {
         let (mut victim, mut other) = (Peer::ready(&gateway, place), Peer::ready(&gateway, place));
@@ -88,7 +88,7 @@ fn last_words_arrive() {
 }
 
 #[test]
-fn wishes_outlive_a_process_at_the_aggregate() {
+fn aggregate_subscriptions_outlive_an_instance() {
     let (gateway, edge) = world(&[]);
     for place in Place::WHOLE {
         let (mut peer, mut other) = (Peer::ready(&gateway, place), Peer::ready(&gateway, place));
@@ -255,7 +255,7 @@ fn as_many_sessions_as_there_may_be() {
 }
 
 #[test]
-fn questions_that_nobody_answers_are_taken_back() {
+fn unanswered_server_requests_are_cancelled() {
     let (gateway, _edge) = world_with(&["--timeout-run-tool", "1500ms"], &[], &[]);
     for place in Place::ALL {
         let mut peer = Peer::ready(&gateway, place);
@@ -339,7 +339,7 @@ fn a_session_that_ended_gets_no_process() {
 
 #[test]
 fn an_idle_session_ends_with_its_process() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.session.idle = Duration::from_millis(300));
+    let gateway = in_process::Gateway::start(&[], |limits| limits.session.idle = Duration::from_millis(300));
     let url = format!("ws://{}/mcp/register", gateway.address);
     let edge = Edge::start(&url, "s", &["--session"], &["--sessions", "isolated"]);
     edge.program.wait_for("registered: ");

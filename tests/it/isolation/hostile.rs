@@ -10,11 +10,11 @@ use serde_json::json;
 use super::{processes, value, wait_for_processes};
 use crate::{
     frames::End,
+    harness::{Edge, Gateway, PATIENCE, eventually},
     hostile::memory,
     isolation::peer::{CAPABILITIES, Peer, Place},
     session::{BOTH, Session, call, hello},
     wire::{Wire, get, host, text},
-    world::{Edge, Gateway, PATIENCE, eventually},
 };
 
 /// A port, and an edge that registers there with at most two sessions.
@@ -141,7 +141,7 @@ fn an_edge_that_breaks_the_rules_is_left() {
 }
 
 #[test]
-fn an_edge_that_talks_nonsense_harms_nobody() {
+fn a_broken_edge_affects_no_other() {
     let gateway = Gateway::start(&[]);
     let mut end = End::register(gateway.address, SESSIONS);
     let mut client = gateway.client();

@@ -4,9 +4,9 @@ use std::{env, fs, thread};
 
 use super::{processes, value, wait_for_processes, world, world_with};
 use crate::{
+    harness::{Gateway, Program, eventually},
     isolation::peer::{CAPABILITIES, Peer, Place, text_of},
     wire::member,
-    world::{Gateway, Program, eventually},
 };
 
 fn descriptors(program: &Program) -> usize {
@@ -119,7 +119,7 @@ fn a_flood_in_one_session_does_not_stop_the_others() {
 }
 
 #[test]
-fn a_session_whose_process_does_not_read_harms_nobody() {
+fn an_instance_that_does_not_read_affects_no_other() {
     let (gateway, edge) = world(&[]);
     let mut peer = Peer::ready(&gateway, Place::SINGLE[1]);
     let mut other = Peer::ready(&gateway, Place::SINGLE[1]);

@@ -9,8 +9,8 @@ use std::{
 };
 
 use crate::{
+    harness::{Gateway, PATIENCE},
     wire::{Answer, Wire, ask, host, member, tcp, text},
-    world::{Gateway, PATIENCE},
 };
 
 /// Where a client comes in.

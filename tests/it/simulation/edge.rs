@@ -20,7 +20,7 @@ use mcpport::{
 use super::{
     Event, Frame, Net, TOO_LARGE,
     child::{self, Child},
-    line::Line,
+    wire::Line,
 };
 
 /// A registration that may be taken up again.

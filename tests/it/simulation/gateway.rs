@@ -18,7 +18,7 @@ use mcpport::{
     tunnel::handshake::{Claim, Registration, ResumeGrant, Status},
 };
 
-use super::{Frame, Net, child, client::Client, line::Line};
+use super::{Frame, Net, child, client::Client, wire::Line};
 
 /// Who waits for an answer.
 #[derive(Debug)]

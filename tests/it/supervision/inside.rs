@@ -19,8 +19,8 @@ use mcpport::{
 use super::{error, until_served};
 use crate::{
     alone, directory,
+    harness::{Gateway, command, eventually},
     wire::Client,
-    world::{Gateway, command, eventually},
 };
 
 /// What to run, towards this gateway.
@@ -94,7 +94,7 @@ fn a_server_that_does_not_read_is_ended_and_started_again() {
 }
 
 #[test]
-fn a_server_that_does_not_say_hello_again_is_started_once_more() {
+fn a_server_that_refuses_initialize_is_restarted() {
     let gateway = Gateway::start(&[]);
     let (log, starts) = (directory("fake").join("log"), directory("starts").join("starts"));
     let number = format!("\"$(wc -l < '{0}' 2>/dev/null || echo 0)\"", starts.display());

@@ -207,7 +207,7 @@ fn tokens(code: &str) -> Vec<(usize, &str)> {
 }
 
 #[test]
-fn code_is_told_from_the_rest() {
+fn code_is_separated_from_comments_and_literals() {
     let text = "let a = \"x // {\\\" y\"; // tail {\nfn f<'a>(c: &'a str) { '{'; '\\''; r#\"}\"\"#; b'\"' }\n#[cfg(test)]\nmod tests { fn g() { } }\nlet z;";
     let code = without_tests(&bare(text));
     assert_eq!(code.lines().count(), text.lines().count());

@@ -7,11 +7,11 @@ use std::{
 
 use rustix::process::Signal;
 
-use crate::world::{Edge, Gateway, Program, eventually};
+use crate::harness::{Edge, Gateway, Program, eventually};
 
 /// Servers of all manners, as `--stdio`; the second: whether it lives on when its stdin ends.
 fn manners() -> Vec<(&'static str, String)> {
-    let fake = crate::world::fake_server();
+    let fake = crate::harness::fake_server();
     let fake = fake.display();
     vec![
         ("reads stdin", format!("'{fake}'")),
@@ -132,7 +132,7 @@ fn nothing_is_left_when_the_start_fails() {
 }
 
 #[test]
-fn a_server_that_is_deaf_and_full_is_ended_as_well() {
+fn a_server_that_ignores_signals_and_stdin_is_killed() {
     let gateway = Gateway::start(&["--timeout-run-tool", "2s"]);
     let mut edge: Edge = gateway.edge("s");
     let mut client = gateway.client();
@@ -158,7 +158,7 @@ fn adopted(parent: u32, but: u32) -> Vec<(char, u32)> {
 #[test]
 fn helpers_that_left_the_session_end_with_the_server() {
     let gateway = Gateway::start(&[]);
-    let fake = crate::world::fake_server();
+    let fake = crate::harness::fake_server();
     let stdio = format!("setsid -f sleep 777; (setsid sleep 778 &); exec '{}'", fake.display());
     let mut program = started(&gateway.url(), &stdio);
     program.wait_for("registered: ");
@@ -172,7 +172,7 @@ fn helpers_that_left_the_session_end_with_the_server() {
 #[test]
 fn helpers_that_left_the_session_end_at_a_second_signal() {
     let gateway = Gateway::start(&[]);
-    let fake = crate::world::fake_server();
+    let fake = crate::harness::fake_server();
     let server = format!("'{}' --ignore-eof --ignore-term", fake.display());
     // One helper is ours by then, the other comes to us with the end of its parent.
     let stdio = format!("setsid -f sleep 777; (setsid sh -c 'sleep 778; :' &); exec {server}");
@@ -188,7 +188,7 @@ fn helpers_that_left_the_session_end_at_a_second_signal() {
 #[test]
 fn helpers_of_a_server_that_crashed_end_before_the_next_start() {
     let gateway = Gateway::start(&[]);
-    let fake = crate::world::fake_server();
+    let fake = crate::harness::fake_server();
     let stdio = format!("setsid -f sleep 777; exec '{}'", fake.display());
     let program = started(&gateway.url(), &stdio);
     program.wait_for("registered: ");
@@ -197,7 +197,7 @@ fn helpers_of_a_server_that_crashed_end_before_the_next_start() {
     };
     eventually("the helper is ours", || adopted(program.pid(), server(1)).len() == 1);
     let (_, helper) = adopted(program.pid(), server(1))[0];
-    crate::world::kill(server(1));
+    crate::harness::kill(server(1));
     program.wait_for(&format!("process {helper} outlived the server"));
     server(2);
     assert!(!program.offspring().contains(&helper));
@@ -206,7 +206,7 @@ fn helpers_of_a_server_that_crashed_end_before_the_next_start() {
 /// A server that leaves eight orphans, each of which adds a line to the file as it ends.
 fn leaves_orphans(file: &std::path::Path) -> String {
     let orphan = format!("(sh -c 'sleep 0.1; echo >>{}' &)", file.display());
-    format!("for n in 1 2 3 4 5 6 7 8; do {orphan}; done; exec '{}'", crate::world::fake_server().display())
+    format!("for n in 1 2 3 4 5 6 7 8; do {orphan}; done; exec '{}'", crate::harness::fake_server().display())
 }
 
 fn lines(file: &std::path::Path) -> usize {

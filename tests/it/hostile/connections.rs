@@ -11,10 +11,10 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use super::{calls, counter, status};
 use crate::{
-    inside,
+    harness::{Gateway, eventually},
+    in_process,
     session::Session,
     wire::{Client, Wire, ask, get, host, tcp},
-    world::{Gateway, eventually},
 };
 
 /// A connection over which one request was answered, and which stays open.
@@ -28,7 +28,7 @@ fn used(gateway: std::net::SocketAddr) -> Wire {
 /// Rule 14: one connection too many hears 503 at once, those that are there notice nothing.
 #[test]
 fn connections_have_a_limit() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.http.connections = 5);
+    let gateway = in_process::Gateway::start(&[], |limits| limits.http.connections = 5);
     let mut open: Vec<Wire> = (0..5).map(|_| used(gateway.address)).collect();
     for _ in 0..3 {
         let begun = Instant::now();
@@ -58,7 +58,7 @@ fn connections_have_a_limit() {
 /// One address (here loopback, with the limit that is otherwise for the others) hears 429.
 #[test]
 fn addresses_have_a_limit() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.http.connections_from_loopback = 2);
+    let gateway = in_process::Gateway::start(&[], |limits| limits.http.connections_from_loopback = 2);
     let open = [used(gateway.address), used(gateway.address)];
     let answer = get(gateway.address, "/health");
     assert_eq!((answer.status, answer.field("retry-after")), (429, Some("1")), "{answer:?}");
@@ -68,8 +68,8 @@ fn addresses_have_a_limit() {
 
 /// Connections that ask for nothing push out each other, never those that were let in.
 #[test]
-fn silent_connections_keep_nobody_out() {
-    let gateway = inside::Gateway::start(&[], |limits| limits.http.connections_unauthenticated = 4);
+fn silent_connections_lock_nobody_out() {
+    let gateway = in_process::Gateway::start(&[], |limits| limits.http.connections_unauthenticated = 4);
     let mut known: Vec<Wire> = (0..4).map(|_| used(gateway.address)).collect();
     let mut client = Client::ready(gateway.address, &[]);
     let mut silent: Vec<TcpStream> = (0..40).map(|_| tcp(gateway.address)).collect();
@@ -128,7 +128,7 @@ fn cpu_time(pid: u32) -> Duration {
 
 /// The status is for those who are let in, has no secret in it, and its tables are empty at rest.
 #[test]
-fn the_status_shows_what_there_is() {
+fn status_shows_servers_and_counters() {
     let arguments =
         ["--auth-token", "canary-4711", "--auth-token", "other-0815", "--status-path", "/how/are/you"];
     let gateway = Gateway::start(&arguments);
@@ -183,7 +183,7 @@ fn the_status_shows_what_there_is() {
 }
 
 #[test]
-fn an_open_door_is_shown() {
+fn status_shows_a_gateway_without_tokens() {
     let gateway = Gateway::start(&["--host", "0.0.0.0"]);
     assert_eq!(status(gateway.address)["open"], true);
     let gateway = Gateway::start(&[]);

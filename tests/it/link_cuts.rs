@@ -19,11 +19,11 @@ use mcpport::{jsonrpc, limits::Limits};
 use serde_json::{Value, json};
 
 use crate::{
-    inside,
+    harness::{eventually, fake_server},
+    in_process,
     relay::{Relay, Way},
     session::{BOTH, Session, call, value},
     wire::{Client, Wire, ask, host},
-    world::{eventually, fake_server},
 };
 
 /// Sessions of each transport, and calls that each of them has under way: 64 in all.
@@ -206,18 +206,18 @@ fn stream(board: &Board, mut client: Client, address: std::net::SocketAddr) {
 
 /// A gateway, a line and an edge behind it that soon comes back.
 struct World {
-    gateway: inside::Gateway,
+    gateway: in_process::Gateway,
     relay: Relay,
-    _edge: inside::Edge,
+    _edge: in_process::Edge,
 }
 
 impl World {
     #[track_caller]
     fn new(flags: &[&str]) -> Self {
-        let gateway = inside::Gateway::start(flags, |_| {});
+        let gateway = in_process::Gateway::start(flags, |_| {});
         let relay = Relay::to(gateway.address);
         let server = format!("'{}' --tool count --tool tally", fake_server().display());
-        let edge = inside::Edge::start(&relay.url(), "s", &server, &[], soon);
+        let edge = in_process::Edge::start(&relay.url(), "s", &server, &[], soon);
         Client::ready(gateway.address, &[]).tools_until(|tools| tools.iter().any(|tool| tool == "s_count"));
         Self { gateway, relay, _edge: edge }
     }
@@ -341,7 +341,7 @@ fn within_the_window_a_cut_loses_no_call_and_repeats_none() {
 }
 
 #[test]
-fn without_a_window_a_cut_fails_what_waits_and_nothing_else() {
+fn without_resume_a_cut_fails_pending_calls_only() {
     let begun = Instant::now();
     let world = World::new(&["--resume-window", "0"]);
     let (board, mut figures) = cut(&world, TOLD);

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use crate::{
     frames::End,
+    harness::{Edge, Gateway, eventually},
     session::{Session, request, value},
-    world::{Edge, Gateway, eventually},
 };
 
 /// Two servers with the same resource, and three clients: two at the aggregate, one of them old, one at a server.
@@ -48,7 +48,7 @@ fn list(session: &Session, method: &str, member: &str, key: &str) -> Vec<String>
 }
 
 #[test]
-fn everything_is_put_together() {
+fn the_configuration_is_assembled() {
     let two = Two::start();
     let session = two.session();
     assert_eq!(
@@ -107,7 +107,7 @@ fn everything_is_put_together() {
 }
 
 #[test]
-fn what_a_server_takes_along_is_gone() {
+fn removing_a_server_removes_its_names() {
     let mut two = Two::start();
     let session = two.session();
     let mut listening = session.listen(None);
@@ -168,7 +168,7 @@ fn updates_reach_their_subscribers_only() {
 }
 
 #[test]
-fn a_server_hears_of_the_first_and_the_last_wish() {
+fn a_server_gets_the_first_subscribe_and_the_last_unsubscribe() {
     let two = Two::start();
     let (first, second) = (two.session(), two.session());
     let uri = json!({"uri": "two+a://one"});
@@ -186,7 +186,7 @@ fn a_server_hears_of_the_first_and_the_last_wish() {
 }
 
 #[test]
-fn a_server_that_is_back_hears_what_is_wanted() {
+fn a_returning_server_gets_its_subscriptions() {
     let gateway = Gateway::start(&[]);
     let id = ["--server-id", "box"];
     let mut edge = gateway.edge_with("s", &["--rich"], &id);
@@ -203,7 +203,7 @@ fn a_server_that_is_back_hears_what_is_wanted() {
 
 /// However many wishes there are: they wait for each other, and not in the places of calls.
 #[test]
-fn a_server_that_is_back_hears_all_that_is_wanted() {
+fn a_returning_server_gets_all_subscriptions() {
     const WISHES: usize = 100;
     let gateway = Gateway::start(&["--max-calls-per-server", "2"]);
     let id = ["--server-id", "box"];
@@ -257,7 +257,7 @@ fn each_client_has_a_log_level_of_its_own() {
 }
 
 #[test]
-fn all_kinds_of_changes_are_told() {
+fn all_list_changes_are_announced() {
     let two = Two::start();
     let session = two.session();
     let mut listening = session.listen(None);

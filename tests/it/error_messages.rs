@@ -5,7 +5,7 @@ use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt};
 use crate::{
     certs::{available, generate, shared},
     directory,
-    world::{End, Gateway, Program},
+    harness::{End, Gateway, Program},
 };
 
 /// Runs to the end: one complaint that has these words and no secret. Every secret in these tests has `canary` in it.
@@ -207,7 +207,7 @@ fn certificates() {
 }
 
 #[test]
-fn a_complaint_comes_even_when_nothing_is_logged() {
+fn errors_are_printed_with_logging_off() {
     let gateway = Gateway::start(&["--auth-token", "t"]);
     let url = gateway.url();
     let arguments = ["register", "--stdio", "cat", "--gateway-url", &url, "--log-level", "CRITICAL"];

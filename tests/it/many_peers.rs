@@ -5,8 +5,8 @@ use std::{collections::HashMap, thread};
 use serde_json::Value;
 
 use crate::{
+    harness::{Edge, Gateway},
     wire::{Client, Wire, host, member},
-    world::{Edge, Gateway},
 };
 
 /// What a call of a client has to be answered with.
@@ -124,7 +124,7 @@ fn many_clients_with_a_few_calls_each_get_their_own_answers() {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_cut_off_and_delays_nobody() {
+fn a_slow_client_is_cut_off_and_delays_no_other() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge("s");
     let mut deaf = gateway.client();

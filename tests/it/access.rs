@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::{
+    harness::{Edge, Gateway},
     wire::{Answer, Client, UPGRADE, Wire, ask, host, request, text},
-    world::{Edge, Gateway},
 };
 
 /// Each route with a request that would be served, and the status it then has.
@@ -40,7 +40,7 @@ fn try_with(gateway: &Gateway, method: &str, target: &str, lines: &[&str]) -> An
 }
 
 #[test]
-fn every_route_wants_the_token() {
+fn every_route_requires_a_token() {
     let gateway = Gateway::start(&["--auth-token", "right", "--auth-token", "also"]);
     let client = Client::ready(gateway.address, &["Authorization: Bearer right"]);
     let own = host(gateway.address);
@@ -76,7 +76,7 @@ fn every_route_wants_the_token() {
 }
 
 #[test]
-fn a_wrong_token_is_refused_before_the_body_comes() {
+fn a_wrong_token_gets_401_before_the_body() {
     let gateway = Gateway::start(&["--auth-token", "right"]);
     let client = Client::ready(gateway.address, &["Authorization: Bearer right"]);
     let own = host(gateway.address);
@@ -91,14 +91,14 @@ fn a_wrong_token_is_refused_before_the_body_comes() {
 }
 
 #[test]
-fn an_open_gateway_minds_no_token() {
+fn a_gateway_without_tokens_ignores_tokens() {
     let gateway = Gateway::start(&[]);
     let answer = request(gateway.address, "GET", "/health", &["Authorization: Bearer whatever"], "");
     assert_eq!(answer.status, 200);
 }
 
 #[test]
-fn every_route_minds_host_and_origin() {
+fn every_route_checks_host_and_origin() {
     let gateway = Gateway::start(&[]);
     let client = gateway.client();
     let own = gateway.address.to_string();
@@ -140,7 +140,7 @@ fn every_route_minds_host_and_origin() {
 }
 
 #[test]
-fn what_has_no_host_or_several_is_refused() {
+fn requests_need_exactly_one_host() {
     let gateway = Gateway::start(&["--auth-token", "t"]);
     let token = "Authorization: Bearer t";
     for lines in [&[token][..], &[token, "Host: a", "Host: b"], &[token, "Host: a b"]] {
@@ -173,7 +173,7 @@ fn sessions_cannot_be_guessed() {
 }
 
 #[test]
-fn nobody_registers_without_the_token() {
+fn registration_requires_a_token() {
     let gateway = Gateway::start(&["--auth-token", "right"]);
     let mut edge = Edge::start(&gateway.url(), "s", &[], &[]);
     assert_eq!(edge.program.ended().code, Some(1));

@@ -10,11 +10,11 @@ use mcpport::limits::Limits;
 use serde_json::Value;
 
 use crate::{
-    inside,
+    harness::{eventually, fake_server},
+    in_process,
     relay::{Relay, Way},
     session::value,
     wire::Client,
-    world::{eventually, fake_server},
 };
 
 /// When a silent peer is dead, here. On a busy machine a live one may need some of it.
@@ -46,9 +46,9 @@ fn error(answer: &str) -> String {
 /// Freezes the line in these directions, with calls under way.
 #[track_caller]
 fn freeze(ways: &[Way]) {
-    let gateway = inside::Gateway::start(&["--resume-window", "0"], quick);
+    let gateway = in_process::Gateway::start(&["--resume-window", "0"], quick);
     let relay = Relay::to(gateway.address);
-    let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], quick);
+    let _edge = in_process::Edge::start(&relay.url(), "s", &server(), &[], quick);
     let mut client = Client::ready(gateway.address, &[]);
     client.tools_until(|tools| has(tools, "s"));
     let held: Vec<String> =
@@ -80,20 +80,20 @@ fn a_line_that_is_dead_both_ways_is_noticed() {
 }
 
 #[test]
-fn a_gateway_that_hears_nothing_notices() {
+fn the_gateway_detects_a_silent_edge() {
     freeze(&[Way::Up]);
 }
 
 #[test]
-fn an_edge_that_hears_nothing_notices() {
+fn the_edge_detects_a_silent_gateway() {
     freeze(&[Way::Down]);
 }
 
 #[test]
 fn an_idle_link_stays_up() {
-    let gateway = inside::Gateway::start(&[], quick);
+    let gateway = in_process::Gateway::start(&[], quick);
     let relay = Relay::to(gateway.address);
-    let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], quick);
+    let _edge = in_process::Edge::start(&relay.url(), "s", &server(), &[], quick);
     let mut client = Client::ready(gateway.address, &[]);
     client.tools_until(|tools| has(tools, "s"));
     // A call's answer comes behind the news of the list, which may come behind the list itself.
@@ -130,13 +130,13 @@ fn shown(times: &[Duration]) -> String {
 fn an_edge_that_does_not_read_slows_no_other() {
     const QUEUE: usize = 1 << 20;
     let stall = Duration::from_secs(4);
-    let gateway = inside::Gateway::start(&["--resume-window", "0"], |limits| {
+    let gateway = in_process::Gateway::start(&["--resume-window", "0"], |limits| {
         (limits.link.queue_bytes, limits.link.write_stall) = (QUEUE, stall);
     });
     let relay = Relay::narrow(gateway.address, 4096);
-    let _slow = inside::Edge::start(&relay.url(), "slow", &server(), &[], quick_return);
+    let _slow = in_process::Edge::start(&relay.url(), "slow", &server(), &[], quick_return);
     let direct = format!("ws://{}/mcp/register", gateway.address);
-    let _good = inside::Edge::start(&direct, "good", &server(), &[], |_| {});
+    let _good = in_process::Edge::start(&direct, "good", &server(), &[], |_| {});
     let mut client = Client::ready(gateway.address, &[]);
     client.tools_until(|tools| has(tools, "slow") && has(tools, "good"));
     let mut good = Client::ready(gateway.address, &[]);
@@ -180,9 +180,9 @@ fn quick_return(limits: &mut Limits) {
 #[test]
 fn a_gateway_that_does_not_read_is_left() {
     let stall = Duration::from_secs(4);
-    let gateway = inside::Gateway::start(&[], |_| {});
+    let gateway = in_process::Gateway::start(&[], |_| {});
     let relay = Relay::narrow(gateway.address, 4096);
-    let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], |limits| {
+    let _edge = in_process::Edge::start(&relay.url(), "s", &server(), &[], |limits| {
         quick_return(limits);
         (limits.link.queue_bytes, limits.link.write_stall) = (1 << 20, stall);
     });
@@ -208,9 +208,9 @@ fn a_gateway_that_does_not_read_is_left() {
 
 #[test]
 fn a_line_that_drips_is_slow_and_not_dead() {
-    let gateway = inside::Gateway::start(&[], quick);
+    let gateway = in_process::Gateway::start(&[], quick);
     let relay = Relay::to(gateway.address);
-    let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], quick);
+    let _edge = in_process::Edge::start(&relay.url(), "s", &server(), &[], quick);
     let mut client = Client::ready(gateway.address, &[]);
     client.tools_until(|tools| has(tools, "s"));
     Way::BOTH.iter().for_each(|way| relay.drip(*way, Duration::from_millis(2)));

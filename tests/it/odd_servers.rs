@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use crate::{
     frames::End,
+    harness::Gateway,
     session::{Session, value},
     wire::Client,
-    world::Gateway,
 };
 
 #[test]

@@ -14,7 +14,7 @@ use mcpport::{
     runtime::executor::{self, ShutdownTrigger},
 };
 
-use crate::{wire::Client, world};
+use crate::{harness, wire::Client};
 
 /// A program on a thread.
 struct Running<T> {
@@ -59,8 +59,8 @@ impl Gateway {
 
     /// Registers a fake server with it, and waits until a client sees its tools.
     #[track_caller]
-    pub fn edge(&self, name: &str, server: &[&str]) -> world::Edge {
-        let edge = world::Edge::start(&format!("ws://{}/mcp/register", self.address), name, server, &[]);
+    pub fn edge(&self, name: &str, server: &[&str]) -> harness::Edge {
+        let edge = harness::Edge::start(&format!("ws://{}/mcp/register", self.address), name, server, &[]);
         Client::ready(self.address, &[]).tools_until(|tools| tools.iter().any(|tool| tool.starts_with(name)));
         edge
     }

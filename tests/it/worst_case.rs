@@ -7,11 +7,11 @@ use rustix::process::Signal;
 use crate::{
     directory,
     frames::{End, introduction},
-    inside,
+    harness::{Edge, Gateway, Program, eventually, fake_server},
+    in_process,
     isolation::peer::{Peer, Place},
     relay::{Relay, Way},
     wire::{Client, member},
-    world::{Edge, Gateway, Program, eventually, fake_server},
 };
 
 /// A gateway by hand, and where edges find it.
@@ -54,7 +54,7 @@ fn a_window_without_end_does_not_end_the_edge() {
 }
 
 #[test]
-fn a_full_gateway_takes_back_who_was_lost() {
+fn a_full_gateway_resumes_a_lost_link() {
     let gateway = Gateway::start(&["--max-links", "1"]);
     let relay = Relay::to(gateway.address);
     let edge = Edge::start(&relay.url(), "s", &[], &[]);
@@ -111,7 +111,7 @@ fn the_second_signal_leaves_no_process_of_a_session() {
 }
 
 #[test]
-fn an_edge_that_is_stopped_while_it_registers_says_so() {
+fn an_edge_stopped_while_registering_closes_with_1001() {
     let (listener, url) = gateway();
     let mut edge = Edge::start(&url, "s", &["--ignore-eof", "--ignore-term"], &[]);
     let mut end = next(&listener);
@@ -157,9 +157,9 @@ fn a_slow_line_is_not_taken_for_a_peer_that_acknowledges_nothing() {
         (limits.link.write_stall, limits.link.resume_bytes) = (stall, 1000);
         limits.link.message_floor = 256;
     };
-    let gateway = inside::Gateway::start(&[], |_| {});
+    let gateway = in_process::Gateway::start(&[], |_| {});
     let relay = Relay::to(gateway.address);
-    let _edge = inside::Edge::start(&relay.url(), "s", &server(), &[], quick);
+    let _edge = in_process::Edge::start(&relay.url(), "s", &server(), &[], quick);
     let mut client = Client::ready(gateway.address, &[]);
     client.tools_until(|tools| tools.iter().any(|tool| tool == "s_echo"));
     // Two thousand bytes a second, if the clock is fine enough: each answer takes longer than a stall.
@@ -172,7 +172,7 @@ fn a_slow_line_is_not_taken_for_a_peer_that_acknowledges_nothing() {
 }
 
 #[test]
-fn a_registration_that_was_long_under_way_takes_nothing_over() {
+fn a_delayed_registration_takes_nothing_over() {
     let gateway = Gateway::start(&[]);
     let mut end = End::register(gateway.address, "{}");
     let mut client = gateway.client();
@@ -189,8 +189,9 @@ fn a_registration_that_was_long_under_way_takes_nothing_over() {
 }
 
 #[test]
-fn what_the_gateway_asks_finds_room_on_a_full_link() {
-    let gateway = inside::Gateway::start(&["--resume-window", "0"], |limits| limits.link.queue_messages = 2);
+fn gateway_requests_have_reserved_capacity() {
+    let gateway =
+        in_process::Gateway::start(&["--resume-window", "0"], |limits| limits.link.queue_messages = 2);
     let relay = Relay::to(gateway.address);
     let mut end = End::register(relay.address, r#"{"mcpport":{}}"#);
     let mut client = Client::ready(gateway.address, &[]);
@@ -211,9 +212,9 @@ fn what_the_gateway_asks_finds_room_on_a_full_link() {
 }
 
 #[test]
-fn what_the_edge_answers_finds_room_on_a_full_link() {
+fn edge_answers_have_reserved_capacity() {
     let (listener, url) = gateway();
-    let _edge = inside::Edge::start(&url, "s", &server(), &[], |limits| {
+    let _edge = in_process::Edge::start(&url, "s", &server(), &[], |limits| {
         (limits.link.queue_messages, limits.child.queue_messages) = (1, 1);
     });
     let mut end = next(&listener);

@@ -15,8 +15,8 @@ use async_tungstenite::tungstenite::{self, Message, WebSocket};
 use rustix::process::Signal;
 
 use crate::{
+    harness::{Edge, Gateway, eventually},
     wire::{Client, member, tcp},
-    world::{Edge, Gateway, eventually},
 };
 
 /// In this time after its gateway is there again every tool is back.
