@@ -18,13 +18,13 @@
 //! 4. [`edge`] writes it to the child as one line ([`ndjson`]). The answer comes the same way back: the mux finds who waits,
 //!    the client's own id is put back, and the result goes out on its stream ([`sse`]) as the bytes that the server wrote.
 //!
-//! # The rooms
+//! # Modules
 //!
-//! A room imports only from the floors below it, and from a few neighbours on its own that `tests/it/tidy.rs`
-//! lists. Floors 0 to 2 are pure: bytes and a time go in, bytes and events come out; no socket, process, clock
-//! or randomness is named there. That test reads `src/` and fails when an import climbs.
+//! A module imports only from lower layers, and from the neighbours in its own layer that `tests/it/tidy.rs` lists.
+//! Layers 0 to 2 are pure: bytes and a time go in, bytes and events come out; no socket, process, clock or randomness
+//! is named there. That test reads `src/` and fails when an import goes up.
 //!
-//! | floor | rooms |
+//! | layer | modules |
 //! |---|---|
 //! | 5 shell | `main`, [`cli`], [`demo`] |
 //! | 4 programs | [`gateway`], [`edge`] (`mcpport register`), [`device`] (none imports another) |
@@ -48,18 +48,18 @@
 //! | a flag | `cli::args` (what is typed), `cli::convert` (what goes together), [`config`] (what it means); README, "Flags" |
 //! | a number | [`limits`], with its reason |
 //! | a route or who may take it | [`router`], then `gateway::connection` |
-//! | what is said on the link | [`tunnel`], whose front page is the description of the wire |
+//! | the wire format of the link | [`tunnel`]: its front page describes every frame |
 //! | how a method of MCP is passed on | `gateway::dispatch` and `gateway::forward`; what a list may hold: [`mcp`] |
 //! | what `device` tells | `device::tools`, and a file for each subject |
 //! | what a person reads when it goes wrong | where it is found out; [`error`] for what ends the program |
 //!
-//! Rules go into a pure room, where a table tests them in microseconds; what drives them goes into floor 3 or 4.
+//! Decisions go into a pure module, where a table tests them in microseconds; what drives them goes into layer 3 or 4.
 //!
 //! # Tests
 //!
 //! Unit tests stand at the foot of the files. `tests/it` is one binary with a module for each subject: the real programs
-//! (`harness`), the programs in this process with limits of the test's choice (`in_process`), a line that is cut or frozen (`relay`),
-//! the seeded `simulation`, and the house's rules (`tidy`). `tests/fake` is the server behind them, `tests/vectors` holds literal
+//! (`harness`), the programs in this process with limits of the test's choice (`in_process`), a connection that is cut or frozen (`relay`),
+//! the seeded `simulation`, and the architecture rules (`tidy`). `tests/fake` is the server behind them, `tests/vectors` holds literal
 //! bytes with their verdicts, `tests/fuzz` and `tests/bench` what their names say. How to run them: README, "Contributing".
 
 pub mod admission;

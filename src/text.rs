@@ -1,4 +1,4 @@
-//! Text rules shared by all rooms: which names are allowed, and how foreign text is shown in a log.
+//! Text rules shared by all modules: which names are allowed, and how foreign text is shown in a log.
 
 use std::{
     fmt::{self, Write},

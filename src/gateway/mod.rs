@@ -13,7 +13,7 @@
 //! - `instances`: sessions with a process of their own.
 //! - `dispatch`: what a client's message means. `forward`: what goes to one server and comes from it. `tasks`: whose they are.
 //!
-//! All rules are in the pure rooms below; here they meet the sockets.
+//! Decisions are in the pure modules of lower layers; here they meet the sockets.
 
 mod accept;
 mod authn;

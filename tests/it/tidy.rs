@@ -1,4 +1,4 @@
-//! The house rules that can be read off the source: which room may name what, and how code here looks. The floors
+//! The architecture rules that can be read off the source: which module may name what, and how code here looks. The layers
 //! are those of the table in `src/lib.rs`. What the rules cannot see (is a name good, a comment true) is for people.
 
 mod rules;
@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use source::{Source, block, is_word, line, paths};
 
-/// Neighbours on one floor that may be named, and why. Never in a circle.
+/// Neighbours on one layer that may be named, and why. Never in a circle.
 const SIDEWAYS: &[(&str, &str, &str)] = &[
     ("text", "limits", "how much foreign text a log line takes"),
     ("config", "command", "a configuration holds a command line"),
@@ -23,7 +23,7 @@ const SIDEWAYS: &[(&str, &str, &str)] = &[
     ("tunnel", "jsonrpc", "so are most frames of a link"),
 ];
 
-/// What no room below the io floor may name: the outside world is an argument there.
+/// What no module below the io layer may name: the outside world is an argument there.
 const WORLD: &[&str] = &[
     "smol",
     "async_io",
@@ -130,21 +130,21 @@ fn at(source: &Source, place: usize, what: &str) -> String {
     format!("src/{}:{}: {what}", source.name, line(&source.code, place))
 }
 
-/// The floor of each room, by the table in `src/lib.rs`.
-fn floors(sources: &[Source]) -> BTreeMap<String, u32> {
+/// The layer of each module, by the table in `src/lib.rs`.
+fn layers(sources: &[Source]) -> BTreeMap<String, u32> {
     let map = &sources.iter().find(|source| source.name == "lib.rs").unwrap().text;
-    let mut floors = BTreeMap::new();
+    let mut layers = BTreeMap::new();
     for row in map.lines().filter_map(|line| line.strip_prefix("//! | ")) {
-        let Some(floor) = row.chars().next().and_then(|c| c.to_digit(10)) else { continue };
-        for room in row.split('`').skip(1).step_by(2) {
-            assert_eq!(floors.insert(room.to_owned(), floor), None, "{room} is on two floors");
+        let Some(layer) = row.chars().next().and_then(|c| c.to_digit(10)) else { continue };
+        for top in row.split('`').skip(1).step_by(2) {
+            assert_eq!(layers.insert(top.to_owned(), layer), None, "{top} is on two layers");
         }
     }
-    floors.insert("lib".into(), 5);
-    floors
+    layers.insert("lib".into(), 5);
+    layers
 }
 
-/// The room that a path leads to from a file, when it leads to one.
+/// The module that a path leads to from a file, when it leads to one.
 fn target<'a>(source: &Source, path: &'a str) -> Option<&'a str> {
     let mut parts = path.split("::").peekable();
     let mut up = 0;
@@ -167,37 +167,38 @@ fn target<'a>(source: &Source, path: &'a str) -> Option<&'a str> {
 #[test]
 fn imports_go_to_lower_layers_only() {
     let sources = source::all();
-    let floors = floors(&sources);
+    let layers = layers(&sources);
     let mut complaints = Vec::new();
     for source in &sources {
-        let Some(own) = floors.get(&source.room) else {
-            complaints.push(format!("src/{}: the table in src/lib.rs does not name this room", source.name));
+        let Some(own) = layers.get(&source.top) else {
+            complaints
+                .push(format!("src/{}: the table in src/lib.rs does not name this module", source.name));
             continue;
         };
         for (place, path) in paths(&source.code) {
-            let Some(room) = target(source, &path).filter(|room| *room != source.room) else { continue };
-            let sideways = SIDEWAYS.iter().any(|(from, to, _)| *from == source.room && *to == room);
-            match floors.get(room) {
-                Some(floor) if floor < own || sideways || *own == 5 => {}
-                Some(floor) => complaints.push(at(
+            let Some(top) = target(source, &path).filter(|top| *top != source.top) else { continue };
+            let sideways = SIDEWAYS.iter().any(|(from, to, _)| *from == source.top && *to == top);
+            match layers.get(top) {
+                Some(layer) if layer < own || sideways || *own == 5 => {}
+                Some(layer) => complaints.push(at(
                     source,
                     place,
-                    &format!("{} is on floor {own} and names {path}, floor {floor}", source.room),
+                    &format!("{} is on layer {own} and names {path}, layer {layer}", source.top),
                 )),
-                None => complaints.push(at(source, place, &format!("{path}: no room of the table"))),
+                None => complaints.push(at(source, place, &format!("{path}: no module of the table"))),
             }
         }
     }
-    check("an import climbs (floors: src/lib.rs)", &complaints);
+    check("an import climbs (layers: src/lib.rs)", &complaints);
 }
 
 #[test]
 fn neighbours_have_no_cycle() {
     for (from, to, _) in SIDEWAYS {
         let (mut seen, mut next) = (vec![*to], vec![*to]);
-        while let Some(room) = next.pop() {
-            assert_ne!(room, *from, "{from} leads to itself by way of {to}");
-            for (_, further, _) in SIDEWAYS.iter().filter(|(near, _, _)| *near == room) {
+        while let Some(top) = next.pop() {
+            assert_ne!(top, *from, "{from} leads to itself by way of {to}");
+            for (_, further, _) in SIDEWAYS.iter().filter(|(near, _, _)| *near == top) {
                 if !seen.contains(further) {
                     seen.push(further);
                     next.push(further);
@@ -210,10 +211,10 @@ fn neighbours_have_no_cycle() {
 #[test]
 fn lower_layers_are_pure() {
     let sources = source::all();
-    let floors = floors(&sources);
+    let layers = layers(&sources);
     let mut complaints = Vec::new();
     for source in sources.iter().filter(|source| {
-        PURE.contains(&source.name.as_str()) || floors.get(&source.room).is_some_and(|floor| *floor <= 2)
+        PURE.contains(&source.name.as_str()) || layers.get(&source.top).is_some_and(|layer| *layer <= 2)
     }) {
         for (place, path) in paths(&source.code) {
             let worldly = WORLD.iter().any(|world| path.starts_with(world))
@@ -225,7 +226,7 @@ fn lower_layers_are_pure() {
             }
         }
     }
-    check("a pure room names the world (time and randomness are arguments there)", &complaints);
+    check("a pure module names the world (time and randomness are arguments there)", &complaints);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Reads Rust source as far as the house rules need it: code without comments, literals and tests, and the
+//! Reads Rust source as far as the architecture rules need it: code without comments, literals and tests, and the
 //! paths that are named in it. Neighbour: the rules in `tidy`.
 
 use std::{
@@ -10,8 +10,8 @@ use std::{
 pub struct Source {
     /// Below `src/`, with `/`: `http/conn.rs`.
     pub name: String,
-    /// The room it belongs to: `http`.
-    pub room: String,
+    /// The module it belongs to: `http`.
+    pub top: String,
     /// How many modules deep it stands: 1 for `auth.rs` and `http/mod.rs`, 2 for `http/conn.rs`.
     pub depth: usize,
     /// All of it.
@@ -46,10 +46,10 @@ fn read(root: &Path, file: &Path) -> Source {
     let name = file.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
     let module = name.trim_end_matches(".rs").trim_end_matches("/mod");
     let depth = if matches!(module, "lib" | "main") { 0 } else { module.split('/').count() };
-    let room = module.split('/').next().unwrap_or_default().to_owned();
+    let top = module.split('/').next().unwrap_or_default().to_owned();
     let text = fs::read_to_string(file).unwrap();
     let code = if module.ends_with("tests") { String::new() } else { without_tests(&bare(&text)) };
-    Source { room, depth, code, text, name }
+    Source { top, depth, code, text, name }
 }
 
 /// Blanks comments and the insides of literals; lines stay where they are.
