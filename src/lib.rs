@@ -31,7 +31,7 @@
 //! | 3 io | [`net`]: sockets, TLS, drivers of HTTP and of the link; [`runtime`]: executor, reactor, signals; [`process`]: child processes |
 //! | 2 state | [`hub`], [`auth`], [`catalog`], [`session`], [`router`], [`admission`], [`metrics`] |
 //! | 1 protocol | [`http`], [`sse`], [`jsonrpc`], [`mcp`], [`ndjson`], [`tunnel`] |
-//! | 0 ground | [`limits`], [`config`], [`command`], [`error`], [`secret`], [`text`] |
+//! | 0 ground | [`limits`], [`config`], [`command`], [`error`], [`secret`], [`util`] |
 //!
 //! # Five nouns
 //!
@@ -87,5 +87,5 @@ pub mod runtime;
 pub mod secret;
 pub mod session;
 pub mod sse;
-pub mod text;
 pub mod tunnel;
+pub mod util;

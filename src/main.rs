@@ -23,7 +23,7 @@ use mcpport::{
         notify,
         signals::StopSignals,
     },
-    text,
+    util,
 };
 
 /// What a static binary would have by itself gives every large buffer back to the system at once and asks for it anew: 1.6 times the
@@ -150,7 +150,7 @@ fn log_to_stderr(level: log::LevelFilter) {
         .filter_module("child", level)
         .format(|out, record| {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            writeln!(out, "{} [{}] {}", text::utc(now), record.level(), record.args())
+            writeln!(out, "{} [{}] {}", util::time::utc(now), record.level(), record.args())
         })
         .init();
 }

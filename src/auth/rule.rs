@@ -14,7 +14,7 @@
 
 use std::fmt;
 
-use crate::{secret::Digest, text};
+use crate::{secret::Digest, util};
 
 /// Characters of a label, and of a name with its `*`: those of a server's name.
 const LONGEST: usize = crate::limits::RULE_NAME;
@@ -151,7 +151,7 @@ fn names(rest: &str) -> Result<(Names, &str), Mistyped> {
     let (inner, rest) = inner.ok_or(Mistyped::Names)?;
     let is_good = |name: &&str| {
         (1..=LONGEST).contains(&name.len())
-            && name.bytes().all(|byte| byte == b'*' || text::is_name_byte(byte))
+            && name.bytes().all(|byte| byte == b'*' || util::name::is_name_byte(byte))
     };
     let all: Vec<&str> = inner.split(',').collect();
     if !all.iter().all(is_good) {
@@ -165,7 +165,7 @@ fn who(rest: &str) -> Result<(Option<String>, &str), Mistyped> {
     let Some(labelled) = rest.strip_prefix('@') else { return Ok((None, rest)) };
     let end = labelled.find(':').ok_or(Mistyped::NoToken)?;
     let (label, rest) = labelled.split_at(end);
-    if !text::is_name(label, LONGEST) {
+    if !util::name::is_name(label, LONGEST) {
         return Err(Mistyped::Who);
     }
     Ok((Some(label.to_owned()), rest))

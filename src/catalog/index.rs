@@ -20,7 +20,7 @@ use crate::{
         listing::{ListItem, ListKind, rename},
         resource_links,
     },
-    text,
+    util,
 };
 
 /// What our cursors begin with.
@@ -83,7 +83,7 @@ impl NameIndex {
     /// Adds an item of a server. Returns a warning when it does not get its plain name.
     fn add(&mut self, server: UpstreamKey, name: &str, item: &ListItem) -> Option<String> {
         self.held.entry(server).or_insert_with(|| ServerNames { name: name.to_owned(), names: Vec::new() });
-        let (noun, shown) = (self.kind.noun(), text::show(&item.key));
+        let (noun, shown) = (self.kind.noun(), util::escape::show(&item.key));
         let names = self.names(name, &item.key);
         if names.iter().any(|exposed| self.is_held(exposed, server, &item.key)) {
             return Some(format!("{noun} {shown} is listed twice"));
@@ -93,12 +93,12 @@ impl NameIndex {
         let links = resource_links::may_link_description(&listed);
         let entry = IndexEntry { server: Some(server), key: item.key.clone(), listed, links };
         let exposed = self.place(entry, 0);
-        let taken = text::show(&plain);
+        let taken = util::escape::show(&plain);
         match exposed {
             Some(exposed) if *exposed == *plain => None,
             Some(exposed) => Some(format!(
                 "the name {taken} is taken; {noun} {shown} is exposed as {}",
-                text::show(&exposed)
+                util::escape::show(&exposed)
             )),
             None => Some(format!("the name {taken} is taken; {noun} {shown} is not exposed")),
         }

@@ -27,7 +27,7 @@ use crate::{
         listing::{ListItem, ListKind},
         resource_links,
     },
-    text,
+    util,
 };
 
 /// A registration's place in the catalog. Never reused.
@@ -453,7 +453,7 @@ fn altered(kind: ListKind, before: &[ListItem], after: &[ListItem]) -> Vec<Strin
     let mut others = after.iter().filter(other);
     let line = |item: &ListItem| {
         let old = known.get(item.key.as_str()).map_or(0, |old| old.hash());
-        let (noun, name) = (kind.noun(), text::show(&item.key));
+        let (noun, name) = (kind.noun(), util::escape::show(&item.key));
         format!(
             "the description of {noun} {name} is another one than before ({old:08x}, now {:08x})",
             item.hash()

@@ -21,7 +21,7 @@ use crate::{
     net::{random, text_file},
     router::REGISTER_PATH,
     secret::Secret,
-    text,
+    util,
 };
 
 /// `mcpport gateway`.
@@ -194,9 +194,10 @@ fn sessions(args: &RegisterArgs) -> Result<Option<u32>, FatalError> {
         }
         ("isolated", None) => Ok(Some(MAX_SESSIONS)),
         ("isolated", Some(most)) => values::number("--max-sessions", most, 1..=COUNT as u32).map(Some),
-        (other, _) => {
-            Err(FatalError::usage(format!("--sessions {}: shared or isolated is needed", text::show(other))))
-        }
+        (other, _) => Err(FatalError::usage(format!(
+            "--sessions {}: shared or isolated is needed",
+            util::escape::show(other)
+        ))),
     }
 }
 
@@ -204,7 +205,7 @@ fn sessions(args: &RegisterArgs) -> Result<Option<u32>, FatalError> {
 fn headers(args: &RegisterArgs) -> Result<Vec<(String, Secret)>, FatalError> {
     let mut headers = values::each(&args.header, |typed| values::header("--header", typed))?;
     let Some(path) = &args.header_file else { return Ok(headers) };
-    let flag = format!("--header-file {}", text::show(path));
+    let flag = format!("--header-file {}", util::escape::show(path));
     let content =
         text_file::read(Path::new(path)).map_err(|why| FatalError::usage(format!("{flag}: {why}")))?;
     let before = headers.len();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ffi::OsString};
 
 use super::args::{DEMO, DEVICE, Flag, GATEWAY, REGISTER};
-use crate::{error::FatalError, limits, text};
+use crate::{error::FatalError, limits, util};
 
 /// Begins the name of each variable that stands in for a flag.
 const PREFIX: &str = "MCPPORT_";
@@ -42,7 +42,7 @@ impl Environment {
                 let likely = likely(&shown, own).map(|known| format!("is it {known}? "));
                 return Err(FatalError::usage(format!(
                     "unknown environment variable {}; {}see mcpport {command} --help",
-                    text::show(&shown),
+                    util::escape::show(&shown),
                     likely.unwrap_or_default()
                 )));
             }
@@ -90,7 +90,8 @@ fn all() -> impl Iterator<Item = &'static Flag> {
 fn likely(typed: &str, own: &'static [Flag]) -> Option<String> {
     let short = typed.len() <= limits::VARIABLE_NAME;
     let names = own.iter().chain(all()).filter(|_| short).map(variable);
-    let nearest = names.map(|name| (text::distance(typed, &name), name)).min_by_key(|(letters, _)| *letters);
+    let nearest =
+        names.map(|name| (util::name::distance(typed, &name), name)).min_by_key(|(letters, _)| *letters);
     let room = typed.len().saturating_sub(PREFIX.len()) / 3;
     nearest.filter(|(letters, _)| *letters <= room.max(1)).map(|(_, name)| name)
 }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     error::FatalError,
     limits::{COUNT, FRAME_EXTRA, LIST_ITEMS_PER_PAGE, Limits, MEMORY, MESSAGE_BYTES, MemoryLimits},
-    text,
+    util,
 };
 
 /// The limits of a gateway.
@@ -69,12 +69,12 @@ fn set(limit: &mut usize, flag: &str, given: &Option<String>) -> Result<(), Fata
 }
 
 fn bytes(flag: &str, typed: &str, allowed: RangeInclusive<usize>) -> Result<usize, FatalError> {
-    text::bytes(typed).filter(|bytes| allowed.contains(bytes)).ok_or_else(|| {
+    util::parse::bytes(typed).filter(|bytes| allowed.contains(bytes)).ok_or_else(|| {
         FatalError::usage(format!(
             "{flag} {}: a size like 4M is needed, from {} to {}",
-            text::show(typed),
-            text::size(*allowed.start()),
-            text::size(*allowed.end())
+            util::escape::show(typed),
+            util::parse::size(*allowed.start()),
+            util::parse::size(*allowed.end())
         ))
     })
 }

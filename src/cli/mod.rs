@@ -20,7 +20,7 @@ use crate::{
     config::{GatewayConfig, RegisterConfig},
     demo, device,
     error::FatalError,
-    text,
+    util,
 };
 
 /// What is to be done.
@@ -190,9 +190,9 @@ fn unknown(command: &str, word: &str, flags: &[Flag]) -> FatalError {
     FatalError::usage(if let Some(begun) = word.strip_prefix("--") {
         let meant = flags.iter().find(|flag| !begun.is_empty() && flag.name.starts_with(begun));
         let meant = meant.map(|flag| format!("is it --{}? ", flag.name));
-        format!("unknown flag {}; {}{see}", text::show(word), meant.unwrap_or_default())
+        format!("unknown flag {}; {}{see}", util::escape::show(word), meant.unwrap_or_default())
     } else if word.starts_with('-') {
-        format!("unknown flag {}; is the value before it without its quotes? {see}", text::show(word))
+        format!("unknown flag {}; is the value before it without its quotes? {see}", util::escape::show(word))
     } else {
         format!("a word that is neither a flag nor a flag's value; is a value without its quotes? {see}")
     })

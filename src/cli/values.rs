@@ -17,7 +17,7 @@ use crate::{
     limits::{SERVER_ID, THREADS},
     router::{self, REGISTER_PATH},
     secret::Secret,
-    text,
+    util,
 };
 
 /// A flag that may be given several times.
@@ -34,7 +34,7 @@ where
     N: FromStr + PartialOrd + Display,
 {
     typed.parse().ok().filter(|number| allowed.contains(number)).ok_or_else(|| {
-        let (typed, least, most) = (text::show(typed), allowed.start(), allowed.end());
+        let (typed, least, most) = (util::escape::show(typed), allowed.start(), allowed.end());
         FatalError::usage(format!("{flag} {typed}: a number from {least} to {most} is needed"))
     })
 }
@@ -48,22 +48,28 @@ pub fn level(typed: &str) -> Result<LevelFilter, FatalError> {
         "ERROR" | "CRITICAL" => Ok(LevelFilter::Error),
         _ => Err(FatalError::usage(format!(
             "--log-level {}: one of DEBUG, INFO, WARNING, ERROR, CRITICAL is needed",
-            text::show(typed)
+            util::escape::show(typed)
         ))),
     }
 }
 
 /// A time that is not none.
 pub fn duration(flag: &str, typed: &str) -> Result<Duration, FatalError> {
-    text::duration(typed).filter(|time| !time.is_zero()).ok_or_else(|| {
-        FatalError::usage(format!("{flag} {}: a time like 10, 10s, 500ms or 2m is needed", text::show(typed)))
+    util::parse::duration(typed).filter(|time| !time.is_zero()).ok_or_else(|| {
+        FatalError::usage(format!(
+            "{flag} {}: a time like 10, 10s, 500ms or 2m is needed",
+            util::escape::show(typed)
+        ))
     })
 }
 
 /// A time that may be none.
 pub fn window(flag: &str, typed: &str) -> Result<Duration, FatalError> {
-    text::duration(typed).ok_or_else(|| {
-        FatalError::usage(format!("{flag} {}: a time like 30, 30s or 2m is needed, or 0", text::show(typed)))
+    util::parse::duration(typed).ok_or_else(|| {
+        FatalError::usage(format!(
+            "{flag} {}: a time like 30, 30s or 2m is needed, or 0",
+            util::escape::show(typed)
+        ))
     })
 }
 
@@ -74,7 +80,7 @@ pub fn path(flag: &str, typed: &str) -> Result<String, FatalError> {
     if typed.starts_with('/') && typed.bytes().all(plain) {
         return Ok(typed.to_owned());
     }
-    Err(FatalError::usage(format!("{flag} {}: a path is needed, such as /sse", text::show(typed))))
+    Err(FatalError::usage(format!("{flag} {}: a path is needed, such as /sse", util::escape::show(typed))))
 }
 
 /// Both with and without a trailing slash are served.
@@ -90,12 +96,12 @@ pub fn threads(typed: &str) -> Result<usize, FatalError> {
 
 /// The name of a server.
 pub fn server_name(typed: &str, longest: usize) -> Result<String, FatalError> {
-    if text::is_name(typed, longest) {
+    if util::name::is_name(typed, longest) {
         return Ok(typed.to_owned());
     }
     Err(FatalError::usage(format!(
         "--server-name {}: only A-Z a-z 0-9 _ . - are allowed, and at most {longest} of them",
-        text::show(typed)
+        util::escape::show(typed)
     )))
 }
 
@@ -110,7 +116,8 @@ pub fn server_id(typed: &str) -> Result<String, FatalError> {
 /// The address of a proxy.
 pub fn proxy(typed: &str) -> Result<IpAddr, FatalError> {
     let address = typed.parse().map(|address: IpAddr| address.to_canonical());
-    let why = || format!("--trusted-proxy {}: an address such as 127.0.0.1 is needed", text::show(typed));
+    let why =
+        || format!("--trusted-proxy {}: an address such as 127.0.0.1 is needed", util::escape::show(typed));
     address.map_err(|_| FatalError::usage(why()))
 }
 
@@ -127,7 +134,7 @@ pub fn origin(typed: &str) -> Result<String, FatalError> {
     }
     Err(FatalError::usage(format!(
         "--allow-origin {}: an origin such as https://app.example is needed, without a path",
-        text::show(typed)
+        util::escape::show(typed)
     )))
 }
 
@@ -139,7 +146,7 @@ pub fn public_host(typed: &str) -> Result<String, FatalError> {
     }
     Err(FatalError::usage(format!(
         "--public-host {}: a name such as gw.example is needed, without scheme and path",
-        text::show(typed)
+        util::escape::show(typed)
     )))
 }
 
@@ -166,7 +173,7 @@ pub fn restart(typed: &str) -> Result<Restart, FatalError> {
         "always" => Ok(Restart::Always),
         other => Err(FatalError::usage(format!(
             "--restart {}: never, on-failure or always is needed",
-            text::show(other)
+            util::escape::show(other)
         ))),
     }
 }
@@ -250,7 +257,10 @@ pub fn header(flag: &str, typed: &str) -> Result<(String, Secret), FatalError> {
         return Err(bad());
     }
     if reserved.contains(&own.as_str()) || own.starts_with("sec-websocket") {
-        return Err(FatalError::usage(format!("{flag} {}: this field is ours to set", text::show(key))));
+        return Err(FatalError::usage(format!(
+            "{flag} {}: this field is ours to set",
+            util::escape::show(key)
+        )));
     }
     // A line without its name may begin with the token, so a bad name is not repeated.
     if !key.bytes().all(body::is_token) {
@@ -259,7 +269,7 @@ pub fn header(flag: &str, typed: &str) -> Result<(String, Secret), FatalError> {
         )));
     }
     if !value.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~')) {
-        let key = text::show(key);
+        let key = util::escape::show(key);
         return Err(FatalError::usage(format!(
             "{flag} {key}: the value has a character that HTTP does not allow"
         )));

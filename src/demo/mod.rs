@@ -26,7 +26,7 @@ use crate::{
     net::{random, timeout, tls::Connector},
     router::REGISTER_PATH,
     runtime::executor,
-    text,
+    util,
 };
 
 /// What was asked for.
@@ -158,7 +158,7 @@ async fn show(gateway: &DemoGateway) -> io::Result<()> {
     let result = answer.result().ok_or_else(|| broken("the tool gave an error"))?;
     say(&format!("call      {TOOL} through the tunnel:"));
     for line in first_text(result).ok_or_else(|| broken("the tool gave no text"))?.lines() {
-        say(&format!("          {}", text::show(line)));
+        say(&format!("          {}", util::escape::show(line)));
     }
     Ok(())
 }

@@ -13,8 +13,11 @@ use serde_json::{Value, json};
 
 use super::machine::{Machine, Space};
 use super::report::Report;
-use super::words::{bytes, field, list, object};
-use crate::text::show;
+use super::{
+    format::bytes,
+    schema::{field, list, object},
+};
+use crate::util::escape::show;
 
 /// What the tool says about itself.
 pub const DESCRIPTION: &str = "Mounted file systems on storage of this box, with size, used and available bytes and inodes. Each \

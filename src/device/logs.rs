@@ -15,9 +15,12 @@ use serde_json::{Value, json};
 
 use super::machine::Machine;
 use super::report::{Arguments, Report, ToolError};
-use super::words::{bytes, field, list, object};
+use super::{
+    format::bytes,
+    schema::{field, list, object},
+};
 use crate::limits::DeviceLimits;
-use crate::text::show;
+use crate::util::escape::show;
 
 /// Common system logs. Those about log-ins (`auth.log`, `secure`) are left out on purpose.
 const COMMON: &[&str] = &[

@@ -23,16 +23,17 @@ use crate::error::FatalError;
 use crate::limits::DeviceLimits;
 
 mod disks;
+mod format;
 mod logs;
 pub mod machine;
 pub mod netlink;
 mod network;
 mod processes;
 mod report;
+mod schema;
 pub mod server;
 mod system;
 mod tools;
-mod words;
 
 use machine::Machine;
 use server::DeviceServer;

@@ -8,8 +8,11 @@ use serde_json::{Value, json};
 use super::machine::Machine;
 use super::netlink::Address;
 use super::report::Report;
-use super::words::{bytes, field, list, maybe, object};
-use crate::text::show;
+use super::{
+    format::bytes,
+    schema::{field, list, maybe, object},
+};
+use crate::util::escape::show;
 
 /// What the tool says about itself.
 pub const DESCRIPTION: &str = "Network interfaces of the box with IPv4 and IPv6 addresses, state, MAC address, MTU, and the \

@@ -10,9 +10,12 @@ use serde_json::{Value, json};
 
 use super::machine::Machine;
 use super::report::{Arguments, Report, ToolError};
-use super::words::{bytes, field, list, object, span};
+use super::{
+    format::{bytes, span},
+    schema::{field, list, object},
+};
 use crate::limits::DeviceLimits;
-use crate::text::show;
+use crate::util::escape::show;
 
 /// What the tool says about itself.
 pub const DESCRIPTION: &str = "The processes that use most memory or most processor time. Processor use is measured over half a \

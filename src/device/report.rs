@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
-use crate::text::show;
+use crate::util::escape::show;
 
 /// What a tool found: the same facts as lines for people and as data.
 pub struct Report {

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::machine::Machine;
 use super::tools::Tool;
 use super::{disks, network, system};
-use crate::text::show;
+use crate::util::escape::show;
 
 /// Versions that are spoken, newest first.
 const VERSIONS: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];

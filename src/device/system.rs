@@ -7,8 +7,11 @@ use serde_json::{Value, json};
 
 use super::machine::Machine;
 use super::report::Report;
-use super::words::{bytes, bytes_or_unknown, field, list, maybe, object, span};
-use crate::text::show;
+use super::{
+    format::{bytes, bytes_or_unknown, span},
+    schema::{field, list, maybe, object},
+};
+use crate::util::escape::show;
 
 /// What the tool says about itself.
 pub const DESCRIPTION: &str = "Host name, kernel, architecture, uptime in seconds, load over 1, 5 and 15 minutes, number of \

@@ -19,8 +19,8 @@ use crate::{
         tls::Connector,
         ws_link::{self, WebSocket},
     },
-    text,
     tunnel::REFUSAL,
+    util,
 };
 
 /// Connects to one gateway.
@@ -40,8 +40,9 @@ impl Dialer {
         let tls = config.gateway.tls.then(|| Connector::new(&config.tls)).transpose()?;
         let fields = config.headers.iter().map(|(name, value)| {
             // Checked before, by the flag or the line of the file.
-            let bad =
-                |_| FatalError::usage(format!("header field {}: not allowed in HTTP", text::show(name)));
+            let bad = |_| {
+                FatalError::usage(format!("header field {}: not allowed in HTTP", util::escape::show(name)))
+            };
             let own: HeaderName = name.parse().map_err(|_| bad(()))?;
             let mut value = HeaderValue::from_str(value.expose()).map_err(|_| bad(()))?;
             value.set_sensitive(true);

@@ -27,12 +27,12 @@ use crate::{
         ws_link::{self, CloseReason, LinkEnd, LinkHandler, Outbound, Unacknowledged, WebSocket},
     },
     runtime::executor::{Shutdown, TaskTracker},
-    text,
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
         frame::{self, Frame},
         handshake::{Claim, Registration, ResumeGrant, Status},
     },
+    util,
 };
 
 /// How an attempt or a life ended.
@@ -386,7 +386,7 @@ pub async fn run<'a>(
     let excused = !state.is_served() || state.generation() != life.child;
     let refusal = match life.refusal.take() {
         Some(why) if excused => {
-            log::warn!("the gateway gave the server up, which had ended: {}", text::show(&why));
+            log::warn!("the gateway gave the server up, which had ended: {}", util::escape::show(&why));
             None
         }
         refusal => refusal,
@@ -558,14 +558,14 @@ impl<'a> LinkSession<'a> {
         if wanted && !self.isolated && status.status == "received" {
             log::warn!("the gateway does not know isolated sessions; all clients share one process");
         }
-        let message = text::show(&status.message);
+        let message = util::escape::show(&status.message);
         match status.status.as_str() {
             "error" => self.refusal = Some(status.message.clone()),
             "registered" => {
                 self.registered();
                 log::info!("server '{}' registered: {message}", self.config.name);
             }
-            other => log::debug!("the gateway says {}: {message}", text::show(other)),
+            other => log::debug!("the gateway says {}: {message}", util::escape::show(other)),
         }
     }
 }
@@ -577,22 +577,22 @@ fn outcome(ended: LinkEnd, refusal: Option<String>, state: &EdgeState, config: &
         _ if state.lock().leaving => Outcome::Stopped,
         (LinkEnd::ByPeer(why), refusal) if why.code == CLOSE_REFUSED => {
             let reason = refusal.unwrap_or(why.reason);
-            let reason = text::show(&reason);
+            let reason = util::escape::show(&reason);
             Outcome::Refused(format!("the gateway at {gateway} refuses the registration: {reason}"))
         }
         (LinkEnd::ByPeer(why), refusal) if why.code == CLOSE_TOO_OFTEN => {
             let reason = refusal.unwrap_or(why.reason);
-            Outcome::NotNow(format!("the gateway at {gateway} puts us off: {}", text::show(&reason)))
+            Outcome::NotNow(format!("the gateway at {gateway} puts us off: {}", util::escape::show(&reason)))
         }
         (LinkEnd::ByPeer(why), _) if why.code == CLOSE_REPLACED => Outcome::Refused(format!(
             "another program registered at {gateway} with our id and took over; see --server-id"
         )),
         (LinkEnd::ByPeer(why), Some(reason)) if why.code == CLOSE_LATER => {
-            let reason = text::show(&reason);
+            let reason = util::escape::show(&reason);
             Outcome::Transient(format!("the gateway at {gateway} gave the server up: {reason}"))
         }
         (_, Some(reason)) => {
-            let reason = text::show(&reason);
+            let reason = util::escape::show(&reason);
             Outcome::Refused(format!("the gateway at {gateway} gave the server up: {reason}"))
         }
         (ended, None) => Outcome::Lost(format!("link to {gateway}: {ended}")),

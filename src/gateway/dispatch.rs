@@ -16,7 +16,7 @@ use crate::{
     jsonrpc::{self, Kind as MessageKind, Message, Span, unquote},
     limits::{self, LOG_GROUPS},
     mcp::{self, listing::ListKind, log_level::Level},
-    session, text,
+    session, util,
 };
 
 /// An error to answer a request with.
@@ -33,7 +33,12 @@ pub enum Answer {
 impl Gateway {
     /// Takes one message of a client. Answers to a request go to `responder`, exactly one for each.
     pub fn dispatch(self: &Arc<Self>, client: &Arc<Session>, message: &Message<'_>, reply: &Responder) {
-        log::debug!("client {}: {:?} {}", client.name(), message.kind(), text::show(message.method()));
+        log::debug!(
+            "client {}: {:?} {}",
+            client.name(),
+            message.kind(),
+            util::escape::show(message.method())
+        );
         match message.kind() {
             MessageKind::Request => {
                 let id = message.id().unwrap_or_default();
@@ -116,7 +121,7 @@ impl Gateway {
 
     fn notification(&self, client: &Arc<Session>, message: &Message<'_>) {
         if let Some(why) = refused_notification(message) {
-            let method = text::show(message.method());
+            let method = util::escape::show(message.method());
             let name = client.name().to_string();
             let line = format_args!("client {name}: dropped {method}: {why}");
             self.log_throttled(log::Level::Info, "dropped", &name, LOG_GROUPS, line);
@@ -221,7 +226,10 @@ impl Gateway {
             Some(Target::Several(names)) => {
                 Err((jsonrpc::INVALID_PARAMS, ambiguous(kind.noun(), &name, &names)))
             }
-            None => Err((jsonrpc::INVALID_PARAMS, format!("unknown {}: {}", kind.noun(), text::show(&name)))),
+            None => Err((
+                jsonrpc::INVALID_PARAMS,
+                format!("unknown {}: {}", kind.noun(), util::escape::show(&name)),
+            )),
         }
     }
 
@@ -246,7 +254,7 @@ impl Gateway {
             Some(Target::Several(uris)) => {
                 Err((jsonrpc::NO_RESOURCE, ambiguous(ListKind::Resource.noun(), &uri, &uris)))
             }
-            _ => Err((jsonrpc::NO_RESOURCE, format!("no such resource: {}", text::show(&uri)))),
+            _ => Err((jsonrpc::NO_RESOURCE, format!("no such resource: {}", util::escape::show(&uri)))),
         }
     }
 
@@ -363,19 +371,19 @@ fn needed_param(message: &Message<'_>, path: &[&str]) -> Result<(Span, String), 
     string_param(message, path)?.ok_or_else(|| {
         (
             jsonrpc::INVALID_PARAMS,
-            format!("{} is missing in {}", path.join("."), text::show(message.method())),
+            format!("{} is missing in {}", path.join("."), util::escape::show(message.method())),
         )
     })
 }
 
 /// The error for a name or a URI that several servers can mean.
 fn ambiguous(noun: &str, name: &str, others: &[String]) -> String {
-    let others: Vec<String> = others.iter().map(|other| text::show(other).to_string()).collect();
-    format!("ambiguous {noun}: {}; use {}", text::show(name), others.join(" or "))
+    let others: Vec<String> = others.iter().map(|other| util::escape::show(other).to_string()).collect();
+    format!("ambiguous {noun}: {}; use {}", util::escape::show(name), others.join(" or "))
 }
 
 fn unknown_method(message: &Message<'_>) -> Problem {
-    (jsonrpc::METHOD_NOT_FOUND, format!("method not found: {}", text::show(message.method())))
+    (jsonrpc::METHOD_NOT_FOUND, format!("method not found: {}", util::escape::show(message.method())))
 }
 
 fn initialized_already() -> Problem {
@@ -383,7 +391,7 @@ fn initialized_already() -> Problem {
 }
 
 fn not_connected(server: &str) -> Problem {
-    (jsonrpc::INTERNAL_ERROR, format!("server '{}' is not connected", text::show(server)))
+    (jsonrpc::INTERNAL_ERROR, format!("server '{}' is not connected", util::escape::show(server)))
 }
 
 /// A call that was not passed on, as an error.

@@ -33,12 +33,12 @@ use crate::{
         ws_link::{CloseReason, LinkHandler},
     },
     runtime::executor::Pacer,
-    text,
     tunnel::{
         CLOSE_LATER,
         frame::{self, Frame},
         handshake::Status,
     },
+    util,
 };
 
 /// Where a server is registered.
@@ -354,7 +354,7 @@ impl UpstreamDriver {
         let answer = match message.method() {
             "ping" => jsonrpc::result(id, "{}"),
             other => {
-                let text = format!("method not found: {}", text::show(other));
+                let text = format!("method not found: {}", util::escape::show(other));
                 jsonrpc::error(id, jsonrpc::METHOD_NOT_FOUND, &text)
             }
         };

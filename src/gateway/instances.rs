@@ -25,7 +25,7 @@ use crate::{
     limits,
     mcp::discovery::error_text,
     net::outbox::SendError,
-    session, text,
+    session, util,
 };
 
 impl Gateway {
@@ -308,7 +308,7 @@ impl Gateway {
     pub fn instance_gone(&self, shared: &Upstream, number: u32, reason: &str) {
         let process = shared.instance_pool().and_then(|isolation| isolation.get(number));
         if let Some(process) = process {
-            let reason = format!("its process for this session ended: {}", text::show(reason));
+            let reason = format!("its process for this session ended: {}", util::escape::show(reason));
             self.end_instance(&process, &reason, false);
         }
     }

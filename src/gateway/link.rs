@@ -27,11 +27,12 @@ use crate::{
     },
     runtime::executor::{ShutdownTrigger, TaskGuard},
     secret::Secret,
-    session, text,
+    session,
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
         handshake::{Claim, Registration, ResumeGrant, Status},
     },
+    util,
 };
 
 /// Reads the first frame of a link that came up. `None`: it has ended.
@@ -79,7 +80,7 @@ pub async fn enter(
             return Some(RegisteredLink { life, link: Err(ended) });
         }
         Err(why) => {
-            let reason = text::show(&why.reason).to_string();
+            let reason = util::escape::show(&why.reason).to_string();
             let line = format!("a registration from {from} is refused: {reason}");
             // One site may have many servers, and each its own reason.
             gateway.warn_throttled("registration", format!("{} {reason}", from.ip()), line);
@@ -354,10 +355,10 @@ impl Candidate<'_> {
         let limits = &self.gateway.config.limits;
         let id = match registration.id {
             Some(id) => id,
-            None => text::uuid(random()?),
+            None => util::uuid::uuid(random()?),
         };
         let name = registration.name.unwrap_or_else(|| format!("server-{id}"));
-        if !text::is_name(&name, limits.catalog.server_name) {
+        if !util::name::is_name(&name, limits.catalog.server_name) {
             return Err(CloseReason::new(1008, "the server needs a name (--server-name)"));
         }
         let (sender, receiver) = outbox::with_account(
@@ -373,7 +374,8 @@ impl Candidate<'_> {
         let accepts = registration.message_bytes;
         let upstream = Upstream::new(name.clone(), &limits.link, sender, accepts, sessions, berth);
         let place = self.enter(&id, &name, &upstream)?;
-        let line = format_args!("server '{name}' (id {}) registers from {}", text::show(&id), self.from);
+        let line =
+            format_args!("server '{name}' (id {}) registers from {}", util::escape::show(&id), self.from);
         self.gateway.log_life(log::Level::Info, "registers", &name, line);
         let mut line = Outbound::new(receiver);
         let account = self.gateway.account(self.principal);
@@ -456,7 +458,7 @@ impl Candidate<'_> {
 
 /// What is said to whom wants a name that is taken.
 fn refusal(name: &str, taken: &NameTaken) -> CloseReason {
-    let why = match taken.holder.as_deref().map(text::show) {
+    let why = match taken.holder.as_deref().map(util::escape::show) {
         // Short enough for a close frame.
         Some(holder) if taken.away => {
             format!(

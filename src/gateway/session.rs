@@ -18,7 +18,7 @@ use crate::{
         outbox::{SendError, Sender},
     },
     session::{Calls, PendingServerRequests},
-    text,
+    util,
 };
 
 /// What a client sees.
@@ -259,7 +259,7 @@ impl Session {
     }
 
     /// The session's name in a log: a part of the id, since the whole of it is a secret.
-    pub fn name(&self) -> text::Shown<'_> {
-        text::show(self.id.get(..6).unwrap_or_default())
+    pub fn name(&self) -> util::escape::Shown<'_> {
+        util::escape::show(self.id.get(..6).unwrap_or_default())
     }
 }

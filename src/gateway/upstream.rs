@@ -29,8 +29,8 @@ use crate::{
         ws_link::CloseReason,
     },
     session::{self, CallId, Run},
-    text,
     tunnel::frame,
+    util,
 };
 
 /// Who waits for an answer.
@@ -537,7 +537,7 @@ impl Upstream {
     fn log_expired(&self, now: Instant, method: &str, seconds: f64) {
         let mut oddities = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(left_out) = oddities.due(now, "no_answer", "", LOG_GROUPS) {
-            let method = text::show(method);
+            let method = util::escape::show(method);
             log::info!("server '{}' did not answer {method} in {seconds} s{left_out}", self.name);
         }
     }
@@ -790,7 +790,9 @@ pub fn deliver(
 /// What is logged about an answer or progress that belongs to no open request.
 fn strayed(message: &Message<'_>) -> (&'static str, String) {
     match message.id() {
-        Some(id) => ("stray_answer", format!("answered a request that is not open: id {}", text::show(id))),
+        Some(id) => {
+            ("stray_answer", format!("answered a request that is not open: id {}", util::escape::show(id)))
+        }
         None if message.kind() == Kind::Response => {
             ("stray_error", "sent an error that names no request".into())
         }

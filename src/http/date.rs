@@ -1,6 +1,6 @@
 //! The `Date` field of answers (RFC 9110, sections 5.6.7 and 6.6.1).
 
-use crate::text::{self, Moment};
+use crate::util::{self, time::Moment};
 
 /// A second, in the one form that is sent: `Sun, 06 Nov 1994 08:49:37 GMT`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -10,7 +10,7 @@ impl Date {
     /// The date so many seconds after the beginning of 1970. The form has no years behind 9999: it stays in that year.
     pub fn at(seconds: u64) -> Self {
         let Moment { date: (year, month, day), time: (hour, minute, second), weekday } =
-            text::moment(seconds.min(LAST));
+            util::time::moment(seconds.min(LAST));
         let month = usize::try_from(month).unwrap_or_default().saturating_sub(1);
         let month = MONTHS.get(month).copied().unwrap_or_default();
         let weekday = WEEKDAYS.get(weekday).copied().unwrap_or_default();

@@ -408,7 +408,7 @@ fn is_authority(text: &str) -> bool {
         },
         None => text.split_at(text.find(':').unwrap_or(text.len())),
     };
-    let good_host = !host.is_empty() && host.bytes().all(crate::text::is_name_byte);
+    let good_host = !host.is_empty() && host.bytes().all(crate::util::name::is_name_byte);
     let good_port = match port.strip_prefix(':') {
         Some(digits) => digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.parse::<u16>().is_ok(),
         None => port.is_empty(),

@@ -16,7 +16,7 @@ use crate::{
         LATEST,
         listing::{ListItem, ListKind},
     },
-    text,
+    util,
 };
 
 /// A request to send to the server.
@@ -217,7 +217,7 @@ impl Discovery {
             Some(version) if super::VERSIONS.contains(&version) => None,
             Some(other) => Some(format!(
                 "the server speaks protocol version {}, which is not supported",
-                text::show(other)
+                util::escape::show(other)
             )),
         } {
             return DiscoveryStep::Failed(why);
@@ -332,7 +332,7 @@ impl Discovery {
                         "left out a {} without a usable {}: {}",
                         kind.noun(),
                         kind.key(),
-                        text::show(raw)
+                        util::escape::show(raw)
                     ));
                 }
             }
@@ -404,7 +404,7 @@ pub fn error_text(message: &Message<'_>) -> String {
     let error = message.error().unwrap_or("{}");
     let found = find(error, 0..error.len(), &["message"]).ok().flatten();
     let words = found.and_then(|span| unquote(&error[span])).unwrap_or_default();
-    text::show(&words).to_string()
+    util::escape::show(&words).to_string()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use super::exposed_name;
 use crate::{
     jsonrpc,
     limits::{self, CatalogLimits},
-    text,
+    util,
 };
 
 /// A kind of things that are listed.
@@ -94,7 +94,7 @@ impl ListKind {
             Self::Resource | Self::Template => limits.uri,
         };
         // Printable, without control or direction characters: what is shown is what is meant.
-        let shown = text::show_up_to(key, key.len()).to_string();
+        let shown = util::escape::show_up_to(key, key.len()).to_string();
         !key.is_empty() && key.chars().count() <= longest && shown == key
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     limits,
     metrics::{LeftOut, LogThrottle},
     runtime::{async_fd::AsyncFd, reactor::IoInterest},
-    text,
+    util,
 };
 
 /// Opens the listening sockets for `--host` and `--port`. With `port` 0 the system chooses one number for all of them.
@@ -62,7 +62,7 @@ fn addresses(host: Option<&str>, port: u16) -> Result<Vec<SocketAddr>, FatalErro
         return Ok(vec![SocketAddr::new(address.to_canonical(), port)]);
     }
     let unknown = |why: &str| {
-        FatalError::usage(format!("--host {}: no address for this name ({why})", text::show(host)))
+        FatalError::usage(format!("--host {}: no address for this name ({why})", util::escape::show(host)))
     };
     let found = (bare, port).to_socket_addrs().map_err(|error| unknown(&error.to_string()))?;
     let mut all = Vec::new();

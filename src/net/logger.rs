@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::{limits, text};
+use crate::{limits, util};
 
 /// Lines that wait for the thread.
 #[derive(Debug, Default)]
@@ -56,7 +56,7 @@ impl Buffer {
 /// The line that stands where lines are missing, in the form of all others.
 fn gap(count: u64) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    format!("{} [WARN] {count} log lines dropped: nobody read stderr\n", text::utc(now))
+    format!("{} [WARN] {count} log lines dropped: nobody read stderr\n", util::time::utc(now))
 }
 
 #[derive(Debug, Default)]

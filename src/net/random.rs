@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{error::FatalError, text};
+use crate::{error::FatalError, util};
 
 /// So many random bytes.
 ///
@@ -19,7 +19,7 @@ pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
 /// # Errors
 /// As [`bytes`].
 pub fn uuid() -> Result<String, FatalError> {
-    bytes().map(text::uuid).map_err(|error| FatalError::run(format!("no randomness: {error}")))
+    bytes().map(util::uuid::uuid).map_err(|error| FatalError::run(format!("no randomness: {error}")))
 }
 
 /// A random number for jitter; without randomness, the middle.

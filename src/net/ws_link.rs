@@ -42,12 +42,12 @@ use super::{
 use crate::{
     limits::{CLOSE_REASON, LINK_BURST, LinkLimits, STALL_LOOKS},
     runtime::executor::Pacer,
-    text,
     tunnel::{
         CLOSE_LATER,
         heartbeat::{Heartbeat, HeartbeatAction},
         resume::{self, CannotResume, Resume},
     },
+    util,
 };
 
 /// Our reason to end a link, as the peer is told.
@@ -93,7 +93,7 @@ impl std::fmt::Display for LinkEnd {
                 write!(f, "the peer closed the link (code {})", why.code)
             }
             Self::ByPeer(why) => {
-                write!(f, "the peer closed the link (code {}: {})", why.code, text::show(&why.reason))
+                write!(f, "the peer closed the link (code {}: {})", why.code, util::escape::show(&why.reason))
             }
             Self::ByUs(why) => write!(f, "we closed the link (code {}: {})", why.code, why.reason),
             Self::Lost(why) => write!(f, "the link was lost: {why}"),

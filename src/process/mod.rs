@@ -54,7 +54,7 @@ use crate::{
     limits::{self, ChildLimits},
     net::timeout::within,
     runtime::{async_fd::AsyncFd, reactor, signals},
-    text,
+    util,
 };
 
 /// What the child reads.
@@ -165,7 +165,7 @@ fn is_ours(name: &OsStr) -> bool {
 /// Why a command did not start, for the user.
 fn not_started(command: &CommandLine, error: &io::Error) -> FatalError {
     let program = command.program();
-    let shown = text::show(program);
+    let shown = util::escape::show(program);
     FatalError::run(match error.kind() {
         io::ErrorKind::NotFound if !program.contains('/') => {
             format!("--stdio: command not found: {shown} (it is not in PATH)")
@@ -184,7 +184,10 @@ fn not_started(command: &CommandLine, error: &io::Error) -> FatalError {
 
 /// What is wrong with a program of which [`is_unfit`] is true.
 pub fn unfit(program: &str) -> String {
-    format!("{} is neither a program for this machine nor a script with a #! line", text::show(program))
+    format!(
+        "{} is neither a program for this machine nor a script with a #! line",
+        util::escape::show(program)
+    )
 }
 
 /// Reads to the end. A flood must not keep the executor from other work, hence the yield.

@@ -9,7 +9,10 @@ use std::{
 use futures_lite::{AsyncReadExt, future};
 
 use super::Stderr;
-use crate::{limits, limits::ChildLimits, text};
+use crate::{
+    limits::{self, ChildLimits},
+    util,
+};
 
 /// Logs stderr until the child closes it, each line behind the server's `name`. To be run as a task of its own; dropping it
 /// closes the pipe, and a child that writes then gets SIGPIPE.
@@ -80,7 +83,7 @@ impl Clip {
 impl fmt::Display for Clip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = String::from_utf8_lossy(self.line.trim_ascii_end());
-        write!(f, "{}", text::show_up_to(&shown, shown.len()))?;
+        write!(f, "{}", util::escape::show_up_to(&shown, shown.len()))?;
         if self.cut > 0 { write!(f, "… ({} bytes more)", self.cut) } else { Ok(()) }
     }
 }

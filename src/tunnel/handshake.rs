@@ -8,7 +8,7 @@ use crate::{
     jsonrpc::{find, object, quote, unquote},
     limits::{RESUME_LONGEST, SERVER_ID},
     secret::Secret,
-    text,
+    util,
 };
 
 /// What an edge asked for in its first frame.
@@ -163,7 +163,7 @@ fn read_name(raw: Option<&str>, longest: usize) -> Result<Option<String>, Invali
         None | Some("null") => Ok(None),
         Some(raw) => {
             let name = unquote(raw).ok_or(InvalidRegistration::BadName)?;
-            if text::is_name(&name, longest) {
+            if util::name::is_name(&name, longest) {
                 Ok(Some(name.into_owned()))
             } else {
                 Err(InvalidRegistration::BadName)

@@ -10,7 +10,7 @@ use source::{Source, block, is_word, line, paths};
 
 /// Neighbours on one layer that may be named, and why. Never in a circle.
 const SIDEWAYS: &[(&str, &str, &str)] = &[
-    ("text", "limits", "how much foreign text a log line takes"),
+    ("util", "limits", "how much foreign text a log line takes"),
     ("config", "command", "a configuration holds a command line"),
     ("config", "limits", "and limits"),
     ("config", "secret", "and tokens"),

@@ -21,7 +21,7 @@ use crate::{
     },
     process::{self, Child, Exit, LineBudget, Stderr, Stdin, Stdout},
     runtime::executor::{self, Shutdown, ShutdownTrigger},
-    text,
+    util,
 };
 
 /// Where the lines of a server go.
@@ -345,7 +345,7 @@ impl Noise {
     fn line(&mut self, line: &str) {
         self.count += 1;
         if self.budget.spend(Instant::now(), Self::dropped) {
-            log::warn!("the server wrote to stdout what is no message: {}", text::show(line));
+            log::warn!("the server wrote to stdout what is no message: {}", util::escape::show(line));
         }
     }
 

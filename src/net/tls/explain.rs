@@ -4,7 +4,7 @@ use std::io;
 
 use futures_rustls::rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
 
-use crate::text;
+use crate::util;
 
 /// The sentence. `own_authority`: `--ssl-ca-cert` was given; `identity`: we have a client certificate.
 pub fn sentence(error: &io::Error, gateway: &str, own_authority: bool, identity: bool) -> String {
@@ -45,7 +45,7 @@ fn certificate(why: &CertificateError, gateway: &str, own_authority: bool) -> St
             let names: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
             format!(
                 "the certificate of {gateway} is for other names ({}); use one of them in --gateway-url",
-                text::show(&names.join(", "))
+                util::escape::show(&names.join(", "))
             )
         }
         CertificateError::NotValidForName => {

@@ -8,8 +8,8 @@ use libfuzzer_sys::fuzz_target;
 use mcpport::jsonrpc::Message;
 use mcpport::limits::SERVER_ID;
 use mcpport::secret::Secret;
-use mcpport::text;
 use mcpport::tunnel::handshake::{Claim, Registration, ResumeGrant, Status};
+use mcpport::util;
 use serde_json::Value;
 
 /// Characters of a name.
@@ -43,7 +43,7 @@ fuzz_target!(|data: &[u8]| {
 fn sound(registration: &Registration) {
     let Registration { id, name, ours, sessions, resumes, claim, message_bytes } = registration;
     assert!(id.as_ref().is_none_or(|id| id.len() <= SERVER_ID && !id.chars().any(char::is_control)));
-    assert!(name.as_ref().is_none_or(|name| text::is_name(name, NAME)));
+    assert!(name.as_ref().is_none_or(|name| util::name::is_name(name, NAME)));
     assert!(sessions.is_none_or(|most| *ours && most > 0));
     assert!(message_bytes.is_none_or(|most| *ours && most > 0));
     assert!((*ours || !resumes) && (*resumes || claim.is_none()));

@@ -1,0 +1,70 @@
+//! Durations and sizes as people type them.
+
+use std::time::Duration;
+
+/// A time as people type it: `10`, `10s`, `500ms`, `2m`, `1h`.
+pub fn duration(typed: &str) -> Option<Duration> {
+    let digits = typed.find(|c: char| !c.is_ascii_digit()).unwrap_or(typed.len());
+    let (number, unit) = typed.split_at(digits);
+    let milliseconds = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    number.parse::<u32>().ok().map(|number| Duration::from_millis(u64::from(number) * milliseconds))
+}
+
+/// A size in bytes: digits, and perhaps K or M for 1024 of something (with `iB` or `B` behind, as people write it).
+pub fn bytes(typed: &str) -> Option<usize> {
+    let typed = typed.trim();
+    let end = typed.find(|c: char| !c.is_ascii_digit()).unwrap_or(typed.len());
+    let (digits, unit) = typed.split_at(end);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => 1024,
+        "m" | "mb" | "mib" => 1024 * 1024,
+        _ => return None,
+    };
+    digits.parse::<usize>().ok()?.checked_mul(factor)
+}
+
+/// A size as [`bytes`] reads it, in the largest unit that leaves no rest.
+pub fn size(bytes: usize) -> String {
+    let units = [("M", 1024 * 1024), ("K", 1024)];
+    let unit = units.into_iter().find(|(_, factor)| bytes > 0 && bytes.is_multiple_of(*factor));
+    unit.map_or_else(|| bytes.to_string(), |(name, factor)| format!("{}{name}", bytes / factor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (typed, expected) in
+            [("4096", 4096), ("64K", 65536), ("4m", 4 << 20), ("4 MiB", 4 << 20), ("1kB", 1024)]
+        {
+            assert_eq!(bytes(typed), Some(expected), "{typed}");
+            assert_eq!(bytes(&size(expected)), Some(expected));
+        }
+        for typed in ["", "M", "-1", "1G", "1.5M", "99999999999999999999", "18446744073709551615K"] {
+            assert_eq!(bytes(typed), None, "{typed}");
+        }
+        assert_eq!([size(4 << 20), size(65536), size(1000)], ["4M", "64K", "1000"]);
+    }
+
+    #[test]
+    fn durations() {
+        let milliseconds = |typed| duration(typed).map(|time| time.as_millis());
+        for (typed, expected) in
+            [("10", 10_000), ("10s", 10_000), ("500ms", 500), ("2m", 120_000), ("1h", 3_600_000)]
+        {
+            assert_eq!(milliseconds(typed), Some(expected), "{typed}");
+        }
+        for typed in ["", "s", "1.5s", "-1", "10 s", "1d", "99999999999"] {
+            assert_eq!(milliseconds(typed), None, "{typed}");
+        }
+    }
+}
