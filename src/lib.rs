@@ -29,7 +29,7 @@
 //! | 5 shell | `main`, [`cli`], [`demo`] |
 //! | 4 programs | [`gateway`], [`edge`] (`mcpport register`), [`device`] (none imports another) |
 //! | 3 io | [`net`]: sockets, TLS, drivers of HTTP and of the link; [`runtime`]: executor, reactor, signals; [`process`]: child processes |
-//! | 2 state | [`hub`], [`auth`], [`catalog`], [`session`], [`router`], [`admission`], [`metrics`] |
+//! | 2 state | [`hub`], [`auth`], [`catalog`], [`session`], [`router`], [`admission`], [`metrics`], [`log_throttle`] |
 //! | 1 protocol | [`http`], [`sse`], [`jsonrpc`], [`mcp`], [`ndjson`], [`tunnel`] |
 //! | 0 ground | [`limits`], [`config`], [`command`], [`error`], [`secret`], [`util`] |
 //!
@@ -77,6 +77,7 @@ pub mod http;
 pub mod hub;
 pub mod jsonrpc;
 pub mod limits;
+pub mod log_throttle;
 pub mod mcp;
 pub mod metrics;
 pub mod ndjson;

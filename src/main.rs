@@ -18,11 +18,7 @@ use mcpport::{
     limits,
     net::logger::LogWriter,
     process::{self, hardening},
-    runtime::{
-        executor::{self, Shutdown},
-        notify,
-        signals::StopSignals,
-    },
+    runtime::{executor, notify, shutdown::Shutdown, signals::StopSignals},
     util,
 };
 
@@ -115,7 +111,7 @@ fn until_stopped<F: Future<Output = Result<(), FatalError>> + Send + 'static>(
     mut signals: StopSignals,
     program: impl FnOnce(Shutdown) -> F,
 ) -> Result<(), FatalError> {
-    let (switch, stop) = executor::shutdown();
+    let (switch, stop) = mcpport::runtime::shutdown::shutdown();
     let program = Box::pin(program(stop));
     let watch = async move {
         let signal = signals.requested().await;

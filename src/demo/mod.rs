@@ -25,7 +25,6 @@ use crate::{
     limits::{self, Limits},
     net::{random, timeout, tls::Connector},
     router::REGISTER_PATH,
-    runtime::executor,
     util,
 };
 
@@ -72,7 +71,7 @@ pub async fn run(options: DemoOptions, stop: impl Future<Output = ()>) -> Result
     };
     let edge_config = register_config(address, trust)?;
     let gateway = DemoGateway { address, tls: connector, authority: options.tls.map(|tls| tls.ca) };
-    let (switch, stopped) = executor::shutdown();
+    let (switch, stopped) = crate::runtime::shutdown::shutdown();
     let stop = async {
         stop.await;
         Ok(())
@@ -83,7 +82,7 @@ pub async fn run(options: DemoOptions, stop: impl Future<Output = ()>) -> Result
         result
     };
     // Only when it is stopped does it end well, and then the others have the last word.
-    let (edge_ends, edge_ended) = executor::shutdown();
+    let (edge_ends, edge_ended) = crate::runtime::shutdown::shutdown();
     let edge = async move {
         let result = edge::run(edge_config, stopped.wait()).await;
         drop(edge_ends);

@@ -21,7 +21,7 @@ use crate::{
         stream::Stream,
     },
     router::Policy,
-    runtime::executor::{self, Shutdown, TaskTracker},
+    runtime::{executor, shutdown::Shutdown, task_tracker::TaskTracker},
 };
 
 /// Takes the local port, on loopback only. `None` when it was not asked for.

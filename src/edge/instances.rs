@@ -20,10 +20,11 @@ use crate::{
     edge::proxy::STOPPING,
     jsonrpc::{self, Kind, Message, decimal},
     limits::{EDGE_OPEN, ID_BYTES, LOG_GROUPS},
-    metrics::LogThrottle,
+    log_throttle::LogThrottle,
     net::outbox::{self, Receiver, SendError},
     runtime::{
-        executor::{self, Shutdown, ShutdownTrigger, TaskTracker},
+        shutdown::{Shutdown, ShutdownTrigger},
+        task_tracker::TaskTracker,
         tasks::Spawner,
     },
     tunnel::frame,
@@ -138,7 +139,7 @@ impl Instances {
     /// The link takes no more: the gateway asks and does not read.
     pub fn start(self: &Arc<Self>, number: u32, link: &Uplink) -> Result<(), SendError> {
         let (input, lines) = StdioBackend::queue(&self.config);
-        let (stop, stopped) = executor::shutdown();
+        let (stop, stopped) = crate::runtime::shutdown::shutdown();
         let calls = OpenRequests::default();
         let begun = {
             let mut table = self.table();

@@ -21,12 +21,12 @@ use crate::{
     edge::proxy::{ProxyState, ToChild, ToGateway},
     jsonrpc::{self, Kind, Message},
     limits::{self, LOG_WARNINGS},
-    metrics::LogThrottle,
+    log_throttle::LogThrottle,
     net::{
         outbox::{self, SendError, Sender},
         ws_link::{self, CloseReason, LinkEnd, LinkHandler, Outbound, Unacknowledged, WebSocket},
     },
-    runtime::executor::{Shutdown, TaskTracker},
+    runtime::{shutdown::Shutdown, task_tracker::TaskTracker},
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
         frame::{self, Frame},

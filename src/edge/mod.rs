@@ -40,8 +40,9 @@ use crate::{
     limits,
     net::{random, timeout},
     runtime::{
-        executor::{self, Shutdown},
-        notify, signals,
+        notify,
+        shutdown::Shutdown,
+        signals,
         tasks::{Spawner, TaskGroup},
     },
 };
@@ -66,9 +67,9 @@ async fn serve(
     let sessions = Instances::new(&config, spawner);
     let state = EdgeState::new(sessions.clone());
     let mut supervisor = Supervisor::start(&config, &state)?;
-    let (switch, stopped) = executor::shutdown();
+    let (switch, stopped) = crate::runtime::shutdown::shutdown();
     let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));
-    let (leaving, left) = executor::shutdown();
+    let (leaving, left) = crate::runtime::shutdown::shutdown();
     let mut links = notify::poll_if_woken(keep_linked(&config, &dialer, &state, &left));
     let end = future::or(
         async {

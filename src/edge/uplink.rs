@@ -8,7 +8,7 @@ use std::{
 use crate::{
     jsonrpc::Message,
     limits::LOG_WARNINGS,
-    metrics::LogThrottle,
+    log_throttle::LogThrottle,
     net::{outbox::Sender, ws_link::CloseReason},
     tunnel::{frame, oversize::Oversize},
 };

@@ -18,7 +18,10 @@ use crate::{
     },
     limits::{LOG_LIFE, LOG_WARNINGS, LogLimit},
     net::{clock, stream::Stream, timeout},
-    runtime::executor::{self, Shutdown, ShutdownTrigger},
+    runtime::{
+        executor,
+        shutdown::{Shutdown, ShutdownTrigger},
+    },
 };
 
 /// One connection's place; given back when it is dropped.
@@ -36,7 +39,7 @@ impl ConnectionPermit {
     /// # Errors
     /// [`Rejection`], with the limit that is reached.
     pub fn acquire(gateway: &Arc<Gateway>, address: IpAddr) -> Result<(Self, Shutdown), Rejection> {
-        let (switch, pushed_out) = executor::shutdown();
+        let (switch, pushed_out) = crate::runtime::shutdown::shutdown();
         let place = gateway.connections().admit(address, switch)?;
         if place.evicted.is_some() {
             gateway.stats.evicted.add();

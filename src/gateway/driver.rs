@@ -32,7 +32,7 @@ use crate::{
         budget::{Account, Charge},
         ws_link::{CloseReason, LinkHandler},
     },
-    runtime::executor::Pacer,
+    runtime::pacer::Pacer,
     tunnel::{
         CLOSE_LATER,
         frame::{self, Frame},

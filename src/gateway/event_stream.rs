@@ -19,7 +19,7 @@ use crate::{
         http_conn::HttpConnection,
         outbox::{Received, Receiver},
     },
-    runtime::executor::Shutdown,
+    runtime::shutdown::Shutdown,
     session::event_id,
     sse,
 };

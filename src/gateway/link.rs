@@ -25,7 +25,7 @@ use crate::{
         self, outbox, timeout,
         ws_link::{self, CloseReason, LinkEnd, LinkHandler, Outbound, WebSocket},
     },
-    runtime::executor::{ShutdownTrigger, TaskGuard},
+    runtime::{shutdown::ShutdownTrigger, task_tracker::TaskGuard},
     secret::Secret,
     session,
     tunnel::{

@@ -54,8 +54,9 @@ use crate::{
     config::GatewayConfig,
     error::FatalError,
     limits::{self, MemoryLimits},
+    log_throttle::LogThrottle,
     mcp,
-    metrics::{LogThrottle, Stats},
+    metrics::Stats,
     net::{
         budget::{Account, Budget},
         listener::{self, Listener},
@@ -65,7 +66,12 @@ use crate::{
         tls::Acceptor,
     },
     router::Policy,
-    runtime::executor::{self, Pacer, Shutdown, ShutdownTrigger, TaskTracker},
+    runtime::{
+        executor,
+        pacer::Pacer,
+        shutdown::{Shutdown, ShutdownTrigger},
+        task_tracker::TaskTracker,
+    },
     session::{Changes, Sessions, Subscriptions, TaskOwners},
 };
 
@@ -310,7 +316,8 @@ impl Bound {
         let acceptor = config.tls.as_ref().map(Acceptor::new).transpose()?;
         let tokens = authn::read(&config)?;
         let listeners = listener::bind(config.host.as_deref(), config.port, config.ipv6)?;
-        let ((drain, draining), (stop, stopped)) = (executor::shutdown(), executor::shutdown());
+        let ((drain, draining), (stop, stopped)) =
+            (crate::runtime::shutdown::shutdown(), crate::runtime::shutdown::shutdown());
         let exposed = listeners.iter().any(|listener| !listener.local().ip().is_loopback());
         let gateway = Arc::new(Gateway::new(config, tokens, [draining, stopped], exposed));
         let switches = [drain, stop];

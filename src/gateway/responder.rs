@@ -10,7 +10,7 @@ use crate::{
     limits,
     metrics::Stats,
     net::outbox::{SendError, Sender},
-    runtime::executor::TaskGuard,
+    runtime::task_tracker::TaskGuard,
 };
 
 /// One way back to a client.

@@ -16,7 +16,7 @@ use crate::{
         outbox::{Parked, Receiver},
         timeout,
     },
-    runtime::executor::{self, Shutdown, ShutdownTrigger},
+    runtime::shutdown::{Shutdown, ShutdownTrigger},
     session::Replay,
 };
 
@@ -127,7 +127,7 @@ impl StreamTable {
     }
 
     fn hold(&mut self, id: u32, resting: Resting) -> Attached {
-        let (switch, wanted) = executor::shutdown();
+        let (switch, wanted) = crate::runtime::shutdown::shutdown();
         self.idle = None;
         self.listened |= id == STANDALONE;
         // Somebody may have asked for it while it was handed over.

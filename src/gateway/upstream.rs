@@ -21,8 +21,9 @@ use crate::{
     hub::mux::{self, Mux, Pending},
     jsonrpc::{self, Kind, Malformed, Message, Span, decimal, edit, tolerant::Unusable},
     limits::{self, LOG_GROUPS, LOG_WARNINGS, LinkLimits},
+    log_throttle::LogThrottle,
     mcp::{self, compat, log_level::Level},
-    metrics::{LogThrottle, Stats},
+    metrics::Stats,
     net::{
         budget::{Account, Budget, Charge},
         outbox::{SendError, Sender},

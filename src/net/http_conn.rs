@@ -26,7 +26,7 @@ use crate::{
         upgrade::Upgrade,
     },
     limits::{HttpLimits, STALL_LOOKS},
-    runtime::executor::{Shutdown, ShutdownWatch},
+    runtime::shutdown::{Shutdown, ShutdownWatch},
 };
 
 /// One HTTP connection.

@@ -21,7 +21,7 @@ use super::stream::Stream;
 use crate::{
     error::FatalError,
     limits,
-    metrics::{LeftOut, LogThrottle},
+    log_throttle::{LeftOut, LogThrottle},
     runtime::{async_fd::AsyncFd, reactor::IoInterest},
     util,
 };

@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{
     limits::{CLOSE_REASON, LINK_BURST, LinkLimits, STALL_LOOKS},
-    runtime::executor::Pacer,
+    runtime::pacer::Pacer,
     tunnel::{
         CLOSE_LATER,
         heartbeat::{Heartbeat, HeartbeatAction},

@@ -1,6 +1,7 @@
 //! The async runtime: a few threads that poll tasks, and one poller for all sockets and pipes.
 //!
-//! - [`executor`]: runs tasks, and tells all of them to stop. [`tasks`]: a scope that cancels its tasks when dropped.
+//! - [`executor`]: runs tasks. [`tasks`]: a scope that cancels its tasks when dropped. [`task_tracker`]: counts them.
+//!   [`pacer`]: gives them turns. [`shutdown`]: tells all of them to stop.
 //! - [`reactor`]: how the threads wait for the system. [`async_fd`]: sockets and pipes registered with it.
 //! - [`notify`]: wake flags, so that a future that was not woken is not polled.
 //! - [`busy_poll`]: when an idle thread stays awake for a moment.
@@ -10,6 +11,9 @@ pub mod async_fd;
 pub mod busy_poll;
 pub mod executor;
 pub mod notify;
+pub mod pacer;
 pub mod reactor;
+pub mod shutdown;
 pub mod signals;
+pub mod task_tracker;
 pub mod tasks;

@@ -135,7 +135,7 @@ pub fn serve(port: u16) -> Outcome<()> {
 
 async fn visit(stream: Stream) -> std::io::Result<()> {
     let limits = Limits::default();
-    let (_switch, stopped) = executor::shutdown();
+    let (_switch, stopped) = mcpport::runtime::shutdown::shutdown();
     let mut web = HttpConnection::new(stream, &limits.http, stopped.clone(), stopped);
     loop {
         let response = match web.advance().await? {

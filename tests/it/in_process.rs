@@ -11,7 +11,7 @@ use mcpport::{
     error::FatalError,
     gateway::Bound,
     limits::Limits,
-    runtime::executor::{self, ShutdownTrigger},
+    runtime::{executor, shutdown::ShutdownTrigger},
 };
 
 use crate::{harness, wire::Client};
@@ -23,8 +23,8 @@ struct Running<T> {
 }
 
 impl<T: Send + 'static> Running<T> {
-    fn start(program: impl FnOnce(executor::Shutdown) -> T + Send + 'static) -> Self {
-        let (switch, stopped) = executor::shutdown();
+    fn start(program: impl FnOnce(mcpport::runtime::shutdown::Shutdown) -> T + Send + 'static) -> Self {
+        let (switch, stopped) = mcpport::runtime::shutdown::shutdown();
         Self { switch: Some(switch), thread: Some(thread::spawn(move || program(stopped))) }
     }
 }
@@ -51,7 +51,7 @@ impl Gateway {
         change(&mut config.limits);
         let bound = Bound::new(*config).unwrap();
         let address = bound.addresses().into_iter().find(SocketAddr::is_ipv4).unwrap();
-        let serve = |stopped: executor::Shutdown| {
+        let serve = |stopped: mcpport::runtime::shutdown::Shutdown| {
             executor::run(1, bound.serve(async move { stopped.wait().await })).unwrap()
         };
         Self { address, _running: Running::start(serve) }
@@ -85,7 +85,7 @@ impl Edge {
             panic!("the flags are not those of an edge")
         };
         change(&mut config.limits);
-        let run = |stopped: executor::Shutdown| {
+        let run = |stopped: mcpport::runtime::shutdown::Shutdown| {
             executor::run(1, edge::run(*config, async move { stopped.wait().await })).unwrap()
         };
         Self { _running: Running::start(run) }

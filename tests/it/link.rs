@@ -20,7 +20,7 @@ use mcpport::{
         stream::Stream,
         ws_link::{self, CloseReason, LinkEnd, LinkHandler, Outbound},
     },
-    runtime::executor::Pacer,
+    runtime::pacer::Pacer,
 };
 
 use crate::{harness::PATIENCE, run};

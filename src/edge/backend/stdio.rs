@@ -20,7 +20,10 @@ use crate::{
         timeout,
     },
     process::{self, Child, Exit, LineBudget, Stderr, Stdin, Stdout},
-    runtime::executor::{self, Shutdown, ShutdownTrigger},
+    runtime::{
+        executor,
+        shutdown::{Shutdown, ShutdownTrigger},
+    },
     util,
 };
 
@@ -166,7 +169,7 @@ impl StdioBackend {
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(FatalError::run("the server has no pipes"));
         };
-        let (enough, stopped) = executor::shutdown();
+        let (enough, stopped) = crate::runtime::shutdown::shutdown();
         let writer = executor::spawn(write(stdin, lines, limits.clone()));
         let reader = Some(executor::spawn(read(stdout, outlet, stopped, limits.clone())));
         let logger = child

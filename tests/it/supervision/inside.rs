@@ -51,7 +51,7 @@ fn config(gateway: &Gateway, stdio: &str, child: ChildLimits) -> RegisterConfig 
 
 /// Runs the edge while `work` is done.
 fn while_running(config: RegisterConfig, work: impl FnOnce()) {
-    let (switch, stopped) = executor::shutdown();
+    let (switch, stopped) = mcpport::runtime::shutdown::shutdown();
     let edge: thread::JoinHandle<Result<(), FatalError>> = thread::spawn(move || {
         executor::run(1, edge::run(config, async move { stopped.wait().await })).unwrap()
     });

@@ -1,0 +1,166 @@
+//! Limits for log lines that peers can cause at will, per kind and source, with a count of what was left out.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    time::Instant,
+};
+
+use crate::limits::{self, LogLimit};
+
+/// How many log lines were left out before the one that is written.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct LeftOut {
+    /// Of the same kind, about the same source.
+    pub same: u64,
+    /// Of the same kind, about sources that had no line of their own.
+    pub others: u64,
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self { same: 0, others: 0 } => Ok(()),
+            Self { same, others: 0 } => write!(f, " ({same} more were not logged)"),
+            Self { same, others } => write!(f, " ({same} more were not logged, and {others} of others)"),
+        }
+    }
+}
+
+/// Limits log lines that peers can cause at will: in each [`limits::LOG_EVERY`] a number of one kind about one source (a link,
+/// an address), and a number of one kind in all ([`LogLimit`]). Kinds never hide each other.
+#[derive(Debug, Default)]
+pub struct LogThrottle {
+    kinds: BTreeMap<&'static str, KindWindows>,
+}
+
+#[derive(Debug, Default)]
+struct KindWindows {
+    all: Window,
+    sources: HashMap<Box<str>, Window>,
+}
+
+/// Lines since the beginning of a window, and what was left out since the last line.
+#[derive(Debug, Default)]
+struct Window {
+    since: Option<Instant>,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Window {
+    fn is_over(&self, now: Instant) -> bool {
+        self.since.is_none_or(|since| now.saturating_duration_since(since) >= limits::LOG_EVERY)
+    }
+
+    fn has_room(&self, now: Instant, most: u32) -> bool {
+        self.is_over(now) || self.lines < most
+    }
+
+    fn add(&mut self, now: Instant) {
+        if self.is_over(now) {
+            (self.since, self.lines) = (Some(now), 0);
+        }
+        self.lines += 1;
+    }
+}
+
+impl LogThrottle {
+    /// Whether to write one more line of a kind about a source; `None`: leave it out.
+    pub fn due(
+        &mut self,
+        now: Instant,
+        kind: &'static str,
+        source: &str,
+        limit: LogLimit,
+    ) -> Option<LeftOut> {
+        let KindWindows { all, sources } = self.kinds.entry(kind).or_default();
+        let room = all.has_room(now, limit.all);
+        if let Some(window) = sources.get_mut(source) {
+            if !room || !window.has_room(now, limit.source) {
+                window.left_out += 1;
+                return None;
+            }
+        } else if !room {
+            all.left_out += 1;
+            return None;
+        } else if sources.len() >= limits::LOG_SOURCES {
+            // Those that stay had a line in this window, so they are few.
+            let over = sources.extract_if(|_, window| window.is_over(now));
+            all.left_out += over.map(|(_, window)| window.left_out).sum::<u64>();
+        }
+        all.add(now);
+        let window = sources.entry(source.into()).or_default();
+        window.add(now);
+        Some(LeftOut {
+            same: std::mem::take(&mut window.left_out),
+            others: std::mem::take(&mut all.left_out),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::limits::LOG_WARNINGS;
+
+    fn at(start: Instant, millis: u64) -> Instant {
+        start + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn one_source_gets_its_burst_in_each_window() {
+        let (mut throttle, start) = (LogThrottle::default(), Instant::now());
+        let mut same = |burst| {
+            [0, 10, 999, 1000, 1001, 2500].map(|millis| {
+                let (kind, limit) =
+                    if burst == 1 { ("a", LOG_WARNINGS) } else { ("b", LogLimit { source: 2, all: 9 }) };
+                let due = throttle.due(at(start, millis), kind, "x", limit);
+                due.map(|left_out| left_out.same)
+            })
+        };
+        assert_eq!(same(1), [Some(0), None, None, Some(2), None, Some(1)]);
+        assert_eq!(same(2), [Some(0), Some(0), None, Some(1), Some(0), Some(0)]);
+    }
+
+    #[test]
+    fn kinds_and_sources_do_not_hide_each_other() {
+        let (mut throttle, now) = (LogThrottle::default(), Instant::now());
+        let first = Some(LeftOut::default());
+        assert_eq!(throttle.due(now, "dropped", "x", LOG_WARNINGS), first);
+        for _ in 0..80 {
+            assert_eq!(throttle.due(now, "dropped", "x", LOG_WARNINGS), None);
+        }
+        assert_eq!(throttle.due(now, "refused", "x", LOG_WARNINGS), first);
+        assert_eq!(throttle.due(now, "dropped", "y", LOG_WARNINGS), first);
+        assert_eq!(
+            throttle.due(at(now, 1000), "refused", "x", LOG_WARNINGS),
+            first,
+            "it counts its own kind only"
+        );
+    }
+
+    #[test]
+    fn many_sources_are_bounded_in_lines_and_memory() {
+        let (mut throttle, start) = (LogThrottle::default(), Instant::now());
+        let flood = u64::from(LOG_WARNINGS.all) + 50;
+        for second in 0..20 {
+            let now = at(start, second * 1000);
+            let said: Vec<LeftOut> = (0..flood)
+                .filter_map(|number| throttle.due(now, "k", &format!("{second}-{number}"), LOG_WARNINGS))
+                .collect();
+            assert_eq!(said.len(), LOG_WARNINGS.all as usize);
+            assert_eq!(said[0].others, if second == 0 { 0 } else { 50 });
+            let bound = limits::LOG_SOURCES + LOG_WARNINGS.all as usize;
+            assert!(throttle.kinds["k"].sources.len() <= bound);
+        }
+    }
+
+    #[test]
+    fn suppressed_log_lines_are_counted() {
+        let told = [(0, 0), (3, 0), (0, 4)].map(|(same, others)| LeftOut { same, others }.to_string());
+        assert_eq!(told, ["", " (3 more were not logged)", " (0 more were not logged, and 4 of others)"]);
+    }
+}

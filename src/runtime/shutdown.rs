@@ -1,0 +1,83 @@
+//! The shutdown signal: dropping its trigger wakes every waiter.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use async_channel::{Receiver, Sender};
+use futures_lite::Stream;
+
+/// One side of a switch that is thrown once: everybody who waits on the other side goes on.
+#[derive(Debug)]
+pub struct ShutdownTrigger(#[allow(dead_code, reason = "dropping it is the signal")] Sender<()>);
+
+/// The other side of a [`ShutdownTrigger`].
+#[derive(Clone, Debug)]
+pub struct Shutdown(Receiver<()>);
+
+/// A switch and the side that waits for it. Dropping the switch throws it.
+pub fn shutdown() -> (ShutdownTrigger, Shutdown) {
+    let (sender, receiver) = async_channel::bounded(1);
+    (ShutdownTrigger(sender), Shutdown(receiver))
+}
+
+impl Shutdown {
+    /// Waits for the switch.
+    pub async fn wait(&self) {
+        // Nothing is ever sent: this ends when the sender is dropped.
+        let _ = self.0.recv().await;
+    }
+
+    /// For who waits again and again.
+    pub fn watch(&self) -> ShutdownWatch {
+        ShutdownWatch(Box::pin(self.0.clone()))
+    }
+
+    /// Whether it was thrown.
+    pub fn is_triggered(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
+/// Waits for a [`ShutdownTrigger`], as one that stays in line however often it is asked.
+#[derive(Debug)]
+pub struct ShutdownWatch(Pin<Box<Receiver<()>>>);
+
+impl ShutdownWatch {
+    /// Ready from the throw on.
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll_next(context).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use futures_lite::future;
+
+    use super::*;
+    use crate::runtime::executor::{run, spawn};
+
+    #[test]
+    fn shutdown_reaches_every_waiter() {
+        let (switch, thrown) = shutdown();
+        let waiting: Vec<_> =
+            (0..10).map(|_| thrown.clone()).map(|t| spawn(async move { t.wait().await })).collect();
+        let mut watch = thrown.watch();
+        assert!(!thrown.is_triggered());
+        run(1, async move {
+            for _ in 0..2 {
+                assert!(future::poll_once(poll_fn(|context| watch.poll(context))).await.is_none());
+            }
+            drop(switch);
+            for task in waiting {
+                task.await;
+            }
+            poll_fn(|context| watch.poll(context)).await;
+        })
+        .unwrap();
+        assert!(thrown.is_triggered());
+    }
+}

@@ -1,0 +1,102 @@
+//! Counts running tasks, so that a program can wait until all of them have ended.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use async_channel::{Receiver, Sender};
+
+/// Counts tasks, so that a program can wait until all of them have ended.
+#[derive(Clone, Debug)]
+pub struct TaskTracker(Arc<Count>);
+
+#[derive(Debug)]
+struct Count {
+    running: AtomicUsize,
+    /// Holds something when the last badge came back.
+    idle: (Sender<()>, Receiver<()>),
+}
+
+/// Held by each task of a [`TaskTracker`] as long as it runs.
+#[derive(Debug)]
+pub struct TaskGuard(Arc<Count>);
+
+impl TaskTracker {
+    /// Nobody yet.
+    pub fn new() -> Self {
+        Self(Arc::new(Count { running: AtomicUsize::new(0), idle: async_channel::bounded(1) }))
+    }
+
+    /// A badge for one more task.
+    pub fn track(&self) -> TaskGuard {
+        self.0.running.fetch_add(1, Ordering::AcqRel);
+        TaskGuard(self.0.clone())
+    }
+
+    /// How many badges are out.
+    pub fn len(&self) -> usize {
+        self.0.running.load(Ordering::Acquire)
+    }
+
+    /// Whether no badge is out.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Waits until all badges are back. For one waiter.
+    pub async fn wait_idle(&self) {
+        while !self.is_empty() {
+            // The sender is in the same place as the receiver, so this cannot fail.
+            let _ = self.0.idle.1.recv().await;
+        }
+    }
+}
+
+impl Clone for TaskGuard {
+    fn clone(&self) -> Self {
+        self.0.running.fetch_add(1, Ordering::AcqRel);
+        Self(self.0.clone())
+    }
+}
+
+impl Default for TaskTracker {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for TaskGuard {
+    fn drop(&mut self) {
+        if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // When it is full, the waiter is told already.
+            let _ = self.0.idle.0.try_send(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::executor::{run, spawn_guarded};
+
+    #[test]
+    fn a_task_tracker_waits_for_all_and_survives_a_panic() {
+        let crew = TaskTracker::new();
+        let (told, hear) = async_channel::bounded(1);
+        for number in 0..10 {
+            let (badge, told) = (crew.track(), told.clone());
+            let task = async move {
+                let _held = badge;
+                futures_lite::future::yield_now().await;
+                assert_ne!(number, 7, "this panic is part of the test");
+            };
+            spawn_guarded(task, move || {
+                let _ = told.try_send(());
+            });
+        }
+        assert_eq!(crew.len(), 10);
+        run(1, async move { crew.wait_idle().await }).unwrap();
+        assert_eq!(run(1, async move { hear.recv().await }).unwrap(), Ok(()));
+    }
+}
