@@ -350,12 +350,16 @@ impl<'a> JsonScanner<'a> {
     /// Passes the bytes of a string up to a quote, a backslash or a control character.
     fn plain(&mut self) {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
+        // Most strings are short, and none of what the loop needs is made ready for them.
+        if let Some(stops @ 1..) = rest.first_chunk().map(stops) {
+            self.at += stops.trailing_zeros() as usize / 8;
+            return;
+        }
         let (words, last) = rest.as_chunks();
-        let stop = match words.iter().position(|word| stops(word) != 0) {
+        self.at += match words.iter().position(|word| stops(word) != 0) {
             Some(place) => place * 8 + stops(&words[place]).trailing_zeros() as usize / 8,
             None => words.len() * 8 + last.iter().take_while(|byte| is_plain(**byte)).count(),
         };
-        self.at += stop;
     }
 
     fn escape(&mut self) -> Result<(), Malformed> {
