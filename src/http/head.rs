@@ -288,8 +288,9 @@ impl Request {
                 return Err(Refusal::bad("field name with an underscore that mimics another"));
             }
             // Parsers disagree about a tab around this one value, and nobody needs it.
-            let line = self.text.get(field.name.end as usize..).and_then(|rest| rest.split('\r').next());
-            if name.eq_ignore_ascii_case("transfer-encoding") && line.is_some_and(|line| line.contains('\t'))
+            let line = || self.text.get(field.name.end as usize..)?.split('\r').next();
+            if name.eq_ignore_ascii_case("transfer-encoding")
+                && line().is_some_and(|line| line.contains('\t'))
             {
                 return Err(Refusal::bad("tab in Transfer-Encoding"));
             }

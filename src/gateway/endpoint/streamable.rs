@@ -66,6 +66,12 @@ fn bad_request(why: &str) -> Response {
     refuse(StatusCode::BadRequest, "null", jsonrpc::INVALID_REQUEST, why)
 }
 
+/// Whether a client sent the one `Accept` that nearly all of them send with a POST: its ranges need not be read.
+fn accepts_as_usual(request: &Request) -> bool {
+    let mut values = request.fields("accept");
+    values.next() == Some("application/json, text/event-stream") && values.next().is_none()
+}
+
 /// Whether a client takes a type of answer: the most specific range decides. No `Accept` at all means anything (RFC 9110,
 /// section 12.5.1).
 fn accepts(request: &Request, kind: &str, family: &str) -> bool {
@@ -75,9 +81,10 @@ fn accepts(request: &Request, kind: &str, family: &str) -> bool {
     decided.map_or(request.field("accept").is_none(), |(_, taken)| taken)
 }
 
-/// Whether a client names a type of answer as one that it takes.
-fn names(request: &Request, kind: &str) -> bool {
-    ranges(request).any(|(range, taken)| taken && range.eq_ignore_ascii_case(kind))
+/// Whether a client names event streams as answers that it takes.
+fn names_events(request: &Request) -> bool {
+    accepts_as_usual(request)
+        || ranges(request).any(|(range, taken)| taken && range.eq_ignore_ascii_case("text/event-stream"))
 }
 
 /// The types of answers that a client names, and whether it takes them: not with a weight of 0.
@@ -110,6 +117,9 @@ enum Form {
 impl Form {
     /// What a client takes; `None`: neither.
     fn of(request: &Request) -> Option<Self> {
+        if accepts_as_usual(request) {
+            return Some(Self::Either);
+        }
         let json = accepts(request, "application/json", "application/*");
         match (json, accepts(request, "text/event-stream", "text/*")) {
             (true, true) => Some(Self::Either),
@@ -359,7 +369,7 @@ async fn answer(
 ) -> io::Result<Option<Response>> {
     let mut messages = VecDeque::new();
     // Whoever does not name them might not know what to do with events.
-    let silent = (form == Form::Either && names(request, "text/event-stream"))
+    let silent = (form == Form::Either && names_events(request))
         .then(|| Instant::now() + connection.gateway.config.limits.session.silence);
     let plain = form != Form::Events
         && loop {
