@@ -1,30 +1,33 @@
-//! When to try again: full jitter, so that a herd of edge boxes does not come back as one.
+//! Reconnect delays: exponential with full jitter, so that many edges do not reconnect at once.
 
 use std::time::Duration;
 
 use crate::limits::LinkLimits;
 
-/// Why the last life of the link ended.
+/// Why the last link, or the attempt to open one, ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum LinkFailure {
-    /// The line, or the gateway, went away.
+    /// The connection or the gateway was lost.
     Lost,
-    /// The line went away, and what was under way waits to be resumed: there is no time for long pauses.
+    /// The connection was lost and the session waits to be resumed: long delays would miss the
+    /// window.
     Suspended,
-    /// The gateway refused us; a person has to change something.
+    /// The gateway refused the registration; someone has to change the configuration.
     Refused,
 }
 
-/// Delays between attempts.
+/// Computes the delays between connection attempts.
 #[derive(Clone, Debug, Default)]
 pub struct Backoff {
     attempts: u32,
 }
 
 impl Backoff {
-    /// The delay before the next attempt. `alive` is how long the last life lasted; `random` is any random number.
+    /// Returns the delay before the next attempt. `alive` is the duration of the last attempt and
+    /// its link; `random` is any random number.
     ///
-    /// The delay is evenly spread over 0 to `base * 2^attempts`, bounded by a cap that is larger after a refusal.
+    /// The delay is uniformly distributed between 0 and `base * 2^attempts`, capped. The cap is
+    /// larger after a refusal and smaller while a session waits to be resumed.
     pub fn next(
         &mut self,
         setback: LinkFailure,
@@ -74,7 +77,8 @@ mod tests {
         }
     }
 
-    /// A herd comes back spread out: no second holds more than its share, nobody is later than the cap.
+    /// Many edges reconnect spread out: at most 30 of 200 in any one second, and none later than 90
+    /// s.
     #[test]
     fn a_herd_is_spread() {
         let limits = LinkLimits::default();

@@ -1,4 +1,5 @@
-//! A fresh link to the gateway: name look-up, TCP, TLS and the upgrade request, each failure in one clear line.
+//! Opens a link to the gateway: name lookup, TCP, TLS and the upgrade request. Each failure is
+//! reported in one line.
 
 use std::io;
 
@@ -32,14 +33,14 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// Reads the certificates and checks the header fields.
+    /// Loads the certificates and checks the header fields.
     ///
     /// # Errors
     /// One line that names the flag.
     pub fn new(config: &RegisterConfig) -> Result<Self, FatalError> {
         let tls = config.gateway.tls.then(|| Connector::new(&config.tls)).transpose()?;
         let fields = config.headers.iter().map(|(name, value)| {
-            // Checked before, by the flag or the line of the file.
+            // The flag or header file parser has checked this already.
             let bad = |_| {
                 FatalError::usage(format!("header field {}: not allowed in HTTP", util::escape::show(name)))
             };
@@ -66,7 +67,7 @@ impl Dialer {
     /// Connects once.
     ///
     /// # Errors
-    /// What to tell the user, and whether it makes sense to try again soon.
+    /// The message for the user, and whether a retry soon makes sense.
     pub async fn dial(&self) -> Result<WebSocket, Outcome> {
         let limit = self.limits.connect_time;
         let connected = timeout::within(limit, self.connect()).await;
@@ -122,7 +123,8 @@ impl Dialer {
         Outcome::Lost(format!("cannot reach the gateway at {}: {why}", self.url.authority()))
     }
 
-    /// The clock may not be set yet, or somebody else answers for a while.
+    /// Maps a TLS error to an outcome. A certificate that is not trusted is transient: the clock
+    /// may not be set yet, or another host (a captive portal) may answer for a while.
     fn untrusted(&self, tls: &Connector, error: &io::Error) -> Outcome {
         let sentence = tls.explain(error, &self.url.authority());
         match error.kind() {
@@ -142,7 +144,8 @@ impl Dialer {
         }
     }
 
-    /// The answer was no upgrade. Only with the gateway's mark it is the gateway's own.
+    /// Maps a response other than 101 to an outcome. A refusal without the [`REFUSAL`] header field
+    /// may come from a proxy and is transient.
     fn answered(&self, response: &Response<Option<Vec<u8>>>) -> Outcome {
         let (status, gateway) = (response.status(), self.url.authority());
         let marked = response.headers().contains_key(REFUSAL);

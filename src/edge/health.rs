@@ -1,4 +1,5 @@
-//! The local health check (`--port`): 200 while the gateway has us and the server runs, 503 otherwise.
+//! The local health check (`--port`): 200 while the edge is registered and the server runs, 503
+//! otherwise.
 
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ use crate::{
     runtime::{executor, shutdown::Shutdown, task_tracker::TaskTracker},
 };
 
-/// Takes the local port, on loopback only. `None` when it was not asked for.
+/// Binds the local port, on loopback only. Returns `None` if no port was configured.
 ///
 /// # Errors
 /// One line that names the port.
@@ -35,7 +36,7 @@ pub fn bind(config: &RegisterConfig) -> Result<Option<Vec<Listener>>, FatalError
     listener::bind(None, config.port, true).map(Some)
 }
 
-/// Answers until the tasks are dropped.
+/// Serves the health check until the returned tasks are dropped.
 pub fn serve(
     listeners: Vec<Listener>,
     state: Arc<EdgeState>,

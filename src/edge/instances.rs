@@ -1,5 +1,5 @@
-//! A process of its own for each client session (`--sessions isolated`): opened and closed by the gateway, one channel
-//! of the link each, and none of them longer than the link.
+//! One process per client session (`--sessions isolated`). The gateway opens and closes each on its
+//! own channel of the link; none outlives the link.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,48 +30,52 @@ use crate::{
     tunnel::frame,
 };
 
-/// All channels of the present link.
+/// All channels of the current link.
 #[derive(Debug)]
 pub struct Instances {
     config: RegisterConfig,
     table: Mutex<InstanceTable>,
-    /// As many processes as may run. One that is being ended still counts.
+    /// One permit per running process, up to `--max-sessions`. A process that is being stopped
+    /// keeps its permit.
     permits: Semaphore,
     tasks: TaskTracker,
     spawner: Spawner,
-    /// Limits how often lines that the gateway can cause at will are logged.
+    /// Limits how often log lines that the gateway can trigger at will are written.
     throttle: Mutex<LogThrottle>,
 }
 
 #[derive(Debug, Default)]
 struct InstanceTable {
     open: HashMap<u32, OpenInstance>,
-    /// Sessions begun so far: the next link gives the same numbers again, while those of this one may still be ending.
+    /// Number of sessions started so far. It tells sessions with the same channel number apart: the
+    /// next link reuses the numbers while sessions of this one may still be ending.
     begun: u64,
     /// New sessions and new requests are refused.
     stopping: bool,
 }
 
-/// The requests that the process of one session has not answered, by id.
+/// The ids of the requests that one session's process has not answered.
 #[derive(Clone, Debug, Default)]
 pub struct OpenRequests(Arc<Mutex<HashSet<String>>>);
 
 impl OpenRequests {
     fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
-        // Each change is complete in itself, so a panic elsewhere does not spoil it.
+        // Each change is atomic, so a poisoned lock leaves the set consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn add(&self, id: &str) {
         let mut open = self.lock();
-        // The gateway bounds both; one that does not only loses the wait for a call when we stop.
+        // Our gateway bounds both. With one that does not, the drain at shutdown does not wait for
+        // the call.
         if open.len() < EDGE_OPEN && id.len() <= ID_BYTES {
             open.insert(id.to_owned());
         }
     }
 
-    /// A request was answered or cancelled. Servers may write the number of its id in another form. Gives the id as it
-    /// was sent; `None`: there is no such request.
+    /// Removes a request that was answered or cancelled. Servers may write a numeric id in another
+    /// form (a string, or `2.0`). Returns the id as it was sent, or `None` if no such request is
+    /// open.
     pub fn remove(&self, id: &str) -> Option<String> {
         let mut open = self.lock();
         let number = decimal(id).map(|number| number.to_string());
@@ -79,7 +83,7 @@ impl OpenRequests {
         [Some(id.to_owned()), number, text].into_iter().flatten().find(|id| open.remove(id))
     }
 
-    /// Takes out the only request without an answer.
+    /// Removes and returns the only open request. Returns `None` if there are none or several.
     pub fn remove_only(&self) -> Option<String> {
         let mut open = self.lock();
         let only = open.iter().next().filter(|_| open.len() == 1).cloned()?;
@@ -97,11 +101,11 @@ struct OpenInstance {
     begun: u64,
     input: outbox::Sender<()>,
     calls: OpenRequests,
-    /// Dropping it ends the process.
+    /// Dropping it stops the process.
     _stop: ShutdownTrigger,
 }
 
-/// What the task of one session has.
+/// The state that the task of one session owns.
 struct Instance {
     number: u32,
     begun: u64,
@@ -113,7 +117,7 @@ struct Instance {
 }
 
 impl Instances {
-    /// No session so far. When the group of `spawner` goes, it takes the processes with it.
+    /// Creates an empty table. Cancelling the task group of `spawner` also kills the processes.
     pub fn new(config: &RegisterConfig, spawner: Spawner) -> Arc<Self> {
         let room = Semaphore::new(config.sessions.unwrap_or_default() as usize);
         let (table, crew, throttle) = (Mutex::default(), TaskTracker::new(), Mutex::default());
@@ -121,11 +125,11 @@ impl Instances {
     }
 
     fn table(&self) -> MutexGuard<'_, InstanceTable> {
-        // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
+        // Each change of the table is atomic, so a poisoned lock leaves it consistent.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Logs what the gateway can cause as often as it likes.
+    /// Writes a throttled log line, for events that the gateway can trigger at will.
     fn log(&self, level: log::Level, kind: &'static str, line: impl Display) {
         let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(left_out) = throttle.due(Instant::now(), kind, "", LOG_GROUPS) {
@@ -133,10 +137,11 @@ impl Instances {
         }
     }
 
-    /// The gateway opens a channel: its process starts as soon as there is room, or the gateway is told why not.
+    /// Opens a channel for the gateway. Its process starts as soon as a permit is free; otherwise
+    /// the channel is closed with the reason.
     ///
     /// # Errors
-    /// The link takes no more: the gateway asks and does not read.
+    /// The queue of the link is full: the gateway sends requests and does not read.
     pub fn start(self: &Arc<Self>, number: u32, link: &Uplink) -> Result<(), SendError> {
         let (input, lines) = StdioBackend::queue(&self.config);
         let (stop, stopped) = crate::runtime::shutdown::shutdown();
@@ -182,15 +187,17 @@ impl Instances {
         }
         if let Some(why) = ended {
             self.log(log::Level::Info, "ends", format_args!("session {number} ends: {why}"));
-            // When the link is gone, nobody needs to be told.
+            // Fails only if the link is gone, and then there is nobody to notify.
             let _ = link.queue().send_wait(frame::close(number, &why)).await;
         }
     }
 
-    /// Runs the process of a session. `None`: it was stopped; otherwise why it ended or could not begin.
+    /// Runs the process of a session. Returns `None` if it was stopped, otherwise why it exited or
+    /// could not start.
     async fn serve(&self, session: Instance) -> Option<String> {
         let Instance { number, calls, input, lines, stopped, link, .. } = session;
-        // Those that were there before may not have ended yet, and never need long for that.
+        // Processes of closed sessions may still be stopping and holding permits; stopping takes a
+        // bounded time.
         let _room = unless_stopped(&stopped, self.permits.acquire()).await?;
         let outlet = Outlet::Channel(Channel { number, link, calls, input: input.clone() });
         let mut server = match StdioBackend::start(&self.config, outlet, input, lines) {
@@ -203,10 +210,10 @@ impl Instances {
         Some(ended?.unwrap_or_else(|| exit.to_string()))
     }
 
-    /// A message for a session's process.
+    /// Sends a message to a session's process.
     ///
     /// # Errors
-    /// The link takes no more: the gateway asks and does not read.
+    /// The queue of the link is full: the gateway sends requests and does not read.
     pub fn message(&self, number: u32, text: &str, link: &Uplink) -> Result<(), SendError> {
         let (stopping, open) = {
             let table = self.table();
@@ -229,7 +236,8 @@ impl Instances {
             _ => {}
         }
         match input.send(message.splice(&[])) {
-            // Of a process that has ended the gateway is about to be told, with how it ended; that answers its calls.
+            // If the process has exited, the close frame with its exit status follows and fails its
+            // calls.
             Ok(()) | Err(SendError::Closed) => return Ok(()),
             Err(SendError::Full | SendError::Memory) => {}
         }
@@ -245,7 +253,7 @@ impl Instances {
         }
     }
 
-    /// The gateway closes a channel: its process is ended.
+    /// Closes a channel for the gateway, which stops its process.
     pub fn close(&self, number: u32) {
         self.table().open.remove(&number);
     }
@@ -255,23 +263,23 @@ impl Instances {
         self.table().stopping = true;
     }
 
-    /// Number of requests without an answer, of all sessions.
+    /// Returns the number of unanswered requests in all sessions.
     pub fn running(&self) -> usize {
         self.table().open.values().map(|open| open.calls.len()).sum()
     }
 
-    /// The link is gone, and all sessions with it.
+    /// Closes all sessions; called when the link is gone.
     pub fn close_all(&self) {
         self.table().open.clear();
     }
 
-    /// Waits until no process is left.
+    /// Waits until all processes have ended.
     pub async fn gone(&self) {
         self.tasks.wait_idle().await;
     }
 }
 
-/// Waits for something unless it is to be stopped before.
+/// Awaits `wanted`. Returns `None` if `stopped` is triggered first.
 pub(super) async fn unless_stopped<T>(stopped: &Shutdown, wanted: impl Future<Output = T>) -> Option<T> {
     let stopped = async {
         stopped.wait().await;

@@ -1,16 +1,22 @@
-//! The edge (`mcpport register`): runs a stdio server as a child process and carries it to the gateway over one outbound
-//! link.
+//! The edge (`mcpport register`): runs a stdio server as a child process and connects it to the
+//! gateway over one outbound link.
 //!
-//! - [`connect`]: a new link to the gateway, or one clear line why there is none.
-//! - [`link`]: a session on the link: frames to the child, lines from it.
-//! - [`proxy`]: the state machine between gateway and child: handshake, ids, what must not pass. Pure.
-//! - [`backend`]: a child with its pipes. [`supervisor`]: the one that all sessions share, restarted when it ends
-//!   ([`restart`]: whether and when). [`instances`]: a child for each client session.
-//! - [`uplink`]: the queue towards the gateway. [`backoff`]: when to connect again. [`health`]: the local health check.
+//! - [`connect`]: opens a link to the gateway, or reports in one line why it cannot.
+//! - [`link`]: a session on the link: passes frames to the child and the child's lines to the
+//!   gateway.
+//! - [`proxy`]: the state machine between gateway and child: handshake, request ids, dropped
+//!   messages. Pure.
+//! - [`backend`]: a child process with its pipes.
+//! - [`supervisor`]: starts the shared child and restarts it when it has ended; [`restart`] decides
+//!   whether and when.
+//! - [`instances`]: one child per client session.
+//! - [`uplink`]: the queue towards the gateway.
+//! - [`backoff`]: delays between connection attempts.
+//! - [`health`]: the local health check.
 //!
-//! The child outlives a link. Nothing that comes from the network can name a process, or start another than the command
-//! of `--stdio`; and that only with `--sessions isolated`, and never more than `--max-sessions`. The shared child is
-//! restarted when it has ended, and only then.
+//! The child outlives a link. Network input never names a program: the edge only ever starts the
+//! command of `--stdio`. The gateway can start processes only with `--sessions isolated`, and at
+//! most `--max-sessions` of them. The shared child is restarted only after it has ended.
 
 mod backend;
 pub mod backoff;
@@ -47,10 +53,12 @@ use crate::{
     },
 };
 
-/// Runs until `stop` is ready, the server ends and is not started again, or the gateway cannot be used.
+/// Runs the edge until `stop` is ready, the server ends and is not restarted, or the gateway cannot
+/// be used.
 ///
 /// # Errors
-/// One line: the command cannot be started, the gateway refuses us, the server ended.
+/// One line: the command cannot be started, the gateway refused the registration, or the server
+/// ended.
 pub async fn run(config: RegisterConfig, stop: impl Future<Output = ()>) -> Result<(), FatalError> {
     let group = TaskGroup::new();
     let spawner = group.spawner();
@@ -98,7 +106,7 @@ async fn serve(
         }
         end => end,
     };
-    // The gateway is told before the server goes, so that nobody waits for its answers.
+    // Close the link before stopping the server, so that no client waits for its answers.
     state.leave(if matches!(end, RunEnd::Stopped) { "the edge stops" } else { "the server ended" });
     drop(leaving);
     if !matches!(end, RunEnd::Links(_)) {
@@ -115,7 +123,8 @@ async fn serve(
     }
 }
 
-/// Waits for the calls that run when the program is asked to stop, and until the gateway has their answers, for a limited time.
+/// Waits at shutdown until the running calls are answered and the gateway has acknowledged the
+/// answers, for at most [`limits::DRAIN_CALLS`].
 async fn drain(state: &EdgeState) -> RunEnd {
     let (calls, seconds) = (state.running(), limits::DRAIN_CALLS.as_secs());
     if calls > 0 {
@@ -123,7 +132,7 @@ async fn drain(state: &EdgeState) -> RunEnd {
     }
     let drained = async {
         state.answered().await;
-        // A link that is lost now is taken up again, as at any other time.
+        // If the link drops now, it is resumed as at any other time.
         if !state.is_delivered() {
             log::info!("no call runs; waiting until the gateway acknowledges what it was sent last");
         }
@@ -140,15 +149,16 @@ async fn drain(state: &EdgeState) -> RunEnd {
     RunEnd::Stopped
 }
 
-/// What ended the program.
+/// The reason the program ends.
 enum RunEnd {
     Stopped,
-    /// The server, and it is not started again.
+    /// The server ended and is not restarted.
     Server(FatalError),
     Links(Result<(), FatalError>),
 }
 
-/// Keeps a link up: one life after another, with a delay between two. `left`: we are stopping.
+/// Keeps a link open: reconnects with a backoff whenever it is lost. `left` is triggered when the
+/// program stops.
 async fn keep_linked(
     config: &RegisterConfig,
     dialer: &Dialer,
@@ -160,7 +170,7 @@ async fn keep_linked(
     let mut kept: Option<Suspended<'_>> = None;
     loop {
         let born = Instant::now();
-        // Each in a box for as long as it takes: an idle program need not keep the room of a handshake.
+        // Box both futures: an idle edge then does not keep the memory that the handshake needed.
         let outcome = match unless_stopped(left, Box::pin(dialer.dial())).await {
             Some(Ok(socket)) => Box::pin(link::run(socket, state, config, &mut kept, left)).await,
             Some(Err(outcome)) => outcome,
@@ -178,8 +188,9 @@ async fn keep_linked(
             Outcome::Transient(why) if !state.was_registered() && config.require_gateway => {
                 return Err(FatalError::run(why));
             }
-            // A first refusal is for the person who typed the command. Where nobody watches, what the gateway did not say
-            // itself has to be waited out, as everything later has to be.
+            // With a terminal, report the first failure to the user who typed the command. Without
+            // one, keep trying: the gateway itself did not refuse, so the cause may pass, as with
+            // every failure after the first registration.
             Outcome::Transient(why) if !state.was_registered() && signals::has_terminal() => {
                 return Err(FatalError::run(why));
             }

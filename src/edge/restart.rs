@@ -1,32 +1,32 @@
-//! Whether and when a server that has ended is started again.
+//! Restart policy: whether and when to restart a server that has ended.
 //!
-//! Pure; `edge::supervisor` waits and starts.
+//! Pure; `edge::supervisor` does the waiting and starting.
 
 use std::time::Duration;
 
 use crate::{config::Restart, limits::ChildLimits};
 
-/// How a life of the server ended.
+/// How a run of the server ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Ending {
-    /// By itself, with exit status 0: it says that it is done.
+    /// It exited with status 0: it reports success.
     Done,
-    /// By itself in any other way, or we had to end it, or it could not be started again.
+    /// It exited in any other way, the edge had to stop it, or it could not be started.
     Failed,
 }
 
-/// Delays between two starts.
+/// Computes the delays between starts.
 #[derive(Clone, Debug, Default)]
 pub struct Restarts {
     failures: u32,
 }
 
 impl Restarts {
-    /// The delay before the next start; `None`: there is none. `alive` is how long the last life lasted; `random` is any
-    /// random number.
+    /// Returns the delay before the next start, or `None` if the server is not to be restarted.
+    /// `alive` is the duration of the last run; `random` is any random number.
     ///
-    /// The delay doubles from `restart_base` to `restart_cap`, less up to a quarter of it at random: edge boxes whose
-    /// servers fail of one cause do not start them again in step.
+    /// The delay doubles from `restart_base` to `restart_cap`, less a random part of up to a
+    /// quarter, so that edges whose servers fail for the same cause do not restart them in step.
     pub fn next(
         &mut self,
         policy: Restart,

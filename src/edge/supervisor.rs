@@ -1,6 +1,7 @@
-//! The server through all its lives: started, watched, and started again as the policy says.
+//! Supervises the shared server process: starts it, watches it, and restarts it as the policy says.
 //!
-//! When is decided by `edge::restart`, what the gateway hears of it by `edge::proxy`; `server` is one life.
+//! `edge::restart` decides when to restart, `edge::proxy` decides what the gateway is sent, and
+//! `StdioBackend` is one run of the process.
 
 use std::{
     sync::Arc,
@@ -22,24 +23,24 @@ use crate::{
     runtime::signals,
 };
 
-/// A server and what becomes of it.
+/// Owns the server process and its restart state.
 #[derive(Debug)]
 pub struct Supervisor<'a> {
     config: &'a RegisterConfig,
     state: Arc<EdgeState>,
     restarts: Restarts,
-    /// `None`: it is down.
+    /// `None` while the server is down.
     server: Option<StdioBackend>,
     /// Number of the last start.
     generation: u64,
     born: Instant,
-    /// When the first start is tried again, if that failed.
+    /// When to retry the first start, if it failed.
     retry: Option<Instant>,
 }
 
 impl<'a> Supervisor<'a> {
-    /// Starts the server for the first time. Where nobody watches, a start that fails is tried again as the policy says: what
-    /// the command needs (a disk, a network) may not be there yet.
+    /// Starts the server for the first time. Without a terminal, a failed start is retried as the
+    /// policy says: a disk or network that the command needs may not be up yet.
     ///
     /// # Errors
     /// One line that names `--stdio`.
@@ -60,8 +61,10 @@ impl<'a> Supervisor<'a> {
         if supervisor.retry.is_some() { Ok(supervisor) } else { Err(fault) }
     }
 
-    /// Starts it again whenever it ends, until that was the last time. Gives the reason for the end of the program. Dropping the
-    /// future is safe at any time; [`Supervisor::stop`] is still due then.
+    /// Restarts the server whenever it ends, until the policy says not to. Returns the error that
+    /// ends the program.
+    ///
+    /// Cancel safe; call [`Supervisor::stop`] afterwards.
     pub async fn run(&mut self) -> FatalError {
         if let Some(due) = self.retry.take() {
             self.again(due).await;
@@ -72,10 +75,12 @@ impl<'a> Supervisor<'a> {
             let name = &self.config.name;
             let due = match &reason {
                 None => {
-                    // How it ended is known when it is reaped, and what it said last may be answers.
+                    // Reap the process first: that gives its exit status, and its last output may
+                    // contain answers.
                     let Some(exit) = self.end().await else { continue };
                     let ending = if exit.success() { Ending::Done } else { Ending::Failed };
-                    // A first start is for the person who typed the command.
+                    // With a terminal, report a failed first start to the user who typed the
+                    // command.
                     let again = !(self.generation == 1 && exit.is_not_run() && signals::has_terminal());
                     let delay = if again { self.delay(ending, alive) } else { None };
                     self.down(&format!("server '{name}' {}{}", exit.told(), self.unfit(exit)), delay)
@@ -84,7 +89,7 @@ impl<'a> Supervisor<'a> {
                 Some(reason) => {
                     let delay = self.delay(Ending::Failed, alive);
                     let why = format!("server '{name}' was ended because {reason}");
-                    // It answers nothing more, and that must not wait until it is gone.
+                    // Fail its open calls now; it answers nothing more, and stopping it takes time.
                     let due = self.down(&why, delay);
                     self.end().await;
                     due.ok_or_else(|| FatalError::run(why))
@@ -97,12 +102,13 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Ends what runs.
+    /// Stops the server if it runs.
     pub async fn stop(mut self) {
         self.end().await;
     }
 
-    /// Waits until the server serves no more. `None`: it ended by itself; otherwise the reason to end it.
+    /// Waits until the server can serve no more. Returns `None` if its process exited, otherwise
+    /// the reason to stop it.
     async fn ended(&mut self) -> Option<String> {
         let limits = &self.config.limits.child;
         let (state, generation) = (self.state.clone(), self.generation);
@@ -127,7 +133,7 @@ impl<'a> Supervisor<'a> {
         self.restarts.next(self.config.restart, ending, alive, random::jitter(), &self.config.limits.child)
     }
 
-    /// Tells the gateway and the log. Gives the time of the next start.
+    /// Reports the failure to the gateway and the log. Returns the time of the next start.
     fn down(&self, why: &str, delay: Option<Duration>) -> Option<Instant> {
         let due = delay.and_then(|delay| Instant::now().checked_add(delay));
         self.state.child_down(why, due);
@@ -137,7 +143,7 @@ impl<'a> Supervisor<'a> {
         due
     }
 
-    /// The end of the program, when the server ended by itself and is not started again.
+    /// Returns the error that ends the program when the server exited and is not restarted.
     fn gone(&self, exit: Exit) -> FatalError {
         let hint = match self.config.restart {
             Restart::OnFailure if exit.success() => "; --restart always would start it again".to_owned(),
@@ -146,7 +152,8 @@ impl<'a> Supervisor<'a> {
         FatalError::run(format!("server '{}' ended by itself: {exit}{hint}", self.config.name))
     }
 
-    /// As the end of a sentence: that the program cannot have run at all, where its file says so.
+    /// Returns a suffix for an error message if the file of the program shows that it cannot be
+    /// executed here, otherwise an empty string.
     fn unfit(&self, exit: Exit) -> String {
         let program = self.config.command.program();
         if exit.success() || !process::is_unfit(program) {
@@ -155,7 +162,8 @@ impl<'a> Supervisor<'a> {
         format!("; {}", process::unfit(program))
     }
 
-    /// Starts the server at its time; and later, when that fails: it was there before.
+    /// Starts the server at `due`. Retries a failed start as the policy says, since the command
+    /// could be started before.
     async fn again(&mut self, mut due: Instant) {
         loop {
             timeout::until(Some(due)).await;

@@ -13,7 +13,7 @@ use crate::{
     tunnel::{frame, oversize::Oversize},
 };
 
-/// The queue of one link, or of several of which each resumes the one before.
+/// The queue of one link, or of a chain of links that each resume the one before.
 #[derive(Clone, Debug)]
 pub struct Uplink {
     queue: Sender<CloseReason>,
@@ -24,21 +24,23 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// A queue, and the size of the largest frame if the gateway told that.
+    /// Wraps `queue`. `accepts` is the largest frame in bytes that the gateway accepts, if it sent
+    /// that limit.
     pub fn new(queue: Sender<CloseReason>, accepts: Option<usize>) -> Self {
         Self { queue, accepts: accepts.unwrap_or(usize::MAX), oversized: Arc::default() }
     }
 
-    /// The queue.
+    /// Returns the queue.
     pub fn queue(&self) -> &Sender<CloseReason> {
         &self.queue
     }
 
-    /// The frame for a message of the server, on a channel if it has one. For a response that the gateway does not accept it
-    /// is an error response.
+    /// Builds the frame for a message of the server, on channel `number` if given. A response
+    /// larger than the gateway accepts is replaced by an error response.
     ///
     /// # Errors
-    /// The gateway does not accept the message. If it is a request: the answer for the server.
+    /// The message is not a response and is larger than the gateway accepts. For a request, the
+    /// error holds the error response for the server.
     pub fn frame(&self, number: Option<u32>, text: String) -> Result<String, Option<String>> {
         let bytes = text.len() + number.map_or(0, frame::overhead);
         let text = if bytes <= self.accepts { text } else { self.replace(bytes, &text)? };
@@ -48,7 +50,7 @@ impl Uplink {
         })
     }
 
-    /// What is sent in the place of a message that is too large.
+    /// Returns the error response to send in place of a message that is too large.
     fn replace(&self, bytes: usize, text: &str) -> Result<String, Option<String>> {
         let why = format!(
             "the server's message has {bytes} bytes, and the gateway accepts at most {} (see --max-message-bytes at the gateway)",
