@@ -1,10 +1,10 @@
-//! The time of day, for the answers that carry it.
+//! The current time for the `Date` field of responses.
 
 use std::{cell::Cell, time::SystemTime};
 
 use crate::http::date::Date;
 
-/// The `Date` of an answer that is made now. It is written anew once a second and thread.
+/// Returns the current `Date`, cached per thread for one second.
 pub fn date() -> Date {
     thread_local! {
         static LAST: Cell<Option<(u64, Date)>> = const { Cell::new(None) };

@@ -1,6 +1,7 @@
-//! Drives `http::conn` over a stream: reads and writes, keeps the deadlines, and stops when the program stops.
+//! Drives [`Conn`] over a stream: reads and writes, enforces the deadlines, and stops on shutdown.
 //!
-//! What a request means is the caller's business: the gateway's connections, and the edge's health check.
+//! Used for the gateway's connections and for the edge's health check, which decide how to answer
+//! requests.
 
 use std::{
     future::poll_fn,
@@ -29,29 +30,30 @@ use crate::{
     runtime::shutdown::{Shutdown, ShutdownWatch},
 };
 
-/// One HTTP connection.
+/// An HTTP connection: a stream and its protocol state machine.
 #[derive(Debug)]
 pub struct HttpConnection {
-    /// What carries it.
+    /// The plain or TLS stream.
     pub stream: Stream,
-    /// Its machine.
+    /// The protocol state machine.
     pub conn: Conn,
-    /// Bytes to be written.
+    /// Bytes waiting to be written.
     pub out: Vec<u8>,
-    /// What a large body takes.
+    /// The memory charged for a large request body, once an account is set.
     body: Option<Charge>,
     limits: HttpLimits,
-    /// When it is thrown, the answer under way, or else the next one, is the last.
+    /// Once triggered, the current response, or else the next one, closes the connection.
     draining: Shutdown,
     stopped: Shutdown,
     stop: ShutdownWatch,
-    /// Fires at the deadline of the machine or before: it is set anew only for an earlier one.
+    /// The timer, and when it fires: at or before the deadline; see `poll_timer`.
     timer: Option<(Timer, Instant)>,
 }
 
 impl HttpConnection {
-    /// A fresh connection. From `draining` on every answer closes it, so that a client whose request is under way still gets
-    /// an answer; when `stopped` is thrown, an idle connection ends at once as well.
+    /// Creates a connection. Once `draining` is triggered, every response closes the connection, so
+    /// that a client with a request in progress still gets its response. Once `stopped` is
+    /// triggered, an idle connection is also closed immediately.
     pub fn new(stream: Stream, limits: &HttpLimits, draining: Shutdown, stopped: Shutdown) -> Self {
         let conn = Conn::new(Instant::now(), limits);
         let stop = stopped.watch();
@@ -59,23 +61,23 @@ impl HttpConnection {
         Self { stream, conn, out, body: None, limits, draining, stopped, stop, timer: None }
     }
 
-    /// The account that pays for large bodies from now on.
+    /// Sets the account that large bodies are charged to from now on.
     pub fn charge_body(&mut self, account: &Account) {
         self.body = Some(account.charge());
     }
 
-    /// Gives back the memory of a large body that nobody looks at again.
+    /// Frees the memory of a large body that is no longer needed.
     pub fn drop_body(&mut self) {
         self.conn.drop_body();
         self.pay(0);
     }
 
-    /// False: there is no memory for so large a body.
+    /// Resizes the charge for the body. Returns false if there is no memory for a body that large.
     fn pay(&mut self, bytes: usize) -> bool {
         self.body.as_mut().is_none_or(|charge| charge.resize(bytes))
     }
 
-    /// Writes and reads until the machine has a request, a body, a refusal or the end.
+    /// Writes and reads until the state machine has a request, a body, a refusal or the end.
     ///
     /// # Errors
     /// The connection broke, or the peer does not read.
@@ -108,14 +110,15 @@ impl HttpConnection {
                 }
                 other => return Ok(other),
             };
-            // Time is up: whatever the machine makes of that.
+            // The deadline passed or the program stops: return the step that resulted from it.
             if !matches!(next, Step::Read | Step::Drain) {
                 return Ok(next);
             }
         }
     }
 
-    /// Reads once; [`Step::Read`] means that there is something to look at, anything else that time is up.
+    /// Reads once. Returns [`Step::Read`] if there may be something to process, or another step if
+    /// the deadline passed or the program stops.
     async fn read(&mut self) -> io::Result<Step> {
         let limit = self.conn.deadline();
         let stopping = self.stopped.is_triggered();
@@ -139,10 +142,10 @@ impl HttpConnection {
         }
     }
 
-    /// Writes what is to be written.
+    /// Writes everything in `out` and flushes the stream.
     ///
     /// # Errors
-    /// The connection broke, or the peer took nothing for too long.
+    /// The connection broke, or the peer accepted nothing for [`HttpLimits::write_stall`].
     pub async fn flush(&mut self) -> io::Result<()> {
         if self.out.is_empty() {
             return Ok(());
@@ -158,31 +161,31 @@ impl HttpConnection {
         }
         progress(stream, limits, |stream, context| stream.poll_flush(context)).await?;
         self.out.clear();
-        // A burst must not be paid for until the connection ends.
+        // Frees the memory of a burst, which would otherwise be held until the connection ends.
         self.out.shrink_to(self.limits.read_bytes);
         Ok(())
     }
 
-    /// Ready at a moment, by the one timer of the connection.
+    /// Becomes ready at `moment`, using the connection's only timer.
     pub fn poll_until(&mut self, moment: Instant, context: &mut Context<'_>) -> Poll<()> {
         poll_timer(&mut self.timer, moment, context)
     }
 
-    /// Puts the answer to the present request into `out`.
+    /// Appends the response to the current request to `out`.
     pub fn answer(&mut self, response: &Response) {
         self.close_if_draining();
         self.conn.set_date(clock::date());
         self.conn.respond(Instant::now(), response, &mut self.out);
     }
 
-    /// Puts the head of an event stream into `out`; see [`Conn::start_stream`].
+    /// Appends the head of an event stream to `out`; see [`Conn::start_stream`].
     pub fn start_stream(&mut self, head: &Response) {
         self.close_if_draining();
         self.conn.set_date(clock::date());
         self.conn.start_stream(head, &mut self.out);
     }
 
-    /// Ends an event stream.
+    /// Appends the end of an event stream to `out`.
     pub fn end_stream(&mut self) {
         self.close_if_draining();
         self.conn.end_stream(Instant::now(), &mut self.out);
@@ -194,7 +197,8 @@ impl HttpConnection {
         }
     }
 
-    /// Turns the connection into a WebSocket: the stream, and the bytes that came behind the request.
+    /// Upgrades the connection to a WebSocket. Returns the stream and the bytes that followed the
+    /// request.
     ///
     /// # Errors
     /// The connection broke, or the peer does not read.
@@ -210,15 +214,16 @@ impl HttpConnection {
         Ok((stream, glued))
     }
 
-    /// Says goodbye and closes.
+    /// Flushes the stream and closes the sending direction, within [`HttpLimits::drain_time`].
     pub async fn finish(&mut self) {
-        // The peer may be gone already; then there is nobody to say it to.
+        // Errors are ignored: the peer may already be gone.
         let _ = self.stream.finish(self.limits.drain_time).await;
     }
 }
 
-/// Waits for a step of writing, for [`HttpLimits::write_stall`] at most. The socket is tried several times meanwhile: any byte
-/// that it takes is progress, and the system does not report room before there is much of it.
+/// Waits for one write step, for at most [`HttpLimits::write_stall`]. The socket is tried
+/// [`STALL_LOOKS`] times meanwhile: any byte that it accepts is progress, but the kernel reports it
+/// as writable only when much of its send buffer is free.
 async fn progress<T>(
     stream: &mut Stream,
     limits: &HttpLimits,
@@ -235,8 +240,9 @@ async fn progress<T>(
     timeout::within(limits.write_stall / STALL_LOOKS, done).await?
 }
 
-/// Ready at `limit`. Setting a timer wakes the system's queue of events, so it is not done for each request: one that was set
-/// for an earlier moment is let fire, and then set for the rest.
+/// Becomes ready at `limit`. Setting a timer interrupts the poll for I/O events, so this is not
+/// done for every request: a timer set for an earlier moment fires first and is then set to
+/// `limit`.
 fn poll_timer(timer: &mut Option<(Timer, Instant)>, limit: Instant, context: &mut Context<'_>) -> Poll<()> {
     loop {
         let (timer, due) = timer.get_or_insert_with(|| (Timer::at(limit), limit));

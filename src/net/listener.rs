@@ -1,7 +1,8 @@
-//! Listening sockets, and an accept loop that neither ends nor spins when descriptors run out.
+//! Listening sockets, and an accept loop that neither ends nor spins when file descriptors run out.
 //!
-//! Sockets are configured by hand, because the standard library cannot choose between IPv6 alone and dual stack.
-//! What is accepted is a plain [`Stream`]; the TLS handshake is a matter for the connection's own task, see `tls`.
+//! Sockets are configured by hand, because the standard library cannot choose between IPv6-only and
+//! dual stack. An accepted connection is a plain [`Stream`]; its own task performs the TLS
+//! handshake, see `tls`.
 
 use std::{
     future::poll_fn,
@@ -26,21 +27,23 @@ use crate::{
     util,
 };
 
-/// Opens the listening sockets for `--host` and `--port`. With `port` 0 the system chooses one number for all of them.
+/// Opens the listening sockets for `--host` and `--port`. If `port` is 0, the system chooses one
+/// port number for all of them.
 ///
-/// Without a host, or with `localhost`: loopback, IPv4 and IPv6, or the one that the machine has. A name: every address of
-/// it that the machine has. `::` takes IPv4 as well when `ipv6` is set, and IPv6 alone when not. Names are looked up here and
-/// now, which may block.
+/// No host, or `localhost`, means the IPv4 and IPv6 loopback addresses, or the one that the machine
+/// has. A name means all of its addresses that the machine has. `::` accepts IPv4 as well if `ipv6`
+/// is set, and only IPv6 otherwise. Name lookups are synchronous and may block.
 ///
 /// # Errors
-/// One line that names the address and the flag: the port is taken, or needs rights, or the address is not of this machine.
+/// One line that names the address and the flag: the port is in use or needs more privileges, or
+/// the machine does not have the address.
 pub fn bind(host: Option<&str>, port: u16, ipv6: bool) -> Result<Vec<Listener>, FatalError> {
     let addresses = addresses(host, port)?;
     let mut tries = 1;
     loop {
         match bind_all(&addresses, ipv6) {
             Ok(listeners) => return Ok(listeners),
-            // The number that is free in IPv4 was not so in IPv6: ask for another.
+            // The chosen port is free for one address but not for another: try a different one.
             Err((_, error))
                 if port == 0 && error.kind() == io::ErrorKind::AddrInUse && tries < limits::BIND_TRIES =>
             {
@@ -51,7 +54,7 @@ pub fn bind(host: Option<&str>, port: u16, ipv6: bool) -> Result<Vec<Listener>, 
     }
 }
 
-/// The addresses that a host stands for.
+/// Returns the addresses that `--host` stands for.
 fn addresses(host: Option<&str>, port: u16) -> Result<Vec<SocketAddr>, FatalError> {
     let host = host.unwrap_or_default().trim();
     if host.is_empty() || host.eq_ignore_ascii_case("localhost") {
@@ -74,7 +77,8 @@ fn addresses(host: Option<&str>, port: u16) -> Result<Vec<SocketAddr>, FatalErro
     if all.is_empty() { Err(unknown("empty answer")) } else { Ok(all) }
 }
 
-/// Binds all addresses to one port number. Those that the machine does not have are left out as long as one is there.
+/// Binds all addresses to one port. Skips addresses that the machine does not have, as long as it
+/// has at least one.
 fn bind_all(addresses: &[SocketAddr], ipv6: bool) -> Result<Vec<Listener>, (SocketAddr, io::Error)> {
     let mut listeners: Vec<Listener> = Vec::new();
     let mut missing = None;
@@ -95,15 +99,15 @@ fn bind_all(addresses: &[SocketAddr], ipv6: bool) -> Result<Vec<Listener>, (Sock
     }
 }
 
-/// One listening socket.
+/// Opens one listening socket.
 fn open(address: SocketAddr, ipv6: bool) -> io::Result<Listener> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
-    // A restart must not wait for the old connections to leave TIME_WAIT.
+    // Lets a restarted process bind while old connections are still in TIME_WAIT.
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if address.is_ipv6() {
-        // Said in both cases: the system's default differs between machines.
+        // Set in both cases, because the system's default differs between machines.
         sockopt::set_ipv6_v6only(&socket, !ipv6)?;
     }
     rustix::net::bind(&socket, &address)?;
@@ -113,14 +117,15 @@ fn open(address: SocketAddr, ipv6: bool) -> io::Result<Listener> {
     Ok(Listener { socket, local, backoff: AcceptBackoff::default() })
 }
 
-/// The machine has no such address, or not that family at all.
+/// Whether the machine lacks this address or the whole address family.
 fn is_missing(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrNotAvailable
         || error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error())
 }
 
-/// Sees to it that this process may have so many descriptors, as far as the system lets it: the usual limit for a
-/// program that does not ask is 1024, of which connections get what the rest leaves. Returns how many it may have.
+/// Raises this process's limit of open file descriptors to `needed`, as far as the hard limit
+/// allows. The usual soft limit is 1024, which connections share with everything else. Returns the
+/// resulting limit, or `needed` if that many were already allowed.
 pub fn allow_descriptors(needed: usize) -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let needed = needed as u64;
@@ -130,7 +135,7 @@ pub fn allow_descriptors(needed: usize) -> u64 {
     if setrlimit(Resource::Nofile, limits).is_ok() { wanted } else { current }
 }
 
-/// Why an address could not be bound, for the user.
+/// Returns the error for an address that could not be bound.
 fn refused(address: SocketAddr, error: &io::Error) -> FatalError {
     let port = address.port();
     FatalError::run(match error.kind() {
@@ -156,19 +161,20 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Where it listens, with the port that the system chose.
+    /// Returns the local address, with the actual port if the system chose it.
     pub fn local(&self) -> SocketAddr {
         self.local
     }
 
-    /// Waits for a connection, whatever goes wrong meanwhile: failures are logged, and followed by pauses of 1 ms to 1 s.
-    /// Dropping the future loses no connection.
+    /// Waits for a connection. Failures are logged and followed by a pause of 1 ms to 1 s.
+    /// Cancel-safe: dropping the future loses no connection.
     pub async fn accept(&mut self) -> Stream {
         loop {
             match poll_fn(|context| self.socket.poll_in(context, |socket| socket.accept())).await {
                 Ok((socket, _)) => {
                     self.backoff.worked();
-                    // An error here is a peer that left while it waited: there is nothing to serve.
+                    // This fails only if the peer left before it was accepted: there is nothing to
+                    // serve.
                     if let Ok(stream) = Stream::tcp(socket) {
                         return stream;
                     }
@@ -186,7 +192,7 @@ impl Listener {
     }
 }
 
-/// How long to pause after failed accepts, and when to speak of them.
+/// The pause after failed accepts, and the rate limit of their log lines.
 #[derive(Debug, Default)]
 struct AcceptBackoff {
     pause: Duration,
@@ -194,12 +200,13 @@ struct AcceptBackoff {
 }
 
 impl AcceptBackoff {
-    /// An accept worked: the next failure starts with a short pause again.
+    /// Records a successful accept: the next failure starts with a short pause again.
     fn worked(&mut self) {
         self.pause = Duration::ZERO;
     }
 
-    /// An accept failed: the pause to make, and what was left out of the log, if it is time for a line.
+    /// Records a failed accept. Returns how long to pause, and, if a log line is due, how many
+    /// lines were suppressed before it.
     fn failed(&mut self, now: Instant) -> (Duration, Option<LeftOut>) {
         self.pause = (self.pause * 2).clamp(limits::ACCEPT_PAUSE_FIRST, limits::ACCEPT_PAUSE_LONGEST);
         (self.pause, self.throttle.due(now, "accept", "", limits::LOG_WARNINGS))

@@ -1,10 +1,11 @@
-//! How much memory this process may use: the limits of the system, of its control group and of its own.
+//! The memory that this process may use: the limits of the machine, of its control groups and its
+//! own (`setrlimit`).
 
 use std::{fs, path::Path};
 
 use rustix::process::{Resource, getrlimit};
 
-/// The smallest of these limits, in bytes. `None`: none of them is known.
+/// Returns the smallest of these limits in bytes, or `None` if none is known.
 pub fn memory() -> Option<u64> {
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
     let physical = total(&read(Path::new("/proc/meminfo")));
@@ -14,14 +15,15 @@ pub fn memory() -> Option<u64> {
     physical.into_iter().chain(own).chain(grouped).min()
 }
 
-/// Physical memory, as `/proc/meminfo` tells it.
+/// Parses the physical memory in bytes from `/proc/meminfo`.
 fn total(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Files that may limit a control group, or one above it, from `/proc/self/cgroup` (cgroups(7)). Within a container the path may
-/// be that outside of it; then only the last ones are there.
+/// Returns the files that may limit this process's control group or one of its ancestors, from
+/// `/proc/self/cgroup` (cgroups(7)). In a container the path may be the one outside it; then only
+/// the last files exist.
 fn groups(own: &str) -> Vec<String> {
     let mut files = Vec::new();
     for line in own.lines() {

@@ -1,4 +1,4 @@
-//! Small files that people write and that hold secrets: tokens, header fields.
+//! Small hand-written files that hold secrets: tokens, header fields.
 
 use std::{
     fs::{self, File},
@@ -11,10 +11,10 @@ use rustix::process::geteuid;
 
 use crate::limits;
 
-/// The content of such a file.
+/// Reads such a file, of at most [`limits::TEXT_FILE`] bytes.
 ///
 /// # Errors
-/// What is wrong with it, without any of it.
+/// A description of the problem, which never quotes the file because it holds secrets.
 pub fn read(path: &Path) -> Result<String, String> {
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(limits::TEXT_FILE + 1).read_to_string(&mut text));
@@ -30,11 +30,11 @@ pub fn read(path: &Path) -> Result<String, String> {
     }
 }
 
-/// Logs a warning when other users have access to such a file. `place` names the flag and the file.
+/// Logs a warning if other users have access to the file. `place` names the flag and the file.
 ///
-/// A warning and no error, because existing setups must go on working.
+/// This is not an error, because existing setups must keep working.
 pub fn warn_if_exposed(place: &str, path: &Path) {
-    // A pipe or a terminal is nobody else's.
+    // Only regular files are checked: other users cannot open a pipe or a terminal of ours.
     let Some(file) = fs::metadata(path).ok().filter(fs::Metadata::is_file) else { return };
     if let Some(change) = change_of_mode(file.mode(), file.uid() == geteuid().as_raw()) {
         let mode = file.mode() & 0o777;
@@ -42,8 +42,9 @@ pub fn warn_if_exposed(place: &str, path: &Path) {
     }
 }
 
-/// The command that takes access from others. A file that belongs to somebody else (root, say) is often readable to us by its group
-/// alone, so its group is left out.
+/// Returns the command that removes other users' access, if any is needed. The group bits of a file
+/// with another owner (such as root) are ignored, because we can often read such a file through its
+/// group alone.
 fn change_of_mode(mode: u32, is_own: bool) -> Option<&'static str> {
     match is_own {
         true if mode & 0o077 != 0 => Some("chmod 600"),

@@ -1,4 +1,4 @@
-//! Waiting with a limit. Each wait costs one timer, and none when the answer is there at once.
+//! Waits with a time limit. A wait costs one timer, or none if the result is ready immediately.
 
 use std::{
     fmt,
@@ -10,7 +10,7 @@ use std::{
 use futures_lite::future;
 use smol::Timer;
 
-/// The limit passed before the future was done.
+/// The error if the limit passed before the future completed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Elapsed;
 
@@ -28,10 +28,10 @@ impl From<Elapsed> for io::Error {
     }
 }
 
-/// Runs `work` for at most `limit`. When both are due, the work wins.
+/// Runs `work` for at most `limit`. If both are ready at once, the result of `work` is returned.
 ///
 /// # Errors
-/// [`Elapsed`] when the limit passed; `work` is then dropped where it stood.
+/// [`Elapsed`] if the limit passed; `work` is then dropped, and so cancelled.
 pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
     let work = async { Ok(work.await) };
     let alarm = async {
@@ -41,7 +41,7 @@ pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result
     future::or(work, alarm).await
 }
 
-/// Waits until a moment, or for ever when there is none. A moment in the past is due at once.
+/// Waits until `moment`, or forever if it is `None`. Returns immediately if it has passed.
 pub async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => {
