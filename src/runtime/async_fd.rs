@@ -1,7 +1,8 @@
-//! Sockets and pipes that are not read in vain: the reads and writes over what `reactor` tells.
+//! Non-blocking sockets and pipes, read and written when `reactor` reports readiness.
 //!
-//! A read that did not fill its buffer has taken all there was, and the next one waits until the system says that there is more.
-//! Without that every message costs two reads that find nothing, and every other reason to look at the task one more.
+//! A read that does not fill its buffer has emptied the descriptor, so the next read waits for the
+//! next readiness event. Without this, every message would cost two extra reads that return
+//! `WouldBlock`, and every unrelated wake-up of the task would cost one more.
 
 use std::{
     io::{self, Read, Write},
@@ -14,41 +15,45 @@ use futures_lite::{AsyncRead, AsyncWrite};
 
 use super::reactor::{FdRegistration, IoInterest};
 
-/// Something to read from, to write to, or both. One task reads and one writes, which may be the same.
+/// A non-blocking descriptor for reading, writing, or both. At most one task may read and one may
+/// write; they can be the same task.
 #[derive(Debug)]
 pub struct AsyncFd<T> {
-    // Before what it watches, since fields are dropped in this order.
+    // Declared before `io`: fields drop in this order, and the registration must end before the
+    // descriptor is closed.
     registration: FdRegistration,
     io: T,
-    /// Nothing is left to read, as far as we know.
+    /// The last read emptied the descriptor; wait for readiness before the next read.
     drained: bool,
-    /// There is no room to write, as far as we know.
+    /// The last write blocked; wait for readiness before the next write.
     full: bool,
 }
 
 impl<T: AsFd> AsyncFd<T> {
-    /// Takes a descriptor, which does not block from then on.
+    /// Registers a descriptor and makes it non-blocking.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error, from `ioctl` or from registering the descriptor.
     pub fn new(io: T, watch: IoInterest) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&io, true)?;
-        // What there is already will be told.
+        // `drained` can start as true: data that is already there is reported after registration.
         Ok(Self { registration: FdRegistration::new(&io, watch)?, io, drained: true, full: false })
     }
 
-    /// What it reads from or writes to.
+    /// Returns the underlying socket or pipe.
     pub fn get_ref(&self) -> &T {
         &self.io
     }
 
-    /// The next write is tried even if the system has not reported room. It reports a socket as writable only when a large
-    /// part of its send buffer is free, so a slow reader makes progress long before that.
+    /// Makes the next write try at once, even if the system has not reported the descriptor
+    /// writable. The system reports a socket writable only when a large part of its send buffer is
+    /// free, and a slow reader frees space long before that.
     pub fn retry_write(&mut self) {
         self.full = false;
     }
 
-    /// Takes something in, as soon as there is something. Unless it `drained` what there was, it may be called at once again.
+    /// Calls `take` when the descriptor may be readable. Returns `Pending` if `take` would block.
+    /// After `Ready` it may be called again at once, unless the read set `drained`.
     pub fn poll_in<R>(
         &mut self,
         context: &mut Context<'_>,
@@ -56,7 +61,7 @@ impl<T: AsFd> AsyncFd<T> {
     ) -> Poll<io::Result<R>> {
         let bell = &self.registration.readiness().read;
         bell.register(context.waker());
-        // Looked at in any case: a bell that was rung and not looked at rings no more.
+        // Always clear the flag: `WakeFlag::set` wakes nobody while the flag is still set.
         let rung = bell.take();
         if self.drained && !rung {
             return Poll::Pending;
@@ -66,7 +71,7 @@ impl<T: AsFd> AsyncFd<T> {
         taken
     }
 
-    /// Gives something out, as soon as there is room.
+    /// Calls `give` when the descriptor may be writable. Returns `Pending` if `give` would block.
     pub fn poll_out<R>(
         &mut self,
         context: &mut Context<'_>,
@@ -130,12 +135,13 @@ impl<T: AsFd + Write + Unpin> AsyncWrite for AsyncFd<T> {
         self.poll_out(context, |io| io.write_vectored(parts))
     }
 
-    /// Nothing is held back here.
+    /// Does nothing: writes are not buffered here.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    /// A pipe is closed by dropping it; a socket's owner ends the stream itself.
+    /// Does nothing: a pipe closes when it is dropped, and a socket's owner shuts the stream down
+    /// itself.
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -212,7 +218,8 @@ mod tests {
         .unwrap();
     }
 
-    /// At once most of the time, so that the thread learns to stay awake; but not always.
+    /// Most answers come at once, so the thread switches to busy polling; some come late, so it
+    /// also parks.
     #[test]
     fn readiness_wakes_busy_and_parked_threads() {
         let (mut near, mut far) = pair();

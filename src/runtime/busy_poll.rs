@@ -1,31 +1,35 @@
-//! Whether a thread that has nothing to do stays awake for a moment, or sleeps at once.
+//! Decides whether an idle thread busy-polls for a moment or sleeps at once.
 //!
-//! To wake a sleeping thread on an idle processor costs more than all that a small call does itself (25 µs on a virtual
-//! machine, six times a call). A thread that stays awake, and yields to whoever else wants to run, hears of the next step
-//! without that: a third of the time of a call that comes alone, for less processor time. It pays only while the next step comes
-//! at once, so each wait that was in vain counts against the next. `reactor` asks before it waits; no IO and no clock here.
+//! Waking a sleeping thread on an idle processor costs more than all the work of a small call (25
+//! µs on a virtual machine, six times a call). A thread that stays awake, and yields to other
+//! threads that want to run, sees the next event without that cost: a single call takes a third of
+//! the time and uses less processor time. This pays only while the next event comes at once, so
+//! each wait that timed out counts against the next one. `reactor` asks before it waits. This
+//! module does no IO and reads no clock.
 
 use std::time::Duration;
 
 use crate::limits;
 
-/// What staying awake has been worth of late.
+/// Tracks whether busy polling has paid off recently.
 #[derive(Debug)]
 pub struct BusyPoll {
-    /// At nothing the thread sleeps.
+    /// Credit left; at zero the thread sleeps.
     credit: u32,
-    /// Waits asleep since there was credit.
+    /// Number of waits spent asleep since the credit ran out.
     asleep: u32,
-    /// Waits asleep before it is tried again.
+    /// Number of waits to spend asleep before busy polling is tried again.
     rest: u32,
 }
 
-/// What a wait that ended in time is worth, and what one in vain costs: two of three must be in time.
+/// Credit for a wait that ended in time, and the cost of one that timed out: two of three waits
+/// must end in time to keep the credit.
 const GAIN: u32 = 1;
 const LOSS: u32 = 2;
-/// Enough to go on through a pause in a row of calls, little enough to stop soon after it.
+/// Largest credit: enough to keep polling through a pause in a series of calls, small enough to
+/// stop soon after the last call.
 const MOST: u32 = 16;
-/// What a thread starts with that tries again.
+/// Credit at the start of a new try.
 const STAKE: u32 = 2 * LOSS;
 
 impl Default for BusyPoll {
@@ -35,7 +39,7 @@ impl Default for BusyPoll {
 }
 
 impl BusyPoll {
-    /// Whether to stay awake this time, for at most [`limits::BUSY_POLL`].
+    /// Returns whether to busy-poll this time, for at most [`limits::BUSY_POLL`].
     pub fn is_worthwhile(&mut self) -> bool {
         if self.credit > 0 {
             return true;
@@ -48,8 +52,10 @@ impl BusyPoll {
         true
     }
 
-    /// Such a wait ended after so long, with news or without. One that others have made long, when they were let run, has cost
-    /// more than many are worth.
+    /// Records how long a busy-poll wait took. A wait shorter than [`limits::BUSY_POLL`] earns
+    /// credit and a longer one costs some. A wait of [`limits::SPIN_STALL`] or more takes all
+    /// credit: other threads got the processor when this one yielded, and that delay outweighs many
+    /// short waits.
     pub fn ended(&mut self, after: Duration) {
         if after < limits::BUSY_POLL {
             self.credit = (self.credit + GAIN).min(MOST);
@@ -70,7 +76,7 @@ mod tests {
     const SOON: Duration = Duration::ZERO;
     const IN_VAIN: Duration = limits::BUSY_POLL;
 
-    /// How many of so many waits were spent awake, if each takes so long as is said of it.
+    /// Returns how many of `waits` waits were busy-polled, if wait number `n` takes `takes(n)`.
     fn awake(spin: &mut BusyPoll, waits: u32, takes: impl Fn(u32) -> Duration) -> u32 {
         let mut awake = 0;
         for number in 0..waits {
@@ -82,7 +88,7 @@ mod tests {
         awake
     }
 
-    /// One to which it has long been worth it.
+    /// Returns a `BusyPoll` with full credit.
     fn eager() -> BusyPoll {
         let mut spin = BusyPoll::default();
         awake(&mut spin, 1000, |_| SOON);
@@ -97,7 +103,7 @@ mod tests {
 
     #[test]
     fn it_stays_awake_while_news_come_at_once() {
-        // One pause in three changes nothing.
+        // One wait in three that times out changes nothing.
         assert_eq!(awake(&mut eager(), 999, |number| if number % 3 == 0 { IN_VAIN } else { SOON }), 999);
     }
 
@@ -110,12 +116,12 @@ mod tests {
     fn it_sleeps_at_once_when_others_keep_it_from_the_processor() {
         let mut spin = eager();
         assert_eq!(awake(&mut spin, 100, |_| limits::SPIN_STALL), 1);
-        // And is slow to trust them again: they take their turn now and then, and all is well in between.
+        // It tries again rarely, because stalls still happen between good waits.
         let stalled = |number| if number % 50 == 0 { limits::SPIN_STALL } else { SOON };
         let waits = 100 * limits::SPIN_REST_LONGEST;
         let tries = awake(&mut spin, waits, stalled);
         assert!(tries < waits / 50, "{tries} of {waits}");
-        // But it does, when they are gone.
+        // It recovers when the stalls stop.
         assert!(awake(&mut spin, waits, |_| SOON) > waits / 2);
     }
 
@@ -124,7 +130,7 @@ mod tests {
         let waits = 100 * limits::SPIN_REST_LONGEST;
         let tries = awake(&mut BusyPoll::default(), waits, |_| IN_VAIN);
         assert!(tries < waits / 1000, "{tries} of {waits}");
-        // And so does a client that pauses between its calls.
+        // The same holds for a client that pauses between its calls.
         let tries =
             awake(&mut BusyPoll::default(), waits, |number| if number % 2 == 0 { IN_VAIN } else { SOON });
         assert!(tries < waits / 100, "{tries} of {waits}");

@@ -1,4 +1,4 @@
-//! The executor: few threads, and tasks that survive a panic of one of them.
+//! The executor: a few threads, and tasks whose panic ends only that task.
 
 use std::{future::Future, io, panic::AssertUnwindSafe, thread};
 
@@ -9,16 +9,17 @@ use super::{notify, reactor};
 
 static EXECUTOR: Executor<'static> = Executor::new();
 
-/// Runs a future on this thread, and spawned tasks on it and `threads - 1` others. The others last as long as the process.
+/// Runs a future on this thread, and spawned tasks on it and `threads - 1` others. The other
+/// threads live as long as the process.
 ///
-/// One thread is the default: a call through the gateway is a few short steps in several tasks, and handing each
-/// to another thread costs more than it gains.
+/// The default is one thread: a call through the gateway is a few short steps in several tasks, and
+/// handing each step to another thread costs more than it gains.
 ///
-/// The future is a task like the others: as the one that this thread waits for it would be looked at, and the system asked for
-/// events, between any two steps of the others.
+/// The main future is spawned as a task like the others. If this thread waited for it directly, it
+/// would be polled, and the system asked for events, between any two steps of the other tasks.
 ///
 /// # Errors
-/// The system's, when no descriptor is left to wait with.
+/// The system's error, when no descriptor is left for the poller.
 pub fn run<T: Send + 'static>(
     threads: usize,
     main: impl Future<Output = T> + Send + 'static,
@@ -33,12 +34,12 @@ pub fn run<T: Send + 'static>(
     reactor::block_on(EXECUTOR.run(notify::poll_if_woken(EXECUTOR.spawn(main))))
 }
 
-/// Spawns a task. It is cancelled when the handle is dropped.
+/// Spawns a task. Dropping the returned handle cancels it.
 pub fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> Task<T> {
     EXECUTOR.spawn(task)
 }
 
-/// Spawns a task that nobody waits for. A panic in it ends only that task; `panicked` is told.
+/// Spawns a detached task. A panic in it ends only that task and calls `panicked`.
 pub fn spawn_guarded(
     task: impl Future<Output = ()> + Send + 'static,
     panicked: impl FnOnce() + Send + 'static,
@@ -46,12 +47,13 @@ pub fn spawn_guarded(
     EXECUTOR.spawn(guarded(task, panicked)).detach();
 }
 
-/// A task whose panic ends only that task; `panicked` is told.
+/// Wraps a task so that a panic in it ends only that task and calls `panicked`.
 pub(crate) fn guarded(
     task: impl Future<Output = ()> + Send + 'static,
     panicked: impl FnOnce() + Send + 'static,
 ) -> impl Future<Output = ()> + Send + 'static {
-    // In a box: what an async block awaits and came from outside would stand in it twice, and these are large and many.
+    // Boxed because an async block stores a captured future that it awaits twice, and these futures
+    // are large and numerous.
     let task = Box::pin(AssertUnwindSafe(task).catch_unwind());
     async {
         if task.await.is_err() {
@@ -60,7 +62,7 @@ pub(crate) fn guarded(
     }
 }
 
-/// Runs one step of a task that goes on for ever. `None`: the step panicked, and is over.
+/// Runs one step of a long-lived task. Returns `None` if the step panicked.
 pub async fn catch_panic<T>(step: impl Future<Output = T>) -> Option<T> {
     AssertUnwindSafe(step).catch_unwind().await.ok()
 }

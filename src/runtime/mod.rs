@@ -1,10 +1,12 @@
 //! The async runtime: a few threads that poll tasks, and one poller for all sockets and pipes.
 //!
-//! - [`executor`]: runs tasks. [`tasks`]: a scope that cancels its tasks when dropped. [`task_tracker`]: counts them.
-//!   [`pacer`]: gives them turns. [`shutdown`]: tells all of them to stop.
-//! - [`reactor`]: how the threads wait for the system. [`async_fd`]: sockets and pipes registered with it.
+//! - [`executor`]: runs tasks. [`tasks`]: a scope that cancels its tasks when dropped.
+//!   [`task_tracker`]: counts tasks. [`pacer`]: lets many tasks take turns. [`shutdown`]: tells all
+//!   of them to stop.
+//! - [`reactor`]: waits for events of the system. [`async_fd`]: sockets and pipes registered with
+//!   it.
 //! - [`notify`]: wake flags, so that a future that was not woken is not polled.
-//! - [`busy_poll`]: when an idle thread stays awake for a moment.
+//! - [`busy_poll`]: decides when an idle thread stays awake for a moment.
 //! - [`signals`]: SIGTERM, SIGINT and SIGHUP as a future.
 
 pub mod async_fd;

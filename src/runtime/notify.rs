@@ -1,8 +1,9 @@
-//! Wakers that remember that they were rung, so that nothing is looked at in vain.
+//! A waker with a sticky flag, so that futures that were not woken are not polled.
 //!
-//! A task that waits for several things is polled as a whole when one of them is there, and then asks all the others too; where
-//! asking is a system call, that is most of what the task does. [`poll_if_woken`] keeps a future asleep until it was woken itself, and
-//! `async_fd` leaves a socket or pipe unread until the system has spoken of it.
+//! A task that waits for several things is polled as a whole when one of them is ready, and then
+//! polls all the others too. Where such a poll is a system call, that is most of the task's work.
+//! [`poll_if_woken`] does not poll a future until its own waker was called, and `async_fd` does not
+//! read a socket or pipe until the system has reported it readable.
 
 use std::{
     pin::Pin,
@@ -13,7 +14,7 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-/// Rung by who has news; wakes the task that was told last.
+/// A sticky flag that wakes the task that registered last.
 #[derive(Debug, Default)]
 pub struct WakeFlag {
     is_set: AtomicBool,
@@ -21,22 +22,22 @@ pub struct WakeFlag {
 }
 
 impl WakeFlag {
-    /// A bell, and the waker that rings it.
+    /// Creates a flag, and a waker that sets it.
     pub fn new() -> (Arc<Self>, Waker) {
         let bell = Arc::new(Self::default());
         (bell.clone(), Waker::from(bell))
     }
 
-    /// From now on this task is woken.
+    /// Registers the waker to call when the flag is set. It replaces the previous waker.
     pub fn register(&self, task: &Waker) {
-        // The waker is replaced whole, so a panic elsewhere does not spoil it.
+        // The waker is replaced as a whole, so a panic elsewhere cannot corrupt it.
         let mut held = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         if !held.as_ref().is_some_and(|held| held.will_wake(task)) {
             *held = Some(task.clone());
         }
     }
 
-    /// There is news.
+    /// Sets the flag and wakes the registered task, unless the flag was already set.
     pub fn set(&self) {
         if self.is_set.swap(true, Ordering::AcqRel) {
             return;
@@ -45,7 +46,8 @@ impl WakeFlag {
         task.into_iter().for_each(Waker::wake);
     }
 
-    /// Whether it was rung since the last look. Tell the task first, else a ring in between wakes nobody.
+    /// Clears the flag and returns whether it was set. Call [`Self::register`] first, else a `set`
+    /// in between wakes nobody.
     pub fn take(&self) -> bool {
         self.is_set.swap(false, Ordering::AcqRel)
     }
@@ -61,7 +63,7 @@ impl Wake for WakeFlag {
     }
 }
 
-/// A future that is polled only when it was woken itself; see [`poll_if_woken`].
+/// A future that is polled only after its own waker was called; see [`poll_if_woken`].
 #[derive(Debug)]
 pub struct PollIfWoken<F> {
     future: Pin<Box<F>>,
@@ -69,10 +71,10 @@ pub struct PollIfWoken<F> {
     waker: Waker,
 }
 
-/// Shields a future from the news of the others that are waited for with it.
+/// Wraps a future so that wake-ups meant for other futures in the same task do not poll it.
 pub fn poll_if_woken<F: Future>(future: F) -> PollIfWoken<F> {
     let (bell, waker) = WakeFlag::new();
-    // The first look is free.
+    // The first poll always happens.
     waker.wake_by_ref();
     PollIfWoken { future: Box::pin(future), flag: bell, waker }
 }

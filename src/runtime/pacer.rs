@@ -1,15 +1,17 @@
-//! Turns for tasks that all have work at the same moment.
+//! Spreads out the work of many tasks that become ready at the same moment.
 
 use futures_lite::future;
 use smol::lock::Mutex;
 
-/// Gives tasks that have the same thing to do their turns one after the other, and lets all others run between two turns: what
-/// thousands have to do at the same moment does not keep the rest of the program waiting until all of it is done.
+/// Lets the tasks that share it run one after the other, and yields to all other tasks between two
+/// of them. Thousands of tasks with work at the same moment then do not block the rest of the
+/// program until all of them are done.
 #[derive(Debug, Default)]
 pub struct Pacer(Mutex<()>);
 
 impl Pacer {
-    /// Waits for the turn of this task, which is the time until it waits for something the next time.
+    /// Waits for this task's turn. The turn lasts until the task's next await point that is
+    /// pending.
     pub async fn turn(&self) {
         let _turn = self.0.lock().await;
         future::yield_now().await;
@@ -34,11 +36,11 @@ mod tests {
         let mut paced: Vec<_> = (0..100).map(paced).collect();
         let mut context = Context::from_waker(std::task::Waker::noop());
         for round in 0..50 {
-            // All of them are looked at in each round, as in the executor.
+            // Every task is polled in each round, as in the executor.
             paced.retain_mut(|task| task.as_mut().poll(&mut context).is_pending());
             assert_eq!((turns.get(), paced.len()), (round, 100 - round));
         }
-        // The one whose turn it is, and one that waits, are given up.
+        // Drops the task whose turn it is, and one that waits.
         paced.drain(..2);
         while !paced.is_empty() {
             paced.retain_mut(|task| task.as_mut().poll(&mut context).is_pending());

@@ -1,13 +1,17 @@
-//! Waiting for the system: one poller for all sockets and pipes, and the threads that sleep until it has news for them.
+//! The reactor: one poller for all sockets and pipes, and the threads that sleep until it reports
+//! events.
 //!
-//! A descriptor is registered once in its life (edge triggered), and a turn costs one system call. The reactor of `async-io` asks
-//! for each descriptor, its timer and its own bell anew at every turn: with that a call through gateway and register costs
-//! 32 system calls, with this 12. What is rare stays there (timers, signals, processes, connecting), on a thread of its own that
-//! wakes ours.
+//! A descriptor is registered once (edge-triggered), and waiting for events costs one system call.
+//! The reactor of `async-io` re-arms each descriptor, its timer and its own notifier on every wait:
+//! with it a call through gateway and register costs 32 system calls, with this one 12. Rare events
+//! stay with `async-io` (timers, signals, processes, connecting), on a thread of its own that wakes
+//! ours.
 //!
-//! Before it sleeps, the thread stays awake for a moment if `busy_poll` says that this pays: it yields, and asks again without waiting.
+//! Before it sleeps, the polling thread stays awake for a moment if `busy_poll` says that this
+//! pays: it yields the processor and polls without waiting.
 //!
-//! `async_fd` reads and writes on top of this; `executor` runs its tasks on the threads that sleep here.
+//! `async_fd` reads and writes on top of this module; `executor` runs its tasks on the threads that
+//! sleep here.
 
 use std::{
     collections::HashMap,
@@ -33,10 +37,11 @@ use mio::{
 use super::{busy_poll::BusyPoll, notify::WakeFlag};
 use crate::limits;
 
-/// Runs a future on this thread until it is done. While it waits, the thread waits for the system on behalf of all.
+/// Runs a future on this thread until it is done. While the future is pending, the thread waits for
+/// events on behalf of all threads.
 ///
 /// # Errors
-/// The system's, when no descriptor is left for the poller; the future is then not run.
+/// The system's error, when no descriptor is left for the poller; the future is then not run.
 pub fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
     let reactor = Reactor::get()?;
     let _heir = HandoffGuard(reactor);
@@ -44,7 +49,7 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
     let waker = Waker::from(sleeper.clone());
     let mut future = pin!(future);
     loop {
-        // Forgotten before the look and not after it: what happens meanwhile asks for another.
+        // Cleared before the poll, not after it: a wake-up during the poll causes another poll.
         sleeper.woken.store(false, Ordering::SeqCst);
         if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return Ok(value);
@@ -53,18 +58,19 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
     }
 }
 
-/// What a descriptor is watched for.
+/// Readiness events to watch a descriptor for.
 #[derive(Clone, Copy, Debug)]
 pub enum IoInterest {
-    /// Something to read, or the end.
+    /// Data to read, or end of file.
     Read,
-    /// Room to write, or nobody who reads.
+    /// Free space to write, or a closed reading end.
     Write,
     /// Both.
     Both,
 }
 
-/// A descriptor that is watched, as long as this lives; it must not be closed before.
+/// Registration of a descriptor with the reactor. Dropping it deregisters the descriptor, which
+/// must stay open until then.
 #[derive(Debug)]
 pub struct FdRegistration {
     descriptor: RawFd,
@@ -72,29 +78,29 @@ pub struct FdRegistration {
     readiness: Arc<Readiness>,
 }
 
-/// Who is told of a descriptor's news.
+/// Readiness of one descriptor: the wake flags of its reading and its writing task.
 #[derive(Debug, Default)]
 pub struct Readiness {
-    /// Rung when there is something to read.
+    /// Set when there is data to read.
     pub read: WakeFlag,
-    /// Rung when there is room to write.
+    /// Set when there is free space to write.
     pub write: WakeFlag,
     closed: AtomicBool,
 }
 
 impl Readiness {
-    /// Whether the peer has ended its direction, or the line broke. There is no news after that one, so a read that finds
-    /// less than it could take is not the last.
+    /// Returns whether the peer has closed its sending direction or the descriptor has failed. No
+    /// event follows that one, so a reader must read on even after a short read.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 }
 
 impl FdRegistration {
-    /// Watches a descriptor. What it has already is told too.
+    /// Registers a descriptor. Readiness that exists already is reported too.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn new(descriptor: &impl AsFd, watch: IoInterest) -> io::Result<Self> {
         let reactor = Reactor::get()?;
         let descriptor = descriptor.as_fd().as_raw_fd();
@@ -105,13 +111,14 @@ impl FdRegistration {
         };
         let ears = Arc::new(Readiness::default());
         let token = locked(&reactor.registrations).add(&ears);
-        // Made before it is registered, so that it goes from the table if that fails.
+        // Created before the descriptor is registered, so that its drop removes the table entry if
+        // that fails.
         let watched = Self { descriptor, token, readiness: ears };
         SourceFd(&descriptor).register(&reactor.registry, token, interest)?;
         Ok(watched)
     }
 
-    /// Where its news arrive.
+    /// Returns the wake flags that its events set.
     pub fn readiness(&self) -> &Readiness {
         &self.readiness
     }
@@ -120,7 +127,7 @@ impl FdRegistration {
 impl Drop for FdRegistration {
     fn drop(&mut self) {
         if let Ok(reactor) = Reactor::get() {
-            // Refused for one that was never registered.
+            // Fails for a descriptor that was never registered.
             let _ = SourceFd(&self.descriptor).deregister(&reactor.registry);
             locked(&reactor.registrations).by_token.remove(&self.token);
         }
@@ -130,15 +137,15 @@ impl Drop for FdRegistration {
 #[derive(Debug)]
 struct Reactor {
     registry: Registry,
-    /// Ends the sleep of the thread that has the turn.
+    /// Wakes the thread that holds the poller.
     waker: mio::Waker,
     poller: Mutex<Poller>,
     registrations: Mutex<Registrations>,
-    /// Threads that sleep while another has the turn.
+    /// Threads that are parked while another holds the poller.
     parked: Mutex<Vec<Arc<Parker>>>,
 }
 
-/// What the thread needs that asks the system.
+/// The state of the thread that polls the system.
 #[derive(Debug)]
 struct Poller {
     poll: mio::Poll,
@@ -147,7 +154,7 @@ struct Poller {
 }
 
 impl Poller {
-    /// Waits until there are news; the alarm is one.
+    /// Waits until there are events; a wake-up by another thread is one.
     fn wait(&mut self) {
         if !self.busy_poll.is_worthwhile() {
             self.poll_once(None);
@@ -161,21 +168,23 @@ impl Poller {
         }
     }
 
-    /// Asks once more, when whoever else wants this processor has had it.
+    /// Yields the processor to other threads, then polls without waiting.
     fn yield_and_poll(&mut self) -> bool {
         thread::yield_now();
         self.poll_once(Some(Duration::ZERO))
     }
 
-    /// Asks the system once. Whether there are news.
+    /// Polls the system once. Returns whether there are events.
     fn poll_once(&mut self, patience: Option<Duration>) -> bool {
-        // An error is a signal that arrived: there are no events then, and the caller comes again.
+        // An error means that a signal arrived: there are no events then, and the caller polls
+        // again.
         let _ = self.poll.poll(&mut self.events, patience);
         !self.events.is_empty()
     }
 }
 
-/// All that are watched. Tokens are not used again soon: news of one that is gone must not reach its successor.
+/// All registered descriptors. Tokens are not reused soon: a late event of a closed descriptor must
+/// not reach its successor.
 #[derive(Debug, Default)]
 struct Registrations {
     last: usize,
@@ -198,7 +207,7 @@ impl Registrations {
 const WAKE_TOKEN: Token = Token(usize::MAX);
 
 impl Reactor {
-    /// The one of this program; made when it is first needed.
+    /// Returns the reactor of this process, created on first use.
     fn get() -> io::Result<&'static Self> {
         static REACTOR: OnceLock<Reactor> = OnceLock::new();
         if let Some(reactor) = REACTOR.get() {
@@ -224,13 +233,13 @@ impl Reactor {
         })
     }
 
-    /// Sleeps until this thread is woken, or has heard of something that concerns anybody.
+    /// Sleeps until this thread is woken, or has dispatched events for any thread.
     fn wait(&self, sleeper: &Arc<Parker>) {
         if let Some(turn) = self.try_poller() {
             return self.poll_events(turn, sleeper);
         }
         locked(&self.parked).push(sleeper.clone());
-        // Asked once more: who gave the turn up in between did not see us on the bench.
+        // Retry: the poller may have been released before this thread was listed as parked.
         match self.try_poller() {
             Some(turn) => self.poll_events(turn, sleeper),
             None => sleeper.park(),
@@ -246,7 +255,7 @@ impl Reactor {
         }
     }
 
-    /// Waits for news, and tells whom they concern.
+    /// Waits for events and sets the wake flags of their descriptors.
     fn poll_events(&self, mut turn: MutexGuard<'_, Poller>, sleeper: &Parker) {
         sleeper.is_polling.store(true, Ordering::SeqCst);
         if sleeper.woken.load(Ordering::SeqCst) {
@@ -261,7 +270,7 @@ impl Reactor {
     }
 
     fn dispatch(&self, event: &Event) {
-        // Nobody: it is the alarm, or who was watched is gone.
+        // No entry: the event is the waker's, or the descriptor was deregistered.
         let Some(ears) = locked(&self.registrations).by_token.get(&event.token()).cloned() else { return };
         let broken = event.is_error();
         if broken || event.is_read_closed() {
@@ -276,7 +285,7 @@ impl Reactor {
     }
 }
 
-/// Sees to it, when a thread leaves, that the turn goes to one that is still here.
+/// Hands the poller to a parked thread when a thread leaves [`block_on`].
 struct HandoffGuard(&'static Reactor);
 
 impl Drop for HandoffGuard {
@@ -286,12 +295,12 @@ impl Drop for HandoffGuard {
     }
 }
 
-/// A thread that waits.
+/// A thread that runs [`block_on`] and can be woken.
 #[derive(Debug)]
 struct Parker {
     thread: Thread,
     woken: AtomicBool,
-    /// It sleeps in the system, not on the bench.
+    /// It sleeps in the poller, and is not parked.
     is_polling: AtomicBool,
 }
 
@@ -313,7 +322,7 @@ impl Wake for Parker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Both sides write first and look then, so one of them sees the other.
+        // Both sides store first and load then, so at least one of them sees the other's store.
         if self.woken.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -321,13 +330,14 @@ impl Wake for Parker {
             return self.thread.unpark();
         }
         if let Ok(reactor) = Reactor::get() {
-            // Fails only where the descriptor is gone, which ends with the program.
+            // Fails only if the descriptor is gone, which lives as long as the program.
             let _ = reactor.waker.wake();
         }
     }
 }
 
-/// What is locked here is changed in single steps, so a panic elsewhere does not spoil it.
+/// Locks a mutex and ignores poison: each value here is changed in single steps, so a panic
+/// elsewhere cannot leave it inconsistent.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -345,7 +355,7 @@ mod tests {
 
     use super::*;
 
-    /// One side is watched.
+    /// Creates a socket pair whose first end is registered.
     fn pair() -> (UnixStream, UnixStream, FdRegistration) {
         let (near, far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
@@ -392,7 +402,8 @@ mod tests {
         assert!(!gone.read.take() && !gone.write.take());
     }
 
-    /// Threads come and go, each waiting for news of its own; whoever has the turn when it leaves must not take it along.
+    /// Threads come and go, each waiting for an event of its own; a thread that holds the poller
+    /// and leaves must hand it on.
     #[test]
     fn the_turn_is_handed_on() {
         let (told, done) = mpsc::channel();
@@ -402,7 +413,7 @@ mod tests {
             others.push(far);
             let told = told.clone();
             thread::spawn(move || {
-                // Held until then: an end that is closed is news too.
+                // Held until the end of the thread: closing this end is an event too.
                 let _held = _near;
                 block_on(rung(&watched.readiness().read)).unwrap();
                 told.send(number).unwrap();

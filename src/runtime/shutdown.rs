@@ -8,44 +8,44 @@ use std::{
 use async_channel::{Receiver, Sender};
 use futures_lite::Stream;
 
-/// One side of a switch that is thrown once: everybody who waits on the other side goes on.
+/// Triggers the shutdown when dropped: every [`Shutdown::wait`] returns.
 #[derive(Debug)]
 pub struct ShutdownTrigger(#[allow(dead_code, reason = "dropping it is the signal")] Sender<()>);
 
-/// The other side of a [`ShutdownTrigger`].
+/// The waiting side of a [`ShutdownTrigger`].
 #[derive(Clone, Debug)]
 pub struct Shutdown(Receiver<()>);
 
-/// A switch and the side that waits for it. Dropping the switch throws it.
+/// Creates a trigger and the side that waits for it.
 pub fn shutdown() -> (ShutdownTrigger, Shutdown) {
     let (sender, receiver) = async_channel::bounded(1);
     (ShutdownTrigger(sender), Shutdown(receiver))
 }
 
 impl Shutdown {
-    /// Waits for the switch.
+    /// Waits for the shutdown.
     pub async fn wait(&self) {
         // Nothing is ever sent: this ends when the sender is dropped.
         let _ = self.0.recv().await;
     }
 
-    /// For who waits again and again.
+    /// Returns a watch, for a task that polls repeatedly.
     pub fn watch(&self) -> ShutdownWatch {
         ShutdownWatch(Box::pin(self.0.clone()))
     }
 
-    /// Whether it was thrown.
+    /// Returns whether the shutdown was triggered.
     pub fn is_triggered(&self) -> bool {
         self.0.is_closed()
     }
 }
 
-/// Waits for a [`ShutdownTrigger`], as one that stays in line however often it is asked.
+/// Waits for a [`ShutdownTrigger`] and stays registered between polls.
 #[derive(Debug)]
 pub struct ShutdownWatch(Pin<Box<Receiver<()>>>);
 
 impl ShutdownWatch {
-    /// Ready from the throw on.
+    /// Returns `Ready` from the shutdown on.
     pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.0.as_mut().poll_next(context).map(|_| ())
     }

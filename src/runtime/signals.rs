@@ -1,10 +1,12 @@
-//! Requests to stop: SIGTERM, SIGINT and SIGHUP as a future. The first means "finish what runs", the second "now".
+//! Stop requests: SIGTERM, SIGINT and SIGHUP as a future. The first request means "finish what
+//! runs", the second "stop now".
 //!
-//! SIGHUP has two meanings by tradition: the terminal was closed, and "read your files again". A program that has files
-//! to read says so ([`StopSignals::on_hangup`]); then the second holds wherever no terminal is attached.
+//! SIGHUP has two traditional meanings: the terminal was closed, and "reload your files". A program
+//! with files to reload calls [`StopSignals::on_hangup`]; SIGHUP then means reload wherever no
+//! terminal is attached.
 //!
-//! SIGPIPE needs nothing here: Rust's start-up code ignores it, so that a write to a closed socket or pipe is an ordinary
-//! error, and restores it in children. The integration tests check both.
+//! SIGPIPE needs no code here: Rust's start-up code ignores it, so that a write to a closed socket
+//! or pipe is an ordinary error, and restores it in children. The integration tests check both.
 
 use std::{
     fmt, fs,
@@ -15,10 +17,11 @@ use std::{
 use async_signal::{Signal, Signals};
 use futures_lite::StreamExt;
 
-/// Listens for requests to stop for as long as it lives. Make one, early: signals before that have their default effect.
+/// Listens for stop requests until dropped. Create it early: signals that arrive before have their
+/// default effect.
 pub struct StopSignals {
     signals: Signals,
-    /// What SIGHUP does instead.
+    /// Action for SIGHUP, in place of a stop request.
     hangup: Option<Box<dyn Fn() + Send>>,
 }
 
@@ -29,13 +32,13 @@ impl fmt::Debug for StopSignals {
 }
 
 impl StopSignals {
-    /// Starts to listen.
+    /// Starts listening.
     ///
-    /// A terminal that closes sends SIGHUP; that is a request to stop too, unless the user said otherwise by `nohup`, which
-    /// shows as SIGHUP being ignored when we start.
+    /// A terminal that closes sends SIGHUP, which is a stop request too, unless the user started
+    /// the program with `nohup`: then SIGHUP is ignored at start.
     ///
     /// # Errors
-    /// The system's, when no descriptor is left for the signal pipe.
+    /// The system's error, when no descriptor is left for the signal pipe.
     pub fn new() -> io::Result<Self> {
         let mut signals = Signals::new([Signal::Term, Signal::Int])?;
         if !is_ignored(Signal::Hup) {
@@ -44,11 +47,12 @@ impl StopSignals {
         Ok(Self { signals, hangup: None })
     }
 
-    /// Makes SIGHUP do this instead, unless a terminal is attached (stdin or stderr is one): then it still means that the
-    /// terminal was closed. Under `nohup` too, where there was nothing else for it to do.
+    /// Runs `act` on SIGHUP instead of stopping. Has no effect if a terminal is attached (stdin or
+    /// stderr is one): SIGHUP then still means that the terminal was closed. It applies under
+    /// `nohup` too, where SIGHUP was ignored so far.
     ///
     /// # Errors
-    /// The system's, when the signal cannot be listened to.
+    /// The system's error, when the signal handler cannot be installed.
     pub fn on_hangup(&mut self, act: impl Fn() + Send + 'static) -> io::Result<()> {
         if !has_terminal() {
             self.signals.add_signals([Signal::Hup])?;
@@ -57,7 +61,8 @@ impl StopSignals {
         Ok(())
     }
 
-    /// Waits for the next request and names it. Dropping the future loses no request.
+    /// Waits for the next stop request and returns the signal's name. Dropping the future loses no
+    /// request.
     pub async fn requested(&mut self) -> &'static str {
         loop {
             match self.signals.next().await {
@@ -68,25 +73,27 @@ impl StopSignals {
                     None => return "SIGHUP",
                 },
                 Some(Ok(_)) => {}
-                // The pipe is gone: without it no request can come, and polling it again would spin.
+                // The signal pipe is gone: no request can arrive, and polling again would spin.
                 Some(Err(_)) | None => pending().await,
             }
         }
     }
 }
 
-/// Whether a person may be watching: stdin or stderr is a terminal. A unit or a container has none.
+/// Returns whether a person may be watching: stdin or stderr is a terminal. A systemd unit or a
+/// container has none.
 pub fn has_terminal() -> bool {
     io::stdin().is_terminal() || io::stderr().is_terminal()
 }
 
-/// Whether this process ignores a signal, which it may have inherited. Where that cannot be known, it does not.
+/// Returns whether this process ignores a signal, which it may have inherited. Returns false if
+/// `/proc` cannot be read.
 pub(crate) fn is_ignored(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     is_in_mask(&status, signal as u32)
 }
 
-/// Looks a signal up in the `SigIgn` mask of a process's status: bit 0 is signal 1.
+/// Looks up a signal in the `SigIgn` mask of a `/proc/PID/status` text: bit 0 is signal 1.
 fn is_in_mask(status: &str, number: u32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();

@@ -7,47 +7,47 @@ use std::sync::{
 
 use async_channel::{Receiver, Sender};
 
-/// Counts tasks, so that a program can wait until all of them have ended.
+/// Counts the tasks that hold a [`TaskGuard`].
 #[derive(Clone, Debug)]
 pub struct TaskTracker(Arc<Count>);
 
 #[derive(Debug)]
 struct Count {
     running: AtomicUsize,
-    /// Holds something when the last badge came back.
+    /// Holds a message after the last guard was dropped.
     idle: (Sender<()>, Receiver<()>),
 }
 
-/// Held by each task of a [`TaskTracker`] as long as it runs.
+/// Counts as one running task of a [`TaskTracker`] until dropped.
 #[derive(Debug)]
 pub struct TaskGuard(Arc<Count>);
 
 impl TaskTracker {
-    /// Nobody yet.
+    /// Creates a tracker with no tasks.
     pub fn new() -> Self {
         Self(Arc::new(Count { running: AtomicUsize::new(0), idle: async_channel::bounded(1) }))
     }
 
-    /// A badge for one more task.
+    /// Returns a guard for one more task.
     pub fn track(&self) -> TaskGuard {
         self.0.running.fetch_add(1, Ordering::AcqRel);
         TaskGuard(self.0.clone())
     }
 
-    /// How many badges are out.
+    /// Returns the number of guards in existence.
     pub fn len(&self) -> usize {
         self.0.running.load(Ordering::Acquire)
     }
 
-    /// Whether no badge is out.
+    /// Returns whether no guard exists.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Waits until all badges are back. For one waiter.
+    /// Waits until all guards are dropped. Only one task may wait.
     pub async fn wait_idle(&self) {
         while !self.is_empty() {
-            // The sender is in the same place as the receiver, so this cannot fail.
+            // Cannot fail: `Count` holds the sender too, so the channel stays open.
             let _ = self.0.idle.1.recv().await;
         }
     }
@@ -69,7 +69,7 @@ impl Default for TaskTracker {
 impl Drop for TaskGuard {
     fn drop(&mut self) {
         if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // When it is full, the waiter is told already.
+            // Fails when the channel is full, which means that the waiter was notified already.
             let _ = self.0.idle.0.try_send(());
         }
     }

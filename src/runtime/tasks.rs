@@ -1,8 +1,8 @@
-//! Tasks that end with whoever they work for, at once and wherever they stand.
+//! Task scopes: dropping a [`TaskGroup`] cancels its tasks at once.
 //!
-//! A task of `executor` that nobody waits for goes on until it is done; when the program ends before, what it holds is never
-//! dropped, and a child process that it holds lives on. Those that hold such things have a [`TaskGroup`]: whoever drops
-//! that drops them, in the same step.
+//! A detached task of `executor` runs until it is done. If the program ends first, the values that
+//! the task holds are never dropped, and a child process among them lives on. Code with such tasks
+//! puts them into a [`TaskGroup`]: dropping it drops them immediately.
 
 use std::{
     future::{Future, pending},
@@ -14,26 +14,26 @@ use smol::Executor;
 
 use super::{executor, notify};
 
-/// Holds the tasks. Dropping it drops them.
+/// A set of tasks. Dropping it drops the tasks.
 #[derive(Debug)]
 pub struct TaskGroup(Arc<Executor<'static>>);
 
-/// Where a task can be put into a [`TaskGroup`], as long as that stands.
+/// Spawns tasks into a [`TaskGroup`], as long as that exists.
 #[derive(Clone, Debug)]
 pub struct Spawner(Weak<Executor<'static>>);
 
 impl TaskGroup {
-    /// An empty one.
+    /// Creates an empty group.
     pub fn new() -> Self {
         Self(Arc::new(Executor::new()))
     }
 
-    /// Where tasks can be put in.
+    /// Returns a handle that spawns tasks into this group.
     pub fn spawner(&self) -> Spawner {
         Spawner(Arc::downgrade(&self.0))
     }
 
-    /// Runs a future, and the tasks as long as that runs.
+    /// Runs a future to its end, and the group's tasks only meanwhile.
     pub async fn run<T>(&self, main: impl Future<Output = T>) -> T {
         future::or(main, notify::poll_if_woken(self.0.run(pending()))).await
     }
@@ -46,8 +46,8 @@ impl Default for TaskGroup {
 }
 
 impl Spawner {
-    /// Puts a task in that nobody waits for; it is dropped at once when the group is gone. A panic in it ends only that
-    /// task; `panicked` is told.
+    /// Spawns a detached task that is dropped with the group; if the group is gone, it is dropped
+    /// at once. A panic in it ends only that task and calls `panicked`.
     pub fn spawn(
         &self,
         task: impl Future<Output = ()> + Send + 'static,
