@@ -1,19 +1,19 @@
-//! The flags as they are typed. What they mean is in `convert`.
+//! Declares the flags as text. `convert` turns them into configuration.
 
 use argh::FromArgs;
 
-/// What a flag takes.
+/// How many values a flag takes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Takes {
-    /// It is a switch.
+    /// A switch without a value.
     Nothing,
-    /// One value.
+    /// One value; the flag may be given once.
     One,
-    /// A value each time that it is given.
+    /// One value per occurrence; the flag may be repeated.
     Many,
 }
 
-/// A flag, for its other spellings and for the environment.
+/// A flag, with its aliases. Also used to derive its environment variable.
 #[derive(Debug)]
 pub struct Flag {
     pub name: &'static str,

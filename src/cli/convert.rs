@@ -1,5 +1,5 @@
-//! From flags to configuration: which flags go together, and what stands where none was given. One value is read in
-//! `values`.
+//! Converts flags to configuration: checks which flags go together and fills in defaults. `values`
+//! parses single values.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ use crate::{
     util,
 };
 
-/// `mcpport gateway`.
+/// Converts the flags of `mcpport gateway`.
 pub fn gateway(args: GatewayArgs, environment: &Environment) -> Result<Command, FatalError> {
     let level = if args.debug { LevelFilter::Debug } else { values::level(&args.log_level)? };
     let tokens = tokens(&args, environment.get(environment::TOKENS))?;
@@ -59,7 +59,7 @@ pub fn gateway(args: GatewayArgs, environment: &Environment) -> Result<Command, 
     Ok(Command::Gateway(Box::new(config), level))
 }
 
-/// `mcpport register`.
+/// Converts the flags of `mcpport register`.
 pub fn register(args: RegisterArgs) -> Result<Command, FatalError> {
     let limits = super::limits::register(&args)?;
     let name = values::server_name(&args.server_name, limits.catalog.server_name)?;
@@ -91,12 +91,12 @@ pub fn register(args: RegisterArgs) -> Result<Command, FatalError> {
     Ok(Command::Register(Box::new(config), values::level(&args.log_level)?))
 }
 
-/// `mcpport device`.
+/// Converts the flags of `mcpport device`.
 pub fn device(args: DeviceArgs) -> Result<Command, FatalError> {
     Ok(Command::Device(device::DeviceOptions { logs: args.log.into_iter().map(PathBuf::from).collect() }))
 }
 
-/// `mcpport demo`.
+/// Converts the flags of `mcpport demo`.
 pub fn demo(args: DemoArgs) -> Result<Command, FatalError> {
     let tls = match (args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_cert) {
         (None, None, None) => None,
@@ -110,7 +110,8 @@ pub fn demo(args: DemoArgs) -> Result<Command, FatalError> {
     Ok(Command::Demo(demo::DemoOptions { port, once: args.once, tls }, values::level(&args.log_level)?))
 }
 
-/// A wildcard of IPv6 takes IPv4 as well; an IPv4 wildcard takes IPv6 when that is asked for.
+/// Returns the address to listen on, and whether to listen on IPv6. The IPv6 wildcard includes
+/// IPv4; the IPv4 wildcard includes IPv6 if `--ipv6` is given.
 fn host(typed: Option<String>, ipv6: bool) -> (Option<String>, bool) {
     match typed.as_deref() {
         Some("::" | "[::]") => (Some("::".into()), true),
@@ -119,7 +120,7 @@ fn host(typed: Option<String>, ipv6: bool) -> (Option<String>, bool) {
     }
 }
 
-/// The host names of `--public-host` and `--public-url`, and the path prefix of the latter.
+/// Returns the host names of `--public-host` and `--public-url`, and the path prefix of the latter.
 fn public(args: &GatewayArgs) -> Result<(Vec<String>, String), FatalError> {
     let mut hosts = values::each(&args.public_host, values::public_host)?;
     let Some(url) = &args.public_url else { return Ok((hosts, String::new())) };
@@ -151,7 +152,8 @@ fn command(typed: Option<&str>) -> Result<CommandLine, FatalError> {
     CommandLine::parse(typed).map_err(|why| FatalError::usage(format!("--stdio: {why}")))
 }
 
-/// The tokens from flags and from the environment. Those of the file are read when the gateway starts.
+/// Returns the tokens from the flags and the environment. The gateway reads the token file when it
+/// starts.
 fn tokens(args: &GatewayArgs, listed: Option<&str>) -> Result<Vec<Secret>, FatalError> {
     let flags = args.auth_token.iter().map(|typed| ("--auth-token", typed.as_str()));
     let listed =
@@ -201,7 +203,7 @@ fn sessions(args: &RegisterArgs) -> Result<Option<u32>, FatalError> {
     }
 }
 
-/// The fields of the request to the gateway, from flags and from the file.
+/// Returns the header fields for the request to the gateway, from the flags and from the file.
 fn headers(args: &RegisterArgs) -> Result<Vec<(String, Secret)>, FatalError> {
     let mut headers = values::each(&args.header, |typed| values::header("--header", typed))?;
     let Some(path) = &args.header_file else { return Ok(headers) };
@@ -213,7 +215,7 @@ fn headers(args: &RegisterArgs) -> Result<Vec<(String, Secret)>, FatalError> {
     for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
         headers.push(values::header(&format!("{flag}, line {}", number + 1), line)?);
     }
-    // Without its token the gateway would refuse us, with less to say.
+    // Without its token the gateway would reject the link with a less helpful message.
     if headers.len() == before {
         return Err(FatalError::usage(format!("{flag}: there is no header field in it")));
     }

@@ -1,22 +1,22 @@
-//! The environment variables that stand in for flags, and the check for mistyped ones.
+//! Environment variables that replace flags, and the check for misspelled ones.
 
 use std::{collections::BTreeMap, ffi::OsString};
 
 use super::args::{DEMO, DEVICE, Flag, GATEWAY, REGISTER};
 use crate::{error::FatalError, limits, util};
 
-/// Begins the name of each variable that stands in for a flag.
+/// Prefix of every variable that replaces a flag.
 const PREFIX: &str = "MCPPORT_";
 
-/// The tokens of the original's gateway.
+/// Variable with the tokens of the original gateway.
 pub const TOKENS: &str = "MCP_GATEWAY_AUTH_TOKENS";
 
-/// The variables that may concern us.
+/// The environment variables that mcpport reads or checks.
 #[derive(Clone, Debug, Default)]
 pub struct Environment(BTreeMap<OsString, OsString>);
 
 impl Environment {
-    /// Picks ours out of all variables of the process.
+    /// Selects these variables from all variables of the process.
     pub fn of(variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
         let ours = |name: &OsString| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()) || name == TOKENS;
         let linked = |name: &OsString, value: &OsString| {
@@ -25,16 +25,18 @@ impl Environment {
         Self(variables.filter(|(name, value)| ours(name) && !linked(name, value)).collect())
     }
 
-    /// The value of a variable; an empty one is as good as none.
+    /// Returns the value of a variable. An empty value counts as unset.
     pub fn get(&self, name: &str) -> Option<&str> {
         let value = self.0.get(std::ffi::OsStr::new(name))?;
         value.to_str().filter(|value| !value.is_empty())
     }
 
-    /// Refuses variables that stand in for no flag of any command: a mistyped `MCPPORT_AUTH_TOKEN` would leave a gateway open.
+    /// Rejects variables that match no flag of any command: a misspelled `MCPPORT_AUTH_TOKEN` would
+    /// leave a gateway without authentication.
     ///
     /// # Errors
-    /// A usage fault that names the variable, and the likely one. Values are never repeated.
+    /// A usage error that names the variable and the most similar known one. Never includes a
+    /// value.
     pub fn check(&self, command: &str, own: &'static [Flag]) -> Result<(), FatalError> {
         for (name, value) in &self.0 {
             let shown = name.to_string_lossy();
@@ -54,8 +56,10 @@ impl Environment {
     }
 }
 
-/// Whether a variable describes a service. Kubernetes sets such variables in every pod of the namespace, and Docker for a link: for a
-/// service `mcpport-gw` `MCPPORT_GW_SERVICE_HOST`, `MCPPORT_GW_PORT=tcp://10.0.0.1:8765`, `MCPPORT_GW_PORT_8765_TCP` and so on.
+/// Whether a variable describes a service. Kubernetes sets such variables in every pod of a
+/// namespace, and Docker sets them for links. For a service `mcpport-gw` these are
+/// `MCPPORT_GW_SERVICE_HOST`, `MCPPORT_GW_PORT=tcp://10.0.0.1:8765`, `MCPPORT_GW_PORT_8765_TCP` and
+/// so on.
 fn is_service_link(name: &str, value: &str) -> bool {
     let Some(rest) = name.strip_prefix(PREFIX) else { return false };
     let words: Vec<&str> = rest.split('_').collect();
@@ -68,25 +72,28 @@ fn is_service_link(name: &str, value: &str) -> bool {
         {
             true
         }
-        // The name of a port may follow.
+        // The port's name may follow.
         words if words.windows(2).any(|pair| pair == ["SERVICE", "PORT"]) => true,
-        // For a service of the name `mcpport` this would be that of --port. No port is written as a URL.
+        // For a service named `mcpport`, this is also the variable of --port. A port is never a
+        // URL.
         [.., "PORT"] => ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme)),
         _ => false,
     }
 }
 
-/// The variable that stands in for a flag.
+/// Returns the name of the variable that replaces a flag.
 pub fn variable(flag: &Flag) -> String {
     format!("{PREFIX}{}", flag.name.to_ascii_uppercase().replace('-', "_"))
 }
 
-/// The flags of all commands: a variable may be there for another one on the same box.
+/// Iterates over the flags of all commands: a variable may be meant for another command on the same
+/// machine.
 fn all() -> impl Iterator<Item = &'static Flag> {
     [GATEWAY, REGISTER, DEVICE, DEMO].into_iter().flatten()
 }
 
-/// The variable with the fewest letters to change, if those are few; of several one of the command's own.
+/// Returns the known variable with the smallest edit distance, if that is at most a third of the
+/// name. Among equals, the command's own variables win.
 fn likely(typed: &str, own: &'static [Flag]) -> Option<String> {
     let short = typed.len() <= limits::VARIABLE_NAME;
     let names = own.iter().chain(all()).filter(|_| short).map(variable);

@@ -1,4 +1,4 @@
-//! The flags that change a limit. What is not given stays as `limits` has it.
+//! Flags that change a limit. Limits without a flag keep their default from `limits`.
 
 use std::ops::RangeInclusive;
 
@@ -12,16 +12,16 @@ use crate::{
     util,
 };
 
-/// The limits of a gateway.
+/// Builds the limits of a gateway.
 ///
 /// # Errors
-/// A usage fault that names the flag.
+/// A usage error that names the flag.
 pub fn gateway(args: &GatewayArgs) -> Result<Limits, FatalError> {
     let mut limits = Limits::default();
     let (http, session, link) = (&mut limits.http, &mut limits.session, &mut limits.link);
     set(&mut http.connections, "--max-connections", &args.max_connections)?;
     http.connections_from_loopback = http.connections;
-    // Those that speak must not be kept out by those that do not.
+    // Unauthenticated connections get at most a quarter, so that they cannot crowd out the others.
     http.connections_unauthenticated = http.connections_unauthenticated.min(http.connections.div_ceil(4));
     set(
         &mut http.connections_per_address,
@@ -35,7 +35,7 @@ pub fn gateway(args: &GatewayArgs) -> Result<Limits, FatalError> {
     set(&mut link.in_flight, "--max-calls-per-server", &args.max_calls_per_server)?;
     let catalog = &mut limits.catalog;
     set(&mut catalog.items, "--max-list-items", &args.max_list_items)?;
-    // More items come in more pages.
+    // Longer listings need more pages.
     catalog.pages = catalog.pages.max(catalog.items.div_ceil(LIST_ITEMS_PER_PAGE));
     if let Some(typed) = &args.max_memory {
         limits.memory = MemoryLimits { bytes: bytes("--max-memory", typed, MEMORY)?, by_machine: false };
@@ -48,10 +48,10 @@ pub fn gateway(args: &GatewayArgs) -> Result<Limits, FatalError> {
     Ok(limits)
 }
 
-/// The limits of an edge.
+/// Builds the limits of an edge.
 ///
 /// # Errors
-/// A usage fault that names the flag.
+/// A usage error that names the flag.
 pub fn register(args: &RegisterArgs) -> Result<Limits, FatalError> {
     let mut limits = Limits::default();
     if let Some(typed) = &args.max_message_bytes {

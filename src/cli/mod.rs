@@ -1,7 +1,8 @@
-//! The command line: flags, their spellings in the environment, and what they mean as configuration.
+//! The command line: flags, their environment variables, and their conversion to configuration.
 //!
-//! `mcpport <command> [flags]`. Each flag `--some-flag` can also be given as `MCPPORT_SOME_FLAG`, so that a token
-//! need not stand in the list of processes. What was typed wrongly becomes one line that names the flag.
+//! The form is `mcpport <command> [flags]`. Each flag `--some-flag` can also be given as
+//! `MCPPORT_SOME_FLAG`, so that a token need not appear in the process list. Every error is one
+//! line that names the flag.
 
 mod args;
 mod convert;
@@ -23,25 +24,25 @@ use crate::{
     util,
 };
 
-/// What is to be done.
+/// The parsed command.
 #[derive(Debug)]
 pub enum Command {
     /// Run a gateway.
     Gateway(Box<GatewayConfig>, log::LevelFilter),
-    /// Run a server at the edge.
+    /// Run a stdio server and register it at a gateway.
     Register(Box<RegisterConfig>, log::LevelFilter),
-    /// Be the built-in server.
+    /// Run the built-in device server.
     Device(device::DeviceOptions),
-    /// Show all of it at once.
+    /// Run the demo.
     Demo(demo::DemoOptions, log::LevelFilter),
-    /// Print this, and end.
+    /// Print this text and exit.
     Print(String),
 }
 
-/// Reads the command line (without the program's own name) and the environment.
+/// Parses the command line (without the program's own name) and the environment.
 ///
 /// # Errors
-/// A usage fault of one line.
+/// A usage error of one line.
 pub fn parse(typed: &[String], environment: &Environment) -> Result<Command, FatalError> {
     let Some((command, rest)) = typed.split_first() else { return Ok(Command::Print(overview())) };
     let with = |name, flags| complete(name, rest, flags, environment);
@@ -60,7 +61,7 @@ pub fn parse(typed: &[String], environment: &Environment) -> Result<Command, Fat
             Some(about) if about != "help" => parse(&[about.clone(), "--help".to_owned()], environment),
             _ => Ok(Command::Print(overview())),
         },
-        // It may be a token that was typed in the wrong place, so it is not repeated.
+        // The word may be a misplaced token, so the message does not repeat it.
         other if other.starts_with('-') => {
             Err(FatalError::usage("a flag stands before the command; see mcpport --help"))
         }
@@ -70,7 +71,7 @@ pub fn parse(typed: &[String], environment: &Environment) -> Result<Command, Fat
     }
 }
 
-/// Ends every help.
+/// The last paragraph of every help text.
 const SPELLINGS: &str = "A flag --some-flag VALUE can also be given as --some-flag=VALUE, and in the\n\
     environment as MCPPORT_SOME_FLAG=VALUE (1 for a switch). One that stands for\n\
     no flag is an error.";
@@ -98,7 +99,7 @@ fn read<A: FromArgs>(
     match A::from_args(&["mcpport", command], &flags) {
         Ok(args) => convert(args),
         Err(early) if early.status.is_ok() => Ok(Command::Print(help(command, &early.output))),
-        // Names and values were looked at before, so this is the parser's word on what we do not know of.
+        // Flag names and values were checked before, so this is a message of the parser itself.
         Err(early) => {
             let why: Vec<&str> = early.output.split_whitespace().collect();
             Err(FatalError::usage(format!("{} (see mcpport {command} --help)", why.join(" "))))
@@ -106,14 +107,16 @@ fn read<A: FromArgs>(
     }
 }
 
-/// The parser's help without its first line, which has all flags in it and is wider than any terminal.
+/// Formats the help text. Drops the parser's first line, which lists all flags and is too wide for
+/// a terminal.
 fn help(command: &str, parsers: &str) -> String {
     let rest = parsers.split_once('\n').map_or("", |(_, rest)| rest).trim_end();
     let needed = if command == "register" { " --stdio COMMAND" } else { "" };
     format!("Usage: mcpport {command}{needed} [flags]\n{rest}\n\n{SPELLINGS}")
 }
 
-/// The flags in the one spelling that the parser knows, with what the environment adds.
+/// Returns the flags in the one spelling that the parser accepts, plus those set in the
+/// environment.
 fn complete(
     command: &str,
     typed: &[String],
@@ -147,9 +150,11 @@ fn complete(
     Ok(out)
 }
 
-/// `--flag=value` as two words, and other spellings of a flag's name as the name. A flag's value stays as it is.
+/// Splits `--flag=value` into two words and replaces aliases by the flag's name. Values are
+/// unchanged.
 ///
-/// What is no flag is not repeated in the complaint: it may be a token that lost its quotes.
+/// Error messages do not repeat a word that is not a flag: it may be a token whose quotes are
+/// missing.
 fn spell(command: &str, typed: &[String], flags: &[Flag]) -> Result<Vec<String>, FatalError> {
     let mut out = Vec::new();
     let mut words = typed.iter();
@@ -184,7 +189,8 @@ fn spell(command: &str, typed: &[String], flags: &[Flag]) -> Result<Vec<String>,
     Ok(out)
 }
 
-/// The original took the beginning of a flag for the flag. We do not, but say which it may be.
+/// Returns the error for an unknown flag. The original accepted abbreviated flags; mcpport rejects
+/// them and suggests the full name.
 fn unknown(command: &str, word: &str, flags: &[Flag]) -> FatalError {
     let see = format!("see mcpport {command} --help");
     FatalError::usage(if let Some(begun) = word.strip_prefix("--") {

@@ -156,7 +156,7 @@ fn unknown_variables_name_the_likely_one() {
     }
     let long = format!("MCPPORT_{}", "X".repeat(100_000));
     assert!(complain(&["gateway"], &long).len() < 1000);
-    // Those of other commands, and those of other programs.
+    // Variables of other commands, and of other programs.
     for name in ["MCPPORT_STDIO", "MCPPORT_LOG", "MCPPORT_ONCE", "MCP_OTHER", "PATH", "MCPPORT"] {
         gateway(&[], &[(name, "x")]);
     }
@@ -164,7 +164,8 @@ fn unknown_variables_name_the_likely_one() {
     assert!(matches!(asked, Ok(Command::Print(_))), "{asked:?}");
 }
 
-/// As Kubernetes sets them for services `mcpport`, with one port and with a named one, and `mcpport-gateway`.
+/// Variables that Kubernetes sets for the services `mcpport` (with one port, and with a named port)
+/// and `mcpport-gateway`.
 #[test]
 fn service_variables_of_kubernetes_are_ignored() {
     let services = [
@@ -382,7 +383,7 @@ fn the_readme_lists_every_flag() {
     }
 }
 
-/// The flags of a command whose help names a default of one word, and that.
+/// Returns the flags of a command whose help names a one-word default, with that default.
 fn defaults(command: &str) -> Vec<(String, String)> {
     let Ok(Command::Print(help)) = run(&[command, "--help"], &[]) else { panic!("no help") };
     let mut found = Vec::new();

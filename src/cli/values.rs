@@ -1,4 +1,4 @@
-//! The value of one flag, as it was typed, to what it means. Each complaint names its flag, and never a secret.
+//! Parses the values of single flags. Each error names its flag and never contains a secret.
 
 use std::{
     fmt::Display,
@@ -20,15 +20,15 @@ use crate::{
     util,
 };
 
-/// A flag that may be given several times.
+/// Parses every value of a flag that may be repeated.
 pub fn each<T>(typed: &[String], read: impl Fn(&str) -> Result<T, FatalError>) -> Result<Vec<T>, FatalError> {
     typed.iter().map(|typed| read(typed)).collect()
 }
 
-/// A whole number within bounds.
+/// Parses an integer within bounds.
 ///
 /// # Errors
-/// A usage fault that names the flag and the bounds.
+/// A usage error that names the flag and the bounds.
 pub fn number<N>(flag: &str, typed: &str, allowed: RangeInclusive<N>) -> Result<N, FatalError>
 where
     N: FromStr + PartialOrd + Display,
@@ -39,7 +39,7 @@ where
     })
 }
 
-/// How much is logged.
+/// Parses a log level.
 pub fn level(typed: &str) -> Result<LevelFilter, FatalError> {
     match typed.to_ascii_uppercase().as_str() {
         "DEBUG" => Ok(LevelFilter::Debug),
@@ -53,7 +53,7 @@ pub fn level(typed: &str) -> Result<LevelFilter, FatalError> {
     }
 }
 
-/// A time that is not none.
+/// Parses a duration greater than zero.
 pub fn duration(flag: &str, typed: &str) -> Result<Duration, FatalError> {
     util::parse::duration(typed).filter(|time| !time.is_zero()).ok_or_else(|| {
         FatalError::usage(format!(
@@ -63,7 +63,7 @@ pub fn duration(flag: &str, typed: &str) -> Result<Duration, FatalError> {
     })
 }
 
-/// A time that may be none.
+/// Parses a duration; zero is allowed.
 pub fn window(flag: &str, typed: &str) -> Result<Duration, FatalError> {
     util::parse::duration(typed).ok_or_else(|| {
         FatalError::usage(format!(
@@ -73,7 +73,7 @@ pub fn window(flag: &str, typed: &str) -> Result<Duration, FatalError> {
     })
 }
 
-/// A path of the gateway or of the local health check.
+/// Parses a URL path of the gateway or of the local health check.
 pub fn path(flag: &str, typed: &str) -> Result<String, FatalError> {
     let plain =
         |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'"' | b'<' | b'>' | b'\\');
@@ -83,18 +83,18 @@ pub fn path(flag: &str, typed: &str) -> Result<String, FatalError> {
     Err(FatalError::usage(format!("{flag} {}: a path is needed, such as /sse", util::escape::show(typed))))
 }
 
-/// Both with and without a trailing slash are served.
+/// Parses the path for messages. Drops a trailing slash, because the gateway serves both forms.
 pub fn messages_path(typed: &str) -> Result<String, FatalError> {
     let path = path("--messages-path", typed)?;
     Ok(path.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(&path).to_owned())
 }
 
-/// How many threads.
+/// Parses the number of threads.
 pub fn threads(typed: &str) -> Result<usize, FatalError> {
     number("--threads", typed, 1..=THREADS)
 }
 
-/// The name of a server.
+/// Parses a server name of at most `longest` characters.
 pub fn server_name(typed: &str, longest: usize) -> Result<String, FatalError> {
     if util::name::is_name(typed, longest) {
         return Ok(typed.to_owned());
@@ -105,7 +105,7 @@ pub fn server_name(typed: &str, longest: usize) -> Result<String, FatalError> {
     )))
 }
 
-/// The identity of a server.
+/// Parses a server id.
 pub fn server_id(typed: &str) -> Result<String, FatalError> {
     if (1..=SERVER_ID).contains(&typed.len()) && !typed.chars().any(char::is_control) {
         return Ok(typed.to_owned());
@@ -113,7 +113,7 @@ pub fn server_id(typed: &str) -> Result<String, FatalError> {
     Err(FatalError::usage(format!("--server-id: a plain text of at most {SERVER_ID} characters is needed")))
 }
 
-/// The address of a proxy.
+/// Parses the address of a proxy.
 pub fn proxy(typed: &str) -> Result<IpAddr, FatalError> {
     let address = typed.parse().map(|address: IpAddr| address.to_canonical());
     let why =
@@ -121,7 +121,8 @@ pub fn proxy(typed: &str) -> Result<IpAddr, FatalError> {
     address.map_err(|_| FatalError::usage(why()))
 }
 
-/// As browsers send it: a scheme and an authority, without a path. Anything else would never match.
+/// Parses an origin in the form that browsers send: scheme and authority without a path. Any other
+/// form would never match.
 pub fn origin(typed: &str) -> Result<String, FatalError> {
     let plain =
         |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'?' | b'#' | b'@' | b',' | b'"');
@@ -138,7 +139,7 @@ pub fn origin(typed: &str) -> Result<String, FatalError> {
     )))
 }
 
-/// As it stands in `Host`: a name, which may have a port.
+/// Parses a host name as in the `Host` header, with an optional port.
 pub fn public_host(typed: &str) -> Result<String, FatalError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':');
     if !typed.is_empty() && typed.bytes().all(plain) {
@@ -150,8 +151,8 @@ pub fn public_host(typed: &str) -> Result<String, FatalError> {
     )))
 }
 
-/// Splits a URL into its host and its path prefix, without the slash at the end. Complaints do not repeat the URL: people put
-/// secrets into URLs.
+/// Splits a URL into its host and its path prefix without a trailing slash. Errors do not repeat
+/// the URL, because it may contain secrets.
 pub fn public_url(typed: &str) -> Result<(String, String), FatalError> {
     let parts = || {
         let (scheme, rest) = typed.split_once("://")?;
@@ -165,7 +166,7 @@ pub fn public_url(typed: &str) -> Result<(String, String), FatalError> {
     parts().ok_or_else(|| FatalError::usage(why))
 }
 
-/// When a server is started again.
+/// Parses a restart policy.
 pub fn restart(typed: &str) -> Result<Restart, FatalError> {
     match typed {
         "never" => Ok(Restart::Never),
@@ -178,9 +179,10 @@ pub fn restart(typed: &str) -> Result<Restart, FatalError> {
     }
 }
 
-/// The URL itself is not repeated in complaints: people put secrets into URLs.
+/// Parses the gateway's URL. Errors do not repeat the URL, because it may contain secrets.
 ///
-/// Taken apart here, since a parser for all that browsers take is 50 KiB of program, and as much of the memory of an idle edge.
+/// Hand-written, because a full URL parser adds 50 KiB of code, and as much to the memory of an
+/// idle edge.
 pub fn gateway_url(typed: &str) -> Result<GatewayUrl, FatalError> {
     let bad = |why: &str| {
         FatalError::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"))
@@ -194,7 +196,7 @@ pub fn gateway_url(typed: &str) -> Result<GatewayUrl, FatalError> {
         "wss" | "https" => true,
         _ => return Err(bad("a ws:// or wss:// URL is needed")),
     };
-    // What is behind a # stays with who typed it.
+    // The fragment is not sent to the server.
     let rest = rest.split('#').next().unwrap_or_default();
     let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     if authority.contains('@') {
@@ -214,7 +216,8 @@ pub fn gateway_url(typed: &str) -> Result<GatewayUrl, FatalError> {
     Ok(GatewayUrl { tls, host, port, target: format!("{path}{query}") })
 }
 
-/// The host without brackets, and the port if one is there. `None`: not the form of RFC 3986 3.2.
+/// Returns the host without brackets, and the port if there is one. `None` if the authority does
+/// not have the form of RFC 3986 3.2.
 fn host_and_port(authority: &str) -> Option<(String, Option<u16>)> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
@@ -232,21 +235,21 @@ fn host_and_port(authority: &str) -> Option<(String, Option<u16>)> {
     };
     let port = match port.strip_prefix(':') {
         None if port.is_empty() => None,
-        // Nothing behind the colon: as if it was not there.
+        // A colon without a port is valid and means the default port (RFC 3986 3.2.3).
         Some("") => None,
-        // A sign is no digit, though a number may have one.
+        // `parse` would accept a leading plus sign, which is not allowed in a port.
         Some(digits) if !digits.starts_with('+') => Some(digits.parse().ok().filter(|port| *port != 0)?),
         _ => return None,
     };
     Some((host, port))
 }
 
-/// Whether it may stand in a path or a query (RFC 3986 3.3 and 3.4).
+/// Whether a byte may appear in a path or a query (RFC 3986 3.3 and 3.4).
 fn is_url_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?%".contains(&byte)
 }
 
-/// A field of the request to the gateway, whose value is secret.
+/// Parses a header field for the request to the gateway. The value is a secret.
 pub fn header(flag: &str, typed: &str) -> Result<(String, Secret), FatalError> {
     let bad = || FatalError::usage(format!("{flag}: the form is \"Key: Value\""));
     let (key, value) = typed.split_once(':').ok_or_else(bad)?;
@@ -262,7 +265,8 @@ pub fn header(flag: &str, typed: &str) -> Result<(String, Secret), FatalError> {
             util::escape::show(key)
         )));
     }
-    // A line without its name may begin with the token, so a bad name is not repeated.
+    // A line without a field name may begin with the token, so the message does not repeat the
+    // name.
     if !key.bytes().all(body::is_token) {
         return Err(FatalError::usage(format!(
             "{flag}: the name of the field has a character that HTTP does not allow"

@@ -1,4 +1,4 @@
-//! The client of the demo: as small as it can be, and all that a client needs.
+//! The minimal MCP client of the demo.
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
@@ -10,18 +10,18 @@ use crate::{
     net::{stream::Stream, tls::Connector},
 };
 
-/// Where the gateway is, and how it is reached.
+/// Address of the gateway, and how to connect to it.
 pub struct DemoGateway {
-    /// Its address.
+    /// Address of the gateway.
     pub address: SocketAddr,
-    /// How certificates are judged, where it speaks TLS.
+    /// TLS settings and certificate verification, if the gateway uses TLS.
     pub tls: Option<Connector>,
-    /// The file of the authority that its certificate comes from.
+    /// PEM file with the CA of the gateway's certificate.
     pub authority: Option<PathBuf>,
 }
 
 impl DemoGateway {
-    /// `http` or `https`, `ws` or `wss`.
+    /// Appends `s` to `plain` if the gateway uses TLS: `http` or `https`, `ws` or `wss`.
     pub fn scheme(&self, plain: &str) -> String {
         let secure = if self.tls.is_some() { "s" } else { "" };
         format!("{plain}{secure}")
@@ -35,8 +35,8 @@ impl DemoGateway {
     }
 }
 
-/// A client of the 2024-11-05 transport, as small as it can be. It speaks HTTP/1.0, so that the event stream comes
-/// without chunks.
+/// A minimal client of the HTTP+SSE transport (MCP 2024-11-05). Uses HTTP/1.0, so that the event
+/// stream is not chunked.
 pub struct DemoClient<'a> {
     gateway: &'a DemoGateway,
     events: BufReader<Stream>,
@@ -45,7 +45,7 @@ pub struct DemoClient<'a> {
 }
 
 impl<'a> DemoClient<'a> {
-    /// Opens the event stream and says hello.
+    /// Opens the event stream and initializes the session.
     pub async fn connect(gateway: &'a DemoGateway) -> io::Result<Self> {
         let mut stream = gateway.connect().await?;
         let address = gateway.address;
@@ -62,8 +62,8 @@ impl<'a> DemoClient<'a> {
         Ok(client)
     }
 
-    /// Waits until `tool` is listed, and gives the names of all. The server comes when it comes; the gateway says when
-    /// the list has changed.
+    /// Waits until `tool` is listed, and returns the names of all tools. The server may connect
+    /// later; the gateway then sends `notifications/tools/list_changed`.
     pub async fn wait_for_tools(&mut self, tool: &str) -> io::Result<Vec<String>> {
         loop {
             let answer = self.ask("tools/list", "{}").await?;
@@ -75,7 +75,7 @@ impl<'a> DemoClient<'a> {
         }
     }
 
-    /// Asks, and waits for the answer: the whole message.
+    /// Sends a request and returns the whole response message.
     pub async fn ask(&mut self, method: &str, params: &str) -> io::Result<String> {
         self.last_id += 1;
         let id = self.last_id.to_string();
@@ -106,7 +106,7 @@ impl<'a> DemoClient<'a> {
         }
     }
 
-    /// The data of the next event.
+    /// Returns the data of the next event.
     async fn event(&mut self) -> io::Result<String> {
         let mut line = String::new();
         loop {
@@ -130,7 +130,7 @@ fn tool_names(answer: &str) -> Vec<String> {
     elements(answer, list).filter_map(name).collect()
 }
 
-/// The other side did not keep to what was expected.
+/// Returns an error for an unexpected reply.
 pub fn broken(why: &str) -> io::Error {
     io::Error::other(why)
 }

@@ -1,6 +1,6 @@
-//! `mcpport demo`: a gateway, the built-in server behind it, and a real call between them, in one command.
+//! `mcpport demo`: runs a gateway, the built-in server behind it, and a real call between them.
 //!
-//! The shell's own: it uses both programs, and a small MCP client.
+//! Part of the shell layer, because it uses both programs; has its own small MCP client.
 
 mod client;
 
@@ -28,35 +28,35 @@ use crate::{
     util,
 };
 
-/// What was asked for.
+/// Options of the demo.
 #[derive(Clone, Debug)]
 pub struct DemoOptions {
-    /// Port of the gateway, 0: any free one.
+    /// Port of the gateway; 0 picks a free one.
     pub port: u16,
-    /// End after the call.
+    /// Exit after the call.
     pub once: bool,
-    /// Speak TLS, at the gateway and towards it.
+    /// Use TLS, in the gateway and in its clients.
     pub tls: Option<Tls>,
 }
 
 /// The certificates of a demo over TLS.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// The gateway's; it has to name 127.0.0.1.
+    /// Key and certificate of the gateway; the certificate must include 127.0.0.1.
     pub server: ServerTls,
-    /// PEM file with the authority that it comes from.
+    /// PEM file with the CA of this certificate.
     pub ca: PathBuf,
 }
 
-/// Name of the server that is shown.
+/// Name of the registered server.
 const SERVER: &str = "device";
-/// Its tool that is called, as clients see it.
+/// The tool that the demo calls, by its exposed name.
 const TOOL: &str = "device_system";
 
-/// Runs the demo until `stop` is ready, or the call is done and nothing more was asked for.
+/// Runs the demo until `stop` is ready, or until the call is done if `once` is set.
 ///
 /// # Errors
-/// One line: the port is taken, or the call failed.
+/// One line: for example, the port is in use, or the call failed.
 pub async fn run(options: DemoOptions, stop: impl Future<Output = ()>) -> Result<(), FatalError> {
     let trust =
         options.tls.as_ref().map(|tls| ClientTls { ca: Some(tls.ca.clone()), ..ClientTls::default() });
@@ -81,20 +81,20 @@ pub async fn run(options: DemoOptions, stop: impl Future<Output = ()>) -> Result
         drop(switch);
         result
     };
-    // Only when it is stopped does it end well, and then the others have the last word.
+    // `edge::run` returns `Ok` only after a stop, so `try_zip` does not hide the result of `work`.
     let (edge_ends, edge_ended) = crate::runtime::shutdown::shutdown();
     let edge = async move {
         let result = edge::run(edge_config, stopped.wait()).await;
         drop(edge_ends);
         result
     };
-    // The gateway stops last: the edge need not warn of a link that its own end would have closed.
+    // Stop the gateway last, so that the edge does not log a lost link.
     let served = bound.serve(async move { edge_ended.wait().await });
     let both = future::zip(served, future::try_zip(work, edge));
     both.await.1.map(|_| ())
 }
 
-/// Shows the call; then invites to more and goes on for ever, unless that was all.
+/// Makes the call, then prints further instructions and waits forever unless `once` is set.
 async fn play(gateway: &DemoGateway, once: bool) -> Result<(), FatalError> {
     let limit = limits::DEMO_TIME;
     match timeout::within(limit, show(gateway)).await {
@@ -139,11 +139,11 @@ fn register_config(gateway: SocketAddr, tls: Option<ClientTls>) -> Result<Regist
 }
 
 fn say(line: &str) {
-    // Nobody may be there to read it.
+    // Ignore errors: standard output may be closed.
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// Makes the call as any client would, and shows it.
+/// Makes the call like any client and prints the result.
 async fn show(gateway: &DemoGateway) -> io::Result<()> {
     let (http, ws, address) = (gateway.scheme("http"), gateway.scheme("ws"), gateway.address);
     say(&format!("gateway   {http}://{address}/mcp"));
@@ -162,7 +162,7 @@ async fn show(gateway: &DemoGateway) -> io::Result<()> {
     Ok(())
 }
 
-/// Prints what a newcomer needs next.
+/// Prints the instructions for clients and further servers.
 fn invite(gateway: &DemoGateway) {
     let (http, ws, address) = (gateway.scheme("http"), gateway.scheme("ws"), gateway.address);
     say("\nPaste this into the configuration of an MCP client:\n");
@@ -172,7 +172,7 @@ fn invite(gateway: &DemoGateway) {
     say(&format!(
         "(for older clients: \"type\": \"sse\" and {http}://{address}/sse), and register servers:\n"
     ));
-    // As this program was called, which need not be in PATH.
+    // Use the program's name as invoked: it may not be in PATH.
     let program = env::args().next().unwrap_or_else(|| "mcpport".into());
     let trust = gateway.authority.as_ref().map(|file| format!(" --ssl-ca-cert {}", file.display()));
     say(&format!(

@@ -1,9 +1,9 @@
-//! Tool `disks`: room on the file systems that lie on storage of this box.
+//! Tool `disks`: space on the file systems on local storage.
 //!
-//! Two questions decide for each mount. Is it storage ([`DiskKind`])? And does its path lead to it, without
-//! passing through something that may never answer? A mount can be covered by a later one at the same path or
-//! above, and `statvfs` on a covered path asks whatever lies on top: so the mount tree is read, not only the
-//! paths.
+//! A mount is measured if it is storage ([`DiskKind`]) and if its path does not lead through a file
+//! system that may never answer. A later mount at the same path or above can cover a mount, and
+//! `statvfs` on the path then queries the covering file system. So this module reads the mount
+//! tree, not only the paths.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -19,12 +19,12 @@ use super::{
 };
 use crate::util::escape::show;
 
-/// What the tool says about itself.
+/// Description of the tool.
 pub const DESCRIPTION: &str = "Mounted file systems on storage of this box, with size, used and available bytes and inodes. Each \
      storage is listed once. Memory and pseudo file systems are left out. Network file systems (NFS, \
      SMB, …) and FUSE are only named under not_measured, because a dead server would block the answer.";
 
-/// The schema of the answer.
+/// Returns the output schema.
 pub fn schema() -> Value {
     let disk = object([
         ("mount", field("string", "Where it is mounted")),
@@ -48,7 +48,7 @@ pub fn schema() -> Value {
     ])
 }
 
-/// Reads the mount table and asks each storage once.
+/// Reads the mount table and queries each storage once.
 pub fn report(machine: &Machine) -> Report {
     let table = parse_mounts(&machine.bytes("proc/self/mountinfo").unwrap_or_default());
     let most = machine.limits().entries;
@@ -107,7 +107,7 @@ fn disk_data(mount: &Mount, path: &str, space: &Space) -> Value {
     })
 }
 
-/// The mounts to show, by path, and for those that must not be asked the reason.
+/// Returns the mounts to show, sorted by path. A mount that must not be queried has a reason.
 fn choose(table: &[Mount]) -> Vec<(&Mount, Option<&'static str>)> {
     let mut chosen: Vec<(&Mount, Option<&'static str>)> = Vec::new();
     for mount in table {
@@ -122,8 +122,8 @@ fn choose(table: &[Mount]) -> Vec<(&Mount, Option<&'static str>)> {
         };
         chosen.push((mount, reason));
     }
-    // Of several mounts of one storage one that can be asked wins, then the shortest path, then the whole
-    // storage.
+    // Of several mounts of one storage, prefer one that can be queried, then the shortest path,
+    // then a mount of the whole storage.
     chosen.sort_by_key(|(mount, reason)| {
         (mount.storage, reason.is_some(), mount.path.as_os_str().len(), mount.part, mount.id)
     });
@@ -132,14 +132,14 @@ fn choose(table: &[Mount]) -> Vec<(&Mount, Option<&'static str>)> {
     chosen
 }
 
-/// What a file system keeps its data on.
+/// Where a file system keeps its data.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum DiskKind {
     /// Memory, the kernel, or another mount's storage.
     Pseudo,
-    /// Another box, or a program: asking may block for ever.
+    /// Another machine or a user-space program: a query may block forever.
     Remote,
-    /// Storage of this box.
+    /// Local storage.
     Storage,
 }
 
@@ -181,7 +181,7 @@ impl DiskKind {
     }
 }
 
-/// Whether another mount lies over the path of `mount`, or of a mount that it is in.
+/// Whether another mount covers the path of `mount` or of one of its ancestors.
 fn hidden(table: &[Mount], mount: &Mount) -> bool {
     chain(table, mount).enumerate().any(|(step, link)| {
         table.iter().any(|other| {
@@ -200,7 +200,8 @@ fn behind_remote(table: &[Mount], mount: &Mount) -> bool {
     chain(table, mount).skip(1).any(|link| DiskKind::of(link) == DiskKind::Remote)
 }
 
-/// `mount`, the mount that it is in, and so on up to the root. Ends even when the table is nonsense.
+/// Iterates over `mount`, its parent and so on up to the root. Ends even if the table contains a
+/// cycle.
 fn chain<'a>(table: &'a [Mount], mount: &'a Mount) -> impl Iterator<Item = &'a Mount> {
     let up = |link: &&'a Mount| {
         let parent = link.parent;
@@ -216,7 +217,7 @@ struct Mount {
     parent: u64,
     /// Major and minor number: the same for all mounts of one storage.
     storage: (u32, u32),
-    /// Only a folder of the storage is mounted here.
+    /// Only a directory of the storage is mounted here.
     part: bool,
     path: PathBuf,
     read_only: bool,
@@ -224,12 +225,12 @@ struct Mount {
     device: String,
 }
 
-/// `/proc/self/mountinfo` (proc_pid_mountinfo(5)). Lines that cannot be read are passed over.
+/// Parses `/proc/self/mountinfo` (proc_pid_mountinfo(5)). Skips malformed lines.
 fn parse_mounts(bytes: &[u8]) -> Vec<Mount> {
     bytes.split(|&byte| byte == b'\n').filter_map(parse_mount).collect()
 }
 
-/// `id parent major:minor root path options [tags…] - type device superoptions`.
+/// Parses `id parent major:minor root path options [tags…] - type device superoptions`.
 fn parse_mount(line: &[u8]) -> Option<Mount> {
     let mut words = line.split(|&byte| byte == b' ');
     let id = number(words.next()?)?;
@@ -259,7 +260,7 @@ fn lossy(word: &[u8]) -> String {
     String::from_utf8_lossy(&unescape(word)).into_owned()
 }
 
-/// The kernel writes white space and backslashes as `\` and three octal digits.
+/// Undoes the kernel's escapes: white space and backslashes as `\` and three octal digits.
 fn unescape(mut word: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(word.len());
     while let Some((&first, rest)) = word.split_first() {
@@ -323,7 +324,7 @@ mod tests {
         }
     }
 
-    /// What is chosen of a table, one `path` or `path!` (not to be asked) for each.
+    /// Returns the mounts chosen from a table as `path`, or `path!` if not to be queried.
     fn chosen(table: &str) -> Vec<String> {
         let table = parse_mounts(table.as_bytes());
         let show = |(mount, reason): &(&Mount, Option<&str>)| {
@@ -362,9 +363,9 @@ mod tests {
     fn a_covered_mount_is_never_asked() {
         let root = "27 1 8:1 / / rw - ext4 /dev/sda1 rw\n";
         let cases: [(&str, &[&str]); 5] = [
-            // NFS right over the disk.
+            // NFS mounted over the disk.
             ("28 27 8:2 / /data rw - ext4 d rw\n29 28 0:40 / /data rw - nfs n rw", &["/", "/data!"]),
-            // NFS over the folder that the disk is mounted in.
+            // NFS mounted over the directory that contains the disk's mount point.
             ("28 27 8:2 / /mnt/data rw - ext4 d rw\n29 27 0:40 / /mnt rw - nfs n rw", &["/", "/mnt!"]),
             // The same, one mount deeper.
             (
@@ -376,7 +377,7 @@ mod tests {
                 "29 27 0:40 / /nas rw - nfs n rw\n30 29 8:3 / /nas/usb rw - ext4 u rw",
                 &["/", "/nas!", "/nas/usb!"],
             ),
-            // Not below: only the same beginning.
+            // Not below NFS: only the path's prefix is the same.
             ("29 27 0:40 / /nas rw - nfs n rw\n30 27 8:3 / /nas2 rw - ext4 u rw", &["/", "/nas!", "/nas2"]),
         ];
         for (rest, expected) in cases {

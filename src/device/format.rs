@@ -1,6 +1,6 @@
-//! Sizes and times for people.
+//! Human-readable sizes and times.
 
-/// A number of bytes as people read it: `3.7 GiB`.
+/// Formats a number of bytes: `3.7 GiB`.
 pub fn bytes(count: u64) -> String {
     const STEP: f64 = 1024.0;
     let mut amount = count as f64;
@@ -15,12 +15,12 @@ pub fn bytes(count: u64) -> String {
     if unit == "bytes" { format!("{count} bytes") } else { format!("{amount:.1} {unit}") }
 }
 
-/// [`bytes`], or `unknown`.
+/// Same as [`bytes`], or `unknown`.
 pub fn bytes_or_unknown(count: Option<u64>) -> String {
     count.map_or_else(|| "unknown".to_owned(), bytes)
 }
 
-/// A time in seconds as people read it: `3 d 4 h 12 min`.
+/// Formats a time in seconds: `3 d 4 h 12 min`.
 pub fn span(seconds: f64) -> String {
     let minutes = (seconds / 60.0) as u64;
     let (days, hours, minutes) = (minutes / 1440, minutes / 60 % 24, minutes % 60);

@@ -1,8 +1,9 @@
-//! Tool `log_tail`: the end of one log file out of a fixed set.
+//! Tool `log_tail`: the end of one log file from a fixed set.
 //!
-//! A file is named by exactly the text that the set holds, so no path that a client makes up is ever opened.
-//! The common files must not be symbolic links; the files given by flag are the owner's choice and may be.
-//! Only regular files are read, and opening never waits (a named pipe would).
+//! The `file` argument must equal a path in the set, so a client can never make the server open
+//! another path. The common files must not be symbolic links; files given by flag are the owner's
+//! choice and may be. Only regular files are read, and opening one never blocks (opening a named
+//! pipe could).
 
 use std::fs::File;
 use std::io;
@@ -22,7 +23,7 @@ use super::{
 use crate::limits::DeviceLimits;
 use crate::util::escape::show;
 
-/// Common system logs. Those about log-ins (`auth.log`, `secure`) are left out on purpose.
+/// Common system logs. Login logs (`auth.log`, `secure`) are omitted on purpose.
 const COMMON: &[&str] = &[
     "/var/log/syslog",
     "/var/log/messages",
@@ -32,16 +33,16 @@ const COMMON: &[&str] = &[
     "/var/log/boot.log",
 ];
 
-/// What the tool says about itself.
+/// Description of the tool.
 pub const DESCRIPTION: &str = "The last lines of one log file. Only the files that the argument `file` lists can be read, and at \
      most their last 64 KiB. The owner of the box can add files with `--log FILE`.";
 
-/// The schema of the arguments, with the files that are there now.
+/// Returns the input schema, with the files that exist now.
 pub fn arguments(machine: &Machine) -> Value {
     let limits = machine.limits();
     let mut file = json!({ "type": "string", "description": "Which file" });
     let there = there(machine);
-    // JSON schema does not want an empty `enum`.
+    // JSON Schema discourages an empty `enum`.
     if !there.is_empty() {
         file["enum"] = json!(there);
     }
@@ -59,7 +60,7 @@ pub fn arguments(machine: &Machine) -> Value {
     })
 }
 
-/// The schema of the answer.
+/// Returns the output schema.
 pub fn schema() -> Value {
     object([
         ("file", field("string", "Which file")),
@@ -72,7 +73,7 @@ pub fn schema() -> Value {
 /// Reads the end of a file.
 ///
 /// # Errors
-/// When the arguments are wrong, or the file cannot be read.
+/// If the arguments are invalid or the file cannot be read.
 pub fn report(machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, ToolError> {
     let limits = machine.limits();
     arguments.only(&["file", "lines"])?;
@@ -105,14 +106,14 @@ pub fn report(machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, To
     Ok(Report { lines: text, data })
 }
 
-/// A file of the set.
+/// A file in the set.
 struct LogFile {
     path: PathBuf,
-    /// Given by the owner: a symbolic link is followed.
+    /// Given by the owner: symbolic links are followed.
     given: bool,
 }
 
-/// The file of the set with exactly this name.
+/// Returns the file in the set with exactly this name.
 fn find(machine: &Machine, name: &str) -> Option<LogFile> {
     let given = machine.logs().iter().find(|path| path.to_string_lossy() == name);
     if let Some(path) = given {
@@ -122,7 +123,7 @@ fn find(machine: &Machine, name: &str) -> Option<LogFile> {
     Some(LogFile { path: common_path(machine, common), given: false })
 }
 
-/// The names of the set whose files are there now. Whether they can be read shows when they are.
+/// Returns the names in the set whose files exist now. Does not check whether they are readable.
 fn there(machine: &Machine) -> Vec<String> {
     let is_file = |path: &Path| path.metadata().is_ok_and(|found| found.is_file());
     let is_plain = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_file());
@@ -141,11 +142,11 @@ fn common_path(machine: &Machine, path: &str) -> PathBuf {
     machine.path(path.trim_start_matches('/'))
 }
 
-/// The end of a file.
+/// The last part of a file.
 struct FileEnd {
     size: u64,
     bytes: Vec<u8>,
-    /// It is the whole file.
+    /// Whether `bytes` is the whole file.
     whole: bool,
 }
 
@@ -194,8 +195,8 @@ struct Tail {
     truncated: bool,
 }
 
-/// At most `wanted` lines from the end of `bytes`. Unless these are the `whole` file, the first line is only
-/// a part of one: it is left out, or shown where there is no other.
+/// Returns at most `wanted` lines from the end of `bytes`. Unless `bytes` is the `whole` file, its
+/// first line may be incomplete: it is dropped, unless it is the only one.
 fn tail(bytes: &[u8], whole: bool, wanted: usize) -> Tail {
     let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     if bytes.is_empty() {

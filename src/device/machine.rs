@@ -1,7 +1,7 @@
-//! Where facts come from: files below a root folder, and the few system calls that have no file.
+//! The sources of facts: files below a root directory, and the few system calls without a file.
 //!
-//! Both can be replaced, so that a test describes a whole box in a folder. Below: the file system. Above: the
-//! subjects (`system`, `disks`, …), which parse.
+//! Both can be replaced, so that a test can describe a whole machine in a directory. The topic
+//! modules (`system`, `disks`, …) parse the data.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::netlink::{self, Address};
 use crate::limits::DeviceLimits;
 
-/// A box: this one, or one that a test made up.
+/// A machine: this one, or one described by a test.
 pub struct Machine {
     root: PathBuf,
     kernel: Box<dyn Kernel>,
@@ -19,75 +19,76 @@ pub struct Machine {
     limits: DeviceLimits,
 }
 
-/// What the kernel tells only through a system call.
+/// Facts that are only available through system calls.
 pub trait Kernel {
-    /// The processor's name as the kernel gives it (`uname`), for example `aarch64`.
+    /// Returns the machine's architecture from `uname`, for example `aarch64`.
     fn architecture(&self) -> String;
 
-    /// Room on the file system at `mount` (`statvfs`).
+    /// Returns the space on the file system at `mount` (`statvfs`).
     ///
     /// # Errors
-    /// As the system call.
+    /// The error of the system call.
     fn space(&self, mount: &Path) -> io::Result<Space>;
 
-    /// The addresses of all interfaces, at most `limits.entries`.
+    /// Returns the addresses of all interfaces, at most `limits.entries`.
     ///
     /// # Errors
-    /// When the kernel does not hand them out here.
+    /// If the kernel does not provide them here.
     fn addresses(&self, limits: &DeviceLimits) -> io::Result<Vec<Address>>;
 
-    /// Waits for about `time` and tells how long it was.
+    /// Sleeps for about `time` and returns the actual duration.
     fn pause(&self, time: Duration) -> Duration;
 }
 
-/// Room on a file system. Sizes in bytes.
+/// Space on a file system. Sizes in bytes.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Space {
-    /// All of it.
+    /// Total size.
     pub size: u64,
-    /// What holds data.
+    /// Space that holds data.
     pub used: u64,
-    /// What an ordinary user may still fill; less than `size - used` where some is reserved.
+    /// Space available to an ordinary user; less than `size - used` if some is reserved.
     pub available: u64,
-    /// Files that it can hold; 0 where there is no such number.
+    /// Maximum number of files; 0 if the file system has no such limit.
     pub inodes: u64,
-    /// Of those, free.
+    /// Free inodes.
     pub inodes_free: u64,
 }
 
 impl Machine {
-    /// This box. `logs` may be read beside the common log files.
+    /// Returns this machine. `logs` may be read in addition to the common log files.
     pub fn here(logs: Vec<PathBuf>, limits: DeviceLimits) -> Self {
         Self::new(PathBuf::from("/"), Box::new(Linux), logs, limits)
     }
 
-    /// A box whose files lie below `root`. `logs` are not looked for there, but where they say.
+    /// Returns a machine whose files are below `root`. `logs` are absolute paths, not relative to
+    /// `root`.
     pub fn new(root: PathBuf, kernel: Box<dyn Kernel>, logs: Vec<PathBuf>, limits: DeviceLimits) -> Self {
         Self { root, kernel, logs, limits }
     }
 
-    /// The system calls.
+    /// Returns the system calls.
     pub fn kernel(&self) -> &dyn Kernel {
         &*self.kernel
     }
 
-    /// The bounds.
+    /// Returns the limits.
     pub fn limits(&self) -> &DeviceLimits {
         &self.limits
     }
 
-    /// The log files that were given by flag.
+    /// Returns the log files given by flag.
     pub fn logs(&self) -> &[PathBuf] {
         &self.logs
     }
 
-    /// Where `path`, which is written without a leading `/`, lies.
+    /// Returns the full path of `path`, which has no leading `/`.
     pub fn path(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }
 
-    /// The bytes of a file, at most `limits.text_bytes` and then only whole lines. `None` when it cannot be
-    /// read.
+    /// Returns the content of a file, limited to `limits.text_bytes` and then cut after the last
+    /// whole line. `None` if it cannot be read.
     pub fn bytes(&self, path: &str) -> Option<Vec<u8>> {
         let most = self.limits.text_bytes;
         let mut bytes = Vec::new();
@@ -100,19 +101,20 @@ impl Machine {
         Some(bytes)
     }
 
-    /// As [`Machine::bytes`], as text; what is not UTF-8 is replaced.
+    /// Same as [`Machine::bytes`], as text; invalid UTF-8 is replaced.
     pub fn text(&self, path: &str) -> Option<String> {
         self.bytes(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// The text of a file without white space around it. `None` when it cannot be read or is empty.
+    /// Returns the trimmed text of a file. `None` if it cannot be read or is empty.
     pub fn line(&self, path: &str) -> Option<String> {
         let text = self.text(path)?;
         let text = text.trim();
         (!text.is_empty()).then(|| text.to_owned())
     }
 
-    /// The names in a folder, sorted, at most `limits.entries`. Nothing when it cannot be read.
+    /// Returns the sorted names in a directory, at most `limits.entries`. Empty if it cannot be
+    /// read.
     pub fn names(&self, path: &str) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.path(path)) else { return Vec::new() };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -121,7 +123,7 @@ impl Machine {
         names
     }
 
-    /// The processes, at most `limits.processes`.
+    /// Returns the process ids, at most `limits.processes`.
     pub fn processes(&self) -> Vec<u32> {
         let Ok(entries) = fs::read_dir(self.path("proc")) else { return Vec::new() };
         let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -129,7 +131,7 @@ impl Machine {
     }
 }
 
-/// The kernel that runs us.
+/// The running Linux kernel.
 struct Linux;
 
 impl Kernel for Linux {

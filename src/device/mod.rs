@@ -1,20 +1,21 @@
-//! `mcpport device`: a small stdio MCP server about the box it runs on, for edge boxes that have neither
-//! Node nor Python. Linux, read-only.
+//! `mcpport device`: a small read-only stdio MCP server about the machine it runs on, for edge
+//! boxes that have neither Node nor Python. Linux only.
 //!
-//! It is reached like any other server: `mcpport register --stdio "mcpport device"`. Nothing is cached
-//! and no thread is started: a request is read, files under `/proc` and `/sys` are read, the answer is
-//! written. What must never block is not touched: network file systems, FUSE, devices, pipes.
+//! It is registered like any other server: `mcpport register --stdio "mcpport device"`. It caches
+//! nothing and starts no threads: it reads a request, reads files under `/proc` and `/sys`, and
+//! writes the response. It never touches anything that may block: network file systems, FUSE,
+//! devices, pipes.
 //!
-//! | file | job |
+//! | file | content |
 //! |---|---|
-//! | `mod` | standard input to standard output |
+//! | `mod` | reads standard input, writes standard output |
 //! | [`server`] | the protocol: one line in, at most one line out |
 //! | `tools` | the table of tools |
-//! | `report` | what a tool is given and gives: arguments, report, refusal |
-//! | [`machine`] | where facts come from: a root folder and a few system calls, both replaceable in a test |
-//! | `system`, `disks`, `network`, `processes`, `logs` | one subject each: parser, report, schema |
-//! | [`netlink`] | the kernel's list of addresses, as bytes |
-//! | `words` | sizes and times for people; pieces of JSON schema |
+//! | `report` | arguments, reports and errors of tools |
+//! | [`machine`] | sources of facts: a root directory and a few system calls; replaceable |
+//! | `system`, `disks`, `network`, `processes`, `logs` | one topic each: parser, report, schema |
+//! | [`netlink`] | the kernel's list of addresses, in binary form |
+//! | `format`, `schema` | human-readable sizes and times; parts of JSON schemas |
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
@@ -38,18 +39,18 @@ mod tools;
 use machine::Machine;
 use server::DeviceServer;
 
-/// What `mcpport device` was asked for.
+/// Options of `mcpport device`.
 #[derive(Clone, Debug, Default)]
 pub struct DeviceOptions {
-    /// Log files that may be read beside the common ones (`--log FILE`). Named by exactly these texts.
+    /// Log files that may be read in addition to the common ones (`--log FILE`). Clients name them
+    /// by exactly these texts.
     pub logs: Vec<PathBuf>,
 }
 
-/// Serves standard input and output until the input ends or the reader of the output goes away.
+/// Serves standard input and output until the input ends or the reader of the output closes it.
 ///
 /// # Errors
-/// When standard input cannot be read or standard output cannot be written, for another reason than a closed
-/// pipe.
+/// If reading standard input or writing standard output fails, except for a closed pipe.
 pub fn run(options: DeviceOptions) -> Result<(), FatalError> {
     let limits = DeviceLimits::default();
     if io::stdin().is_terminal() {
@@ -59,10 +60,11 @@ pub fn run(options: DeviceOptions) -> Result<(), FatalError> {
     serve(server, io::stdin().lock(), io::stdout().lock(), limits.line_bytes)
 }
 
-/// Answers every line of `input` on `output`; lines longer than `longest` bytes are skipped and refused.
+/// Answers every line of `input` on `output`. Lines longer than `longest` bytes are skipped and
+/// answered with an error.
 ///
 /// # Errors
-/// As [`run`].
+/// Same as [`run`].
 pub fn serve(
     mut server: DeviceServer,
     mut input: impl BufRead,
@@ -86,7 +88,7 @@ pub fn serve(
     }
 }
 
-/// What came out of standard input.
+/// The result of reading one line of input.
 #[derive(Debug, Eq, PartialEq)]
 enum InputLine {
     End,
@@ -94,8 +96,8 @@ enum InputLine {
     Whole(Vec<u8>),
 }
 
-/// One line without its line feed. A last line without one counts. The buffer is fresh each time, so that a
-/// long line does not stay in memory.
+/// Reads one line without its line feed. A last line without a line feed counts. Allocates a new
+/// buffer for each line, so that a long line does not keep its memory.
 fn read_line(input: &mut impl BufRead, longest: usize) -> io::Result<InputLine> {
     let mut line = Vec::new();
     let mut too_long = false;

@@ -1,7 +1,7 @@
-//! The kernel's list of addresses, asked for over a netlink socket (rtnetlink(7): `RTM_GETADDR`).
+//! The kernel's list of addresses, requested over a netlink socket (rtnetlink(7): `RTM_GETADDR`).
 //!
-//! `/proc` lists IPv4 addresses without their interface; this list has both families with prefix and
-//! interface, and needs no privilege. [`addresses`] is the exchange, [`Reply`] the pure reading of its bytes.
+//! `/proc` lists IPv4 addresses without their interface. This list has both families, with prefix
+//! and interface, and needs no privilege. [`addresses`] does the I/O; [`Reply`] only parses bytes.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 use crate::limits::DeviceLimits;
 
-/// Lengths of the fixed heads, and the alignment of what follows them.
+/// Lengths of the fixed headers, and the alignment of what follows them.
 const MESSAGE_HEAD: usize = 16;
 const ADDRESS_HEAD: usize = 8;
 const ATTRIBUTE_HEAD: usize = 4;
@@ -24,7 +24,8 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 /// `NLM_F_REQUEST | NLM_F_DUMP`.
 const REQUEST_DUMP: u16 = 0x301;
-/// Attributes of an address. On a point-to-point link `IFA_ADDRESS` is the peer's and `IFA_LOCAL` is ours.
+/// Address attributes. On a point-to-point link `IFA_ADDRESS` is the peer's address and `IFA_LOCAL`
+/// is ours.
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const AF_INET: u8 = 2;
@@ -33,20 +34,21 @@ const AF_INET6: u8 = 10;
 /// One address of an interface.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Address {
-    /// The kernel's number of the interface.
+    /// Index of the interface in the kernel.
     pub interface: u32,
     /// The address.
     pub ip: IpAddr,
-    /// Bits of its network.
+    /// Length of the network prefix in bits.
     pub prefix: u8,
 }
 
-/// Asks the kernel for the addresses of all interfaces; at most `limits.entries` are kept.
+/// Requests the addresses of all interfaces from the kernel; keeps at most `limits.entries`.
 ///
 /// # Errors
-/// When the socket is refused (some sandboxes), or the kernel is silent for `limits.netlink_time`.
+/// If the socket is refused (some sandboxes), or the kernel sends nothing for
+/// `limits.netlink_time`.
 pub fn addresses(limits: &DeviceLimits) -> io::Result<Vec<Address>> {
-    // No protocol: number 0, which is the routing family.
+    // No protocol: 0 is `NETLINK_ROUTE`.
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Recv, Some(limits.netlink_time))?;
     sendto(&socket, &request(), SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
@@ -71,7 +73,7 @@ fn request() -> [u8; MESSAGE_HEAD + ADDRESS_HEAD] {
     bytes
 }
 
-/// What one datagram meant for the list.
+/// The state of the list after one datagram.
 #[derive(Debug, Eq, PartialEq)]
 enum Part {
     Done,
@@ -79,14 +81,14 @@ enum Part {
     Refused,
 }
 
-/// The list as it grows.
+/// The addresses received so far.
 struct Reply {
     found: Vec<Address>,
     most: usize,
 }
 
 impl Reply {
-    /// Reads one datagram: several messages, each padded to [`ALIGN`].
+    /// Parses one datagram: several messages, each padded to [`ALIGN`].
     fn read(&mut self, mut bytes: &[u8]) -> Part {
         if bytes.is_empty() {
             return Part::Refused;
@@ -104,8 +106,8 @@ impl Reply {
     }
 }
 
-/// The first message: its type, its body, and what follows. `None` at the end, or where the length is
-/// nonsense.
+/// Splits off the first message: its type, its body, and the rest. `None` at the end or if the
+/// length is invalid.
 fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
     let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
@@ -113,7 +115,7 @@ fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, body, bytes.get(length.next_multiple_of(ALIGN)..).unwrap_or_default()))
 }
 
-/// The address in the body of one `RTM_NEWADDR`.
+/// Parses the address in the body of one `RTM_NEWADDR`.
 fn address(body: &[u8]) -> Option<Address> {
     let &[family, prefix, _, _] = body.first_chunk()?;
     let interface = u32::from_ne_bytes(*body.get(4..)?.first_chunk()?);
@@ -128,7 +130,7 @@ fn address(body: &[u8]) -> Option<Address> {
     Some(Address { interface, ip: found?, prefix })
 }
 
-/// The first attribute: its type, its value, and what follows.
+/// Splits off the first attribute: its type, its value, and the rest.
 fn attribute(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
     let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?);
@@ -148,7 +150,7 @@ fn ip(family: u8, value: &[u8]) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    /// One message, padded.
+    /// Builds one padded message.
     fn framed(kind: u16, body: &[u8]) -> Vec<u8> {
         let mut bytes = ((MESSAGE_HEAD + body.len()) as u32).to_ne_bytes().to_vec();
         bytes.extend(kind.to_ne_bytes());
@@ -158,7 +160,7 @@ mod tests {
         bytes
     }
 
-    /// The body of an address message for interface 7.
+    /// Builds the body of an address message for interface 7.
     fn body(family: u8, prefix: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {
         let mut bytes = vec![family, prefix, 0, 0];
         bytes.extend(7_u32.to_ne_bytes());

@@ -1,7 +1,7 @@
 //! Tool `network`: interfaces with their addresses, state and counters.
 //!
-//! Counters and names come from `/proc/net/dev`, the rest of an interface from `/sys/class/net`, addresses
-//! from the kernel (see `netlink`).
+//! Names and counters come from `/proc/net/dev`, the other facts from `/sys/class/net`, and
+//! addresses from the kernel (see `netlink`).
 
 use serde_json::{Value, json};
 
@@ -14,11 +14,11 @@ use super::{
 };
 use crate::util::escape::show;
 
-/// What the tool says about itself.
+/// Description of the tool.
 pub const DESCRIPTION: &str = "Network interfaces of the box with IPv4 and IPv6 addresses, state, MAC address, MTU, and the \
      bytes, packets, errors and drops received and sent since the interface came up.";
 
-/// The schema of the answer.
+/// Returns the output schema.
 pub fn schema() -> Value {
     let interface = object([
         ("name", field("string", "Name of the interface")),
@@ -149,8 +149,9 @@ impl Direction {
     }
 }
 
-/// `/proc/net/dev`: two lines of titles, then `name: 8 numbers received, 8 numbers sent`. A wide number may
-/// touch the colon. A name that is not one part of a path is passed over, because files are looked up by it.
+/// Parses `/proc/net/dev`: two header lines, then `name: 8 numbers received, 8 numbers sent`. A
+/// wide number may directly follow the colon. Skips a name that is not a single path component,
+/// because it is used to build file paths.
 fn parse_counters(text: &str) -> Vec<Counters> {
     text.lines().skip(2).filter_map(parse_line).collect()
 }
@@ -165,7 +166,7 @@ fn parse_line(line: &str) -> Option<Counters> {
     let mut direction = || {
         let mut next = || numbers.next().flatten();
         let found = Direction { bytes: next()?, packets: next()?, errors: next()?, dropped: next()? };
-        // fifo, frame or collisions, compressed or carrier, multicast or compressed
+        // Skip fifo, frame or collisions, compressed or carrier, multicast or compressed.
         (0..4).try_for_each(|_| next().map(drop))?;
         Some(found)
     };
@@ -178,7 +179,7 @@ mod tests {
 
     const TITLES: &str = "Inter-|   Receive  |  Transmit\n face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop fifo colls carrier compressed\n";
 
-    /// One text for each line that is understood.
+    /// Returns one text for each line that parses.
     fn parsed(lines: &str) -> Vec<String> {
         let show = |found: &Counters| {
             let Counters { name, received: r, sent: s } = found;

@@ -1,7 +1,7 @@
-//! Tool `processes`: what uses most memory or most processor time just now.
+//! Tool `processes`: the processes that use the most memory or processor time now.
 //!
-//! Processor use is measured: every process is looked at twice, half a second apart. Command lines are not
-//! shown, because they may hold secrets.
+//! Processor use is measured: every process is read twice, half a second apart. Command lines are
+//! not shown, because they may contain secrets.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use super::{
 use crate::limits::DeviceLimits;
 use crate::util::escape::show;
 
-/// What the tool says about itself.
+/// Description of the tool.
 pub const DESCRIPTION: &str = "The processes that use most memory or most processor time. Processor use is measured over half a \
      second, in percent of one processor (a process with several threads can exceed 100). Only command \
      names are shown, never arguments.";
 
-/// The schema of the arguments.
+/// Returns the input schema.
 pub fn arguments(limits: &DeviceLimits) -> Value {
     json!({
         "type": "object",
@@ -40,7 +40,7 @@ pub fn arguments(limits: &DeviceLimits) -> Value {
     })
 }
 
-/// The schema of the answer.
+/// Returns the output schema.
 pub fn schema() -> Value {
     let process = object([
         ("pid", field("integer", "Process id")),
@@ -61,10 +61,10 @@ pub fn schema() -> Value {
     ])
 }
 
-/// Measures and sorts.
+/// Measures and sorts the processes.
 ///
 /// # Errors
-/// When the arguments are wrong.
+/// If the arguments are invalid.
 pub fn report(machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, ToolError> {
     let limits = machine.limits();
     arguments.only(&["by", "count"])?;
@@ -91,7 +91,7 @@ pub fn report(machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, To
     Ok(Report { lines, data: json!({ "by": by, "total": total, "processes": data }) })
 }
 
-/// Looks at every process twice. One that ended in between is left out.
+/// Reads every process twice. Processes that exit in between are omitted.
 fn measure(machine: &Machine) -> Vec<Process> {
     let stat = |pid: u32| parse_stat(&machine.text(&format!("proc/{pid}/stat"))?);
     let mut before: Vec<(u32, u64, u64)> = machine
@@ -104,7 +104,7 @@ fn measure(machine: &Machine) -> Vec<Process> {
 
     let look = |pid: u32| {
         let Stat { name, state, ticks, started } = stat(pid)?;
-        // A process that was not there, or whose number was used again, has done all its work in between.
+        // If the process is new or its id was reused, all its processor time is within the window.
         let earlier =
             match before.binary_search_by_key(&pid, |(pid, _, _)| *pid).ok().and_then(|at| before.get(at)) {
                 Some((_, then, ticks)) if *then == started => *ticks,
@@ -123,9 +123,9 @@ struct Process {
     uid: u32,
     name: String,
     state: char,
-    /// Bytes.
+    /// Resident memory in bytes.
     rss: u64,
-    /// Processor time since it started, in the kernel's unit.
+    /// Processor time since its start, in clock ticks.
     ticks: u64,
     percent: f64,
 }
@@ -154,28 +154,28 @@ impl Process {
     }
 }
 
-/// Ticks in a time, in percent of one processor, to one decimal.
+/// Converts ticks in a window to percent of one processor, with one decimal.
 fn percent(ticks: u64, window: Duration, per_second: u32) -> f64 {
     let whole = window.as_secs_f64() * f64::from(per_second);
     if whole > 0.0 { (ticks as f64 * 1000.0 / whole).round() / 10.0 } else { 0.0 }
 }
 
-/// What is used of `/proc/<pid>/stat`. Times in the kernel's unit.
+/// The used fields of `/proc/<pid>/stat`. Times in clock ticks.
 #[derive(Debug, Eq, PartialEq)]
 struct Stat {
     name: String,
     state: char,
     ticks: u64,
-    /// Since the box started; together with the process id it names one process.
+    /// Start time since boot; with the process id it identifies one process.
     started: u64,
 }
 
-/// `/proc/<pid>/stat` (proc_pid_stat(5)). The name stands in parentheses and may hold any character, also `)`
-/// and line feeds, so the last `)` ends it.
+/// Parses `/proc/<pid>/stat` (proc_pid_stat(5)). The name is in parentheses and may contain any
+/// character, even `)` and line feeds, so the last `)` ends it.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (head, rest) = text.rsplit_once(')')?;
     let (_, name) = head.split_once('(')?;
-    // Fields are counted from 1 in the manual, and the state is field 3.
+    // The manual counts fields from 1, and the state is field 3.
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let mut fields = fields.map(|word| word.parse::<u64>().ok());
@@ -185,8 +185,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
     Some(Stat { name: name.to_owned(), state, ticks: user.saturating_add(system), started })
 }
 
-/// `/proc/<pid>/status`: the effective user, and resident memory in bytes (the kernel's own processes have
-/// none).
+/// Parses `/proc/<pid>/status`: the effective user, and the resident memory in bytes (0 for kernel
+/// threads).
 fn parse_status(text: &str) -> Option<(u32, u64)> {
     let find = |wanted: &str| text.lines().find_map(|line| line.strip_prefix(wanted));
     let uid = find("Uid:")?.split_ascii_whitespace().nth(1)?.parse().ok()?;

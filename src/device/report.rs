@@ -1,7 +1,7 @@
-//! What a tool is given and what it gives: checked arguments, a report, or a refusal.
+//! Input and output of tools: checked arguments, a report, or an error.
 //!
-//! Wrong arguments are a result with `isError` and not a protocol error, so that the model reads what to do
-//! better. Above: the subjects (`system`, `disks`, …) and the table of `tools`.
+//! Invalid arguments give a result with `isError`, not a protocol error, so that the model can
+//! correct its call.
 
 use std::ops::RangeInclusive;
 
@@ -9,30 +9,30 @@ use serde_json::{Map, Value};
 
 use crate::util::escape::show;
 
-/// What a tool found: the same facts as lines for people and as data.
+/// The facts that a tool found, as lines for people and as data.
 pub struct Report {
-    /// One fact each.
+    /// One fact per line.
     pub lines: Vec<String>,
-    /// Fits the tool's output schema.
+    /// Matches the tool's output schema.
     pub data: Value,
 }
 
-/// Why a tool did not do it: one line that names the argument or file.
+/// Why a tool failed: one line that names the argument or file.
 pub struct ToolError(pub String);
 
-/// The arguments of one call. `null` counts as not given.
+/// The arguments of one call. `null` counts as absent.
 pub struct Arguments<'a> {
     tool: &'static str,
     given: &'a Map<String, Value>,
 }
 
 impl<'a> Arguments<'a> {
-    /// Those that were given to `tool`.
+    /// Wraps the arguments given to `tool`.
     pub fn new(tool: &'static str, given: &'a Map<String, Value>) -> Self {
         Self { tool, given }
     }
 
-    /// Refuses every argument that is not among `known`.
+    /// Rejects every argument that is not in `known`.
     pub fn only(&self, known: &[&str]) -> Result<(), ToolError> {
         let Some(name) = self.given.keys().find(|name| !known.contains(&name.as_str())) else {
             return Ok(());
@@ -41,7 +41,7 @@ impl<'a> Arguments<'a> {
         Err(ToolError(format!("unknown argument `{}`; `{}` takes {takes}", show(name), self.tool)))
     }
 
-    /// A text.
+    /// Returns a string argument.
     pub fn text(&self, name: &str) -> Result<Option<&'a str>, ToolError> {
         match self.given.get(name) {
             None | Some(Value::Null) => Ok(None),
@@ -50,7 +50,7 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    /// One of some texts.
+    /// Returns a string argument that must be one of `choices`.
     pub fn choice(&self, name: &str, choices: &[&'static str]) -> Result<Option<&'static str>, ToolError> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         match choices.iter().find(|choice| **choice == text) {
@@ -59,7 +59,7 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    /// A whole number in a range; `10.0` is one, as in JSON schema.
+    /// Returns an integer argument in a range. `10.0` is an integer, as in JSON Schema.
     pub fn whole(&self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, ToolError> {
         let value = match self.given.get(name) {
             None | Some(Value::Null) => return Ok(None),

@@ -1,23 +1,23 @@
-//! The pieces of JSON schema that the reports are described with.
+//! Builders for the JSON schemas of the reports.
 
 use serde_json::{Map, Value, json};
 
-/// The schema of a value of type `kind`, with what it means.
+/// Returns the schema of a value of type `kind` with a description.
 pub fn field(kind: &str, description: &str) -> Value {
     json!({ "type": kind, "description": description })
 }
 
-/// As [`field`]; `null` when the box does not tell.
+/// Same as [`field`], but the value may be `null` if the machine does not provide it.
 pub fn maybe(kind: &str, description: &str) -> Value {
     json!({ "type": [kind, "null"], "description": description })
 }
 
-/// The schema of a list.
+/// Returns the schema of a list.
 pub fn list(items: Value, description: &str) -> Value {
     json!({ "type": "array", "items": items, "description": description })
 }
 
-/// The schema of an object whose fields are all present.
+/// Returns the schema of an object whose fields are all required.
 pub fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
     let required: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
     let required = json!(required);

@@ -1,9 +1,10 @@
-//! The protocol: one line in, at most one line out. MCP over stdio, versions 2024-11-05 to 2025-11-25.
+//! The protocol: one line in, at most one line out. MCP over stdio, versions 2024-11-05 to
+//! 2025-11-25.
 //!
-//! Pure but for the tools, which read the [`Machine`]. The server has no state: a request is answered whether
-//! or not `initialize` came first, because nothing depends on it. Fields that older versions do not know
-//! (`title`, `outputSchema`, `structuredContent`, `annotations`) are sent to all; they pass over unknown
-//! fields. Below: `tools`. Above: the loop in `device/mod.rs`.
+//! No I/O except in the tools, which read the [`Machine`]. The server has no protocol state: it
+//! answers a request even before `initialize`, because nothing depends on it. Fields that older
+//! versions do not define (`title`, `outputSchema`, `structuredContent`, `annotations`) are always
+//! sent; older clients ignore unknown fields.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,7 @@ use super::tools::Tool;
 use super::{disks, network, system};
 use crate::util::escape::show;
 
-/// Versions that are spoken, newest first.
+/// Supported protocol versions, newest first.
 const VERSIONS: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
 const SUMMARY: &str = "device://summary";
 const DIAGNOSE: &str = "diagnose";
@@ -23,7 +24,7 @@ const INSTRUCTIONS: &str = "Tells about the box that this server runs on: system
      Everything is read-only. Start with `system` and `disks`; the prompt `diagnose` shows a way \
      through.";
 
-/// JSON-RPC 2.0 error codes, and MCP's own for an unknown resource.
+/// JSON-RPC 2.0 error codes, and the MCP code for an unknown resource.
 const PARSE_ERROR: i32 = -32700;
 const INVALID_REQUEST: i32 = -32600;
 const METHOD_NOT_FOUND: i32 = -32601;
@@ -35,7 +36,7 @@ pub struct DeviceServer {
     machine: Machine,
 }
 
-/// An answer that is an error: its code and one line.
+/// An error response: its code and a one-line message.
 struct Failure(i32, String);
 
 impl Failure {
@@ -49,14 +50,14 @@ impl Failure {
 }
 
 impl DeviceServer {
-    /// A server about `machine`.
+    /// Creates a server about `machine`.
     pub fn new(machine: Machine) -> Self {
         Self { machine }
     }
 
-    /// The answer to one line, without line feed; `None` where nothing is to be answered: blank lines,
-    /// notifications, responses. Batches are refused: one version alone had them, and the gateway never sends
-    /// one.
+    /// Returns the response to one line, without a line feed. `None` for blank lines, notifications
+    /// and responses. Batches are rejected: only one protocol version had them, and the gateway
+    /// never sends one.
     pub fn handle(&mut self, line: &[u8]) -> Option<String> {
         if line.iter().all(u8::is_ascii_whitespace) {
             return None;
@@ -70,12 +71,13 @@ impl DeviceServer {
         Some(answer(envelope.id, result))
     }
 
-    /// The answer to a line of more than `longest` bytes, which was not read.
+    /// Returns the response to a line of more than `longest` bytes, which was skipped.
     pub fn too_long(&self, longest: usize) -> String {
         answer("null", Err(Failure(INVALID_REQUEST, format!("the line has more than {longest} bytes"))))
     }
 
-    /// `params` as a tree; bounded before it is built, because a tree takes many times the room of its text.
+    /// Parses `params`. Checks the size first, because the tree takes many times the memory of its
+    /// text.
     fn params(&self, raw: Option<&RawValue>) -> Result<Map<String, Value>, Failure> {
         let Some(raw) = raw else { return Ok(Map::new()) };
         let most = self.machine.limits().params_bytes;
@@ -139,14 +141,15 @@ impl DeviceServer {
 
 /// The parts of a request.
 struct Envelope<'a> {
-    /// As it was written: a string or a number.
+    /// The raw JSON, a string or a number.
     id: &'a str,
     method: String,
     params: Option<&'a RawValue>,
 }
 
 impl<'a> Envelope<'a> {
-    /// Reads one message. `None`: a notification or a response. An error comes with the id to answer under.
+    /// Parses one message. `None` for a notification or a response. An error includes the id to
+    /// answer with.
     fn read(line: &'a [u8]) -> Result<Option<Self>, (&'a str, Failure)> {
         let whole: &RawValue = serde_json::from_slice(line)
             .map_err(|error| ("null", Failure(PARSE_ERROR, format!("not JSON: {error}"))))?;
@@ -180,12 +183,12 @@ fn is_id(raw: &str) -> bool {
     raw.starts_with(|first: char| first == '"' || first == '-' || first.is_ascii_digit())
 }
 
-/// The text of raw JSON that is a string.
+/// Parses raw JSON that must be a string.
 fn string(raw: &str) -> Option<String> {
     serde_json::from_str(raw).ok()
 }
 
-/// One line; `id` is raw JSON.
+/// Formats a response as one line; `id` is raw JSON.
 fn answer(id: &str, result: Result<Value, Failure>) -> String {
     match result {
         Ok(result) => format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#),
@@ -196,7 +199,7 @@ fn answer(id: &str, result: Result<Value, Failure>) -> String {
     }
 }
 
-/// A field of `params` that has to be a string.
+/// Returns a required string field of `params`.
 fn text<'a>(params: &'a Map<String, Value>, name: &str) -> Result<&'a str, Failure> {
     match params.get(name) {
         Some(Value::String(text)) => Ok(text),
@@ -204,7 +207,7 @@ fn text<'a>(params: &'a Map<String, Value>, name: &str) -> Result<&'a str, Failu
     }
 }
 
-/// A field of `params` that may be an object.
+/// Returns an optional object field of `params`.
 fn object<'a>(params: &'a Map<String, Value>, name: &str) -> Result<Option<&'a Map<String, Value>>, Failure> {
     match params.get(name) {
         None | Some(Value::Null) => Ok(None),
@@ -213,7 +216,7 @@ fn object<'a>(params: &'a Map<String, Value>, name: &str) -> Result<Option<&'a M
     }
 }
 
-/// The one page that each list has. A cursor was never given out, so every cursor is wrong.
+/// Returns the only page of a list. The server never issues cursors, so every cursor is invalid.
 fn whole_list(params: &Map<String, Value>, name: &str, entries: Value) -> Result<Value, Failure> {
     match params.get("cursor") {
         None | Some(Value::Null) => Ok(json!({ name: entries })),
@@ -221,7 +224,7 @@ fn whole_list(params: &Map<String, Value>, name: &str, entries: Value) -> Result
     }
 }
 
-/// A known version is taken; to any other the newest is offered.
+/// Accepts a known version, and offers the newest for any other.
 fn initialize(params: &Map<String, Value>) -> Result<Value, Failure> {
     let asked = text(params, "protocolVersion")?;
     let version = VERSIONS.into_iter().find(|version| *version == asked).unwrap_or(VERSIONS[0]);

@@ -1,7 +1,7 @@
 //! Tool `system`: name, kernel, uptime, load, memory, processors, temperatures.
 //!
-//! Reads `/proc` and `/sys/class/{thermal,hwmon}`. What a box does not tell is `null`, or missing from the
-//! list.
+//! Reads `/proc` and `/sys/class/{thermal,hwmon}`. Facts that a machine does not provide are
+//! `null`, or missing from the list.
 
 use serde_json::{Value, json};
 
@@ -13,11 +13,11 @@ use super::{
 };
 use crate::util::escape::show;
 
-/// What the tool says about itself.
+/// Description of the tool.
 pub const DESCRIPTION: &str = "Host name, kernel, architecture, uptime in seconds, load over 1, 5 and 15 minutes, number of \
      processors, memory and swap in bytes, and temperatures of the box that this server runs on.";
 
-/// The schema of the answer.
+/// Returns the output schema.
 pub fn schema() -> Value {
     let memory = object([
         ("total_bytes", maybe("integer", "All memory")),
@@ -43,18 +43,18 @@ pub fn schema() -> Value {
     ])
 }
 
-/// Reads the box.
+/// Reads the facts.
 pub fn report(machine: &Machine) -> Report {
     let system = System::read(machine);
     Report { lines: system.lines(), data: system.data() }
 }
 
-/// What the box told.
+/// The facts that were found.
 struct System {
     host: Option<String>,
     kernel: Option<String>,
     architecture: String,
-    /// Seconds.
+    /// In seconds.
     uptime: Option<f64>,
     load: Option<[f64; 3]>,
     cpus: Option<u64>,
@@ -114,19 +114,20 @@ impl System {
     }
 }
 
-/// Processors that are online; where `/sys` is missing, those that `/proc/stat` counts.
+/// Returns the number of online processors; without `/sys`, the number in `/proc/stat`.
 fn cpus(machine: &Machine) -> Option<u64> {
     let online = machine.line("sys/devices/system/cpu/online").and_then(|text| parse_cpu_list(&text));
     online.or_else(|| parse_cpu_lines(&machine.text("proc/stat")?))
 }
 
-/// One reading.
+/// One temperature reading.
 struct Temperature {
     sensor: String,
     celsius: f64,
 }
 
-/// All sensors. The kernel shows a thermal zone a second time under hwmon; that copy is left out.
+/// Reads all sensors. The kernel shows a thermal zone a second time under hwmon; that copy is
+/// omitted.
 fn temperatures(machine: &Machine) -> Vec<Temperature> {
     let mut found = Vec::new();
     let mut zones = Vec::new();
@@ -188,8 +189,8 @@ impl MemoryReport {
     }
 }
 
-/// `/proc/meminfo`. Kernels before 3.14 do not tell what is available; then free memory and caches are added
-/// up.
+/// Parses `/proc/meminfo`. Kernels before 3.14 do not report available memory; then it is the sum
+/// of free memory and caches.
 fn parse_memory(text: &str) -> MemoryReport {
     let find = |wanted: &str| {
         let mut values = text.lines().filter_map(|line| line.strip_prefix(wanted)?.strip_prefix(':'));
@@ -208,23 +209,23 @@ fn parse_memory(text: &str) -> MemoryReport {
     }
 }
 
-/// `/proc/uptime`: seconds, then idle time.
+/// Parses `/proc/uptime`: seconds, then idle time.
 fn parse_uptime(text: &str) -> Option<f64> {
     amount(text.split_ascii_whitespace().next()?)
 }
 
-/// `/proc/loadavg`: three averages, then counts.
+/// Parses `/proc/loadavg`: three averages, then counts.
 fn parse_load(text: &str) -> Option<[f64; 3]> {
     let mut words = text.split_ascii_whitespace().map(amount);
     Some([words.next()??, words.next()??, words.next()??])
 }
 
-/// A number that is not negative, infinite or no number.
+/// Parses a finite number that is not negative.
 fn amount(word: &str) -> Option<f64> {
     word.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0)
 }
 
-/// `/sys/devices/system/cpu/online`: ranges such as `0-3,5`.
+/// Parses `/sys/devices/system/cpu/online`: ranges such as `0-3,5`.
 fn parse_cpu_list(text: &str) -> Option<u64> {
     let mut count: u64 = 0;
     for range in text.split(',') {
@@ -235,7 +236,7 @@ fn parse_cpu_list(text: &str) -> Option<u64> {
     Some(count)
 }
 
-/// `/proc/stat`: one line `cpuN` for each processor.
+/// Counts the `cpuN` lines in `/proc/stat`, one for each processor.
 fn parse_cpu_lines(text: &str) -> Option<u64> {
     let numbered = |line: &&str| {
         line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
@@ -244,8 +245,8 @@ fn parse_cpu_lines(text: &str) -> Option<u64> {
     (count > 0).then_some(count as u64)
 }
 
-/// A sensor's `temp` file. What no thermometer shows (below absolute zero: a sensor without a value) is left
-/// out.
+/// Parses a sensor's `temp` file. Rejects impossible values; a sensor without a value reports one
+/// below absolute zero.
 fn parse_millidegrees(text: &str) -> Option<f64> {
     let millidegrees: i64 = text.parse().ok()?;
     (-273_150..=1_000_000).contains(&millidegrees).then(|| millidegrees as f64 / 1000.0)

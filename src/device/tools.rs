@@ -1,4 +1,4 @@
-//! The table of tools: what each offers, and how its report becomes a result.
+//! The table of tools: their listing entries, and the conversion of reports to results.
 
 use serde_json::{Map, Value, json};
 
@@ -6,7 +6,7 @@ use super::machine::Machine;
 use super::report::{Arguments, Report, ToolError};
 use super::{disks, logs, network, processes, system};
 
-/// The tools, in the order in which they are listed.
+/// The tools, in listing order.
 #[derive(Clone, Copy)]
 pub enum Tool {
     /// See [`system`].
@@ -25,12 +25,12 @@ impl Tool {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::System, Self::Disks, Self::Network, Self::Processes, Self::LogTail];
 
-    /// The tool of this name.
+    /// Returns the tool with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|tool| tool.name() == name)
     }
 
-    /// Its entry in `tools/list`.
+    /// Returns the tool's entry in `tools/list`.
     pub fn entry(self, machine: &Machine) -> Value {
         let (title, description, output) = match self {
             Self::System => ("System", system::DESCRIPTION, system::schema()),
@@ -56,7 +56,7 @@ impl Tool {
         })
     }
 
-    /// The result of `tools/call`.
+    /// Returns the result of `tools/call`.
     pub fn call(self, machine: &Machine, arguments: &Map<String, Value>) -> Value {
         match self.report(machine, &Arguments::new(self.name(), arguments)) {
             Ok(report) => json!({

@@ -1,20 +1,20 @@
-//! Foreign text escaped for one log line.
+//! Escapes untrusted text for one log line.
 
 use std::fmt::{self, Write};
 
 use crate::limits;
 
-/// Foreign text made fit for one log line: control and direction characters escaped, length bounded.
+/// Escapes control and direction characters in untrusted text and limits its length.
 pub fn show(text: &str) -> Shown<'_> {
     show_up_to(text, limits::LOG_TEXT)
 }
 
-/// As [`show`], with a bound of its own, in bytes.
+/// Same as [`show`], with a given limit in bytes.
 pub fn show_up_to(text: &str, longest: usize) -> Shown<'_> {
     Shown { text, longest }
 }
 
-/// See [`show`].
+/// Displays untrusted text; returned by [`show`].
 pub struct Shown<'a> {
     text: &'a str,
     longest: usize,
@@ -39,7 +39,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Neither a control character nor one that reorders or hides what follows.
+/// Whether a character is neither a control character nor one that hides or reorders text.
 fn is_plain(character: char) -> bool {
     !character.is_control()
         && !matches!(character,

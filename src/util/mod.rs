@@ -1,7 +1,8 @@
 //! Small pure helpers that every layer may use.
 //!
-//! - [`name`]: which names are allowed. [`parse`]: durations and sizes. [`time`]: dates, RFC 3339. [`uuid`]: random ids.
-//! - [`escape`]: foreign text escaped for a log line.
+//! - [`name`]: valid names, edit distance. [`parse`]: durations and sizes. [`time`]: dates, RFC
+//!   3339. [`uuid`]: random ids.
+//! - [`escape`]: untrusted text escaped for a log line.
 
 pub mod escape;
 pub mod name;

@@ -1,18 +1,18 @@
-//! Which names are allowed, and how alike two words are.
+//! Valid names, and the edit distance of two words.
 
-/// Whether `name` may be the name of a server: `[A-Za-z0-9_.-]`, 1 to `longest` characters.
+/// Whether `name` is a valid server name: `[A-Za-z0-9_.-]`, 1 to `longest` characters.
 pub fn is_name(name: &str, longest: usize) -> bool {
     !name.is_empty() && name.len() <= longest && name.bytes().all(is_name_byte)
 }
 
-/// Whether a byte may stand in a name.
+/// Whether a byte is allowed in a name.
 pub fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')
 }
 
-/// The Levenshtein distance of two texts: bytes to insert, remove or replace to make one the other.
+/// Returns the Levenshtein distance of two texts: the number of bytes to insert, remove or replace.
 pub fn distance(one: &str, two: &str) -> usize {
-    // A row of the table for each byte of `one`: what its beginning costs against each beginning of `two`.
+    // One row of the table: the distance of a prefix of `one` to each prefix of `two`.
     let mut row: Vec<usize> = (0..=two.len()).collect();
     for (place, byte) in one.bytes().enumerate() {
         let mut left = place + 1;

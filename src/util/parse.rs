@@ -1,8 +1,8 @@
-//! Durations and sizes as people type them.
+//! Parses durations and sizes in the form used for flags.
 
 use std::time::Duration;
 
-/// A time as people type it: `10`, `10s`, `500ms`, `2m`, `1h`.
+/// Parses a duration: `10` (seconds), `10s`, `500ms`, `2m`, `1h`.
 pub fn duration(typed: &str) -> Option<Duration> {
     let digits = typed.find(|c: char| !c.is_ascii_digit()).unwrap_or(typed.len());
     let (number, unit) = typed.split_at(digits);
@@ -16,7 +16,8 @@ pub fn duration(typed: &str) -> Option<Duration> {
     number.parse::<u32>().ok().map(|number| Duration::from_millis(u64::from(number) * milliseconds))
 }
 
-/// A size in bytes: digits, and perhaps K or M for 1024 of something (with `iB` or `B` behind, as people write it).
+/// Parses a size in bytes: a number with an optional unit K (1024) or M (1024²), also written KB,
+/// KiB, MB, MiB, in any case.
 pub fn bytes(typed: &str) -> Option<usize> {
     let typed = typed.trim();
     let end = typed.find(|c: char| !c.is_ascii_digit()).unwrap_or(typed.len());
@@ -30,7 +31,7 @@ pub fn bytes(typed: &str) -> Option<usize> {
     digits.parse::<usize>().ok()?.checked_mul(factor)
 }
 
-/// A size as [`bytes`] reads it, in the largest unit that leaves no rest.
+/// Formats a size for [`bytes`], in the largest unit that divides it.
 pub fn size(bytes: usize) -> String {
     let units = [("M", 1024 * 1024), ("K", 1024)];
     let unit = units.into_iter().find(|(_, factor)| bytes > 0 && bytes.is_multiple_of(*factor));

@@ -1,8 +1,8 @@
-//! Times of the calendar in UTC, and RFC 3339.
+//! Calendar dates in UTC, and the RFC 3339 format.
 
 use std::time::Duration;
 
-/// A second of the calendar, in UTC.
+/// A calendar date and time in UTC, to the second.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Moment {
     /// Year, month from 1, day from 1.
@@ -13,10 +13,11 @@ pub struct Moment {
     pub weekday: usize,
 }
 
-/// The moment so many seconds after the beginning of 1970.
+/// Converts seconds since 1970 (the Unix epoch) to a calendar date and time.
 pub fn moment(seconds: u64) -> Moment {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Years that begin in March, in cycles of 400 years (146 097 days), so that the leap day is the last of a year.
+    // Counts years from March in cycles of 400 years (146 097 days), so that the leap day is the
+    // last day of a year.
     let shifted = days + 719_468;
     let (cycle, day) = (shifted / 146_097, shifted % 146_097);
     let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
@@ -25,12 +26,12 @@ pub fn moment(seconds: u64) -> Moment {
     let day = day_of_year - (153 * month + 2) / 5 + 1;
     let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
     let year = cycle * 400 + year + carry;
-    // The first day was a Thursday.
+    // 1970-01-01 was a Thursday.
     let weekday = ((days + 4) % 7) as usize;
     Moment { date: (year, month, day), time: (second / 3600, second / 60 % 60, second % 60), weekday }
 }
 
-/// A point in time, given as what has passed since 1970, in the form `2026-01-31T12:00:00.000Z` (RFC 3339).
+/// Formats a time since the Unix epoch as `2026-01-31T12:00:00.000Z` (RFC 3339).
 pub fn utc(since_epoch: Duration) -> String {
     let Moment { date: (year, month, day), time: (hour, minute, second), .. } = moment(since_epoch.as_secs());
     let milliseconds = since_epoch.subsec_millis();

@@ -1,6 +1,6 @@
 //! Random UUIDs (RFC 9562, version 4).
 
-/// A random UUID (RFC 9562, version 4) from 16 random bytes.
+/// Builds a version 4 UUID from 16 random bytes.
 pub fn uuid(mut random: [u8; 16]) -> String {
     random[6] = random[6] & 0x0f | 0x40;
     random[8] = random[8] & 0x3f | 0x80;
