@@ -1,4 +1,4 @@
-//! The place of one connection among all, and what those hear for whom there is none.
+//! Connection permits, and the 503 or 429 sent when no permit is left.
 
 use std::{
     fmt::Display,
@@ -24,17 +24,19 @@ use crate::{
     },
 };
 
-/// One connection's place; given back when it is dropped.
+/// The permit of one connection. Dropping it releases the permit.
 pub struct ConnectionPermit {
     gateway: Arc<Gateway>,
     address: IpAddr,
     number: u64,
-    /// What would end it; held from the moment that it is known.
+    /// Ends the connection when dropped. Held from the first authenticated request on; until then
+    /// the limiter holds it, to evict the connection.
     kept: Option<ShutdownTrigger>,
 }
 
 impl ConnectionPermit {
-    /// A place for a connection, and what is thrown when it has to make room for others.
+    /// Acquires a permit for a connection. The returned [`Shutdown`] triggers when the connection
+    /// is evicted for a newer one.
     ///
     /// # Errors
     /// [`Rejection`], with the limit that is reached.
@@ -50,14 +52,15 @@ impl ConnectionPermit {
         Ok((visit, pushed_out))
     }
 
-    /// The connection has sent a request that is let in.
+    /// Marks the connection as authenticated, so that it is no longer evicted for newer ones.
     pub fn authenticated(&mut self) {
         if self.kept.is_none() {
             self.kept = self.gateway.connections().authenticated(self.number);
         }
     }
 
-    /// Gives the place back though the connection's task goes on, which is until what this gives is dropped.
+    /// Releases the permit early. The connection's task keeps running until the returned trigger is
+    /// dropped.
     pub fn release(mut self) -> Option<ShutdownTrigger> {
         self.kept.take()
     }
@@ -70,17 +73,19 @@ impl Drop for ConnectionPermit {
 }
 
 impl Gateway {
-    /// Logs a warning that peers can cause as often as they like: one of a kind about a source in [`LOG_EVERY`](crate::limits::LOG_EVERY).
+    /// Logs a warning that peers can cause at will: at most one per kind and source in each
+    /// [`LOG_EVERY`](crate::limits::LOG_EVERY).
     pub(super) fn warn_throttled(&self, kind: &'static str, source: impl ToString, line: impl Display) {
         self.log_throttled(log::Level::Warn, kind, &source.to_string(), LOG_WARNINGS, line);
     }
 
-    /// Logs a step in the life of a link, by the name of its server.
+    /// Logs a state change of a link, throttled by the name of its server.
     pub(super) fn log_life(&self, level: log::Level, kind: &'static str, server: &str, line: impl Display) {
         self.log_throttled(level, kind, server, LOG_LIFE, line);
     }
 
-    /// Logs what one link can cause as often as it likes, with its name or address as the source.
+    /// Logs a line that a peer can cause at will, throttled by `kind` and `source` (a name or an
+    /// address) within `limit`.
     pub(super) fn log_throttled(
         &self,
         level: log::Level,
@@ -98,8 +103,8 @@ impl Gateway {
     }
 }
 
-/// Tells a peer for whom there is no place to come back later, if it can be told: not where it expects TLS, and only
-/// so many at a time.
+/// Rejects a connection without a permit: sends 503 or 429 with `Retry-After`. With TLS, or when
+/// `turned_away` rejections are already being sent, the connection is closed without a response.
 pub fn reject(gateway: &Arc<Gateway>, stream: Stream, why: Rejection) {
     gateway.stats.rejected.add();
     let (status, text) = match why {
@@ -125,13 +130,14 @@ pub fn reject(gateway: &Arc<Gateway>, stream: Stream, why: Rejection) {
     let (badge, drain) = (gateway.rejecting.track(), (limits.drain_time, limits.drain_bytes));
     let told = async move {
         let _held = badge;
-        // Whoever does not read it does not want it.
+        // Best effort: the peer may not read the response.
         let _ = timeout::within(drain.0, tell(stream, &response, drain)).await;
     };
     executor::spawn_guarded(told, || {});
 }
 
-/// Writes an answer, and reads what the peer was sending: closing before that could destroy the answer on its way.
+/// Writes a response, then reads and discards what the peer was sending. Closing with unread data
+/// would send a TCP reset, which can destroy the response in flight.
 async fn tell(
     mut stream: Stream,
     response: &Response,

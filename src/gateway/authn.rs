@@ -1,7 +1,8 @@
-//! Who may do what as things stand: the table of tokens, those who guess at it, and how it is read anew.
+//! Authentication: the token table, throttling of wrong tokens, and reload on SIGHUP.
 //!
-//! Rights are looked up at use, never remembered: at each request, when a session opens, when a server registers. When
-//! the table changes, what nobody may have any more is ended; see [`Gateway::reload`].
+//! Permissions are looked up at each use and never cached: for each request, when a session opens,
+//! and when a server registers. When the table changes, whatever its principal is no longer
+//! permitted to have is closed; see [`Gateway::reload`].
 
 use std::{
     net::IpAddr,
@@ -26,43 +27,43 @@ use crate::{
     session::Full,
 };
 
-/// See the module's documentation.
+/// The token table and the throttle of wrong tokens.
 #[derive(Debug)]
 pub struct Authenticator {
     tokens: Mutex<Arc<Tokens>>,
     guesses: Mutex<GuessThrottle>,
 }
 
-/// Why a request is not let in.
+/// Why a request is not authenticated.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum AuthError {
-    /// It has no token, or a wrong one.
+    /// The token is missing or wrong, or there is more than one `Authorization` field.
     Denied(Denied),
-    /// Too many wrong tokens came from there: wait so long.
+    /// Too many wrong tokens came from this address. Holds the remaining lockout time.
     Throttled(Duration),
 }
 
-/// A request that wants to be let in.
+/// A request to authenticate.
 pub struct AuthRequest<'a, F> {
-    /// Where it comes from.
+    /// The client's address.
     pub from: IpAddr,
-    /// Its `Authorization` fields.
+    /// The values of its `Authorization` fields.
     pub fields: F,
-    /// Who was let in before over the same connection.
+    /// The principal authenticated earlier over the same connection.
     pub authenticated: Option<Principal>,
-    /// The owner of the session that it names.
+    /// Looks up the owner of the session that the request names.
     pub owner: &'a dyn Fn() -> Option<Principal>,
 }
 
 impl Authenticator {
-    /// A table, and nobody who guesses yet.
+    /// Creates an authenticator with no wrong tokens counted.
     pub fn new(tokens: Tokens, limits: &GuessLimits) -> Self {
         Self { tokens: Mutex::new(Arc::new(tokens)), guesses: Mutex::new(GuessThrottle::new(limits)) }
     }
 
-    /// The table as it is now.
+    /// Returns the current token table.
     pub fn tokens(&self) -> Arc<Tokens> {
-        // It is replaced whole, so a panic elsewhere does not spoil it.
+        // The table is only replaced as a whole, so a panic elsewhere cannot leave it half changed.
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -71,11 +72,13 @@ impl Authenticator {
     }
 
     fn guesses(&self) -> MutexGuard<'_, GuessThrottle> {
-        // What is in it is a matter of a minute; it is sound between any two statements that matter.
+        // Ignoring the poison is safe: a panic between two statements leaves at most a wrong count,
+        // and entries last a minute.
         self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who asks, and for what the token is good.
+    /// Authenticates a request and returns its permissions. Without configured tokens every request
+    /// gets [`Permissions::OPEN`].
     ///
     /// # Errors
     /// [`AuthError`], with the reason.
@@ -96,7 +99,8 @@ impl Authenticator {
         };
         let found = tokens.find(&digest);
         if let Err(wait) = self.guesses().look(now, from) {
-            // Right or wrong, the answer is the same; but for those who are in already, see `auth::throttle`.
+            // A correct token and a wrong one get the same error, so that guessing gains nothing.
+            // Principals that are already authenticated are exempt, see `auth::throttle`.
             let known = |grant: &Permissions| {
                 asking.authenticated == Some(grant.principal) || (asking.owner)() == Some(grant.principal)
             };
@@ -113,10 +117,10 @@ impl Authenticator {
     }
 }
 
-/// All tokens: from flags, from the environment, from the file.
+/// Reads all tokens: from flags, from the environment, from the file.
 ///
 /// # Errors
-/// One line that names the flag, and the line of the file, and no token.
+/// One line that names the flag and the line of the file, but never a token.
 pub fn read(config: &GatewayConfig) -> Result<Tokens, FatalError> {
     let rule = |given: &str, place: &dyn Fn() -> String| {
         Rule::read(given).map_err(|why| FatalError::usage(format!("{}: {why}", place())))
@@ -132,7 +136,7 @@ pub fn read(config: &GatewayConfig) -> Result<Tokens, FatalError> {
         for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
             rules.push(rule(line, &|| format!("{flag}, line {}", number + 1))?);
         }
-        // Without any token everybody would be let in.
+        // An empty table would let every request in.
         if rules.len() == before {
             return Err(FatalError::usage(format!("{flag}: there is no token in it")));
         }
@@ -141,10 +145,10 @@ pub fn read(config: &GatewayConfig) -> Result<Tokens, FatalError> {
 }
 
 impl Gateway {
-    /// Opens a session; where there is no place, instead of one that was not used lately.
+    /// Opens a session. At the session limit, first closes an idle session of the same principal.
     ///
     /// # Errors
-    /// The table is full; as such counts, too, that the right to it was taken away this moment.
+    /// [`Full`] at a session limit, or if the token was revoked concurrently.
     pub(super) fn open_session(
         &self,
         now: Instant,
@@ -162,7 +166,8 @@ impl Gateway {
     }
 
     fn try_session(&self, now: Instant, client: &Arc<Session>, principal: Principal) -> Result<(), Full> {
-        // Looked up while the table of sessions is held: whoever takes a right away looks at that table afterwards.
+        // Checked while the session table is locked: a reload replaces the tokens before it looks
+        // at that table, so it finds every session opened under the old tokens.
         let mut sessions = self.sessions();
         if !self.authn.tokens().may_call(principal) {
             return Err(Full::All);
@@ -174,11 +179,12 @@ impl Gateway {
         sessions.open_at(now, client.id().to_owned(), principal, server, client.clone())
     }
 
-    /// Reads the tokens and the certificates again. All of it is taken, or nothing: a file that cannot be used leaves
-    /// everything as it was, and one line in the log. What is open stays open as long as its principal may have it.
+    /// Reloads the tokens and the certificates, all or nothing: if a file cannot be used,
+    /// everything stays as it was and one error is logged. Sessions and links stay open as long as
+    /// their principal is still permitted to have them.
     pub(super) async fn reload(self: Arc<Self>, acceptor: Option<Acceptor>) {
         let gateway = self.clone();
-        // A file may be slow: it may be a pipe, or far away.
+        // Reading may block: the file may be a pipe or on a network file system.
         let read = smol::unblock(move || {
             let config = &gateway.config;
             let tls = config.tls.as_ref().map(Acceptor::new).transpose()?;
@@ -197,7 +203,7 @@ impl Gateway {
         }
     }
 
-    /// Lets another table of tokens rule. Returns how many sessions and links end by that.
+    /// Replaces the token table. Returns the number of sessions and links that are closed by it.
     fn apply(&self, tokens: Tokens) -> (usize, usize) {
         let tokens = Arc::new(tokens);
         self.authn.replace(tokens.clone());
@@ -228,7 +234,7 @@ mod tests {
         Authenticator::new(Tokens::new(rules.into()).unwrap(), &GuessLimits::default())
     }
 
-    /// Asks with a token, over a connection that was let in as `authenticated`, for a session of `owner`.
+    /// Checks `token`, over a connection authenticated as `proven`, for a session of `owner`.
     fn ask(
         keys: &Authenticator,
         now: Instant,

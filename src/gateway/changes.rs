@@ -1,5 +1,6 @@
-//! Tells clients at the aggregate that lists changed: coalesced, and a few clients at a time, so that a storm of
-//! registrations costs no more than a few notices for each client.
+//! Sends `list_changed` notifications to the sessions of the aggregate endpoint. Changes are
+//! coalesced and sent to a few clients at a time, so that a burst of registrations costs each
+//! client only a few notifications.
 
 use std::{
     sync::{Arc, MutexGuard, PoisonError},
@@ -13,11 +14,12 @@ use crate::{jsonrpc, limits, mcp::listing::ListKind, net::timeout, session::Chan
 
 impl Gateway {
     fn changes(&self) -> MutexGuard<'_, Changes> {
-        // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
+        // A panic elsewhere cannot leave the table half changed: each change of it is complete in
+        // itself.
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records that lists changed. Sessions at the aggregate are told soon.
+    /// Records that lists changed. Sessions of the aggregate endpoint are notified soon.
     pub fn lists_changed(&self, kinds: &[ListKind]) {
         if kinds.is_empty() {
             return;
@@ -26,16 +28,17 @@ impl Gateway {
         let mut changes = self.changes();
         kinds.iter().for_each(|kind| changes.add(now, kind.changed()));
         drop(changes);
-        // Full: it is going to look anyway. Closed: the gateway has stopped.
+        // A full channel has a wake-up pending already; a closed one means that the gateway has
+        // stopped.
         let _ = self.changed.0.try_send(());
     }
 
-    /// Tells of changes, for ever.
+    /// Sends the notifications of recorded changes. Never returns.
     pub(super) async fn tell_changes(self: Arc<Self>) {
         loop {
             let due = self.changes().due();
             let ringing = async {
-                // The sender is in the same place as the receiver, so this cannot fail.
+                // The sender is in the same struct as the receiver, so this cannot fail.
                 let _ = self.changed.1.recv().await;
             };
             future::or(ringing, timeout::until(due)).await;
@@ -46,7 +49,8 @@ impl Gateway {
         }
     }
 
-    /// Sends notices to all sessions at the aggregate. A client that began after the last change has not missed it.
+    /// Notifies all sessions of the aggregate endpoint. A client that was initialized after the
+    /// last change has already seen it, and is skipped.
     async fn tell_all(&self, due: &[(&'static str, Instant)]) {
         let clients: Vec<Arc<Session>> = self.sessions().at(None).cloned().collect();
         for piece in clients.chunks(limits::PIECE) {

@@ -1,4 +1,4 @@
-//! One HTTP connection: checks every request, and routes it.
+//! One HTTP connection: checks and routes each request.
 
 use std::{borrow::Cow, io, ops::ControlFlow, sync::Arc, time::Instant};
 
@@ -27,26 +27,27 @@ use crate::{
     tunnel::REFUSAL,
 };
 
-/// One connection.
+/// A client's HTTP connection and the permit that it holds.
 pub struct Connection {
     pub(super) gateway: Arc<Gateway>,
     pub(super) web: HttpConnection,
     permit: ConnectionPermit,
-    /// Who was let in over it.
+    /// The principal authenticated last over this connection.
     authenticated: Option<Principal>,
-    /// Where an answer that is being written came from: its bytes are charged there until it is out.
+    /// The queue of the response that is being written. Its bytes stay charged to the queue until
+    /// they are sent.
     pub(super) answering: Option<Receiver<()>>,
-    /// Whose account pays for bodies.
+    /// The principal whose account is charged for request bodies.
     charged: Option<Principal>,
 }
 
-/// What becomes of the connection after a request.
+/// What the connection does after a request.
 enum AfterRequest {
     Next,
     Upgrade(Upgrade, Principal, Share),
 }
 
-/// A connection that becomes a link.
+/// A connection that is being upgraded to a link.
 pub struct NewLink {
     connection: Connection,
     upgrade: Upgrade,
@@ -55,8 +56,8 @@ pub struct NewLink {
 }
 
 impl NewLink {
-    /// Serves the link until it ends. What served the connection before is not needed any more, and what lets the
-    /// server in is not needed later: an idle link holds neither.
+    /// Serves the link until it ends. The HTTP state and the state of the registration are dropped
+    /// as soon as they are no longer needed, so that an idle link holds neither.
     pub async fn serve(self) {
         let Self { connection, upgrade, principal, share } = self;
         let badge = connection.gateway.links.track();
@@ -81,14 +82,14 @@ impl NewLink {
 }
 
 impl Connection {
-    /// A connection that was accepted, after its TLS handshake.
+    /// Creates the state of an accepted connection, after its TLS handshake.
     pub fn new(gateway: Arc<Gateway>, stream: Stream, visit: ConnectionPermit) -> Self {
         let (draining, stopped) = (gateway.draining.clone(), gateway.stopped.clone());
         let web = HttpConnection::new(stream, &gateway.config.limits.http, draining, stopped);
         Self { gateway, web, permit: visit, authenticated: None, answering: None, charged: None }
     }
 
-    /// Serves its requests until it ends, or becomes a link.
+    /// Serves requests until the connection ends or is upgraded to a link.
     pub async fn serve(mut self) -> Option<NewLink> {
         let peer = self.web.stream.peer();
         loop {
@@ -108,7 +109,7 @@ impl Connection {
         None
     }
 
-    /// One request and its answer. `None`: the connection has come to its end.
+    /// Handles one request. Returns `None` at the end of the connection.
     async fn turn(&mut self) -> io::Result<Option<AfterRequest>> {
         let step = self.web.advance().await?;
         self.answering = None;
@@ -126,14 +127,15 @@ impl Connection {
     async fn request(&mut self, request: Request) -> io::Result<AfterRequest> {
         let route = self.gateway.policy.route(&request);
         let admitted = self.gateway.policy.admit(&request, route.as_ref().ok());
-        // A page that may not come in may not read why, either.
+        // A page whose request is rejected must not be able to read the reason either.
         let origin = request.field("origin").filter(|_| admitted.is_ok()).map(str::to_owned);
         match self.check(&request, route, admitted) {
             Ok((route, principal)) => {
                 if self.is_authenticated(route) {
                     self.permit.authenticated();
                 }
-                // Messages are looked at one by one: a running call may need an answer of its client, or be cancelled.
+                // POSTs are still read while draining, and `dispatch` decides for each message: a
+                // running call may need an answer from its client, or be cancelled.
                 let begins = matches!(route, Route::Health | Route::EventStream(_) | Route::Register);
                 if begins && self.gateway.draining.is_triggered() {
                     let response = self.with_cors(busy("the gateway is stopping\n"), origin.as_deref());
@@ -150,7 +152,8 @@ impl Connection {
         }
     }
 
-    /// Checks who asks, from where, for what; before anything else of the request is acted on.
+    /// Checks token, role, origin and route of a request. Nothing else of the request is acted on
+    /// before.
     fn check<'a>(
         &mut self,
         request: &Request,
@@ -158,16 +161,18 @@ impl Connection {
         admitted: Result<(), Forbidden>,
     ) -> Result<(Route<'a>, Principal), Response> {
         let grant = match route {
-            // A browser's preflight never carries a token, and a health check need not; both tell nothing.
+            // A browser's preflight never carries a token, and a health check need not. Neither
+            // reveals anything.
             Ok(Route::Preflight | Route::Health) => Permissions::OPEN,
-            // Clients look for a description of how to get a token; a demand for one would be taken for its place.
+            // 404, not 401, for unknown paths: clients probe for OAuth metadata, and could take a 401
+            // to mean that the metadata is at this path.
             Err(Unrouted::Path) => {
                 admitted.map_err(forbidden)?;
                 return Err(Response::new(StatusCode::NotFound).text("not found\n"));
             }
             _ => self.identify(request)?,
         };
-        // Whoever may do one thing alone is not told what else there is.
+        // Checked before the route: a token with one role must not learn which other paths exist.
         let may = match &route {
             Ok(Route::Register) => grant.register,
             _ => grant.client,
@@ -187,7 +192,8 @@ impl Connection {
         }
     }
 
-    /// Whether a request for `route` that passed [`Self::check`] says that its sender is let in.
+    /// Returns whether a request for `route` that passed [`Self::check`] proves that its sender is
+    /// authenticated.
     fn is_authenticated(&self, route: Route) -> bool {
         match route {
             Route::Preflight => false,
@@ -196,7 +202,7 @@ impl Connection {
         }
     }
 
-    /// Who asks.
+    /// Authenticates the request.
     fn identify(&mut self, request: &Request) -> Result<Permissions, Response> {
         let (gateway, peer) = (&self.gateway, self.web.stream.peer());
         let owner = || {
@@ -205,7 +211,8 @@ impl Connection {
         };
         let fields = request.fields("authorization");
         let from = origin(peer.ip(), &gateway.config.trusted_proxies, request.fields("x-forwarded-for"));
-        // Over the connections of a proxy comes everybody, so who was let in there says nothing of who asks next.
+        // A proxy sends the requests of many clients over one connection, so an earlier request
+        // says nothing about the sender of this one.
         let proven = self.authenticated.filter(|_| !gateway.config.trusted_proxies.contains(&peer.ip()));
         let asking = AuthRequest { from, fields, authenticated: proven, owner: &owner };
         let checked = gateway.authn.check(Instant::now(), asking);
@@ -218,7 +225,7 @@ impl Connection {
             Err(AuthError::Throttled(wait)) => {
                 gateway.stats.throttled.add();
                 log::debug!("a request from {peer} is put off: too many wrong tokens come from there");
-                // Rounded up, so that who comes back then is not early.
+                // Rounded up, so that a client that retries after this time is not early.
                 let seconds = (wait.as_secs() + 1).to_string();
                 let response = Response::new(StatusCode::TooManyRequests).field("Retry-After", &seconds);
                 Err(response.text("too many wrong tokens\n"))
@@ -226,7 +233,8 @@ impl Connection {
         }
     }
 
-    /// RFC 6750, section 3: no error code when no token was sent.
+    /// Builds the response to a request that is not authenticated. It has no error code when no
+    /// token was sent (RFC 6750, section 3).
     fn denied(&self, why: Denied) -> Response {
         self.gateway.stats.denied.add();
         log::debug!("a request from {} is denied: {why:?}", self.web.stream.peer());
@@ -281,8 +289,9 @@ impl Connection {
         Ok(AfterRequest::Next)
     }
 
-    /// The path prefix under which the client reaches the gateway: that of `X-Forwarded-Prefix` if a trusted proxy sent exactly one
-    /// valid value, else the configured one.
+    /// Returns the path prefix under which the client reaches the gateway: that of
+    /// `X-Forwarded-Prefix` if a trusted proxy sent exactly one valid value, else the configured
+    /// one.
     fn prefix(&self, request: &Request) -> String {
         let (config, peer) = (&self.gateway.config, self.web.stream.peer().ip().to_canonical());
         let mut named =
@@ -313,7 +322,8 @@ impl Connection {
         Ok((upgrade, share))
     }
 
-    /// A session begins only with a server that is connected; one that is open outlives it, and sees it come back.
+    /// Returns 404 if the session's server is not connected. Only new sessions need it: an open one
+    /// outlives a disconnect, and goes on when the server is back.
     pub(super) fn need_connected(&self, scope: &Scope) -> Result<(), Response> {
         match scope {
             Scope::Server(name) if self.gateway.catalog().server(name).is_none() => {
@@ -323,13 +333,13 @@ impl Connection {
         }
     }
 
-    /// Opens a session.
+    /// Opens a session, or returns the response that refuses it.
     pub(super) fn open_session(&self, client: &Arc<Session>, principal: Principal) -> Result<(), Response> {
         self.gateway.open_session(Instant::now(), client, principal).map_err(no_session)
     }
 
-    /// Reads the body of a request, which then stands in `web`. Otherwise: what to answer, or nothing when the connection
-    /// has ended meanwhile.
+    /// Reads the body of a request into `web`. Breaks with the response that refuses the body, or
+    /// with `None` when the connection has ended.
     pub(super) async fn read_json(
         &mut self,
         principal: Principal,
@@ -354,7 +364,7 @@ impl Connection {
         })
     }
 
-    /// Lets a page of an allowed origin read the answer, if that was asked for.
+    /// Adds the CORS fields, if enabled, that let a page of an allowed origin read the response.
     pub(super) fn with_cors(&self, response: Response, origin: Option<&str>) -> Response {
         match origin {
             Some(origin) if self.gateway.policy.cors => response
@@ -366,7 +376,8 @@ impl Connection {
     }
 }
 
-/// Marks the refusal of an upgrade as ours, so that an edge can tell it from that of a proxy in between.
+/// Marks a refused upgrade as the gateway's own, so that an edge can tell it from the refusal of a
+/// proxy in between.
 fn marked(response: Response, request: &Request) -> Response {
     if !request.lists("upgrade", "websocket") {
         return response;
@@ -388,19 +399,20 @@ fn forbidden(why: Forbidden) -> Response {
     Response::new(StatusCode::Forbidden).text(&text)
 }
 
-/// Whether the body says that it is JSON. A message without a type is taken, as the original takes it.
+/// Returns whether the request's content type is JSON. A missing `Content-Type` is accepted, as the
+/// original program does.
 fn is_json(request: &Request) -> bool {
     let Some(field) = request.field("content-type") else { return true };
     let kind = field.split(';').next().unwrap_or_default().trim();
     kind.eq_ignore_ascii_case("application/json")
 }
 
-/// 503 with a hint when to come back.
+/// Returns a 503 with `Retry-After: 1`.
 pub(super) fn busy(text: &str) -> Response {
     Response::new(StatusCode::ServiceUnavailable).field("Retry-After", "1").text(text)
 }
 
-/// There is no place for one more session.
+/// Returns the response for a session beyond the limits.
 fn no_session(full: session::Full) -> Response {
     match full {
         session::Full::All => busy("too many sessions are open (--max-client-sessions)\n"),
@@ -410,9 +422,10 @@ fn no_session(full: session::Full) -> Response {
     }
 }
 
-/// Allows the methods, and the header fields that we know and those that are asked for.
+/// Answers a CORS preflight: allows the methods, the fields in [`FIELDS`], and every other field
+/// that is requested.
 ///
-/// A page of an origin that is not allowed never gets here: it is answered 403.
+/// Requests from origins that are not allowed never get here: they are answered with 403.
 fn preflight(request: &Request) -> Response {
     let methods = [Method::Get, Method::Post, Method::Delete].map(|method| method.to_string()).join(", ");
     let mut fields = FIELDS.join(", ");
@@ -427,13 +440,14 @@ fn preflight(request: &Request) -> Response {
         .field("Access-Control-Max-Age", "600")
 }
 
-/// Whether it is the name of a field beside [`FIELDS`]. `*` would stand for all of them.
+/// Returns whether `name` is a valid field name that [`FIELDS`] does not contain. `*` is rejected,
+/// because it would allow all fields.
 fn is_own_field(name: &str) -> bool {
     let token = !name.is_empty() && name != "*" && name.bytes().all(is_token);
     token && !FIELDS.iter().any(|ours| ours.eq_ignore_ascii_case(name))
 }
 
-/// Header fields that clients send.
+/// Request fields that clients of MCP send, always allowed.
 const FIELDS: [&str; 8] = [
     "Authorization",
     "Content-Type",

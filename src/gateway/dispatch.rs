@@ -1,7 +1,7 @@
-//! What a client's message means, and who answers it. Independent of the transport.
+//! Dispatches client messages, independent of the transport.
 //!
-//! - Here: what the gateway answers itself, and the aggregate of all servers.
-//! - `forward`: what goes to one server.
+//! - Here: requests that the gateway answers itself, and the aggregate of all servers.
+//! - `forward`: requests and notifications for one server.
 
 use std::sync::Arc;
 
@@ -19,19 +19,19 @@ use crate::{
     session, util,
 };
 
-/// An error to answer a request with.
+/// A JSON-RPC error code and message to answer a request with.
 pub type Problem = (i64, String);
 
-/// What becomes of a request.
+/// The outcome of a request.
 pub enum Answer {
-    /// This result.
+    /// The result, available at once.
     Now(String),
-    /// The answer comes from a server.
+    /// The response follows later, mostly from a server.
     Later,
 }
 
 impl Gateway {
-    /// Takes one message of a client. Answers to a request go to `responder`, exactly one for each.
+    /// Handles one message of a client. A request gets exactly one response, through `reply`.
     pub fn dispatch(self: &Arc<Self>, client: &Arc<Session>, message: &Message<'_>, reply: &Responder) {
         log::debug!(
             "client {}: {:?} {}",
@@ -44,8 +44,9 @@ impl Gateway {
                 let id = message.id().unwrap_or_default();
                 let too_long =
                     |what: &str| Err((jsonrpc::INVALID_REQUEST, format!("the {what} is too long")));
-                // Both are kept while the call runs.
-                // Counted before the look: the drain waits for whatever is let through.
+                // Id and method are limited in length because both are kept while the call runs.
+                // The request is counted before the draining flag is read: the drain waits for
+                // every request that passes it.
                 let reply = &reply.counted(self.running.track());
                 let answer = match () {
                     () if self.draining.is_triggered() && message.method() != "ping" => {
@@ -91,7 +92,7 @@ impl Gateway {
                     self.ask_server(client, &upstream, message, reply)
                 }
                 _ if client.is_initialized() => {
-                    // It began when all sessions shared the server.
+                    // The session was initialized while all sessions shared the server's process.
                     self.close(client, "the server has other sessions now");
                     Err((jsonrpc::INVALID_REQUEST, "the session has ended; begin with initialize".into()))
                 }
@@ -101,7 +102,7 @@ impl Gateway {
         match (message.method(), client.scope()) {
             ("initialize", _) => self.initialize(client, message).map(Answer::Now),
             ("ping", _) => Ok(Answer::Now("{}".into())),
-            // An envelope of the stateless protocol; clients that probe with it fall back at this answer.
+            // Part of the stateless protocol. Clients that probe with it fall back on this error.
             ("server/discover", _) => Err(unknown_method(message)),
             ("logging/setLevel", _) => self.set_level(client, message).map(Answer::Now),
             (_, Scope::Server(name)) => {
@@ -113,7 +114,8 @@ impl Gateway {
         }
     }
 
-    /// The server whose process a session at its endpoint has for itself.
+    /// Returns the session's server if it runs a separate instance for each session. `None` at the
+    /// aggregate endpoint.
     fn isolated(&self, client: &Session) -> Option<Arc<Upstream>> {
         let Scope::Server(name) = client.scope() else { return None };
         self.catalog().server(name).filter(|upstream| upstream.instance_pool().is_some())
@@ -132,7 +134,7 @@ impl Gateway {
             && (method == "notifications/roots/list_changed" || *client.scope() != Scope::All);
         let processes: Vec<Arc<Upstream>> = if own { client.instances().all() } else { Vec::new() };
         for process in &processes {
-            // Nobody waits for an answer to a notification.
+            // Best effort: a notification has no response that could report the failure.
             let _ = process.send(message.splice(&[]));
         }
         if !processes.is_empty() {
@@ -146,7 +148,8 @@ impl Gateway {
                     upstream.cancel(id, Ok((message, span)), &self.stats);
                 }
             }
-            // The gateway has said this to the server in its own name, and it declared no roots and asked nothing.
+            // The gateway itself has sent `initialized` to a shared server. It declared no roots,
+            // and forwards none of that server's requests, so a client has no progress to report.
             (
                 "notifications/initialized" | "notifications/roots/list_changed" | "notifications/progress",
                 _,
@@ -161,7 +164,7 @@ impl Gateway {
         }
     }
 
-    /// What the aggregate of all servers answers.
+    /// Handles a request at the aggregate of all servers.
     fn ask_all(
         self: &Arc<Self>,
         client: &Arc<Session>,
@@ -217,7 +220,7 @@ impl Gateway {
         }
     }
 
-    /// Looks up what a request names.
+    /// Looks up the tool, prompt or resource that the parameter at `path` names.
     fn find(&self, kind: ListKind, message: &Message<'_>, path: &[&str]) -> Result<FoundTool, Problem> {
         let (span, name) = needed_param(message, path)?;
         match self.catalog().find(kind, &name) {
@@ -245,7 +248,7 @@ impl Gateway {
         }
         let catalog = self.catalog();
         let target = match path {
-            // A completion names a template.
+            // A completion refers to a resource template.
             ["ref", ..] => catalog.find_template(&uri),
             _ => catalog.find_resource(&uri),
         };
@@ -259,7 +262,7 @@ impl Gateway {
     }
 
     fn list(&self, kind: ListKind, message: &Message<'_>) -> Result<String, Problem> {
-        // Some clients write the first page's cursor as null or as an empty text.
+        // Some clients send the cursor of the first page as null or as an empty string.
         let is_null =
             matches!(message.param(&["cursor"]), Ok(Some(span)) if &message.text()[span.clone()] == "null");
         let cursor = if is_null { None } else { string_param(message, &["cursor"])? };
@@ -300,7 +303,8 @@ impl Gateway {
         Ok(result)
     }
 
-    /// Remembers from which level the client wants log messages, and asks the servers for the lowest that anybody wants.
+    /// Stores the client's log level, and requests from each shared server the lowest level of all
+    /// its sessions.
     fn set_level(&self, client: &Session, message: &Message<'_>) -> Result<String, Problem> {
         let level =
             Level::of(message).ok_or_else(|| (jsonrpc::INVALID_PARAMS, "unknown log level".to_owned()))?;
@@ -308,7 +312,8 @@ impl Gateway {
             Scope::All => self.catalog().all().map(|(_, upstream)| upstream.clone()).collect(),
             Scope::Server(name) => self.catalog().server(name).into_iter().collect(),
         };
-        // The aggregate takes the wish for servers that are still to come; one server can do it or not.
+        // The aggregate accepts the level for servers that register later. A single server must be
+        // connected and support logging.
         match (client.scope(), servers.first()) {
             (Scope::Server(name), None) => return Err(not_connected(name)),
             (Scope::Server(_), Some(upstream)) if !upstream.has("logging") => {
@@ -335,13 +340,13 @@ enum FoundTool {
     Server(Arc<Upstream>, (Span, String)),
 }
 
-/// Whether a method is that of a notification.
+/// Returns whether `method` is the name of a notification.
 fn is_notification(method: &str) -> bool {
     method.starts_with("notifications/")
 }
 
-/// Why a message without an id is not taken from a client. All checks of a request stand at its method: they must not be
-/// passed by leaving out the id.
+/// Returns why a message without an id is refused, or `None` if it is accepted. The checks on
+/// requests depend on their method; they must not be bypassed by leaving out the id.
 pub fn refused_notification(message: &Message<'_>) -> Option<String> {
     match message.kind() {
         MessageKind::Notification if !is_notification(message.method()) => {
@@ -352,12 +357,16 @@ pub fn refused_notification(message: &Message<'_>) -> Option<String> {
     }
 }
 
-/// The error for a message that servers of most SDKs would drop without an answer.
+/// Returns the error for a message with a lone surrogate, which the servers of most SDKs drop
+/// without a response.
 pub fn unreadable() -> Problem {
     (jsonrpc::INVALID_PARAMS, "a string of the params has half of a surrogate pair".into())
 }
 
-/// A text among the params, and where it stands. An error when it stands there twice, or is no text.
+/// Returns a string parameter and its position in the message.
+///
+/// # Errors
+/// The parameter appears more than once, or is not a string.
 pub fn string_param(message: &Message<'_>, path: &[&str]) -> Result<Option<(Span, String)>, Problem> {
     let span = message.param(path).map_err(|why| (why.code(), why.reason().to_owned()))?;
     let Some(span) = span else { return Ok(None) };
@@ -376,7 +385,7 @@ fn needed_param(message: &Message<'_>, path: &[&str]) -> Result<(Span, String), 
     })
 }
 
-/// The error for a name or a URI that several servers can mean.
+/// Returns the error message for a name or a URI that is ambiguous between several servers.
 fn ambiguous(noun: &str, name: &str, others: &[String]) -> String {
     let others: Vec<String> = others.iter().map(|other| util::escape::show(other).to_string()).collect();
     format!("ambiguous {noun}: {}; use {}", util::escape::show(name), others.join(" or "))
@@ -394,7 +403,7 @@ fn not_connected(server: &str) -> Problem {
     (jsonrpc::INTERNAL_ERROR, format!("server '{}' is not connected", util::escape::show(server)))
 }
 
-/// A call that was not passed on, as an error.
+/// Returns the JSON-RPC error for a call that was not forwarded.
 pub fn declined(why: Declined, server: &str) -> Problem {
     let invalid = |text: &str| (jsonrpc::INVALID_REQUEST, text.to_owned());
     match why {

@@ -1,7 +1,7 @@
-//! A registered server's end of its link: what its frames mean, and what the gateway asks it.
+//! Drives a registered server: interprets its frames and runs the gateway's own requests to it.
 //!
-//! Drives `mcp::discovery` (the gateway as the server's client) and `hub::mux` (everybody else's calls).
-//! `link` gives it a link.
+//! Uses `mcp::discovery` (the gateway as the server's client) and `hub::mux` (the calls of all
+//! clients). `link` connects it to a link.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -41,46 +41,47 @@ use crate::{
     util,
 };
 
-/// Where a server is registered.
+/// A server's registration in the catalog.
 pub struct CatalogGuard {
-    /// In the catalog.
+    /// The server's key in the catalog.
     pub key: UpstreamKey,
-    /// Its place among the servers of its principal.
+    /// The permit among the servers of its principal.
     pub _share: Share,
 }
 
-/// A server in the catalog, for as long as this lives.
+/// Drives a server in the catalog. Dropping it removes the server.
 pub struct UpstreamDriver {
     gateway: Arc<Gateway>,
     place: CatalogGuard,
     id: String,
-    /// It is told by status frames what becomes of it.
+    /// The edge is mcpport's own and accepts status frames.
     ours: bool,
     upstream: Arc<Upstream>,
     discovery: Discovery,
-    /// The id of the conversation's open question.
+    /// The id of the pending discovery request.
     asked: Option<u64>,
-    /// All that it offers was listed once.
+    /// Everything that it offers has been listed at least once.
     listed: bool,
-    /// It was started anew, and is being listed again.
+    /// The server was restarted and is being listed again.
     renewed: bool,
-    /// How many tools it has.
+    /// The number of its tools.
     tools: usize,
-    /// When the processes of single sessions were last looked at.
+    /// When the instances were last checked for timeouts.
     looked: Instant,
-    /// What its answer to `initialize` takes, the list that is coming in, and those in the catalog.
+    /// Memory charged for its initialize result, for the list being received, and for its lists in
+    /// the catalog.
     greeting: Charge,
     listing: Charge,
     lists: BTreeMap<ListKind, Charge>,
-    /// What its instructions take there.
+    /// Memory charged for its instructions in the catalog.
     instructions: Charge,
-    /// No list that changed is asked for before this.
+    /// Earliest time to request lists that changed.
     relist: Instant,
-    /// No list that failed is asked for again before this.
+    /// Earliest time to retry a list that failed.
     retry: Instant,
-    /// Resources that clients want to hear of, and that it is still to be asked for.
+    /// Resources with subscribers for which the server has not been sent `resources/subscribe` yet.
     pending_subscriptions: VecDeque<String>,
-    /// Why it goes, once that is known.
+    /// Why the server is removed, once that is known.
     close_reason: Option<String>,
 }
 
@@ -90,7 +91,8 @@ impl LinkHandler for UpstreamDriver {
         self.message(&gateway, now, frame)
     }
 
-    /// The processes of single sessions are looked at now and then, if there are any; and so are wishes that found no room.
+    /// The earliest time at which something is due. Instances and pending subscriptions are checked
+    /// every [`CHANNEL_TICK`], if there are any.
     fn deadline(&self) -> Option<Instant> {
         let own = self.upstream.instance_pool().is_some_and(|isolation| !isolation.is_empty());
         let look = (own || !self.pending_subscriptions.is_empty()).then(|| self.looked + CHANNEL_TICK);
@@ -109,7 +111,7 @@ impl LinkHandler for UpstreamDriver {
     }
 }
 
-/// It is gone: from the list at once, and its waiting calls fail at once.
+/// Removes the server from the catalog and fails its pending calls at once.
 impl Drop for UpstreamDriver {
     fn drop(&mut self) {
         let why = self.close_reason.take().unwrap_or_else(|| "a fault of the gateway".into());
@@ -126,10 +128,10 @@ impl Drop for UpstreamDriver {
 }
 
 impl UpstreamDriver {
-    /// A server that is in the catalog since now. It is asked at once what it is.
+    /// Starts driving a server that was just added to the catalog, and sends it `initialize`.
     ///
     /// # Errors
-    /// A [`CloseReason`]: there is nothing to say to it.
+    /// A [`CloseReason`], if its queue does not take the request.
     pub fn start(
         gateway: &Arc<Gateway>,
         place: CatalogGuard,
@@ -166,22 +168,23 @@ impl UpstreamDriver {
         Ok(server)
     }
 
-    /// The server, as the others see it.
+    /// Returns the handle through which the rest of the gateway uses the server.
     pub fn upstream(&self) -> &Arc<Upstream> {
         &self.upstream
     }
 
-    /// Where it is registered.
+    /// Returns the gateway that the server is registered at.
     pub fn gateway(&self) -> &Gateway {
         &self.gateway
     }
 
-    /// Its link is lost and may come back, or is back.
+    /// Marks the server as reconnecting (its link is lost and may be resumed) or as connected
+    /// again.
     pub fn set_away(&self, away: bool) {
         self.gateway.catalog().set_away(self.place.key, away);
     }
 
-    /// It goes, for this reason.
+    /// Unregisters the server. `why` is logged and sent to waiting callers.
     pub fn gone(mut self, why: &str) {
         self.close_reason = Some(why.to_owned());
     }
@@ -190,7 +193,7 @@ impl UpstreamDriver {
         let frame = match (frame::read(frame), self.upstream.instance_pool()) {
             (Frame::Plain(frame), _) => frame,
             (Frame::Message(number, text), Some(isolation)) => {
-                // A session that has ended may still be spoken to.
+                // The session of this instance may have ended already.
                 if let Some(process) = isolation.get(number) {
                     gateway.on_instance_message(now, &process, text);
                 }
@@ -201,7 +204,7 @@ impl UpstreamDriver {
                 return Ok(());
             }
             _ if self.ours => return Err(CloseReason::new(1008, "a channel that was not agreed on")),
-            // The original hands on whatever its server prints.
+            // An edge that is the original program forwards whatever its server prints.
             _ => frame,
         };
         match Message::read(frame) {
@@ -209,7 +212,7 @@ impl UpstreamDriver {
                 self.upstream.log_twin(now);
                 self.odd_frame(gateway, now, frame)
             }
-            // Written on one line from here on: events have one, and so has what is kept.
+            // Reformatted to a single line, as events and everything that is stored require it.
             Ok(message) if message.has_line_breaks() => match Message::read(&message.splice(&[])) {
                 Ok(message) => self.sound_message(gateway, now, &message),
                 Err(_) => Ok(()),
@@ -222,7 +225,8 @@ impl UpstreamDriver {
         }
     }
 
-    /// A frame that is no sound message: other programs pass on whatever their server prints.
+    /// Handles a frame that is not a valid message: other edge programs forward whatever their
+    /// server prints.
     fn odd_frame(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), CloseReason> {
         for part in tolerant::parts(frame.as_bytes()) {
             match part {
@@ -241,7 +245,7 @@ impl UpstreamDriver {
         Ok(())
     }
 
-    /// An answer that cannot be used: the request that it was for fails.
+    /// Handles a response that cannot be used: fails the request that it belongs to.
     fn unusable(&mut self, gateway: &Gateway, now: Instant, answer: &Unusable) -> Result<(), CloseReason> {
         self.upstream.log_unusable(now, answer);
         match self.upstream.fail_unusable(answer, &gateway.stats) {
@@ -295,7 +299,7 @@ impl UpstreamDriver {
         }
     }
 
-    /// The server was started anew: it may be another version of itself, so the conversation begins again.
+    /// Handles a restart of the server. It may be another version now, so discovery begins again.
     fn restarted(&mut self, gateway: &Gateway, now: Instant) -> Result<(), CloseReason> {
         let name = self.upstream.name();
         let line = format_args!("server '{name}' was started anew at its edge");
@@ -305,14 +309,14 @@ impl UpstreamDriver {
             let run = tasks.start();
             tasks.end(self.upstream.set_run(run));
         }
-        // What was asked before would be taken for an answer to what is asked now.
+        // A late response to the previous request would be taken for the response to the new one.
         self.asked.take().and_then(|id| self.upstream.mux().close(id));
         let ask = self.discovery.again();
         self.renewed = true;
         self.ask(gateway, now, ask)
     }
 
-    /// A list of the server changed: all lists that the notification speaks of are asked for anew.
+    /// Handles a `list_changed` notification: requests all lists that it covers again.
     fn changed(&mut self, gateway: &Gateway, now: Instant, notification: &str) -> Result<(), CloseReason> {
         for kind in ListKind::ALL.into_iter().filter(|kind| kind.changed() == notification) {
             self.discovery.changed(kind);
@@ -320,8 +324,8 @@ impl UpstreamDriver {
         self.relist(gateway, now)
     }
 
-    /// Asks for the lists that changed; at once, unless that was done a moment ago. A server that always has a change to
-    /// tell is listed at a pace that harms nobody.
+    /// Requests the lists that changed, at most once per `list_pause`: a server that constantly
+    /// reports changes must not cause constant listing.
     fn relist(&mut self, gateway: &Gateway, now: Instant) -> Result<(), CloseReason> {
         if now < self.relist {
             return Ok(());
@@ -348,7 +352,8 @@ impl UpstreamDriver {
         reply.send(edit::progress(message, span, &token), &gateway.stats);
     }
 
-    /// A shared server's request cannot be tied to a client: `ping` is answered, nothing else is offered.
+    /// Answers a request of a shared server, which cannot be attributed to a client: `ping` gets a
+    /// result, everything else an error.
     fn answer(&self, message: &Message<'_>) {
         let id = message.id().unwrap_or_default();
         let answer = match message.method() {
@@ -361,10 +366,11 @@ impl UpstreamDriver {
         let _ = self.upstream.link().send_reserved(answer);
     }
 
-    /// Sends a question of the gateway's own.
+    /// Sends a discovery request.
     fn ask(&mut self, gateway: &Gateway, now: Instant, ask: DiscoveryRequest) -> Result<(), CloseReason> {
         let config = &gateway.config;
-        // A server may have to be downloaded and started first.
+        // `initialize` gets the longer timeout: a server may have to be downloaded and started
+        // first.
         let patience = if ask.method == "initialize" { config.timeout_run_tool } else { config.timeout_rpc };
         let opened = self.upstream.mux().open_own(now, Caller::Discovery, ask.method, patience);
         let Ok(id) = opened else {
@@ -384,7 +390,7 @@ impl UpstreamDriver {
         Ok(())
     }
 
-    /// What follows from an answer to a question of the gateway's own.
+    /// Performs the discovery step that follows from a response.
     fn apply(&mut self, gateway: &Gateway, now: Instant, next: DiscoveryStep) -> Result<(), CloseReason> {
         self.log_remarks(gateway);
         match next {
@@ -403,7 +409,7 @@ impl UpstreamDriver {
                 self.proceed(gateway, now, next)
             }
             DiscoveryStep::Kept(why, next) => {
-                // What came of it so far is not kept.
+                // The part that was received is discarded.
                 let _ = self.listing.resize(0);
                 self.kept(gateway, now, &why);
                 self.proceed(gateway, now, next)
@@ -412,7 +418,7 @@ impl UpstreamDriver {
         }
     }
 
-    /// A list is dealt with: asks for the next one.
+    /// Requests the next list, or completes the listing when there is none.
     fn proceed(
         &mut self,
         gateway: &Gateway,
@@ -428,7 +434,7 @@ impl UpstreamDriver {
         }
     }
 
-    /// Logs that a list did not come, and sets the time of the next attempt.
+    /// Logs that a list could not be fetched or stored, and schedules the next attempt.
     fn kept(&mut self, gateway: &Gateway, now: Instant, why: &str) {
         let name = self.upstream.name();
         let line = format_args!("server '{name}': {why}; its lists stay as they were");
@@ -444,23 +450,26 @@ impl UpstreamDriver {
         }
     }
 
-    /// Whether there is memory for what it has answered so far. Its answer to `initialize` is kept twice: for clients, and until
-    /// the lists are complete.
+    /// Charges for the initialize result and the part of the list received so far. The initialize
+    /// result is stored twice: for clients, and until the lists are complete. Returns false if
+    /// there is no memory for them.
     fn pay_answers(&mut self) -> bool {
         self.greeting.resize(2 * self.discovery.initialize_result().len())
             && self.listing.resize(self.discovery.listing_bytes())
     }
 
-    /// Whether there is memory for a list in the place of the one before.
+    /// Charges for a complete list that replaces the previous one. Returns false if there is no
+    /// memory for it.
     fn pay(&mut self, kind: ListKind, items: &[ListItem]) -> bool {
-        // Less is always granted.
+        // Shrinking a charge always succeeds.
         let _ = self.listing.resize(0);
         let account = self.listing.account();
         let charge = self.lists.entry(kind).or_insert_with(|| account.charge());
         charge.resize(items.iter().map(ListItem::memory).sum())
     }
 
-    /// There is none. A server that was listed keeps what it had; another may try again later.
+    /// Handles a lack of memory. A server that was listed before keeps its old lists. Another one
+    /// is closed, and may try again later.
     fn no_memory(&mut self, gateway: &Gateway, now: Instant) -> Result<(), CloseReason> {
         gateway.stats.memory_refusals.add();
         let _ = self.listing.resize(0);
@@ -470,7 +479,7 @@ impl UpstreamDriver {
         Err(CloseReason::new(CLOSE_LATER, NO_MEMORY))
     }
 
-    /// Takes the server's instructions into the catalog; without memory for them, none.
+    /// Stores the server's instructions in the catalog, or none if there is no memory for them.
     fn instruct(&mut self, gateway: &Gateway) {
         let mut instructions = mcp::instructions_of(self.discovery.initialize_result()).unwrap_or_default();
         if !self.instructions.resize(instructions.len().min(INSTRUCTIONS)) {
@@ -482,7 +491,7 @@ impl UpstreamDriver {
     }
 
     fn list(&mut self, gateway: &Gateway, kind: ListKind, items: Vec<ListItem>) {
-        // This server has paid for it.
+        // Never an error here: the memory is charged to this server already.
         if self.upstream.greeted(self.discovery.initialize_result()) == Ok(true) {
             self.instruct(gateway);
         }
@@ -500,18 +509,20 @@ impl UpstreamDriver {
         }
         if changed.is_some() {
             gateway.lists_changed(&[kind]);
-            // Said last: whoever reads this line and connects then is not told of a change that it never missed.
+            // Logged last: a client that connects after this line appeared must not get a
+            // notification of this change.
             let plural = if count == 1 { "" } else { "s" };
             let line = format_args!("server '{name}' offers {count} {}{plural}", kind.noun());
             gateway.log_life(log::Level::Info, "offers", name, line);
         }
     }
 
-    /// All that the server offers is listed.
+    /// Completes the listing: everything that the server offers is in the catalog.
     fn complete(&mut self, gateway: &Gateway, now: Instant) {
         let first = !std::mem::replace(&mut self.listed, true);
         let renewed = std::mem::take(&mut self.renewed);
-        // Processes of single sessions live on when the one that is listed is started anew.
+        // Instances keep running, and keep their subscriptions, when the instance used for listing
+        // restarts.
         if first || (renewed && self.upstream.instance_pool().is_none()) {
             self.pending_subscriptions = gateway.pending_subscriptions(&self.upstream).into();
             gateway.resubscribe(now, &self.upstream, &mut self.pending_subscriptions);
@@ -521,7 +532,8 @@ impl UpstreamDriver {
         }
     }
 
-    /// A server that was listed keeps what it had; one that was not cannot be used.
+    /// Handles a discovery failure. A server that was listed before keeps its old lists; a server
+    /// that was not cannot be used and is closed.
     fn failed(&mut self, gateway: &Gateway, now: Instant, why: &str) -> Result<(), CloseReason> {
         if self.listed {
             let _ = self.listing.resize(0);
@@ -544,12 +556,13 @@ impl UpstreamDriver {
             let seconds = pending.timeout.as_secs_f64();
             let mut why = format!("{} was not answered in {seconds} s", pending.method);
             if !self.listed {
-                // Whoever reads it sits at the edge, and a first start may well take longer (`npx` on a small box).
+                // The message is read at the edge, so it names the flag of the gateway. A first
+                // start may well take longer (`npx` on a small box).
                 let flag =
                     if &*pending.method == "initialize" { "--timeout-run-tool" } else { "--timeout-rpc" };
                 why += &format!(" (see {flag} at the gateway)");
             }
-            // It may only need longer to start, so its edge may come again.
+            // The server may just need longer to start, so its edge may try again.
             self.failed(gateway, now, &why)
                 .map_err(|farewell| CloseReason::new(CLOSE_LATER, farewell.reason))?;
         }

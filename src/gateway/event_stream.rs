@@ -1,4 +1,4 @@
-//! Writes messages as an event stream until the stream or its client comes to an end.
+//! Writes messages as a server-sent event stream, until the stream or its client ends.
 
 use std::{
     collections::VecDeque,
@@ -24,30 +24,30 @@ use crate::{
     sse,
 };
 
-/// Why writing ended.
+/// Why an event stream is no longer written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum StreamEnd {
     /// The client closed the connection.
     ByClient,
-    /// All was written, and no more will come.
+    /// Everything was written, and no more messages will come.
     Complete,
-    /// Another connection wants the stream.
+    /// Another connection takes the stream over.
     Wanted,
 }
 
-/// Numbers on the events of a stream, so that a client can come back to it.
+/// The ids of the events of a stream, with which a client can resume it.
 pub struct EventIds<'a> {
-    /// Where sent events are kept.
+    /// Keeps sent events for replay.
     pub streams: &'a Streams,
     /// The stream's number.
     pub stream: u32,
     /// Number of the last event.
     pub sent: u64,
-    /// Thrown when another connection wants the stream.
+    /// Triggered when another connection takes the stream over.
     pub wanted: Shutdown,
 }
 
-/// The head of an event stream.
+/// Returns the response head of an event stream.
 pub fn head() -> Response {
     Response::new(StatusCode::Ok)
         .field("Content-Type", "text/event-stream")
@@ -55,10 +55,8 @@ pub fn head() -> Response {
         .field("X-Accel-Buffering", "no")
 }
 
-/// Writes events until the end. `first` is written before all else; the head of the answer is out already.
-///
-/// # Errors
-/// The connection broke, or the client does not read.
+/// Writes events until the stream ends. `first` is written before any message. The response head
+/// must be in `web.out` or sent already.
 pub async fn write(
     gateway: &Gateway,
     web: &mut HttpConnection,
@@ -70,10 +68,11 @@ pub async fn write(
     let mut timer = Timer::after(every);
     let mut written = Instant::now();
     let ended = loop {
-        // The head of the answer may wait there, and a client waits for it.
+        // `out` may hold the response head, and the client waits for it.
         if !first.is_empty() || !web.out.is_empty() {
             web.conn.stream(&first, &mut web.out);
-            // It may take a client long to read what stands in `out`; once is enough.
+            // Frees the memory: a slow client may take long to read `out`, and one copy of the
+            // bytes is enough.
             first = Vec::new();
             flush(web, numbers.as_ref().map(|numbers| &numbers.wanted)).await?;
             written = Instant::now();
@@ -93,8 +92,9 @@ pub async fn write(
     if ended == StreamEnd::Complete { write_all(web, &[]).await } else { Ok(ended) }
 }
 
-/// Writes what is to be written. A client that comes back for its stream does not wait until an old connection, which
-/// may be dead, has taken everything: that connection ends in the middle.
+/// Writes `out`. Returns early with `ConnectionAborted` when another connection takes the stream
+/// over: a client that resumes must not wait until its old connection, which may be dead, has taken
+/// every byte.
 async fn flush(web: &mut HttpConnection, wanted: Option<&Shutdown>) -> io::Result<()> {
     let wanted = async {
         match wanted {
@@ -106,17 +106,15 @@ async fn flush(web: &mut HttpConnection, wanted: Option<&Shutdown>) -> io::Resul
     future::or(web.flush(), wanted).await
 }
 
-/// Writes the last events of a stream, and its end.
-///
-/// # Errors
-/// The connection broke, or the client does not read.
+/// Writes `events` and the end of the stream.
 pub async fn write_all(web: &mut HttpConnection, events: &[u8]) -> io::Result<StreamEnd> {
     web.conn.stream(events, &mut web.out);
     web.end_stream();
     web.flush().await.map(|()| StreamEnd::Complete)
 }
 
-/// Puts messages into events. What has a number is kept before it is sent: nobody knows how much of it will arrive.
+/// Formats messages as events. With `numbers`, each event gets an id and is kept for replay before
+/// it is sent, because it is unknown how much of it will arrive.
 pub fn append(messages: VecDeque<String>, numbers: Option<&mut EventIds<'_>>, out: &mut Vec<u8>) {
     match numbers {
         None => messages.iter().for_each(|message| sse::event("message", message, out)),
@@ -137,7 +135,7 @@ enum Wake {
     End(StreamEnd),
 }
 
-/// Waits for messages, for the end of the client, or for the time of a keep-alive.
+/// Waits for messages, for the end of the stream or the client, or for the next keep-alive.
 async fn next(
     gateway: &Gateway,
     web: &mut HttpConnection,
@@ -153,7 +151,7 @@ async fn next(
         }
     });
     poll_fn(|context| {
-        // Before messages, which may come without end: who wants the stream does not wait for a pause.
+        // Checked before the messages: a constant flow of messages must not delay a takeover.
         if wanted.as_mut().poll(context).is_ready() {
             return Poll::Ready(Ok(Wake::End(StreamEnd::Wanted)));
         }
@@ -163,7 +161,7 @@ async fn next(
             Poll::Ready(Received::Ended(())) => return Poll::Ready(Ok(Wake::End(StreamEnd::Complete))),
             Poll::Pending => {}
         }
-        // What the client sends on this connection does not matter; that it closes it does.
+        // Input is discarded; it is read only to notice that the client closes the connection.
         while let Poll::Ready(read) = Pin::new(&mut web.stream).poll_read(context, web.conn.space()) {
             web.conn.filled(read?);
             if matches!(web.conn.next(Instant::now()), Step::Close) || web.conn.is_ended() {
