@@ -1,12 +1,13 @@
-//! What is changed in a message on its way between a client and a server; all else stays as it was written.
+//! Edits to the messages that pass between a client and a server.
 //!
-//! Clients and servers never see each other's ids: the number that [`crate::hub::mux`] minted stands in for the
-//! client's request id and for its progress token. Pure; `gateway` sends what comes out.
+//! Clients and servers never see each other's ids. The number minted by [`crate::hub::mux`]
+//! replaces the client's request id and its progress token. Everything else is forwarded as
+//! [`Message::splice`] copies it. This module does no I/O; `gateway` sends the messages.
 
 use crate::jsonrpc::{Malformed, Message, Span, notification, quote, whole_member};
 
-/// A client's request as the server gets it: under our id, with the server's own name for what is called, and our
-/// progress token in the place of the client's; without a cursor that is none.
+/// Returns a client's request as it is sent to the server: with our id, the server's own name for
+/// the item, our progress token instead of the client's, and without an empty cursor.
 pub fn request(message: &Message<'_>, id: u64, name: Option<(Span, &str)>, token: Option<Span>) -> String {
     let number = id.to_string();
     let name = name.map(|(span, name)| (span, quote(name)));
@@ -19,8 +20,8 @@ pub fn request(message: &Message<'_>, id: u64, name: Option<(Span, &str)>, token
     message.splice(&edits)
 }
 
-/// The member `cursor` of a list request that is `null` or an empty text. Some clients ask for the first page that way, and servers
-/// of several SDKs refuse it.
+/// Returns the span of the `cursor` member of a list request if its value is `null` or an empty
+/// string. Some clients request the first page that way, and servers of several SDKs reject it.
 fn empty_cursor(message: &Message<'_>) -> Option<Span> {
     let ("tools/list" | "prompts/list" | "resources/list" | "resources/templates/list" | "tasks/list") =
         message.method()
@@ -32,28 +33,31 @@ fn empty_cursor(message: &Message<'_>) -> Option<Span> {
     is_empty.then(|| whole_member(message.text(), value))
 }
 
-/// Where the progress token of a request stands; `None` when there is none that MCP allows (a text or a number).
+/// Returns the span of a request's progress token. `None` if there is none, or if its type is not
+/// one that MCP allows (string or number).
 ///
 /// # Errors
-/// [`Malformed::Duplicate`] when that is ambiguous.
+/// [`Malformed::Duplicate`] when a member name on the path occurs twice.
 pub fn token(message: &Message<'_>) -> Result<Option<Span>, Malformed> {
     let span = message.param(&["_meta", "progressToken"])?;
     let first = |span: &Span| message.text().as_bytes().get(span.start).copied();
     Ok(span.filter(|span| matches!(first(span), Some(b'"' | b'-' | b'0'..=b'9'))))
 }
 
-/// A client's cancellation as the server gets it; `span` is where the client's request id stands.
+/// Returns a client's `notifications/cancelled` as it is sent to the server. `span` is the span of
+/// the client's request id.
 pub fn cancellation(message: &Message<'_>, span: Span, id: u64) -> String {
     message.splice(&[(span, &id.to_string())])
 }
 
-/// A cancellation of our own.
+/// Builds a `notifications/cancelled` that the gateway sends on its own behalf.
 pub fn cancelled(id: u64, reason: &str) -> String {
     let params = format!("{{\"requestId\":{id},\"reason\":{}}}", quote(reason));
     notification("notifications/cancelled", Some(&params))
 }
 
-/// Progress as the client gets it; `span` is where our token stands, `token` is the client's own, raw.
+/// Returns a `notifications/progress` as it is sent to the client. `span` is the span of our token;
+/// `token` is the client's own token as raw JSON.
 pub fn progress(message: &Message<'_>, span: Span, token: &str) -> String {
     message.splice(&[(span, token)])
 }

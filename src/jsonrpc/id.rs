@@ -1,12 +1,14 @@
-//! Numeric ids in the forms that servers give them back in.
+//! Numeric ids in the forms in which servers return them.
 //!
-//! JSON-RPC asks for the id as it was sent; some servers turn `1` into `"1"`, `1.0` or `1e0` on the way.
+//! JSON-RPC requires a response to carry the id unchanged. Some servers turn `1` into `"1"`, `1.0`
+//! or `1e0`.
 
 use super::unquote;
 use crate::limits::ID_BYTES;
 
-/// The whole number that an id or a progress token stands for: a JSON number, or a string that contains one. `None` for
-/// anything else, and for what does not fit.
+/// Returns the non-negative integer that an id or a progress token represents: a JSON number, or a
+/// string that contains one. `None` for anything else, for values above `u64::MAX`, and for raw
+/// text longer than [`ID_BYTES`].
 pub fn decimal(raw: &str) -> Option<u64> {
     if raw.len() > ID_BYTES {
         return None;
@@ -17,12 +19,12 @@ pub fn decimal(raw: &str) -> Option<u64> {
     }
 }
 
-/// Whether two ids are the same as written, or stand for the same number.
+/// Whether two ids are written the same or represent the same number.
 pub fn is_same(one: &str, other: &str) -> bool {
     one == other || decimal(one).is_some_and(|number| decimal(other) == Some(number))
 }
 
-/// The value of a number (RFC 8259, section 6) that is whole and not negative.
+/// Parses a JSON number (RFC 8259, section 6) that is a non-negative integer.
 fn whole(text: &str) -> Option<u64> {
     let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     if is_digits(text) {
@@ -45,7 +47,7 @@ fn whole(text: &str) -> Option<u64> {
             return None;
         }
     } else {
-        // A number with more zeros than that does not fit anyway.
+        // A number with more than ID_BYTES zeros overflows `u64` anyway.
         digits.extend(std::iter::repeat_n('0', usize::try_from(shift).ok()?.min(ID_BYTES)));
     }
     digits.parse().ok()

@@ -1,8 +1,8 @@
-//! JSON-RPC 2.0 messages as raw spans: which bytes are the id, the method, the params, the result.
+//! JSON-RPC 2.0 messages as byte spans of their text: id, method, params, result, error.
 //!
-//! A message is checked once, as a whole (grammar, nesting, duplicate members), and then only cut
-//! and spliced: what mcpport does not have to change leaves as the bytes that came in. `tunnel` and
-//! `mcp` build on this; nothing here knows what a method means.
+//! A message is validated once, as a whole (grammar, nesting, duplicate members), and after that
+//! only sliced and spliced. Values that mcpport does not have to change are forwarded as received.
+//! `tunnel` and `mcp` build on this module; it does not know what any method means.
 
 pub mod edit;
 mod id;
@@ -15,54 +15,56 @@ use std::{borrow::Cow, fmt::Write, ops::Range};
 pub use id::{decimal, is_same};
 pub use scan::{elements, members};
 
-/// Where a value lies in its text, in bytes.
+/// The byte range of a value in its text.
 pub type Span = Range<usize>;
 
 /// The text is not JSON (JSON-RPC 2.0, section 5.1).
 pub const PARSE_ERROR: i64 = -32700;
-/// The JSON is not a message.
+/// The JSON is not a valid message.
 pub const INVALID_REQUEST: i64 = -32600;
-/// No such method here.
+/// The method is not supported.
 pub const METHOD_NOT_FOUND: i64 = -32601;
-/// The parameters do not fit the method.
+/// The params do not fit the method.
 pub const INVALID_PARAMS: i64 = -32602;
-/// The server behind the gateway failed or went away.
+/// The upstream server failed or disconnected.
 pub const INTERNAL_ERROR: i64 = -32603;
-/// A limit of the gateway is reached; try again later.
+/// A limit of the gateway is reached; the client may retry later.
 pub const BUSY: i64 = -32000;
-/// There is no such resource (MCP, up to 2025-11-25).
+/// The resource does not exist (MCP, up to 2025-11-25).
 pub const NO_RESOURCE: i64 = -32002;
-/// The server is down, and the next start is due at a time that the message names; it has not seen the request. A number of
-/// our own, outside of those that JSON-RPC keeps for itself (section 5.1): among these clients know each by a meaning.
+/// The server is down and has not seen the request; the message gives the time of the next start.
+/// This code is our own. It lies outside the range that JSON-RPC reserves (section 5.1), because
+/// clients associate a specific meaning with each code in that range.
 pub const DOWN: i64 = -31002;
-/// The request was cancelled; the code that MCP SDKs use for it.
+/// The request was cancelled. MCP SDKs use this code.
 pub const CANCELLED: i64 = -32800;
-/// No answer within the time limit; the code that MCP SDKs use for it.
+/// No response arrived within the time limit. MCP SDKs use this code.
 pub const TIMED_OUT: i64 = -32001;
 
-/// Why a text is not one message.
+/// The reason why a text is not a single valid message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Malformed {
     /// Not JSON.
     Syntax,
     /// Nested deeper than [`crate::limits::JSON_DEPTH`].
     Depth,
-    /// An array: a batch.
+    /// An array, that is, a batch.
     Batch,
-    /// Some other JSON value than an object.
+    /// A JSON value other than an object or an array.
     NotObject,
-    /// A member that the gateway reads stands twice.
+    /// A member that the gateway reads occurs twice.
     Duplicate,
-    /// The members do not make up a request, a notification or a response.
+    /// The members do not form a request, a notification or a response.
     Envelope,
-    /// Half of a surrogate pair stands in the envelope: no text that can be written in UTF-8.
+    /// A string in the envelope has a lone surrogate, which UTF-8 cannot encode.
     Surrogate,
-    /// Readers differ about a member that the gateway reads: by the case of its name, or by the character U+0000.
+    /// JSON readers may disagree about a member that the gateway reads, because of the case of its
+    /// name or because of the character U+0000.
     Twin,
 }
 
 impl Malformed {
-    /// The error code to answer with.
+    /// Returns the error code for the response.
     pub fn code(self) -> i64 {
         match self {
             Self::Syntax => PARSE_ERROR,
@@ -70,7 +72,7 @@ impl Malformed {
         }
     }
 
-    /// The reason in words.
+    /// Returns the reason as text for the error message.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Batch => "batches are not supported; send one message",
@@ -87,7 +89,7 @@ impl Malformed {
     }
 }
 
-/// What kind of message it is.
+/// The kind of a message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
     /// Has a method and no id.
@@ -98,7 +100,7 @@ pub enum Kind {
     Response,
 }
 
-/// One message, as spans of its text.
+/// A message, as spans of its text.
 #[derive(Clone, Debug)]
 pub struct Message<'a> {
     text: &'a str,
@@ -108,9 +110,9 @@ pub struct Message<'a> {
     params: Option<Span>,
     result: Option<Span>,
     error: Option<Span>,
-    /// Where `null` stands for no params.
+    /// The span of a `null` that stands in place of params.
     null_params: Option<Span>,
-    /// A member of the envelope has a twin.
+    /// Some readers mistake a key of the envelope for a JSON-RPC member.
     twin: bool,
     line_breaks: bool,
     lone_surrogate: bool,
@@ -118,19 +120,20 @@ pub struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// Reads one message. Members that JSON-RPC does not name are left where they are.
+    /// Parses one message. Members that JSON-RPC does not define are kept.
     ///
     /// # Errors
-    /// [`Malformed`] when the text is not one JSON object that makes up a message.
+    /// [`Malformed`] when the text is not a single JSON object that forms a message.
     pub fn read(text: &'a str) -> Result<Self, Malformed> {
         Self::scan(text, false)
     }
 
-    /// Reads one message of a client. Two readers must not differ about what the gateway decides on in it.
+    /// Parses one message from a client. Rejects it if two JSON readers could disagree about a
+    /// value that the gateway's decisions depend on.
     ///
     /// # Errors
-    /// As [`Message::read`]; and [`Malformed::Twin`], [`Malformed::Duplicate`] or [`Malformed::Surrogate`] for the members
-    /// of the envelope and those of the params that the gateway reads.
+    /// Those of [`Message::read`]; also [`Malformed::Twin`], [`Malformed::Duplicate`] or
+    /// [`Malformed::Surrogate`] for members of the envelope and for params that the gateway reads.
     pub fn read_strict(text: &'a str) -> Result<Self, Malformed> {
         Self::scan(text, true)
     }
@@ -144,73 +147,76 @@ impl<'a> Message<'a> {
         Ok(message)
     }
 
-    /// Whether some string has half of a surrogate pair. UTF-8 cannot hold it, and the servers of most SDKs drop such a
-    /// message without an answer.
+    /// Whether any string has a lone surrogate. UTF-8 cannot encode it, and the servers of most
+    /// SDKs drop such a message without a response.
     pub fn has_lone_surrogate(&self) -> bool {
         self.lone_surrogate
     }
 
-    /// Whether some string has a small ASCII letter as an escape, so that a search for a word in the text may miss it.
+    /// Whether any string has a lowercase ASCII letter written as an escape. A search for a word in
+    /// the text may miss that word.
     pub fn has_escaped_letter(&self) -> bool {
         self.escaped_letter
     }
 
-    /// Whether some reader takes another member for one of JSON-RPC, by the case of its name. Never the case in a message of
-    /// [`Message::read_strict`].
+    /// Whether some readers take another member for a JSON-RPC member, because they ignore the case
+    /// of names. Always false for a message from [`Message::read_strict`].
     pub fn has_twin(&self) -> bool {
         self.twin
     }
 
-    /// Whether the text has line breaks, which stand between tokens.
+    /// Whether the text has line breaks. They can only occur between tokens.
     pub fn has_line_breaks(&self) -> bool {
         self.line_breaks
     }
 
-    /// The whole text.
+    /// Returns the whole text.
     pub fn text(&self) -> &'a str {
         self.text
     }
 
-    /// Request, notification or response.
+    /// Returns the kind: request, notification or response.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The id as it was written (`1`, `"1"`, `1.0`); `None` for a notification, and for an error that
-    /// could not name its request.
+    /// Returns the id as written (`1`, `"1"`, `1.0`). `None` for a notification, and for an error
+    /// response without an id.
     pub fn id(&self) -> Option<&'a str> {
         self.id.clone().map(|span| &self.text[span])
     }
 
-    /// The method; empty for a response.
+    /// Returns the method; empty for a response.
     pub fn method(&self) -> &str {
         self.method.as_deref().unwrap_or_default()
     }
 
-    /// The params as they were written; `None` for `null` as well, which is written `{}` in all that is made of the message.
+    /// Returns the params as written. `None` also for `null`, which [`Message::splice`] and
+    /// [`Message::with_id`] write as `{}`.
     pub fn params(&self) -> Option<&'a str> {
         self.params.clone().map(|span| &self.text[span])
     }
 
-    /// The result as it was written.
+    /// Returns the result as written.
     pub fn result(&self) -> Option<&'a str> {
         self.result.clone().map(|span| &self.text[span])
     }
 
-    /// Where the result lies.
+    /// Returns the span of the result.
     pub fn result_span(&self) -> Option<Span> {
         self.result.clone()
     }
 
-    /// The error as it was written.
+    /// Returns the error as written.
     pub fn error(&self) -> Option<&'a str> {
         self.error.clone().map(|span| &self.text[span])
     }
 
-    /// Where a value of the params lies, by its path of member names.
+    /// Returns the span of a value in the params, found by its path of member names.
     ///
     /// # Errors
-    /// [`Malformed::Duplicate`] when a name on the path stands twice: then two readers could differ about it.
+    /// [`Malformed::Duplicate`] when a name on the path occurs twice, since two readers could then
+    /// disagree.
     pub fn param(&self, path: &[&str]) -> Result<Option<Span>, Malformed> {
         match self.params.clone() {
             Some(span) => find(self.text, span, path),
@@ -218,7 +224,8 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// The text with some values replaced, on one line. `edits` are in the order of the text.
+    /// Returns the text as one line, with the values at the given spans replaced. `edits` must be
+    /// in text order.
     pub fn splice(&self, edits: &[(Span, &str)]) -> String {
         let grown: usize = edits.iter().map(|(_, new)| new.len()).sum();
         let mut out = String::with_capacity(self.text.len() + grown);
@@ -232,12 +239,12 @@ impl<'a> Message<'a> {
         out
     }
 
-    /// Where the id lies.
+    /// Returns the span of the id.
     pub fn id_span(&self) -> Option<Span> {
         self.id.clone()
     }
 
-    /// The message with another id, on one line; an error that named no request gets the id at its end.
+    /// Returns the message as one line, with another id. A message without an id gets none.
     pub fn with_id(&self, id: &str) -> String {
         match self.id.clone() {
             Some(span) => self.splice(&[(span, id)]),
@@ -245,7 +252,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Copies a part, in which `{}` takes the place of params that are `null`: SDKs refuse those.
+    /// Copies a part of the text. Writes `{}` for params that are `null`, which SDKs reject.
     fn copy(&self, span: Span, out: &mut String) {
         let inside = |null: &&Span| span.start <= null.start && null.end <= span.end;
         match self.null_params.as_ref().filter(inside) {
@@ -258,7 +265,8 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Line breaks can only stand between tokens, where a space does as well (RFC 8259, section 2).
+    /// Copies a part of the text with line breaks replaced by spaces. Line breaks can only occur
+    /// between tokens, where a space is equivalent (RFC 8259, section 2).
     fn copy_as_is(&self, span: Span, out: &mut String) {
         let part = self.text.get(span).unwrap_or_default();
         if self.line_breaks {
@@ -269,7 +277,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// The members of the envelope, as they turn up.
+/// The members of the envelope found so far.
 #[derive(Default)]
 struct Parts {
     version: Option<Span>,
@@ -343,8 +351,9 @@ impl Parts {
     }
 }
 
-/// The span of a whole member by that of its value, with one of the commas beside it: an object without it is JSON still. The
-/// member's name must have no quote in it.
+/// Returns the span of a whole member, given the span of its value. Includes one adjacent comma, so
+/// that the object is still valid JSON once the span is removed. The member's name must not contain
+/// a quote.
 pub fn whole_member(text: &str, value: Span) -> Span {
     let before = |end: usize| text.get(..end).unwrap_or_default().trim_end();
     let key = before(value.start);
@@ -358,19 +367,20 @@ pub fn whole_member(text: &str, value: Span) -> Span {
     start..end
 }
 
-/// Where the object lies that is the whole text; `None` when the text is no JSON object within
-/// [`crate::limits::JSON_DEPTH`].
+/// Returns the span of the object that makes up the whole text. `None` when the text is not a JSON
+/// object within [`crate::limits::JSON_DEPTH`].
 pub fn object(text: &str) -> Option<Span> {
     scan::envelope(text, false, &mut |_, _| Ok(())).ok()?;
     Some(text.find('{')?..text.rfind('}')? + 1)
 }
 
-/// Whether the text is one JSON value.
+/// Whether the text is a single JSON value.
 fn is_value(text: &str) -> bool {
     scan::value(text)
 }
 
-/// The text of a JSON string, from its quoted form; `None` when it is not a string that UTF-8 can hold.
+/// Returns the content of a JSON string, given its quoted form. `None` when it is not a string or
+/// UTF-8 cannot encode it.
 pub fn unquote(raw: &str) -> Option<Cow<'_, str>> {
     let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
     if inner.contains('\\') {
@@ -380,15 +390,15 @@ pub fn unquote(raw: &str) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The quoted form of a text.
+/// Returns a string as a quoted JSON string.
 pub fn quote(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// Finds a value inside a checked text, by member names from `span` inwards.
+/// Finds a value in validated JSON, by member names from the value at `span` inwards.
 ///
 /// # Errors
-/// [`Malformed::Duplicate`] when a name on the path stands twice.
+/// [`Malformed::Duplicate`] when a name on the path occurs twice.
 pub fn find(text: &str, span: Span, path: &[&str]) -> Result<Option<Span>, Malformed> {
     let mut here = span;
     for name in path {
@@ -406,12 +416,12 @@ pub fn find(text: &str, span: Span, path: &[&str]) -> Result<Option<Span>, Malfo
     Ok(Some(here))
 }
 
-/// A request. `id` and `params` are raw JSON.
+/// Builds a request. `id` and `params` are raw JSON.
 pub fn request(id: &str, method: &str, params: &str) -> String {
     format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":{},\"params\":{params}}}", quote(method))
 }
 
-/// A notification. `params` is raw JSON.
+/// Builds a notification. `params` is raw JSON.
 pub fn notification(method: &str, params: Option<&str>) -> String {
     let mut out = format!("{{\"jsonrpc\":\"2.0\",\"method\":{}", quote(method));
     if let Some(params) = params {
@@ -422,7 +432,7 @@ pub fn notification(method: &str, params: Option<&str>) -> String {
     out
 }
 
-/// A response with a result. `id` and `result` are raw JSON.
+/// Builds a response with a result. `id` and `result` are raw JSON.
 pub fn result(id: &str, result: &str) -> String {
     let mut out = String::with_capacity(result.len() + id.len() + 40);
     out.push_str("{\"jsonrpc\":\"2.0\",\"id\":");
@@ -433,7 +443,8 @@ pub fn result(id: &str, result: &str) -> String {
     out
 }
 
-/// A response with an error. `id` is raw JSON, `null` when the request's could not be read.
+/// Builds a response with an error. `id` is raw JSON; `null` when the id of the request could not
+/// be read.
 pub fn error(id: &str, code: i64, message: &str) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.

@@ -1,7 +1,7 @@
-//! The JSON grammar (RFC 8259) as a scanner that allocates nothing and builds nothing.
+//! A scanner for the JSON grammar (RFC 8259) that neither allocates nor builds values.
 //!
-//! It says where values begin and end. Strings are passed eight bytes at a time, since that is
-//! where the bytes of a large result are.
+//! It finds where values begin and end. Strings are scanned eight bytes at a time, because they
+//! hold most bytes of a large result.
 
 use super::{
     Malformed, Span,
@@ -9,20 +9,21 @@ use super::{
 };
 use crate::limits::JSON_DEPTH;
 
-/// What a scan found beside the members.
+/// Properties of a scanned text, apart from its members.
 pub(super) struct Scanned {
-    /// Line breaks stand between tokens.
+    /// There are line breaks between tokens.
     pub line_breaks: bool,
-    /// A string inside a value of the envelope has a surrogate without its other half.
+    /// A string has a lone surrogate.
     pub lone_surrogate: bool,
-    /// A string has a small ASCII letter as an escape, as no usual encoder writes it.
+    /// A string has a lowercase ASCII letter written as an escape. Common encoders do not do that.
     pub escaped_letter: bool,
 }
 
-/// Scans one object that is the whole text, and hands each of its members to `member` as the spans
-/// of its key and its value.
+/// Scans an object that makes up the whole text, and passes the spans of each member's key and
+/// value to `member`.
 ///
-/// `strict`: the text comes from a client, and two readers must not differ about what the gateway decides on; see [`strict`].
+/// `strict`: the text comes from a client. Rejects it if two readers could disagree about a value
+/// that the gateway reads; see [`strict`].
 pub(super) fn envelope(
     text: &str,
     strict: bool,
@@ -30,7 +31,7 @@ pub(super) fn envelope(
 ) -> Result<Scanned, Malformed> {
     let mut scanner = JsonScanner::new(text.as_bytes(), 0);
     scanner.white();
-    // Whatever it is, and whatever is wrong with it, it must be JSON before we speak of that.
+    // A syntax error is reported in preference to any other defect.
     let sound = match scanner.peek() {
         Some(b'{') => {
             let mut sound = Ok(());
@@ -53,13 +54,14 @@ pub(super) fn envelope(
     Ok(Scanned { line_breaks, lone_surrogate, escaped_letter })
 }
 
-/// Whether the text is one value.
+/// Whether the text is a single value.
 pub(super) fn value(text: &str) -> bool {
     let mut scanner = JsonScanner::new(text.as_bytes(), 0);
     scanner.value(0).and_then(|()| scanner.end()).is_ok()
 }
 
-/// The members of an object inside a checked text, as spans of key and value. Nothing for other values.
+/// Iterates over the members of an object in validated JSON, as spans of key and value. Empty for
+/// other values.
 pub fn members(text: &str, span: Span) -> impl Iterator<Item = (Span, Span)> + '_ {
     let mut scanner = JsonScanner::new(text.as_bytes(), span.start);
     let mut more = scanner.eat(b'{');
@@ -75,7 +77,7 @@ pub fn members(text: &str, span: Span) -> impl Iterator<Item = (Span, Span)> + '
     })
 }
 
-/// The elements of an array inside a checked text. Nothing for other values.
+/// Iterates over the elements of an array in validated JSON. Empty for other values.
 pub fn elements(text: &str, span: Span) -> impl Iterator<Item = Span> + '_ {
     let mut scanner = JsonScanner::new(text.as_bytes(), span.start);
     let mut more = scanner.eat(b'[');
@@ -97,13 +99,13 @@ struct JsonScanner<'a> {
     bytes: &'a [u8],
     at: usize,
     line_breaks: bool,
-    /// A string had half of a surrogate pair.
+    /// A string had a lone surrogate.
     lone_surrogate: bool,
     /// A string had the character U+0000.
     null_character: bool,
-    /// A string had an escaped small ASCII letter.
+    /// A string had a lowercase ASCII letter written as an escape.
     escaped_letter: bool,
-    /// What a client's message may not have, though it is JSON.
+    /// The first violation of the rules for a client's message.
     flaw: Option<Malformed>,
 }
 
@@ -120,13 +122,14 @@ impl<'a> JsonScanner<'a> {
         }
     }
 
-    /// The whole of the text is used up.
+    /// Checks that only whitespace is left.
     fn end(&mut self) -> Result<(), Malformed> {
         self.white();
         if self.at == self.bytes.len() { Ok(()) } else { Err(Malformed::Syntax) }
     }
 
-    /// Passes one object; its members stand in the nesting `depth`. `strict`: the text, and the names that matter in it.
+    /// Scans an object whose members are at nesting level `depth`. `strict`: the text, and the
+    /// names to check in the object.
     fn object(
         &mut self,
         depth: u32,
@@ -166,7 +169,8 @@ impl<'a> JsonScanner<'a> {
         Ok((key, start..self.at))
     }
 
-    /// Passes one member of an object in which names matter, and notes a flaw. `seen`: the names so far, one bit each.
+    /// Scans a member of an object whose names are checked, and records a defect. `seen`: the names
+    /// found so far, one bit each.
     fn strict_member(
         &mut self,
         depth: u32,
@@ -213,13 +217,13 @@ impl<'a> JsonScanner<'a> {
         Ok((key, start..self.at))
     }
 
-    /// Notes the first flaw.
+    /// Records a defect, if it is the first.
     fn note(&mut self, flaw: Malformed) {
         self.flaw.get_or_insert(flaw);
     }
 
-    /// Passes one value; `depth` is the nesting it stands in. Iterative: one bit for each open
-    /// bracket says whether it is an object's.
+    /// Scans a value at nesting level `depth`. Iterative, so that deep nesting cannot overflow the
+    /// stack: one bit for each open bracket tells an object from an array.
     fn value(&mut self, depth: u32) -> Result<(), Malformed> {
         let mut open = depth;
         let mut objects: u128 = 0;
@@ -253,7 +257,8 @@ impl<'a> JsonScanner<'a> {
         }
     }
 
-    /// After a value: closes what ends here and moves on to the next value. True when the outermost is closed.
+    /// Called after a value: closes the brackets that end here and moves on to the next value.
+    /// Returns true when the outermost value is complete.
     fn close(&mut self, open: &mut u32, depth: u32, objects: &mut u128) -> Result<bool, Malformed> {
         while *open > depth {
             self.white();
@@ -347,10 +352,10 @@ impl<'a> JsonScanner<'a> {
         }
     }
 
-    /// Passes the bytes of a string up to a quote, a backslash or a control character.
+    /// Skips the bytes of a string up to a quote, a backslash or a control character.
     fn plain(&mut self) {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
-        // Most strings are short, and none of what the loop needs is made ready for them.
+        // Most strings are short. This returns before the setup that the loop needs.
         if let Some(stops @ 1..) = rest.first_chunk().map(stops) {
             self.at += stops.trailing_zeros() as usize / 8;
             return;
@@ -384,7 +389,7 @@ impl<'a> JsonScanner<'a> {
         Ok(())
     }
 
-    /// The UTF-16 code unit that an escape gives; `None` where there is no such escape.
+    /// Returns the UTF-16 code unit of the `\u` escape at `at`; `None` if there is no such escape.
     fn code_unit(&self, at: usize) -> Option<u32> {
         let escape = self.bytes.get(at..at + 6)?;
         let digit = |code: u32, byte: &u8| Some(code << 4 | char::from(*byte).to_digit(16)?);
@@ -414,17 +419,18 @@ impl<'a> JsonScanner<'a> {
     }
 }
 
-/// Whether a byte may stand in a string as it is and is not its end.
+/// Whether a byte may occur unescaped in a string and does not end it.
 fn is_plain(byte: u8) -> bool {
     byte >= 0x20 && byte != b'"' && byte != b'\\'
 }
 
-/// The high bit of each byte that is not plain. No byte before a true one, in the order of the text, can be a false one.
+/// Sets the high bit of each byte that is not plain. False bits can only follow the first true one
+/// in text order, so the first set bit is always right.
 fn stops(word: &[u8; 8]) -> u64 {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
     let word = u64::from_le_bytes(*word);
-    // With one bit turned over, the quote (0x22) follows the last control character (0x1f).
+    // With bit 1 inverted, the quote (0x22) directly follows the last control character (0x1f).
     let quote_or_control = (word ^ (ONES * 2)).wrapping_sub(ONES * 0x21);
     let backslash = (word ^ (ONES * 0x5c)).wrapping_sub(ONES);
     (quote_or_control | backslash) & !word & HIGHS
@@ -434,7 +440,7 @@ fn stops(word: &[u8; 8]) -> u64 {
 mod tests {
     use super::*;
 
-    /// The scanner against the library, on every text that can be made from a few tokens.
+    /// Compares the scanner with serde_json on every text of four tokens.
     #[test]
     fn agrees_with_the_library() {
         let tokens = [

@@ -1,12 +1,14 @@
-//! The member names that the gateway reads in a client's message, and the keys that other JSON readers take for them.
+//! The member names that the gateway reads in a client's message, and the keys that other JSON
+//! readers treat as equal to them.
 //!
-//! Several readers match keys without regard to case: Go's `encoding/json` (Unicode simple case folding), Newtonsoft, cJSON
-//! (ASCII; a key ends at U+0000 there), readers that use Java's `equalsIgnoreCase`. Where the gateway would read `taskId` and
-//! a server `TaskId`, one client could act on what is another's, so such a message is refused.
+//! Several readers match keys case-insensitively: Go's `encoding/json` (Unicode simple case
+//! folding), Newtonsoft, cJSON (ASCII only; a key ends at U+0000), and readers that use Java's
+//! `equalsIgnoreCase`. If the gateway read `taskId` and a server read `TaskId`, one client could
+//! act on another client's task. Such a message is therefore rejected.
 
 use std::str::Chars;
 
-/// The names that matter in one object, each with the names that matter in its value.
+/// The member names to check in one object, each with the names to check in its value.
 pub(super) struct MemberNames(&'static [(&'static str, &'static MemberNames)]);
 
 static NONE: MemberNames = MemberNames(&[]);
@@ -38,23 +40,24 @@ static META: MemberNames = MemberNames(&[("progressToken", &NONE)]);
 
 static REFERENCE: MemberNames = MemberNames(&[("name", &NONE), ("type", &NONE), ("uri", &NONE)]);
 
-/// What a key is among the names of an object.
+/// How a key relates to the names of an object.
 pub(super) enum NameMatch {
-    /// The name at this place, whose value has these names.
+    /// Equal to the name at this index, whose value has these names.
     Name(u32, &'static MemberNames),
-    /// Some reader takes it for a name, others do not.
+    /// Some readers treat it as one of the names, others do not.
     Twin,
-    /// None of them.
+    /// Unrelated to any of the names.
     Other,
 }
 
 impl MemberNames {
-    /// Looks up a key of a checked text, without its quotes.
+    /// Looks up a key of validated JSON, given without its quotes.
     pub(super) fn find(&self, key: &str) -> NameMatch {
         if let Some((place, (_, inner))) = (0..).zip(self.0).find(|(_, (name, _))| *name == key) {
             return NameMatch::Name(place, inner);
         }
-        // Without an escape and a letter outside of ASCII, which only make a key longer, the case is all that can differ.
+        // Without escapes and non-ASCII letters, which only make a key longer, a key can differ
+        // from a name only in case.
         let is_plain = key.bytes().all(|byte| byte.is_ascii() && byte != b'\\');
         for (place, (name, inner)) in (0..).zip(self.0) {
             match is_plain {
@@ -70,18 +73,19 @@ impl MemberNames {
         NameMatch::Other
     }
 
-    /// Whether any name matters.
+    /// Whether there are no names to check.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Whether some reader takes a key, without its quotes, for a member of the envelope that it is not.
+/// Whether some readers mistake a key, given without its quotes, for a member of the envelope.
 pub(super) fn is_twin(key: &str) -> bool {
     matches!(ENVELOPE.find(key), NameMatch::Twin)
 }
 
-/// Whether a key is a name, and whether some reader takes it for that. Ends at the first letter that differs.
+/// Returns whether a key equals a name, and whether some readers treat the two as equal. Stops at
+/// the first character that differs.
 fn compare(key: &str, name: &str) -> (bool, bool) {
     let (mut key, mut same) = (Unescaped(key.chars()), true);
     for wanted in name.chars() {
@@ -93,24 +97,25 @@ fn compare(key: &str, name: &str) -> (bool, bool) {
     }
     match key.next() {
         None => (same, true),
-        // Where strings end at U+0000, so does this key.
+        // Readers with NUL-terminated strings end the key here.
         Some('\0') => (false, true),
         Some(_) => (false, false),
     }
 }
 
-/// The small ASCII letter that some reader takes a character for.
+/// Returns the lowercase ASCII letter that some readers treat as equal to a character.
 fn fold(found: char) -> char {
     match found {
         '\u{17f}' => 's',
         '\u{212a}' => 'k',
-        // Java compares the upper case and then the lower case of single characters.
+        // Java compares single characters in upper case and then in lower case.
         '\u{130}' | '\u{131}' => 'i',
         other => other.to_ascii_lowercase(),
     }
 }
 
-/// The characters of a string without its quotes; those that stand in no name may be others.
+/// Unescapes a JSON string given without its quotes. Characters that occur in no name may come out
+/// as U+FFFD.
 struct Unescaped<'a>(Chars<'a>);
 
 impl Iterator for Unescaped<'_> {

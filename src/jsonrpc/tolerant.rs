@@ -1,33 +1,35 @@
-//! What servers write that is not one sound message: read as far as it can be, and otherwise tied to the call that it
-//! was meant to answer, so that this call fails at once.
+//! Recovery of malformed server output. Repairs a message where its meaning is clear; otherwise
+//! finds the call that it was meant to answer, so that the call fails at once.
 //!
-//! Only for what [`Message::read`] refuses, and for messages with a twin of a member of JSON-RPC: the twin is left out, so that
-//! every reader behind reads what was read here. Of what clients send only [`answer_id`] is asked.
+//! Used only for text that [`Message::read`] rejects, and for messages with a key that differs from
+//! a JSON-RPC name only in case. Such a key is removed, so that every later reader sees the message
+//! as it was read here. For client messages only [`answer_id`] is used.
 
 use super::{Malformed, Message, Span, elements, is_same, members, quote, unquote};
 use crate::limits::{BATCH_PARTS, ID_BYTES};
 
-/// One part of what a server wrote.
+/// A part of a server's output.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum MessagePart {
-    /// A message, made sound.
+    /// A message, repaired if necessary.
     Message(String),
-    /// An answer that cannot be used.
+    /// A response that cannot be used.
     Unusable(Unusable),
-    /// No message: a banner, or something that people print to find a fault.
+    /// Not a message: a banner or debug output.
     Noise,
 }
 
-/// An answer that cannot be used.
+/// A response that cannot be used.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Unusable {
-    /// The id of the request that it answers, raw; `None`: it cannot be found.
+    /// The raw id of the request that it answers; `None` if it cannot be found.
     pub id: Option<String>,
-    /// What is wrong with it.
+    /// The reason.
     pub why: &'static str,
 }
 
-/// The parts of a text that is no sound message.
+/// Splits output that is not a valid message into its parts. A batch gives one part for each
+/// element, up to [`BATCH_PARTS`].
 pub fn parts(bytes: &[u8]) -> Vec<MessagePart> {
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     let Ok(text) = std::str::from_utf8(bytes) else {
@@ -44,7 +46,7 @@ pub fn parts(bytes: &[u8]) -> Vec<MessagePart> {
     }
 }
 
-/// One message, or an element of a batch.
+/// Reads one message or one element of a batch.
 fn part(text: &str) -> MessagePart {
     match Message::read(text) {
         Ok(message) if message.has_twin() => rest(text, Malformed::Envelope),
@@ -66,7 +68,7 @@ fn rest(text: &str, why: Malformed) -> MessagePart {
     unsound(text.as_bytes(), why)
 }
 
-/// A JSON object whose members do not quite make up a message: what it means is clear all the same, or what is wrong.
+/// Repairs a JSON object whose members do not form a valid message. The error states the defect.
 fn mended(text: &str) -> Result<MessagePart, &'static str> {
     let object = super::object(text).ok_or("it is no JSON object")?;
     let (mut found, mut others) = ([None; 6], 0_usize);
@@ -105,7 +107,7 @@ fn mended(text: &str) -> Result<MessagePart, &'static str> {
         (None, None, Some(error)) if error.starts_with('{') && (id.is_some() || version.is_some()) => {
             add("error", error)
         }
-        // Some servers say in words only what went wrong.
+        // Some servers send a plain string as the error.
         (None, None, Some(error)) if id.is_some() => {
             let words = unquote(error).map_or_else(|| error.to_owned(), Into::into);
             add("error", &format!("{{\"code\":{},\"message\":{}}}", super::INTERNAL_ERROR, quote(&words)));
@@ -116,32 +118,34 @@ fn mended(text: &str) -> Result<MessagePart, &'static str> {
         _ => return Ok(MessagePart::Noise),
     }
     out.push('}');
-    // On one line, as any other message.
+    // Removes line breaks, as for any other message.
     let message = Message::read(&out).map(|message| message.splice(&[]));
     message.map(MessagePart::Message).map_err(Malformed::reason)
 }
 
-/// What the start of an answer says that cannot be read whole; `None`: as far as can be seen it is no answer.
+/// Examines the start of a line that could not be parsed. `None` if it does not look like a
+/// response.
 pub fn unusable(start: &[u8], why: &'static str) -> Option<Unusable> {
     let seen = Glimpse::of(start);
     let is_answer = !seen.method && (seen.answer || (seen.cut && seen.id.is_some()));
     is_answer.then_some(Unusable { id: seen.id, why })
 }
 
-/// The id of an answer that a client sent and that was refused; `None`: it is no answer, or has no single id.
+/// Returns the id of a client's response that was rejected. `None` if it is not a response or has
+/// no single id.
 pub fn answer_id(bytes: &[u8]) -> Option<String> {
     let seen = Glimpse::of(bytes);
     seen.id.filter(|_| seen.outcome && !seen.method && !seen.cut)
 }
 
-/// The id in the last bytes of an answer.
+/// Finds the id in the last bytes of a response.
 pub fn id_at_end(end: &[u8]) -> Option<String> {
     const KEY: &[u8] = b"\"id\"";
     let place = end.windows(KEY.len()).rposition(|window| window == KEY)? + KEY.len();
     let colon = white(end, place);
     let (id, after) =
         scalar(end, white(end, end.get(colon).filter(|byte| **byte == b':').map(|_| colon + 1)?))?;
-    // It stands in the outermost object only if nothing but that is closed behind it.
+    // The id belongs to the outermost object only if that object alone is closed after it.
     let rest = end.get(after..)?;
     let closed = rest.iter().filter(|byte| matches!(byte, b'}' | b']')).count();
     let opened = rest.iter().any(|byte| matches!(byte, b'{' | b'['));
@@ -152,18 +156,18 @@ fn unsound(bytes: &[u8], why: &'static str) -> MessagePart {
     unusable(bytes, why).map_or(MessagePart::Noise, MessagePart::Unusable)
 }
 
-/// The members of an object that may be broken anywhere, as far as they can be seen.
+/// The members seen in an object that may be malformed at any point.
 #[derive(Debug, Default)]
 struct Glimpse {
-    /// `None` as well when several members say different things.
+    /// `None` also if several `id` members disagree.
     id: Option<String>,
     has_id: bool,
     method: bool,
-    /// It has a member that only an answer has.
+    /// It has a `result` or an `error`, which only a response has.
     outcome: bool,
-    /// Or at least one of JSON-RPC.
+    /// It has one of those or a `jsonrpc`.
     answer: bool,
-    /// It ends before it is closed.
+    /// It ends before the object is closed.
     cut: bool,
 }
 
@@ -213,7 +217,8 @@ impl Glimpse {
     }
 }
 
-/// The string or number at a place, and where it ends. `None` for other values, and for what may go on.
+/// Returns the string or number at `start`, and the offset of its end. `None` for other values, and
+/// for a value that may continue after the last byte.
 fn scalar(bytes: &[u8], start: usize) -> Option<(String, usize)> {
     let end = match bytes.get(start)? {
         b'"' => string_end(bytes, start + 1)?,
@@ -227,7 +232,7 @@ fn scalar(bytes: &[u8], start: usize) -> Option<(String, usize)> {
     (id.len() <= ID_BYTES && super::is_value(id)).then(|| (id.to_owned(), end))
 }
 
-/// The place behind the quote that ends a string.
+/// Returns the offset after the closing quote of a string.
 fn string_end(bytes: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match bytes.get(at)? {
@@ -238,7 +243,7 @@ fn string_end(bytes: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
-/// The first place from this on that is no white space.
+/// Returns the offset of the first byte from `from` on that is not whitespace.
 fn white(bytes: &[u8], from: usize) -> usize {
     let rest = bytes.get(from..).unwrap_or_default();
     from + rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n')).count()
