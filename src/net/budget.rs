@@ -1,11 +1,13 @@
-//! The budget of bytes of a program, shared out among accounts.
+//! The memory budget of the process, divided among accounts.
 //!
-//! Whoever is about to keep bytes for somebody (a queue, a body, a list) takes them from an [`Account`] first, and gives them
-//! back when they are gone. While the budget is [shared](Budget::share), an account holds no more than what is still free, so
-//! that one that takes all it can get has half, two have a third each, and the next one always finds something.
+//! Code that is about to hold bytes for a peer (a queue, a body, a list) first takes them from an
+//! [`Account`], and gives them back when it frees them. While the budget is
+//! [shared](Budget::share), an account holds no more than what is still free: one greedy account
+//! gets half, two get a third each, and there is always something left for the next.
 //!
-//! What is kept for a client that is away can be [registered](Account::idle): it is dropped, oldest first, before anybody is
-//! refused. Taking and giving are two atomic operations each; the lock is for that register only.
+//! Bytes held for an absent client can be [registered](Account::idle): they are evicted, oldest
+//! first, before a request is refused. Taking and giving are two atomic operations each; only that
+//! registry needs a lock.
 
 use std::{
     collections::BTreeMap,
@@ -18,13 +20,14 @@ use std::{
 
 use crate::limits;
 
-/// Something that holds bytes for a client that is away.
+/// A holder of bytes for an absent client.
 pub trait Evict: Send + Sync {
-    /// Drops them, and gives them back to their account. Must not wait for a lock: it may be held by who is refused.
+    /// Drops the bytes, and returns them to their account. Must not wait for a lock: the account
+    /// that needs the bytes may hold it.
     fn evict(&self);
 }
 
-/// See the module's documentation.
+/// A budget of bytes; see the module documentation.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Total>);
 
@@ -41,7 +44,7 @@ struct Register {
     entries: BTreeMap<u64, (Arc<Purse>, Weak<dyn Evict>)>,
 }
 
-/// The bytes that one principal holds.
+/// The bytes held by one principal.
 #[derive(Clone, Debug)]
 pub struct Account(Arc<Purse>);
 
@@ -51,53 +54,54 @@ struct Purse {
     used: AtomicUsize,
 }
 
-/// How much has to stay free when bytes are taken.
+/// How much must stay free when bytes are taken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Priority {
-    /// Large amounts leave a part for small ones ([`limits::BUDGET_SMALL`]), so that small calls still pass where large ones
-    /// are refused.
+    /// Large amounts must leave a part ([`limits::BUDGET_RESERVE`]) for small ones
+    /// ([`limits::BUDGET_SMALL`]), so that small calls still succeed when large ones are refused.
     Normal,
-    /// Half, and nothing is evicted: what is kept only in case somebody wants it.
+    /// Half of the budget must stay free, and nothing is evicted: for data that is only kept in
+    /// case it is needed.
     Spare,
 }
 
 impl Budget {
-    /// A budget of so many bytes, for one account after the other.
+    /// Creates a budget of `size` bytes. It is not shared: one account may take all of it.
     pub fn new(size: usize) -> Self {
         let idle = Mutex::default();
         Self(Arc::new(Total { size, used: AtomicUsize::new(0), shared: AtomicBool::new(false), idle }))
     }
 
-    /// Whether there are several principals, so that none may have all of it.
+    /// Sets whether there are several principals, so that none may take the whole budget.
     pub fn share(&self, shared: bool) {
         self.0.shared.store(shared, Ordering::Relaxed);
     }
 
-    /// A new account.
+    /// Creates an account.
     pub fn account(&self) -> Account {
         Account(Arc::new(Purse { total: self.0.clone(), used: AtomicUsize::new(0) }))
     }
 
-    /// Bytes in all.
+    /// Returns the total size in bytes.
     pub fn size(&self) -> usize {
         self.0.size
     }
 
-    /// Bytes that are taken.
+    /// Returns the number of bytes taken.
     pub fn used(&self) -> usize {
         self.0.used.load(Ordering::Relaxed)
     }
 }
 
 impl Account {
-    /// Takes so many bytes, after dropping what is kept for clients that are away if need be. False: there are not so many,
-    /// and none is taken.
+    /// Takes `bytes`, evicting data held for absent clients if necessary. Returns false, and takes
+    /// nothing, if there is not enough.
     #[must_use]
     pub fn take(&self, bytes: usize) -> bool {
         self.try_take(bytes, Priority::Normal) || self.take_evicting(bytes)
     }
 
-    /// Whether so many bytes could be taken, after dropping what is kept for clients that are away if need be.
+    /// Whether `bytes` could be taken, evicting data held for absent clients if necessary.
     #[must_use]
     pub fn has(&self, bytes: usize) -> bool {
         let has = self.take(bytes);
@@ -107,7 +111,7 @@ impl Account {
         has
     }
 
-    /// Takes so many bytes if they are free.
+    /// Takes `bytes` if they are free, without evicting anything.
     #[must_use]
     pub fn try_take(&self, bytes: usize, priority: Priority) -> bool {
         let Purse { total, used } = &*self.0;
@@ -130,45 +134,45 @@ impl Account {
         true
     }
 
-    /// Takes so many bytes whether they are there or not: for what is small and must not be lost.
+    /// Takes `bytes` even if they are not free: for small data that must not be lost.
     pub fn force(&self, bytes: usize) {
         self.0.total.used.fetch_add(bytes, Ordering::Relaxed);
         self.0.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Gives so many bytes back.
+    /// Gives `bytes` back.
     pub fn give(&self, bytes: usize) {
         self.0.used.fetch_sub(bytes, Ordering::Relaxed);
         self.0.total.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes that it holds.
+    /// Returns the number of bytes that this account holds.
     pub fn used(&self) -> usize {
         self.0.used.load(Ordering::Relaxed)
     }
 
-    /// Whether more than half of the budget is taken, by whomever.
+    /// Whether more than half of the budget is taken, by any account.
     pub fn is_scarce(&self) -> bool {
         let total = &self.0.total;
         total.used.load(Ordering::Relaxed) > total.size / 2
     }
 
-    /// Whether nothing is held and nobody else knows of it.
+    /// Whether the account holds nothing and this is the only reference to it.
     pub fn is_unused(&self) -> bool {
         Arc::strong_count(&self.0) == 1 && self.used() == 0
     }
 
-    /// Whether both are the same account.
+    /// Whether both refer to the same account.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// A charge to this account, of nothing yet.
+    /// Creates an empty charge to this account.
     pub fn charge(&self) -> Charge {
         Charge { account: self.clone(), bytes: 0 }
     }
 
-    /// Registers what is held for a client that is away, as long as the entry lives.
+    /// Registers bytes held for an absent client, for as long as the returned entry lives.
     pub fn idle(&self, holder: Weak<dyn Evict>) -> Idle {
         let mut register = self.0.total.register();
         register.last += 1;
@@ -177,7 +181,8 @@ impl Account {
         Idle { total: self.0.total.clone(), number }
     }
 
-    /// Drops what is kept for clients that are away until there is room: of this account, then of those that hold more.
+    /// Evicts data held for absent clients until `bytes` can be taken: first of this account, then
+    /// of accounts that hold more.
     fn take_evicting(&self, bytes: usize) -> bool {
         let own = |owner: &Arc<Purse>| Arc::ptr_eq(owner, &self.0);
         let mine = self.used().saturating_add(bytes);
@@ -199,7 +204,7 @@ impl Account {
 
 impl Total {
     fn register(&self) -> MutexGuard<'_, Register> {
-        // Each change of the register is complete in itself, so a panic elsewhere does not spoil it.
+        // Each change of the registry is complete in itself, so a poisoned lock can still be used.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -210,7 +215,7 @@ impl fmt::Debug for Total {
     }
 }
 
-/// An entry among what is dropped first. Dropping it removes the entry.
+/// An entry in the registry of evictable data. Dropping it removes the entry.
 #[derive(Debug)]
 pub struct Idle {
     total: Arc<Total>,
@@ -223,7 +228,7 @@ impl Drop for Idle {
     }
 }
 
-/// Bytes taken from an account, given back when this is dropped.
+/// Bytes taken from an account, given back on drop.
 #[derive(Debug)]
 pub struct Charge {
     account: Account,
@@ -231,31 +236,32 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// Where the bytes come from.
+    /// Returns the account that the bytes are charged to.
     pub fn account(&self) -> &Account {
         &self.account
     }
 
-    /// How many bytes it is.
+    /// Returns the number of bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Makes it so many bytes. False: there are not so many, and it stays as it is.
+    /// Changes the charge to `bytes`. Returns false, and changes nothing, if there are not enough.
     #[must_use]
     pub fn resize(&mut self, bytes: usize) -> bool {
         self.resize_as(bytes, |account, more| account.take(more))
     }
 
-    /// The same for what is kept only in case somebody wants it.
+    /// Like [`Charge::resize`], with [`Priority::Spare`]: for data that is only kept in case it is
+    /// needed.
     #[must_use]
     pub fn resize_spare(&mut self, bytes: usize) -> bool {
         self.resize_as(bytes, |account, more| account.try_take(more, Priority::Spare))
     }
 
-    /// The same whether they are there or not.
+    /// Like [`Charge::resize`], but succeeds even if the bytes are not free.
     pub fn resize_anyway(&mut self, bytes: usize) {
-        // What is forced is always granted.
+        // Forcing never fails.
         let _ = self.resize_as(bytes, |account, more| {
             account.force(more);
             true
@@ -286,7 +292,7 @@ impl Drop for Charge {
 mod tests {
     use super::*;
 
-    /// What a test keeps for a client that is away.
+    /// Test data held for an absent client.
     struct Kept(Mutex<Charge>);
 
     impl Kept {

@@ -1,7 +1,8 @@
-//! A bounded buffer between the log and stderr, written by a thread of its own.
+//! A bounded buffer between the log and stderr, written by its own thread.
 //!
-//! A write to stderr blocks while nobody reads it (a pipe to a program that hangs, a terminal that is stopped). On the executor
-//! it would stop every connection. Lines that find no room are counted, and the count is written once there is a reader again.
+//! A write to stderr blocks while it is not read (a pipe to a program that hangs, a stopped
+//! terminal). On the executor that would stop every connection. Lines that do not fit are dropped
+//! and counted; the count is written once stderr is read again.
 
 use std::{
     collections::VecDeque,
@@ -13,21 +14,22 @@ use std::{
 
 use crate::{limits, util};
 
-/// Lines that wait for the thread.
+/// Lines waiting for the writer thread.
 #[derive(Debug, Default)]
 struct Buffer {
     lines: VecDeque<Box<[u8]>>,
     bytes: usize,
-    /// Lines that found no room since the last that did.
+    /// Lines dropped since the last one that fit.
     dropped: u64,
-    /// The thread writes what it took last.
+    /// Whether the thread is writing the line that it took last.
     writing: bool,
 }
 
 impl Buffer {
-    /// Adds a line, or counts it.
+    /// Adds a line, or counts it as dropped.
     fn push(&mut self, line: &[u8]) {
-        // Once a line is dropped, so are all until the thread has said so: the count stands where they are missing.
+        // After the first dropped line all others are dropped, too, until the thread has written
+        // the count, so that it appears where the lines are missing.
         if self.dropped > 0 || self.bytes + line.len() > limits::LOG_BUFFER {
             self.dropped += 1;
         } else {
@@ -36,7 +38,7 @@ impl Buffer {
         }
     }
 
-    /// Takes out the next line. After the last one before a gap, that is the line that tells of the gap.
+    /// Takes the next line. After the last line before a gap, returns a line that reports the gap.
     fn pop(&mut self) -> Option<Box<[u8]>> {
         if let Some(line) = self.lines.pop_front() {
             self.bytes -= line.len();
@@ -53,7 +55,7 @@ impl Buffer {
     }
 }
 
-/// The line that stands where lines are missing, in the form of all others.
+/// Formats the line that reports dropped lines, in the format of all others.
 fn gap(count: u64) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     format!("{} [WARN] {count} log lines dropped: nobody read stderr\n", util::time::utc(now))
@@ -62,26 +64,26 @@ fn gap(count: u64) -> String {
 #[derive(Debug, Default)]
 struct LoggerState {
     buffer: Mutex<Buffer>,
-    /// A line was added, or the thread has written all.
+    /// Notified when a line was added, or when the thread has written everything.
     changed: Condvar,
 }
 
 impl LoggerState {
     fn buffer(&self) -> MutexGuard<'_, Buffer> {
-        // Each change is complete in itself, so a panic elsewhere does not spoil it.
+        // Each change is complete in itself, so a poisoned lock can still be used.
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Writes whole lines into the buffer; never blocks on stderr.
+/// Writes whole lines to the buffer; never blocks on stderr.
 #[derive(Clone, Debug)]
 pub struct LogWriter(Arc<LoggerState>);
 
 impl LogWriter {
-    /// Starts the thread, which writes to `output` as long as the process lives.
+    /// Starts the thread, which writes to `output` for as long as the process lives.
     ///
     /// # Errors
-    /// The system's, when no thread can be started.
+    /// The system's error if the thread cannot be started.
     pub fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
         let writer = Self(Arc::default());
         let shared = writer.0.clone();
@@ -90,7 +92,7 @@ impl LogWriter {
         Ok(writer)
     }
 
-    /// Waits until everything is written, up to `limit`.
+    /// Waits until everything is written, for at most `limit`.
     pub fn flush_within(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         let mut buffer = self.0.buffer();
@@ -111,13 +113,13 @@ impl Write for LogWriter {
         Ok(line.len())
     }
 
-    /// Does nothing: whoever logs must not wait. See [`LogWriter::flush_within`].
+    /// Does nothing, because logging must not wait. See [`LogWriter::flush_within`].
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// Writes what comes into the buffer, for ever.
+/// Writes the lines of the buffer, forever.
 fn drain(shared: &LoggerState, mut output: impl Write) {
     let mut buffer = shared.buffer();
     loop {
@@ -137,14 +139,14 @@ fn drain(shared: &LoggerState, mut output: impl Write) {
     }
 }
 
-/// Writes a line; one that cannot be written is lost, since there is nowhere else to say so.
+/// Writes a line. Drops it on an error, because there is nowhere else to report it.
 fn write_all(output: &mut impl Write, mut line: &[u8]) {
     while !line.is_empty() {
         match output.write(line) {
             Ok(0) => return,
             Ok(count) => line = line.get(count..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Whoever shares stderr with us may have made it non-blocking.
+            // Another process that shares stderr may have made it non-blocking.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(limits::LOG_RETRY),
             Err(_) => return,
         }
@@ -157,12 +159,12 @@ mod tests {
 
     use super::*;
 
-    /// Writes nothing before it may, and then passes each line on.
+    /// Blocks each write until it is allowed, then passes the line on.
     struct Gate(mpsc::Receiver<()>, mpsc::Sender<String>);
 
     impl Write for Gate {
         fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-            // Opened for good when the sender is gone.
+            // Once the sender is dropped, all writes pass.
             let _ = self.0.recv();
             let _ = self.1.send(String::from_utf8_lossy(line).into_owned());
             Ok(line.len())
@@ -180,7 +182,7 @@ mod tests {
         let mut writer = LogWriter::start(Gate(opened, sender)).unwrap();
         let line = |number: usize| format!("{number:>1023}\n");
         let room = limits::LOG_BUFFER / line(0).len();
-        // One more than there is room for may be in the hands of the thread.
+        // The thread may already hold one more line than fits.
         for number in 0..room + 8 {
             writer.write_all(line(number).as_bytes()).unwrap();
         }

@@ -1,8 +1,9 @@
 //! A bounded queue of messages from many tasks to the one task that writes them.
 //!
-//! Bounded in messages and in bytes. The reader takes all there is at once, so that it can write it at once.
-//! A single message larger than the byte limit is still taken when nothing else waits. The bytes of a queue may be charged to
-//! an [`Account`]: then all queues together are bounded, too. The lock is never held across an await.
+//! Both the number of messages and their bytes are bounded. A message larger than the byte limit is
+//! still accepted if the queue is empty. The bytes of a queue may be charged to an [`Account`],
+//! which bounds all queues together. The reader takes all messages at once, so that it can write
+//! them at once. The lock is never held across an await.
 
 use std::{
     collections::VecDeque,
@@ -15,23 +16,23 @@ use std::{
 use super::budget::{Account, Evict, Idle};
 use crate::limits;
 
-/// Why a message is not taken.
+/// Why a message was not accepted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SendError {
-    /// The reader does not keep up.
+    /// The message or byte limit is reached: the reader does not keep up.
     Full,
-    /// The budget of bytes is used up.
+    /// The memory budget is exhausted.
     Memory,
-    /// The queue was ended, or its reader is gone.
+    /// The queue was ended, or its receiver is gone.
     Closed,
 }
 
-/// What the reader finds.
+/// The result of a read.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Received<E> {
-    /// Messages were added to what it passed in.
+    /// Messages were appended to the reader's buffer.
     Some,
-    /// All was read and the queue was ended, for this reason.
+    /// All messages were read, and the queue was ended for this reason.
     Ended(E),
 }
 
@@ -43,38 +44,41 @@ pub struct Receiver<E>(Arc<Mutex<QueueState<E>>>);
 
 struct QueueState<E> {
     messages: VecDeque<String>,
-    /// Bytes of the messages, and of those that were taken by [`Receiver::poll_take_some`] last (`in_flight_bytes`).
+    /// Bytes of the queued messages, and of those last taken by [`Receiver::poll_take_some`]
+    /// (`in_flight_bytes`).
     bytes: usize,
     in_flight_bytes: usize,
-    /// Bytes of others that were taken and may not be written yet: charged, and no more in the way of new ones.
+    /// Bytes of other taken messages that may not be written yet. They stay charged to the account,
+    /// but do not count against `max_bytes`.
     held: usize,
     max_messages: usize,
     max_bytes: usize,
-    /// Where `bytes` and `held` are taken from.
+    /// The account that `bytes` and `held` are charged to.
     account: Option<Account>,
     end: Option<E>,
     receiver_dropped: bool,
-    /// Nobody reads at present, and the messages may be dropped.
+    /// Set while there is no reader: the messages may then be dropped.
     parked: Option<Parked>,
     reader: Option<Waker>,
     writers: Vec<Waker>,
 }
 
-/// What becomes of a queue that nobody reads at present, when its bytes are needed.
+/// What eviction does to a queue that currently has no reader.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Parked {
-    /// Its messages are dropped, and it takes others.
+    /// Drops its messages. The queue accepts others.
     Emptied,
-    /// It is closed.
+    /// Drops its messages and closes it.
     Closed,
 }
 
-/// A queue for so many messages and bytes. `E` is the reason with which it can be ended.
+/// Creates a queue for at most `most_messages` messages and `most_bytes` bytes. `E` is the reason
+/// with which it can be ended.
 pub fn bounded<E>(most_messages: usize, most_bytes: usize) -> (Sender<E>, Receiver<E>) {
     with_account(most_messages, most_bytes, None)
 }
 
-/// The same, and its bytes are charged to an account.
+/// Creates a [`bounded`] queue whose bytes are charged to an account.
 pub fn with_account<E>(
     most_messages: usize,
     most_bytes: usize,
@@ -98,12 +102,12 @@ pub fn with_account<E>(
 }
 
 fn lock<E>(state: &Mutex<QueueState<E>>) -> MutexGuard<'_, QueueState<E>> {
-    // The state is sound between any two statements, so a panic elsewhere does not spoil it.
+    // The state is consistent between any two statements, so a poisoned lock can still be used.
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<E> QueueState<E> {
-    /// Puts in what finds room, with room for so many messages and bytes more than usual.
+    /// Adds a message if it fits, with limits raised by `more` messages and `burst` bytes.
     fn push(&mut self, message: String, more: usize, burst: usize) -> Result<(), (SendError, String)> {
         if self.is_closed() {
             return Err((SendError::Closed, message));
@@ -121,7 +125,7 @@ impl<E> QueueState<E> {
         Ok(())
     }
 
-    /// Puts in what has its share beyond the bounds.
+    /// Adds a message, using the capacity reserved beyond the limits.
     fn push_reserved(&mut self, message: String) -> Result<(), SendError> {
         let most_messages = self.max_messages.saturating_add(limits::OWN_MESSAGES);
         let most_bytes = self.max_bytes.saturating_add(limits::OWN_BYTES);
@@ -131,7 +135,7 @@ impl<E> QueueState<E> {
         self.push_unbounded(message)
     }
 
-    /// Puts in without a look at the bounds.
+    /// Adds a message regardless of the limits.
     fn push_unbounded(&mut self, message: String) -> Result<(), SendError> {
         if self.is_closed() {
             return Err(SendError::Closed);
@@ -143,7 +147,7 @@ impl<E> QueueState<E> {
         Ok(())
     }
 
-    /// The bytes of the message are charged already.
+    /// Adds a message whose bytes are already charged.
     fn add(&mut self, message: String) {
         self.bytes += message.len();
         self.messages.push_back(message);
@@ -153,14 +157,14 @@ impl<E> QueueState<E> {
         self.receiver_dropped || self.end.is_some()
     }
 
-    /// So many bytes are gone.
+    /// Returns bytes to the account.
     fn release(&self, bytes: usize) {
         if let Some(account) = self.account.as_ref().filter(|_| bytes > 0) {
             account.give(bytes);
         }
     }
 
-    /// What was taken last is written.
+    /// Releases the bytes of the messages last taken, which have now been written.
     fn settle(&mut self) {
         let lent = std::mem::take(&mut self.in_flight_bytes);
         self.bytes -= lent;
@@ -168,14 +172,14 @@ impl<E> QueueState<E> {
         self.release(lent + held);
     }
 
-    /// All bytes are gone.
+    /// Releases all bytes.
     fn release_all(&mut self) {
         let all = std::mem::take(&mut self.bytes) + std::mem::take(&mut self.held);
         self.in_flight_bytes = 0;
         self.release(all);
     }
 
-    /// Nobody reads any more. Gives what is left, to be dropped without the lock.
+    /// Closes the queue for good. Returns what was in it, to be dropped without holding the lock.
     fn close(&mut self) -> (VecDeque<String>, Vec<Waker>) {
         self.receiver_dropped = true;
         self.release_all();
@@ -209,50 +213,52 @@ impl<E: Send> Evict for Mutex<QueueState<E>> {
 }
 
 impl<E> Sender<E> {
-    /// Puts a message in, at once or not at all.
+    /// Adds a message immediately, or fails.
     ///
     /// # Errors
-    /// [`SendError`], with the reason.
+    /// [`SendError`] with the reason.
     pub fn send(&self, message: String) -> Result<(), SendError> {
         self.try_send(message).map_err(|(refused, _)| refused)
     }
 
-    /// As [`Sender::send`], and gives the message back when it is refused.
+    /// Like [`Sender::send`], but returns the message if it was not accepted.
     ///
     /// # Errors
-    /// [`SendError`], with the reason, and the message.
+    /// [`SendError`] with the reason, and the message.
     pub fn try_send(&self, message: String) -> Result<(), (SendError, String)> {
         self.put(|state| state.push(message, 0, 0))
     }
 
-    /// As [`Sender::send`], with room for so many messages more: for what is not to be kept out by many others. Bytes
-    /// have no more room than usual.
+    /// Like [`Sender::send`], with a message limit raised by `more`: for messages that many others
+    /// must not keep out. The byte limit is the usual one.
     ///
     /// # Errors
-    /// [`SendError`], with the reason.
+    /// [`SendError`] with the reason.
     pub fn send_more(&self, message: String, more: usize) -> Result<(), SendError> {
         self.put(|state| state.push(message, more, 0)).map_err(|(refused, _)| refused)
     }
 
-    /// As [`Sender::try_send`], with room for so many bytes more and any number of messages: for what is bounded in number
-    /// elsewhere.
+    /// Like [`Sender::try_send`], with a byte limit raised by `burst` and no message limit: for
+    /// messages whose number is bounded elsewhere.
     ///
     /// # Errors
-    /// [`SendError`], with the reason, and the message.
+    /// [`SendError`] with the reason, and the message.
     pub fn try_send_burst(&self, message: String, burst: usize) -> Result<(), (SendError, String)> {
         self.put(|state| state.push(message, usize::MAX, burst))
     }
 
-    /// As [`Sender::send`], for what this end says of its own: that has a share beyond the bounds, so that the messages of others,
-    /// who wait for room, do not keep it out ([`limits::OWN_MESSAGES`]).
+    /// Like [`Sender::send`], for messages that this end generates itself. They have reserved
+    /// capacity beyond the limits ([`limits::OWN_MESSAGES`], [`limits::OWN_BYTES`]), so that
+    /// forwarded messages, whose senders can wait, do not keep them out.
     ///
     /// # Errors
-    /// [`SendError`], with the reason.
+    /// [`SendError`] with the reason.
     pub fn send_reserved(&self, message: String) -> Result<(), SendError> {
         self.put(|state| state.push_reserved(message))
     }
 
-    /// Puts a message in even if there is no room: for what is bounded elsewhere and must not be lost.
+    /// Adds a message regardless of the limits: for messages that are bounded elsewhere and must
+    /// not be lost.
     ///
     /// # Errors
     /// [`SendError::Closed`].
@@ -260,7 +266,7 @@ impl<E> Sender<E> {
         self.put(|state| state.push_unbounded(message))
     }
 
-    /// Changes the state, and wakes the reader when that was taken.
+    /// Runs `push` on the state, and wakes the reader if it succeeded.
     fn put<R>(&self, push: impl FnOnce(&mut QueueState<E>) -> Result<(), R>) -> Result<(), R> {
         let waker = {
             let mut state = lock(&self.0);
@@ -271,10 +277,11 @@ impl<E> Sender<E> {
         Ok(())
     }
 
-    /// Puts a message in, as soon as there is room.
+    /// Adds a message as soon as there is room.
     ///
     /// # Errors
-    /// [`SendError::Closed`] when there will be none.
+    /// [`SendError::Closed`] if the queue is closed, or [`SendError::Memory`] if the budget is
+    /// exhausted.
     pub async fn send_wait(&self, message: String) -> Result<(), SendError> {
         let mut message = Some(message);
         poll_fn(|context| {
@@ -289,7 +296,7 @@ impl<E> Sender<E> {
                 }
                 Err((SendError::Full, back)) => {
                     message = Some(back);
-                    // One entry for each writer, however often it is polled while it waits.
+                    // One entry for each writer, however often it is polled while waiting.
                     if !state.writers.iter().any(|waker| waker.will_wake(context.waker())) {
                         state.writers.push(context.waker().clone());
                     }
@@ -301,7 +308,7 @@ impl<E> Sender<E> {
         .await
     }
 
-    /// Ends the queue: what is in it is still read. Only the first reason counts.
+    /// Ends the queue. Messages in it can still be read. Only the first reason counts.
     pub fn end(&self, reason: E) {
         let wakers = {
             let mut state = lock(&self.0);
@@ -311,18 +318,19 @@ impl<E> Sender<E> {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Whether the reader has taken all messages, and has come back for more since: it holds none of them any more.
+    /// Whether the reader has taken all messages and has since come back for more, so that it holds
+    /// none of them any longer.
     pub fn is_settled(&self) -> bool {
         let state = lock(&self.0);
         state.messages.is_empty() && state.bytes + state.held == 0
     }
 
-    /// Whether this very message waits to be read.
+    /// Whether an equal message is waiting to be read.
     pub fn has(&self, message: &str) -> bool {
         lock(&self.0).messages.iter().any(|waiting| waiting == message)
     }
 
-    /// Whether nothing more is taken.
+    /// Whether the queue no longer accepts messages.
     pub fn is_closed(&self) -> bool {
         let state = lock(&self.0);
         state.receiver_dropped || state.end.is_some()
@@ -330,13 +338,15 @@ impl<E> Sender<E> {
 }
 
 impl<E: Clone> Receiver<E> {
-    /// Takes all messages there are. They are charged until the next call: whoever writes them out has them as long in memory.
+    /// Takes all messages. They stay charged until the next call, because the reader holds them in
+    /// memory while it writes them.
     pub fn poll_take(&mut self, context: &mut Context<'_>, into: &mut VecDeque<String>) -> Poll<Received<E>> {
         lock(&self.0).settle();
         self.poll_take_more(context, into)
     }
 
-    /// The same for who keeps what was taken before: it is charged on.
+    /// Like [`Receiver::poll_take`], for a reader that keeps the messages taken before: they stay
+    /// charged.
     pub fn poll_take_more(
         &mut self,
         context: &mut Context<'_>,
@@ -365,8 +375,8 @@ impl<E: Clone> Receiver<E> {
         Poll::Ready(Received::Some)
     }
 
-    /// Takes messages until they have so many bytes, at least one. They count as waiting until the next call: whoever writes
-    /// them out has them as long in memory.
+    /// Takes messages until they reach `bytes` bytes, at least one. They count against the limits
+    /// until the next call, because the reader holds them in memory while it writes them.
     pub fn poll_take_some(
         &mut self,
         context: &mut Context<'_>,
@@ -386,7 +396,7 @@ impl<E: Clone> Receiver<E> {
             return self.poll_take(context, into);
         }
         if state.messages.is_empty() {
-            // A burst must not be paid for until the queue ends.
+            // Frees the memory of a burst, which would otherwise be held until the queue ends.
             state.messages = VecDeque::new();
         }
         let writers = std::mem::take(&mut state.writers);
@@ -395,7 +405,8 @@ impl<E: Clone> Receiver<E> {
         Poll::Ready(Received::Some)
     }
 
-    /// Nobody reads for now: the messages may be dropped when their bytes are needed, as long as the entry lives.
+    /// Marks the queue as having no reader for now: its messages may be dropped when memory is
+    /// needed, for as long as the returned entry lives. Returns `None` if the queue has no account.
     pub fn park(&self, parked: Parked) -> Option<Idle>
     where
         E: Send + 'static,
@@ -409,14 +420,15 @@ impl<E: Clone> Receiver<E> {
         account.map(|account| account.idle(queue))
     }
 
-    /// Somebody reads again. False: the queue was closed meanwhile, and its messages are lost.
+    /// Marks the queue as having a reader again. Returns false if it was closed meanwhile and its
+    /// messages are lost.
     pub fn unpark(&self) -> bool {
         let mut state = lock(&self.0);
         state.parked = None;
         !state.receiver_dropped
     }
 
-    /// Waits until the queue is ended, and gives the reason; what is in it stays there.
+    /// Waits until the queue is ended, and returns the reason. Leaves its messages in place.
     pub async fn ended(&mut self) -> E
     where
         E: Clone,
@@ -432,7 +444,7 @@ impl<E: Clone> Receiver<E> {
         .await
     }
 
-    /// Takes all messages there are, and waits for one if there is none.
+    /// Takes all messages, and waits for one if there is none.
     pub async fn take(&mut self, into: &mut VecDeque<String>) -> Received<E> {
         poll_fn(|context| self.poll_take(context, into)).await
     }

@@ -1,7 +1,8 @@
-//! One connection, plain or TLS, as one type without a trait object.
+//! A plain or TLS connection as one type, without a trait object.
 //!
-//! Made by `listener` (plain) and `tls` (after the handshake); read and written by the programs through the usual traits.
-//! A TLS write may return while bytes still wait in the session: whoever stops writing must flush.
+//! Created by `listener` (plain) and `tls` (after the handshake); read and written through the
+//! usual traits. A TLS write may return while bytes still wait in the session, so flush after the
+//! last write.
 
 use std::{
     future::poll_fn,
@@ -31,7 +32,8 @@ pub struct Stream {
     local: SocketAddr,
 }
 
-/// What carries the bytes. The TLS half is large and boxed, so that a plain connection does not pay for it.
+/// The transport. The TLS variant is large and boxed, so that a plain connection does not pay for
+/// it.
 #[derive(Debug)]
 enum Io {
     Tcp(TcpSocket),
@@ -42,11 +44,11 @@ enum Io {
 pub type TcpSocket = AsyncFd<TcpStream>;
 
 impl Stream {
-    /// Takes a connected socket. Small messages leave at once (TCP_NODELAY), and a peer that vanished is noticed by the kernel
-    /// ([`limits::TCP_KEEP_ALIVE`], [`limits::TCP_UNACKNOWLEDGED`]).
+    /// Wraps a connected socket. Small messages are sent at once (TCP_NODELAY), and the kernel
+    /// detects a peer that vanished ([`limits::TCP_KEEP_ALIVE`], [`limits::TCP_UNACKNOWLEDGED`]).
     ///
     /// # Errors
-    /// The system's, when the peer is gone already.
+    /// The system's error, for example if the peer is already gone.
     pub fn tcp(socket: TcpStream) -> io::Result<Self> {
         let (peer, local) = (canonical(socket.peer_addr()?), canonical(socket.local_addr()?));
         socket.set_nodelay(true)?;
@@ -57,16 +59,18 @@ impl Stream {
     /// Connects to an address.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub async fn connect(address: SocketAddr) -> io::Result<Self> {
         Self::tcp(Async::<TcpStream>::connect(address).await?.into_inner()?)
     }
 
-    /// Connects to a name or an address (without brackets), whichever address of the name answers first: where IPv6 is
-    /// announced and leads nowhere, IPv4 is tried before anybody notices. Waits for ever if nobody answers or refuses.
+    /// Connects to a name or an address (without brackets). Of several addresses, the first one
+    /// that answers is used; the next one is tried every [`limits::DIAL_STAGGER`], so that IPv4 is
+    /// soon tried where IPv6 is advertised but does not work. Waits forever if no address answers
+    /// or refuses.
     ///
     /// # Errors
-    /// That the name has no address, or the last refusal.
+    /// The name has no address, or the last connection error.
     pub async fn dial(host: &str, port: u16) -> io::Result<Self> {
         let addresses = addresses(host, port).await?;
         let mut attempts: Vec<Attempt> = Vec::new();
@@ -87,7 +91,7 @@ impl Stream {
         }
     }
 
-    /// Puts TLS around the plain socket: `handshake` gets the socket and gives the session.
+    /// Wraps the plain socket in TLS: `handshake` turns the socket into a TLS session.
     pub(super) async fn secure<F>(self, handshake: impl FnOnce(TcpSocket) -> F) -> io::Result<Self>
     where
         F: Future<Output = io::Result<TlsStream<TcpSocket>>>,
@@ -99,22 +103,23 @@ impl Stream {
         Ok(Self { io, ..self })
     }
 
-    /// The other end. An IPv4 peer of a dual-stack socket is shown as IPv4.
+    /// Returns the peer's address. An IPv4 peer of a dual-stack socket is shown as IPv4.
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }
 
-    /// Our end: the address that the peer connected to.
+    /// Returns the local address, which the peer connected to.
     pub fn local(&self) -> SocketAddr {
         self.local
     }
 
-    /// Whether TLS protects it.
+    /// Whether the connection uses TLS.
     pub fn is_tls(&self) -> bool {
         matches!(self.io, Io::Tls(_))
     }
 
-    /// Whether the peer has shown a client certificate. Those that were not valid did not get through the handshake.
+    /// Whether the peer presented a client certificate. An invalid one would have failed the
+    /// handshake.
     pub fn client_certified(&self) -> bool {
         match &self.io {
             Io::Tls(tls) => match &**tls {
@@ -125,7 +130,8 @@ impl Stream {
         }
     }
 
-    /// The next write is tried even if the system has not reported room; see [`AsyncFd::retry_write`].
+    /// Makes the next write try the socket even if the kernel has not reported it as writable; see
+    /// [`AsyncFd::retry_write`].
     pub fn retry_write(&mut self) {
         match &mut self.io {
             Io::Tcp(tcp) => tcp.retry_write(),
@@ -133,17 +139,19 @@ impl Stream {
         }
     }
 
-    /// Flushes, says goodbye (TLS `close_notify`) and closes our direction, within `limit`.
+    /// Flushes, sends TLS `close_notify` and closes the sending direction, within `limit`.
     ///
     /// # Errors
-    /// `TimedOut` when the peer does not read; otherwise the system's. The stream is of no more use in any case.
+    /// `TimedOut` if the peer does not read; otherwise the system's error. The stream must not be
+    /// used any more in either case.
     pub async fn finish(&mut self, limit: Duration) -> io::Result<()> {
         timeout::within(limit, poll_fn(|context| Pin::new(&mut *self).poll_close(context))).await?
     }
 }
 
-/// Lets the kernel end a connection whose peer vanished without a word: by probes while nothing is sent, and by the age of
-/// what is not acknowledged otherwise. The system's own times are two hours and a quarter of one.
+/// Lets the kernel end a connection whose peer vanished: by keep-alive probes while nothing is
+/// sent, and by the age of unacknowledged data otherwise. The system's defaults are two hours and
+/// about 15 minutes.
 fn notice_dead_peer(socket: &TcpStream) -> io::Result<()> {
     sockopt::set_tcp_keepidle(socket, limits::TCP_KEEP_ALIVE)?;
     sockopt::set_tcp_keepintvl(socket, limits::TCP_PROBE_EVERY)?;
@@ -153,10 +161,10 @@ fn notice_dead_peer(socket: &TcpStream) -> io::Result<()> {
     Ok(sockopt::set_socket_keepalive(socket, true)?)
 }
 
-/// The addresses of a name, or the address that it is.
+/// Resolves a name, or parses an address.
 ///
-/// `localhost` is this machine whatever the system's tables say (RFC 6761 6.3); asking the system would also cost a thread, and
-/// 300 KiB of a program that needs no other name.
+/// `localhost` is always this machine, whatever the system's tables say (RFC 6761, section 6.3).
+/// Asking the system would also cost a thread, and 300 KiB in a program that needs no other name.
 async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
@@ -168,10 +176,10 @@ async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     smol::net::resolve((host, port)).await
 }
 
-/// One of several ways to the same host.
+/// One of several concurrent connection attempts to the same host.
 type Attempt = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
 
-/// Polls all attempts; the first that is done is taken out.
+/// Polls all attempts. Removes the first one that completes and returns its result.
 fn poll_any(attempts: &mut Vec<Attempt>, context: &mut Context<'_>) -> Poll<io::Result<Stream>> {
     for place in 0..attempts.len() {
         let Some(attempt) = attempts.get_mut(place) else { break };
@@ -183,7 +191,7 @@ fn poll_any(attempts: &mut Vec<Attempt>, context: &mut Context<'_>) -> Poll<io::
     Poll::Pending
 }
 
-/// An IPv4 address in IPv6 clothes (`::ffff:192.0.2.1`) as the IPv4 address that it is.
+/// Converts an IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) to the IPv4 address.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip if ip == address.ip() => address,
@@ -234,7 +242,8 @@ impl AsyncWrite for Stream {
         }
     }
 
-    /// Closes our direction. Closing a `AsyncFd` does nothing, so the end of the stream is sent here.
+    /// Closes the sending direction. Closing an `AsyncFd` does nothing, so the socket is shut down
+    /// here.
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let socket = match &mut self.io {
             Io::Tcp(tcp) => tcp.get_ref(),
@@ -244,7 +253,7 @@ impl AsyncWrite for Stream {
             }
         };
         match socket.shutdown(Shutdown::Write) {
-            // The peer was faster.
+            // The peer has already closed the connection.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             done => Poll::Ready(done),
         }
