@@ -1,8 +1,8 @@
-//! How an edge gets a server into the gateway, over a new link or back over another one.
+//! Registers an edge's server over a new link, or resumes it over another link.
 //!
-//! The first frame decides. A server that loses its link by accident stays for the resume window: its calls wait, and the
-//! connection that brings it back takes all over from the one that lost it. `server` is what its frames mean; the rules of
-//! coming back are in `tunnel::resume`.
+//! The first frame decides which. A server whose link is lost by accident is kept for the resume
+//! window: its calls wait, and the connection that resumes it takes over its state from the task of
+//! the lost one. `driver` handles its frames; the rules of resumption are in `tunnel::resume`.
 
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Instant};
 
@@ -35,7 +35,7 @@ use crate::{
     util,
 };
 
-/// Reads the first frame of a link that came up. `None`: it has ended.
+/// Reads and handles the first frame of a new link. Returns `None` if the link has ended.
 pub async fn enter(
     gateway: Arc<Gateway>,
     mut socket: WebSocket,
@@ -54,7 +54,8 @@ pub async fn enter(
         let frame = ws_link::recv_frame(&mut socket, limits.register_bytes, &limits).await?;
         let registration = newcomer.read(&frame);
         if registration.as_ref().is_ok_and(|registration| newcomer.would_take_over(registration)) {
-            // Frames can be long under way: who does not answer has gone, and may be here again over that very link.
+            // A frame can be delayed: an edge that does not answer the probe is gone, and may
+            // already be back over the very link that this would replace.
             ws_link::probe(&mut socket, &limits).await?;
         }
         Ok::<_, LinkEnd>(registration)
@@ -82,9 +83,11 @@ pub async fn enter(
         Err(why) => {
             let reason = util::escape::show(&why.reason).to_string();
             let line = format!("a registration from {from} is refused: {reason}");
-            // One site may have many servers, and each its own reason.
+            // Throttle by address and reason: one site may have many servers, each refused for its
+            // own reason.
             gateway.warn_throttled("registration", format!("{} {reason}", from.ip()), line);
-            // An edge takes an error for the last word; of what may be otherwise soon there is none.
+            // An edge treats an error frame as final, so send none for a refusal that may be
+            // temporary.
             let last = why.code != CLOSE_LATER;
             let words = last.then(|| Status::error(&why.reason)).into_iter().collect();
             let ended = LinkEnd::ByUs(why);
@@ -97,15 +100,15 @@ pub async fn enter(
     Some(RegisteredLink { life, link })
 }
 
-/// A server that is let in, with its link or how that ended.
+/// A registered or resumed server, with its socket or the reason why its link has ended.
 pub struct RegisteredLink {
     life: Box<ServerRegistration>,
     link: Result<WebSocket, LinkEnd>,
 }
 
 impl RegisteredLink {
-    /// Carries frames until the link ends, or another takes over. `seat` is the place of its connection among all: it is
-    /// given back when that ends, though the server may be waited for longer.
+    /// Carries frames until the link ends or another one takes over. Releases `seat`, the link's
+    /// permits, when the link ends, though the server may stay for the resume window.
     pub async fn live(self, seat: Permits) {
         match self.link {
             Ok(socket) => self.life.live(socket, seat).await,
@@ -115,7 +118,7 @@ impl RegisteredLink {
 }
 
 impl Gateway {
-    /// Counts the links that we ended.
+    /// Counts the links that the gateway ended.
     fn count_end(&self, ended: &LinkEnd) {
         if let LinkEnd::ByUs(why) = ended {
             self.stats.links_ended.add();
@@ -130,7 +133,7 @@ fn gateway_stops() -> CloseReason {
     CloseReason::new(1001, "the gateway stops")
 }
 
-/// Where a server that may come back can be asked for.
+/// Lets a new link claim a server that can be resumed.
 #[derive(Debug)]
 pub struct ResumeHandle {
     token: Secret,
@@ -138,11 +141,12 @@ pub struct ResumeHandle {
 }
 
 impl ResumeHandle {
-    /// What outlives the connection, from the task that has it. `None`: it is not there any more.
+    /// Claims the server from the task that holds it. Returns `None` if it is gone, or if that task
+    /// does not respond within [`limits::CLAIM`].
     async fn claim(&self) -> Option<Box<ServerRegistration>> {
         let (give, take) = async_channel::bounded(1);
         let asking = async {
-            // Somebody else may be asking: who asks last has it last.
+            // Another claim may be pending: the last claimant ends up with the server.
             self.claims.send(give).await.ok()?;
             take.recv().await.ok()
         };
@@ -150,30 +154,30 @@ impl ResumeHandle {
     }
 }
 
-/// A registered server with its line: what outlives a connection.
+/// A registered server with its outbound state: what outlives a connection.
 struct ServerRegistration {
     server: UpstreamDriver,
     line: Outbound,
-    /// It may come back over another connection.
+    /// Whether it may be resumed over another connection.
     resumes: bool,
-    /// It has none at present.
+    /// Whether it has no connection at present.
     away: bool,
     claims: Receiver<Sender<Box<ServerRegistration>>>,
     limits: LinkLimits,
 }
 
-/// What ends the time with one connection, or without.
+/// Ends one wait of a server's task, with or without a connection.
 enum Wakeup {
     Ended(LinkEnd),
     Claimed(Sender<Box<ServerRegistration>>),
-    /// Somebody took it away: another link, or whoever took its token away.
+    /// The link's queue was ended: the server was replaced, or its token revoked.
     Taken(CloseReason),
     Stopped,
     Tick,
 }
 
 impl ServerRegistration {
-    /// Carries frames until the connection ends, or another takes over.
+    /// Carries frames until the connection ends or another link claims the server.
     async fn live(mut self: Box<Self>, socket: WebSocket, seat: Permits) {
         let Self { server, line, claims, limits, .. } = &mut *self;
         let stopped = server.gateway().stopped.clone();
@@ -194,9 +198,10 @@ impl ServerRegistration {
         }
     }
 
-    /// The connection is gone.
+    /// Handles the end of the connection: waits for a resume if one is possible, else unregisters
+    /// the server.
     async fn part(self: Box<Self>, ended: LinkEnd, seat: Permits) {
-        // Else nobody could come back to a full gateway.
+        // Release the permits first: otherwise no edge could resume at a full gateway.
         let _on = free(seat);
         self.server.gateway().count_end(&ended);
         if !ended.is_accident() || self.limits.resume_window.is_zero() {
@@ -208,7 +213,7 @@ impl ServerRegistration {
         self.wait(ended).await;
     }
 
-    /// Without a connection: waits for another one, as long as the window is open.
+    /// Waits without a connection until the server is claimed or the resume window is over.
     async fn wait(mut self: Box<Self>, ended: LinkEnd) {
         let window = self.limits.resume_window;
         let over = Instant::now() + window + self.limits.resume_grace;
@@ -220,7 +225,7 @@ impl ServerRegistration {
             self.server.gateway().log_life(log::Level::Warn, "reconnecting", name, line);
         }
         self.set_away(true);
-        // From the drain on nobody can come back.
+        // No edge can reconnect once draining has begun.
         let stopped = self.server.gateway().draining.clone();
         loop {
             let Self { server, line, claims, .. } = &mut *self;
@@ -249,7 +254,7 @@ impl ServerRegistration {
                 Wakeup::Taken(farewell) => farewell.reason,
                 Wakeup::Stopped | Wakeup::Ended(_) => "the gateway stops".into(),
             };
-            // Those that were lost together are given up together.
+            // Servers lost at the same time also expire at the same time, so take turns.
             self.server.gateway().ends.turn().await;
             return self.server.gone(&why);
         }
@@ -260,7 +265,8 @@ impl ServerRegistration {
         self.server.set_away(away);
     }
 
-    /// To the connection that asks for it; if that is gone too, it waits for the next.
+    /// Hands the server over to the link that claims it. If that link is gone too, waits for the
+    /// next.
     async fn hand_over(self: Box<Self>, claim: Sender<Box<ServerRegistration>>) {
         if let Err(unwanted) = claim.try_send(self) {
             let ended = LinkEnd::Lost("another link came and went".into());
@@ -272,20 +278,21 @@ impl ServerRegistration {
 async fn claimed(claims: &Receiver<Sender<Box<ServerRegistration>>>) -> Wakeup {
     match claims.recv().await {
         Ok(claim) => Wakeup::Claimed(claim),
-        // Nobody can ask for it any more, so nobody will.
+        // The handle is dropped, so no claim can arrive any more.
         Err(_) => future::pending().await,
     }
 }
 
-/// What a first frame leads to.
+/// The outcome of a first frame.
 enum Admission {
-    /// The server, and the answer.
+    /// Registered or resumed, with the response.
     Here(Box<ServerRegistration>, String),
-    /// The server has come back over a later link, and this frame is of one before: it was long under way.
+    /// The frame comes from an earlier link and was delayed: the server was resumed over a later
+    /// one.
     Late(Box<ServerRegistration>),
 }
 
-/// An edge that has said who it is.
+/// An edge that is authenticated and not yet admitted.
 struct Candidate<'a> {
     gateway: &'a Arc<Gateway>,
     principal: Principal,
@@ -293,13 +300,13 @@ struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    /// What a first frame says.
+    /// Parses the first frame.
     fn read(&self, frame: &str) -> Result<Registration, CloseReason> {
         let longest = self.gateway.config.limits.catalog.server_name;
         Registration::read(frame, longest).map_err(|why| CloseReason::new(1008, why.reason()))
     }
 
-    /// The server that a first frame speaks of, and the answer to it.
+    /// Resumes or registers the server of a first frame.
     async fn admit(&self, registration: Registration) -> Result<Admission, CloseReason> {
         if let Some(claim) = &registration.claim
             && let Some(resumed) = self.resume(&registration, claim).await
@@ -310,13 +317,13 @@ impl Candidate<'_> {
         Ok(Admission::Here(life, answer))
     }
 
-    /// Whether a first frame speaks of a server whose link is alive, as far as we know.
+    /// Returns whether the registration is for a server whose link appears to be alive.
     fn would_take_over(&self, registration: &Registration) -> bool {
         let id = registration.id.as_deref();
         id.is_some_and(|id| self.gateway.catalog().is_linked(id, self.principal, is_linked))
     }
 
-    /// A server that comes back, if it is still waited for.
+    /// Resumes the server, if the resume window is still open and the claim matches.
     async fn resume(&self, registration: &Registration, claim: &Claim) -> Option<Admission> {
         let id = registration.id.as_deref()?;
         let holder = self.gateway.catalog().holder(id, self.principal)?;
@@ -350,7 +357,7 @@ impl Candidate<'_> {
         Some(Admission::Here(life, answer))
     }
 
-    /// A server that begins anew.
+    /// Registers the server as a new one.
     fn register(&self, registration: Registration) -> Result<(Box<ServerRegistration>, String), CloseReason> {
         let limits = &self.gateway.config.limits;
         let id = match registration.id {
@@ -400,25 +407,26 @@ impl Candidate<'_> {
         ))
     }
 
-    /// Takes the name, if the token and whoever has the name allow that.
+    /// Reserves the name in the catalog, if the token allows the name and no other server has it.
     fn claim(
         &self,
         id: &str,
         name: &str,
         upstream: &Arc<Upstream>,
     ) -> Result<(CatalogGuard, Option<Arc<Upstream>>), CloseReason> {
-        // The right is looked at while the catalog is held: whoever takes it away looks at the catalog afterwards.
+        // Check the right while the catalog is locked: a reload revokes it first and then scans the
+        // catalog.
         let mut catalog = self.gateway.catalog();
         if !self.may_claim(name) {
             let why = format!("the token is not for the name '{name}' (register[NAME,…] at the gateway)");
             return Err(CloseReason::new(CLOSE_REFUSED, why));
         }
-        // Those whose links are lost have no connection, and yet a place.
+        // Servers whose links are lost have no connection, but still count.
         let is_new = catalog.holder(id, self.principal).is_none();
         if is_new && catalog.len() >= self.gateway.config.limits.link.links {
             return Err(CloseReason::new(CLOSE_LATER, "too many servers are registered (--max-links)"));
         }
-        // One that takes over has a place already, and gives it back in a moment.
+        // A server that takes over has a share already, and releases it in a moment.
         let most = if is_new { self.gateway.links_each() } else { usize::MAX };
         let share = self.gateway.server_shares.take(self.principal, most).ok_or_else(|| {
             let why = "this principal has its share of the registered servers (half of --max-links)";
@@ -438,7 +446,7 @@ impl Candidate<'_> {
         self.gateway.authn.tokens().may_claim(self.principal, name)
     }
 
-    /// Into the catalog; the server that had the id goes.
+    /// Adds the server to the catalog, and closes the one that had its id.
     fn enter(&self, id: &str, name: &str, upstream: &Arc<Upstream>) -> Result<CatalogGuard, CloseReason> {
         let gateway = self.gateway;
         let (place, replaced) = self.claim(id, name, upstream)?;
@@ -456,10 +464,10 @@ impl Candidate<'_> {
     }
 }
 
-/// What is said to whom wants a name that is taken.
+/// Returns the close reason for a server-name conflict.
 fn refusal(name: &str, taken: &NameTaken) -> CloseReason {
     let why = match taken.holder.as_deref().map(util::escape::show) {
-        // Short enough for a close frame.
+        // Short enough for a Close frame.
         Some(holder) if taken.away => {
             format!(
                 "this name waits for a lost server (--server-id {holder}) until the resume window is over"
@@ -473,10 +481,11 @@ fn refusal(name: &str, taken: &NameTaken) -> CloseReason {
     CloseReason::new(if taken.away { CLOSE_LATER } else { CLOSE_REFUSED }, why)
 }
 
-/// The place of a link among all and among those of its principal, and the place of its connection.
+/// The permits of a link: its guard in the count of all links, its principal's share, and the
+/// permit of its connection.
 pub type Permits = (TaskGuard, Share, ConnectionPermit);
 
-/// Gives all of them back; what the connection's task does goes on as long as the switch is held.
+/// Releases all permits. The connection's task goes on until the returned trigger is dropped.
 fn free((badge, share, visit): Permits) -> Option<ShutdownTrigger> {
     drop((badge, share));
     visit.release()

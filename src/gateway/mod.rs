@@ -1,19 +1,21 @@
-//! The gateway: an HTTP server for MCP clients, and the other end of the links of all edge boxes.
+//! The gateway: an HTTP server for MCP clients, and the server end of the links from all edges.
 //!
-//! - [`connection`]: one HTTP connection: reads, checks who asks and from where, routes. `accept`: its place among all.
-//! - `status`: what the gateway has and did.
-//! - `legacy_sse`: the 2024-11-05 transport. `streamable`: the later ones. `event_stream` and `streams`: event streams, and how a
-//!   client comes back to one.
-//! - `authn`: who may do what, and how that is read anew while it runs.
-//! - `shares`: what one principal may take of links, calls and processes.
-//! - `link`: how an edge gets its server in, and back in. `server`: what that server's frames mean. `upstream`: that
-//!   server, as the others see it.
-//! - `client`: a client, as the others see it; `responder`: where its answers go.
-//! - `changes`: how clients are told that lists changed.
-//! - `instances`: sessions with a process of their own.
-//! - `dispatch`: what a client's message means. `forward`: what goes to one server and comes from it. `tasks`: whose they are.
+//! - [`connection`]: one HTTP connection: reads requests, authenticates and routes them.
+//! - `accept`: connection permits, and the 503 or 429 sent when none is left.
+//! - `endpoint`: `legacy_sse` (the 2024-11-05 transport), `streamable` (the later ones), `status`.
+//! - `event_stream` and `streams`: event streams, and how a client resumes one.
+//! - `authn`: authentication, and reloading of tokens and certificates at run time.
+//! - `shares`: limits each principal's links, calls and processes.
+//! - `link`: registers a server over a link, and resumes it. `driver`: handles the frames of a
+//!   registered server. `upstream`: a registered server, as the rest of the gateway sees it.
+//! - `session`: a client session, as the rest of the gateway sees it. `responder`: where the
+//!   answers to its requests go.
+//! - `changes`: notifies clients of changed lists.
+//! - `instances`: server processes that belong to one session.
+//! - `dispatch`: handles a client's message. `forward`: messages to and from one server. `tasks`:
+//!   which principal owns which task.
 //!
-//! Decisions are in the pure modules of lower layers; here they meet the sockets.
+//! Decisions are made in the pure modules of lower layers; this layer connects them to sockets.
 
 mod accept;
 mod authn;
@@ -75,7 +77,7 @@ use crate::{
     session::{Changes, Sessions, Subscriptions, TaskOwners},
 };
 
-/// What all connections of one gateway share.
+/// The state shared by all connections of a gateway.
 #[derive(Debug)]
 pub struct Gateway {
     config: GatewayConfig,
@@ -85,36 +87,38 @@ pub struct Gateway {
     sessions: Mutex<Sessions<Arc<Session>>>,
     subscriptions: Mutex<Subscriptions>,
     tasks: Mutex<TaskOwners>,
-    /// Changes of lists that clients are to be told of, and what wakes the task that does it.
+    /// Changed lists that clients have yet to be notified of, and a wakeup for the task that does
+    /// it.
     changes: Mutex<Changes>,
     changed: (Sender<()>, Receiver<()>),
-    /// Held from a change of what sessions want to hear until the server is told, so that the last word to the server
-    /// is the last change. No session is closed under it.
+    /// Serializes subscription changes: held from a change in `subscriptions` until the request to
+    /// the server is queued, so that the server's last request matches the last change. Never call
+    /// `Gateway::close` while holding it: that locks it as well.
     subscription_order: Mutex<()>,
     links: TaskTracker,
     /// Links by principal.
     link_shares: Shares,
-    /// Registered servers by principal, with those whose links are lost.
+    /// Registered servers by principal, including those whose link is lost.
     server_shares: Shares,
     connections: Mutex<ConnectionLimiter<ShutdownTrigger>>,
-    /// Those who are told that there is no place for them.
+    /// Tasks that write a rejection to connections over the limit.
     rejecting: TaskTracker,
-    /// Ends of links: thousands may be lost at once.
+    /// Paces the cleanup of lost links, of which there may be thousands at once.
     ends: Arc<Pacer>,
     stats: Stats,
-    /// For log lines that peers can cause at will.
+    /// Throttles log lines that peers can cause at will.
     log_throttle: Mutex<LogThrottle>,
-    /// Bytes that are kept for peers, and who has how many.
+    /// Budget for the bytes buffered for peers, with one account per principal.
     budget: Budget,
     accounts: Mutex<HashMap<Principal, Account>>,
     started: Instant,
-    /// It listens beyond loopback.
+    /// Whether a listener is bound to a non-loopback address.
     exposed: bool,
-    /// One badge for each request that is dispatched and not answered.
+    /// Holds one guard per request that was dispatched and not yet answered.
     running: TaskTracker,
-    /// Thrown at the signal: no new work.
+    /// Triggered by the stop signal: no new work is accepted.
     draining: Shutdown,
-    /// Thrown when the running calls are answered: connections, streams and links end.
+    /// Triggered when the running calls are answered: connections, streams and links end.
     stopped: Shutdown,
 }
 
@@ -166,7 +170,8 @@ impl Gateway {
         }
     }
 
-    // A panic while one of these is held leaves the table as it was between two of its changes.
+    // These ignore lock poisoning: each change of a table is complete in itself, so a panic leaves
+    // the table as it was between two changes.
 
     fn catalog(&self) -> MutexGuard<'_, Catalog<Arc<Upstream>>> {
         self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
@@ -192,48 +197,50 @@ impl Gateway {
         self.subscription_order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many links, and how many registered servers, one principal may have.
+    /// Returns the maximum number of links, and of registered servers, per principal.
     fn links_each(&self) -> usize {
         shares::limit(self.config.limits.link.links, self.authn.tokens().have_several_registrars())
     }
 
-    /// The account of a principal.
+    /// Returns the account of a principal, creating it on first use.
     fn account(&self, principal: Principal) -> Account {
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = accounts.get(&principal) {
             return account.clone();
         }
         if accounts.len().is_power_of_two() {
-            // Tokens come and go.
+            // Drop unused accounts now and then: tokens change on reload.
             accounts.retain(|_, account| !account.is_unused());
         }
         accounts.entry(principal).or_insert_with(|| self.budget.account()).clone()
     }
 
-    /// A queue towards a client.
+    /// Creates an outbound queue for a client, charged to `account`.
     fn client_queue(&self, account: &Account) -> (outbox::Sender<()>, outbox::Receiver<()>) {
         let limits = &self.config.limits.session;
         outbox::with_account(limits.queue_messages, limits.queue_bytes, Some(account.clone()))
     }
 
-    /// Ends a session: its calls are cancelled, its streams end.
+    /// Ends a session: cancels its calls, and ends its streams and isolated instances.
     fn close(&self, client: &Session, reason: &str) {
         client.end();
         let open = client.calls().end_all();
-        // After its calls: who opens a session looks at them last.
+        // Remove the session after ending its calls: a task that opens it checks them after
+        // inserting it.
         self.sessions().close(client.id());
         log::debug!("client {} is gone ({reason}), {} calls are cancelled", client.name(), open.len());
         for (upstream, id) in open {
             upstream.cancel(id, Err(reason), &self.stats);
         }
-        // After the calls, so that streams that are read end with what became of them.
+        // Close the streams after the calls, so that those being read still carry the calls'
+        // errors.
         client.streams().close();
         self.unsubscribe_all(client);
         self.end_instances(client);
     }
 
-    /// Waits until the running calls are answered, up to [`limits::DRAIN_CALLS`]; the rest is failed, so that each client
-    /// gets an error before its stream ends.
+    /// Waits up to [`limits::DRAIN_CALLS`] until the running calls are answered, then fails the
+    /// rest, so that each client gets an error before its stream ends.
     async fn finish_calls(&self) {
         if timeout::within(limits::DRAIN_CALLS, self.running.wait_idle()).await.is_ok() {
             return;
@@ -247,7 +254,7 @@ impl Gateway {
         }
     }
 
-    /// Ends the sessions that nobody uses, for ever.
+    /// Ends idle sessions, forever.
     async fn sweep(self: Arc<Self>) {
         loop {
             let step = async {
@@ -261,8 +268,9 @@ impl Gateway {
         }
     }
 
-    /// Runs one step of a task that the gateway cannot do without. When it panics, the task goes on after a pause: the tables
-    /// are sound, and ending the program would cut everybody's calls for what may be one peer's doing.
+    /// Runs one step of a task that the gateway cannot do without. If it panics, waits for
+    /// [`limits::PANIC_PAUSE`], and the task continues: the tables are intact, and ending the
+    /// program would cut everyone's calls for what one peer may have caused.
     async fn step(&self, task: &str, step: impl Future<Output = ()>) {
         if executor::catch_panic(step).await.is_some() {
             return;
@@ -273,7 +281,8 @@ impl Gateway {
     }
 }
 
-/// Bytes of the budget.
+/// Returns the memory budget in bytes: if limited by the machine, at most half of the memory that
+/// the process may use.
 fn memory(limits: &MemoryLimits) -> usize {
     let half = machine::memory().filter(|_| limits.by_machine).map(|bytes| bytes / 2);
     let half = half.and_then(|half| usize::try_from(half).ok()).unwrap_or(usize::MAX);
@@ -285,33 +294,33 @@ fn memory(limits: &MemoryLimits) -> usize {
     bytes
 }
 
-/// A gateway that listens and does not serve yet.
+/// A gateway that has bound its ports and does not serve yet.
 pub struct Bound {
     gateway: Arc<Gateway>,
     listeners: Vec<Listener>,
     acceptor: Option<Acceptor>,
-    /// Begins the drain, then the stop.
+    /// Triggers for `draining` and `stopped`.
     switches: [ShutdownTrigger; 2],
     reloads: (Sender<()>, Receiver<()>),
 }
 
-/// Asks a gateway to read its files again.
+/// Handle that makes a gateway reload its files.
 #[derive(Clone, Debug)]
 pub struct Reloader(Sender<()>);
 
 impl Reloader {
-    /// Asks. What is asked while the files are being read leads to one more reading.
+    /// Requests a reload. A request made during a reload leads to one more.
     pub fn ask(&self) {
-        // Full: it was asked already. Closed: the gateway has stopped.
+        // Full: a reload is already pending. Closed: the gateway has stopped.
         let _ = self.0.try_send(());
     }
 }
 
 impl Bound {
-    /// Reads the tokens and the certificates, and takes the port.
+    /// Reads the tokens and certificates, and binds the port.
     ///
     /// # Errors
-    /// One line that names the flag or the address.
+    /// Returns one line that names the flag or the address.
     pub fn new(config: GatewayConfig) -> Result<Self, FatalError> {
         let acceptor = config.tls.as_ref().map(Acceptor::new).transpose()?;
         let tokens = authn::read(&config)?;
@@ -324,18 +333,19 @@ impl Bound {
         Ok(Self { gateway, listeners, acceptor, switches, reloads: async_channel::bounded(1) })
     }
 
-    /// By which it can be asked to read its tokens and certificates again.
+    /// Returns a handle that makes the gateway reload its tokens and certificates.
     pub fn reloader(&self) -> Reloader {
         Reloader(self.reloads.0.clone())
     }
 
-    /// Where it listens.
+    /// Returns the addresses that the gateway listens on.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.listeners.iter().map(Listener::local).collect()
     }
 
-    /// Serves until `stop` is ready, then ends in two phases. Drain, up to [`limits::DRAIN_CALLS`]: no new connections, sessions
-    /// or calls, each answer closes its connection, running calls go on. Stop, up to [`limits::DRAIN`]: streams and links end.
+    /// Serves until `stop` is ready, then shuts down in two phases. Drain, up to
+    /// [`limits::DRAIN_CALLS`]: no new connections, sessions or calls; running calls continue, and
+    /// each response closes its connection. Stop, up to [`limits::DRAIN`]: streams and links end.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let Self { gateway, listeners, acceptor, switches: [drain, finish], reloads } = self;
         let needed = gateway.config.limits.http.connections + limits::DESCRIPTORS_EXTRA;
@@ -364,7 +374,7 @@ impl Bound {
     }
 }
 
-/// Reads the files again whenever that is asked for.
+/// Reloads the files each time a reload is requested.
 async fn reload(door: Arc<AcceptContext>, asked: Receiver<()>) {
     while asked.recv().await.is_ok() {
         log::info!("reading tokens and certificates again");
@@ -373,7 +383,7 @@ async fn reload(door: Arc<AcceptContext>, asked: Receiver<()>) {
     }
 }
 
-/// Says where it listens, and warns when everybody may come in.
+/// Logs the listen addresses, and warns if anyone can connect or tokens travel in the clear.
 fn greet(gateway: &Gateway, listeners: &[Listener], tls: bool) {
     let (web, socket) = if tls { ("https", "wss") } else { ("http", "ws") };
     for listener in listeners {
@@ -396,18 +406,20 @@ fn greet(gateway: &Gateway, listeners: &[Listener], tls: bool) {
     }
 }
 
-/// What the accept loops need.
+/// State shared by the accept loops.
 struct AcceptContext {
     gateway: Arc<Gateway>,
     acceptor: Option<Acceptor>,
     crew: TaskTracker,
 }
 
-/// Takes connections for ever. Handshakes and everything slow happen in the connection's own task.
+/// Accepts connections forever. TLS handshakes and everything slow run in the connection's own
+/// task.
 async fn accept(mut listener: Listener, door: Arc<AcceptContext>) {
     loop {
         door.gateway.step("accepting connections", accept_one(&mut listener, &door)).await;
-        // Those that were accepted get their turn before the next, however many wait: what they push out is gone then.
+        // Let the accepted connection's task run before accepting the next, however many are
+        // pending, so that a connection it evicted is gone by then.
         future::yield_now().await;
     }
 }
@@ -472,7 +484,7 @@ mod tests {
         }
     }
 
-    /// Accepting, sweeping and reloading are such tasks.
+    /// Accepting, sweeping and reloading run as such steps.
     #[test]
     fn a_panic_in_a_step_is_counted_and_the_next_step_runs() {
         let gateway = bound().gateway;

@@ -1,4 +1,4 @@
-//! Where the answers to what a client asked go: its event stream, or the answer to its POST.
+//! Where the responses to a client's requests go: its event stream, or the response to its POST.
 
 use std::sync::{
     Arc,
@@ -13,30 +13,30 @@ use crate::{
     runtime::task_tracker::TaskGuard,
 };
 
-/// One way back to a client.
+/// Sends responses, and messages related to them, to a client.
 #[derive(Clone, Debug)]
 pub struct Responder {
     queue: Sender<()>,
     post: Option<Arc<Post>>,
-    /// Counts the request among the running ones until every copy of this is gone.
+    /// Counts the request as running until every copy of this is dropped.
     _running: Option<TaskGuard>,
     burst: usize,
 }
 
-/// What is known of the answer to a POST.
+/// The state of the response to a POST.
 #[derive(Debug)]
 struct Post {
-    /// The requests of it that are not answered. The last answer ends the queue.
+    /// Number of its requests that are not answered yet. The last answer ends the queue.
     open: AtomicUsize,
-    /// Something else than an answer was queued.
+    /// Whether a message other than a response was queued.
     other: AtomicBool,
-    /// Bytes of the answers so far, and how many they may have; the first may have more.
+    /// Bytes of the responses so far, and their limit (`max`), which the first may exceed.
     bytes: AtomicUsize,
     max: usize,
 }
 
 impl Post {
-    /// Whether one more answer finds room.
+    /// Adds the bytes of one more response. Returns false if they exceed the limit.
     fn takes(&self, more: usize) -> bool {
         let grown = |bytes: usize| Some(bytes + more).filter(|sum| bytes == 0 || *sum <= self.max);
         self.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, grown).is_ok()
@@ -44,37 +44,39 @@ impl Post {
 }
 
 impl Responder {
-    /// By the client's event stream, which goes on after any answer.
-    /// So many bytes of answers may wait there beyond the bounds of the queue.
+    /// Responds on the client's event stream, which stays open after each response. Up to `burst`
+    /// bytes of responses may wait there beyond the queue's limits.
     pub fn stream(queue: Sender<()>, burst: usize) -> Self {
         Self { queue, post: None, burst, _running: None }
     }
 
-    /// By the answer to a POST with so many requests; beyond the first, their answers have so many bytes at most.
+    /// Responds in the body of a POST with this number of requests. All responses together have at
+    /// most `most` bytes, but the first may be larger.
     pub fn post(queue: Sender<()>, requests: usize, most: usize) -> Self {
         let (open, other) = (AtomicUsize::new(requests), AtomicBool::new(false));
         let post = Post { open, other, bytes: AtomicUsize::new(0), max: most };
         Self { queue, post: Some(Arc::new(post)), burst: 0, _running: None }
     }
 
-    /// The same for one request, counted among the running ones until it is answered.
+    /// Returns a copy for one request, which counts as running until it is answered.
     pub fn counted(&self, badge: TaskGuard) -> Self {
         Self { _running: Some(badge), ..self.clone() }
     }
 
-    /// Whether it is the answer to a POST, which somebody waits for.
+    /// Returns whether this is the response to a POST, which the client waits for.
     pub fn is_post(&self) -> bool {
         self.post.is_some()
     }
 
-    /// Tells streams of one session apart: the answers to two POSTs, or the event stream that takes all answers.
+    /// Returns a key that differs between the streams of one session: one per POST, and 0 for the
+    /// event stream that carries all responses.
     pub fn stream_key(&self) -> usize {
         self.post.as_ref().map_or(0, |post| Arc::as_ptr(post).addr())
     }
 
-    /// Queues a message that belongs to a request, before its answer. A client that does not read its event stream is cut
-    /// off: the stream ends, so that it notices. The answer to a POST only loses such messages: whoever sent it may come
-    /// back for the stream, and the answer matters more.
+    /// Queues a message that belongs to a request, before its response. If a client does not read
+    /// its event stream, the stream ends, so that the client notices. The response to a POST only
+    /// loses the message: the client may come back for the stream, and the response matters more.
     pub fn send(&self, message: String, stats: &Stats) {
         self.mark();
         self.queue_message(message, stats);
@@ -86,7 +88,7 @@ impl Responder {
         }
     }
 
-    /// A message found no room.
+    /// Handles a message that did not fit in the queue.
     fn missed(&self, refused: SendError, stats: &Stats) {
         stats.slow_clients.add();
         let why = if refused == SendError::Memory {
@@ -95,7 +97,8 @@ impl Responder {
             "a client does not read"
         };
         if self.is_post() {
-            // A server that floods brings this about as often as it likes; the count is in the status.
+            // At debug level only: a flooding server can cause this at will, and the status counts
+            // it.
             log::debug!("{why}; a message before its answer is lost");
         } else {
             log::warn!("{why}; its stream ends");
@@ -103,37 +106,41 @@ impl Responder {
         }
     }
 
-    /// Queues a question to the client: a server waits for the answer, so other messages do not keep it out. False: the
-    /// client does not read, and too much waits for it already.
+    /// Queues a server's request to the client. The server waits for the answer, so up to
+    /// [`limits::ASKS`] messages beyond the queue's limit are allowed. Returns false if the client
+    /// does not read and too much is queued already.
     pub fn request(&self, question: String) -> bool {
         self.mark();
-        // Where nobody reads any more, the session ends, and the server with it.
+        // A closed queue is no failure: the session ends, and its isolated instance with it.
         !matches!(self.queue.send_more(question, limits::ASKS), Err(SendError::Full | SendError::Memory))
     }
 
-    /// Something else than an answer is about to be queued: told before, so that nobody who finds it takes it for one.
+    /// Records that a message other than a response is about to be queued. Called before it is
+    /// queued, so that no reader takes that message for a response.
     fn mark(&self) {
         if let Some(post) = &self.post {
             post.other.store(true, Ordering::Release);
         }
     }
 
-    /// Whether something else than an answer was queued, or is about to be, since the last look.
+    /// Returns whether a message other than a response was queued, or is about to be, since the
+    /// last call.
     pub fn had_other(&self) -> bool {
         self.post.as_ref().is_some_and(|post| post.other.swap(false, Ordering::AcqRel))
     }
 
-    /// Whether nobody reads any more.
+    /// Returns whether the reader is gone.
     pub fn is_closed(&self) -> bool {
         self.queue.is_closed()
     }
 
-    /// Queues the answer to a request.
+    /// Queues the response to a request.
     pub fn finish(&self, answer: String, stats: &Stats) {
         let Some(post) = &self.post else { return self.stream_answer(answer, stats) };
         let answer =
             if post.takes(answer.len()) { answer } else { replaced(&answer, jsonrpc::BUSY, CROWDED_OUT) };
-        // There are only so many as there were requests, and the budget bounds their bytes. Nobody may be left to read it.
+        // The number of responses is limited by that of the requests, and their bytes by the
+        // budget. A closed queue is ignored: the reader may be gone.
         if let Err((SendError::Full | SendError::Memory, answer)) =
             self.queue.try_send_burst(answer, usize::MAX)
         {
@@ -145,7 +152,8 @@ impl Responder {
         }
     }
 
-    /// Queues an answer on an event stream. What has no room in the budget is answered with an error: the stream goes on.
+    /// Queues a response on an event stream. If the budget has no room for it, queues an error in
+    /// its place, and the stream continues.
     fn stream_answer(&self, answer: String, stats: &Stats) {
         match self.queue.try_send_burst(answer, self.burst) {
             Err((SendError::Memory, answer)) => {
@@ -161,7 +169,8 @@ impl Responder {
         }
     }
 
-    /// The client has cancelled a request. On an event stream it stays unanswered; a POST has to end.
+    /// Handles the client's cancellation of a request: on an event stream the request stays
+    /// unanswered; a POST gets an error, since it needs a response to end.
     pub fn cancelled(&self, id: &str, stats: &Stats) {
         if self.is_post() {
             self.finish(jsonrpc::error(id, jsonrpc::CANCELLED, "the client cancelled the request"), stats);
@@ -170,10 +179,10 @@ impl Responder {
 }
 
 const CROWDED_OUT: &str = "the answers of this batch are too large together; ask one by one";
-/// The budget of bytes is used up.
+/// The error text for an exhausted memory budget.
 pub const NO_MEMORY: &str = "the gateway's memory budget (--max-memory) is used up; try again";
 
-/// An error in the place of an answer.
+/// Returns an error response in place of a response, with the same id.
 fn replaced(answer: &str, code: i64, why: &str) -> String {
     let id = Message::read(answer).ok().and_then(|message| message.id()).unwrap_or("null");
     jsonrpc::error(id, code, why)

@@ -1,4 +1,4 @@
-//! A connected client, as the rest of the gateway sees it.
+//! A client session, as the rest of the gateway sees it.
 
 use std::{
     collections::HashMap,
@@ -21,74 +21,75 @@ use crate::{
     util,
 };
 
-/// What a client sees.
+/// The servers that a client sees.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Scope {
     /// All servers, under exposed names.
     All,
-    /// One server, as it is.
+    /// One server, under its own names.
     Server(String),
 }
 
-/// What a client said about itself in `initialize`.
+/// The client's `initialize` params, and the state negotiated with it.
 #[derive(Clone, Debug)]
 pub struct ClientInfo {
     /// When the session was initialized.
     pub initialized: Option<Instant>,
     /// The negotiated protocol version.
     pub version: String,
-    /// From which level it wants log messages.
+    /// The lowest level of log messages that the client wants.
     pub level: Option<Level>,
-    /// Its capabilities and its name, raw, for the processes of its own.
+    /// Its `capabilities`, raw JSON, for its isolated instances.
     pub capabilities: String,
-    /// See `capabilities`.
+    /// Its `clientInfo`, raw JSON, likewise.
     pub info: String,
 }
 
 impl ClientInfo {
-    /// What a process of its own is told in `initialize`.
+    /// Returns the `initialize` params for its isolated instances.
     pub fn initialize_params(&self) -> String {
         let (version, capabilities, info) = (quote(&self.version), &self.capabilities, &self.info);
         format!("{{\"protocolVersion\":{version},\"capabilities\":{capabilities},\"clientInfo\":{info}}}")
     }
 }
 
-/// Charges for what is kept of a session as long as it lives.
+/// Memory charges held for the lifetime of a session.
 #[derive(Debug)]
 pub struct SessionCharges {
-    /// For what it said of itself.
+    /// For its [`ClientInfo`].
     pub info: Charge,
     /// For its subscriptions.
     pub subscriptions: Charge,
 }
 
-/// The processes of a session's own.
+/// The isolated instances of a session.
 #[derive(Debug, Default)]
 pub struct SessionInstances {
-    /// By the name of the server.
+    /// By server name.
     pub by_server: HashMap<String, Arc<Upstream>>,
-    /// The session has ended, and gets no more.
+    /// Whether the session has ended; no more instances are added then.
     pub ended: bool,
 }
 
 impl SessionInstances {
-    /// All of them.
+    /// Returns all instances.
     pub fn all(&self) -> Vec<Arc<Upstream>> {
         self.by_server.values().cloned().collect()
     }
 }
 
-/// One client session.
+/// A client session.
 #[derive(Debug)]
 pub struct Session {
     id: String,
     principal: Principal,
-    /// Where the bytes that are kept for it come from.
+    /// The account that pays for the bytes buffered for it.
     account: Account,
     scope: Scope,
-    /// It has one event stream for everything (2024-11-05); otherwise answers go to the POST that asked.
+    /// Whether it uses the 2024-11-05 transport, with one event stream for everything. Otherwise
+    /// responses go to the POST that carried the request.
     legacy: bool,
-    /// Messages that belong to no request.
+    /// Queue for messages that belong to no request.
     outbox: Sender<()>,
     /// See [`SessionLimits::queue_burst`].
     burst: usize,
@@ -97,12 +98,12 @@ pub struct Session {
     paid: Mutex<SessionCharges>,
     streams: Streams,
     instances: Mutex<SessionInstances>,
-    /// What they ask it.
+    /// Requests of servers that wait for the client's response.
     server_requests: Mutex<PendingServerRequests<Arc<Upstream>>>,
 }
 
 impl Session {
-    /// A client; `outbox` takes what belongs to no request.
+    /// Creates a session; `outbox` takes the messages that belong to no request.
     pub fn new(
         id: String,
         (principal, account): (Principal, Account),
@@ -134,69 +135,70 @@ impl Session {
         })
     }
 
-    /// The session's id.
+    /// Returns the session's id.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Whose session it is.
+    /// Returns the principal that owns the session.
     pub fn principal(&self) -> Principal {
         self.principal
     }
 
-    /// Where the bytes that are kept for it come from.
+    /// Returns the account that pays for the bytes buffered for it.
     pub fn account(&self) -> &Account {
         &self.account
     }
 
-    /// What it sees.
+    /// Returns the servers that it sees.
     pub fn scope(&self) -> &Scope {
         &self.scope
     }
 
-    /// Whether it speaks the 2024-11-05 transport.
+    /// Returns whether it uses the 2024-11-05 transport.
     pub fn is_legacy(&self) -> bool {
         self.legacy
     }
 
-    /// Its streams, for the Streamable transport.
+    /// Returns its event streams, for the Streamable transport.
     pub fn streams(&self) -> &Streams {
         &self.streams
     }
 
-    /// Whether it has something under way.
+    /// Returns whether it has open streams or running calls.
     pub fn is_busy(&self) -> bool {
         self.open_streams() > 0 || !self.calls().is_empty()
     }
 
-    /// How many event streams are open.
+    /// Returns the number of open event streams.
     pub fn open_streams(&self) -> usize {
         if self.legacy { 1 } else { self.streams.attached() }
     }
 
-    /// The way back that does not belong to a request.
+    /// Returns a responder for messages that belong to no request.
     pub fn outbox(&self) -> Responder {
         Responder::stream(self.outbox.clone(), self.burst)
     }
 
-    /// Queues a message that belongs to no request. In the Streamable transport a client has to ask for the stream of
-    /// such messages; before it does, they are for nobody.
+    /// Queues a message that belongs to no request. In the Streamable transport such a message is
+    /// dropped unless the client has opened the standalone stream.
     pub fn send(&self, message: String, stats: &Stats) {
         if (self.legacy || self.streams.was_listened_to()) && !self.keep(message, stats) {
-            // Its stream rests, or is not read; the session goes on without this message.
+            // The stream is parked or not read; the session continues without this message.
             log::debug!("client {}: a message found no room on its stream", self.name());
         }
     }
 
-    /// Queues a notice as [`Session::send`] does, unless the same notice waits to be read already.
+    /// Queues a notification as [`Session::send`] does, unless an identical one is already queued.
     pub fn notice(&self, notice: &str, stats: &Stats) {
         if !self.outbox.has(notice) {
             self.send(notice.to_owned(), stats);
         }
     }
 
-    /// Queues a message even if nobody listens yet: a question, which somebody waits to have answered. False: there is
-    /// no room for it.
+    /// Queues a message even if no client listens yet: a server's request, which needs an answer.
+    /// Returns false if there is no room for it. On the 2024-11-05 transport the stream ends
+    /// instead.
     pub fn keep(&self, message: String, stats: &Stats) -> bool {
         if self.legacy {
             self.outbox().send(message, stats);
@@ -205,39 +207,40 @@ impl Session {
         !matches!(self.outbox.send(message), Err(SendError::Full | SendError::Memory))
     }
 
-    /// Ends the client's event stream, after what is queued.
+    /// Ends the client's event stream after the queued messages.
     pub fn end(&self) {
         self.outbox.end(());
     }
 
-    // Each change of these tables is complete in itself, so a panic elsewhere does not spoil them.
+    // These ignore lock poisoning: each change of a table is complete in itself, so a panic
+    // elsewhere does not corrupt it.
 
-    /// The calls under way.
+    /// Returns the running calls.
     pub fn calls(&self) -> MutexGuard<'_, Calls<Arc<Upstream>>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known of the client.
+    /// Returns the client's data from `initialize`.
     pub fn info(&self) -> MutexGuard<'_, ClientInfo> {
         self.info.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is charged for it.
+    /// Returns the session's memory charges.
     pub fn paid(&self) -> MutexGuard<'_, SessionCharges> {
         self.paid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The processes of its own.
+    /// Returns its isolated instances.
     pub fn instances(&self) -> MutexGuard<'_, SessionInstances> {
         self.instances.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What they ask it.
+    /// Returns the requests of servers that wait for the client's response.
     pub fn server_requests(&self) -> MutexGuard<'_, PendingServerRequests<Arc<Upstream>>> {
         self.server_requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The session is initialized with this version. False when it was before.
+    /// Marks the session as initialized with this version. Returns false if it already was.
     pub fn initialized(&self, version: &str) -> bool {
         let mut facts = self.info();
         if facts.initialized.is_some() {
@@ -248,17 +251,18 @@ impl Session {
         true
     }
 
-    /// Whether notifications may be sent to it.
+    /// Returns whether the session is initialized, so that notifications may be sent.
     pub fn is_initialized(&self) -> bool {
         self.initialized_at().is_some()
     }
 
-    /// When it was initialized.
+    /// Returns when the session was initialized.
     pub fn initialized_at(&self) -> Option<Instant> {
         self.info().initialized
     }
 
-    /// The session's name in a log: a part of the id, since the whole of it is a secret.
+    /// Returns the session's name for logs: the first 6 characters of the id, since the whole is a
+    /// secret.
     pub fn name(&self) -> util::escape::Shown<'_> {
         util::escape::show(self.id.get(..6).unwrap_or_default())
     }

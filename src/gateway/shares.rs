@@ -1,7 +1,7 @@
-//! Shares: how many places of a bounded resource each principal has taken.
+//! Shares: how many units of a limited resource each principal holds.
 //!
-//! Where several principals may use a resource, none of them gets more than half of it: a principal that takes all it can
-//! get leaves as much to the others. With a single principal there is nobody to leave it to.
+//! If several principals may use a resource, each gets at most half of it, so that one that takes
+//! all it can leaves as much to the others. A single principal gets all of it.
 
 use std::{
     collections::HashMap,
@@ -10,25 +10,25 @@ use std::{
 
 use crate::auth::Principal;
 
-/// Places taken of one resource, counted by principal.
+/// Units in use of one resource, counted by principal.
 #[derive(Clone, Debug, Default)]
 pub struct Shares(Arc<Mutex<HashMap<Principal, usize>>>);
 
-/// One place of a principal. Dropping it gives the place back.
+/// One unit held by a principal; returned when dropped.
 #[derive(Debug)]
 pub struct Share {
     shares: Shares,
     principal: Principal,
 }
 
-/// The places that one principal may have of `most`: all of them, or half (at least one) where `several` principals
-/// share them.
+/// Returns how many of `most` units one principal may hold: all, or half (at least one) if
+/// `several` principals share them.
 pub fn limit(most: usize, several: bool) -> usize {
     if several { (most / 2).max(1) } else { most }
 }
 
 impl Shares {
-    /// Takes a place for a principal that has fewer than `most`.
+    /// Takes a unit for a principal that holds fewer than `most`.
     pub fn take(&self, principal: Principal, most: usize) -> Option<Share> {
         let mut taken = self.taken();
         let count = taken.entry(principal).or_default();
@@ -43,7 +43,7 @@ impl Shares {
     }
 
     fn taken(&self) -> MutexGuard<'_, HashMap<Principal, usize>> {
-        // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
+        // Each change of the table is complete in itself, so a panic elsewhere does not corrupt it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

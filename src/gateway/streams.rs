@@ -1,5 +1,5 @@
-//! The event streams of one Streamable session: which are attached to a connection, which wait for their client to come
-//! back, and what they sent.
+//! The event streams of one Streamable session: those attached to a connection, those parked until
+//! their client resumes them, and the sent events kept for replay.
 
 use std::{
     collections::HashMap,
@@ -20,53 +20,55 @@ use crate::{
     session::Replay,
 };
 
-/// The stream of what belongs to no request.
+/// The id of the standalone stream, which no request opened: it carries what belongs to no request.
 pub const STANDALONE: u32 = 0;
 
-/// A stream that a connection has in hand.
+/// A stream attached to a connection.
 #[derive(Debug)]
 pub struct Attached {
     /// Its number in the session.
     pub id: u32,
-    /// Where its messages come from. `None`: it has ended, and only what was sent can be sent again.
+    /// Queue of its messages. `None`: the stream has ended, and its sent events can only be
+    /// replayed.
     pub queue: Option<Receiver<()>>,
     /// Number of the last event that was sent.
     pub sent: u64,
-    /// Thrown when another connection wants the stream.
+    /// Triggered when another connection wants the stream.
     pub wanted: Shutdown,
 }
 
 /// Why a stream cannot be attached.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum NotAttached {
-    /// Another connection has it.
+    /// Another connection holds it, or took it first.
     Taken,
-    /// There is no such stream.
+    /// There is no such stream, or its messages were dropped while it was parked.
     Unknown,
 }
 
 #[derive(Debug)]
 struct Resting {
-    /// `None`: it has ended.
+    /// `None`: the stream has ended.
     queue: Option<Receiver<()>>,
     sent: u64,
-    /// Its messages may be dropped for the sake of those who read.
+    /// Registers the queue for eviction: its messages may be dropped to free bytes for active
+    /// clients.
     _idle: Option<Idle>,
 }
 
 impl Resting {
-    /// Nobody reads the stream for now. The one that is not opened by a request outlives the loss of its messages; of
-    /// another there is nothing left then.
+    /// Parks a stream that no connection reads. On eviction the standalone stream only loses its
+    /// messages; any other is closed, as nothing of it remains.
     fn new(id: u32, queue: Option<Receiver<()>>, sent: u64) -> Self {
         let parked = if id == STANDALONE { Parked::Emptied } else { Parked::Closed };
         let idle = queue.as_ref().and_then(|queue| queue.park(parked));
         Self { queue, sent, _idle: idle }
     }
 
-    /// Somebody reads it again.
+    /// Makes the stream readable again.
     ///
     /// # Errors
-    /// Its messages were dropped meanwhile.
+    /// [`NotAttached::Unknown`] if its messages were dropped meanwhile.
     fn wake(self) -> Result<Self, NotAttached> {
         match &self.queue {
             Some(queue) if !queue.unpark() => Err(NotAttached::Unknown),
@@ -75,7 +77,7 @@ impl Resting {
     }
 }
 
-/// Events that were sent, and what they take.
+/// Sent events kept for replay, and the memory charge for them.
 #[derive(Debug)]
 struct ReplayBuffer {
     replay: Replay,
@@ -85,7 +87,7 @@ struct ReplayBuffer {
 impl ReplayBuffer {
     fn trim(&mut self, bytes: usize) {
         self.replay.trim(bytes);
-        // Less is always granted.
+        // Shrinking a charge never fails.
         let _ = self.charge.resize(self.replay.bytes());
     }
 }
@@ -102,20 +104,20 @@ impl Evict for Mutex<ReplayBuffer> {
 
 #[derive(Debug)]
 struct AttachedStream {
-    /// Dropped to tell the holder that another wants the stream.
+    /// Dropped to signal the connection that holds the stream that another one wants it.
     _wanted: Option<ShutdownTrigger>,
-    /// Who wants it next.
+    /// Where to send the stream: to the connection that wants it next.
     heir: Option<async_channel::Sender<Resting>>,
 }
 
 #[derive(Debug, Default)]
 struct StreamTable {
     held: HashMap<u32, AttachedStream>,
-    /// In the order in which they came to rest.
+    /// Parked streams, in the order in which they were parked.
     resting: Vec<(u32, Resting)>,
-    /// No connection has any of them, so that what was sent may be forgotten for the sake of those who read.
+    /// Registered while no connection holds any stream: the sent events may then be evicted.
     idle: Option<Idle>,
-    /// The client has asked for the stream that is not opened by a request.
+    /// Whether the client has ever opened the standalone stream.
     listened: bool,
     closed: bool,
 }
@@ -130,14 +132,14 @@ impl StreamTable {
         let (switch, wanted) = crate::runtime::shutdown::shutdown();
         self.idle = None;
         self.listened |= id == STANDALONE;
-        // Somebody may have asked for it while it was handed over.
+        // Another connection may have asked for it during the handover.
         let heir = self.held.remove(&id).and_then(|held| held.heir);
         self.held.insert(id, AttachedStream { _wanted: heir.is_none().then_some(switch), heir });
         Attached { id, queue: resting.queue, sent: resting.sent, wanted }
     }
 
-    /// Makes room for one more that rests: what has ended goes first, then the oldest, but never the one that is not
-    /// opened by a request.
+    /// Makes room to park one more stream: removes ended streams first, then the oldest, but never
+    /// the standalone stream.
     fn make_room(&mut self, most: usize) {
         while self.resting.len() >= most {
             let ended = self.resting.iter().position(|(_, resting)| resting.queue.is_none());
@@ -148,7 +150,7 @@ impl StreamTable {
     }
 }
 
-/// See the module's documentation.
+/// The event streams of one Streamable session.
 #[derive(Debug)]
 pub struct Streams {
     last: AtomicU32,
@@ -158,7 +160,7 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// The streams of a new session: none.
+    /// Creates the table of a new session, without streams.
     pub fn new(limits: &SessionLimits, account: &Account) -> Self {
         let kept = ReplayBuffer { replay: Replay::new(limits), charge: account.charge() };
         Self {
@@ -169,13 +171,13 @@ impl Streams {
         }
     }
 
-    /// The stream that is not opened by a request.
+    /// Adds the standalone stream, parked until the client opens it.
     pub fn give_standalone(&self, queue: Receiver<()>) {
         self.table().resting.push((STANDALONE, Resting::new(STANDALONE, Some(queue), 0)));
     }
 
     fn table(&self) -> MutexGuard<'_, StreamTable> {
-        // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
+        // Each change of the table is complete in itself, so a panic elsewhere does not corrupt it.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -183,7 +185,7 @@ impl Streams {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps an event that is sent, as far as there is memory for it; the oldest ones go first.
+    /// Keeps a sent event for replay, as far as the budget allows; drops the oldest events first.
     pub fn keep(&self, stream: u32, number: u64, text: String) {
         let mut kept = self.kept();
         kept.replay.keep(stream, number, text);
@@ -194,18 +196,19 @@ impl Streams {
         }
     }
 
-    /// What was sent on a stream after an event; see [`Replay::after`].
+    /// Returns the events sent on a stream after an event; see [`Replay::after`].
     pub fn after(&self, stream: u32, seen: u64, last: u64) -> Option<(Vec<(u64, String)>, bool)> {
         self.kept().replay.after(stream, seen, last)
     }
 
-    /// A stream for the answer to a request.
+    /// Creates a stream for the response to a request, attached to the caller's connection.
     pub fn begin(&self, queue: Receiver<()>) -> Attached {
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         self.table().hold(id, Resting { queue: Some(queue), sent: 0, _idle: None })
     }
 
-    /// Attaches a stream even if another connection has it: that one may be dead without having noticed.
+    /// Attaches a stream even if another connection holds it: that connection may be dead without
+    /// the gateway having noticed. Waits up to [`SessionLimits::retry`] for it to let go.
     ///
     /// # Errors
     /// [`NotAttached`], with the reason.
@@ -223,7 +226,8 @@ impl Streams {
         let resting = match timeout::within(limits.retry, handed.recv()).await {
             Ok(Ok(resting)) => Some(resting),
             _ => {
-                // It may have come at the last moment; after this it comes no more, and rests instead.
+                // The stream may have arrived at the last moment. From `close` on it is parked
+                // instead.
                 handed.close();
                 handed.try_recv().ok()
             }
@@ -232,7 +236,8 @@ impl Streams {
         Ok(self.table().hold(id, resting.wake()?))
     }
 
-    /// A connection lets go of a stream, which may go on: for who wants it, or to wait for its client.
+    /// Detaches a stream from its connection: hands it to the connection that wants it, or parks it
+    /// until its client resumes it.
     pub fn rest(&self, attached: Attached) {
         let Attached { id, queue, sent, .. } = attached;
         let mut resting = Resting::new(id, queue, sent);
@@ -244,7 +249,8 @@ impl Streams {
         if let Some(heir) = held.and_then(|held| held.heir) {
             match heir.try_send(resting) {
                 Ok(()) => {
-                    // Until the heir holds it others find that it is there.
+                    // Keep an entry until the next connection attaches it, so that others still
+                    // find the stream.
                     table.held.insert(id, AttachedStream { _wanted: None, heir: None });
                     return;
                 }
@@ -259,23 +265,24 @@ impl Streams {
         }
     }
 
-    /// The session has ended.
+    /// Ends all streams, since the session has ended.
     pub fn close(&self) {
         let mut table = self.table();
         table.closed = true;
         table.resting.clear();
         table.held.clear();
         table.idle = None;
-        // Whoever still knows the session can come back to none of its streams.
+        // Free the sent events now: the session may still be referenced, but its streams cannot be
+        // resumed.
         self.kept().trim(0);
     }
 
-    /// Whether the client has ever asked for the stream that is not opened by a request.
+    /// Returns whether the client has ever opened the standalone stream.
     pub fn was_listened_to(&self) -> bool {
         self.table().listened
     }
 
-    /// How many streams connections have in hand.
+    /// Returns the number of streams attached to connections.
     pub fn attached(&self) -> usize {
         self.table().held.len()
     }
@@ -288,8 +295,8 @@ mod tests {
     use super::*;
     use crate::net::{budget::Budget, outbox};
 
-    /// A client that came twice more while an old connection had not let go: the last of them has the stream, and the one
-    /// before hears that at once.
+    /// If a client reconnects twice while the old connection still holds the stream, the latest
+    /// connection gets it, and the one before fails at once.
     #[test]
     fn the_newest_of_those_who_wait_has_the_stream() {
         let (limits, account) = (SessionLimits::default(), Budget::new(1 << 20).account());

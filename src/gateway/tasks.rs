@@ -1,8 +1,10 @@
-//! Tasks (MCP 2025-11-25) at the endpoint of a server that its clients share: whoever had one begun can ask for it, see it in
-//! the list and hear of it. What is remembered of that is in `session`; `forward` asks here.
+//! Tasks (MCP 2025-11-25) at the endpoint of a server shared by several clients: only the principal
+//! that created a task can query it, see it in lists and receive its notifications. The table of
+//! owners is in `session`.
 //!
-//! Of a task whose beginning the gateway has not seen, the id is what opens it, as it is without a gateway; but where several
-//! principals have client tokens it is shown to none of them.
+//! A task that the gateway did not see created is available to anyone who knows its id, as without
+//! a gateway. A task whose owner may have been forgotten is not, if several principals have client
+//! tokens. Neither is shown in lists or notifications to any of several principals.
 
 use super::{
     Gateway,
@@ -16,16 +18,16 @@ use crate::{
     session::TaskOwner,
 };
 
-/// What servers say of an id that they do not know.
+/// The error text that servers use for an unknown task id.
 pub const NOT_FOUND: &str = "task not found";
-/// Where a result names its task (MCP 2025-11-25, tasks).
+/// Key in `_meta` under which a result names its task (MCP 2025-11-25, tasks).
 const RELATED: &str = "io.modelcontextprotocol/related-task";
 
 impl Gateway {
-    /// Whether a client may ask for the task that a request names.
+    /// Checks whether a client may query the task that a request names.
     ///
     /// # Errors
-    /// What servers say of an id that they do not know.
+    /// Returns the error that servers send for an unknown task id.
     pub fn may_ask_for_task(
         &self,
         client: &Session,
@@ -49,8 +51,8 @@ impl Gateway {
         }
     }
 
-    /// Whether an answer tells a client of a task of another principal: it asked before the gateway knew whose task would
-    /// have this id.
+    /// Returns whether a response is about a task of another principal: the request may have been
+    /// sent before the gateway knew the owner of this id.
     pub fn is_of_foreign_task(
         &self,
         client: &Session,
@@ -68,7 +70,7 @@ impl Gateway {
         id.is_some_and(|id| !self.may_have_task(client.principal(), upstream, &id))
     }
 
-    /// A server has answered a call: with a task, if it was asked for one.
+    /// Records the owner of a task, if the response to a call created one.
     pub fn note_task(&self, client: &Session, upstream: &Upstream, answer: &Message<'_>) {
         let Some(result) = answer.result_span().filter(|_| upstream.has_tasks()) else { return };
         if let Some(id) = text_at(answer.text(), result, &["task", "taskId"]) {
@@ -76,7 +78,7 @@ impl Gateway {
         }
     }
 
-    /// What must be changed in an answer to `tasks/list`: tasks that are not the client's go.
+    /// Returns the edits that remove other principals' tasks from a response to `tasks/list`.
     pub fn only_own_tasks(
         &self,
         client: &Session,
@@ -88,7 +90,7 @@ impl Gateway {
         let list = match find(text, result.clone(), &["tasks"]) {
             Ok(Some(list)) => list,
             Ok(None) => return Vec::new(),
-            // Nobody can tell which of them the client would take.
+            // Ambiguous: it is unknown which of the lists the client would read.
             Err(_) => return vec![(result, "{\"tasks\":[]}".into())],
         };
         let all: Vec<Span> = elements(text, list.clone()).collect();
@@ -100,7 +102,7 @@ impl Gateway {
         if own.len() == all.len() { Vec::new() } else { vec![(list, format!("[{}]", own.join(",")))] }
     }
 
-    /// Whether somebody is shown a task.
+    /// Returns whether a task is shown to a principal, in lists and notifications.
     pub fn may_see_task(&self, principal: Principal, upstream: &Upstream, id: Option<&str>) -> bool {
         match id.map(|id| self.tasks().owner(upstream.run(), id)) {
             Some(TaskOwner::Known(owner)) => owner == principal,
@@ -109,7 +111,7 @@ impl Gateway {
     }
 }
 
-/// The text at a place in a value.
+/// Returns the string at a path in a value.
 fn text_at(text: &str, value: Span, path: &[&str]) -> Option<String> {
     let span = find(text, value, path).ok()??;
     unquote(&text[span]).map(Into::into)
