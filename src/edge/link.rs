@@ -1,7 +1,8 @@
-//! The life of a registration: frames from the gateway to the child, and what both ends say about it. It may outlive its
-//! link, where the gateway agrees.
+//! The edge's session on a link: passes frames from the gateway to the child and the child's lines
+//! to the gateway. A session may outlive its link if the gateway supports resuming.
 //!
-//! What becomes of a frame or a line is decided by `proxy::proxy`; the rules of coming back are in `tunnel::resume`.
+//! `edge::proxy` decides what happens to each frame and line; `tunnel::resume` defines how a
+//! session is resumed.
 
 use std::{
     collections::VecDeque,
@@ -35,64 +36,64 @@ use crate::{
     util,
 };
 
-/// How an attempt or a life ended.
+/// How a connection attempt or a link ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The line or the gateway went away: try again.
+    /// The connection or the gateway was lost: try again.
     Lost(String),
-    /// A refusal that may pass without a change here: not in the words of our gateway but of a front (proxy, captive
-    /// portal), a certificate that is not trusted, a server that was too slow.
+    /// A failure that may pass without a change here: a refusal by a proxy or captive portal
+    /// instead of our gateway, a certificate that is not trusted, or a server that was too slow.
     Transient(String),
-    /// The gateway will not have us as we are.
+    /// The gateway refuses this registration.
     Refused(String),
-    /// The gateway will not have us now: wait for long, however new we are.
+    /// The gateway refuses the registration for now: use the long delay, even on the first attempt.
     NotNow(String),
-    /// We are stopping.
+    /// The program is stopping.
     Stopped,
 }
 
-/// What the tasks of the edge share.
+/// State shared by the tasks of the edge.
 #[derive(Debug)]
 pub struct EdgeState {
     tables: Mutex<EdgeTables>,
-    /// One badge for each line of the child that waits for room in the queue of the link.
+    /// One guard for each line of the child that waits for space in the queue of the link.
     delivering: TaskTracker,
     instances: Arc<Instances>,
-    /// Limits how often odd messages of the server are logged.
+    /// Limits how often warnings about unexpected messages of the server are logged.
     log_throttle: Mutex<LogThrottle>,
 }
 
 #[derive(Debug, Default)]
 struct EdgeTables {
     proxy: ProxyState,
-    /// What the child reads from.
+    /// The stdin queue of the child.
     child: Option<Sender<()>>,
-    /// How many children there were, this one counted.
+    /// Number of child starts, including the current child.
     generation: u64,
-    /// The queue towards the gateway: of the present link, or of one that may be resumed.
+    /// The queue towards the gateway, of the current link or of one that may be resumed.
     link: Option<Uplink>,
-    /// What of it the gateway has not acknowledged.
+    /// Frames sent on that link that the gateway has not acknowledged.
     unacknowledged: Unacknowledged,
-    /// The present link is registered.
+    /// The current link is registered.
     registered: bool,
-    /// Some link was.
+    /// At least one link was registered since the program started.
     was_registered: bool,
     leaving: bool,
 }
 
 impl EdgeState {
-    /// The state before there is a child or a link, and the sessions that have a process of their own.
+    /// Creates the state without a child or a link. `sessions` are the per-session processes.
     pub fn new(sessions: Arc<Instances>) -> Arc<Self> {
         let (edge, delivering, oddities) = (Mutex::default(), TaskTracker::new(), Mutex::default());
         Arc::new(Self { tables: edge, delivering, instances: sessions, log_throttle: oddities })
     }
 
     fn lock(&self) -> MutexGuard<'_, EdgeTables> {
-        // The state is sound between any two statements, so a panic elsewhere does not spoil it.
+        // Each change is atomic, so a poisoned lock leaves the state consistent.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Logs what is odd about the server: of one kind at most once a second, with a count.
+    /// Logs a warning about the server, at most once a second per `kind`, with the number left out.
     fn warn_throttled(&self, kind: &'static str, what: &str) {
         let mut oddities = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(left_out) = oddities.due(Instant::now(), kind, "", LOG_WARNINGS) {
@@ -100,37 +101,37 @@ impl EdgeState {
         }
     }
 
-    /// Whether the gateway has us at present.
+    /// Whether the gateway has accepted the current registration.
     pub fn is_registered(&self) -> bool {
         self.lock().registered
     }
 
-    /// Whether the gateway ever had us.
+    /// Whether the gateway has ever accepted a registration of this program.
     pub fn was_registered(&self) -> bool {
         self.lock().was_registered
     }
 
-    /// Whether the child takes requests at present.
+    /// Whether the child accepts requests.
     pub fn is_served(&self) -> bool {
         self.lock().proxy.is_up()
     }
 
-    /// Whether this child still has to answer the `initialize` that it was started anew with.
+    /// Whether the child of this generation was restarted and has not answered `initialize` yet.
     pub fn is_initializing(&self, generation: u64) -> bool {
         let shared = self.lock();
         shared.generation == generation && shared.proxy.is_initializing()
     }
 
-    /// The number of the present child; another one than that of a moment ago means that it was started anew.
+    /// Returns the generation of the current child. It changes with every start.
     fn generation(&self) -> u64 {
         self.lock().generation
     }
 
-    /// A child is started, and reads from this queue. Gives its number.
+    /// Installs a child that is being started and reads from `input`. Returns its generation.
     pub fn child_up(&self, input: Sender<()>) -> u64 {
         let mut shared = self.lock();
         if let Some(hello) = shared.proxy.child_back() {
-            // The queue is empty.
+            // The queue is new, so it has space.
             let _ = input.send(hello);
         }
         shared.child = Some(input);
@@ -138,29 +139,30 @@ impl EdgeState {
         shared.generation
     }
 
-    /// The child has ended: the gateway gets the answers that it left out. See [`ProxyState::child_gone`].
+    /// Handles the exit of the child: sends error responses for its open requests to the gateway.
+    /// See [`ProxyState::child_gone`].
     pub fn child_down(&self, why: &str, due: Option<Instant>) {
         let mut shared = self.lock();
         shared.child = None;
         for frame in shared.proxy.child_gone(why, due) {
-            // Small, no more than the gateway asked, and it must not lose them.
+            // The responses are small, at most one per open request, and must not be lost.
             if let Some(link) = &shared.link {
                 let _ = link.queue().send_unbounded(frame);
             }
         }
     }
 
-    /// A line came from a child: passes it on, as soon as the link has room.
+    /// Handles a line of a child: forwards it as soon as the link has space.
     pub async fn on_child_line(&self, generation: u64, line: &str) -> LineOutcome {
         self.deliver(generation, |edge| edge.on_child_line(line)).await
     }
 
-    /// A child wrote an answer that cannot be used: see [`ProxyState::unusable`].
+    /// Fails a request whose response cannot be used. See [`ProxyState::unusable`].
     pub async fn unusable(&self, generation: u64, id: Option<&str>, words: &str) -> LineOutcome {
         self.deliver(generation, |edge| edge.unusable(id, words)).await
     }
 
-    /// Passes on what becomes of something that a child wrote.
+    /// Applies `read` to the proxy state and sends the resulting frames and lines.
     async fn deliver(&self, generation: u64, read: impl FnOnce(&mut ProxyState) -> ToGateway) -> LineOutcome {
         let (up, link, _delivering) = {
             let mut shared = self.lock();
@@ -171,7 +173,8 @@ impl EdgeState {
             let mut up = read(&mut shared.proxy);
             if let (ToGateway::Ready { lines, .. }, Some(child)) = (&mut up, &shared.child) {
                 for line in lines.drain(..) {
-                    // Bounded by what may be held, and sent before anything can overtake it.
+                    // At most the held frames; sent under the lock, so that no later message
+                    // overtakes them.
                     let _ = child.send_unbounded(line);
                 }
             }
@@ -211,16 +214,17 @@ impl EdgeState {
         LineOutcome::Message
     }
 
-    /// Answers a request of a child in the place of the gateway.
+    /// Answers a request of the child on behalf of the gateway.
     fn refuse(&self, generation: u64, refusal: String) {
         let shared = self.lock();
         if let Some(child) = shared.child.as_ref().filter(|_| shared.generation == generation) {
-            // A server that asks so much may miss an answer.
+            // Best effort: dropped if the server does not read its input.
             let _ = child.send(refusal);
         }
     }
 
-    /// A frame came from the gateway. What is for the child is given to it (`None`), or answered when it takes nothing.
+    /// Handles a frame from the gateway. Returns `None` if the message was queued for the child. If
+    /// the child's queue is full or closed, a request is answered with an error.
     fn on_gateway_frame(&self, now: Instant, frame: &str) -> Option<ToChild> {
         let mut shared = self.lock();
         let (line, child) = match (shared.proxy.on_gateway_frame(now, frame), &shared.child) {
@@ -230,7 +234,8 @@ impl EdgeState {
         let begins = |line: &str| Message::read(line).is_ok_and(|message| message.method() == "initialize");
         let (code, why, line) = match child.try_send(line) {
             Ok(()) => return None,
-            // That it has ended is about to be noticed; the next one is asked.
+            // The child has exited, and the supervisor is about to notice. The next child gets the
+            // `initialize`.
             Err((SendError::Closed, line)) if begins(&line) => {
                 return Some(ToChild::Drop("a word to a dead child"));
             }
@@ -241,48 +246,50 @@ impl EdgeState {
         };
         self.warn_throttled(why, &format!("a message for the server is turned away: {why}"));
         let message = Message::read(&line).ok().filter(|message| message.kind() == Kind::Request)?;
-        // The gateway knows the request under the id that it came with; the edge puts that back.
+        // The proxy maps the id back to the one that the gateway uses.
         match shared.proxy.on_child_line(&jsonrpc::error(message.id()?, code, why)) {
             ToGateway::Gateway(frame) | ToGateway::Stray(frame) => Some(ToChild::Gateway(frame)),
             _ => None,
         }
     }
 
-    /// Refuses new calls from now on, those for processes of single sessions too.
+    /// Refuses new requests from now on, also for the per-session processes.
     pub fn stop(&self) {
         self.lock().proxy.stop();
         self.instances.stop();
     }
 
-    /// Number of calls without an answer.
+    /// Returns the number of unanswered requests.
     pub fn running(&self) -> usize {
         self.lock().proxy.running() + self.instances.running()
     }
 
-    /// Waits until every running call is answered and the answers are handed to the link.
+    /// Waits until every running call is answered and the responses are queued on the link.
     pub async fn answered(&self) {
-        // In this order: an answer is counted as being delivered before it stops counting as a running call.
+        // Check in this order: a response counts as being delivered before its call stops counting
+        // as running.
         while self.running() > 0 || !self.delivering.is_empty() {
             Timer::after(limits::DRAIN_LOOK).await;
         }
     }
 
-    /// Waits until the gateway has all that was handed to the link, as far as it acknowledges anything.
+    /// Waits until the gateway has received everything queued on the link, if it acknowledges
+    /// frames.
     pub async fn delivered(&self) {
         while !self.is_delivered() {
             Timer::after(limits::DRAIN_LOOK).await;
         }
     }
 
-    /// Whether the gateway has all that was handed to the link; without a link there is nothing to wait for.
+    /// Whether the gateway has received everything queued on the link. True without a link.
     pub fn is_delivered(&self) -> bool {
         let shared = self.lock();
-        // In this order: a frame counts as unacknowledged before it leaves the queue.
+        // Check in this order: a frame counts as unacknowledged before it leaves the queue.
         shared.link.as_ref().is_none_or(|link| link.queue().is_settled())
             && shared.unacknowledged.count() == 0
     }
 
-    /// Ends the present link with a farewell, and all that would follow.
+    /// Closes the current link with code 1001 and prevents further ones.
     pub fn leave(&self, reason: &str) {
         let mut shared = self.lock();
         shared.leaving = true;
@@ -291,7 +298,7 @@ impl EdgeState {
         }
     }
 
-    /// A link comes up. False when we are leaving.
+    /// Installs a new link. Returns false if the program is stopping.
     fn link_up(&self, link: Uplink, unacknowledged: Unacknowledged) -> bool {
         let mut shared = self.lock();
         shared.link = Some(link);
@@ -299,13 +306,14 @@ impl EdgeState {
         !shared.leaving
     }
 
-    /// The link is gone and may be resumed: all goes on as it was, but for the health check.
+    /// Marks the link as lost but resumable. Only the health check changes; the rest goes on.
     fn suspend(&self) {
         let mut shared = self.lock();
         shared.registered = false;
     }
 
-    /// The link is gone for good: the child need not go on with what nobody waits for, and sessions have nobody to serve.
+    /// Handles the final loss of a link: cancels the open requests at the child and closes all
+    /// sessions.
     fn link_down(&self) {
         self.instances.close_all();
         let mut shared = self.lock();
@@ -313,28 +321,28 @@ impl EdgeState {
         shared.unacknowledged = Unacknowledged::default();
         shared.registered = false;
         for line in shared.proxy.disconnected() {
-            // A child that does not read will not read this either.
+            // Best effort: a child that does not read its input misses the cancellations.
             let _ = shared.child.as_ref().map(|child| child.send(line));
         }
     }
 }
 
-/// A registration whose link is lost, and which the gateway may take up again.
+/// A session whose link is lost and which the gateway may resume.
 pub struct Suspended<'a> {
     life: LinkSession<'a>,
     line: Outbound,
     grant: ResumeGrant,
-    /// When it is too late.
+    /// When the gateway stops waiting for it.
     until: Instant,
 }
 
 impl Suspended<'_> {
-    /// When nobody waits for it any more. Then it has to be given up.
+    /// Returns the time at which the gateway stops waiting; the session must be given up then.
     pub fn until(&self) -> Instant {
         self.until
     }
 
-    /// Nobody waits for it any more.
+    /// Gives the session up: its open requests are cancelled.
     pub fn give_up(self, state: &EdgeState) {
         log::warn!("the gateway waits no more for what was under way");
         state.link_down();
@@ -345,8 +353,10 @@ impl Suspended<'_> {
     }
 }
 
-/// Registers over a fresh connection, and carries frames until the link ends. `kept` is the registration that may be
-/// taken up again: from before this link, and from this one when it is lost. `left`: we are stopping.
+/// Registers over a new connection and carries frames until the link ends.
+///
+/// `kept` is the suspended session: the caller's from an earlier link, and afterwards this one's if
+/// its link was lost and can be resumed. `left` is triggered when the program stops.
 pub async fn run<'a>(
     mut socket: WebSocket,
     state: &Arc<EdgeState>,
@@ -356,12 +366,13 @@ pub async fn run<'a>(
 ) -> Outcome {
     let limits = &config.limits.link;
     let introduced = unless_stopped(left, register(&mut socket, config, kept.as_ref())).await;
-    // It may have us already, and its answer be under way.
+    // Stopped while registering. Send a close frame: the gateway may have accepted the
+    // registration.
     let stops = || Err(LinkEnd::ByUs(CloseReason::new(1001, "the edge stops")));
     let (frame, answer) = match introduced.unwrap_or_else(stops) {
         Ok(answered) => answered,
         Err(ended) => {
-            // A gateway may have taken us back just now: to it a word of ours would be the end of what is kept.
+            // The gateway may have just resumed the session, and a close frame would end it.
             if kept.is_none() || left.is_triggered() {
                 ws_link::end(socket, VecDeque::new(), &ended, limits).await;
             }
@@ -382,7 +393,7 @@ pub async fn run<'a>(
             ended
         }
     };
-    // What a server could not do that has ended since, the next one may.
+    // An error about a child that has exited since does not apply to the next one.
     let excused = !state.is_served() || state.generation() != life.child;
     let refusal = match life.refusal.take() {
         Some(why) if excused => {
@@ -394,7 +405,7 @@ pub async fn run<'a>(
     match grant.filter(|_| ended.is_accident()) {
         Some(grant) => {
             state.suspend();
-            // The gateway may notice later than we do.
+            // The gateway may detect the loss later than the edge, by up to `dead_after`.
             let until = Instant::now() + grant.window + limits.resume_grace + limits.dead_after;
             *kept = Some(Suspended { life, line, grant, until });
         }
@@ -403,7 +414,7 @@ pub async fn run<'a>(
     outcome(ended, refusal, state, config)
 }
 
-/// Says who we are, and reads what the gateway says to that.
+/// Sends the registration and reads the first frame of the gateway.
 async fn register(
     socket: &mut WebSocket,
     config: &RegisterConfig,
@@ -419,8 +430,8 @@ async fn register(
     Ok((frame, status))
 }
 
-/// The registration that was kept, if the gateway goes on with it, or a new one. `accepts`: the largest frame that the
-/// gateway accepts, if it told that.
+/// Resumes the suspended session if the gateway agrees, or begins a new one. `accepts` is the
+/// largest frame in bytes that the gateway accepts, if it sent that limit.
 fn resume_or_begin<'a>(
     state: &Arc<EdgeState>,
     config: &'a RegisterConfig,
@@ -446,22 +457,22 @@ fn resume_or_begin<'a>(
     (LinkSession::new(state, config, Uplink::new(sender, accepts)), line)
 }
 
-/// Our end of the registration.
+/// The edge's session on a link.
 struct LinkSession<'a> {
     state: Arc<EdgeState>,
     link: Uplink,
-    /// The gateway will say when the registration is complete.
+    /// The gateway sends status frames, so it reports when the registration is complete.
     ours: bool,
-    /// It gives client sessions a process of their own.
+    /// The gateway opens a channel for each client session.
     isolated: bool,
-    /// Number of the last channel.
+    /// Number of the last channel that was opened.
     opened: u32,
     config: &'a RegisterConfig,
     /// The registration is complete.
     complete: bool,
-    /// Why the gateway says it will not have us.
+    /// The reason from the gateway's error status.
     refusal: Option<String>,
-    /// The child that there was when it began.
+    /// Generation of the child when the session began.
     child: u64,
 }
 
@@ -488,9 +499,10 @@ impl LinkHandler for LinkSession<'_> {
         match self.state.on_gateway_frame(now, frame) {
             None | Some(ToChild::Child(_) | ToChild::Held) => self.spoken_for(),
             Some(ToChild::Gateway(frame)) => {
-                // The server has asked nothing, so nothing is to be said to it.
+                // The frame is a response, so there is no refusal to send to the server.
                 if let Ok(frame) = self.link.frame(None, frame) {
-                    // What the gateway asks and does not read must not pile up here.
+                    // Bounded: a gateway that sends requests and does not read must not fill the
+                    // memory.
                     self.link.queue().send_reserved(frame).map_err(does_not_read)?;
                 }
                 self.spoken_for();
@@ -521,20 +533,22 @@ impl<'a> LinkSession<'a> {
         Self { state, link, ours, isolated, opened: 0, config, complete, refusal: None, child }
     }
 
-    /// What the gateway said to the registration.
+    /// Handles the gateway's first frame.
     fn begin(&mut self, answer: Option<Status>, frame: &str) -> Result<(), CloseReason> {
         if self.complete {
             self.registered();
         }
         match answer {
             Some(status) => self.status(&status),
-            // The original takes any first frame for success; what it is, is not lost.
+            // The original edge program takes any first frame as success. Handle it as a message,
+            // so that it is not lost.
             None => self.frame(Instant::now(), frame)?,
         }
         Ok(())
     }
 
-    /// A gateway that sends us MCP has taken us, as far as we can know; ours says it when it has.
+    /// Completes the registration on the first MCP message, if the gateway sends no status frames.
+    /// Our gateway sends `registered`.
     fn spoken_for(&mut self) {
         if !self.ours {
             self.registered();
@@ -570,7 +584,8 @@ impl<'a> LinkSession<'a> {
     }
 }
 
-/// What the end of a link means for the next try. `refusal`: why the gateway said that it will not have us.
+/// Maps the end of a link to the outcome that decides about the next attempt. `refusal` is the
+/// reason from the gateway's error status.
 fn outcome(ended: LinkEnd, refusal: Option<String>, state: &EdgeState, config: &RegisterConfig) -> Outcome {
     let gateway = config.gateway.authority();
     match (ended, refusal) {

@@ -1,13 +1,14 @@
-//! The edge's end of a link: what goes to the child, what comes back, and what must not.
+//! The state machine between gateway and child: which messages pass in each direction, and with
+//! which ids.
 //!
-//! The child lives longer than a link. So the edge answers a repeated `initialize` from what the child
-//! said the first time, and moves the ids of each later link up by an offset: a late answer to a
-//! question of an earlier link can then never pass for an answer to a new one.
+//! The child outlives a link. The edge therefore answers a repeated `initialize` with the child's
+//! stored result, and shifts the request ids of each later link by an offset. A late response to a
+//! request of an earlier link can then never pass for the response to a new one.
 //!
-//! A link lives longer than a child, too. When the child ends, the edge answers in its place what it left
-//! unanswered and what comes while it is down. The next one gets the `initialize` that was kept, with what comes
-//! meanwhile waiting behind it, and the gateway is told to list again. Only an `initialize` is never failed: it
-//! waits for the next child.
+//! A link outlives a child, too. When the child ends, the edge answers its open requests and those
+//! that arrive while it is down with errors. The next child gets the stored `initialize`; messages
+//! that arrive before its result are held, and the gateway is made to list again. Only `initialize`
+//! never fails: it waits for the next child.
 //!
 //! Pure; `edge::link` drives it.
 
@@ -23,113 +24,114 @@ use crate::{
     tunnel::handshake::Status,
 };
 
-/// What becomes of a frame from the gateway.
+/// The outcome of a frame from the gateway.
 #[derive(Debug, Eq, PartialEq)]
 pub enum ToChild {
-    /// A line for the child, without its line end.
+    /// A line for the child, without the line end.
     Child(String),
     /// A frame back to the gateway.
     Gateway(String),
-    /// The gateway speaks to us.
+    /// A status frame for the edge program itself.
     Status(Status),
-    /// It waits until the child is initialized.
+    /// The frame is held until the child is initialized.
     Held,
-    /// Nothing.
+    /// The frame is dropped, for this reason.
     Drop(&'static str),
 }
 
-/// What becomes of a line from the child.
+/// The outcome of a line from the child.
 #[derive(Debug, Eq, PartialEq)]
 pub enum ToGateway {
     /// A frame for the gateway.
     Gateway(String),
-    /// The child was started anew and is initialized: these lines are for it, these frames for the gateway.
+    /// A restarted child is initialized.
     Ready {
         /// Lines for the child, without their line ends.
         lines: Vec<String>,
         /// Frames for the gateway.
         frames: Vec<String>,
     },
-    /// The child was started anew and will not be initialized: it is of no use.
+    /// A restarted child refused `initialize` and has to be stopped.
     Refused,
-    /// An answer for the gateway, though nothing was asked under its id as far as the edge knows.
+    /// A response for the gateway, although the edge knows no request with its id.
     Stray(String),
-    /// Nothing: the answer is to a question of an earlier link, or the child has ended.
+    /// Dropped: a response to a request of an earlier link, or a line of a child that has ended.
     Stale,
-    /// Nothing: the line is no message.
+    /// Dropped: the line is not a message.
     Noise,
 }
 
-/// What the child said to `initialize`.
+/// The state of the child's `initialize`.
 #[derive(Debug, Default)]
 enum InitializeState {
-    /// It was not asked.
+    /// Not sent.
     #[default]
     None,
-    /// It was asked and has not answered.
+    /// Sent and not answered.
     Asked,
-    /// Its result.
+    /// Answered with this result.
     Known(String),
 }
 
-/// The gateway's `initialize`, kept for each start of the child.
+/// The gateway's `initialize` request, stored for each restart of the child.
 #[derive(Debug)]
 struct InitializeRequest {
-    /// As the child gets it.
+    /// The request as sent to the child.
     line: String,
-    /// Its id as the child knows it, raw.
+    /// The raw id as sent to the child.
     id: String,
 }
 
-/// What can be asked of the child at present.
+/// Which messages the child accepts.
 #[derive(Debug, Default)]
 enum ChildPhase {
-    /// Everything.
+    /// All.
     #[default]
     Up,
-    /// It was started anew and has not answered `initialize`: this waits for it.
+    /// It was restarted and has not answered `initialize`: messages are held.
     Initializing(HeldFrames),
-    /// Nothing: it has ended, for this reason, and is started again at that time.
+    /// None: it has ended for the reason `why` and is restarted at `due`, if ever.
     Down { why: String, due: Option<Instant> },
 }
 
-/// Frames that wait, in their order.
+/// Held frames in order of arrival.
 #[derive(Debug, Default)]
 struct HeldFrames {
     frames: VecDeque<String>,
     bytes: usize,
 }
 
-/// The state of the edge's end.
+/// The state of the proxy.
 #[derive(Debug, Default)]
 pub struct ProxyState {
     /// Added to the gateway's ids on their way to the child.
     offset: u64,
-    /// Above all ids that the child knows.
+    /// Greater than every id sent to the child.
     next: u64,
-    /// Requests that the child has not answered, by the id it knows.
+    /// Requests that the child has not answered, by the id sent to the child.
     open: BTreeSet<u64>,
-    /// The same for ids that are not moved, raw.
+    /// The same for ids that are not shifted, raw.
     others: BTreeSet<String>,
     phase: ChildPhase,
     initialize_request: Option<InitializeRequest>,
     initialize_state: InitializeState,
-    /// The id with which the present link waits for the answer to `initialize`.
+    /// The id under which the current link waits for the response to `initialize`.
     pending_initialize_id: Option<String>,
-    /// The gateway has said that the child is initialized.
+    /// The gateway has sent `notifications/initialized`.
     initialized: bool,
-    /// The present gateway reads status frames.
+    /// The current gateway reads status frames.
     ours: bool,
-    /// The present gateway uses strings as progress tokens that contain a number.
+    /// The current gateway uses strings that contain a number as progress tokens.
     text_tokens: bool,
-    /// This child has asked something.
+    /// This child has sent a request.
     has_asked: bool,
     /// New requests are refused.
     stopping: bool,
 }
 
 impl ProxyState {
-    /// The link is gone. Gives the lines that tell the child to stop what nobody waits for.
+    /// Handles the loss of the link. Returns `notifications/cancelled` lines for the child's open
+    /// requests.
     pub fn disconnected(&mut self) -> Vec<String> {
         (self.pending_initialize_id, self.ours, self.text_tokens) = (None, false, false);
         self.others.clear();
@@ -138,7 +140,8 @@ impl ProxyState {
         }
         let open = mem::take(&mut self.open);
         if self.next >= SMALL {
-            // Soon the ids would not be exact. Beginning again only risks that a late answer passes for another.
+            // The ids would soon exceed 2^53 and lose precision. Starting again at 0 only risks
+            // that a late response is taken for a new one.
             self.next = 0;
             if matches!((&self.initialize_state, &self.phase), (InitializeState::Asked, ChildPhase::Up)) {
                 (self.initialize_state, self.initialize_request) = (InitializeState::None, None);
@@ -148,8 +151,9 @@ impl ProxyState {
         open.into_iter().map(|id| edit::cancelled(id, "the link to the gateway was lost")).collect()
     }
 
-    /// The child has ended, `why` says of whom and how in one sentence; `due` is when it is started again, if it is.
-    /// Gives the answers that it left out, for the gateway.
+    /// Handles the exit of the child. `why` is one sentence that names the server and says how it
+    /// ended; `due` is the time of the restart, if any. Returns error responses for the gateway,
+    /// one for each open or held request except `initialize`.
     pub fn child_gone(&mut self, why: &str, due: Option<Instant>) -> Vec<String> {
         self.has_asked = false;
         let moved =
@@ -164,7 +168,8 @@ impl ProxyState {
         ids.iter().map(|id| jsonrpc::error(id, jsonrpc::INTERNAL_ERROR, why)).collect()
     }
 
-    /// The child was started anew. Gives what it is told first, if anything.
+    /// Handles the start of a new child. Returns the `initialize` line to send to it first, if
+    /// there is one.
     pub fn child_back(&mut self) -> Option<String> {
         let Some(hello) = &self.initialize_request else {
             self.phase = ChildPhase::Up;
@@ -175,17 +180,18 @@ impl ProxyState {
         Some(hello.line.clone())
     }
 
-    /// The gateway of the present link reads status frames.
+    /// Records that the gateway of the current link reads status frames.
     pub fn gateway_is_ours(&mut self) {
         self.ours = true;
     }
 
-    /// Refuses new requests from now on: the edge program is stopping.
+    /// Refuses new requests from now on, because the program is stopping.
     pub fn stop(&mut self) {
         self.stopping = true;
     }
 
-    /// Number of requests that the child has not answered, including those held until it is initialized.
+    /// Returns the number of requests that the child has not answered, plus the frames held until
+    /// it is initialized.
     pub fn running(&self) -> usize {
         let held = match &self.phase {
             ChildPhase::Initializing(held) => held.frames.len(),
@@ -194,17 +200,17 @@ impl ProxyState {
         self.open.len() + self.others.len() + held
     }
 
-    /// Whether the child takes requests.
+    /// Whether the child accepts requests.
     pub fn is_up(&self) -> bool {
         matches!(self.phase, ChildPhase::Up)
     }
 
-    /// Whether the child was started anew and has not answered `initialize` so far.
+    /// Whether the child was restarted and has not answered `initialize` yet.
     pub fn is_initializing(&self) -> bool {
         matches!(self.phase, ChildPhase::Initializing(_))
     }
 
-    /// A frame came from the gateway.
+    /// Handles a frame from the gateway.
     pub fn on_gateway_frame(&mut self, now: Instant, frame: &str) -> ToChild {
         let Ok(message) = Message::read(frame) else {
             return Status::read(frame).map_or(ToChild::Drop("a frame that is no message"), ToChild::Status);
@@ -219,7 +225,7 @@ impl ProxyState {
                 match mem::replace(&mut self.initialized, true) {
                     true => ToChild::Drop("the child is initialized already"),
                     false if is_up => ToChild::Child(message.splice(&[])),
-                    // It is told as soon as it can be.
+                    // The child gets the notification as soon as it is initialized.
                     false => ToChild::Drop("the child is not initialized yet"),
                 }
             }
@@ -229,7 +235,7 @@ impl ProxyState {
         }
     }
 
-    /// A line came from the child.
+    /// Handles a line from the child.
     pub fn on_child_line(&mut self, line: &str) -> ToGateway {
         if matches!(self.phase, ChildPhase::Down { .. }) {
             return ToGateway::Stale;
@@ -255,8 +261,9 @@ impl ProxyState {
         }
     }
 
-    /// The child wrote an answer that cannot be used: the request that it was for fails, with these words. Where the answer
-    /// does not say for which, it can only be for the one that is open.
+    /// Fails a request whose response from the child cannot be used, with the error message
+    /// `words`. Without an id, the response can only belong to the one open request, if there is
+    /// exactly one.
     pub fn unusable(&mut self, id: Option<&str>, words: &str) -> ToGateway {
         let greeting = self
             .initialize_request
@@ -278,7 +285,7 @@ impl ProxyState {
         }
     }
 
-    /// Whether the child still has to answer the request with this id, as it knows it.
+    /// Whether the request with this id, as sent to the child, is still open.
     fn is_open(&self, id: &str) -> bool {
         let number = decimal(id);
         let text = number.map(|number| format!("\"{number}\""));
@@ -289,7 +296,8 @@ impl ProxyState {
             || text.is_some_and(|text| self.others.contains(&text))
     }
 
-    /// A message for a child that is up, but for what begins a conversation.
+    /// Handles a message for a child that is up, other than `initialize` and
+    /// `notifications/initialized`.
     fn pass(&mut self, message: &Message<'_>) -> ToChild {
         match (message.kind(), message.method()) {
             (Kind::Request, _) => self.ask(message),
@@ -298,10 +306,11 @@ impl ProxyState {
         }
     }
 
-    /// A message for a child that is not initialized yet.
+    /// Handles a message for a child that is not initialized yet.
     fn hold(&mut self, message: &Message<'_>) -> ToChild {
         if message.kind() == Kind::Response {
-            // It may be what the child waits for; to the one before it nothing is owed any more.
+            // Pass a response only if this child has sent a request. Otherwise it answers a request
+            // of the previous child.
             return if self.has_asked {
                 ToChild::Child(message.splice(&[]))
             } else {
@@ -385,7 +394,7 @@ impl ProxyState {
         ToChild::Child(line)
     }
 
-    /// A request as the child gets it, or why it does not.
+    /// Returns the request as the child gets it, or the outcome if it is not forwarded.
     fn request(&mut self, message: &Message<'_>) -> Result<String, ToChild> {
         let Ok(token) = message.param(&["_meta", "progressToken"]) else {
             return Err(ToChild::Drop("a request with an ambiguous progress token"));
@@ -394,7 +403,7 @@ impl ProxyState {
         spans.sort_by_key(|span| span.start);
         if spans.iter().any(|span| number(&message.text()[span.clone()], EXACT).is_some_and(|id| id >= SMALL))
         {
-            // On its way back it could not be told from one that was moved.
+            // On the way back, the id could not be told from a shifted one.
             let why = "request ids and progress tokens from 2^52 to 2^53 are not carried";
             let id = message.id().unwrap_or_default();
             return Err(ToChild::Gateway(jsonrpc::error(id, jsonrpc::INVALID_REQUEST, why)));
@@ -428,24 +437,25 @@ impl ProxyState {
             return ToGateway::Stale;
         }
         let answer = message.with_id(&(id - self.offset).to_string());
-        // The gateway may have cancelled what it asked, and knows that itself.
+        // The gateway may have cancelled the request, and drops the response itself then.
         if known || id < self.next { ToGateway::Gateway(answer) } else { ToGateway::Stray(answer) }
     }
 
-    /// The number of a progress token of ours, whatever form the child gave it.
+    /// Returns the number of a progress token that the gateway sent as a number, in whatever form
+    /// the child returned it.
     fn known_token(&self, raw: &str) -> Option<u64> {
         let exact = number(raw, EXACT);
         exact.or_else(|| decimal(raw).filter(|token| *token < EXACT && !self.text_tokens))
     }
 
-    /// Whether this is the id of `initialize`, as the child knows it.
+    /// Whether this is the id of `initialize`, as sent to the child.
     fn is_initialize_id(&self, raw: &str) -> bool {
         self.initialize_request
             .as_ref()
             .is_some_and(|hello| is_same(&hello.id, raw) || is_same_text(&hello.id, raw))
     }
 
-    /// The child has answered `initialize`.
+    /// Handles the child's response to `initialize`.
     fn on_initialize_result(&mut self, message: &Message<'_>) -> ToGateway {
         let anew = self.is_initializing();
         if anew && message.result().is_none() && self.pending_initialize_id.is_none() {
@@ -453,7 +463,8 @@ impl ProxyState {
         }
         match message.result() {
             Some(result) => self.initialize_state = InitializeState::Known(result.to_owned()),
-            // It is told that it is initialized when it is, whatever the one before was told.
+            // The next child that accepts `initialize` needs the notification, even if an earlier
+            // one got it.
             None => {
                 (self.initialize_state, self.initialize_request, self.initialized) =
                     (InitializeState::None, None, false)
@@ -466,14 +477,15 @@ impl ProxyState {
         }
     }
 
-    /// The new child is initialized.
+    /// Releases the held messages to a restarted child that is now initialized.
     fn ready(&mut self, answer: Option<String>, held: HeldFrames) -> ToGateway {
         let mut lines = Vec::new();
         if self.initialized {
-            // Said once by the gateway, for all that follow: what waits is not for a child that has not heard it.
+            // The gateway sends this once, so the edge repeats it for each new child, before the
+            // held messages.
             lines.push(jsonrpc::notification("notifications/initialized", None));
         }
-        // A gateway that waits for the answer lists after it anyway.
+        // A gateway that gets the response to `initialize` lists after it anyway.
         let mut frames = answer.map_or_else(|| self.announcement(), |answer| vec![answer]);
         for frame in &held.frames {
             match Message::read(frame).map(|message| self.pass(&message)) {
@@ -485,12 +497,13 @@ impl ProxyState {
         ToGateway::Ready { lines, frames }
     }
 
-    /// What makes the gateway list again. For one of ours the status comes first: what follows is then part of it.
+    /// Returns the frames that make the gateway list again. For our gateway the status frame comes
+    /// first, so that it treats the notifications after it as part of the restart.
     fn announcement(&self) -> Vec<String> {
         let InitializeState::Known(result) = &self.initialize_state else { return Vec::new() };
         let declared =
             |what: &str| matches!(find(result, 0..result.len(), &["capabilities", what]), Ok(Some(_)));
-        // A server may leave the capability out and have tools all the same.
+        // Some servers have tools without declaring the capability.
         let kinds =
             ["tools", "prompts", "resources"].into_iter().filter(|kind| *kind == "tools" || declared(kind));
         let changed =
@@ -498,7 +511,7 @@ impl ProxyState {
         self.ours.then(Status::restarted).into_iter().chain(changed).collect()
     }
 
-    /// The message with its numeric ids moved; other ids stay as they are.
+    /// Returns the message with its numeric ids shifted; other ids stay unchanged.
     fn remap_ids(
         &self,
         message: &Message<'_>,
@@ -517,7 +530,8 @@ impl ProxyState {
     }
 }
 
-/// One more open request. Of too many one is forgotten, by number the oldest: it is what nobody waits for any more.
+/// Adds an open request. At the limit [`EDGE_OPEN`], forgets the smallest id first: among numbers
+/// that is the oldest request, which is the least likely to be awaited.
 fn remember<T: Ord>(open: &mut BTreeSet<T>, id: T) {
     if open.len() >= EDGE_OPEN {
         open.pop_first();
@@ -525,7 +539,7 @@ fn remember<T: Ord>(open: &mut BTreeSet<T>, id: T) {
     open.insert(id);
 }
 
-/// The answer to what comes while the child is down.
+/// Returns the outcome of a message that arrives while the child is down: an error for requests.
 fn reject(message: &Message<'_>, why: &str, due: Option<Instant>, now: Instant) -> ToChild {
     let (Kind::Request, Some(id)) = (message.kind(), message.id()) else {
         return ToChild::Drop("a message for a child that is down");
@@ -540,17 +554,17 @@ fn reject(message: &Message<'_>, why: &str, due: Option<Instant>, now: Instant) 
 
 /// The error message for a request that arrives while the edge program is stopping.
 pub const STOPPING: &str = "the edge is stopping";
-/// Below this every JSON reader holds a number exactly.
+/// Integers below this are exact in every JSON reader (2^53, the precision of a double).
 const EXACT: u64 = 1 << 53;
-/// Below this an id of the gateway is moved: an offset is below it too, so that their sum is exact.
+/// Gateway ids below this are shifted. The offset is below it too, so that the sum stays exact.
 const SMALL: u64 = 1 << 52;
 
-/// Whether two strings are the same text, however they are escaped.
+/// Whether two raw JSON strings are equal after unescaping.
 fn is_same_text(one: &str, other: &str) -> bool {
     one.starts_with('"') && other.starts_with('"') && unquote(one) == unquote(other)
 }
 
-/// A plain number below a bound.
+/// Parses a number below `bound` that consists of digits only.
 fn number(raw: &str, bound: u64) -> Option<u64> {
     let plain = raw.bytes().all(|byte| byte.is_ascii_digit());
     raw.parse().ok().filter(|number| plain && *number < bound)
@@ -563,7 +577,7 @@ mod tests {
     use super::*;
 
     impl ProxyState {
-        /// A frame from the gateway, when the time does not matter.
+        /// Handles a frame from the gateway when the time does not matter.
         fn gets(&mut self, frame: &str) -> ToChild {
             self.on_gateway_frame(Instant::now(), frame)
         }
@@ -819,7 +833,7 @@ mod tests {
         jsonrpc::notification(&format!("notifications/{kind}/list_changed"), None)
     }
 
-    /// An edge whose child is initialized, behind a link of the original or of ours.
+    /// Returns a proxy whose child is initialized. `ours` selects our gateway or the original one.
     fn running(ours: bool) -> ProxyState {
         let mut edge = ProxyState::default();
         if ours {
@@ -886,7 +900,7 @@ mod tests {
             edge.child_gone("x", None);
             assert_eq!(edge.child_back(), Some(hello(1)), "as the gateway sent it");
             assert!(edge.is_initializing() && !edge.is_up());
-            // What comes meanwhile waits, in its order; what the child says meanwhile passes.
+            // Gateway messages are held in order; messages of the child pass.
             for frame in [call(2), changed("roots"), call(3)] {
                 assert_eq!(edge.gets(&frame), ToChild::Held);
             }
@@ -955,14 +969,14 @@ mod tests {
 
     #[test]
     fn an_initialize_while_the_child_is_down_waits_for_it() {
-        // The first one of all.
+        // The very first `initialize`.
         let mut edge = ProxyState::default();
         edge.child_gone("x", None);
         assert!(matches!(edge.gets(&hello(4)), ToChild::Drop(_)));
         assert_eq!(edge.child_back(), Some(hello(4)));
         let frames = vec![greeting(4, "{}")];
         assert_eq!(edge.on_child_line(&greeting(4, "{}")), ToGateway::Ready { lines: vec![], frames });
-        // One of a later link: it gets what the new child says, and begins as with any other.
+        // An `initialize` of a later link: it gets the result of the new child.
         let mut edge = running(true);
         edge.child_gone("x", None);
         edge.disconnected();
@@ -971,7 +985,7 @@ mod tests {
         let (lines, frames) = (vec![DONE.into()], vec![greeting(5, "{\"a\":1}")]);
         assert_eq!(edge.on_child_line(&greeting(1, "{\"a\":1}")), ToGateway::Ready { lines, frames });
         assert!(matches!(edge.gets(DONE), ToChild::Drop(_)), "it was told already");
-        // While it is being greeted, and with the word of the gateway coming too early.
+        // While the new child initializes, and with `initialized` arriving too early.
         edge.child_gone("x", None);
         edge.child_back();
         edge.disconnected();
@@ -997,7 +1011,7 @@ mod tests {
         assert_eq!(edge.on_child_line(&refusal), ToGateway::Refused);
         assert_eq!(edge.child_gone("x", None).len(), 1, "what waited is failed");
         assert_eq!(edge.child_back(), Some(hello(1)), "the next one may");
-        // A gateway that waits for it hears of it instead.
+        // If the gateway waits for `initialize`, it gets the error instead.
         edge.disconnected();
         edge.gets(&hello(7));
         let ToGateway::Ready { frames, .. } = edge.on_child_line(&refusal) else { panic!("not ready") };

@@ -1,3 +1,3 @@
-//! What runs an MCP server for the edge. One kind so far: [`stdio`], a child process.
+//! Backends that run an MCP server for the edge. One kind so far: [`stdio`], a child process.
 
 pub mod stdio;

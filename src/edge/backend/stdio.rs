@@ -1,4 +1,4 @@
-//! The child with its pipes: lines in, lines out, people's talk into the log.
+//! A child process with its pipes: writes lines to stdin, reads messages from stdout, logs stderr.
 
 use std::{collections::VecDeque, io, pin::pin, str, sync::Arc, time::Instant};
 
@@ -27,36 +27,37 @@ use crate::{
     util,
 };
 
-/// Where the lines of a server go.
+/// Where a server's output lines go.
 #[derive(Clone, Debug)]
 pub enum Outlet {
-    /// The process that all clients share, by its number.
+    /// From the shared process, with the generation of that process.
     Shared(Arc<EdgeState>, u64),
-    /// The process of one client session.
+    /// From the process of one client session.
     Channel(Channel),
 }
 
-/// A channel of the link, and the process of a client session at its end.
+/// A channel of the link, served by the process of one client session.
 #[derive(Clone, Debug)]
 pub struct Channel {
-    /// Its number.
+    /// The channel number.
     pub number: u32,
-    /// The link.
+    /// The link that the channel belongs to.
     pub link: Uplink,
     /// The requests that the process has not answered.
     pub calls: OpenRequests,
-    /// What the process reads from.
+    /// The stdin queue of the process.
     pub input: outbox::Sender<()>,
 }
 
 impl Channel {
-    /// Passes on a message of the process. When the link is gone, so is the session.
+    /// Sends a message of the process to the gateway. If the link is gone, the message is dropped:
+    /// the session ended with the link.
     async fn send(&self, text: String) {
         match self.link.frame(Some(self.number), text) {
             Ok(frame) => {
                 let _ = self.link.queue().send_wait(frame).await;
             }
-            // A server that asks so much may miss an answer.
+            // Best effort: dropped if the server does not read its input.
             Err(refusal) => refusal.into_iter().for_each(|refusal| {
                 let _ = self.input.send(refusal);
             }),
@@ -64,19 +65,20 @@ impl Channel {
     }
 }
 
-/// What became of a line.
+/// The outcome of one output line.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum LineOutcome {
-    /// It was a message, and is on its way.
+    /// It was a message and is forwarded.
     Message,
-    /// It was none. It stays here: a banner, or what people print to find a fault.
+    /// It was not a message, but a banner or debug output. It is logged and not forwarded.
     Noise,
-    /// The server is of no use, for this reason.
+    /// The server has to be stopped, for this reason.
     End(&'static str),
 }
 
 impl Outlet {
-    /// A line, as the server wrote it.
+    /// Handles one line of the server's output. If it is not a valid message, tries to recover
+    /// messages from its parts.
     async fn line(&self, line: &[u8]) -> LineOutcome {
         if let Ok(line) = str::from_utf8(line) {
             match self.message(line).await {
@@ -103,7 +105,8 @@ impl Outlet {
         last
     }
 
-    /// The server's answer to the request with this id, or to the only one that is open, cannot be used: the request fails.
+    /// Fails the request with this id because the server's response to it cannot be used. Without
+    /// an id, fails the only open request, if there is exactly one.
     async fn unusable(&self, id: Option<&str>, words: &str) -> LineOutcome {
         match self {
             Self::Shared(state, generation) => state.unusable(*generation, id, words).await,
@@ -134,26 +137,27 @@ impl Outlet {
     }
 }
 
-/// A running server.
+/// A running server process.
 #[derive(Debug)]
 pub struct StdioBackend {
     child: Child,
     input: outbox::Sender<()>,
     writer: Task<io::Result<()>>,
-    /// `None`: all was read.
+    /// `None` once the reader has ended.
     reader: Option<Task<Option<String>>>,
     logger: Option<Task<()>>,
-    /// Dropping it keeps the reader from reading more.
+    /// Dropping it stops the reader.
     stop_reading: ShutdownTrigger,
 }
 
 impl StdioBackend {
-    /// What a server reads from; there before it runs.
+    /// Creates the stdin queue of a server. It exists before the process, so that messages can wait
+    /// for the start.
     pub fn queue(config: &RegisterConfig) -> (outbox::Sender<()>, Receiver<()>) {
         outbox::bounded(config.limits.child.queue_messages, config.limits.link.queue_bytes)
     }
 
-    /// Starts the command and the tasks at its pipes.
+    /// Starts the command, and the tasks that serve its pipes.
     ///
     /// # Errors
     /// One line that names `--stdio`.
@@ -179,14 +183,16 @@ impl StdioBackend {
         Ok(Self { child, input, writer, reader, logger, stop_reading: enough })
     }
 
-    /// Waits until the server can serve no more. `None`: it ended by itself; otherwise the reason to end it.
+    /// Waits until the server can serve no more. Returns `None` if its process exited, otherwise
+    /// the reason to stop it.
     pub async fn ended(&mut self, limits: &ChildLimits) -> Option<String> {
         let Self { child, writer, reader, .. } = self;
         let exited = async {
             child.exited().await;
             None
         };
-        // Most servers close their pipes when they end, and are seen to end a moment later.
+        // Most servers close their pipes while they exit. Wait, so that the exit status is reported
+        // instead.
         let closed = |pipe| async move {
             timeout::until(Instant::now().checked_add(limits.pipe_grace)).await;
             Some(format!("it closed its {pipe}"))
@@ -214,13 +220,13 @@ impl StdioBackend {
         future::or(exited, future::or(wrote, read)).await
     }
 
-    /// Closes its stdin, and ends whatever is left of it.
+    /// Closes the server's stdin, then stops its process group: SIGTERM, later SIGKILL.
     pub async fn stop(self, limits: &ChildLimits) -> Exit {
         self.input.end(());
         let Self { child, writer, reader, logger, stop_reading: enough, .. } = self;
         let exit = child.stop(limits).await;
         log::info!("the server ended: {exit}");
-        // What it said last is still in the pipes.
+        // The last output is still in the pipes.
         let mut reader = reader;
         let last_words = future::zip(
             async {
@@ -237,7 +243,7 @@ impl StdioBackend {
         );
         let _ = timeout::within(limits.last_words, last_words).await;
         drop((writer, enough));
-        // It may hold a line for which the link has no room yet: that one still goes, when it can.
+        // The reader may hold a line that waits for space in the queue of the link. Let it finish.
         if let Some(reader) = reader {
             reader.detach();
         }
@@ -249,7 +255,8 @@ async fn log(stderr: Stderr, name: String, limits: ChildLimits) {
     process::log_stderr(stderr, &name, &limits).await;
 }
 
-/// Writes what is queued, several lines in one write. Ends when the queue ends, which closes the child's stdin.
+/// Writes the queued lines to stdin, in batches. Returns when the queue ends; dropping `stdin` then
+/// closes the pipe.
 async fn write(mut stdin: Stdin, mut lines: Receiver<()>, limits: ChildLimits) -> io::Result<()> {
     let mut batch = VecDeque::new();
     let mut bytes = Vec::new();
@@ -270,7 +277,7 @@ async fn write(mut stdin: Stdin, mut lines: Receiver<()>, limits: ChildLimits) -
     Ok(())
 }
 
-/// Reads lines until there is nothing more to read (`None`), or a reason to end the server.
+/// Reads lines until end of file (returns `None`), or until there is a reason to stop the server.
 async fn read(mut stdout: Stdout, outlet: Outlet, enough: Shutdown, limits: ChildLimits) -> Option<String> {
     let mut lines = Lines::new(limits.line_bytes);
     let mut noise = Noise::new(&limits);
@@ -296,20 +303,21 @@ async fn read(mut stdout: Stdout, outlet: Outlet, enough: Shutdown, limits: Chil
                 Err(TooLong::Ended) => too_long.ended(lines.part(), &outlet).await,
             }
         }
-        // A server that talks without end must not keep the link from being written, nor the others from their turn.
+        // Yield, so that a server that writes without pause does not starve the link and the other
+        // tasks.
         future::yield_now().await;
     }
 }
 
-/// The line that is being skipped because it is too long.
+/// A line that is skipped because it exceeds `--max-message-bytes`.
 struct TooLarge {
     max: usize,
-    /// It is an answer whose request is not known so far.
+    /// The line is a response whose id has not been found yet.
     open: bool,
 }
 
 impl TooLarge {
-    /// Its first bytes are known.
+    /// Handles the start of the line: fails the request if the id of the response is in it.
     async fn begins(&mut self, start: &[u8], outlet: &Outlet) {
         log::warn!(
             "a line of the server has more than {} bytes and is skipped (--max-message-bytes)",
@@ -322,7 +330,7 @@ impl TooLarge {
         }
     }
 
-    /// Its last bytes are known.
+    /// Handles the end of the line: looks for the id there if the start did not contain it.
     async fn ended(&mut self, end: &[u8], outlet: &Outlet) {
         if std::mem::take(&mut self.open) {
             outlet.unusable(tolerant::id_at_end(end).as_deref(), &self.words()).await;
@@ -334,7 +342,7 @@ impl TooLarge {
     }
 }
 
-/// Lines on stdout that are no messages: counted, and shown as far as the budget for stderr goes.
+/// Counts the stdout lines that are not messages, and logs them at the rate allowed for stderr.
 struct Noise {
     budget: LineBudget,
     count: u64,
