@@ -1,7 +1,9 @@
-//! The text of `--stdio` as a command: run directly where it is plain words and quotes, by `sh -c` where it is more.
+//! Parses `--stdio` into a command: run directly if it is plain words and quotes, by `sh -c`
+//! otherwise.
 //!
-//! Running directly saves a process and lets the signals reach the server itself. Both ways mean the same, because
-//! whatever `sh` would treat in a special way is left to it: when in doubt, the shell.
+//! Running it directly saves a process and lets signals reach the server itself. Both ways have the
+//! same meaning: any text that `sh` would treat in a special way, or that is in doubt, goes to the
+//! shell.
 
 /// A command to run.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -21,19 +23,20 @@ const SHELL_WORDS: &[&str] = &[
     "unset", "until", "wait", "while",
 ];
 
-/// Why the reading of plain words ended early.
+/// Why a text is not a list of plain words.
 enum NotPlain {
-    /// Shell syntax.
+    /// It uses shell syntax.
     Shell,
-    /// Neither plain words nor anything that a shell would run.
+    /// It is invalid for the shell too; the message says why.
     Wrong(&'static str),
 }
 
 impl CommandLine {
-    /// Reads a command line as `sh` would.
+    /// Parses a command line as `sh` would.
     ///
     /// # Errors
-    /// A sentence for the user: nothing there, a quote or an escape without its end, a NUL character.
+    /// A sentence for the user: the command is empty, has a NUL character, or an unterminated quote
+    /// or escape.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         // Blanks at the end stay: the last one may be escaped.
         let text = text.trim_start().trim_end_matches(['\n', '\r']);
@@ -54,7 +57,7 @@ impl CommandLine {
         }
     }
 
-    /// The program, for messages: arguments may hold secrets.
+    /// Returns the program, for messages: arguments may hold secrets.
     pub fn program(&self) -> &str {
         match self {
             Self::Direct(words) => words.first().map_or("", String::as_str),
@@ -63,10 +66,10 @@ impl CommandLine {
     }
 }
 
-/// Splits plain words and quotes.
+/// Splits a text into plain and quoted words.
 fn words(text: &str) -> Result<Vec<String>, NotPlain> {
     let mut words = Vec::new();
-    // `Some("")` is a word that has begun, if only by a pair of quotes.
+    // `Some("")` is a word that has begun, if only with a pair of quotes.
     let mut word: Option<String> = None;
     let mut rest = text.chars();
     while let Some(character) = rest.next() {
@@ -75,7 +78,7 @@ fn words(text: &str) -> Result<Vec<String>, NotPlain> {
             '\'' => single_quoted(&mut rest, word.get_or_insert_default())?,
             '"' => double_quoted(&mut rest, word.get_or_insert_default())?,
             '\\' => match rest.next() {
-                // A line that goes on: neither character is there.
+                // A line continuation: both characters are removed.
                 Some('\n') => {}
                 Some(escaped) => word.get_or_insert_default().push(escaped),
                 None => return Err(NotPlain::Wrong("the command ends with a backslash")),
@@ -88,11 +91,12 @@ fn words(text: &str) -> Result<Vec<String>, NotPlain> {
     Ok(words)
 }
 
-/// Whether an unquoted character means something to a shell. `word`: what is there of its word; `first`: the word is the first.
+/// Returns whether an unquoted character is shell syntax. `word` is the word so far; `first` means
+/// that it is the first word.
 fn is_syntax(character: char, word: Option<&str>, first: bool) -> bool {
     match character {
         '|' | '&' | ';' | '<' | '>' | '(' | ')' | '$' | '`' | '*' | '?' | '[' | '{' | '}' | '\n' => true,
-        // A comment, a home directory, a negation: only where a word begins.
+        // A comment, a home directory or a negation, but only at the start of a word.
         '#' | '~' => word.is_none(),
         '!' => first && word.is_none(),
         // An assignment, or close enough to let the shell decide.
@@ -101,7 +105,7 @@ fn is_syntax(character: char, word: Option<&str>, first: bool) -> bool {
     }
 }
 
-/// Up to the closing quote, as it is.
+/// Reads up to the closing quote, literally.
 fn single_quoted(rest: &mut std::str::Chars<'_>, word: &mut String) -> Result<(), NotPlain> {
     for character in rest {
         match character {
@@ -112,7 +116,7 @@ fn single_quoted(rest: &mut std::str::Chars<'_>, word: &mut String) -> Result<()
     Err(NotPlain::Wrong("a single quote has no end"))
 }
 
-/// Up to the closing quote; a backslash escapes only what would be special there.
+/// Reads up to the closing quote. A backslash escapes only the characters that are special there.
 fn double_quoted(rest: &mut std::str::Chars<'_>, word: &mut String) -> Result<(), NotPlain> {
     while let Some(character) = rest.next() {
         match character {

@@ -1,4 +1,4 @@
-//! What was asked for, as plain data. `cli` fills it; the programs read it.
+//! The configuration of the programs as plain data. `cli` fills it in.
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
@@ -8,20 +8,20 @@ use crate::{
     secret::Secret,
 };
 
-/// What `mcpport gateway` was asked for.
+/// Configuration of `mcpport gateway`.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
-    /// Where to listen. Empty: loopback, IPv4 and IPv6.
+    /// Address or name to listen on. `None`: loopback, IPv4 and IPv6.
     pub host: Option<String>,
-    /// 0 lets the system choose.
+    /// TCP port; 0 lets the system choose.
     pub port: u16,
-    /// An IPv6 wildcard also takes IPv4.
+    /// An IPv6 wildcard address (`::`) also accepts IPv4.
     pub ipv6: bool,
-    /// Wait for a server's answer to anything but a tool call.
+    /// Timeout of requests to a server other than tool calls.
     pub timeout_rpc: Duration,
-    /// Wait for a server's answer to a tool call.
+    /// Timeout of tool calls.
     pub timeout_run_tool: Duration,
-    /// Path of the event stream.
+    /// Path of the legacy SSE event stream.
     pub sse_path: String,
     /// Path of the Streamable HTTP transport.
     pub mcp_path: String,
@@ -29,32 +29,35 @@ pub struct GatewayConfig {
     pub messages_path: String,
     /// Path of the health check.
     pub health_path: String,
-    /// Path of the status.
+    /// Path of the status endpoint.
     pub status_path: String,
-    /// Who is let in and for what, as it was given ([`crate::auth::rule`]); with those of the file, none: everybody is.
+    /// Access rules with their tokens, as given ([`crate::auth::rule`]). If neither these nor the
+    /// file hold any, everybody has access.
     pub tokens: Vec<Secret>,
-    /// A file with more of them, which can be read again while the gateway runs.
+    /// File with more access rules, which can be reloaded while the gateway runs.
     pub token_file: Option<PathBuf>,
-    /// Proxies that are trusted to name whom they speak for (`X-Forwarded-For`), where wrong tokens are counted.
+    /// Proxies whose `X-Forwarded-For` is trusted for the client address when wrong tokens are
+    /// counted.
     pub trusted_proxies: Vec<IpAddr>,
-    /// TLS, when asked for.
+    /// TLS files; `None`: plain HTTP.
     pub tls: Option<ServerTls>,
-    /// Path prefix below which a proxy serves the gateway, unless the proxy names another; empty: none.
+    /// Path prefix under which a proxy serves the gateway, unless the proxy names another one.
+    /// Empty: none.
     pub public_prefix: String,
-    /// Origins that browsers may come from, beside loopback and our own.
+    /// Origins that browsers may send requests from, besides loopback and our own.
     pub allow_origins: Vec<String>,
-    /// Names under which the gateway may be addressed without a token.
+    /// Host names under which the gateway accepts requests without a token.
     pub public_hosts: Vec<String>,
-    /// Answer CORS preflights and let allowed origins read answers.
+    /// Answer CORS preflights and let allowed origins read responses.
     pub cors: bool,
-    /// Threads of the executor.
+    /// Number of executor threads.
     pub threads: usize,
-    /// All numbers.
+    /// All limits.
     pub limits: Limits,
 }
 
 impl Default for GatewayConfig {
-    /// What `mcpport gateway` does without flags: loopback alone, and everybody who reaches that is let in.
+    /// The configuration without flags: listens on loopback only, and needs no token.
     fn default() -> Self {
         Self {
             host: None,
@@ -81,70 +84,73 @@ impl Default for GatewayConfig {
     }
 }
 
-/// TLS at the gateway.
+/// TLS files of the gateway.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     /// PEM file with the private key.
     pub key: PathBuf,
-    /// PEM file with the certificate and those between it and the root.
+    /// PEM file with the certificate and its intermediate certificates.
     pub certificate: PathBuf,
-    /// PEM file with the authority that client certificates must come from; none: not asked for.
+    /// PEM file with the CA that client certificates must chain to. `None`: no client certificate
+    /// is requested.
     pub client_ca: Option<PathBuf>,
 }
 
-/// What `mcpport register` was asked for.
+/// Configuration of `mcpport register`.
 #[derive(Clone, Debug)]
 pub struct RegisterConfig {
     /// The server's command.
     pub command: CommandLine,
-    /// Where the gateway is.
+    /// URL of the gateway.
     pub gateway: GatewayUrl,
-    /// Name that clients see.
+    /// Server name that clients see.
     pub name: String,
     /// Identity of this registration.
     pub id: String,
-    /// Extra fields of the upgrade request; values are secret, as tokens are among them.
+    /// Extra header fields of the upgrade request. The values are secret, since tokens are among
+    /// them.
     pub headers: Vec<(String, Secret)>,
-    /// File that some of them were read from.
+    /// File that some of these fields were read from.
     pub header_file: Option<PathBuf>,
-    /// Trust of the gateway's certificate.
+    /// How to verify the gateway's certificate.
     pub tls: ClientTls,
-    /// Give each client session a process of its own, so many at a time. `None`: all share one.
+    /// Give each client session its own process, up to this number at a time. `None`: all sessions
+    /// share one process.
     pub sessions: Option<u32>,
-    /// Start the server again when it has ended.
+    /// When to restart a server that has ended.
     pub restart: Restart,
-    /// End when the first connection fails.
+    /// Exit if the first connection fails.
     pub require_gateway: bool,
-    /// Local HTTP port, 0: none.
+    /// Local HTTP port for health checks; 0: none.
     pub port: u16,
-    /// Let any page read the local health answer.
+    /// Let any web page read the local health response.
     pub cors: bool,
-    /// Paths of the local health answer.
+    /// Paths of the local health check.
     pub health_paths: Vec<String>,
-    /// Threads of the executor.
+    /// Number of executor threads.
     pub threads: usize,
-    /// All numbers.
+    /// All limits.
     pub limits: Limits,
 }
 
-/// When a server that has ended is started again.
+/// When to restart a server that has ended.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Restart {
-    /// Not at all: the program ends with it.
+    /// Never: the program ends with the server.
     Never,
-    /// Unless it ended by itself with exit status 0.
+    /// Unless the server ended by itself with exit status 0.
     #[default]
     OnFailure,
-    /// However it ended.
+    /// Always.
     Always,
 }
 
-/// Where the gateway takes registrations.
+/// URL of the gateway's registration endpoint.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct GatewayUrl {
-    /// `wss`.
+    /// Use TLS (`wss`).
     pub tls: bool,
-    /// Name or address, without brackets.
+    /// Host name or address, without brackets.
     pub host: String,
     /// TCP port.
     pub port: u16,
@@ -153,7 +159,7 @@ pub struct GatewayUrl {
 }
 
 impl GatewayUrl {
-    /// `host:port` as the `Host` field and messages show it.
+    /// Returns `host:port` as in the `Host` header field and in messages.
     pub fn authority(&self) -> String {
         let (host, port) = (&self.host, self.port);
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
@@ -161,7 +167,7 @@ impl GatewayUrl {
 }
 
 impl std::fmt::Display for GatewayUrl {
-    /// Without the query, which may hold a secret.
+    /// Omits the query, which may hold a secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let scheme = if self.tls { "wss" } else { "ws" };
         let path = self.target.split('?').next().unwrap_or_default();
@@ -169,19 +175,19 @@ impl std::fmt::Display for GatewayUrl {
     }
 }
 
-/// How the edge trusts the gateway's certificate.
+/// How the edge verifies the gateway's certificate.
 #[derive(Clone, Debug, Default)]
 pub struct ClientTls {
-    /// Take any certificate.
+    /// Accept any certificate.
     pub no_verify: bool,
-    /// PEM file with the only authorities to trust.
+    /// PEM file with the only CAs to trust.
     pub ca: Option<PathBuf>,
-    /// PEM files with a certificate and key of our own, for gateways that ask for one.
+    /// PEM files with a client certificate and its key, for gateways that request one.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 impl ClientTls {
-    /// Whether anything of it was asked for.
+    /// Returns whether any TLS option is set.
     pub fn says_anything(&self) -> bool {
         self.no_verify || self.ca.is_some() || self.identity.is_some()
     }

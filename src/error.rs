@@ -1,30 +1,30 @@
-//! An error that ends the program: one clear line for the user, and the exit code.
+//! The error that ends the program: one clear line for the user, and the exit code.
 //!
-//! Errors that code acts on are small enums in their own rooms; this type is for reporting only.
+//! Errors that code acts on are small enums in their own modules; this type is for reporting only.
 
 use std::fmt;
 
 /// Why the program stops.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum FatalError {
-    /// It was asked for wrongly (flag, value, file): exit code 2.
+    /// Invalid usage (flag, value, file): exit code 2.
     Usage(String),
-    /// It was asked for rightly and could not be done: exit code 1.
+    /// A failure at run time: exit code 1.
     Run(String),
 }
 
 impl FatalError {
-    /// A usage fault.
+    /// Creates a usage error.
     pub fn usage(text: impl Into<String>) -> Self {
         Self::Usage(text.into())
     }
 
-    /// A run-time fault.
+    /// Creates a run-time error.
     pub fn run(text: impl Into<String>) -> Self {
         Self::Run(text.into())
     }
 
-    /// The process's exit code for it.
+    /// Returns the exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,

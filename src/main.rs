@@ -1,4 +1,4 @@
-//! The binary: arguments to a command, a command to an exit code.
+//! The binary: parses arguments into a command and turns its result into an exit code.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -22,13 +22,14 @@ use mcpport::{
     util,
 };
 
-/// What a static binary would have by itself gives every large buffer back to the system at once and asks for it anew: 1.6 times the
-/// processor time of a call with 64 KiB, and twice that of one with 1 MiB. This one needs no more memory at rest.
+/// musl's own allocator gives every large buffer back to the system at once and requests it again:
+/// it takes 1.6 times the processor time for a call with 64 KiB, and twice the time for one with 1
+/// MiB. This allocator needs no more memory at rest.
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
-/// Where the log goes, once there is one.
+/// The log writer, once the log has started.
 static LOG: OnceLock<LogWriter> = OnceLock::new();
 
 fn main() -> ExitCode {
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             let line = format!("mcpport: {fault}\n");
-            // Nobody may be there to read it.
+            // Errors are ignored: stderr may be closed.
             let _ = match LOG.get() {
                 Some(log) => log.clone().write_all(line.as_bytes()),
                 None => io::stderr().write_all(line.as_bytes()),
@@ -101,10 +102,12 @@ fn unheard(error: io::Error) -> FatalError {
     FatalError::run(format!("cannot listen for signals: {error}"))
 }
 
-/// Runs a program. The first signal asks it to finish, the second drops it where it stands: with it go its children.
+/// Runs a program. The first signal asks it to finish; the second drops it at once, together with
+/// its children.
 ///
-/// The program is boxed where it is made, and each in a function of its own: a stack keeps the pages that it once had, and moved about
-/// on that of `main`, which had room for all of them, these futures took 130 KiB of every process.
+/// The future is boxed where it is made, in a function that is not inlined: a stack keeps the pages
+/// that it once used, and when these futures moved through the stack of `main`, which had room for
+/// all of them, they cost every process 130 KiB.
 #[inline(never)]
 fn until_stopped<F: Future<Output = Result<(), FatalError>> + Send + 'static>(
     threads: usize,
@@ -124,13 +127,13 @@ fn until_stopped<F: Future<Output = Result<(), FatalError>> + Send + 'static>(
     executor::run(threads, future::or(program, notify::poll_if_woken(watch))).map_err(unready)?
 }
 
-/// Our own messages at the level asked for, those of the libraries only when they warn. Lines go by a thread of their own: nobody
-/// may read stderr.
+/// Starts the log: our messages at `level`, those of libraries only from warnings on. A thread of
+/// its own writes the lines, because stderr may block when nobody reads it.
 fn log_to_stderr(level: log::LevelFilter) {
     let mut logger = env_logger::Builder::new();
     if let Ok(writer) = LogWriter::start(io::stderr()) {
         logger.target(env_logger::Target::Pipe(Box::new(LOG.get_or_init(|| writer).clone())));
-        // The usual report of a panic would be written to stderr by the thread that panicked.
+        // The default hook would write to stderr on the thread that panicked.
         std::panic::set_hook(Box::new(|panic| {
             let trace = Backtrace::capture();
             log::error!("{}", panic.to_string().replace('\n', " "));
@@ -142,7 +145,7 @@ fn log_to_stderr(level: log::LevelFilter) {
     logger
         .filter_level(level.min(log::LevelFilter::Warn))
         .filter_module("mcpport", level)
-        // What a server at the edge writes to its stderr.
+        // The stderr lines of a server at the edge.
         .filter_module("child", level)
         .format(|out, record| {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

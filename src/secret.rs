@@ -1,10 +1,11 @@
-//! A token that cannot be printed, and the digest under which it is known.
+//! Tokens that cannot be printed, and their digests.
 
 use std::fmt;
 
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 
-/// A secret text. `Debug` and `Display` print `***`; the bytes leave only through [`Secret::expose`].
+/// A secret text. `Debug` and `Display` print `***`; only [`Secret::expose`] returns the text
+/// itself.
 #[derive(Clone)]
 pub struct Secret(Box<str>);
 
@@ -14,12 +15,13 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The secret itself, for the one place that sends it.
+    /// Returns the secret itself, for the code that sends it.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether `given` is this secret. The time says nothing of how much of it is right.
+    /// Returns whether `given` is this secret. Takes the same time however much of `given` is
+    /// right.
     pub fn matches(&self, given: &[u8]) -> bool {
         Digest::of(self.0.as_bytes()).matches(&Digest::of(given))
     }
@@ -40,14 +42,14 @@ impl fmt::Display for Secret {
 /// Bytes of a [`Digest`].
 pub const DIGEST_BYTES: usize = SHA256_OUTPUT_LEN;
 
-/// SHA-256 of a token. It is compared, never printed: it can be asked whether a guess is right.
+/// SHA-256 of a token. It is never printed, because it allows guesses to be checked.
 ///
-/// Without `PartialEq`, so that nobody compares two of them in a way that takes the longer the more is right.
+/// It does not implement `PartialEq`, whose timing would reveal how many leading bytes are equal.
 #[derive(Clone, Copy)]
 pub struct Digest([u8; SHA256_OUTPUT_LEN]);
 
 impl Digest {
-    /// The digest of these bytes.
+    /// Computes the digest of some bytes.
     pub fn of(bytes: &[u8]) -> Self {
         let mut own = [0; SHA256_OUTPUT_LEN];
         for (own, byte) in own.iter_mut().zip(digest(&SHA256, bytes).as_ref()) {
@@ -56,7 +58,7 @@ impl Digest {
         Self(own)
     }
 
-    /// A digest as 64 hexadecimal digits. `None`: it is something else.
+    /// Parses a digest of 64 hexadecimal digits. Returns `None` for any other text.
     pub fn from_hex(text: &str) -> Option<Self> {
         let mut own = [0; SHA256_OUTPUT_LEN];
         if text.len() != 2 * own.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -68,18 +70,19 @@ impl Digest {
         Some(Self(own))
     }
 
-    /// Whether both are the same. Looks at all bytes whatever they are.
+    /// Returns whether both are equal. Compares all bytes, so its timing does not depend on them.
     pub fn matches(&self, other: &Self) -> bool {
         let differences = self.0.iter().zip(&other.0).fold(0, |all, (one, two)| all | (one ^ two));
         std::hint::black_box(differences) == 0
     }
 
-    /// The bytes, for a map. A comparison of two of them may stop at the first that differs; see [`Digest::matches`].
+    /// Returns the bytes, as a key for a map. A comparison of them may stop at the first
+    /// difference; see [`Digest::matches`].
     pub fn bytes(&self) -> &[u8; DIGEST_BYTES] {
         &self.0
     }
 
-    /// A number made of the first 128 bits.
+    /// Returns the first 128 bits as a number.
     pub fn number(&self) -> u128 {
         self.0.iter().take(16).fold(0, |number, byte| number << 8 | u128::from(*byte))
     }

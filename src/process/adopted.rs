@@ -1,10 +1,10 @@
-//! Orphans that the kernel hands to this process: helpers of a server that left its process group, and, in a container where
-//! we are process 1, everything else whose parent is gone.
+//! Orphans that the kernel reparents to this process: helpers of a server that left its process
+//! group, and, in a container where we are process 1, every other process whose parent has ended.
 //!
-//! Every child of this process was either started by [`spawn`] or adopted. The number of a child cannot be reused before we
-//! reap it, so a signal to one cannot reach another process. Adopted children are reaped whenever they end. They are killed
-//! when the last server has ended, but never by process 1: there an orphan may be of a program that somebody else started in
-//! the container.
+//! Every child of this process was either started by [`spawn`] or adopted. The pid of a child
+//! cannot be reused before we reap it, so a signal to a child cannot reach another process. Adopted
+//! children are reaped whenever they end. They are killed when the last server has ended, except by
+//! process 1: there an orphan may belong to a program that somebody else started in the container.
 
 use std::{
     collections::BTreeSet,
@@ -28,12 +28,13 @@ use smol::Timer;
 use super::within;
 use crate::limits;
 
-/// The children that [`spawn`] started and that are not reaped.
+/// Pids of the children that [`spawn`] started and that are not yet reaped.
 static STARTED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
-/// This program has no other children than those and adopted ones.
+/// Set by [`adopt`]: from then on every child is either in [`STARTED`] or adopted.
 static ADOPTING: AtomicBool = AtomicBool::new(false);
 
-/// A started child, until it is reaped.
+/// Keeps a started child's pid in [`STARTED`] until dropped, which happens when the child is
+/// reaped.
 #[derive(Debug)]
 pub(super) struct Started(i32);
 
@@ -47,7 +48,7 @@ fn started() -> MutexGuard<'static, BTreeSet<i32>> {
     STARTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts a command; nothing is taken for an orphan meanwhile.
+/// Starts a command. Holds the lock, so that [`reap`] cannot take the new child for an orphan.
 pub(super) fn spawn(command: &mut Command) -> io::Result<(process::Child, Started)> {
     let mut started = started();
     let child = command.spawn()?;
@@ -56,11 +57,12 @@ pub(super) fn spawn(command: &mut Command) -> io::Result<(process::Child, Starte
     Ok((child, Started(number)))
 }
 
-/// Becomes the parent of orphaned descendants, and reaps them for as long as the future runs. Only for a program whose children
-/// are all started by [`super::Child`], and to be called before the first: an orphan of an earlier moment goes to process 1.
+/// Makes this process the parent of orphaned descendants, and reaps them for as long as the future
+/// runs. Only for a program whose children are all started by [`super::Child`]. Call it before the
+/// first child starts: an orphan of an earlier moment goes to process 1.
 pub fn adopt() -> impl Future<Output = ()> {
     let signals = Signals::new([Signal::Child]);
-    // Process 1 adopts without this.
+    // Process 1 adopts orphans without this call.
     if let Err(error) = set_child_subreaper(Some(getpid())) {
         log::debug!("helpers that leave a server's process group are not found: {error}");
     }
@@ -79,22 +81,23 @@ pub fn adopt() -> impl Future<Output = ()> {
     }
 }
 
-/// Reaps adopted children that have ended. Gives those that live.
+/// Reaps adopted children that have ended. Returns those that still run.
 fn reap() -> Vec<Pid> {
-    // Held: a child that is being started is no orphan.
+    // Held so that a child that is being started is not taken for an orphan.
     let started = started();
     let adopted = children().into_iter().filter(|child| !started.contains(&child.as_raw_pid()));
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     adopted.filter(|child| matches!(waitid(WaitId::Pid(*child), options), Ok(None))).collect()
 }
 
-/// Kills helpers that outlived the last server, and their own children, which come to us then.
+/// Kills helpers that outlived the last server, and their own children, which are then reparented
+/// to us.
 pub(super) async fn end_helpers() {
     if !ADOPTING.load(Ordering::Acquire) || process::id() == 1 {
         return;
     }
     let ending = async {
-        // Of which server an orphan is cannot be told, so it lives as long as any server does.
+        // The server that an orphan came from is unknown, so orphans live until no server is left.
         while started().is_empty() {
             let helpers = reap();
             if helpers.is_empty() {
@@ -110,10 +113,12 @@ pub(super) async fn end_helpers() {
     let _ = within(limits::CLOSE, ending).await;
 }
 
-/// Ends what is left when the program ends at once: kills helpers that outlived their server, and waits for the servers that are
-/// killed already, whose own children come to us with their end. Blocks, for [`limits::CLOSE`] at most.
+/// Ends the remaining processes when the program stops at once: kills helpers that outlived their
+/// server, and waits for servers that were killed, whose children are then reparented to us. Blocks
+/// for at most [`limits::CLOSE`].
 pub fn end_all() {
-    // The children of process 1 end with it; and before that, they may be somebody else's.
+    // The kernel ends the children of process 1 with it; before that, an orphan may belong to
+    // another program.
     if !ADOPTING.load(Ordering::Acquire) || process::id() == 1 {
         return;
     }
@@ -131,7 +136,7 @@ pub fn end_all() {
     log::warn!("some processes of the servers did not end within {} s", limits::CLOSE.as_secs());
 }
 
-/// The children of this process.
+/// Returns the children of this process.
 fn children() -> Vec<Pid> {
     let own = process::id();
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
@@ -143,7 +148,8 @@ fn children() -> Vec<Pid> {
     ours.filter_map(Pid::from_raw).collect()
 }
 
-/// The parent in a text of `/proc/PID/stat`. The name before it may hold anything.
+/// Returns the parent's pid from a `/proc/PID/stat` text. The name before it may contain any
+/// character, `)` included.
 fn parent(stat: &str) -> Option<u32> {
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }

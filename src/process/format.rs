@@ -1,7 +1,7 @@
-//! Whether the kernel can execute a file: for the explanation when a server ended at once.
+//! Checks whether the kernel can execute a file, to explain why a server ended at once.
 //!
-//! glibc gives what the kernel cannot execute to `sh`, which stumbles over its bytes; so the system's own error is seen with
-//! musl alone.
+//! glibc passes a file that the kernel cannot execute to `sh`, which fails on its bytes; only musl
+//! reports the system's own error.
 
 use std::{
     env,
@@ -10,10 +10,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Bytes from the start of a file that tell its format: those of an ELF header up to the machine.
+/// Bytes read from the start of a file to detect its format: an ELF header up to the machine field.
 const HEAD: u64 = 20;
 
-/// Whether a program, a path or a name in `PATH`, is surely neither for this machine nor a script with a `#!` line.
+/// Returns whether a program (a path, or a name in `PATH`) is certainly neither for this machine
+/// nor a script with a `#!` line. Returns false when in doubt.
 pub fn is_unfit(program: &str) -> bool {
     let heads = find(program).and_then(|path| Some((head(&path)?, head(Path::new("/proc/self/exe"))?)));
     heads.is_some_and(|(theirs, ours)| !fits(&theirs, &ours))
@@ -33,9 +34,10 @@ fn head(path: &Path) -> Option<Vec<u8>> {
     Some(head)
 }
 
-/// `ours`: the start of a program for this machine.
+/// Returns whether a file that starts with `head` can run here. `ours` is the start of a program
+/// for this machine.
 fn fits(head: &[u8], ours: &[u8]) -> bool {
-    // Magic, class and byte order; after them the machine.
+    // Magic number, class and byte order; then the machine.
     let same = |range: std::ops::Range<usize>| head.get(range.clone()) == ours.get(range);
     head.starts_with(b"#!") || (same(0..6) && same(18..20))
 }

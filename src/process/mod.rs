@@ -1,18 +1,21 @@
-//! A stdio server as a child process, and the promise that nothing of it stays behind.
+//! Stdio servers as child processes that leave no process behind.
 //!
-//! A child leads a session and a process group of its own, so that a shell and all it started can be ended together, and none
-//! of them asks anything on a terminal (see `session`). [`Child`] holds the group; the pipes lie open in it for the register program to take. What is read from stdout is split by `ndjson`.
+//! Each child leads a session and a process group of its own, so that a shell and all processes
+//! that it started can be ended together, and none of them can prompt on a terminal (see
+//! `session`). [`Child`] owns the group and its pipes, which the register program takes out.
+//! `ndjson` splits stdout into lines.
 //!
-//! # Why no stranger is ever killed
+//! # Why no unrelated process is ever killed
 //!
-//! A process id is free for reuse once its process is reaped and no group has that number. A signal sent to a group whose
-//! leader is reaped may so hit a group that the system made since. Therefore the leader's end is only looked at
-//! (`WNOWAIT`), the group is killed while its leader is a zombie, which keeps the number ours, and then, in one step without an
-//! await, the leader is reaped. After that no signal is sent. This is also why the process is not a `smol::process::Child`: that one
-//! reaps as soon as anybody asks for the status.
+//! A pid is free for reuse once its process is reaped and no group has that number. A signal sent
+//! to a group whose leader is reaped may therefore reach a group that the system created since. To
+//! prevent this, waiting only observes the leader's end (`WNOWAIT`). The group is killed while its
+//! leader is a zombie, which keeps the number ours, and then the leader is reaped in the same step,
+//! without an await. After that no signal is sent. This is also why the process is not a
+//! `smol::process::Child`: that type reaps as soon as the status is queried.
 //!
-//! A process that leaves the group on purpose (`setsid`, a daemon, a shell with `set -m`) is out of reach of that; see
-//! `adopted` for what becomes of it.
+//! A process that leaves the group on purpose (`setsid`, a daemon, a shell with `set -m`) is not
+//! reached by these signals; see `adopted` for how it is handled.
 
 mod adopted;
 mod format;
@@ -57,27 +60,29 @@ use crate::{
     util,
 };
 
-/// What the child reads.
+/// The child's stdin pipe.
 pub type Stdin = AsyncFd<ChildStdin>;
-/// What the child answers.
+/// The child's stdout pipe.
 pub type Stdout = AsyncFd<ChildStdout>;
-/// What the child tells people; for [`log_stderr`].
+/// The child's stderr pipe; for [`log_stderr`].
 pub type Stderr = AsyncFd<ChildStderr>;
 
 /// A running child and its process group. Dropping it kills the group.
 #[derive(Debug)]
 pub struct Child {
-    /// To be taken by who writes. Dropping it tells the child to end.
+    /// Taken by the writer. Dropping it tells the child to end.
     pub stdin: Option<Stdin>,
-    /// To be taken by who reads, and read on until [`Child::stop`] is done: a child that blocks on a full pipe does not end.
+    /// Taken by the reader, which must read on until [`Child::stop`] is done: a child that blocks
+    /// on a full pipe does not end.
     pub stdout: Option<Stdout>,
-    /// To be taken by who logs, for the same reason.
+    /// Taken by the logger, for the same reason.
     pub stderr: Option<Stderr>,
     leader: Leader,
 }
 
 impl Child {
-    /// Starts a command. It gets our environment without what is meant for us alone (`MCPPORT_*`, tokens).
+    /// Starts a command. It inherits our environment without the variables meant for us alone
+    /// (`MCPPORT_*`, tokens).
     ///
     /// # Errors
     /// One line that names `--stdio`: no such program, not executable, or the system's reason.
@@ -85,17 +90,19 @@ impl Child {
         Self::start(command, true).map_err(|error| not_started(command, &error))
     }
 
-    /// Starts a command; `pidfd` false: as on a system without process descriptors (Linux before 5.3).
+    /// Starts a command. With `pidfd` false it works as on a system without process descriptors
+    /// (Linux before 5.3).
     fn start(command: &CommandLine, pidfd: bool) -> io::Result<Self> {
         if signals::is_ignored(Signal::Child) {
-            // Some parents leave us with SIGCHLD ignored. Children would then be reaped by the system, and their numbers be
-            // free at once. A handler ends that, and stays when this value is dropped.
+            // Some parents start us with SIGCHLD ignored. The system would then reap our children,
+            // and their pids could be reused at once. A handler ends that, and stays when this
+            // value is dropped.
             drop(Signals::new([Signal::Child])?);
         }
         let (mut process, started) = adopted::spawn(&mut prepare(command))?;
         let (stdin, stdout, stderr) = (process.stdin.take(), process.stdout.take(), process.stderr.take());
         let group = Pid::from_child(&process);
-        // From here on an early return kills the group.
+        // From here on an early return drops `leader`, which kills the group.
         let mut leader = Leader { process: Some(process), started: Some(started), group, watch: None };
         leader.watch = Some(ExitWatch::new(group, pidfd)?);
         Ok(Self {
@@ -106,19 +113,20 @@ impl Child {
         })
     }
 
-    /// Process id, which is also the number of the group.
+    /// Returns the process id, which is also the number of the group.
     pub fn pid(&self) -> u32 {
         self.leader.group.as_raw_pid().unsigned_abs()
     }
 
-    /// Waits until the child (the leader of the group) has ended by itself. [`Child::stop`] is still due then: others of
-    /// the group may live. Dropping the future loses nothing.
+    /// Waits until the child (the leader of the group) has ended by itself. Call [`Child::stop`]
+    /// afterwards: other processes of the group may still run. The future is cancel-safe.
     pub async fn exited(&mut self) {
         self.leader.exited().await;
     }
 
-    /// Ends the group: closes stdin (if it is still here), SIGTERM `term_after` later, SIGKILL at `kill_after`; and SIGKILL for what is
-    /// left of the group when the leader went by itself. Pipes that are still here are read and thrown away meanwhile.
+    /// Ends the group: closes stdin (if not taken), sends SIGTERM after `term_after` and SIGKILL
+    /// after `kill_after`. If the leader ends by itself, the rest of the group gets SIGKILL. Pipes
+    /// that were not taken are read and discarded meanwhile.
     ///
     /// Takes at most `kill_after` and twice [`limits::CLOSE`].
     pub async fn stop(mut self, limits: &ChildLimits) -> Exit {
@@ -135,7 +143,7 @@ impl Child {
     }
 }
 
-/// The command with its group, pipes and environment.
+/// Builds the command with its session, pipes and environment.
 fn prepare(command: &CommandLine) -> Command {
     let mut prepared = match command {
         CommandLine::Direct(words) => {
@@ -157,12 +165,13 @@ fn prepare(command: &CommandLine) -> Command {
     prepared
 }
 
-/// Whether a variable is for us alone. Tokens are among them, so the whole family stays here.
+/// Returns whether a variable is meant for us alone. Some hold tokens, so the child gets none with
+/// this prefix.
 fn is_ours(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b"MCPPORT_") || name == "MCP_GATEWAY_AUTH_TOKENS"
 }
 
-/// Why a command did not start, for the user.
+/// Explains to the user why a command did not start.
 fn not_started(command: &CommandLine, error: &io::Error) -> FatalError {
     let program = command.program();
     let shown = util::escape::show(program);
@@ -182,7 +191,7 @@ fn not_started(command: &CommandLine, error: &io::Error) -> FatalError {
     })
 }
 
-/// What is wrong with a program of which [`is_unfit`] is true.
+/// Describes the problem with a program for which [`is_unfit`] is true.
 pub fn unfit(program: &str) -> String {
     format!(
         "{} is neither a program for this machine nor a script with a #! line",
@@ -190,7 +199,7 @@ pub fn unfit(program: &str) -> String {
     )
 }
 
-/// Reads to the end. A flood must not keep the executor from other work, hence the yield.
+/// Reads a pipe to its end. Yields, so that a flood does not block the executor.
 async fn discard(pipe: Option<impl AsyncRead + Unpin>) {
     let Some(mut pipe) = pipe else { return };
     let mut scratch = vec![0; limits::LINE_READ];
@@ -199,12 +208,12 @@ async fn discard(pipe: Option<impl AsyncRead + Unpin>) {
     }
 }
 
-/// The first process of the group, reaped once and last.
+/// The first process of the group. It is reaped exactly once, as the last step.
 #[derive(Debug)]
 struct Leader {
-    /// None: reaped, and the number is no longer ours.
+    /// `None`: reaped, and the pid is no longer ours.
     process: Option<std::process::Child>,
-    /// As long as it is not reaped.
+    /// Held until the process is reaped.
     started: Option<adopted::Started>,
     group: Pid,
     watch: Option<ExitWatch>,
@@ -221,7 +230,7 @@ impl Leader {
         }
     }
 
-    /// Whether the process has ended; it is not reaped by this.
+    /// Returns whether the process has ended. Does not reap it.
     fn has_exited(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         match waitid(WaitId::Pid(self.group), options) {
@@ -230,7 +239,7 @@ impl Leader {
         }
     }
 
-    /// Polite first, then not.
+    /// Waits for the process to end, then sends SIGTERM, then SIGKILL.
     async fn ladder(&mut self, limits: &ChildLimits) {
         if within(limits.term_after, self.exited()).await.is_ok() {
             return;
@@ -245,15 +254,16 @@ impl Leader {
         let _ = within(limits::CLOSE, self.exited()).await;
     }
 
-    /// Signals all of the group, as long as the number is ours.
+    /// Signals the whole group, as long as the pid is ours.
     fn signal(&self, signal: Kill) {
         if self.process.is_some() && kill_process_group(self.group, signal).is_err() {
-            // Nobody is in the group when the leader itself has left it.
+            // The group is empty when the leader itself has left it.
             let _ = kill_process(self.group, signal);
         }
     }
 
-    /// Kills what is left of the group and reaps the leader. None: it is not dead yet.
+    /// Kills the rest of the group and reaps the leader. Returns `None` if the leader is not dead
+    /// yet.
     fn end(&mut self) -> Option<ExitStatus> {
         self.signal(Kill::KILL);
         let status = self.process.as_mut()?.try_wait();
@@ -268,7 +278,7 @@ impl Leader {
 impl Drop for Leader {
     fn drop(&mut self) {
         self.end();
-        // Killed, and not dead within the microsecond: somebody has to reap it, and this place must not block.
+        // Killed but not yet dead: the process must be reaped, and `drop` must not block.
         if let Some(mut process) = self.process.take() {
             let started = self.started.take();
             let reaper = thread::Builder::new().name("reap".into()).spawn(move || {
@@ -282,17 +292,18 @@ impl Drop for Leader {
     }
 }
 
-/// How we hear that a child may have ended.
+/// Reports that a child may have ended.
 #[derive(Debug)]
 enum ExitWatch {
-    /// A process descriptor is readable from then on.
+    /// A process descriptor, which becomes readable when the process ends.
     Pidfd(Async<OwnedFd>),
-    /// SIGCHLD: any child.
+    /// SIGCHLD, sent for any child.
     Signal(Signals),
 }
 
 impl ExitWatch {
-    /// Watches a child that is not reaped. Look at it once more after that: what happened before gives no event.
+    /// Watches a child that is not yet reaped. Check the child once more afterwards: an end before
+    /// this call gives no event.
     fn new(process: Pid, pidfd: bool) -> io::Result<Self> {
         match pidfd_open(process, PidfdFlags::empty()) {
             Ok(descriptor) if pidfd => Ok(Self::Pidfd(Async::new(descriptor)?)),
@@ -307,30 +318,31 @@ impl ExitWatch {
             Self::Signal(signals) => matches!(signals.next().await, Some(Ok(_))),
         };
         if !alive {
-            // Nothing more will come this way. Looking now and then is better than spinning or waiting for ever.
+            // No more events can arrive. Polling now and then is better than spinning or waiting
+            // for ever.
             smol::Timer::after(limits::LOG_EVERY).await;
         }
     }
 }
 
-/// How a child ended.
+/// The exit status of a child; `None` if it is unknown.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Exit(Option<ExitStatus>);
 
 impl Exit {
-    /// It ended by itself and said that all was well.
+    /// Returns whether the child ended by itself with status 0.
     pub fn success(self) -> bool {
         self.0.is_some_and(|status| status.success())
     }
 }
 
 impl Exit {
-    /// The command could not be run, says the shell.
+    /// Returns whether the shell reported that the command could not be run.
     pub fn is_not_run(self) -> bool {
         matches!(self.0.and_then(|status| status.code()), Some(126 | 127))
     }
 
-    /// As the end of a sentence that begins with the name of the child.
+    /// Returns the end of a log sentence that begins with the name of the child.
     pub fn told(self) -> String {
         match self.0.map(|status| (status.code(), status.signal())) {
             Some((Some(code), _)) => format!("exited with status {code}"),
@@ -344,7 +356,7 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(status) = self.0 else { return f.write_str("killed, and how it ended is not known") };
         match (status.code(), status.signal()) {
-            // What a shell says when the last command could not be run.
+            // The statuses that a shell returns when the last command could not be run.
             (Some(127), _) => f.write_str("exit status 127 (command not found)"),
             (Some(126), _) => f.write_str("exit status 126 (not executable)"),
             (Some(code), _) => write!(f, "exit status {code}"),
@@ -357,7 +369,7 @@ impl fmt::Display for Exit {
     }
 }
 
-/// The signals that end processes in practice; their numbers are those of Linux.
+/// Returns the name of a signal that ends processes in practice, by its number on Linux.
 fn signal_name(number: i32) -> Option<&'static str> {
     Some(match number {
         1 => "HUP",

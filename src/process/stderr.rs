@@ -1,5 +1,5 @@
-//! A child's stderr in our log: line by line, clipped, escaped, and at a bounded rate. The pipe is always read, so that a
-//! loud child never blocks on it.
+//! Logs a child's stderr line by line, clipped, escaped, and at a bounded rate. The pipe is always
+//! read, so that a child that writes much never blocks on it.
 
 use std::{
     fmt,
@@ -14,8 +14,8 @@ use crate::{
     util,
 };
 
-/// Logs stderr until the child closes it, each line behind the server's `name`. To be run as a task of its own; dropping it
-/// closes the pipe, and a child that writes then gets SIGPIPE.
+/// Logs stderr until the child closes it, each line after the server's `name`. Run it as a task of
+/// its own. Dropping it closes the pipe, and a child that writes then gets SIGPIPE.
 pub async fn log_stderr(mut stderr: Stderr, name: &str, limits: &ChildLimits) {
     let mut clip = Clip::new(limits.stderr_line);
     let mut budget = LineBudget::new(limits.stderr_lines, limits::LOG_EVERY);
@@ -26,14 +26,14 @@ pub async fn log_stderr(mut stderr: Stderr, name: &str, limits: &ChildLimits) {
         while clip.line(&mut rest) {
             log_line(&mut budget, now, name, &mut clip);
         }
-        // A child that writes without pause would have this thread for itself.
+        // Without this, a child that writes without pause would keep this thread from other tasks.
         future::yield_now().await;
     }
     log_line(&mut budget, Instant::now(), name, &mut clip);
     log_dropped(name, budget.dropped());
 }
 
-/// Logs what `clip` holds, if there is something and the budget allows, and empties it.
+/// Logs the line in `clip`, if it is not blank and the budget allows it, and clears it.
 fn log_line(budget: &mut LineBudget, now: Instant, name: &str, clip: &mut Clip) {
     if !clip.is_blank() && budget.spend(now, |dropped| log_dropped(name, dropped)) {
         log::info!(target: "child", "{name}: {clip}");
@@ -47,7 +47,7 @@ fn log_dropped(name: &str, dropped: u64) {
     }
 }
 
-/// Collects one line, up to a number of bytes.
+/// Collects one line, up to `longest` bytes, and counts the bytes cut off.
 struct Clip {
     line: Vec<u8>,
     longest: usize,
@@ -59,7 +59,8 @@ impl Clip {
         Self { line: Vec::new(), longest, cut: 0 }
     }
 
-    /// Takes bytes off the front of `input`, up to and with a line end. True: the line is whole.
+    /// Takes bytes off the front of `input`, up to and including a line end. Returns whether the
+    /// line is complete.
     fn line(&mut self, input: &mut &[u8]) -> bool {
         let end = input.iter().position(|byte| *byte == b'\n');
         let (part, rest) = input.split_at(end.unwrap_or(input.len()));
@@ -88,7 +89,7 @@ impl fmt::Display for Clip {
     }
 }
 
-/// So many lines in each window of time.
+/// A rate limit: a number of lines in each window of time.
 #[derive(Debug)]
 pub struct LineBudget {
     lines: u32,
@@ -99,12 +100,13 @@ pub struct LineBudget {
 }
 
 impl LineBudget {
-    /// `lines` for each `window`.
+    /// Allows `lines` in each `window`.
     pub fn new(lines: u32, window: Duration) -> Self {
         Self { lines, window, since: None, used: 0, dropped: 0 }
     }
 
-    /// Whether one more line may pass. When a new window begins, `report` hears what the old one dropped.
+    /// Returns whether one more line may pass. When a new window begins, calls `report` with the
+    /// number of lines that the old one dropped.
     pub fn spend(&mut self, now: Instant, report: impl FnOnce(u64)) -> bool {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= self.window) {
             report(self.dropped());
@@ -119,7 +121,7 @@ impl LineBudget {
         passes
     }
 
-    /// What was dropped since this was last asked.
+    /// Returns the number of lines dropped since the last call.
     pub fn dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)
     }
