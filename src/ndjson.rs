@@ -1,18 +1,20 @@
-//! Newline-delimited JSON, the framing of MCP over stdio: bytes in any pieces go in, whole lines come out.
+//! Newline-delimited JSON, the framing of MCP over stdio: takes bytes in pieces of any size and
+//! returns whole lines.
 //!
-//! Pure: the register program reads a child's stdout into [`Lines::space`] and takes the lines as slices of that buffer, so
-//! that a line which came in one read is not copied. What a line means is a matter for `jsonrpc`.
+//! This module does no I/O. `edge` reads a child's stdout into [`Lines::space`] and takes the lines
+//! as slices of that buffer, so a line that arrives in one read is not copied. `jsonrpc` parses the
+//! lines.
 
 use std::{fmt, ops::Range};
 
 use crate::limits;
 
-/// A line is longer than the cap. It is skipped to its end without being kept.
+/// Error for a line longer than the cap. The line is skipped up to its end and not stored.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum TooLong {
-    /// It has passed the cap; [`Lines::part`] is its start.
+    /// The line has exceeded the cap; [`Lines::part`] is its start.
     Begins,
-    /// It has ended; [`Lines::part`] is its end.
+    /// The line has ended; [`Lines::part`] is its end.
     Ended,
 }
 
@@ -27,31 +29,34 @@ impl std::error::Error for TooLong {}
 /// Splits a byte stream into lines.
 #[derive(Debug)]
 pub struct Lines {
-    /// All of it initialised; the bytes that count are `start..end`.
+    /// Fully initialised; the valid bytes are `start..end`.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    /// No line end before this place: bytes are looked at once, however small the pieces.
+    /// There is no line end before this offset. Each byte is searched once, however small the reads
+    /// are.
     searched: usize,
     cap: usize,
-    /// The present line is too long.
+    /// The current line is too long.
     skipping: bool,
-    /// The last bytes of the line that is skipped, or was last.
+    /// The last bytes of the line that is being skipped, or that was skipped last.
     tail: Vec<u8>,
 }
 
 impl Lines {
-    /// Lines of up to `cap` bytes, not counting the line end. Takes no memory before the first [`Lines::space`].
+    /// Creates a splitter for lines of up to `cap` bytes, not counting the line end. Allocates
+    /// nothing before the first [`Lines::space`].
     pub fn new(cap: usize) -> Self {
         Self { buffer: Vec::new(), start: 0, end: 0, searched: 0, cap, skipping: false, tail: Vec::new() }
     }
 
-    /// Room for the next read, never empty. Call when [`Lines::next_line`] has nothing more, and tell by
-    /// [`Lines::filled`] how much was read.
+    /// Returns the buffer for the next read, never empty. Call it when [`Lines::next_line`] has no
+    /// more lines, and report the number of bytes read to [`Lines::filled`].
     pub fn space(&mut self) -> &mut [u8] {
         self.compact();
         if self.buffer.len() - self.end < limits::LINE_READ / 2 {
-            // Doubling keeps a long line linear; one read beyond the cap is enough to know that it is too long.
+            // Doubling keeps the cost of a long line linear. One read beyond the cap is enough to
+            // detect a line that is too long.
             let most = self.cap.saturating_add(limits::LINE_READ);
             let wanted = self.buffer.len().saturating_mul(2).min(most);
             self.buffer.resize(wanted.max(self.end + limits::LINE_READ), 0);
@@ -59,15 +64,17 @@ impl Lines {
         self.buffer.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// The first `count` bytes of [`Lines::space`] are new input.
+    /// Marks the first `count` bytes of [`Lines::space`] as new input.
     pub fn filled(&mut self, count: usize) {
         self.end = self.end.saturating_add(count).min(self.buffer.len());
     }
 
-    /// The next whole line without its end (LF or CR LF); blank lines are skipped. `None`: more input is needed.
+    /// Returns the next whole line without its line end (LF or CR LF). Skips blank lines. `None` if
+    /// more input is needed.
     ///
     /// # Errors
-    /// [`TooLong`], twice for each such line: when it passes the cap, and when it ends. The lines behind it follow.
+    /// [`TooLong`], twice for each such line: when it exceeds the cap and when it ends. The lines
+    /// after it follow as usual.
     pub fn next_line(&mut self) -> Result<Option<&[u8]>, TooLong> {
         while let Some(line) = self.take_line()? {
             if !self.bytes(line.clone()).trim_ascii().is_empty() {
@@ -77,18 +84,19 @@ impl Lines {
         Ok(None)
     }
 
-    /// After [`TooLong::Begins`] the start of the line, of as many bytes as a line may have; after [`TooLong::Ended`] its
-    /// last [`limits::ANSWER_END`] bytes.
+    /// After [`TooLong::Begins`], returns the start of the line, up to the cap; after
+    /// [`TooLong::Ended`], its last [`limits::ANSWER_END`] bytes.
     pub fn part(&self) -> &[u8] {
         if self.skipping { self.bytes(self.start..self.searched) } else { &self.tail }
     }
 
-    /// What came after the last line end. At the end of the input: a line that was broken off.
+    /// Returns the bytes after the last line end. At the end of the input, this is a truncated
+    /// line.
     pub fn unfinished(&self) -> &[u8] {
         self.bytes(self.start..self.end)
     }
 
-    /// Cuts the next line off the front.
+    /// Removes the next line from the front.
     fn take_line(&mut self) -> Result<Option<Range<usize>>, TooLong> {
         if self.skipping {
             self.skip()?;
@@ -117,7 +125,7 @@ impl Lines {
         Ok(Some(start..start + length))
     }
 
-    /// Passes over what there is of a line that is too long.
+    /// Skips the buffered bytes of a line that is too long.
     fn skip(&mut self) -> Result<(), TooLong> {
         let from = self.searched;
         let found = find_newline(self.bytes(from..self.end));
@@ -141,7 +149,7 @@ impl Lines {
         self.tail.drain(..self.tail.len().saturating_sub(limits::ANSWER_END));
     }
 
-    /// Moves what is left to the front, and gives memory back after a long line.
+    /// Moves the unread bytes to the front, and frees memory after a long line.
     fn compact(&mut self) {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -160,7 +168,8 @@ impl Lines {
     }
 }
 
-/// Where the first LF is. `contains` is fast on bytes and `position` is not, so whole blocks are passed over by the former.
+/// Returns the offset of the first LF. Finds its block first, since `contains` uses `memchr` on bytes
+/// and is faster than `position`.
 fn find_newline(bytes: &[u8]) -> Option<usize> {
     const BLOCK: usize = 256;
     let (number, block) = bytes.chunks(BLOCK).enumerate().find(|(_, block)| block.contains(&b'\n'))?;
@@ -173,7 +182,8 @@ mod tests {
     use super::{Lines, TooLong, find_newline};
     use crate::limits;
 
-    /// Feeds pieces; the lines as text, and of those that are too long the start and the end.
+    /// Feeds the pieces and returns the lines as text; for a line that is too long, its start and
+    /// its end.
     fn run(cap: usize, pieces: &[&[u8]]) -> Vec<String> {
         let mut lines = Lines::new(cap);
         let mut out = Vec::new();
@@ -202,7 +212,8 @@ mod tests {
         out
     }
 
-    /// The same verdict for the whole input, each byte alone, and each split in two.
+    /// Checks that the result is the same for the whole input, for single bytes, and for every
+    /// split in two.
     #[track_caller]
     fn check(cap: usize, input: &str, expected: &[&str]) {
         let input = input.as_bytes();

@@ -1,8 +1,9 @@
-//! Server-sent events as bytes (WHATWG HTML, section 9.2). Neighbours: the event-stream endpoints of `gateway`.
+//! Encoding of server-sent events (WHATWG HTML, section 9.2), for the event-stream endpoints of
+//! `gateway`.
 
 use std::time::Duration;
 
-/// Appends one event. `data` is one line: JSON that was flattened, or a path.
+/// Appends an event. `data` must be a single line: JSON without line breaks, or a path.
 pub fn event(name: &str, data: &str, out: &mut Vec<u8>) {
     debug_assert!(!data.contains(['\n', '\r']), "an event's data is one line");
     out.extend_from_slice(b"event: ");
@@ -12,7 +13,7 @@ pub fn event(name: &str, data: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n\r\n");
 }
 
-/// Begins an event that has an id; [`event`] follows.
+/// Appends an event id; [`event`] must follow.
 pub fn id(id: &str, out: &mut Vec<u8>) {
     debug_assert!(!id.contains(['\n', '\r', '\0']), "an id is one line");
     out.extend_from_slice(b"id: ");
@@ -20,19 +21,19 @@ pub fn id(id: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Says how long a client that lost the stream is to wait before it comes back.
+/// Appends the time that a client must wait before it reconnects, in milliseconds.
 pub fn retry(delay: Duration, out: &mut Vec<u8>) {
     out.extend_from_slice(format!("retry: {}\r\n", delay.as_millis()).as_bytes());
 }
 
-/// The comment that keeps a silent stream open through proxies.
+/// A comment that keeps proxies from closing an idle stream.
 pub const KEEP_ALIVE: &[u8] = b": keep-alive\r\n\r\n";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The decoder of the standard, as far as it matters here.
+    /// A decoder as the standard describes it, reduced to what these tests need.
     fn decode(stream: &str) -> Vec<(String, String)> {
         let (mut events, mut name, mut data) = (Vec::new(), String::new(), None::<String>);
         for line in stream.replace("\r\n", "\n").replace('\r', "\n").split('\n') {

@@ -1,19 +1,21 @@
-//! What a client's protocol version does not know, in words that it does.
+//! Replacement of content types that a client's protocol version does not define.
 //!
-//! Members that are new to a client are safe, since objects are open; new *types of content* may break a strict one. So
-//! for a client that is older than its server these become text blocks that name what was there. Pure: it gives the
-//! edits to an answer; `gateway` applies them on its way.
+//! Members that are new to a client are harmless, since objects are open. A new content *type* may
+//! break a strict client. For a client whose version is older than its server's, such content
+//! therefore becomes a text block that names the original. This module does no I/O: it returns
+//! edits to a response, and `gateway` applies them.
 
 use crate::{
     jsonrpc::{Message, Span, elements, find, quote, unquote},
     mcp::VERSIONS,
 };
 
-/// A type of content, and the version that brought it.
+/// Content types, each with the protocol version that introduced it.
 const NEWER: [(&str, &str); 2] = [("audio", "2025-03-26"), ("resource_link", "2025-06-18")];
 
-/// The edits that make an answer to `method` fit for a client, in the order of the text. Empty for all answers but those
-/// of tools and prompts, and whenever the client is not older than the server.
+/// Returns the edits that adapt a response to `method` for a client, in text order. Empty for all
+/// methods but `tools/call` and `prompts/get`, and whenever the client is not older than the
+/// server.
 pub fn edits(method: &str, client: &str, server: &str, answer: &Message<'_>) -> Vec<(Span, String)> {
     let unknown: Vec<&str> = NEWER
         .into_iter()
@@ -36,12 +38,12 @@ pub fn edits(method: &str, client: &str, server: &str, answer: &Message<'_>) -> 
     blocks.into_iter().filter_map(replaced).collect()
 }
 
-/// Whether [`edits`] can have anything to say to a client of this version.
+/// Whether [`edits`] can return anything for a client of this version.
 pub fn concerns(client: &str) -> bool {
     NEWER.iter().any(|(_, since)| age(client) < age(since))
 }
 
-/// A version's place in the order; one that is unknown is not older than any.
+/// Returns a version's position in [`VERSIONS`]. An unknown version counts as the newest.
 fn age(version: &str) -> usize {
     VERSIONS.iter().position(|known| *known == version).unwrap_or(VERSIONS.len())
 }
@@ -51,7 +53,7 @@ fn parts(text: &str, object: Span, name: &str) -> Vec<Span> {
     list.map(|list| elements(text, list).collect()).unwrap_or_default()
 }
 
-/// A block of one of the `unknown` types as a text block; `None` for any other.
+/// Returns a block of one of the `unknown` types as a text block; `None` for any other block.
 fn in_words(text: &str, block: Span, unknown: &[&str]) -> Option<String> {
     let raw = |name: &str| find(text, block.clone(), &[name]).ok().flatten().map(|span| &text[span]);
     let words = |name: &str| raw(name).and_then(unquote).unwrap_or_default();

@@ -1,7 +1,9 @@
-//! The gateway's own conversation with one server: `initialize`, `notifications/initialized`, and the listing of
-//! what it offers, page by page, now and whenever the server says that something changed.
+//! Discovery of one server: `initialize`, `notifications/initialized`, and the lists of its tools,
+//! prompts, resources and resource templates, page by page. Lists are requested again when the
+//! server reports a change.
 //!
-//! Pure: it says what to ask next and is told the answers, one at a time. `gateway::link` carries them.
+//! This state machine does no I/O. It returns the next request and takes the responses, one at a
+//! time; `gateway::driver` sends them.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -22,29 +24,29 @@ use crate::{
 /// A request to send to the server.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DiscoveryRequest {
-    /// Sent before the request.
+    /// A message to send before the request.
     pub first: Option<String>,
     /// The method.
     pub method: &'static str,
-    /// Its params, raw.
+    /// The params as raw JSON.
     pub params: String,
 }
 
-/// What follows from an answer.
+/// The step that follows a response.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum DiscoveryStep {
-    /// Ask this.
+    /// Send this request.
     Ask(DiscoveryRequest),
-    /// A list is complete, and this is to be asked next. Without it, all is listed.
+    /// A list is complete. Send the request next; without one, all lists are complete.
     Offer(ListKind, Vec<ListItem>, Option<DiscoveryRequest>),
-    /// A list did not come, for this reason: the one before it stays and is asked for again later. This is to be asked
-    /// next. Without it, nothing more is asked for now.
+    /// A list request failed for this reason; the previous list stays and is requested again later.
+    /// Send the request next; without one, there is nothing more to request for now.
     Kept(String, Option<DiscoveryRequest>),
     /// The server cannot be used, for this reason.
     Failed(String),
 }
 
-/// Where the conversation stands.
+/// The phase of the discovery.
 #[derive(Debug)]
 enum Phase {
     Initializing,
@@ -52,48 +54,49 @@ enum Phase {
     Settled,
 }
 
-/// A list that is coming in.
+/// A list whose pages are being received.
 #[derive(Debug)]
 struct Listing {
     kind: ListKind,
     items: Vec<ListItem>,
     bytes: usize,
     pages: usize,
-    /// Items above a limit, left out.
+    /// Items left out because of a limit.
     surplus: usize,
-    /// Items that cannot be used, left out.
+    /// Items left out because they are unusable.
     unusable: usize,
-    /// Hashes of the cursors that were followed. Two of one hash end the list early, for the server that made them.
+    /// Hashes of the cursors that were followed. Two cursors with the same hash end the list early,
+    /// which harms only the server that made them.
     cursors: BTreeSet<u64>,
 }
 
-/// The conversation with one server.
+/// The state of the discovery of one server.
 #[derive(Debug)]
 pub struct Discovery {
     phase: Phase,
-    /// Lists that are to be asked for next.
+    /// Lists to request next.
     due: VecDeque<ListKind>,
-    /// Lists that changed since they were asked for.
+    /// Lists that changed since they were requested.
     changes: VecDeque<ListKind>,
-    /// Lists that did not come, to be asked for again after a pause.
+    /// Lists whose request failed, to be requested again after a pause.
     retries: VecDeque<ListKind>,
-    /// Lists that did not come since all came.
+    /// Number of list failures; reset when a list completes and none is left to retry.
     failures: u32,
-    /// Everything was asked for once.
+    /// Every list was requested once.
     listed: bool,
-    /// Kinds whose last list had items.
+    /// Kinds whose most recent list was not empty.
     known: Vec<ListKind>,
     /// Kinds whose capability the server declared.
     declared: Vec<ListKind>,
-    /// The result of `initialize`, raw.
+    /// The result of `initialize`, as raw JSON.
     initialize_result: String,
-    /// What is odd about the server, for the log.
+    /// Anomalies of the server, for the log.
     remarks: Vec<String>,
     limits: CatalogLimits,
 }
 
 impl Discovery {
-    /// A new conversation, and what to ask first.
+    /// Starts a discovery and returns its first request.
     pub fn start(limits: CatalogLimits) -> (Self, DiscoveryRequest) {
         let conversation = Self {
             phase: Phase::Initializing,
@@ -111,8 +114,9 @@ impl Discovery {
         (conversation, initialize_request())
     }
 
-    /// The server was started anew: the conversation begins again, and what it knows holds until the server has
-    /// answered. Gives what to ask; no answer to what was asked before may come after this.
+    /// Starts over after a restart of the server and returns the first request. What is known stays
+    /// valid until the server has responded. No response to an earlier request may be passed in
+    /// after this.
     pub fn again(&mut self) -> DiscoveryRequest {
         self.phase = Phase::Initializing;
         self.due.clear();
@@ -121,7 +125,7 @@ impl Discovery {
         initialize_request()
     }
 
-    /// The server answered what was asked last.
+    /// Takes the response to the last request.
     pub fn answered(&mut self, message: &Message<'_>) -> DiscoveryStep {
         match std::mem::replace(&mut self.phase, Phase::Settled) {
             Phase::Initializing => self.initialized(message),
@@ -130,20 +134,21 @@ impl Discovery {
         }
     }
 
-    /// The server says that a list changed: it is to be asked for anew, once [`Discovery::relist`] is called.
+    /// Records that the server reported a changed list. [`Discovery::relist`] requests it.
     pub fn changed(&mut self, kind: ListKind) {
-        // What is still to be asked for in any case is not asked for twice.
+        // A list that is already due is not requested twice.
         if !self.changes.contains(&kind) && !self.due.contains(&kind) {
             self.changes.push_back(kind);
         }
     }
 
-    /// Whether a list has changed or is still due, and nothing else is being asked for.
+    /// Whether a list has changed or is still due, and no request is pending.
     pub fn wants_relist(&self) -> bool {
         !(self.changes.is_empty() && self.due.is_empty()) && matches!(self.phase, Phase::Settled)
     }
 
-    /// Asks for the lists that changed. `None`: there is none, or something else is being asked for.
+    /// Requests the lists that changed or are due. `None` if there is none, or if a request is
+    /// pending.
     pub fn relist(&mut self) -> Option<DiscoveryRequest> {
         if !self.wants_relist() {
             return None;
@@ -152,14 +157,16 @@ impl Discovery {
         self.next_list()
     }
 
-    /// The question went unanswered. What was listed before stays, and a list is asked for again later.
+    /// Records that the pending request got no response. The previous lists stay; a list that was
+    /// being requested is retried later.
     pub fn unanswered(&mut self) {
         if let Phase::Listing(listing) = std::mem::replace(&mut self.phase, Phase::Settled) {
             self.postpone(listing.kind);
         }
     }
 
-    /// The list did not come or could not be kept: it is to be asked for again, once [`Discovery::retry`] is called.
+    /// Records that a list could not be obtained or stored. It is requested again once
+    /// [`Discovery::retry`] is called.
     pub fn postpone(&mut self, kind: ListKind) {
         self.failures = self.failures.saturating_add(1);
         if !self.retries.contains(&kind) {
@@ -167,18 +174,19 @@ impl Discovery {
         }
     }
 
-    /// Whether a list is to be asked for again and nothing else is being asked for.
+    /// Whether a list is to be retried and no request is pending.
     pub fn wants_retry(&self) -> bool {
         !self.retries.is_empty() && matches!(self.phase, Phase::Settled)
     }
 
-    /// Time from the last failure of a list to the next attempt; it doubles each time, up to a cap.
+    /// Returns the pause between the last list failure and the next attempt. It doubles with each
+    /// failure, up to a cap.
     pub fn retry_pause(&self) -> Duration {
         let factor = 1u32.checked_shl(self.failures.saturating_sub(1)).unwrap_or(u32::MAX);
         self.limits.list_pause.saturating_mul(factor).min(self.limits.list_retry_cap)
     }
 
-    /// The pause is over: lists that did not come are due again, for [`Discovery::relist`].
+    /// Makes the failed lists due again, for [`Discovery::relist`], once the pause is over.
     pub fn retry(&mut self) {
         let again = std::mem::take(&mut self.retries);
         for kind in again {
@@ -188,7 +196,8 @@ impl Discovery {
         }
     }
 
-    /// Bytes of the list that is coming in, with what its items take beside their texts.
+    /// Returns the memory in bytes of the items received so far of the current list, including
+    /// overhead.
     pub fn listing_bytes(&self) -> usize {
         match &self.phase {
             Phase::Listing(listing) => listing.items.iter().map(ListItem::memory).sum(),
@@ -196,12 +205,12 @@ impl Discovery {
         }
     }
 
-    /// The result of `initialize`, raw; empty before it came.
+    /// Returns the result of `initialize` as raw JSON; empty before it has arrived.
     pub fn initialize_result(&self) -> &str {
         &self.initialize_result
     }
 
-    /// What was odd since the last call, fit for a log.
+    /// Removes and returns the anomalies since the last call, escaped for the log.
     pub fn take_remarks(&mut self) -> Vec<String> {
         std::mem::take(&mut self.remarks)
     }
@@ -211,7 +220,7 @@ impl Discovery {
             return DiscoveryStep::Failed(format!("initialize failed: {}", error_text(message)));
         };
         let version = super::version_of(result);
-        // Only membership in the list counts; an unknown version is a server we cannot speak with.
+        // Only membership in the list counts. A server with an unknown version is not supported.
         if let Some(why) = match version.as_deref() {
             None => Some("initialize was answered without a protocolVersion".to_owned()),
             Some(version) if super::VERSIONS.contains(&version) => None,
@@ -227,7 +236,7 @@ impl Discovery {
         };
         self.declared = ListKind::ALL.into_iter().filter(declares).collect();
         self.initialize_result = result.to_owned();
-        // A server may leave the capability out and have tools all the same; asking costs one round.
+        // A server may omit the capability and still have tools; the request costs one round trip.
         self.due =
             ListKind::ALL.into_iter().filter(|kind| *kind == ListKind::Tool || declares(kind)).collect();
         self.changes.clear();
@@ -245,7 +254,7 @@ impl Discovery {
             self.listed = true;
             return None;
         };
-        // It may have been waiting for another attempt when it changed.
+        // A list that changed may also be waiting for a retry.
         self.retries.retain(|other| *other != kind);
         self.phase = Phase::Listing(Listing::new(kind));
         Some(DiscoveryRequest { first: None, method: kind.method(), params: "{}".into() })
@@ -272,7 +281,8 @@ impl Discovery {
         }
     }
 
-    /// Whether the page of this cursor is asked for. An empty or repeated one is how some servers end a list.
+    /// Whether to request the page at this cursor. Some servers end a list with an empty or
+    /// repeated cursor.
     fn goes_on(&mut self, listing: &mut Listing, cursor: &str) -> bool {
         let mut hasher = DefaultHasher::new();
         cursor.hash(&mut hasher);
@@ -281,7 +291,7 @@ impl Discovery {
         }
         let CatalogLimits { items, pages, .. } = self.limits;
         let seen = listing.items.len() + listing.unusable + listing.surplus;
-        // Items left out count as well: nothing else bounds how many are read.
+        // Omitted items count too; otherwise nothing would limit how many are read.
         let full = seen >= items || listing.pages >= pages;
         if full {
             self.remarks.push(format!(
@@ -293,7 +303,7 @@ impl Discovery {
         !full
     }
 
-    /// The list is complete, or ends here.
+    /// Ends the list, whether or not the server has more pages.
     fn finish(&mut self, listing: Listing) -> DiscoveryStep {
         let Listing { kind, items, surplus, unusable, .. } = listing;
         let noun = kind.noun();
@@ -318,7 +328,7 @@ impl Discovery {
 
     fn take(&mut self, listing: &mut Listing, raw: &str) {
         let kind = listing.kind;
-        // Nothing is copied of what has no room in any case.
+        // Items that exceed a limit in any case are not parsed or copied.
         if listing.items.len() >= self.limits.items || listing.bytes + raw.len() > self.limits.bytes {
             listing.surplus += 1;
             return;
@@ -339,8 +349,9 @@ impl Discovery {
         }
     }
 
-    /// A list did not come. At first, a server without its tools is of no use; anything else can be missed, and what
-    /// was listed once stays, unless the server says that it has no such list.
+    /// Handles a list request that failed. During the first discovery, a server that does not list
+    /// its tools is useless. Any other list can be done without, and a previous list stays unless
+    /// the server says that it does not know the method.
     fn no_list(&mut self, listing: &Listing, message: &Message<'_>) -> DiscoveryStep {
         let kind = listing.kind;
         let declared = self.declared.contains(&kind);
@@ -351,7 +362,8 @@ impl Discovery {
         if !self.listed && kind == ListKind::Tool && (declared || listing.pages > 0) {
             return DiscoveryStep::Failed(why);
         }
-        // Templates go with resources, and most servers that have the one have not the other.
+        // Templates belong to the `resources` capability, but most servers that declare it have no
+        // templates.
         let declared = declared && kind != ListKind::Template;
         if !is_unknown_method(message) && (declared || self.known.contains(&kind)) {
             self.postpone(kind);
@@ -364,14 +376,14 @@ impl Discovery {
     }
 }
 
-/// Whether the server answered that it does not know the method.
+/// Whether the response is the error for an unknown method.
 fn is_unknown_method(message: &Message<'_>) -> bool {
     let error = message.error().unwrap_or("{}");
     let code = find(error, 0..error.len(), &["code"]).ok().flatten();
     code.is_some_and(|span| error[span].parse() == Ok(jsonrpc::METHOD_NOT_FOUND))
 }
 
-/// The first question.
+/// Builds the `initialize` request.
 fn initialize_request() -> DiscoveryRequest {
     let params = format!(
         "{{\"protocolVersion\":\"{LATEST}\",\"capabilities\":{{}},\"clientInfo\":{{\"name\":\"mcpport\",\"version\":\"{}\"}}}}",
@@ -399,7 +411,7 @@ impl Listing {
     }
 }
 
-/// The message of an error, fit for a log.
+/// Returns the message of an error response, escaped for the log.
 pub fn error_text(message: &Message<'_>) -> String {
     let error = message.error().unwrap_or("{}");
     let found = find(error, 0..error.len(), &["message"]).ok().flatten();
@@ -487,7 +499,7 @@ mod tests {
         assert_eq!(conversation.initialize_result(), hello);
         let next = feed(&mut conversation, &answer(r#"{"tools":[]}"#));
         assert!(matches!(next, DiscoveryStep::Offer(_, _, Some(ask)) if ask.method == "prompts/list"));
-        // What it was before still holds when it does not answer.
+        // The earlier result stays valid while the restarted server does not respond.
         conversation.again();
         conversation.unanswered();
         assert_eq!(conversation.initialize_result(), hello);
@@ -572,7 +584,8 @@ mod tests {
         assert_eq!(conversation.take_remarks().len(), 1);
     }
 
-    /// A server with tools and prompts, all listed; both changed, and its tools are being asked for.
+    /// Returns the discovery of a server whose tools and prompts were listed and then changed; its
+    /// tools are being requested again.
     fn relisting() -> Discovery {
         let mut conversation = started("{\"tools\":{},\"prompts\":{}}");
         assert!(matches!(

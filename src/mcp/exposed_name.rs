@@ -1,24 +1,28 @@
 //! The names under which clients see the tools and prompts of all servers.
 //!
-//! A pure function of server and tool: it does not depend on who else is connected, on who came first, or on what was here
-//! before, so that a name never leads to another tool than the one that a user approved. Model APIs refuse other characters
-//! than `[A-Za-z0-9_-]`, and more than 64 of them; so does this.
+//! The exposed name is a pure function of server and tool. It does not depend on which other
+//! servers are connected or in which order they connected, so a name never leads to a different
+//! tool than the one that a user approved. Model APIs reject characters other than `[A-Za-z0-9_-]`
+//! and names of more than 64 characters; exposed names keep to both.
 //!
-//! - `<server>_<tool>`, or `<server>__<tool>` where the server's name has a `_` itself.
-//! - With a hash of both at the end where the first form could be read as another pair, has other characters or is too long.
+//! - `<server>_<tool>`, or `<server>__<tool>` if the server's name itself contains a `_`.
+//! - With a hash of both at the end, if the first form is ambiguous, contains other characters or
+//!   is too long.
 
 use crate::secret::Digest;
 
-/// Length of the hash suffix with its separator: 64 bits, so that nobody finds another pair with the same.
+/// Length of the hash suffix, including the separator. The hash has 64 bits, so that a second pair
+/// with the same hash is hard to find.
 const SUFFIX: usize = 17;
 
-/// The name of a tool or prompt.
+/// Returns the exposed name of a tool or prompt, in at most `longest` characters.
 pub fn exposed(server: &str, name: &str, longest: usize) -> String {
     let plain = plain(server, name).filter(|plain| plain.len() <= longest && !is_hashed(plain));
     plain.unwrap_or_else(|| exposed_with_hash(server, name, longest))
 }
 
-/// The same with the hash in any case: for a name that is the gateway's own.
+/// Returns the exposed name with a hash in every case, for a plain name that is contested or is the
+/// gateway's own.
 pub fn exposed_with_hash(server: &str, name: &str, longest: usize) -> String {
     let fit = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
     let shown = server.chars().chain(['_']).chain(name.chars()).map(fit);
@@ -26,7 +30,7 @@ pub fn exposed_with_hash(server: &str, name: &str, longest: usize) -> String {
     format!("{shown}_{:016x}", hash(server, name))
 }
 
-/// Whether a name ends as one with a hash does.
+/// Whether a name ends like one with a hash.
 pub fn is_hashed(name: &str) -> bool {
     let hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     match name.as_bytes().split_last_chunk::<SUFFIX>() {
@@ -35,7 +39,7 @@ pub fn is_hashed(name: &str) -> bool {
     }
 }
 
-/// The name without a hash, where it can be read as this pair only.
+/// Returns the name without a hash, if it can only be read as this pair.
 fn plain(server: &str, name: &str) -> Option<String> {
     let separator = if server.contains('_') { "__" } else { "_" };
     let plain = format!("{server}{separator}{name}");
@@ -43,19 +47,19 @@ fn plain(server: &str, name: &str) -> Option<String> {
     (is_fit && split(&plain) == Some((server, name))).then_some(plain)
 }
 
-/// Reads a name without a hash.
+/// Splits a name without a hash into server and tool.
 fn split(plain: &str) -> Option<(&str, &str)> {
     let double = plain.split_once("__").filter(|(server, _)| server.contains('_'));
     double.or_else(|| plain.split_once('_'))
 }
 
-/// Stable for ever: clients remember tool names.
+/// Hashes the pair. The result must never change, because clients remember tool names.
 fn hash(server: &str, name: &str) -> u64 {
     let digest = Digest::of(&[server.as_bytes(), &[0], name.as_bytes()].concat());
     digest.bytes().iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte))
 }
 
-/// FNV-1a, folded to 32 bits: to tell texts apart, not to prove anything.
+/// Returns the FNV-1a hash, folded to 32 bits. It distinguishes texts; it is not cryptographic.
 pub fn short_hash(bytes: impl Iterator<Item = u8>) -> u32 {
     let wide = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -99,7 +103,8 @@ mod tests {
         }
     }
 
-    /// All pairs of short names with the characters that matter: no two have the same name, however short it must be.
+    /// Tries all pairs of short names with the relevant characters: no two get the same name, even
+    /// at a low length limit.
     #[test]
     fn no_two_pairs_have_the_same_name() {
         let all = |letters: &[&str]| -> Vec<String> {

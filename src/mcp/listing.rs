@@ -1,6 +1,6 @@
-//! What a server can offer, as it describes it: tools, prompts, resources, resource templates.
+//! The items that a server lists: tools, prompts, resources, resource templates.
 //!
-//! An item is kept as the server wrote it; only the value that clients ask for it by is ever replaced.
+//! An item is stored as the server wrote it; only the value of its key is ever replaced.
 
 use super::exposed_name;
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     util,
 };
 
-/// A kind of things that are listed.
+/// The kind of a list.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum ListKind {
     /// `tools/list`.
@@ -23,10 +23,10 @@ pub enum ListKind {
 }
 
 impl ListKind {
-    /// All kinds, in the order in which a server is asked for them.
+    /// All kinds, in the order in which they are requested from a server.
     pub const ALL: [Self; 4] = [Self::Tool, Self::Prompt, Self::Resource, Self::Template];
 
-    /// The method that lists them.
+    /// Returns the method that lists this kind.
     pub fn method(self) -> &'static str {
         match self {
             Self::Prompt => "prompts/list",
@@ -36,12 +36,12 @@ impl ListKind {
         }
     }
 
-    /// The kind that a method lists.
+    /// Returns the kind that a method lists.
     pub fn of_method(method: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.method() == method)
     }
 
-    /// The member of the result that holds them.
+    /// Returns the member of the result that holds the items.
     pub fn member(self) -> &'static str {
         match self {
             Self::Prompt => "prompts",
@@ -51,7 +51,7 @@ impl ListKind {
         }
     }
 
-    /// The capability of a server that has them.
+    /// Returns the server capability that covers this kind.
     pub fn capability(self) -> &'static str {
         match self {
             Self::Prompt => "prompts",
@@ -60,7 +60,7 @@ impl ListKind {
         }
     }
 
-    /// The notification that says that the list changed.
+    /// Returns the notification that the list changed.
     pub fn changed(self) -> &'static str {
         match self {
             Self::Prompt => "notifications/prompts/list_changed",
@@ -69,7 +69,7 @@ impl ListKind {
         }
     }
 
-    /// The member of an item by which it is asked for.
+    /// Returns the member that identifies an item: its name, URI or URI template.
     pub fn key(self) -> &'static str {
         match self {
             Self::Prompt | Self::Tool => "name",
@@ -78,7 +78,7 @@ impl ListKind {
         }
     }
 
-    /// What one of them is called.
+    /// Returns the noun for one item, for the log.
     pub fn noun(self) -> &'static str {
         match self {
             Self::Prompt => "prompt",
@@ -93,55 +93,59 @@ impl ListKind {
             Self::Prompt | Self::Tool => limits.tool_name,
             Self::Resource | Self::Template => limits.uri,
         };
-        // Printable, without control or direction characters: what is shown is what is meant.
+        // The key must consist of printable characters, without control or bidirectional formatting
+        // characters, so that it cannot be displayed as something else.
         let shown = util::escape::show_up_to(key, key.len()).to_string();
         !key.is_empty() && key.chars().count() <= longest && shown == key
     }
 }
 
-/// One thing that a server offers.
+/// An item of a server's list.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ListItem {
-    /// The server's own name or URI for it.
+    /// The server's own name or URI for the item.
     pub key: String,
-    /// The whole description, raw.
+    /// The whole item, as raw JSON.
     raw: String,
-    /// Where the key's value lies in it.
+    /// The span of the key's value in `raw`.
     span: jsonrpc::Span,
 }
 
 impl ListItem {
-    /// Reads one element of a list. `None` when it has no single usable key.
+    /// Reads one element of a list. `None` if it does not have exactly one valid key.
     pub fn read(kind: ListKind, raw: &str, limits: &CatalogLimits) -> Option<Self> {
         let span = jsonrpc::find(raw, 0..raw.len(), &[kind.key()]).ok()??;
         let key = jsonrpc::unquote(&raw[span.clone()])?.into_owned();
-        // On one line, as everything that goes to clients: line breaks stand between tokens only (RFC 8259, section 2).
+        // Messages to clients are one line. Line breaks can only occur between tokens (RFC 8259,
+        // section 2).
         kind.is_key(&key, limits).then(|| Self { key, raw: raw.replace(['\n', '\r'], " "), span })
     }
 
-    /// The description under another key; all else as the server wrote it.
+    /// Returns the item as raw JSON under another key; everything else stays as the server wrote
+    /// it.
     pub fn under(&self, exposed: &str) -> String {
         let (before, after) = (&self.raw[..self.span.start], &self.raw[self.span.end..]);
         format!("{before}{}{after}", jsonrpc::quote(exposed))
     }
 
-    /// A short name for the whole description, for the log.
+    /// Returns a short hash of the whole item, for the log.
     pub fn hash(&self) -> u32 {
         exposed_name::short_hash(self.raw.bytes())
     }
 
-    /// Bytes that it takes in memory: the description, its name here and in an index, and what holds them.
+    /// Returns the bytes of memory that the item takes: the raw item, its key here and in an index,
+    /// and the overhead.
     pub fn memory(&self) -> usize {
         self.raw.len() + 2 * self.key.len() + limits::ITEM_BYTES
     }
 
-    /// Bytes of the description.
+    /// Returns the length in bytes of the raw item.
     pub fn bytes(&self) -> usize {
         self.raw.len()
     }
 }
 
-/// A description of an [`ListItem`] that is under one key, under another.
+/// Replaces the key in the raw JSON of a [`ListItem`].
 pub fn rename(kind: ListKind, listed: &str, exposed: &str) -> String {
     match jsonrpc::find(listed, 0..listed.len(), &[kind.key()]) {
         Ok(Some(span)) => {

@@ -2,7 +2,7 @@
 
 use crate::jsonrpc::{Message, unquote};
 
-/// The levels, from talkative to terse (the order of RFC 5424).
+/// The levels in ascending severity (RFC 5424).
 const LEVELS: [&str; 8] = ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
 
 /// A log level.
@@ -10,7 +10,7 @@ const LEVELS: [&str; 8] = ["debug", "info", "notice", "warning", "error", "criti
 pub struct Level(u8);
 
 impl Level {
-    /// The level that a message names in its params.
+    /// Returns the level in a message's params. `None` if it is missing or unknown.
     pub fn of(message: &Message<'_>) -> Option<Self> {
         let span = message.param(&["level"]).ok()??;
         let name = unquote(&message.text()[span])?;
@@ -18,7 +18,7 @@ impl Level {
         u8::try_from(place).ok().map(Self)
     }
 
-    /// Its name.
+    /// Returns the level's name.
     pub fn name(self) -> &'static str {
         LEVELS.get(usize::from(self.0)).copied().unwrap_or("emergency")
     }

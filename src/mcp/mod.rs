@@ -1,5 +1,5 @@
-//! What the Model Context Protocol says, as far as a gateway has to know it: versions, methods, names,
-//! the gateway's own conversation with a server, and the gateway's own answers.
+//! The parts of the Model Context Protocol that a gateway needs: versions, methods, exposed names,
+//! discovery of servers, and the gateway's own responses.
 //!
 //! Built on `jsonrpc`; used by `catalog` and by the programs.
 
@@ -14,28 +14,29 @@ use crate::jsonrpc;
 
 /// Protocol versions that start with `initialize`, oldest first.
 pub const VERSIONS: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
-/// The version we offer, and answer with when asked for one we do not know.
+/// The version that we offer, and that we answer with when a client requests an unknown one.
 pub const LATEST: &str = "2025-11-25";
 
-/// The version to answer `initialize` with (lifecycle, version negotiation): the one asked for when we know it.
+/// Returns the version for the `initialize` result (MCP lifecycle, version negotiation): the
+/// requested one if we know it, otherwise [`LATEST`].
 pub fn negotiate(asked: &str) -> &'static str {
     VERSIONS.iter().find(|known| **known == asked).copied().unwrap_or(LATEST)
 }
 
-/// The version in a result of `initialize`, or in its params.
+/// Returns the version in a result of `initialize` or in its params.
 pub fn version_of(raw: &str) -> Option<String> {
     let span = jsonrpc::find(raw, 0..raw.len(), &["protocolVersion"]).ok()??;
     jsonrpc::unquote(&raw[span]).map(|version| version.into_owned())
 }
 
-/// The instructions in a result of `initialize`.
+/// Returns the instructions in a result of `initialize`.
 pub fn instructions_of(raw: &str) -> Option<String> {
     let span = jsonrpc::find(raw, 0..raw.len(), &["instructions"]).ok()??;
     jsonrpc::unquote(&raw[span]).map(|instructions| instructions.into_owned())
 }
 
-/// The result of `initialize` at the endpoint that shows all servers. What may come later is declared from the start,
-/// because a client asks only once.
+/// Builds the result of `initialize` for the endpoint that shows all servers. It declares every
+/// capability from the start, since servers may connect later and a client initializes only once.
 pub fn initialize_result(version: &str, instructions: &str) -> String {
     let instructions = match instructions {
         "" => String::new(),
@@ -50,8 +51,9 @@ pub fn initialize_result(version: &str, instructions: &str) -> String {
     )
 }
 
-/// A server's own result of `initialize`, for a client that asks for a version: that version, when we know it and the
-/// server's is not older; the server's own otherwise. All else is as the server wrote it.
+/// Returns the protocol version for a client and the server's result of `initialize` with that
+/// version. It is the requested version if we know it and it is older than the server's, otherwise
+/// the server's own. Everything else stays as the server wrote it.
 pub fn greeting_for(greeting: &str, asked: &str) -> (String, String) {
     let own = version_of(greeting).unwrap_or_else(|| LATEST.to_owned());
     let age = |version: &str| VERSIONS.iter().position(|known| *known == version);
@@ -69,7 +71,7 @@ pub fn greeting_for(greeting: &str, asked: &str) -> (String, String) {
     (version, result)
 }
 
-/// The gateway's own tool, as it is listed.
+/// The gateway's own tool, as listed in `tools/list`.
 pub const LIST_SERVERS: &str = r#"{"name":"list_servers","description":"List all registered MCP servers","inputSchema":{"type":"object","properties":{}},"annotations":{"readOnlyHint":true}}"#;
 
 #[cfg(test)]

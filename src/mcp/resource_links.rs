@@ -1,29 +1,30 @@
-//! Links to resources in what servers send: where their URIs stand.
+//! Resource links in messages from servers: finds the spans of their URIs.
 //!
-//! A client that sees all servers must not be led to another server's resource of the same URI. Pure; `catalog` knows what
-//! each URI leads to.
+//! A client that sees all servers must not be led to another server's resource of the same URI.
+//! This module does no I/O; `catalog` knows which resource each URI belongs to.
 
 use crate::jsonrpc::{Message, Span, elements, find, unquote};
 
-/// A URI, and where its value stands.
+/// The span of a URI's value, and the URI.
 pub type ResourceLink = (Span, String);
 
-/// Whether a message can have links at all; most have none, and this says so quickly.
+/// Whether a message can contain links. A cheap check, since most messages have none.
 pub fn may_link(message: &Message<'_>) -> bool {
     has_word(message.text()) || message.has_escaped_letter()
 }
 
-/// Whether a description of a tool can have links at all.
+/// Whether a tool's description can contain links.
 pub fn may_link_description(listed: &str) -> bool {
     has_word(listed) || listed.contains("\\u00")
 }
 
-/// Part of `resource_link`, `resource` (both types of content), `resourceUri` and `ui/resourceUri`.
+/// Looks for the substring common to `resource_link`, `resource` (both content types),
+/// `resourceUri` and `ui/resourceUri`.
 fn has_word(text: &str) -> bool {
     text.contains("resource")
 }
 
-/// The links in the result of a method, in the order of the text.
+/// Returns the links in the result of a method, in text order.
 pub fn in_result(method: &str, text: &str, result: Span) -> Vec<ResourceLink> {
     let mut links = Vec::new();
     match method {
@@ -44,14 +45,14 @@ pub fn in_result(method: &str, text: &str, result: Span) -> Vec<ResourceLink> {
     in_order(links)
 }
 
-/// The links in the description of a tool.
+/// Returns the links in a tool's description, in text order.
 pub fn in_description(listed: &str) -> Vec<ResourceLink> {
     let mut links = Vec::new();
     in_meta(listed, &(0..listed.len()), &mut links);
     in_order(links)
 }
 
-/// A text with other URIs in the places of these; `None`: nothing changes.
+/// Replaces the URIs at the given spans. `None` if there are no edits.
 pub fn spliced(text: &str, edits: &[ResourceLink]) -> Option<String> {
     let mut out = String::new();
     let mut from = 0;
@@ -83,7 +84,8 @@ fn in_resource(text: &str, object: &Span, links: &mut Vec<ResourceLink>) {
     in_meta(text, object, links);
 }
 
-/// The user interface of a tool (MCP Apps): `_meta.ui.resourceUri`, and the flat form before it.
+/// Adds the URI of a tool's user interface (MCP Apps): `_meta.ui.resourceUri`, and the flat key
+/// `ui/resourceUri` that preceded it.
 fn in_meta(text: &str, object: &Span, links: &mut Vec<ResourceLink>) {
     add(text, object, &["_meta", "ui", "resourceUri"], links);
     add(text, object, &["_meta", "ui/resourceUri"], links);
@@ -150,7 +152,7 @@ mod tests {
                 assert_eq!(found("tools/call", &escaped), ["a://1", "ui://m"], "{escaped}");
             }
         }
-        // What encoders escape costs no second look.
+        // Escapes that common encoders write do not trigger the full search.
         for usual in [r#"{"x":"\u00e9\u003c\u0026\u001b\u2028\n"}"#, r#"{"x":"\\u0061"}"#, "{}"] {
             assert!(!is_looked_at(usual), "{usual}");
         }
