@@ -1,4 +1,4 @@
-//! What goes to one server, and what comes from it unasked.
+//! Forwards client requests to one server, and that server's notifications to its clients.
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
@@ -18,16 +18,19 @@ use crate::{
     session::{Subscriber, Subscriptions},
 };
 
-/// Charges a session for its subscriptions as they are, and for so many bytes more. False: there is no memory for more.
+/// Charges a session for its current subscriptions and for `more` bytes. Returns false if there is
+/// no memory for more.
 fn pay_subscriptions(subscriptions: &Subscriptions, client: &Session, more: usize) -> bool {
     client.paid().subscriptions.resize(subscriptions.bytes(client.id()) + more)
 }
 
-/// Where the client's name for something stands, and the server's own name for it.
+/// The position of the client's name for an item in the message, and the server's own name for that
+/// item.
 type Named = (Span, String);
 
 impl Gateway {
-    /// A request at the endpoint of one server: as it is, except where sessions share the server.
+    /// Handles a request at the endpoint of one server. It is forwarded unchanged, except that
+    /// subscriptions are counted and task requests are checked where sessions share the server.
     pub fn ask_server(
         &self,
         client: &Arc<Session>,
@@ -48,7 +51,7 @@ impl Gateway {
         }
     }
 
-    /// Passes a request on.
+    /// Forwards a request to a server.
     pub fn forward(
         &self,
         client: &Arc<Session>,
@@ -60,7 +63,7 @@ impl Gateway {
         self.forward_as(client, upstream, message, named, reply, None)
     }
 
-    /// Passes a request on, under a number in the session that was reserved for it.
+    /// Forwards a request, as the session's call `number` if that was reserved for it.
     fn forward_as(
         &self,
         client: &Arc<Session>,
@@ -88,7 +91,8 @@ impl Gateway {
         passed.map(|()| Answer::Later).map_err(|why| declined(why, upstream.name()))
     }
 
-    /// Reading a resource, and the wish to hear of its changes, which is counted over all sessions.
+    /// Handles `resources/read`, `resources/subscribe` and `resources/unsubscribe`. Subscriptions
+    /// are counted over all sessions.
     pub fn resource(
         &self,
         client: &Arc<Session>,
@@ -102,13 +106,14 @@ impl Gateway {
         let mut asked = None;
         match message.method() {
             "resources/subscribe" => {
-                // It is kept as long as the session.
+                // The URI is limited in length because it is kept as long as the session.
                 let longest = self.config.limits.catalog.uri;
                 if own.chars().count() > longest {
                     let why = format!("the URI is too long to subscribe to: more than {longest} characters");
                     return Err((jsonrpc::INVALID_PARAMS, why));
                 }
-                // A process that begins is told what its client wanted before, and then this.
+                // Starts the instance before the subscription is added: a new instance is sent the
+                // earlier subscriptions first, and then this one.
                 self.instance_for(client, upstream).map_err(|why| declined(why, upstream.name()))?;
                 let number = client.calls().reserve();
                 let mut subscriptions = self.subscriptions();
@@ -128,7 +133,7 @@ impl Gateway {
             "resources/unsubscribe" => {
                 let last = self.unsubscribe(client, upstream, own);
                 let told = match upstream.instance_pool() {
-                    // Others want to hear of it still.
+                    // The server keeps its subscription while other sessions are subscribed.
                     None => last,
                     Some(_) => client.instances().by_server.contains_key(upstream.name()),
                 };
@@ -140,13 +145,15 @@ impl Gateway {
         }
         let passed = self.forward_as(client, upstream, message, Some(named), reply, asked);
         if let (Err(_), Some(number)) = (&passed, asked) {
-            // Nobody was asked; and a session that has ended takes nothing back any more.
+            // The server was not asked, so the subscription is removed here. If the session has
+            // ended meanwhile, nothing else would remove it.
             self.settle_subscription(client, upstream, number, false);
         }
         passed
     }
 
-    /// A session no longer wants to hear of a resource. True when nobody does any more.
+    /// Removes a session's subscription to a resource. Returns true if no session is subscribed to
+    /// it any more.
     fn unsubscribe(&self, client: &Session, upstream: &Upstream, own: &str) -> bool {
         let mut subscriptions = self.subscriptions();
         let last = subscriptions.remove(upstream.name(), own, client.id());
@@ -154,14 +161,15 @@ impl Gateway {
         last
     }
 
-    /// A session's request to hear of a resource, by its number in the session, was answered or not passed on.
+    /// Settles a session's `resources/subscribe`, identified by its number in the session, once it
+    /// was answered or could not be forwarded.
     fn settle_subscription(&self, client: &Session, upstream: &Upstream, number: u64, granted: bool) {
         let mut subscriptions = self.subscriptions();
         subscriptions.settle(upstream.name(), client.id(), number, granted);
         pay_subscriptions(&subscriptions, client, 0);
     }
 
-    /// A server has answered: whoever waits for that is told.
+    /// Delivers a server's response to the pending request that it answers.
     pub fn conclude(&self, upstream: &Upstream, pending: Pending<Caller>, answer: &Message<'_>) {
         if let Caller::Session(client, ..) = &pending.caller
             && self.is_of_foreign_task(client, upstream, &pending.method, answer)
@@ -173,7 +181,8 @@ impl Gateway {
         deliver(pending, answer, edits, &self.stats);
     }
 
-    /// URIs in an answer that would lead a client of all servers to another server than the one that sent them.
+    /// Returns replacements for the URIs in a response that would lead a client of the aggregate to
+    /// another server than the one that sent them.
     fn links(
         &self,
         upstream: &Upstream,
@@ -200,8 +209,9 @@ impl Gateway {
         }
     }
 
-    /// What follows from an answer beside that, and what must be changed in it. What the server does not tell of is not
-    /// counted as a wish; and another log level may be wanted by now than the one that it was asked for.
+    /// Updates the gateway's state from a response, and returns the changes to make in it. A
+    /// refused subscription is not counted. After `logging/setLevel` the level is compared again,
+    /// because another one may be wanted by now.
     fn settle(
         &self,
         upstream: &Upstream,
@@ -231,7 +241,8 @@ impl Gateway {
         Vec::new()
     }
 
-    /// A session is gone: servers need not tell what nobody wants to hear.
+    /// Removes all subscriptions of a session that ended, and unsubscribes from resources that no
+    /// session is subscribed to any more.
     pub fn unsubscribe_all(&self, client: &Session) {
         let _ordered = self.subscription_order();
         let unwanted = {
@@ -249,12 +260,13 @@ impl Gateway {
         }
     }
 
-    /// A server is back: it is asked anew for the log level of its sessions. Gives the resources that it is to be asked for
-    /// as well.
+    /// Restores the log level of a server that is back. Returns the resources to subscribe to
+    /// again. Where sessions have their own instances, starts those of the subscribed sessions
+    /// instead.
     pub fn pending_subscriptions(&self, upstream: &Arc<Upstream>) -> Vec<String> {
         let _ordered = self.subscription_order();
         if upstream.instance_pool().is_some() {
-            // The processes that knew it are gone with the old link.
+            // The instances that had these subscriptions are gone with the old link.
             let subscribed = self.subscriptions().sessions_of(upstream.name());
             for session in subscribed {
                 let client = self.sessions().peek(&session).cloned();
@@ -270,7 +282,8 @@ impl Gateway {
         }
         upstream.forget_level();
         self.send_level(upstream);
-        // Sessions at its own endpoint have seen it before, when it may have offered something else.
+        // Sessions at the server's own endpoint may have listed it before, when it offered
+        // something else.
         for kind in [ListKind::Tool, ListKind::Prompt, ListKind::Resource] {
             if upstream.has(kind.capability()) {
                 self.notify_aggregate(upstream, &jsonrpc::notification(kind.changed(), None));
@@ -279,13 +292,13 @@ impl Gateway {
         self.subscriptions().of_server(upstream.name())
     }
 
-    /// Asks a server for the first of these resources, as long as only a few such requests are under way: there may be more
-    /// of them than calls and frames have room.
+    /// Subscribes to the pending resources in order, with at most [`limits::WISHES`] such requests
+    /// in flight: there may be more resources than the limits for calls and frames allow.
     pub fn resubscribe(&self, now: Instant, upstream: &Upstream, wishes: &mut VecDeque<String>) {
         if wishes.is_empty() {
             return;
         }
-        // Nobody takes a wish back between the look and the request.
+        // Lock held so that no unsubscribe can slip between the check and the request.
         let _ordered = self.subscription_order();
         let is_wish = |pending: &Pending<Caller>| {
             matches!(pending.caller, Caller::Ignored) && &*pending.method == "resources/subscribe"
@@ -304,14 +317,14 @@ impl Gateway {
         }
     }
 
-    /// Tells the sessions at a server's own endpoint that a list changed.
+    /// Notifies the sessions at a server's own endpoint that a list changed.
     fn notify_aggregate(&self, upstream: &Upstream, notification: &str) {
         for client in self.own_audience(upstream.name()) {
             client.notice(notification, &self.stats);
         }
     }
 
-    /// The state of a task: to those whose it is.
+    /// Sends a task's status to the sessions whose principal may see the task.
     fn broadcast_task(&self, upstream: &Upstream, message: &Message<'_>) {
         let Ok(id) = string_param(message, &["taskId"]) else { return };
         let id = id.map(|(_, id)| id);
@@ -322,12 +335,12 @@ impl Gateway {
         }
     }
 
-    /// The initialized sessions at a server's own endpoint.
+    /// Returns the initialized sessions at a server's own endpoint.
     fn own_audience(&self, server: &str) -> Vec<Arc<Session>> {
         self.sessions().at(Some(server)).filter(|client| client.is_initialized()).cloned().collect()
     }
 
-    /// Asks a server for log messages from the lowest level that anybody wants.
+    /// Requests log messages from the lowest level that any session wants.
     pub fn send_level(&self, upstream: &Upstream) {
         let lowest = self.sessions().lowest_level(upstream.name());
         if let Some(level) = lowest.filter(|_| upstream.has("logging")) {
@@ -335,10 +348,12 @@ impl Gateway {
         }
     }
 
-    /// A shared server's notification that belongs to no call: to the sessions that it is for.
+    /// Sends a shared server's notification that belongs to no call to the sessions that it
+    /// concerns.
     pub fn broadcast(&self, upstream: &Upstream, message: &Message<'_>) {
         if upstream.instance_pool().is_some() {
-            // Sessions hear of their own processes; this one only says what the server offers.
+            // Sessions get the notifications of their own instances. The instance on this link is
+            // only used for listing.
             return;
         }
         match message.method() {
@@ -363,7 +378,8 @@ impl Gateway {
         }
     }
 
-    /// To subscribers only (or to this one), each under the URI that it knows.
+    /// Sends a resource update to its subscribers (or to `only`), each with the URI that the
+    /// subscriber knows.
     pub fn broadcast_update(&self, upstream: &Upstream, message: &Message<'_>, only: Option<&Session>) {
         let Ok(Some((span, updated))) = string_param(message, &["uri"]) else { return };
         let subscribers = self.subscriptions().of_update(upstream.name(), &updated);
@@ -373,7 +389,7 @@ impl Gateway {
             }
             let client = self.sessions().peek(&subscriber.session).cloned();
             let Some(client) = client.filter(|client| client.is_initialized()) else { continue };
-            // A resource that is exposed under another URI, or one below it.
+            // The subscriber knows the resource, or its parent, under the exposed URI `name+uri`.
             let uri = match subscriber.uri.split_once('+') {
                 Some((name, _)) if name == upstream.name() && !updated.starts_with(&subscriber.uri) => {
                     quote(&format!("{name}+{updated}"))

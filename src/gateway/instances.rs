@@ -1,11 +1,14 @@
-//! Sessions with a process of their own: opened when a session first needs one, ended with the session.
+//! Isolated sessions: each has its own instance of the server, which starts when the session first
+//! needs it and ends with the session.
 //!
-//! Nobody else is behind such a process, so what it asks and says of its own goes to that session, and the other way
-//! round. At the endpoint of one server the client's own `initialize` opens it; at the aggregate the gateway says the
-//! client's capabilities to each server that the session touches.
+//! An instance serves only one session, so its requests and notifications go to that session, and
+//! the session's notifications go to it. At the endpoint of one server the client's own
+//! `initialize` starts the instance. At the aggregate the gateway initializes an instance of each
+//! server that the session uses, with the client's capabilities.
 //!
-//! Locks, in this order: a client's processes (`instances`), then a server's channels or the subscriptions. No other lock is
-//! taken while one of a client's or a server's tables is held, but for a client's calls and the mux in it.
+//! Lock order: first a session's instances (`instances`), then a server's channels or the
+//! subscriptions. No other lock is taken while one of a session's or a server's tables is held,
+//! except for a session's calls and, under that, the mux.
 
 use std::{sync::Arc, time::Instant};
 
@@ -29,10 +32,12 @@ use crate::{
 };
 
 impl Gateway {
-    /// The process that serves a client: the server's only one, or the session's own, opened if need be.
+    /// Returns the process that serves a session: the shared server, or the session's own instance,
+    /// which is started if need be.
     ///
     /// # Errors
-    /// `Declined`: the session has ended, or there are as many as there may be, or the link takes no more.
+    /// [`Declined`]: the session has ended, an instance limit is reached, or the link takes no more
+    /// frames.
     pub fn instance_for(
         &self,
         client: &Arc<Session>,
@@ -49,7 +54,7 @@ impl Gateway {
         let whole = *client.scope() == Scope::All;
         let wishes = whole.then(|| self.subscriptions().of_session(upstream.name(), client.id()));
         let limits = &self.config.limits.session;
-        // Its client's calls, and what the gateway asks for its client.
+        // The client's calls, and the subscriptions that the gateway restores for the client.
         let most = limits.in_flight + limits.subscriptions;
         let several = self.authn.tokens().have_several_clients();
         let process = upstream.spawn_instance(isolation, client, most, several, wishes)?;
@@ -63,7 +68,7 @@ impl Gateway {
         Ok(process)
     }
 
-    /// A message from a session's own process.
+    /// Handles a message from a session's instance.
     pub fn on_instance_message(&self, now: Instant, process: &Arc<Upstream>, text: &str) {
         let Some(client) = process.instance().and_then(|private| private.client.upgrade()) else { return };
         let take = |text: &str| {
@@ -72,7 +77,7 @@ impl Gateway {
             }
         };
         match Message::read(text) {
-            // Written on one line from here on, as events have it.
+            // Reformatted to a single line, as events require it.
             Ok(message) if message.has_line_breaks() && !message.has_twin() => take(&message.splice(&[])),
             Ok(message) if !message.has_twin() => self.sound_message(now, &client, process, &message),
             odd => {
@@ -95,7 +100,7 @@ impl Gateway {
         }
     }
 
-    /// The process sent an answer that cannot be used: the request that it was for fails.
+    /// Handles a response that cannot be used: fails the request that it belongs to.
     fn on_unusable_instance_answer(&self, now: Instant, process: &Arc<Upstream>, answer: &Unusable) {
         process.log_unusable(now, answer);
         if let Some(Caller::Initialize) = process.fail_unusable(answer, &self.stats) {
@@ -114,7 +119,7 @@ impl Gateway {
         match (message.kind(), message.method()) {
             (Kind::Response, _) => self.on_instance_answer(now, client, process, message),
             (Kind::Request, "ping") => {
-                // An edge that asks and does not read gets no more answers.
+                // Best effort: dropped if the link's queue is full.
                 let _ = process.send_now(jsonrpc::result(message.id().unwrap_or_default(), "{}"));
             }
             (Kind::Request, _) => self.forward_server_request(now, client, process, message),
@@ -171,7 +176,8 @@ impl Gateway {
         }
     }
 
-    /// What the client of a new process has asked for before: its log level, and changes of resources.
+    /// Returns the requests that restore a client's log level and resource subscriptions at a new
+    /// instance.
     fn initial_subscriptions(&self, now: Instant, client: &Session, process: &Upstream) -> Vec<String> {
         let patience = self.config.timeout_rpc;
         let level = client.info().level.filter(|_| process.has("logging"));
@@ -183,7 +189,8 @@ impl Gateway {
         level.into_iter().chain(wishes).collect()
     }
 
-    /// To the call whose token it is. A task's token outlives its call.
+    /// Forwards a progress notification to the call with this token. A task's token outlives its
+    /// call, so at a server's own endpoint an unknown token goes to the session's stream.
     fn on_instance_progress(
         &self,
         now: Instant,
@@ -211,7 +218,8 @@ impl Gateway {
         }
     }
 
-    /// A question of the process, under an id of ours: each process counts its own.
+    /// Forwards an instance's request to its client, under an id of the gateway: each instance
+    /// numbers its own requests.
     fn forward_server_request(
         &self,
         now: Instant,
@@ -221,7 +229,7 @@ impl Gateway {
     ) {
         let id = message.id().unwrap_or_default();
         let refuse = |code: i64, why: &str| {
-            // A server that asks so much may miss an answer.
+            // Best effort: a server that floods its link with requests may miss a response.
             let _ = process.send_now(jsonrpc::error(id, code, why));
         };
         if id.len() > limits::ID_BYTES {
@@ -238,7 +246,7 @@ impl Gateway {
         }
     }
 
-    /// A client's answer to what a process asked it.
+    /// Forwards a client's response to the instance that sent the request.
     pub fn answered(&self, client: &Session, message: &Message<'_>) {
         let ended = message.id().and_then(|id| client.server_requests().end(id));
         let Some((process, own)) = ended else { return self.stats.unmatched.add() };
@@ -252,7 +260,8 @@ impl Gateway {
         self.give_answer(&process, answer);
     }
 
-    /// A client's message is refused. If it is an answer to what a process asked, that fails at once: no other answer comes.
+    /// Handles a client's message that was refused. If it is the response to an instance's request,
+    /// that request fails at once, because no other response will follow.
     pub fn answer_refused(&self, client: &Session, body: &[u8], why: Malformed) {
         let ended = tolerant::answer_id(body).and_then(|id| client.server_requests().end(&id));
         if let Some((process, own)) = ended {
@@ -263,12 +272,13 @@ impl Gateway {
 
     fn give_answer(&self, process: &Arc<Upstream>, answer: String) {
         if matches!(process.send_now(answer), Err(SendError::Full | SendError::Memory)) {
-            // The server would wait for it for ever.
+            // The server would wait for the response forever.
             self.end_instance(process, "the link does not keep up", true);
         }
     }
 
-    /// What belongs to a call goes where its answer goes, all else to the stream for that.
+    /// Sends a message to the client: a `related` one to the stream of the newest call, if there is
+    /// one, any other to the session's stream.
     fn to_client(&self, client: &Session, process: &Upstream, text: String, related: bool) {
         match Self::newest_responder(process).filter(|_| related) {
             Some(reply) => reply.send(text, &self.stats),
@@ -276,8 +286,9 @@ impl Gateway {
         }
     }
 
-    /// A question to the client, or that it was taken back: such are kept until the client listens. False: too much waits
-    /// for the client already. That a question was taken back may be lost: its answer is nobody's then.
+    /// Sends the client a request, or the cancellation of one. On the session's stream it is kept
+    /// until the client reads. Returns false if too much is queued for the client already. A
+    /// cancellation may be lost: the client's response is then dropped as unmatched.
     fn send_server_request(&self, client: &Session, process: &Upstream, text: String) -> bool {
         match Self::newest_responder(process) {
             Some(reply) => reply.request(text),
@@ -285,8 +296,9 @@ impl Gateway {
         }
     }
 
-    /// The way back of the newest call that is read, as nothing says which call a message of the process belongs to. Before the answer
-    /// to `initialize` a client takes nothing.
+    /// Returns the responder of the newest call whose client still reads, because a message does
+    /// not say which call it belongs to. `initialize` is skipped: before its response a client
+    /// accepts no other messages.
     fn newest_responder(process: &Upstream) -> Option<Responder> {
         process.mux().newest(|pending| match &pending.caller {
             Caller::Session(_, _, reply, _) if !reply.is_closed() && &*pending.method != "initialize" => {
@@ -296,7 +308,7 @@ impl Gateway {
         })
     }
 
-    /// Asks a session's own process for log messages from the session's level.
+    /// Sends the session's log level to its instance.
     pub fn send_level_to_instance(&self, client: &Session, process: &Upstream) {
         let Some(level) = client.info().level else { return };
         if process.has("logging") {
@@ -304,7 +316,7 @@ impl Gateway {
         }
     }
 
-    /// The edge says that a process is gone, or could not be started.
+    /// Handles the edge's report that an instance ended or could not be started.
     pub fn instance_gone(&self, shared: &Upstream, number: u32, reason: &str) {
         let process = shared.instance_pool().and_then(|isolation| isolation.get(number));
         if let Some(process) = process {
@@ -313,7 +325,8 @@ impl Gateway {
         }
     }
 
-    /// Ends a session's own process: its calls fail, and the session is told. `tell`: the edge has to be told as well.
+    /// Ends an instance: fails its calls, and closes the session if that is at the server's own
+    /// endpoint. `tell`: also tell the edge.
     pub fn end_instance(&self, process: &Arc<Upstream>, reason: &str, tell: bool) {
         let Some(private) = process.instance() else { return };
         let shared = private.shared.upgrade();
@@ -326,17 +339,17 @@ impl Gateway {
         client.server_requests().forget(|server| Arc::ptr_eq(server, process));
         let removed = {
             let mut own = client.instances();
-            // The session may have a new one by now.
+            // The session may have a new instance by now.
             let is_its = own.by_server.get(process.name()).is_some_and(|its| Arc::ptr_eq(its, process));
             is_its && own.by_server.remove(process.name()).is_some()
         };
         if removed && *client.scope() != Scope::All {
-            // The session was the process's; what it knew is lost.
+            // The instance held the session's state, which is lost.
             self.close(&client, reason);
         }
     }
 
-    /// Ends all processes of a session that has ended.
+    /// Ends all instances of a session that has ended.
     pub fn end_instances(&self, client: &Session) {
         let processes = {
             let mut own = client.instances();
@@ -348,7 +361,7 @@ impl Gateway {
         }
     }
 
-    /// The link of a server is gone, and all processes behind it.
+    /// Ends all instances behind a link that is gone.
     pub fn end_all_instances(&self, shared: &Upstream, reason: &str) {
         let processes = shared.instance_pool().map(|isolation| isolation.end()).unwrap_or_default();
         for process in processes {
@@ -356,8 +369,8 @@ impl Gateway {
         }
     }
 
-    /// Fails what took too long in the processes of single sessions, and takes back what they asked too long ago: no call
-    /// lasts longer than that.
+    /// Fails calls to instances that timed out, and cancels their requests to clients that were not
+    /// answered within the timeout of a tool call: no call lasts longer.
     pub fn expire_instances(&self, shared: &Upstream, now: Instant) {
         let processes = shared.instance_pool().map(|isolation| isolation.all()).unwrap_or_default();
         for process in processes {

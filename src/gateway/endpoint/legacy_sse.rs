@@ -1,4 +1,5 @@
-//! The 2024-11-05 transport: `GET /sse` opens a session and is its way back, `POST /messages` is the way in.
+//! The 2024-11-05 transport (HTTP with SSE): `GET /sse` opens a session and its event stream, `POST
+//! /messages` carries the client's messages.
 
 use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
@@ -17,7 +18,10 @@ use crate::{
     session, sse,
 };
 
-/// Opens a session, or gives the refusal.
+/// Opens a session.
+///
+/// # Errors
+/// The response that refuses it.
 pub fn admit(
     connection: &Connection,
     principal: Principal,
@@ -35,7 +39,7 @@ pub fn admit(
     Ok((client, queue))
 }
 
-/// Ends a session in any case: also when its task is cancelled or panics.
+/// Closes the session when dropped, so also when its task is cancelled or panics.
 struct LegacySession<'a> {
     client: &'a Session,
     gateway: &'a crate::gateway::Gateway,
@@ -47,8 +51,8 @@ impl Drop for LegacySession<'_> {
     }
 }
 
-/// Serves an event stream until the client goes away, does not read, or the gateway stops. `prefix` precedes the path in its
-/// `endpoint` event.
+/// Serves an event stream until the client leaves or does not read, or the gateway stops. `prefix`
+/// precedes the path in the `endpoint` event.
 ///
 /// # Errors
 /// The connection broke, or the client does not read.
@@ -70,7 +74,7 @@ pub async fn serve(
     event_stream::write(gateway, web, &mut queue, first, None).await.map(|_| ())
 }
 
-/// Takes one message of a session. `None`: the connection has ended meanwhile.
+/// Handles one message of a session. Returns `None` if the connection has ended meanwhile.
 ///
 /// # Errors
 /// The connection broke.

@@ -1,4 +1,4 @@
-//! What is served at each path: Streamable HTTP, the 2024-11-05 transport, and the status.
+//! HTTP endpoints: Streamable HTTP, the 2024-11-05 transport, and the status.
 
 pub mod legacy_sse;
 pub mod status;

@@ -1,4 +1,5 @@
-//! `/status`: what the gateway has, what it did, and whether its door is open; for people and for monitoring.
+//! `/status`: version, servers, counters, table sizes, and whether anyone can use the gateway. For
+//! operators and monitoring.
 //!
 //! Nothing in it is secret: no token, no URL, no session id.
 
@@ -17,7 +18,8 @@ use crate::{
 };
 
 impl Gateway {
-    /// The answer to a request for the status: a JSON object.
+    /// Returns the status as a JSON object. Server ids are included only for the servers of
+    /// `viewer`.
     pub(in crate::gateway) async fn status(&self, viewer: Principal) -> Response {
         let uptime = self.started.elapsed().as_secs();
         let (servers, calls) = self.server_list(viewer).await;
@@ -30,12 +32,13 @@ impl Gateway {
         Response::new(StatusCode::Ok).field("Cache-Control", "no-store").json(body)
     }
 
-    /// Whether everybody who reaches it may come in, and it can be reached from elsewhere.
+    /// Returns whether the gateway asks for neither a token nor a client certificate, and listens
+    /// beyond loopback.
     pub(in crate::gateway) fn is_open(&self) -> bool {
         self.exposed && !self.policy.guarded
     }
 
-    /// The main counters in one line, for the end of the log.
+    /// Returns the counters that are not 0 in one line, logged at shutdown.
     pub(in crate::gateway) fn summary(&self) -> String {
         let counts = self.stats.all();
         let counts: Vec<String> = counts
@@ -47,7 +50,8 @@ impl Gateway {
         format!("served for {} s: {counts}", self.started.elapsed().as_secs())
     }
 
-    /// All servers, and the number of calls under way. Ids are their owners' matter.
+    /// Returns all servers as JSON, and the number of pending calls. The id of a server is shown
+    /// only to its owner.
     async fn server_list(&self, viewer: Principal) -> (String, usize) {
         let (mut list, mut calls, mut last) = (String::new(), 0, None);
         loop {
@@ -70,7 +74,8 @@ impl Gateway {
         }
     }
 
-    /// Answers a call of the gateway's own tool. Many servers take more than one step, and the answer comes later.
+    /// Answers a call of the gateway's own tool. With more than [`limits::PIECE`] servers the list
+    /// is built in steps, and the answer follows later.
     pub(in crate::gateway) fn list_servers(
         self: &Arc<Self>,
         client: &Session,
@@ -107,7 +112,8 @@ impl Gateway {
         counts.collect::<Vec<_>>().join(",")
     }
 
-    /// The sizes of all tables. At rest each is 0, but for the connection that asks, and its address.
+    /// Returns the sizes of all tables. When the gateway is idle each is 0, except for the
+    /// connection that asks and its address.
     async fn tables(&self, calls: usize) -> String {
         let (connections, addresses) = {
             let visits = self.connections();
@@ -136,8 +142,8 @@ impl Gateway {
     }
 }
 
-/// The result of the gateway's own tool, as far as it is written: a text for each server, as the original gives it, and all
-/// of them as structured content.
+/// The partial result of the gateway's own tool: one text item per server, as the original program
+/// returns it, and all servers as structured content.
 #[derive(Debug)]
 struct ServerList {
     viewer: Principal,
@@ -151,7 +157,7 @@ impl ServerList {
         Self { viewer, texts: String::new(), servers: String::new(), last: None }
     }
 
-    /// Adds the next servers, at most so many. False: there are no more.
+    /// Adds the next servers, at most `most`. Returns false if there were none left.
     fn add(&mut self, catalog: &Catalog<Arc<Upstream>>, most: usize) -> bool {
         let before = self.last;
         for (key, server) in catalog.servers_behind(self.viewer, self.last).take(most) {
@@ -172,7 +178,7 @@ impl ServerList {
     }
 }
 
-/// Whether a server can be reached now, or is waited for.
+/// Returns the name of a server's state. An `away` server may still resume its link.
 fn state(away: bool) -> &'static str {
     if away { "reconnecting" } else { "connected" }
 }

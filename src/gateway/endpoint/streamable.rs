@@ -1,8 +1,10 @@
-//! The Streamable HTTP transport (2025-03-26 to 2025-11-25): one path for POST, GET and DELETE, sessions by header.
+//! The Streamable HTTP transport (MCP 2025-03-26 to 2025-11-25): one path for POST, GET and DELETE,
+//! sessions by header.
 //!
-//! The answer to a POST is plain JSON when the result is the first thing to say, and an event stream when something
-//! that belongs to the request comes before it, or when nothing came for a while: proxies cut an answer that is silent, and
-//! a stream can be kept alive. Streams can be resumed.
+//! The response to a POST is plain JSON when the result is the first message. It is an event stream
+//! when another message of the request comes before the result, or when nothing came for a while:
+//! proxies cut off a response that stays silent, and an event stream can send keep-alives. Event
+//! streams can be resumed.
 
 use std::{
     collections::VecDeque, future::poll_fn, io, ops::ControlFlow, pin::Pin, sync::Arc, task::Poll,
@@ -40,7 +42,7 @@ use crate::{
 
 const SESSION: &str = "Mcp-Session-Id";
 
-/// Serves one request. `None`: it is answered, or the connection has ended.
+/// Serves one request. Returns `None` if it was answered already, or the connection has ended.
 ///
 /// # Errors
 /// The connection broke, or the client does not read.
@@ -57,7 +59,7 @@ pub async fn serve(
     }
 }
 
-/// A refusal with a JSON-RPC error in it.
+/// Builds an error response with a JSON-RPC error as its body.
 fn refuse(status: StatusCode, id: &str, code: i64, why: &str) -> Response {
     Response::new(status).json(jsonrpc::error(id, code, why))
 }
@@ -66,14 +68,15 @@ fn bad_request(why: &str) -> Response {
     refuse(StatusCode::BadRequest, "null", jsonrpc::INVALID_REQUEST, why)
 }
 
-/// Whether a client sent the one `Accept` that nearly all of them send with a POST: its ranges need not be read.
+/// Returns whether the request has exactly the `Accept` field that nearly all clients send with a
+/// POST. Its ranges then need not be parsed.
 fn accepts_as_usual(request: &Request) -> bool {
     let mut values = request.fields("accept");
     values.next() == Some("application/json, text/event-stream") && values.next().is_none()
 }
 
-/// Whether a client takes a type of answer: the most specific range decides. No `Accept` at all means anything (RFC 9110,
-/// section 12.5.1).
+/// Returns whether the client accepts a media type; the most specific range decides. Without an
+/// `Accept` field it accepts anything (RFC 9110, section 12.5.1).
 fn accepts(request: &Request, kind: &str, family: &str) -> bool {
     let mut specific_first = [kind, family, "*/*"].into_iter();
     let decided = specific_first
@@ -81,13 +84,14 @@ fn accepts(request: &Request, kind: &str, family: &str) -> bool {
     decided.map_or(request.field("accept").is_none(), |(_, taken)| taken)
 }
 
-/// Whether a client names event streams as answers that it takes.
+/// Returns whether the client lists `text/event-stream` explicitly as acceptable.
 fn names_events(request: &Request) -> bool {
     accepts_as_usual(request)
         || ranges(request).any(|(range, taken)| taken && range.eq_ignore_ascii_case("text/event-stream"))
 }
 
-/// The types of answers that a client names, and whether it takes them: not with a weight of 0.
+/// Returns the media ranges in `Accept`, each with whether it is acceptable, which a weight of 0
+/// denies.
 fn ranges(request: &Request) -> impl Iterator<Item = (&str, bool)> {
     let ranges = request.fields("accept").flat_map(|field| field.split(','));
     ranges.map(|range| {
@@ -103,19 +107,19 @@ fn ranges(request: &Request) -> impl Iterator<Item = (&str, bool)> {
     })
 }
 
-/// The form of the answer to a POST.
+/// The format of the response to a POST.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Form {
-    /// The client takes both: the messages decide.
+    /// The client accepts both formats, and the messages decide.
     Either,
-    /// An event stream.
+    /// An event stream, even for a single response.
     Events,
-    /// JSON: what comes before the answer is left out.
+    /// JSON. Messages before the result are dropped.
     Json,
 }
 
 impl Form {
-    /// What a client takes; `None`: neither.
+    /// Returns the format that the client accepts, or `None` if it accepts neither.
     fn of(request: &Request) -> Option<Self> {
         if accepts_as_usual(request) {
             return Some(Self::Either);
@@ -130,7 +134,7 @@ impl Form {
     }
 }
 
-/// The session that a request names.
+/// Returns the session that a request names, or the response that refuses the request.
 fn session(
     connection: &Connection,
     principal: Principal,
@@ -204,17 +208,20 @@ async fn post(
     }
 }
 
-/// What a POST was.
+/// The outcome of handling the messages of a POST.
 enum Posted {
-    /// Requests, whose answers come by this queue.
+    /// It has requests. Their responses arrive through `queue`.
     Asked { client: Arc<Session>, queue: Receiver<()>, reply: Responder, batch: bool },
-    /// Nothing that wants an answer.
+    /// It has only notifications and responses.
     Accepted,
-    /// The beginning of a session; the answer comes by this queue.
+    /// It is an `initialize`. Its response arrives through `queue`.
     Begun { client: Arc<Session>, queue: Receiver<()>, reply: Responder },
 }
 
-/// Takes what stands in the body.
+/// Parses the body and dispatches its messages.
+///
+/// # Errors
+/// The response that refuses the request.
 fn take(
     connection: &Connection,
     principal: Principal,
@@ -247,7 +254,7 @@ fn take(
     }
     let batch = messages.is_empty();
     let messages = if batch { read_batch(body, &client, connection)? } else { messages };
-    // Before any of them is passed on.
+    // Checked before any message is forwarded.
     if let Some(why) = messages.iter().find_map(refused_notification) {
         return Err(bad_request(&why));
     }
@@ -261,7 +268,8 @@ fn take(
     Ok(if requests == 0 { Posted::Accepted } else { Posted::Asked { client, queue, reply, batch } })
 }
 
-/// The messages of a batch. Only one protocol version has them, and `initialize` never stands in one.
+/// Parses the messages of a batch. Only protocol version 2025-03-26 has batches, and `initialize`
+/// is not allowed in one.
 fn read_batch<'a>(
     body: &'a str,
     client: &Session,
@@ -291,7 +299,8 @@ fn read_batch<'a>(
     }
 }
 
-/// Begins a session. The version header does not matter here: a client that has probed may have left it.
+/// Handles `initialize`, which creates a session. The `MCP-Protocol-Version` header is ignored: a
+/// client that probed for another version may still send it.
 fn initialize(
     connection: &Connection,
     principal: Principal,
@@ -319,7 +328,8 @@ fn initialize(
     Ok(Posted::Begun { client, queue, reply })
 }
 
-/// Opens the session when `initialize` was answered with a result. Nobody knows its id before that.
+/// Opens the session once `initialize` was answered with a result. Until then its id is not known
+/// to any client.
 async fn open(
     connection: &mut Connection,
     principal: Principal,
@@ -331,7 +341,7 @@ async fn open(
     let mut gathered = gather(connection, &mut queue, reply, &mut answers, None).await;
     while matches!(gathered, Ok(Gathered::Begun)) {
         gathered = gather(connection, &mut queue, reply, &mut answers, None).await;
-        // Nothing else can be said to a client before its session has begun.
+        // Other messages cannot be sent to a client whose session is not open yet.
         answers.retain(|text| is_response(text));
     }
     let gateway = &connection.gateway;
@@ -351,14 +361,16 @@ async fn open(
         return Ok(Some(refusal));
     }
     if client.calls().have_ended() {
-        // Its process answered and was gone: so is the session, as the client will hear when it uses it.
+        // The session's instance exited right after its response, which ends the session. The
+        // client gets a 404 on its next request.
         gateway.sessions().close(client.id());
     }
     log::debug!("client {} begins a session from {}", client.name(), connection.web.stream.peer());
     Ok(Some(Response::new(StatusCode::Ok).field(SESSION, client.id()).json(answer)))
 }
 
-/// Answers requests: as JSON when the answers come first, as an event stream otherwise.
+/// Sends the responses of a POST: as JSON if they come before anything else, as an event stream
+/// otherwise.
 async fn answer(
     connection: &mut Connection,
     client: &Arc<Session>,
@@ -368,7 +380,8 @@ async fn answer(
     request: &Request,
 ) -> io::Result<Option<Response>> {
     let mut messages = VecDeque::new();
-    // Whoever does not name them might not know what to do with events.
+    // A client that did not list text/event-stream may not handle it, so silence does not start a
+    // stream for it.
     let silent = (form == Form::Either && names_events(request))
         .then(|| Instant::now() + connection.gateway.config.limits.session.silence);
     let plain = form != Form::Events
@@ -377,7 +390,8 @@ async fn answer(
                 Gathered::Complete => break true,
                 Gathered::Begun if form == Form::Json => {}
                 Gathered::Begun => break false,
-                // Not a cancellation in this transport: the call goes on, and nobody will see its answer.
+                // A disconnect does not cancel the request in this transport: the call goes on, and
+                // its response is dropped.
                 Gathered::Gone => return Ok(None),
             }
             leave_answers(&mut messages, batch);
@@ -392,7 +406,7 @@ async fn answer(
         } else {
             bodies.into_iter().next().unwrap_or_default()
         };
-        // Its bytes are charged until they are written.
+        // The queue is kept so that the bytes stay charged until they are written.
         connection.answering = Some(queue);
         return Ok(Some(Response::new(StatusCode::Ok).json(body)));
     }
@@ -402,7 +416,7 @@ async fn answer(
     Ok(None)
 }
 
-/// Leaves out what is no answer. The answer to a single request is the last message.
+/// Drops all messages that are not responses. The response to a single request is the last message.
 fn leave_answers(messages: &mut VecDeque<String>, batch: bool) {
     if batch {
         messages.retain(|text| is_response(text));
@@ -411,7 +425,7 @@ fn leave_answers(messages: &mut VecDeque<String>, batch: bool) {
     }
 }
 
-/// Writes the body of an answer as an event stream of one event.
+/// Writes the body of `response` as an event stream of one event.
 async fn one_event(
     connection: &mut Connection,
     response: &Response,
@@ -432,15 +446,15 @@ fn is_response(text: &str) -> bool {
 }
 
 enum Gathered {
-    /// All answers are here.
+    /// All responses have arrived.
     Complete,
-    /// Something else came first, or nothing for too long.
+    /// Another message came first, or nothing came for too long.
     Begun,
-    /// The client is gone.
+    /// The client closed the connection.
     Gone,
 }
 
-/// Waits until it is clear what form the answer has; not beyond `silent`.
+/// Waits until the format of the response is decided, at most until `silent`.
 async fn gather(
     connection: &mut Connection,
     queue: &mut Receiver<()>,
@@ -457,7 +471,7 @@ async fn gather(
                 Poll::Pending => break false,
             }
         };
-        // Looked at after the queue: what is not an answer was marked before it came in.
+        // Checked after the queue: other messages are marked before they are queued.
         if reply.had_other() {
             return Poll::Ready(Ok(Gathered::Begun));
         }
@@ -478,8 +492,9 @@ async fn gather(
     .await
 }
 
-/// Writes an event stream with numbers: first what was missed, under its old numbers, then what came before the stream
-/// began, then what comes. Lets it rest when the client is gone before its end.
+/// Writes an event stream with ids: first the `missed` events under their old ids, then the
+/// `earlier` messages, then new ones. Parks the stream for resumption if the client disconnects
+/// before its end.
 async fn stream(
     connection: &mut Connection,
     client: &Arc<Session>,
@@ -492,7 +507,8 @@ async fn stream(
     web.start_stream(&head);
     let mut first = Vec::new();
     if client.info().version == "2025-11-25" && attached.sent == 0 {
-        // Only this version's clients understand an event without data (basic/transports, resumability).
+        // Only clients of this version handle an event with empty data (MCP 2025-11-25,
+        // basic/transports, resumability).
         sse::retry(gateway.config.limits.session.retry, &mut first);
         sse::id(&event_id(attached.id, 0), &mut first);
         sse::event("message", "", &mut first);
@@ -518,7 +534,7 @@ async fn stream(
     }
     client.streams().rest(attached);
     match ended {
-        // Whoever wants the stream has it by now; the old connection may go on with something else.
+        // The new connection has the stream by now. The old one may go on with other requests.
         Ok(StreamEnd::Wanted) => event_stream::write_all(web, &[]).await.map(|_| ()),
         ended => ended.map(|_| ()),
     }
@@ -544,8 +560,9 @@ async fn get(
     };
     let attached = match request.field("last-event-id").and_then(read_event_id) {
         Some((id, seen)) => resume(connection, &client, id, seen).await,
-        // What is no event id of ours was never given to this client: it begins, whatever it sends along. The newest
-        // connection has the stream: an older one may be dead, and the client without an event of it to name.
+        // Any other value is not an event id that the gateway gave to this client, so it is ignored
+        // and the standalone stream is attached. The newest connection gets it: the older one may
+        // be dead, and the client may have no event id from it.
         None => {
             let limits = &connection.gateway.config.limits.session;
             client.streams().take_over(STANDALONE, limits).await.map(|attached| (attached, Vec::new()))
@@ -564,7 +581,10 @@ async fn get(
     Ok(None)
 }
 
-/// The stream that an event id names, and what was sent on it after that event.
+/// Takes over the stream that an event id names. Returns it with the events sent after that event.
+///
+/// # Errors
+/// [`NotAttached`], with the reason.
 async fn resume(
     connection: &Connection,
     client: &Session,
@@ -575,7 +595,8 @@ async fn resume(
     let missed = client.streams().after(id, seen, attached.sent);
     match missed {
         Some((missed, true)) => Ok((attached, missed)),
-        // What is still to come is worth more than what is lost: above all the answer.
+        // Resumed despite the gap: what is still to come matters more than what is lost, above all
+        // the response.
         Some((missed, false)) if attached.queue.is_some() || !missed.is_empty() => {
             let name = client.name();
             let line = format_args!("client {name}: some events of a stream are lost, too much was missed");
