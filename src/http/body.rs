@@ -1,8 +1,8 @@
-//! The body of a request: how it is framed (RFC 9112 6.3) and how chunks are decoded (RFC 9112 7.1).
+//! Request bodies: framing (RFC 9112 6.3) and chunked decoding (RFC 9112 7.1).
 //!
-//! [`framing`] decides from the head alone; anything two readers could read differently is refused. A body of
-//! known length needs no decoder. [`Chunked`] decodes in place, so that the body lies in one piece where it
-//! was read to.
+//! [`framing`] decides from the head alone, and rejects anything that two parsers could read
+//! differently. A body of known length needs no decoder. [`Chunked`] decodes in place, so that the
+//! body is contiguous in the read buffer.
 
 use super::Refusal;
 use super::head::{Request, Version};
@@ -12,17 +12,18 @@ use crate::limits::HttpLimits;
 /// How the body of a request is delimited.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Framing {
-    /// In chunks.
+    /// Chunked transfer coding.
     Chunked,
-    /// So many bytes; 0 also when the head says nothing about a body.
+    /// A body of this many bytes; 0 also when the head has no framing field.
     Length(u64),
 }
 
 /// Decides how the body is framed.
 ///
 /// # Errors
-/// 400 for both framings at once, several or malformed lengths (leading zeros too), several transfer codings
-/// or any on 1.0; 501 for a coding other than `chunked`.
+/// 400 for both framing fields at once, for repeated or malformed lengths (including leading
+/// zeros), for repeated transfer codings, and for any transfer coding on HTTP/1.0; 501 for a coding
+/// other than `chunked`.
 pub fn framing(request: &Request) -> Result<Framing, Refusal> {
     let mut lengths = request.fields("content-length");
     let mut codings = request.fields("transfer-encoding");
@@ -45,11 +46,12 @@ pub fn framing(request: &Request) -> Result<Framing, Refusal> {
     }
 }
 
-/// Decimal digits and nothing else, in one spelling only.
+/// Parses a decimal length in its only accepted spelling: digits, without leading zeros.
 fn parse_length(text: &str) -> Result<u64, Refusal> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let plain = text == "0" || !text.starts_with('0');
-    // 20 digits may fit, yet no body has that length: 19 always fit.
+    // A number of 20 digits may still fit in 64 bits, but no body is that long; 19 digits always
+    // fit.
     if !digits || !plain || text.len() > DIGITS {
         return Err(Refusal::bad("malformed Content-Length"));
     }
@@ -60,11 +62,11 @@ fn parse_length(text: &str) -> Result<u64, Refusal> {
 #[derive(Clone, Debug)]
 pub struct Chunked {
     state: State,
-    /// Size of the present chunk while it is read, then the bytes still to come.
+    /// Size of the current chunk while it is parsed, then the bytes of it still to come.
     size: u64,
-    /// Bytes of data in all chunks that were announced.
+    /// Data bytes in all chunks announced so far.
     total: u64,
-    /// Bytes of extensions so far.
+    /// Bytes of chunk extensions so far.
     extensions: usize,
     /// Bytes of trailers so far.
     trailers: usize,
@@ -73,28 +75,28 @@ pub struct Chunked {
     most_trailers: usize,
 }
 
-/// What a [`Chunked::decode`] did.
+/// The result of [`Chunked::decode`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Decoded {
-    /// Bytes of the window that belong to the body's encoding; all of them unless `done`.
+    /// Bytes of the window that were consumed: all of them unless `done`.
     pub taken: usize,
-    /// Bytes of data, moved to the front of the window.
+    /// Decoded bytes, moved to the front of the window.
     pub data: usize,
     /// The body is complete.
     pub done: bool,
 }
 
-/// The place in the grammar: what the next byte belongs to.
+/// The state of the decoder: the element that the next byte belongs to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum State {
-    /// A size of so many digits.
+    /// A chunk size with this many digits so far.
     Size(usize),
     Extension,
     SizeLf,
     Data,
     DataCr,
     DataLf,
-    /// The start of a trailer line or of the last, blank one.
+    /// The start of a trailer line, or of the blank line that ends the body.
     Trailer,
     TrailerName,
     TrailerValue,
@@ -104,7 +106,7 @@ enum State {
 }
 
 impl Chunked {
-    /// A decoder for the next body.
+    /// Creates a decoder for one body.
     pub fn new(limits: &HttpLimits) -> Self {
         Self {
             state: State::Size(0),
@@ -118,10 +120,10 @@ impl Chunked {
         }
     }
 
-    /// Decodes the bytes that came, in place. All are taken until the body is complete.
+    /// Decodes new bytes in place. Consumes all of them until the body is complete.
     ///
     /// # Errors
-    /// 400 malformed, 413 as soon as the announced chunks pass the limit of a body.
+    /// 400 for malformed input; 413 as soon as the announced chunks exceed the body limit.
     pub fn decode(&mut self, window: &mut [u8]) -> Result<Decoded, Refusal> {
         let (mut taken, mut data) = (0, 0);
         while self.state != State::Done {
@@ -144,7 +146,7 @@ impl Chunked {
         Ok(Decoded { taken, data, done: self.state == State::Done })
     }
 
-    /// One byte that is not data.
+    /// Processes one byte that is not data.
     fn step(&mut self, byte: u8) -> Result<State, Refusal> {
         match (self.state, byte) {
             (State::Size(digits), _) => self.size_byte(digits, byte),
@@ -201,7 +203,7 @@ impl Chunked {
         Ok(State::Data)
     }
 
-    /// Trailers are checked for form and dropped.
+    /// Checks the syntax of trailers. They are discarded.
     fn trailer_byte(&mut self, state: State, byte: u8) -> Result<State, Refusal> {
         if state == State::Trailer && byte == b'\r' {
             return Ok(State::LastLf);
@@ -221,23 +223,23 @@ impl Chunked {
     }
 }
 
-/// The refusal of a body above the limit.
+/// Builds the refusal of a body above the limit.
 pub(super) fn too_large() -> Refusal {
     Refusal::new(StatusCode::PayloadTooLarge, "the request body is too large (--max-message-bytes)")
 }
 
-/// The refusal of a body for which the budget of bytes has no room at present.
+/// Builds the refusal of a body for which the memory budget has no room at present.
 pub(super) fn no_memory() -> Refusal {
     Refusal::new(StatusCode::PayloadTooLarge, "the memory budget (--max-memory) is used up")
 }
 
-/// A byte of a field name (RFC 9110 5.6.2).
+/// Whether a byte may occur in a token, such as a field name (RFC 9110 5.6.2).
 pub fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Digits of a length that always fits in 64 bits.
+/// The largest number of decimal digits that always fits in 64 bits.
 const DIGITS: usize = 19;
 
-/// Digits of a chunk size that always fits in 64 bits.
+/// A number of hexadecimal digits of a chunk size that always fits in 64 bits.
 const HEX_DIGITS: usize = 16;

@@ -1,11 +1,13 @@
-//! The life of one server connection: idle, head, body, answer, stream, and again; or its end.
+//! The state machine of one server connection: idle, head, body, response or stream, and again
+//! until it closes.
 //!
-//! A driver reads into [`Conn::space`], tells [`Conn::filled`] and asks [`Conn::next`] what to do. It writes what
-//! the answering methods put into `out`, and calls [`Conn::expired`] when [`Conn::deadline`] has come.
+//! A driver reads into [`Conn::space`], reports the bytes to [`Conn::filled`] and calls
+//! [`Conn::next`] for the next step. It sends the bytes that the responding methods append to
+//! `out`, and calls [`Conn::expired`] when [`Conn::deadline`] has passed.
 //!
-//! A request is handed out before its body is read, so that it can be refused first. The caller then either
-//! takes the body ([`Conn::take_body`]) or answers at once ([`Conn::respond`]). The machine decides what
-//! follows: the next request, an unread body to skip, or the end.
+//! A request is returned before its body is read, so that it can be rejected first. The caller then
+//! either takes the body ([`Conn::take_body`]) or responds at once ([`Conn::respond`]). The state
+//! machine decides what follows: the next request, skipping an unread body, or closing.
 
 use std::time::{Duration, Instant};
 
@@ -18,119 +20,122 @@ use super::types::{Method, StatusCode};
 use super::upgrade::Upgrade;
 use crate::limits::HttpLimits;
 
-/// What the driver has to do.
+/// The next action for the driver.
 #[derive(Debug)]
 pub enum Step {
-    /// The body is whole: look at [`Conn::body`], then answer.
+    /// The body is complete: read [`Conn::body`], then respond.
     Body,
-    /// Close the connection. While an answer is owed: the peer is gone or floods us (it may have closed only its
-    /// own side; an answer can still be given).
+    /// Close the connection. If a response is pending, the peer has disconnected or sends too much.
+    /// It may have closed only its sending side, so a response may still be sent.
     Close,
-    /// As `Read`, but nothing more will be written: shut the write side down first (once), so that the peer sees
-    /// the end. What is read is thrown away; closing at once could destroy the answer on its way.
+    /// As `Read`, but nothing more will be written: shut down the write side first (once), so that
+    /// the peer sees the end. The input is discarded. Closing at once could reset the connection
+    /// and destroy the response in transit.
     Drain,
-    /// Read more. While an answer is owed: optional, to notice when the peer goes away.
+    /// Read more. While a response is pending, reading is optional; it detects that the peer
+    /// disconnected.
     Read,
-    /// Answer with this, by [`Conn::respond`]; fields may be added. The connection ends after it.
+    /// Send this response with [`Conn::respond`]; fields may be added. The connection closes after
+    /// it.
     Refuse(Response),
-    /// A request: take its body or answer it.
+    /// A request: take its body or respond to it.
     Request(Request),
 }
 
-/// The machine of one connection.
+/// The state machine of one connection.
 #[derive(Debug)]
 pub struct Conn {
     limits: HttpLimits,
     buffer: Vec<u8>,
-    /// First byte of the buffer that still matters.
+    /// Offset of the first byte in the buffer that is still needed.
     start: usize,
-    /// Behind the last byte that was read.
+    /// Offset after the last byte read.
     end: usize,
     state: State,
-    /// When the present wait began: for a request, a head, a body, the end of draining.
+    /// When the current wait began: for a request, a head, a body, or the end of draining.
     since: Instant,
-    /// Bytes of the present body's encoding so far.
+    /// Bytes received of the current body in its encoded form.
     received: usize,
-    /// Requests handed out.
+    /// Number of requests returned so far.
     requests: u32,
     /// The peer has closed its side.
     ended: bool,
-    /// No request is taken after the present one.
+    /// No request is accepted after the current one.
     last: bool,
     answer: Answering,
-    /// What stands in the next head.
+    /// The date for the heads of responses.
     date: Option<Date>,
 }
 
-/// What the answer to the present request has to heed.
+/// Properties of the current request that affect its response.
 #[derive(Clone, Copy, Debug, Default)]
 struct Answering {
-    /// The peer wants the connection closed after it.
+    /// The connection closes after the response.
     close: bool,
-    /// The peer holds the body back until it gets a 100.
+    /// The peer waits for a 100 before it sends the body.
     expects: bool,
     /// The request was a HEAD.
     head_only: bool,
-    /// The peer knows no chunks (HTTP/1.0).
+    /// The peer does not support chunks (HTTP/1.0).
     old: bool,
 }
 
-/// Where the connection is. Offsets count from `Conn::start`.
+/// The state of the connection. Offsets are relative to `Conn::start`.
 #[derive(Debug)]
 enum State {
-    /// Waits for a request, or reads its head when one has begun.
+    /// Waiting for a request, or reading its head once it has begun.
     Head {
         scan: Scan,
         begun: bool,
     },
-    /// A request was handed out, its body not taken.
+    /// A request was returned; its body was not taken.
     Asked(Framing),
-    /// A body of known length is coming in.
+    /// A body of this length is being received.
     Length(usize),
-    /// A chunked body is coming in; `data` bytes of it are decoded.
+    /// A chunked body is being received; its first `data` bytes are decoded.
     Chunked {
         decoder: Chunked,
         data: usize,
     },
-    /// The body is whole, the answer is owed. The next request begins at `rest`.
+    /// The body is complete and the response is pending. The next request begins at `rest`.
     Whole {
         data: usize,
         rest: usize,
     },
-    /// A refusal has to be handed out.
+    /// A refusal must be returned.
     Refusing(Refusal),
-    /// It was handed out.
+    /// The refusal was returned.
     Refused,
-    /// An event stream goes out. With `close` its input is thrown away, up to `left` bytes.
+    /// An event stream is being sent. With `close`, the input is discarded, up to `left` bytes.
     Stream {
         chunked: bool,
         close: bool,
         left: usize,
     },
-    /// The unread body of an answered request is skipped.
+    /// The unread body of a request that has been responded to is being skipped.
     Skip {
         left: usize,
     },
-    /// The last answer is out; input is thrown away for a while.
+    /// The last response was written; the input is discarded for a while.
     Linger {
         left: usize,
     },
     Closed,
 }
 
-/// What is still unread of a request that is being answered.
+/// The unread part of a request that is being responded to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Rest {
-    /// So much of what is coming can be skipped.
+    /// This many bytes, few enough to skip.
     Coming(usize),
-    /// Nothing: the next request begins at this offset.
+    /// None: the next request begins at this offset.
     Here(usize),
-    /// Too much, or nobody knows.
+    /// Too much to skip, or an unknown amount.
     TooMuch,
 }
 
 impl Conn {
-    /// The machine of a connection that was accepted at `now`.
+    /// Creates the state machine of a connection accepted at `now`.
     pub fn new(now: Instant, limits: &HttpLimits) -> Self {
         Self {
             limits: limits.clone(),
@@ -148,8 +153,9 @@ impl Conn {
         }
     }
 
-    /// Bytes of the buffer that the next read needs for a large body, which must be free before it is read. 0: no more
-    /// than any connection has.
+    /// Returns the buffer size in bytes that the next read of a large body requires. The caller
+    /// must reserve that much memory before it reads. 0 if the buffer stays as small as that of any
+    /// other connection.
     pub fn body_need(&self) -> usize {
         if !matches!(self.state, State::Length(_) | State::Chunked { .. }) {
             return 0;
@@ -161,19 +167,20 @@ impl Conn {
         if length > self.limits.read_burst { length } else { 0 }
     }
 
-    /// Bytes of the buffer behind a body that is whole.
+    /// Returns the size in bytes of the buffer that holds a large, complete body; otherwise 0.
     pub fn body_held(&self) -> usize {
         let large = matches!(self.state, State::Whole { .. }) && self.buffer.len() > self.limits.read_burst;
         if large { self.buffer.len() } else { 0 }
     }
 
-    /// There is no memory for the body that is coming in: [`Conn::next`] refuses the request.
+    /// Rejects the request because there is no memory for its body. [`Conn::next`] returns the
+    /// refusal.
     pub fn refuse_body(&mut self) {
         self.state = State::Refusing(body::no_memory());
         (self.buffer, self.start, self.end) = (Vec::new(), 0, 0);
     }
 
-    /// How much free room a read needs, and by how much the buffer grows where there is less.
+    /// Returns the free space that a read needs, and how much to grow the buffer if there is less.
     fn growth(&self) -> (usize, usize) {
         let held = self.end - self.start;
         let usual = self.limits.read_bytes;
@@ -189,7 +196,8 @@ impl Conn {
         (least.max(1), growth)
     }
 
-    /// Where to read to; never empty. Larger while a large body is coming.
+    /// Returns the buffer for the next read; never empty. Larger while a large body is being
+    /// received.
     pub fn space(&mut self) -> &mut [u8] {
         let held = self.end - self.start;
         let (least, growth) = self.growth();
@@ -206,7 +214,8 @@ impl Conn {
         self.buffer.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// So many bytes were read to the front of [`Conn::space`]; 0 is the end of the stream.
+    /// Reports that `count` bytes were read to the front of [`Conn::space`]; 0 is the end of the
+    /// stream.
     pub fn filled(&mut self, count: usize) {
         if count == 0 {
             self.ended = true;
@@ -215,8 +224,8 @@ impl Conn {
         self.received = self.received.saturating_add(count);
     }
 
-    /// What to do next. To be asked after [`Conn::filled`] and after each answer, until it wants something else
-    /// than has been done.
+    /// Returns the next step. Call it after [`Conn::filled`] and after each response, until it asks
+    /// for something that has not been done yet.
     pub fn next(&mut self, now: Instant) -> Step {
         match &mut self.state {
             State::Head { .. } => self.next_head(now).unwrap_or_else(|refusal| self.refuse(refusal)),
@@ -259,9 +268,9 @@ impl Conn {
         }
     }
 
-    /// Accepts the body of the request that was handed out; [`Conn::next`] gives [`Step::Body`] when it is whole,
-    /// or a refusal when it is too large. Asks the peer for the body when it waits for that, so call it only when
-    /// all else about the request is in order.
+    /// Accepts the body of the returned request. [`Conn::next`] then returns [`Step::Body`] when it
+    /// is complete, or a refusal if it is too large. Writes a 100 if the peer waits for one, so
+    /// call this only once the rest of the request has been checked.
     pub fn take_body(&mut self, now: Instant, out: &mut Vec<u8>) {
         let State::Asked(framing) = self.state else { return };
         let length = match framing {
@@ -283,7 +292,7 @@ impl Conn {
         };
     }
 
-    /// The body, from [`Step::Body`] to the answer.
+    /// Returns the body, from [`Step::Body`] until the response is written.
     pub fn body(&self) -> &[u8] {
         match self.state {
             State::Whole { data, .. } => self.buffer.get(self.start..self.start + data).unwrap_or_default(),
@@ -291,7 +300,7 @@ impl Conn {
         }
     }
 
-    /// Gives back the memory of a large body that nobody looks at again: its answer may take long.
+    /// Frees the memory of a large body that is no longer needed, since the response may take long.
     pub fn drop_body(&mut self) {
         let State::Whole { rest, .. } = self.state else { return };
         if self.buffer.len() <= self.limits.read_bytes {
@@ -300,17 +309,17 @@ impl Conn {
         self.start = self.end.min(self.start + rest);
         self.state = State::Whole { data: 0, rest: 0 };
         let next = self.buffer.get(self.start..self.end).unwrap_or_default();
-        // What came behind it stays: it is a part of the next request, and small.
+        // Bytes after the body are kept: they are the start of the next request, and few.
         self.buffer = next.to_vec();
         (self.start, self.end) = (0, self.buffer.len());
     }
 
-    /// The date of the answers from now on. Without it they have none.
+    /// Sets the date of responses from now on. Until then they have none.
     pub fn set_date(&mut self, date: Date) {
         self.date = Some(date);
     }
 
-    /// Writes the one answer to the present request. Nothing is written when none is owed.
+    /// Writes the response to the current request. Writes nothing if no response is pending.
     pub fn respond(&mut self, now: Instant, response: &Response, out: &mut Vec<u8>) {
         let Some(rest) = self.rest() else { return };
         let close = self.is_last() || rest == Rest::TooMuch;
@@ -318,11 +327,13 @@ impl Conn {
         self.finish(now, close, rest);
     }
 
-    /// Begins an answer that goes out piece by piece. Nothing is written when none is owed.
+    /// Writes the head of a response that is sent in pieces. Writes nothing if no response is
+    /// pending.
     pub fn start_stream(&mut self, response: &Response, out: &mut Vec<u8>) {
         let Some(rest) = self.rest() else { return };
         let chunked = !self.answer.old;
-        // An unread body is thrown away during the stream; nobody would see where it ends.
+        // An unread body is discarded during the stream. Its end is not tracked, so no request can
+        // follow.
         let read = matches!(self.state, State::Whole { .. } | State::Asked(Framing::Length(0)));
         let close = self.is_last() || !read || !chunked;
         response::stream_head(response, self.date, close, chunked, out);
@@ -337,7 +348,7 @@ impl Conn {
         self.state = State::Stream { chunked, close, left: self.limits.drain_bytes };
     }
 
-    /// Writes a piece of the stream.
+    /// Writes a part of the stream's body.
     pub fn stream(&self, bytes: &[u8], out: &mut Vec<u8>) {
         match self.state {
             State::Stream { .. } if self.answer.head_only => {}
@@ -356,7 +367,8 @@ impl Conn {
         self.finish(now, close || self.last, Rest::Here(0));
     }
 
-    /// Writes the 101 and gives back the bytes that came behind the request: the first of the WebSocket.
+    /// Writes the 101 response and returns the bytes that followed the request: the first of the
+    /// WebSocket.
     pub fn upgrade(mut self, upgrade: &Upgrade, out: &mut Vec<u8>) -> Vec<u8> {
         response::whole(&upgrade.response(), self.date, false, false, out);
         self.buffer.truncate(self.end);
@@ -364,17 +376,19 @@ impl Conn {
         self.buffer
     }
 
-    /// The answer under way, or else the next one, is the last; an idle connection closes at the next step.
+    /// Makes the current response, or else the next one, the last. An idle connection closes at the
+    /// next step.
     pub fn last(&mut self) {
         self.last = true;
     }
 
-    /// Whether the peer has closed its side.
+    /// Whether the peer has closed its sending side.
     pub fn is_ended(&self) -> bool {
         self.ended
     }
 
-    /// When [`Conn::expired`] has to be called, if nothing happens before. `None` while an answer is owed.
+    /// Returns the time at which to call [`Conn::expired`] unless something happens before. `None`
+    /// while a response is pending.
     pub fn deadline(&self) -> Option<Instant> {
         let limits = &self.limits;
         let wait = match self.state {
@@ -387,7 +401,7 @@ impl Conn {
         self.since.checked_add(wait)
     }
 
-    /// The deadline has come. [`Step::Read`] when it has not.
+    /// Handles a passed deadline. Returns [`Step::Read`] if it has not passed yet.
     pub fn expired(&mut self, now: Instant) -> Step {
         if self.deadline().is_none_or(|deadline| now < deadline) {
             return Step::Read;
@@ -422,12 +436,12 @@ impl Conn {
         Ok(if self.last { self.close() } else { self.read_on(Step::Read) })
     }
 
-    /// Looks at what a parsed head means for the connection.
+    /// Applies a parsed head to the connection and returns the request.
     fn admit(&mut self, request: Request) -> Result<Step, Refusal> {
         let framing = framing(&request)?;
         let old = request.version() == Version::Http10;
         let mut expects = false;
-        // RFC 9110 10.1.1: to be ignored on 1.0.
+        // RFC 9110 10.1.1: `Expect` is ignored on HTTP/1.0.
         for value in request.fields("expect").filter(|_| !old) {
             if !value.eq_ignore_ascii_case("100-continue") {
                 return Err(Refusal::new(StatusCode::ExpectationFailed, "unknown expectation"));
@@ -471,8 +485,9 @@ impl Conn {
         Step::Read
     }
 
-    /// While an answer is owed, input only tells whether the peer is still there. It is kept for the next
-    /// request, or thrown away when there will be none; in both cases up to a bound.
+    /// Handles input while a response is pending; it only shows whether the peer is still
+    /// connected. It is kept for the next request, or discarded if there will be none; in both
+    /// cases up to a limit.
     fn watch(&mut self) -> Step {
         let held = self.end - self.start;
         let room = match &mut self.state {
@@ -504,8 +519,9 @@ impl Conn {
         Step::Close
     }
 
-    /// What is unread of the present request; `None` when no answer is owed. Does not depend on how much of it
-    /// has come already, so that an answer is the same however the request was cut.
+    /// Returns the unread part of the current request; `None` if no response is pending. Does not
+    /// depend on how much of a body has arrived, so that the response is the same however the
+    /// request was split into reads.
     fn rest(&self) -> Option<Rest> {
         let length = match self.state {
             State::Whole { rest, .. } => return Some(Rest::Here(rest)),
@@ -528,7 +544,7 @@ impl Conn {
         self.last || self.answer.close || self.requests >= self.limits.requests
     }
 
-    /// The answer is written: on to what follows.
+    /// Moves on to the next state after a response.
     fn finish(&mut self, now: Instant, close: bool, rest: Rest) {
         self.since = now;
         self.start = match rest {
@@ -542,7 +558,8 @@ impl Conn {
             }
             return;
         }
-        // A peer that asked for the end sends nothing more: there is nothing that could destroy the answer.
+        // A peer that asked for the close sends nothing more, so no unread input can cause a reset
+        // that destroys the response.
         let clean = self.answer.close && self.start == self.end && rest != Rest::TooMuch;
         if clean || self.ended {
             self.close();
@@ -553,14 +570,14 @@ impl Conn {
         self.state = State::Linger { left: self.limits.drain_bytes };
     }
 
-    /// Waits for the next request.
+    /// Starts to wait for the next request.
     fn wait(&mut self) {
         self.answer = Answering::default();
         self.state = State::waiting();
         self.release();
     }
 
-    /// Gives memory back after a burst.
+    /// Frees a large buffer once it is empty.
     fn release(&mut self) {
         if self.start < self.end {
             return;
@@ -571,7 +588,8 @@ impl Conn {
         }
     }
 
-    /// How long the bytes that came have paid for, by the floor of the rate.
+    /// Returns the time that the received bytes allow for the body at the minimum rate
+    /// `body_floor`.
     fn paid_time(&self) -> Duration {
         let floor = self.limits.body_floor;
         if floor == 0 {

@@ -1,13 +1,14 @@
-//! The `Date` field of answers (RFC 9110, sections 5.6.7 and 6.6.1).
+//! The `Date` field of responses (RFC 9110, sections 5.6.7 and 6.6.1).
 
 use crate::util::{self, time::Moment};
 
-/// A second, in the one form that is sent: `Sun, 06 Nov 1994 08:49:37 GMT`.
+/// A time in seconds as an IMF-fixdate: `Sun, 06 Nov 1994 08:49:37 GMT`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Date([u8; LENGTH]);
 
 impl Date {
-    /// The date so many seconds after the beginning of 1970. The form has no years behind 9999: it stays in that year.
+    /// Returns the date for a Unix time in seconds. Times after the year 9999, which the format
+    /// cannot express, become the last second of that year.
     pub fn at(seconds: u64) -> Self {
         let Moment { date: (year, month, day), time: (hour, minute, second), weekday } =
             util::time::moment(seconds.min(LAST));
@@ -22,7 +23,7 @@ impl Date {
         Self(own)
     }
 
-    /// The value of the field.
+    /// Returns the value of the field.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -1,8 +1,9 @@
-//! The request head: where it ends ([`Scan`]) and what it says ([`Request`]).
+//! The request head: finds its end ([`Scan`]) and parses it ([`parse`]).
 //!
-//! [`Scan`] looks at each byte once, however the head drips in, and enforces line discipline in the order of
-//! the bytes, so that the verdict does not depend on how they were cut into reads. [`parse`] then reads the
-//! whole head with `httparse` and adds what that crate leaves open. Body framing is in [`super::body`].
+//! [`Scan`] examines each byte once, however small the reads are, and checks line ends and
+//! characters in byte order, so the result does not depend on how the bytes were split into reads.
+//! [`parse`] then parses the whole head with `httparse` and adds the checks that `httparse` lacks.
+//! Body framing is in [`super::body`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,39 +14,39 @@ use super::Refusal;
 use super::types::{Method, StatusCode};
 use crate::limits::{HTTP_FIELDS, HttpLimits};
 
-/// Finds the end of a head. Feed it the bytes of the connection from the head's first byte on, ever more of
-/// them; it remembers how far it has looked.
+/// Finds the end of a head. Pass all bytes of the connection from the first byte of the head, and
+/// more of them with each call; it remembers how far it has searched.
 #[derive(Clone, Debug, Default)]
 pub struct Scan {
-    /// Bytes already looked at.
+    /// Number of bytes examined.
     seen: usize,
-    /// Where the present line began.
+    /// Offset at which the current line began.
     line: usize,
-    /// Lines that have ended, without a leading blank one.
+    /// Number of complete lines, not counting a leading blank one.
     lines: usize,
-    /// Bytes of a leading blank line: 0 or 2.
+    /// Length of a leading blank line in bytes: 0 or 2.
     blank: usize,
-    /// The last byte was a carriage return.
+    /// The last byte was a CR.
     cr: bool,
-    /// The request line has a space, so what is too long in it is the target.
+    /// The request line has a space, so if it is too long, the target is.
     space: bool,
 }
 
-/// Where a complete head lies in the bytes that [`Scan::search`] was given.
+/// The range of a complete head in the bytes given to [`Scan::search`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FoundHead {
-    /// First byte, behind a leading blank line.
+    /// Offset of the first byte, after a leading blank line.
     pub start: usize,
-    /// Behind the blank line that ends the head.
+    /// Offset after the blank line that ends the head.
     pub end: usize,
 }
 
 impl Scan {
-    /// Looks at the bytes that came since the last call; `None` when the head is not complete.
+    /// Examines the bytes that are new since the last call. `None` if the head is not complete.
     ///
     /// # Errors
-    /// 400 for a bare LF, a bare CR, a control character or a second leading blank line; 431 for too many
-    /// lines or bytes; 414 when the request line alone is too long (RFC 9112 2.2, 3).
+    /// 400 for a bare LF, a bare CR, a control character or a second leading blank line; 431 for
+    /// too many lines or bytes; 414 if the request line alone is too long (RFC 9112 2.2, 3).
     pub fn search(&mut self, bytes: &[u8], limits: &HttpLimits) -> Result<Option<FoundHead>, Refusal> {
         loop {
             let most = self.blank.saturating_add(limits.head_bytes);
@@ -69,13 +70,14 @@ impl Scan {
         }
     }
 
-    /// Whether a byte of the request line was seen; a leading blank line alone does not begin a request.
+    /// Whether a byte of the request line has arrived. A leading blank line alone does not begin a
+    /// request.
     pub fn has_begun(&self) -> bool {
         // A lone CR may be the start of that blank line.
         self.lines > 0 || self.seen - self.line > usize::from(self.cr)
     }
 
-    /// Passes over bytes that may stand anywhere in a line; returns how many.
+    /// Skips bytes that are allowed anywhere in a line and returns their number.
     fn skip_plain(&mut self, window: &[u8]) -> usize {
         let mut count = 0;
         while let Some(eight) = window.get(count..).and_then(<[u8]>::first_chunk) {
@@ -93,7 +95,8 @@ impl Scan {
         count
     }
 
-    /// A line ended just before `seen`. Returns the end of the head when it was the blank one.
+    /// Handles a line that ended just before `seen`. Returns the end of the head if the line was
+    /// blank.
     fn end_line(&mut self, limits: &HttpLimits) -> Result<Option<usize>, Refusal> {
         let length = self.seen - self.line;
         self.cr = false;
@@ -123,7 +126,7 @@ impl Scan {
     }
 }
 
-/// The two versions that are served.
+/// The supported HTTP versions.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Version {
     /// HTTP/1.0.
@@ -132,7 +135,7 @@ pub enum Version {
     Http11,
 }
 
-/// Where a piece of text lies in the head.
+/// The byte range of a piece of text in the head.
 #[derive(Clone, Copy, Default)]
 struct HeadSpan {
     start: u32,
@@ -146,8 +149,8 @@ struct Field {
     value: HeadSpan,
 }
 
-/// A request head: a copy of its text and a table of where things are in it. `Debug` prints no field, since
-/// fields carry credentials.
+/// A request head: a copy of its text, and the ranges of its parts. `Debug` omits the fields, since
+/// they carry credentials.
 #[derive(Clone)]
 pub struct Request {
     text: Box<str>,
@@ -161,23 +164,23 @@ pub struct Request {
 }
 
 impl Request {
-    /// The method.
+    /// Returns the method.
     pub fn method(&self) -> Method {
         self.method
     }
 
-    /// The version of the request line.
+    /// Returns the HTTP version.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// The request target as it was sent.
+    /// Returns the request target as it was sent.
     pub fn target(&self) -> &str {
         self.slice(self.target)
     }
 
-    /// The path as it was sent, without query; not percent-decoded and with its dots, so a route matches
-    /// only its own spelling. `*` for `OPTIONS *`.
+    /// Returns the path as it was sent, without the query. It is not percent-decoded and dot
+    /// segments are kept, so a route matches only its exact spelling. `*` for `OPTIONS *`.
     pub fn path(&self) -> &str {
         match self.slice(self.path) {
             "" => "/",
@@ -185,8 +188,8 @@ impl Request {
         }
     }
 
-    /// The first value of a query parameter, percent-decoded, `+` as a space. `None` also when the decoded
-    /// value is not UTF-8.
+    /// Returns the first value of a query parameter, percent-decoded, with `+` as a space. `None`
+    /// also if the decoded value is not UTF-8.
     pub fn query(&self, name: &str) -> Option<Cow<'_, str>> {
         let query = self.slice(self.query?);
         query.split('&').find_map(|pair| {
@@ -195,28 +198,29 @@ impl Request {
         })
     }
 
-    /// The host and port that the request is for: of an absolute target, else of the `Host` field. Its form
-    /// was checked: a name, an IPv4 address or a bracketed IPv6 address, and a port maybe. Always there on 1.1.
+    /// Returns the host and optional port of an absolute target, otherwise of the `Host` field. The
+    /// form was checked: a name, an IPv4 address or a bracketed IPv6 address. Always present on
+    /// HTTP/1.1.
     pub fn host(&self) -> Option<&str> {
         self.host.map(|span| self.slice(span))
     }
 
-    /// The first field of that name, in any case.
+    /// Returns the first field of that name, case-insensitively.
     pub fn field(&self, name: &str) -> Option<&str> {
         self.fields(name).next()
     }
 
-    /// All fields of that name, in any case, in the order of the head.
+    /// Returns all fields of that name, case-insensitively, in the order of the head.
     pub fn fields<'a>(&'a self, name: &str) -> impl DoubleEndedIterator<Item = &'a str> {
         self.fields
             .iter()
-            // The length first: it tells most names apart.
+            // The cheap length comparison rules out most names.
             .filter(move |field| (field.name.end - field.name.start) as usize == name.len())
             .filter(move |field| self.slice(field.name).eq_ignore_ascii_case(name))
             .map(|field| self.slice(field.value))
     }
 
-    /// Whether a field that is a comma-separated list has this member, in any case.
+    /// Whether a field that is a comma-separated list has this member, case-insensitively.
     pub fn lists(&self, name: &str, member: &str) -> bool {
         self.fields(name)
             .flat_map(|value| value.split(','))
@@ -255,7 +259,8 @@ impl Request {
         Ok(())
     }
 
-    /// Exactly one `Host` on 1.1, at most one on 1.0, and of good form (RFC 9112 3.2).
+    /// Checks `Host`: exactly one on HTTP/1.1, at most one on HTTP/1.0, of valid form (RFC 9112
+    /// 3.2).
     fn check_host(&mut self) -> Result<(), Refusal> {
         let mut hosts =
             self.fields.iter().filter(|field| self.slice(field.name).eq_ignore_ascii_case("host"));
@@ -269,7 +274,7 @@ impl Request {
         if host.is_some_and(|span| !is_authority(self.slice(span))) {
             return Err(Refusal::bad("bad Host"));
         }
-        // RFC 9112 3.2.2: the authority of an absolute target wins.
+        // RFC 9112 3.2.2: the authority of an absolute target takes precedence.
         match self.host {
             Some(span) if !is_authority(self.slice(span)) => Err(Refusal::bad("bad request target")),
             Some(_) => Ok(()),
@@ -280,14 +285,15 @@ impl Request {
         }
     }
 
-    /// What others may take for a field that matters and we do not, or the other way round.
+    /// Rejects fields that other parsers may take for a security-relevant field although we do not,
+    /// or the reverse.
     fn check_disguises(&self) -> Result<(), Refusal> {
         for field in &self.fields {
             let name = self.slice(field.name);
             if name.contains('_') && TWINS.iter().any(|twin| is_twin(name, twin)) {
                 return Err(Refusal::bad("field name with an underscore that mimics another"));
             }
-            // Parsers disagree about a tab around this one value, and nobody needs it.
+            // Parsers disagree about a tab around this value, and no client needs one.
             let line = || self.text.get(field.name.end as usize..)?.split('\r').next();
             if name.eq_ignore_ascii_case("transfer-encoding")
                 && line().is_some_and(|line| line.contains('\t'))
@@ -305,12 +311,13 @@ impl fmt::Debug for Request {
     }
 }
 
-/// Parses a whole head, from its first byte to behind its blank line, as [`Scan`] found it.
+/// Parses a whole head as found by [`Scan`]: from its first byte to the end of its blank line.
 ///
 /// # Errors
-/// 400 malformed (RFC 9112 2.2, 3, 5; also a non-token name, a folded line, space before a colon, a value
-/// that is not UTF-8, a bad or missing `Host`), 414 target too long, 431 too many fields, 501 unknown method or
-/// CONNECT, 505 other version.
+/// 400 for a malformed head (RFC 9112 2.2, 3, 5), including a name that is not a token, a folded
+/// line, a space before a colon, a head that is not UTF-8, and a bad or missing `Host`; 414 for a
+/// target that is too long; 431 for too many fields; 501 for CONNECT or an unknown method; 505 for
+/// another version.
 pub fn parse(head: &[u8], limits: &HttpLimits) -> Result<Request, Refusal> {
     let text = std::str::from_utf8(head).map_err(|_| Refusal::bad("the head is not UTF-8"))?;
     let mut room = [const { MaybeUninit::uninit() }; HTTP_FIELDS];
@@ -347,7 +354,8 @@ pub fn parse(head: &[u8], limits: &HttpLimits) -> Result<Request, Refusal> {
     Ok(request)
 }
 
-/// Tells a version that is well formed but not ours from nonsense.
+/// Maps a parser error to a refusal. Distinguishes a well-formed but unsupported version from a
+/// malformed request line.
 fn refuse(error: httparse::Error, text: &str) -> Refusal {
     match error {
         httparse::Error::TooManyHeaders => {
@@ -369,9 +377,9 @@ fn refuse(error: httparse::Error, text: &str) -> Refusal {
     }
 }
 
-/// Methods are case-sensitive (RFC 9110 9.1). CONNECT has no meaning here.
+/// Parses a method. Methods are case-sensitive (RFC 9110 9.1). CONNECT is not supported.
 fn method(name: &str) -> Result<Method, Refusal> {
-    // The usual ones without the look-up's copy.
+    // The common methods avoid the copy that the lookup makes.
     let method = match name {
         "GET" => Some(Method::Get),
         "POST" => Some(Method::Post),
@@ -383,13 +391,13 @@ fn method(name: &str) -> Result<Method, Refusal> {
     method.ok_or(Refusal::new(StatusCode::NotImplemented, "unknown method"))
 }
 
-/// Where a piece lies in the head that it was cut from.
+/// Returns the range of a slice within the head that it is part of.
 fn span(head: &[u8], piece: &[u8]) -> HeadSpan {
     let start = (piece.as_ptr() as usize).saturating_sub(head.as_ptr() as usize);
     HeadSpan { start: start as u32, end: (start + piece.len()) as u32 }
 }
 
-/// The range of the authority in an absolute target of our schemes.
+/// Returns the range of the authority in an absolute `http` or `https` target.
 fn absolute_host(target: &str) -> Option<(usize, usize)> {
     let (scheme, rest) = target.split_once("://")?;
     if !(scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")) {
@@ -400,7 +408,8 @@ fn absolute_host(target: &str) -> Option<(usize, usize)> {
     Some((start, start + length))
 }
 
-/// `host` or `host:port`, without user information and without what no host name has.
+/// Whether the text is `host` or `host:port`, without user information and with valid characters
+/// only.
 fn is_authority(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
@@ -417,13 +426,13 @@ fn is_authority(text: &str) -> bool {
     good_host && good_port
 }
 
-/// Whether two names are the same once `_` and `-` are gone.
+/// Whether a name equals `plain` once `_` and `-` are removed and case is ignored.
 fn is_twin(name: &str, plain: &[u8]) -> bool {
     let letters = name.bytes().filter(|byte| !matches!(byte, b'_' | b'-'));
     letters.map(|byte| byte.to_ascii_lowercase()).eq(plain.iter().copied())
 }
 
-/// Percent-decoding; an escape that is none stays as it is.
+/// Percent-decodes a text. An invalid escape stays as it is. `None` if the result is not UTF-8.
 fn decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains(['%', '+']) {
         return Some(Cow::Borrowed(text));
@@ -449,17 +458,17 @@ fn hex(digit: u8) -> u8 {
     char::from(digit).to_digit(16).unwrap_or_default() as u8
 }
 
-/// Optional whitespace is space and tab only (RFC 9110 5.6.3).
+/// Removes optional whitespace, which is space and tab only (RFC 9110 5.6.3).
 pub(super) fn trim(text: &str) -> &str {
     text.trim_matches([' ', '\t'])
 }
 
-/// All that may not stand inside a line. Tab may.
+/// Whether a byte is not allowed inside a line. A tab is allowed.
 fn is_control(byte: u8) -> bool {
     (byte < b' ' && byte != b'\t') || byte == 0x7f
 }
 
-/// False only if no byte of the eight is one; true for a tab as well.
+/// Returns false only if none of the eight bytes is a control character. May return true for a tab.
 fn may_hold_control(eight: [u8; 8]) -> bool {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
@@ -469,8 +478,8 @@ fn may_hold_control(eight: [u8; 8]) -> bool {
     ((below | (deleted.wrapping_sub(ONES) & !deleted)) & HIGHS) != 0
 }
 
-/// The only line end.
+/// The only accepted line end.
 const CRLF: &[u8] = b"\r\n";
 
-/// Fields whose twins are refused, without their hyphens.
+/// Fields whose lookalikes with underscores are rejected; listed without hyphens.
 const TWINS: [&[u8]; 3] = [b"contentlength", b"transferencoding", b"host"];

@@ -1,15 +1,16 @@
-//! The HTTP/1.1 server as pure machines: bytes in, events and bytes out (RFC 9110, RFC 9112).
+//! An HTTP/1.1 server as a state machine without I/O: bytes in, events and bytes out (RFC 9110, RFC
+//! 9112).
 //!
-//! - [`types`]: methods, status codes, addresses.
+//! - [`types`]: methods and status codes.
 //! - [`head`]: finds the end of a request head and parses it.
 //! - [`body`]: decides how a body is framed and decodes chunks.
-//! - [`date`]: the time as answers tell it.
-//! - [`response`]: the only writer of header bytes.
-//! - [`upgrade`]: checks a WebSocket upgrade and answers it.
-//! - [`conn`]: the life of one connection, built from the others; what a driver feeds.
+//! - [`date`]: the `Date` field of responses.
+//! - [`response`]: responses, and the only writer of header bytes.
+//! - [`upgrade`]: checks a WebSocket upgrade and builds its response.
+//! - [`conn`]: the state machine of one connection, built from the others and fed by a driver.
 //!
-//! Where parsers of the world disagree, this one refuses: no legacy client has to be served, and every
-//! disagreement is a way to smuggle a request past somebody.
+//! Where HTTP parsers disagree about an input, this one rejects it: there are no legacy clients to
+//! serve, and every such disagreement can be used for request smuggling.
 
 pub mod body;
 pub mod conn;
@@ -21,22 +22,22 @@ pub mod upgrade;
 
 use self::types::StatusCode;
 
-/// Why a request is refused by the protocol itself. The connection ends with it.
+/// A protocol error of a request. The connection is closed after it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Refusal {
-    /// What the peer is told.
+    /// The status of the response.
     pub status: StatusCode,
-    /// One short sentence for the peer and for the log; holds nothing that the peer sent.
+    /// A short sentence for the peer and the log; contains nothing that the peer sent.
     pub reason: &'static str,
 }
 
 impl Refusal {
-    /// A refusal with a status of its own.
+    /// Creates a refusal with the given status.
     pub(crate) const fn new(status: StatusCode, reason: &'static str) -> Self {
         Self { status, reason }
     }
 
-    /// A refusal of malformed input: 400.
+    /// Creates a refusal of malformed input, with status 400.
     pub(crate) const fn bad(reason: &'static str) -> Self {
         Self { status: StatusCode::BadRequest, reason }
     }

@@ -1,41 +1,41 @@
-//! Answers, and the only writer of header bytes.
+//! Responses, and the only writer of header bytes.
 //!
-//! A [`Response`] keeps its fields as the bytes that will go out; they are made safe when they are added, so
-//! that no CR, LF or NUL can ever stand inside a field. The framing fields are not the caller's: they are
-//! added here, from what [`super::conn`] decides about the connection.
+//! A [`Response`] stores its fields as the bytes to send. They are sanitized when they are added,
+//! so a field can never contain CR, LF or NUL. Callers cannot set the framing fields; they are
+//! written here, according to what [`super::conn`] decides about the connection.
 
 use super::Refusal;
 use super::date::Date;
 use super::types::StatusCode;
 
-/// An answer: status, fields and a whole body, or the head of an event stream.
+/// A response: status, fields and a complete body, or the head of an event stream.
 #[derive(Clone, Debug)]
 pub struct Response {
     status: StatusCode,
-    /// Lines `name: value`, each with its CRLF.
+    /// Lines of the form `name: value`, each with its CRLF.
     fields: Vec<u8>,
     body: Vec<u8>,
 }
 
 impl Response {
-    /// An answer without fields and body.
+    /// Creates a response without fields and body.
     pub fn new(status: StatusCode) -> Self {
         Self { status, fields: Vec::new(), body: Vec::new() }
     }
 
-    /// The status.
+    /// Returns the status.
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// The body.
+    /// Returns the body.
     pub fn body(&self) -> &[u8] {
         &self.body
     }
 
-    /// Adds a field. Control characters in the value become spaces (RFC 9110 5.5). A field whose name is not a
-    /// token is dropped, and so is one that is written here (`Content-Length`, `Transfer-Encoding`,
-    /// `Connection`, `Date`).
+    /// Adds a field. Control characters in the value become spaces (RFC 9110 5.5). A field is
+    /// dropped if its name is not a token, or if this module writes it (`Content-Length`,
+    /// `Transfer-Encoding`, `Connection`, `Date`).
     pub fn field(mut self, name: &str, value: &str) -> Self {
         let token = !name.is_empty() && name.bytes().all(super::body::is_token);
         if !token || OWN.iter().any(|own| own.eq_ignore_ascii_case(name)) {
@@ -50,7 +50,7 @@ impl Response {
         self
     }
 
-    /// The first field of that name, in any case, as it will go out.
+    /// Returns the first field of that name, case-insensitively, as it will be sent.
     pub fn get(&self, name: &str) -> Option<&str> {
         std::str::from_utf8(&self.fields).ok()?.split("\r\n").find_map(|line| {
             let (own, value) = line.split_once(": ")?;
@@ -63,12 +63,13 @@ impl Response {
         self.with_body("application/json", bytes.into())
     }
 
-    /// Sets a body of plain text.
+    /// Sets a plain-text body.
     pub fn text(self, text: &str) -> Self {
         self.with_body("text/plain; charset=utf-8", text.into())
     }
 
-    /// Sets a body of any type. At most one body can be set; a second call adds a second `Content-Type`.
+    /// Sets a body of any type. Call at most one of the body methods, and only once: a second call
+    /// adds a second `Content-Type`.
     pub fn with_body(self, content_type: &str, bytes: Vec<u8>) -> Self {
         let mut response = self.field("Content-Type", content_type);
         response.body = bytes;
@@ -84,9 +85,9 @@ impl From<Refusal> for Response {
     }
 }
 
-/// Writes a whole answer. With `close` the peer is told that the connection ends; with `head_only` (the request
-/// was a HEAD) the body is left out and its length still told (RFC 9110 9.3.2). Without a date there is no `Date`, as from a
-/// server that has no clock (6.6.1).
+/// Writes a complete response. `close` adds `Connection: close`. `head_only` (the request was a
+/// HEAD) omits the body but keeps its length (RFC 9110 9.3.2). Without a date there is no `Date`
+/// field, as for a server without a clock (RFC 9110 6.6.1).
 pub fn whole(response: &Response, date: Option<Date>, close: bool, head_only: bool, out: &mut Vec<u8>) {
     out.reserve(OWN_FIELDS + response.fields.len() + response.body.len());
     head(response, date, close, out);
@@ -102,8 +103,8 @@ pub fn whole(response: &Response, date: Option<Date>, close: bool, head_only: bo
     }
 }
 
-/// Writes the head of an answer whose body follows piece by piece: in chunks, or up to the end of the connection
-/// for a peer that knows no chunks.
+/// Writes the head of a response whose body follows in pieces: in chunks, or up to the end of the
+/// connection for a peer that does not support chunks.
 pub fn stream_head(response: &Response, date: Option<Date>, close: bool, chunked: bool, out: &mut Vec<u8>) {
     head(response, date, close || !chunked, out);
     if chunked {
@@ -112,7 +113,7 @@ pub fn stream_head(response: &Response, date: Option<Date>, close: bool, chunked
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes one chunk. Nothing for no bytes, since an empty chunk ends the body.
+/// Writes one chunk. Writes nothing for empty `bytes`, since an empty chunk ends the body.
 pub fn chunk(bytes: &[u8], out: &mut Vec<u8>) {
     if bytes.is_empty() {
         return;
@@ -128,12 +129,12 @@ pub fn last_chunk(out: &mut Vec<u8>) {
     out.extend_from_slice(b"0\r\n\r\n");
 }
 
-/// Writes the interim answer that asks for the body (RFC 9110 10.1.1).
+/// Writes the interim response that asks for the body (RFC 9110 10.1.1).
 pub fn write_continue(out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
 }
 
-/// Status line, the caller's fields, `Date` and `Connection`.
+/// Writes the status line, the caller's fields, `Date` and `Connection`.
 fn head(response: &Response, date: Option<Date>, close: bool, out: &mut Vec<u8>) {
     let status = response.status;
     out.extend_from_slice(b"HTTP/1.1 ");
@@ -147,7 +148,7 @@ fn head(response: &Response, date: Option<Date>, close: bool, out: &mut Vec<u8>)
         out.extend_from_slice(date.as_bytes());
         out.extend_from_slice(b"\r\n");
     }
-    // RFC 9110 7.8: who sends `Upgrade` names it in `Connection`.
+    // RFC 9110 7.8: a sender of `Upgrade` must also name it in `Connection`.
     let upgrade = matches!(status, StatusCode::SwitchingProtocols | StatusCode::UpgradeRequired);
     let options: &[u8] = match (upgrade, close) {
         (true, true) => b"Connection: upgrade, close\r\n",
@@ -158,12 +159,12 @@ fn head(response: &Response, date: Option<Date>, close: bool, out: &mut Vec<u8>)
     out.extend_from_slice(options);
 }
 
-/// Whether answers of this status have a body (RFC 9110 6.4.1).
+/// Whether a response with this status has a body (RFC 9110 6.4.1).
 fn has_body(status: StatusCode) -> bool {
     !(status.is_informational() || matches!(status, StatusCode::NoContent | StatusCode::NotModified))
 }
 
-/// Writes a number in a base up to 16.
+/// Writes a number in a base of up to 16.
 fn number(mut value: usize, base: usize, out: &mut Vec<u8>) {
     let start = out.len();
     loop {
@@ -178,7 +179,7 @@ fn number(mut value: usize, base: usize, out: &mut Vec<u8>) {
     }
 }
 
-/// The status line and the framing fields are shorter than this.
+/// Upper bound for the bytes of the status line and the fields that this file writes.
 const OWN_FIELDS: usize = 200;
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -244,7 +245,7 @@ mod tests {
         assert!(out.ends_with(b"\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nConnection: close\r\n\r\n"));
     }
 
-    /// Rule 12: whatever is put into a field, it stays one field.
+    /// Rule 12: a field stays a single field, whatever its name and value contain.
     #[test]
     fn no_field_is_split() {
         let mut seed = 1_u64;

@@ -1,7 +1,7 @@
-//! The words of HTTP: methods and status codes.
+//! HTTP methods and status codes.
 //!
-//! The only file that names `http_types`. Nothing else of that crate is used: its header values accept line
-//! ends and its length parsing is lax, so fields and framing are done in [`super::head`], [`super::body`] and
-//! [`super::response`].
+//! The only file that names `http_types`. Nothing else of that crate is used: its header values
+//! accept line ends and its length parsing is lax. [`super::head`], [`super::body`] and
+//! [`super::response`] handle fields and framing instead.
 
 pub use http_types::{Method, StatusCode};

@@ -1,6 +1,6 @@
-//! The WebSocket upgrade of a request (RFC 6455 4.2): its check and its answer.
+//! The WebSocket upgrade (RFC 6455 4.2): checks the request and builds the response.
 //!
-//! Who may upgrade is decided elsewhere and before: this file looks at the form only.
+//! Authorization happens earlier and elsewhere; this file only checks the form of the request.
 
 use async_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -9,18 +9,19 @@ use super::head::{Request, Version};
 use super::response::Response;
 use super::types::{Method, StatusCode};
 
-/// A request that may become a WebSocket; [`super::conn::Conn::upgrade`] takes it.
+/// A valid upgrade request, for [`super::conn::Conn::upgrade`].
 #[derive(Clone, Debug)]
 pub struct Upgrade {
     accept: String,
 }
 
 impl Upgrade {
-    /// Checks a request.
+    /// Checks an upgrade request.
     ///
     /// # Errors
-    /// The answer to give instead: 405 for another method, 426 for a request that asks for no WebSocket or for
-    /// another version of it, 400 for a bad key or for a body.
+    /// The response to send instead: 405 for another method; 426 for HTTP/1.0, for a request
+    /// without a WebSocket upgrade, or for another WebSocket version; 400 for a bad key or for a
+    /// body.
     pub fn check(request: &Request) -> Result<Self, Response> {
         if request.method() != Method::Get {
             return Err(Response::new(StatusCode::MethodNotAllowed).field("Allow", "GET"));
@@ -41,7 +42,7 @@ impl Upgrade {
         }
     }
 
-    /// The 101 answer. No subprotocol and no extension is agreed.
+    /// Builds the 101 response. It accepts no subprotocol and no extension.
     pub(super) fn response(&self) -> Response {
         Response::new(StatusCode::SwitchingProtocols)
             .field("Upgrade", "websocket")
@@ -49,7 +50,8 @@ impl Upgrade {
     }
 }
 
-/// RFC 6455 4.2.2 and RFC 9110 15.5.22: what we would have spoken.
+/// Builds a 426 response that names the supported protocol and version (RFC 6455 4.2.2 and RFC 9110
+/// 15.5.22).
 fn required(why: &str) -> Response {
     Response::new(StatusCode::UpgradeRequired)
         .field("Upgrade", "websocket")
@@ -57,13 +59,14 @@ fn required(why: &str) -> Response {
         .text(why)
 }
 
-/// The value of a field that may stand only once.
+/// Returns the value of a field that must occur exactly once.
 fn single<'a>(request: &'a Request, name: &'a str) -> Option<&'a str> {
     let mut values = request.fields(name);
     values.next().filter(|_| values.next().is_none())
 }
 
-/// Whether this is the base64 form of 16 bytes: 22 characters, of which the last carries two bits, and padding.
+/// Whether `key` is the base64 form of 16 bytes: 22 characters, the last of which carries two bits,
+/// and padding.
 fn is_key(key: &str) -> bool {
     let Some((body, "==")) = key.split_at_checked(22) else { return false };
     body.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))
