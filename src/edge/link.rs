@@ -431,7 +431,7 @@ async fn register(
 }
 
 /// Resumes the suspended session if the gateway agrees, or begins a new one. `accepts` is the
-/// largest frame in bytes that the gateway accepts, if it sent that limit.
+/// largest frame in bytes that the gateway accepts, if it announced one.
 fn resume_or_begin<'a>(
     state: &Arc<EdgeState>,
     config: &'a RegisterConfig,

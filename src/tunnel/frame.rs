@@ -1,34 +1,37 @@
-//! Channels: several conversations on one link, one for each client session that has a process of its own.
+//! Channels: multiple sessions on one link, one for each client session with its own process.
 //!
 //! | frame | meaning |
 //! |---|---|
 //! | `{…}` | a message of the shared process, or a status frame |
-//! | `#N {…}` | a message of channel N, either way |
-//! | `+N` | gateway to edge: open channel N with a process of its own |
-//! | `-N TEXT` | either way: channel N is closed, and why |
+//! | `#N {…}` | a message of channel N, in either direction |
+//! | `+N` | gateway to edge: open channel N with its own process |
+//! | `-N TEXT` | either direction: channel N is closed for this reason |
 //!
-//! N is a decimal number from 1, and each channel of a link has a larger one than all before it: an edge ends the link
-//! otherwise (close code 1008), and so does either end when channels were not agreed on. What comes for a channel that
-//! is not open is dropped, since the other end may not know yet that it was closed. A JSON text never begins with `#`, `+` or `-`
-//! followed by such a number and its end or a space, except for a negative number, which is no frame anyway.
+//! N is a decimal number from 1, greater than that of every earlier channel of the link; otherwise
+//! the edge ends the link (close code 1008). Either end does the same on a channel frame if
+//! channels were not agreed on. A message for a channel that is not open is dropped, since the
+//! other end may not know yet that it was closed. No JSON text begins with `#`, `+` or `-` followed
+//! by such a number and a space or the end, except a negative number, which is not a valid frame
+//! anyway.
 
-/// What a frame is.
+/// A parsed frame.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Frame<'a> {
-    /// It belongs to no channel.
+    /// A frame that belongs to no channel.
     Plain(&'a str),
     /// A message of a channel.
     Message(u32, &'a str),
-    /// A channel is to be opened.
+    /// Opens a channel.
     Open(u32),
-    /// A channel is closed.
+    /// Closes a channel, with the reason.
     Close(u32, &'a str),
 }
 
-/// Sorts a frame. What has none of the forms is plain, and for others to judge.
+/// Parses a frame. A frame in none of the channel forms is plain, and the caller validates it.
 pub fn read(frame: &str) -> Frame<'_> {
     let Some((kind, rest)) = frame.split_at_checked(1) else { return Frame::Plain(frame) };
-    // Looked at first: a plain frame is not searched for a space, of which it may have none in a megabyte.
+    // Check the first byte before searching for a space: a plain frame may be a megabyte without
+    // one.
     if !matches!(kind, "#" | "+" | "-") {
         return Frame::Plain(frame);
     }
@@ -42,12 +45,13 @@ pub fn read(frame: &str) -> Frame<'_> {
     }
 }
 
-/// Whether it is written as we write it, so that no channel has two names.
+/// Whether `text` is a number in canonical form, without leading zeros, so that each channel has
+/// only one spelling.
 fn is_number(text: &str) -> bool {
     text.starts_with(|first: char| first != '0') && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// A message of a channel.
+/// Returns the frame for a message of a channel.
 pub fn message(channel: u32, text: &str) -> String {
     let number = channel.to_string();
     let mut frame = String::with_capacity(number.len() + text.len() + 2);
@@ -58,17 +62,17 @@ pub fn message(channel: u32, text: &str) -> String {
     frame
 }
 
-/// Bytes that the frame of a message of a channel has beside the message.
+/// Returns how many bytes [`message`] adds to the text of a message.
 pub fn overhead(channel: u32) -> usize {
     "# ".len() + channel.checked_ilog10().unwrap_or_default() as usize + 1
 }
 
-/// The frame that opens a channel.
+/// Returns the frame that opens a channel.
 pub fn open(channel: u32) -> String {
     format!("+{channel}")
 }
 
-/// The frame that closes a channel.
+/// Returns the frame that closes a channel.
 pub fn close(channel: u32, reason: &str) -> String {
     format!("-{channel} {reason}")
 }

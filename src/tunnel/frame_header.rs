@@ -1,24 +1,24 @@
-//! Headers of WebSocket frames (RFC 6455, section 5.2): finds those that announce a large payload before the library sees them,
-//! since it reserves the announced length at once.
+//! Scans WebSocket frame headers (RFC 6455, section 5.2) for large payload lengths before the
+//! WebSocket library reads them, because the library allocates the announced length at once.
 
 use crate::limits;
 
-/// The header of a frame.
+/// A frame header.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Header {
-    /// Its own length.
+    /// Length of the header in bytes.
     length: usize,
-    /// Length of the payload.
+    /// Length of the payload in bytes.
     payload: u64,
-    /// The frame is a part of a fragmented message.
+    /// The frame is part of a fragmented message.
     fragment: bool,
-    /// The frame ends its message.
+    /// The frame is the last of its message.
     last: bool,
     control: bool,
 }
 
 impl Header {
-    /// Reads a header from the beginning of `bytes`. `None`: it is not complete.
+    /// Parses a header at the start of `bytes`. Returns `None` if it is incomplete.
     fn read(bytes: &[u8]) -> Option<Self> {
         let [first, second, rest @ ..] = bytes else { return None };
         let (size, payload) = match second & 0x7f {
@@ -33,11 +33,12 @@ impl Header {
         (bytes.len() >= length).then_some(Self { length, payload, fragment, last, control })
     }
 
-    /// Bytes that the library is going to hold for the payload, where they count.
+    /// Returns how many bytes the library will allocate for the payload. 0 for payloads too small
+    /// to count.
     fn memory(&self) -> usize {
         let payload = usize::try_from(self.payload).unwrap_or(usize::MAX);
         match self.fragment {
-            // Appended to a text that grows by doubling.
+            // Fragments are appended to a buffer that grows by doubling.
             true => payload.saturating_mul(2),
             false if payload <= limits::BUDGET_SMALL => 0,
             false => payload,
@@ -45,40 +46,42 @@ impl Header {
     }
 }
 
-/// What may be passed on of some bytes.
+/// How much of the scanned bytes may be passed on to the library.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Found {
-    /// All.
+    /// All of them.
     All,
-    /// So many; a header follows that is not complete.
+    /// This many bytes; an incomplete header follows.
     Incomplete(usize),
-    /// So many; the header of a frame follows for which so many bytes of memory are needed. See [`FrameHeaderScanner::admit`].
+    /// The first value is the number of bytes. The header of a frame follows that needs as many
+    /// bytes of memory as the second value; see [`FrameHeaderScanner::admit`].
     Announced(usize, usize),
 }
 
-/// Follows the frames of a connection.
+/// Tracks the frames of a connection.
 #[derive(Debug, Default)]
 pub struct FrameHeaderScanner {
-    /// Bytes of the present frame that have not come.
+    /// Payload bytes of the current frame that have not arrived.
     left: u64,
-    /// A fragmented message is not complete.
+    /// A fragmented message is incomplete.
     open: bool,
-    /// The next frame has its memory.
+    /// Memory for the next frame is reserved.
     admitted: bool,
 }
 
 impl FrameHeaderScanner {
-    /// Whether no message is incomplete.
+    /// Whether no message is partly received.
     pub fn is_between_messages(&self) -> bool {
         self.left == 0 && !self.open
     }
 
-    /// Memory was found for the frame that was announced.
+    /// Lets the announced frame pass; the caller has reserved the memory for it.
     pub fn admit(&mut self) {
         self.admitted = true;
     }
 
-    /// Looks through bytes that follow those that were passed on before. What it finds to be passed on counts as passed on.
+    /// Scans the bytes that follow those passed on before. The bytes that the result lets pass
+    /// count as passed on.
     pub fn scan(&mut self, bytes: &[u8]) -> Found {
         let mut passed = 0;
         loop {

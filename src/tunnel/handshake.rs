@@ -1,6 +1,6 @@
-//! The first frames of a link: who registers, and what the gateway says to it.
+//! The first frames of a link: the edge's registration and the gateway's status frames.
 //!
-//! The wire is described in [`crate::tunnel`].
+//! [`crate::tunnel`] describes the wire format.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -11,58 +11,59 @@ use crate::{
     util,
 };
 
-/// What an edge asked for in its first frame.
+/// A registration: the first frame of an edge.
 #[derive(Clone, Debug)]
 pub struct Registration {
-    /// Identity, if the edge has one.
+    /// The server's id, if the edge sent one.
     pub id: Option<String>,
-    /// Name that clients see, if the edge gave one.
+    /// The name shown to clients, if the edge sent one.
     pub name: Option<String>,
-    /// The edge offered `mcpport`: status frames may follow.
+    /// The edge offered the `mcpport` capability: it reads status frames.
     pub ours: bool,
-    /// The edge can give so many client sessions a process of their own.
+    /// The number of client sessions to which the edge can give their own process.
     pub sessions: Option<u32>,
-    /// The edge can resume a conversation over another link.
+    /// The edge can resume a session over another link.
     pub resumes: bool,
-    /// It comes back to one.
+    /// The session that the edge wants to resume.
     pub claim: Option<Claim>,
-    /// Largest frame that the edge accepts, in bytes, if it told that.
+    /// The largest frame that the edge accepts, in bytes, if it announced one.
     pub message_bytes: Option<usize>,
 }
 
-/// An edge comes back to a conversation.
+/// An edge's request to resume a session.
 #[derive(Clone, Debug)]
 pub struct Claim {
-    /// The gateway gave it with an earlier answer.
+    /// The token from an earlier answer of the gateway.
     pub token: Secret,
-    /// Frames that the edge has received in it.
+    /// The number of frames that the edge has received in the session.
     pub received: u64,
 }
 
-/// The gateway offers to go on with the conversation after a drop.
+/// The gateway's offer to resume the session after a drop.
 #[derive(Clone, Debug)]
 pub struct ResumeGrant {
-    /// To be shown when coming back.
+    /// The token to present when resuming.
     pub token: Secret,
-    /// For how long after a drop.
+    /// How long after a drop the session can be resumed.
     pub window: Duration,
-    /// The conversation goes on at once, and the gateway has received so many frames in it; `None`: it begins.
+    /// The number of frames that the gateway has received, if the session is resumed now. `None` if
+    /// it is new.
     pub received: Option<u64>,
 }
 
-/// Why a first frame is refused.
+/// Why a first frame is rejected.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum InvalidRegistration {
-    /// Not a registration at all.
+    /// It is not a registration.
     NotRegister,
-    /// The identity is no string, or too long, or has control characters.
+    /// The id is not a string or a whole number, is too long, or has control characters.
     BadId,
     /// The name is not allowed.
     BadName,
 }
 
 impl InvalidRegistration {
-    /// The reason in words, for the edge's user.
+    /// Returns the reason as text for the edge's user.
     pub fn reason(self) -> &'static str {
         match self {
             Self::BadId => "the server id is not a plain text of at most 128 characters (--server-id)",
@@ -75,13 +76,14 @@ impl InvalidRegistration {
 }
 
 impl Registration {
-    /// Reads the first frame of a link. `longest_name` bounds the name, in characters.
+    /// Parses the first frame of a link. `longest_name` is the maximum length of the name, in
+    /// characters.
     ///
     /// # Errors
     /// [`InvalidRegistration`], with a reason for the edge's user.
     pub fn read(frame: &str, longest_name: usize) -> Result<Self, InvalidRegistration> {
         let whole = object(frame).ok_or(InvalidRegistration::NotRegister)?;
-        // A member that stands twice could be read in two ways.
+        // Reject duplicate members: two parsers could read different values.
         let at = |path: &[&str]| match find(frame, whole.clone(), path) {
             Ok(found) => Ok(found.map(|span| &frame[span])),
             Err(_) => Err(InvalidRegistration::NotRegister),
@@ -114,8 +116,9 @@ impl Registration {
         Ok(Self { id, name, ours, sessions, resumes, claim, message_bytes })
     }
 
-    /// The first frame that our edge sends. `message_bytes`: the largest frame that it accepts. `sessions`: that many
-    /// clients can have a process of their own. `claim`: it comes back to a conversation.
+    /// Builds the registration that our edge sends. `message_bytes` is the largest frame that it
+    /// accepts; `sessions` is the number of client sessions that can have their own process;
+    /// `claim` resumes a session.
     pub fn frame(
         id: &str,
         name: &str,
@@ -148,7 +151,7 @@ fn read_id(raw: Option<&str>) -> Result<Option<String>, InvalidRegistration> {
     let id = match raw {
         None | Some("null" | "\"\"") => return Ok(None),
         Some(raw) if raw.starts_with('"') => unquote(raw).ok_or(InvalidRegistration::BadId)?,
-        // The original takes any value; numbers are what people do give.
+        // The original gateway accepts any value; in practice people use strings or numbers.
         Some(raw) if raw.bytes().all(|byte| byte.is_ascii_digit()) => Cow::Borrowed(raw),
         Some(_) => return Err(InvalidRegistration::BadId),
     };
@@ -172,29 +175,29 @@ fn read_name(raw: Option<&str>, longest: usize) -> Result<Option<String>, Invali
     }
 }
 
-/// A size in bytes: a whole number from 1 on. Anything else tells of no limit.
+/// Parses a size in bytes: a whole number from 1. Any other value means no limit.
 fn read_size(raw: &str) -> Option<usize> {
     raw.parse().ok().filter(|size| *size > 0)
 }
 
-/// A frame by which the gateway and the edge program speak to each other.
+/// A status frame: a message between the gateway and the edge program itself.
 #[derive(Clone, Debug)]
 pub struct Status {
-    /// `received`, `registered` or `error`; from the edge `restarted`.
+    /// `received`, `registered` or `error` from the gateway; `restarted` from the edge.
     pub status: String,
-    /// In words.
+    /// The text for the user.
     pub message: String,
-    /// The gateway answered the `mcpport` offer.
+    /// The gateway accepted the `mcpport` capability.
     pub ours: bool,
-    /// The gateway will give client sessions a process of their own.
+    /// The gateway opens a channel for each client session.
     pub sessions: bool,
-    /// The conversation can be resumed, or is.
+    /// The session can be resumed, or is resumed.
     pub resume: Option<ResumeGrant>,
-    /// Largest frame that the gateway accepts, in bytes, if it told that.
+    /// The largest frame that the gateway accepts, in bytes, if it announced one.
     pub message_bytes: Option<usize>,
 }
 
-/// Two are equal when they say the same; what a grant's token is does not belong to that.
+/// Compares the content except the grant, of which only the presence counts.
 impl PartialEq for Status {
     fn eq(&self, other: &Self) -> bool {
         let said =
@@ -206,7 +209,7 @@ impl PartialEq for Status {
 impl Eq for Status {}
 
 impl Status {
-    /// Reads a status frame; `None` when the frame is something else.
+    /// Parses a status frame. Returns `None` for any other frame.
     pub fn read(frame: &str) -> Option<Self> {
         let whole = object(frame)?;
         let at = |path: &[&str]| Some(find(frame, whole.clone(), path).ok()?.map(|span| &frame[span]));
@@ -221,7 +224,7 @@ impl Status {
         let resume = |member| at(&["capabilities", "mcpport", "resume", member]);
         let token = resume("token")?.and_then(unquote).map(|token| Secret::new(token.as_ref()));
         let window = resume("window")?.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
-        // What a gateway says is no number to reckon with unseen.
+        // Bound the value: adding a huge window to an `Instant` would panic.
         let window = window.map(|window| window.min(RESUME_LONGEST));
         let received = resume("received")?.and_then(|count| count.parse().ok());
         let resume = token.zip(window).map(|(token, window)| ResumeGrant { token, window, received });
@@ -230,7 +233,8 @@ impl Status {
         Some(Self { status, message, ours, sessions, resume, message_bytes })
     }
 
-    /// The gateway has read the registration. `message_bytes`: the largest frame that it accepts.
+    /// Builds the answer to a registration. `message_bytes` is the largest frame that the gateway
+    /// accepts.
     pub fn received(
         id: &str,
         ours: bool,
@@ -249,18 +253,19 @@ impl Status {
         format!("{{\"status\":\"received\",\"id\":{},\"message\":{message}{capabilities}}}", quote(id))
     }
 
-    /// The server's tools are listed.
+    /// Builds the frame sent when the server's tools are listed.
     pub fn registered(id: &str, tools: usize) -> String {
         let message = quote(&format!("registration complete, {tools} tools listed"));
         format!("{{\"status\":\"registered\",\"id\":{},\"message\":{message}}}", quote(id))
     }
 
-    /// To the gateway: the server was started anew, and all that was known of it may have changed.
+    /// Builds the frame that tells the gateway that the server was restarted, so that everything
+    /// known about it may have changed.
     pub fn restarted() -> String {
         "{\"status\":\"restarted\"}".to_owned()
     }
 
-    /// The registration failed.
+    /// Builds the frame sent when the registration failed.
     pub fn error(message: &str) -> String {
         format!("{{\"status\":\"error\",\"message\":{}}}", quote(message))
     }
@@ -387,17 +392,17 @@ mod tests {
         }
         assert_eq!(changed("1"), (Some(1), Some(1)));
         assert_eq!(changed("18446744073709551615").0, usize::try_from(u64::MAX).ok(), "compared only");
-        // Missing, as programs of before send it.
+        // Absent, as in registrations of older versions.
         let without = |text: &str, told: &str| text.replace(&format!("\"message_bytes\":{told},"), "");
         assert_eq!(edge(&without(&registration, "131072")), Ok(None));
         assert_eq!(gateway(&without(&received, "4259840")), Some(None));
-        // One value that stands twice could be read in two ways.
+        // Duplicate members are rejected.
         assert_eq!(
             edge(&registration.replace("131072", "1,\"message_bytes\":2")),
             Err(InvalidRegistration::NotRegister)
         );
         assert_eq!(gateway(&received.replace("4259840", "1,\"message_bytes\":2")), None);
-        // Only what our own programs say in its place counts.
+        // The member counts only inside the `mcpport` capability.
         let elsewhere = r#"{"method":"register","params":{"name":"a","message_bytes":9,"capabilities":{"message_bytes":9}}}"#;
         assert_eq!(edge(elsewhere), Ok(None));
         assert!(!Status::received("i", false, 9000, false, None).contains("message_bytes"), "the original");

@@ -1,21 +1,22 @@
-//! Whether the peer of a link is alive: when to ping, when to give up, and how many control frames are too many.
+//! Heartbeat of a link: when to ping the peer, when it is dead, and how many control frames it may
+//! send.
 
 use std::time::Instant;
 
 use crate::limits::LinkLimits;
 
-/// What has to be done about the peer.
+/// What to do about the peer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum HeartbeatAction {
     /// Nothing for now.
     Fine,
     /// Send a ping.
     Ping,
-    /// Nothing was heard for too long.
+    /// Nothing was received for `dead_after`: close the link.
     Dead,
 }
 
-/// The state of one link's heartbeat. Whatever is heard counts as a sign of life.
+/// The heartbeat state of one link. Any received data counts as a sign of life.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
     heard: Instant,
@@ -25,18 +26,19 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// A link that came up at `now`.
+    /// Creates the state of a link that was opened at `now`.
     pub fn new(now: Instant) -> Self {
         Self { heard: now, pinged: None, window: now, control: 0 }
     }
 
-    /// Something arrived.
+    /// Records that data was received.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
         self.pinged = None;
     }
 
-    /// A control frame arrived. False when the peer sends more of them than it may.
+    /// Records a control frame. Returns false if the peer sends more of them than `control_frames`
+    /// per `control_window`.
     pub fn control(&mut self, now: Instant, limits: &LinkLimits) -> bool {
         self.heard(now);
         if now.duration_since(self.window) >= limits.control_window {
@@ -47,7 +49,7 @@ impl Heartbeat {
         self.control <= limits.control_frames
     }
 
-    /// What to do at `now`.
+    /// Returns what to do at `now`.
     pub fn tick(&mut self, now: Instant, limits: &LinkLimits) -> HeartbeatAction {
         if now >= self.heard + limits.dead_after {
             return HeartbeatAction::Dead;
@@ -59,7 +61,7 @@ impl Heartbeat {
         HeartbeatAction::Fine
     }
 
-    /// When to ask again.
+    /// Returns when to call [`Heartbeat::tick`] next.
     pub fn deadline(&self, limits: &LinkLimits) -> Instant {
         self.next_ping(limits).min(self.heard + limits.dead_after)
     }

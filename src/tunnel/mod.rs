@@ -1,66 +1,79 @@
-//! The link between an edge box and the gateway: what its frames mean, and the machines at its two ends.
+//! The protocol of the link between an edge and the gateway: its frames, and the state machines at
+//! both ends.
 //!
 //! # The wire
 //!
-//! A link is a WebSocket on `/mcp/register`. Every text frame is one JSON object; binary frames are refused.
-//! The token, if the gateway wants one, is in the `Authorization` field of the upgrade request.
+//! A link is a WebSocket on `/mcp/register`. Every text frame is one JSON object, except the
+//! channel frames ([`frame`]) and acknowledgements ([`resume`]); binary frames are refused. If the
+//! gateway requires a token, it is in the `Authorization` field of the upgrade request.
 //!
-//! 1. Edge to gateway, at once: `{"jsonrpc":"2.0","id":ID,"method":"register","params":{"name":NAME,"version":VERSION,
-//!    "capabilities":{"mcpport":{}}}}`. `ID` is the server's identity, `NAME` what clients see. An older form has `name`
-//!    and `id` at the top level. No id: the gateway mints one. No name: `server-ID`.
-//! 2. Gateway to edge: `{"status":"received","id":ID,"message":TEXT}`, or `{"status":"error","message":TEXT}` and a close.
-//!    To an edge that offered `mcpport` the frame has `"capabilities":{"mcpport":{}}` as well.
-//! 3. The gateway is the server's MCP client: `initialize`, `notifications/initialized`, `tools/list` (all pages).
+//! 1. Edge to gateway, at once:
+//!    `{"jsonrpc":"2.0","id":ID,"method":"register","params":{"name":NAME,"version":VERSION,
+//!    "capabilities":{"mcpport":{}}}}`. `ID` is the server's id, `NAME` the name shown to clients.
+//!    An older form has `name` and `id` at the top level. Without an id the gateway generates one.
+//!    Without a name it uses `server-ID`.
+//! 2. Gateway to edge: `{"status":"received","id":ID,"message":TEXT}`, or
+//!    `{"status":"error","message":TEXT}` and a close. To an edge that offered `mcpport` the frame
+//!    has `"capabilities":{"mcpport":{}}` as well.
+//! 3. The gateway is the server's MCP client: `initialize`, `notifications/initialized`,
+//!    `tools/list` (all pages).
 //! 4. From then on each frame is one JSON-RPC message, in both directions.
 //!
-//! An edge that can give each client session a process of its own says so in step 1 by
-//! `"mcpport":{"sessions":{"max":M}}`, and a gateway that will make use of it answers in step 2 with
-//! `"mcpport":{"sessions":{}}`. Then there are channels beside the shared process; their frames are in [`frame`].
-//! At most M of them are open at a time, all of them end with the link, and the shared process serves for listing
-//! what the server offers.
+//! An edge that can run one process per client session offers that in step 1 by
+//! `"mcpport":{"sessions":{"max":M}}`, and a gateway that will use it answers in step 2 with
+//! `"mcpport":{"sessions":{}}`. The link then carries channels beside the shared process; [`frame`]
+//! describes their frames. At most M channels are open at a time, all of them end with the link,
+//! and the shared process is used for listing the server's tools, prompts and resources.
 //!
-//! Who registers with the id of a server whose link is alive has to answer a WebSocket ping before step 2, and takes over
-//! then: a frame may be long under way, and its sender gone.
+//! If a link with the same id is alive, the new edge has to answer a WebSocket ping before step 2,
+//! and then replaces the old link: the registration may have been delayed in transit, and its
+//! sender may be gone.
 //!
-//! Each end may tell the largest frame that it accepts, in bytes and with everything that stands in it: `"message_bytes":N`
-//! in `mcpport`, in step 1 what the edge accepts, in step 2 what the gateway accepts. Our ends send no larger one to an end
-//! that told it, but fail the request that the message belongs to ([`oversize`]). A value that is no whole number from 1 on
-//! tells nothing, and a frame that is too large all the same ends the link (close code 1009).
+//! Each end may announce the size of the largest frame that it accepts, in bytes and including
+//! everything in the frame: `"message_bytes":N` in `mcpport`, in step 1 for the edge, in step 2 for
+//! the gateway. Our ends send no larger frame to an end that announced a limit, but fail the
+//! request that the message belongs to ([`oversize`]). A value that is not a whole number from 1
+//! sets no limit. A frame that is too large all the same ends the link (close code 1009).
 //!
-//! A conversation may outlive its connection where both ends say so in the same two steps: see [`resume`].
+//! A link session may outlive its connection if both ends agree on that in the same two steps: see
+//! [`resume`].
 //!
-//! A frame with a `status` member and without `method`, `result` and `error` is a *status frame*: it is meant for the edge
-//! program itself and never reaches a child. To an edge that did not offer `mcpport` none is sent after the first answer,
-//! because the original program hands every later frame to its child; ours is told `{"status":"registered",...}` when its
-//! tools are listed, and `{"status":"error",...}` when they cannot be.
+//! A frame with a `status` member and without `method`, `result` and `error` is a *status frame*:
+//! it is meant for the edge program itself and never reaches a child. An edge that did not offer
+//! `mcpport` gets none after the first answer, because the original edge program passes every later
+//! frame to its child. Our edge gets `{"status":"registered",...}` when its tools are listed, and
+//! `{"status":"error",...}` when they cannot be listed.
 //!
-//! A link can live longer than the edge's server. When the server ends, the edge answers what it left unanswered with an
-//! error (-32603) that says how it ended, and until it is back each further request at once with -31002; only
-//! `initialize` waits. The edge initializes the new one itself and then has the gateway list again: it sends
-//! `{"status":"restarted"}` to a gateway that has answered its `mcpport` offer, and to any gateway
-//! `notifications/tools/list_changed`, and those for prompts and resources where the server declares them. At
-//! `restarted` our gateway begins its conversation anew, from `initialize` on, which the edge answers for the server;
-//! and it asks again for the subscriptions and log levels of its clients.
+//! A link can outlive the edge's server. When the server ends, the edge answers its open requests
+//! with an error (-32603) that says how it ended. Until the server is back, the edge answers each
+//! further request at once with -31002; only `initialize` waits. The edge initializes the new
+//! server itself and then makes the gateway list again: it sends `{"status":"restarted"}` to a
+//! gateway that has accepted its `mcpport` offer, and to any gateway
+//! `notifications/tools/list_changed`, and those for prompts and resources if the server declares
+//! them. On `restarted` our gateway repeats discovery from `initialize` on, which the edge answers
+//! for the server, and renews the subscriptions and log levels of its clients.
 //!
-//! An edge that is asked to stop while calls run keeps the link until they are answered, for a limited time, and answers each
-//! further request with -31002 and "the edge is stopping"; it closes a channel that is opened meanwhile with that reason. A
-//! gateway need not know of this.
+//! An edge that is stopped while calls run keeps the link until they are answered, for a limited
+//! time. It answers each further request with -31002 and "the edge is stopping", and closes a
+//! channel that is opened meanwhile with that reason. This needs no support in the gateway.
 //!
-//! The gateway marks a response that refuses an upgrade by the field `Mcpport-Refusal: unauthorized` (or another word for
-//! the status). An edge that runs without a terminal, or was registered before, takes a refusal without that mark for the
-//! word of a proxy: it tries again, and keeps what may be resumed.
+//! The gateway marks a response that refuses an upgrade with the field `Mcpport-Refusal:
+//! unauthorized` (or another word for the status). An edge that runs without a terminal, or was
+//! registered before, assumes that a refusal without that field comes from a proxy: it tries again,
+//! and keeps a session that may be resumed.
 //!
 //! | close code | meaning |
 //! |---|---|
 //! | 1000, 1001 | the sender stops |
-//! | 1002, 1007, 1009 | the peer broke the WebSocket protocol, sent no UTF-8, sent too much |
+//! | 1002, 1007, 1009 | the peer broke the WebSocket protocol, sent invalid UTF-8, or sent too large a frame |
 //! | 1008 | the peer broke the rules above, or flooded |
-//! | 1013 | the peer does not read; the gateway has no memory for a large frame; to a registration: there is no room at present, or the server was too slow |
+//! | 1013 | the peer does not read; or the gateway has no memory for a large frame; as the answer to a registration: no capacity at present, or the server was too slow |
 //! | 4001 | another link with the same id took over |
 //! | 4403 | the name or the id belongs to another server, or the token is not for this name |
 //! | 4429 | the same id took over too often; wait a minute |
 //!
-//! Neighbours: `net::ws_link` moves the frames; `gateway` and `edge` own the two ends.
+//! Related modules: `net::ws_link` transports the frames; `gateway` and `edge` implement the two
+//! ends.
 
 pub mod frame;
 pub mod frame_header;
@@ -69,9 +82,11 @@ pub mod heartbeat;
 pub mod oversize;
 pub mod resume;
 
-/// Field of the responses by which our gateway refuses an upgrade: it tells the edge that no proxy in between wrote them.
+/// Response header field by which our gateway marks a refused upgrade. It tells the edge that the
+/// response is not from a proxy in between.
 pub const REFUSAL: &str = "Mcpport-Refusal";
-/// Close code: there is no room for the server at present, or its name is kept for another that may come back.
+/// Close code: no capacity for the server at present, or its name is reserved for a lost server
+/// that may come back.
 pub const CLOSE_LATER: u16 = 1013;
 /// Close code: another link with the same id took over.
 pub const CLOSE_REPLACED: u16 = 4001;

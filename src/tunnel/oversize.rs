@@ -1,30 +1,33 @@
-//! Messages larger than the other end of the link accepts: one costs its own call, not the link with everybody's calls.
+//! Messages larger than the other end of the link accepts. Such a message fails its own request;
+//! the link and all other requests go on.
 //!
-//! Each end tells the largest frame that it accepts in the first two frames of a link; see [`crate::tunnel`].
+//! Each end announces the size of the largest frame that it accepts in the first two frames of a
+//! link; see [`crate::tunnel`].
 
 use crate::{
     jsonrpc::{self, Kind, Message},
     limits::ID_BYTES,
 };
 
-/// What becomes of a message that is too large.
+/// How to handle a message that is too large.
 #[derive(Debug, Eq, PartialEq)]
 pub enum Oversize {
-    /// It is a response: this error response goes out in its place.
+    /// It is a response: send this error response in its place.
     Response(String),
-    /// It is a request: this error response goes back to its sender.
+    /// It is a request: return this error response to its sender.
     Refusal(String),
-    /// Nobody waits for it: it is dropped.
+    /// It is neither: drop it.
     Dropped,
 }
 
 impl Oversize {
-    /// Decides about a message; `why` is the text of the error.
+    /// Decides how to handle `message`. `why` is the text of the error.
     pub fn of(message: &Message<'_>, why: &str) -> Self {
         let error = |id| jsonrpc::error(id, jsonrpc::INTERNAL_ERROR, why);
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) => Self::Refusal(error(id)),
-            // Under a longer id nothing was asked, and the error would be too large as well.
+            // Our ends send no request with a longer id, and the error response would be too large
+            // as well.
             (Kind::Response, Some(id)) if id.len() <= ID_BYTES => Self::Response(error(id)),
             _ => Self::Dropped,
         }

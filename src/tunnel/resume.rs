@@ -1,20 +1,24 @@
-//! What lets a conversation outlive its connection: each end counts the frames of both directions, and keeps what it
-//! sent until the other end has acknowledged it.
+//! Resuming a link session over another connection. Each end counts the frames of both directions,
+//! and keeps the frames that it sent until the other end has acknowledged them.
 //!
 //! | on the wire | meaning |
 //! |---|---|
 //! | `"resume":{}` in the registration | the edge can resume |
 //! | `"resume":{"token":T,"window":S}` in the answer | so can the gateway, up to S seconds after a drop |
 //! | `"resume":{"token":T,"received":N}` in a later registration | the edge comes back, and has received N frames |
-//! | `"resume":{"token":T,"window":S,"received":M}` in its answer | taken: the gateway has received M |
+//! | `"resume":{"token":T,"window":S,"received":M}` in its answer | resumed: the gateway has received M frames |
 //! | `*N` | the sender has received N frames in all |
 //!
-//! Every text frame counts from 1 in each direction, except the registration, its answer and `*N` itself. After a
-//! resumed registration each end first sends again what the other has not received, in order, and goes on from there.
-//! Without `received` in the answer the gateway begins anew and nothing is sent again. An end acknowledges at least
-//! every [`ack_every`](LinkLimits::ack_every) frames or [`ack_bytes`](LinkLimits::ack_bytes) bytes, and no later than
-//! [`ack_after`](LinkLimits::ack_after); one that has too much unacknowledged sends nothing more until it hears. The
-//! token is a secret, bound to the server's id and to whose token the edge presents.
+//! Text frames are counted from 1 in each direction, except the registration, its answer and `*N`
+//! itself. After a resumed registration each end first resends the frames that the other has not
+//! received, in order, and goes on from there. Without `received` in the answer the gateway begins
+//! a new session and nothing is resent.
+//!
+//! An end acknowledges at least every [`ack_every`](LinkLimits::ack_every) frames or
+//! [`ack_bytes`](LinkLimits::ack_bytes) bytes, and no later than
+//! [`ack_after`](LinkLimits::ack_after). An end with too many unacknowledged frames or bytes stops
+//! sending until it gets an acknowledgement. The token is a secret, bound to the server's id and to
+//! the owner of the token that the edge presents.
 //!
 //! Pure; `net::ws_link` drives it.
 
@@ -22,30 +26,31 @@ use std::{collections::VecDeque, time::Instant};
 
 use crate::limits::LinkLimits;
 
-/// What of a conversation has to be known to carry it on over another connection. `F` is a frame, cheap to clone.
+/// The state needed to resume a link session over another connection. `F` is a frame that is cheap
+/// to clone.
 #[derive(Debug)]
 pub struct Resume<F> {
-    /// Sent and not acknowledged, with the size in bytes.
+    /// Sent and not acknowledged frames, with their sizes in bytes.
     kept: VecDeque<(F, usize)>,
     kept_bytes: usize,
-    /// Frames that the peer has acknowledged.
+    /// Number of frames that the peer has acknowledged.
     acknowledged: u64,
-    /// Frames received.
+    /// Number of frames received.
     received: u64,
-    /// Frames received when we last said so.
+    /// Number of frames received at our last acknowledgement.
     told: u64,
-    /// Bytes received since.
+    /// Bytes received since then.
     untold_bytes: usize,
-    /// When the first frame since came.
+    /// When the first frame since then was received.
     untold_since: Option<Instant>,
 }
 
-/// The peer acknowledges what was never sent, or what it had acknowledged was taken back.
+/// The peer acknowledged frames that were never sent, or fewer than before.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CannotResume;
 
 impl<F: Clone> Resume<F> {
-    /// Nothing was sent or received.
+    /// Creates the state of a new session.
     pub fn new() -> Self {
         Self {
             kept: VecDeque::new(),
@@ -64,40 +69,40 @@ impl<F: Clone> Resume<F> {
             || (self.kept.len() < limits.resume_messages && self.kept_bytes < limits.resume_bytes)
     }
 
-    /// A frame of so many bytes is sent.
+    /// Records a sent frame of `bytes` bytes.
     pub fn sent(&mut self, frame: F, bytes: usize) {
         self.kept.push_back((frame, bytes));
         self.kept_bytes += bytes;
     }
 
-    /// A frame of so many bytes has arrived.
+    /// Records a received frame of `bytes` bytes.
     pub fn received(&mut self, now: Instant, bytes: usize) {
         self.received += 1;
         self.untold_bytes += bytes;
         self.untold_since.get_or_insert(now);
     }
 
-    /// How many frames have arrived in all.
+    /// Returns the number of frames received.
     pub fn count(&self) -> u64 {
         self.received
     }
 
-    /// How many frames wait to be acknowledged.
+    /// Returns the number of sent frames that are not acknowledged.
     pub fn unacknowledged(&self) -> usize {
         self.kept.len()
     }
 
-    /// Bytes of them.
+    /// Returns the size in bytes of the sent frames that are not acknowledged.
     pub fn unacknowledged_bytes(&self) -> usize {
         self.kept_bytes
     }
 
-    /// How many frames the peer has acknowledged.
+    /// Returns the number of frames that the peer has acknowledged.
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged
     }
 
-    /// The peer has received so many frames in all.
+    /// Handles an acknowledgement: the peer has received `count` frames in all.
     ///
     /// # Errors
     /// [`CannotResume`]; nothing is changed then.
@@ -108,25 +113,27 @@ impl<F: Clone> Resume<F> {
         self.kept_bytes -= bytes;
         self.acknowledged = count;
         if self.kept.is_empty() {
-            // A burst must not pin memory for as long as the link lasts.
+            // Free the memory of a burst instead of holding it for as long as the link lasts.
             self.kept.shrink_to(0);
         }
         Ok(())
     }
 
-    /// The frame that acknowledges what has arrived, once so much has that the peer may be waiting for it.
+    /// Returns an acknowledgement frame if `ack_every` frames or `ack_bytes` bytes were received
+    /// since the last one.
     pub fn owed(&mut self, limits: &LinkLimits) -> Option<String> {
         let frames = self.received - self.told;
         let enough = frames >= limits.ack_every || self.untold_bytes >= limits.ack_bytes;
         enough.then(|| self.tell())
     }
 
-    /// When an acknowledgement is due, however little has arrived.
+    /// Returns when an acknowledgement is due regardless of the amount received. `None` if nothing
+    /// is to be acknowledged.
     pub fn due(&self, limits: &LinkLimits) -> Option<Instant> {
         self.untold_since.map(|since| since + limits.ack_after)
     }
 
-    /// The frame that acknowledges all that has arrived.
+    /// Returns a frame that acknowledges everything received so far.
     pub fn tell(&mut self) -> String {
         self.told = self.received;
         self.untold_bytes = 0;
@@ -134,14 +141,15 @@ impl<F: Clone> Resume<F> {
         format!("*{}", self.received)
     }
 
-    /// Both ends meet again over another connection, and the peer says that it has received so many frames. Gives what it
-    /// has not, in order.
+    /// Resumes the session over another connection; the peer has received `count` frames. Returns
+    /// the frames to resend, in order.
     ///
     /// # Errors
-    /// [`CannotResume`]: what it lacks is not here any more, or it claims more than was sent. Begin anew then.
+    /// [`CannotResume`] if the missing frames are no longer kept, or the peer claims more than was
+    /// sent. Begin a new session then.
     pub fn resume(&mut self, count: u64) -> Result<Vec<F>, CannotResume> {
         self.acknowledge(count)?;
-        // It is told in the registration or its answer.
+        // The registration or its answer carries the count.
         self.tell();
         Ok(self.kept.iter().map(|(frame, _)| frame.clone()).collect())
     }
@@ -153,7 +161,8 @@ impl<F: Clone> Default for Resume<F> {
     }
 }
 
-/// The count in an acknowledgement; `None` when the frame is something else. No JSON text begins with `*`.
+/// Parses an acknowledgement frame. Returns `None` for any other frame; no JSON text begins with
+/// `*`.
 pub fn read(frame: &str) -> Option<u64> {
     let count = frame.strip_prefix('*')?;
     let plain = count.bytes().all(|byte| byte.is_ascii_digit()) && (count == "0" || !count.starts_with('0'));
@@ -166,10 +175,10 @@ mod tests {
 
     use super::*;
 
-    /// Two ends and what is under way between them; what arrives is written down.
+    /// Two ends and the frames in flight between them. Records the frames that arrive.
     struct Pair {
         ends: [Resume<u32>; 2],
-        /// Towards each end.
+        /// Frames in flight towards each end.
         wires: [VecDeque<Wire>; 2],
         said: [u32; 2],
         heard: [Vec<u32>; 2],
@@ -218,7 +227,7 @@ mod tests {
             }
         }
 
-        /// All that is under way is lost, and both ends meet again.
+        /// Drops all frames in flight and resumes at both ends.
         fn cut(&mut self) {
             self.wires = Default::default();
             for end in [0, 1] {
@@ -246,7 +255,7 @@ mod tests {
         }
     }
 
-    /// A cut at every boundary of every short history loses nothing and repeats nothing.
+    /// Cuts at every step of every short history: no frame is lost or repeated.
     #[test]
     fn a_cut_at_every_frame_boundary() {
         const STEPS: u32 = 6;
