@@ -164,8 +164,8 @@ impl Connection {
             // A browser's preflight never carries a token, and a health check need not. Neither
             // reveals anything.
             Ok(Route::Preflight | Route::Health) => Permissions::OPEN,
-            // 404, not 401, for unknown paths: clients probe for OAuth metadata, and could take a 401
-            // to mean that the metadata is at this path.
+            // 404, not 401, for unknown paths: clients probe for OAuth metadata, and could take a
+            // 401 to mean that the metadata is at this path.
             Err(Unrouted::Path) => {
                 admitted.map_err(forbidden)?;
                 return Err(Response::new(StatusCode::NotFound).text("not found\n"));

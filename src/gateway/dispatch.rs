@@ -31,7 +31,8 @@ pub enum Answer {
 }
 
 impl Gateway {
-    /// Handles one message of a client. A request gets exactly one response, through `reply`.
+    /// Handles one message of a client. A request gets exactly one response, through `reply`,
+    /// or none if the client cancels it on the 2024-11-05 transport.
     pub fn dispatch(self: &Arc<Self>, client: &Arc<Session>, message: &Message<'_>, reply: &Responder) {
         log::debug!(
             "client {}: {:?} {}",

@@ -369,8 +369,9 @@ impl Gateway {
         }
     }
 
-    /// Fails calls to instances that timed out, and cancels their requests to clients that were not
-    /// answered within the timeout of a tool call: no call lasts longer.
+    /// Fails calls to instances that timed out, and ends instances that did not initialize in time.
+    /// Cancels instances' requests to clients that were not answered within the timeout of a tool
+    /// call: no call lasts longer.
     pub fn expire_instances(&self, shared: &Upstream, now: Instant) {
         let processes = shared.instance_pool().map(|isolation| isolation.all()).unwrap_or_default();
         for process in processes {
