@@ -54,8 +54,8 @@ pub async fn enter(
         let frame = ws_link::recv_frame(&mut socket, limits.register_bytes, &limits).await?;
         let registration = newcomer.read(&frame);
         if registration.as_ref().is_ok_and(|registration| newcomer.would_take_over(registration)) {
-            // A frame can be delayed: an edge that does not answer the probe is gone, and may
-            // already be back over the very link that this would replace.
+            // The frame may have been delayed: an edge that does not answer the probe has left this
+            // link, and may be registered over the very link that this one would replace.
             ws_link::probe(&mut socket, &limits).await?;
         }
         Ok::<_, LinkEnd>(registration)

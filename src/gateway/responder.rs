@@ -182,7 +182,7 @@ const CROWDED_OUT: &str = "the answers of this batch are too large together; ask
 /// The error text for an exhausted memory budget.
 pub const NO_MEMORY: &str = "the gateway's memory budget (--max-memory) is used up; try again";
 
-/// Returns an error response in place of a response, with the same id.
+/// Returns an error response with the id of the response that it replaces.
 fn replaced(answer: &str, code: i64, why: &str) -> String {
     let id = Message::read(answer).ok().and_then(|message| message.id()).unwrap_or("null");
     jsonrpc::error(id, code, why)

@@ -1,6 +1,8 @@
-//! A registered server, as the rest of the gateway sees it: calls go in, answers find their client.
+//! A registered server, as the rest of the gateway sees it: passes calls on and delivers the
+//! responses.
 //!
-//! The table of who waits for what is `hub::mux`; the link is behind a queue. `link` owns the other end.
+//! The table of pending requests is `hub::mux`. Frames go out through a queue; `link` owns its
+//! other end.
 
 use std::{
     collections::BTreeMap,
@@ -34,58 +36,59 @@ use crate::{
     util,
 };
 
-/// Who waits for an answer.
+/// The caller of a request, which gets its response.
 #[derive(Debug)]
 pub enum Caller {
-    /// The gateway's own conversation with the server.
+    /// The gateway's own discovery of the server.
     Discovery,
-    /// A process of a client's own, which cannot serve before it is initialized.
+    /// The gateway's initialization of an isolated instance, which cannot serve before.
     Initialize,
-    /// Nobody: it was asked so that something happens.
+    /// Nobody: the request was sent for its effect.
     Ignored,
-    /// A client, with its own id for the request, raw, and its principal's place where several share the server.
+    /// A session, with the id of the call as the client wrote it, where to respond, and the
+    /// principal's share if several principals share the server.
     Session(Arc<Session>, CallId, Responder, Option<Share>),
 }
 
-/// A call as it goes to the server: what the client sent, and what has to be changed in it.
+/// A call as it is passed to the server: the client's request, and the edits to make in it.
 #[derive(Debug)]
 pub struct Call<'a> {
     /// The client's request.
     pub message: &'a Message<'a>,
-    /// Where the client's name for something stands, and the server's own name for it.
+    /// Position of the name that the client used, and the server's own name to put there.
     pub rename: Option<(Span, &'a str)>,
-    /// Where the client's progress token stands.
+    /// Position of the client's progress token.
     pub token: Option<Span>,
-    /// How long the answer may take.
+    /// Timeout for the response.
     pub timeout: Duration,
-    /// Where the answer goes.
+    /// Where the response goes.
     pub responder: Responder,
-    /// Several principals share the server.
+    /// Whether several principals share the server.
     pub several: bool,
-    /// Its number in the session, if that was reserved.
+    /// Its number in the session, if one was reserved.
     pub number: Option<u64>,
 }
 
 /// Why a call is not passed on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Declined {
-    /// The client may not begin it.
+    /// The session does not admit it.
     Client(session::CallRefused),
-    /// The server has too many calls under way.
+    /// The server has too many running calls.
     Server,
-    /// The client's principal has as many calls under way as it may where several share the server.
+    /// The client's principal has its share of the running calls of a shared server.
     ServerShare,
-    /// The client's principal has as many processes of it as it may where several share them.
+    /// The client's principal has its share of the server's isolated instances.
     SessionsShare,
-    /// As many sessions have a process of it as may.
+    /// The server has its maximum number of isolated instances.
     Sessions,
-    /// Too much waits for the session's process to be initialized.
+    /// Too many messages wait for the isolated instance to be initialized.
     Starting,
-    /// So many bytes, of which the server's edge accepts only so many in one frame.
+    /// The size of the frame, and the largest that the server's edge accepts, in bytes.
     TooLarge(usize, usize),
     /// The link does not keep up.
     Link,
-    /// The budget of bytes is used up.
+    /// The memory budget is used up.
     Memory,
     /// The link is gone.
     Gone,
@@ -101,91 +104,91 @@ impl Declined {
     }
 }
 
-/// One registered server.
+/// A registered server, or an isolated instance of one.
 #[derive(Debug)]
 pub struct Upstream {
     name: String,
     mux: Mutex<Mux<Caller>>,
-    /// Calls under way by principal, and how many there may be in all.
+    /// Running calls by principal, and (`max`) their limit in total.
     shares: Shares,
     max: usize,
     link: Sender<CloseReason>,
     /// Largest frame that its edge accepts, in bytes.
     accepts: usize,
-    /// The server's answer to `initialize`, raw. A server that is started anew gives another.
+    /// The server's `initialize` result, raw JSON. It may change when the server is restarted.
     initialize_result: Mutex<Option<Arc<str>>>,
-    /// The run of its program.
+    /// The current run of its program.
     run: Mutex<Run>,
-    /// It said there that calls can be tasks.
+    /// Whether that result declares tasks.
     tasks: AtomicBool,
-    /// The log level that it was asked for.
+    /// The log level requested from the server.
     level: Mutex<RequestedLevel>,
-    /// Where it can be asked for after a drop.
+    /// Lets a new link claim the server after its link was lost.
     resume_handle: Option<ResumeHandle>,
-    /// How many sessions can have a process of their own.
+    /// Its isolated instances, if it can have some.
     instances: Option<InstancePool>,
-    /// It is such a process.
+    /// Set if this is an isolated instance.
     instance: Option<IsolatedInstance>,
-    /// Limits how often its odd messages are logged; of all processes of one link together.
+    /// Throttles log lines about odd messages; shared by all instances behind one link.
     log_throttle: Arc<Mutex<LogThrottle>>,
 }
 
-/// The log level that a server was asked for.
+/// The log level requested from a server.
 #[derive(Debug, Default)]
 struct RequestedLevel {
     level: Option<Level>,
-    /// The request for it, by the id of the mux.
+    /// Id of the request for it in the mux.
     asked: Option<u64>,
 }
 
-/// The processes of single sessions behind one link.
+/// The isolated instances behind one link.
 #[derive(Debug)]
 pub struct InstancePool {
     max: u32,
     channels: Mutex<Channels>,
-    /// Processes by principal.
+    /// Instances by principal.
     shares: Shares,
-    /// Bytes that may wait for processes to be initialized, all together.
+    /// Pays for messages that wait for instances to be initialized, all instances together.
     budget: Account,
 }
 
 #[derive(Debug, Default)]
 struct Channels {
-    /// Number of the last one.
+    /// Number of the channel opened last.
     last: u32,
-    /// The processes by the number of their channel.
+    /// Instances by channel number.
     open: BTreeMap<u32, (Arc<Upstream>, Share)>,
-    /// The link is gone: none is opened any more.
+    /// Whether the link is gone; no more channels are opened then.
     ended: bool,
 }
 
 impl InstancePool {
     fn channels(&self) -> MutexGuard<'_, Channels> {
-        // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
+        // Each change of the table is complete in itself, so a panic elsewhere does not corrupt it.
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The process on a channel.
+    /// Returns the instance on a channel.
     pub fn get(&self, number: u32) -> Option<Arc<Upstream>> {
         self.channels().open.get(&number).map(|(process, _)| process.clone())
     }
 
-    /// All processes.
+    /// Returns all instances.
     pub fn all(&self) -> Vec<Arc<Upstream>> {
         self.channels().open.values().map(|(process, _)| process.clone()).collect()
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no instances.
     pub fn is_empty(&self) -> bool {
         self.channels().open.is_empty()
     }
 
-    /// Forgets a process. False: it was forgotten before.
+    /// Removes an instance. Returns false if it was removed before.
     pub fn remove(&self, number: u32) -> bool {
         self.channels().open.remove(&number).is_some()
     }
 
-    /// The link is gone. Gives the processes that were behind it.
+    /// Stops opening channels, since the link is gone. Returns the instances behind it.
     pub fn end(&self) -> Vec<Arc<Upstream>> {
         let mut channels = self.channels();
         channels.ended = true;
@@ -193,26 +196,27 @@ impl InstancePool {
     }
 }
 
-/// Messages, each with the id of the request that it is.
+/// Messages, each with its id in the mux if it is a call.
 type Waiting = Vec<(Option<u64>, String)>;
 
-/// What makes a process one of a session's own.
+/// The data of an isolated instance: a process of the server that serves one session only.
 #[derive(Debug)]
 pub struct IsolatedInstance {
-    /// Its channel of the link.
+    /// Its channel on the link.
     pub number: u32,
-    /// Whose it is.
+    /// The session that it serves.
     pub client: Weak<Session>,
-    /// The server that it is a process of.
+    /// The server that it is an instance of.
     pub shared: Weak<Upstream>,
-    /// The resources that its client wanted to hear of when it began.
+    /// The resources that the session was subscribed to when the instance was created.
     pub subscriptions: Vec<String>,
-    /// What waits until it is initialized: with the id of the mux, if it is a call.
+    /// Messages held until the instance is initialized; `None` once it is, or if the client
+    /// initializes it.
     waiting: Mutex<Option<Waiting>>,
-    /// Where the bytes of that come from: the share of its server, and the budget of its client.
+    /// The accounts that pay for these messages: the pool's, and that of the session.
     budget: Account,
     account: Account,
-    /// For its answer to `initialize`.
+    /// Charge for its `initialize` result.
     greeting: Mutex<Charge>,
 }
 
@@ -221,7 +225,9 @@ impl IsolatedInstance {
         self.greeting.lock().unwrap_or_else(PoisonError::into_inner).resize(bytes)
     }
 
-    /// Takes a message in to wait. It comes back where none has to, any more; `None`: it waits.
+    /// Holds a message until the instance is initialized. Returns the message if there is no need
+    /// to hold it, or `None` if it is held. Fails if [`limits::ASKS`] messages are held or an
+    /// account is empty.
     fn hold(&self, id: Option<u64>, text: String) -> Result<Option<String>, SendError> {
         let mut waiting = self.waiting();
         let Some(waiting) = &mut *waiting else { return Ok(Some(text)) };
@@ -237,7 +243,7 @@ impl IsolatedInstance {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Option<Waiting>> {
-        // Each change of the list is complete in itself, so a panic elsewhere does not spoil it.
+        // Each change of the list is complete in itself, so a panic elsewhere does not corrupt it.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -256,8 +262,9 @@ impl Drop for IsolatedInstance {
 }
 
 impl Upstream {
-    /// A server behind a link, of which so many sessions can have a process of their own.
-    /// `accepts`: the largest frame that its edge accepts, if it told that. `resume_handle`: where it can be asked for after a drop.
+    /// Creates a server behind a link. `accepts`: the largest frame that its edge accepts, if it
+    /// declared one. `sessions`: the maximum number of isolated instances, if it supports them.
+    /// `berth`: lets a new link claim it after its link was lost.
     pub fn new(
         name: String,
         limits: &LinkLimits,
@@ -281,7 +288,7 @@ impl Upstream {
         })
     }
 
-    /// The state common to a server and to a session's process of it: nothing is known or asked so far.
+    /// Creates the state common to a server and an isolated instance, before initialization.
     fn bare(name: String, most: usize, link: Sender<CloseReason>, accepts: usize) -> Self {
         Self {
             name,
@@ -301,11 +308,12 @@ impl Upstream {
         }
     }
 
-    /// A process of a session's own. `subscriptions`: the gateway initializes it, and no call is sent to it before
-    /// [`Upstream::ready`]; these resources its client wants to hear of. Without: the client does all that.
+    /// Creates an isolated instance, and opens its channel. With `wishes`, the resources that the
+    /// session is subscribed to, the gateway initializes the instance, and messages to it are held
+    /// until [`Upstream::ready`]. Without, the client initializes it.
     ///
     /// # Errors
-    /// [`Declined`]: there are as many as there may be, or the link takes no more.
+    /// [`Declined`]: a limit on instances is reached, or the link takes no more.
     pub fn spawn_instance(
         self: &Arc<Self>,
         isolation: &InstancePool,
@@ -348,37 +356,39 @@ impl Upstream {
         Ok(forked)
     }
 
-    /// Where it can be asked for after a drop, if it can come back.
+    /// Returns the handle to claim the server after its link was lost, if it can be resumed.
     pub fn resume_handle(&self) -> Option<&ResumeHandle> {
         self.resume_handle.as_ref()
     }
 
-    /// The processes of single sessions, where there can be some.
+    /// Returns its isolated instances, if it can have some.
     pub fn instance_pool(&self) -> Option<&InstancePool> {
         self.instances.as_ref()
     }
 
-    /// What makes it a session's own.
+    /// Returns the data of an isolated instance, if this is one.
     pub fn instance(&self) -> Option<&IsolatedInstance> {
         self.instance.as_ref()
     }
 
-    /// Sends a message to the server. One that its edge does not accept is dropped, with a log line.
+    /// Sends a message to the server, or holds it while an isolated instance is being initialized.
+    /// A message that is too large for the edge is dropped, with a log line.
     ///
     /// # Errors
-    /// [`SendError`]: the link does not keep up, or is gone.
+    /// [`SendError`]: the link does not keep up or is gone, or memory is used up.
     pub fn send(&self, text: String) -> Result<(), SendError> {
         if self.is_too_large(&text) { Ok(()) } else { self.send_call(None, text) }
     }
 
-    /// Bytes of a message in its frame, where these are more than the edge accepts.
+    /// Returns [`Declined::TooLarge`] if a message in its frame is larger than the edge accepts.
     pub fn excess(&self, text: &str) -> Option<Declined> {
         let overhead = self.instance.as_ref().map_or(0, |private| frame::overhead(private.number));
         let bytes = text.len() + overhead;
         (bytes > self.accepts).then_some(Declined::TooLarge(bytes, self.accepts))
     }
 
-    /// Whether a message that nobody waits for has to be dropped. Logs that.
+    /// Returns whether a message is too large for the edge, and logs that. For messages without a
+    /// caller that could be answered with an error.
     fn is_too_large(&self, text: &str) -> bool {
         let Some(Declined::TooLarge(bytes, most)) = self.excess(text) else { return false };
         let what = format!(
@@ -395,23 +405,24 @@ impl Upstream {
         }
     }
 
-    /// Whether what is sent waits for the process to be initialized.
+    /// Returns whether messages are held until the instance is initialized.
     fn is_starting(&self) -> bool {
         self.instance.as_ref().is_some_and(|private| private.waiting().is_some())
     }
 
-    /// Sends a message to the server, whether it is initialized or not. One that its edge does not accept is dropped, with
-    /// a log line.
+    /// Sends a message to the server, whether it is initialized or not. A message that is too large
+    /// for the edge is dropped, with a log line.
     ///
     /// # Errors
-    /// [`SendError`]: the link does not keep up, or is gone.
+    /// [`SendError`]: the link does not keep up or is gone, or memory is used up.
     pub fn send_now(&self, text: String) -> Result<(), SendError> {
         if self.is_too_large(&text) { Ok(()) } else { self.link.send(self.frame(text)) }
     }
 
-    /// Sends a message of which a process gets one in its life, and cannot do without.
+    /// Sends a message regardless of the queue's limits: one that an instance gets at most once and
+    /// cannot do without.
     fn send_once(&self, text: String) {
-        // Whoever finds that the link is gone ends the process.
+        // Fails only if the link is gone, which ends the instance anyway.
         let _ = self.link.send_unbounded(self.frame(text));
     }
 
@@ -422,13 +433,14 @@ impl Upstream {
         }
     }
 
-    /// The process has answered `initialize`: it is told so, then `first`, then what waited.
+    /// Handles a successful `initialize` of the instance: sends `notifications/initialized`, then
+    /// `first`, then the held messages. Held calls that the link does not take fail.
     pub fn ready(&self, first: Vec<String>, stats: &Stats) {
         let Some(private) = &self.instance else { return };
         self.send_once(jsonrpc::notification("notifications/initialized", None));
         first.into_iter().for_each(|text| self.send_once(text));
         let lost: Vec<u64> = {
-            // Held until all is sent, so that nothing overtakes what waited.
+            // Hold the lock until all are sent, so that no message overtakes the held ones.
             let mut waiting = private.waiting();
             let waited = waiting.take().unwrap_or_default();
             private.give_back(&waited);
@@ -440,33 +452,35 @@ impl Upstream {
         }
     }
 
-    /// Tells the edge that a session needs its process no more.
+    /// Closes the instance's channel: the edge ends the process.
     pub fn close_channel(&self, reason: &str) {
         if let Some(private) = &self.instance {
-            // There is one for each channel, and without it the process would stay as long as the link.
+            // Ignores the queue's limits: there is one such frame per channel, and without it the
+            // process would run as long as the link.
             let _ = self.link.send_unbounded(frame::close(private.number, reason));
         }
     }
 
-    /// The name it registered with.
+    /// Returns the name that the server registered with.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The queue towards the edge.
+    /// Returns the queue towards the edge.
     pub fn link(&self) -> &Sender<CloseReason> {
         &self.link
     }
 
-    /// The server's answer to `initialize`, raw; `None` before it came.
+    /// Returns the server's `initialize` result, raw JSON, or `None` before there is one.
     pub fn initialize_result(&self) -> Option<Arc<str>> {
         self.initialize_result.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Remembers the server's answer to `initialize`. True: it is another one than before.
+    /// Stores the server's `initialize` result. Returns whether it differs from the previous one.
     ///
     /// # Errors
-    /// [`SendError::Memory`]: it comes from a process of a session's own, and the session has no memory for it.
+    /// [`SendError::Memory`]: this is an isolated instance, and the session's account cannot pay
+    /// for it.
     pub fn greeted(&self, result: &str) -> Result<bool, SendError> {
         let mut greeting = self.initialize_result.lock().unwrap_or_else(PoisonError::into_inner);
         if greeting.as_deref() == Some(result) {
@@ -480,44 +494,47 @@ impl Upstream {
         Ok(true)
     }
 
-    /// Whether the server declares a capability.
+    /// Returns whether the server declares a capability.
     pub fn has(&self, capability: &str) -> bool {
         self.initialize_result().is_some_and(|result| declares(&result, capability))
     }
 
-    /// Whether clients share it, and it declares tasks.
+    /// Returns whether the server is shared by clients and declares tasks.
     pub fn has_tasks(&self) -> bool {
         self.instance.is_none() && self.tasks.load(Ordering::Relaxed)
     }
 
-    /// The run of its program, to which its tasks are bound.
+    /// Returns the current run of its program. Tasks are bound to a run.
     pub fn run(&self) -> Run {
         *self.run.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its program runs anew. Returns the run before.
+    /// Sets the run, when its program was restarted. Returns the previous run.
     pub fn set_run(&self, run: Run) -> Run {
         std::mem::replace(&mut *self.run.lock().unwrap_or_else(PoisonError::into_inner), run)
     }
 
-    /// Logs an answer or progress that belongs to no open request: at most once a second, with a count.
+    /// Logs a response or progress notification without a pending request: at most one line per
+    /// second, with a count of those left out.
     pub fn log_stray(&self, now: Instant, message: &Message<'_>) {
         let (kind, what) = strayed(message);
         self.complain(now, kind, &what);
     }
 
-    /// Logs an answer that cannot be used, in the same way.
+    /// Logs a response that cannot be used, throttled likewise.
     pub fn log_unusable(&self, now: Instant, answer: &Unusable) {
         self.complain(now, "unusable", &format!("sent an answer that cannot be used: {}", answer.why));
     }
 
-    /// Logs a message with a member that some readers take for one of JSON-RPC, in the same way.
+    /// Logs a message with a member that some parsers take for a JSON-RPC member, throttled
+    /// likewise.
     pub fn log_twin(&self, now: Instant) {
         let what = "sent a member whose name differs only in case from one of JSON-RPC; it is left out";
         self.complain(now, "twin", what);
     }
 
-    /// Logs a frame that is no message. One in which a member stands twice was meant to be one.
+    /// Logs a frame that is not a message. One with a duplicate member was probably meant to be a
+    /// message, so it gets a warning.
     pub fn log_noise(&self, now: Instant, frame: &str) {
         match Message::read(frame) {
             Err(why @ Malformed::Duplicate) => {
@@ -534,7 +551,7 @@ impl Upstream {
         }
     }
 
-    /// Logs a request that was not answered in time: a bounded number in a second, with a count.
+    /// Logs a request that timed out: throttled, with a count of those left out.
     fn log_expired(&self, now: Instant, method: &str, seconds: f64) {
         let mut oddities = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(left_out) = oddities.due(now, "no_answer", "", LOG_GROUPS) {
@@ -543,19 +560,19 @@ impl Upstream {
         }
     }
 
-    /// The table of pending requests.
+    /// Returns the table of pending requests.
     pub fn mux(&self) -> MutexGuard<'_, Mux<Caller>> {
-        // Each change of the table is complete in itself, so a panic elsewhere does not spoil it.
+        // Each change of the table is complete in itself, so a panic elsewhere does not corrupt it.
         self.mux.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many requests wait for its answer, or for that of a process of a session's own.
+    /// Returns the number of pending requests, including those of its isolated instances.
     pub fn under_way(&self) -> usize {
         let own = self.instances.iter().flat_map(InstancePool::all);
         self.mux().len() + own.map(|process| process.mux().len()).sum::<usize>()
     }
 
-    /// Passes a client's call on under an id of the mux.
+    /// Passes a client's call on, under an id of the mux.
     ///
     /// # Errors
     /// [`Declined`]; nothing was sent then.
@@ -569,7 +586,8 @@ impl Upstream {
         let id = call.message.id().unwrap_or_default();
         let token = call.token.clone().map(|span| &text[span]);
         let (call_id, upstream_id) = {
-            // Held until the call is in both tables, so that its answer cannot come in between.
+            // Hold the lock until the call is in both tables, so that its response cannot arrive in
+            // between.
             let mut calls = client.calls();
             let number = call.number.unwrap_or_else(|| calls.reserve());
             let call_id =
@@ -584,14 +602,16 @@ impl Upstream {
             calls.begin(&call_id, self.clone(), upstream_id);
             (call_id, upstream_id)
         };
-        // Where nobody else is served, no token can be anybody else's.
+        // An isolated instance serves one client only, so its progress tokens are unique as they
+        // are.
         let token = call.token.clone().filter(|_| self.instance.is_none());
         let text = edit::request(call.message, upstream_id, call.rename.clone(), token);
         let declined = {
-            // Held until the call is queued: whoever takes it out of the table to cancel it queues that behind it.
+            // Hold the lock until the call is queued: a cancellation takes it out of the table
+            // first, so it is queued behind the call.
             let mut mux = self.mux();
             if mux.get(upstream_id).is_none() {
-                // Cancelled meanwhile, or failed with the link: it is answered.
+                // Cancelled or failed with the link meanwhile, and therefore already answered.
                 return Ok(());
             }
             let sent = match self.excess(&text) {
@@ -607,9 +627,10 @@ impl Upstream {
         Err(if starting { Declined::Starting } else { declined })
     }
 
-    /// A place for one more call of a client's principal, where several principals share the server.
+    /// Takes a share for one more call of the client's principal, if several principals share the
+    /// server.
     fn call_share(&self, client: &Session, several: bool) -> Result<Option<Share>, Declined> {
-        // A process of a session's own serves nobody else.
+        // An isolated instance serves one client only.
         if !several || self.instance.is_some() {
             return Ok(None);
         }
@@ -617,24 +638,24 @@ impl Upstream {
         share.map(Some).ok_or(Declined::ServerShare)
     }
 
-    /// Asks the server for something without waiting for the answer.
+    /// Sends the server a request and ignores the response.
     pub fn tell(&self, now: Instant, method: &str, params: &str, patience: Duration) {
         if let Some(request) = self.request(now, method, params, patience) {
-            // A request that does not get through is forgotten at its time.
+            // A request that could not be sent is removed from the table at its timeout.
             let _ = self.send_now(request);
         }
     }
 
-    /// A request whose answer nobody waits for, to be sent.
+    /// Registers a request whose response is ignored, and returns its text.
     pub fn request(&self, now: Instant, method: &str, params: &str, patience: Duration) -> Option<String> {
         let id = self.mux().open(now, Caller::Ignored, method, None, patience).ok()?;
         Some(jsonrpc::request(&id.to_string(), method, params))
     }
 
-    /// Asks the server to tell of changes of a resource. False: the link does not keep up.
+    /// Subscribes to a resource at the server. Returns false if the link does not keep up.
     pub fn subscribe(&self, now: Instant, own: &str, patience: Duration) -> bool {
         let method = "resources/subscribe";
-        // Without room for anything the server is gone, and all wishes with it.
+        // This fails only if the link is gone, and all subscriptions with it.
         let Ok(id) = self.mux().open_own(now, Caller::Ignored, method, patience) else { return true };
         let params = uri_params(own);
         let sent = self.send_now(jsonrpc::request(&id.to_string(), method, &params));
@@ -645,17 +666,17 @@ impl Upstream {
         sent
     }
 
-    /// Asks the server for log messages from a level; see [`Upstream::level_request`].
+    /// Requests log messages from this level on from the server; see [`Upstream::level_request`].
     pub fn tell_level(&self, now: Instant, level: Level, patience: Duration) {
         if let Some(request) = self.level_request(now, level, patience) {
-            // A request that does not get through is forgotten at its time.
+            // A request that could not be sent is removed from the table at its timeout.
             let _ = self.send_now(request);
         }
     }
 
-    /// A request for log messages from a level, unless the server was asked for that last. While one is under way there is
-    /// no other: however often clients change their minds, their wishes take the place of one call. Whoever hears the
-    /// answer asks for what is wanted by then.
+    /// Returns a `logging/setLevel` request, unless this level is the one last requested or a
+    /// request is pending. With at most one pending, clients that change their level often take the
+    /// room of one call only. When it is answered, `forward` requests the level wanted by then.
     pub fn level_request(&self, now: Instant, level: Level, patience: Duration) -> Option<String> {
         let mut wanted = self.level();
         let waits = wanted.asked.is_some_and(|id| self.mux().get(id).is_some());
@@ -669,45 +690,47 @@ impl Upstream {
         Some(jsonrpc::request(&id.to_string(), method, &params))
     }
 
-    /// The server was started anew, and knows of no log level.
+    /// Forgets the requested log level: a restarted server does not know it.
     pub fn forget_level(&self) {
         *self.level() = RequestedLevel::default();
     }
 
     fn level(&self) -> MutexGuard<'_, RequestedLevel> {
-        // It is replaced whole, so a panic elsewhere does not spoil it.
+        // Replaced as a whole, so a panic elsewhere does not corrupt it.
         self.level.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to initialize a process of a session's own.
+    /// Sends `initialize` to an isolated instance.
     pub fn greet(&self, now: Instant, params: &str, patience: Duration) {
         if let Ok(id) = self.mux().open_own(now, Caller::Initialize, "initialize", patience) {
             self.send_once(jsonrpc::request(&id.to_string(), "initialize", params));
         }
     }
 
-    /// Tells the server to stop working on a request. `notification` is the client's own, with the place of its
-    /// request id; without one, the reason.
+    /// Cancels a request at the server. `notification`: the client's own with the position of its
+    /// request id, or else the reason.
     pub fn cancel(&self, upstream_id: u64, notification: Result<(&Message<'_>, Span), &str>, stats: &Stats) {
         let Some(pending) = self.mux().close(upstream_id) else { return };
         let text = match notification {
             Ok((message, span)) => edit::cancellation(message, span, upstream_id),
             Err(reason) => edit::cancelled(upstream_id, reason),
         };
-        // The server is to stop in any case; what is too large is what the client adds to that.
+        // The server must stop in any case. Only what the client added can make it too large, so
+        // leave that out.
         let text = match self.excess(&text) {
             Some(_) => edit::cancelled(upstream_id, "the client cancelled the request"),
             None => text,
         };
-        // A link that is full or gone forgets the request by itself.
+        // Best effort: if the link is full, the server's late response is dropped as a stray.
         let _ = self.send(text);
         if let Caller::Session(_, id, reply, _) = pending.caller {
             reply.cancelled(&id, stats);
         }
     }
 
-    /// The server's answer to a request cannot be used: whoever waits for it is told. Where the answer does not say which
-    /// request it is for, it can only be for the one that is open. Returns the caller that is not told here.
+    /// Fails the request whose response cannot be used. A response without an id is matched with
+    /// the only pending request, if there is exactly one. The caller of a discovery or
+    /// initialization is returned instead of failed.
     pub fn fail_unusable(&self, answer: &Unusable, stats: &Stats) -> Option<Caller> {
         let pending = {
             let mut mux = self.mux();
@@ -722,7 +745,7 @@ impl Upstream {
         None
     }
 
-    /// The link is gone: everybody who waits is told.
+    /// Fails all pending requests, since the link is gone.
     pub fn fail_all(&self, reason: &str, stats: &Stats) {
         let pending = self.mux().drain();
         for pending in pending {
@@ -731,7 +754,8 @@ impl Upstream {
         }
     }
 
-    /// Fails the requests whose time is up, and tells the server to stop. Those of the conversation are handed back.
+    /// Fails the requests that timed out and cancels them at the server. Those of discovery and
+    /// initialization are returned instead of failed.
     pub fn expire(&self, now: Instant, stats: &Stats) -> Vec<Pending<Caller>> {
         let mut expired = Vec::new();
         self.mux().tick(now, &mut expired);
@@ -753,7 +777,7 @@ impl Upstream {
     }
 }
 
-/// Gives an answer to who waits for it, under the client's own id and with these changes.
+/// Delivers a response to its caller, under the client's own id and with these edits.
 pub fn deliver(
     pending: Pending<Caller>,
     message: &Message<'_>,
@@ -764,7 +788,8 @@ pub fn deliver(
         && !edits.is_empty()
         && compat::concerns(&client.info().version)
     {
-        // What is put in words must be in words as it was changed.
+        // Apply these edits first: the texts that `compat` puts in place of unknown content types
+        // must contain the edited values.
         edits.sort_unstable_by_key(|(span, _)| span.start);
         let changes: Vec<(Span, &str)> =
             edits.iter().map(|(span, new)| (span.clone(), new.as_str())).collect();
@@ -788,7 +813,7 @@ pub fn deliver(
     }
 }
 
-/// What is logged about an answer or progress that belongs to no open request.
+/// Returns the log kind and text for a response or progress notification without a pending request.
 fn strayed(message: &Message<'_>) -> (&'static str, String) {
     match message.id() {
         Some(id) => {
@@ -801,17 +826,17 @@ fn strayed(message: &Message<'_>) -> (&'static str, String) {
     }
 }
 
-/// Whether an answer to `initialize` declares a capability.
+/// Returns whether an `initialize` result declares a capability.
 fn declares(greeting: &str, capability: &str) -> bool {
     matches!(jsonrpc::find(greeting, 0..greeting.len(), &["capabilities", capability]), Ok(Some(_)))
 }
 
-/// The params of a request about one resource.
+/// Returns the params of a request about one resource.
 pub fn uri_params(uri: &str) -> String {
     format!("{{\"uri\":{}}}", jsonrpc::quote(uri))
 }
 
-/// What must be changed for the client's version: types of content that it does not know.
+/// Returns the edits for the client's version: they replace content types that it does not know.
 fn fit(
     client: &Session,
     asked: Option<&Upstream>,
@@ -824,7 +849,7 @@ fn fit(
     server.map(|server| compat::edits(method, &version, &server, message)).unwrap_or_default()
 }
 
-/// An answer under the client's id, with changes.
+/// Returns a response with the client's id and these edits.
 fn edited(message: &Message<'_>, id: &str, mut edits: Vec<(Span, String)>) -> String {
     let Some(span) = message.id_span().filter(|_| !edits.is_empty()) else { return message.with_id(id) };
     edits.push((span, id.to_owned()));
@@ -833,7 +858,7 @@ fn edited(message: &Message<'_>, id: &str, mut edits: Vec<(Span, String)>) -> St
     message.splice(&edits)
 }
 
-/// Fails a request with an error of ours.
+/// Fails a request with an error from the gateway.
 pub fn fail(pending: Pending<Caller>, code: i64, text: &str, stats: &Stats) {
     if let Caller::Session(client, id, reply, _share) = pending.caller {
         client.calls().end(&id);
@@ -850,7 +875,8 @@ mod tests {
     use super::*;
     use crate::{auth::Principal, gateway::session::Scope, limits::Limits, net::outbox};
 
-    /// With several threads a client may cancel a call over another connection while it is being rewritten.
+    /// With several threads, a client may cancel a call over another connection while the call is
+    /// being rewritten.
     #[test]
     fn a_cancellation_never_overtakes_its_call() {
         let limits = Limits::default();

@@ -1,5 +1,5 @@
-//! The gateway's state: which request belongs to which client, and where its answer goes. Pure: no socket, no clock.
+//! Gateway state without IO: pure, no socket and no clock.
 //!
-//! - [`mux`]: gives each request on a link an id of its own, and finds the caller of an answer.
+//! - [`mux`]: gives each request on a link its own id, and matches responses to callers.
 
 pub mod mux;

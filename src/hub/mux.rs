@@ -1,11 +1,12 @@
-//! The multiplexer of one link: gives each request an id of its own and finds the way back.
+//! Multiplexes the requests of many callers over one link: gives each an id of its own, and matches
+//! responses and progress to their callers.
 //!
-//! Clients choose their ids and progress tokens as they like, and all of them count from 0 or 1; so
-//! nothing is ever keyed by what a client chose. The mux mints ids from 1 (never 0: some servers
-//! ignore a cancellation of id 0) and never uses one twice. The same number stands in for the
-//! client's progress token.
+//! Clients choose ids and progress tokens freely, and all of them count from 0 or 1, so nothing is
+//! keyed by what a client chose. The mux assigns ids from 1 (never 0: some servers ignore a
+//! cancellation of id 0) and never reuses one. The same number replaces the client's progress
+//! token.
 //!
-//! Pure: the caller's place is any type `C`; time is an argument. `gateway::upstream` drives it.
+//! Pure: the caller is any type `C`, and time is an argument. `gateway::upstream` drives it.
 
 use std::{
     collections::HashMap,
@@ -17,71 +18,71 @@ use crate::{
     limits::CALL_LONGEST,
 };
 
-/// A request that waits for its answer.
+/// A request that waits for its response.
 #[derive(Debug)]
 pub struct Pending<C> {
-    /// Who waits.
+    /// The caller to respond to.
     pub caller: C,
-    /// The method that was asked for.
+    /// The requested method.
     pub method: Box<str>,
-    /// How long the answer, or progress, may take.
+    /// Timeout for the response, restarted by progress.
     pub timeout: Duration,
     deadline: Instant,
-    /// No progress moves the deadline beyond this.
+    /// Progress does not extend the deadline beyond this.
     latest: Instant,
-    /// The caller's own progress token, raw.
+    /// The caller's own progress token, raw JSON.
     token: Option<Box<str>>,
 }
 
 impl<C> Pending<C> {
-    /// The caller's own progress token, raw.
+    /// Returns the caller's own progress token, raw JSON.
     pub fn token(&self) -> Option<&str> {
         self.token.as_deref()
     }
 }
 
-/// Why a request is not taken.
+/// Why a request is not accepted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum MuxRefused {
-    /// The link has as many calls under way as it may.
+    /// The link has its maximum number of pending calls.
     Busy,
     /// The link is gone.
     Gone,
 }
 
-/// What a message from the server is, seen from the table.
+/// The kind of a message from the server, with the request that it belongs to.
 #[derive(Debug)]
 pub enum Routed<C> {
-    /// The answer to a request, which is no longer pending.
+    /// The response to this request, which is no longer pending.
     Answer(Pending<C>),
-    /// Progress of the pending request with this id; the span is the token's place.
+    /// Progress of the pending request with this id; the span is the position of the token.
     Progress(u64, Span),
-    /// A request of the server's own.
+    /// A request from the server.
     Request,
-    /// Some other notification.
+    /// Any other notification.
     Notification,
-    /// An answer or progress that nobody waits for: late, repeated, or made up.
+    /// A response or progress without a pending request: late, repeated, or made up.
     Stray,
 }
 
-/// The table of one link.
+/// The table of pending requests of one link.
 #[derive(Debug)]
 pub struct Mux<C> {
     last: u64,
     pending: HashMap<u64, Pending<C>>,
     max: usize,
-    /// No pending request is due before this. May be early; `tick` corrects it.
+    /// No pending request times out before this. May be too early; `tick` corrects it.
     due: Option<Instant>,
     gone: bool,
 }
 
 impl<C> Mux<C> {
-    /// An empty table for `max` requests at a time.
+    /// Creates an empty table for at most `most` calls at a time.
     pub fn new(most: usize) -> Self {
         Self { last: 0, pending: HashMap::new(), max: most, due: None, gone: false }
     }
 
-    /// Takes a request in and mints its id.
+    /// Adds a request, and returns its new id.
     ///
     /// # Errors
     /// [`MuxRefused`]: the table is full, or was drained.
@@ -101,7 +102,8 @@ impl<C> Mux<C> {
         self.insert(Pending { caller, method: method.into(), timeout: patience, deadline, latest, token })
     }
 
-    /// Takes in a request of the gateway's own, of which there are few at a time: callers must not keep it out.
+    /// Adds a request of the gateway's own. These are few at a time, and the limit on callers'
+    /// requests does not apply to them.
     ///
     /// # Errors
     /// [`MuxRefused::Gone`]: the table was drained.
@@ -127,7 +129,7 @@ impl<C> Mux<C> {
         Ok(self.last)
     }
 
-    /// Sorts a message that came from the server.
+    /// Classifies a message from the server, and removes the request that it answers.
     ///
     /// # Errors
     /// [`Malformed::Duplicate`] when its progress token is ambiguous.
@@ -149,24 +151,25 @@ impl<C> Mux<C> {
         }
     }
 
-    /// A pending request.
+    /// Returns a pending request.
     pub fn get(&self, id: u64) -> Option<&Pending<C>> {
         self.pending.get(&id)
     }
 
-    /// What `wanted` finds in the pending request that came last of those in which it finds something.
+    /// Returns the result of `wanted` for the newest pending request for which it is not `None`.
     pub fn newest<T>(&self, wanted: impl Fn(&Pending<C>) -> Option<T>) -> Option<T> {
         let found = self.pending.iter().filter_map(|(id, pending)| Some((id, wanted(pending)?)));
         found.max_by_key(|(id, _)| **id).map(|(_, found)| found)
     }
 
-    /// How many pending requests are `wanted`.
+    /// Returns the number of pending requests for which `wanted` is true.
     pub fn count(&self, wanted: impl Fn(&Pending<C>) -> bool) -> usize {
         self.pending.values().filter(|pending| wanted(pending)).count()
     }
 
-    /// The pending request whose caller wants its progress under this token, raw, and its id. A server may write a number
-    /// in another form.
+    /// Returns the pending request with this progress token of the caller (raw JSON), and its id.
+    /// An exact match is preferred; otherwise the same number in another notation matches, since
+    /// servers may rewrite numbers.
     pub fn of_token(&self, token: &str) -> Option<(u64, &Pending<C>)> {
         let find = |is_it: &dyn Fn(&str) -> bool| {
             self.pending.iter().find(|(_, pending)| pending.token().is_some_and(is_it))
@@ -175,29 +178,31 @@ impl<C> Mux<C> {
         found.map(|(id, pending)| (*id, pending))
     }
 
-    /// Progress of a request: its timeout starts anew, up to [`CALL_LONGEST`] after it began. Called for each progress
-    /// notification that belongs to it, also where [`Mux::sort`] did not find that.
+    /// Restarts a request's timeout after progress, up to [`CALL_LONGEST`] after it began, or its
+    /// timeout if that is longer. Call it for each progress notification of the request, including
+    /// those that [`Mux::sort`] did not match.
     pub fn progressed(&mut self, now: Instant, id: u64) {
         let Some(pending) = self.pending.get_mut(&id) else { return };
-        // `due` stays: it may be early.
+        // `due` need not change: it may be too early.
         pending.deadline = pending.deadline.max(now + pending.timeout).min(pending.latest);
         if pending.deadline == pending.latest {
-            // The time that is over then is the whole.
+            // The error at that deadline reports the total time.
             pending.timeout = pending.timeout.max(CALL_LONGEST);
         }
     }
 
-    /// The id of the only pending request; `None`: there is none, or there are several.
+    /// Returns the id of the only pending request, or `None` if there is none or more than one.
     pub fn only(&self) -> Option<u64> {
         self.pending.keys().next().copied().filter(|_| self.pending.len() == 1)
     }
 
-    /// Takes a request out: answered, cancelled, or its caller is gone. A later answer is a stray.
+    /// Removes a request: it is answered or cancelled, or its caller is gone. A later response is a
+    /// stray.
     pub fn close(&mut self, id: u64) -> Option<Pending<C>> {
         self.pending.remove(&id)
     }
 
-    /// Takes out all requests whose time is up.
+    /// Removes all requests that timed out.
     pub fn tick(&mut self, now: Instant, expired: &mut Vec<(u64, Pending<C>)>) {
         if self.due.is_none_or(|due| now < due) {
             return;
@@ -206,24 +211,24 @@ impl<C> Mux<C> {
         self.due = self.pending.values().map(|pending| pending.deadline).min();
     }
 
-    /// When to call [`Mux::tick`] next. Never later than the first deadline; it may be earlier.
+    /// Returns when to call [`Mux::tick`] next: no later than the first deadline, possibly earlier.
     pub fn deadline(&self) -> Option<Instant> {
         self.due
     }
 
-    /// Takes out everything: the link is gone. Nothing is taken in any more, since nobody would look after it.
+    /// Removes all requests, since the link is gone. Accepts no more, as nothing would end them.
     pub fn drain(&mut self) -> Vec<Pending<C>> {
         self.gone = true;
         self.due = None;
         self.pending.drain().map(|(_, pending)| pending).collect()
     }
 
-    /// How many requests wait.
+    /// Returns the number of pending requests.
     pub fn len(&self) -> usize {
         self.pending.len()
     }
 
-    /// Whether none waits.
+    /// Returns whether no request is pending.
     pub fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
