@@ -168,8 +168,8 @@ impl Lines {
     }
 }
 
-/// Returns the offset of the first LF. Finds its block first, since `contains` uses `memchr` on bytes
-/// and is faster than `position`.
+/// Returns the offset of the first LF. Finds its block first, since `contains` uses `memchr` on
+/// bytes and is faster than `position`.
 fn find_newline(bytes: &[u8]) -> Option<usize> {
     const BLOCK: usize = 256;
     let (number, block) = bytes.chunks(BLOCK).enumerate().find(|(_, block)| block.contains(&b'\n'))?;

@@ -245,7 +245,7 @@ mod tests {
         assert!(out.ends_with(b"\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nConnection: close\r\n\r\n"));
     }
 
-    /// Rule 12: a field stays a single field, whatever its name and value contain.
+    /// A field stays a single field, whatever its name and value contain.
     #[test]
     fn no_field_is_split() {
         let mut seed = 1_u64;
