@@ -77,8 +77,7 @@ mod tests {
         }
     }
 
-    /// Many edges reconnect spread out: at most 30 of 200 in any one second, and none later than 90
-    /// s.
+    /// Many edges reconnect spread out: at most 30 of 200 in any second, none later than 90 s.
     #[test]
     fn a_herd_is_spread() {
         let limits = LinkLimits::default();

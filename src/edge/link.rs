@@ -372,7 +372,8 @@ pub async fn run<'a>(
     let (frame, answer) = match introduced.unwrap_or_else(stops) {
         Ok(answered) => answered,
         Err(ended) => {
-            // The gateway may have just resumed the session, and a close frame would end it.
+            // With a suspended session, send no close frame: the gateway may have just resumed it,
+            // and the frame would end it.
             if kept.is_none() || left.is_triggered() {
                 ws_link::end(socket, VecDeque::new(), &ended, limits).await;
             }

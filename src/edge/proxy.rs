@@ -463,8 +463,8 @@ impl ProxyState {
         }
         match message.result() {
             Some(result) => self.initialize_state = InitializeState::Known(result.to_owned()),
-            // The next child that accepts `initialize` needs the notification, even if an earlier
-            // one got it.
+            // The child needs the notification after the next successful `initialize`, even if an
+            // earlier child got it.
             None => {
                 (self.initialize_state, self.initialize_request, self.initialized) =
                     (InitializeState::None, None, false)

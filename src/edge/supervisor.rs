@@ -162,8 +162,7 @@ impl<'a> Supervisor<'a> {
         format!("; {}", process::unfit(program))
     }
 
-    /// Starts the server at `due`. Retries a failed start as the policy says, since the command
-    /// could be started before.
+    /// Starts the server at `due`. If that fails, retries as the policy says.
     async fn again(&mut self, mut due: Instant) {
         loop {
             timeout::until(Some(due)).await;

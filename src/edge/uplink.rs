@@ -24,8 +24,8 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Wraps `queue`. `accepts` is the largest frame in bytes that the gateway accepts, if it sent
-    /// that limit.
+    /// Wraps `queue`. `accepts` is the largest frame in bytes that the gateway accepts, if it
+    /// announced one.
     pub fn new(queue: Sender<CloseReason>, accepts: Option<usize>) -> Self {
         Self { queue, accepts: accepts.unwrap_or(usize::MAX), oversized: Arc::default() }
     }
@@ -39,8 +39,8 @@ impl Uplink {
     /// larger than the gateway accepts is replaced by an error response.
     ///
     /// # Errors
-    /// The message is not a response and is larger than the gateway accepts. For a request, the
-    /// error holds the error response for the server.
+    /// The message is larger than the gateway accepts and no error response can replace it. For a
+    /// request, the error holds the error response for the server.
     pub fn frame(&self, number: Option<u32>, text: String) -> Result<String, Option<String>> {
         let bytes = text.len() + number.map_or(0, frame::overhead);
         let text = if bytes <= self.accepts { text } else { self.replace(bytes, &text)? };
