@@ -1,5 +1,5 @@
-//! The real programs, as a user starts them: each in a process, on ports that the system chooses, with its stderr read
-//! as it comes. Dropping one kills it with everything that it started.
+//! Runs the real programs as a user would: each in its own process, on ports chosen by the system,
+//! with its stderr collected continuously. Dropping one kills it and all its descendants.
 
 use std::{
     env, fs,
@@ -24,18 +24,18 @@ use rustix::{
 
 use crate::{directory, wire::Client};
 
-/// Longer than anything here takes on a slow and busy machine.
+/// Timeout for every wait; longer than any step takes on a slow, busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 const MARK: &str = "IT_MARK";
 
-/// What a program wrote so far.
+/// The output of a program so far.
 #[derive(Default)]
 struct Said {
     lines: Mutex<(Vec<String>, bool)>,
     more: Condvar,
 }
 
-/// The program under test: `MCPPORT_BIN`, or the one that was built with the tests.
+/// Returns the program under test: `MCPPORT_BIN`, or the one built with the tests.
 pub fn binary() -> PathBuf {
     env::var_os("MCPPORT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_mcpport").into(), PathBuf::from)
 }
@@ -48,7 +48,7 @@ pub struct Program {
     mark: String,
 }
 
-/// How a program ended.
+/// How a program exited.
 #[derive(Debug)]
 pub struct End {
     pub code: Option<i32>,
@@ -56,7 +56,7 @@ pub struct End {
 }
 
 impl End {
-    /// What it wrote beside the log: its complaint.
+    /// Returns the lines of stderr that are not log lines: the error message.
     pub fn complaint(&self) -> Vec<&str> {
         let is_log = |line: &str| ["[DEBUG]", "[INFO]", "[WARN]", "[ERROR]"].iter().any(|l| line.contains(l));
         self.stderr.iter().map(String::as_str).filter(|line| !is_log(line)).collect()
@@ -69,12 +69,12 @@ impl Program {
         Self::start_in(arguments, &[])
     }
 
-    /// The same with variables in its environment.
+    /// Same as `start`, with environment variables.
     pub fn start_in(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         Self::spawn(arguments, variables, Stdio::null())
     }
 
-    /// The same with so many KiB of addresses.
+    /// Same as `start_in`, with the address space limited to `addresses` KiB.
     pub fn start_within(arguments: &[&str], variables: &[(&str, &str)], addresses: usize) -> Self {
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", &format!("ulimit -v {addresses}; exec \"$0\" \"$@\"")]).arg(binary());
@@ -83,19 +83,20 @@ impl Program {
         Self::of(child, said)
     }
 
-    /// The same with something to read from.
+    /// Same as `start`, with this stdin.
     pub fn start_on(arguments: &[&str], stdin: Stdio) -> Self {
         Self::spawn(arguments, &[], stdin)
     }
 
-    /// The same with its stderr in the hands of the test, which reads it or not.
+    /// Same as `start`, but returns stderr to the test, which may leave it unread.
     pub fn start_unread(arguments: &[&str]) -> (Self, BufReader<ChildStderr>) {
         let mut child = Self::child(arguments, &[], Stdio::null());
         let stderr = BufReader::new(child.0.stderr.take().unwrap());
         (Self::of(child, Said::read(io::empty())), stderr)
     }
 
-    /// The same by way of another program, which runs the command that follows its own arguments.
+    /// Same as `start_on`, but run by `wrapper`: a program and its arguments, followed by the
+    /// command.
     pub fn start_under(wrapper: &[&str], arguments: &[&str], stdin: Stdio) -> Self {
         let mut command = Command::new(wrapper[0]);
         command.args(&wrapper[1..]).arg(binary());
@@ -110,7 +111,7 @@ impl Program {
         Self::of(child, said)
     }
 
-    /// A process, and the mark by which its offspring is known.
+    /// Returns a process, and the mark in the environment that identifies its descendants.
     fn child(arguments: &[&str], variables: &[(&str, &str)], stdin: Stdio) -> (Child, String) {
         Self::child_of(Command::new(binary()), arguments, variables, stdin)
     }
@@ -123,7 +124,8 @@ impl Program {
     ) -> (Child, String) {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        // Variables that steer the tests (MCPPORT_SEEDS) are errors to the program.
+        // Remove the variables that configure the tests (MCPPORT_SEEDS): the program would reject
+        // them.
         for (name, _) in env::vars().filter(|(name, _)| name.starts_with("MCP")) {
             command.env_remove(name);
         }
@@ -137,7 +139,7 @@ impl Program {
         Self { child, said, stdout, mark }
     }
 
-    /// Runs to the end.
+    /// Runs the program until it exits.
     #[track_caller]
     pub fn finish(arguments: &[&str]) -> End {
         Self::start(arguments).ended()
@@ -147,30 +149,30 @@ impl Program {
         self.child.id()
     }
 
-    /// The first line of stderr with this text; waits for it.
+    /// Waits for the first line of stderr that contains `text`, and returns it.
     #[track_caller]
     pub fn wait_for(&self, text: &str) -> String {
         self.wait_for_nth(text, 1)
     }
 
-    /// The line of stderr with this text that is the `nth` such; waits for it.
+    /// Waits for the `nth` line of stderr that contains `text`, and returns it.
     #[track_caller]
     pub fn wait_for_nth(&self, text: &str, nth: usize) -> String {
         self.said.wait(text, nth)
     }
 
-    /// The first line of stdout with this text; waits for it.
+    /// Waits for the first line of stdout that contains `text`, and returns it.
     #[track_caller]
     pub fn wait_for_output(&self, text: &str) -> String {
         self.stdout.wait(text, 1)
     }
 
-    /// All of stderr so far.
+    /// Returns all of stderr so far.
     pub fn log(&self) -> String {
         self.said.lock().0.join("\n")
     }
 
-    /// All of stdout so far.
+    /// Returns all of stdout so far.
     pub fn output(&self) -> String {
         self.stdout.lock().0.join("\n")
     }
@@ -180,7 +182,7 @@ impl Program {
         kill_process(pid, signal).unwrap();
     }
 
-    /// Waits for its end, and for the end of its stderr.
+    /// Waits until the program exits and its stderr is closed.
     #[track_caller]
     pub fn ended(&mut self) -> End {
         let child = &mut self.child;
@@ -198,26 +200,26 @@ impl Program {
         End { code: status.code(), stderr: lines.0.clone() }
     }
 
-    /// SIGTERM, and the end that follows.
+    /// Sends SIGTERM and waits for the exit.
     #[track_caller]
     pub fn stop(&mut self) -> End {
         self.signal(Signal::TERM);
         self.ended()
     }
 
-    /// SIGKILL, and the end that follows.
+    /// Sends SIGKILL and waits for the exit.
     #[track_caller]
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.ended();
     }
 
-    /// Whether it runs.
+    /// Whether the program is running.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Living processes that it started, and those that these started, whatever became of their parents.
+    /// Returns the live descendants of the program, including orphaned ones.
     pub fn offspring(&self) -> Vec<u32> {
         let wanted = format!("{MARK}={}", self.mark);
         let ids = fs::read_dir("/proc").unwrap().flatten();
@@ -246,7 +248,8 @@ impl Drop for Program {
 }
 
 impl Said {
-    /// A test that failed while it looked does not spoil it.
+    /// Ignores poisoning, so that a test that panicked while holding the lock does not hide its own
+    /// error.
     fn lock(&self) -> MutexGuard<'_, (Vec<String>, bool)> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -284,13 +287,13 @@ impl Said {
     }
 }
 
-/// SIGKILL.
+/// Sends SIGKILL to a process.
 pub fn kill(id: u32) {
     let pid = i32::try_from(id).ok().and_then(Pid::from_raw).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
 }
 
-/// Waits for something that another process brings about.
+/// Waits until `condition` holds, which another process brings about.
 #[track_caller]
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -300,20 +303,20 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A gateway, and where it listens.
+/// A running gateway and its address.
 pub struct Gateway {
     pub program: Program,
     pub address: SocketAddr,
 }
 
 impl Gateway {
-    /// Starts one on a free port.
+    /// Starts a gateway on a free port.
     #[track_caller]
     pub fn start(arguments: &[&str]) -> Self {
         Self::start_in(arguments, &[])
     }
 
-    /// The same with variables in its environment.
+    /// Same as `start`, with environment variables.
     #[track_caller]
     pub fn start_in(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let program = Program::start_in(&[&["gateway", "--port", "0"], arguments].concat(), variables);
@@ -321,10 +324,11 @@ impl Gateway {
         Self { program, address }
     }
 
-    /// The same with so many KiB of addresses.
+    /// Same as `start`, with the address space limited to `addresses` KiB.
     #[track_caller]
     pub fn start_within(arguments: &[&str], addresses: usize) -> Self {
-        // Else glibc reserves 64 MiB of addresses for each thread; the static build does not.
+        // By default, glibc reserves 64 MiB of address space for each thread; the static build does
+        // not.
         let variables = [("MALLOC_ARENA_MAX", "1")];
         let arguments = [&["gateway", "--port", "0"], arguments].concat();
         let program = Program::start_within(&arguments, &variables, addresses);
@@ -332,7 +336,7 @@ impl Gateway {
         Self { program, address }
     }
 
-    /// Starts one where this one was.
+    /// Starts a new gateway at the same address.
     #[track_caller]
     pub fn again(&self, arguments: &[&str]) -> Self {
         let port = self.address.port().to_string();
@@ -345,19 +349,19 @@ impl Gateway {
         format!("ws://{}/mcp/register", self.address)
     }
 
-    /// A client that has done its `initialize`.
+    /// Returns a client after `initialize`.
     #[track_caller]
     pub fn client(&self) -> Client {
         Client::ready(self.address, &[])
     }
 
-    /// Registers a fake server, and waits until its tools are listed.
+    /// Registers a fake server and waits until its tools are listed.
     #[track_caller]
     pub fn edge(&self, name: &str) -> Edge {
         self.edge_with(name, &[], &[])
     }
 
-    /// The same with arguments for the fake server and for `register`.
+    /// Same as `edge`, with arguments for the fake server and for `register`.
     #[track_caller]
     pub fn edge_with(&self, name: &str, server: &[&str], register: &[&str]) -> Edge {
         let edge = Edge::start(&self.url(), name, server, register);
@@ -366,7 +370,8 @@ impl Gateway {
     }
 }
 
-/// Where a gateway says that it listens, in IPv4 if it does.
+/// Waits for a gateway to listen and returns its address; for a wildcard address, the IPv4
+/// loopback.
 #[track_caller]
 pub fn listening(program: &Program) -> SocketAddr {
     let line = program.wait_for("listening on ");
@@ -378,19 +383,19 @@ pub fn listening(program: &Program) -> SocketAddr {
     address
 }
 
-/// A `register` with a fake server.
+/// A `register` program with a fake server.
 pub struct Edge {
     pub program: Program,
     log: PathBuf,
 }
 
 impl Edge {
-    /// Starts one; it may not get through.
+    /// Starts one without waiting for the registration, which may fail.
     pub fn start(url: &str, name: &str, server: &[&str], register: &[&str]) -> Self {
         Self::start_in(url, name, server, register, &[])
     }
 
-    /// The same with variables in its environment.
+    /// Same as `start`, with environment variables.
     pub fn start_in(
         url: &str,
         name: &str,
@@ -405,13 +410,13 @@ impl Edge {
         Self { program, log }
     }
 
-    /// What the server has read: whole lines.
+    /// Returns the lines that the server has read so far.
     pub fn got(&self) -> Vec<String> {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
     }
 
-    /// The first line that the server has read with this text; waits for it.
+    /// Waits for the first line read by the server that contains `text`, and returns it.
     #[track_caller]
     pub fn wait_for(&self, text: &str) -> String {
         let mut found = None;
@@ -422,30 +427,30 @@ impl Edge {
         found.unwrap()
     }
 
-    /// How many lines the server has read with this text.
+    /// Returns the number of lines read by the server that contain `text`.
     pub fn count(&self, text: &str) -> usize {
         self.got().iter().filter(|line| line.contains(text)).count()
     }
 
-    /// The process of the server.
+    /// Returns the process id of the server.
     #[track_caller]
     pub fn server_pid(&self) -> u32 {
         self.nth_server_pid(1)
     }
 
-    /// The process of the server when it is started for the `nth` time; waits for that.
+    /// Waits for the `nth` start of the server, and returns its process id.
     #[track_caller]
     pub fn nth_server_pid(&self, nth: usize) -> u32 {
         self.program.wait_for_nth("runs as process", nth).rsplit(' ').next().unwrap().parse().unwrap()
     }
 }
 
-/// The fake server as a command line.
+/// Returns the command line of the fake server.
 pub fn command(log: &Path, arguments: &[&str]) -> String {
     format!("'{}' --log '{}' {}", fake_server().display(), log.display(), arguments.join(" "))
 }
 
-/// The fake server: an example of this package, which `cargo test` builds with the rest.
+/// Returns the path of the fake server, an example of this package that `cargo test` builds.
 pub fn fake_server() -> PathBuf {
     let binary = Path::new(env!("CARGO_BIN_EXE_mcpport"));
     let server = binary.parent().unwrap().join("examples/fake-server");
@@ -453,7 +458,7 @@ pub fn fake_server() -> PathBuf {
     server
 }
 
-/// Both ends of a terminal.
+/// Returns both ends of a pseudoterminal.
 pub fn terminal() -> (OwnedFd, OwnedFd) {
     let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&controller).unwrap();

@@ -1,5 +1,6 @@
-//! The architecture rules that can be read off the source: which module may name what, and how code here looks. The layers
-//! are those of the table in `src/lib.rs`. What the rules cannot see (is a name good, a comment true) is for people.
+//! Checks the architecture rules against the source: permitted imports and style. The layers come
+//! from the table in `src/lib.rs`. Reviewers check the rest, such as names and the truth of
+//! comments.
 
 mod rules;
 mod source;
@@ -8,7 +9,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use source::{Source, block, is_word, line, paths};
 
-/// Neighbours on one layer that may be named, and why. Never in a circle.
+/// Permitted imports within a layer, with the reason. Must not form a cycle.
 const SIDEWAYS: &[(&str, &str, &str)] = &[
     ("util", "limits", "how much foreign text a log line takes"),
     ("config", "command", "a configuration holds a command line"),
@@ -23,7 +24,7 @@ const SIDEWAYS: &[(&str, &str, &str)] = &[
     ("tunnel", "jsonrpc", "so are most frames of a link"),
 ];
 
-/// What no module below the io layer may name: the outside world is an argument there.
+/// Paths forbidden below the io layer, because I/O, time and randomness are arguments there.
 const WORLD: &[&str] = &[
     "smol",
     "async_io",
@@ -49,17 +50,17 @@ const WORLD: &[&str] = &[
     "SystemTime::now",
 ];
 
-/// The exceptions: file, path, reason.
+/// Exceptions: file, path, reason.
 const WORLDLY: &[(&str, &str, &str)] = &[(
     "http/upgrade.rs",
     "async_tungstenite::tungstenite::handshake::derive_accept_key",
     "a pure function: the SHA-1 of RFC 6455, section 4.2.2",
 )];
 
-/// Files of higher layers that are as pure as the lower ones.
+/// Files in higher layers that must be as pure as the lower layers.
 const PURE: &[&str] = &["edge/backoff.rs", "edge/proxy.rs", "edge/restart.rs"];
 
-/// Libraries with a home: nobody else speaks to them, so that they can be replaced.
+/// Libraries that only the given modules may use, so that they can be replaced.
 const HOMES: &[(&str, &[&str])] = &[
     ("argh", &["cli", "cli/args"]),
     ("async_signal", &["runtime/signals", "process"]),
@@ -81,7 +82,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("smol::process", &["process"]),
 ];
 
-/// Dependencies that the design names, or that those bring in anyway, or that `Cargo.toml` gives a measured reason for.
+/// Permitted dependencies: named by the design, already required by one of those, or justified by a
+/// measurement in `Cargo.toml`.
 const DEPENDENCIES: &[&str] = &[
     "argh",
     "async-channel",
@@ -107,10 +109,10 @@ const DEPENDENCIES: &[&str] = &[
     "webpki-roots",
 ];
 
-/// Lines that a function may have: one screen.
+/// Maximum number of lines in a function.
 const SCREEN: usize = 60;
 
-/// Numbers that are no limits, though they look so: file, name, reason.
+/// Constants that look like limits but are not: file, name, reason.
 const NUMBERS: &[(&str, &str, &str)] = &[
     ("http/body.rs", "DIGITS", "what a u64 holds"),
     ("http/body.rs", "HEX_DIGITS", "what a u64 holds"),
@@ -119,18 +121,18 @@ const NUMBERS: &[(&str, &str, &str)] = &[
     ("ndjson.rs", "BLOCK", "the step of a search"),
 ];
 
-/// Fails with all complaints at once.
+/// Fails with all violations at once.
 #[track_caller]
 fn check(rule: &str, complaints: &[String]) {
     assert!(complaints.is_empty(), "{rule}:\n  {}", complaints.join("\n  "));
 }
 
-/// The complaint about a place, unless all is well.
+/// Formats a violation at a position in a file.
 fn at(source: &Source, place: usize, what: &str) -> String {
     format!("src/{}:{}: {what}", source.name, line(&source.code, place))
 }
 
-/// The layer of each module, by the table in `src/lib.rs`.
+/// Returns the layer of each module, from the table in `src/lib.rs`.
 fn layers(sources: &[Source]) -> BTreeMap<String, u32> {
     let map = &sources.iter().find(|source| source.name == "lib.rs").unwrap().text;
     let mut layers = BTreeMap::new();
@@ -144,7 +146,7 @@ fn layers(sources: &[Source]) -> BTreeMap<String, u32> {
     layers
 }
 
-/// The module that a path leads to from a file, when it leads to one.
+/// Returns the module that a path in a file refers to, or `None` if it does not refer to one.
 fn target<'a>(source: &Source, path: &'a str) -> Option<&'a str> {
     let mut parts = path.split("::").peekable();
     let mut up = 0;
@@ -253,7 +255,8 @@ fn libraries_are_used_in_their_modules_only() {
     check("a library is used outside its home", &complaints);
 }
 
-/// The one place of unsafe code, with a SAFETY comment above it. The compiler sees to the rest (`Cargo.toml`).
+/// Unsafe code is allowed in one place only, under a SAFETY comment. The compiler enforces the rest
+/// (`Cargo.toml`).
 #[test]
 fn unsafe_code_is_in_one_place() {
     let mut places = Vec::new();
@@ -341,7 +344,7 @@ fn modules_open_with_a_doc_comment() {
     check("a module opens without //!", &source::all().iter().filter_map(silent).collect::<Vec<_>>());
 }
 
-/// A time in words of digits, or a constant above ten that counts something, is a limit: it belongs to `limits`.
+/// A literal duration, or a count constant above eight, is a limit: it belongs in `limits`.
 #[test]
 fn numbers_are_in_limits() {
     let mut complaints = Vec::new();
@@ -367,7 +370,8 @@ fn numbers_are_in_limits() {
     check("a limit outside src/limits.rs (or the list NUMBERS here)", &complaints);
 }
 
-/// The name of a `const` that is a count: `usize` or `Duration`, one plain number above ten.
+/// Returns the name of a `const` that is a count: `usize` or `Duration`, one plain number above
+/// eight.
 fn counting(code: &str) -> Option<&str> {
     let (name, rest) = code.strip_prefix("const ")?.split_once(':')?;
     let (kind, rest) = rest.split_once('=')?;
@@ -376,7 +380,7 @@ fn counting(code: &str) -> Option<&str> {
     counts.then_some(name)
 }
 
-/// Where the dependency stands that static binaries alone have.
+/// The section of dependencies that only static binaries have.
 const STATIC: &str = "[target.'cfg(target_env = \"musl\")'.dependencies]";
 
 #[test]

@@ -1,4 +1,4 @@
-//! A stdio server as children are: slow, talkative, sometimes silent, sometimes saying things twice or out of the blue.
+//! A simulated stdio server: slow, noisy, sometimes silent, with repeated and unsolicited messages.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -6,29 +6,30 @@ use mcpport::jsonrpc::{self, Kind, Message, unquote};
 
 use super::{Random, padding};
 
-/// The tools of each server.
+/// The tools of every server.
 pub const TOOLS: [&str; 2] = ["echo", "slow"];
 
-/// The name that the server of a box registers.
+/// Returns the server name that an edge registers.
 pub fn name(place: usize) -> String {
     format!("s{place}")
 }
 
 pub struct Child {
     place: usize,
-    /// What it and all before it were asked: no call may come twice, whatever ends and comes back.
+    /// Nonces of all calls to this child and its predecessors. No call may arrive twice, whatever
+    /// crashes or reconnects.
     calls: HashSet<String>,
-    /// Ids of all requests that it ever got: none may come twice.
+    /// Ids of all requests to this child; they must be unique.
     seen: HashSet<String>,
     initialized: bool,
-    /// It was told that it is.
+    /// Whether it got `notifications/initialized`.
     told: bool,
     ended: bool,
-    /// Ids that it answered: what it says about them later is late.
+    /// Ids of answered requests; later messages about them are late.
     answered: Vec<String>,
 }
 
-/// When it will write what.
+/// Lines to write, with their delays.
 type Lines = Vec<(Duration, String)>;
 
 impl Child {
@@ -44,17 +45,17 @@ impl Child {
         }
     }
 
-    /// The next one of this box takes its place.
+    /// Replaces the child with a new one on the same edge.
     pub fn begin_again(&mut self) {
         *self = Self { calls: std::mem::take(&mut self.calls), ..Self::new(self.place) };
     }
 
-    /// It ends. False: it had ended before.
+    /// Ends the child. Returns false if it had already ended.
     pub fn end(&mut self) -> bool {
         !std::mem::replace(&mut self.ended, true)
     }
 
-    /// A line on its stdin.
+    /// Handles a line on stdin.
     pub fn read(&mut self, line: &str, random: &mut Random) -> Lines {
         assert!(!line.contains(['\n', '\r']), "{line}");
         assert!(!self.ended, "a dead child gets {line}");
@@ -116,7 +117,7 @@ impl Child {
         lines
     }
 
-    /// Things that nobody asked for, and that are nobody's.
+    /// Adds unsolicited output that belongs to no request.
     fn babble(&mut self, lines: &mut Lines, random: &mut Random) {
         let unasked = match random.below(28) {
             0 => "Listening on port 3".to_owned(),

@@ -1,4 +1,4 @@
-//! A client: asks with ids 0, 1, 2… as all of them do, and knows what the answers must be.
+//! A simulated client. It uses the ids 0, 1, 2… like every other client, and checks every answer.
 
 use std::{collections::BTreeMap, fmt::Write, time::Instant};
 
@@ -10,15 +10,15 @@ use mcpport::{
 
 use super::padding;
 
-/// A call that was not answered yet.
+/// A call without an answer so far.
 pub struct Waiting {
-    /// What only its own answer and progress can hold.
+    /// A value that only appears in the call's own answer and progress.
     nonce: String,
-    /// Its progress token, raw; empty when it wants no progress.
+    /// Raw progress token; empty if the call requests no progress.
     token: String,
-    /// It is larger than an edge accepts.
+    /// Whether the call is larger than an edge accepts.
     large: bool,
-    /// When it must have been answered.
+    /// The deadline for the answer.
     pub due: Option<Instant>,
 }
 
@@ -26,12 +26,12 @@ pub struct Client {
     pub session: String,
     pub principal: Principal,
     pub calls: Calls<usize>,
-    /// By the id, raw.
+    /// Open calls by raw id.
     pub open: BTreeMap<String, Waiting>,
     pub left: bool,
-    /// Calls that it will still make.
+    /// Number of calls still to make.
     pub plans: usize,
-    /// What it saw, for comparing two runs.
+    /// Log of all events, for comparing two runs.
     pub history: String,
     place: usize,
     next: u64,
@@ -58,7 +58,7 @@ impl Client {
         }
     }
 
-    /// The gateway was started anew: what waited ends with its connection, and a new session begins.
+    /// Starts a new session after a restart of the gateway; open calls end with their connection.
     pub fn begin_again(&mut self, session: String, calls: Calls<usize>) {
         (self.session, self.calls) = (session, calls);
         self.open.clear();
@@ -69,11 +69,12 @@ impl Client {
         self.left || (self.plans == 0 && self.open.is_empty())
     }
 
-    /// Its next request.
+    /// Returns the next request.
     pub fn ask(&mut self, tool: &str, progress: bool, large: bool) -> String {
         let number = self.next;
         self.next += 1;
-        // The same number in the many ways of writing it; it must come back in this one.
+        // Different JSON spellings of the same number; the answer must use the spelling of the
+        // request.
         let id = match self.place % 4 {
             0 => number.to_string(),
             1 => format!("\"{number}\""),
@@ -94,7 +95,7 @@ impl Client {
         text
     }
 
-    /// A message on its event stream.
+    /// Handles a message on the event stream.
     pub fn read(&mut self, text: &str) {
         assert!(!self.left, "client {} is gone and gets {text}", self.place);
         let message = Message::read(text).expect("clients get messages");
@@ -117,7 +118,7 @@ impl Client {
     }
 }
 
-/// Its own answer as the child wrote it, or an error of the gateway.
+/// Checks an answer: the result exactly as the child wrote it, or an error of the gateway.
 fn answer(message: &Message<'_>, waiting: &Waiting) {
     if let Some(result) = message.result() {
         assert!(!waiting.large, "no edge accepts it");

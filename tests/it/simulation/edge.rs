@@ -1,4 +1,5 @@
-//! An edge box: the real machine of its end, its backoff and its heartbeat; a child that may end; a program that may too.
+//! A simulated edge: the real proxy state, backoff and heartbeat, with a child and a program that
+//! may both crash.
 
 use std::time::{Duration, Instant};
 
@@ -23,14 +24,14 @@ use super::{
     wire::Line,
 };
 
-/// A registration that may be taken up again.
+/// A suspended registration that may be resumed.
 struct Kept {
     line: Line,
     token: Secret,
     until: Instant,
 }
 
-/// The present connection, once the gateway has answered.
+/// The current connection, after the gateway's answer to the registration.
 struct Live {
     line: Line,
     grant: Option<ResumeGrant>,
@@ -40,19 +41,19 @@ pub struct EdgeBox {
     place: usize,
     edge: ProxyState,
     child: Child,
-    /// Number of the child: lines of an earlier one come too late.
+    /// Number of the current child; lines of earlier children are dropped.
     births: u64,
     started: Instant,
     restarts: Restarts,
-    /// Bytes of a frame that the gateway accepts.
+    /// Maximum frame size in bytes that the gateway accepts.
     accepts: usize,
-    /// The present connection.
+    /// The current connection.
     wire: Option<usize>,
     live: Option<Live>,
     kept: Option<Kept>,
     backoff: Backoff,
     born: Instant,
-    /// Attempts to connect that are planned and still meant.
+    /// Number of the latest planned connection attempt; earlier ones are void.
     dials: u32,
 }
 
@@ -81,12 +82,12 @@ impl EdgeBox {
         self.wire
     }
 
-    /// Whether the gateway has answered on the present connection.
+    /// Whether the gateway has answered on the current connection.
     pub fn is_live(&self) -> bool {
         self.live.is_some()
     }
 
-    /// Whether a registration waits to be taken up again.
+    /// Whether there is a suspended registration.
     pub fn keeps(&self) -> bool {
         self.kept.is_some()
     }
@@ -96,7 +97,7 @@ impl EdgeBox {
         net.plan(after, Event::Dial(self.place, self.dials));
     }
 
-    /// It is time for an attempt. `there`: somebody listens at the gateway.
+    /// Attempts to connect. `there`: the gateway is listening.
     pub fn dial(&mut self, net: &mut Net, number: u32, there: bool) {
         if number != self.dials {
             return;
@@ -121,7 +122,7 @@ impl EdgeBox {
         net.up(wire, Frame::Text(Registration::frame(&id, &name, most, None, claim.as_ref())));
     }
 
-    /// The next attempt after one that failed, or a connection that ended.
+    /// Plans the next attempt after a failed attempt or a lost connection.
     fn lost(&mut self, net: &mut Net, after: Duration) {
         if self.kept.take_if(|kept| kept.until <= net.now).is_some() {
             self.link_down(net);
@@ -132,7 +133,7 @@ impl EdgeBox {
         self.plan_dial(net, after + delay);
     }
 
-    /// The connection has ended for us. `accident`: nobody said a word.
+    /// The connection has ended at this end. `accident`: without a close frame.
     pub fn wire_down(&mut self, net: &mut Net, accident: bool) {
         self.wire = None;
         if let Some(live) = self.live.take() {
@@ -148,14 +149,14 @@ impl EdgeBox {
         self.lost(net, Duration::ZERO);
     }
 
-    /// What was under way is given up.
+    /// Gives up the calls in flight.
     fn link_down(&mut self, net: &mut Net) {
         for line in self.edge.disconnected() {
             self.hand_down(net, &line);
         }
     }
 
-    /// A text frame from the gateway.
+    /// Handles a text frame from the gateway.
     pub fn frame(&mut self, net: &mut Net, text: &str) {
         if self.live.is_none() {
             self.answered(net, text);
@@ -176,7 +177,7 @@ impl EdgeBox {
         &mut self.live.as_mut().expect("the gateway has answered").line
     }
 
-    /// The gateway's first frame: it goes on, or begins anew.
+    /// Handles the gateway's first frame: the registration is resumed or new.
     fn answered(&mut self, net: &mut Net, text: &str) {
         let status = Status::read(text).expect("the gateway answers a registration");
         assert_eq!(status.status, "received", "{}", status.message);
@@ -195,7 +196,7 @@ impl EdgeBox {
         self.edge.gateway_is_ours();
     }
 
-    /// Sends what may go out.
+    /// Sends all frames that may be sent now.
     fn pump(&mut self, net: &mut Net) {
         let (Some(wire), Some(live)) = (self.wire, &mut self.live) else { return };
         while let Some(text) = live.line.next(&net.limits.link) {
@@ -214,7 +215,7 @@ impl EdgeBox {
         self.pump(net);
     }
 
-    /// The line of a conversation that has a token, and the token.
+    /// Returns the line of a resumable registration, and its token.
     pub fn counted(&self) -> Option<(&Line, &str)> {
         let live =
             self.live.as_ref().and_then(|live| Some((&live.line, live.grant.as_ref()?.token.expose())));
@@ -236,7 +237,7 @@ impl EdgeBox {
         }
     }
 
-    /// A line that a child wrote.
+    /// Handles a line written by a child.
     pub fn said(&mut self, net: &mut Net, birth: u64, line: &str) {
         if birth != self.births {
             return;
@@ -253,7 +254,7 @@ impl EdgeBox {
         self.pump(net);
     }
 
-    /// What the gateway does not accept is not sent.
+    /// Sends a frame, or replaces one that is too large for the gateway.
     fn fit(&mut self, net: &mut Net, frame: String) {
         if frame.len() <= self.accepts {
             return self.send(frame);
@@ -265,7 +266,7 @@ impl EdgeBox {
         }
     }
 
-    /// Over the present connection, or as soon as there is one again.
+    /// Sends a frame over the current connection, or queues it for the resumed one.
     fn send(&mut self, frame: String) {
         match (&mut self.live, &mut self.kept) {
             (Some(live), _) => live.line.put(frame),
@@ -274,7 +275,7 @@ impl EdgeBox {
         }
     }
 
-    /// The child ends in the middle of what it does, and another is started after a while.
+    /// Crashes the child; a new one starts after a delay.
     pub fn crash(&mut self, net: &mut Net) {
         if !self.child.end() {
             return;
@@ -289,7 +290,7 @@ impl EdgeBox {
         self.pump(net);
     }
 
-    /// The child after this one starts, unless the whole program was started anew meanwhile.
+    /// Starts the next child, unless the whole program was restarted meanwhile.
     pub fn start(&mut self, net: &mut Net, birth: u64) {
         if birth != self.births {
             return;
@@ -302,7 +303,8 @@ impl EdgeBox {
         }
     }
 
-    /// The program is killed and started anew, with its child: it remembers nothing. The connection ends without a word.
+    /// Kills and restarts the program and its child. It loses all state; the connection ends
+    /// without a close frame.
     pub fn restart(&mut self, net: &mut Net) {
         self.births += 1;
         self.child.begin_again();

@@ -1,4 +1,4 @@
-//! The gateway of the simulation: the real tables, with function calls where the program has queues and locks.
+//! The simulated gateway: the real tables, with function calls in place of queues and locks.
 
 use std::time::{Duration, Instant};
 
@@ -20,25 +20,25 @@ use mcpport::{
 
 use super::{Frame, Net, child, client::Client, wire::Line};
 
-/// Who waits for an answer.
+/// The caller that waits for an answer.
 #[derive(Debug)]
 enum Caller {
     Gateway,
     Client(usize, CallId),
 }
 
-/// A registered server, over one connection or several.
+/// A registered server, over one or more connections.
 struct Talk {
     mux: Mux<Caller>,
-    /// Bytes of a frame that its edge accepts.
+    /// Maximum frame size in bytes that the edge accepts.
     accepts: usize,
     server: Server,
     line: Line,
-    /// The present connection.
+    /// The current connection.
     wire: Option<usize>,
-    /// When it is not waited for any more.
+    /// When the gateway stops waiting for a resume.
     over: Option<Instant>,
-    /// What it shows when it comes back; without it, it cannot.
+    /// The token for resuming; `None` if the edge cannot resume.
     token: Option<String>,
     gone: bool,
 }
@@ -46,7 +46,7 @@ struct Talk {
 struct Server {
     key: UpstreamKey,
     conversation: Discovery,
-    /// The id of the open question of the gateway's own.
+    /// The id of the gateway's own pending request.
     asked: Option<u64>,
     listed: bool,
 }
@@ -57,13 +57,13 @@ pub struct Gateway {
     talks: Vec<Talk>,
     pub clients: Vec<Client>,
     servers: usize,
-    /// How often it was started.
+    /// Number of starts.
     starts: u8,
-    /// When it is there again after it was killed.
+    /// When the gateway is up again after a restart.
     pub there: Instant,
 }
 
-/// For the gateway's own questions.
+/// Timeout for the gateway's own requests.
 const PATIENCE: Duration = Duration::from_secs(6);
 
 impl Gateway {
@@ -83,7 +83,8 @@ impl Gateway {
         Catalog::new(&[("list_servers", mcp::LIST_SERVERS)], &net.limits.catalog)
     }
 
-    /// It is killed, and started anew after a while: it remembers nothing. All connections end without a word.
+    /// Kills the gateway and restarts it after a delay. It loses all state; all connections end
+    /// without a close frame.
     pub fn restart(&mut self, net: &mut Net) {
         self.starts += 1;
         self.talks.clear();
@@ -101,7 +102,7 @@ impl Gateway {
         }
     }
 
-    /// When something is due, beside what the connections wait for.
+    /// Returns the time of the next timer, apart from those of the connections.
     pub fn deadline(&self, net: &Net) -> Option<Instant> {
         let alive = self.talks.iter().filter(|talk| !talk.gone);
         let due = |talk: &Talk| {
@@ -111,9 +112,10 @@ impl Gateway {
         alive.filter_map(due).min()
     }
 
-    // ---- what clients do
+    // ---- clients
 
-    /// A client does something. `Some`: and will do so again after this time.
+    /// Makes a client do one random action. Returns the delay until its next action, or `None` if
+    /// it is done.
     pub fn act(&mut self, net: &mut Net, place: usize) -> Option<Duration> {
         let client = &self.clients[place];
         if client.is_done() {
@@ -134,7 +136,7 @@ impl Gateway {
     }
 
     fn ask(&mut self, net: &mut Net, place: usize) {
-        // One of them may not be there, or not yet.
+        // The server may not exist, or not be registered yet.
         let missing = usize::from(net.random.chance(10));
         let server = child::name(net.random.below(self.servers + missing));
         let tool = child::TOOLS[net.random.below(child::TOOLS.len())];
@@ -152,7 +154,7 @@ impl Gateway {
         }
     }
 
-    /// `gateway::dispatch` and `gateway::upstream` for one call.
+    /// Makes one call, like `gateway::dispatch` and `gateway::upstream`.
     fn call(
         &mut self,
         net: &mut Net,
@@ -222,7 +224,7 @@ impl Gateway {
         }
     }
 
-    /// Somebody else wants a name or an id that is taken.
+    /// Tries to register with a name or an id that is in use.
     fn intrude(&mut self, net: &mut Net) {
         let place = net.random.below(4);
         let (id, name) = (format!("id-{place}"), child::name(place));
@@ -237,9 +239,9 @@ impl Gateway {
         }
     }
 
-    // ---- what links do
+    // ---- links
 
-    /// Sends a frame to a server, or keeps it until that can be. False: there is no room.
+    /// Sends a frame to a server, or queues it. Returns false if the queue is full.
     fn send(&mut self, net: &mut Net, link: usize, frame: String) -> bool {
         let fits = self.talks[link].line.offer(frame, &net.limits.link);
         self.pump(net, link);
@@ -254,7 +256,7 @@ impl Gateway {
         }
     }
 
-    /// A text frame from an edge.
+    /// Handles a text frame from an edge.
     pub fn frame(&mut self, net: &mut Net, wire: usize, text: &str) {
         let Some(link) = net.wires[wire].talk else { return self.admit(net, wire, text) };
         if !self.talks[link].line.acknowledges(text) {
@@ -298,7 +300,7 @@ impl Gateway {
         }
     }
 
-    /// The first frame of a connection: a server comes back, or begins anew.
+    /// Handles the first frame of a connection: resumes a server or registers a new one.
     fn admit(&mut self, net: &mut Net, wire: usize, text: &str) {
         let registration = Registration::read(text, net.limits.catalog.server_name).unwrap();
         let (id, name) = (registration.id.unwrap(), registration.name.unwrap());
@@ -333,7 +335,8 @@ impl Gateway {
         self.own(net, link, ask);
     }
 
-    /// A server comes back, if it is waited for. Whatever connection it had ends without a word.
+    /// Resumes a server if the token matches. Its old connection, if any, ends without a close
+    /// frame.
     fn resume(&mut self, net: &mut Net, wire: usize, id: &str, claim: &Claim) -> bool {
         let Some(link) = self.catalog.holder(id, Principal::ANONYMOUS) else { return false };
         let talk = &mut self.talks[link];
@@ -368,7 +371,7 @@ impl Gateway {
         true
     }
 
-    /// The child of an edge was started anew.
+    /// Starts discovery again after a restart of the edge's child.
     fn restarted(&mut self, net: &mut Net, link: usize) {
         let talk = &mut self.talks[link];
         talk.server.asked.take().and_then(|id| talk.mux.close(id));
@@ -376,14 +379,14 @@ impl Gateway {
         self.own(net, link, ask);
     }
 
-    /// Lists that changed are asked for as soon as nothing else is.
+    /// Requests changed listings once no other request is pending.
     fn relist(&mut self, net: &mut Net, link: usize) {
         if let Some(ask) = self.talks[link].server.conversation.relist().filter(|_| !self.talks[link].gone) {
             self.own(net, link, ask);
         }
     }
 
-    /// A question of the gateway's own.
+    /// Sends one of the gateway's own requests.
     fn own(&mut self, net: &mut Net, link: usize, ask: DiscoveryRequest) {
         let talk = &mut self.talks[link];
         let Ok(id) = talk.mux.open_own(net.now, Caller::Gateway, ask.method, PATIENCE) else {
@@ -419,7 +422,7 @@ impl Gateway {
                     self.own(net, link, ask);
                 }
             }
-            // It crashed on the way.
+            // The server crashed before it answered.
             DiscoveryStep::Failed(_) if server.listed => server.conversation.unanswered(),
             DiscoveryStep::Failed(why) => {
                 assert!(why.contains("crashed") || why.contains("down"), "an honest server fails: {why}");
@@ -435,7 +438,8 @@ impl Gateway {
         }
     }
 
-    /// A connection has ended for the gateway. `accident`: nobody said a word, so its server may come back.
+    /// A connection has ended at the gateway. `accident`: without a close frame, so the server may
+    /// resume.
     pub fn wire_down(&mut self, net: &mut Net, wire: usize, accident: bool, why: &str) {
         net.say(|| format!("connection {wire} is down at the gateway: {why}"));
         let Some(link) = net.wires[wire].talk.take() else { return };
@@ -448,7 +452,7 @@ impl Gateway {
         self.catalog.set_away(talk.server.key, true);
     }
 
-    /// A server is gone: its waiting calls fail at once. If it is still there, it is told.
+    /// Removes a server and fails its pending calls at once. Closes its connection if there is one.
     pub fn gone(&mut self, net: &mut Net, link: usize, why: &str) {
         let talk = &mut self.talks[link];
         if std::mem::replace(&mut talk.gone, true) {
@@ -461,7 +465,7 @@ impl Gateway {
         }
         let removed = self.catalog.remove(talk.server.key);
         let mut waiting = talk.mux.drain();
-        // The table has no order, and a seed must always give the same world.
+        // Sort, because the order of the table is random and a seed must always give the same run.
         waiting.sort_by_key(|pending| match &pending.caller {
             Caller::Gateway => None,
             Caller::Client(place, id) => Some((*place, id.to_string())),
@@ -481,7 +485,7 @@ impl Gateway {
         }
     }
 
-    /// Does what is due: answers that did not come, servers that did not come back, acknowledgements.
+    /// Runs the due timers: request timeouts, resume windows, acknowledgements.
     pub fn tick(&mut self, net: &mut Net) {
         for link in 0..self.talks.len() {
             let talk = &mut self.talks[link];
@@ -498,7 +502,7 @@ impl Gateway {
         assert!(self.deadline(net).is_none_or(|due| due > net.now), "a deadline is past");
     }
 
-    /// Fails what is overdue.
+    /// Fails calls that have timed out.
     fn expire(&mut self, net: &mut Net, link: usize) {
         let mut expired = Vec::new();
         self.talks[link].mux.tick(net.now, &mut expired);
@@ -518,15 +522,15 @@ impl Gateway {
         }
     }
 
-    /// The end of the world.
+    /// Ends the run: removes all servers and clients.
     pub fn end(&mut self, net: &mut Net) {
         (0..self.talks.len()).for_each(|link| self.gone(net, link, "the end"));
         (0..self.clients.len()).for_each(|client| self.leave(net, client));
     }
 
-    // ---- what must always hold
+    // ---- invariants
 
-    /// The line of the server that has this token.
+    /// Returns the line of the server with this token.
     pub fn counted(&self, token: &str) -> Option<&Line> {
         let alive = self.talks.iter().filter(|talk| !talk.gone);
         alive.filter(|talk| talk.token.as_deref() == Some(token)).map(|talk| &talk.line).next()
@@ -535,7 +539,7 @@ impl Gateway {
     pub fn check(&self, net: &Net) {
         let mut pending = 0;
         for (link, talk) in self.talks.iter().enumerate() {
-            // One more for a question of the gateway's own.
+            // One more for the gateway's own request.
             assert!(talk.mux.len() <= net.limits.link.in_flight + 1);
             assert!(!talk.gone || talk.mux.is_empty(), "server {link} is gone and somebody waits");
             assert!(talk.gone || talk.wire.is_some() != talk.over.is_some(), "server {link} is nowhere");
@@ -559,7 +563,7 @@ impl Gateway {
         assert_eq!(self.catalog.len(), self.talks.iter().filter(|talk| !talk.gone).count());
     }
 
-    /// Nothing is left.
+    /// Checks that nothing is left.
     pub fn check_empty(&self) {
         assert!(self.talks.iter().all(|talk| talk.mux.is_empty() && talk.mux.deadline().is_none()));
         assert!(self.clients.iter().all(|client| client.calls.is_empty() && client.open.is_empty()));

@@ -1,5 +1,5 @@
-//! Names that collide, by the seed: whoever comes and goes, in whatever order, each exposed name leads to one tool of one
-//! server, and never to another one.
+//! Random names that collide. Whatever the order in which servers come and go, each exposed name
+//! refers to one tool of one server, and never to another tool.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,8 +15,8 @@ use mcpport::{
 
 use super::{Named, Random};
 
-/// Few letters, and many ways to the same name if it were only put together: `a` + `b_c` and `a_b` + `c`, `a` + `_b__c` and
-/// `a__b` + `_c`, `.` and `/` and `_`, too long.
+/// Few letters, many collisions if names were simply joined: `a` + `b_c` and `a_b` + `c`, `a` +
+/// `_b__c` and `a__b` + `_c`; also `.`, `/` and `_`, and names that are too long.
 const SERVERS: [&str; 11] =
     ["a", "a_b", "a.b", "b", "a_b_c", "list", "a_", "_a", "a__b", "a_b_", "aVeryLongNameIndeedAndMore"];
 const TOOLS: [&str; 16] = [
@@ -38,14 +38,14 @@ const TOOLS: [&str; 16] = [
     "b_0123456789abcdef",
 ];
 
-/// Short, so that names are cut.
+/// Maximum name length; short, so that names are truncated.
 const LONGEST: usize = 26;
 
 struct Books {
     catalog: Catalog<usize>,
-    /// What is registered: the server's place, its key, what it offers.
+    /// Registered servers by index: key and offered tools.
     servers: BTreeMap<usize, (UpstreamKey, Vec<&'static str>)>,
-    /// What each name has ever led to.
+    /// The tool that each name has ever referred to.
     exposed: BTreeMap<String, (usize, &'static str)>,
     limits: CatalogLimits,
 }
@@ -85,7 +85,8 @@ impl Books {
         self.servers.insert(place, (key, offer));
     }
 
-    /// Every name on the list leads somewhere, every tool is on the list once, and nothing moved.
+    /// Checks that every listed name resolves, every tool is listed once, and no name changed its
+    /// meaning.
     fn check(&mut self) {
         let mut found = BTreeMap::new();
         for name in self.listed() {

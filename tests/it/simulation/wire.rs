@@ -1,4 +1,5 @@
-//! What one end of a link sends and has received, over one connection or several: as `net::ws_link` does it, without sockets.
+//! The frames sent and received by one end of a link, over one or more connections: like
+//! `net::ws_link` without sockets.
 
 use std::{
     collections::VecDeque,
@@ -13,17 +14,18 @@ use mcpport::{
 
 #[derive(Default)]
 pub struct Line {
-    /// Where both ends count frames.
+    /// Counts frames, if the link can be resumed.
     resume: Option<Resume<String>>,
-    /// Goes out before anything else: acknowledgements, and what is sent again.
+    /// Sent before all other frames: acknowledgements and retransmissions.
     first: VecDeque<String>,
     waiting: VecDeque<String>,
-    /// What the counted frames were, each with all before it: those that went out the first time, and those that came.
+    /// Running hashes of the counted frames, each including all earlier frames: those sent for the
+    /// first time, and those received.
     said: Vec<u64>,
     heard: Vec<u64>,
 }
 
-/// Adds a frame to those before it.
+/// Appends the running hash for a frame.
 fn note(book: &mut Vec<u64>, frame: &str) {
     let mut hasher = DefaultHasher::new();
     (book.last(), frame).hash(&mut hasher);
@@ -31,12 +33,12 @@ fn note(book: &mut Vec<u64>, frame: &str) {
 }
 
 impl Line {
-    /// A line that can go on over another connection, or one that cannot.
+    /// Creates a line. `counted`: it can be resumed over another connection.
     pub fn new(counted: bool) -> Self {
         Self { resume: counted.then(Resume::new), ..Self::default() }
     }
 
-    /// Puts a frame in. False: there is no room.
+    /// Queues a frame. Returns false if the queue is full.
     pub fn offer(&mut self, frame: String, limits: &LinkLimits) -> bool {
         let fits = self.waiting.len() < limits.queue_messages;
         if fits {
@@ -45,12 +47,12 @@ impl Line {
         fits
     }
 
-    /// Puts a frame in; who says it waits until there is room.
+    /// Queues a frame without a limit; the real sender waits for space.
     pub fn put(&mut self, frame: String) {
         self.waiting.push_back(frame);
     }
 
-    /// The next frame that may go out.
+    /// Returns the next frame that may be sent.
     pub fn next(&mut self, limits: &LinkLimits) -> Option<String> {
         if let Some(frame) = self.first.pop_front() {
             return Some(frame);
@@ -65,7 +67,7 @@ impl Line {
         Some(frame)
     }
 
-    /// Whether an arriving frame is an acknowledgement; then that is all that it is.
+    /// Handles a received frame if it is an acknowledgement. Returns whether it is one.
     pub fn acknowledges(&mut self, frame: &str) -> bool {
         let Some(resume) = &mut self.resume else { return false };
         let Some(count) = resume::read(frame) else { return false };
@@ -73,7 +75,7 @@ impl Line {
         true
     }
 
-    /// A frame that is none has arrived.
+    /// Counts a received frame that is not an acknowledgement.
     pub fn arrived(&mut self, now: Instant, frame: &str, limits: &LinkLimits) {
         let Some(resume) = &mut self.resume else { return };
         resume.received(now, frame.len());
@@ -81,17 +83,18 @@ impl Line {
         self.first.extend(resume.owed(limits));
     }
 
-    /// How many frames have arrived, where that is counted.
+    /// Returns the number of frames received, if they are counted.
     pub fn received(&self) -> Option<u64> {
         self.resume.as_ref().map(Resume::count)
     }
 
-    /// Whether the peer has acknowledged more frames than these.
+    /// Whether the peer has acknowledged more than `received` frames.
     pub fn is_past(&self, received: u64) -> bool {
         self.resume.as_ref().is_some_and(|resume| received < resume.acknowledged())
     }
 
-    /// Over a new connection: the peer has received so many frames. False: it cannot go on.
+    /// Resumes over a new connection; the peer has received `received` frames. Returns false if
+    /// that is impossible.
     pub fn back(&mut self, received: u64) -> bool {
         let again = self.resume.as_mut().map(|resume| resume.resume(received));
         let Some(Ok(again)) = again else { return false };
@@ -99,12 +102,12 @@ impl Line {
         true
     }
 
-    /// When an acknowledgement is due.
+    /// Returns when an acknowledgement is due.
     pub fn due(&self, limits: &LinkLimits) -> Option<Instant> {
         self.resume.as_ref().and_then(|resume| resume.due(limits))
     }
 
-    /// Says how much has arrived, if it is time.
+    /// Queues an acknowledgement if one is due.
     pub fn tick(&mut self, now: Instant, limits: &LinkLimits) {
         if self.due(limits).is_some_and(|due| due <= now)
             && let Some(resume) = &mut self.resume
@@ -113,7 +116,8 @@ impl Line {
         }
     }
 
-    /// What one end has heard is what the other has said, from the first frame on, in order, once.
+    /// Checks that each end received the frames that the other sent, from the first on, in order
+    /// and exactly once.
     pub fn check_against(&self, other: &Self) {
         for (heard, said) in [(&self.heard, &other.said), (&other.heard, &self.said)] {
             assert!(heard.len() <= said.len(), "{} frames came, and {} were sent", heard.len(), said.len());

@@ -1,8 +1,10 @@
-//! The list of rules and what shows them, `tests/rules.txt`: forty of them, and everything that is named is there.
+//! Checks `tests/rules.txt`, the list of rules and what covers them: it has forty rules, and every
+//! test, fuzz target and script that it names exists.
 
 use std::{fs, path::Path};
 
-/// The file of a test by its path: `http::response::tests::name` is a unit test, `hostile::pace::name` is one of these.
+/// Whether a test exists at a path: `http::response::tests::name` is a unit test,
+/// `hostile::pace::name` an integration test.
 fn is_test(root: &Path, path: &str) -> bool {
     let parts: Vec<&str> = path.split("::").collect();
     let Some((name, modules)) = parts.split_last() else { return false };

@@ -1,26 +1,26 @@
-//! Reads Rust source as far as the architecture rules need it: code without comments, literals and tests, and the
-//! paths that are named in it. Neighbour: the rules in `tidy`.
+//! Parses Rust source as far as the architecture rules in `tidy` need it: code without comments,
+//! literals and tests, and the paths named in it.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-/// One file of `src/`.
+/// A file in `src/`.
 pub struct Source {
-    /// Below `src/`, with `/`: `http/conn.rs`.
+    /// Path relative to `src/`, with `/`: `http/conn.rs`.
     pub name: String,
-    /// The module it belongs to: `http`.
+    /// Top-level module: `http`.
     pub top: String,
-    /// How many modules deep it stands: 1 for `auth.rs` and `http/mod.rs`, 2 for `http/conn.rs`.
+    /// Module depth: 1 for `auth.rs` and `http/mod.rs`, 2 for `http/conn.rs`.
     pub depth: usize,
-    /// All of it.
+    /// The whole text.
     pub text: String,
-    /// The same lines, with comments, tests and the insides of literals blanked.
+    /// The same lines, with comments, tests and the contents of literals blanked.
     pub code: String,
 }
 
-/// All of `src/`, in the order of their names.
+/// Returns all files in `src/`, sorted by path.
 pub fn all() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
@@ -52,7 +52,7 @@ fn read(root: &Path, file: &Path) -> Source {
     Source { top, depth, code, text, name }
 }
 
-/// Blanks comments and the insides of literals; lines stay where they are.
+/// Blanks comments and the contents of literals; keeps the line structure.
 fn bare(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -78,7 +78,7 @@ fn bare(text: &str) -> String {
     out
 }
 
-/// Length of a string literal with its quotes.
+/// Returns the length of a string literal including its quotes.
 fn closing(text: &str) -> usize {
     let mut escaped = false;
     for (place, c) in text.char_indices().skip(1) {
@@ -97,7 +97,7 @@ fn raw_string(text: &str) -> Option<usize> {
     Some(2 + hashes + body.find(&end)? + end.len())
 }
 
-/// Length of a character literal; 0 for a lifetime.
+/// Returns the length of a character literal; 0 for a lifetime.
 fn character(text: &str) -> usize {
     let mut chars = text.char_indices().skip(1);
     match chars.next() {
@@ -107,7 +107,7 @@ fn character(text: &str) -> usize {
     }
 }
 
-/// Blanks each item that stands behind `#[cfg(test)]`.
+/// Blanks each item after `#[cfg(test)]`.
 fn without_tests(code: &str) -> String {
     let mut out = code.to_owned();
     while let Some(start) = out.find("#[cfg(test)]") {
@@ -123,7 +123,7 @@ fn without_tests(code: &str) -> String {
     out
 }
 
-/// Length of a block with its braces.
+/// Returns the length of a block including its braces.
 pub fn block(code: &str) -> usize {
     let mut depth = 0;
     for (place, c) in code.char_indices() {
@@ -141,12 +141,12 @@ pub fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// The line of a place in a text, from 1.
+/// Returns the line number of a position in a text, counted from 1.
 pub fn line(text: &str, place: usize) -> usize {
     text[..place].matches('\n').count() + 1
 }
 
-/// All paths that are named in the code, with their places; trees behind `use` are spread out.
+/// Returns all paths named in the code, with their positions; `use` trees are expanded.
 pub fn paths(code: &str) -> Vec<(usize, String)> {
     let tokens = tokens(code);
     let (mut out, mut at) = (Vec::new(), 0);
@@ -187,7 +187,7 @@ fn spread(tokens: &[(usize, &str)], at: &mut usize, before: &str, out: &mut Vec<
     }
 }
 
-/// Words, `::`, and single other characters.
+/// Splits code into words, `::`, and single other characters.
 fn tokens(code: &str) -> Vec<(usize, &str)> {
     let mut out = Vec::new();
     let mut place = 0;
