@@ -21,7 +21,7 @@ Measures mcpport against its floors in one run, prints a table, and writes one J
   --binary FILE    the program to measure (default: the one that cargo built)
   --output FILE    where the JSON document goes (default: target/bench/last.json)";
 
-/// What was asked for.
+/// The parsed arguments.
 pub struct Args {
     pub quick: bool,
     pub rounds: usize,
@@ -37,7 +37,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Reads them.
+    /// Parses the arguments.
     pub fn read(mut words: impl Iterator<Item = String>) -> Outcome<Self> {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let mut args = Self {
@@ -56,7 +56,7 @@ impl Args {
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match word.as_str() {
-                // Cargo says this.
+                // Added by Cargo.
                 "--bench" => {}
                 "--quick" => {
                     args.quick = true;
@@ -80,7 +80,7 @@ impl Args {
     }
 }
 
-/// A measurement of so many milliseconds, and a quarter of that before it.
+/// Returns a window of this length, after a warm-up of a quarter of it.
 fn window(milliseconds: u64) -> Window {
     Window { warm: Duration::from_millis(milliseconds / 4), time: Duration::from_millis(milliseconds) }
 }

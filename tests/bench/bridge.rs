@@ -1,7 +1,9 @@
-//! The smallest sensible bridge from HTTP to a stdio server, without a tunnel: the second floor. One thread, one epoll; a
-//! request's id is replaced by the number of its connection, and all lines of one turn go to the child in one write.
+//! A minimal bridge from HTTP to a stdio server without a tunnel: the second baseline. It has one
+//! thread and one epoll instance, replaces the id of each request by the number of its connection,
+//! and writes all lines of one loop turn to the child at once.
 //!
-//! It trusts its clients: one request at a time on a connection, each with `Content-Length`, each answered.
+//! It trusts its clients: one request at a time on a connection, with `Content-Length`, and every
+//! request gets a response.
 
 use std::{
     collections::HashMap,
@@ -18,25 +20,25 @@ use crate::{Outcome, poll::Poll, wire};
 
 const CHILD: u64 = u64::MAX;
 const DOOR: u64 = u64::MAX - 1;
-/// Longest line of the child.
+/// Maximum line length of the child.
 const LONGEST: usize = 4 << 20;
 
 /// A client's connection.
 struct Visitor {
     socket: TcpStream,
     input: Vec<u8>,
-    /// The id of the request that waits.
+    /// Id of the pending request.
     id: Vec<u8>,
 }
 
 struct Bridge {
     visitors: HashMap<u64, Visitor>,
-    /// Lines for the child.
+    /// Lines to write to the child.
     down: Vec<u8>,
     lines: Lines,
 }
 
-/// Serves on a port until it is killed.
+/// Serves on a port until killed.
 pub fn run(port: u16) -> Outcome<()> {
     let mut child =
         Command::new(env::current_exe()?).arg("echo").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
@@ -70,7 +72,7 @@ pub fn run(port: u16) -> Outcome<()> {
 }
 
 impl Bridge {
-    /// A client has sent something, or has gone.
+    /// Handles data from a client, or its disconnect.
     fn heard(&mut self, number: u64, scratch: &mut [u8]) -> Outcome<()> {
         let Some(visitor) = self.visitors.get_mut(&number) else { return Ok(()) };
         let count = visitor.socket.read(scratch).unwrap_or(0);
@@ -91,7 +93,7 @@ impl Bridge {
         Ok(())
     }
 
-    /// The child has answered.
+    /// Forwards the child's responses.
     fn up(&mut self, stdout: &mut ChildStdout) -> Outcome<()> {
         let count = stdout.read(self.lines.space())?;
         if count == 0 {
@@ -111,14 +113,14 @@ impl Bridge {
             head.extend_from_slice(&line[..id.start]);
             head.extend_from_slice(&visitor.id);
             let rest = &line[id.end..];
-            // Who has gone meanwhile is found by the next read.
+            // Ignore errors: the next read detects a disconnect.
             let _ = write_both(&mut visitor.socket, &mut head, rest);
         }
         Ok(())
     }
 }
 
-/// Small answers in one piece, large ones without a copy.
+/// Writes a small response in one piece, and a large one without copying it.
 fn write_both(socket: &mut TcpStream, head: &mut Vec<u8>, rest: &[u8]) -> io::Result<()> {
     if rest.len() < 4096 {
         head.extend_from_slice(rest);
@@ -129,7 +131,7 @@ fn write_both(socket: &mut TcpStream, head: &mut Vec<u8>, rest: &[u8]) -> io::Re
     socket.write_all(rest.get(count.saturating_sub(head.len())..).unwrap_or_default())
 }
 
-/// Where the body of a whole request is.
+/// Returns the range of the body if the request is complete.
 fn body(input: &[u8]) -> Outcome<Option<Range<usize>>> {
     let Some(end) = wire::find(input, b"\r\n\r\n") else { return Ok(None) };
     let head = std::str::from_utf8(&input[..end])?;

@@ -1,5 +1,6 @@
-//! A trivial MCP server on stdin and stdout: what every measured way leads to. Two tools: `echo` gives back its text, `big` so
-//! many bytes behind it. All lines of one read are answered in one write.
+//! A trivial MCP server on stdin and stdout, used behind every measured path. It has two tools:
+//! `echo` returns its text, `big` also appends a given number of bytes. All lines of one read are
+//! answered in one write.
 
 use std::io::{self, Read, Write};
 
@@ -11,17 +12,18 @@ use mcpport::{
 
 use crate::Outcome;
 
-/// Longest line that is read.
+/// Maximum line length.
 const LONGEST: usize = 4 << 20;
-/// Longest result that `big` gives.
+/// Maximum result size of `big`.
 const BIGGEST: usize = 2 << 20;
 
-/// The bytes behind the text of a `big` result: the same at both ends, and no two places of a page alike.
+/// Returns the bytes after the text of a `big` result. Client and server compute the same bytes,
+/// and they differ from page to page.
 pub fn filler(count: usize) -> String {
     (0..count).map(|place| char::from(b'a' + ((place * 7 + place / 4096) % 26) as u8)).collect()
 }
 
-/// Serves until stdin ends.
+/// Serves until the end of stdin.
 pub fn run() -> Outcome<()> {
     let (mut stdin, mut stdout) = (io::stdin().lock(), io::stdout().lock());
     let (mut lines, mut out) = (Lines::new(LONGEST), Vec::new());
@@ -42,14 +44,14 @@ pub fn run() -> Outcome<()> {
 }
 
 fn answer(line: &str, big: &mut String, out: &mut Vec<u8>) -> Outcome<()> {
-    // The Python mcpport hands on what is none of our business.
+    // The Python mcpport also forwards messages meant for itself.
     let Ok(message) = Message::read(line) else { return Ok(()) };
     let Some(id) = message.id() else { return Ok(()) };
     match message.method() {
         "tools/call" => return call(&message, id, big, out),
         "initialize" => {
             let asked = argument(&message, &["protocolVersion"])?.unwrap_or_default().trim_matches('"');
-            // The Python mcpport asks for one that it does not know itself.
+            // The Python mcpport requests a version that it does not support itself.
             let version = if mcp::VERSIONS.contains(&asked) { asked } else { "2024-11-05" };
             let result = format!(
                 "{{\"protocolVersion\":\"{version}\",\"capabilities\":{{\"tools\":{{}}}},\"serverInfo\":{{\"name\":\"echo\",\"version\":\"1\"}}}}"
@@ -72,7 +74,7 @@ fn answer(line: &str, big: &mut String, out: &mut Vec<u8>) -> Outcome<()> {
     Ok(())
 }
 
-/// A call: the raw text of the argument goes back as it came.
+/// Answers a call; the raw text of the argument is returned unchanged.
 fn call(message: &Message<'_>, id: &str, big: &mut String, out: &mut Vec<u8>) -> Outcome<()> {
     let text = argument(message, &["arguments", "text"])?.unwrap_or("\"\"").trim_matches('"');
     let bytes = argument(message, &["arguments", "bytes"])?.map_or(Ok(0), str::parse::<usize>)?.min(BIGGEST);

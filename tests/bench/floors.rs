@@ -1,5 +1,5 @@
-//! What a way through mcpport is made of, each measured alone: the child asked over pipes, a POST to our HTTP server that
-//! leads nowhere, and one round trip over our link.
+//! Baselines: the parts of a path through mcpport, each measured alone. These are calls to the
+//! child over pipes, a POST answered directly by our HTTP server, and one round trip over our link.
 
 use std::{
     collections::HashMap,
@@ -32,14 +32,14 @@ use crate::{
     wire,
 };
 
-/// A message as a client sends it.
+/// Returns a request as a client sends it.
 fn message(id: u64) -> String {
     format!(
         "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"tools/call\",\"params\":{{\"name\":\"echo\",\"arguments\":{{\"text\":\"<{id}>\"}}}}}}"
     )
 }
 
-/// Collects the times of calls within a window.
+/// Measures the latencies of calls within a window.
 struct Clock {
     open: HashMap<u64, Instant>,
     last: u64,
@@ -54,7 +54,7 @@ impl Clock {
         Self { open: HashMap::new(), last: 0, begin, end: begin + window.time, latencies: Vec::new() }
     }
 
-    /// The next message, while there is time.
+    /// Returns the next request, or `None` after the end of the window.
     fn next(&mut self) -> Option<String> {
         let now = Instant::now();
         if now >= self.end {
@@ -65,7 +65,7 @@ impl Clock {
         Some(message(self.last))
     }
 
-    /// An answer came.
+    /// Checks and records a response.
     fn heard(&mut self, answer: &[u8]) -> Outcome<()> {
         let now = Instant::now();
         let id = wire::id_of(answer).ok_or("an answer without an id")?;
@@ -85,7 +85,7 @@ impl Clock {
     }
 }
 
-/// Asks a child over its pipes, with so many questions under way.
+/// Measures calls to a child over its pipes, with `in_flight` calls at a time.
 pub fn pipe(in_flight: usize, window: Window) -> Outcome<Sample> {
     let mut child =
         Command::new(env::current_exe()?).arg("echo").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
@@ -115,7 +115,7 @@ pub fn pipe(in_flight: usize, window: Window) -> Outcome<Sample> {
     Ok(clock.sample(window))
 }
 
-/// Serves POSTs, whose bodies come back, and links, whose frames come back; with the code of the gateway.
+/// Serves POSTs and links with the code of the gateway; echoes every body and every frame.
 pub fn serve(port: u16) -> Outcome<()> {
     let mut listeners = listener::bind(Some("127.0.0.1"), port, false).map_err(|fault| fault.to_string())?;
     let mut listener = listeners.pop().ok_or("no address")?;
@@ -168,7 +168,7 @@ async fn echo_link(web: HttpConnection, upgrade: &Upgrade, limits: &Limits) -> s
     Ok(())
 }
 
-/// Sends back what comes.
+/// Sends every frame back.
 struct Echo(Sender<CloseReason>);
 
 impl LinkHandler for Echo {
@@ -185,7 +185,7 @@ impl LinkHandler for Echo {
     }
 }
 
-/// Frames over a link and back, so many under way.
+/// Measures round trips over a link, with `in_flight` frames at a time.
 pub fn link(address: SocketAddr, in_flight: usize, window: Window) -> Outcome<Sample> {
     let limits = Limits::default().link;
     let (sender, receiver) = outbox::bounded(limits.queue_messages, limits.queue_bytes);
@@ -214,7 +214,7 @@ pub fn link(address: SocketAddr, in_flight: usize, window: Window) -> Outcome<Sa
     }
 }
 
-/// Asks for ever anew.
+/// Sends the next request after each response.
 struct Asking {
     clock: Clock,
     sender: Sender<CloseReason>,
@@ -243,7 +243,7 @@ impl LinkHandler for Asking {
     }
 }
 
-/// How long a child takes from its start to its answer to `initialize`.
+/// Measures the time from the start of a child to its response to `initialize`.
 pub fn child_start() -> Outcome<Duration> {
     let begun = Instant::now();
     let mut child =

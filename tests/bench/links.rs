@@ -1,5 +1,5 @@
-//! Edges without a server, as many as are wanted: each registers by hand-written frames, says that it has one tool, and is
-//! silent from then on.
+//! Edges without a server, in any number. Each registers with hand-written frames, lists its tools,
+//! and is idle from then on.
 
 use std::{
     io::{BufReader, Read, Write},
@@ -13,7 +13,7 @@ use crate::Outcome;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A link that is registered and idle.
+/// A registered, idle link.
 pub struct Link {
     socket: BufReader<TcpStream>,
     tools: usize,
@@ -21,17 +21,18 @@ pub struct Link {
 }
 
 impl Link {
-    /// Registers, and answers until the tool is listed.
+    /// Registers with one tool, and answers until it is listed.
     pub fn register(address: SocketAddr, name: &str) -> Outcome<Self> {
         Self::register_with(address, name, 1, true)
     }
 
-    /// Is heard of, without being asked (RFC 6455, section 5.5.3).
+    /// Sends an unsolicited pong, so that the gateway sees a live link (RFC 6455, section 5.5.3).
     pub fn pong(&mut self) -> Outcome<()> {
         Ok(self.socket.get_mut().write_all(&[0x8a, 0x80, 0, 0, 0, 0])?)
     }
 
-    /// The same with so many tools. `resumes`: it is an edge of ours, for which the gateway waits when it is lost.
+    /// Same as `register`, with `tools` tools. `resumes`: the edge supports resuming, so the
+    /// gateway waits for it after a loss.
     pub fn register_with(address: SocketAddr, name: &str, tools: usize, resumes: bool) -> Outcome<Self> {
         let socket = TcpStream::connect_timeout(&address, PATIENCE)?;
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -58,7 +59,7 @@ impl Link {
         Ok(link)
     }
 
-    /// Takes a frame and answers it. True: all is listed.
+    /// Reads a frame and answers it. Returns true when all tools are listed.
     fn answer(&mut self) -> Outcome<bool> {
         let text = self.read()?;
         if text.contains("\"status\":\"error\"") {
@@ -81,11 +82,11 @@ impl Link {
             }
         };
         self.send(&jsonrpc::result(id, &result))?;
-        // Only edges of ours are told that all is listed.
+        // The gateway sends a status after the listing only to edges that support resuming.
         Ok(!self.resumes && message.method() == "tools/list")
     }
 
-    /// The next text frame. Ours are short, and so are the gateway's to us.
+    /// Returns the next text frame. All frames in this benchmark are short.
     fn read(&mut self) -> Outcome<String> {
         loop {
             let mut head = [0; 2];
@@ -109,7 +110,7 @@ impl Link {
         }
     }
 
-    /// A masked text frame; the mask of zeros changes nothing.
+    /// Sends a masked text frame; a mask of zeros leaves the bytes unchanged.
     fn send(&mut self, text: &str) -> Outcome<()> {
         let length = u16::try_from(text.len())?;
         let mut frame = vec![0x81, 0x80 | 126];

@@ -1,8 +1,10 @@
-//! The load: so many clients with so many calls under way each, against one door of one program; every answer is checked.
+//! The load generator: a number of clients, each with a number of calls in flight, against one
+//! endpoint of one program. Every response is checked.
 //!
-//! One thread and one epoll, so that it costs the machine little beside what is measured. A call has a connection of its own
-//! while it runs, as HTTP/1.1 wants it; connections that the other side ends (after so many requests) are made anew between
-//! two calls. The time of a call is from its first byte out to the last byte of its answer in.
+//! It uses one thread and one epoll instance, so that it takes little processor time from the
+//! measured programs. Each call in flight has its own connection, as in HTTP/1.1. Connections that
+//! the server closes (after a number of requests) are reopened between two calls. The latency of a
+//! call is the time from its first byte sent to the last byte of its response.
 
 use std::{
     net::SocketAddr,
@@ -20,65 +22,65 @@ use crate::{
     wire::{self, Events, Head, Wire},
 };
 
-/// A call or a drain that makes no progress for so long has failed.
+/// A call or a drain without progress for this time has failed.
 const STALL: Duration = Duration::from_secs(20);
-/// Where the text of an answer begins at the latest.
+/// The text of a response begins within this many bytes.
 const FRONT: usize = 1000;
-/// Numbers of connections that are event streams begin here.
+/// Connection numbers of event streams start here.
 const STREAMS: u64 = 1 << 32;
 const VERSION: &str = "2025-06-18";
 
-/// How a program is spoken to.
+/// The protocol of an endpoint.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Door {
-    /// A POST with a message, answered by a message; no session.
+    /// A POST with a message, answered with a message; no session.
     Raw,
     /// Streamable HTTP.
     Mcp,
-    /// HTTP with SSE, 2024-11-05.
+    /// HTTP+SSE, protocol version 2024-11-05.
     Sse,
 }
 
-/// What the load is put on.
+/// The endpoint under load.
 #[derive(Clone)]
 pub struct Target {
     pub address: SocketAddr,
     pub tls: Option<Arc<ClientConfig>>,
     pub door: Door,
     pub path: String,
-    /// Before the names of the tools.
+    /// Prefix of the tool names.
     pub prefix: String,
 }
 
-/// How much load.
+/// The amount of load.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Shape {
     pub clients: usize,
     pub in_flight: usize,
-    /// Bytes of each result, beside a few; 0: an echo.
+    /// Size of each result in bytes, without a small overhead; 0 calls `echo`.
     pub bytes: usize,
 }
 
-/// For how long.
+/// The duration of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
     pub warm: Duration,
     pub time: Duration,
 }
 
-/// What was seen in a window.
+/// The results of a window.
 pub struct Sample {
     pub calls: u64,
-    /// With those before and after the window.
+    /// Including calls before and after the window.
     pub all: u64,
     pub seconds: f64,
     /// Sorted, in nanoseconds.
     pub latencies: Vec<u64>,
-    /// For each watched program.
+    /// Processor time of each watched program.
     pub spent: Vec<Spent>,
 }
 
-/// Puts load on a target.
+/// Puts load on a target and measures it.
 pub fn run(target: &Target, shape: Shape, window: Window, watched: &[Watched]) -> Outcome<Sample> {
     let mut load = Load::open(target, shape)?;
     load.start()?;
@@ -100,25 +102,25 @@ fn cpus(watched: &[Watched]) -> Outcome<Vec<Cpu>> {
 
 /// One client session.
 pub struct Client {
-    /// The head of its POSTs, up to the value of `Content-Length`.
+    /// Head of its POSTs, up to the value of `Content-Length`.
     pub head: String,
-    /// Its event stream, where the answers come by that.
+    /// Event stream, if the responses arrive on one.
     stream: Option<(Wire, Events)>,
     pub session: Option<String>,
 }
 
-/// Room for one call under way.
+/// A slot for one call in flight.
 struct Slot {
     client: usize,
     wire: Wire,
-    /// Number of its call; 0: none under way.
+    /// Number of the call; 0 if none is in flight.
     call: u64,
     begun: Instant,
     /// The call waits for the TLS handshake.
     unsent: bool,
-    /// The HTTP answer is still to come, and the connection ends with it.
+    /// The HTTP response is pending; the connection may close after it.
     posting: bool,
-    /// The result is still to come.
+    /// The result is pending.
     waiting: bool,
     stale: bool,
 }
@@ -178,7 +180,7 @@ impl<'a> Load<'a> {
         (0..self.slots.len()).try_for_each(|place| self.call(place))
     }
 
-    /// Calls and takes answers for so long.
+    /// Makes calls and reads responses for this time.
     fn go_on(&mut self, time: Duration) -> Outcome<()> {
         let end = Instant::now() + time;
         let (mut moved, mut seen) = (Instant::now(), self.latencies.len());
@@ -197,7 +199,7 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// Takes what is there.
+    /// Handles all connections that are ready.
     fn turn(&mut self, patience: Duration) -> Outcome<()> {
         for number in self.poll.wait(Some(patience))? {
             if number >= STREAMS {
@@ -209,7 +211,7 @@ impl<'a> Load<'a> {
         Ok(())
     }
 
-    /// Begins a call.
+    /// Starts a call.
     fn call(&mut self, place: usize) -> Outcome<()> {
         if self.stopping {
             return Ok(());
@@ -222,7 +224,8 @@ impl<'a> Load<'a> {
         self.calls += 1;
         let slots = self.slots.len() as u64;
         let slot = &mut self.slots[place];
-        // Unique among all clients, since some programs confuse them otherwise; and it tells the slot.
+        // Unique among all clients, since some programs confuse equal ids of different clients;
+        // also identifies the slot.
         slot.call = self.calls * slots + place as u64 + 1;
         (slot.posting, slot.waiting) = (true, true);
         slot.unsent = !slot.wire.is_ready();
@@ -250,7 +253,7 @@ impl<'a> Load<'a> {
         slot.wire.send(text.as_bytes())
     }
 
-    /// A connection for POSTs has something.
+    /// Handles input on a connection for POSTs.
     fn posted(&mut self, place: usize) -> Outcome<()> {
         let slot = &mut self.slots[place];
         let open = slot.wire.fill()?;
@@ -277,7 +280,8 @@ impl<'a> Load<'a> {
             }
             (None, false) if slot.posting => Err("a connection ended before its answer".into()),
             (None, false) => {
-                // The other side closed it between two calls, or while a stream has yet to bring the answer.
+                // The server closed it between two calls, or before the stream delivered the
+                // response.
                 slot.wire = Wire::open(self.target.address, self.target.tls.as_ref())?;
                 Ok(self.poll.add(&slot.wire, place as u64)?)
             }
@@ -285,7 +289,7 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// An event stream has something.
+    /// Handles input on an event stream.
     fn stream(&mut self, number: usize) -> Outcome<()> {
         let Some((wire, events)) = &mut self.clients[number].stream else { return Ok(()) };
         if !wire.fill()? {
@@ -298,7 +302,7 @@ impl<'a> Load<'a> {
             let place = ((id - 1) % self.slots.len() as u64) as usize;
             let slot = &mut self.slots[place];
             if slot.call != id || !slot.waiting || slot.client != number {
-                // Some programs tell everybody's answers to everybody.
+                // Some programs send every response to every client.
                 continue;
             }
             check(&event.data, id, &self.filler)?;
@@ -311,7 +315,7 @@ impl<'a> Load<'a> {
         done.into_iter().try_for_each(|place| self.call(place))
     }
 
-    /// Waits for the calls under way, and ends the sessions.
+    /// Waits for the calls in flight, and closes the sessions.
     fn close(mut self) -> Outcome<()> {
         self.stopping = true;
         let end = Instant::now() + STALL;
@@ -332,7 +336,7 @@ fn nanoseconds(begun: Instant) -> u64 {
     u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Checks the answer to a POST: a message, or a stream with one.
+/// Checks the response to a POST: a message, or a stream with one.
 fn check_answer(head: &Head, body: &[u8], id: u64, filler: &str) -> Outcome<()> {
     if !head.events {
         return check(body, id, filler);
@@ -347,7 +351,7 @@ fn check_answer(head: &Head, body: &[u8], id: u64, filler: &str) -> Outcome<()> 
     Err("an event stream without the answer".into())
 }
 
-/// Checks a result: the right id, the right text, and all of it.
+/// Checks a result: the id, the text, and the filler.
 fn check(message: &[u8], id: u64, filler: &str) -> Outcome<()> {
     let wrong = || {
         let shown = String::from_utf8_lossy(&message[..message.len().min(300)]).into_owned();
@@ -364,7 +368,7 @@ fn check(message: &[u8], id: u64, filler: &str) -> Outcome<()> {
 }
 
 impl Client {
-    /// Opens a session, if the door has such.
+    /// Opens a session, if the protocol has sessions.
     pub fn open(target: &Target) -> Outcome<Self> {
         let mut client = Self { head: String::new(), stream: None, session: None };
         match target.door {
@@ -401,7 +405,7 @@ impl Client {
         let mut events = Events::default();
         let endpoint = wait_event(&mut wire, &mut events)?;
         let endpoint = String::from_utf8(endpoint)?;
-        // Some give a whole address.
+        // Some programs send an absolute URL.
         let path = match endpoint.split_once("://") {
             Some((_, rest)) => rest.find('/').map_or("/", |place| &rest[place..]),
             None => &endpoint,
@@ -420,19 +424,19 @@ impl Client {
         Ok(())
     }
 
-    /// Ends the session; an event stream ends with its connection.
+    /// Deletes the session; an event stream ends with its connection.
     fn close(&self, target: &Target) -> Outcome<()> {
         let Some(session) = &self.session else { return Ok(()) };
         let mut wire = Wire::open_ready(target)?;
         let (host, path) = (host(target), &target.path);
         wire.send(format!("DELETE {path} HTTP/1.1\r\n{host}Mcp-Session-Id: {session}\r\n\r\n").as_bytes())?;
-        // Not every program can end one.
+        // Some programs do not support DELETE, so any status is accepted.
         wire.wait_answer().map(|_| ())
     }
 }
 
 impl Wire {
-    /// A connection whose handshake is done.
+    /// Connects and completes the TLS handshake.
     pub fn open_ready(target: &Target) -> Outcome<Self> {
         let mut wire = Self::open(target.address, target.tls.as_ref())?;
         while !wire.is_ready() {
@@ -443,7 +447,7 @@ impl Wire {
         Ok(wire)
     }
 
-    /// Sends a message and waits for the answer.
+    /// Sends a message and waits for the response.
     pub fn post(&mut self, head: &str, body: &str) -> Outcome<(Head, Vec<u8>)> {
         self.send(format!("{head}{}\r\n\r\n{body}", body.len()).as_bytes())?;
         self.wait_answer()
@@ -466,12 +470,12 @@ fn wait_event(wire: &mut Wire, events: &mut Events) -> Outcome<Vec<u8>> {
     }
 }
 
-/// The `Host` field.
+/// Returns the `Host` header line.
 pub fn host(target: &Target) -> String {
     format!("Host: localhost:{}\r\n", target.address.port())
 }
 
-/// The head of a POST, up to the value of `Content-Length`.
+/// Returns the head of a POST, up to the value of `Content-Length`.
 pub fn head(target: &Target, path: &str, fields: &str) -> String {
     format!(
         "POST {path} HTTP/1.1\r\n{}Content-Type: application/json\r\nAccept: application/json, text/event-stream\r\n{fields}Content-Length: ",

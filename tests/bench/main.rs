@@ -1,15 +1,17 @@
 //! The benchmark: `cargo bench`, or `cargo bench -- --help`.
 //!
-//! It measures ways to one trivial stdio server (`echo`) in one run, in rounds, each way once in each round, so that whatever
-//! else the machine does falls on all of them; and beside the ways through mcpport the floors that they stand on. Figures of
-//! two runs compare as ratios to their own floors, not as they are.
+//! It measures several paths to one trivial stdio server (`echo`), and the baselines for them. A
+//! run has several rounds that measure each path once, so that other activity on the machine
+//! affects all paths alike. Figures of two runs are only comparable as ratios to their own
+//! baselines.
 //!
-//! - `floors`, `bridge`: what there is without a tunnel. `peers`: other programs.
-//! - `stage`: the programs and the ways. `process`: a program, its processor time and its memory.
-//! - `load`, `wire`, `poll`: the load. It is this process; what is measured are others, the gateway and the register
-//!   program being the real binary.
-//! - `scale`: whether work grows with the number of servers and clients (`--scale`).
-//! - `memory`, `links`, `times`, `syscalls`: what is not a call. `stats`, `report`: what becomes of the figures.
+//! - `floors`, `bridge`: baselines without a tunnel. `peers`: other programs.
+//! - `stage`: the programs and the paths. `process`: a program, its processor time and its memory.
+//! - `load`, `wire`, `poll`: the load generator. It runs in this process; the measured programs run
+//!   in others, and gateway and register are the real binary.
+//! - `scale`: whether the cost per event grows with the number of servers and clients (`--scale`).
+//! - `memory`, `links`, `times`, `syscalls`: figures other than calls. `stats`, `report`:
+//!   statistics and output.
 
 mod args;
 mod bridge;
@@ -40,7 +42,7 @@ use self::{
     stats::{Round, Rounds},
 };
 
-/// A result whose error is told to people.
+/// A result whose error is printed.
 pub type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
@@ -87,7 +89,8 @@ fn run(args: &Args) -> Outcome<()> {
             let sample = stage.measure(subject, cell.shape, args.window);
             match sample.map(|sample| Round::of(&sample)) {
                 Ok(Some(round)) => cell.rounds.rounds.push(round),
-                // On a busy machine a short time may pass without an answer; nothing was wrong then.
+                // On a busy machine, a short window may pass without a response. This is not an
+                // error.
                 Ok(None) => {}
                 Err(why) => cell.rounds.failure = Some(why.to_string()),
             }
@@ -110,7 +113,7 @@ fn run(args: &Args) -> Outcome<()> {
     failures(&report, &stage)
 }
 
-/// Every way at each of its shapes.
+/// Returns every path with each of its shapes.
 fn cells(stage: &Stage, args: &Args) -> Vec<Cell> {
     let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     let subjects = stage.subjects.iter().enumerate().filter(|(_, subject)| wanted(&subject.name));
@@ -124,7 +127,7 @@ fn cells(stage: &Stage, args: &Args) -> Vec<Cell> {
     each.collect()
 }
 
-/// What the figures were taken on.
+/// Describes the machine and the binary.
 fn machine(args: &Args) -> Value {
     let size = fs::metadata(&args.binary).map(|file| file.len()).unwrap_or_default();
     json!({
@@ -137,7 +140,7 @@ fn machine(args: &Args) -> Value {
     })
 }
 
-/// A way of our own that gave a wrong answer, or none, fails the run. Peers may fail.
+/// Returns an error if a path of our own gave a wrong response or none. Peers may fail.
 fn failures(report: &Report, stage: &Stage) -> Outcome<()> {
     for cell in &report.cells {
         let subject = &stage.subjects[cell.subject];

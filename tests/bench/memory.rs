@@ -1,4 +1,4 @@
-//! Memory: idle, for each idle client, link and isolated session, and whether it grows under load.
+//! Memory: idle, per idle client, link and isolated session, and its growth under load.
 
 use std::{
     path::Path,
@@ -18,9 +18,9 @@ use crate::{
     stats::{median, tidy},
 };
 
-/// Sessions with a process of their own.
+/// Number of sessions with their own process.
 const ISOLATED: usize = 32;
-/// A gateway for more clients and links than the usual limits allow.
+/// Flags for a gateway with more clients and links than the default limits allow.
 pub const WIDE: [&str; 8] = [
     "--max-connections",
     "20000",
@@ -31,10 +31,10 @@ pub const WIDE: [&str; 8] = [
     "--max-client-sessions",
     "20000",
 ];
-/// Measurements of the soak.
+/// Number of measurements during the soak.
 const LOOKS: u32 = 10;
 
-/// All but the growth.
+/// Measures everything except growth.
 pub fn measure(args: &Args) -> Outcome<Map<String, Value>> {
     let mut found = Map::new();
     let mut put = |name: &str, kib: f64| {
@@ -58,12 +58,12 @@ pub fn measure(args: &Args) -> Outcome<Map<String, Value>> {
     Ok(found)
 }
 
-/// Lets a program finish what it does after its answer.
+/// Waits until a program has finished its work after a response.
 fn settle() {
     thread::sleep(Duration::from_millis(100));
 }
 
-/// In KiB.
+/// Returns resident memory in KiB.
 fn resident(program: &Program) -> Outcome<f64> {
     Ok(memory(program.pid())?.0 as f64)
 }
@@ -72,11 +72,11 @@ fn private(program: &Program) -> Outcome<f64> {
     Ok(memory(program.pid())?.1 as f64)
 }
 
-/// KiB of the gateway for each client that only listens, at `/sse`.
+/// Returns the gateway's memory in KiB per client that only listens on `/sse`.
 fn clients(binary: &Path, count: usize) -> Outcome<f64> {
     let (gateway, port) = stage::gateway_with(binary, "wide gateway", None, &WIDE)?;
     let target = Target { path: "/sse".into(), door: Door::Sse, ..stage::door(port, None) };
-    // The first ones pay for what all share.
+    // The first clients pay for what all share.
     let mut held = (0..10).map(|_| Client::open(&target)).collect::<Outcome<Vec<_>>>()?;
     settle();
     let before = resident(&gateway)?;
@@ -87,7 +87,7 @@ fn clients(binary: &Path, count: usize) -> Outcome<f64> {
     Ok((resident(&gateway)? - before) / count as f64)
 }
 
-/// KiB of the gateway for each link that carries nothing, with one tool behind it.
+/// Returns the gateway's memory in KiB per idle link with one tool.
 fn links(binary: &Path, count: usize) -> Outcome<f64> {
     let (gateway, port) = stage::gateway_with(binary, "wide gateway", None, &WIDE)?;
     let open = |number: usize| Link::register(process::local(port), &format!("edge-{number}"));
@@ -101,7 +101,8 @@ fn links(binary: &Path, count: usize) -> Outcome<f64> {
     Ok((resident(&gateway)? - before) / count as f64)
 }
 
-/// KiB of gateway and register program for each session with a process of its own, without that process.
+/// Returns the memory of gateway and register in KiB per isolated session, without the session's
+/// own process.
 fn isolated(binary: &Path) -> Outcome<(f64, f64)> {
     let (gateway, port) = stage::gateway(binary, "isolating gateway", None)?;
     let more = ["--sessions", "isolated", "--max-sessions", "64"];
@@ -132,7 +133,8 @@ impl Session {
     }
 }
 
-/// Whether memory grows under load: KiB after the first fifth of the time, and at its end, as the median of a few looks.
+/// Measures growth under load: KiB after the first fifth of the time, and at the end, each the
+/// median of several measurements.
 pub fn soak(stage: &Stage, time: Duration) -> Outcome<Map<String, Value>> {
     let shape = Shape { clients: 32, in_flight: 4, bytes: 0 };
     let pids = [stage.pair.0, stage.pair.1];

@@ -1,8 +1,9 @@
 //! Other programs under the same load, described by a file that `scripts/bench-peers.sh` writes.
 //!
-//! Each line is one of: `peer NAME DOOR PATH PREFIX` (door: `mcp` or `sse`; prefix of the tool names, `-` for none), then
-//! `run COMMAND` once for each of its programs, in order. In a command `{port}` stands for a port that is free, and
-//! `{echo}` for the command of the echo server.
+//! It has lines of the form `peer NAME DOOR PATH PREFIX` (door: `mcp` or `sse`; prefix of the tool
+//! names, `-` for none), each followed by `run COMMAND` once for each of the peer's programs, in
+//! order. In a command, `{port}` stands for a free port and `{echo}` for the command of the echo
+//! server.
 
 use std::process::Command;
 
@@ -22,7 +23,7 @@ pub struct Peer {
     commands: Vec<String>,
 }
 
-/// Reads the description.
+/// Parses the description.
 pub fn read(text: &str) -> Outcome<Vec<Peer>> {
     let mut peers: Vec<Peer> = Vec::new();
     for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
@@ -50,7 +51,7 @@ pub fn read(text: &str) -> Outcome<Vec<Peer>> {
 }
 
 impl Peer {
-    /// Starts its programs, and waits until a call works.
+    /// Starts the programs, and waits until a call works.
     pub fn start(&self, programs: &mut Vec<Program>) -> Outcome<Subject> {
         let (port, echo, first) = (process::free_port()?, stage::echo_command()?, programs.len());
         let mut watched = Vec::new();

@@ -1,4 +1,4 @@
-//! Readiness of many descriptors (epoll, level-triggered), as little as the benchmark needs.
+//! Readiness of many descriptors (level-triggered epoll), with only what the benchmark needs.
 
 use std::{io, os::fd::AsFd, time::Duration};
 
@@ -11,27 +11,27 @@ use rustix::{
     io::Errno,
 };
 
-/// Events that one wait can give.
+/// Maximum number of events per wait.
 const EVENTS: usize = 256;
 
-/// What is watched.
+/// An epoll instance.
 pub struct Poll {
     epoll: OwnedFd,
     events: Vec<Event>,
 }
 
 impl Poll {
-    /// Nothing is watched yet.
+    /// Creates an instance without descriptors.
     pub fn new() -> io::Result<Self> {
         Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, events: Vec::with_capacity(EVENTS) })
     }
 
-    /// Watches a descriptor for something to read, until it is closed.
+    /// Watches a descriptor for readability until it is closed.
     pub fn add(&self, source: &impl AsFd, number: u64) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, source, EventData::new_u64(number), EventFlags::IN)?)
     }
 
-    /// Waits for the next events, for so long at most; the numbers of the descriptors.
+    /// Waits for events and returns the numbers of their descriptors. `patience` is the timeout.
     pub fn wait(&mut self, patience: Option<Duration>) -> io::Result<Vec<u64>> {
         let patience = patience.map(|time| Timespec {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),

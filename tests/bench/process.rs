@@ -1,4 +1,5 @@
-//! Programs under measurement: started, watched through `/proc`, and ended with all that they started.
+//! Programs under measurement: started, observed through `/proc`, and killed with all their
+//! descendants.
 
 use std::{
     env,
@@ -18,11 +19,11 @@ use crate::{
     wire::Wire,
 };
 
-/// Nothing takes so long to start.
+/// Timeout for starting a program.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Time to end before it is killed.
+/// Time to exit before SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
-/// The kernel's unit of processor time in `/proc/PID/stat`, on all that Linux runs on.
+/// One clock tick of processor time in `/proc/PID/stat`: 10 ms on all current Linux systems.
 const TICK_NANOS: u64 = 10_000_000;
 
 /// A running program; dropping it ends it.
@@ -31,7 +32,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts a command. What it says goes to a file of that name.
+    /// Starts a command. Its output goes to a log file with this name.
     pub fn start(name: &str, command: &mut Command) -> Outcome<Self> {
         let log = directory("logs")?.join(format!("{name}.log"));
         let child =
@@ -40,7 +41,7 @@ impl Program {
         Ok(Self { child })
     }
 
-    /// This program in another role.
+    /// Starts this benchmark binary in another role.
     pub fn role(name: &str, arguments: &[&str]) -> Outcome<Self> {
         Self::start(name, Command::new(env::current_exe()?).args(arguments))
     }
@@ -49,12 +50,12 @@ impl Program {
         self.child.id()
     }
 
-    /// Whether it runs.
+    /// Whether the program is running.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Itself and all that it started, but for the echo servers.
+    /// Returns the process and its descendants, without the echo servers.
     pub fn tree(&self) -> Vec<u32> {
         let own = env::current_exe().unwrap_or_default();
         let mut all = self.offspring();
@@ -67,7 +68,7 @@ impl Program {
         all
     }
 
-    /// Itself and all that it started.
+    /// Returns the process and its descendants.
     fn offspring(&self) -> Vec<u32> {
         let parents = parents();
         let mut all = vec![self.pid()];
@@ -88,7 +89,7 @@ impl Drop for Program {
         while self.is_running() && Instant::now() < end {
             thread::sleep(Duration::from_millis(2));
         }
-        // What it left behind is looked at again, since numbers are used anew.
+        // Read the table again, since process ids may have been reused.
         let left: Vec<u32> =
             parents().into_iter().map(|(pid, _)| pid).filter(|pid| all.contains(pid)).collect();
         if self.is_running() {
@@ -104,14 +105,14 @@ fn signal(pid: u32, signal: Signal) {
     }
 }
 
-/// All processes with their parents.
+/// Returns all process ids with their parents.
 fn parents() -> Vec<(u32, u32)> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter_map(|pid: u32| Some((pid, stat(pid)?.get(1)?.parse().ok()?))).collect()
 }
 
-/// The fields of `/proc/PID/stat` from the state on.
+/// Returns the fields of `/proc/PID/stat`, from the state on.
 fn stat(pid: u32) -> Option<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = text.rsplit_once(')')?;
@@ -126,7 +127,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// What they have used so far.
+    /// Returns the processor time used so far.
     pub fn cpu(&self) -> Outcome<Cpu> {
         let mut all = Cpu::default();
         for pid in &self.pids {
@@ -140,7 +141,8 @@ impl Watched {
     }
 }
 
-/// Processor time of all threads that live, by the scheduler's own count; 0 where the kernel does not give it.
+/// Returns the processor time of all live threads, as counted by the scheduler; 0 if the kernel
+/// does not report it.
 fn nanos(pid: u32) -> u64 {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let times = threads.filter_map(|thread| {
@@ -150,7 +152,7 @@ fn nanos(pid: u32) -> u64 {
     times.sum()
 }
 
-/// Processor time: ticks in user and system mode, and nanoseconds of both.
+/// Processor time: ticks in user and system mode, and the sum in nanoseconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu {
     user: u64,
@@ -158,7 +160,7 @@ pub struct Cpu {
     nanos: u64,
 }
 
-/// What was used between two looks, in microseconds.
+/// Processor time between two measurements, in microseconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spent {
     pub user: f64,
@@ -166,13 +168,14 @@ pub struct Spent {
 }
 
 impl Cpu {
-    /// The total from the fine count, shared out by the coarse ones.
+    /// Takes the total from the nanosecond counter, and divides it in the ratio of the tick
+    /// counters.
     pub fn since(&self, earlier: &Self) -> Spent {
         let user = self.user.saturating_sub(earlier.user);
         let system = self.system.saturating_sub(earlier.system);
         let ticks = user + system;
         let nanos = self.nanos.saturating_sub(earlier.nanos);
-        // Threads that ended in between are in the coarse count alone.
+        // Only the tick counters include threads that have ended in between.
         let coarse = ticks.saturating_sub(2) * TICK_NANOS;
         let total = if nanos < coarse { ticks * TICK_NANOS } else { nanos } as f64 / 1000.0;
         let share = if ticks == 0 { 0.5 } else { user as f64 / ticks as f64 };
@@ -180,7 +183,7 @@ impl Cpu {
     }
 }
 
-/// Resident memory in KiB: all of it, and what is not a mapped file.
+/// Returns resident memory in KiB: the total, and the part that is not mapped from files.
 pub fn memory(pid: u32) -> Outcome<(u64, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let field = |name: &str| {
@@ -190,30 +193,30 @@ pub fn memory(pid: u32) -> Outcome<(u64, u64)> {
     Ok((field("VmRSS:")?, field("RssAnon:")?))
 }
 
-/// Where files of the benchmark go: below `target/bench`.
+/// Returns a directory for files of the benchmark, below `target/bench`.
 pub fn directory(name: &str) -> Outcome<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench").join(name);
     fs::create_dir_all(&path)?;
     Ok(path)
 }
 
-/// A port that is free now.
+/// Returns a port that is free now.
 pub fn free_port() -> Outcome<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// A port of this machine.
+/// Returns the loopback address with this port.
 pub fn local(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-/// As many descriptors as may be; for programs started later too.
+/// Raises the limit of open files to the maximum, also for programs started later.
 pub fn raise_limits() -> Outcome<()> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
 }
 
-/// Waits until something is there.
+/// Waits until `look` returns a value.
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Outcome<T> {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -227,7 +230,7 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Outcome
     }
 }
 
-/// Waits until a port takes connections.
+/// Waits until a port accepts connections.
 pub fn listening(port: u16) -> Outcome<()> {
     eventually(&format!("port {port} is open"), || {
         std::net::TcpStream::connect_timeout(&local(port), Duration::from_secs(1)).ok()
@@ -235,14 +238,14 @@ pub fn listening(port: u16) -> Outcome<()> {
     .map(|_| ())
 }
 
-/// The names of the tools at a door of the Streamable transport.
+/// Returns the tool list of a Streamable HTTP endpoint.
 pub fn tools(target: &Target) -> Outcome<String> {
     let (mut wire, head, _) = session(target)?;
     let (_, body) = wire.post(&head, "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/list\"}")?;
     Ok(String::from_utf8(body)?)
 }
 
-/// Opens a session of the Streamable transport: a connection, the head of further POSTs, and the session's id.
+/// Opens a Streamable HTTP session: a connection, the head of further POSTs, and the session id.
 pub fn session(target: &Target) -> Outcome<(Wire, String, String)> {
     debug_assert_eq!(target.door, Door::Mcp);
     let client = crate::load::Client::open(target)?;

@@ -1,4 +1,4 @@
-//! The table, the JSON document, and how far we are from what was aimed at.
+//! The table, the JSON document, and the comparison with the goals.
 
 use std::fmt::Write;
 
@@ -10,14 +10,14 @@ use crate::{
     stats::{Round, Rounds, tidy},
 };
 
-/// One way at one shape.
+/// One path with one shape.
 pub struct Cell {
     pub subject: usize,
     pub shape: Shape,
     pub rounds: Rounds,
 }
 
-/// All that was measured.
+/// All measurements.
 #[derive(Default)]
 pub struct Report {
     pub cells: Vec<Cell>,
@@ -27,7 +27,7 @@ pub struct Report {
     pub syscalls: Map<String, Value>,
 }
 
-/// Something aimed at: what was found, and the bound.
+/// A goal: the measured value and its bound.
 struct Goal {
     name: String,
     found: f64,
@@ -58,7 +58,7 @@ impl Report {
         map.get(name)?.as_f64()
     }
 
-    /// The goals for which everything was measured.
+    /// Returns the goals for which all figures were measured.
     fn goals(&self, stage: &Stage) -> Vec<Goal> {
         let mut goals = Vec::new();
         let mut goal = |name: &str, found: Option<f64>, bound, at_least| {
@@ -96,7 +96,7 @@ impl Report {
         goal("tool listed, ms beside the child's start", listed.map(|(all, child)| all - child), 50.0, false);
         for peer in stage.subjects.iter().filter(|subject| subject.kind == Kind::Peer) {
             let name = &peer.name;
-            // One of them has a tunnel too; the others do less for each call.
+            // One peer has a tunnel too; the others do less work per call.
             let (faster, lighter) = if name == stage::TUNNEL { (20.0, 1.0 / 25.0) } else { (1.0, 1.0) };
             let title = |what: &str| format!("{what}, by {name}");
             goal(&title("p50 of /mcp at 1x1"), ratio(p50("/mcp", "1x1"), p50(name, "1x1")), 1.0, false);
@@ -108,7 +108,7 @@ impl Report {
         goals
     }
 
-    /// The document.
+    /// Returns the JSON document.
     pub fn json(&self, stage: &Stage, machine: Value) -> Value {
         let mut ways = Map::new();
         for cell in &self.cells {
@@ -130,10 +130,10 @@ impl Report {
         })
     }
 
-    /// The table.
+    /// Returns the table.
     pub fn table(&self, stage: &Stage) -> String {
         let mut out = String::new();
-        // Writing to a text does not fail.
+        // Writing to a `String` cannot fail.
         let _ = self.write_ways(stage, &mut out);
         for (title, map) in [
             ("memory", &self.memory),

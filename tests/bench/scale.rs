@@ -1,6 +1,7 @@
-//! Whether work grows with the number of servers and clients: processor time of the gateway for each registration of a storm,
-//! each client that opens a session, and each server that goes and comes while all clients are connected, at 1 000 links and at
-//! many; and how late `/health` is while half of the links drop at once. Loopback only; each phase has a bounded count and time.
+//! Whether the cost per event grows with the number of servers and clients. Measures the gateway's
+//! processor time per registration, per client that opens a session, and per server replaced while
+//! all clients are connected, at 1 000 links and at many; also the latency of `/health` while half
+//! of the links drop at once. Loopback only; each phase is limited in count and time.
 
 use std::{
     io::{Read, Write},
@@ -20,60 +21,64 @@ use crate::{
     stats::median,
 };
 
-/// What the figures are compared with.
+/// Number of links for comparison.
 const BASE: usize = 1000;
-/// Gateways with so many links, whose median counts: a few hundred milliseconds of work are not sure.
+/// Number of gateways measured with that many links, for the median: a few hundred milliseconds of
+/// work are not precise.
 const BASES: usize = 3;
-/// Links of one run: both ends of all connections are within 20 000 descriptors of each process.
+/// Maximum number of links: both ends of all connections need fewer than 20 000 descriptors per
+/// process.
 const MOST: usize = 12_000;
-/// Tools of each server.
+/// Number of tools of each server.
 const TOOLS: usize = 10;
-/// Edges and clients that connect at a time.
+/// Number of edges and clients that connect at a time.
 const WORKERS: usize = 16;
-/// One in so many servers goes, and another comes.
+/// One in this many servers is replaced.
 const CHURN: usize = 10;
-/// In this time, at each size: ten times as many servers change ten times as often.
+/// Duration of the churn at every size: with ten times as many servers, changes come ten times as
+/// often.
 const CHURN_TIME: Duration = Duration::from_secs(10);
-/// A phase takes no longer.
+/// Timeout of a phase.
 const PHASE: Duration = Duration::from_secs(600);
-/// Links are heard of this often: the gateway gives up one that is silent for 45 s.
+/// Interval of pongs on each link: the gateway closes a link that is silent for 45 s.
 const PONG: Duration = Duration::from_secs(20);
-/// What follows from the last event of a phase is over by then.
+/// Time for work that follows the last event of a phase.
 const SETTLE: Duration = Duration::from_millis(700);
-/// The shortest window for links that come back. The gateway waits for them a few seconds longer.
+/// The shortest resume window. The gateway waits a few seconds longer.
 const WINDOW: [&str; 2] = ["--resume-window", "1"];
-/// `/health` is asked for so long after a drop: until all have been given up.
+/// How long `/health` is measured after a drop: until the gateway has given up all links.
 const AFTER: Duration = Duration::from_secs(10);
-/// And so long before it: what the machine itself does.
+/// How long it is measured before the drop, to see the noise of the machine.
 const QUIET: Duration = Duration::from_secs(3);
-/// Pause between two looks.
+/// Pause between two measurements.
 const LOOK: Duration = Duration::from_millis(2);
-/// No phase may cost more by each event than at 1 000 links, by this factor.
+/// Maximum cost per event relative to the cost at 1 000 links.
 const RATIO: f64 = 1.5;
-/// No answer of `/health` may take longer, in milliseconds.
+/// Maximum latency of `/health` in milliseconds.
 const LATEST: f64 = 100.0;
 
-/// The slowest answer of `/health`, and the answer before which the gateway worked longest; in milliseconds.
+/// The slowest response of `/health`, and the most processor time of the gateway before one; in
+/// milliseconds.
 #[derive(Clone, Copy, Default)]
 struct Late {
     wall: f64,
     cpu: f64,
 }
 
-/// What is measured in processor time.
+/// The phases measured in processor time.
 const COSTS: [&str; 3] = [
     "registration storm, CPU us for each link",
     "clients open, CPU us for each",
     "churn with all clients, CPU us for each change",
 ];
 
-/// Figures at one size.
+/// The figures at one size.
 struct Figures {
     links: usize,
     clients: usize,
-    /// Microseconds of processor time for each event, as [`COSTS`] names them.
+    /// Processor time per event in microseconds, in the order of [`COSTS`].
     costs: [f64; COSTS.len()],
-    /// Resident memory in MiB, with all of them connected.
+    /// Resident memory in MiB, with all links and clients connected.
     memory: f64,
     quiet: Late,
     gone: Late,
@@ -128,7 +133,7 @@ impl Stage {
         Ok(Self { gateway, address: process::local(port), watched })
     }
 
-    /// Processor time of each of so many events, in microseconds.
+    /// Returns the processor time per event, in microseconds.
     fn each(&self, what: &str, events: usize, work: impl FnOnce() -> Outcome<()>) -> Outcome<f64> {
         let (before, begun) = (self.watched.cpu()?, Instant::now());
         work().map_err(|error| format!("{what}: {error}"))?;
@@ -140,20 +145,20 @@ impl Stage {
     }
 }
 
-/// In microseconds.
+/// Returns processor time in microseconds.
 fn spent(before: &Cpu, after: &Cpu) -> f64 {
     let spent = after.since(before);
     spent.user + spent.system
 }
 
-/// With so many links. `late`: they are lost at the end, too.
+/// Measures with `count` links. `late`: also drops them at the end.
 fn measure(binary: &Path, count: usize, late: bool) -> Outcome<Figures> {
     let stage = Stage::set(binary)?;
     let address = stage.address;
     let mut links = Vec::new();
     let register = stage.each("links register", count, || {
         links = together(count, Duration::ZERO, Link::pong, |number| {
-            // The first half is waited for when it is lost.
+            // The first half supports resuming, so the gateway waits for it.
             Link::register_with(address, &format!("box-{number}"), TOOLS, number < count / 2)
         })?;
         Ok(())
@@ -197,7 +202,8 @@ fn measure(binary: &Path, count: usize, late: bool) -> Outcome<Figures> {
     Ok(Figures { links: count, clients: clients.len(), costs, memory, quiet, gone, away })
 }
 
-/// Makes so many of something, a few at a time, evenly in this time if it can be done so fast. Each is heard of meanwhile.
+/// Creates `count` items, a few at a time, spread evenly over `time` if possible. Keeps the created
+/// ones alive meanwhile.
 fn together<T: Send>(
     count: usize,
     time: Duration,
@@ -237,12 +243,12 @@ fn together<T: Send>(
     Ok(all.into_iter().map(|(_, one)| one).collect())
 }
 
-/// Keeps links alive while something else is done.
+/// Keeps links alive during `work`.
 fn alive<T>(links: &mut [Link], work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let hearing = scope.spawn(|| -> Result<(), String> {
-            // One by one: edges do not all speak at the same time.
+            // One by one, as real edges do not send at the same time.
             let (begun, count) = (Instant::now(), links.len());
             for turn in 0.. {
                 let due = PONG.mul_f64(turn as f64 / count as f64);
@@ -263,7 +269,7 @@ fn alive<T>(links: &mut [Link], work: impl FnOnce() -> Outcome<T>) -> Outcome<T>
     })
 }
 
-/// A session that listens, on one connection.
+/// Opens a session that listens, on one connection.
 fn client(address: SocketAddr) -> Outcome<TcpStream> {
     let mut socket = TcpStream::connect(address)?;
     socket.set_nodelay(true)?;
@@ -301,7 +307,7 @@ fn head(socket: &mut TcpStream) -> Outcome<String> {
     if head.starts_with("HTTP/1.1 200") { Ok(head) } else { Err(head.into()) }
 }
 
-/// The worst answer of `/health` while something happens, and for a while after it.
+/// Returns the worst response of `/health` during `happens` and for `after` afterwards.
 fn health(stage: &Stage, after: Duration, happens: impl FnOnce()) -> Outcome<Late> {
     let over = AtomicBool::new(false);
     let ask = || -> Outcome<Late> {

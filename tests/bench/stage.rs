@@ -1,4 +1,4 @@
-//! The programs that are measured, and the ways to reach them.
+//! The measured programs, and the paths to reach them.
 
 use std::{
     env, fs,
@@ -20,12 +20,12 @@ use crate::{
     process::{self, Program, Watched},
 };
 
-/// The name that the echo server registers with.
+/// Name under which the echo server registers.
 pub const SERVER: &str = "echo";
-/// The peer that has a tunnel, as `scripts/bench-peers.sh` calls it.
+/// The peer with a tunnel, as named by `scripts/bench-peers.sh`.
 pub const TUNNEL: &str = "python-mcpport";
 
-/// What a way is compared with.
+/// The role of a path in the comparison.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
     Floor,
@@ -33,35 +33,35 @@ pub enum Kind {
     Peer,
 }
 
-/// A way to the echo server.
+/// A path to the echo server.
 pub struct Subject {
     pub name: String,
     pub kind: Kind,
     pub how: How,
     pub shapes: Vec<Shape>,
-    /// Programs by their name here, and their place on the stage.
+    /// Name of each program in the report, and its index in `Stage::programs`.
     pub watched: Vec<(String, usize)>,
 }
 
-/// How it is asked.
+/// The way to send calls.
 pub enum How {
     Pipe,
     Link(SocketAddr),
     Http(Target),
 }
 
-/// All programs, and all ways.
+/// All programs and all paths.
 pub struct Stage {
     pub programs: Vec<Program>,
     pub subjects: Vec<Subject>,
     pub plain: Target,
-    /// Places of the gateway and of the register program without TLS.
+    /// Indexes of the gateway and of the register program without TLS.
     pub pair: (usize, usize),
 }
 
-/// The shapes of small calls.
+/// Shapes with small results.
 pub const SMALL: [Shape; 3] = [shape(1, 1, 0), shape(8, 1, 0), shape(32, 4, 0)];
-/// Those of large results.
+/// Shapes with large results.
 const LARGE: [Shape; 2] = [shape(1, 1, 64 << 10), shape(1, 1, 1 << 20)];
 
 const fn shape(clients: usize, in_flight: usize, bytes: usize) -> Shape {
@@ -69,7 +69,7 @@ const fn shape(clients: usize, in_flight: usize, bytes: usize) -> Shape {
 }
 
 impl Shape {
-    /// As the table shows it.
+    /// Returns the name in the table.
     pub fn name(&self) -> String {
         let Self { clients, in_flight, bytes } = self;
         match bytes {
@@ -80,14 +80,14 @@ impl Shape {
     }
 }
 
-/// A certificate, and a client that trusts it.
+/// A certificate directory, and a client configuration that trusts it.
 pub struct Tls {
     files: PathBuf,
     config: Arc<ClientConfig>,
 }
 
 impl Tls {
-    /// Makes the certificates if there are none. `None`: this machine cannot make them.
+    /// Creates the certificates unless they exist. `None` if this machine cannot create them.
     pub fn new() -> Outcome<Option<Self>> {
         let files = process::directory("certs")?;
         if !files.join("server.crt").exists() {
@@ -112,7 +112,7 @@ impl Tls {
     }
 }
 
-/// The command of the echo server.
+/// Returns the command of the echo server.
 pub fn echo_command() -> Outcome<String> {
     Ok(format!("'{}' echo", env::current_exe()?.display()))
 }
@@ -122,7 +122,7 @@ pub fn gateway(binary: &Path, name: &str, tls: Option<&Tls>) -> Outcome<(Program
     gateway_with(binary, name, tls, &[])
 }
 
-/// The same with further flags.
+/// Same as `gateway`, with further flags.
 pub fn gateway_with(binary: &Path, name: &str, tls: Option<&Tls>, more: &[&str]) -> Outcome<(Program, u16)> {
     let port = process::free_port()?;
     let mut command = Command::new(binary);
@@ -148,7 +148,7 @@ pub fn register(binary: &Path, name: &str, port: u16, tls: Option<&Tls>, more: &
     Program::start(name, command.args(more))
 }
 
-/// The door of the Streamable transport to all servers.
+/// Returns the Streamable HTTP endpoint for all servers.
 pub fn door(port: u16, tls: Option<&Tls>) -> Target {
     Target {
         address: process::local(port),
@@ -168,7 +168,7 @@ pub fn listed(target: &Target) -> Outcome<()> {
 }
 
 impl Stage {
-    /// Starts everything.
+    /// Starts all programs.
     pub fn set(binary: &Path, tls: Option<&Tls>, peers: Option<&Path>) -> Outcome<Self> {
         let mut programs = Vec::new();
         let mut subjects = floors(&mut programs)?;
@@ -187,7 +187,7 @@ impl Stage {
         Ok(Self { programs, subjects, plain, pair: places })
     }
 
-    /// Measures a way once.
+    /// Measures a path once.
     pub fn measure(&self, subject: &Subject, shape: Shape, window: Window) -> Outcome<Sample> {
         match &subject.how {
             How::Pipe => floors::pipe(shape.clients * shape.in_flight, window),
@@ -196,7 +196,7 @@ impl Stage {
         }
     }
 
-    /// The processes of a subject, as they are now.
+    /// Returns the current processes of a subject.
     fn watched(&self, subject: &Subject) -> Vec<Watched> {
         let one = |(name, place): &(String, usize)| Watched {
             name: name.clone(),
@@ -206,7 +206,7 @@ impl Stage {
     }
 }
 
-/// The ways that all others are measured by.
+/// Starts the baselines.
 fn floors(programs: &mut Vec<Program>) -> Outcome<Vec<Subject>> {
     let (web, bridge) = (process::free_port()?, process::free_port()?);
     programs.push(Program::role("floor", &["floor", &web.to_string()])?);
@@ -238,7 +238,7 @@ fn floors(programs: &mut Vec<Program>) -> Outcome<Vec<Subject>> {
     ])
 }
 
-/// A gateway and a register program, and the three doors.
+/// Starts a gateway and a register program, and returns the three endpoints.
 fn pair(
     binary: &Path,
     tls: Option<&Tls>,

@@ -1,22 +1,22 @@
-//! What rounds add up to.
+//! Statistics over rounds.
 
 use serde_json::{Value, json};
 
 use crate::load::Sample;
 
-/// One measurement of one way.
+/// One measurement of one path.
 #[derive(Clone, Debug)]
 pub struct Round {
     pub calls_per_second: f64,
-    /// In microseconds.
+    /// In microseconds, like `p99`.
     pub p50: f64,
     pub p99: f64,
-    /// Microseconds of processor time for each call, by program: user, system.
+    /// Processor time per call in microseconds, by program: user, system.
     pub cpu: Vec<(f64, f64)>,
 }
 
 impl Round {
-    /// None: no call was answered.
+    /// Returns `None` if no call was answered.
     pub fn of(sample: &Sample) -> Option<Self> {
         let last = sample.latencies.len().checked_sub(1)?;
         let at = |share: f64| sample.latencies.get((last as f64 * share) as usize).copied();
@@ -29,13 +29,13 @@ impl Round {
         })
     }
 
-    /// Processor time for each call, of all programs.
+    /// Returns the processor time per call, summed over all programs.
     pub fn cpu_total(&self) -> f64 {
         self.cpu.iter().map(|(user, system)| user + system).sum()
     }
 }
 
-/// All rounds of one way at one shape.
+/// All rounds of one path with one shape.
 #[derive(Clone, Debug, Default)]
 pub struct Rounds {
     pub rounds: Vec<Round>,
@@ -43,17 +43,17 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// The median over the rounds.
+    /// Returns the median over the rounds.
     pub fn median(&self, figure: impl Fn(&Round) -> f64) -> Option<f64> {
         median(self.rounds.iter().map(figure).collect())
     }
 
-    /// The lowest of the rounds.
+    /// Returns the lowest value of the rounds.
     pub fn lowest(&self, figure: impl Fn(&Round) -> f64) -> Option<f64> {
         self.rounds.iter().map(figure).min_by(f64::total_cmp)
     }
 
-    /// For the document: medians, the best, and every round.
+    /// Returns the JSON for the document: medians, best values, and every round.
     pub fn json(&self, programs: &[String]) -> Value {
         let mut cpu = serde_json::Map::new();
         for (place, program) in programs.iter().enumerate() {
@@ -84,14 +84,14 @@ impl Rounds {
     }
 }
 
-/// The value in the middle.
+/// Returns the median of the values.
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_unstable_by(f64::total_cmp);
     let (low, high) = (values.get(values.len().checked_sub(1)? / 2)?, values.get(values.len() / 2)?);
     Some((low + high) / 2.0)
 }
 
-/// Without digits that mean nothing.
+/// Rounds to two decimals.
 pub fn tidy(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }

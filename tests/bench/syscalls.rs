@@ -1,5 +1,5 @@
-//! System calls for each call, counted by `perf` where that may count them, otherwise by `strace`, which slows the programs
-//! down and so makes them do more at a time. No time is taken meanwhile.
+//! System calls per call, counted by `perf` if permitted, otherwise by `strace`. `strace` slows the
+//! programs down, so that they handle more at a time. No times are measured meanwhile.
 
 use std::{
     fs,
@@ -20,10 +20,10 @@ use crate::{
     stats::tidy,
 };
 
-/// The opening of sessions is counted too, so calls have to be many.
+/// The window must contain many calls, because opening the sessions is counted too.
 const WINDOW: Window = Window { warm: Duration::ZERO, time: Duration::from_millis(1000) };
 
-/// What `perf` counts one by one.
+/// System calls that `perf` counts individually.
 const CALLS: [&str; 15] = [
     "recvfrom",
     "sendto",
@@ -42,7 +42,7 @@ const CALLS: [&str; 15] = [
     "munmap",
 ];
 
-/// Counts for the ways through mcpport and the bridge.
+/// Counts for the paths through mcpport and for the bridge.
 pub fn measure(stage: &Stage) -> Outcome<Map<String, Value>> {
     let mut found = Map::new();
     for subject in stage.subjects.iter().filter(|subject| !subject.watched.is_empty()) {
@@ -63,7 +63,7 @@ fn count(stage: &Stage, subject: &Subject, shape: Shape, watched: &(String, usiz
     let pid = stage.programs.get(watched.1).map(Program::pid).ok_or("no such program")?.to_string();
     let file = process::directory("logs")?.join("syscalls");
     let mut counter = counter(&pid, &file).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    // There is no sign of when it has taken hold.
+    // The counter does not signal when it is attached.
     thread::sleep(Duration::from_millis(500));
     let sample = stage.measure(subject, shape, WINDOW);
     if let Some(pid) = i32::try_from(counter.id()).ok().and_then(Pid::from_raw) {
@@ -80,9 +80,9 @@ fn count(stage: &Stage, subject: &Subject, shape: Shape, watched: &(String, usiz
     Ok(Value::Object(counted))
 }
 
-/// What counts the system calls of a process.
+/// Returns the command that counts the system calls of a process.
 fn counter(pid: &str, file: &Path) -> Command {
-    // Each event costs the kernel a while to set up, so those that matter and the sum of all.
+    // Setting up each event takes time, so count only the relevant calls and the total.
     let names = CALLS.map(|name| format!("syscalls:sys_enter_{name}")).join(",");
     let events = format!("raw_syscalls:sys_enter,{names}");
     let tried = Command::new("perf").args(["stat", "-e", &events, "true"]).output();
@@ -98,11 +98,11 @@ fn counter(pid: &str, file: &Path) -> Command {
     command
 }
 
-/// A line of either: a name and a number.
+/// Parses a line of either program: a name and a count.
 fn line(line: &str) -> Option<(String, f64)> {
     let words: Vec<&str> = line.split([',', ' ']).filter(|word| !word.is_empty()).collect();
     match words[..] {
-        // The one calls the sum so, the other so.
+        // `perf` and `strace` name the total differently.
         [count, "raw_syscalls:sys_enter", ..] => Some(("total".into(), count.parse().ok()?)),
         [name, count] => Some((name.to_owned(), count.parse().ok()?)),
         [count, name, ..] => {

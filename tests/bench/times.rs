@@ -1,4 +1,4 @@
-//! Times from a start to the first use, and from a cut link to the next good call.
+//! Times from a start to the first use, and from a cut link to the next successful call.
 
 use std::{
     io::{Read, Write},
@@ -23,10 +23,10 @@ use crate::{
     wire::Wire,
 };
 
-/// Nothing here takes so long.
+/// Timeout of every step.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Measures each time a few times; the medians, in milliseconds.
+/// Measures each time repeatedly; returns the medians in milliseconds.
 pub fn measure(args: &Args) -> Outcome<Map<String, Value>> {
     let (many, few) = if args.quick { (5, 1) } else { (20, 5) };
     let mut found = Map::new();
@@ -44,7 +44,7 @@ pub fn measure(args: &Args) -> Outcome<Map<String, Value>> {
     Ok(found)
 }
 
-/// From exec to an answered request.
+/// Measures the time from exec to an answered request.
 fn ready(binary: &Path) -> Outcome<Duration> {
     let port = process::free_port()?;
     let request = format!("GET /health HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n");
@@ -66,7 +66,7 @@ fn ready(binary: &Path) -> Outcome<Duration> {
     }
 }
 
-/// A session at which one asks again and again.
+/// A session for polling with repeated requests.
 struct Asking {
     wire: Wire,
     head: String,
@@ -80,7 +80,7 @@ impl Asking {
         Ok(Self { wire, head, target })
     }
 
-    /// Until the answer has this in it; the time since `begun`.
+    /// Repeats a request until the response contains `wanted`; returns the time since `begun`.
     fn until(&mut self, message: &str, wanted: &str, begun: Instant) -> Outcome<Duration> {
         loop {
             let (head, body) = self.wire.post(&self.head, message)?;
@@ -101,21 +101,21 @@ impl Asking {
 const LIST: &str = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/list\"}";
 const CALL: &str = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"echo_echo\",\"arguments\":{\"text\":\"back\"}}}";
 
-/// From the start of a register program to its tool in the list.
+/// Measures the time from the start of a register program until its tool is listed.
 fn tool_listed(binary: &Path, port: u16) -> Outcome<Duration> {
     let mut asking = Asking::open(port)?;
     let begun = Instant::now();
     let register = stage::register(binary, "register that starts", port, None, &[])?;
     let time = asking.until(LIST, "\"echo_echo\"", begun)?;
     drop(register);
-    // The next one must not find this one's tool.
+    // The next measurement must not find this one's tool.
     process::eventually("the tool is gone", || {
         process::tools(&asking.target).ok().filter(|tools| !tools.contains("echo_echo"))
     })?;
     Ok(time)
 }
 
-/// From a cut in the line between the two programs to the first call that is answered.
+/// Measures the time from a cut of the link to the next successful call.
 fn link_back(binary: &Path, port: u16) -> Outcome<Duration> {
     let line = Line::open(port)?;
     let _register = stage::register(binary, "register that is cut", line.port, None, &[])?;
@@ -123,18 +123,18 @@ fn link_back(binary: &Path, port: u16) -> Outcome<Duration> {
     asking.until(CALL, "\"back\"", Instant::now())?;
     let begun = Instant::now();
     line.cut();
-    // Nothing passes over the old line any more: a good answer came over a new one.
+    // The old connection is closed: a successful response used a new one.
     asking.until(CALL, "\"back\"", begun)
 }
 
-/// A line between two programs that can be cut.
+/// A TCP proxy between two programs that can cut its connections.
 struct Line {
     port: u16,
     ends: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Line {
-    /// Listens, and passes on what comes. The threads last as long as this program.
+    /// Listens, and forwards all bytes. The threads run until this program exits.
     fn open(to: u16) -> Outcome<Self> {
         let door = TcpListener::bind("127.0.0.1:0")?;
         let (port, ends) = (door.local_addr()?.port(), Arc::new(Mutex::new(Vec::new())));
@@ -153,7 +153,7 @@ impl Line {
         Ok(Self { port, ends })
     }
 
-    /// Cuts all connections; new ones can be made at once.
+    /// Cuts all connections; new ones are possible at once.
     fn cut(&self) {
         for end in self.ends.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = end.shutdown(Shutdown::Both);

@@ -1,4 +1,5 @@
-//! One connection of the load generator: HTTP over TCP or TLS, read piece by piece, answers in place.
+//! One connection of the load generator: HTTP over TCP or TLS, read incrementally, with responses
+//! parsed in place.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -16,19 +17,20 @@ use futures_rustls::{
 
 use crate::Outcome;
 
-/// Nothing that is measured takes so long.
+/// Timeout of every operation.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Bytes of one read.
+/// Maximum bytes per read.
 const READ: usize = 256 << 10;
-/// Where an id is looked for, from both ends of a message.
+/// Number of bytes at either end of a message that are searched for its id.
 const ENDS: usize = 200;
 
-/// The first place of a pattern.
+/// Returns the first position of a pattern.
 pub fn find(text: &[u8], pattern: &[u8]) -> Option<usize> {
     text.windows(pattern.len()).position(|window| window == pattern)
 }
 
-/// Where the id of a message is: most programs write it near the front, the rest near the end.
+/// Returns the position of a message's id: most programs write it near the front, others near the
+/// end.
 pub fn id_span(message: &[u8]) -> Option<Range<usize>> {
     const KEY: &[u8] = b"\"id\":";
     let front = &message[..message.len().min(ENDS)];
@@ -42,17 +44,17 @@ pub fn id_span(message: &[u8]) -> Option<Range<usize>> {
     (length > 0).then_some(start..start + length)
 }
 
-/// The id of a message.
+/// Returns the id of a message.
 pub fn id_of(message: &[u8]) -> Option<u64> {
     std::str::from_utf8(&message[id_span(message)?]).ok()?.parse().ok()
 }
 
-/// The head of an answer, as far as it matters here.
+/// The parts of a response head that are used here.
 #[derive(Clone, Debug, Default)]
 pub struct Head {
     pub status: u16,
     pub session: Option<String>,
-    /// The connection ends with this answer.
+    /// The connection closes after this response.
     pub close: bool,
     /// The body is an event stream.
     pub events: bool,
@@ -66,9 +68,9 @@ pub struct Wire {
     tls: Option<Box<ClientConnection>>,
     input: Vec<u8>,
     start: usize,
-    /// The head of the answer that is coming in.
+    /// Head of the response being received.
     head: Option<Head>,
-    /// Its body, where that comes in chunks; stands until the next answer begins.
+    /// Decoded body of a chunked response; kept until the next response begins.
     decoded: Vec<u8>,
     ended: bool,
     scratch: Vec<u8>,
@@ -81,7 +83,7 @@ impl AsFd for Wire {
 }
 
 impl Wire {
-    /// Connects. A TLS handshake is begun and goes on with the reads.
+    /// Connects. Later reads continue the TLS handshake.
     pub fn open(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Outcome<Self> {
         let socket = TcpStream::connect_timeout(&address, PATIENCE)?;
         socket.set_nodelay(true)?;
@@ -105,12 +107,12 @@ impl Wire {
         Ok(wire)
     }
 
-    /// Whether requests can be sent: there is no handshake under way.
+    /// Whether the TLS handshake, if any, is complete.
     pub fn is_ready(&self) -> bool {
         self.tls.as_ref().is_none_or(|tls| !tls.is_handshaking())
     }
 
-    /// Sends all of it.
+    /// Sends all bytes.
     pub fn send(&mut self, bytes: &[u8]) -> Outcome<()> {
         match &mut self.tls {
             None => self.socket.write_all(bytes)?,
@@ -122,7 +124,7 @@ impl Wire {
         Ok(())
     }
 
-    /// Writes what the TLS session has to say.
+    /// Writes the pending output of the TLS session.
     fn push(&mut self) -> io::Result<()> {
         let Some(tls) = &mut self.tls else { return Ok(()) };
         while tls.wants_write() {
@@ -131,7 +133,7 @@ impl Wire {
         Ok(())
     }
 
-    /// Reads once; waits if there is nothing. False: the connection has ended.
+    /// Reads once; blocks if there is no input. Returns false at the end of the connection.
     pub fn fill(&mut self) -> Outcome<bool> {
         if self.start > 0 && self.start == self.input.len() {
             self.input.clear();
@@ -157,7 +159,7 @@ impl Wire {
         Ok(count > 0)
     }
 
-    /// The head of the next answer, when it is there.
+    /// Returns the head of the next response, if it is complete.
     pub fn head(&mut self) -> Outcome<Option<&Head>> {
         if self.head.is_none() {
             let mut fields = [httparse::EMPTY_HEADER; 64];
@@ -187,7 +189,8 @@ impl Wire {
         Ok(self.head.as_ref())
     }
 
-    /// The next whole answer, when it is there: its head, and its body until the next read.
+    /// Returns the next response, if it is complete: its head, and its body, which is valid until
+    /// the next read.
     pub fn answer(&mut self) -> Outcome<Option<(Head, &[u8])>> {
         let Some(head) = self.head()?.cloned() else { return Ok(None) };
         if head.chunked {
@@ -211,7 +214,7 @@ impl Wire {
         Ok(Some((head, &self.input[body])))
     }
 
-    /// Decodes what is there of a body in chunks. True: it is whole.
+    /// Decodes the received chunks of a body. Returns true when it is complete.
     fn chunks(&mut self) -> Outcome<bool> {
         loop {
             let rest = &self.input[self.start..];
@@ -229,7 +232,7 @@ impl Wire {
         }
     }
 
-    /// What has come of a body that does not end: an event stream.
+    /// Returns the received part of an endless body: an event stream.
     pub fn streamed(&mut self) -> Outcome<Vec<u8>> {
         let chunked = self.head()?.is_some_and(|head| head.chunked);
         if chunked {
@@ -247,7 +250,7 @@ impl Wire {
         Ok(taken)
     }
 
-    /// Reads until an answer is whole.
+    /// Reads until a response is complete.
     pub fn wait_answer(&mut self) -> Outcome<(Head, Vec<u8>)> {
         loop {
             if let Some((head, body)) = self.answer()? {
@@ -260,26 +263,26 @@ impl Wire {
     }
 }
 
-/// The messages of an event stream.
+/// Parses an event stream.
 #[derive(Default)]
 pub struct Events {
     buffer: Vec<u8>,
     searched: usize,
 }
 
-/// One event: its name, if it has one, and its data.
+/// One event: its name (empty if it has none) and its data.
 pub struct Event {
     pub name: String,
     pub data: Vec<u8>,
 }
 
 impl Events {
-    /// More bytes of the stream.
+    /// Adds received bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole event that has data.
+    /// Returns the next complete event that has data.
     pub fn next_event(&mut self) -> Option<Event> {
         loop {
             let end = self.blank_line()?;
@@ -300,7 +303,7 @@ impl Events {
         }
     }
 
-    /// Behind the end of the first event.
+    /// Returns the position after the first blank line.
     fn blank_line(&mut self) -> Option<usize> {
         let from = self.searched.saturating_sub(3);
         let rest = &self.buffer[from..];
@@ -318,7 +321,7 @@ impl Events {
     }
 }
 
-/// The first LF; whole blocks without one are passed over fast.
+/// Returns the position of the first LF; searches in blocks for speed.
 fn newline(bytes: &[u8]) -> Option<usize> {
     const BLOCK: usize = 256;
     let (number, block) = bytes.chunks(BLOCK).enumerate().find(|(_, block)| block.contains(&b'\n'))?;
