@@ -1,9 +1,10 @@
-//! Who is connected: how many in all, how many from one address, and who has not shown yet that they are let in.
+//! Connection limits: in total, per address, and for connections that are not yet authenticated.
 //!
-//! Pure; the gateway's accept loop asks before it serves a connection, and gives the place back when that ends. A
-//! connection that has sent no request that is let in is *unknown*. There is room for so many of these, and one
-//! more pushes out the one that has waited longest: silent peers then never keep others out, however many come, since a
-//! peer that speaks is known within milliseconds.
+//! Does no I/O. The gateway's accept loop asks for admission before it serves a connection, and
+//! releases the connection when it ends. A connection is *unauthenticated* until it sends a request
+//! that is let in. The number of these is limited, and one more evicts the oldest. Silent peers
+//! therefore never keep others out, however many connect, since a peer that sends a request is
+//! authenticated within milliseconds.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,39 +13,40 @@ use std::{
 
 use crate::limits::HttpLimits;
 
-/// Why a connection is not served.
+/// The reason why a connection is rejected.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Rejection {
-    /// There are as many connections as there may be.
+    /// The limit on all connections is reached.
     Full,
-    /// There are as many from this address as there may be.
+    /// The limit on connections from this address is reached.
     Address,
 }
 
-/// A place that was given to a connection.
+/// An admitted connection.
 #[derive(Debug)]
 pub struct Admitted<H> {
-    /// Its number, never used again.
+    /// Its number, never reused.
     pub number: u64,
-    /// The unknown connection that has to go for it.
+    /// The unauthenticated connection that must be closed to make room.
     pub evicted: Option<H>,
 }
 
-/// See the module's documentation. `H` is what ends a connection.
+/// Counts open connections and enforces their limits. `H` is a handle that closes a connection.
 #[derive(Debug)]
 pub struct ConnectionLimiter<H> {
     last: u64,
     open: usize,
-    /// A proxy on this machine speaks for everybody, so these have a limit of their own.
+    /// Connections from loopback. They have a limit of their own, since a proxy on this machine
+    /// connects on behalf of many clients.
     loopback: usize,
     addresses: HashMap<IpAddr, usize>,
-    /// By number, so in the order of arrival.
+    /// Unauthenticated connections by number, so in the order of arrival.
     unauthenticated: BTreeMap<u64, H>,
     limits: HttpLimits,
 }
 
 impl<H> ConnectionLimiter<H> {
-    /// Nobody is there.
+    /// Creates a limiter without connections.
     pub fn new(limits: &HttpLimits) -> Self {
         Self {
             last: 0,
@@ -56,10 +58,11 @@ impl<H> ConnectionLimiter<H> {
         }
     }
 
-    /// A connection came from an address. To be followed by [`ConnectionLimiter::release`].
+    /// Admits a connection from an address. [`ConnectionLimiter::release`] must be called when it
+    /// ends.
     ///
     /// # Errors
-    /// [`Rejection`], with the limit that is reached; nothing has to be given back then.
+    /// [`Rejection`], with the limit that is reached. A rejected connection must not be released.
     pub fn admit(&mut self, from: IpAddr, handle: H) -> Result<Admitted<H>, Rejection> {
         if self.open >= self.limits.connections {
             return Err(Rejection::Full);
@@ -77,13 +80,13 @@ impl<H> ConnectionLimiter<H> {
         Ok(Admitted { number: self.last, evicted: pushed_out })
     }
 
-    /// A connection has sent a request that is let in: nobody pushes it out any more. Gives its handle back, which is
-    /// the caller's to keep; `None` when it was known or pushed out before.
+    /// Marks a connection as authenticated, so that it is never evicted. Returns its handle for the
+    /// caller to keep, or `None` if it was authenticated or evicted before.
     pub fn authenticated(&mut self, number: u64) -> Option<H> {
         self.unauthenticated.remove(&number)
     }
 
-    /// A connection has ended.
+    /// Releases a connection that has ended.
     pub fn release(&mut self, number: u64, from: IpAddr) {
         self.unauthenticated.remove(&number);
         self.open = self.open.saturating_sub(1);
@@ -94,22 +97,22 @@ impl<H> ConnectionLimiter<H> {
         }
     }
 
-    /// How many connections there are.
+    /// Returns the number of open connections.
     pub fn len(&self) -> usize {
         self.open
     }
 
-    /// Whether there is none.
+    /// Whether no connection is open.
     pub fn is_empty(&self) -> bool {
         self.open == 0
     }
 
-    /// How many addresses they come from; loopback is one of them.
+    /// Returns the number of addresses that connections come from. Loopback counts as one address.
     pub fn addresses(&self) -> usize {
         self.addresses.len() + usize::from(self.loopback > 0)
     }
 
-    /// The count of those like this one, and how many of them there may be.
+    /// Returns the number of connections from this address, and its limit.
     fn count(&mut self, from: IpAddr) -> (&mut usize, usize) {
         if from.is_loopback() {
             return (&mut self.loopback, self.limits.connections_from_loopback);
@@ -118,7 +121,8 @@ impl<H> ConnectionLimiter<H> {
     }
 }
 
-/// What one subscriber has: an IPv4 address, or an IPv6 network of 64 bits, of which every machine can choose.
+/// Returns the address as it is counted. A subscriber has one IPv4 address, or an IPv6 network of
+/// 64 bits in which every machine can choose its address.
 fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,

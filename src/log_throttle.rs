@@ -1,4 +1,5 @@
-//! Limits for log lines that peers can cause at will, per kind and source, with a count of what was left out.
+//! Rate limits for log lines that peers can cause at will, per kind and source, with a count of the
+//! lines that were suppressed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,12 +9,12 @@ use std::{
 
 use crate::limits::{self, LogLimit};
 
-/// How many log lines were left out before the one that is written.
+/// How many log lines were suppressed before the one that is written.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct LeftOut {
-    /// Of the same kind, about the same source.
+    /// Lines of the same kind about the same source.
     pub same: u64,
-    /// Of the same kind, about sources that had no line of their own.
+    /// Lines of the same kind about sources that have no line of their own.
     pub others: u64,
 }
 
@@ -27,8 +28,9 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// Limits log lines that peers can cause at will: in each [`limits::LOG_EVERY`] a number of one kind about one source (a link,
-/// an address), and a number of one kind in all ([`LogLimit`]). Kinds never hide each other.
+/// Limits log lines that peers can cause at will. In each window of [`limits::LOG_EVERY`] it allows
+/// a number of lines of one kind about one source (a link, an address), and a number of lines of
+/// one kind in total ([`LogLimit`]). Lines of one kind never suppress those of another.
 #[derive(Debug, Default)]
 pub struct LogThrottle {
     kinds: BTreeMap<&'static str, KindWindows>,
@@ -40,7 +42,7 @@ struct KindWindows {
     sources: HashMap<Box<str>, Window>,
 }
 
-/// Lines since the beginning of a window, and what was left out since the last line.
+/// Lines since the start of a window, and lines suppressed since the last one that was written.
 #[derive(Debug, Default)]
 struct Window {
     since: Option<Instant>,
@@ -66,7 +68,8 @@ impl Window {
 }
 
 impl LogThrottle {
-    /// Whether to write one more line of a kind about a source; `None`: leave it out.
+    /// Decides whether to write one more line of a kind about a source. Returns how many were
+    /// suppressed before it, or `None` if this line is suppressed too.
     pub fn due(
         &mut self,
         now: Instant,
@@ -85,7 +88,7 @@ impl LogThrottle {
             all.left_out += 1;
             return None;
         } else if sources.len() >= limits::LOG_SOURCES {
-            // Those that stay had a line in this window, so they are few.
+            // The sources that stay had a line in this window, so they are few.
             let over = sources.extract_if(|_, window| window.is_over(now));
             all.left_out += over.map(|(_, window)| window.left_out).sum::<u64>();
         }

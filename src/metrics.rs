@@ -1,62 +1,63 @@
-//! Counters of one running program, which only grow.
+//! Counters of the running program. They never decrease.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number that only grows.
+/// A counter that never decreases.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// One more.
+    /// Adds one.
     pub fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The count so far.
+    /// Returns the count so far.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// What the gateway counts.
+/// The counters of the gateway.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Connections taken.
+    /// Connections accepted.
     pub connections: Counter,
-    /// Connections for which there was no place.
+    /// Connections rejected because a limit was reached.
     pub rejected: Counter,
-    /// Connections that asked for nothing and had to make room for others.
+    /// Unauthenticated connections evicted to make room for others.
     pub evicted: Counter,
-    /// Panics: of connections, which ended by them, and of tasks that went on.
+    /// Panics in connections, which ended, and in tasks, which went on.
     pub panics: Counter,
     /// TLS handshakes that failed.
     pub handshakes_failed: Counter,
     /// Requests refused for their form, size or pace.
     pub refused: Counter,
-    /// Requests denied for their token.
+    /// Requests denied because of their token.
     pub denied: Counter,
-    /// Links that came up.
+    /// Links established.
     pub links: Counter,
-    /// Links that we ended because of what the edge did.
+    /// Links closed by the gateway.
     pub links_ended: Counter,
-    /// Requests turned away unread because somebody at their address guesses tokens.
+    /// Requests answered with 429 because of too many wrong tokens from their address.
     pub throttled: Counter,
-    /// Calls passed to servers.
+    /// Calls forwarded to servers.
     pub calls: Counter,
     /// Calls refused because a limit was reached.
     pub busy: Counter,
-    /// Answers and progress that nobody waited for.
+    /// Responses and progress notifications that match no pending request.
     pub unmatched: Counter,
-    /// Links that came back and went on where they were.
+    /// Links resumed after a connection was lost.
     pub resumed: Counter,
-    /// Clients cut off because they did not read.
+    /// Messages that did not fit a client's queue. The client's stream ends, or for a POST only the
+    /// message is lost.
     pub slow_clients: Counter,
-    /// Messages, bodies and lists for which the budget of bytes had no room.
+    /// Messages, bodies and lists refused because the memory budget was used up.
     pub memory_refusals: Counter,
 }
 
 impl Stats {
-    /// All counts with their names, as they are shown.
+    /// Returns all counts with the names under which they are reported.
     pub fn all(&self) -> Vec<(&'static str, u64)> {
         [
             ("connections", &self.connections),

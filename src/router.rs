@@ -1,8 +1,8 @@
-//! What a request is about, and whether it may be asked from where it comes: paths, `Host` and `Origin`.
+//! Routing and origin checks: maps paths to routes, and checks `Host` and `Origin`.
 //!
-//! Pure. The check against DNS rebinding covers every route, the WebSocket upgrade included: a page that a
-//! browser loaded from elsewhere can reach a loopback port under a name of its own, but it cannot
-//! hide that name.
+//! Does no I/O. The check against DNS rebinding covers every route, including the WebSocket
+//! upgrade. A page that a browser loaded from elsewhere can reach a loopback port under a host name
+//! of its own, but it cannot hide that name.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -11,27 +11,28 @@ use crate::{
     limits,
 };
 
-/// What a request is about. A name stands for the endpoint of that one server; without one it is that of all servers.
+/// The route of a request. `Some` names the server whose endpoint it is; `None` is the endpoint of
+/// all servers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Route<'a> {
-    /// Open an event stream (2024-11-05 transport).
+    /// Opens an event stream (2024-11-05 transport).
     EventStream(Option<&'a str>),
     /// The health check.
     Health,
     /// The Streamable HTTP transport.
     Mcp(Option<&'a str>),
-    /// A message of an event-stream client.
+    /// A message of an event-stream client (2024-11-05 transport).
     Messages,
-    /// A browser asks whether it may send a request.
+    /// A CORS preflight of a browser.
     Preflight,
-    /// A server registers: WebSocket.
+    /// The registration of a server, over WebSocket.
     Register,
-    /// What the gateway has and did.
+    /// The status of the gateway.
     Status,
 }
 
 impl Route<'_> {
-    /// Whether messages of MCP pass over it.
+    /// Whether the route carries MCP messages.
     fn is_mcp(&self) -> bool {
         match self {
             Self::EventStream(_) | Self::Mcp(_) | Self::Messages | Self::Register => true,
@@ -40,30 +41,31 @@ impl Route<'_> {
     }
 }
 
-/// Why there is no route.
+/// The reason why a request has no route.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Unrouted {
-    /// The path is known, the method is not; these are.
+    /// The path is known, but not with this method. Holds the allowed methods.
     Method(&'static str),
     /// The path is unknown.
     Path,
 }
 
-/// What is wrong with where a request comes from.
+/// The reason why a request is not allowed from its origin.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Forbidden {
-    /// Its `Host` is not one of ours.
+    /// The `Host` is not one of ours.
     Host,
-    /// Its `Origin` is not allowed.
+    /// The `Origin` is not allowed.
     Origin,
-    /// A browser sends it for a page of another site (`Sec-Fetch-Site`), without an `Origin` that is allowed.
+    /// A browser sends the request for a page of another site (`Sec-Fetch-Site`), and without an
+    /// `Origin`.
     Site,
-    /// A page wants to register a server. Edges send no `Origin`.
+    /// The request to register a server has an `Origin`, so a web page sent it. Edges send none.
     Registration,
 }
 
 impl Forbidden {
-    /// The reason in words, with the flag that changes it.
+    /// Returns the reason as text, with the flag that changes it.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Host => "this Host is not served without a token; see --public-host",
@@ -74,16 +76,18 @@ impl Forbidden {
     }
 }
 
-/// Path of the registrations.
+/// Path at which servers register.
 pub const REGISTER_PATH: &str = "/mcp/register";
 
-/// In front of a server's name and `/mcp`, `/sse`, `/messages`.
+/// Path prefix before a server's name and `/mcp`, `/sse` or `/messages`.
 pub const SERVERS_PATH: &str = "/servers/";
 
-/// Validates a path prefix below which a proxy serves the gateway, and returns it without the slash at its end.
+/// Validates a path prefix under which a proxy serves the gateway. Returns it without a trailing
+/// slash.
 ///
-/// `None`: with one of our paths appended it might not be a plain path of the same host. Letters, digits and `-._~` are
-/// allowed (RFC 3986 2.3); percent escapes, `//`, dot segments and everything else are not.
+/// Returns `None` if the prefix, with one of our paths appended, might not be a plain path of the
+/// same host. Letters, digits and `-._~` are allowed (RFC 3986, section 2.3); percent escapes,
+/// `//`, dot segments and everything else are not. The limit is [`limits::PREFIX`] bytes.
 pub fn prefix(text: &str) -> Option<&str> {
     let trimmed = text.strip_suffix('/').unwrap_or(text);
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
@@ -92,7 +96,7 @@ pub fn prefix(text: &str) -> Option<&str> {
     (whole && trimmed.len() <= limits::PREFIX).then_some(trimmed)
 }
 
-/// What the router has to know of the configuration.
+/// The part of the configuration that the router needs.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     /// Path of the event stream.
@@ -105,23 +109,26 @@ pub struct Policy {
     pub health_path: String,
     /// Path of the status.
     pub status_path: String,
-    /// A token or a client certificate is asked for: then any `Host` is served, as a rebound page has neither.
+    /// Whether a token or a client certificate is required. Then any `Host` is accepted, since a
+    /// page that uses DNS rebinding has neither.
     pub guarded: bool,
-    /// Names under which the gateway may be addressed when it is not guarded.
+    /// Host names under which the gateway may be addressed when it is not guarded.
     pub public_hosts: Vec<String>,
-    /// Origins that browsers may come from, beside loopback and our own; `*` allows all.
+    /// Origins that are allowed besides loopback and our own; `*` allows all.
     pub allow_origins: Vec<String>,
-    /// Answer preflights.
+    /// Whether to answer CORS preflights.
     pub cors: bool,
 }
 
 impl Policy {
-    /// Whether a request for `route` may come from where it says; `None`: for no route, or for the local health check.
+    /// Checks whether `Host` and `Origin` allow a request for `route`. `None`: the request has no
+    /// route, or is for the local health check of an edge.
     ///
-    /// Browsers leave `Origin` out where a page loads an image or follows a link, but tell that it is another site's.
+    /// Browsers omit `Origin` when a page loads an image or follows a link, but `Sec-Fetch-Site`
+    /// then says that the page is of another site.
     ///
     /// # Errors
-    /// [`Forbidden`], with what is wrong.
+    /// [`Forbidden`], with the reason.
     pub fn admit(&self, request: &Request, route: Option<&Route>) -> Result<(), Forbidden> {
         let host = request.host().unwrap_or_default();
         if !self.guarded && !self.is_our_host(host) {
@@ -139,7 +146,7 @@ impl Policy {
         }
     }
 
-    /// What a request is about.
+    /// Returns the route of a request.
     ///
     /// # Errors
     /// [`Unrouted`], with the reason.
@@ -204,13 +211,14 @@ impl Policy {
     }
 }
 
-/// Whether a browser says that another site's page is behind a request (Fetch Metadata, section 2.4).
+/// Whether a browser reports that a page of another site sent the request (`Sec-Fetch-Site`; Fetch
+/// Metadata, section 2.4). A page of the same site with another origin counts as well.
 fn is_from_another_site(request: &Request) -> bool {
     request.fields("sec-fetch-site").any(|site| !matches!(site, "none" | "same-origin"))
 }
 
-/// `name:port` or `[address]:port` without the port. What does not have that form comes back whole, and
-/// is then no name of ours.
+/// Strips the port from `name:port` or `[address]:port`. Returns anything else unchanged; it then
+/// matches none of our names.
 fn without_port(host: &str) -> &str {
     let (name, rest) = match host.find(']') {
         Some(end) if host.starts_with('[') => host.split_at(end + 1),
@@ -227,7 +235,8 @@ fn is_loopback_name(name: &str) -> bool {
         || in_brackets(name).is_some_and(|address| address.is_loopback())
 }
 
-/// An address cannot be rebound; but the unspecified one is for binding, never for reaching.
+/// Whether a host is an IP address, which cannot be rebound. The unspecified address does not
+/// count: it is meant for binding, and no client has a reason to name it as a `Host`.
 fn is_address(name: &str) -> bool {
     name.parse::<Ipv4Addr>().is_ok_and(|address| !address.is_unspecified())
         || in_brackets(name).is_some_and(|address| !address.is_unspecified())
@@ -283,7 +292,7 @@ mod tests {
         parsed(method, path, fields).unwrap()
     }
 
-    /// `None`: refused as malformed, before any rule of this file.
+    /// Returns `None` if the request is malformed and refused before any check of this file.
     fn parsed(method: &str, path: &str, fields: &str) -> Option<Request> {
         let text = format!("{method} {path} HTTP/1.1\r\n{fields}\r\n");
         head::parse(text.as_bytes(), &HttpLimits::default()).ok()

@@ -1,7 +1,7 @@
-//! Who is asking, and what they may do: bearer tokens to principals and roles.
+//! Authentication: maps bearer tokens to principals and their permissions.
 //!
-//! Everything else in the program is bound to a [`Principal`], never to the bytes of a token. [`rule`] reads how a token
-//! is given; [`throttle`] counts those that are wrong.
+//! The rest of the program identifies a caller by its [`Principal`], never by the bytes of a token.
+//! [`rule`] parses token rules; [`throttle`] counts wrong tokens by client address.
 
 pub mod rule;
 pub mod throttle;
@@ -15,20 +15,22 @@ use std::{
 use self::rule::{Names, Rule};
 use crate::secret::{DIGEST_BYTES, Digest};
 
-/// Whoever stands behind a request. It is the same as long as the label of its tokens is, or without a label the token.
+/// The identity behind a request. It is derived from the label of the token, or from the token
+/// itself if it has no label, so all tokens with one label are the same principal.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Principal(u128);
 
 impl Principal {
-    /// Everybody, where no token is configured.
+    /// The principal of every request when no tokens are configured.
     pub const ANONYMOUS: Self = Self(0);
 
-    /// A principal by a number of its own, where there are no tokens to make it from.
+    /// Makes a principal from a number, where there is no token to derive it from.
     pub fn token(place: usize) -> Self {
         Self(place as u128 + 1)
     }
 
-    /// The principal behind a token. Made by another digest, so that it says nothing about that of the token.
+    /// Derives the principal from the label `who`, or else from the token. The token's digest is
+    /// hashed again, so the principal reveals nothing about it.
     fn of(who: Option<&str>, digest: &Digest) -> Self {
         let text = match who {
             Some(who) => format!("who:{who}"),
@@ -38,37 +40,38 @@ impl Principal {
     }
 }
 
-/// Who asks, and what the token is good for.
+/// The principal of a token, and the roles that the token grants.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Permissions {
-    /// Who asks.
+    /// The principal that the token belongs to.
     pub principal: Principal,
-    /// The clients' routes.
+    /// Whether the token grants access to the clients' routes.
     pub client: bool,
-    /// Registration, under the names of [`Tokens::may_claim`].
+    /// Whether the token may register servers, under the names that [`Tokens::may_claim`] allows.
     pub register: bool,
 }
 
 impl Permissions {
-    /// Everything, to everybody: no token is configured.
+    /// All permissions for everybody, used when no tokens are configured.
     pub const OPEN: Self = Self { principal: Principal::ANONYMOUS, client: true, register: true };
 }
 
-/// Why a request has no token that can be looked at.
+/// The reason why a request has no valid token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Denied {
-    /// It has no `Authorization`.
+    /// There is no `Authorization` field.
     Missing,
-    /// It has several.
+    /// There are several `Authorization` fields.
     Several,
-    /// Its scheme is not `Bearer`.
+    /// The scheme is not `Bearer`, or the token is empty or unknown.
     Wrong,
 }
 
-/// The digest of the token in the `Authorization` fields of a request.
+/// Returns the digest of the bearer token in the `Authorization` fields of a request (RFC 6750,
+/// section 2.1). Does not check whether the token is known.
 ///
 /// # Errors
-/// [`Denied`], with what was wrong (RFC 6750, section 2.1).
+/// [`Denied`], with the reason.
 pub fn presented<'a>(mut fields: impl Iterator<Item = &'a str>) -> Result<Digest, Denied> {
     let field = fields.next().ok_or(Denied::Missing)?;
     if fields.next().is_some() {
@@ -82,10 +85,10 @@ pub fn presented<'a>(mut fields: impl Iterator<Item = &'a str>) -> Result<Digest
     Ok(Digest::of(token.as_bytes()))
 }
 
-/// A digest as the key of a map.
+/// A token digest as the key of a map.
 ///
-/// Looking it up takes a time that depends on digests alone. Whoever measures that learns of a digest, not of the token
-/// behind it: a token that gets nearer to it bit by bit cannot be found.
+/// The time of a look-up depends on digests only. An attacker who measures it learns about a
+/// digest, not about the token behind it, so a token cannot be guessed bit by bit.
 #[derive(Clone, Copy, Eq)]
 struct TokenKey([u8; DIGEST_BYTES]);
 
@@ -109,21 +112,21 @@ impl fmt::Debug for TokenKey {
     }
 }
 
-/// One token as it was given, with all that was given for it.
+/// One configured token, with everything that its rules grant.
 struct TokenEntry {
     who: Option<String>,
     client: bool,
     register: Option<Names>,
 }
 
-/// What the tokens of one principal are good for together.
+/// Roles that the tokens of one principal grant together.
 #[derive(Clone, Debug, Default)]
 struct Rights {
     client: bool,
     register: Option<Names>,
 }
 
-/// The same token was given with two labels: nobody could say whose it is.
+/// Error: one token was given with two labels, so its principal is ambiguous.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct TwoOwners;
 
@@ -133,7 +136,8 @@ impl fmt::Display for TwoOwners {
     }
 }
 
-/// The tokens that are let in, and for what. A token and a principal are each found by one look-up, however many there are.
+/// The table of accepted tokens. Finding a token or a principal takes one look-up, however many
+/// there are.
 #[derive(Clone, Debug, Default)]
 pub struct Tokens {
     grants: HashMap<TokenKey, Permissions>,
@@ -143,10 +147,11 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// A table of tokens. One that is given more than once is good for all of it. Empty: everybody may do everything.
+    /// Builds the table. A token that is given several times gets the roles of all its rules. With
+    /// an empty table everybody may do everything.
     ///
     /// # Errors
-    /// [`TwoOwners`].
+    /// [`TwoOwners`] if one token has two labels.
     pub fn new(rules: Vec<Rule>) -> Result<Self, TwoOwners> {
         let mut entries: HashMap<TokenKey, TokenEntry> = HashMap::with_capacity(rules.len());
         for Rule { client, register, who, digest } in rules {
@@ -178,44 +183,47 @@ impl Tokens {
         Ok(tokens)
     }
 
-    /// Whether everybody may do everything.
+    /// Whether no tokens are configured, so that everybody may do everything.
     pub fn is_empty(&self) -> bool {
         self.grants.is_empty()
     }
 
-    /// Finds who has a token.
+    /// Returns the permissions of a token, or `None` if it is unknown.
     pub fn find(&self, digest: &Digest) -> Option<Permissions> {
         self.grants.get(&TokenKey(*digest.bytes())).copied()
     }
 
-    /// Whether a principal has any token for the clients' routes.
+    /// Whether any token of the principal grants access to the clients' routes. Always true if no
+    /// tokens are configured.
     pub fn may_call(&self, principal: Principal) -> bool {
         self.is_empty() || self.principals.get(&principal).is_some_and(|rights| rights.client)
     }
 
-    /// Whether a principal has any token by which it may register a server of this name.
+    /// Whether any token of the principal allows it to register a server of this name. Always
+    /// true if no tokens are configured.
     pub fn may_claim(&self, principal: Principal, name: &str) -> bool {
         let names = || self.principals.get(&principal)?.register.as_ref();
         self.is_empty() || names().is_some_and(|names| names.allow(name))
     }
 
-    /// Whether more than one principal may open sessions, so that they have to share.
+    /// Whether several principals may open sessions, so that no one of them may use up the limit.
     pub fn have_several_clients(&self) -> bool {
         self.clients > 1
     }
 
-    /// Whether there is more than one principal at all.
+    /// Whether there are several principals, whatever their roles.
     pub fn have_several(&self) -> bool {
         self.principals.len() > 1
     }
 
-    /// Whether more than one principal may register servers, so that they have to share.
+    /// Whether several principals may register servers, so that no one of them may use up the
+    /// limit.
     pub fn have_several_registrars(&self) -> bool {
         self.registrars > 1
     }
 }
 
-/// What either of them allows.
+/// Returns the union of both sets of names.
 fn both(ours: Option<Names>, theirs: Option<Names>) -> Option<Names> {
     match (ours, theirs) {
         (Some(ours), Some(theirs)) => Some(ours.and(theirs)),
@@ -230,7 +238,7 @@ mod tests {
     use super::*;
 
     thread_local! {
-        /// Comparisons of keys by this test's thread.
+        /// Number of key comparisons on the thread of this test.
         pub static COMPARED: Cell<usize> = const { Cell::new(0) };
     }
 
@@ -337,7 +345,8 @@ mod tests {
         tokens(&given.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Counted, not timed: a look-up, and each rule of a new table, cost the same however many tokens there are.
+    /// Counted, not timed: a look-up, and adding a rule to a table, cost the same however many
+    /// tokens there are.
     #[test]
     fn all_tokens_are_compared() {
         let given: Vec<String> = (0..10_000)
@@ -348,7 +357,7 @@ mod tests {
             })
             .collect();
         let rules = || given.iter().map(|given| Rule::read(given).unwrap()).collect::<Vec<_>>();
-        // Each rule twice: the second time it is found.
+        // Each rule is given twice, so that the second one finds an existing entry.
         let rules = [rules(), rules()].concat();
         COMPARED.set(0);
         let tokens = Tokens::new(rules).unwrap();
@@ -367,7 +376,8 @@ mod tests {
         assert!(!tokens.may_call(who) && tokens.may_call(grant(&tokens, "token-1").unwrap().principal));
     }
 
-    /// Printed and not asserted: other programs run on the same machine. `cargo test --release … -- --nocapture`.
+    /// Prints the times and does not check them, since other programs run on the same machine. Run
+    /// with `cargo test --release … -- --nocapture`.
     #[test]
     fn the_time_of_a_comparison() {
         let tokens = many();

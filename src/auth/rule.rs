@@ -1,4 +1,4 @@
-//! How a token is given: the token, what it is for, and whose it is.
+//! Token rules as users write them: the token, its role, and the label of its principal.
 //!
 //! ```text
 //! given  = [role] ["@" who] ":" token / token
@@ -8,28 +8,30 @@
 //! token  = "sha256:" 64HEXDIG / 1*VCHAR
 //! ```
 //!
-//! Without a role a token is for both. A text that is none of this is a token as a whole, colons and all; only what
-//! looks like a slip in one of the forms is refused, since as a token it would lock its owner out without a word.
-//! A token that looks so itself can be given by its digest.
+//! A token without a role has both roles. Text that has none of these forms is a token as a whole,
+//! colons included. Text that is nearly one of the forms is refused: taken as a token, it would
+//! lock its owner out without a message. A token that itself looks like one of the forms can be
+//! given by its digest.
 
 use std::fmt;
 
 use crate::{secret::Digest, util};
 
-/// Characters of a label, and of a name with its `*`: those of a server's name.
+/// Maximum length of a label, and of a name with its `*`: that of a server's name.
 const LONGEST: usize = crate::limits::RULE_NAME;
 
 /// The server names that a token may claim.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Names {
-    /// All.
+    /// All names.
     Any,
-    /// Those that match one of these: `*` stands for any run of characters, also none.
+    /// The names that match one of these patterns. `*` stands for any run of characters, including
+    /// none.
     Like(Vec<String>),
 }
 
 impl Names {
-    /// Whether a server may have this name. Names are compared whole, and letters as they are written.
+    /// Whether a server may have this name. The whole name is compared, and case matters.
     pub fn allow(&self, name: &str) -> bool {
         match self {
             Self::Any => true,
@@ -37,7 +39,7 @@ impl Names {
         }
     }
 
-    /// Both together.
+    /// Returns the union of both sets of names.
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::Like(mut ours), Self::Like(theirs)) => {
@@ -49,7 +51,8 @@ impl Names {
     }
 }
 
-/// The first part stands at the start, the last at the end, the others between them, each as early as it can.
+/// Whether a name matches a pattern. The first part must be at the start, the last at the end, and
+/// the others between them, each matched as early as possible.
 fn is_like(name: &str, pattern: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return name == pattern };
     let Some(mut left) = name.strip_prefix(first) else { return false };
@@ -62,33 +65,34 @@ fn is_like(name: &str, pattern: &str) -> bool {
     left.ends_with(last)
 }
 
-/// One token, as it was given.
+/// A parsed token rule.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// It is let in at the clients' routes.
+    /// Whether the token grants access to the clients' routes.
     pub client: bool,
-    /// It may register servers of these names.
+    /// The server names that the token may register; `None` if it may not register servers.
     pub register: Option<Names>,
-    /// Tokens with the same label are one principal.
+    /// The label. Tokens with the same label belong to one principal.
     pub who: Option<String>,
-    /// What is known of the token itself.
+    /// The digest of the token.
     pub digest: Digest,
 }
 
-/// What is wrong with a token. It never repeats any of it.
+/// An error in a token rule. Its message never repeats any part of the rule.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Mistyped {
-    /// It is empty, or has other characters than a field of HTTP can carry as a token.
+    /// The rule is empty, or has other characters than visible ASCII, which an HTTP field could not
+    /// carry as a token.
     Characters,
-    /// What stands in front of the colon is nearly a role.
+    /// The text before the colon is nearly a role, or there are two roles.
     Role,
-    /// The names in brackets.
+    /// The names in brackets are malformed.
     Names,
-    /// The label behind `@`.
+    /// The label after `@` is malformed.
     Who,
-    /// The digest.
+    /// The digest is malformed, or is not a SHA-256 digest.
     Digest,
-    /// Nothing follows the colon, or there is none.
+    /// The text after the colon is empty, or there is no colon.
     NoToken,
 }
 
@@ -110,10 +114,10 @@ impl fmt::Display for Mistyped {
 }
 
 impl Rule {
-    /// Reads a token as it is given on the command line, in the environment or in a line of a file.
+    /// Parses a token rule from the command line, the environment or a line of a file.
     ///
     /// # Errors
-    /// [`Mistyped`], with what is wrong.
+    /// [`Mistyped`], with the reason.
     pub fn read(given: &str) -> Result<Self, Mistyped> {
         if given.is_empty() || !given.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Mistyped::Characters);
@@ -135,7 +139,7 @@ impl Rule {
         Ok(Self { client, register, who, digest })
     }
 
-    /// A token without anything in front of it.
+    /// Parses a token without a role or label.
     fn plain(given: &str, head: &str, rest: &str) -> Result<Self, Mistyped> {
         let is_slip = is_nearly(head, "client") || is_nearly(head, "register");
         if is_slip && (rest.contains(':') || rest.starts_with('[')) {
@@ -145,7 +149,7 @@ impl Rule {
     }
 }
 
-/// `[a,b*]` at the start of `rest`, and what follows.
+/// Parses `[a,b*]` at the start of `rest`. Returns the names and the remaining text.
 fn names(rest: &str) -> Result<(Names, &str), Mistyped> {
     let inner = rest.strip_prefix('[').and_then(|rest| rest.split_once(']'));
     let (inner, rest) = inner.ok_or(Mistyped::Names)?;
@@ -160,7 +164,7 @@ fn names(rest: &str) -> Result<(Names, &str), Mistyped> {
     Ok((Names::Like(all.into_iter().map(str::to_owned).collect()), rest))
 }
 
-/// `@who` at the start of `rest`, if it is there, and what follows.
+/// Parses `@who` at the start of `rest`, if it is there. Returns the label and the remaining text.
 fn who(rest: &str) -> Result<(Option<String>, &str), Mistyped> {
     let Some(labelled) = rest.strip_prefix('@') else { return Ok((None, rest)) };
     let end = labelled.find(':').ok_or(Mistyped::NoToken)?;
@@ -171,7 +175,7 @@ fn who(rest: &str) -> Result<(Option<String>, &str), Mistyped> {
     Ok((Some(label.to_owned()), rest))
 }
 
-/// A token by itself, or by its digest.
+/// Returns the digest of a token, which is given as it is or as `sha256:HEX`.
 fn token(given: &str) -> Result<Digest, Mistyped> {
     if given.is_empty() {
         return Err(Mistyped::NoToken);
@@ -183,13 +187,14 @@ fn token(given: &str) -> Result<Digest, Mistyped> {
         }
         _ if is_nearly(head, "sha256") || is_nearly(head, "sha-256") => Err(Mistyped::Digest),
         "sha1" | "sha224" | "sha384" | "sha512" | "md5" => Err(Mistyped::Digest),
-        // The second of two roles would silently become a part of the token.
+        // A second role would silently become part of the token.
         "client" | "register" => Err(Mistyped::Role),
         _ => Ok(Digest::of(given.as_bytes())),
     }
 }
 
-/// Whether `typed` is `word` but for the case, or but for one letter too many, too few or wrong, or two swapped.
+/// Whether `typed` is `word` except for case and at most one error: one letter too many, missing or
+/// wrong, or two letters swapped.
 fn is_nearly(typed: &str, word: &str) -> bool {
     let (typed, word) = (typed.to_ascii_lowercase(), word.as_bytes());
     let typed = typed.as_bytes();
@@ -204,7 +209,8 @@ fn is_nearly(typed: &str, word: &str) -> bool {
     }
 }
 
-/// The tokens of a list with commas between them; those inside the brackets of `register[a,b]` do not count.
+/// Splits a comma-separated list of token rules. Commas inside the brackets of `register[a,b]` do
+/// not separate.
 pub fn split(list: &str) -> Vec<&str> {
     let (mut out, mut start, mut inside) = (Vec::new(), 0, false);
     for (place, byte) in list.bytes().enumerate() {
@@ -229,7 +235,7 @@ mod tests {
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-    /// The rule in short: roles, names, label; checked to be about `token`.
+    /// Formats a parsed rule as roles, names and label. Asserts that its digest is that of `token`.
     fn read(given: &str, token: &str) -> String {
         let rule = Rule::read(given).unwrap_or_else(|why| panic!("{given}: {why:?}"));
         assert!(rule.digest.matches(&Digest::of(token.as_bytes())), "{given}: not the token {token}");

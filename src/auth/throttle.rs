@@ -1,22 +1,25 @@
-//! Who guesses tokens: wrong ones are counted by the address that they come from.
+//! Throttles token guessing: counts wrong tokens by client address.
 //!
-//! Behind one address may stand many clients (a proxy, a household, the machine itself), so three things are told
-//! apart:
+//! Many clients may share one address (a proxy, a household, the machine itself), so three cases
+//! are distinguished:
 //!
-//! - **The same wrong token again** tells whoever sends it nothing. It is what a client with an old configuration does,
-//!   for days; so it costs that client a 429, and nobody else anything.
-//! - **Different wrong tokens** are guesses. After [`GuessLimits::failures`] of them in [`GuessLimits::window`] no token
-//!   from that address is looked at until the oldest of them is a window old. What comes meanwhile does not count, so
-//!   the door opens again each minute however long somebody knocks, and no more than ten guesses a minute get an answer.
-//! - **Who is in already** stays in: the caller lets a request pass that comes over a connection on which the same
-//!   principal was let in before, or that names the open session of the principal whose token it has. Either is
-//!   something that a guesser behind the same address does not have; and neither tells him whether the token of
-//!   anybody else is right.
+//! - **The same wrong token again** reveals nothing to its sender. A client with an old
+//!   configuration may send it for days. It is answered with 429, and no other client is affected.
+//! - **Different wrong tokens** are guesses. After [`GuessLimits::failures`] of them in
+//!   [`GuessLimits::window`], no token from that address is checked until the oldest of them is a
+//!   window old. Requests refused in the meantime do not count, so tokens are checked again after
+//!   each window however often a client retries, and no more than ten guesses a minute (the
+//!   default) are checked.
+//! - **A client that is already authenticated** is not locked out. The caller accepts a request on
+//!   a connection on which the same principal was authenticated before, or one that names the open
+//!   session of the principal of its token. A guesser at the same address has neither, and neither
+//!   reveals whether the token of another principal is right.
 //!
-//! What remains: while somebody guesses, a *new* client behind the same address competes with him for those looks. A
-//! proxy that is trusted to name whom it speaks for ([`origin`]) is no such address.
+//! Limitation: during an attack, a *new* client at the same address competes with the attacker for
+//! these checks. Clients behind a trusted proxy that names them ([`origin`]) are not affected,
+//! since they count by their own addresses.
 //!
-//! Pure; `gateway::authn` drives it.
+//! Does no I/O and reads no clock; `gateway::authn` drives it.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -26,12 +29,13 @@ use std::{
 
 use crate::limits::GuessLimits;
 
-/// An address as it is counted: one of IPv4, or a network of IPv6 that one customer has (/64).
+/// A client address as it is counted: an IPv4 address, or the /64 network of an IPv6 address, which
+/// one customer has.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ClientAddress(IpAddr);
 
 impl ClientAddress {
-    /// What an address counts as.
+    /// Returns the address as it is counted. An IPv4-mapped IPv6 address counts as IPv4.
     pub fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V6(address) => {
@@ -43,9 +47,12 @@ impl ClientAddress {
     }
 }
 
-/// Where a request comes from: the other end of its connection; or, if that is a proxy that is trusted to say so, whom it
-/// names in `X-Forwarded-For`. Proxies add to that field at the end, so the last address in it that is no such proxy
-/// counts: what stands before it may have been made up. Where the field says nothing, it is the proxy itself.
+/// Returns the address that a request comes from: the peer of its connection or, if that is a
+/// trusted proxy, the client that it names in `X-Forwarded-For`.
+///
+/// Proxies append to that field, so the last address in it that is not a trusted proxy counts;
+/// addresses before it may be forged. If the field names no such address, the result is the proxy
+/// itself.
 pub fn origin<'a>(
     peer: IpAddr,
     trusted: &[IpAddr],
@@ -56,60 +63,62 @@ pub fn origin<'a>(
         return peer;
     }
     let mut named = forwarded.rev().flat_map(|field| field.rsplit(',')).map(|one| address(one.trim()));
-    // One that cannot be read hides all before it.
+    // An entry that cannot be parsed ends the search: what precedes it may be forged.
     named.find(|named| named.is_none_or(|named| !is_trusted(&named))).flatten().unwrap_or(peer)
 }
 
-/// An address as proxies write it: with or without a port, that of IPv6 with or without brackets.
+/// Parses an address as proxies write it: with or without a port, and IPv6 with or without
+/// brackets.
 fn address(text: &str) -> Option<IpAddr> {
     let socket = || text.parse::<SocketAddr>().ok().map(|socket| socket.ip());
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     bare.parse().ok().or_else(socket)
 }
 
-/// What an address did.
+/// Wrong tokens from one address.
 #[derive(Debug)]
 struct Record {
-    /// All wrong tokens since `since`.
+    /// Number of wrong tokens since `since`, including repeated ones.
     failures: usize,
     since: Instant,
-    /// The different ones of the last window, the oldest first.
+    /// The distinct wrong tokens of the last window with their times, oldest first; at most
+    /// [`GuessLimits::failures`].
     guesses: Vec<(Instant, u128)>,
-    /// When it was last wrong.
+    /// Time of the last wrong token.
     last: Instant,
 }
 
-/// What a wrong token leads to.
+/// The response to a wrong token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum GuessVerdict {
-    /// It is wrong, and that is all.
+    /// The token is wrong (401).
     Wrong,
-    /// It was one too many: for so long.
+    /// There were too many wrong tokens (429). Holds the time to wait.
     Wait(Duration),
 }
 
-/// The addresses that sent wrong tokens.
+/// Wrong tokens by client address, for at most [`GuessLimits::addresses`] addresses.
 #[derive(Debug)]
 pub struct GuessThrottle {
     records: HashMap<ClientAddress, Record>,
-    /// The same in the order in which they are forgotten when there is no room: the least guesses, the longest ago.
+    /// The same records in the order of eviction: fewest guesses first, and of these the oldest.
     order: BTreeSet<(usize, Instant, ClientAddress)>,
-    /// When the table was last rid of what is over.
+    /// Time when expired records were last removed.
     swept: Option<Instant>,
     limits: GuessLimits,
 }
 
 impl GuessThrottle {
-    /// Nobody guesses.
+    /// Creates an empty table.
     pub fn new(limits: &GuessLimits) -> Self {
         let (records, order) = (HashMap::new(), BTreeSet::new());
         Self { records, order, swept: None, limits: limits.clone() }
     }
 
-    /// Whether a token from there may be looked at.
+    /// Checks whether a token from this address may be looked up.
     ///
     /// # Errors
-    /// For how long not.
+    /// The remaining lockout time.
     pub fn look(&mut self, now: Instant, from: ClientAddress) -> Result<(), Duration> {
         let Some(record) = self.records.get(&from) else { return Ok(()) };
         let window = self.limits.window;
@@ -121,7 +130,8 @@ impl GuessThrottle {
         Err((oldest + window).saturating_duration_since(now))
     }
 
-    /// A token from there was wrong. `token` stands for it (any number that it always has); `None`: it was none at all.
+    /// Records a wrong token from this address. `token` is any number that is always the same for
+    /// the same token; `None` if the request had no bearer token.
     pub fn wrong(&mut self, now: Instant, from: ClientAddress, token: Option<u128>) -> GuessVerdict {
         let window = self.limits.window;
         let mut record = match self.take(from) {
@@ -156,8 +166,10 @@ impl GuessThrottle {
         Some(record)
     }
 
-    /// Forgets one address if the table is full: one that is over, or else one that did the least. So whoever brings
-    /// many addresses along pushes out those that have one failure each, and not those that are shut out.
+    /// Makes room for one record if the table is full: removes expired records, at most once per
+    /// [`GuessLimits::sweep`], and if that is not enough, those with the fewest guesses. An
+    /// attacker with many addresses thus evicts addresses with one failure each, not those that are
+    /// locked out.
     fn make_room(&mut self, now: Instant) {
         if self.records.len() < self.limits.addresses {
             return;
@@ -175,12 +187,12 @@ impl GuessThrottle {
         }
     }
 
-    /// How many addresses are remembered.
+    /// Returns the number of addresses in the table.
     pub fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Whether none is.
+    /// Whether the table is empty.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
@@ -235,7 +247,8 @@ mod tests {
         assert_eq!(guesses.look(now, here), Ok(()), "what is no token is no guess");
     }
 
-    /// However fast somebody asks, and however he mixes what he knows to be wrong with new guesses.
+    /// The guesses that are checked are bounded, however fast they arrive, and however they are
+    /// mixed with a token that is known to be wrong.
     #[test]
     fn guesses_that_are_looked_at_are_bounded() {
         let (mut guesses, start) = guesses();
@@ -251,7 +264,7 @@ mod tests {
                 }
             }
         }
-        // Ten minutes.
+        // 60 000 steps of 10 ms are ten minutes.
         assert!((90..=100).contains(&looked.len()), "{}", looked.len());
         assert!(looked.windows(11).all(|eleven| eleven[10] - eleven[0] >= MINUTE));
     }
@@ -309,7 +322,7 @@ mod tests {
         let now = start + Duration::from_secs(1);
         assert_eq!(guesses.len(), limits.addresses);
         assert!(guesses.look(now, worst).is_err(), "a crowd does not open the door again");
-        // What is over goes first, however bad it was.
+        // Expired records are removed first, however many guesses they have.
         let later = start + MINUTE + MINUTE;
         guesses.wrong(later, source("198.51.100.1"), Some(1));
         assert_eq!((guesses.len(), guesses.order.len()), (1, 1));
