@@ -22,7 +22,7 @@ use crate::limits;
 
 /// A holder of bytes for an absent client.
 pub trait Evict: Send + Sync {
-    /// Drops the bytes, and returns them to their account. Must not wait for a lock: the account
+    /// Drops the bytes, and returns them to their account. Must not wait for a lock: the caller
     /// that needs the bytes may hold it.
     fn evict(&self);
 }

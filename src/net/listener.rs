@@ -173,7 +173,7 @@ impl Listener {
             match poll_fn(|context| self.socket.poll_in(context, |socket| socket.accept())).await {
                 Ok((socket, _)) => {
                     self.backoff.worked();
-                    // This fails only if the peer left before it was accepted: there is nothing to
+                    // An error means that the peer left before it was accepted: there is nothing to
                     // serve.
                     if let Ok(stream) = Stream::tcp(socket) {
                         return stream;

@@ -23,7 +23,7 @@ pub enum SendError {
     Full,
     /// The memory budget is exhausted.
     Memory,
-    /// The queue was ended, or its receiver is gone.
+    /// The queue was ended or closed, or its receiver is gone.
     Closed,
 }
 
@@ -375,8 +375,8 @@ impl<E: Clone> Receiver<E> {
         Poll::Ready(Received::Some)
     }
 
-    /// Takes messages until they reach `bytes` bytes, at least one. They count against the limits
-    /// until the next call, because the reader holds them in memory while it writes them.
+    /// Takes messages until they reach `bytes` bytes, at least one. They count against the byte
+    /// limit until the next call, because the reader holds them in memory while it writes them.
     pub fn poll_take_some(
         &mut self,
         context: &mut Context<'_>,

@@ -64,10 +64,10 @@ impl Stream {
         Self::tcp(Async::<TcpStream>::connect(address).await?.into_inner()?)
     }
 
-    /// Connects to a name or an address (without brackets). Of several addresses, the first one
-    /// that answers is used; the next one is tried every [`limits::DIAL_STAGGER`], so that IPv4 is
-    /// soon tried where IPv6 is advertised but does not work. Waits forever if no address answers
-    /// or refuses.
+    /// Connects to a name or an address (without brackets). The first address of a name that
+    /// answers is used; the next one is tried after [`limits::DIAL_STAGGER`] or a failure, so IPv4
+    /// is soon tried where IPv6 is advertised but does not work. Waits forever if no address
+    /// answers or refuses.
     ///
     /// # Errors
     /// The name has no address, or the last connection error.

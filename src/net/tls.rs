@@ -1,9 +1,10 @@
-//! TLS on both sides: settings from files, the handshake, and its errors in plain words.
+//! TLS on both sides: settings from files, the handshake, and readable errors.
 //!
-//! The cryptography is `ring`, the versions are 1.2 and 1.3, no application protocol is negotiated: all of it is HTTP/1.1.
-//! Files are read at the start, so that a wrong one is told before anything listens; the gateway's can be read again
-//! while it runs ([`Acceptor::replace`]). A handshake waits for the
-//! peer for ever: whoever starts one sets the deadline (`timeout::within`).
+//! The cryptography is `ring` and the versions are 1.2 and 1.3. No application protocol is
+//! negotiated, because all traffic is HTTP/1.1. Files are read at startup, so that an error is
+//! reported before anything listens; the gateway can reload its own while it runs
+//! ([`Acceptor::replace`]). A handshake waits for the peer without a limit: the caller must set one
+//! (`timeout::within`).
 
 mod explain;
 mod files;
@@ -35,19 +36,20 @@ use crate::{
     limits,
 };
 
-/// Flag of a private key's file.
+/// Flag for the file of the private key.
 const KEY: &str = "--ssl-keyfile";
-/// Flag of a certificate's file.
+/// Flag for the file of the certificate.
 const CERTIFICATE: &str = "--ssl-certfile";
-/// Flag of the authorities' file.
+/// Flag for the file of the trusted authorities.
 const AUTHORITY: &str = "--ssl-ca-cert";
 
-/// The server side: turns an accepted connection into a TLS one. Clones are one and the same.
+/// The server side: turns an accepted connection into a TLS connection. Clones share their
+/// settings.
 #[derive(Clone)]
 pub struct Acceptor(Arc<Mutex<TlsAcceptor>>);
 
 impl Acceptor {
-    /// Reads the files and checks that they belong together.
+    /// Reads the files and checks that certificate and key belong together.
     ///
     /// # Errors
     /// One line that names the flag and the file.
@@ -72,22 +74,23 @@ impl Acceptor {
         Ok(Self(Arc::new(Mutex::new(TlsAcceptor::from(Arc::new(config))))))
     }
 
-    /// Takes over the settings of another: handshakes from now on use them. Connections that are up stay, and none
-    /// of their sessions can be resumed under the new settings without a handshake of its own.
+    /// Takes over the settings of `other` for new handshakes. Existing connections stay, but their
+    /// TLS sessions cannot be resumed under the new settings without a full handshake.
     pub fn replace(&self, other: Self) {
         let new = other.current();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = new;
     }
 
     fn current(&self) -> TlsAcceptor {
-        // It is replaced whole, so a panic elsewhere does not spoil it.
+        // It is always replaced as a whole, so a poisoned lock can still be used.
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Shakes hands with a client that has just connected.
+    /// Performs the handshake with a client that has just connected.
     ///
     /// # Errors
-    /// `InvalidData` around a TLS error when the client offers what we refuse, or the system's. The client has been told.
+    /// `InvalidData` with a TLS error if the client offers something that we refuse, or the
+    /// system's error. The client has been sent the alert.
     pub async fn accept(&self, stream: Stream) -> io::Result<Stream> {
         let current = self.current();
         stream
@@ -102,7 +105,8 @@ impl Acceptor {
     }
 }
 
-/// Lets a refused client read the alert: a socket that is closed over unread bytes is reset, and the alert is lost.
+/// Lets a rejected client read the alert. Closing a socket with unread bytes would reset the
+/// connection and lose the alert.
 async fn linger(mut socket: TcpSocket) {
     if socket.get_ref().shutdown(Shutdown::Write).is_err() {
         return;
@@ -117,11 +121,11 @@ async fn linger(mut socket: TcpSocket) {
             }
         }
     };
-    // A client that goes on after that has lost its claim to an explanation.
+    // The alert may be lost for a client that still sends after that.
     let _ = timeout::within(limits::CLOSE, unread).await;
 }
 
-/// The client side: turns a connection to a gateway into a TLS one.
+/// The client side: turns a connection to a gateway into a TLS connection.
 #[derive(Clone)]
 pub struct Connector {
     inner: TlsConnector,
@@ -131,7 +135,7 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Reads the files and the system's trust roots (the built-in ones where the system has none).
+    /// Reads the files, or the system's trusted roots (the built-in ones if the system has none).
     ///
     /// # Errors
     /// One line that names the flag and the file.
@@ -164,15 +168,16 @@ impl Connector {
         })
     }
 
-    /// Whether any certificate is taken: worth a loud warning at each connect.
+    /// Whether any certificate is accepted, which deserves a warning at each connect.
     pub fn takes_anything(&self) -> bool {
         self.no_verify
     }
 
-    /// Shakes hands with the gateway `host` (a name or an address, without brackets) over a fresh connection.
+    /// Performs the handshake with the gateway `host` (a name or an address, without brackets) over
+    /// a new connection.
     ///
     /// # Errors
-    /// For [`Connector::explain`].
+    /// An error for [`Connector::explain`].
     pub async fn connect(&self, stream: Stream, host: &str) -> io::Result<Stream> {
         let name = ServerName::try_from(host)
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "not a host name or address"))?
@@ -180,16 +185,17 @@ impl Connector {
         stream.secure(async |socket| self.inner.connect(name, socket).await.map(TlsStream::Client)).await
     }
 
-    /// One plain sentence about an error of [`Connector::connect`], or of the first read or write after it: with
-    /// TLS 1.3 a gateway refuses our client certificate only when we take the handshake to be done.
+    /// Explains in one sentence an error of [`Connector::connect`], or of the first read or write
+    /// after it: with TLS 1.3 a gateway rejects our client certificate only after the handshake is
+    /// complete for us.
     ///
-    /// `gateway` is how the sentence calls the peer, `host:port`.
+    /// `gateway` is the peer's `host:port` for the sentence.
     pub fn explain(&self, error: &io::Error, gateway: &str) -> String {
         explain::sentence(error, gateway, self.own_authority, self.identity)
     }
 }
 
-/// TLS 1.2 and 1.3.
+/// Enables TLS 1.2 and 1.3.
 fn versions<S: ConfigSide>(
     builder: ConfigBuilder<S, WantsVersions>,
 ) -> Result<ConfigBuilder<S, WantsVerifier>, FatalError> {
@@ -198,7 +204,8 @@ fn versions<S: ConfigSide>(
         .map_err(|error| FatalError::run(format!("TLS cannot be set up: {error}")))
 }
 
-/// The roots that this machine trusts; those of the browsers, built in, where it has none (routers, small containers).
+/// Returns the roots that this machine trusts, or the built-in browser roots if it has none
+/// (routers, small containers).
 fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();

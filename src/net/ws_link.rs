@@ -1,9 +1,10 @@
 //! One link: a WebSocket driven by one task.
 //!
-//! That task owns the socket, so no send is ever cancelled half-way. It writes what is in its queue, several frames
-//! in one write; hands each frame that arrives to its [`LinkHandler`]; keeps the heartbeat; and ends for one reason. What has to
-//! outlive the socket, so that the conversation can go on over another, is its [`Outbound`].
-//! What the frames mean is `tunnel`'s business.
+//! The task owns the socket, so no send is ever cancelled half-way. It writes the frames of its
+//! queue, several in one write; passes each incoming frame to its [`LinkHandler`]; keeps the
+//! heartbeat; and ends with one reason. The state that must outlive the socket, so that the link
+//! can resume over another connection, is in [`Outbound`]. The meaning of the frames is defined in
+//! `tunnel`.
 
 mod metered;
 
@@ -50,17 +51,17 @@ use crate::{
     util,
 };
 
-/// Our reason to end a link, as the peer is told.
+/// A close code and reason, as in a Close frame.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CloseReason {
     /// Close code (RFC 6455, section 7.4, and [`crate::tunnel`]).
     pub code: u16,
-    /// In words.
+    /// Human-readable reason.
     pub reason: String,
 }
 
 impl CloseReason {
-    /// A farewell.
+    /// Creates a close reason.
     pub fn new(code: u16, reason: impl Into<String>) -> Self {
         Self { code, reason: reason.into() }
     }
@@ -69,18 +70,19 @@ impl CloseReason {
 /// Why a link ended.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum LinkEnd {
-    /// The peer closed it.
+    /// The peer closed the link.
     ByPeer(CloseReason),
-    /// We closed it.
+    /// We closed the link.
     ByUs(CloseReason),
-    /// The line broke: the reason.
+    /// The connection broke, for this reason.
     Lost(String),
-    /// Nothing was heard from the peer for this long.
+    /// Nothing was received from the peer for this long.
     Silent(Duration),
 }
 
 impl LinkEnd {
-    /// Nobody wanted it: the conversation may go on over another connection.
+    /// Whether neither side closed the link on purpose, so that it may resume over another
+    /// connection.
     pub fn is_accident(&self) -> bool {
         matches!(self, Self::Lost(_) | Self::Silent(_))
     }
@@ -102,47 +104,49 @@ impl std::fmt::Display for LinkEnd {
     }
 }
 
-/// What stands at our end of a link.
+/// Handles the incoming frames at one end of a link.
 pub trait LinkHandler {
-    /// A text frame arrived.
+    /// Handles a text frame.
     ///
     /// # Errors
-    /// A [`CloseReason`] ends the link.
+    /// A [`CloseReason`] that ends the link.
     fn frame(&mut self, now: Instant, text: &str) -> Result<(), CloseReason>;
-    /// When to call [`LinkHandler::tick`].
+    /// Returns when to call [`LinkHandler::tick`].
     fn deadline(&self) -> Option<Instant>;
-    /// Time has passed.
+    /// Handles the passing of time.
     ///
     /// # Errors
-    /// A [`CloseReason`] ends the link.
+    /// A [`CloseReason`] that ends the link.
     fn tick(&mut self, now: Instant) -> Result<(), CloseReason>;
-    /// By which links that are lost at the same time end one after the other. `None`: there are few.
+    /// Returns the pacer that makes links end one after the other when many are lost at once.
+    /// `None` if there are only a few.
     fn ends(&self) -> Option<Arc<Pacer>> {
         None
     }
 }
 
-/// What goes out on a link: its queue, and what has to be known to go on over another connection.
+/// The outgoing side of a link: its queue, and the state needed to resume over another connection.
 #[derive(Debug)]
 pub struct Outbound {
     queue: Receiver<CloseReason>,
-    /// Goes out before anything else, and does not count.
+    /// Sent before all other frames, and not counted: acknowledgements, and frames that are sent
+    /// again.
     first: VecDeque<Utf8Bytes>,
-    /// Taken from the queue.
+    /// Messages taken from the queue.
     outgoing: VecDeque<String>,
     resume: Option<Resume<Utf8Bytes>>,
     unacknowledged: Unacknowledged,
-    /// What pays for the frames that are kept until the peer acknowledges them.
+    /// Memory charged for the frames that are kept until the peer acknowledges them.
     charge: Option<Charge>,
 }
 
-/// Number of frames that were sent and that the peer has not acknowledged, for other tasks than the one that drives the
-/// link. 0 where nothing is acknowledged.
+/// The number of frames that were sent but not acknowledged by the peer, for tasks other than the
+/// link's own. 0 if the link does not count frames.
 #[derive(Clone, Debug, Default)]
 pub struct Unacknowledged(Arc<AtomicUsize>);
 
 impl Unacknowledged {
-    /// The number.
+    /// Returns the number.
     pub fn count(&self) -> usize {
         self.0.load(Ordering::Acquire)
     }
@@ -153,46 +157,49 @@ impl Unacknowledged {
 }
 
 impl Outbound {
-    /// What comes from a queue goes out; with the connection it ends.
+    /// Creates the outgoing side for a queue. It cannot be resumed unless [`Outbound::count`] is
+    /// called.
     pub fn new(queue: Receiver<CloseReason>) -> Self {
         let (first, outgoing, unacknowledged) = Default::default();
         Self { queue, first, outgoing, resume: None, unacknowledged, charge: None }
     }
 
-    /// The account that pays for the frames that are kept.
+    /// Charges the frames that are kept for resumption to `account`.
     pub fn charge_to(&mut self, account: &Account) {
         self.charge = Some(account.charge());
     }
 
-    /// From now on both ends count frames.
+    /// Starts counting frames in both directions, which makes the link resumable.
     pub fn count(&mut self) {
         self.resume = Some(Resume::new());
     }
 
-    /// The number of frames without acknowledgement, as it changes.
+    /// Returns a live view of the number of unacknowledged frames.
     pub fn unacknowledged(&self) -> Unacknowledged {
         self.unacknowledged.clone()
     }
 
-    /// Puts a frame before all others; it does not count.
+    /// Queues a frame before all others. It is not counted.
     pub fn first(&mut self, text: String) {
         self.first.push_back(text.into());
     }
 
-    /// How many frames have arrived, where that is counted.
+    /// Returns the number of frames received, if they are counted.
     pub fn received(&self) -> Option<u64> {
         self.resume.as_ref().map(Resume::count)
     }
 
-    /// Whether the peer has acknowledged more frames than these: then who says that it has so many said it long ago.
+    /// Whether the peer has acknowledged more than `received` frames. A claim to have received only
+    /// that many is then outdated.
     pub fn is_past(&self, received: u64) -> bool {
         self.resume.as_ref().is_some_and(|resume| received < resume.acknowledged())
     }
 
-    /// Another connection is there, and the peer has received so many frames: what it has not goes out again.
+    /// Resumes over another connection, where the peer has reported `received` frames. Queues the
+    /// frames that it lacks again.
     ///
     /// # Errors
-    /// [`CannotResume`]: the conversation cannot go on.
+    /// [`CannotResume`] if the link cannot be resumed.
     pub fn resume(&mut self, received: u64) -> Result<(), CannotResume> {
         let resume = self.resume.as_mut().ok_or(CannotResume)?;
         self.first = resume.resume(received)?.into();
@@ -200,7 +207,7 @@ impl Outbound {
         Ok(())
     }
 
-    /// The peer has acknowledged some frames.
+    /// Updates the counter and the charge after an acknowledgement.
     fn update_charge(&mut self) {
         self.unacknowledged.set(self.resume.as_ref().map_or(0, Resume::unacknowledged));
         let kept = self.resume.as_ref().map_or(0, Resume::unacknowledged_bytes);
@@ -209,12 +216,12 @@ impl Outbound {
         }
     }
 
-    /// Waits until somebody ends the queue: with this.
+    /// Waits until the queue is ended, and returns the reason.
     pub async fn ended(&mut self) -> CloseReason {
         self.queue.ended().await
     }
 
-    /// The next frame that may go out.
+    /// Returns the next frame that may be sent.
     fn next(&mut self, limits: &LinkLimits) -> Option<Utf8Bytes> {
         if let Some(frame) = self.first.pop_front() {
             return Some(frame);
@@ -226,7 +233,8 @@ impl Outbound {
         let kept = resume.unacknowledged_bytes();
         if let Some(charge) = &mut self.charge {
             let bytes = kept + self.outgoing.front()?.len();
-            // One goes out in any case: its acknowledgement makes room, and is what the next one waits for.
+            // If no frame is kept, one is sent even without memory: later frames wait for its
+            // acknowledgement, which frees memory.
             match kept {
                 0 => charge.resize_anyway(bytes),
                 _ if !charge.resize(bytes) => return None,
@@ -239,13 +247,13 @@ impl Outbound {
         Some(frame)
     }
 
-    /// Something waits for the peer's acknowledgements.
+    /// Whether messages wait that cannot be sent before the peer acknowledges earlier ones.
     fn is_blocked_on_acks(&self, limits: &LinkLimits) -> bool {
         let full = self.resume.as_ref().is_some_and(|resume| !resume.has_room(limits));
         full && self.first.is_empty() && !self.outgoing.is_empty()
     }
 
-    /// All that is left of it.
+    /// Takes all unsent messages.
     async fn rest(&mut self) -> VecDeque<String> {
         let mut rest = std::mem::take(&mut self.outgoing);
         let _ = future::poll_once(self.queue.take(&mut rest)).await;
@@ -253,30 +261,31 @@ impl Outbound {
     }
 }
 
-/// Why a link is closed whose large frame finds no memory.
+/// Close reason for a link with a large frame that does not fit the memory budget.
 pub const NO_MEMORY: &str = "no memory for a large frame: the gateway's budget (--max-memory) is used up";
 
-/// A WebSocket over one of our streams.
+/// A WebSocket over a metered stream.
 pub type WebSocket = WebSocketStream<Metered>;
 
-/// The gateway's end: `glued` are bytes that came behind the upgrade request. The account pays for large frames that come in
-/// and for the buffers that they leave behind.
+/// Creates the gateway's end of a link. `glued` are the bytes that followed the upgrade request.
+/// Large incoming frames, and the buffers that they leave behind, are charged to `account`.
 pub async fn accepted(stream: Stream, glued: Vec<u8>, account: &Account, limits: &LinkLimits) -> WebSocket {
     let stream = Metered::charged(stream, glued, account, limits);
     WebSocketStream::from_raw_socket(stream, Role::Server, Some(config(limits))).await
 }
 
-/// The same connection with small buffers. Nothing may be in the present ones; see [`Metered::is_between_messages`].
+/// Moves the connection to a WebSocket with small buffers. The present buffers must be empty; see
+/// [`Metered::is_between_messages`].
 async fn with_small_buffers(socket: WebSocket, limits: &LinkLimits) -> WebSocket {
     let mut stream = socket.into_inner();
     stream.shrunk();
     WebSocketStream::from_raw_socket(stream, Role::Server, Some(config(limits))).await
 }
 
-/// The edge's end: sends the upgrade request over a fresh connection.
+/// Creates the edge's end of a link: sends the upgrade request over a new connection.
 ///
 /// # Errors
-/// The library's: [`Error::Http`] when the gateway refused the upgrade.
+/// The library's error, which is [`Error::Http`] if the gateway refused the upgrade.
 pub async fn upgrade(
     stream: Stream,
     request: async_tungstenite::tungstenite::http::Request<()>,
@@ -297,10 +306,10 @@ fn config(limits: &LinkLimits) -> WebSocketConfig {
         .max_frame_size(Some(limits.message_bytes))
 }
 
-/// Sends one frame over a link that nobody drives yet.
+/// Sends one frame over a link that is not driven yet.
 ///
 /// # Errors
-/// Why the link ended.
+/// The reason why the link ended.
 pub async fn send_frame(socket: &mut WebSocket, text: String, limits: &LinkLimits) -> Result<(), LinkEnd> {
     match timeout::within(limits.write_stall, send(socket, Message::text(text))).await {
         Ok(sent) => sent.map_err(lost),
@@ -314,10 +323,11 @@ async fn send(socket: &mut WebSocket, message: Message) -> Result<(), Error> {
     poll_fn(|context| Pin::new(&mut *socket).poll_flush(context)).await
 }
 
-/// Waits for the first text frame of a link that nobody drives yet, of at most so many bytes.
+/// Waits for the first text frame, of at most `most` bytes, of a link that is not driven yet. Gives
+/// up after [`LinkLimits::register_time`].
 ///
 /// # Errors
-/// Why the link ended, or has to.
+/// The reason why the link ended, or must be closed.
 pub async fn recv_frame(
     socket: &mut WebSocket,
     most: usize,
@@ -354,10 +364,11 @@ pub async fn recv_frame(
     }
 }
 
-/// Whether the peer of a link that nobody drives yet is there: it has to answer a ping, and says nothing before.
+/// Checks that the peer of a link that is not driven yet is alive: sends a ping and waits for the
+/// pong. The peer must not send data before. Gives up after [`LinkLimits::register_time`].
 ///
 /// # Errors
-/// Why the link ended, or has to.
+/// The reason why the link ended, or must be closed.
 pub async fn probe(socket: &mut WebSocket, limits: &LinkLimits) -> Result<(), LinkEnd> {
     let hearing = async {
         send(socket, Message::Ping(Default::default())).await.map_err(lost)?;
@@ -383,7 +394,7 @@ pub async fn probe(socket: &mut WebSocket, limits: &LinkLimits) -> Result<(), Li
     timeout::within(limits.register_time, hearing).await.unwrap_or_else(gone)
 }
 
-/// Drives a link until it ends, says goodbye where there is something to say, and closes the connection.
+/// Drives a link until it ends, then closes it; see [`end`].
 pub async fn drive(
     socket: WebSocket,
     line: &mut Outbound,
@@ -419,17 +430,18 @@ pub async fn drive(
     if let Some(ends) = peer.ends() {
         ends.turn().await;
     }
-    // What was queued before the end still goes out: among it may be the reason for the end.
+    // Messages queued before the end are still sent: one of them may explain the end.
     let unsent = if matches!(ended, LinkEnd::ByUs(_)) { line.rest().await } else { VecDeque::new() };
     end(socket, unsent, &ended, limits).await;
     ended
 }
 
-/// Closes the WebSocket (RFC 6455, section 7.1): the peer's Close frame is answered, or ours is sent and its answer waited
-/// for; then the connection is closed. Not before the peer has read that: closing at once could overtake it.
-/// Of what is unsent it is told only when it was we who ended the link.
+/// Performs the closing handshake (RFC 6455, section 7.1): answers the peer's Close frame, or sends
+/// ours and waits for the answer. Then closes the connection, but not before the peer has read all
+/// that: closing at once could discard it. `unsent` is sent only if we ended the link. A lost or
+/// silent link is closed without a handshake.
 pub async fn end(socket: WebSocket, unsent: VecDeque<String>, ended: &LinkEnd, limits: &LinkLimits) {
-    // In a box, so that a link does not hold all its life what its end needs.
+    // Boxed, so that a running link does not reserve the memory that only its end needs.
     Box::pin(say_goodbye(socket, unsent, ended, limits)).await;
 }
 
@@ -444,7 +456,8 @@ async fn say_goodbye(mut socket: WebSocket, unsent: VecDeque<String>, ended: &Li
             let frame = CloseFrame { code: CloseCode::from(why.code), reason: clipped(&why.reason).into() };
             socket.close(Some(frame)).await.ok()?;
             socket.get_mut().limit(limits.farewell_bytes);
-            // Whatever comes first was under way. An error: the answer cannot be read any more.
+            // Messages before the Close frame were already on their way. After an error the answer
+            // cannot be read any more.
             while let Some(Ok(message)) = socket.next().await {
                 if matches!(message, Message::Close(_)) {
                     break;
@@ -455,7 +468,8 @@ async fn say_goodbye(mut socket: WebSocket, unsent: VecDeque<String>, ended: &Li
         if !matches!(ended, LinkEnd::ByUs(_) | LinkEnd::ByPeer(_)) {
             return None;
         }
-        // The library has queued the answer to the peer's Close frame. It says that the connection is closed when it is out.
+        // The library has queued the answer to the peer's Close frame. Once it is sent, flushing
+        // returns an error that says the connection is closed.
         let _ = poll_fn(|context| Pin::new(&mut *socket).poll_flush(context)).await;
         let stream = &mut socket.get_mut().inner;
         stream.finish(limits.farewell).await.ok()?;
@@ -467,17 +481,19 @@ async fn say_goodbye(mut socket: WebSocket, unsent: VecDeque<String>, ended: &Li
                 return Some(());
             }
             left = left.saturating_sub(count);
-            // A peer that goes on talking must not keep the limit from being looked at.
+            // Yields, so that the time limit is checked even if the peer never stops sending.
             future::yield_now().await;
         }
-        // It has until then to read our words; reading its own for longer would only feed a flood.
+        // The peer has until the time limit to read our Close frame. Reading any more of its data
+        // would only serve a flood.
         std::future::pending().await
     };
-    // A peer that does not listen is not waited for.
+    // A peer that does not read is not waited for.
     let _ = timeout::within(limits.farewell, farewell).await;
 }
 
-/// As much of a reason as a close frame can hold; the library would send none of a longer one.
+/// Truncates a reason to the length that a Close frame can hold. The library would omit a longer
+/// reason entirely.
 fn clipped(reason: &str) -> &str {
     let mut end = reason.len().min(CLOSE_REASON);
     while !reason.is_char_boundary(end) {
@@ -486,10 +502,10 @@ fn clipped(reason: &str) -> &str {
     reason.get(..end).unwrap_or_default()
 }
 
-/// What the driver stops for.
+/// Why the driver stops polling.
 enum DriverTurn {
     Ended(LinkEnd),
-    /// The buffers of the library are large, and empty.
+    /// The library's buffers are large, and empty: replace them.
     Shrink,
 }
 
@@ -498,17 +514,17 @@ struct Driver<'a> {
     line: &'a mut Outbound,
     peer: &'a mut (dyn LinkHandler + Send),
     limits: &'a LinkLimits,
-    /// Frames were written that are not flushed yet.
+    /// Frames were written but not flushed yet.
     dirty: bool,
-    /// Since when a write makes no progress.
+    /// Since when a write has made no progress.
     stalled: Option<Instant>,
-    /// Bytes that had left when `stalled` was set.
+    /// Bytes written to the stream when `stalled` was set.
     written: u64,
-    /// Since when nothing may be sent because the peer acknowledges nothing.
+    /// Since when sending is blocked because the peer acknowledges nothing.
     choked: Option<Instant>,
     /// Since when a message is incomplete.
     partial: Option<Instant>,
-    /// Bytes of it at the last look.
+    /// Bytes received of that message at the last check.
     seen: usize,
     liveness: Heartbeat,
     timer: Timer,
@@ -533,7 +549,8 @@ impl Driver<'_> {
                 },
             }
         }
-        // A peer that always has something more to say must not stop the clock for the others' calls.
+        // The timers must run even if the peer never stops sending: other sessions' calls depend on
+        // them.
         if let Poll::Ready(Err(ended)) = self.tick(context) {
             return Poll::Ready(DriverTurn::Ended(ended));
         }
@@ -541,7 +558,7 @@ impl Driver<'_> {
         Poll::Pending
     }
 
-    /// Moves the queue to the socket. Ready only when the link has ended.
+    /// Moves frames from the queue to the socket. Ready only if the link has ended.
     fn write(&mut self, context: &mut Context<'_>) -> Poll<LinkEnd> {
         let mut end = None;
         loop {
@@ -585,14 +602,15 @@ impl Driver<'_> {
         }
     }
 
-    /// Whether the library's buffers are large, were not needed for some time and hold nothing. There was nothing to read.
+    /// Whether the library's buffers are large, were not needed for some time and are empty. Called
+    /// only when there is nothing to read.
     fn may_shrink(&mut self, context: &mut Context<'_>) -> bool {
         let Some(due) = self.socket.get_ref().shrink_at() else { return false };
         if Instant::now() < due {
             return false;
         }
         let flushed = !self.dirty
-            // The library may have something of its own to say: the answer to a ping.
+            // The library may have a frame of its own to send: the answer to a ping.
             && matches!(Pin::new(&mut self.socket).poll_flush(context), Poll::Ready(Ok(())));
         if flushed && self.socket.get_ref().is_between_messages() {
             return true;
@@ -601,13 +619,14 @@ impl Driver<'_> {
         false
     }
 
-    /// A write is waiting for the peer; that is a stall only as long as no byte leaves.
+    /// Records that a write waits for the peer. This is a stall only as long as no byte is sent.
     fn stall(&mut self) {
         let written = self.socket.get_ref().written;
         if self.stalled.is_none() || written != self.written {
             let now = Instant::now();
             if self.stalled.is_some() {
-                // What waited was taken in: somebody is there, busy with a message that is larger than its buffers.
+                // Waiting bytes were accepted: the peer is alive, and busy with a message larger
+                // than its buffers.
                 self.liveness.heard(now);
             }
             self.stalled = Some(now);
@@ -615,7 +634,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Handles one message. Pending: there is none.
+    /// Handles one message. Pending if there is none.
     fn read(&mut self, context: &mut Context<'_>) -> Poll<Result<(), LinkEnd>> {
         let Poll::Ready(message) = Pin::new(&mut self.socket).poll_next(context) else {
             return Poll::Pending;
@@ -648,7 +667,7 @@ impl Driver<'_> {
         Poll::Ready(handled.map_err(LinkEnd::ByUs))
     }
 
-    /// A text frame: an acknowledgement, or the peer's.
+    /// Handles a text frame: an acknowledgement, or one for the [`LinkHandler`].
     fn text(&mut self, now: Instant, text: &str) -> Result<(), CloseReason> {
         let count = self.line.resume.as_ref().and_then(|_| resume::read(text));
         match (&mut self.line.resume, count) {
@@ -668,7 +687,8 @@ impl Driver<'_> {
         }
     }
 
-    /// Looks at the clock. Ready when something was done, pending when there is nothing to do before the timer fires.
+    /// Checks the timers. Ready if something was done, pending if there is nothing to do before the
+    /// timer fires.
     fn tick(&mut self, context: &mut Context<'_>) -> Poll<Result<(), LinkEnd>> {
         let since = self.socket.get_ref().since;
         if since > self.socket.get_ref().most {
@@ -676,7 +696,8 @@ impl Driver<'_> {
         }
         if since != self.seen {
             let now = Instant::now();
-            // A large message over a slow line is a sign of life long before it is whole.
+            // Part of a large message over a slow connection is a sign of life long before it is
+            // complete.
             self.liveness.heard(now);
             self.partial.get_or_insert(now);
             self.seen = since;
@@ -692,7 +713,7 @@ impl Driver<'_> {
             self.socket.get_mut().inner.retry_write();
         }
         if self.socket.get_ref().waits_for_memory() {
-            // It is we who do not read.
+            // The peer is not silent: we have stopped reading.
             self.liveness.heard(now);
         }
         let done = self.timeout(now);
@@ -714,7 +735,7 @@ impl Driver<'_> {
         }
         match self.liveness.tick(now, self.limits) {
             HeartbeatAction::Dead => return Err(LinkEnd::Silent(self.limits.dead_after)),
-            // With frames waiting to be written a ping would only wait behind them.
+            // A ping would only wait behind frames that are not written yet.
             HeartbeatAction::Ping if !self.dirty => {
                 let ping = Message::Ping(Default::default());
                 Pin::new(&mut self.socket).start_send(ping).map_err(lost)?;
@@ -733,25 +754,27 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// How long the bytes of the present message have paid for.
+    /// Returns how long the current message may take, given the bytes received so far.
     fn message_time(&self) -> Duration {
         self.limits.message_time + self.paid(self.seen)
     }
 
-    /// How long the peer has to acknowledge something: it does so when a message is whole, which may be large and the line slow.
+    /// Returns how long the peer may take to acknowledge something. It acknowledges a message when
+    /// it is complete, and that message may be large and the connection slow.
     fn choke_time(&self) -> Duration {
         let waiting = self.line.resume.as_ref().map_or(0, Resume::unacknowledged_bytes);
         self.limits.write_stall + self.paid(waiting)
     }
 
-    /// How long so many bytes may take.
+    /// Returns how long `bytes` may take, at [`LinkLimits::message_floor`] bytes per second.
     fn paid(&self, bytes: usize) -> Duration {
         let paid = (bytes as u64 * 1000).checked_div(self.limits.message_floor as u64);
         Duration::from_millis(paid.unwrap_or_default())
     }
 
     fn deadline(&self) -> Instant {
-        // Tried in between as well: else progress just after a try would count as progress at the end.
+        // Retries in between as well: otherwise progress made right after one try would be dated to
+        // the next.
         let look = || Instant::now() + self.limits.write_stall / STALL_LOOKS;
         let stalled = self.stalled.map(|since| look().min(since + self.limits.write_stall));
         let partial = self.partial.map(|since| since + self.message_time());
@@ -779,7 +802,7 @@ fn lost(error: Error) -> LinkEnd {
     }
 }
 
-/// What a failed read means, and what the peer is to be told of it.
+/// Converts a read error to the end of the link, with the code and reason sent to the peer.
 fn broken(error: Error) -> LinkEnd {
     let (code, reason) = match &error {
         Error::Capacity(CapacityError::MessageTooLong { max_size, .. }) => {

@@ -1,4 +1,4 @@
-//! What went wrong with TLS, as one sentence for the person at the edge.
+//! TLS errors explained in one sentence, for the user of the edge.
 
 use std::io;
 
@@ -6,7 +6,8 @@ use futures_rustls::rustls::{AlertDescription, CertificateError, Error, InvalidM
 
 use crate::util;
 
-/// The sentence. `own_authority`: `--ssl-ca-cert` was given; `identity`: we have a client certificate.
+/// Explains a TLS error. `own_authority` is set if `--ssl-ca-cert` was given, `identity` if we have
+/// a client certificate.
 pub fn sentence(error: &io::Error, gateway: &str, own_authority: bool, identity: bool) -> String {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match inner {
@@ -32,7 +33,7 @@ pub fn sentence(error: &io::Error, gateway: &str, own_authority: bool, identity:
     }
 }
 
-/// We did not take the gateway's certificate.
+/// Explains why we rejected the gateway's certificate.
 fn certificate(why: &CertificateError, gateway: &str, own_authority: bool) -> String {
     match why {
         CertificateError::UnknownIssuer | CertificateError::BadSignature if own_authority => format!(
@@ -66,13 +67,14 @@ fn certificate(why: &CertificateError, gateway: &str, own_authority: bool) -> St
     }
 }
 
-/// The library writes `DnsName("gw.example")` and `IpAddress(192.0.2.7)`; what is within is what can be typed.
+/// Returns the name without its wrapping: the library writes `DnsName("gw.example")` and
+/// `IpAddress(192.0.2.7)`, but users type only the inner part.
 fn bare(name: &str) -> &str {
     let within = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
     within.unwrap_or(name).trim_matches('"')
 }
 
-/// The gateway did not take what we offered.
+/// Explains why the gateway rejected the handshake.
 fn refused(alert: AlertDescription, gateway: &str, identity: bool) -> String {
     use AlertDescription as A;
     match alert {

@@ -1,4 +1,4 @@
-//! Keys and certificates from PEM files, with errors that name the flag and the file.
+//! Reads keys and certificates from PEM files, with errors that name the flag and the file.
 
 use std::{fs, path::Path};
 
@@ -13,7 +13,7 @@ use futures_rustls::{
 use super::{CERTIFICATE, KEY};
 use crate::error::FatalError;
 
-/// All certificates of a file; at least one.
+/// Returns all certificates of a file, at least one.
 pub fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, FatalError> {
     let pem = read(flag, path)?;
     let found: Result<Vec<_>, Error> = CertificateDer::pem_slice_iter(&pem).collect();
@@ -33,7 +33,7 @@ pub fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer<'stati
     ))
 }
 
-/// The first private key of a file: PKCS#8, PKCS#1 or SEC1.
+/// Returns the first private key of a file, in PKCS#8, PKCS#1 or SEC1 form.
 pub fn private_key(flag: &str, path: &Path) -> Result<PrivateKeyDer<'static>, FatalError> {
     let pem = read(flag, path)?;
     let error = match PrivateKeyDer::from_pem_slice(&pem) {
@@ -52,13 +52,13 @@ pub fn private_key(flag: &str, path: &Path) -> Result<PrivateKeyDer<'static>, Fa
                 "holds a certificate and no private key; are --ssl-keyfile and --ssl-certfile swapped?"
             }
             Error::NoItemsFound => "no private key in PEM form in this file",
-            // The parser's own words may quote the file, and the file is a secret.
+            // The parser's error may quote the file, which is secret.
             _ => "damaged PEM",
         },
     ))
 }
 
-/// All certificates of a file as authorities to trust.
+/// Returns all certificates of a file as trusted authorities.
 pub fn roots(flag: &str, path: &Path) -> Result<RootCertStore, FatalError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(flag, path)? {
@@ -67,12 +67,12 @@ pub fn roots(flag: &str, path: &Path) -> Result<RootCertStore, FatalError> {
     Ok(roots)
 }
 
-/// A file that was given and is of no use.
+/// Returns the error for a file that cannot be used.
 pub fn unusable(flag: &str, path: &Path, why: &str) -> FatalError {
     FatalError::usage(format!("{flag} {}: {why}", path.display()))
 }
 
-/// Why a certificate and a key cannot be used together.
+/// Explains why a certificate and a key cannot be used together.
 pub fn mismatch(error: &rustls::Error, certificate: &Path, key: &Path) -> FatalError {
     match error {
         rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => unusable(
@@ -91,12 +91,13 @@ pub fn mismatch(error: &rustls::Error, certificate: &Path, key: &Path) -> FatalE
     }
 }
 
-/// The bytes of a file.
+/// Reads a file.
 fn read(flag: &str, path: &Path) -> Result<Vec<u8>, FatalError> {
     fs::read(path).map_err(|error| unusable(flag, path, &format!("cannot read it: {error}")))
 }
 
-/// Both ways in which PEM says that a key is encrypted have this word in a line that is no base64.
+/// Whether the PEM file contains an encrypted key. Both PEM notations for that have this word in a
+/// line that is not base64.
 fn is_encrypted(pem: &[u8]) -> bool {
     let word = b"ENCRYPTED";
     pem.split(|byte| *byte == b'\n')

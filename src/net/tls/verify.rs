@@ -1,4 +1,5 @@
-//! Two ways to judge a gateway's certificate, beside the library's own: take anything, and trust what a file holds.
+//! Two certificate verifiers for gateways, besides the library's own: accept any certificate, or
+//! trust only the certificates of a file.
 
 use std::sync::Arc;
 
@@ -16,12 +17,13 @@ use futures_rustls::{
     },
 };
 
-/// Takes any certificate: the user said `--no-ssl-verify`.
+/// Accepts any certificate, for `--no-ssl-verify`.
 pub fn anything(provider: &CryptoProvider) -> Arc<dyn ServerCertVerifier> {
     Arc::new(Anything(provider.signature_verification_algorithms.supported_schemes()))
 }
 
-/// See [`anything`]. Signatures are not looked at either: they would prove possession of a key that nobody vouches for.
+/// See [`anything`]. Signatures are not checked either: they would only prove possession of a key
+/// that nobody has certified.
 #[derive(Debug)]
 struct Anything(Vec<SignatureScheme>);
 
@@ -60,7 +62,7 @@ impl ServerCertVerifier for Anything {
     }
 }
 
-/// Trusts the given certificates, and nothing else: as authorities, and each as itself.
+/// Trusts only the given certificates: as authorities, and each also as a server certificate.
 pub fn given(
     certificates: Vec<CertificateDer<'static>>,
     provider: Arc<CryptoProvider>,
@@ -75,8 +77,9 @@ pub fn given(
     Ok(Arc::new(Given { chain, certificates }))
 }
 
-/// See [`given`]. The usual one-line recipe for a self-signed certificate marks it as an authority, which the library
-/// refuses to see at a server. Whoever gives us that very certificate means it.
+/// See [`given`]. The usual one-line recipe for a self-signed certificate marks it as an authority,
+/// which the library rejects as a server certificate. A user who configures exactly that
+/// certificate means to trust it.
 #[derive(Debug)]
 struct Given {
     chain: Arc<WebPkiServerVerifier>,
@@ -93,7 +96,7 @@ impl ServerCertVerifier for Given {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         match self.chain.verify_server_cert(own, between, name, ocsp, now) {
-            // The dates are judged before that, and have errors of their own.
+            // The validity dates are checked before this error, and have errors of their own.
             Err(Error::InvalidCertificate(CertificateError::Other(_))) if self.certificates.contains(own) => {
                 verify_server_name(&ParsedCertificate::try_from(own)?, name)?;
                 Ok(ServerCertVerified::assertion())

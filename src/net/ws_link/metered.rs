@@ -1,4 +1,5 @@
-//! The stream below the WebSocket library: counts bytes, and finds memory for large frames before the library reserves it.
+//! The stream below the WebSocket library: counts bytes, and takes memory for large frames from the
+//! budget before the library allocates it.
 
 use std::{
     future::Future,
@@ -20,38 +21,39 @@ use crate::{
     tunnel::frame_header::{Found, FrameHeaderScanner},
 };
 
-/// A stream that counts what was read since the last whole message. The library hides fragments from us, so this
-/// is where fragments without end, and empty ones, show.
+/// A stream that counts the bytes read since the last complete message. The library hides
+/// fragments, so endless or empty fragments can only be noticed here.
 #[derive(Debug)]
 pub struct Metered {
     pub(super) inner: Stream,
     pub(super) since: usize,
-    /// How far `since` may go. Beyond that nothing is read, since the library would go on for as long as there is
-    /// something; the driver looks at it next, and ends the link.
+    /// The limit of `since`. Nothing is read beyond it, because the library would go on for as long
+    /// as there is data. The driver checks it next, and ends the link.
     pub(super) most: usize,
     /// Bytes written so far.
     pub(super) written: u64,
     memory: Option<Box<ReadMemory>>,
 }
 
-/// What the buffers of the library take, where somebody pays for it. The library reserves the announced length of a frame, and
-/// its buffers stay as large as the largest frame: they are charged until the library is set up anew.
+/// The memory of the library's buffers, on links where it is charged. The library reserves the
+/// announced length of a frame, and its buffers stay as large as the largest frame: they are
+/// charged until they are replaced.
 #[derive(Debug)]
 struct ReadMemory {
     scanner: FrameHeaderScanner,
-    /// Read, and not passed on to the library.
+    /// Bytes read but not passed to the library yet.
     held: Vec<u8>,
     charge: Charge,
-    /// Bytes charged for the message that comes in.
+    /// Bytes charged for the incoming message.
     message: usize,
-    /// Sizes of the library's buffers.
+    /// Sizes of the library's buffers; 0 while they are small.
     read_buffer: usize,
     write_buffer: usize,
-    /// When a large frame went through last.
+    /// When the last large frame passed.
     used: Instant,
-    /// Since when a frame waits for memory.
+    /// Since when a frame waits for memory, and the timer for the next try.
     waiting: Option<(Instant, Timer)>,
-    /// Largest message; the library refuses larger ones without reserving anything.
+    /// Largest message. The library refuses larger ones without allocating anything.
     most: usize,
     patience: Duration,
 }
@@ -62,7 +64,8 @@ impl Metered {
         Self { inner, since: 0, most, written: 0, memory: None }
     }
 
-    /// The same for a stream of which these bytes were read, and whose buffers an account pays for.
+    /// Creates a stream from which `held` was already read, and whose buffers are charged to
+    /// `account`.
     pub(super) fn charged(inner: Stream, held: Vec<u8>, account: &Account, limits: &LinkLimits) -> Self {
         let memory = ReadMemory {
             scanner: FrameHeaderScanner::default(),
@@ -79,19 +82,21 @@ impl Metered {
         Self { memory: Some(Box::new(memory)), ..Self::new(inner, limits) }
     }
 
-    /// Reads so many bytes more at most.
+    /// Limits further reads to about `bytes`.
     pub(super) fn limit(&mut self, bytes: usize) {
         (self.since, self.most) = (0, bytes);
     }
 
-    /// A whole message was taken from the library.
+    /// Records that a complete message was taken from the library.
     pub(super) fn message_ended(&mut self) {
         if let Some(memory) = &mut self.memory {
             memory.message = 0;
         }
     }
 
-    /// A frame of so many bytes goes out. It is in the library's buffer and in the queue that it came from.
+    /// Records an outgoing frame of `bytes` bytes. It is charged here although the queue has
+    /// charged it, because the library's buffer holds a copy. Frames of up to
+    /// [`limits::BUDGET_SMALL`] bytes are not charged.
     pub(super) fn frame_written(&mut self, bytes: usize) {
         if let Some(memory) = self.memory.as_mut().filter(|_| bytes > limits::BUDGET_SMALL) {
             memory.used = Instant::now();
@@ -100,7 +105,8 @@ impl Metered {
         }
     }
 
-    /// When the library's buffers are to be given back if no large frame goes through until then. `None`: they are small.
+    /// Returns when to replace the library's buffers by small ones, unless a large frame passes
+    /// before. `None` if they are small.
     pub(super) fn shrink_at(&self) -> Option<Instant> {
         let memory = self.memory.as_ref()?;
         let large = memory.read_buffer + memory.write_buffer > 0;
@@ -108,19 +114,19 @@ impl Metered {
         large.then(|| memory.used + pause)
     }
 
-    /// Whether the library holds no byte of an incomplete message.
+    /// Whether the library holds no part of an incomplete message.
     pub(super) fn is_between_messages(&self) -> bool {
         self.memory.as_ref().is_some_and(|memory| memory.scanner.is_between_messages())
     }
 
-    /// They cannot be given back now.
+    /// Postpones replacing the buffers, because they are not empty.
     pub(super) fn shrink_later(&mut self) {
         if let Some(memory) = &mut self.memory {
             memory.used = Instant::now();
         }
     }
 
-    /// The library was set up anew.
+    /// Records that the library's buffers were replaced by small ones.
     pub(super) fn shrunk(&mut self) {
         if let Some(memory) = &mut self.memory {
             (memory.read_buffer, memory.write_buffer) = (0, 0);
@@ -128,19 +134,22 @@ impl Metered {
         }
     }
 
-    /// Whether a frame waits for memory.
+    /// Whether a frame is waiting for memory.
     pub(super) fn waits_for_memory(&self) -> bool {
         self.memory.as_ref().is_some_and(|memory| memory.waiting.is_some())
     }
 }
 
 impl ReadMemory {
-    /// Less is always given back, and what has grown already is charged in any case.
+    /// Updates the charge to the present sizes. This always succeeds: less can always be given
+    /// back, and buffers that have already grown must be charged.
     fn settle(&mut self) {
         self.charge.resize_anyway(self.read_buffer + self.write_buffer);
     }
 
-    /// Finds memory for a frame that was announced.
+    /// Takes memory for an announced frame, or waits for it. Fails with `OutOfMemory` after
+    /// `patience`. Frames that the library refuses because of their size need none; `bytes` may be
+    /// twice the length of the payload.
     fn poll_admit(&mut self, bytes: usize, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if bytes.div_ceil(2) <= self.most {
             ready!(self.poll_grow(self.message.saturating_add(bytes), context))?;
@@ -152,7 +161,7 @@ impl ReadMemory {
     fn poll_grow(&mut self, message: usize, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let buffer = match self.read_buffer {
             before if message <= before => before,
-            // It grows by doubling.
+            // The library's buffer grows by doubling.
             before => message.max(before.saturating_mul(2)),
         };
         while !self.charge.resize(buffer + self.write_buffer) {
@@ -170,7 +179,7 @@ impl ReadMemory {
         Poll::Ready(Ok(()))
     }
 
-    /// Fills the library's buffer up to the next frame for which there is no memory.
+    /// Fills the library's buffer, up to the next frame for which there is no memory.
     fn poll_read(
         &mut self,
         mut inner: Pin<&mut Stream>,
@@ -184,7 +193,7 @@ impl ReadMemory {
         let (pass, result) = loop {
             if more {
                 match inner.as_mut().poll_read(context, &mut buffer[have..]) {
-                    // The end, perhaps within a header.
+                    // The end of the stream, possibly within a header.
                     Poll::Ready(Ok(0)) => break (have, Poll::Ready(Ok(()))),
                     Poll::Ready(Ok(count)) => have += count,
                     Poll::Ready(Err(error)) => break (0, Poll::Ready(Err(error))),
