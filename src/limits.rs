@@ -726,8 +726,8 @@ pub const URI_BYTES: usize = 8000;
 /// Bytes that one look-up of a URI compares with templates of the same beginning: about a thousand
 /// templates for a usual URI, and a tenth of a millisecond.
 pub const TEMPLATE_WORK: usize = 16 * URI_BYTES;
-/// Tools named in one log line about changed descriptions; a list can hold hundreds, and change
-/// often.
+/// Tools named in the log when descriptions in one list changed; a list can hold hundreds, and
+/// change often.
 pub const LOG_CHANGES: usize = 16;
 /// Bytes of log lines queued until stderr is read: about 2 500 usual lines, enough for the restart
 /// of a log collector at a busy time.
