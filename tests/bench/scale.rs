@@ -165,14 +165,7 @@ fn measure(binary: &Path, count: usize, late: bool) -> Outcome<Figures> {
     })?;
     let mut clients = Vec::new();
     let open = stage.each("clients open", count / 2, || {
-        clients = alive(&mut links, || {
-            together(
-                std::env::var("CLIENTS").map_or(count / 2, |c| c.parse().unwrap()),
-                Duration::ZERO,
-                |_| Ok(()),
-                |_| client(address),
-            )
-        })?;
+        clients = alive(&mut links, || together(count / 2, Duration::ZERO, |_| Ok(()), |_| client(address)))?;
         Ok(())
     })?;
     let changes = count / CHURN;
