@@ -1,8 +1,10 @@
-//! One list that clients see: what all servers offer of one kind, by exposed name.
+//! Index of the exposed names of one kind of item, over all servers.
 //!
-//! Tools and prompts have names that are a pure function of server and item (`mcp::exposed_name`). A URI that two servers list is
-//! given to neither: both are exposed under their longer forms, whoever came first. The URI stays contested as long as one
-//! of its claimants is here, so that it never changes its meaning from one running server to another.
+//! The exposed name of a tool or prompt is a pure function of the server and the item
+//! (`mcp::exposed_name`). A URI that two servers list is given to neither of them: both items are
+//! exposed under their longer forms, whichever server registered first. The URI stays contested as
+//! long as one of its claimants is registered, so that it never changes its meaning from one
+//! running server to another.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,46 +25,47 @@ use crate::{
     util,
 };
 
-/// What our cursors begin with.
+/// Prefix of the gateway's cursors.
 const CURSOR: &str = "after:";
 
 #[derive(Debug)]
 struct IndexEntry {
-    /// `None`: the gateway's own.
+    /// The server that offers the item; `None`: the gateway itself.
     server: Option<UpstreamKey>,
-    /// The server's own name or URI.
+    /// The server's own name or URI of the item.
     key: String,
-    /// The description under the exposed name.
+    /// The JSON description of the item, with its exposed name.
     listed: String,
-    /// The description may link to a resource.
+    /// Whether the description may link to a resource.
     links: bool,
 }
 
-/// What one server has in the list.
+/// The exposed names of one server.
 #[derive(Debug)]
 struct ServerNames {
     name: String,
-    /// The exposed names that it has or claims.
+    /// The exposed names that the server has or claims.
     names: Vec<Arc<str>>,
 }
 
-/// What an exposed name leads to.
+/// The result of looking up an exposed name.
 pub(super) enum Lookup<'a> {
-    /// The gateway's own.
+    /// An item of the gateway itself.
     Own,
-    /// An item of a server, by the server's own name for it.
+    /// An item of a server, with the server's own name or URI of it.
     Server(UpstreamKey, &'a str),
-    /// Several items have this name: the exposed names of some of them.
+    /// Several items claim this name. Holds the longer names of at most [`AMBIGUOUS_SERVERS`] of
+    /// them.
     Several(Vec<String>),
 }
 
-/// See the module's documentation.
+/// The exposed names of one kind of item; see the module's documentation.
 #[derive(Debug)]
 pub(super) struct NameIndex {
     kind: ListKind,
     longest: usize,
     entries: BTreeMap<Arc<str>, IndexEntry>,
-    /// Names that several items claim, with the claimants: server, and its own name for the item.
+    /// Contested names with their claimants: the server, and its own name or URI of the item.
     contested: BTreeMap<Arc<str>, BTreeSet<(UpstreamKey, String)>>,
     held: BTreeMap<UpstreamKey, ServerNames>,
 }
@@ -73,14 +76,15 @@ impl NameIndex {
         Self { kind, longest: limits.exposed_name, entries, contested, held }
     }
 
-    /// Adds something of the gateway's own.
+    /// Adds an item of the gateway itself.
     pub(super) fn add_own(&mut self, name: &str, listed: &str) {
         let entry =
             IndexEntry { server: None, key: name.to_owned(), listed: listed.to_owned(), links: false };
         self.entries.insert(name.into(), entry);
     }
 
-    /// Adds an item of a server. Returns a warning when it does not get its plain name.
+    /// Adds an item of a server. Returns a warning if it is listed twice or does not get its plain
+    /// name.
     fn add(&mut self, server: UpstreamKey, name: &str, item: &ListItem) -> Option<String> {
         self.held.entry(server).or_insert_with(|| ServerNames { name: name.to_owned(), names: Vec::new() });
         let (noun, shown) = (self.kind.noun(), util::escape::show(&item.key));
@@ -104,7 +108,7 @@ impl NameIndex {
         }
     }
 
-    /// Whether this item has the exposed name, or claims it.
+    /// Whether this item has or claims the exposed name.
     fn is_held(&self, exposed: &str, server: UpstreamKey, key: &str) -> bool {
         let has = |entry: &IndexEntry| entry.server == Some(server) && entry.key == key;
         let claims =
@@ -112,8 +116,9 @@ impl NameIndex {
         self.entries.get(exposed).is_some_and(has) || self.contested.get(exposed).is_some_and(claims)
     }
 
-    /// Gives an item the first of its names, from the one with this number on, that nobody else has; whoever shares a name
-    /// with it is given another one as well. Returns the name; `None`: there is none.
+    /// Exposes an item under the first of its names, from index `from` on, that no other item has
+    /// or claims. An item that already has one of these names loses it and gets its next one.
+    /// Returns the name, or `None` if there is none left.
     fn place(&mut self, mut entry: IndexEntry, from: usize) -> Option<Arc<str>> {
         let server = entry.server?;
         let names = self.names(&self.held.get(&server)?.name, &entry.key);
@@ -145,7 +150,7 @@ impl NameIndex {
         None
     }
 
-    /// Gives an item whose name is contested its next one.
+    /// Moves an item whose name became contested to its next name, if it has one.
     fn displace(&mut self, entry: IndexEntry, name: &str) {
         let held = entry.server.and_then(|server| self.held.get(&server));
         let names = held.map(|held| self.names(&held.name, &entry.key));
@@ -154,8 +159,8 @@ impl NameIndex {
         }
     }
 
-    /// The name that an item has, and the one that it has when that is contested or the gateway's own. Resources keep their
-    /// URI.
+    /// Returns the plain name of an item, and the longer one that it gets if the plain name is
+    /// contested or belongs to the gateway. The plain name of a resource is its URI.
     fn names(&self, server: &str, key: &str) -> [String; 2] {
         match self.kind {
             ListKind::Prompt | ListKind::Tool => {
@@ -165,16 +170,17 @@ impl NameIndex {
         }
     }
 
-    /// Puts these items of a server in the place of those before. Returns warnings for the log.
+    /// Replaces the items of a server. Returns warnings for the log.
     pub(super) fn set(&mut self, server: UpstreamKey, name: &str, items: &[ListItem]) -> Vec<String> {
         let before = self.take_out(server);
         let warnings = items.iter().filter_map(|item| self.add(server, name, item)).collect();
-        // Only now, so that a name that was contested does not become plain by a list that came anew.
+        // Released only after the new items are added. Otherwise a contested name would become
+        // plain when a server sends its list again.
         self.release(&before);
         warnings
     }
 
-    /// Takes out all of a server. False when there was nothing.
+    /// Removes all items of a server. Returns false if there were none.
     pub(super) fn remove(&mut self, server: UpstreamKey) -> bool {
         let names = self.take_out(server);
         self.release(&names);
@@ -194,7 +200,7 @@ impl NameIndex {
         names
     }
 
-    /// Names that nobody claims any more are not contested.
+    /// Ends the contest for names that no item claims any more.
     fn release(&mut self, names: &[Arc<str>]) {
         for name in names {
             if self.contested.get(name).is_some_and(BTreeSet::is_empty) {
@@ -203,7 +209,7 @@ impl NameIndex {
         }
     }
 
-    /// Whose it is, and the server's own name for it.
+    /// Finds the item with an exposed name.
     pub(super) fn find(&self, exposed: &str) -> Option<Lookup<'_>> {
         if let Some(entry) = self.entries.get(exposed) {
             return Some(entry.server.map_or(Lookup::Own, |server| Lookup::Server(server, &entry.key)));
@@ -215,7 +221,9 @@ impl NameIndex {
         Some(Lookup::Several(claimants.iter().take(AMBIGUOUS_SERVERS).filter_map(form).collect()))
     }
 
-    /// Names that somebody may have meant who took a name to be `<server>_<tool>` in any case, as it is with the Python mcpport.
+    /// Returns the exposed names that a client may have meant by an unknown name: it may assume
+    /// that all names have the form `<server>_<tool>`, as with the Python mcpport. `server` finds a
+    /// server by its name.
     pub(super) fn meant(&self, name: &str, server: impl Fn(&str) -> Option<UpstreamKey>) -> Vec<String> {
         if name.len() > self.longest {
             return Vec::new();
@@ -238,9 +246,10 @@ impl NameIndex {
         all
     }
 
-    /// One page, as the result of the list method. `None` when the cursor is not one of ours.
+    /// Returns one page as the result of the list method, or `None` if the cursor is not one of
+    /// ours.
     ///
-    /// `mend`: rewrites the links in a server's description.
+    /// `mend` rewrites the resource links in a server's description; `None` leaves it unchanged.
     pub(super) fn page(
         &self,
         cursor: Option<&str>,

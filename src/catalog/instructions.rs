@@ -1,8 +1,10 @@
-//! The instructions of all servers in one text, for clients that see all of them.
+//! Combines the instructions of all servers into one text, for clients that see all servers.
 //!
-//! Each server's text is quoted line by line below a heading with its name, so that no server can write a heading of another
-//! one. The room is shared equally between the principals that registered the servers, and then between the servers of
-//! each; what one does not need is the others'. The text is kept until a server comes, goes or says something else.
+//! Each server's text is quoted line by line below a heading with the server's name, so that no
+//! server can forge the heading of another. The available bytes are divided equally among the
+//! principals that registered the servers, and then among the servers of each. Bytes that one does
+//! not need go to the others. The text is cached until a server is added, removed or changes its
+//! instructions.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt::Write, sync::Arc};
 
@@ -11,21 +13,22 @@ use crate::{
     limits::{INSTRUCTIONS, INSTRUCTIONS_PART},
 };
 
-/// The first line, for the model that reads it.
+/// The first line, addressed to the model that reads it.
 const OPENING: &str = "Each server's own instructions are quoted below its name.\n\n";
-/// The last one, with the largest number, where there is no room for all.
+/// The last line if servers are left out, with the largest number, so that its length is an upper
+/// bound.
 const CLOSING: &str = "The instructions of 18446744073709551615 more servers are left out.";
-/// The end of a text that is cut.
+/// Marks the end of a text that was truncated.
 const CUT: char = '…';
 
-/// See the module's documentation.
+/// The instructions of all servers, and the cached text.
 #[derive(Debug, Default)]
 pub(super) struct Instructions {
     owners: BTreeMap<Principal, Owner>,
     count: usize,
-    /// All of them; `None`: something changed since.
+    /// The cached text; `None` after a change.
     text: Option<Arc<str>>,
-    /// How many lengths and texts were looked at to put them together.
+    /// How many lengths and texts were examined to build the text.
     #[cfg(test)]
     work: std::cell::Cell<usize>,
 }
@@ -33,14 +36,14 @@ pub(super) struct Instructions {
 /// The instructions of the servers of one principal.
 #[derive(Debug, Default)]
 struct Owner {
-    /// Quoted, by the name of the server.
+    /// The quoted instructions, by the name of the server.
     quoted: BTreeMap<String, Box<str>>,
-    /// Bytes that they all take with their headings.
+    /// Bytes of all of them, including their headings.
     bytes: usize,
 }
 
 impl Instructions {
-    /// Sets the instructions of a server; nothing but blanks is none.
+    /// Sets the instructions of a server. Blank instructions count as none.
     pub(super) fn set(&mut self, owner: Principal, server: &str, instructions: &str) {
         self.remove(owner, server);
         let instructions = instructions.trim();
@@ -55,7 +58,7 @@ impl Instructions {
         self.text = None;
     }
 
-    /// Takes out those of a server.
+    /// Removes the instructions of a server.
     pub(super) fn remove(&mut self, principal: Principal, server: &str) {
         let Some(owner) = self.owners.get_mut(&principal) else { return };
         let Some(quoted) = owner.quoted.remove(server) else { return };
@@ -67,7 +70,8 @@ impl Instructions {
         self.text = None;
     }
 
-    /// The text with all of them, [`INSTRUCTIONS`] bytes at most; empty when there are none.
+    /// Returns the combined text, at most [`INSTRUCTIONS`] bytes. It is empty if no server has
+    /// instructions.
     pub(super) fn text(&mut self) -> Arc<str> {
         let text = self.text.take().unwrap_or_else(|| self.put_together().into());
         self.text.insert(text).clone()
@@ -83,7 +87,7 @@ impl Instructions {
         for (owner, share) in self.owners.values().zip(shares) {
             let wants = owner.quoted.iter().map(|(name, quoted)| self.looked_at(part_bytes(name, quoted)));
             for ((name, quoted), share) in owner.quoted.iter().zip(share_out(wants, share)) {
-                // A server's name belongs to one principal.
+                // No two servers have the same name, whatever their principals.
                 parts.insert(name, cut(quoted, share - part_bytes(name, "")));
             }
         }
@@ -109,13 +113,14 @@ impl Instructions {
     }
 }
 
-/// Bytes of a text with the heading above and the blank line below.
+/// Returns the bytes of a text with the heading above it and the blank line below.
 fn part_bytes(server: &str, quoted: &str) -> usize {
     "# \n\n\n\n".len() + server.len() + quoted.len()
 }
 
-/// Shares room out to those that want some, in their order: equally, and what one does not need goes to the others. Where
-/// there is too little room for a useful share for each, the last get none, and are not looked at.
+/// Divides `room` bytes among `wants`, in their order: equally, and bytes that one does not need go
+/// to the others. If there is less than a useful share ([`INSTRUCTIONS_PART`]) for each, the last
+/// ones get none and are not examined; the result is then shorter than `wants`.
 fn share_out(wants: impl Iterator<Item = usize>, room: usize) -> Vec<usize> {
     let mut least = 0;
     let has_room = |want: &usize| {
@@ -133,7 +138,8 @@ fn share_out(wants: impl Iterator<Item = usize>, room: usize) -> Vec<usize> {
     shares
 }
 
-/// A text with `> ` before each of its lines, whatever ends them. Cut where it is longer than all may be together.
+/// Puts `> ` before each line of a text, whatever ends the line. The text is truncated to
+/// [`INSTRUCTIONS`] bytes, the limit for all texts together.
 fn quoted(text: &str) -> String {
     let kept = beginning(text, INSTRUCTIONS);
     let mut out = String::new();
@@ -149,18 +155,19 @@ fn quoted(text: &str) -> String {
     cut(&out, INSTRUCTIONS).into_owned()
 }
 
-/// Whether somebody takes this for the end of a line: Unicode, section 5.8, and the separators of Python's `splitlines`.
+/// Whether some reader takes this character for the end of a line (Unicode, section 5.8, and the
+/// separators of Python's `splitlines`).
 fn is_line_end(c: char) -> bool {
     matches!(c, '\n'..='\r' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
 
-/// As much of a quoted text as has room, with a mark where something is missing.
+/// Truncates a quoted text to `room` bytes. Ends in [`CUT`] if something is missing.
 fn cut(quoted: &str, room: usize) -> Cow<'_, str> {
     if quoted.len() <= room {
         return Cow::Borrowed(quoted);
     }
     let kept = beginning(quoted, room.saturating_sub(CUT.len_utf8()));
-    // A line of which nothing but the quotation mark is left is left out.
+    // A last line with only the quotation mark left is dropped.
     let kept = match kept.rsplit_once('\n') {
         Some((before, "" | ">" | "> ")) => before,
         _ => kept,
@@ -168,7 +175,7 @@ fn cut(quoted: &str, room: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{kept}{CUT}"))
 }
 
-/// The first bytes of a text, without a character that is not whole.
+/// Returns the longest prefix of at most `longest` bytes that ends at a character boundary.
 fn beginning(text: &str, longest: usize) -> &str {
     let end = (0..=longest.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or_default()]
@@ -186,7 +193,7 @@ mod tests {
         all.text().to_string()
     }
 
-    /// What stands below each heading.
+    /// Returns the text below each heading.
     fn parts(text: &str) -> Vec<(&str, String)> {
         let mut parts: Vec<(&str, String)> = Vec::new();
         for line in text.split(is_line_end) {
@@ -243,7 +250,7 @@ mod tests {
             assert!((least..=most).contains(&part.len()) && part.ends_with("é…"), "{name}: {}", part.len());
         }
         assert!(!out.contains("left out"));
-        // Alone it has all of the room.
+        // A single server gets all of the room.
         assert!(of(&[("a", &huge)]).len() > INSTRUCTIONS - 100);
     }
 

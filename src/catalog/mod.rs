@@ -1,7 +1,7 @@
-//! The registered servers and what they offer, under the names that clients see.
+//! The catalog: registered servers and the items they offer, under the names that clients see.
 //!
-//! Pure tables. `H` is whatever the program needs to reach a server; lookups hand out clones of it.
-//! Exposed names are looked up in a map; nothing is ever split at a separator.
+//! Plain tables without I/O. `H` is the program's handle of a server; look-ups return clones of it.
+//! Exposed names are found in a map, never by splitting them at a separator.
 
 mod index;
 mod instructions;
@@ -30,38 +30,42 @@ use crate::{
     util,
 };
 
-/// A registration's place in the catalog. Never reused.
+/// The key of a registration in the catalog. Never reused.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct UpstreamKey(u64);
 
-/// Something that is offered, found by the name or URI that clients use.
+/// The result of looking up an item by the name or URI that clients use.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Target<H> {
-    /// The gateway's own.
+    /// An item of the gateway itself.
     Own,
-    /// A server's.
+    /// An item of a server.
     Server {
-        /// How to reach the server.
+        /// The handle of the server.
         handle: H,
-        /// The server's own name or URI for it.
+        /// The server's own name or URI of the item.
         key: String,
     },
-    /// Several servers can be meant; these names or URIs each mean one of them.
+    /// The name or URI is ambiguous, or an older form. Each of these names or URIs means one
+    /// item.
     Several(Vec<String>),
 }
 
-/// Why a registration is refused.
+/// Error: another server has the name.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NameTaken {
-    /// The name.
+    /// The name that is taken.
     pub name: String,
-    /// The id of the server that has it; nobody's business but of the principal whose server that is.
+    /// The id of the server that has it. `None` if that server belongs to another principal, since
+    /// a server's id is shown only to its own principal.
     pub holder: Option<String>,
-    /// That one's link is lost: the name may soon be free.
+    /// Whether the link of that server is lost, so that the name may soon be free. False if
+    /// `holder` is `None`.
     pub away: bool,
 }
 
-/// A server took over its own living link too often in the last minute: it is another program with the same id.
+/// Error: a server took over its own live link too often in [`TAKEOVER_WINDOW`], so two programs
+/// probably use the same id.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct TooOften;
 
@@ -72,57 +76,59 @@ struct CatalogEntry<H> {
     name: String,
     principal: Principal,
     handle: H,
-    /// Its link is lost, and may come back.
+    /// Whether its link is lost and may come back.
     away: bool,
     offers: BTreeMap<ListKind, Vec<ListItem>>,
-    /// When it took over from itself, in the last minute.
+    /// The times in [`TAKEOVER_WINDOW`] at which it took over its own link.
     takeovers: Vec<Instant>,
 }
 
-/// See the module's documentation.
+/// The registered servers with their names, items and instructions. `H` is the handle of a server.
 #[derive(Debug)]
 pub struct Catalog<H> {
     last: u64,
     servers: BTreeMap<UpstreamKey, CatalogEntry<H>>,
-    /// The servers by id, which is the principal's own matter: equal ids of two principals are two servers.
+    /// Servers by principal and id. An id is unique within its principal only: equal ids of two
+    /// principals are two servers.
     ids: HashMap<(Principal, String), UpstreamKey>,
     names: HashMap<String, UpstreamKey>,
-    /// Those that declare resources.
+    /// The servers that declare resources.
     with_resources: BTreeSet<UpstreamKey>,
-    /// Who ever did.
+    /// The servers that ever declared resources.
     only: Only,
     templates: Templates,
     indexes: BTreeMap<ListKind, NameIndex>,
     instructions: Instructions,
 }
 
-/// Whether a URI that is not listed can mean one server alone. Once a second one had resources it never can again: a client
-/// may have kept the URI from the time of the first.
+/// Whether a URI that is not listed can mean only one server. Once a second server has declared
+/// resources it never can again, since a client may have kept the URI from the time of the first
+/// server.
 #[derive(Debug, Default)]
 enum Only {
     #[default]
     Nobody,
-    /// The server of this principal, by its name.
+    /// Only the server of this principal with this name.
     One(Principal, String),
     Several,
 }
 
-/// How a URI leads to a server.
+/// How a URI was resolved to a server.
 enum Resolution {
-    /// It is listed under this URI; the server's own may be another.
+    /// It is listed under this URI. Holds the server's own URI, which may differ.
     Listed(UpstreamKey, String),
-    /// `<server>+<uri>`, with the server's own URI.
+    /// It has the form `<server>+<uri>`. Holds the server's own URI.
     Named(UpstreamKey, String),
-    /// It can come of a template of this server only.
+    /// It matches a template of this server only.
     Template(UpstreamKey),
-    /// No other server has or had resources.
+    /// This is the only server that has or ever had resources.
     Only(UpstreamKey),
-    /// Several servers can be meant; these URIs each mean one of them.
+    /// It is ambiguous. Each of these URIs means one server.
     Several(Vec<String>),
 }
 
 impl<H: Clone> Catalog<H> {
-    /// A catalog with the gateway's own tools: name and description.
+    /// Creates a catalog with the gateway's own tools, given as name and description.
     pub fn new(own: &[(&str, &str)], limits: &CatalogLimits) -> Self {
         let mut boards: BTreeMap<ListKind, NameIndex> =
             ListKind::ALL.into_iter().map(|kind| (kind, NameIndex::new(kind, limits))).collect();
@@ -135,11 +141,12 @@ impl<H: Clone> Catalog<H> {
         Self { last: 0, servers, ids, names, with_resources, only, templates, indexes: boards, instructions }
     }
 
-    /// Registers a server that offers nothing so far. The same id from the same principal takes over: the handle of
-    /// the one that had it is returned, to be told.
+    /// Registers a server that offers nothing yet. If the same principal already has a server with
+    /// this id, the new one replaces it, and the old handle is returned so that the caller can
+    /// close its link.
     ///
     /// # Errors
-    /// [`NameTaken`] when another server has the name.
+    /// [`NameTaken`] if another server has the name.
     pub fn register(
         &mut self,
         id: &str,
@@ -168,11 +175,12 @@ impl<H: Clone> Catalog<H> {
         Ok((key, replaced))
     }
 
-    /// Counts a take-over that is about to happen: the id is registered by the same principal, and its link is `alive`.
-    /// A link that has ended is not taken over, however often its line drops.
+    /// Counts a takeover that is about to happen: the same principal registers the id again while
+    /// the link is `alive`. A lost link is not taken over, so reconnecting does not count, however
+    /// often it happens.
     ///
     /// # Errors
-    /// [`TooOften`]: it was the last of too many.
+    /// [`TooOften`] after [`TAKEOVERS`] takeovers in [`TAKEOVER_WINDOW`].
     pub fn take_over(
         &mut self,
         now: Instant,
@@ -190,18 +198,19 @@ impl<H: Clone> Catalog<H> {
         Ok(())
     }
 
-    /// Whether the server with this id belongs to the principal, and has a link that is `alive`.
+    /// Whether the server with this id belongs to the principal and has a link that is `alive`.
     pub fn is_linked(&self, id: &str, principal: Principal, alive: impl Fn(&H) -> bool) -> bool {
         self.own(id, principal).is_some_and(|server| !server.away && alive(&server.handle))
     }
 
-    /// The handles of the servers that their principals may not have under their names any more.
+    /// Returns the handles of the servers whose principals may no longer claim their names.
     pub fn unauthorized(&self, may_claim: impl Fn(Principal, &str) -> bool) -> Vec<H> {
         let out = self.servers.values().filter(|server| !may_claim(server.principal, &server.name));
         out.map(|server| server.handle.clone()).collect()
     }
 
-    /// Takes a server out with all its names. Returns its handle, and the kinds of which something was listed.
+    /// Removes a server and all its names. Returns its handle, and the kinds of items that it had
+    /// listed.
     pub fn remove(&mut self, key: UpstreamKey) -> Option<(H, Vec<ListKind>)> {
         let server = self.servers.remove(&key)?;
         self.names.remove(&server.name);
@@ -214,7 +223,7 @@ impl<H: Clone> Catalog<H> {
         Some((server.handle, kinds))
     }
 
-    /// The handle of the server with this id, if it belongs to the principal.
+    /// Returns the handle of the server with this id, if it belongs to the principal.
     pub fn holder(&self, id: &str, principal: Principal) -> Option<H> {
         self.own(id, principal).map(|server| server.handle.clone())
     }
@@ -223,14 +232,14 @@ impl<H: Clone> Catalog<H> {
         self.servers.get(self.ids.get(&(principal, id.to_owned()))?)
     }
 
-    /// The server's link is lost and may come back, or is back.
+    /// Records whether the server's link is lost and may come back.
     pub fn set_away(&mut self, key: UpstreamKey, away: bool) {
         if let Some(server) = self.servers.get_mut(&key) {
             server.away = away;
         }
     }
 
-    /// The server declares resources.
+    /// Records that the server declares resources.
     pub fn set_has_resources(&mut self, key: UpstreamKey) {
         let Some(CatalogEntry { principal, name, .. }) = self.servers.get(&key) else { return };
         self.with_resources.insert(key);
@@ -241,20 +250,20 @@ impl<H: Clone> Catalog<H> {
         }
     }
 
-    /// Sets what a server says in `instructions`; an empty text is nothing.
+    /// Sets the `instructions` of a server. An empty text means none.
     pub fn set_instructions(&mut self, key: UpstreamKey, instructions: &str) {
         if let Some(server) = self.servers.get(&key) {
             self.instructions.set(server.principal, &server.name, instructions);
         }
     }
 
-    /// The instructions of all servers, each quoted under its name, as far as there is room.
+    /// Returns the instructions of all servers, each quoted below its name, as far as they fit.
     pub fn instructions(&mut self) -> Arc<str> {
         self.instructions.text()
     }
 
-    /// Sets what a server offers of a kind. Returns warnings for the log, or `None` when nothing changed or the server
-    /// is gone.
+    /// Sets the items of one kind that a server offers. Returns warnings for the log, or `None` if
+    /// nothing changed or the server is gone.
     pub fn set(&mut self, key: UpstreamKey, kind: ListKind, items: Vec<ListItem>) -> Option<Vec<String>> {
         let server = self.servers.get_mut(&key)?;
         let board = self.indexes.get_mut(&kind)?;
@@ -271,7 +280,8 @@ impl<H: Clone> Catalog<H> {
         Some(warnings)
     }
 
-    /// Finds a tool or a prompt by its exposed name. A name that nothing has, and that is an older form of some, leads to none.
+    /// Finds a tool or a prompt by its exposed name. For an unknown name that is an older form of
+    /// others, returns these as [`Target::Several`].
     pub fn find(&self, kind: ListKind, exposed: &str) -> Option<Target<H>> {
         let board = self.indexes.get(&kind)?;
         match board.find(exposed) {
@@ -285,14 +295,16 @@ impl<H: Clone> Catalog<H> {
         }
     }
 
-    /// Finds the server of a resource: listed under this URI, named in front of it as `<server>+<uri>`, of the form of
-    /// a listed template, or of the only server that ever had resources. Where that can mean several servers, it is none of
-    /// them: whoever comes must not draw to itself what was meant for another.
+    /// Finds the server of a resource. The URI may be listed, have the form `<server>+<uri>`, match
+    /// a listed template, or belong to the only server that ever had resources. If it can mean
+    /// several servers, none is chosen: a new server must not receive requests that were meant for
+    /// another.
     pub fn find_resource(&self, uri: &str) -> Option<Target<H>> {
         self.follow(ListKind::Resource, uri)
     }
 
-    /// As [`Catalog::find_resource`], for a listed template by its exposed form, or else a resource.
+    /// Finds the server of a template by its exposed form, or else of a resource as
+    /// [`Catalog::find_resource`] does.
     pub fn find_template(&self, uri: &str) -> Option<Target<H>> {
         self.follow(ListKind::Template, uri)
     }
@@ -310,7 +322,7 @@ impl<H: Clone> Catalog<H> {
         }
     }
 
-    /// `None`: it can mean any server that has resources, or there is none.
+    /// Resolves a URI. `None`: it can mean any server that has resources, or no server has any.
     fn lead(&self, kind: ListKind, uri: &str) -> Option<Resolution> {
         let named = uri.split_once('+').and_then(|(name, own)| Some((*self.names.get(name)?, own)));
         let other = |server: UpstreamKey| named.is_some_and(|(named, _)| named != server);
@@ -339,7 +351,7 @@ impl<H: Clone> Catalog<H> {
         }
     }
 
-    /// The URIs by which this one is asked for at each of these servers.
+    /// Returns the form `<server>+<uri>` of a URI for each of these servers.
     fn forms(&self, servers: &[UpstreamKey], uri: &str) -> Vec<String> {
         let named = servers.iter().filter_map(|server| self.servers.get(server));
         named.map(|server| format!("{}+{uri}", server.name)).collect()
@@ -350,25 +362,27 @@ impl<H: Clone> Catalog<H> {
         Some(Target::Server { handle, key })
     }
 
-    /// What a URI in a result of this server has to be for clients that see all servers, where it is another one: there it
-    /// must lead back to the server, or to an error.
+    /// Returns the URI that replaces `uri` in a result of this server, for clients that see all
+    /// servers; `None` if it needs no change. The URI that these clients see must resolve to the
+    /// same server, or to an error.
     pub fn link(&self, server: &str, uri: &str) -> Option<String> {
         self.link_of(*self.names.get(server)?, uri)
     }
 
     fn link_of(&self, server: UpstreamKey, uri: &str) -> Option<String> {
         if uri.len() > URI_BYTES {
-            // Nobody can ask for it.
+            // A request with so long a URI is refused, so rewriting it is of no use.
             return None;
         }
-        // What is on the web is fetched there (MCP 2025-11-25, server/resources, "Common URI Schemes").
+        // Clients fetch web resources directly (MCP 2025-11-25, server/resources, "Common URI
+        // Schemes").
         let is_web = || ["http://", "https://"].iter().any(|scheme| uri.starts_with(scheme));
         let leads_back = match self.lead(ListKind::Resource, uri) {
             Some(Resolution::Listed(there, own)) => there == server && own == uri,
             Some(Resolution::Template(there)) => there == server,
             Some(Resolution::Only(there)) => there == server || is_web(),
             Some(Resolution::Named(..) | Resolution::Several(_)) => false,
-            // It cannot be read in either case.
+            // A server without resources cannot serve the URI in either form.
             None => is_web() || !self.with_resources.contains(&server),
         };
         if leads_back {
@@ -377,16 +391,18 @@ impl<H: Clone> Catalog<H> {
         self.servers.get(&server).map(|server| format!("{}+{uri}", server.name))
     }
 
-    /// The server with this name.
+    /// Returns the handle of the server with this name.
     pub fn server(&self, name: &str) -> Option<H> {
         let server = self.servers.get(self.names.get(name)?);
         server.map(|server| server.handle.clone())
     }
 
-    /// One page of a list, as the result of its method. `None` when the cursor is not one of ours.
+    /// Returns one page of a list as the result of its method, or `None` if the cursor is not one
+    /// of ours.
     ///
-    /// The order is that of the exposed names, and a cursor names the last one seen: a list that changes between
-    /// two pages neither repeats nor skips what stayed.
+    /// Items are in the order of their exposed names, and a cursor holds the last name that was
+    /// sent. So a list that changes between two pages neither repeats nor skips the items that
+    /// stayed.
     pub fn list(&self, kind: ListKind, cursor: Option<&str>) -> Option<String> {
         let mend = |server: UpstreamKey, listed: &str| {
             let uris = resource_links::in_description(listed);
@@ -396,13 +412,14 @@ impl<H: Clone> Catalog<H> {
         self.indexes.get(&kind)?.page(cursor, &mend)
     }
 
-    /// The handles of all servers with their names, in the order of their registration.
+    /// Returns the names and handles of all servers, in the order of their registration.
     pub fn all(&self) -> impl Iterator<Item = (&str, &H)> {
         self.servers.values().map(|server| (server.name.as_str(), &server.handle))
     }
 
-    /// The servers behind one in the order of their registration, with what they are: id, name, handle, number of tools,
-    /// whether it is away. The id is told to the principal whose server it is, and to nobody else.
+    /// Returns the servers registered after `after`, in the order of their registration: id, name,
+    /// handle, number of tools, and whether the link is lost. The id is given only for servers of
+    /// `viewer`.
     pub fn overview(
         &self,
         viewer: Principal,
@@ -416,12 +433,13 @@ impl<H: Clone> Catalog<H> {
         })
     }
 
-    /// The servers as JSON objects: id (for the principal whose server it is), name, tools_count, state.
+    /// Returns the servers as JSON objects: id (only for servers of `viewer`), name, tools_count,
+    /// state.
     pub fn servers(&self, viewer: Principal) -> Vec<String> {
         self.servers_behind(viewer, None).map(|(_, server)| server).collect()
     }
 
-    /// The same of the servers behind one in the order of their registration.
+    /// Returns the servers registered after `after` in the form of [`Catalog::servers`].
     pub fn servers_behind(
         &self,
         viewer: Principal,
@@ -434,7 +452,7 @@ impl<H: Clone> Catalog<H> {
         })
     }
 
-    /// How many servers are registered.
+    /// Returns the number of registered servers.
     pub fn len(&self) -> usize {
         self.servers.len()
     }
@@ -445,8 +463,9 @@ impl<H: Clone> Catalog<H> {
     }
 }
 
-/// What describes itself otherwise than before under the same name, one line each. A tool that was looked at and
-/// approved may have become another one.
+/// Returns a line for each item whose description changed under the same name, at most
+/// [`LOG_CHANGES`] and one for the rest. A tool that a user reviewed and approved may have become
+/// another one.
 fn altered(kind: ListKind, before: &[ListItem], after: &[ListItem]) -> Vec<String> {
     let known: BTreeMap<&str, &ListItem> = before.iter().map(|item| (item.key.as_str(), item)).collect();
     let other = |item: &&ListItem| known.get(item.key.as_str()).is_some_and(|old| old != item);
@@ -596,7 +615,8 @@ mod tests {
         assert_eq!(catalog.remove(ours), None);
     }
 
-    /// The name is that of a rule: the earlier keeps its name from those of other tools, since no two can have the same.
+    /// Exposed names do not depend on the order of the lists: they follow from a rule by which no
+    /// two items get the same.
     #[test]
     fn the_earlier_keeps_its_name() {
         let hashed = |server, tool| exposed_with_hash(server, tool, 64);
@@ -624,7 +644,7 @@ mod tests {
             ] {
                 assert_eq!(shown(catalog.find(ListKind::Tool, name)), target, "{name}");
             }
-            // A name does not lead to what is left.
+            // A name that became free does not lead to another tool.
             catalog.remove(two);
             catalog.set(one, ListKind::Tool, tools(&["c"])).unwrap();
             assert_eq!(shown(catalog.find(ListKind::Tool, "a_b_c")), "one of a_b__c");
@@ -704,7 +724,7 @@ mod tests {
             key
         };
         assert_eq!(shown(catalog.find_resource("a://x")), "none");
-        // It may go and come back, also with another link.
+        // The server may leave and come back, even over another link.
         let one = come(&mut catalog, "one", US, "h1");
         assert_eq!(shown(catalog.find_resource("a://x")), "h1 a://x");
         assert_eq!(catalog.link("one", "ui://x"), None);
@@ -713,7 +733,7 @@ mod tests {
         let one = come(&mut catalog, "one", US, "h2");
         assert_eq!(shown(catalog.find_resource("a://x")), "h2 a://x");
         catalog.remove(one);
-        // A server of that name is another one when it is somebody else's.
+        // A server of the same name but of another principal is another server.
         let one = come(&mut catalog, "one", Principal::token(7), "h3");
         assert_eq!(shown(catalog.find_resource("a://x")), "one of one+a://x");
         assert_eq!(catalog.link("one", "ui://x").as_deref(), Some("one+ui://x"));
@@ -832,7 +852,7 @@ mod tests {
             warnings,
             [format!("the description of tool a is another one than before ({old}, now {new})")]
         );
-        // A list of many says so, and does not fill the log.
+        // A change of many items is summarized, and does not flood the log.
         let names: Vec<String> = (0..LOG_CHANGES + 5).map(|number| format!("t{number}")).collect();
         let all = |more| -> Vec<(&str, &str)> { names.iter().map(|name| (name.as_str(), more)).collect() };
         set(&all("x"));

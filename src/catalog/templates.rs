@@ -1,6 +1,8 @@
-//! The resource templates of all servers, by what stands before their first expression.
+//! The resource templates of all servers, indexed by the literal text before their first
+//! expression.
 //!
-//! A look-up costs what the URI has bytes, and some for each template that begins as the URI does, up to a bound.
+//! A look-up hashes the URI once, and compares it with each template that begins in the same way,
+//! up to [`TEMPLATE_WORK`] bytes.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::DefaultHasher},
@@ -11,19 +13,19 @@ use std::{
 use super::UpstreamKey;
 use crate::limits::{AMBIGUOUS_SERVERS, TEMPLATE_WORK};
 
-/// Templates of servers.
+/// Templates by server.
 type Servers = BTreeMap<UpstreamKey, Vec<Arc<str>>>;
 
-/// See the module's documentation.
+/// The resource templates of all servers; see the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Templates {
-    /// By the length of the beginning, and then by its hash.
+    /// Templates by the length of their literal prefix, and then by its hash.
     beginnings: BTreeMap<usize, HashMap<u64, Servers>>,
     held: HashMap<UpstreamKey, Vec<Arc<str>>>,
 }
 
 impl Templates {
-    /// Puts these templates of a server in the place of those before.
+    /// Replaces the templates of a server.
     pub(super) fn set<'a>(&mut self, server: UpstreamKey, templates: impl Iterator<Item = &'a str>) {
         self.remove(server);
         let templates: Vec<Arc<str>> = templates.map(Arc::from).collect();
@@ -37,7 +39,7 @@ impl Templates {
         }
     }
 
-    /// Takes out all of a server.
+    /// Removes all templates of a server.
     pub(super) fn remove(&mut self, server: UpstreamKey) {
         for template in self.held.remove(&server).unwrap_or_default() {
             let (length, hash) = place(&template);
@@ -54,13 +56,15 @@ impl Templates {
         }
     }
 
-    /// Servers that have a template of which this URI can be made, by age: as many as an error names, at most. Where there are
-    /// too many to look at, a server counts as one of them: whoever asks then has to name it.
+    /// Returns the servers with a template that can expand to this URI, in the order of
+    /// registration, at most [`AMBIGUOUS_SERVERS`]. Beyond [`TEMPLATE_WORK`] a server counts as a
+    /// match without a comparison; if that makes the URI ambiguous, the client has to name the
+    /// server.
     pub(super) fn matching(&self, uri: &str) -> Vec<UpstreamKey> {
         self.look(uri).0
     }
 
-    /// The same, and the work that it was.
+    /// Returns the servers as [`Templates::matching`] does, and the number of bytes compared.
     fn look(&self, uri: &str) -> (Vec<UpstreamKey>, usize) {
         let (mut found, mut work) = (Vec::new(), 0);
         let (mut hasher, mut hashed) = (DefaultHasher::new(), 0);
@@ -88,7 +92,7 @@ impl Templates {
     }
 }
 
-/// Where a template is kept: the length and the hash of its beginning.
+/// Returns the key of a template: the length and the hash of its literal prefix.
 fn place(template: &str) -> (usize, u64) {
     let beginning = template.split('{').next().unwrap_or_default();
     let mut hasher = DefaultHasher::new();
@@ -96,8 +100,9 @@ fn place(template: &str) -> (usize, u64) {
     (beginning.len(), hasher.finish())
 }
 
-/// Whether a URI can come of a template (RFC 6570): its literal parts in their order, anything where an expression
-/// stands. Deciding more would need the variables; the server itself has the last word.
+/// Whether a template can expand to this URI (RFC 6570): the literal parts must occur in order,
+/// with any text in place of the expressions. An exact check would need the variables, so the
+/// server itself decides in the end.
 fn fits(template: &str, uri: &str) -> bool {
     let Some((head, mut rest_of_template)) = template.split_once('{') else { return template == uri };
     let Some(mut rest) = uri.strip_prefix(head) else { return false };
@@ -174,13 +179,14 @@ mod tests {
 
     #[test]
     fn work_is_bounded_by_the_uri_and_the_templates_that_begin_so() {
-        // Others cost nothing, however many they are.
+        // Templates with another prefix cost nothing, however many there are.
         let others: Vec<String> = (0..5000).map(|number| format!("b://{number}/{{x}}")).collect();
         let others: Vec<&str> = others.iter().map(String::as_str).collect();
         let uri = format!("a://{}", "x".repeat(URI_BYTES - 4));
         let all = of(&[(1, &others), (2, &["a://{x}y"])]);
         assert_eq!(all.look(&uri), (vec![], "a://{x}y".len() + URI_BYTES - 4));
-        // Of those that begin in the same way only some are tried; the server is then one of those that can be meant.
+        // Of the templates with the same prefix only some are compared. The server of the others
+        // counts as a match.
         let same: Vec<String> = (0..5000).map(|number| format!("a://{{x}}y{number}")).collect();
         let same: Vec<&str> = same.iter().map(String::as_str).collect();
         let all = of(&[(1, &same[..10]), (2, &same), (3, &["a://{x}"])]);
