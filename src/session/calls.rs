@@ -1,4 +1,4 @@
-//! The calls that one session has under way.
+//! The calls that one session has in flight.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -8,18 +8,19 @@ use std::{
 
 use crate::limits::SessionLimits;
 
-/// Why a call is not taken.
+/// The reason why a call is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum CallRefused {
-    /// Too many calls are under way.
+    /// Too many calls are in flight.
     Busy,
     /// The session has ended.
     Ended,
-    /// A call with this id is under way.
+    /// A call with this id is in flight on the same stream.
     Repeated,
 }
 
-/// The id of one call: what the client wrote, and a number that no other call of the session has.
+/// The id of a call: as the client wrote it, and with a number that no other call of the session
+/// has.
 #[derive(Clone, Debug)]
 pub struct CallId {
     raw: Arc<str>,
@@ -28,7 +29,7 @@ pub struct CallId {
 }
 
 impl CallId {
-    /// The number that no other call of the session has.
+    /// Returns the number, which no other call of the session has.
     pub fn number(&self) -> u64 {
         self.number
     }
@@ -42,12 +43,13 @@ impl Deref for CallId {
     }
 }
 
-/// The calls of one session, by the client's own ids, as written. Several callers may share a session, each with ids of its
-/// own from 1 on, so an id only has to differ from those of the calls that are answered on the same stream.
+/// The calls that one session has in flight, by the client's ids as written. Several callers may
+/// share a session, each with its own ids from 1 on, so an id must differ only from those of the
+/// calls that are answered on the same stream.
 #[derive(Debug)]
 pub struct Calls<U> {
     open: HashMap<Arc<str>, OpenCall<U>>,
-    /// Calls whose id was under way already.
+    /// Calls whose id another call in `open` has already.
     repeated: Vec<(Arc<str>, OpenCall<U>)>,
     last: u64,
     max: usize,
@@ -63,19 +65,20 @@ struct OpenCall<U> {
 }
 
 impl<U> Calls<U> {
-    /// No calls yet.
+    /// Creates an empty table.
     pub fn new(limits: &SessionLimits) -> Self {
         let (open, repeated) = (HashMap::new(), Vec::new());
         Self { open, repeated, last: 0, max: limits.in_flight, ended: false }
     }
 
-    /// The number of a call that is to begin. No other call of the session gets it.
+    /// Returns the number of a call that is about to begin. No other call of the session gets it.
     pub fn reserve(&mut self) -> u64 {
         self.last += 1;
         self.last
     }
 
-    /// Gives a call its id, if it may begin. `stream`: where it is answered; the same for all calls that are answered there.
+    /// Returns the id of a call that may begin. `stream` identifies the stream on which it is
+    /// answered, and is the same for all calls that are answered there.
     ///
     /// # Errors
     /// [`CallRefused`], with the reason.
@@ -84,7 +87,7 @@ impl<U> Calls<U> {
         self.may_begin_as(number, id, stream)
     }
 
-    /// The same for a call whose number was reserved.
+    /// Returns the id of a call that may begin and whose number was reserved by [`Calls::reserve`].
     ///
     /// # Errors
     /// [`CallRefused`], with the reason.
@@ -102,7 +105,7 @@ impl<U> Calls<U> {
         self.open.get(id).into_iter().chain(repeated.map(|(_, open)| open))
     }
 
-    /// A call began: at this server, under this id of the mux.
+    /// Records that a call began at `upstream`, under the id `upstream_id` of the mux.
     pub fn begin(&mut self, call: &CallId, upstream: U, upstream_id: u64) {
         let open = OpenCall { number: call.number, stream: call.stream, upstream, upstream_id };
         match self.open.entry(call.raw.clone()) {
@@ -113,16 +116,18 @@ impl<U> Calls<U> {
         }
     }
 
-    /// A call ended. `None` when it is not under way.
+    /// Removes a call that ended. Returns its server and mux id, or `None` if it is not in flight.
     pub fn end(&mut self, call: &CallId) -> Option<(U, u64)> {
         self.remove(&call.raw, call.number)
     }
 
-    /// A call is to be cancelled. `None` when there is none with this id.
+    /// Removes a call that the client cancels. Returns its server and mux id, or `None` if no call
+    /// has this id.
     ///
-    /// Of several it is the one that began last: one notification ends one call and no more, since the others may be those of
-    /// another caller; a client that repeats an id has usually given up the earlier call; and a client that means them all
-    /// can say so once for each.
+    /// If several calls have it, the one that began last is cancelled. One notification cancels one
+    /// call only, since the others may belong to another caller. A client that repeats an id has
+    /// usually given up the earlier call, and a client that means all of them can send one
+    /// notification for each.
     pub fn cancel(&mut self, id: &str) -> Option<(U, u64)> {
         let last = self.with_id(id).map(|open| open.number).max()?;
         self.remove(id, last)
@@ -138,7 +143,8 @@ impl<U> Calls<U> {
         Some((open.upstream, open.upstream_id))
     }
 
-    /// The session ends: no further call begins, and those under way are handed out to be cancelled.
+    /// Ends the session: no further call may begin. Returns the calls in flight, for the caller to
+    /// cancel.
     pub fn end_all(&mut self) -> Vec<(U, u64)> {
         self.ended = true;
         let all = self.open.drain().chain(self.repeated.drain(..));
@@ -150,12 +156,12 @@ impl<U> Calls<U> {
         self.ended
     }
 
-    /// How many are under way.
+    /// Returns the number of calls in flight.
     pub fn len(&self) -> usize {
         self.open.len() + self.repeated.len()
     }
 
-    /// Whether none is under way.
+    /// Whether no call is in flight.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,23 +1,25 @@
-//! Coalescing of list changes: what clients are told, at most once in a while for each kind of list.
+//! Coalesces list changes: clients are notified of each kind at most once in
+//! [`limits::CHANGES_PAUSE`].
 
 use std::{collections::BTreeMap, time::Instant};
 
 use crate::limits;
 
-/// Changes of lists that clients are still to be told of, by the method of the notification.
+/// List changes that clients are not yet notified of, by the method of the notification.
 #[derive(Debug, Default)]
 pub struct Changes(BTreeMap<&'static str, Change>);
 
 #[derive(Debug, Default)]
 struct Change {
-    /// When it was last told.
+    /// When the last notification was sent.
     told: Option<Instant>,
-    /// The last change that was not told.
+    /// When the last change happened that is not yet notified.
     changed: Option<Instant>,
 }
 
 impl Change {
-    /// When it is to be told: the first change at once, further ones after a pause.
+    /// Returns when the notification is due: for the first change at once, for later ones after a
+    /// pause.
     fn due(&self) -> Option<Instant> {
         let changed = self.changed?;
         Some(self.told.map_or(changed, |told| told + limits::CHANGES_PAUSE))
@@ -30,7 +32,7 @@ impl Changes {
         self.0.entry(notification).or_default().changed = Some(now);
     }
 
-    /// Takes out what is to be told now, each with the time of its last change.
+    /// Takes the notifications that are due, each with the time of its last change.
     pub fn take(&mut self, now: Instant) -> Vec<(&'static str, Instant)> {
         let mut due = Vec::new();
         for (notification, change) in &mut self.0 {
@@ -42,7 +44,7 @@ impl Changes {
         due
     }
 
-    /// When something is to be told next.
+    /// Returns when the next notification is due.
     pub fn due(&self) -> Option<Instant> {
         self.0.values().filter_map(Change::due).min()
     }
@@ -65,7 +67,7 @@ mod tests {
             changes.add(at(millis), "tools");
             assert_eq!(changes.take(at(millis)), [], "{millis}");
         }
-        // Another kind does not wait for that.
+        // Another kind does not wait for the pause of the first.
         changes.add(at(400), "prompts");
         assert_eq!((changes.due(), changes.take(at(400))), (Some(at(400)), vec![("prompts", at(400))]));
         let due = start + limits::CHANGES_PAUSE;

@@ -1,6 +1,6 @@
-//! Client sessions, bound to who opened them, and the calls that each has under way.
+//! Client sessions, each bound to the principal that opened it, and the state of each session.
 //!
-//! Pure tables; `H` is the program's handle of a client, `U` its handle of a server.
+//! Plain tables without I/O. `H` is the program's handle of a client, `U` its handle of a server.
 
 mod calls;
 mod changes;
@@ -30,12 +30,12 @@ use crate::{
     mcp::log_level::Level,
 };
 
-/// Why no session is opened.
+/// The reason why no session is opened.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Full {
-    /// There are as many as there may be.
+    /// The limit on all sessions is reached.
     All,
-    /// One token has as many as it may have.
+    /// The limit on the sessions of one principal is reached.
     Token,
 }
 
@@ -43,21 +43,21 @@ pub enum Full {
 struct SessionEntry<H> {
     principal: Principal,
     handle: H,
-    /// The server whose endpoint it uses; `None`: it sees all servers.
+    /// The server whose endpoint the session uses; `None`: it sees all servers.
     server: Option<Arc<str>>,
-    /// The level from which it wants log messages.
+    /// The minimum level of the log messages that the session wants; `None`: it did not set one.
     level: Option<Level>,
-    /// When it was last asked for.
+    /// Time of the last use.
     used: Instant,
-    /// Its place among those of its principal.
+    /// Its position among the sessions of its principal.
     turn: EvictionOrder,
 }
 
-/// A place in the order in which sessions are looked at for one that is unused: never later than the last use, unless it was
-/// found busy.
+/// A position in the order in which sessions are examined for eviction. Its time is never later
+/// than the last use of the session, unless the session was found busy.
 type EvictionOrder = (Instant, u64);
 
-/// The sessions that use one endpoint.
+/// The sessions that use one endpoint: all of them, and those with a log level by that level.
 #[derive(Debug, Default)]
 struct Group {
     members: HashSet<Arc<str>>,
@@ -70,10 +70,11 @@ pub struct Sessions<H> {
     open: HashMap<Arc<str>, SessionEntry<H>>,
     by_principal: HashMap<Principal, BTreeMap<EvictionOrder, Arc<str>>>,
     by_server: HashMap<Option<Arc<str>>, Group>,
-    /// How many were opened or looked at: what makes a [`EvictionOrder`] unique.
+    /// Counts sessions that were opened or moved in the order, which makes an [`EvictionOrder`]
+    /// unique.
     turns: u64,
     max: usize,
-    /// So many of one principal, when several share the table.
+    /// Maximum number of sessions of one principal, if several principals share the table.
     max_per_principal: Option<usize>,
     per_principal: usize,
     idle: Duration,
@@ -81,7 +82,7 @@ pub struct Sessions<H> {
 }
 
 impl<H: Clone> Sessions<H> {
-    /// An empty table.
+    /// Creates an empty table.
     pub fn new(limits: &SessionLimits) -> Self {
         let SessionLimits { sessions: most, per_principal, idle, spare, .. } = *limits;
         let (open, by_principal, by_server) = (HashMap::new(), HashMap::new(), HashMap::new());
@@ -98,12 +99,12 @@ impl<H: Clone> Sessions<H> {
         }
     }
 
-    /// Whether several principals share the table: then none of them gets all of it.
+    /// Sets whether several principals share the table. If so, none of them may use all of it.
     pub fn share(&mut self, several: bool) {
         self.max_per_principal = several.then_some(self.per_principal);
     }
 
-    /// Opens a session that sees all servers, under an id that nobody can guess.
+    /// Opens a session that sees all servers. `id` must be unguessable.
     ///
     /// # Errors
     /// [`Full`], with the limit that is reached.
@@ -111,7 +112,7 @@ impl<H: Clone> Sessions<H> {
         self.open_at(now, id, principal, None, handle)
     }
 
-    /// Opens a session at the endpoint of a server, or without one as [`Sessions::open`].
+    /// Opens a session at the endpoint of a server; `None`: a session that sees all servers.
     ///
     /// # Errors
     /// [`Full`], with the limit that is reached.
@@ -140,9 +141,10 @@ impl<H: Clone> Sessions<H> {
         Ok(())
     }
 
-    /// Makes room for one more session of a principal where there is none: ends one of the same principal that was not asked
-    /// for in a long time and is not `busy`, the longest unused first. Clients that go without a word are many. Looks at
-    /// [`limits::ROOM_LOOKS`] sessions at most; those that it finds busy have their turn last the next time.
+    /// Closes one session of a principal to make room for another, and returns its handle: the
+    /// longest unused one that was not used for [`SessionLimits::spare`] and is not `busy`. Many
+    /// clients go away without ending their sessions. At most [`limits::ROOM_LOOKS`] sessions are
+    /// examined; those found in use or busy are examined last the next time.
     pub fn make_room(&mut self, now: Instant, principal: Principal, busy: impl Fn(&H) -> bool) -> Option<H> {
         let own = self.by_principal.get(&principal)?.iter().take(limits::ROOM_LOOKS);
         let own: Vec<(EvictionOrder, Arc<str>)> = own.map(|(turn, id)| (*turn, id.clone())).collect();
@@ -175,31 +177,32 @@ impl<H: Clone> Sessions<H> {
         order.insert(turn, id);
     }
 
-    /// A session, for the one who opened it. To anybody else it does not exist.
+    /// Returns a session to the principal that opened it, and counts as a use. For any other
+    /// principal it does not exist.
     pub fn find(&mut self, now: Instant, id: &str, principal: Principal) -> Option<H> {
         let entry = self.open.get_mut(id).filter(|entry| entry.principal == principal)?;
         entry.used = now;
         Some(entry.handle.clone())
     }
 
-    /// A session. That does not count as a use of it.
+    /// Returns a session. Does not count as a use.
     pub fn peek(&self, id: &str) -> Option<&H> {
         self.open.get(id).map(|entry| &entry.handle)
     }
 
-    /// Who opened a session. That does not count as a use of it.
+    /// Returns the principal that opened a session. Does not count as a use.
     pub fn owner(&self, id: &str) -> Option<Principal> {
         self.open.get(id).map(|entry| entry.principal)
     }
 
-    /// Ends the sessions of those who may have none any more.
+    /// Closes the sessions of principals that may no longer have any. Returns their handles.
     pub fn expel(&mut self, may_stay: impl Fn(Principal) -> bool) -> Vec<H> {
         let out = self.by_principal.iter().filter(|(principal, _)| !may_stay(**principal));
         let out: Vec<Arc<str>> = out.flat_map(|(_, own)| own.values().cloned()).collect();
         out.iter().filter_map(|id| self.close(id)).collect()
     }
 
-    /// Ends a session.
+    /// Closes a session. Returns its handle.
     pub fn close(&mut self, id: &str) -> Option<H> {
         self.set_level(id, None);
         let SessionEntry { principal, handle, server, turn, .. } = self.open.remove(id)?;
@@ -218,7 +221,8 @@ impl<H: Clone> Sessions<H> {
         Some(handle)
     }
 
-    /// Ends the sessions that were not asked for in a long time and are not `busy`.
+    /// Closes the sessions that were not used for [`SessionLimits::idle`] and are not `busy`.
+    /// Returns their handles.
     pub fn expire(&mut self, now: Instant, busy: impl Fn(&H) -> bool) -> Vec<H> {
         let idle = self.idle;
         let over = |entry: &SessionEntry<H>| now.duration_since(entry.used) >= idle && !busy(&entry.handle);
@@ -227,7 +231,7 @@ impl<H: Clone> Sessions<H> {
         out.iter().filter_map(|id| self.close(id)).collect()
     }
 
-    /// Sets the level from which a session wants log messages.
+    /// Sets the minimum level of the log messages that a session wants; `None`: it wants none.
     pub fn set_level(&mut self, id: &str, level: Option<Level>) {
         let Some((id, _)) = self.open.get_key_value(id) else { return };
         let id = id.clone();
@@ -247,45 +251,45 @@ impl<H: Clone> Sessions<H> {
         }
     }
 
-    /// The lowest level from which any session that sees a server wants log messages.
+    /// Returns the lowest level that any session that sees a server wants.
     pub fn lowest_level(&self, server: &str) -> Option<Level> {
         self.groups(server).filter_map(|group| group.levels.keys().next().copied()).min()
     }
 
-    /// The sessions that see a server and want log messages of a level.
+    /// Returns the sessions that see a server and want log messages of this level.
     pub fn with_level(&self, server: &str, level: Level) -> impl Iterator<Item = &H> {
         let wanted = self.groups(server).flat_map(move |group| group.levels.range(..=level));
         wanted.flat_map(|(_, members)| members).filter_map(|id| self.peek(id))
     }
 
-    /// The sessions at the endpoint of a server; `None`: those that see all servers.
+    /// Returns the sessions at the endpoint of a server; `None`: those that see all servers.
     pub fn at(&self, server: Option<&str>) -> impl Iterator<Item = &H> {
         let group = self.by_server.get(&server.map(Arc::from));
         group.into_iter().flat_map(|group| &group.members).filter_map(|id| self.peek(id))
     }
 
-    /// The groups that see a server.
+    /// Returns the groups that see a server: that of all servers, and that of its own endpoint.
     fn groups(&self, server: &str) -> impl Iterator<Item = &Group> {
         [None, Some(Arc::from(server))].into_iter().filter_map(|key| self.by_server.get(&key))
     }
 
-    /// All handles.
+    /// Returns all handles.
     pub fn all(&self) -> impl Iterator<Item = &H> {
         self.open.values().map(|entry| &entry.handle)
     }
 
-    /// How many are open.
+    /// Returns the number of open sessions.
     pub fn len(&self) -> usize {
         self.open.len()
     }
 
-    /// Whether none is open.
+    /// Whether no session is open.
     pub fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
 }
 
-/// A session id: 128 random bits as 22 characters that may stand in a URL.
+/// Formats a session id: 128 random bits as 22 characters that are safe in a URL.
 pub fn id(random: [u8; 16]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let bits = u128::from_be_bytes(random);
@@ -345,7 +349,7 @@ mod tests {
         let found = (0..).find_map(|round| sessions.make_room(later, us, busy).map(|handle| (round, handle)));
         assert_eq!(found, Some((9_999 / limits::ROOM_LOOKS, 9_999)), "the unused one is found, in turns");
         assert!(looks.get() <= 10_000 + limits::ROOM_LOOKS, "and each was looked at about once");
-        // One that was used since it was opened is not the longest unused.
+        // A session that was used after it was opened is not the longest unused.
         let mut sessions = Sessions::new(&limits);
         for handle in [0, 1] {
             sessions.open(start, handle.to_string(), us, handle).unwrap();

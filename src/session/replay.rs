@@ -1,7 +1,8 @@
-//! Events that were sent on the streams of one session, kept for a client that lost its connection.
+//! Events sent on the streams of one session, kept for a client that lost its connection and
+//! resumes with `Last-Event-ID`.
 //!
-//! Bounded: the oldest events go first, whatever stream they belong to. Who comes back to a stream of which something
-//! is missing is told so.
+//! Bounded: the oldest events are dropped first, whatever their stream. [`Replay::after`] reports
+//! whether events of a stream are missing.
 
 use std::collections::VecDeque;
 
@@ -14,7 +15,7 @@ struct Event {
     text: String,
 }
 
-/// See the module's documentation.
+/// The sent events of one session that are kept, within limits of number and bytes.
 #[derive(Debug)]
 pub struct Replay {
     events: VecDeque<Event>,
@@ -24,13 +25,13 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Nothing was sent so far.
+    /// Creates an empty buffer.
     pub fn new(limits: &SessionLimits) -> Self {
         let (most_messages, most_bytes) = (limits.replay_messages, limits.replay_bytes);
         Self { events: VecDeque::new(), bytes: 0, max_messages: most_messages, max_bytes: most_bytes }
     }
 
-    /// Keeps an event. The numbers of one stream count from 1 without a gap.
+    /// Adds an event. The numbers of one stream count from 1 without gaps.
     pub fn keep(&mut self, stream: u32, number: u64, text: String) {
         self.bytes += text.len();
         self.events.push_back(Event { stream, number, text });
@@ -40,12 +41,12 @@ impl Replay {
         }
     }
 
-    /// Bytes that are kept.
+    /// Returns the bytes of all events that are kept.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Forgets the oldest events until no more than so many bytes are kept.
+    /// Drops the oldest events until at most `bytes` bytes are kept.
     pub fn trim(&mut self, bytes: usize) {
         while self.bytes > bytes {
             let Some(oldest) = self.events.pop_front() else { break };
@@ -56,8 +57,8 @@ impl Replay {
         }
     }
 
-    /// The events of a stream after number `seen` that are kept, and whether these are all up to `last`. `None` when
-    /// event `seen` was never sent.
+    /// Returns the events of a stream after number `seen` that are kept, and whether these are all
+    /// up to `last`. `None` if event `seen` was never sent.
     pub fn after(&self, stream: u32, seen: u64, last: u64) -> Option<(Vec<(u64, String)>, bool)> {
         let sent = last.checked_sub(seen)?;
         let missed: Vec<(u64, String)> = self
@@ -71,12 +72,12 @@ impl Replay {
     }
 }
 
-/// The id of an event: its stream and its number.
+/// Formats the id of an event: its stream and its number.
 pub fn event_id(stream: u32, number: u64) -> String {
     format!("{stream}-{number}")
 }
 
-/// Reads an event id.
+/// Parses the id of an event.
 pub fn read_event_id(id: &str) -> Option<(u32, u64)> {
     let (stream, number) = id.split_once('-')?;
     Some((stream.parse().ok()?, number.parse().ok()?))

@@ -1,4 +1,5 @@
-//! What servers ask of one client: each question under an id of ours, since every server counts its own.
+//! Pending requests of servers to one client. Each gets an id from the gateway, since every server
+//! counts its own.
 
 use std::{
     collections::HashMap,
@@ -7,11 +8,11 @@ use std::{
 
 use crate::{jsonrpc::is_same, limits};
 
-/// The client has too many questions to answer.
+/// Error: too many requests wait for the client ([`limits::ASKS`]).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct TooMany;
 
-/// The questions to one client. `U` is the program's handle of a server.
+/// The pending requests to one client. `U` is the program's handle of a server.
 #[derive(Debug)]
 pub struct PendingServerRequests<U> {
     last: u64,
@@ -21,7 +22,7 @@ pub struct PendingServerRequests<U> {
 #[derive(Debug)]
 struct PendingServerRequest<U> {
     server: U,
-    /// The server's own id, raw.
+    /// The server's own id, as raw JSON.
     id: Box<str>,
     since: Instant,
 }
@@ -33,7 +34,8 @@ impl<U> Default for PendingServerRequests<U> {
 }
 
 impl<U> PendingServerRequests<U> {
-    /// A server asks something under an id of its own, raw. Gives the id under which the client is asked.
+    /// Adds a request of a server; `id` is the server's own, as raw JSON. Returns the id under
+    /// which the request is sent to the client.
     ///
     /// # Errors
     /// [`TooMany`] at the limit.
@@ -46,13 +48,15 @@ impl<U> PendingServerRequests<U> {
         Ok(self.last)
     }
 
-    /// The client answers: which server asked, and under which id. `id` is what the client wrote.
+    /// Removes the request that a response of the client answers; `id` is as the client wrote it.
+    /// Returns the server and its own id, or `None` if there is no such request.
     pub fn end(&mut self, id: &str) -> Option<(U, Box<str>)> {
         let number = id.parse().ok().filter(|_| id.bytes().all(|byte| byte.is_ascii_digit()))?;
         self.open.remove(&number).map(|ask| (ask.server, ask.id))
     }
 
-    /// A server takes its question back. Gives the id under which the client was asked.
+    /// Removes a request that its server cancels. Returns the id under which it was sent to the
+    /// client.
     pub fn cancel(&mut self, is_server: impl Fn(&U) -> bool, id: &str) -> Option<u64> {
         let find = |is_it: &dyn Fn(&str) -> bool| {
             self.open.iter().find(|(_, ask)| is_it(&ask.id) && is_server(&ask.server))
@@ -64,13 +68,13 @@ impl<U> PendingServerRequests<U> {
         Some(number)
     }
 
-    /// A server is gone with its questions.
+    /// Removes all requests of a server that is gone.
     pub fn forget(&mut self, is_server: impl Fn(&U) -> bool) {
         self.open.retain(|_, ask| !is_server(&ask.server));
     }
 
-    /// Takes out the questions of a server that have waited so long. Gives the ids under which the client was asked, and
-    /// the server's own.
+    /// Removes the requests of a server that have waited for `patience` or longer. Returns for each
+    /// the id under which it was sent to the client, and the server's own.
     pub fn overdue(
         &mut self,
         now: Instant,

@@ -1,4 +1,5 @@
-//! Which sessions want to hear of which resources. Counted: a server is told of the first and of the last only.
+//! Resource subscriptions of all sessions. They are counted, so that a server receives only the
+//! first subscribe and the last unsubscribe request for a resource.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -8,39 +9,39 @@ use std::{
 
 use crate::limits;
 
-/// One session's wish.
+/// The subscription of one session to one resource.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Subscriber {
-    /// The session.
+    /// The id of the session.
     pub session: String,
-    /// The URI under which it knows the resource.
+    /// The URI under which the session knows the resource.
     pub uri: String,
-    /// The call that asks the server for it, by its number in the session; `None` once that is answered.
+    /// The number in the session of the call that subscribes; `None` once it is answered.
     pub asked: Option<u64>,
 }
 
 impl Subscriber {
-    /// Bytes that the subscription takes; `own` is the server's own URI.
+    /// Returns the bytes that the subscription takes. `own` is the server's own URI.
     pub fn bytes(&self, own: &str) -> usize {
         memory(own, &self.uri)
     }
 }
 
-/// What one session wants of one resource: the URI under which it knows it, and the request that waits for an answer. Two at
-/// most, as a resource has no more URIs.
+/// The subscriptions of one session to one resource: the URI under which the session knows it, and
+/// the number of the call that waits for a response. At most two, as a resource has no more URIs.
 type SubscribedUris = Vec<(String, Option<u64>)>;
 
-/// The sessions that want to hear of one resource.
+/// The sessions that are subscribed to one resource.
 type Subscribers = HashMap<Arc<str>, SubscribedUris>;
 
-/// Subscriptions by the name of the server and its own URI, and by session.
+/// Subscriptions, by the name of the server and its own URI, and by session.
 #[derive(Debug, Default)]
 pub struct Subscriptions {
-    /// By server and its own URI: the sessions.
+    /// Sessions by the name of the server and its own URI.
     servers: HashMap<String, BTreeMap<Arc<str>, Subscribers>>,
-    /// By session.
+    /// Subscriptions by session.
     sessions: HashMap<Arc<str>, SessionSubscriptions>,
-    /// Resources that somebody wants to hear of.
+    /// Number of resources that have a subscriber.
     resources: usize,
 }
 
@@ -49,22 +50,22 @@ pub struct Subscriptions {
 struct SessionSubscriptions {
     count: usize,
     bytes: usize,
-    /// The own URIs by server.
+    /// The servers' own URIs, by the name of the server.
     servers: BTreeMap<String, BTreeSet<Arc<str>>>,
 }
 
 impl Subscriptions {
-    /// How many a session has.
+    /// Returns the number of subscriptions of a session.
     pub fn count(&self, session: &str) -> usize {
         self.sessions.get(session).map_or(0, |own| own.count)
     }
 
-    /// Bytes that the subscriptions of a session take.
+    /// Returns the bytes that the subscriptions of a session take.
     pub fn bytes(&self, session: &str) -> usize {
         self.sessions.get(session).map_or(0, |own| own.bytes)
     }
 
-    /// A session wants to hear of a resource. False: it did before.
+    /// Adds a subscription. Returns false if the session has it already.
     pub fn add(&mut self, server: &str, own: &str, subscriber: Subscriber) -> bool {
         let Subscriber { session, uri, asked } = subscriber;
         let id =
@@ -88,13 +89,14 @@ impl Subscriptions {
         true
     }
 
-    /// A session no longer wants to. True when nobody does any more.
+    /// Removes the subscriptions of a session to a resource. Returns true if no session is
+    /// subscribed to it any more.
     pub fn remove(&mut self, server: &str, own: &str, session: &str) -> bool {
         self.retain(server, own, session, |_| false);
         !self.is_wanted(server, own)
     }
 
-    /// Keeps some of what a session wants of a resource.
+    /// Removes those subscriptions of a session to a resource for which `keep` returns false.
     fn retain(
         &mut self,
         server: &str,
@@ -134,7 +136,8 @@ impl Subscriptions {
         }
     }
 
-    /// A session's request to hear of a resource was answered, or not passed on. What was refused is not counted.
+    /// Records that the call `asked`, which subscribes, was answered or not forwarded. If it was
+    /// not `granted`, the subscription is removed.
     pub fn settle(&mut self, server: &str, session: &str, asked: u64, granted: bool) {
         for own in self.uris(server, session) {
             self.retain(server, &own, session, |(_, waiting)| {
@@ -144,7 +147,8 @@ impl Subscriptions {
         }
     }
 
-    /// A session is gone. Returns the resources of which nobody wants to hear any more: server and own URI.
+    /// Removes the subscriptions of a session that has ended. Returns the resources that have no
+    /// subscriber any more, as server name and own URI.
     pub fn leave(&mut self, session: &str) -> Vec<(String, String)> {
         let servers = self.sessions.get(session).map(|own| own.servers.clone()).unwrap_or_default();
         let mut unwanted = Vec::new();
@@ -158,24 +162,24 @@ impl Subscriptions {
         unwanted
     }
 
-    /// Whether somebody wants to hear of a resource of a server.
+    /// Whether any session is subscribed to a resource of a server.
     pub fn is_wanted(&self, server: &str, own: &str) -> bool {
         self.servers.get(server).is_some_and(|resources| resources.contains_key(own))
     }
 
-    /// The resources of a server that somebody wants to hear of.
+    /// Returns the own URIs of a server's resources that have a subscriber.
     pub fn of_server(&self, server: &str) -> Vec<String> {
         self.servers.get(server).into_iter().flat_map(BTreeMap::keys).map(ToString::to_string).collect()
     }
 
-    /// The sessions that want to hear of any resource of a server.
+    /// Returns the sessions that are subscribed to any resource of a server.
     pub fn sessions_of(&self, server: &str) -> Vec<Arc<str>> {
         let subscribers = self.servers.get(server).into_iter().flat_map(BTreeMap::values);
         let sessions: HashSet<&Arc<str>> = subscribers.flat_map(HashMap::keys).collect();
         sessions.into_iter().cloned().collect()
     }
 
-    /// The resources of a server that a session wants to hear of.
+    /// Returns the own URIs of a server's resources that a session is subscribed to.
     pub fn of_session(&self, server: &str, session: &str) -> Vec<String> {
         self.uris(server, session).iter().map(ToString::to_string).collect()
     }
@@ -185,12 +189,13 @@ impl Subscriptions {
         uris.into_iter().flatten().cloned().collect()
     }
 
-    /// Who is to hear that a resource of a server changed. It may lie below the one that was subscribed to.
+    /// Returns the subscribers of a resource of a server that was updated. It may be a sub-resource
+    /// of the one that they subscribed to.
     pub fn of_update(&self, server: &str, updated: &str) -> Vec<Subscriber> {
         let Some(resources) = self.servers.get(server) else { return Vec::new() };
         let mut found = Vec::new();
-        // All that `updated` begins with lies before it in order. A step goes to the next such text that is there, or
-        // shortens `rest` to what it has in common with the text before it.
+        // All prefixes of `updated` sort before it. Each step goes to the last URI up to `rest`. If
+        // that is no prefix, `rest` becomes what it has in common with `updated`.
         let mut rest = Bound::Included(updated);
         while let Some((own, subscribers)) = resources.range::<str, _>((Bound::Unbounded, rest)).next_back() {
             let common = common_prefix(own, updated);
@@ -214,23 +219,24 @@ impl Subscriptions {
         found
     }
 
-    /// How many resources somebody wants to hear of.
+    /// Returns the number of resources that have a subscriber.
     pub fn len(&self) -> usize {
         self.resources
     }
 
-    /// Whether nobody is subscribed to anything.
+    /// Whether there is no subscription.
     pub fn is_empty(&self) -> bool {
         self.resources == 0
     }
 }
 
-/// Bytes that a subscription takes. The own URI is kept twice: a process of the session's own is told of it when it begins.
+/// Returns the bytes that a subscription takes. The own URI counts twice, since an instance of the
+/// session's own keeps it to subscribe when it starts.
 fn memory(own: &str, uri: &str) -> usize {
     2 * own.len() + uri.len() + limits::SUBSCRIPTION_BYTES
 }
 
-/// What `other` begins with in common with a text.
+/// Returns the part of `other` that is a common prefix with `text`.
 fn common_prefix<'a>(text: &str, other: &'a str) -> &'a str {
     let pairs = text.chars().zip(other.char_indices());
     let end = pairs.filter(|(one, (_, two))| one != two).map(|(_, (place, _))| place).next();
@@ -311,7 +317,7 @@ mod tests {
         assert!(subscriptions.servers.is_empty() && subscriptions.sessions.is_empty());
     }
 
-    /// Every subscription is found as if each were looked at.
+    /// Finds the same subscriptions as a comparison with each of them.
     #[test]
     fn updates_are_found_at_all_levels() {
         let texts = [
@@ -335,7 +341,7 @@ mod tests {
         }
     }
 
-    /// 20 000 subscriptions of 1 000 sessions: all of this takes seconds where each of them is looked at each time.
+    /// 20 000 subscriptions of 1 000 sessions take seconds if each operation examines all of them.
     #[test]
     fn many_subscriptions_cost_no_search() {
         let mut subscriptions = Subscriptions::default();

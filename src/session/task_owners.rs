@@ -1,58 +1,60 @@
-//! Owners of the tasks that shared servers work on (MCP 2025-11-25, tasks). A server that all clients share cannot tell who
-//! asks for a task, so the gateway remembers which principal began it: the task outlives the session.
+//! Owners of the tasks on shared servers (MCP 2025-11-25, tasks). A server that all clients share
+//! cannot tell which client asks for a task, so the gateway remembers which principal began it. A
+//! task outlives its session, so the session cannot be the owner.
 //!
-//! Bound to one run of a server program: one that starts again, or registers again, may give the same ids to others.
+//! Owners are bound to one run of a server program. After a restart or a new registration, the same
+//! ids may belong to other tasks.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::{auth::Principal, limits, secret::Digest};
 
-/// A run of a server program. Never reused.
+/// One run of a server program. Never reused.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Run(u64);
 
-/// What is known of a task's owner.
+/// The result of looking up a task's owner.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum TaskOwner {
-    /// This principal began it.
+    /// This principal began the task.
     Known(Principal),
-    /// The gateway has not seen its beginning.
+    /// The gateway did not see the task begin.
     Unknown,
-    /// It may be one whose owner the gateway no longer remembers.
+    /// The task may be one whose owner the gateway no longer remembers.
     Forgotten,
 }
 
-/// Task ids by digest, so that an entry has the same size however long the id is.
+/// The digest of a task id, so that an entry has the same size however long the id is.
 type TaskId = u128;
 
-/// See the module's documentation.
+/// The owners of tasks, by run and by principal.
 #[derive(Debug, Default)]
 pub struct TaskOwners {
     runs: u64,
     begun: u64,
     owned: usize,
     by_run: HashMap<Run, RunTasks>,
-    /// By the order in which they began.
+    /// The tasks of each principal, in the order in which they began.
     by_principal: HashMap<Principal, BTreeMap<u64, (Run, TaskId)>>,
 }
 
 /// The tasks of one run.
 #[derive(Debug, Default)]
 struct RunTasks {
-    /// With each task's place in the order of all.
+    /// The owner of each task, and the task's number in the order of all tasks.
     owners: HashMap<TaskId, (Principal, u64)>,
-    /// The owner of some task was forgotten.
+    /// Whether the owner of any task was forgotten.
     forgot: bool,
 }
 
 impl TaskOwners {
-    /// Begins the run of a server program.
+    /// Starts a run of a server program.
     pub fn start(&mut self) -> Run {
         self.runs += 1;
         Run(self.runs)
     }
 
-    /// Ends a run: its tasks are gone with it.
+    /// Ends a run and removes its tasks.
     pub fn end(&mut self, run: Run) {
         let Some(known) = self.by_run.remove(&run) else { return };
         for (principal, number) in known.owners.into_values() {
@@ -60,12 +62,13 @@ impl TaskOwners {
         }
     }
 
-    /// Records who began a task. Beyond [`limits::TASKS`] the principal's oldest task is forgotten, and beyond
-    /// [`limits::TASKS_ALL`] that of the principal with the most tasks.
+    /// Records the owner of a task. Beyond [`limits::TASKS`] the principal's oldest task is
+    /// forgotten; beyond [`limits::TASKS_ALL`] it is the oldest of the principal with the most
+    /// tasks.
     pub fn begin(&mut self, run: Run, id: &str, principal: Principal) {
         let id = Digest::of(id.as_bytes()).number();
         let known = self.by_run.entry(run).or_default();
-        // The first owner keeps it: a server that gives an id twice must not give the task away.
+        // The first owner stays: a server that gives an id twice must not hand the task to another.
         if known.owners.contains_key(&id) {
             return;
         }
@@ -82,7 +85,7 @@ impl TaskOwners {
         }
     }
 
-    /// The owner of a task.
+    /// Returns the owner of a task.
     pub fn owner(&self, run: Run, id: &str) -> TaskOwner {
         let Some(known) = self.by_run.get(&run) else { return TaskOwner::Unknown };
         match known.owners.get(&Digest::of(id.as_bytes()).number()) {
@@ -92,7 +95,7 @@ impl TaskOwners {
         }
     }
 
-    /// Forgets the tasks of principals that may not ask for them any more.
+    /// Forgets the tasks of principals that may no longer ask for them.
     pub fn expel(&mut self, may_stay: impl Fn(Principal) -> bool) {
         let gone: Vec<Principal> = self.by_principal.keys().copied().filter(|who| !may_stay(*who)).collect();
         for principal in gone {
@@ -102,12 +105,12 @@ impl TaskOwners {
         }
     }
 
-    /// How many owners are remembered.
+    /// Returns the number of tasks whose owner is remembered.
     pub fn len(&self) -> usize {
         self.owned
     }
 
-    /// Whether none is remembered.
+    /// Whether no owner is remembered.
     pub fn is_empty(&self) -> bool {
         self.owned == 0
     }
@@ -202,7 +205,7 @@ mod tests {
         let run = tasks.start();
         tasks.begin(run, "mine", TWO());
         for number in 0..limits::TASKS_ALL {
-            // Principals with 64 tasks each, and one with twice as many.
+            // One principal with 128 tasks, and others with 64 each.
             let who = if number < 128 { 3 } else { 4 + number / 64 };
             tasks.begin(run, &number.to_string(), Principal::token(who));
         }
