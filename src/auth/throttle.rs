@@ -63,7 +63,7 @@ pub fn origin<'a>(
         return peer;
     }
     let mut named = forwarded.rev().flat_map(|field| field.rsplit(',')).map(|one| address(one.trim()));
-    // An entry that cannot be parsed ends the search: what precedes it may be forged.
+    // An entry that cannot be parsed ends the search: entries before it may be forged.
     named.find(|named| named.is_none_or(|named| !is_trusted(&named))).flatten().unwrap_or(peer)
 }
 

@@ -200,7 +200,7 @@ impl NameIndex {
         names
     }
 
-    /// Ends the contest for names that no item claims any more.
+    /// Removes names that no item claims any more from `contested`.
     fn release(&mut self, names: &[Arc<str>]) {
         for name in names {
             if self.contested.get(name).is_some_and(BTreeSet::is_empty) {

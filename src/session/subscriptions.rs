@@ -195,7 +195,7 @@ impl Subscriptions {
         let Some(resources) = self.servers.get(server) else { return Vec::new() };
         let mut found = Vec::new();
         // All prefixes of `updated` sort before it. Each step goes to the last URI up to `rest`. If
-        // that is no prefix, `rest` becomes what it has in common with `updated`.
+        // that is not a prefix of `updated`, `rest` becomes the common prefix of both.
         let mut rest = Bound::Included(updated);
         while let Some((own, subscribers)) = resources.range::<str, _>((Bound::Unbounded, rest)).next_back() {
             let common = common_prefix(own, updated);
