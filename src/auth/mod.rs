@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_a_shared_limit_is_for_others() {
+    fn several_client_principals_are_recognised() {
         for (given, expected) in [
             (&[][..], false),
             (&["a"], false),

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn slow_input_is_parsed_in_linear_time() {
+    fn failed_busy_polls_are_retried_rarely() {
         let waits = 100 * limits::SPIN_REST_LONGEST;
         let tries = awake(&mut BusyPoll::default(), waits, |_| IN_VAIN);
         assert!(tries < waits / 1000, "{tries} of {waits}");

@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_current_waiter_is_woken() {
+    fn each_oversized_message_fails_its_waiter() {
         let of = |text: &str| Oversize::of(&Message::read(text).unwrap(), "too large");
         let error = |id: &str| {
             format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32603,"message":"too large"}}}}"#)

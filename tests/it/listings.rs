@@ -48,7 +48,7 @@ fn list(session: &Session, method: &str, member: &str, key: &str) -> Vec<String>
 }
 
 #[test]
-fn the_configuration_is_assembled() {
+fn aggregate_lists_combine_all_servers() {
     let two = Two::start();
     let session = two.session();
     assert_eq!(

@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_by_byte_input_loses_nothing() {
+    fn dripping_delays_bytes_and_loses_none() {
         let (relay, mut near, far) = line(Relay::to);
         relay.drip(Way::Up, Duration::from_millis(1));
         near.write_all(b"drop by drop").unwrap();
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_registration_is_closed_at_once() {
+    fn refused_connections_are_reset() {
         let (relay, _near, _far) = line(Relay::to);
         relay.refuse(true);
         let mut refused = tcp(relay.address);
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn closing_a_session_closes_its_streams() {
+    fn dropping_the_relay_closes_its_connections() {
         let (relay, mut near, mut far) = line(Relay::to);
         drop(relay);
         for end in [&mut near, &mut far] {

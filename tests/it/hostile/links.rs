@@ -64,7 +64,7 @@ fn violations_close_with_their_code() {
 
 /// Rule 23: what never becomes a message ends by its bytes or by its pace.
 #[test]
-fn endless_fragments_are_closed_with_1009() {
+fn endless_fragments_are_closed_with_1008() {
     let gateway = in_process::Gateway::start(&[], |limits| {
         limits.link.message_bytes = 64 * 1024;
         limits.link.message_time = Duration::from_millis(400);
