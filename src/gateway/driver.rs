@@ -402,7 +402,7 @@ impl UpstreamDriver {
                 } else if self.listed {
                     gateway.stats.memory_refusals.add();
                     self.discovery.postpone(kind);
-                    self.kept(gateway, now, NO_MEMORY);
+                    self.kept(gateway, now, Some(NO_MEMORY));
                 } else {
                     return self.no_memory(gateway, now);
                 }
@@ -411,7 +411,7 @@ impl UpstreamDriver {
             DiscoveryStep::Kept(why, next) => {
                 // The part that was received is discarded.
                 let _ = self.listing.resize(0);
-                self.kept(gateway, now, &why);
+                self.kept(gateway, now, why.as_deref());
                 self.proceed(gateway, now, next)
             }
             DiscoveryStep::Failed(why) => self.failed(gateway, now, &why),
@@ -435,10 +435,12 @@ impl UpstreamDriver {
     }
 
     /// Logs that a list could not be fetched or stored, and schedules the next attempt.
-    fn kept(&mut self, gateway: &Gateway, now: Instant, why: &str) {
-        let name = self.upstream.name();
-        let line = format_args!("server '{name}': {why}; its lists stay as they were");
-        gateway.log_throttled(log::Level::Warn, "list", name, LOG_GROUPS, line);
+    fn kept(&mut self, gateway: &Gateway, now: Instant, why: Option<&str>) {
+        if let Some(why) = why {
+            let name = self.upstream.name();
+            let line = format_args!("server '{name}': {why}; its lists stay as they were");
+            gateway.log_throttled(log::Level::Warn, "list", name, LOG_GROUPS, line);
+        }
         self.retry = now + self.discovery.retry_pause();
     }
 
@@ -538,7 +540,7 @@ impl UpstreamDriver {
         if self.listed {
             let _ = self.listing.resize(0);
             self.discovery.unanswered();
-            self.kept(gateway, now, why);
+            self.kept(gateway, now, Some(why));
             return Ok(());
         }
         if self.ours {

@@ -81,23 +81,27 @@ pub async fn enter(
             return Some(RegisteredLink { life, link: Err(ended) });
         }
         Err(why) => {
-            let reason = util::escape::show(&why.reason).to_string();
-            let line = format!("a registration from {from} is refused: {reason}");
-            // Throttle by address and reason: one site may have many servers, each refused for its
-            // own reason.
-            gateway.warn_throttled("registration", format!("{} {reason}", from.ip()), line);
-            // An edge treats an error frame as final, so send none for a refusal that may be
-            // temporary.
-            let last = why.code != CLOSE_LATER;
-            let words = last.then(|| Status::error(&why.reason)).into_iter().collect();
-            let ended = LinkEnd::ByUs(why);
-            gateway.count_end(&ended);
-            ws_link::end(socket, words, &ended, &limits).await;
+            refuse(&gateway, socket, from, why).await;
             return None;
         }
     };
     let link = ws_link::send_frame(&mut socket, answer, &limits).await.map(|()| socket);
     Some(RegisteredLink { life, link })
+}
+
+/// Logs a refused registration, and closes the link with the reason.
+async fn refuse(gateway: &Gateway, socket: WebSocket, from: SocketAddr, why: CloseReason) {
+    let reason = util::escape::show(&why.reason).to_string();
+    let line = format!("a registration from {from} is refused: {reason}");
+    // Throttle by address and reason: one site may have many servers, each refused for its own
+    // reason.
+    gateway.warn_throttled("registration", format!("{} {reason}", from.ip()), line);
+    // An edge treats an error frame as final, so send none for a refusal that may be temporary.
+    let last = why.code != CLOSE_LATER;
+    let words = last.then(|| Status::error(&why.reason)).into_iter().collect();
+    let ended = LinkEnd::ByUs(why);
+    gateway.count_end(&ended);
+    ws_link::end(socket, words, &ended, &gateway.config.limits.link).await;
 }
 
 /// A registered or resumed server, with its socket or the reason why its link has ended.

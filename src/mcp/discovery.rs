@@ -40,8 +40,9 @@ pub enum DiscoveryStep {
     /// A list is complete. Send the request next; without one, all lists are complete.
     Offer(ListKind, Vec<ListItem>, Option<DiscoveryRequest>),
     /// A list request failed for this reason; the previous list stays and is requested again later.
-    /// Send the request next; without one, there is nothing more to request for now.
-    Kept(String, Option<DiscoveryRequest>),
+    /// No reason: the server is down or stopping, which is logged where it happens. Send the request
+    /// next; without one, there is nothing more to request for now.
+    Kept(Option<String>, Option<DiscoveryRequest>),
     /// The server cannot be used, for this reason.
     Failed(String),
 }
@@ -365,8 +366,10 @@ impl Discovery {
         // Templates belong to the `resources` capability, but most servers that declare it have no
         // templates.
         let declared = declared && kind != ListKind::Template;
-        if !is_unknown_method(message) && (declared || self.known.contains(&kind)) {
+        let code = error_code(message);
+        if code != Some(jsonrpc::METHOD_NOT_FOUND) && (declared || self.known.contains(&kind)) {
             self.postpone(kind);
+            let why = (code != Some(jsonrpc::DOWN)).then_some(why);
             return DiscoveryStep::Kept(why, self.next_list());
         }
         if declared {
@@ -376,11 +379,11 @@ impl Discovery {
     }
 }
 
-/// Whether the response is the error for an unknown method.
-fn is_unknown_method(message: &Message<'_>) -> bool {
-    let error = message.error().unwrap_or("{}");
-    let code = find(error, 0..error.len(), &["code"]).ok().flatten();
-    code.is_some_and(|span| error[span].parse() == Ok(jsonrpc::METHOD_NOT_FOUND))
+/// Returns the code of an error response.
+fn error_code(message: &Message<'_>) -> Option<i64> {
+    let error = message.error()?;
+    let code = find(error, 0..error.len(), &["code"]).ok()??;
+    error[code].parse().ok()
 }
 
 /// Builds the `initialize` request.
@@ -600,10 +603,19 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_a_stopping_server_refuses_gives_no_reason() {
+        let mut stopping = relisting();
+        let next = feed(&mut stopping, &jsonrpc::error("1", jsonrpc::DOWN, "the edge is stopping"));
+        assert!(matches!(next, DiscoveryStep::Kept(None, Some(_))), "{next:?}");
+        assert!(keys(feed(&mut stopping, &answer("{\"prompts\":[]}"))).is_empty());
+        assert!(stopping.wants_retry());
+    }
+
+    #[test]
     fn failed_list_keeps_the_others_due_and_is_retried() {
         let mut refused = relisting();
         let next = feed(&mut refused, &jsonrpc::error("1", -32603, "broken"));
-        let DiscoveryStep::Kept(why, Some(ask)) = next else { panic!("{next:?}") };
+        let DiscoveryStep::Kept(Some(why), Some(ask)) = next else { panic!("{next:?}") };
         assert_eq!((why.as_str(), ask.method), ("tools/list failed: broken", "prompts/list"));
         assert!(!refused.wants_retry(), "one question at a time");
         assert!(keys(feed(&mut refused, &answer("{\"prompts\":[]}"))).is_empty());
