@@ -18,10 +18,7 @@ use super::{
 use crate::{
     catalog::UpstreamKey,
     hub::mux::Routed,
-    jsonrpc::{
-        self, Message, Span, edit,
-        tolerant::{self, MessagePart, Unusable},
-    },
+    jsonrpc::{self, Malformed, Message, Span, edit, tolerant::Unusable},
     limits::{CHANNEL_TICK, INSTRUCTIONS, LOG_GROUPS},
     mcp::{
         self,
@@ -208,38 +205,28 @@ impl UpstreamDriver {
             _ => frame,
         };
         match Message::read(frame) {
-            Ok(message) if message.has_twin() => {
-                self.upstream.log_twin(now);
-                self.odd_frame(gateway, now, frame)
-            }
-            // Reformatted to a single line, as events and everything that is stored require it.
-            Ok(message) if message.has_line_breaks() => match Message::read(&message.splice(&[])) {
-                Ok(message) => self.sound_message(gateway, now, &message),
-                Err(_) => Ok(()),
-            },
-            Ok(message) => self.sound_message(gateway, now, &message),
+            Ok(message) if message.is_clean() => self.sound_message(gateway, now, &message),
             Err(_) if self.ours && Status::read(frame).is_some_and(|status| status.status == "restarted") => {
                 self.restarted(gateway, now)
             }
-            Err(_) => self.odd_frame(gateway, now, frame),
+            read => self.odd_frame(gateway, now, frame, read),
         }
     }
 
-    /// Handles a frame that is not a valid message: other edge programs forward whatever their
+    /// Handles a frame that is not one clean message: other edge programs forward whatever their
     /// server prints.
-    fn odd_frame(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), CloseReason> {
-        for part in tolerant::parts(frame.as_bytes()) {
-            match part {
-                MessagePart::Message(text) => {
-                    if let Ok(message) = Message::read(&text) {
-                        self.sound_message(gateway, now, &message)?;
-                    }
-                }
-                MessagePart::Unusable(answer) => self.unusable(gateway, now, &answer)?,
-                MessagePart::Noise => {
-                    gateway.stats.unmatched.add();
-                    self.upstream.log_noise(now, frame);
-                }
+    fn odd_frame(
+        &mut self,
+        gateway: &Gateway,
+        now: Instant,
+        frame: &str,
+        read: Result<Message<'_>, Malformed>,
+    ) -> Result<(), CloseReason> {
+        for part in self.upstream.usable_parts(now, &gateway.stats, frame, read) {
+            match part.as_deref().map(Message::read) {
+                Ok(Ok(message)) => self.sound_message(gateway, now, &message)?,
+                Ok(Err(_)) => {}
+                Err(answer) => self.unusable(gateway, now, answer)?,
             }
         }
         Ok(())

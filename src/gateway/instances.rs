@@ -23,7 +23,7 @@ use crate::{
     hub::mux::Routed,
     jsonrpc::{
         self, Kind, Malformed, Message, edit,
-        tolerant::{self, MessagePart, Unusable},
+        tolerant::{self, Unusable},
     },
     limits,
     mcp::discovery::error_text,
@@ -71,29 +71,14 @@ impl Gateway {
     /// Handles a message from a session's instance.
     pub fn on_instance_message(&self, now: Instant, process: &Arc<Upstream>, text: &str) {
         let Some(client) = process.instance().and_then(|private| private.client.upgrade()) else { return };
-        let take = |text: &str| {
-            if let Ok(message) = Message::read(text) {
-                self.sound_message(now, &client, process, &message);
-            }
-        };
         match Message::read(text) {
-            // Reformatted to a single line, as events require it.
-            Ok(message) if message.has_line_breaks() && !message.has_twin() => take(&message.splice(&[])),
-            Ok(message) if !message.has_twin() => self.sound_message(now, &client, process, &message),
-            odd => {
-                if odd.is_ok() {
-                    process.log_twin(now);
-                }
-                for part in tolerant::parts(text.as_bytes()) {
-                    match part {
-                        MessagePart::Message(text) => take(&text),
-                        MessagePart::Unusable(answer) => {
-                            self.on_unusable_instance_answer(now, process, &answer)
-                        }
-                        MessagePart::Noise => {
-                            self.stats.unmatched.add();
-                            process.log_noise(now, text);
-                        }
+            Ok(message) if message.is_clean() => self.sound_message(now, &client, process, &message),
+            read => {
+                for part in process.usable_parts(now, &self.stats, text, read) {
+                    match part.as_deref().map(Message::read) {
+                        Ok(Ok(message)) => self.sound_message(now, &client, process, &message),
+                        Ok(Err(_)) => {}
+                        Err(answer) => self.on_unusable_instance_answer(now, process, answer),
                     }
                 }
             }

@@ -21,7 +21,10 @@ use super::{
 };
 use crate::{
     hub::mux::{self, Mux, Pending},
-    jsonrpc::{self, Kind, Malformed, Message, Span, decimal, edit, tolerant::Unusable},
+    jsonrpc::{
+        self, Kind, Malformed, Message, Span, decimal, edit,
+        tolerant::{self, MessagePart, Unusable},
+    },
     limits::{self, LOG_GROUPS, LOG_WARNINGS, LinkLimits},
     log_throttle::LogThrottle,
     mcp::{self, compat, log_level::Level},
@@ -526,18 +529,43 @@ impl Upstream {
         self.complain(now, "unusable", &format!("sent an answer that cannot be used: {}", answer.why));
     }
 
+    /// Returns what can be used of a frame that is not one clean message (`read` is how it was
+    /// read): messages on one line, and responses that fail their request. The rest is logged.
+    pub fn usable_parts(
+        &self,
+        now: Instant,
+        stats: &Stats,
+        frame: &str,
+        read: Result<Message<'_>, Malformed>,
+    ) -> Vec<Result<String, Unusable>> {
+        if read.as_ref().is_ok_and(Message::has_twin) {
+            self.log_twin(now);
+        }
+        let malformed = read.err();
+        let usable = |part| match part {
+            MessagePart::Message(text) => Some(Ok(text)),
+            MessagePart::Unusable(answer) => Some(Err(answer)),
+            MessagePart::Noise => {
+                stats.unmatched.add();
+                self.log_noise(now, malformed);
+                None
+            }
+        };
+        tolerant::parts(frame.as_bytes()).into_iter().filter_map(usable).collect()
+    }
+
     /// Logs a message with a member that some parsers take for a JSON-RPC member, throttled
     /// likewise.
-    pub fn log_twin(&self, now: Instant) {
+    fn log_twin(&self, now: Instant) {
         let what = "sent a member whose name differs only in case from one of JSON-RPC; it is left out";
         self.complain(now, "twin", what);
     }
 
     /// Logs a frame that is not a message. One with a duplicate member was probably meant to be a
     /// message, so it gets a warning.
-    pub fn log_noise(&self, now: Instant, frame: &str) {
-        match Message::read(frame) {
-            Err(why @ Malformed::Duplicate) => {
+    fn log_noise(&self, now: Instant, malformed: Option<Malformed>) {
+        match malformed {
+            Some(why @ Malformed::Duplicate) => {
                 self.complain(now, "duplicate", &format!("sent what is no message: {}", why.reason()));
             }
             _ => log::debug!("server '{}' sent a frame that is no message", self.name),

@@ -165,9 +165,10 @@ impl<'a> Message<'a> {
         self.twin
     }
 
-    /// Whether the text has line breaks. They can only occur between tokens.
-    pub fn has_line_breaks(&self) -> bool {
-        self.line_breaks
+    /// Whether the text can be passed on as it is: on one line, as events and everything that is
+    /// stored require it, and without a twin.
+    pub fn is_clean(&self) -> bool {
+        !self.line_breaks && !self.twin
     }
 
     /// Returns the whole text.
