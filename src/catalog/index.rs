@@ -92,14 +92,14 @@ impl NameIndex {
         if names.iter().any(|exposed| self.is_held(exposed, server, &item.key)) {
             return Some(format!("{noun} {shown} is listed twice"));
         }
-        let [plain, _] = names;
-        let listed = item.under(&plain);
+        let plain = &names[0];
+        let listed = item.under(plain);
         let links = resource_links::may_link_description(&listed);
         let entry = IndexEntry { server: Some(server), key: item.key.clone(), listed, links };
-        let exposed = self.place(entry, 0);
-        let taken = util::escape::show(&plain);
+        let exposed = self.place(entry, &names, 0);
+        let taken = util::escape::show(plain);
         match exposed {
-            Some(exposed) if *exposed == *plain => None,
+            Some(exposed) if *exposed == **plain => None,
             Some(exposed) => Some(format!(
                 "the name {taken} is taken; {noun} {shown} is exposed as {}",
                 util::escape::show(&exposed)
@@ -116,12 +116,11 @@ impl NameIndex {
         self.entries.get(exposed).is_some_and(has) || self.contested.get(exposed).is_some_and(claims)
     }
 
-    /// Exposes an item under the first of its names, from index `from` on, that no other item has
+    /// Exposes an item under the first of its `names`, from index `from` on, that no other item has
     /// or claims. An item that already has one of these names loses it and gets its next one.
     /// Returns the name, or `None` if there is none left.
-    fn place(&mut self, mut entry: IndexEntry, from: usize) -> Option<Arc<str>> {
+    fn place(&mut self, mut entry: IndexEntry, names: &[String; 2], from: usize) -> Option<Arc<str>> {
         let server = entry.server?;
-        let names = self.names(&self.held.get(&server)?.name, &entry.key);
         for (number, name) in names.iter().enumerate().skip(from) {
             if number > 0 && name == &names[number - 1] {
                 continue;
@@ -154,8 +153,8 @@ impl NameIndex {
     fn displace(&mut self, entry: IndexEntry, name: &str) {
         let held = entry.server.and_then(|server| self.held.get(&server));
         let names = held.map(|held| self.names(&held.name, &entry.key));
-        if names.is_some_and(|[plain, _]| plain == name) {
-            self.place(entry, 1);
+        if let Some(names) = names.filter(|[plain, _]| plain == name) {
+            self.place(entry, &names, 1);
         }
     }
 
