@@ -83,8 +83,9 @@ impl<'a> Supervisor<'a> {
                     // command.
                     let again = !(self.generation == 1 && exit.is_not_run() && signals::has_terminal());
                     let delay = if again { self.delay(ending, alive) } else { None };
-                    self.down(&format!("server '{name}' {}{}", exit.told(), self.unfit(exit)), delay)
-                        .ok_or_else(|| self.gone(exit))
+                    let unfit = self.unfit(exit);
+                    self.down(&format!("server '{name}' {}{unfit}", exit.told()), delay)
+                        .ok_or_else(|| self.gone(exit, unfit))
                 }
                 Some(reason) => {
                     let delay = self.delay(Ending::Failed, alive);
@@ -144,10 +145,10 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Returns the error that ends the program when the server exited and is not restarted.
-    fn gone(&self, exit: Exit) -> FatalError {
+    fn gone(&self, exit: Exit, unfit: String) -> FatalError {
         let hint = match self.config.restart {
             Restart::OnFailure if exit.success() => "; --restart always would start it again".to_owned(),
-            _ => self.unfit(exit),
+            _ => unfit,
         };
         FatalError::run(format!("server '{}' ended by itself: {exit}{hint}", self.config.name))
     }

@@ -222,12 +222,9 @@ impl ServerRegistration {
         let window = self.limits.resume_window;
         let over = Instant::now() + window + self.limits.resume_grace;
         let name = self.server.upstream().name();
-        {
-            let seconds = window.as_secs();
-            let line =
-                format_args!("server '{name}' is reconnecting: {ended}; its calls wait up to {seconds} s");
-            self.server.gateway().log_life(log::Level::Warn, "reconnecting", name, line);
-        }
+        let seconds = window.as_secs();
+        let line = format!("server '{name}' is reconnecting: {ended}; its calls wait up to {seconds} s");
+        self.server.gateway().log_life(log::Level::Warn, "reconnecting", name, line);
         self.set_away(true);
         // No edge can reconnect once draining has begun.
         let stopped = self.server.gateway().draining.clone();
