@@ -44,7 +44,7 @@ impl CommandLine {
             return Err("the command is empty");
         }
         if text.contains('\0') {
-            return Err("the command has a NUL character");
+            return Err("the command contains a NUL character");
         }
         match words(text) {
             Ok(words) => match words.first().map(String::as_str) {
@@ -113,7 +113,7 @@ fn single_quoted(rest: &mut std::str::Chars<'_>, word: &mut String) -> Result<()
             _ => word.push(character),
         }
     }
-    Err(NotPlain::Wrong("a single quote has no end"))
+    Err(NotPlain::Wrong("unterminated single quote"))
 }
 
 /// Reads up to the closing quote. A backslash escapes only the characters that are special there.
@@ -131,7 +131,7 @@ fn double_quoted(rest: &mut std::str::Chars<'_>, word: &mut String) -> Result<()
             _ => word.push(character),
         }
     }
-    Err(NotPlain::Wrong("a double quote has no end"))
+    Err(NotPlain::Wrong("unterminated double quote"))
 }
 
 #[cfg(test)]

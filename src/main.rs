@@ -118,10 +118,10 @@ fn until_stopped<F: Future<Output = Result<(), FatalError>> + Send + 'static>(
     let program = Box::pin(program(stop));
     let watch = async move {
         let signal = signals.requested().await;
-        log::info!("{signal}: finishing; send it again to end at once");
+        log::info!("{signal}: stopping; send it again to exit at once");
         drop(switch);
         let signal = signals.requested().await;
-        Err(FatalError::run(format!("{signal} again: ended at once")))
+        Err(FatalError::run(format!("{signal} again: exited at once")))
     };
     let unready = |error| FatalError::run(format!("cannot wait for connections: {error}; see ulimit -n"));
     executor::run(threads, future::or(program, notify::poll_if_woken(watch))).map_err(unready)?

@@ -68,10 +68,10 @@ impl Forbidden {
     /// Returns the reason as text, with the flag that changes it.
     pub fn reason(self) -> &'static str {
         match self {
-            Self::Host => "this Host is not served without a token; see --public-host",
+            Self::Host => "this Host is not allowed without a token; see --public-host",
             Self::Origin => "this Origin is not allowed; see --allow-origin",
-            Self::Site => "a browser sends this for a page of another site; see --allow-origin",
-            Self::Registration => "web pages cannot register servers: no Origin is allowed here",
+            Self::Site => "cross-site browser request; see --allow-origin",
+            Self::Registration => "web pages cannot register servers: Origin is not allowed here",
         }
     }
 }

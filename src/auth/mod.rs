@@ -132,7 +132,7 @@ pub struct TwoOwners;
 
 impl fmt::Display for TwoOwners {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("one token is given with two labels (@…); each principal needs a token of its own")
+        f.write_str("the same token is given with two labels (@…); each principal needs its own token")
     }
 }
 

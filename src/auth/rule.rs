@@ -99,16 +99,16 @@ pub enum Mistyped {
 impl fmt::Display for Mistyped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Characters => "a token is a text of visible characters without spaces",
+            Self::Characters => "a token must consist of visible characters without spaces",
             Self::Role => {
-                "this looks like a role and is none; the forms are client:TOKEN, register:TOKEN and register[NAME,…]:TOKEN"
+                "unknown role; use client:TOKEN, register:TOKEN or register[NAME,…]:TOKEN"
             }
             Self::Names => {
-                "register[NAME,…]:TOKEN takes names of A-Z a-z 0-9 _ . - and *, at most 64 characters each, without spaces"
+                "names in register[NAME,…]:TOKEN may contain A-Z a-z 0-9 _ . - and *, at most 64 characters each, no spaces"
             }
-            Self::Who => "the label behind @ has 1 to 64 characters of A-Z a-z 0-9 _ . -",
-            Self::Digest => "a digest is sha256: with 64 hexadecimal digits",
-            Self::NoToken => "the token is missing: a role or a label is followed by a colon and the token",
+            Self::Who => "the label after @ must be 1 to 64 characters of A-Z a-z 0-9 _ . -",
+            Self::Digest => "a digest must be sha256: followed by 64 hexadecimal digits",
+            Self::NoToken => "missing token: a role or label must be followed by a colon and the token",
         })
     }
 }

@@ -101,10 +101,10 @@ impl NameIndex {
         match exposed {
             Some(exposed) if *exposed == **plain => None,
             Some(exposed) => Some(format!(
-                "the name {taken} is taken; {noun} {shown} is exposed as {}",
+                "name {taken} is already in use; {noun} {shown} is exposed as {}",
                 util::escape::show(&exposed)
             )),
-            None => Some(format!("the name {taken} is taken; {noun} {shown} is not exposed")),
+            None => Some(format!("name {taken} is already in use; {noun} {shown} is not exposed")),
         }
     }
 

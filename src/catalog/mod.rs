@@ -473,15 +473,12 @@ fn altered(kind: ListKind, before: &[ListItem], after: &[ListItem]) -> Vec<Strin
     let line = |item: &ListItem| {
         let old = known.get(item.key.as_str()).map_or(0, |old| old.hash());
         let (noun, name) = (kind.noun(), util::escape::show(&item.key));
-        format!(
-            "the description of {noun} {name} is another one than before ({old:08x}, now {:08x})",
-            item.hash()
-        )
+        format!("the description of {noun} {name} changed ({old:08x}, now {:08x})", item.hash())
     };
     let mut lines: Vec<String> = others.by_ref().take(LOG_CHANGES).map(line).collect();
     let more = others.count();
     if more > 0 {
-        lines.push(format!("and those of {more} more {}s", kind.noun()));
+        lines.push(format!("the descriptions of {more} more {}s changed", kind.noun()));
     }
     lines
 }
@@ -848,16 +845,13 @@ mod tests {
         let hashes = [("a", "reads"), ("a", "reads, and sends it away")].map(|tool| offer(&[tool])[0].hash());
         assert_ne!(hashes[0], hashes[1]);
         let (old, new) = (format!("{:08x}", hashes[0]), format!("{:08x}", hashes[1]));
-        assert_eq!(
-            warnings,
-            [format!("the description of tool a is another one than before ({old}, now {new})")]
-        );
+        assert_eq!(warnings, [format!("the description of tool a changed ({old}, now {new})")]);
         // A change of many items is summarized, and does not flood the log.
         let names: Vec<String> = (0..LOG_CHANGES + 5).map(|number| format!("t{number}")).collect();
         let all = |more| -> Vec<(&str, &str)> { names.iter().map(|name| (name.as_str(), more)).collect() };
         set(&all("x"));
         let warnings = set(&all("y")).unwrap();
         assert_eq!(warnings.len(), LOG_CHANGES + 1);
-        assert_eq!(warnings[LOG_CHANGES], "and those of 5 more tools");
+        assert_eq!(warnings[LOG_CHANGES], "the descriptions of 5 more tools changed");
     }
 }

@@ -104,7 +104,11 @@ pub fn demo(args: DemoArgs) -> Result<Command, FatalError> {
             server: ServerTls { key: key.into(), certificate: certificate.into(), client_ca: None },
             ca: ca.into(),
         }),
-        _ => return Err(FatalError::usage("--ssl-keyfile, --ssl-certfile and --ssl-ca-cert go together")),
+        _ => {
+            return Err(FatalError::usage(
+                "--ssl-keyfile, --ssl-certfile and --ssl-ca-cert must be given together",
+            ));
+        }
     };
     let port = values::number("--port", &args.port, 0..=u16::MAX)?;
     Ok(Command::Demo(demo::DemoOptions { port, once: args.once, tls }, values::level(&args.log_level)?))
@@ -147,7 +151,7 @@ fn distinct(config: &GatewayConfig) -> Result<(), FatalError> {
 }
 
 fn command(typed: Option<&str>) -> Result<CommandLine, FatalError> {
-    let needed = "--stdio is needed: the server's command, such as --stdio \"mcpport device\"";
+    let needed = "--stdio is required: the server's command, such as --stdio \"mcpport device\"";
     let typed = typed.ok_or_else(|| FatalError::usage(needed))?;
     CommandLine::parse(typed).map_err(|why| FatalError::usage(format!("--stdio: {why}")))
 }
@@ -197,7 +201,7 @@ fn sessions(args: &RegisterArgs) -> Result<Option<u32>, FatalError> {
         ("isolated", None) => Ok(Some(MAX_SESSIONS)),
         ("isolated", Some(most)) => values::number("--max-sessions", most, 1..=COUNT as u32).map(Some),
         (other, _) => Err(FatalError::usage(format!(
-            "--sessions {}: shared or isolated is needed",
+            "--sessions {}: expected shared or isolated",
             util::escape::show(other)
         ))),
     }
@@ -217,19 +221,19 @@ fn headers(args: &RegisterArgs) -> Result<Vec<(String, Secret)>, FatalError> {
     }
     // Without its token the gateway would reject the link with a less helpful message.
     if headers.len() == before {
-        return Err(FatalError::usage(format!("{flag}: there is no header field in it")));
+        return Err(FatalError::usage(format!("{flag}: the file contains no header field")));
     }
     Ok(headers)
 }
 
 fn client_tls(args: &RegisterArgs) -> Result<ClientTls, FatalError> {
     if args.no_ssl_verify && args.ssl_ca_cert.is_some() {
-        return Err(FatalError::usage("--no-ssl-verify and --ssl-ca-cert contradict each other"));
+        return Err(FatalError::usage("--no-ssl-verify and --ssl-ca-cert are mutually exclusive"));
     }
     let identity = match (&args.ssl_certfile, &args.ssl_keyfile) {
         (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
         (None, None) => None,
-        _ => return Err(FatalError::usage("--ssl-certfile and --ssl-keyfile go together")),
+        _ => return Err(FatalError::usage("--ssl-certfile and --ssl-keyfile must be given together")),
     };
     Ok(ClientTls {
         no_verify: args.no_ssl_verify,

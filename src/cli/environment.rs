@@ -41,7 +41,7 @@ impl Environment {
         for (name, value) in &self.0 {
             let shown = name.to_string_lossy();
             if shown != TOKENS && !all().any(|known| variable(known) == shown) {
-                let likely = likely(&shown, own).map(|known| format!("is it {known}? "));
+                let likely = likely(&shown, own).map(|known| format!("did you mean {known}? "));
                 return Err(FatalError::usage(format!(
                     "unknown environment variable {}; {}see mcpport {command} --help",
                     util::escape::show(&shown),

@@ -71,7 +71,7 @@ fn set(limit: &mut usize, flag: &str, given: &Option<String>) -> Result<(), Fata
 fn bytes(flag: &str, typed: &str, allowed: RangeInclusive<usize>) -> Result<usize, FatalError> {
     util::parse::bytes(typed).filter(|bytes| allowed.contains(bytes)).ok_or_else(|| {
         FatalError::usage(format!(
-            "{flag} {}: a size like 4M is needed, from {} to {}",
+            "{flag} {}: expected a size such as 4M, from {} to {}",
             util::escape::show(typed),
             util::parse::size(*allowed.start()),
             util::parse::size(*allowed.end())

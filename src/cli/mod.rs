@@ -63,28 +63,28 @@ pub fn parse(typed: &[String], environment: &Environment) -> Result<Command, Fat
         },
         // The word may be a misplaced token, so the message does not repeat it.
         other if other.starts_with('-') => {
-            Err(FatalError::usage("a flag stands before the command; see mcpport --help"))
+            Err(FatalError::usage("expected a command before any flag; see mcpport --help"))
         }
         _ => Err(FatalError::usage(
-            "unknown command: one of gateway, register, device, demo is needed; see mcpport --help",
+            "unknown command: expected gateway, register, device or demo; see mcpport --help",
         )),
     }
 }
 
 /// The last paragraph of every help text.
-const SPELLINGS: &str = "A flag --some-flag VALUE can also be given as --some-flag=VALUE, and in the\n\
-    environment as MCPPORT_SOME_FLAG=VALUE (1 for a switch). One that stands for\n\
-    no flag is an error.";
+const SPELLINGS: &str = "A flag --some-flag VALUE can also be written --some-flag=VALUE, or set in the\n\
+    environment as MCPPORT_SOME_FLAG=VALUE (1 for a switch). An unknown MCPPORT_\n\
+    variable is an error.";
 
 fn overview() -> String {
     format!(
         "mcpport {}: stdio MCP servers behind NAT, reached over HTTP\n\n\
          Usage: mcpport <command> [flags]\n\n\
          Commands:\n\
-         \x20 gateway, g   run the gateway that clients and edge boxes connect to\n\
-         \x20 register, r  run a stdio MCP server here and carry it to a gateway\n\
-         \x20 device       a stdio MCP server about this box (for register --stdio)\n\
-         \x20 demo         a gateway, a server and a call between them, on this machine\n\n\
+         \x20 gateway, g   run the gateway that clients and edges connect to\n\
+         \x20 register, r  run a stdio MCP server and connect it to a gateway\n\
+         \x20 device       a stdio MCP server that reports on this host (for register --stdio)\n\
+         \x20 demo         run a gateway, a server and one tool call on this machine\n\n\
          mcpport <command> --help lists the flags.\n{SPELLINGS}",
         env!("CARGO_PKG_VERSION")
     )
@@ -138,7 +138,7 @@ fn complete(
             Takes::Nothing => match value.to_ascii_lowercase().as_str() {
                 "1" | "true" | "yes" | "on" => out.push(long),
                 "0" | "false" | "no" | "off" => {}
-                _ => return Err(FatalError::usage(format!("{variable} is a switch: give it 1 or 0"))),
+                _ => return Err(FatalError::usage(format!("{variable} is a switch: set it to 1 or 0"))),
             },
             Takes::One => out.extend([long, value.to_owned()]),
             Takes::Many => {
@@ -181,7 +181,7 @@ fn spell(command: &str, typed: &[String], flags: &[Flag]) -> Result<Vec<String>,
             (None, _) => match words.next() {
                 Some(value) => out.push(value.clone()),
                 None => {
-                    return Err(FatalError::usage(format!("--{}: a value is needed after it", flag.name)));
+                    return Err(FatalError::usage(format!("--{} requires a value", flag.name)));
                 }
             },
         }
@@ -195,12 +195,14 @@ fn unknown(command: &str, word: &str, flags: &[Flag]) -> FatalError {
     let see = format!("see mcpport {command} --help");
     FatalError::usage(if let Some(begun) = word.strip_prefix("--") {
         let meant = flags.iter().find(|flag| !begun.is_empty() && flag.name.starts_with(begun));
-        let meant = meant.map(|flag| format!("is it --{}? ", flag.name));
+        let meant = meant.map(|flag| format!("did you mean --{}? ", flag.name));
         format!("unknown flag {}; {}{see}", util::escape::show(word), meant.unwrap_or_default())
     } else if word.starts_with('-') {
-        format!("unknown flag {}; is the value before it without its quotes? {see}", util::escape::show(word))
+        format!("unknown flag {}; is the value before it missing its quotes? {see}", util::escape::show(word))
     } else {
-        format!("a word that is neither a flag nor a flag's value; is a value without its quotes? {see}")
+        format!(
+            "unexpected argument: neither a flag nor a flag's value; is a value missing its quotes? {see}"
+        )
     })
 }
 

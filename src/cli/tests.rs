@@ -67,15 +67,21 @@ fn limits() {
     assert_eq!(edge.child.line_bytes, 16 << 20);
     assert!(edge.link.message_bytes > 16 << 20);
     for (line, words) in [
-        (&["gateway", "--max-links", "0"][..], "--max-links 0: a number from 1 to 1000000 is needed"),
-        (&["gateway", "--max-connections", "9999999"], "--max-connections 9999999: a number from 1 to"),
-        (&["gateway", "--max-connections", "many"], "--max-connections many: a number from 1 to"),
+        (&["gateway", "--max-links", "0"][..], "--max-links 0: expected a number from 1 to 1000000"),
+        (
+            &["gateway", "--max-connections", "9999999"],
+            "--max-connections 9999999: expected a number from 1 to",
+        ),
+        (&["gateway", "--max-connections", "many"], "--max-connections many: expected a number from 1 to"),
         (
             &["gateway", "--max-message-bytes", "1K"],
-            "--max-message-bytes 1K: a size like 4M is needed, from 64K",
+            "--max-message-bytes 1K: expected a size such as 4M, from 64K",
         ),
-        (&["gateway", "--max-list-items", "0"], "--max-list-items 0: a number from 1 to 1000000 is needed"),
-        (&["gateway", "--max-memory", "1M"], "--max-memory 1M: a size like 4M is needed, from 16M to 2048M"),
+        (&["gateway", "--max-list-items", "0"], "--max-list-items 0: expected a number from 1 to 1000000"),
+        (
+            &["gateway", "--max-memory", "1M"],
+            "--max-memory 1M: expected a size such as 4M, from 16M to 2048M",
+        ),
         (&["r", "--stdio", "cat", "--max-message-bytes", "1G"], "--max-message-bytes 1G"),
         (&["gateway", "--status-path", "/mcp"], "--mcp-path and --status-path have the same path"),
     ] {
@@ -149,8 +155,8 @@ fn unknown_variables_name_the_likely_one() {
         let complaint = complain(line, name);
         assert!(complaint.contains(&format!("unknown environment variable {name};")), "{complaint}");
         match likely {
-            Some(likely) => assert!(complaint.contains(&format!("is it {likely}?")), "{complaint}"),
-            None => assert!(!complaint.contains("is it"), "{complaint}"),
+            Some(likely) => assert!(complaint.contains(&format!("did you mean {likely}?")), "{complaint}"),
+            None => assert!(!complaint.contains("did you mean"), "{complaint}"),
         }
         assert!(!complaint.contains("canary"), "{complaint}");
     }
@@ -288,17 +294,26 @@ fn complaints_name_the_flag_and_no_secret() {
     for (line, why) in [
         (vec!["gateway", "--nonsense"], "--nonsense"),
         (vec!["gateway", "--"], "unknown flag --; see mcpport gateway --help"),
-        (vec!["r", "--server-n", "x"], "unknown flag --server-n; is it --server-name? see mcpport register"),
-        (vec!["gateway", "--port"], "--port: a value is needed"),
-        (vec!["gateway", "--port", "70000"], "--port 70000: a number from 0 to 65535 is needed"),
-        (vec!["demo", "--port", "x"], "--port x: a number from 0 to 65535 is needed"),
+        (
+            vec!["r", "--server-n", "x"],
+            "unknown flag --server-n; did you mean --server-name? see mcpport register",
+        ),
+        (vec!["gateway", "--port"], "--port requires a value"),
+        (vec!["gateway", "--port", "70000"], "--port 70000: expected a number from 0 to 65535"),
+        (vec!["demo", "--port", "x"], "--port x: expected a number from 0 to 65535"),
         (
             vec!["gateway", "-p"],
-            "unknown flag -p; is the value before it without its quotes? see mcpport gateway",
+            "unknown flag -p; is the value before it missing its quotes? see mcpport gateway",
         ),
-        (vec!["gateway", "--allow-origin", "app.example"], "--allow-origin app.example: an origin such as"),
+        (
+            vec!["gateway", "--allow-origin", "app.example"],
+            "--allow-origin app.example: expected an origin such as",
+        ),
         (vec!["gateway", "--allow-origin", "https://app.example/"], "without a path"),
-        (vec!["gateway", "--public-host", "https://gw.example"], "--public-host https://gw.example: a name"),
+        (
+            vec!["gateway", "--public-host", "https://gw.example"],
+            "--public-host https://gw.example: expected a name",
+        ),
         (vec!["gateway", "--timeout-rpc", "soon"], "--timeout-rpc soon"),
         (vec!["gateway", "--timeout-rpc", "0"], "--timeout-rpc"),
         (vec!["gateway", "--log-level", "LOUD"], "--log-level LOUD"),
@@ -309,13 +324,13 @@ fn complaints_name_the_flag_and_no_secret() {
         (vec!["gateway", "--auth-token", "ca nary"], "--auth-token"),
         (vec!["gateway", "--auth-token", "clients:canary"], "--auth-token"),
         (vec!["gateway", "--auth-token", "sha256:canary"], "64 hexadecimal digits"),
-        (vec!["gateway", "--auth-token", "register[canary,]:x"], "names of A-Z"),
-        (vec!["gateway", "--threads", "0"], "--threads 0: a number from 1 to 64 is needed"),
+        (vec!["gateway", "--auth-token", "register[canary,]:x"], "may contain A-Z"),
+        (vec!["gateway", "--threads", "0"], "--threads 0: expected a number from 1 to 64"),
         (
             vec!["r", "--stdio", "a", "--sessions=isolated", "--max-sessions", "0"],
-            "--max-sessions 0: a number",
+            "--max-sessions 0: expected a number",
         ),
-        (vec!["register"], "--stdio is needed: the server's command"),
+        (vec!["register"], "--stdio is required: the server's command"),
         (vec!["register", "--stdio", ""], "--stdio"),
         (vec!["register", "--stdio", "a 'b"], "--stdio"),
         (vec!["register", "--stdio", "a", "--server-name", "a b"], "--server-name a b"),
@@ -327,9 +342,9 @@ fn complaints_name_the_flag_and_no_secret() {
         (vec!["register", "--stdio", "a", "--header", "Host: canary"], "--header Host"),
         (vec!["register", "--stdio", "a", "--restart", "sometimes"], "--restart sometimes"),
         (vec!["register", "--stdio", "a", "--ssl-certfile", "c"], "--ssl-keyfile"),
-        (vec!["register", "--stdio", "a", "--no-ssl-verify", "--ssl-ca-cert", "c"], "contradict"),
+        (vec!["register", "--stdio", "a", "--no-ssl-verify", "--ssl-ca-cert", "c"], "mutually exclusive"),
         (vec!["demo", "--ssl-keyfile", "canary"], "--ssl-ca-cert"),
-        (vec!["--canary"], "before the command"),
+        (vec!["--canary"], "a command before any flag"),
         (vec!["canary"], "unknown command"),
     ] {
         let said = fault(&line);
@@ -468,7 +483,7 @@ fn public_urls() {
         &long,
     ] {
         let said = fault(&["gateway", "--public-url", wrong]);
-        assert!(said.starts_with("--public-url: a URL such as https://gw.example/base"), "{said}");
+        assert!(said.starts_with("--public-url: expected a URL such as https://gw.example/base"), "{said}");
         assert!(!said.contains("canary") && said.lines().count() == 1, "{said}");
     }
 }

@@ -35,7 +35,7 @@ where
 {
     typed.parse().ok().filter(|number| allowed.contains(number)).ok_or_else(|| {
         let (typed, least, most) = (util::escape::show(typed), allowed.start(), allowed.end());
-        FatalError::usage(format!("{flag} {typed}: a number from {least} to {most} is needed"))
+        FatalError::usage(format!("{flag} {typed}: expected a number from {least} to {most}"))
     })
 }
 
@@ -47,7 +47,7 @@ pub fn level(typed: &str) -> Result<LevelFilter, FatalError> {
         "WARNING" | "WARN" => Ok(LevelFilter::Warn),
         "ERROR" | "CRITICAL" => Ok(LevelFilter::Error),
         _ => Err(FatalError::usage(format!(
-            "--log-level {}: one of DEBUG, INFO, WARNING, ERROR, CRITICAL is needed",
+            "--log-level {}: expected DEBUG, INFO, WARNING, ERROR or CRITICAL",
             util::escape::show(typed)
         ))),
     }
@@ -57,7 +57,7 @@ pub fn level(typed: &str) -> Result<LevelFilter, FatalError> {
 pub fn duration(flag: &str, typed: &str) -> Result<Duration, FatalError> {
     util::parse::duration(typed).filter(|time| !time.is_zero()).ok_or_else(|| {
         FatalError::usage(format!(
-            "{flag} {}: a time like 10, 10s, 500ms or 2m is needed",
+            "{flag} {}: expected a duration such as 10, 10s, 500ms or 2m",
             util::escape::show(typed)
         ))
     })
@@ -67,7 +67,7 @@ pub fn duration(flag: &str, typed: &str) -> Result<Duration, FatalError> {
 pub fn window(flag: &str, typed: &str) -> Result<Duration, FatalError> {
     util::parse::duration(typed).ok_or_else(|| {
         FatalError::usage(format!(
-            "{flag} {}: a time like 30, 30s or 2m is needed, or 0",
+            "{flag} {}: expected a duration such as 30, 30s or 2m, or 0",
             util::escape::show(typed)
         ))
     })
@@ -80,7 +80,7 @@ pub fn path(flag: &str, typed: &str) -> Result<String, FatalError> {
     if typed.starts_with('/') && typed.bytes().all(plain) {
         return Ok(typed.to_owned());
     }
-    Err(FatalError::usage(format!("{flag} {}: a path is needed, such as /sse", util::escape::show(typed))))
+    Err(FatalError::usage(format!("{flag} {}: expected a path such as /sse", util::escape::show(typed))))
 }
 
 /// Parses the path for messages. Drops a trailing slash, because the gateway serves both forms.
@@ -100,7 +100,7 @@ pub fn server_name(typed: &str, longest: usize) -> Result<String, FatalError> {
         return Ok(typed.to_owned());
     }
     Err(FatalError::usage(format!(
-        "--server-name {}: only A-Z a-z 0-9 _ . - are allowed, and at most {longest} of them",
+        "--server-name {}: only A-Z a-z 0-9 _ . - are allowed, at most {longest} characters",
         util::escape::show(typed)
     )))
 }
@@ -110,14 +110,14 @@ pub fn server_id(typed: &str) -> Result<String, FatalError> {
     if (1..=SERVER_ID).contains(&typed.len()) && !typed.chars().any(char::is_control) {
         return Ok(typed.to_owned());
     }
-    Err(FatalError::usage(format!("--server-id: a plain text of at most {SERVER_ID} characters is needed")))
+    Err(FatalError::usage(format!("--server-id: expected plain text of at most {SERVER_ID} characters")))
 }
 
 /// Parses the address of a proxy.
 pub fn proxy(typed: &str) -> Result<IpAddr, FatalError> {
     let address = typed.parse().map(|address: IpAddr| address.to_canonical());
     let why =
-        || format!("--trusted-proxy {}: an address such as 127.0.0.1 is needed", util::escape::show(typed));
+        || format!("--trusted-proxy {}: expected an address such as 127.0.0.1", util::escape::show(typed));
     address.map_err(|_| FatalError::usage(why()))
 }
 
@@ -134,7 +134,7 @@ pub fn origin(typed: &str) -> Result<String, FatalError> {
         return Ok(typed.to_owned());
     }
     Err(FatalError::usage(format!(
-        "--allow-origin {}: an origin such as https://app.example is needed, without a path",
+        "--allow-origin {}: expected an origin such as https://app.example, without a path",
         util::escape::show(typed)
     )))
 }
@@ -146,7 +146,7 @@ pub fn public_host(typed: &str) -> Result<String, FatalError> {
         return Ok(typed.to_owned());
     }
     Err(FatalError::usage(format!(
-        "--public-host {}: a name such as gw.example is needed, without scheme and path",
+        "--public-host {}: expected a name such as gw.example, without scheme or path",
         util::escape::show(typed)
     )))
 }
@@ -162,7 +162,7 @@ pub fn public_url(typed: &str) -> Result<(String, String), FatalError> {
         let prefix = if matches!(path, "" | "/") { "" } else { router::prefix(path)? };
         Some((host, prefix.to_owned()))
     };
-    let why = "--public-url: a URL such as https://gw.example/base is needed, its path of letters, digits and - . _ ~";
+    let why = "--public-url: expected a URL such as https://gw.example/base, its path of letters, digits and - . _ ~";
     parts().ok_or_else(|| FatalError::usage(why))
 }
 
@@ -173,7 +173,7 @@ pub fn restart(typed: &str) -> Result<Restart, FatalError> {
         "on-failure" => Ok(Restart::OnFailure),
         "always" => Ok(Restart::Always),
         other => Err(FatalError::usage(format!(
-            "--restart {}: never, on-failure or always is needed",
+            "--restart {}: expected never, on-failure or always",
             util::escape::show(other)
         ))),
     }
@@ -188,27 +188,27 @@ pub fn gateway_url(typed: &str) -> Result<GatewayUrl, FatalError> {
         FatalError::usage(format!("--gateway-url: {why}, such as ws://localhost:8765{REGISTER_PATH}"))
     };
     if !typed.is_ascii() {
-        return Err(bad("a URL in ASCII is needed, names of other scripts in their xn-- form"));
+        return Err(bad("expected a URL in ASCII, with internationalized names in xn-- form"));
     }
-    let Some((scheme, rest)) = typed.trim().split_once("://") else { return Err(bad("a URL is needed")) };
+    let Some((scheme, rest)) = typed.trim().split_once("://") else { return Err(bad("expected a URL")) };
     let tls = match scheme.to_ascii_lowercase().as_str() {
         "ws" | "http" => false,
         "wss" | "https" => true,
-        _ => return Err(bad("a ws:// or wss:// URL is needed")),
+        _ => return Err(bad("expected a ws:// or wss:// URL")),
     };
     // The fragment is not sent to the server.
     let rest = rest.split('#').next().unwrap_or_default();
     let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     if authority.contains('@') {
         return Err(FatalError::usage(
-            "--gateway-url: no user or password is sent; use --header \"Authorization: Bearer TOKEN\"",
+            "--gateway-url: a user name or password in the URL is not supported; use --header \"Authorization: Bearer TOKEN\"",
         ));
     }
     let Some((host, port)) = host_and_port(authority) else {
-        return Err(bad("a URL with a host, and with a port of 1 to 65535 or none, is needed"));
+        return Err(bad("expected a URL with a host and, optionally, a port of 1 to 65535"));
     };
     if !target.bytes().all(is_url_byte) {
-        return Err(bad("a URL is needed, characters that have no place there in their %XX form"));
+        return Err(bad("expected a URL, with other characters percent-encoded (%XX)"));
     }
     let port = port.unwrap_or(if tls { 443 } else { 80 });
     let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
@@ -251,7 +251,7 @@ fn is_url_byte(byte: u8) -> bool {
 
 /// Parses a header field for the request to the gateway. The value is a secret.
 pub fn header(flag: &str, typed: &str) -> Result<(String, Secret), FatalError> {
-    let bad = || FatalError::usage(format!("{flag}: the form is \"Key: Value\""));
+    let bad = || FatalError::usage(format!("{flag}: expected \"Key: Value\""));
     let (key, value) = typed.split_once(':').ok_or_else(bad)?;
     let (key, value) = (key.trim(), value.trim());
     let reserved = ["host", "connection", "upgrade", "content-length", "transfer-encoding"];
@@ -261,7 +261,7 @@ pub fn header(flag: &str, typed: &str) -> Result<(String, Secret), FatalError> {
     }
     if reserved.contains(&own.as_str()) || own.starts_with("sec-websocket") {
         return Err(FatalError::usage(format!(
-            "{flag} {}: this field is ours to set",
+            "{flag} {}: this field is set by mcpport",
             util::escape::show(key)
         )));
     }
@@ -269,13 +269,13 @@ pub fn header(flag: &str, typed: &str) -> Result<(String, Secret), FatalError> {
     // name.
     if !key.bytes().all(body::is_token) {
         return Err(FatalError::usage(format!(
-            "{flag}: the name of the field has a character that HTTP does not allow"
+            "{flag}: the field name contains a character that HTTP does not allow"
         )));
     }
     if !value.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~')) {
         let key = util::escape::show(key);
         return Err(FatalError::usage(format!(
-            "{flag} {key}: the value has a character that HTTP does not allow"
+            "{flag} {key}: the value contains a character that HTTP does not allow"
         )));
     }
     Ok((key.to_owned(), Secret::new(value)))

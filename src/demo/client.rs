@@ -102,7 +102,7 @@ impl<'a> DemoClient<'a> {
         if answer.starts_with("HTTP/1.1 202 ") {
             Ok(())
         } else {
-            Err(broken("the gateway did not take a message"))
+            Err(broken("the gateway did not accept a message"))
         }
     }
 

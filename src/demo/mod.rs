@@ -67,7 +67,7 @@ pub async fn run(options: DemoOptions, stop: impl Future<Output = ()>) -> Result
         ..GatewayConfig::default()
     })?;
     let Some(address) = bound.addresses().first().copied() else {
-        return Err(FatalError::run("the gateway listens nowhere"));
+        return Err(FatalError::run("the gateway has no listening address"));
     };
     let edge_config = register_config(address, trust)?;
     let gateway = DemoGateway { address, tls: connector, authority: options.tls.map(|tls| tls.ca) };
@@ -99,7 +99,7 @@ async fn play(gateway: &DemoGateway, once: bool) -> Result<(), FatalError> {
     let limit = limits::DEMO_TIME;
     match timeout::within(limit, show(gateway)).await {
         Ok(Ok(())) if once => {
-            say("\nWithout --once it goes on serving, and prints what to paste into a client.");
+            say("\nWithout --once it keeps serving and prints a configuration to paste into a client.");
             Ok(())
         }
         Ok(Ok(())) => {
@@ -107,13 +107,15 @@ async fn play(gateway: &DemoGateway, once: bool) -> Result<(), FatalError> {
             pending().await
         }
         Ok(Err(error)) => Err(FatalError::run(format!("the demo call failed: {error}"))),
-        Err(_) => Err(FatalError::run(format!("the demo call was not done within {} s", limit.as_secs()))),
+        Err(_) => {
+            Err(FatalError::run(format!("the demo call did not complete within {} s", limit.as_secs())))
+        }
     }
 }
 
 fn register_config(gateway: SocketAddr, tls: Option<ClientTls>) -> Result<RegisterConfig, FatalError> {
     let program = env::current_exe()
-        .map_err(|error| FatalError::run(format!("cannot find the program's own file: {error}")))?;
+        .map_err(|error| FatalError::run(format!("cannot find the path of this executable: {error}")))?;
     Ok(RegisterConfig {
         command: CommandLine::Direct(vec![program.to_string_lossy().into_owned(), "device".into()]),
         gateway: GatewayUrl {
@@ -154,9 +156,9 @@ async fn show(gateway: &DemoGateway) -> io::Result<()> {
     let params = format!("{{\"name\":\"{TOOL}\",\"arguments\":{{}}}}");
     let answer = client.ask("tools/call", &params).await?;
     let answer = Message::read(&answer).map_err(|why| broken(why.reason()))?;
-    let result = answer.result().ok_or_else(|| broken("the tool gave an error"))?;
+    let result = answer.result().ok_or_else(|| broken("the tool returned an error"))?;
     say(&format!("call      {TOOL} through the tunnel:"));
-    for line in first_text(result).ok_or_else(|| broken("the tool gave no text"))?.lines() {
+    for line in first_text(result).ok_or_else(|| broken("the tool returned no text"))?.lines() {
         say(&format!("          {}", util::escape::show(line)));
     }
     Ok(())

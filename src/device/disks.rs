@@ -20,31 +20,31 @@ use super::{
 use crate::util::escape::show;
 
 /// Description of the tool.
-pub const DESCRIPTION: &str = "Mounted file systems on storage of this box, with size, used and available bytes and inodes. Each \
-     storage is listed once. Memory and pseudo file systems are left out. Network file systems (NFS, \
-     SMB, …) and FUSE are only named under not_measured, because a dead server would block the answer.";
+pub const DESCRIPTION: &str = "Mounted file systems on local storage, with size, used and available bytes and inodes. Each \
+     storage is listed once. Memory and pseudo file systems are omitted. Network file systems (NFS, \
+     SMB, …) and FUSE are only named under not_measured, because a dead server would block the call.";
 
 /// Returns the output schema.
 pub fn schema() -> Value {
     let disk = object([
-        ("mount", field("string", "Where it is mounted")),
-        ("device", field("string", "What is mounted")),
-        ("type", field("string", "Type of the file system")),
-        ("read_only", field("boolean", "Mounted without the right to write")),
-        ("size_bytes", field("integer", "All of it")),
-        ("used_bytes", field("integer", "What holds data")),
-        ("available_bytes", field("integer", "What an ordinary user may still fill")),
-        ("inodes", field("integer", "Files that it can hold; 0: it has no such number")),
-        ("inodes_free", field("integer", "Of those, free")),
+        ("mount", field("string", "Mount point")),
+        ("device", field("string", "Mounted device")),
+        ("type", field("string", "File system type")),
+        ("read_only", field("boolean", "Mounted read-only")),
+        ("size_bytes", field("integer", "Total size in bytes")),
+        ("used_bytes", field("integer", "Used bytes")),
+        ("available_bytes", field("integer", "Bytes available to unprivileged users")),
+        ("inodes", field("integer", "Total inodes; 0 if the file system has no fixed number")),
+        ("inodes_free", field("integer", "Free inodes")),
     ]);
     let other = object([
-        ("mount", field("string", "Where it is mounted")),
-        ("type", field("string", "Type of the file system")),
+        ("mount", field("string", "Mount point")),
+        ("type", field("string", "File system type")),
         ("reason", field("string", "Why it was not measured")),
     ]);
     object([
         ("disks", list(disk, "File systems on storage")),
-        ("not_measured", list(other, "File systems that were not asked, or did not answer")),
+        ("not_measured", list(other, "File systems that were not queried, or did not respond")),
     ])
 }
 
@@ -56,7 +56,7 @@ pub fn report(machine: &Machine) -> Report {
     let (mut disks, mut others) = (Vec::new(), Vec::new());
     for (mount, reason) in choose(&table) {
         if disks.len() + others.len() == most {
-            lines.push(format!("more than {most} file systems; the rest is not shown"));
+            lines.push(format!("more than {most} file systems; the rest is omitted"));
             break;
         }
         let space = match reason {
@@ -117,7 +117,7 @@ fn choose(table: &[Mount]) -> Vec<(&Mount, Option<&'static str>)> {
         }
         let reason = match kind {
             DiskKind::Remote => Some("network or FUSE file system"),
-            _ if behind_remote(table, mount) => Some("it lies below a network or FUSE file system"),
+            _ if behind_remote(table, mount) => Some("below a network or FUSE file system"),
             _ => None,
         };
         chosen.push((mount, reason));

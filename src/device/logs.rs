@@ -35,12 +35,12 @@ const COMMON: &[&str] = &[
 
 /// Description of the tool.
 pub const DESCRIPTION: &str = "The last lines of one log file. Only the files that the argument `file` lists can be read, and at \
-     most their last 64 KiB. The owner of the box can add files with `--log FILE`.";
+     most their last 64 KiB. The owner of the host can add files with `--log FILE`.";
 
 /// Returns the input schema, with the files that exist now.
 pub fn arguments(machine: &Machine) -> Value {
     let limits = machine.limits();
-    let mut file = json!({ "type": "string", "description": "Which file" });
+    let mut file = json!({ "type": "string", "description": "Path of the file" });
     let there = there(machine);
     // JSON Schema discourages an empty `enum`.
     if !there.is_empty() {
@@ -52,7 +52,7 @@ pub fn arguments(machine: &Machine) -> Value {
             "file": file,
             "lines": {
                 "type": "integer", "minimum": 1, "maximum": limits.log_lines, "default": limits.log_lines_default,
-                "description": "How many lines",
+                "description": "Number of lines",
             },
         },
         "required": ["file"],
@@ -63,10 +63,10 @@ pub fn arguments(machine: &Machine) -> Value {
 /// Returns the output schema.
 pub fn schema() -> Value {
     object([
-        ("file", field("string", "Which file")),
+        ("file", field("string", "Path of the file")),
         ("size_bytes", field("integer", "Size of the whole file")),
         ("lines", list(field("string", "One line; bytes that are not UTF-8 are replaced"), "Oldest first")),
-        ("truncated", field("boolean", "There were more lines, or a longer one, than could be read")),
+        ("truncated", field("boolean", "Output was truncated: there were more lines, or a longer one")),
     ])
 }
 
@@ -85,7 +85,7 @@ pub fn report(machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, To
     };
     let Some(place) = find(machine, name) else {
         return Err(ToolError(format!(
-            "argument `file`: {} is not a file that may be read; files that can be: {}",
+            "argument `file`: {} is not allowed; files that can be read: {}",
             show(name),
             known()
         )));
@@ -158,7 +158,7 @@ fn read_end(place: &LogFile, limits: &DeviceLimits) -> io::Result<FileEnd> {
     let file = File::from(open(&place.path, flags, Mode::empty())?);
     let found = file.metadata()?;
     if !found.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     let size = found.len();
     let start = size.saturating_sub(limits.log_bytes as u64);
@@ -178,12 +178,12 @@ fn read_end(place: &LogFile, limits: &DeviceLimits) -> io::Result<FileEnd> {
 
 fn error_words(error: &io::Error) -> String {
     if Errno::from_io_error(error) == Some(Errno::LOOP) {
-        return "it is a symbolic link; start the program with `--log` and its target".to_owned();
+        return "a symbolic link; start the program with `--log` and its target".to_owned();
     }
     match error.kind() {
-        io::ErrorKind::NotFound => "it does not exist".to_owned(),
-        io::ErrorKind::PermissionDenied => "this program may not read it".to_owned(),
-        io::ErrorKind::InvalidInput => "it is not a regular file".to_owned(),
+        io::ErrorKind::NotFound => "no such file".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        io::ErrorKind::InvalidInput => "not a regular file".to_owned(),
         _ => error.to_string(),
     }
 }

@@ -54,7 +54,7 @@ pub struct DeviceOptions {
 pub fn run(options: DeviceOptions) -> Result<(), FatalError> {
     let limits = DeviceLimits::default();
     if io::stdin().is_terminal() {
-        eprintln!("mcpport device speaks MCP on standard input and output; end it with Ctrl-D.");
+        eprintln!("mcpport device speaks MCP on standard input and output; press Ctrl-D to exit.");
     }
     let server = DeviceServer::new(Machine::here(options.logs, limits.clone()));
     serve(server, io::stdin().lock(), io::stdout().lock(), limits.line_bytes)

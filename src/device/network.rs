@@ -15,7 +15,7 @@ use super::{
 use crate::util::escape::show;
 
 /// Description of the tool.
-pub const DESCRIPTION: &str = "Network interfaces of the box with IPv4 and IPv6 addresses, state, MAC address, MTU, and the \
+pub const DESCRIPTION: &str = "Network interfaces of the host with IPv4 and IPv6 addresses, state, MAC address, MTU, and the \
      bytes, packets, errors and drops received and sent since the interface came up.";
 
 /// Returns the output schema.
@@ -26,23 +26,23 @@ pub fn schema() -> Value {
             "state",
             maybe("string", "up, down, unknown (usual for lo and tunnels), dormant, lowerlayerdown, …"),
         ),
-        ("mac", maybe("string", "Hardware address")),
-        ("mtu", maybe("integer", "Largest packet in bytes")),
+        ("mac", maybe("string", "MAC address")),
+        ("mtu", maybe("integer", "MTU in bytes")),
         ("addresses", list(field("string", "address/prefix"), "IPv4 and IPv6 addresses")),
         ("rx_bytes", field("integer", "Bytes received")),
         ("rx_packets", field("integer", "Packets received")),
-        ("rx_errors", field("integer", "Packets received damaged")),
-        ("rx_dropped", field("integer", "Packets received and dropped")),
+        ("rx_errors", field("integer", "Receive errors")),
+        ("rx_dropped", field("integer", "Received packets dropped")),
         ("tx_bytes", field("integer", "Bytes sent")),
         ("tx_packets", field("integer", "Packets sent")),
-        ("tx_errors", field("integer", "Packets that could not be sent")),
-        ("tx_dropped", field("integer", "Packets dropped before sending")),
+        ("tx_errors", field("integer", "Transmit errors")),
+        ("tx_dropped", field("integer", "Transmitted packets dropped")),
     ]);
     object([
-        ("interfaces", list(interface, "All interfaces that this program can see")),
+        ("interfaces", list(interface, "All interfaces visible to this program")),
         (
             "addresses_known",
-            field("boolean", "false: the kernel did not tell addresses here, so the lists are empty"),
+            field("boolean", "false: the kernel did not report addresses, so the lists are empty"),
         ),
     ])
 }
@@ -66,7 +66,7 @@ pub fn report(machine: &Machine) -> Report {
         lines.push("no network interface was found".to_owned());
     }
     if !addresses_known {
-        lines.push("addresses are not known: the kernel does not tell them here".to_owned());
+        lines.push("addresses unknown: the kernel does not report them here".to_owned());
     }
     Report { lines, data: json!({ "interfaces": data, "addresses_known": addresses_known }) }
 }

@@ -18,7 +18,7 @@ use crate::limits::DeviceLimits;
 use crate::util::escape::show;
 
 /// Description of the tool.
-pub const DESCRIPTION: &str = "The processes that use most memory or most processor time. Processor use is measured over half a \
+pub const DESCRIPTION: &str = "The processes that use the most memory or processor time. Processor use is measured over half a \
      second, in percent of one processor (a process with several threads can exceed 100). Only command \
      names are shown, never arguments.";
 
@@ -29,11 +29,11 @@ pub fn arguments(limits: &DeviceLimits) -> Value {
         "properties": {
             "by": {
                 "type": "string", "enum": ["memory", "cpu"], "default": "memory",
-                "description": "What to sort by, largest first",
+                "description": "Sort key, largest first",
             },
             "count": {
                 "type": "integer", "minimum": 1, "maximum": limits.top, "default": limits.top_default,
-                "description": "How many processes to show",
+                "description": "Number of processes to show",
             },
         },
         "additionalProperties": false,
@@ -47,16 +47,16 @@ pub fn schema() -> Value {
         ("name", field("string", "Command name")),
         (
             "state",
-            field("string", "R runs, S sleeps, D waits for a device, Z has ended, T is stopped, I idles"),
+            field("string", "R running, S sleeping, D uninterruptible sleep, Z zombie, T stopped, I idle"),
         ),
-        ("uid", field("integer", "Number of the user that it acts as")),
-        ("rss_bytes", field("integer", "Memory that it holds; 0 for the kernel's own")),
-        ("cpu_percent", field("number", "Processor use while measured, in percent of one processor")),
-        ("cpu_seconds", field("number", "Processor time since it started")),
+        ("uid", field("integer", "Effective user id")),
+        ("rss_bytes", field("integer", "Resident memory in bytes; 0 for kernel threads")),
+        ("cpu_percent", field("number", "Processor use during the measurement, in percent of one processor")),
+        ("cpu_seconds", field("number", "Total processor time")),
     ]);
     object([
-        ("by", field("string", "What the list is sorted by")),
-        ("total", field("integer", "Processes that were looked at")),
+        ("by", field("string", "Sort key of the list")),
+        ("total", field("integer", "Number of processes examined")),
         ("processes", list(process, "Largest first")),
     ])
 }

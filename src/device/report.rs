@@ -46,7 +46,7 @@ impl<'a> Arguments<'a> {
         match self.given.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(ToolError(format!("argument `{name}` has to be a string"))),
+            Some(_) => Err(ToolError(format!("argument `{name}` must be a string"))),
         }
     }
 
@@ -55,7 +55,7 @@ impl<'a> Arguments<'a> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         match choices.iter().find(|choice| **choice == text) {
             Some(choice) => Ok(Some(choice)),
-            None => Err(ToolError(format!("argument `{name}` has to be one of: {}", choices.join(", ")))),
+            None => Err(ToolError(format!("argument `{name}` must be one of: {}", choices.join(", ")))),
         }
     }
 
@@ -74,7 +74,7 @@ impl<'a> Arguments<'a> {
         match value.as_u64().or_else(rounded).filter(|number| range.contains(number)) {
             Some(number) => Ok(Some(number)),
             None => Err(ToolError(format!(
-                "argument `{name}` has to be a whole number from {} to {}",
+                "argument `{name}` must be an integer from {} to {}",
                 range.start(),
                 range.end()
             ))),
@@ -107,7 +107,7 @@ mod tests {
         let bad =
             [json!(0), json!(101), json!(-1), json!(1.5), json!(1e300), json!("5"), json!([5]), json!(true)];
         for value in bad {
-            let refused = Err("argument `n` has to be a whole number from 1 to 100".to_owned());
+            let refused = Err("argument `n` must be an integer from 1 to 100".to_owned());
             assert_eq!(check(json!({ "n": value }), |a| a.whole("n", 1..=100)), refused, "{value}");
         }
     }
@@ -119,9 +119,9 @@ mod tests {
         assert_eq!(choice(json!({})), Ok(None));
         assert_eq!(
             choice(json!({ "by": "CPU" })),
-            Err("argument `by` has to be one of: memory, cpu".to_owned())
+            Err("argument `by` must be one of: memory, cpu".to_owned())
         );
-        assert_eq!(choice(json!({ "by": 1 })), Err("argument `by` has to be a string".to_owned()));
+        assert_eq!(choice(json!({ "by": 1 })), Err("argument `by` must be a string".to_owned()));
 
         let only = |known: &'static [&str]| check(json!({ "x\n": 1 }), |a| a.only(known));
         assert_eq!(only(&[]), Err("unknown argument `x\\n`; `t` takes no arguments".to_owned()));

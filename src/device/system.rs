@@ -15,31 +15,31 @@ use crate::util::escape::show;
 
 /// Description of the tool.
 pub const DESCRIPTION: &str = "Host name, kernel, architecture, uptime in seconds, load over 1, 5 and 15 minutes, number of \
-     processors, memory and swap in bytes, and temperatures of the box that this server runs on.";
+     processors, memory and swap in bytes, and temperatures of the host that this server runs on.";
 
 /// Returns the output schema.
 pub fn schema() -> Value {
     let memory = object([
-        ("total_bytes", maybe("integer", "All memory")),
-        ("available_bytes", maybe("integer", "What programs can still get without swapping")),
-        ("swap_total_bytes", maybe("integer", "All swap")),
-        ("swap_free_bytes", maybe("integer", "Swap that is not in use")),
+        ("total_bytes", maybe("integer", "Total memory")),
+        ("available_bytes", maybe("integer", "Memory available without swapping")),
+        ("swap_total_bytes", maybe("integer", "Total swap")),
+        ("swap_free_bytes", maybe("integer", "Free swap")),
     ]);
     let temperature = object([
-        ("sensor", field("string", "Name of the sensor")),
+        ("sensor", field("string", "Sensor name")),
         ("celsius", field("number", "Temperature in degrees Celsius")),
     ]);
     object([
         ("host", maybe("string", "Host name")),
         ("kernel", maybe("string", "Release of the Linux kernel")),
-        ("architecture", field("string", "Architecture as uname tells it")),
-        ("uptime_seconds", maybe("number", "Time since the box started")),
+        ("architecture", field("string", "Architecture as reported by uname")),
+        ("uptime_seconds", maybe("number", "Time since boot")),
         ("load_1", maybe("number", "Load average over 1 minute")),
         ("load_5", maybe("number", "Load average over 5 minutes")),
         ("load_15", maybe("number", "Load average over 15 minutes")),
-        ("cpus", maybe("integer", "Processors that are online")),
+        ("cpus", maybe("integer", "Online processors")),
         ("memory", memory),
-        ("temperatures", list(temperature, "Empty when the box has no sensor")),
+        ("temperatures", list(temperature, "Empty if the host has no sensor")),
     ])
 }
 

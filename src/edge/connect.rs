@@ -54,12 +54,10 @@ impl Dialer {
             text_file::warn_if_exposed(&format!("--header-file {}", path.display()), path);
         }
         if !config.gateway.tls && !fields.is_empty() && !is_loopback(&config.gateway.host) {
-            log::warn!("the header fields travel in the clear to {}; use wss://", config.gateway.authority());
+            log::warn!("header fields are sent unencrypted to {}; use wss://", config.gateway.authority());
         }
         if !config.gateway.tls && config.tls.says_anything() {
-            log::warn!(
-                "no TLS is spoken over ws://, so --no-ssl-verify and --ssl-… change nothing; use wss://"
-            );
+            log::warn!("ws:// does not use TLS, so --no-ssl-verify and --ssl-… have no effect; use wss://");
         }
         Ok(Self { url: config.gateway.clone(), fields, tls, limits: config.limits.link.clone() })
     }
@@ -71,7 +69,8 @@ impl Dialer {
     pub async fn dial(&self) -> Result<WebSocket, Outcome> {
         let limit = self.limits.connect_time;
         let connected = timeout::within(limit, self.connect()).await;
-        connected.unwrap_or_else(|_| Err(self.lost(&format!("no connection within {} s", limit.as_secs()))))
+        connected
+            .unwrap_or_else(|_| Err(self.lost(&format!("connection timed out after {} s", limit.as_secs()))))
     }
 
     async fn connect(&self) -> Result<WebSocket, Outcome> {
@@ -81,7 +80,10 @@ impl Dialer {
             None => stream,
             Some(tls) => {
                 if tls.takes_anything() {
-                    log::warn!("--no-ssl-verify: whoever answers at {} is trusted", self.url.authority());
+                    log::warn!(
+                        "--no-ssl-verify: the certificate of {} is not verified",
+                        self.url.authority()
+                    );
                 }
                 let secured = tls.connect(stream, &self.url.host).await;
                 secured.map_err(|error| self.untrusted(tls, &error))?
@@ -96,7 +98,7 @@ impl Dialer {
         let dialed = Stream::dial(&self.url.host, self.url.port).await;
         dialed.map_err(|error| {
             self.lost(&match error.kind() {
-                io::ErrorKind::ConnectionRefused => "nobody listens there".into(),
+                io::ErrorKind::ConnectionRefused => "connection refused".into(),
                 _ => error.to_string(),
             })
         })
@@ -138,7 +140,7 @@ impl Dialer {
             (tungstenite::Error::Http(response), _) => self.answered(&response),
             (tungstenite::Error::Io(error), Some(tls)) => self.untrusted(tls, &error),
             (tungstenite::Error::Protocol(_) | tungstenite::Error::HttpFormat(_), None) => {
-                self.lost("what answers there does not speak HTTP; if it speaks TLS, use wss://")
+                self.lost("the response is not HTTP; if the gateway uses TLS, use wss://")
             }
             (error, _) => self.lost(&error.to_string()),
         }
@@ -152,24 +154,24 @@ impl Dialer {
         let refused = if marked { Outcome::Refused } else { Outcome::Transient };
         match status.as_u16() {
             401 if self.fields.is_empty() => refused(format!(
-                "the gateway at {gateway} wants a token (401): use --header \"Authorization: Bearer TOKEN\" or --header-file"
+                "the gateway at {gateway} requires a token (401): use --header \"Authorization: Bearer TOKEN\" or --header-file"
             )),
             401 => refused(format!(
-                "the gateway at {gateway} does not accept the token (401): check --header \"Authorization: Bearer TOKEN\" or --header-file"
+                "the gateway at {gateway} rejected the token (401): check --header \"Authorization: Bearer TOKEN\" or --header-file"
             )),
             403 => refused(format!(
-                "the gateway at {gateway} refuses us (403): the token may have another role than register (--auth-token there), or it does not accept this host name (--public-host there)"
+                "the gateway at {gateway} rejected the registration (403): the token may not have the register role (--auth-token there), or this host name is not allowed (--public-host there)"
             )),
             404 => refused(format!(
-                "there is no registration endpoint at {} (404): check the path of --gateway-url",
+                "no registration endpoint at {} (404): check the path of --gateway-url",
                 self.url
             )),
             429 => self.lost(
-                "it puts us off (429): too many wrong tokens, or too many connections (--max-connections-per-address there), came from this address",
+                "rate-limited (429): too many wrong tokens or too many connections (--max-connections-per-address there) from this address",
             ),
-            503 => self.lost("it is busy (503): --max-links or --max-connections there"),
+            503 => self.lost("the gateway is at a limit (503): --max-links or --max-connections there"),
             code => self.lost(&format!(
-                "it answers {code} instead of upgrading to WebSocket; check the path of --gateway-url"
+                "HTTP status {code} instead of an upgrade to WebSocket; check the path of --gateway-url"
             )),
         }
     }

@@ -66,7 +66,7 @@ pub fn serve(
                     let _held = badge;
                     check.connection(stream).await;
                 };
-                executor::spawn_guarded(answer, || log::error!("a health check ended in a panic"));
+                executor::spawn_guarded(answer, || log::error!("a health check request panicked"));
             }
         })
     };

@@ -152,8 +152,8 @@ impl Instances {
                 return link.queue().send_reserved(frame::close(number, STOPPING));
             }
             if table.open.len() >= self.config.sessions.unwrap_or_default() as usize {
-                let why = "the edge runs as many sessions as it may (--max-sessions)";
-                let line = format_args!("session {number} is not started: {why}");
+                let why = "the edge has reached its session limit (--max-sessions)";
+                let line = format_args!("session {number} not started: {why}");
                 self.log(log::Level::Warn, "not_started", line);
                 return link.queue().send_reserved(frame::close(number, why));
             }
@@ -171,7 +171,7 @@ impl Instances {
             let _held = badge;
             sessions.run(session).await;
         };
-        self.spawner.spawn(life, || log::error!("a session ended in a panic; the others go on"));
+        self.spawner.spawn(life, || log::error!("a session task panicked; other sessions are not affected"));
         Ok(())
     }
 
@@ -186,7 +186,7 @@ impl Instances {
             table.open.remove(&number);
         }
         if let Some(why) = ended {
-            self.log(log::Level::Info, "ends", format_args!("session {number} ends: {why}"));
+            self.log(log::Level::Info, "ends", format_args!("session {number} ended: {why}"));
             // Fails only if the link is gone, and then there is nobody to notify.
             let _ = link.queue().send_wait(frame::close(number, &why)).await;
         }
@@ -242,7 +242,7 @@ impl Instances {
             Err(SendError::Full | SendError::Memory) => {}
         }
         let busy = "the server does not read its input";
-        let line = format_args!("a message for session {number} is turned away: {busy}");
+        let line = format_args!("rejected a message for session {number}: {busy}");
         self.log(log::Level::Warn, "turned_away", line);
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) => {

@@ -167,7 +167,7 @@ impl EdgeState {
         let (up, link, _delivering) = {
             let mut shared = self.lock();
             if shared.generation != generation {
-                log::debug!("a line of an earlier process is dropped");
+                log::debug!("dropped a line of an earlier process");
                 return LineOutcome::Message;
             }
             let mut up = read(&mut shared.proxy);
@@ -183,29 +183,29 @@ impl EdgeState {
         let frames = match up {
             ToGateway::Gateway(frame) => vec![frame],
             ToGateway::Stray(frame) => {
-                self.warn_throttled("stray", "the server answered what it was not asked");
+                self.warn_throttled("stray", "the server sent a response without a matching request");
                 vec![frame]
             }
             ToGateway::Ready { frames, .. } => {
-                log::info!("the server is initialized again");
+                log::info!("server reinitialized");
                 frames
             }
             ToGateway::Stale => {
-                log::debug!("an answer to an earlier link is dropped");
+                log::debug!("dropped a response for an earlier link");
                 Vec::new()
             }
-            ToGateway::Refused => return LineOutcome::End("it refused to be initialized again"),
+            ToGateway::Refused => return LineOutcome::End("it rejected reinitialization"),
             ToGateway::Noise => return LineOutcome::Noise,
         };
         for frame in frames {
             let Some(link) = &link else {
-                log::debug!("a message of the server found no link");
+                log::debug!("dropped a message of the server: no link");
                 break;
             };
             match link.frame(None, frame) {
                 Ok(frame) => {
                     if link.queue().send_wait(frame).await.is_err() {
-                        log::debug!("a message of the server came too late for its link");
+                        log::debug!("dropped a message of the server: its link was closed");
                     }
                 }
                 Err(refusal) => refusal.into_iter().for_each(|refusal| self.refuse(generation, refusal)),
@@ -237,14 +237,14 @@ impl EdgeState {
             // The child has exited, and the supervisor is about to notice. The next child gets the
             // `initialize`.
             Err((SendError::Closed, line)) if begins(&line) => {
-                return Some(ToChild::Drop("a word to a dead child"));
+                return Some(ToChild::Drop("initialize for a child that has exited"));
             }
             Err((SendError::Full | SendError::Memory, line)) => {
                 (jsonrpc::BUSY, "the server does not read its input", line)
             }
-            Err((SendError::Closed, line)) => (jsonrpc::DOWN, "the server has ended", line),
+            Err((SendError::Closed, line)) => (jsonrpc::DOWN, "the server has exited", line),
         };
-        self.warn_throttled(why, &format!("a message for the server is turned away: {why}"));
+        self.warn_throttled(why, &format!("rejected a message for the server: {why}"));
         let message = Message::read(&line).ok().filter(|message| message.kind() == Kind::Request)?;
         // The proxy maps the id back to the one that the gateway uses.
         match shared.proxy.on_child_line(&jsonrpc::error(message.id()?, code, why)) {
@@ -344,7 +344,7 @@ impl Suspended<'_> {
 
     /// Gives the session up: its open requests are cancelled.
     pub fn give_up(self, state: &EdgeState) {
-        log::warn!("the gateway waits no more for what was under way");
+        log::warn!("resume window expired: cancelled the open requests");
         state.link_down();
     }
 
@@ -368,7 +368,7 @@ pub async fn run<'a>(
     let introduced = unless_stopped(left, register(&mut socket, config, kept.as_ref())).await;
     // Stopped while registering. Send a close frame: the gateway may have accepted the
     // registration.
-    let stops = || Err(LinkEnd::ByUs(CloseReason::new(1001, "the edge stops")));
+    let stops = || Err(LinkEnd::ByUs(CloseReason::new(1001, "the edge is stopping")));
     let (frame, answer) = match introduced.unwrap_or_else(stops) {
         Ok(answered) => answered,
         Err(ended) => {
@@ -398,7 +398,10 @@ pub async fn run<'a>(
     let excused = !state.is_served() || state.generation() != life.child;
     let refusal = match life.refusal.take() {
         Some(why) if excused => {
-            log::warn!("the gateway gave the server up, which had ended: {}", util::escape::show(&why));
+            log::warn!(
+                "the gateway dropped the server, which had already exited: {}",
+                util::escape::show(&why)
+            );
             None
         }
         refusal => refusal,
@@ -443,10 +446,10 @@ fn resume_or_begin<'a>(
     if let Some(Suspended { life, mut line, .. }) = kept.take() {
         let received = grant.and_then(|grant| grant.received);
         if received.is_some_and(|received| line.resume(received).is_ok()) {
-            log::info!("the link goes on where it was lost");
+            log::info!("link resumed");
             return (life, line);
         }
-        log::warn!("the gateway begins anew: what was under way when the link was lost is given up");
+        log::warn!("the gateway did not resume the link: cancelled the open requests");
         state.link_down();
     }
     let limits = &config.limits.link;
@@ -481,12 +484,14 @@ impl LinkHandler for LinkSession<'_> {
     fn frame(&mut self, now: Instant, frame: &str) -> Result<(), CloseReason> {
         let frame = match frame::read(frame) {
             Frame::Plain(frame) => frame,
-            _ if !self.isolated => return Err(CloseReason::new(1008, "a channel that was not agreed on")),
+            _ if !self.isolated => {
+                return Err(CloseReason::new(1008, "channel frame without negotiated sessions"));
+            }
             Frame::Message(number, text) => {
                 return self.state.instances.message(number, text, &self.link).map_err(does_not_read);
             }
             Frame::Open(number) if number <= self.opened => {
-                return Err(CloseReason::new(1008, "the number of a channel was used before"));
+                return Err(CloseReason::new(1008, "channel number used before"));
             }
             Frame::Open(number) => {
                 self.opened = number;
@@ -571,7 +576,7 @@ impl<'a> LinkSession<'a> {
         let wanted = self.config.sessions.is_some();
         self.isolated |= wanted && status.sessions;
         if wanted && !self.isolated && status.status == "received" {
-            log::warn!("the gateway does not know isolated sessions; all clients share one process");
+            log::warn!("the gateway does not support isolated sessions; all clients share one process");
         }
         let message = util::escape::show(&status.message);
         match status.status.as_str() {
@@ -580,7 +585,7 @@ impl<'a> LinkSession<'a> {
                 self.registered();
                 log::info!("server '{}' registered: {message}", self.config.name);
             }
-            other => log::debug!("the gateway says {}: {message}", util::escape::show(other)),
+            other => log::debug!("gateway status {}: {message}", util::escape::show(other)),
         }
     }
 }
@@ -594,22 +599,25 @@ fn outcome(ended: LinkEnd, refusal: Option<String>, state: &EdgeState, config: &
         (LinkEnd::ByPeer(why), refusal) if why.code == CLOSE_REFUSED => {
             let reason = refusal.unwrap_or(why.reason);
             let reason = util::escape::show(&reason);
-            Outcome::Refused(format!("the gateway at {gateway} refuses the registration: {reason}"))
+            Outcome::Refused(format!("the gateway at {gateway} rejected the registration: {reason}"))
         }
         (LinkEnd::ByPeer(why), refusal) if why.code == CLOSE_TOO_OFTEN => {
             let reason = refusal.unwrap_or(why.reason);
-            Outcome::NotNow(format!("the gateway at {gateway} puts us off: {}", util::escape::show(&reason)))
+            Outcome::NotNow(format!(
+                "the gateway at {gateway} rejected the registration for now: {}",
+                util::escape::show(&reason)
+            ))
         }
         (LinkEnd::ByPeer(why), _) if why.code == CLOSE_REPLACED => Outcome::Refused(format!(
-            "another program registered at {gateway} with our id and took over; see --server-id"
+            "replaced at {gateway} by another program with the same server id; see --server-id"
         )),
         (LinkEnd::ByPeer(why), Some(reason)) if why.code == CLOSE_LATER => {
             let reason = util::escape::show(&reason);
-            Outcome::Transient(format!("the gateway at {gateway} gave the server up: {reason}"))
+            Outcome::Transient(format!("the gateway at {gateway} dropped the server: {reason}"))
         }
         (_, Some(reason)) => {
             let reason = util::escape::show(&reason);
-            Outcome::Refused(format!("the gateway at {gateway} gave the server up: {reason}"))
+            Outcome::Refused(format!("the gateway at {gateway} dropped the server: {reason}"))
         }
         (ended, None) => Outcome::Lost(format!("link to {gateway}: {ended}")),
     }

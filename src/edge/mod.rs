@@ -107,7 +107,7 @@ async fn serve(
         end => end,
     };
     // Close the link before stopping the server, so that no client waits for its answers.
-    state.leave(if matches!(end, RunEnd::Stopped) { "the edge stops" } else { "the server ended" });
+    state.leave(if matches!(end, RunEnd::Stopped) { "the edge is stopping" } else { "the server exited" });
     drop(leaving);
     if !matches!(end, RunEnd::Links(_)) {
         let _ = timeout::within(limits::CLOSE, links).await;
@@ -134,16 +134,16 @@ async fn drain(state: &EdgeState) -> RunEnd {
         state.answered().await;
         // If the link drops now, it is resumed as at any other time.
         if !state.is_delivered() {
-            log::info!("no call runs; waiting until the gateway acknowledges what it was sent last");
+            log::info!("no running calls; waiting for the gateway to acknowledge the last frames");
         }
         state.delivered().await;
     };
     if timeout::within(limits::DRAIN_CALLS, drained).await.is_err() {
         match state.running() {
             0 => log::warn!(
-                "the gateway acknowledged nothing within {seconds} s; the last answers may be lost"
+                "no acknowledgement from the gateway within {seconds} s; the last responses may be lost"
             ),
-            calls => log::warn!("{calls} calls did not end within {seconds} s and fail now"),
+            calls => log::warn!("failed {calls} calls that did not complete within {seconds} s"),
         }
     }
     RunEnd::Stopped
@@ -179,7 +179,7 @@ async fn keep_linked(
         let setback = match outcome {
             Outcome::Stopped => return Ok(()),
             Outcome::Lost(why) if config.require_gateway && !state.was_registered() => {
-                return Err(FatalError::run(format!("{why}; giving up because of --require-gateway")));
+                return Err(FatalError::run(format!("{why}; exiting because of --require-gateway")));
             }
             Outcome::Lost(why) => {
                 log::warn!("{why}");
@@ -211,7 +211,7 @@ async fn keep_linked(
         }
         let setback = if kept.is_some() { LinkFailure::Suspended } else { setback };
         let delay = backoff.next(setback, born.elapsed(), random::jitter(), limits);
-        log::info!("next try in {:.1} s", delay.as_secs_f64());
+        log::info!("reconnecting in {:.1} s", delay.as_secs_f64());
         if unless_stopped(left, timeout::until(Instant::now().checked_add(delay))).await.is_none() {
             return Ok(());
         }

@@ -213,7 +213,8 @@ impl ProxyState {
     /// Handles a frame from the gateway.
     pub fn on_gateway_frame(&mut self, now: Instant, frame: &str) -> ToChild {
         let Ok(message) = Message::read(frame) else {
-            return Status::read(frame).map_or(ToChild::Drop("a frame that is no message"), ToChild::Status);
+            return Status::read(frame)
+                .map_or(ToChild::Drop("a frame that is not a message"), ToChild::Status);
         };
         if let (true, Kind::Request, Some(id)) = (self.stopping, message.kind(), message.id()) {
             return ToChild::Gateway(jsonrpc::error(id, jsonrpc::DOWN, STOPPING));
@@ -223,10 +224,10 @@ impl ProxyState {
             (Kind::Notification, "notifications/initialized", phase) => {
                 let is_up = matches!(phase, ChildPhase::Up);
                 match mem::replace(&mut self.initialized, true) {
-                    true => ToChild::Drop("the child is initialized already"),
+                    true => ToChild::Drop("initialized: the child is already initialized"),
                     false if is_up => ToChild::Child(message.splice(&[])),
                     // The child gets the notification as soon as it is initialized.
-                    false => ToChild::Drop("the child is not initialized yet"),
+                    false => ToChild::Drop("initialized: deferred until the child is initialized"),
                 }
             }
             (.., ChildPhase::Up) => self.pass(&message),
@@ -314,11 +315,11 @@ impl ProxyState {
             return if self.has_asked {
                 ToChild::Child(message.splice(&[]))
             } else {
-                ToChild::Drop("a late answer")
+                ToChild::Drop("a response without a pending request")
             };
         }
         let ChildPhase::Initializing(held) = &mut self.phase else {
-            return ToChild::Drop("nothing to wait for");
+            return ToChild::Drop("a message: the child is not initializing");
         };
         let bytes = held.bytes + message.text().len();
         if held.frames.len() < EDGE_HELD && bytes <= EDGE_HELD_BYTES {
@@ -328,10 +329,10 @@ impl ProxyState {
         }
         match message.id() {
             Some(id) => {
-                let why = "the server is being started, and as many calls wait for it as may";
+                let why = "the server is starting, and too many calls are waiting for it";
                 ToChild::Gateway(jsonrpc::error(id, jsonrpc::BUSY, why))
             }
-            None => ToChild::Drop("a notification for which there is no room"),
+            None => ToChild::Drop("a notification: the queue is full"),
         }
     }
 
@@ -343,7 +344,7 @@ impl ProxyState {
             let theirs = self.to_child(raw);
             let known = theirs.map_or_else(|| raw.to_owned(), |id| id.to_string());
             if matches!(self.initialize_state, InitializeState::Asked) && self.is_initialize_id(&known) {
-                return ToChild::Drop("initialize is never cancelled");
+                return ToChild::Drop("a cancellation of initialize");
             }
             match theirs {
                 Some(id) => self.open.remove(&id),
@@ -363,7 +364,7 @@ impl ProxyState {
             (ChildPhase::Down { .. }, _) if self.initialize_request.is_none() => {}
             _ => {
                 self.pending_initialize_id = Some(id);
-                return ToChild::Drop("the child has not answered an earlier initialize");
+                return ToChild::Drop("a second initialize: an earlier one is pending");
             }
         }
         let line = match self.request(message) {
@@ -374,7 +375,7 @@ impl ProxyState {
         self.initialize_request = Some(InitializeRequest { line: line.clone(), id: theirs });
         self.pending_initialize_id = Some(id);
         if !self.is_up() {
-            return ToChild::Drop("initialize waits for the child");
+            return ToChild::Drop("initialize: deferred until the child is up");
         }
         self.initialize_state = InitializeState::Asked;
         ToChild::Child(line)
@@ -404,7 +405,7 @@ impl ProxyState {
         if spans.iter().any(|span| number(&message.text()[span.clone()], EXACT).is_some_and(|id| id >= SMALL))
         {
             // On the way back, the id could not be told from a shifted one.
-            let why = "request ids and progress tokens from 2^52 to 2^53 are not carried";
+            let why = "request ids and progress tokens from 2^52 to 2^53 are not supported";
             let id = message.id().unwrap_or_default();
             return Err(ToChild::Gateway(jsonrpc::error(id, jsonrpc::INVALID_REQUEST, why)));
         }
@@ -545,8 +546,8 @@ fn reject(message: &Message<'_>, why: &str, due: Option<Instant>, now: Instant) 
         return ToChild::Drop("a message for a child that is down");
     };
     let text = match due.map(|due| due.saturating_duration_since(now)) {
-        Some(rest) if !rest.is_zero() => format!("{why}; it is started again in {:.1} s", rest.as_secs_f64()),
-        Some(_) => format!("{why}; it is being started again"),
+        Some(rest) if !rest.is_zero() => format!("{why}; restarting in {:.1} s", rest.as_secs_f64()),
+        Some(_) => format!("{why}; restarting now"),
         None => why.to_owned(),
     };
     ToChild::Gateway(jsonrpc::error(id, jsonrpc::DOWN, &text))
@@ -867,9 +868,7 @@ mod tests {
         let (mut edge, now) = (running(true), Instant::now());
         edge.child_gone("server 's' exited with status 3", Some(now + Duration::from_millis(1500)));
         assert!(!edge.is_up());
-        for (after, words) in
-            [(0, "started again in 1.5 s"), (1400, "in 0.1 s"), (1500, "is being started again")]
-        {
+        for (after, words) in [(0, "restarting in 1.5 s"), (1400, "in 0.1 s"), (1500, "restarting now")] {
             let down = edge.on_gateway_frame(now + Duration::from_millis(after), &call(7));
             let ToChild::Gateway(error) = down else { panic!("{down:?}") };
             let error = Message::read(&error).unwrap();
@@ -877,7 +876,7 @@ mod tests {
             let told = error.error().unwrap();
             assert!(
                 told.contains("-31002")
-                    && told.contains("exited with status 3; it is")
+                    && told.contains("exited with status 3; restarting")
                     && told.contains(words)
             );
         }

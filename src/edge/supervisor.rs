@@ -89,7 +89,7 @@ impl<'a> Supervisor<'a> {
                 }
                 Some(reason) => {
                     let delay = self.delay(Ending::Failed, alive);
-                    let why = format!("server '{name}' was ended because {reason}");
+                    let why = format!("stopped server '{name}': {reason}");
                     // Fail its open calls now; it answers nothing more, and stopping it takes time.
                     let due = self.down(&why, delay);
                     self.end().await;
@@ -139,7 +139,7 @@ impl<'a> Supervisor<'a> {
         let due = delay.and_then(|delay| Instant::now().checked_add(delay));
         self.state.child_down(why, due);
         if let Some(delay) = delay {
-            log::error!("{why}; it is started again in {:.1} s", delay.as_secs_f64());
+            log::error!("{why}; restarting in {:.1} s", delay.as_secs_f64());
         }
         due
     }
@@ -147,10 +147,10 @@ impl<'a> Supervisor<'a> {
     /// Returns the error that ends the program when the server exited and is not restarted.
     fn gone(&self, exit: Exit, unfit: String) -> FatalError {
         let hint = match self.config.restart {
-            Restart::OnFailure if exit.success() => "; --restart always would start it again".to_owned(),
+            Restart::OnFailure if exit.success() => "; use --restart always to restart it".to_owned(),
             _ => unfit,
         };
-        FatalError::run(format!("server '{}' ended by itself: {exit}{hint}", self.config.name))
+        FatalError::run(format!("server '{}' exited: {exit}{hint}", self.config.name))
     }
 
     /// Returns a suffix for an error message if the file of the program shows that it cannot be

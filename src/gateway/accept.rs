@@ -45,7 +45,7 @@ impl ConnectionPermit {
         let place = gateway.connections().admit(address, switch)?;
         if place.evicted.is_some() {
             gateway.stats.evicted.add();
-            let line = "a connection that asked for nothing makes room for another";
+            let line = "closed an idle connection to admit another";
             gateway.warn_throttled("pushed_out", address, line);
         }
         let visit = Self { gateway: gateway.clone(), address, number: place.number, kept: None };
@@ -108,9 +108,7 @@ impl Gateway {
 pub fn reject(gateway: &Arc<Gateway>, stream: Stream, why: Rejection) {
     gateway.stats.rejected.add();
     let (status, text) = match why {
-        Rejection::Full => {
-            (StatusCode::ServiceUnavailable, "too many connections are open (--max-connections)\n")
-        }
+        Rejection::Full => (StatusCode::ServiceUnavailable, "too many connections (--max-connections)\n"),
         Rejection::Address => (
             StatusCode::TooManyRequests,
             "too many connections from this address (--max-connections-per-address)\n",
@@ -120,7 +118,7 @@ pub fn reject(gateway: &Arc<Gateway>, stream: Stream, why: Rejection) {
     gateway.warn_throttled(
         "turned_away",
         from,
-        format_args!("a connection from {from} is turned away: {}", text.trim_end()),
+        format_args!("rejected a connection from {from}: {}", text.trim_end()),
     );
     let limits = &gateway.config.limits.http;
     if gateway.config.tls.is_some() || gateway.rejecting.len() >= limits.turned_away {

@@ -138,7 +138,7 @@ pub fn read(config: &GatewayConfig) -> Result<Tokens, FatalError> {
         }
         // An empty table would let every request in.
         if rules.len() == before {
-            return Err(FatalError::usage(format!("{flag}: there is no token in it")));
+            return Err(FatalError::usage(format!("{flag}: the file contains no token")));
         }
     }
     Tokens::new(rules).map_err(|why| FatalError::usage(format!("--auth-token: {why}")))
@@ -161,7 +161,7 @@ impl Gateway {
         }
         let unused = self.sessions().make_room(now, principal, |client| client.is_busy());
         let Some(unused) = unused else { return opened };
-        self.close(&unused, "another session needs its place");
+        self.close(&unused, "evicted by a newer session");
         self.try_session(now, client, principal)
     }
 
@@ -191,13 +191,13 @@ impl Gateway {
             read(config).map(|tokens| (tokens, tls))
         });
         match read.await {
-            Err(fault) => log::error!("not read again, everything stays as it was: {fault}"),
+            Err(fault) => log::error!("not reloaded, keeping the current tokens and certificates: {fault}"),
             Ok((tokens, tls)) => {
                 let certificates = acceptor.zip(tls).map(|(old, new)| old.replace(new)).is_some();
                 let (sessions, links) = self.apply(tokens);
                 let what = if certificates { "tokens and certificates" } else { "tokens" };
                 log::info!(
-                    "{what} are read again; {sessions} sessions and {links} links lost their right and end"
+                    "reloaded {what}: closed {sessions} sessions and {links} links whose tokens were revoked"
                 );
             }
         }
@@ -215,11 +215,11 @@ impl Gateway {
         };
         self.tasks().expel(|principal| tokens.may_call(principal));
         for client in &clients {
-            self.close(client, "its token is no longer valid");
+            self.close(client, "token revoked");
         }
         let servers = self.catalog().unauthorized(|principal, name| tokens.may_claim(principal, name));
         for server in &servers {
-            server.link().end(CloseReason::new(1008, "the token of this registration is no longer valid"));
+            server.link().end(CloseReason::new(1008, "the token of this registration was revoked"));
         }
         (clients.len(), servers.len())
     }

@@ -67,7 +67,7 @@ impl NewLink {
             let (stream, glued) = match web.upgrade(&upgrade).await {
                 Ok(upgraded) => upgraded,
                 Err(error) => {
-                    log::debug!("connection with {peer} broke: {error}");
+                    log::debug!("connection with {peer} failed: {error}");
                     return None;
                 }
             };
@@ -100,7 +100,7 @@ impl Connection {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    log::debug!("connection with {peer} broke: {error}");
+                    log::debug!("connection with {peer} failed: {error}");
                     return None;
                 }
             }
@@ -179,8 +179,13 @@ impl Connection {
         };
         if !may {
             self.gateway.stats.denied.add();
-            log::debug!("a request from {} has a token of another role", self.web.stream.peer());
-            return Err(Response::new(StatusCode::Forbidden).text("this token is not for that\n"));
+            log::debug!(
+                "denied a request from {}: the token does not have the required role",
+                self.web.stream.peer()
+            );
+            return Err(
+                Response::new(StatusCode::Forbidden).text("this token does not have the required role\n")
+            );
         }
         admitted.map_err(forbidden)?;
         match route {
@@ -224,11 +229,11 @@ impl Connection {
             Err(AuthError::Denied(why)) => Err(self.denied(why)),
             Err(AuthError::Throttled(wait)) => {
                 gateway.stats.throttled.add();
-                log::debug!("a request from {peer} is put off: too many wrong tokens come from there");
+                log::debug!("rate-limited {peer}: too many invalid tokens");
                 // Rounded up, so that a client that retries after this time is not early.
                 let seconds = (wait.as_secs() + 1).to_string();
                 let response = Response::new(StatusCode::TooManyRequests).field("Retry-After", &seconds);
-                Err(response.text("too many wrong tokens\n"))
+                Err(response.text("too many invalid tokens\n"))
             }
         }
     }
@@ -237,18 +242,18 @@ impl Connection {
     /// token was sent (RFC 6750, section 3).
     fn denied(&self, why: Denied) -> Response {
         self.gateway.stats.denied.add();
-        log::debug!("a request from {} is denied: {why:?}", self.web.stream.peer());
+        log::debug!("denied a request from {}: {why:?}", self.web.stream.peer());
         let unauthorized = Response::new(StatusCode::Unauthorized);
         match why {
             Denied::Missing => {
-                unauthorized.field("WWW-Authenticate", "Bearer").text("a bearer token is needed\n")
+                unauthorized.field("WWW-Authenticate", "Bearer").text("a bearer token is required\n")
             }
             Denied::Several => {
                 Response::new(StatusCode::BadRequest).text("more than one Authorization field\n")
             }
             Denied::Wrong => unauthorized
                 .field("WWW-Authenticate", "Bearer error=\"invalid_token\"")
-                .text("the token is not valid here\n"),
+                .text("invalid token\n"),
         }
     }
 
@@ -307,17 +312,18 @@ impl Connection {
         let upgrade = Upgrade::check(request)?;
         if self.gateway.links.len() >= self.gateway.config.limits.link.links {
             let peer = self.web.stream.peer();
-            let line = format_args!("a registration from {peer} is refused: too many links");
+            let line = format_args!("rejected a registration from {peer}: too many links");
             self.gateway.warn_throttled("links", peer.ip(), line);
-            return Err(busy("too many servers are registered (--max-links)\n"));
+            return Err(busy("too many registered servers (--max-links)\n"));
         }
         let share = self.gateway.link_shares.take(principal, self.gateway.links_each());
         let share = share.ok_or_else(|| {
             let peer = self.web.stream.peer();
-            let line =
-                format_args!("refused a registration from {peer}: its principal has its share of the links");
+            let line = format_args!(
+                "rejected a registration from {peer}: its principal has reached its share of the links"
+            );
             self.gateway.warn_throttled("link_share", peer.ip(), line);
-            busy("this principal has its share of the links (half of --max-links)\n")
+            busy("this principal has reached its share of the links (half of --max-links)\n")
         })?;
         Ok((upgrade, share))
     }
@@ -346,7 +352,8 @@ impl Connection {
         request: &Request,
     ) -> io::Result<ControlFlow<Option<Response>>> {
         if !is_json(request) {
-            let refusal = Response::new(StatusCode::UnsupportedMediaType).text("send application/json\n");
+            let refusal = Response::new(StatusCode::UnsupportedMediaType)
+                .text("unsupported media type; send application/json\n");
             return Ok(ControlFlow::Break(Some(refusal)));
         }
         if self.charged.as_ref().is_none_or(|charged| *charged != principal) {
@@ -415,10 +422,10 @@ pub(super) fn busy(text: &str) -> Response {
 /// Returns the response for a session beyond the limits.
 fn no_session(full: session::Full) -> Response {
     match full {
-        session::Full::All => busy("too many sessions are open (--max-client-sessions)\n"),
+        session::Full::All => busy("too many sessions (--max-client-sessions)\n"),
         session::Full::Token => Response::new(StatusCode::TooManyRequests)
             .field("Retry-After", "1")
-            .text("too many sessions of this token are open (--max-sessions-per-token)\n"),
+            .text("too many sessions of this token (--max-sessions-per-token)\n"),
     }
 }
 

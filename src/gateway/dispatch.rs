@@ -57,7 +57,7 @@ impl Gateway {
                     () if message.method().len() > limits::METHOD_BYTES => too_long("method"),
                     () if message.has_lone_surrogate() => Err(unreadable()),
                     () if is_notification(message.method()) => {
-                        Err((jsonrpc::INVALID_REQUEST, "a notification has no id".into()))
+                        Err((jsonrpc::INVALID_REQUEST, "a notification must not have an id".into()))
                     }
                     () => self.request(client, message, reply),
                 };
@@ -94,7 +94,7 @@ impl Gateway {
                 }
                 _ if client.is_initialized() => {
                     // The session was initialized while all sessions shared the server's process.
-                    self.close(client, "the server has other sessions now");
+                    self.close(client, "the server's session mode has changed");
                     Err((jsonrpc::INVALID_REQUEST, "the session has ended; begin with initialize".into()))
                 }
                 _ => Err((jsonrpc::INVALID_REQUEST, "begin with initialize".into())),
@@ -198,7 +198,7 @@ impl Gateway {
                         let (upstream, rename) = self.find_resource(message, &["ref", "uri"])?;
                         self.forward(client, &upstream, message, Some(rename), reply)
                     }
-                    _ => Err((jsonrpc::INVALID_PARAMS, "completion for an unknown kind of reference".into())),
+                    _ => Err((jsonrpc::INVALID_PARAMS, "completion for an unknown reference type".into())),
                 }
             }
             _ => Err(unknown_method(message)),
@@ -269,7 +269,7 @@ impl Gateway {
         let cursor = if is_null { None } else { string_param(message, &["cursor"])? };
         let cursor = cursor.map(|(_, cursor)| cursor).filter(|cursor| !cursor.is_empty());
         let page = self.catalog().list(kind, cursor.as_deref());
-        page.ok_or_else(|| (jsonrpc::INVALID_PARAMS, "the cursor is not one of ours".into()))
+        page.ok_or_else(|| (jsonrpc::INVALID_PARAMS, "invalid cursor".into()))
     }
 
     fn initialize(&self, client: &Session, message: &Message<'_>) -> Result<String, Problem> {
@@ -351,7 +351,7 @@ fn is_notification(method: &str) -> bool {
 pub fn refused_notification(message: &Message<'_>) -> Option<String> {
     match message.kind() {
         MessageKind::Notification if !is_notification(message.method()) => {
-            Some("only notifications/* has no id; a request needs one".into())
+            Some("only notifications/* may omit the id; a request must have one".into())
         }
         MessageKind::Notification if message.has_lone_surrogate() => Some(unreadable().1),
         _ => None,
@@ -361,7 +361,7 @@ pub fn refused_notification(message: &Message<'_>) -> Option<String> {
 /// Returns the error for a message with a lone surrogate, which the servers of most SDKs drop
 /// without a response.
 pub fn unreadable() -> Problem {
-    (jsonrpc::INVALID_PARAMS, "a string of the params has half of a surrogate pair".into())
+    (jsonrpc::INVALID_PARAMS, "a string in the params contains an unpaired surrogate".into())
 }
 
 /// Returns a string parameter and its position in the message.
@@ -373,7 +373,7 @@ pub fn string_param(message: &Message<'_>, path: &[&str]) -> Result<Option<(Span
     let Some(span) = span else { return Ok(None) };
     match unquote(&message.text()[span.clone()]) {
         Some(value) => Ok(Some((span, value.into_owned()))),
-        None => Err((jsonrpc::INVALID_PARAMS, format!("{} is not a text", path.join(".")))),
+        None => Err((jsonrpc::INVALID_PARAMS, format!("{} is not a string", path.join(".")))),
     }
 }
 
@@ -381,7 +381,7 @@ fn needed_param(message: &Message<'_>, path: &[&str]) -> Result<(Span, String), 
     string_param(message, path)?.ok_or_else(|| {
         (
             jsonrpc::INVALID_PARAMS,
-            format!("{} is missing in {}", path.join("."), util::escape::show(message.method())),
+            format!("missing {} in {}", path.join("."), util::escape::show(message.method())),
         )
     })
 }
@@ -397,7 +397,7 @@ fn unknown_method(message: &Message<'_>) -> Problem {
 }
 
 fn initialized_already() -> Problem {
-    (jsonrpc::INVALID_REQUEST, "the session is initialized already".into())
+    (jsonrpc::INVALID_REQUEST, "the session is already initialized".into())
 }
 
 fn not_connected(server: &str) -> Problem {
@@ -409,30 +409,31 @@ pub fn declined(why: Declined, server: &str) -> Problem {
     let invalid = |text: &str| (jsonrpc::INVALID_REQUEST, text.to_owned());
     match why {
         Declined::Client(session::CallRefused::Busy) => {
-            (jsonrpc::BUSY, "too many calls of this session are under way (--max-calls-per-session)".into())
+            (jsonrpc::BUSY, "too many running calls of this session (--max-calls-per-session)".into())
         }
-        Declined::Client(session::CallRefused::Repeated) => invalid("a call with this id is under way"),
+        Declined::Client(session::CallRefused::Repeated) => invalid("a call with this id is already running"),
         Declined::Client(session::CallRefused::Ended) => invalid("the session has ended"),
         Declined::Sessions => {
-            (jsonrpc::BUSY, format!("server '{server}' has as many sessions as it may (--max-sessions)"))
+            (jsonrpc::BUSY, format!("server '{server}' has reached its session limit (--max-sessions)"))
         }
-        Declined::Server => (
-            jsonrpc::BUSY,
-            format!("server '{server}' has too many calls under way (--max-calls-per-server)"),
-        ),
+        Declined::Server => {
+            (jsonrpc::BUSY, format!("server '{server}' has too many running calls (--max-calls-per-server)"))
+        }
         Declined::ServerShare => (
             jsonrpc::BUSY,
             format!(
-                "server '{server}' has this principal's share of calls under way (half of --max-calls-per-server)"
+                "this principal has reached its share of running calls of server '{server}' (half of --max-calls-per-server)"
             ),
         ),
         Declined::SessionsShare => (
             jsonrpc::BUSY,
-            format!("server '{server}' has this principal's share of sessions (half of --max-sessions)"),
+            format!(
+                "this principal has reached its share of sessions of server '{server}' (half of --max-sessions)"
+            ),
         ),
         Declined::Starting => (
             jsonrpc::BUSY,
-            format!("too much waits already for the session's process of server '{server}' to start"),
+            format!("too many messages are waiting for this session's process of server '{server}' to start"),
         ),
         Declined::TooLarge(bytes, most) => (
             jsonrpc::INVALID_REQUEST,
@@ -441,7 +442,7 @@ pub fn declined(why: Declined, server: &str) -> Problem {
             ),
         ),
         Declined::Memory => (jsonrpc::BUSY, NO_MEMORY.into()),
-        Declined::Link => (jsonrpc::BUSY, format!("the link to server '{server}' does not keep up")),
-        Declined::Gone => (jsonrpc::INTERNAL_ERROR, format!("server '{server}' went away")),
+        Declined::Link => (jsonrpc::BUSY, format!("the link to server '{server}' is congested")),
+        Declined::Gone => (jsonrpc::INTERNAL_ERROR, format!("server '{server}' disconnected")),
     }
 }

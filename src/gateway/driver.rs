@@ -111,13 +111,13 @@ impl LinkHandler for UpstreamDriver {
 /// Removes the server from the catalog and fails its pending calls at once.
 impl Drop for UpstreamDriver {
     fn drop(&mut self) {
-        let why = self.close_reason.take().unwrap_or_else(|| "a fault of the gateway".into());
+        let why = self.close_reason.take().unwrap_or_else(|| "internal error in the gateway".into());
         let removed = self.gateway.catalog().remove(self.place.key);
         self.upstream.fail_all(&why, &self.gateway.stats);
         self.gateway.end_all_instances(&self.upstream, &why);
         self.gateway.tasks().end(self.upstream.run());
         let name = self.upstream.name();
-        self.gateway.log_life(log::Level::Info, "gone", name, format_args!("server '{name}' is gone: {why}"));
+        self.gateway.log_life(log::Level::Info, "gone", name, format_args!("server '{name}' removed: {why}"));
         if let Some((_, kinds)) = removed {
             self.gateway.lists_changed(&kinds);
         }
@@ -200,7 +200,9 @@ impl UpstreamDriver {
                 gateway.instance_gone(&self.upstream, number, reason);
                 return Ok(());
             }
-            _ if self.ours => return Err(CloseReason::new(1008, "a channel that was not agreed on")),
+            _ if self.ours => {
+                return Err(CloseReason::new(1008, "channel frame without negotiated sessions"));
+            }
             // An edge that is the original program forwards whatever its server prints.
             _ => frame,
         };
@@ -237,7 +239,7 @@ impl UpstreamDriver {
         self.upstream.log_unusable(now, answer);
         match self.upstream.fail_unusable(answer, &gateway.stats) {
             Some(Caller::Discovery) => {
-                let why = format!("an answer of the server cannot be used: {}", answer.why);
+                let why = format!("invalid response from the server: {}", answer.why);
                 self.failed(gateway, now, &why)?;
                 self.relist(gateway, now)
             }
@@ -289,7 +291,7 @@ impl UpstreamDriver {
     /// Handles a restart of the server. It may be another version now, so discovery begins again.
     fn restarted(&mut self, gateway: &Gateway, now: Instant) -> Result<(), CloseReason> {
         let name = self.upstream.name();
-        let line = format_args!("server '{name}' was started anew at its edge");
+        let line = format_args!("server '{name}' was restarted at its edge");
         gateway.log_throttled(log::Level::Info, "restart", name, LOG_GROUPS, line);
         {
             let mut tasks = gateway.tasks();
@@ -372,7 +374,7 @@ impl UpstreamDriver {
             self.upstream
                 .link()
                 .send_reserved(frame)
-                .map_err(|_| CloseReason::new(1013, "the link does not keep up"))?;
+                .map_err(|_| CloseReason::new(1013, "the link is congested"))?;
         }
         Ok(())
     }
@@ -425,7 +427,7 @@ impl UpstreamDriver {
     fn kept(&mut self, gateway: &Gateway, now: Instant, why: Option<&str>) {
         if let Some(why) = why {
             let name = self.upstream.name();
-            let line = format_args!("server '{name}': {why}; its lists stay as they were");
+            let line = format_args!("server '{name}': {why}; keeping its previous lists");
             gateway.log_throttled(log::Level::Warn, "list", name, LOG_GROUPS, line);
         }
         self.retry = now + self.discovery.retry_pause();
@@ -543,7 +545,7 @@ impl UpstreamDriver {
         }
         for pending in self.upstream.expire(now, &gateway.stats) {
             let seconds = pending.timeout.as_secs_f64();
-            let mut why = format!("{} was not answered in {seconds} s", pending.method);
+            let mut why = format!("{} timed out after {seconds} s", pending.method);
             if !self.listed {
                 // The message is read at the edge, so it names the flag of the gateway. A first
                 // start may well take longer (`npx` on a small box).

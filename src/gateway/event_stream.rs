@@ -101,7 +101,10 @@ async fn flush(web: &mut HttpConnection, wanted: Option<&Shutdown>) -> io::Resul
             Some(wanted) => wanted.wait().await,
             None => std::future::pending().await,
         }
-        Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the stream goes on over another connection"))
+        Err(io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            "the stream was resumed over another connection",
+        ))
     };
     future::or(web.flush(), wanted).await
 }

@@ -274,7 +274,7 @@ impl Gateway {
                     && let Err(why) = self.instance_for(&client, upstream)
                 {
                     let (name, why) = (client.name(), declined(why, upstream.name()).1);
-                    let line = format_args!("client {name} hears no changes: {why}");
+                    let line = format_args!("client {name} gets no notifications of changes: {why}");
                     self.log_throttled(log::Level::Warn, "no_changes", upstream.name(), LOG_GROUPS, line);
                 }
             }

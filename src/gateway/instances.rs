@@ -60,7 +60,7 @@ impl Gateway {
         let process = upstream.spawn_instance(isolation, client, most, several, wishes)?;
         own.by_server.insert(upstream.name().to_owned(), process.clone());
         drop(own);
-        log::debug!("client {} gets a process of server '{}' of its own", client.name(), upstream.name());
+        log::debug!("starting a process for client {} at server '{}'", client.name(), upstream.name());
         if whole {
             let hello = client.info().initialize_params();
             process.greet(Instant::now(), &hello, self.config.timeout_run_tool);
@@ -89,7 +89,7 @@ impl Gateway {
     fn on_unusable_instance_answer(&self, now: Instant, process: &Arc<Upstream>, answer: &Unusable) {
         process.log_unusable(now, answer);
         if let Some(Caller::Initialize) = process.fail_unusable(answer, &self.stats) {
-            let why = format!("its answer to initialize cannot be used: {}", answer.why);
+            let why = format!("invalid response to initialize: {}", answer.why);
             self.end_instance(process, &why, true);
         }
     }
@@ -222,12 +222,12 @@ impl Gateway {
         }
         let asked = client.server_requests().begin(now, process.clone(), id);
         let Ok(number) = asked else {
-            return refuse(jsonrpc::BUSY, "the client has too many requests to answer");
+            return refuse(jsonrpc::BUSY, "too many requests are pending at the client");
         };
         let number = number.to_string();
         if !self.send_server_request(client, process, message.with_id(&number)) {
             client.server_requests().end(&number);
-            refuse(jsonrpc::BUSY, "the client does not read what it is asked");
+            refuse(jsonrpc::BUSY, "the client does not read its requests");
         }
     }
 
@@ -238,7 +238,9 @@ impl Gateway {
         let answer = message.with_id(&own);
         let failed = |why: &str| jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, why);
         let answer = match process.excess(&answer) {
-            _ if message.has_lone_surrogate() => failed("the client's answer has half of a surrogate pair"),
+            _ if message.has_lone_surrogate() => {
+                failed("the client's response contains an unpaired surrogate")
+            }
             Some(why) => failed(&declined(why, process.name()).1),
             None => answer,
         };
@@ -250,7 +252,7 @@ impl Gateway {
     pub fn answer_refused(&self, client: &Session, body: &[u8], why: Malformed) {
         let ended = tolerant::answer_id(body).and_then(|id| client.server_requests().end(&id));
         if let Some((process, own)) = ended {
-            let why = format!("the client's answer cannot be used: {}", why.reason());
+            let why = format!("invalid response from the client: {}", why.reason());
             self.give_answer(&process, jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, &why));
         }
     }
@@ -258,7 +260,7 @@ impl Gateway {
     fn give_answer(&self, process: &Arc<Upstream>, answer: String) {
         if matches!(process.send_now(answer), Err(SendError::Full | SendError::Memory)) {
             // The server would wait for the response forever.
-            self.end_instance(process, "the link does not keep up", true);
+            self.end_instance(process, "the link is congested", true);
         }
     }
 
@@ -305,7 +307,7 @@ impl Gateway {
     pub fn instance_gone(&self, shared: &Upstream, number: u32, reason: &str) {
         let process = shared.instance_pool().and_then(|isolation| isolation.get(number));
         if let Some(process) = process {
-            let reason = format!("its process for this session ended: {}", util::escape::show(reason));
+            let reason = format!("its process for this session exited: {}", util::escape::show(reason));
             self.end_instance(&process, &reason, false);
         }
     }
@@ -361,7 +363,7 @@ impl Gateway {
         let processes = shared.instance_pool().map(|isolation| isolation.all()).unwrap_or_default();
         for process in processes {
             if !process.expire(now, &self.stats).is_empty() {
-                self.end_instance(&process, "it was not initialized in time", true);
+                self.end_instance(&process, "initialize timed out", true);
                 continue;
             }
             let Some(client) = process.instance().and_then(|private| private.client.upgrade()) else {
@@ -371,9 +373,9 @@ impl Gateway {
             let overdue =
                 client.server_requests().overdue(now, patience, |server| Arc::ptr_eq(server, &process));
             for (number, own) in overdue {
-                let why = "the client did not answer in time";
+                let why = "the client did not respond in time";
                 let _ = process.send_now(jsonrpc::error(&own, jsonrpc::TIMED_OUT, why));
-                self.send_server_request(&client, &process, edit::cancelled(number, "no answer in time"));
+                self.send_server_request(&client, &process, edit::cancelled(number, "the request timed out"));
             }
         }
     }

@@ -77,7 +77,9 @@ pub async fn enter(
     let (life, answer) = match admitted {
         Ok(Admission::Here(life, answer)) => (life, answer),
         Ok(Admission::Late(life)) => {
-            let ended = LinkEnd::Lost("another link came late, and its edge had left it before".into());
+            let ended = LinkEnd::Lost(
+                "superseded by a delayed registration of a link that its edge had already left".into(),
+            );
             return Some(RegisteredLink { life, link: Err(ended) });
         }
         Err(why) => {
@@ -92,7 +94,7 @@ pub async fn enter(
 /// Logs a refused registration, and closes the link with the reason.
 async fn refuse(gateway: &Gateway, socket: WebSocket, from: SocketAddr, why: CloseReason) {
     let reason = util::escape::show(&why.reason).to_string();
-    let line = format!("a registration from {from} is refused: {reason}");
+    let line = format!("rejected a registration from {from}: {reason}");
     // Throttle by address and reason: one site may have many servers, each refused for its own
     // reason.
     gateway.warn_throttled("registration", format!("{} {reason}", from.ip()), line);
@@ -134,7 +136,7 @@ impl Gateway {
 }
 
 fn gateway_stops() -> CloseReason {
-    CloseReason::new(1001, "the gateway stops")
+    CloseReason::new(1001, "the gateway is stopping")
 }
 
 /// Lets a new link claim a server that can be resumed.
@@ -212,7 +214,7 @@ impl ServerRegistration {
             return self.server.gone(&ended.to_string());
         }
         if !self.resumes {
-            return self.server.gone(&format!("{ended}; its edge cannot resume"));
+            return self.server.gone(&format!("{ended}; its edge does not support resuming"));
         }
         self.wait(ended).await;
     }
@@ -246,14 +248,14 @@ impl ServerRegistration {
                 Wakeup::Claimed(claim) => return Box::pin(self.hand_over(claim)).await,
                 Wakeup::Tick if now >= over => {
                     let seconds = window.as_secs();
-                    format!("{ended}; it did not come back within {seconds} s (--resume-window)")
+                    format!("{ended}; not resumed within {seconds} s (--resume-window)")
                 }
                 Wakeup::Tick => match self.server.tick(now) {
                     Ok(()) => continue,
                     Err(farewell) => farewell.reason,
                 },
                 Wakeup::Taken(farewell) => farewell.reason,
-                Wakeup::Stopped | Wakeup::Ended(_) => "the gateway stops".into(),
+                Wakeup::Stopped | Wakeup::Ended(_) => "the gateway is stopping".into(),
             };
             // Servers lost at the same time also expire at the same time, so take turns.
             self.server.gateway().ends.turn().await;
@@ -270,7 +272,7 @@ impl ServerRegistration {
     /// next.
     async fn hand_over(self: Box<Self>, claim: Sender<Box<ServerRegistration>>) {
         if let Err(unwanted) = claim.try_send(self) {
-            let ended = LinkEnd::Lost("another link came and went".into());
+            let ended = LinkEnd::Lost("a resuming link was lost".into());
             unwanted.into_inner().wait(ended).await;
         }
     }
@@ -341,7 +343,7 @@ impl Candidate<'_> {
             return Some(Admission::Late(life));
         }
         if life.line.resume(claim.received).is_err() {
-            life.server.gone("it came back and could not go on where it was");
+            life.server.gone("it reconnected but could not resume");
             return None;
         }
         let grant = ResumeGrant {
@@ -350,7 +352,7 @@ impl Candidate<'_> {
             received: life.line.received(),
         };
         let sessions = holder.instance_pool().is_some() && registration.sessions.is_some();
-        let line = format_args!("server '{}' is back, from {}", holder.name(), self.from);
+        let line = format_args!("server '{}' resumed from {}", holder.name(), self.from);
         self.gateway.log_life(log::Level::Info, "back", holder.name(), line);
         self.gateway.stats.resumed.add();
         life.set_away(false);
@@ -367,7 +369,7 @@ impl Candidate<'_> {
         };
         let name = registration.name.unwrap_or_else(|| format!("server-{id}"));
         if !util::name::is_name(&name, limits.catalog.server_name) {
-            return Err(CloseReason::new(1008, "the server needs a name (--server-name)"));
+            return Err(CloseReason::new(1008, "invalid server name (--server-name)"));
         }
         let (sender, receiver) = outbox::with_account(
             limits.link.queue_messages,
@@ -383,7 +385,7 @@ impl Candidate<'_> {
         let upstream = Upstream::new(name.clone(), &limits.link, sender, accepts, sessions, berth);
         let place = self.enter(&id, &name, &upstream)?;
         let line =
-            format_args!("server '{name}' (id {}) registers from {}", util::escape::show(&id), self.from);
+            format_args!("server '{name}' (id {}) registered from {}", util::escape::show(&id), self.from);
         self.gateway.log_life(log::Level::Info, "registers", &name, line);
         let mut line = Outbound::new(receiver);
         let account = self.gateway.account(self.principal);
@@ -419,23 +421,23 @@ impl Candidate<'_> {
         // catalog.
         let mut catalog = self.gateway.catalog();
         if !self.may_claim(name) {
-            let why = format!("the token is not for the name '{name}' (register[NAME,…] at the gateway)");
+            let why = format!("the token does not allow the name '{name}' (register[NAME,…] at the gateway)");
             return Err(CloseReason::new(CLOSE_REFUSED, why));
         }
         // Servers whose links are lost have no connection, but still count.
         let is_new = catalog.holder(id, self.principal).is_none();
         if is_new && catalog.len() >= self.gateway.config.limits.link.links {
-            return Err(CloseReason::new(CLOSE_LATER, "too many servers are registered (--max-links)"));
+            return Err(CloseReason::new(CLOSE_LATER, "too many registered servers (--max-links)"));
         }
         // A server that takes over has a share already, and releases it in a moment.
         let most = if is_new { self.gateway.links_each() } else { usize::MAX };
         let share = self.gateway.server_shares.take(self.principal, most).ok_or_else(|| {
-            let why = "this principal has its share of the registered servers (half of --max-links)";
+            let why = "this principal has reached its share of the registered servers (half of --max-links)";
             CloseReason::new(CLOSE_LATER, why)
         })?;
         if catalog.take_over(Instant::now(), id, self.principal, is_linked).is_err() {
             let why =
-                "this server id took over too often in the last minute; is it used twice (--server-id)?";
+                "too many takeovers by this server id in the last minute; is it used twice (--server-id)?";
             return Err(CloseReason::new(CLOSE_TOO_OFTEN, why));
         }
         let registered = catalog.register(id, name, self.principal, upstream.clone());
@@ -452,9 +454,9 @@ impl Candidate<'_> {
         let gateway = self.gateway;
         let (place, replaced) = self.claim(id, name, upstream)?;
         if let Some(old) = replaced {
-            let line = format_args!("server '{}' is registered anew; the old link is closed", old.name());
+            let line = format_args!("server '{}' registered again; closing its old link", old.name());
             gateway.log_life(log::Level::Info, "registered_anew", old.name(), line);
-            let why = "it registered anew over another link";
+            let why = "it registered again over another link";
             old.fail_all(why, &gateway.stats);
             gateway.end_all_instances(&old, why);
             old.link()
@@ -471,13 +473,13 @@ fn refusal(name: &str, taken: &NameTaken) -> CloseReason {
         // Short enough for a Close frame.
         Some(holder) if taken.away => {
             format!(
-                "this name waits for a lost server (--server-id {holder}) until the resume window is over"
+                "this name is reserved for a lost server (--server-id {holder}) until its resume window ends"
             )
         }
         Some(holder) => format!(
             "the name '{name}' belongs to another server, with id {holder}; choose another (--server-name)"
         ),
-        None => format!("the name '{name}' belongs to somebody else; choose another (--server-name)"),
+        None => format!("the name '{name}' belongs to another principal; choose another (--server-name)"),
     };
     CloseReason::new(if taken.away { CLOSE_LATER } else { CLOSE_REFUSED }, why)
 }
@@ -497,5 +499,5 @@ fn is_linked(server: &Arc<Upstream>) -> bool {
 }
 
 fn random() -> Result<[u8; 16], CloseReason> {
-    net::random::bytes().map_err(|_| CloseReason::new(1011, "no randomness"))
+    net::random::bytes().map_err(|_| CloseReason::new(1011, "no random bytes available"))
 }

@@ -228,7 +228,7 @@ impl Gateway {
         // Remove the session after ending its calls: a task that opens it checks them after
         // inserting it.
         self.sessions().close(client.id());
-        log::debug!("client {} is gone ({reason}), {} calls are cancelled", client.name(), open.len());
+        log::debug!("client {} closed: reason=\"{reason}\" cancelled_calls={}", client.name(), open.len());
         for (upstream, id) in open {
             upstream.cancel(id, Err(reason), &self.stats);
         }
@@ -249,7 +249,7 @@ impl Gateway {
         for server in servers {
             let own = server.instance_pool().map(|isolation| isolation.all()).unwrap_or_default();
             for process in own.iter().chain([&server]) {
-                process.fail_all("the gateway stops", &self.stats);
+                process.fail_all("the gateway is stopping", &self.stats);
             }
         }
     }
@@ -261,7 +261,7 @@ impl Gateway {
                 Timer::after(limits::SWEEP.min(self.config.limits.session.idle)).await;
                 let idle = self.sessions().expire(Instant::now(), |client| client.is_busy());
                 for client in idle {
-                    self.close(&client, "it was not used for a long time");
+                    self.close(&client, "idle timeout");
                 }
             };
             self.step("ending idle sessions", step).await;
@@ -276,7 +276,7 @@ impl Gateway {
             return;
         }
         self.stats.panics.add();
-        log::error!("{task} panicked; it goes on (please report this)");
+        log::error!("{task} panicked; continuing (please report this)");
         Timer::after(limits::PANIC_PAUSE).await;
     }
 }
@@ -289,7 +289,9 @@ fn memory(limits: &MemoryLimits) -> usize {
     let bytes = limits.bytes.min(half.max(*limits::MEMORY.start()));
     if bytes < limits.bytes {
         let rounded = bytes >> 20;
-        log::info!("memory budget: {rounded} MiB, half of what this process may use (see --max-memory)");
+        log::info!(
+            "memory budget: {rounded} MiB, half of the memory available to this process (see --max-memory)"
+        );
     }
     bytes
 }
@@ -351,7 +353,9 @@ impl Bound {
         let needed = gateway.config.limits.http.connections + limits::DESCRIPTORS_EXTRA;
         let allowed = listener::allow_descriptors(needed);
         if allowed < needed as u64 {
-            log::warn!("the system allows {allowed} descriptors, and all connections need {needed}");
+            log::warn!(
+                "the file descriptor limit is {allowed}, but the connection limits need {needed}; see ulimit -n"
+            );
         }
         self::greet(&gateway, &listeners, acceptor.is_some());
         let door = Arc::new(AcceptContext { gateway, acceptor, crew: TaskTracker::new() });
@@ -364,11 +368,11 @@ impl Bound {
         drop(drain);
         drop((accepting, sweeping, telling, reloading));
         let (calls, connections) = (door.gateway.running.len(), door.crew.len());
-        log::info!("stopping: no new calls; waiting for {calls} calls and {connections} connections to end");
+        log::info!("stopping: refusing new calls; waiting for {calls} calls and {connections} connections");
         door.gateway.finish_calls().await;
         drop(finish);
         if timeout::within(limits::DRAIN, door.crew.wait_idle()).await.is_err() {
-            log::warn!("some connections did not end within {} s", limits::DRAIN.as_secs());
+            log::warn!("some connections did not close within {} s", limits::DRAIN.as_secs());
         }
         log::info!("{}", door.gateway.summary());
     }
@@ -377,9 +381,9 @@ impl Bound {
 /// Reloads the files each time a reload is requested.
 async fn reload(door: Arc<AcceptContext>, asked: Receiver<()>) {
     while asked.recv().await.is_ok() {
-        log::info!("reading tokens and certificates again");
+        log::info!("reloading tokens and certificates");
         let step = door.gateway.clone().reload(door.acceptor.clone());
-        door.gateway.step("reading tokens and certificates again", step).await;
+        door.gateway.step("reloading tokens and certificates", step).await;
     }
 }
 
@@ -397,12 +401,12 @@ fn greet(gateway: &Gateway, listeners: &[Listener], tls: bool) {
         log::info!("registrations on {socket}://{address}{}", crate::router::REGISTER_PATH);
         if !gateway.policy.guarded && !address.ip().is_loopback() {
             log::warn!(
-                "ANYBODY WHO REACHES {address} CAN CALL EVERY TOOL AND REGISTER SERVERS: no token is set; use --auth-token or --auth-token-file"
+                "ANYONE WHO CAN REACH {address} CAN CALL EVERY TOOL AND REGISTER SERVERS: no token is set; use --auth-token or --auth-token-file"
             );
         }
     }
     if !gateway.authn.tokens().is_empty() && !tls && listeners.iter().any(|l| !l.local().ip().is_loopback()) {
-        log::warn!("tokens travel in the clear: use --ssl-enabled, or a TLS proxy in front");
+        log::warn!("tokens are sent unencrypted: use --ssl-enabled, or a TLS proxy in front");
     }
 }
 
@@ -439,7 +443,7 @@ async fn accept_one(listener: &mut Listener, door: &Arc<AcceptContext>) {
     };
     executor::spawn_guarded(task, move || {
         gateway.stats.panics.add();
-        log::error!("a connection ended in a panic; the others go on");
+        log::error!("a connection task panicked; other connections are not affected");
     });
 }
 

@@ -99,9 +99,9 @@ impl Responder {
         if self.is_post() {
             // At debug level only: a flooding server can cause this at will, and the status counts
             // it.
-            log::debug!("{why}; a message before its answer is lost");
+            log::debug!("{why}; dropped a message before its response");
         } else {
-            log::warn!("{why}; its stream ends");
+            log::warn!("{why}; closing its stream");
             self.queue.end(());
         }
     }
@@ -178,7 +178,7 @@ impl Responder {
     }
 }
 
-const CROWDED_OUT: &str = "the answers of this batch are too large together; ask one by one";
+const CROWDED_OUT: &str = "the responses of this batch are too large together; send single requests";
 /// The error text for an exhausted memory budget.
 pub const NO_MEMORY: &str = "the gateway's memory budget (--max-memory) is used up; try again";
 

@@ -185,7 +185,7 @@ impl Session {
     pub fn send(&self, message: String, stats: &Stats) {
         if (self.legacy || self.streams.was_listened_to()) && !self.keep(message, stats) {
             // The stream is parked or not read; the session continues without this message.
-            log::debug!("client {}: a message found no room on its stream", self.name());
+            log::debug!("client {}: dropped a message: its stream is full", self.name());
         }
     }
 

@@ -395,7 +395,7 @@ impl Upstream {
     fn is_too_large(&self, text: &str) -> bool {
         let Some(Declined::TooLarge(bytes, most)) = self.excess(text) else { return false };
         let what = format!(
-            "is not sent a message of {bytes} bytes: its edge accepts at most {most} (see --max-message-bytes at register)"
+            "was not sent a message of {bytes} bytes: its edge accepts at most {most} (see --max-message-bytes at register)"
         );
         self.complain(Instant::now(), "too_large", &what);
         true
@@ -450,7 +450,7 @@ impl Upstream {
             waited.into_iter().filter_map(|(id, text)| self.send_now(text).err().and(id)).collect()
         };
         for pending in lost.into_iter().filter_map(|id| self.mux().close(id)) {
-            let why = format!("the link to server '{}' does not keep up", self.name);
+            let why = format!("the link to server '{}' is congested", self.name);
             fail(pending, jsonrpc::BUSY, &why, stats);
         }
     }
@@ -526,7 +526,7 @@ impl Upstream {
 
     /// Logs a response that cannot be used, throttled likewise.
     pub fn log_unusable(&self, now: Instant, answer: &Unusable) {
-        self.complain(now, "unusable", &format!("sent an answer that cannot be used: {}", answer.why));
+        self.complain(now, "unusable", &format!("sent an invalid response: {}", answer.why));
     }
 
     /// Returns what can be used of a frame that is not one clean message (`read` is how it was
@@ -557,7 +557,7 @@ impl Upstream {
     /// Logs a message with a member that some parsers take for a JSON-RPC member, throttled
     /// likewise.
     fn log_twin(&self, now: Instant) {
-        let what = "sent a member whose name differs only in case from one of JSON-RPC; it is left out";
+        let what = "sent a member whose name differs only in case from a JSON-RPC member; removed it";
         self.complain(now, "twin", what);
     }
 
@@ -566,9 +566,9 @@ impl Upstream {
     fn log_noise(&self, now: Instant, malformed: Option<Malformed>) {
         match malformed {
             Some(why @ Malformed::Duplicate) => {
-                self.complain(now, "duplicate", &format!("sent what is no message: {}", why.reason()));
+                self.complain(now, "duplicate", &format!("sent an invalid message: {}", why.reason()));
             }
-            _ => log::debug!("server '{}' sent a frame that is no message", self.name),
+            _ => log::debug!("server '{}' sent a frame that is not a message", self.name),
         }
     }
 
@@ -584,7 +584,7 @@ impl Upstream {
         let mut oddities = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(left_out) = oddities.due(now, "no_answer", "", LOG_GROUPS) {
             let method = util::escape::show(method);
-            log::info!("server '{}' did not answer {method} in {seconds} s{left_out}", self.name);
+            log::info!("server '{}' did not respond to {method} within {seconds} s{left_out}", self.name);
         }
     }
 
@@ -768,7 +768,7 @@ impl Upstream {
         if matches!(pending.caller, Caller::Discovery | Caller::Initialize) {
             return Some(pending.caller);
         }
-        let text = format!("the answer of server '{}' cannot be used: {}", self.name, answer.why);
+        let text = format!("invalid response from server '{}': {}", self.name, answer.why);
         fail(pending, jsonrpc::INTERNAL_ERROR, &text, stats);
         None
     }
@@ -777,7 +777,7 @@ impl Upstream {
     pub fn fail_all(&self, reason: &str, stats: &Stats) {
         let pending = self.mux().drain();
         for pending in pending {
-            let text = format!("server '{}' went away: {reason}", self.name);
+            let text = format!("server '{}' disconnected: {reason}", self.name);
             fail(pending, jsonrpc::INTERNAL_ERROR, &text, stats);
         }
     }
@@ -792,12 +792,12 @@ impl Upstream {
             let seconds = pending.timeout.as_secs_f64();
             self.log_expired(now, &pending.method, seconds);
             if &*pending.method != "initialize" {
-                let _ = self.send(edit::cancelled(id, "no answer in time"));
+                let _ = self.send(edit::cancelled(id, "the request timed out"));
             }
             if matches!(pending.caller, Caller::Discovery | Caller::Initialize) {
                 own.push(pending);
             } else {
-                let text = format!("server '{}' did not answer within {seconds} s", self.name);
+                let text = format!("server '{}' did not respond within {seconds} s", self.name);
                 fail(pending, jsonrpc::TIMED_OUT, &text, stats);
             }
         }
@@ -845,12 +845,12 @@ pub fn deliver(
 fn strayed(message: &Message<'_>) -> (&'static str, String) {
     match message.id() {
         Some(id) => {
-            ("stray_answer", format!("answered a request that is not open: id {}", util::escape::show(id)))
+            ("stray_answer", format!("sent a response to an unknown request: id {}", util::escape::show(id)))
         }
         None if message.kind() == Kind::Response => {
-            ("stray_error", "sent an error that names no request".into())
+            ("stray_error", "sent an error response without an id".into())
         }
-        None => ("stray_progress", "sent progress of a request that is not open".into()),
+        None => ("stray_progress", "sent progress for an unknown request".into()),
     }
 }
 

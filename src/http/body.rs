@@ -158,7 +158,7 @@ impl Chunked {
                 }
                 Ok(State::Extension)
             }
-            (State::Extension, _) => Err(Refusal::bad("bad byte in a chunk extension")),
+            (State::Extension, _) => Err(Refusal::bad("invalid byte in a chunk extension")),
             (State::SizeLf, b'\n') => self.size_end(),
             (State::SizeLf, _) => Err(Refusal::bad("bare CR in a chunk size line")),
             (State::DataCr, b'\r') => Ok(State::DataLf),
@@ -167,10 +167,10 @@ impl Chunked {
                 Ok(State::Size(0))
             }
             (State::DataCr | State::DataLf | State::Data, _) => {
-                Err(Refusal::bad("chunk data without its line end"))
+                Err(Refusal::bad("chunk data not followed by CRLF"))
             }
             (State::LastLf, b'\n') => Ok(State::Done),
-            (State::LastLf | State::Done, _) => Err(Refusal::bad("bare CR behind the last chunk")),
+            (State::LastLf | State::Done, _) => Err(Refusal::bad("bare CR after the last chunk")),
             (state, _) => self.trailer_byte(state, byte),
         }
     }

@@ -407,9 +407,9 @@ impl Conn {
             return Step::Read;
         }
         match self.state {
-            State::Head { begun: true, .. } => self.refuse(too_slow("the request head took too long")),
+            State::Head { begun: true, .. } => self.refuse(too_slow("timed out reading the request head")),
             State::Length(_) | State::Chunked { .. } => {
-                self.refuse(too_slow("the request body took too long"))
+                self.refuse(too_slow("timed out reading the request body"))
             }
             _ => self.close(),
         }

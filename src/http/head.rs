@@ -235,14 +235,14 @@ impl Request {
     fn split_target(&mut self) -> Result<(), Refusal> {
         let target = self.slice(self.target);
         if !target.is_ascii() || target.contains('#') {
-            return Err(Refusal::bad("bad character in the request target"));
+            return Err(Refusal::bad("invalid character in the request target"));
         }
         let length = target.len();
         let (host, path) = match target.as_bytes() {
             [b'/', ..] => (None, 0),
             b"*" if self.method == Method::Options => (None, 0),
             _ => {
-                let host = absolute_host(target).ok_or(Refusal::bad("bad request target"))?;
+                let host = absolute_host(target).ok_or(Refusal::bad("invalid request target"))?;
                 (Some(host), host.1)
             }
         };
@@ -269,14 +269,14 @@ impl Request {
             return Err(Refusal::bad("more than one Host"));
         }
         if host.is_none() && self.version == Version::Http11 {
-            return Err(Refusal::bad("no Host"));
+            return Err(Refusal::bad("missing Host"));
         }
         if host.is_some_and(|span| !is_authority(self.slice(span))) {
-            return Err(Refusal::bad("bad Host"));
+            return Err(Refusal::bad("invalid Host"));
         }
         // RFC 9112 3.2.2: the authority of an absolute target takes precedence.
         match self.host {
-            Some(span) if !is_authority(self.slice(span)) => Err(Refusal::bad("bad request target")),
+            Some(span) if !is_authority(self.slice(span)) => Err(Refusal::bad("invalid request target")),
             Some(_) => Ok(()),
             None => {
                 self.host = host;
@@ -291,7 +291,7 @@ impl Request {
         for field in &self.fields {
             let name = self.slice(field.name);
             if name.contains('_') && TWINS.iter().any(|twin| is_twin(name, twin)) {
-                return Err(Refusal::bad("field name with an underscore that mimics another"));
+                return Err(Refusal::bad("field name with an underscore that resembles another field"));
             }
             // Parsers disagree about a tab around this value, and no client needs one.
             let line = || self.text.get(field.name.end as usize..)?.split('\r').next();
@@ -365,9 +365,10 @@ fn refuse(error: httparse::Error, text: &str) -> Refusal {
             let line = text.split("\r\n").next().unwrap_or_default();
             let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
             match words[..] {
-                [_, _, [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']] => {
-                    Refusal::new(StatusCode::HttpVersionNotSupported, "only HTTP/1.0 and HTTP/1.1 are served")
-                }
+                [_, _, [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']] => Refusal::new(
+                    StatusCode::HttpVersionNotSupported,
+                    "only HTTP/1.0 and HTTP/1.1 are supported",
+                ),
                 _ => Refusal::bad("malformed request line"),
             }
         }

@@ -28,17 +28,19 @@ impl Upgrade {
         }
         let asks = request.lists("upgrade", "websocket") && request.lists("connection", "upgrade");
         if !asks || request.version() != Version::Http11 {
-            return Err(required("this address speaks WebSocket only\n"));
+            return Err(required("this endpoint accepts WebSocket only\n"));
         }
         if single(request, "sec-websocket-version") != Some("13") {
-            return Err(required("only version 13 of WebSocket is spoken\n"));
+            return Err(required("only WebSocket version 13 is supported\n"));
         }
         if framing(request) != Ok(Framing::Length(0)) {
-            return Err(Response::new(StatusCode::BadRequest).text("an upgrade request has no body\n"));
+            return Err(
+                Response::new(StatusCode::BadRequest).text("an upgrade request must not have a body\n")
+            );
         }
         match single(request, "sec-websocket-key") {
             Some(key) if is_key(key) => Ok(Self { accept: derive_accept_key(key.as_bytes()) }),
-            _ => Err(Response::new(StatusCode::BadRequest).text("bad Sec-WebSocket-Key\n")),
+            _ => Err(Response::new(StatusCode::BadRequest).text("invalid Sec-WebSocket-Key\n")),
         }
     }
 

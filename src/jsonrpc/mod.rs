@@ -77,13 +77,13 @@ impl Malformed {
         match self {
             Self::Batch => "batches are not supported; send one message",
             Self::Depth => "the JSON is nested too deeply",
-            Self::Duplicate => "a member of the message stands twice",
+            Self::Duplicate => "duplicate member in the message",
             Self::Envelope => "not a JSON-RPC 2.0 request, notification or response",
-            Self::NotObject => "a message is a JSON object",
-            Self::Surrogate => "a string of the message has half of a surrogate pair",
+            Self::NotObject => "a message must be a JSON object",
+            Self::Surrogate => "a string in the message contains an unpaired surrogate",
             Self::Syntax => "not valid JSON",
             Self::Twin => {
-                "a member name differs only in case from one of JSON-RPC or MCP, or a text has U+0000"
+                "a member name differs only in case from one of JSON-RPC or MCP, or a string contains U+0000"
             }
         }
     }

@@ -33,7 +33,7 @@ pub struct Unusable {
 pub fn parts(bytes: &[u8]) -> Vec<MessagePart> {
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     let Ok(text) = std::str::from_utf8(bytes) else {
-        return vec![unsound(bytes, "it is not UTF-8")];
+        return vec![unsound(bytes, "not UTF-8")];
     };
     let text = text.trim_matches('\0');
     match Message::read(text) {
@@ -62,7 +62,7 @@ fn rest(text: &str, why: Malformed) -> MessagePart {
             Err(why) => why,
         },
         Malformed::NotObject | Malformed::Batch => return MessagePart::Noise,
-        Malformed::Syntax => "it is not valid JSON, or only a part of it",
+        Malformed::Syntax => "invalid or truncated JSON",
         other => other.reason(),
     };
     unsound(text.as_bytes(), why)
@@ -70,7 +70,7 @@ fn rest(text: &str, why: Malformed) -> MessagePart {
 
 /// Repairs a JSON object whose members do not form a valid message. The error states the defect.
 fn mended(text: &str) -> Result<MessagePart, &'static str> {
-    let object = super::object(text).ok_or("it is no JSON object")?;
+    let object = super::object(text).ok_or("not a JSON object")?;
     let (mut found, mut others) = ([None; 6], 0_usize);
     const NAMES: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
     for (key, value) in members(text, object) {
@@ -102,7 +102,7 @@ fn mended(text: &str) -> Result<MessagePart, &'static str> {
             add("method", method);
             params.iter().for_each(|params| add("params", params));
         }
-        (None, Some(_), Some(_)) => return Err("it has both a result and an error"),
+        (None, Some(_), Some(_)) => return Err("both result and error are present"),
         (None, Some(result), None) if id.is_some() => add("result", result),
         (None, None, Some(error)) if error.starts_with('{') && (id.is_some() || version.is_some()) => {
             add("error", error)
@@ -113,8 +113,8 @@ fn mended(text: &str) -> Result<MessagePart, &'static str> {
             add("error", &format!("{{\"code\":{},\"message\":{}}}", super::INTERNAL_ERROR, quote(&words)));
         }
         (None, None, None) if id.is_some() && null_result => add("result", "null"),
-        (None, None, None) if version.is_some() => return Err("it has neither a result nor an error"),
-        (None, Some(_), None) if version.is_some() => return Err("it has no id"),
+        (None, None, None) if version.is_some() => return Err("neither result nor error is present"),
+        (None, Some(_), None) if version.is_some() => return Err("missing id"),
         _ => return Ok(MessagePart::Noise),
     }
     out.push('}');
@@ -293,7 +293,7 @@ mod tests {
     fn batches_are_taken_apart() {
         let batch = r#"[{"jsonrpc":"2.0","id":1,"result":{}},7,{"id":2,"result":{},"error":null},{"jsonrpc":"2.0","id":3}]"#;
         let made = |id: u8| MessagePart::Message(format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#));
-        let unusable = Unusable { id: Some("3".into()), why: "it has neither a result nor an error" };
+        let unusable = Unusable { id: Some("3".into()), why: "neither result nor error is present" };
         assert_eq!(
             parts(batch.as_bytes()),
             [made(1), MessagePart::Noise, made(2), MessagePart::Unusable(unusable)]
@@ -305,24 +305,28 @@ mod tests {
     fn unreadable_answers_name_their_call() {
         let deep = format!(r#"{{"jsonrpc":"2.0","result":{}{},"id":3}}"#, "[".repeat(150), "]".repeat(150));
         for (bytes, id, why) in [
-            (&br#"{"jsonrpc":"2.0","id":3,"result":{"a":NaN}}"#[..], Some("3"), "it is not valid JSON"),
-            (br#"{"jsonrpc":"2.0","result":{"a":NaN},"id" : "x" }"#, Some("\"x\""), "it is not valid JSON"),
-            (b"{\"jsonrpc\":\"2.0\",\"id\":3,\"result\":{\"a\":\"\xe9\"}}", Some("3"), "it is not UTF-8"),
+            (&br#"{"jsonrpc":"2.0","id":3,"result":{"a":NaN}}"#[..], Some("3"), "invalid or truncated JSON"),
+            (
+                br#"{"jsonrpc":"2.0","result":{"a":NaN},"id" : "x" }"#,
+                Some("\"x\""),
+                "invalid or truncated JSON",
+            ),
+            (b"{\"jsonrpc\":\"2.0\",\"id\":3,\"result\":{\"a\":\"\xe9\"}}", Some("3"), "not UTF-8"),
             (deep.as_bytes(), Some("3"), "nested too deeply"),
-            (br#"{"jsonrpc":"2.0","id":3,"result":{"con"#, Some("3"), "only a part of it"),
-            (br#"{"id":3,"resu"#, Some("3"), "only a part of it"),
-            (br#"{"jsonrpc":"2.0","result":{"id":4},"#, None, "only a part of it"),
-            (br#"{"jsonrpc":"2.0","id":3"#, None, "only a part of it"),
-            (br#"{"jsonrpc":"2.0","id":3,"result":1,"error":{}}"#, Some("3"), "both a result and an error"),
-            (br#"{"jsonrpc":"2.0","id":3}"#, Some("3"), "neither a result nor an error"),
-            (br#"{"jsonrpc":"2.0","id":null,"result":{}}"#, None, "no id"),
-            (br#"{"jsonrpc":"2.0","id":3,"result":1,"result":2}"#, Some("3"), "twice"),
-            (br#"{"jsonrpc":"2.0","id":3,"id":3.0,"result":1}"#, Some("3"), "twice"),
-            (br#"{"jsonrpc":"2.0","id":3,"id":4,"result":1}"#, None, "twice"),
-            (br#"{"jsonrpc":"2.0","id":3,"\u0069d":4,"result":1}"#, None, "twice"),
-            (br#"{"jsonrpc":"2.0","id":null,"result":1,"id":4}"#, None, "twice"),
-            (br#"{"jsonrpc":"2.0","id":3,"id":{},"id":3,"result":1}"#, None, "twice"),
-            (br#"{"jsonrpc":"2.0","id":3,"ID":4,"result":NaN}"#, Some("3"), "not valid JSON"),
+            (br#"{"jsonrpc":"2.0","id":3,"result":{"con"#, Some("3"), "truncated JSON"),
+            (br#"{"id":3,"resu"#, Some("3"), "truncated JSON"),
+            (br#"{"jsonrpc":"2.0","result":{"id":4},"#, None, "truncated JSON"),
+            (br#"{"jsonrpc":"2.0","id":3"#, None, "truncated JSON"),
+            (br#"{"jsonrpc":"2.0","id":3,"result":1,"error":{}}"#, Some("3"), "both result and error"),
+            (br#"{"jsonrpc":"2.0","id":3}"#, Some("3"), "neither result nor error"),
+            (br#"{"jsonrpc":"2.0","id":null,"result":{}}"#, None, "missing id"),
+            (br#"{"jsonrpc":"2.0","id":3,"result":1,"result":2}"#, Some("3"), "duplicate member"),
+            (br#"{"jsonrpc":"2.0","id":3,"id":3.0,"result":1}"#, Some("3"), "duplicate member"),
+            (br#"{"jsonrpc":"2.0","id":3,"id":4,"result":1}"#, None, "duplicate member"),
+            (br#"{"jsonrpc":"2.0","id":3,"\u0069d":4,"result":1}"#, None, "duplicate member"),
+            (br#"{"jsonrpc":"2.0","id":null,"result":1,"id":4}"#, None, "duplicate member"),
+            (br#"{"jsonrpc":"2.0","id":3,"id":{},"id":3,"result":1}"#, None, "duplicate member"),
+            (br#"{"jsonrpc":"2.0","id":3,"ID":4,"result":NaN}"#, Some("3"), "truncated JSON"),
         ] {
             let shown = String::from_utf8_lossy(bytes);
             let [MessagePart::Unusable(found)] = &parts(bytes)[..] else {

@@ -131,7 +131,7 @@ impl Discovery {
         match std::mem::replace(&mut self.phase, Phase::Settled) {
             Phase::Initializing => self.initialized(message),
             Phase::Listing(listing) => self.listed(listing, message),
-            Phase::Settled => DiscoveryStep::Failed("the server answered what was not asked".into()),
+            Phase::Settled => DiscoveryStep::Failed("unexpected response from the server".into()),
         }
     }
 
@@ -223,12 +223,11 @@ impl Discovery {
         let version = super::version_of(result);
         // Only membership in the list counts. A server with an unknown version is not supported.
         if let Some(why) = match version.as_deref() {
-            None => Some("initialize was answered without a protocolVersion".to_owned()),
+            None => Some("the initialize result has no protocolVersion".to_owned()),
             Some(version) if super::VERSIONS.contains(&version) => None,
-            Some(other) => Some(format!(
-                "the server speaks protocol version {}, which is not supported",
-                util::escape::show(other)
-            )),
+            Some(other) => {
+                Some(format!("the server uses unsupported protocol version {}", util::escape::show(other)))
+            }
         } {
             return DiscoveryStep::Failed(why);
         }
@@ -246,7 +245,7 @@ impl Discovery {
         let first = Some(jsonrpc::notification("notifications/initialized", None));
         match self.next_list() {
             Some(ask) => DiscoveryStep::Ask(DiscoveryRequest { first, ..ask }),
-            None => DiscoveryStep::Failed("there is nothing to ask the server for".into()),
+            None => DiscoveryStep::Failed("nothing to request from the server".into()),
         }
     }
 
@@ -296,7 +295,7 @@ impl Discovery {
         let full = seen >= items || listing.pages >= pages;
         if full {
             self.remarks.push(format!(
-                "the list of {noun}s goes on after {pages} pages with {seen} {noun}s; the rest is left out (see --max-list-items at the gateway)",
+                "the list of {noun}s has more than {pages} pages ({seen} {noun}s so far); omitted the rest (see --max-list-items at the gateway)",
                 noun = listing.kind.noun(),
                 pages = listing.pages,
             ));
@@ -309,12 +308,12 @@ impl Discovery {
         let Listing { kind, items, surplus, unusable, .. } = listing;
         let noun = kind.noun();
         if unusable > LOG_GROUPS.source as usize {
-            self.remarks.push(format!("left out {unusable} {noun}s without a usable {} in all", kind.key()));
+            self.remarks.push(format!("omitted {unusable} {noun}s in total without a valid {}", kind.key()));
         }
         if surplus > 0 {
             let CatalogLimits { items, bytes, .. } = self.limits;
             self.remarks.push(format!(
-                "left out {surplus} {noun}s above the limit of {items} {noun}s (see --max-list-items at the gateway) or {bytes} bytes of them"
+                "omitted {surplus} {noun}s above the limit of {items} {noun}s (see --max-list-items at the gateway) or {bytes} bytes"
             ));
         }
         self.known.retain(|other| *other != kind);
@@ -340,7 +339,7 @@ impl Discovery {
                 listing.unusable += 1;
                 if listing.unusable <= LOG_GROUPS.source as usize {
                     self.remarks.push(format!(
-                        "left out a {} without a usable {}: {}",
+                        "omitted a {} without a valid {}: {}",
                         kind.noun(),
                         kind.key(),
                         util::escape::show(raw)
@@ -358,7 +357,7 @@ impl Discovery {
         let declared = self.declared.contains(&kind);
         let why = match message.error() {
             Some(_) => format!("{} failed: {}", kind.method(), error_text(message)),
-            None => format!("{} was answered without {}", kind.method(), kind.member()),
+            None => format!("the result of {} has no {}", kind.method(), kind.member()),
         };
         if !self.listed && kind == ListKind::Tool && (declared || listing.pages > 0) {
             return DiscoveryStep::Failed(why);
@@ -536,7 +535,7 @@ mod tests {
         full.relist().unwrap();
         assert_eq!(keys(feed(&mut full, &tools(most + 3))).len(), most);
         let remarks = full.take_remarks().join("\n");
-        assert!(remarks.contains("left out 3 tools") && remarks.contains("--max-list-items"), "{remarks}");
+        assert!(remarks.contains("omitted 3 tools") && remarks.contains("--max-list-items"), "{remarks}");
         let large = format!(
             "{{\"tools\":[{{\"name\":\"a\",\"x\":\"{}\"}},{{\"name\":\"b\"}}]}}",
             "y".repeat(4 << 20)
@@ -658,7 +657,7 @@ mod tests {
     fn failures_state_their_cause() {
         for (reply, why) in [
             (jsonrpc::error("1", -32602, "no\nway"), "initialize failed: no\\nway"),
-            (answer("{}"), "without a protocolVersion"),
+            (answer("{}"), "has no protocolVersion"),
             (answer(r#"{"protocolVersion":"0.1.0"}"#), "version 0.1.0"),
         ] {
             let (mut conversation, _) = Discovery::start(CatalogLimits::default());

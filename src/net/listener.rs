@@ -143,10 +143,12 @@ fn refused(address: SocketAddr, error: &io::Error) -> FatalError {
             format!("cannot listen on {address}: port {port} is in use; choose another with --port")
         }
         io::ErrorKind::PermissionDenied => {
-            format!("cannot listen on {address}: port {port} needs more rights; choose another with --port")
+            format!(
+                "cannot listen on {address}: permission denied for port {port}; choose another with --port"
+            )
         }
         _ if is_missing(error) => {
-            format!("cannot listen on {address}: this machine does not have that address; see --host")
+            format!("cannot listen on {address}: not an address of this machine; see --host")
         }
         _ => format!("cannot listen on {address}: {error}; see --host and --port"),
     })

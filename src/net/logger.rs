@@ -58,7 +58,7 @@ impl Buffer {
 /// Formats the line that reports dropped lines, in the format of all others.
 fn gap(count: u64) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    format!("{} [WARN] {count} log lines dropped: nobody read stderr\n", util::time::utc(now))
+    format!("{} [WARN] {count} log lines dropped: stderr is not read\n", util::time::utc(now))
 }
 
 #[derive(Debug, Default)]
@@ -197,7 +197,7 @@ mod tests {
         let dropped = room + 8 - kept.len();
         assert!((7..=8).contains(&dropped), "{dropped}");
         assert!(
-            gap.ends_with(&format!(" [WARN] {dropped} log lines dropped: nobody read stderr\n")),
+            gap.ends_with(&format!(" [WARN] {dropped} log lines dropped: stderr is not read\n")),
             "{gap}"
         );
         assert_eq!(last, "again\n");

@@ -19,7 +19,9 @@ pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
 /// # Errors
 /// As [`bytes`].
 pub fn uuid() -> Result<String, FatalError> {
-    bytes().map(util::uuid::uuid).map_err(|error| FatalError::run(format!("no randomness: {error}")))
+    bytes()
+        .map(util::uuid::uuid)
+        .map_err(|error| FatalError::run(format!("no random bytes available: {error}")))
 }
 
 /// Returns a random number for jitter, or the middle of the range if there is no randomness.

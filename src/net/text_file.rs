@@ -20,12 +20,12 @@ pub fn read(path: &Path) -> Result<String, String> {
     let read = File::open(path).and_then(|file| file.take(limits::TEXT_FILE + 1).read_to_string(&mut text));
     match read.map_err(|error| error.kind()) {
         Ok(_) if text.len() as u64 > limits::TEXT_FILE => {
-            Err(format!("it is too large: more than {} bytes", limits::TEXT_FILE))
+            Err(format!("file too large: more than {} bytes", limits::TEXT_FILE))
         }
         Ok(_) => Ok(text),
         Err(io::ErrorKind::NotFound) => Err("no such file".into()),
-        Err(io::ErrorKind::PermissionDenied) => Err("it may not be read".into()),
-        Err(io::ErrorKind::InvalidData) => Err("it is not a text".into()),
+        Err(io::ErrorKind::PermissionDenied) => Err("permission denied".into()),
+        Err(io::ErrorKind::InvalidData) => Err("not a text file".into()),
         Err(kind) => Err(kind.to_string()),
     }
 }

@@ -201,7 +201,7 @@ fn versions<S: ConfigSide>(
 ) -> Result<ConfigBuilder<S, WantsVerifier>, FatalError> {
     builder
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(|error| FatalError::run(format!("TLS cannot be set up: {error}")))
+        .map_err(|error| FatalError::run(format!("cannot set up TLS: {error}")))
 }
 
 /// Returns the roots that this machine trusts, or the built-in browser roots if it has none

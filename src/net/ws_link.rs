@@ -99,7 +99,7 @@ impl std::fmt::Display for LinkEnd {
             }
             Self::ByUs(why) => write!(f, "we closed the link (code {}: {})", why.code, why.reason),
             Self::Lost(why) => write!(f, "the link was lost: {why}"),
-            Self::Silent(time) => write!(f, "nothing was heard from the peer for {} s", time.as_secs()),
+            Self::Silent(time) => write!(f, "no data from the peer for {} s", time.as_secs()),
         }
     }
 }
@@ -346,7 +346,7 @@ pub async fn recv_frame(
                     socket.get_mut().message_ended();
                     return Ok(text);
                 }
-                Some(Ok(Message::Binary(_))) => return by_us(1003, "frames are text"),
+                Some(Ok(Message::Binary(_))) => return by_us(1003, "binary frames are not supported"),
                 Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
                     if !liveness.control(Instant::now(), limits) {
@@ -360,7 +360,7 @@ pub async fn recv_frame(
     };
     match timeout::within(limits.register_time, hearing).await {
         Ok(heard) => heard,
-        Err(_) => by_us(1008, "the first frame did not come in time"),
+        Err(_) => by_us(1008, "timed out waiting for the first frame"),
     }
 }
 
@@ -381,7 +381,7 @@ pub async fn probe(socket: &mut WebSocket, limits: &LinkLimits) -> Result<(), Li
                 Some(Ok(_)) => {
                     return Err(LinkEnd::ByUs(CloseReason::new(
                         1008,
-                        "a frame before the first is answered",
+                        "a frame before the response to the first one",
                     )));
                 }
                 Some(Err(error)) => return Err(broken(error)),
@@ -390,7 +390,7 @@ pub async fn probe(socket: &mut WebSocket, limits: &LinkLimits) -> Result<(), Li
         }
     };
     let gone =
-        |_| Err(LinkEnd::Lost("it does not answer a ping, and another link of its server is alive".into()));
+        |_| Err(LinkEnd::Lost("no response to a ping, and another link of its server is alive".into()));
     timeout::within(limits.register_time, hearing).await.unwrap_or_else(gone)
 }
 
@@ -658,7 +658,7 @@ impl Driver<'_> {
                     Err(CloseReason::new(1008, "too many control frames"))
                 }
             }
-            Some(Ok(Message::Binary(_))) => Err(CloseReason::new(1003, "frames are text")),
+            Some(Ok(Message::Binary(_))) => Err(CloseReason::new(1003, "binary frames are not supported")),
             Some(Ok(Message::Close(frame))) => return Poll::Ready(Err(closed(frame))),
             Some(Ok(Message::Frame(_))) => Ok(()),
             Some(Err(error)) => return Poll::Ready(Err(broken(error))),
@@ -675,7 +675,7 @@ impl Driver<'_> {
                 self.choked = None;
                 let acknowledged = resume.acknowledge(count);
                 self.line.update_charge();
-                acknowledged.map_err(|_| CloseReason::new(1008, "an acknowledgement that cannot be"))
+                acknowledged.map_err(|_| CloseReason::new(1008, "invalid acknowledgement"))
             }
             (Some(resume), None) => {
                 self.peer.frame(now, text)?;
@@ -692,7 +692,7 @@ impl Driver<'_> {
     fn tick(&mut self, context: &mut Context<'_>) -> Poll<Result<(), LinkEnd>> {
         let since = self.socket.get_ref().since;
         if since > self.socket.get_ref().most {
-            return Poll::Ready(Err(LinkEnd::ByUs(CloseReason::new(1008, "fragments without end"))));
+            return Poll::Ready(Err(LinkEnd::ByUs(CloseReason::new(1008, "too many fragments"))));
         }
         if since != self.seen {
             let now = Instant::now();
@@ -728,10 +728,10 @@ impl Driver<'_> {
             return Err(LinkEnd::Lost("the peer does not read".into()));
         }
         if over(self.choked, self.choke_time()) {
-            return Err(LinkEnd::Lost("the peer acknowledges nothing".into()));
+            return Err(LinkEnd::Lost("the peer does not acknowledge frames".into()));
         }
         if over(self.partial, self.message_time()) {
-            return Err(LinkEnd::ByUs(CloseReason::new(1008, "a message came too slowly")));
+            return Err(LinkEnd::ByUs(CloseReason::new(1008, "a message was received too slowly")));
         }
         match self.liveness.tick(now, self.limits) {
             HeartbeatAction::Dead => return Err(LinkEnd::Silent(self.limits.dead_after)),
@@ -806,14 +806,14 @@ fn lost(error: Error) -> LinkEnd {
 fn broken(error: Error) -> LinkEnd {
     let (code, reason) = match &error {
         Error::Capacity(CapacityError::MessageTooLong { max_size, .. }) => {
-            (1009, format!("a message has more than {max_size} bytes"))
+            (1009, format!("a message is larger than {max_size} bytes"))
         }
         Error::Capacity(_) => (1009, "a message is too large".into()),
         Error::Utf8(_) => (1007, "a text frame is not UTF-8".into()),
         Error::Protocol(
             async_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
         ) => {
-            return LinkEnd::Lost("the connection was closed without a word".into());
+            return LinkEnd::Lost("the connection was closed without a close frame".into());
         }
         Error::Protocol(error) => (1002, error.to_string()),
         Error::Io(error) if error.kind() == io::ErrorKind::OutOfMemory => (CLOSE_LATER, NO_MEMORY.into()),

@@ -64,7 +64,7 @@ pub fn adopt() -> impl Future<Output = ()> {
     let signals = Signals::new([Signal::Child]);
     // Process 1 adopts orphans without this call.
     if let Err(error) = set_child_subreaper(Some(getpid())) {
-        log::debug!("helpers that leave a server's process group are not found: {error}");
+        log::debug!("cannot track processes that leave a server's process group: {error}");
     }
     ADOPTING.store(true, Ordering::Release);
     async {
@@ -75,7 +75,7 @@ pub fn adopt() -> impl Future<Output = ()> {
                     reap();
                 }
             }
-            Err(error) => log::warn!("cannot wait for orphans, they stay zombies: {error}"),
+            Err(error) => log::warn!("cannot reap orphans, they remain zombies: {error}"),
         }
         std::future::pending().await
     }
@@ -104,7 +104,7 @@ pub(super) async fn end_helpers() {
                 return;
             }
             for helper in helpers {
-                log::info!("process {} outlived the server and is killed", helper.as_raw_pid());
+                log::info!("killing process {}: it outlived its server", helper.as_raw_pid());
                 let _ = kill_process(helper, Kill::KILL);
             }
             Timer::after(limits::DRAIN_LOOK).await;
@@ -133,7 +133,7 @@ pub fn end_all() {
         }
         thread::sleep(limits::DRAIN_LOOK);
     }
-    log::warn!("some processes of the servers did not end within {} s", limits::CLOSE.as_secs());
+    log::warn!("some processes of the servers did not exit within {} s", limits::CLOSE.as_secs());
 }
 
 /// Returns the children of this process.

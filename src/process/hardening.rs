@@ -7,6 +7,6 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 /// core dumps too. Child programs do not inherit the setting.
 pub fn hide() {
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        log::warn!("cannot keep this process from being read by others of its user: {error}");
+        log::warn!("cannot protect this process from inspection by others of its user: {error}");
     }
 }

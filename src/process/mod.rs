@@ -180,14 +180,14 @@ fn not_started(command: &CommandLine, error: &io::Error) -> FatalError {
             format!("--stdio: command not found: {shown} (it is not in PATH)")
         }
         io::ErrorKind::NotFound if Path::new(program).exists() => {
-            format!("--stdio: {shown} cannot run: the interpreter or loader that it names does not exist")
+            format!("--stdio: {shown} cannot run: its interpreter or loader does not exist")
         }
         io::ErrorKind::NotFound => format!("--stdio: command not found: {shown} (no such file)"),
         io::ErrorKind::PermissionDenied => format!("--stdio: {shown} is not executable"),
         _ if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => {
             format!("--stdio: {}", unfit(program))
         }
-        _ => format!("--stdio: {shown} cannot be started: {error}"),
+        _ => format!("--stdio: cannot start {shown}: {error}"),
     })
 }
 
@@ -286,7 +286,7 @@ impl Drop for Leader {
                 process.wait()
             });
             if let Err(error) = reaper {
-                log::warn!("cannot wait for a killed child, it stays a zombie until we end: {error}");
+                log::warn!("cannot reap a killed child, it remains a zombie: {error}");
             }
         }
     }
@@ -346,15 +346,15 @@ impl Exit {
     pub fn told(self) -> String {
         match self.0.map(|status| (status.code(), status.signal())) {
             Some((Some(code), _)) => format!("exited with status {code}"),
-            Some((None, Some(_))) => format!("was ended by {self}"),
-            _ => "was ended, and it is not known how".to_owned(),
+            Some((None, Some(_))) => format!("was killed by {self}"),
+            _ => "was killed, exit status unknown".to_owned(),
         }
     }
 }
 
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(status) = self.0 else { return f.write_str("killed, and how it ended is not known") };
+        let Some(status) = self.0 else { return f.write_str("killed, exit status unknown") };
         match (status.code(), status.signal()) {
             // The statuses that a shell returns when the last command could not be run.
             (Some(127), _) => f.write_str("exit status 127 (command not found)"),
@@ -407,10 +407,10 @@ mod tests {
         ] {
             assert_eq!(Exit(Some(ExitStatus::from_raw(raw))).to_string(), expected);
         }
-        for (raw, told) in [(3 << 8, "exited with status 3"), (9, "was ended by signal 9 (KILL)")] {
+        for (raw, told) in [(3 << 8, "exited with status 3"), (9, "was killed by signal 9 (KILL)")] {
             assert_eq!(Exit(Some(ExitStatus::from_raw(raw))).told(), told);
         }
-        assert_eq!(Exit(None).to_string(), "killed, and how it ended is not known");
+        assert_eq!(Exit(None).to_string(), "killed, exit status unknown");
     }
 
     #[test]

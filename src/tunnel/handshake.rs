@@ -66,9 +66,9 @@ impl InvalidRegistration {
     /// Returns the reason as text for the edge's user.
     pub fn reason(self) -> &'static str {
         match self {
-            Self::BadId => "the server id is not a plain text of at most 128 characters (--server-id)",
+            Self::BadId => "the server id must be plain text of at most 128 characters (--server-id)",
             Self::BadName => {
-                "the server name has other characters than A-Z a-z 0-9 _ . - or is longer than 64 (--server-name)"
+                "the server name must be at most 64 characters of A-Z a-z 0-9 _ . - (--server-name)"
             }
             Self::NotRegister => "the first frame is not a registration",
         }

@@ -284,8 +284,8 @@ fn calls_of_a_dead_server_fail_at_once_and_name_it() {
         }
         let words = match crash {
             "crash" => "server 'doomed' exited with status 3",
-            "kill the edge" => "server 'doomed' went away",
-            _ => "server 'doomed' was ended by signal 9 (KILL)",
+            "kill the edge" => "server 'doomed' disconnected",
+            _ => "server 'doomed' was killed by signal 9 (KILL)",
         };
         for id in waiting {
             let answer = client.answer(&id);
@@ -295,7 +295,7 @@ fn calls_of_a_dead_server_fail_at_once_and_name_it() {
         if crash != "kill the edge" {
             let end = edge.program.ended();
             assert_eq!((end.code, end.complaint().len()), (Some(1), 1), "{:?}", end.stderr);
-            assert!(end.complaint()[0].contains("server 'doomed' ended by itself"), "{:?}", end.stderr);
+            assert!(end.complaint()[0].contains("server 'doomed' exited: "), "{:?}", end.stderr);
         }
     }
 }
@@ -386,7 +386,7 @@ fn too_many_calls_are_refused_as_busy() {
         client.begin_call("s_hold", &format!("{{\"key\":\"{number}\"}}"));
     }
     let answer = client.call("s_echo", "{}");
-    assert!(answer.contains("too many calls of this session are under way"), "{answer}");
+    assert!(answer.contains("too many running calls of this session"), "{answer}");
     let mut others: Vec<Client> = (0..3).map(|_| gateway.client()).collect();
     for client in &mut others {
         for number in 0..64 {
@@ -395,7 +395,7 @@ fn too_many_calls_are_refused_as_busy() {
     }
     let mut last = gateway.client();
     let answer = last.call("s_echo", "{}");
-    assert!(answer.contains("server 's' has too many calls under way"), "{answer}");
+    assert!(answer.contains("server 's' has too many running calls"), "{answer}");
     // Whoever goes makes room.
     drop(client);
     edge.wait_for("cancelled");
@@ -411,7 +411,7 @@ fn an_id_that_is_under_way_cannot_be_used_twice() {
     client.post(call);
     edge.wait_for("\"hold\"");
     client.post(call);
-    assert!(client.answer("5").contains("a call with this id is under way"));
+    assert!(client.answer("5").contains("a call with this id is already running"));
     client.call("s_release", r#"{"key":"k"}"#);
     assert!(client.answer("5").contains("\"k\""));
 }
@@ -450,7 +450,7 @@ fn a_server_that_does_not_read_affects_no_other() {
         assert_eq!(client.call_text("other_echo", r#"{"text":"fine"}"#), "fine");
     }
     let answer = client.answer(&id);
-    assert!(answer.contains("server 'deaf' did not answer within 2 s"), "{answer}");
+    assert!(answer.contains("server 'deaf' did not respond within 2 s"), "{answer}");
 }
 
 #[test]

@@ -275,21 +275,18 @@ fn lines_and_their_answers() {
         // Not a request.
         ("[]", id_null(-32600, "batches are not supported")),
         (r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#, id_null(-32600, "batches are not supported")),
-        ("7", id_null(-32600, "a message has to be an object")),
-        ("\"ping\"", id_null(-32600, "a message has to be an object")),
-        ("{}", id_null(-32600, "a message needs a method")),
+        ("7", id_null(-32600, "a message must be an object")),
+        ("\"ping\"", id_null(-32600, "a message must be an object")),
+        ("{}", id_null(-32600, "method is missing")),
         (
             r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#,
-            id_null(-32600, "id has to be a string or a number"),
+            id_null(-32600, "id must be a string or a number"),
         ),
-        (
-            r#"{"jsonrpc":"2.0","id":[1],"method":"ping"}"#,
-            id_null(-32600, "id has to be a string or a number"),
-        ),
-        (r#"{"jsonrpc":"2.0","id":7}"#, id_7(-32600, "method has to be a string")),
-        (r#"{"jsonrpc":"2.0","id":7,"method":null}"#, id_7(-32600, "method has to be a string")),
-        (r#"{"jsonrpc":"1.0","id":7,"method":"ping"}"#, id_7(-32600, r#"jsonrpc has to be \"2.0\""#)),
-        (r#"{"id":7,"method":"ping"}"#, id_7(-32600, r#"jsonrpc has to be \"2.0\""#)),
+        (r#"{"jsonrpc":"2.0","id":[1],"method":"ping"}"#, id_null(-32600, "id must be a string or a number")),
+        (r#"{"jsonrpc":"2.0","id":7}"#, id_7(-32600, "method must be a string")),
+        (r#"{"jsonrpc":"2.0","id":7,"method":null}"#, id_7(-32600, "method must be a string")),
+        (r#"{"jsonrpc":"1.0","id":7,"method":"ping"}"#, id_7(-32600, r#"jsonrpc must be \"2.0\""#)),
+        (r#"{"id":7,"method":"ping"}"#, id_7(-32600, r#"jsonrpc must be \"2.0\""#)),
         // Unknown methods.
         (
             r#"{"jsonrpc":"2.0","id":7,"method":"server/discover","params":{}}"#,
@@ -303,32 +300,32 @@ fn lines_and_their_answers() {
         // Wrong parameters.
         (
             r#"{"jsonrpc":"2.0","id":7,"method":"ping","params":[1]}"#,
-            id_7(-32602, "params have to be an object"),
+            id_7(-32602, "params must be an object"),
         ),
         (
             r#"{"jsonrpc":"2.0","id":7,"method":"initialize"}"#,
-            id_7(-32602, "params.protocolVersion has to be a string"),
+            id_7(-32602, "params.protocolVersion must be a string"),
         ),
         (
             r#"{"jsonrpc":"2.0","id":7,"method":"initialize","params":{"protocolVersion":1}}"#,
-            id_7(-32602, "params.protocolVersion has to be a string"),
+            id_7(-32602, "params.protocolVersion must be a string"),
         ),
         (
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/list","params":{"cursor":"2"}}"#,
             id_7(-32602, "unknown cursor"),
         ),
-        (r#"{"jsonrpc":"2.0","id":7,"method":"tools/call"}"#, id_7(-32602, "params.name has to be a string")),
+        (r#"{"jsonrpc":"2.0","id":7,"method":"tools/call"}"#, id_7(-32602, "params.name must be a string")),
         (
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"rm"}}"#,
             id_7(-32602, "unknown tool rm"),
         ),
         (
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"disks","arguments":[]}}"#,
-            id_7(-32602, "params.arguments has to be an object"),
+            id_7(-32602, "params.arguments must be an object"),
         ),
         (
             r#"{"jsonrpc":"2.0","id":7,"method":"resources/read","params":{}}"#,
-            id_7(-32602, "params.uri has to be a string"),
+            id_7(-32602, "params.uri must be a string"),
         ),
         (
             r#"{"jsonrpc":"2.0","id":7,"method":"resources/read","params":{"uri":"device://x"}}"#,
@@ -340,7 +337,7 @@ fn lines_and_their_answers() {
         ),
         (
             r#"{"jsonrpc":"2.0","id":7,"method":"prompts/get","params":{"name":"diagnose","arguments":{"symptom":1}}}"#,
-            id_7(-32602, "argument `symptom` has to be a string"),
+            id_7(-32602, "argument `symptom` must be a string"),
         ),
         (
             r#"{"jsonrpc":"2.0","id":7,"method":"prompts/get","params":{"name":"diagnose","arguments":{"a":""}}}"#,
@@ -381,7 +378,7 @@ fn params_are_bounded_in_size_and_depth() {
     let mut server = folder.server();
     let request = |params: &str| format!(r#"{{"jsonrpc":"2.0","id":7,"method":"ping","params":{params}}}"#);
     let answer = ask(&mut server, &request(&format!("{{\"a\":\"{}\"}}", "x".repeat(1000))));
-    assert_eq!(answer["error"], json!({ "code": -32602, "message": "params have more than 1000 bytes" }));
+    assert_eq!(answer["error"], json!({ "code": -32602, "message": "params are larger than 1000 bytes" }));
     let answer = ask(&mut server, &request(&format!("{{\"a\":{}{}}}", "[".repeat(200), "]".repeat(200))));
     assert_eq!((&answer["id"], &answer["error"]["code"]), (&json!(7), &json!(-32602)));
 }
@@ -545,8 +542,7 @@ fn a_process_that_ends_while_it_is_looked_at_is_left_out() {
 fn arguments_are_refused_by_name() {
     let folder = Folder::usual();
     let mut server = folder.server();
-    let whole =
-        |name: &str, most: u32| format!("argument `{name}` has to be a whole number from 1 to {most}");
+    let whole = |name: &str, most: u32| format!("argument `{name}` must be an integer from 1 to {most}");
     let cases = [
         (
             "system",
@@ -556,13 +552,13 @@ fn arguments_are_refused_by_name() {
         ("disks", json!({ "path": "/" }), "unknown argument `path`; `disks` takes no arguments".to_owned()),
         ("network", json!({ "": 1 }), "unknown argument ``; `network` takes no arguments".to_owned()),
         ("processes", json!({ "top": 5 }), "unknown argument `top`; `processes` takes by, count".to_owned()),
-        ("processes", json!({ "by": "io" }), "argument `by` has to be one of: memory, cpu".to_owned()),
-        ("processes", json!({ "by": 5 }), "argument `by` has to be a string".to_owned()),
+        ("processes", json!({ "by": "io" }), "argument `by` must be one of: memory, cpu".to_owned()),
+        ("processes", json!({ "by": 5 }), "argument `by` must be a string".to_owned()),
         ("processes", json!({ "count": 0 }), whole("count", 100)),
         ("processes", json!({ "count": 101 }), whole("count", 100)),
         ("processes", json!({ "count": "10" }), whole("count", 100)),
         ("log_tail", json!({ "file": "/var/log/syslog", "lines": 501 }), whole("lines", 500)),
-        ("log_tail", json!({ "file": ["/var/log/syslog"] }), "argument `file` has to be a string".to_owned()),
+        ("log_tail", json!({ "file": ["/var/log/syslog"] }), "argument `file` must be a string".to_owned()),
         (
             "log_tail",
             json!({ "path": "x" }),
@@ -619,22 +615,20 @@ fn only_files_of_the_set_are_read() {
         "/etc/shadow",
     ] {
         let reason = refusal(&mut server, "log_tail", json!({ "file": name }));
-        let end = format!("is not a file that may be read; files that can be: {known}");
+        let end = format!("is not allowed; files that can be read: {known}");
         assert!(reason.ends_with(&end), "{name:?}: {reason}");
     }
     let other = folder.0.join("own/../own/app.log");
     assert!(
-        refusal(&mut server, "log_tail", json!({ "file": other })).contains("is not a file that may be read")
+        refusal(&mut server, "log_tail", json!({ "file": other }))
+            .contains(" is not allowed; files that can be read")
     );
     let cases = [
-        (
-            "/var/log/kern.log".to_owned(),
-            "it is a symbolic link; start the program with `--log` and its target",
-        ),
-        ("/var/log/dmesg".to_owned(), "it is not a regular file"),
-        ("/var/log/boot.log".to_owned(), "it does not exist"),
-        (folder.0.join("own").display().to_string(), "it is not a regular file"),
-        (folder.0.join("own/missing.log").display().to_string(), "it does not exist"),
+        ("/var/log/kern.log".to_owned(), "a symbolic link; start the program with `--log` and its target"),
+        ("/var/log/dmesg".to_owned(), "not a regular file"),
+        ("/var/log/boot.log".to_owned(), "no such file"),
+        (folder.0.join("own").display().to_string(), "not a regular file"),
+        (folder.0.join("own/missing.log").display().to_string(), "no such file"),
     ];
     for (name, why) in cases {
         let reason = refusal(&mut server, "log_tail", json!({ "file": name }));
@@ -653,7 +647,7 @@ fn the_summary_is_one_page() {
     );
     let text = contents["text"].as_str().expect("there is a text");
     for part in
-        ["# This box\n\n## System\n\n- host: hall-camera", "## Disks\n\n- / (ext4", "## Network\n\n- lo: "]
+        ["# This host\n\n## System\n\n- host: hall-camera", "## Disks\n\n- / (ext4", "## Network\n\n- lo: "]
     {
         assert!(text.contains(part), "{text}");
     }
@@ -669,11 +663,11 @@ fn the_prompt_carries_the_symptom() {
         answer["messages"][0]["content"]["text"].as_str().expect("there is a text").to_owned()
     };
     let with = text(json!({ "name": "diagnose", "arguments": { "symptom": " it is \"slow\"\n" } }));
-    assert!(with.contains("This was reported:\n\nit is \"slow\"\n\n"), "{with}");
+    assert!(with.contains("Reported problem:\n\nit is \"slow\"\n\n"), "{with}");
     for params in
         [json!({ "name": "diagnose" }), json!({ "name": "diagnose", "arguments": { "symptom": "" } })]
     {
-        assert!(text(params).contains("Nobody has reported anything"));
+        assert!(text(params).contains("No particular problem was reported"));
     }
 }
 
@@ -688,7 +682,7 @@ fn the_loop_answers_each_line_and_ends_with_its_input() {
     let mut output = Vec::new();
     serve(folder.server(), input.as_bytes(), &mut output, 100).expect("memory can be read and written");
     let expected = "{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{}}\n\
-        {\"jsonrpc\":\"2.0\",\"id\":null,\"error\":{\"code\":-32600,\"message\":\"the line has more than 100 bytes\"}}\n\
+        {\"jsonrpc\":\"2.0\",\"id\":null,\"error\":{\"code\":-32600,\"message\":\"the line is longer than 100 bytes\"}}\n\
         {\"jsonrpc\":\"2.0\",\"id\":2,\"result\":{}}\n";
     assert_eq!(String::from_utf8_lossy(&output), expected);
 }

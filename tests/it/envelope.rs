@@ -109,7 +109,7 @@ fn only_notifications_lack_an_id_and_none_has_one() {
             assert_eq!((&answer["id"], &answer["error"]["code"]), (&json!(1), &json!(-32600)), "{answer}");
         }
     }
-    gateway.program.wait_for("dropped tools/call: only notifications/* has no id");
+    gateway.program.wait_for("dropped tools/call: only notifications/* may omit the id");
     let session = Session::open(gateway.address, SERVER);
     assert_eq!(session.post(r#"{"jsonrpc":"2.0","method":"notifications/odd"}"#).status, 202);
     assert_eq!(session.call_text("echo", json!({"text": "end"})), "end");
@@ -248,11 +248,11 @@ fn a_refused_answer_fails_its_question_at_once() {
     let gateway = Gateway::start(&["--timeout-run-tool", "20s"]);
     let _edge = gateway.edge_with("s", &["--session"], &["--sessions", "isolated"]);
     let answers = [
-        (r#"{"jsonrpc":"2.0","id":ID,"result":"\ud800"}"#, "half of a surrogate pair"),
-        (r#"{"jsonrpc":"2.0","id":ID,"result":{},"\udfff":1}"#, "half of a surrogate pair"),
+        (r#"{"jsonrpc":"2.0","id":ID,"result":"\ud800"}"#, "unpaired surrogate"),
+        (r#"{"jsonrpc":"2.0","id":ID,"result":{},"\udfff":1}"#, "unpaired surrogate"),
         (r#"{"jsonrpc":"2.0","id":ID,"Id":0,"result":{}}"#, "differs only in case"),
         (r#"{"jsonrpc":"2.0","id":ID,"result":{"x":NaN}}"#, "not valid JSON"),
-        (r#"{"jsonrpc":"2.0","id":ID,"result":{},"result":{}}"#, "stands twice"),
+        (r#"{"jsonrpc":"2.0","id":ID,"result":{},"result":{}}"#, "duplicate member"),
         (r#"{"jsonrpc":"2.0","id":ID,"result":{},"error":{}}"#, "not a JSON-RPC 2.0"),
     ];
     for version in ["2025-11-25", "2025-03-26"] {

@@ -97,7 +97,7 @@ fn unknown_variable_stops_the_start() {
         assert_eq!(end.code, Some(2), "{command}: {:?}", end.stderr);
         let complaint = end.complaint().join("\n");
         assert!(complaint.contains("MCPPORT_AUTH_TOKENS"), "{complaint}");
-        assert!(complaint.contains("is it MCPPORT_AUTH_TOKEN?"), "{complaint}");
+        assert!(complaint.contains("did you mean MCPPORT_AUTH_TOKEN?"), "{complaint}");
         assert!(!complaint.contains("canary"), "{complaint}");
     }
 }
@@ -115,7 +115,7 @@ fn service_variables_of_kubernetes_do_not_stop_the_start() {
     let gateway = Gateway::start_in(&[], &variables);
     assert_eq!(get(gateway.address, "/health").status, 200);
     let end = Program::start_in(&["register"], &variables).ended();
-    assert!(end.complaint().join("\n").contains("--stdio is needed"), "{:?}", end.stderr);
+    assert!(end.complaint().join("\n").contains("--stdio is required"), "{:?}", end.stderr);
 }
 
 #[test]

@@ -93,7 +93,7 @@ const REFUSALS: [&str; 6] = [
 
 /// The delays that a log names, in seconds.
 fn delays(log: &str) -> Vec<f64> {
-    let seconds = |line: &str| line.split("next try in ").nth(1)?.trim_end_matches(" s").parse().ok();
+    let seconds = |line: &str| line.split("reconnecting in ").nth(1)?.trim_end_matches(" s").parse().ok();
     log.lines().filter_map(seconds).collect()
 }
 
@@ -131,7 +131,7 @@ fn a_refusal_of_our_gateway_is_marked_and_final_at_the_start() {
     let mut edge = Edge::start(&front.url(), "s", &[], &[]);
     let end = edge.program.ended();
     assert_eq!(end.code, Some(1), "{:?}", end.stderr);
-    assert!(end.complaint()[0].contains("wants a token (401)"), "{:?}", end.stderr);
+    assert!(end.complaint()[0].contains("requires a token (401)"), "{:?}", end.stderr);
     let upgrade =
         "GET /mcp/register HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     let mut stream = TcpStream::connect(gateway.address).unwrap();
@@ -157,11 +157,11 @@ fn refusals_of_a_proxy_keep_the_suspended_link() {
         eventually("it is refused", || front.refusals() > before);
     }
     front.answer(None);
-    gateway.program.wait_for("server 's' is back");
+    gateway.program.wait_for("server 's' resumed from");
     client.call("s_release", r#"{"key":"k"}"#);
     assert!(!client.answer(&id).contains("\"error\""));
     let log = edge.program.log();
-    assert!(!log.contains("waits no more"), "{log}");
+    assert!(!log.contains("resume window expired"), "{log}");
     assert!(delays(&log).iter().all(|delay| *delay <= 30.0), "{log}");
 }
 
@@ -171,7 +171,7 @@ fn a_server_that_is_slower_than_the_gateway_waits_is_registered_later() {
     let gate = directory("gate").join("open");
     let server = ["--session", "--gate", gate.to_str().unwrap()];
     let edge = gateway_edge(&gateway, &server);
-    edge.program.wait_for("initialize was not answered in 1 s");
+    edge.program.wait_for("initialize timed out after 1 s");
     std::fs::write(&gate, "").unwrap();
     edge.program.wait_for("registered: ");
     assert_eq!(edge.count("\"initialize\""), 1, "the server runs on");
@@ -191,7 +191,7 @@ fn a_command_that_is_not_there_yet_is_started_later() {
     let program =
         Program::start(&["register", "--stdio", &stdio, "--gateway-url", &url, "--server-name", "s"]);
     program.wait_for("command not found");
-    program.wait_for("it is started again in");
+    program.wait_for("restarting in");
     let text = format!("#!/bin/sh\nexec {}\n", crate::harness::command(&log, &[]));
     // Whole at once: half a script could be started.
     let draft = directory.join("draft");

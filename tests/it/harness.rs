@@ -441,7 +441,7 @@ impl Edge {
     /// Waits for the `nth` start of the server, and returns its process id.
     #[track_caller]
     pub fn nth_server_pid(&self, nth: usize) -> u32 {
-        self.program.wait_for_nth("runs as process", nth).rsplit(' ').next().unwrap().parse().unwrap()
+        self.program.wait_for_nth("started, pid", nth).rsplit(' ').next().unwrap().parse().unwrap()
     }
 }
 

@@ -357,7 +357,7 @@ fn a_process_that_is_not_initialized_fails_its_calls() {
         let answer = if place.single { answer } else { peer.call("echo", "{}") };
         let message = value(&answer)["error"]["message"].as_str().unwrap_or_default().to_owned();
         assert!(message.contains("server 's'"), "{place:?}: {answer}");
-        assert!(message.contains("initialized in time") || message.contains("within 1.5 s"), "{answer}");
+        assert!(message.contains("initialize timed out") || message.contains("within 1.5 s"), "{answer}");
         peer.end_if_begun();
         wait_for_processes(&edge, 0);
     }

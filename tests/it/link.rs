@@ -84,7 +84,7 @@ fn fragments_without_end_are_cut_off() {
     let first = b"\x01\x80\0\0\0\0";
     let again = b"\x00\x80\0\0\0\0";
     let (ended, _, frames) = against(first, again, &limits, None);
-    assert_eq!(ended, LinkEnd::ByUs(CloseReason::new(1008, "fragments without end")));
+    assert_eq!(ended, LinkEnd::ByUs(CloseReason::new(1008, "too many fragments")));
     assert_eq!(frames, 0);
 }
 

@@ -97,7 +97,7 @@ impl Board {
                 self.answered.fetch_add(1, Ordering::SeqCst);
             }
             None => self.complain(format!("call {number} is answered with {message}")),
-            Some(jsonrpc::INTERNAL_ERROR) if said.contains("went away") => {
+            Some(jsonrpc::INTERNAL_ERROR) if said.contains("disconnected") => {
                 self.failed.fetch_add(1, Ordering::SeqCst);
             }
             Some(jsonrpc::INVALID_PARAMS) => {

@@ -43,8 +43,8 @@ fn the_same_id_takes_over() {
     first.wait_for("\"hold\"");
     let second = Edge::start(&gateway.url(), "s", &[], &["--server-id", "box"]);
     let answer = client.answer(&id);
-    assert!(answer.contains("server 's' went away") && member(&answer, "error").is_some(), "{answer}");
-    first.program.wait_for("took over; see --server-id");
+    assert!(answer.contains("server 's' disconnected") && member(&answer, "error").is_some(), "{answer}");
+    first.program.wait_for("with the same server id; see --server-id");
     second.program.wait_for("registered");
     client.tools_until(|tools| tools.len() == 17);
     assert_eq!(client.call_text("s_pid", "{}"), second.server_pid().to_string());
@@ -84,8 +84,8 @@ fn names_that_are_not_allowed() {
 fn a_server_that_cannot_be_used_is_given_up() {
     let gateway = Gateway::start(&["--timeout-rpc", "1s", "--timeout-run-tool", "1s"]);
     for (arguments, words) in [
-        (&["--mute", "initialize"][..], "initialize was not answered in 1 s"),
-        (&["--mute", "tools/list"], "tools/list was not answered in 1 s"),
+        (&["--mute", "initialize"][..], "initialize timed out after 1 s"),
+        (&["--mute", "tools/list"], "tools/list timed out after 1 s"),
         (&["--refuse", "initialize"], "initialize failed: not in the mood"),
         (&["--refuse", "tools/list"], "tools/list failed: not in the mood"),
         (&["--version", "1999-01-01"], "protocol version 1999-01-01"),
@@ -93,7 +93,7 @@ fn a_server_that_cannot_be_used_is_given_up() {
         // A server that is only slow is waited for, unless that is not wanted.
         let mut edge = Edge::start(&gateway.url(), "s", arguments, &["--require-gateway"]);
         let line = complaint(&mut edge.program);
-        assert!(line.contains("gave the server up") && line.contains(words), "{line}");
+        assert!(line.contains("dropped the server") && line.contains(words), "{line}");
         assert!(edge.program.offspring().is_empty());
     }
 }
@@ -122,7 +122,7 @@ fn a_gateway_that_comes_later_is_found() {
     let mut gone = first;
     gone.program.kill();
     let edge = Edge::start(&gone.url(), "s", &[], &[]);
-    edge.program.wait_for("nobody listens there");
+    edge.program.wait_for("connection refused");
     let gateway = gone.again(&[]);
     gateway.program.wait_for("server 's' offers");
     edge.program.wait_for("registered");
@@ -171,8 +171,8 @@ fn an_answer_to_an_earlier_link_is_dropped() {
 fn a_token_that_is_refused_at_the_start_ends_the_program() {
     let gateway = Gateway::start(&["--auth-token", "right"]);
     for (arguments, words) in [
-        (&[][..], "wants a token (401)"),
-        (&["--header", "Authorization: Bearer canary"], "does not accept the token (401)"),
+        (&[][..], "requires a token (401)"),
+        (&["--header", "Authorization: Bearer canary"], "rejected the token (401)"),
     ] {
         let mut edge = Edge::start(&gateway.url(), "s", &[], arguments);
         let line = complaint(&mut edge.program);
@@ -196,12 +196,12 @@ fn a_token_that_is_refused_later_is_waited_out() {
 #[test]
 fn a_foreign_http_server_is_recognized() {
     for (answer, words) in [
-        ("garbage\r\n\r\n", "does not speak HTTP"),
-        ("SSH-2.0-x\r\n", "does not speak HTTP"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "answers 200 instead of upgrading"),
+        ("garbage\r\n\r\n", "the response is not HTTP"),
+        ("SSH-2.0-x\r\n", "the response is not HTTP"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "HTTP status 200 instead of an upgrade"),
         ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "no registration endpoint"),
-        ("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "refuses us (403)"),
-        ("HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", "busy (503)"),
+        ("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "rejected the registration (403)"),
+        ("HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", "at a limit (503)"),
         (
             "HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n",
             "",
@@ -271,8 +271,8 @@ fn a_gateway_drains_when_it_is_stopped() {
     let end = gateway.program.stop();
     assert_eq!((end.code, end.complaint().len()), (Some(0), 0), "{:?}", end.stderr);
     client.ended();
-    edge.program.wait_for("the gateway stops");
-    edge.program.wait_for("next try in");
+    edge.program.wait_for("the gateway is stopping");
+    edge.program.wait_for("reconnecting in");
 }
 
 #[test]
@@ -302,7 +302,7 @@ fn a_call_that_does_not_end_is_failed_before_the_end() {
     });
     for (gateway, _edge, client, id) in &mut worlds {
         let answer = client.answer(id);
-        assert!(answer.contains("server 's' went away: the gateway stops"), "{answer}");
+        assert!(answer.contains("server 's' disconnected: the gateway is stopping"), "{answer}");
         client.ended();
         assert_eq!(gateway.program.ended().code, Some(0));
     }
@@ -320,7 +320,7 @@ fn a_second_signal_ends_at_once() {
     gateway.program.signal(Signal::INT);
     let end = gateway.program.ended();
     assert_eq!(end.code, Some(1), "{:?}", end.stderr);
-    assert!(end.complaint()[0].contains("again: ended at once"), "{:?}", end.stderr);
+    assert!(end.complaint()[0].contains("again: exited at once"), "{:?}", end.stderr);
 }
 
 #[test]
@@ -361,7 +361,7 @@ fn register_without_running_calls_ends_at_once() {
         edge.wait_for("notifications/cancelled");
         let end = edge.program.stop();
         assert_eq!(end.code, Some(0));
-        assert!(!end.stderr.join("\n").contains("running calls"), "{sessions}: {:?}", end.stderr);
+        assert!(!end.stderr.join("\n").contains("waiting up to"), "{sessions}: {:?}", end.stderr);
     }
 }
 
@@ -387,10 +387,10 @@ fn calls_that_outlast_the_stop_of_register_fail_and_a_second_signal_ends_it() {
         let end = edge.program.ended();
         let log = end.stderr.join("\n");
         assert_eq!(end.code, Some(i32::from(*twice)), "{log}");
-        assert_eq!(log.contains("1 calls did not end within 8 s"), !*twice, "{log}");
+        assert_eq!(log.contains("failed 1 calls that did not complete within 8 s"), !*twice, "{log}");
         if !*twice {
             let answer = client.answer(id);
-            assert!(answer.contains("the edge stops"), "{answer}");
+            assert!(answer.contains("code 1001: the edge is stopping"), "{answer}");
         }
         eventually("its servers end", || edge.program.offspring().is_empty());
     }
@@ -410,7 +410,7 @@ fn an_answer_under_way_when_register_stops_survives_a_cut_link() {
         relay.freeze(Way::Up);
         edge.program.signal(Signal::TERM);
         edge.program.wait_for("for 1 running calls");
-        edge.program.wait_for("waiting until the gateway acknowledges");
+        edge.program.wait_for("waiting for the gateway to acknowledge");
         relay.cut();
         relay.thaw(Way::Up);
         let answer = client.answer(&id);
@@ -432,6 +432,6 @@ fn a_gateway_that_acknowledges_nothing_holds_register_for_8_seconds_only() {
     edge.program.signal(Signal::TERM);
     let end = edge.program.ended();
     assert_eq!(end.code, Some(0), "{:?}", end.stderr);
-    assert!(end.stderr.join("\n").contains("the last answers may be lost"), "{:?}", end.stderr);
+    assert!(end.stderr.join("\n").contains("the last responses may be lost"), "{:?}", end.stderr);
     assert!(edge.program.offspring().is_empty());
 }

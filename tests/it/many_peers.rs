@@ -134,7 +134,7 @@ fn a_slow_client_is_cut_off_and_delays_no_other() {
         deaf.begin_call("s_big", r#"{"bytes":900000}"#);
         assert_eq!(other.call_text("s_echo", r#"{"text":"quick"}"#), "quick");
     }
-    gateway.program.wait_for("does not read; its stream ends");
+    gateway.program.wait_for("does not read; closing its stream");
     assert_eq!(other.call_text("s_echo", r#"{"text":"still here"}"#), "still here");
     deaf.ended();
 }

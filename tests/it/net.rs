@@ -358,7 +358,7 @@ fn certificates_that_are_not_trusted() {
     }
     let other = generate(&["--domain", "gw.example"]);
     let server = server_files(shared(), false);
-    refused(&server, &ClientTls::default(), "localhost", &["not trusted", "give", "--ssl-ca-cert"]);
+    refused(&server, &ClientTls::default(), "localhost", &["not trusted", "pass", "--ssl-ca-cert"]);
     refused(&server, &trusting(other.join("ca.crt")), "localhost", &["not trusted", "--ssl-ca-cert"]);
     refused(
         &server,
@@ -391,10 +391,10 @@ fn client_certificates() {
     assert!(client.is_ok());
     assert!(accepted.unwrap().client_certified());
     refused(&server, &with(None), "localhost", &["client certificate", "--ssl-certfile", "--ssl-keyfile"]);
-    refused(&server, &with(identity(&other)), "localhost", &["does not accept our client certificate"]);
+    refused(&server, &with(identity(&other)), "localhost", &["rejected the client certificate"]);
     // A server's certificate is not one for clients.
     let server_as_client = Some((shared().join("server.crt"), shared().join("server.key")));
-    refused(&server, &with(server_as_client), "localhost", &["does not accept our client certificate"]);
+    refused(&server, &with(server_as_client), "localhost", &["rejected the client certificate"]);
     // Who does not ask does not see it.
     let (accepted, client) =
         run(shake(&server_files(shared(), false), &with(identity(shared())), "localhost"));
@@ -538,7 +538,7 @@ fn mismatched_key_and_certificate_are_reported() {
         ),
         (Box::new(|tls| tls.key = tls.certificate.clone()), &["--ssl-keyfile", "server.crt", "swapped"]),
         (Box::new(move |tls| tls.client_ca = Some(empty.clone())), &["--ssl-ca-cert", "no certificate"]),
-        (Box::new(move |tls| tls.key = torn.clone()), &["--ssl-keyfile", "damaged"]),
+        (Box::new(move |tls| tls.key = torn.clone()), &["--ssl-keyfile", "malformed"]),
         (Box::new(move |tls| tls.key = locked.clone()), &["--ssl-keyfile", "passphrase"]),
     ];
     for (change, words) in cases {

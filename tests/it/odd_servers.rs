@@ -45,23 +45,17 @@ const ANSWERS: [(&str, &str); 17] = [
     (r#"[{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":"fine"}}]"#, "fine"),
     (r#"{"jsonrpc":"2.0","id":ID,"result":null,"error":{"code":-5,"message":"refused"}}"#, "refused"),
     (r#"{"jsonrpc":"2.0","id":ID,"error":"in words"}"#, "in words"),
-    (r#"{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":NaN}}"#, "not valid JSON"),
-    (r#"{"jsonrpc":"2.0","result":{"content":[],"x":NaN},"id":ID}"#, "not valid JSON"),
-    (r#"{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":"h"#, "only a part of it"),
-    (r#"{"jsonrpc":"2.0","result":{"content":[],"x":"h"#, "only a part of it"),
-    (
-        r#"{"jsonrpc":"2.0","id":ID,"result":1,"error":{"code":1,"message":"x"}}"#,
-        "both a result and an error",
-    ),
-    (r#"{"jsonrpc":"2.0","id":null,"result":{}}"#, "it has no id"),
+    (r#"{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":NaN}}"#, "invalid or truncated JSON"),
+    (r#"{"jsonrpc":"2.0","result":{"content":[],"x":NaN},"id":ID}"#, "invalid or truncated JSON"),
+    (r#"{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":"h"#, "invalid or truncated JSON"),
+    (r#"{"jsonrpc":"2.0","result":{"content":[],"x":"h"#, "invalid or truncated JSON"),
+    (r#"{"jsonrpc":"2.0","id":ID,"result":1,"error":{"code":1,"message":"x"}}"#, "both result and error"),
+    (r#"{"jsonrpc":"2.0","id":null,"result":{}}"#, "missing id"),
     ("DEEP", "nested too deeply"),
     (r#"{"jsonrpc":"2.0","Id":1,"id":ID,"RESULT":{"x":"twin"},"result":{"content":[],"x":"fine"}}"#, "fine"),
     (r#"{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":"fine"},"Method":"x","iD":0}"#, "fine"),
-    (
-        r#"{"jsonrpc":"2.0","id":ID,"result":{"x":1},"result":{"x":2}}"#,
-        "a member of the message stands twice",
-    ),
-    (r#"{"jsonrpc":"2.0","id":ID,"result":{"x":1},"id":ID}"#, "a member of the message stands twice"),
+    (r#"{"jsonrpc":"2.0","id":ID,"result":{"x":1},"result":{"x":2}}"#, "duplicate member in the message"),
+    (r#"{"jsonrpc":"2.0","id":ID,"result":{"x":1},"id":ID}"#, "duplicate member in the message"),
 ];
 
 fn deep(line: &str) -> String {
@@ -94,7 +88,7 @@ fn an_odd_answer_is_used_or_fails_its_call_at_once() {
             r#"{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":"h\u{e9}"}}"#.replace("\\u{e9}", "\u{e9}");
         let arguments = json!({"line": line, "latin": true});
         let answer = session.ask("tools/call", json!({"name": name, "arguments": arguments}));
-        check(&answer, &answer["id"], "it is not UTF-8");
+        check(&answer, &answer["id"], "not UTF-8");
         let echo = name.replace("say", "echo");
         assert_eq!(session.call_text(&echo, json!({"text": "still here"})), "still here");
     }
@@ -113,7 +107,7 @@ fn odd_frames_of_other_programs_are_used_or_fail_their_call_at_once() {
         check(&value(&client.answer(&asked)), &value(&asked), words);
     }
     edge.say(r#"{"jsonrpc":"2.0","id":99,"result":{}}"#);
-    gateway.program.wait_for("answered a request that is not open: id 99");
+    gateway.program.wait_for("sent a response to an unknown request: id 99");
 }
 
 /// What some readers take for the id of another call leads nobody there: the exact member counts, and no other goes on.
@@ -147,9 +141,7 @@ fn an_answer_with_a_second_id_does_not_reach_another_call() {
         };
         edge.say(&answer(&wrong, "for one"));
         if order == 2 {
-            gateway
-                .program
-                .wait_for("sent an answer that cannot be used: a member of the message stands twice");
+            gateway.program.wait_for("sent an invalid response: duplicate member in the message");
             edge.say(&answer(&format!(r#""id":{one}"#), "for one"));
         }
         edge.say(&answer(&format!(r#""id":{two}"#), "for two"));
@@ -164,7 +156,7 @@ fn an_answer_with_a_second_id_does_not_reach_another_call() {
     }
     gateway.program.wait_for("differs only in case");
     edge.say(r#"{"jsonrpc":"2.0","id":"q","method":"ping","method":"tools/list"}"#);
-    gateway.program.wait_for("sent what is no message: a member of the message stands twice");
+    gateway.program.wait_for("sent an invalid message: duplicate member in the message");
 }
 
 #[test]
@@ -221,7 +213,7 @@ fn answers_to_nothing_are_logged() {
         let line = json!({"line": format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#)});
         client.begin_call("s_say", &line.to_string());
     }
-    edge.program.wait_for("the server answered what it was not asked");
-    gateway.program.wait_for("server 's' answered a request that is not open: id ");
+    edge.program.wait_for("the server sent a response without a matching request");
+    gateway.program.wait_for("server 's' sent a response to an unknown request: id ");
     assert_eq!(client.call_text("s_echo", r#"{"text":"fine"}"#), "fine");
 }

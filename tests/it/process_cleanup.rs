@@ -30,7 +30,7 @@ fn started(url: &str, stdio: &str) -> Program {
     let name = format!("s{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     let program =
         Program::start(&["register", "--stdio", stdio, "--gateway-url", url, "--server-name", &name]);
-    program.wait_for("runs as process");
+    program.wait_for("started, pid");
     eventually("the server runs", || !program.offspring().is_empty());
     program
 }
@@ -78,7 +78,7 @@ fn a_server_survives_its_gateway_and_not_its_edge() {
     let mut gateway = Gateway::start(&[]);
     let mut edge = gateway.edge("s");
     gateway.program.kill();
-    edge.program.wait_for("next try in");
+    edge.program.wait_for("reconnecting in");
     assert_eq!(edge.program.offspring(), [edge.server_pid()]);
     assert_eq!(edge.program.stop().code, Some(0));
     assert!(edge.program.offspring().is_empty());
@@ -162,7 +162,7 @@ fn helpers_that_left_the_session_end_with_the_server() {
     let stdio = format!("setsid -f sleep 777; (setsid sleep 778 &); exec '{}'", fake.display());
     let mut program = started(&gateway.url(), &stdio);
     program.wait_for("registered: ");
-    let line = program.wait_for("runs as process");
+    let line = program.wait_for("started, pid");
     let server: u32 = line.rsplit(' ').next().unwrap().parse().unwrap();
     eventually("the helpers are ours", || adopted(program.pid(), server).len() == 2);
     assert_eq!(program.stop().code, Some(0));
@@ -193,12 +193,12 @@ fn helpers_of_a_server_that_crashed_end_before_the_next_start() {
     let program = started(&gateway.url(), &stdio);
     program.wait_for("registered: ");
     let server = |nth| -> u32 {
-        program.wait_for_nth("runs as process", nth).rsplit(' ').next().unwrap().parse().unwrap()
+        program.wait_for_nth("started, pid", nth).rsplit(' ').next().unwrap().parse().unwrap()
     };
     eventually("the helper is ours", || adopted(program.pid(), server(1)).len() == 1);
     let (_, helper) = adopted(program.pid(), server(1))[0];
     crate::harness::kill(server(1));
-    program.wait_for(&format!("process {helper} outlived the server"));
+    program.wait_for(&format!("killing process {helper}: it outlived its server"));
     server(2);
     assert!(!program.offspring().contains(&helper));
 }
@@ -219,7 +219,7 @@ fn orphans_that_end_are_reaped() {
     let file = crate::directory("orphans").join("ended");
     let program = started(&gateway.url(), &leaves_orphans(&file));
     program.wait_for("registered: ");
-    let line = program.wait_for("runs as process");
+    let line = program.wait_for("started, pid");
     let server: u32 = line.rsplit(' ').next().unwrap().parse().unwrap();
     eventually("all have ended", || lines(&file) == 8);
     eventually("no zombie is left", || adopted(program.pid(), server).is_empty());

@@ -146,17 +146,17 @@ fn an_edge_that_stands_still_is_noticed() {
     edge.wait_for("\"hold\"");
     edge.program.signal(Signal::STOP);
     let begun = Instant::now();
-    eventually_slow("the gateway notices", || gateway.program.log().contains("server 's' is gone"));
+    eventually_slow("the gateway notices", || gateway.program.log().contains("server 's' removed"));
     let detected = begun.elapsed();
     client.notification("notifications/tools/list_changed");
     let answer = client.answer(&held);
     let told = begun.elapsed() - detected;
-    assert!(answer.contains("server 's' went away"), "{answer}");
+    assert!(answer.contains("server 's' disconnected"), "{answer}");
     println!("an edge that stands still: noticed after {detected:?}, its call told {told:?} later");
     assert!(detected <= DEAD + Duration::from_secs(1) && told < Duration::from_secs(1));
     assert_eq!(client.tools(), ["list_servers"]);
     edge.program.signal(Signal::CONT);
-    edge.program.wait_for("next try in");
+    edge.program.wait_for("reconnecting in");
     client.tools_until(|tools| seen(tools) == 1);
     assert_eq!(client.call_text("s_echo", r#"{"text":"back"}"#), "back");
 }

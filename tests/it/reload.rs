@@ -49,7 +49,7 @@ impl Reloaded {
     fn reload(&mut self) -> String {
         self.done += 1;
         self.gateway.program.signal(Signal::HUP);
-        self.gateway.program.wait_for_nth("read again", self.done)
+        self.gateway.program.wait_for_nth("reloaded", self.done)
     }
 
     #[track_caller]
@@ -76,7 +76,7 @@ fn token_file_open_to_others_is_warned_of() {
     for (number, (bits, name)) in [(0o600, None), (0o640, Some("640"))].into_iter().enumerate() {
         mode(bits);
         gateway.program.signal(Signal::HUP);
-        gateway.program.wait_for_nth("read again", number + 1);
+        gateway.program.wait_for_nth("reloaded", number + 1);
         let log = gateway.program.log();
         assert_eq!(log.matches("other users have access").count(), 1 + number, "{log}");
         assert!(name.is_none_or(|name| log.contains(&warning(name))), "{log}");
@@ -95,7 +95,7 @@ fn tokens_come_and_go() {
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     assert_eq!(ask(&mut known, "GET", "/status", &lines, "").status, 200);
     let said = reloaded.tokens("two\nthree\n");
-    assert!(said.contains("1 sessions and 0 links lost their right"), "{said}");
+    assert!(said.contains("closed 1 sessions and 0 links"), "{said}");
     for (token, status) in [("one", 401), ("two", 200), ("three", 200), ("fixed", 200)] {
         assert_eq!(reloaded.status(token), status, "{token}");
     }
@@ -129,7 +129,7 @@ fn a_token_can_be_changed_for_another_of_the_same_principal() {
     assert_eq!((post(&client, "old"), post(&client, "new")), (202, 202));
     assert_eq!(client.call_text("s_echo", r#"{"text":"both"}"#), "both");
     let said = reloaded.tokens("client@alice:new\nregister[s]@box:after\n");
-    assert!(said.contains("0 sessions and 0 links lost their right"), "{said}");
+    assert!(said.contains("closed 0 sessions and 0 links"), "{said}");
     assert_eq!((post(&client, "old"), post(&client, "new")), (401, 202));
     assert_eq!(edge.program.log().matches("registered: ").count(), 1, "its link stays");
     // The same box with the new token gets its name back.
@@ -155,13 +155,13 @@ fn a_link_ends_with_its_token() {
     let waiting = client.begin_call("s_hold", r#"{"key":"k"}"#);
     gone.wait_for("\"hold\"");
     let said = reloaded.tokens("register[t]@box:stays\nregister[v]@box2:less\nclient:c\n");
-    assert!(said.contains("0 sessions and 2 links lost their right"), "{said}");
+    assert!(said.contains("closed 0 sessions and 2 links"), "{said}");
     let answer = client.answer(&waiting);
-    assert!(answer.contains("the token of this registration is no longer valid"), "{answer}");
-    gone.program.wait_for("code 1008: the token of this registration is no longer valid");
-    gone.program.wait_for("does not accept the token (401)");
+    assert!(answer.contains("the token of this registration was revoked"), "{answer}");
+    gone.program.wait_for("code 1008: the token of this registration was revoked");
+    gone.program.wait_for("rejected the token (401)");
     less.program.wait_for("code 1008");
-    less.program.wait_for("the token is not for the name 'u'");
+    less.program.wait_for("the token does not allow the name 'u'");
     client.tools_until(|tools| tools.iter().all(|name| name == "list_servers" || name.starts_with("t_")));
     assert_eq!(client.call_text("t_echo", r#"{"text":"still"}"#), "still");
     assert_eq!(stays.program.log().matches("registered: ").count(), 1);
@@ -172,9 +172,9 @@ fn a_file_that_cannot_be_used_changes_nothing() {
     let mut reloaded = Reloaded::start("one\n", &[]);
     let mut client = Client::ready(reloaded.gateway.address, &[&bearer("one")]);
     for (tokens, words) in [
-        (Some(""), "there is no token in it"),
-        (Some("# nobody\n\n"), "there is no token in it"),
-        (Some("two\nclients:canary\n"), ", line 2: this looks like a role"),
+        (Some(""), "the file contains no token"),
+        (Some("# nobody\n\n"), "the file contains no token"),
+        (Some("two\nclients:canary\n"), ", line 2: unknown role"),
         (Some("two\nca nary\n"), "visible characters"),
         (Some("@a:canary\n@b:canary\n"), "two labels"),
         (None, "no such file"),
@@ -239,7 +239,7 @@ fn certificates_are_changed_without_dropping_a_connection() {
 
     install(&second, &own);
     let said = reloaded.reload();
-    assert!(said.contains("tokens and certificates are read again"), "{said}");
+    assert!(said.contains("reloaded tokens and certificates"), "{said}");
     assert_eq!(try_health(&mut dial(address, &second, None)).unwrap(), 200);
     assert!(try_health(&mut dial(address, &first, None)).is_err(), "the old one is not shown any more");
     assert_eq!(try_health(&mut old).unwrap(), 200, "what is up stays up");
@@ -252,7 +252,7 @@ fn reload_without_files_changes_nothing() {
     let mut client = gateway.client();
     for round in 1..=3 {
         gateway.program.signal(Signal::HUP);
-        gateway.program.wait_for_nth("tokens are read again; 0 sessions and 0 links", round);
+        gateway.program.wait_for_nth("reloaded tokens: closed 0 sessions and 0 links", round);
     }
     client.ask("ping", "{}");
 }
@@ -279,7 +279,7 @@ fn the_end_of_a_terminal_is_the_end_of_a_gateway() {
     program.signal(Signal::HUP);
     let end = program.ended();
     assert_eq!(end.code, Some(0), "{:?}", end.stderr);
-    assert!(end.stderr.iter().any(|line| line.contains("SIGHUP: finishing")), "{:?}", end.stderr);
+    assert!(end.stderr.iter().any(|line| line.contains("SIGHUP: stopping")), "{:?}", end.stderr);
     drop(controller);
 }
 
@@ -313,7 +313,7 @@ fn a_certificate_that_is_not_trusted_at_the_first_start_is_tried_again() {
     let register = ["--ssl-ca-cert", authority.to_str().unwrap(), "--header", &bearer("t")];
     let edge = Edge::start(&url, "s", &[], &register);
     edge.program.wait_for("is not trusted");
-    edge.program.wait_for("next try in");
+    edge.program.wait_for("reconnecting in");
     install(&later, &own);
     reloaded.reload();
     edge.program.wait_for("registered: ");

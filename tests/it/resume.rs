@@ -150,13 +150,13 @@ fn only_the_same_principal_may_resume() {
     // Another principal, who knows the secret.
     let mut thief = End::connect(gateway.address, Some("two"));
     let answer = thief.introduce(&back(&token, HEARD));
-    assert!(answer.contains("\"error\"") && answer.contains("belongs to somebody else"), "{answer}");
+    assert!(answer.contains("\"error\"") && answer.contains("belongs to another principal"), "{answer}");
     assert!(!answer.contains(&token));
     // The right one with another secret begins anew, and what waited is told.
     let mut end = End::connect(gateway.address, Some("one"));
     let (fresh, received) = granted(&end.introduce(&back("AAAAAAAAAAAAAAAAAAAAAA", HEARD)));
     assert!(received.is_none() && fresh != token);
-    assert!(client.answer(&waiting).contains("server 's' went away: it registered anew"));
+    assert!(client.answer(&waiting).contains("server 's' disconnected: it registered again"));
     assert!(!gateway.program.log().contains(&token), "the token is a secret");
 }
 
@@ -167,13 +167,13 @@ fn impossible_resume_starts_a_new_session() {
         // All that it has heard is acknowledged, so that 0 cannot be sent again.
         end.say(&format!("*{HEARD}"));
         client.call("list_servers", "{}");
-        let expected = if impossible == 0 { "begins anew" } else { "claims more than was sent" };
+        let expected = if impossible == 0 { "starts a new session" } else { "claims more than was sent" };
         end.say(&result("77", expected));
         drop(end);
         gateway.program.wait_for("server 's' is reconnecting");
         let mut end = End::connect(gateway.address, None);
         assert_eq!(granted(&end.introduce(&back(&token, impossible))).1, None, "{expected}");
-        assert!(client.answer(&waiting).contains("it came back and could not go on"), "{expected}");
+        assert!(client.answer(&waiting).contains("it reconnected but could not resume"), "{expected}");
         end.list();
     }
 }
@@ -183,7 +183,7 @@ fn acknowledgements_that_cannot_be_end_the_link() {
     for wrong in [HEARD + 1, u64::MAX] {
         let World { gateway: _gateway, client: _client, mut end, .. } = world(&[], None);
         end.say(&format!("*{wrong}"));
-        assert_eq!(end.farewell(), (1008, "an acknowledgement that cannot be".into()));
+        assert_eq!(end.farewell(), (1008, "invalid acknowledgement".into()));
     }
 }
 
@@ -217,7 +217,7 @@ fn an_end_of_the_window_is_named() {
     end.request("", "tools/call");
     drop(end);
     let why = client.answer(&waiting);
-    assert!(why.contains("it did not come back within") && why.contains("--resume-window"), "{why}");
+    assert!(why.contains("not resumed within") && why.contains("--resume-window"), "{why}");
     client.tools_until(|tools| tools == ["list_servers"]);
 }
 
@@ -227,15 +227,15 @@ fn a_call_keeps_its_own_time() {
     drop(end);
     gateway.program.wait_for("server 's' is reconnecting");
     let why = client.answer(&waiting);
-    assert!(why.contains("did not answer within 1 s"), "{why}");
+    assert!(why.contains("did not respond within 1 s"), "{why}");
     assert_eq!(client.tools().len(), 2, "the server is still waited for");
 }
 
 #[test]
 fn edges_without_resume_are_not_waited_for() {
     for (flags, capabilities, reason) in [
-        (&[][..], "{}", "; its edge cannot resume"),
-        (&[], r#"{"mcpport":{}}"#, "; its edge cannot resume"),
+        (&[][..], "{}", "; its edge does not support resuming"),
+        (&[], r#"{"mcpport":{}}"#, "; its edge does not support resuming"),
         (&["--resume-window", "0"], RESUME, "the link was lost"),
     ] {
         let gateway = Gateway::start(flags);
@@ -251,7 +251,7 @@ fn edges_without_resume_are_not_waited_for() {
         end.say("*1");
         drop(end);
         let why = client.answer(&waiting);
-        assert!(why.contains("server 's' went away") && why.contains(reason), "{why}");
+        assert!(why.contains("server 's' disconnected") && why.contains(reason), "{why}");
     }
 }
 
@@ -259,7 +259,7 @@ fn edges_without_resume_are_not_waited_for() {
 fn a_goodbye_is_no_accident() {
     let World { gateway: _gateway, mut client, mut end, waiting, .. } = world(&[], None);
     end.0.close(None).unwrap();
-    assert!(client.answer(&waiting).contains("server 's' went away: the peer closed the link"));
+    assert!(client.answer(&waiting).contains("server 's' disconnected: the peer closed the link"));
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn a_gateway_that_stops_fails_what_waits_for_a_link() {
     drop(end);
     gateway.program.wait_for("server 's' is reconnecting");
     gateway.program.signal(rustix::process::Signal::TERM);
-    assert!(client.answer(&waiting).contains("the gateway stops"));
+    assert!(client.answer(&waiting).contains("disconnected: the gateway is stopping"));
     assert_eq!(gateway.program.ended().code, Some(0));
 }
 
@@ -298,7 +298,7 @@ fn a_killed_gateway_resumes_no_link() {
     edge.wait_for("\"hold\"");
     gateway.program.kill();
     let gateway = gateway.again(&[]);
-    edge.program.wait_for("the gateway begins anew");
+    edge.program.wait_for("the gateway did not resume the link");
     eventually("the call is cancelled", || edge.count("notifications/cancelled") == 1);
     let mut client = gateway.client();
     client.tools_until(|tools| tools.iter().any(|tool| tool == "s_echo"));

@@ -152,7 +152,7 @@ fn clients_need_a_certificate_when_an_authority_is_given() {
         let of = |set: &Path| [file(set, "edge.crt"), file(set, "edge.key")];
         let [certificate, key] = of(&strangers);
         let wrong = [&trust[..], &["--ssl-certfile", &certificate, "--ssl-keyfile", &key]].concat();
-        gives_up(&url(&gateway), &wrong, &["does not accept our client certificate", "--ssl-certfile"]);
+        gives_up(&url(&gateway), &wrong, &["rejected the client certificate", "--ssl-certfile"]);
         let [certificate, key] = of(shared());
         let right = [&trust[..], &["--ssl-certfile", &certificate, "--ssl-keyfile", &key]].concat();
         works(&gateway, "s", &url(&gateway), &right, true);

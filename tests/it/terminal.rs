@@ -20,7 +20,7 @@ fn a_server_that_asks_the_terminal_fails_at_once_and_ctrl_c_ends_both() {
     program.wait_for("registered: ");
     gateway.program.wait_for("server 'local' offers");
     File::from(controller.try_clone().unwrap()).write_all(b"\x03").unwrap();
-    program.wait_for("SIGINT: finishing");
+    program.wait_for("SIGINT: stopping");
     let end = program.ended();
     assert_eq!(end.code, Some(0), "{:?}", end.stderr);
     eventually("the server has ended", || program.offspring().is_empty());

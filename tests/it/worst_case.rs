@@ -64,7 +64,7 @@ fn a_full_gateway_resumes_a_lost_link() {
     for round in 1..=2 {
         relay.cut();
         assert_eq!(client.call_text("s_echo", r#"{"text":"x"}"#), "x");
-        gateway.program.wait_for_nth("server 's' is back", round);
+        gateway.program.wait_for_nth("server 's' resumed from", round);
     }
     // Its place is kept meanwhile.
     relay.refuse(true);
@@ -86,9 +86,9 @@ fn a_name_that_is_waited_for_is_waited_for() {
     edge.program.kill();
     gateway.program.wait_for("server 's' is reconnecting");
     let again = Edge::start(&gateway.url(), "s", &[], &[]);
-    again.program.wait_for("this name waits for a lost server (--server-id ");
+    again.program.wait_for("this name is reserved for a lost server (--server-id ");
     // Its pauses have grown by now: up to 30 s.
-    gateway.program.wait_for("it did not come back");
+    gateway.program.wait_for("not resumed within");
     again.program.wait_for("registered: ");
     let mut client = gateway.client();
     assert_eq!(client.call_text("s_echo", r#"{"text":"y"}"#), "y");
@@ -144,7 +144,7 @@ fn a_server_that_just_ended_is_no_reason_to_give_up() {
     end.next();
     end.say(r#"{"status":"received","id":"x","message":"m","capabilities":{"mcpport":{}}}"#);
     end.say(r#"{"jsonrpc":"2.0","method":"notifications/nothing"}"#);
-    edge.wait_for("the server ended");
+    edge.wait_for("server process exited");
     end.say(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
     let answer = end.next();
     assert!(answer.contains("\"result\""), "the next one answers: {answer}");

@@ -91,7 +91,7 @@ impl Outlet {
             let heard = match part {
                 MessagePart::Message(text) => self.message(&text).await,
                 MessagePart::Unusable(answer) => {
-                    let words = format!("the server's answer cannot be used: {}", answer.why);
+                    let words = format!("invalid response from the server: {}", answer.why);
                     self.unusable(answer.id.as_deref(), &words).await
                 }
                 MessagePart::Noise => LineOutcome::Noise,
@@ -169,9 +169,9 @@ impl StdioBackend {
     ) -> Result<Self, FatalError> {
         let limits = &config.limits.child;
         let mut child = Child::spawn(&config.command)?;
-        log::info!("server '{}' runs as process {}", config.name, child.pid());
+        log::info!("server '{}' started, pid {}", config.name, child.pid());
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(FatalError::run("the server has no pipes"));
+            return Err(FatalError::run("the server process has no stdin or stdout pipe"));
         };
         let (enough, stopped) = crate::runtime::shutdown::shutdown();
         let writer = executor::spawn(write(stdin, lines, limits.clone()));
@@ -225,7 +225,7 @@ impl StdioBackend {
         self.input.end(());
         let Self { child, writer, reader, logger, stop_reading: enough, .. } = self;
         let exit = child.stop(limits).await;
-        log::info!("the server ended: {exit}");
+        log::info!("server process exited: {exit}");
         // The last output is still in the pipes.
         let mut reader = reader;
         let last_words = future::zip(
@@ -319,10 +319,7 @@ struct TooLarge {
 impl TooLarge {
     /// Handles the start of the line: fails the request if the id of the response is in it.
     async fn begins(&mut self, start: &[u8], outlet: &Outlet) {
-        log::warn!(
-            "a line of the server has more than {} bytes and is skipped (--max-message-bytes)",
-            self.max
-        );
+        log::warn!("skipped a line of the server: longer than {} bytes (--max-message-bytes)", self.max);
         let answer = tolerant::unusable(start, "");
         self.open = answer.as_ref().is_some_and(|answer| answer.id.is_none());
         if let Some(id) = answer.and_then(|answer| answer.id) {
@@ -338,7 +335,10 @@ impl TooLarge {
     }
 
     fn words(&self) -> String {
-        format!("the server's answer has more than {} bytes (see --max-message-bytes at register)", self.max)
+        format!(
+            "the server's response is larger than {} bytes (see --max-message-bytes at register)",
+            self.max
+        )
     }
 }
 
@@ -356,13 +356,16 @@ impl Noise {
     fn line(&mut self, line: &str) {
         self.count += 1;
         if self.budget.spend(Instant::now(), Self::dropped) {
-            log::warn!("the server wrote to stdout what is no message: {}", util::escape::show(line));
+            log::warn!(
+                "the server wrote a line to stdout that is not an MCP message: {}",
+                util::escape::show(line)
+            );
         }
     }
 
     fn dropped(count: u64) {
         if count > 0 {
-            log::warn!("{count} more lines on stdout that are no messages were not logged");
+            log::warn!("{count} more stdout lines that are not MCP messages were not logged");
         }
     }
 }
@@ -371,7 +374,7 @@ impl Drop for Noise {
     fn drop(&mut self) {
         Self::dropped(self.budget.dropped());
         if self.count > 0 {
-            log::info!("{} lines of the server's stdout were no messages", self.count);
+            log::info!("{} stdout lines of the server were not MCP messages", self.count);
         }
     }
 }

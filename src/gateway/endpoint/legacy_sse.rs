@@ -35,7 +35,7 @@ pub fn admit(
     let limits = &gateway.config.limits.session;
     let client = Session::new(session::id(random), (principal, account), scope, true, outbox, limits);
     connection.open_session(&client, principal)?;
-    log::debug!("client {} opens an event stream from {}", client.name(), connection.web.stream.peer());
+    log::debug!("client {} opened an event stream from {}", client.name(), connection.web.stream.peer());
     Ok((client, queue))
 }
 
@@ -88,7 +88,7 @@ pub async fn messages(
         Some(id) => connection.gateway.sessions().find(Instant::now(), &id, principal),
     };
     let Some(client) = found.filter(|client| client.is_legacy()) else {
-        return Ok(Some(Response::new(StatusCode::NotFound).text("no such session\n")));
+        return Ok(Some(Response::new(StatusCode::NotFound).text("unknown session\n")));
     };
     if !client.account().has(limits::BUDGET_SMALL) {
         connection.gateway.stats.memory_refusals.add();

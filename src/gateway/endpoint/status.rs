@@ -46,7 +46,7 @@ impl Gateway {
             .filter(|(_, count)| *count > 0)
             .map(|(name, count)| format!("{name} {count}"))
             .collect();
-        let counts = if counts.is_empty() { "nobody came".to_owned() } else { counts.join(", ") };
+        let counts = if counts.is_empty() { "no requests".to_owned() } else { counts.join(", ") };
         format!("served for {} s: {counts}", self.started.elapsed().as_secs())
     }
 
@@ -100,7 +100,7 @@ impl Gateway {
         };
         executor::spawn_guarded(listing, move || {
             watching.stats.panics.add();
-            let text = "a fault of the gateway";
+            let text = "internal error in the gateway";
             failed.finish(jsonrpc::error(&its_id, jsonrpc::INTERNAL_ERROR, text), &watching.stats);
         });
         Answer::Later

@@ -145,7 +145,7 @@ fn session(
     let id = match (ids.next(), ids.next()) {
         (Some(id), None) => id,
         (None, _) => return Err(bad_request("Mcp-Session-Id is missing; begin with initialize")),
-        _ => return Err(bad_request("Mcp-Session-Id stands more than once")),
+        _ => return Err(bad_request("more than one Mcp-Session-Id")),
     };
     let found = connection.gateway.sessions().find(Instant::now(), id, principal);
     let found = found.filter(|client| client.scope() == scope && !client.is_legacy());
@@ -154,7 +154,7 @@ fn session(
             StatusCode::NotFound,
             "null",
             jsonrpc::INVALID_REQUEST,
-            "no such session; begin with initialize",
+            "unknown session; begin with initialize",
         )
     })?;
     match request.field("mcp-protocol-version") {
@@ -182,7 +182,7 @@ async fn post(
     request: &Request,
 ) -> io::Result<Option<Response>> {
     let Some(form) = Form::of(request) else {
-        let why = "accept application/json and text/event-stream";
+        let why = "Accept must include application/json and text/event-stream";
         return Ok(Some(refuse(StatusCode::NotAcceptable, "null", jsonrpc::INVALID_REQUEST, why)));
     };
     if let ControlFlow::Break(answer) = connection.read_json(principal, request).await? {
@@ -286,12 +286,12 @@ fn read_batch<'a>(
             refuse(StatusCode::BadRequest, "null", why.code(), why.reason())
         })?;
         if message.method() == "initialize" {
-            return Err(bad_request("initialize does not stand in a batch"));
+            return Err(bad_request("initialize must not be part of a batch"));
         }
         messages.push(message);
     }
     match messages.len() {
-        0 => Err(bad_request("an empty batch")),
+        0 => Err(bad_request("the batch is empty")),
         count if count > connection.gateway.config.limits.session.batch => {
             Err(bad_request("the batch has too many messages"))
         }
@@ -311,7 +311,7 @@ fn initialize(
     let id = message.id().unwrap_or_default();
     if request.field(SESSION).is_some() {
         session(connection, principal, &scope, request)?;
-        let why = "the session is initialized already";
+        let why = "the session is already initialized";
         return Err(refuse(StatusCode::BadRequest, id, jsonrpc::INVALID_REQUEST, why));
     }
     connection.need_connected(&scope)?;
@@ -348,16 +348,16 @@ async fn open(
     let answer = match gathered {
         Ok(Gathered::Complete | Gathered::Begun) => answers.pop_front().unwrap_or_default(),
         Ok(Gathered::Gone) | Err(_) => {
-            gateway.close(client, "the client left before its session began");
+            gateway.close(client, "the client disconnected before its session began");
             return gathered.map(|_| None);
         }
     };
     if !client.is_initialized() {
-        gateway.close(client, "it was not initialized");
+        gateway.close(client, "initialize failed");
         return Ok(Some(Response::new(StatusCode::Ok).json(answer)));
     }
     if let Err(refusal) = connection.open_session(client, principal) {
-        gateway.close(client, "it may not be opened now");
+        gateway.close(client, "the session could not be opened");
         return Ok(Some(refusal));
     }
     if client.calls().have_ended() {
@@ -365,7 +365,7 @@ async fn open(
         // client gets a 404 on its next request.
         gateway.sessions().close(client.id());
     }
-    log::debug!("client {} begins a session from {}", client.name(), connection.web.stream.peer());
+    log::debug!("client {} opened a session from {}", client.name(), connection.web.stream.peer());
     Ok(Some(Response::new(StatusCode::Ok).field(SESSION, client.id()).json(answer)))
 }
 
@@ -551,7 +551,7 @@ async fn get(
             StatusCode::NotAcceptable,
             "null",
             jsonrpc::INVALID_REQUEST,
-            "accept text/event-stream",
+            "Accept must include text/event-stream",
         )));
     }
     let client = match session(connection, principal, scope, request) {
@@ -571,7 +571,7 @@ async fn get(
     let (attached, missed) = match attached {
         Ok(attached) => attached,
         Err(NotAttached::Taken) => {
-            let why = "a newer connection has this stream";
+            let why = "replaced by a newer connection";
             return Ok(Some(refuse(StatusCode::Conflict, "null", jsonrpc::INVALID_REQUEST, why)));
         }
         Err(NotAttached::Unknown) => return Ok(Some(bad_request("this stream cannot be resumed"))),
@@ -599,14 +599,14 @@ async fn resume(
         // the response.
         Some((missed, false)) if attached.queue.is_some() || !missed.is_empty() => {
             let name = client.name();
-            let line = format_args!("client {name}: some events of a stream are lost, too much was missed");
+            let line = format_args!("client {name}: resumed a stream with lost events: too many were missed");
             let gateway = &connection.gateway;
             gateway.log_throttled(log::Level::Info, "events_lost", &name.to_string(), LOG_WARNINGS, line);
             Ok((attached, missed))
         }
         _ => {
             let name = client.name();
-            let line = format_args!("client {name}: a stream cannot be resumed, nothing of it is kept");
+            let line = format_args!("client {name}: cannot resume a stream: its events are no longer stored");
             let gateway = &connection.gateway;
             gateway.log_throttled(log::Level::Info, "not_resumed", &name.to_string(), LOG_WARNINGS, line);
             client.streams().rest(attached);

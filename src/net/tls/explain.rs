@@ -22,7 +22,7 @@ pub fn sentence(error: &io::Error, gateway: &str, own_authority: bool, identity:
         }
         Some(Error::PeerIncompatible(why)) => {
             format!(
-                "{gateway} and we have no TLS version or cipher in common ({why:?}); TLS 1.2 or 1.3 is needed"
+                "no TLS version or cipher suite in common with {gateway} ({why:?}); TLS 1.2 or 1.3 is required"
             )
         }
         Some(other) => format!("TLS with {gateway} failed: {other}"),
@@ -37,10 +37,10 @@ pub fn sentence(error: &io::Error, gateway: &str, own_authority: bool, identity:
 fn certificate(why: &CertificateError, gateway: &str, own_authority: bool) -> String {
     match why {
         CertificateError::UnknownIssuer | CertificateError::BadSignature if own_authority => format!(
-            "the certificate of {gateway} is not trusted: it does not come from an authority in the file of --ssl-ca-cert"
+            "the certificate of {gateway} is not trusted: not issued by a CA in the file of --ssl-ca-cert"
         ),
         CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
-            "the certificate of {gateway} is not trusted: give the file of its authority (ca.crt) with --ssl-ca-cert"
+            "the certificate of {gateway} is not trusted: pass the certificate of its CA (ca.crt) with --ssl-ca-cert"
         ),
         CertificateError::NotValidForNameContext { presented, .. } => {
             let names: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
@@ -61,9 +61,9 @@ fn certificate(why: &CertificateError, gateway: &str, own_authority: bool) -> St
             )
         }
         CertificateError::Other(_) => format!(
-            "the certificate of {gateway} cannot be used by a server ({why}); make one with scripts/generate-certs.sh, or give it as --ssl-ca-cert"
+            "the certificate of {gateway} is not valid as a server certificate ({why}); create one with scripts/generate-certs.sh, or pass it with --ssl-ca-cert"
         ),
-        _ => format!("the certificate of {gateway} is refused: {why}"),
+        _ => format!("the certificate of {gateway} is invalid: {why}"),
     }
 }
 
@@ -80,7 +80,7 @@ fn refused(alert: AlertDescription, gateway: &str, identity: bool) -> String {
     match alert {
         A::CertificateRequired | A::HandshakeFailure | A::BadCertificate | A::AccessDenied if !identity => {
             format!(
-                "{gateway} asks for a client certificate (it answered {alert:?}); give one with --ssl-certfile and --ssl-keyfile"
+                "{gateway} requires a client certificate (alert {alert:?}); pass one with --ssl-certfile and --ssl-keyfile"
             )
         }
         A::UnknownCA
@@ -92,12 +92,10 @@ fn refused(alert: AlertDescription, gateway: &str, identity: bool) -> String {
         | A::CertificateRequired
         | A::DecryptError
         | A::AccessDenied => {
-            format!(
-                "{gateway} does not accept our client certificate (it answered {alert:?}); see --ssl-certfile"
-            )
+            format!("{gateway} rejected the client certificate (alert {alert:?}); see --ssl-certfile")
         }
-        A::ProtocolVersion => format!("{gateway} speaks neither TLS 1.2 nor 1.3"),
-        A::UnrecognisedName => format!("{gateway} does not know itself by this name; see --gateway-url"),
+        A::ProtocolVersion => format!("{gateway} supports neither TLS 1.2 nor 1.3"),
+        A::UnrecognisedName => format!("{gateway} does not recognize this server name; see --gateway-url"),
         _ => format!("{gateway} ended the TLS handshake: {alert:?}"),
     }
 }
@@ -128,7 +126,7 @@ mod tests {
         let (time, earlier) =
             (UnixTime::since_unix_epoch(Duration::from_secs(9)), UnixTime::since_unix_epoch(Duration::ZERO));
         for (why, own, words) in [
-            (CertificateError::UnknownIssuer, false, &["not trusted", "give", "--ssl-ca-cert"][..]),
+            (CertificateError::UnknownIssuer, false, &["not trusted", "pass", "--ssl-ca-cert"][..]),
             (CertificateError::UnknownIssuer, true, &["not trusted", "file of --ssl-ca-cert"]),
             (CertificateError::BadSignature, false, &["--ssl-ca-cert"]),
             (CertificateError::Expired, false, &["expired", "clock"]),
@@ -147,7 +145,7 @@ mod tests {
                 false,
                 &["for other names (gw.example, 192.0.2.7);", "--gateway-url"],
             ),
-            (CertificateError::Revoked, false, &["refused"]),
+            (CertificateError::Revoked, false, &["is invalid"]),
         ] {
             check(Error::InvalidCertificate(why), own, false, words);
         }
@@ -160,11 +158,11 @@ mod tests {
             (
                 A::CertificateRequired,
                 false,
-                &["asks for a client certificate", "--ssl-certfile", "--ssl-keyfile"][..],
+                &["requires a client certificate", "--ssl-certfile", "--ssl-keyfile"][..],
             ),
-            (A::HandshakeFailure, false, &["asks for a client certificate"]),
-            (A::CertificateRequired, true, &["does not accept"]),
-            (A::UnknownCA, true, &["does not accept our client certificate"]),
+            (A::HandshakeFailure, false, &["requires a client certificate"]),
+            (A::CertificateRequired, true, &["rejected the client certificate"]),
+            (A::UnknownCA, true, &["rejected the client certificate"]),
             (A::ProtocolVersion, false, &["neither TLS 1.2 nor 1.3"]),
             (A::UnrecognisedName, false, &["--gateway-url"]),
             (A::InternalError, false, &["InternalError"]),

@@ -17,7 +17,7 @@ use crate::error::FatalError;
 pub fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, FatalError> {
     let pem = read(flag, path)?;
     let found: Result<Vec<_>, Error> = CertificateDer::pem_slice_iter(&pem).collect();
-    let found = found.map_err(|_| unusable(flag, path, "damaged PEM"))?;
+    let found = found.map_err(|_| unusable(flag, path, "malformed PEM"))?;
     if !found.is_empty() {
         return Ok(found);
     }
@@ -26,7 +26,7 @@ pub fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer<'stati
         flag,
         path,
         if key_instead {
-            "holds a private key and no certificate; are --ssl-keyfile and --ssl-certfile swapped?"
+            "contains a private key and no certificate; are --ssl-keyfile and --ssl-certfile swapped?"
         } else {
             "no certificate in PEM form in this file"
         },
@@ -46,14 +46,14 @@ pub fn private_key(flag: &str, path: &Path) -> Result<PrivateKeyDer<'static>, Fa
         path,
         match error {
             _ if is_encrypted(&pem) => {
-                "the key is protected by a passphrase, which a service cannot type; give one without (openssl pkey -in OLD -out NEW)"
+                "the key is protected by a passphrase, which is not supported; remove it (openssl pkey -in OLD -out NEW)"
             }
             Error::NoItemsFound if certificate_instead => {
-                "holds a certificate and no private key; are --ssl-keyfile and --ssl-certfile swapped?"
+                "contains a certificate and no private key; are --ssl-keyfile and --ssl-certfile swapped?"
             }
             Error::NoItemsFound => "no private key in PEM form in this file",
             // The parser's error may quote the file, which is secret.
-            _ => "damaged PEM",
+            _ => "malformed PEM",
         },
     ))
 }
@@ -81,12 +81,12 @@ pub fn mismatch(error: &rustls::Error, certificate: &Path, key: &Path) -> FatalE
             &format!("not the key of the first certificate in {CERTIFICATE} {}", certificate.display()),
         ),
         rustls::Error::InvalidCertificate(why) => {
-            unusable(CERTIFICATE, certificate, &format!("not a certificate that can be used ({why})"))
+            unusable(CERTIFICATE, certificate, &format!("not a valid certificate ({why})"))
         }
         _ => unusable(
             KEY,
             key,
-            &format!("cannot be used ({error}); RSA of 2048 to 4096 bits, P-256, P-384 and Ed25519 can"),
+            &format!("unsupported key ({error}); use RSA of 2048 to 4096 bits, P-256, P-384 or Ed25519"),
         ),
     }
 }

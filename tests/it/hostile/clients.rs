@@ -65,7 +65,7 @@ fn methods_are_shown_and_bounded() {
     let session = Session::open(gateway.address, "/servers/s/mcp");
     let answer = session.ask("odd\n2026-01-01T00:00:00.000Z [INFO] forged \u{1b}[31m", json!({}));
     assert_eq!(answer["error"]["code"], -32001, "{answer}");
-    gateway.program.wait_for("did not answer odd\\n2026");
+    gateway.program.wait_for("did not respond to odd\\n2026");
     assert!(!gateway.program.log().contains('\u{1b}'));
     let answer = session.ask(&"m".repeat(257), json!({}));
     assert_eq!(answer["error"]["code"], -32600, "{answer}");

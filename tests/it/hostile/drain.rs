@@ -47,7 +47,10 @@ fn the_end_under_load_is_orderly() {
     }
     let failed = value(&long.answer().body);
     assert!(
-        failed["error"]["message"].as_str().unwrap_or_default().contains("the gateway stops"),
+        failed["error"]["message"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("disconnected: the gateway is stopping"),
         "{failed}"
     );
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
@@ -57,7 +60,7 @@ fn the_end_under_load_is_orderly() {
         }
     }
     legacy.ended();
-    assert_eq!(raw.closed(), (1001, "the gateway stops".into()));
+    assert_eq!(raw.closed(), (1001, "the gateway is stopping".into()));
     let end = gateway.program.ended();
     assert_eq!((end.code, end.complaint().len()), (Some(0), 0), "{:?}", end.stderr);
     assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
@@ -139,7 +142,7 @@ fn stop_refuses_new_calls_and_delivers_running_ones() {
     let answer = running.answer();
     assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
     assert!(answer.body.contains("late"), "{}", answer.body);
-    assert_eq!(raw.closed(), (1001, "the gateway stops".into()));
+    assert_eq!(raw.closed(), (1001, "the gateway is stopping".into()));
     drop(raw);
     let end = gateway.program.ended();
     assert_eq!((end.code, end.complaint().len()), (Some(0), 0), "{:?}", end.stderr);
@@ -159,7 +162,7 @@ fn stop_does_not_wait_for_lost_links() {
     let begun = Instant::now();
     gateway.program.signal(Signal::TERM);
     let answer = held.answer();
-    assert!(answer.body.contains("the gateway stops"), "{}", answer.body);
+    assert!(answer.body.contains("disconnected: the gateway is stopping"), "{}", answer.body);
     assert_eq!(gateway.program.ended().code, Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }

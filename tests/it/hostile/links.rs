@@ -77,13 +77,13 @@ fn endless_fragments_are_closed_with_1008() {
         while raw.stream.write_all(&many).is_ok() {}
         let (code, reason) =
             raw.try_closed().unwrap_or_else(|| panic!("fragments of {} bytes", again.len() - 6));
-        assert_eq!((code, reason.as_str()), (1008, "fragments without end"));
+        assert_eq!((code, reason.as_str()), (1008, "too many fragments"));
     }
     let mut raw = Raw::registered(gateway.address, "slow");
     // What comes in one piece with the end of a message is noticed with the next byte only, or as silence.
     eventually("its list is read", || status(gateway.address)["servers"][0]["tools"] == 1);
     raw.send(&head(TEXT, 100));
-    assert_eq!(raw.closed(), (1008, "a message came too slowly".into()));
+    assert_eq!(raw.closed(), (1008, "a message was received too slowly".into()));
 }
 
 /// A message may take as long as its line needs: only what comes at less than the floor is cut off.
@@ -147,7 +147,7 @@ fn a_link_registers_in_time() {
         in_process::Gateway::start(&[], |limits| limits.link.register_time = Duration::from_millis(300));
     let mut raw = Raw::upgraded(gateway.address);
     let begun = Instant::now();
-    assert_eq!(raw.closed(), (1008, "the first frame did not come in time".into()));
+    assert_eq!(raw.closed(), (1008, "timed out waiting for the first frame".into()));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     // Rule 11: what is glued to the upgrade request belongs to the link.
     let mut raw = Raw::upgraded_with(gateway.address, &frame(TEXT, registration("glued").as_bytes()));

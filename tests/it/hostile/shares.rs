@@ -137,7 +137,7 @@ fn a_link_that_is_not_read_ends() {
     let answers: Vec<String> = calls.into_iter().map(|mut wire| wire.answer().body).collect();
     let with = |words: &str| answers.iter().filter(|answer| answer.contains(words)).count();
     // The last may come after its end.
-    let (busy, gone, late) = (with("does not keep up"), with("went away"), with("is not connected"));
+    let (busy, gone, late) = (with("is congested"), with("disconnected"), with("is not connected"));
     assert!(busy > 0 && gone > 0 && busy + gone + late == 24, "{answers:?}");
     eventually("the link is given up", || status(gateway.address)["tables"]["links"] == 0);
     let gone = session.post(&request(1, "tools/list", json!({})));
@@ -245,17 +245,17 @@ fn links_are_shared_among_principals() {
     assert!(answer.contains("received"), "{answer}");
     let refused = refused_link(&gateway, "one");
     assert_eq!((refused.status, refused.field("retry-after")), (503, Some("1")), "{refused:?}");
-    assert_eq!(refused.body, "this principal has its share of the links (half of --max-links)\n");
+    assert_eq!(refused.body, "this principal has reached its share of the links (half of --max-links)\n");
     // A server whose link is lost keeps its place, and its link does not.
     drop(first);
     gateway.program.wait_for("server 'a' is reconnecting");
     let (_third, answer) = register(&gateway, "one", "c");
-    let share = "this principal has its share of the registered servers (half of --max-links)";
+    let share = "this principal has reached its share of the registered servers (half of --max-links)";
     assert!(answer.contains("code: Again") && answer.contains(share), "{answer}");
     let others = ["d", "e"].map(|name| register(&gateway, "two", name));
     assert!(others.iter().all(|(_, answer)| answer.contains("received")));
     let single = Gateway::start(&["--auth-token", "one", "--max-links", "4"]);
     let all = ["a", "b", "c", "d"].map(|name| register(&single, "one", name));
     assert!(all.iter().all(|(_, answer)| answer.contains("received")));
-    assert_eq!(refused_link(&single, "one").body, "too many servers are registered (--max-links)\n");
+    assert_eq!(refused_link(&single, "one").body, "too many registered servers (--max-links)\n");
 }

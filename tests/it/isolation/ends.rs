@@ -159,7 +159,7 @@ fn sessions_at_the_aggregate_outlive_a_link() {
     edge.program.kill();
     for (peer, call) in whole.iter_mut().chain(&mut single).zip(&calls) {
         let why = complaint(&peer.answer(call));
-        assert!(why.contains("server 's' went away"), "{why}");
+        assert!(why.contains("server 's' disconnected"), "{why}");
     }
     for peer in &mut single {
         peer.ended();
@@ -184,7 +184,7 @@ fn a_new_link_is_not_confused_with_the_old() {
     let mut old = Peer::ready(&gateway, place);
     let pid = old.pid();
     gateway.program.kill();
-    edge.program.wait_for("next try in");
+    edge.program.wait_for("reconnecting in");
     let gateway = again(&gateway);
     gateway.program.wait_for("server 's' offers");
     let mut new = Peer::ready(&gateway, place);
@@ -192,7 +192,7 @@ fn a_new_link_is_not_confused_with_the_old() {
     edge.wait_for("\"hold\"");
     assert!(processes(&edge).contains(&pid), "the old process is not gone yet");
     eventually("it is gone", || !processes(&edge).contains(&pid));
-    edge.program.wait_for("the server ended");
+    edge.program.wait_for("server process exited");
     new.call("release", r#"{"key":"k"}"#);
     assert!(new.answer(&held).contains("\"k\""));
 }
@@ -285,7 +285,7 @@ fn a_process_that_quits_as_soon_as_it_is_asked() {
         for place in Place::WHOLE {
             // It may just have had the time for it.
             let answer = Peer::ready(&gateway, place).call("echo", "{}");
-            let told = answer.contains("server 's' went away") && answer.contains("exit status 0");
+            let told = answer.contains("server 's' disconnected") && answer.contains("exit status 0");
             assert!(told || member(&answer, "result").is_some(), "{answer}");
         }
     }

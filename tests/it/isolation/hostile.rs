@@ -47,12 +47,12 @@ fn a_gateway_without_sessions_gets_a_shared_server() {
     let (listener, edge) = listener();
     for frame in ["+1", "#1 {}", "-1 bye"] {
         let mut end = gateway(&listener, false);
-        edge.program.wait_for("does not know isolated sessions; all clients share one process");
+        edge.program.wait_for("does not support isolated sessions; all clients share one process");
         end.say(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"pid","arguments":{}}}"#);
         assert!(end.next().contains(&format!("\"{}\"", edge.server_pid())));
         assert_eq!(processes(&edge), [0; 0]);
         end.say(frame);
-        assert_eq!(end.farewell(), (1008, "a channel that was not agreed on".into()));
+        assert_eq!(end.farewell(), (1008, "channel frame without negotiated sessions".into()));
     }
 }
 
@@ -94,7 +94,7 @@ fn a_gateway_never_gets_more_processes_than_it_may() {
     end.say(&format!("#1000 {PING}"));
     end.find(|frame| frame == format!("#1000 {PONG}"));
     end.say("+1000");
-    assert_eq!(end.farewell(), (1008, "the number of a channel was used before".into()));
+    assert_eq!(end.farewell(), (1008, "channel number used before".into()));
     wait_for_processes(&edge, 0);
 }
 
@@ -125,7 +125,7 @@ fn an_edge_that_breaks_the_rules_is_left() {
     {
         let mut end = End::register(gateway.address, capabilities);
         end.say(frame);
-        assert_eq!(end.farewell(), (1008, "a channel that was not agreed on".into()));
+        assert_eq!(end.farewell(), (1008, "channel frame without negotiated sessions".into()));
     }
     // The original hands on whatever its server prints.
     let mut end = End::register(gateway.address, "{}");
@@ -178,7 +178,7 @@ fn a_broken_edge_affects_no_other() {
     end.request("#1 ", "x");
     end.say("-1 it is tired\u{7}");
     let answer = peer.answer(&call);
-    assert!(answer.contains("it is tired") && answer.contains("server 's' went away"), "{answer}");
+    assert!(answer.contains("it is tired") && answer.contains("server 's' disconnected"), "{answer}");
     peer.ended();
     for late in ["-1 again", "#1 {}", r##"#1 {"jsonrpc":"2.0","method":"x"}"##] {
         end.say(late);
@@ -274,7 +274,7 @@ fn calls_that_wait_for_a_process_are_bounded() {
     for (number, session) in sessions.iter().cycle().take(12).enumerate() {
         waiting.push(session.send("POST", &[BOTH], &call(number as i64, "s_t", json!({"text": &text}))));
     }
-    let busy = "too much waits already for the session's process of server 's' to start";
+    let busy = "too many messages are waiting for this session's process of server 's' to start";
     for wire in waiting.iter_mut().skip(9) {
         let answer = wire.answer().body;
         assert!(answer.contains("-32000") && answer.contains(busy), "{answer}");

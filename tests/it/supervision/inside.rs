@@ -85,7 +85,7 @@ fn a_server_that_does_not_read_is_ended_and_started_again() {
         let big = client.begin_call("s_echo", &format!("{{\"text\":\"{}\"}}", "x".repeat(1 << 20)));
         for id in [&deaf, &big] {
             let (code, message) = error(&client.answer(id));
-            let words = "server 's' was ended because it did not read its input for 0.3 s";
+            let words = "stopped server 's': it did not read its input for 0.3 s";
             assert_eq!((code, message.as_str()), (-32603, words));
         }
         assert_eq!(error(&client.call("s_echo", "{}")).0, -31002);
@@ -158,7 +158,7 @@ fn two_hundred_restarts() {
     let count = || fs::read_to_string(&starts).map_or(0, |starts| starts.lines().count());
     let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
     while_running(config(&gateway, &command(&log, &server), hasty()), || {
-        gateway.program.wait_for("registers from");
+        gateway.program.wait_for("registered from");
         gateway.program.wait_for("server 's' offers");
         let mut client: Client = gateway.client();
         let before = descriptors();
