@@ -67,8 +67,8 @@ impl<H> ConnectionLimiter<H> {
         if self.open >= self.limits.connections {
             return Err(Rejection::Full);
         }
-        let (count, most) = self.count(from);
-        if *count >= most {
+        let (count, max) = self.count(from);
+        if *count >= max {
             return Err(Rejection::Address);
         }
         *count += 1;
@@ -137,17 +137,17 @@ fn network(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn visits(
+    fn limiter(
         connections: usize,
         per_address: usize,
         loopback: usize,
-        unknown: usize,
+        unauthenticated: usize,
     ) -> ConnectionLimiter<u64> {
         ConnectionLimiter::new(&HttpLimits {
             connections,
             connections_per_address: per_address,
             connections_from_loopback: loopback,
-            connections_unauthenticated: unknown,
+            connections_unauthenticated: unauthenticated,
             ..HttpLimits::default()
         })
     }
@@ -158,47 +158,47 @@ mod tests {
 
     #[test]
     fn addresses_are_counted_by_subscriber() {
-        let mut visits = visits(100, 2, 3, 100);
-        let mut enter = |from: &str| visits.admit(ip(from), 0).map(|_| ()).err();
+        let mut limiter = limiter(100, 2, 3, 100);
+        let mut admit = |from: &str| limiter.admit(ip(from), 0).map(|_| ()).err();
         for from in ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8:0:1::1", "127.0.0.1"] {
-            assert_eq!(enter(from), None, "{from}");
+            assert_eq!(admit(from), None, "{from}");
         }
-        assert_eq!(enter("2001:db8::ffff:2"), None);
-        assert_eq!(enter("2001:db8::3"), Some(Rejection::Address), "the same network");
-        assert_eq!((enter("127.0.0.2"), enter("::1")), (None, None));
-        assert_eq!(enter("127.0.0.3"), Some(Rejection::Address));
-        assert_eq!(enter("192.0.2.1"), None);
-        assert_eq!(enter("192.0.2.1"), Some(Rejection::Address));
-        assert_eq!(visits.addresses(), 5);
+        assert_eq!(admit("2001:db8::ffff:2"), None);
+        assert_eq!(admit("2001:db8::3"), Some(Rejection::Address), "the same network");
+        assert_eq!((admit("127.0.0.2"), admit("::1")), (None, None));
+        assert_eq!(admit("127.0.0.3"), Some(Rejection::Address));
+        assert_eq!(admit("192.0.2.1"), None);
+        assert_eq!(admit("192.0.2.1"), Some(Rejection::Address));
+        assert_eq!(limiter.addresses(), 5);
     }
 
     #[test]
-    fn places_come_back() {
-        let mut visits = visits(2, 2, 2, 2);
-        let first = visits.admit(ip("192.0.2.1"), 0).unwrap().number;
-        let second = visits.admit(ip("192.0.2.1"), 0).unwrap().number;
-        assert_eq!(visits.admit(ip("192.0.2.9"), 0).unwrap_err(), Rejection::Full);
-        assert_eq!(visits.authenticated(second), Some(0));
+    fn released_permits_are_available_again() {
+        let mut limiter = limiter(2, 2, 2, 2);
+        let first = limiter.admit(ip("192.0.2.1"), 0).unwrap().number;
+        let second = limiter.admit(ip("192.0.2.1"), 0).unwrap().number;
+        assert_eq!(limiter.admit(ip("192.0.2.9"), 0).unwrap_err(), Rejection::Full);
+        assert_eq!(limiter.authenticated(second), Some(0));
         for number in [first, second] {
-            visits.release(number, ip("192.0.2.1"));
+            limiter.release(number, ip("192.0.2.1"));
         }
-        assert_eq!((visits.len(), visits.addresses(), visits.unauthenticated.len()), (0, 0, 0));
+        assert_eq!((limiter.len(), limiter.addresses(), limiter.unauthenticated.len()), (0, 0, 0));
     }
 
     #[test]
     fn the_oldest_unauthenticated_connection_is_evicted() {
-        let mut visits = visits(100, 100, 100, 3);
-        let mut enter = |handle| {
-            let place = visits.admit(ip("192.0.2.1"), handle).unwrap();
-            (place.number, place.evicted)
+        let mut limiter = limiter(100, 100, 100, 3);
+        let mut admit = |handle| {
+            let admitted = limiter.admit(ip("192.0.2.1"), handle).unwrap();
+            (admitted.number, admitted.evicted)
         };
-        let (first, _) = enter(10);
-        let pushed: Vec<_> = (11..13).map(|handle| enter(handle).1).collect();
+        let (first, _) = admit(10);
+        let pushed: Vec<_> = (11..13).map(|handle| admit(handle).1).collect();
         assert_eq!(pushed, [None, None]);
-        assert_eq!(enter(13).1, Some(10));
-        assert_eq!(visits.authenticated(first), None, "it was pushed out");
-        assert_eq!(visits.authenticated(first + 1), Some(11));
-        assert_eq!(visits.admit(ip("192.0.2.1"), 14).unwrap().evicted, None);
-        assert_eq!(visits.admit(ip("192.0.2.1"), 15).unwrap().evicted, Some(12), "what is known stays");
+        assert_eq!(admit(13).1, Some(10));
+        assert_eq!(limiter.authenticated(first), None, "it was pushed out");
+        assert_eq!(limiter.authenticated(first + 1), Some(11));
+        assert_eq!(limiter.admit(ip("192.0.2.1"), 14).unwrap().evicted, None);
+        assert_eq!(limiter.admit(ip("192.0.2.1"), 15).unwrap().evicted, Some(12), "what is known stays");
     }
 }

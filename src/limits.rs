@@ -103,7 +103,7 @@ pub struct HttpLimits {
     pub connections_unauthenticated: usize,
     /// Rejected connections that are sent a 503 or 429 response at the same time. Beyond that, and
     /// with TLS, connections are closed without a response.
-    pub turned_away: usize,
+    pub rejecting: usize,
     /// Time for the TLS handshake, which runs outside the accept loop.
     pub tls_handshake: Duration,
 }
@@ -133,7 +133,7 @@ impl Default for HttpLimits {
             connections_per_address: 128,
             connections_from_loopback: 1024,
             connections_unauthenticated: 256,
-            turned_away: 64,
+            rejecting: 64,
             tls_handshake: Duration::from_secs(10),
         }
     }
@@ -153,7 +153,7 @@ pub struct SessionLimits {
     /// Idle time after which a session may be evicted for a new one of the same principal. It need
     /// not be longer than a person's pause in the middle of work: a client whose session is gone
     /// opens a new one.
-    pub spare: Duration,
+    pub evictable_after: Duration,
     /// Sent events of one session that are kept for a client that resumes a broken stream.
     pub replay_messages: usize,
     /// Bytes of those events.
@@ -185,7 +185,7 @@ pub struct SessionLimits {
     pub keep_alive: Duration,
     /// Time without a message after which the response to a POST becomes an event stream. Most
     /// calls are done by then, and proxies usually time out after a minute.
-    pub silence: Duration,
+    pub stream_after: Duration,
 }
 
 impl Default for SessionLimits {
@@ -194,7 +194,7 @@ impl Default for SessionLimits {
             sessions: 512,
             per_principal: 256,
             idle: Duration::from_secs(30 * 60),
-            spare: Duration::from_secs(60),
+            evictable_after: Duration::from_secs(60),
             replay_messages: 256,
             replay_bytes: MIB,
             parked: 8,
@@ -208,7 +208,7 @@ impl Default for SessionLimits {
             write_bytes: 64 * KIB,
             in_flight: 64,
             keep_alive: Duration::from_secs(15),
-            silence: Duration::from_secs(15),
+            stream_after: Duration::from_secs(15),
         }
     }
 }
@@ -275,10 +275,10 @@ pub struct LinkLimits {
     /// Pending calls on one link.
     pub in_flight: usize,
     /// Time for the peer to read our close frame.
-    pub farewell: Duration,
+    pub close_time: Duration,
     /// Bytes that are read and discarded meanwhile: frames that were in transit when the close
     /// frame was sent.
-    pub farewell_bytes: usize,
+    pub close_bytes: usize,
     /// Time to connect and upgrade, at the edge.
     pub connect_time: Duration,
     /// First reconnect delay, before jitter.
@@ -334,8 +334,8 @@ impl Default for LinkLimits {
             register_bytes: 64 * KIB,
             links: 256,
             in_flight: 256,
-            farewell: Duration::from_secs(1),
-            farewell_bytes: 64 * KIB,
+            close_time: Duration::from_secs(1),
+            close_bytes: 64 * KIB,
             connect_time: Duration::from_secs(10),
             backoff_base: Duration::from_millis(500),
             backoff_cap: Duration::from_secs(30),
@@ -416,10 +416,10 @@ pub struct ChildLimits {
     /// Run time of a server that resets the restart delay.
     pub restart_reset: Duration,
     /// Time for a restarted server to answer `initialize`; it may have to be downloaded first.
-    pub greet_time: Duration,
+    pub initialize_time: Duration,
     /// How long to drain an exited child's pipes before its calls fail: they must fail within a
     /// second.
-    pub last_words: Duration,
+    pub drain_time: Duration,
     /// Time for a server that closed its stdin or stdout to exit.
     pub pipe_grace: Duration,
     /// Time from closing stdin to SIGTERM.
@@ -439,8 +439,8 @@ impl Default for ChildLimits {
             restart_base: Duration::from_secs(1),
             restart_cap: Duration::from_secs(60),
             restart_reset: Duration::from_secs(60),
-            greet_time: TOOL_TIME,
-            last_words: Duration::from_millis(500),
+            initialize_time: TOOL_TIME,
+            drain_time: Duration::from_millis(500),
             pipe_grace: Duration::from_secs(2),
             term_after: Duration::from_secs(2),
             kill_after: Duration::from_secs(5),
@@ -537,7 +537,7 @@ pub const BUDGET_RESERVE: usize = 8;
 /// three tables.
 pub const SUBSCRIPTION_BYTES: usize = 384;
 /// Interval at which a frame that waits for memory tries again.
-pub const LINK_MEMORY_LOOK: Duration = Duration::from_millis(50);
+pub const LINK_MEMORY_RETRY: Duration = Duration::from_millis(50);
 /// Time without a large frame after which the buffers of a link are released: consecutive large
 /// responses can reuse them. While more than half of the budget is taken, they are released at
 /// once.
@@ -572,7 +572,7 @@ pub const LINK_BURST: usize = 16;
 /// Number of times that a blocked write is retried in [`LinkLimits::write_stall`], even if the
 /// socket is not reported writable: the system reports that only when much of the buffer is free,
 /// and a slow line makes progress before.
-pub const STALL_LOOKS: u32 = 4;
+pub const STALL_RETRIES: u32 = 4;
 /// Longest name of an unknown environment variable for which a similar known name is suggested.
 /// Flags are a third as long.
 pub const VARIABLE_NAME: usize = 80;
@@ -582,7 +582,7 @@ pub const SERVER_ID: usize = 128;
 /// managers wait before they kill.
 pub const DRAIN_CALLS: Duration = Duration::from_secs(8);
 /// Interval at which a stopping edge checks for running calls, and for processes that were killed.
-pub const DRAIN_LOOK: Duration = Duration::from_millis(20);
+pub const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// Graceful stop: time for streams and links to end after the calls.
 pub const DRAIN: Duration = Duration::from_secs(2);
 /// Time for the task of a lost link to hand its session over to the new link; both tasks run in the
@@ -629,21 +629,21 @@ pub const INSTRUCTIONS_PART: usize = 256;
 /// Reserved capacity of a link's queue, in messages, for those that this end creates itself:
 /// responses in place of a server, and requests of the gateway. Several times the number of calls
 /// that a gateway can have in flight.
-pub const OWN_MESSAGES: usize = 1024;
+pub const RESERVED_MESSAGES: usize = 1024;
 /// Reserved capacity in bytes; such messages are small.
-pub const OWN_BYTES: usize = MIB;
+pub const RESERVED_BYTES: usize = MIB;
 /// Delay before a long-lived task continues after a panic: a task that panics every time must not
 /// use up a processor or fill the log.
 pub const PANIC_PAUSE: Duration = Duration::from_secs(1);
 /// Sessions of one principal that are examined for one to evict. The others are examined when the
 /// next session is refused.
-pub const ROOM_LOOKS: usize = 64;
+pub const EVICTION_SCAN: usize = 64;
 /// Minimum time between two list-changed notifications of one kind to all clients. A person does
 /// not notice the delay, and a storm of registrations is over in a few of them.
 pub const CHANGES_PAUSE: Duration = Duration::from_millis(500);
 /// Clients or servers that a loop over all of them handles before other tasks run: less than a
 /// millisecond of work.
-pub const PIECE: usize = 64;
+pub const YIELD_EVERY: usize = 64;
 /// Interval of the check for idle sessions.
 pub const SWEEP: Duration = Duration::from_secs(30);
 /// Default of `--max-sessions`: processes for isolated sessions at one edge.
@@ -654,18 +654,18 @@ pub const PORT: u16 = 8765;
 /// is for.
 pub const THREADS: usize = 64;
 /// Pending server-to-client requests of one client.
-pub const ASKS: usize = 64;
+pub const SERVER_REQUESTS: usize = 64;
 /// Tasks of one principal whose owner is remembered, 150 bytes each; a server seldom keeps more at
 /// a time.
-pub const TASKS: usize = 256;
+pub const TASKS_PER_PRINCIPAL: usize = 256;
 /// Tasks of all principals whose owner is remembered: 64 principals at their limit, in 3 MiB.
 pub const TASKS_ALL: usize = 16 * KIB;
 /// Bytes of each part of a client's `initialize` params that is kept, to pass it to the isolated
 /// processes of its session.
-pub const CLIENT_FACTS: usize = 64 * KIB;
+pub const CLIENT_INFO_BYTES: usize = 64 * KIB;
 /// Subscriptions requested at a time from a server that has come back: enough for a line with high
 /// latency, few compared to its calls.
-pub const WISHES: usize = 16;
+pub const SUBSCRIBES_IN_FLIGHT: usize = 16;
 /// Interval of the timeout check for calls of isolated sessions.
 pub const CHANNEL_TICK: Duration = Duration::from_secs(1);
 /// Bytes of the reason in a close frame: 125 for a control frame (RFC 6455, section 5.5) less two
@@ -692,12 +692,12 @@ pub const EVENTS: usize = 256;
 pub const BUSY_POLL: Duration = Duration::from_micros(100);
 /// Duration of a busy-poll wait that shows that other threads used the processor after this one
 /// yielded: a slice of the scheduler is some milliseconds.
-pub const SPIN_STALL: Duration = Duration::from_millis(1);
+pub const BUSY_POLL_STALL: Duration = Duration::from_millis(1);
 /// Waits spent asleep after busy polling did not pay, before it is tried again. Two tries take 0.2
 /// ms, which is little compared to this many waits that were each too long.
-pub const SPIN_REST: u32 = 32;
+pub const BUSY_POLL_REST: u32 = 32;
 /// The same after repeated failures or stalls: fewer than one in a thousand waits is busy-polled.
-pub const SPIN_REST_LONGEST: u32 = 4096;
+pub const BUSY_POLL_REST_LONGEST: u32 = 4096;
 /// Idle time of a TCP connection before it is probed. Event streams send a comment more often, so
 /// this is for idle connections and silent clients. A laptop that sleeps for less keeps its
 /// connection.
@@ -758,7 +758,7 @@ pub const LOG_GROUPS: LogLimit = LogLimit { source: 20, all: 100 };
 /// Events of a link (registered, lists, reconnecting, resumed, gone). A server reports each of its
 /// four kinds of lists at most twice in a second, and when a whole fleet reconnects at once, each
 /// server is logged.
-pub const LOG_LIFE: LogLimit = LogLimit { source: 8, all: 1000 };
+pub const LOG_LINK_EVENTS: LogLimit = LogLimit { source: 8, all: 1000 };
 /// Sources of one kind that are remembered from earlier windows.
 pub const LOG_SOURCES: usize = 256;
 /// Time to send a TLS close alert and close; a peer that does not read gets no more. Also the time

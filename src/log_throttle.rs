@@ -55,8 +55,8 @@ impl Window {
         self.since.is_none_or(|since| now.saturating_duration_since(since) >= limits::LOG_EVERY)
     }
 
-    fn has_room(&self, now: Instant, most: u32) -> bool {
-        self.is_over(now) || self.lines < most
+    fn has_room(&self, now: Instant, max: u32) -> bool {
+        self.is_over(now) || self.lines < max
     }
 
     fn add(&mut self, now: Instant) {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn one_source_gets_its_burst_in_each_window() {
+    fn each_source_gets_its_burst_per_window() {
         let (mut throttle, start) = (LogThrottle::default(), Instant::now());
         let mut same = |burst| {
             [0, 10, 999, 1000, 1001, 2500].map(|millis| {
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_and_sources_do_not_hide_each_other() {
+    fn kinds_and_sources_are_throttled_separately() {
         let (mut throttle, now) = (LogThrottle::default(), Instant::now());
         let first = Some(LeftOut::default());
         assert_eq!(throttle.due(now, "dropped", "x", LOG_WARNINGS), first);

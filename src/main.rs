@@ -66,7 +66,7 @@ fn run(command: Command) -> Result<(), FatalError> {
             let (threads, mut signals) = (config.threads, signals()?);
             let bound = Bound::new(*config)?;
             let reload = bound.reloader();
-            signals.on_hangup(move || reload.ask()).map_err(unheard)?;
+            signals.on_hangup(move || reload.request()).map_err(unheard)?;
             until_stopped(threads, signals, |stop| async move {
                 bound.serve(stop.wait()).await;
                 Ok(())
@@ -114,12 +114,12 @@ fn until_stopped<F: Future<Output = Result<(), FatalError>> + Send + 'static>(
     mut signals: StopSignals,
     program: impl FnOnce(Shutdown) -> F,
 ) -> Result<(), FatalError> {
-    let (switch, stop) = mcpport::runtime::shutdown::shutdown();
+    let (trigger, stop) = mcpport::runtime::shutdown::shutdown();
     let program = Box::pin(program(stop));
     let watch = async move {
         let signal = signals.requested().await;
         log::info!("{signal}: stopping; send it again to exit at once");
-        drop(switch);
+        drop(trigger);
         let signal = signals.requested().await;
         Err(FatalError::run(format!("{signal} again: exited at once")))
     };

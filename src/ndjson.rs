@@ -57,8 +57,8 @@ impl Lines {
         if self.buffer.len() - self.end < limits::LINE_READ / 2 {
             // Doubling keeps the cost of a long line linear. One read beyond the cap is enough to
             // detect a line that is too long.
-            let most = self.cap.saturating_add(limits::LINE_READ);
-            let wanted = self.buffer.len().saturating_mul(2).min(most);
+            let max = self.cap.saturating_add(limits::LINE_READ);
+            let wanted = self.buffer.len().saturating_mul(2).min(max);
             self.buffer.resize(wanted.max(self.end + limits::LINE_READ), 0);
         }
         self.buffer.get_mut(self.end..).unwrap_or_default()
@@ -173,8 +173,8 @@ impl Lines {
 fn find_newline(bytes: &[u8]) -> Option<usize> {
     const BLOCK: usize = 256;
     let (number, block) = bytes.chunks(BLOCK).enumerate().find(|(_, block)| block.contains(&b'\n'))?;
-    let place = block.iter().position(|byte| *byte == b'\n')?;
-    Some(number * BLOCK + place)
+    let position = block.iter().position(|byte| *byte == b'\n')?;
+    Some(number * BLOCK + position)
 }
 
 #[cfg(test)]
@@ -220,9 +220,9 @@ mod tests {
         assert_eq!(run(cap, &[input]), expected, "whole");
         let bytes: Vec<&[u8]> = input.chunks(1).collect();
         assert_eq!(run(cap, &bytes), expected, "byte by byte");
-        for place in 0..input.len() {
-            let (left, right) = input.split_at(place);
-            assert_eq!(run(cap, &[left, right]), expected, "split at {place}");
+        for position in 0..input.len() {
+            let (left, right) = input.split_at(position);
+            assert_eq!(run(cap, &[left, right]), expected, "split at {position}");
         }
     }
 
@@ -297,11 +297,11 @@ mod tests {
 
     #[test]
     fn newline_in_any_block() {
-        for place in [0, 1, 255, 256, 257, 511, 512, 1000] {
-            let mut bytes = vec![b'x'; place];
+        for position in [0, 1, 255, 256, 257, 511, 512, 1000] {
+            let mut bytes = vec![b'x'; position];
             assert_eq!(find_newline(&bytes), None);
             bytes.extend(b"\nyy\n");
-            assert_eq!(find_newline(&bytes), Some(place));
+            assert_eq!(find_newline(&bytes), Some(position));
         }
     }
 }

@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn no_origin_registers() {
+    fn registration_with_an_origin_is_refused() {
         let check = |fields: &str| {
             let request = request("GET", "/mcp/register", &format!("Host: gw.example\r\n{fields}"));
             let all = Policy { allow_origins: vec!["*".into()], ..policy(true) };

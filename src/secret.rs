@@ -64,8 +64,8 @@ impl Digest {
         if text.len() != 2 * own.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return None;
         }
-        for (place, byte) in own.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(text.get(2 * place..2 * place + 2)?, 16).ok()?;
+        for (position, byte) in own.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(text.get(2 * position..2 * position + 2)?, 16).ok()?;
         }
         Some(Self(own))
     }
@@ -108,13 +108,13 @@ mod tests {
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     #[test]
-    fn prints_stars() {
+    fn secrets_print_as_stars() {
         let secret = Secret::new("canary");
         assert_eq!(format!("{secret} {secret:?} {:?}", Digest::of(b"canary")), "*** *** ***");
     }
 
     #[test]
-    fn matches_itself_only() {
+    fn a_secret_matches_itself_only() {
         let secret = Secret::new("token-1");
         assert!(secret.matches(b"token-1"));
         for wrong in ["", "token-", "token-2", "token-1 ", "Token-1", "token-11"] {
@@ -137,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_counts() {
+    fn digests_differ_in_every_bit() {
         let right = Digest::of(b"token");
-        for place in 0..SHA256_OUTPUT_LEN {
+        for position in 0..SHA256_OUTPUT_LEN {
             for bit in 0..8 {
                 let mut other = right;
-                other.0[place] ^= 1 << bit;
-                assert!(!right.matches(&other), "{place}.{bit}");
+                other.0[position] ^= 1 << bit;
+                assert!(!right.matches(&other), "{position}.{bit}");
             }
         }
     }

@@ -25,8 +25,8 @@ impl Principal {
     pub const ANONYMOUS: Self = Self(0);
 
     /// Makes a principal from a number, where there is no token to derive it from.
-    pub fn token(place: usize) -> Self {
-        Self(place as u128 + 1)
+    pub fn token(index: usize) -> Self {
+        Self(index as u128 + 1)
     }
 
     /// Derives the principal from the label `who`, or else from the token. The token's digest is
@@ -156,11 +156,11 @@ impl Tokens {
         let mut entries: HashMap<TokenKey, TokenEntry> = HashMap::with_capacity(rules.len());
         for Rule { client, register, who, digest } in rules {
             match entries.entry(TokenKey(*digest.bytes())) {
-                map::Entry::Vacant(place) => {
-                    place.insert(TokenEntry { who, client, register });
+                map::Entry::Vacant(slot) => {
+                    slot.insert(TokenEntry { who, client, register });
                 }
-                map::Entry::Occupied(mut place) => {
-                    let entry = place.get_mut();
+                map::Entry::Occupied(mut slot) => {
+                    let entry = slot.get_mut();
                     if entry.who.is_some() && who.is_some() && entry.who != who {
                         return Err(TwoOwners);
                     }

@@ -59,8 +59,8 @@ fn is_like(name: &str, pattern: &str) -> bool {
     let mut parts: Vec<&str> = rest.split('*').collect();
     let last = parts.pop().unwrap_or_default();
     for part in parts {
-        let Some(place) = left.find(part) else { return false };
-        left = left.get(place + part.len()..).unwrap_or_default();
+        let Some(position) = left.find(part) else { return false };
+        left = left.get(position + part.len()..).unwrap_or_default();
     }
     left.ends_with(last)
 }
@@ -213,14 +213,14 @@ fn is_nearly(typed: &str, word: &str) -> bool {
 /// not separate.
 pub fn split(list: &str) -> Vec<&str> {
     let (mut out, mut start, mut inside) = (Vec::new(), 0, false);
-    for (place, byte) in list.bytes().enumerate() {
-        let so_far = list.get(start..place).unwrap_or_default().trim_start();
+    for (position, byte) in list.bytes().enumerate() {
+        let so_far = list.get(start..position).unwrap_or_default().trim_start();
         match byte {
             b'[' if so_far == "register" => inside = true,
             b']' => inside = false,
             b',' if !inside => {
                 out.push(so_far);
-                start = place + 1;
+                start = position + 1;
             }
             _ => {}
         }
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_rule_is_a_token() {
+    fn entries_without_rule_syntax_are_plain_tokens() {
         for given in [
             "client",
             "register",
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn slips() {
+    fn mistyped_rules_are_rejected() {
         for (expected, all) in [
             (
                 Mistyped::Role,
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn slips_do_not_repeat_what_was_given() {
+    fn rule_errors_do_not_echo_the_token() {
         for given in [
             "clients:canary",
             "register[canary!]:x",

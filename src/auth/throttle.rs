@@ -250,7 +250,7 @@ mod tests {
     /// The guesses that are checked are bounded, however fast they arrive, and however they are
     /// mixed with a token that is known to be wrong.
     #[test]
-    fn guesses_that_are_looked_at_are_bounded() {
+    fn checked_guesses_are_bounded() {
         let (mut guesses, start) = guesses();
         let here = source("192.0.2.1");
         let mut looked = Vec::new();

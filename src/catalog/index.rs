@@ -16,7 +16,7 @@ use std::{
 use super::UpstreamKey;
 use crate::{
     jsonrpc::quote,
-    limits::{AMBIGUOUS_SERVERS, CatalogLimits, LIST_PAGE, PIECE},
+    limits::{AMBIGUOUS_SERVERS, CatalogLimits, LIST_PAGE, YIELD_EVERY},
     mcp::{
         exposed_name::{exposed, exposed_with_hash, is_hashed},
         listing::{ListItem, ListKind, rename},
@@ -227,14 +227,14 @@ impl NameIndex {
         if name.len() > self.longest {
             return Vec::new();
         }
-        let of_pair = |(place, _): (usize, &str)| {
-            let (server_name, key) = (&name[..place], &name[place + 1..]);
+        let of_pair = |(position, _): (usize, &str)| {
+            let (server_name, key) = (&name[..position], &name[position + 1..]);
             let (server, exposed) = (server(server_name)?, exposed(server_name, key, self.longest));
             self.is_held(&exposed, server, key).then_some(exposed)
         };
         let begins = format!("{name}_");
         let from = (Bound::Excluded(begins.as_str()), Bound::Unbounded);
-        let behind = self.entries.range::<str, _>(from).take(PIECE).map(|(other, _)| other);
+        let behind = self.entries.range::<str, _>(from).take(YIELD_EVERY).map(|(other, _)| other);
         let hashed = behind.filter(|other| {
             is_hashed(other) && other.rsplit_once('_').is_some_and(|(shown, _)| shown == name)
         });

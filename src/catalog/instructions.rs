@@ -128,12 +128,12 @@ fn share_out(wants: impl Iterator<Item = usize>, room: usize) -> Vec<usize> {
         least <= room
     };
     let wants: Vec<usize> = wants.take_while(has_room).collect();
-    let mut places: Vec<usize> = (0..wants.len()).collect();
-    places.sort_by_key(|place| wants[*place]);
+    let mut positions: Vec<usize> = (0..wants.len()).collect();
+    positions.sort_by_key(|position| wants[*position]);
     let (mut left, mut shares) = (room, vec![0; wants.len()]);
-    for (number, place) in places.into_iter().enumerate() {
-        shares[place] = wants[place].min(left / (wants.len() - number));
-        left -= shares[place];
+    for (number, position) in positions.into_iter().enumerate() {
+        shares[position] = wants[position].min(left / (wants.len() - number));
+        left -= shares[position];
     }
     shares
 }
@@ -239,15 +239,15 @@ mod tests {
     }
 
     #[test]
-    fn room_is_shared_equally_and_the_rest_given_on() {
+    fn instructions_share_the_space_equally() {
         let huge = "é".repeat(INSTRUCTIONS);
         let out = of(&[("a", &huge), ("b", "Short."), ("c", &huge), ("d", &huge)]);
         assert!(out.len() <= INSTRUCTIONS && out.len() > INSTRUCTIONS - 100, "{}", out.len());
         let parts = parts(&out);
         assert_eq!(parts[1], ("b", "> Short.".into()));
-        let (least, most) = (INSTRUCTIONS / 3 - 100, INSTRUCTIONS / 3);
+        let (least, max) = (INSTRUCTIONS / 3 - 100, INSTRUCTIONS / 3);
         for (name, part) in [&parts[0], &parts[2], &parts[3]] {
-            assert!((least..=most).contains(&part.len()) && part.ends_with("é…"), "{name}: {}", part.len());
+            assert!((least..=max).contains(&part.len()) && part.ends_with("é…"), "{name}: {}", part.len());
         }
         assert!(!out.contains("left out"));
         // A single server gets all of the room.
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn each_change_shows_and_nothing_else_costs_work() {
+    fn only_changed_instructions_are_rebuilt() {
         const SERVERS: usize = 20_000;
         let mut all = Instructions::default();
         for number in 0..SERVERS {

@@ -129,11 +129,11 @@ enum Resolution {
 
 impl<H: Clone> Catalog<H> {
     /// Creates a catalog with the gateway's own tools, given as name and description.
-    pub fn new(own: &[(&str, &str)], limits: &CatalogLimits) -> Self {
+    pub fn new(built_in: &[(&str, &str)], limits: &CatalogLimits) -> Self {
         let mut boards: BTreeMap<ListKind, NameIndex> =
             ListKind::ALL.into_iter().map(|kind| (kind, NameIndex::new(kind, limits))).collect();
         if let Some(tools) = boards.get_mut(&ListKind::Tool) {
-            own.iter().for_each(|(name, listed)| tools.add_own(name, listed));
+            built_in.iter().for_each(|(name, listed)| tools.add_own(name, listed));
         }
         let (servers, ids, names) = (BTreeMap::new(), HashMap::new(), HashMap::new());
         let (with_resources, only, templates) = (BTreeSet::new(), Only::default(), Templates::default());
@@ -157,8 +157,9 @@ impl<H: Clone> Catalog<H> {
         let replaced = self.ids.get(&(principal, id.to_owned())).copied();
         let holder = self.names.get(name).filter(|key| replaced != Some(**key));
         if let Some(holder) = holder.and_then(|key| self.servers.get(key)) {
-            let own = Some(holder).filter(|holder| holder.principal == principal);
-            let (away, holder) = (own.is_some_and(|own| own.away), own.map(|own| own.id.clone()));
+            let visible = Some(holder).filter(|holder| holder.principal == principal);
+            let (away, holder) =
+                (visible.is_some_and(|visible| visible.away), visible.map(|visible| visible.id.clone()));
             return Err(NameTaken { name: name.to_owned(), holder, away });
         }
         let before = replaced.and_then(|key| self.servers.get_mut(&key));
@@ -188,8 +189,10 @@ impl<H: Clone> Catalog<H> {
         principal: Principal,
         alive: impl Fn(&H) -> bool,
     ) -> Result<(), TooOften> {
-        let own = self.ids.get(&(principal, id.to_owned())).and_then(|key| self.servers.get_mut(key));
-        let Some(server) = own.filter(|server| !server.away && alive(&server.handle)) else { return Ok(()) };
+        let entry = self.ids.get(&(principal, id.to_owned())).and_then(|key| self.servers.get_mut(key));
+        let Some(server) = entry.filter(|server| !server.away && alive(&server.handle)) else {
+            return Ok(());
+        };
         server.takeovers.retain(|at| now.saturating_duration_since(*at) < TAKEOVER_WINDOW);
         if server.takeovers.len() >= TAKEOVERS {
             return Err(TooOften);
@@ -200,7 +203,7 @@ impl<H: Clone> Catalog<H> {
 
     /// Whether the server with this id belongs to the principal and has a link that is `alive`.
     pub fn is_linked(&self, id: &str, principal: Principal, alive: impl Fn(&H) -> bool) -> bool {
-        self.own(id, principal).is_some_and(|server| !server.away && alive(&server.handle))
+        self.entry_of(id, principal).is_some_and(|server| !server.away && alive(&server.handle))
     }
 
     /// Returns the handles of the servers whose principals may no longer claim their names.
@@ -218,17 +221,17 @@ impl<H: Clone> Catalog<H> {
         self.with_resources.remove(&key);
         self.templates.remove(key);
         self.instructions.remove(server.principal, &server.name);
-        let removed = |(kind, board): (&ListKind, &mut NameIndex)| board.remove(key).then_some(*kind);
+        let removed = |(kind, index): (&ListKind, &mut NameIndex)| index.remove(key).then_some(*kind);
         let kinds = self.indexes.iter_mut().filter_map(removed).collect();
         Some((server.handle, kinds))
     }
 
     /// Returns the handle of the server with this id, if it belongs to the principal.
     pub fn holder(&self, id: &str, principal: Principal) -> Option<H> {
-        self.own(id, principal).map(|server| server.handle.clone())
+        self.entry_of(id, principal).map(|server| server.handle.clone())
     }
 
-    fn own(&self, id: &str, principal: Principal) -> Option<&CatalogEntry<H>> {
+    fn entry_of(&self, id: &str, principal: Principal) -> Option<&CatalogEntry<H>> {
         self.servers.get(self.ids.get(&(principal, id.to_owned()))?)
     }
 
@@ -245,7 +248,7 @@ impl<H: Clone> Catalog<H> {
         self.with_resources.insert(key);
         match &self.only {
             Only::Nobody => self.only = Only::One(*principal, name.clone()),
-            Only::One(owner, own) if (owner, own) == (principal, name) => {}
+            Only::One(owner, other_name) if (owner, other_name) == (principal, name) => {}
             Only::One(..) | Only::Several => self.only = Only::Several,
         }
     }
@@ -266,13 +269,13 @@ impl<H: Clone> Catalog<H> {
     /// nothing changed or the server is gone.
     pub fn set(&mut self, key: UpstreamKey, kind: ListKind, items: Vec<ListItem>) -> Option<Vec<String>> {
         let server = self.servers.get_mut(&key)?;
-        let board = self.indexes.get_mut(&kind)?;
+        let index = self.indexes.get_mut(&kind)?;
         if server.offers.get(&kind).map_or(items.is_empty(), |before| *before == items) {
             return None;
         }
         let mut warnings =
             server.offers.get(&kind).map_or_else(Vec::new, |before| altered(kind, before, &items));
-        warnings.extend(board.set(key, &server.name, &items));
+        warnings.extend(index.set(key, &server.name, &items));
         if kind == ListKind::Template {
             self.templates.set(key, items.iter().map(|item| item.key.as_str()));
         }
@@ -283,13 +286,13 @@ impl<H: Clone> Catalog<H> {
     /// Finds a tool or a prompt by its exposed name. For an unknown name that is an older form of
     /// others, returns these as [`Target::Several`].
     pub fn find(&self, kind: ListKind, exposed: &str) -> Option<Target<H>> {
-        let board = self.indexes.get(&kind)?;
-        match board.find(exposed) {
+        let index = self.indexes.get(&kind)?;
+        match index.find(exposed) {
             Some(Lookup::Own) => Some(Target::Own),
             Some(Lookup::Server(server, key)) => self.target(server, key.to_owned()),
             Some(Lookup::Several(names)) => Some(Target::Several(names)),
             None => {
-                let meant = board.meant(exposed, |server| self.names.get(server).copied());
+                let meant = index.meant(exposed, |server| self.names.get(server).copied());
                 (!meant.is_empty()).then_some(Target::Several(meant))
             }
         }
@@ -316,7 +319,9 @@ impl<H: Clone> Catalog<H> {
             return (!servers.is_empty()).then(|| Target::Several(self.forms(&servers, uri)));
         };
         match lead {
-            Resolution::Listed(server, own) | Resolution::Named(server, own) => self.target(server, own),
+            Resolution::Listed(server, server_uri) | Resolution::Named(server, server_uri) => {
+                self.target(server, server_uri)
+            }
             Resolution::Template(server) | Resolution::Only(server) => self.target(server, uri.to_owned()),
             Resolution::Several(uris) => Some(Target::Several(uris)),
         }
@@ -324,24 +329,27 @@ impl<H: Clone> Catalog<H> {
 
     /// Resolves a URI. `None`: it can mean any server that has resources, or no server has any.
     fn lead(&self, kind: ListKind, uri: &str) -> Option<Resolution> {
-        let named = uri.split_once('+').and_then(|(name, own)| Some((*self.names.get(name)?, own)));
+        let named =
+            uri.split_once('+').and_then(|(name, server_uri)| Some((*self.names.get(name)?, server_uri)));
         let other = |server: UpstreamKey| named.is_some_and(|(named, _)| named != server);
-        let listed = self.indexes.get(&kind).and_then(|board| board.find(uri));
+        let listed = self.indexes.get(&kind).and_then(|index| index.find(uri));
         let listed = match kind {
             ListKind::Template => listed.or_else(|| self.indexes.get(&ListKind::Resource)?.find(uri)),
             _ => listed,
         };
         match listed {
-            Some(Lookup::Server(server, own)) if own == uri && other(server) => {
+            Some(Lookup::Server(server, server_uri)) if server_uri == uri && other(server) => {
                 return Some(Resolution::Several(self.forms(&[server], uri)));
             }
-            Some(Lookup::Server(server, own)) => return Some(Resolution::Listed(server, own.to_owned())),
+            Some(Lookup::Server(server, server_uri)) => {
+                return Some(Resolution::Listed(server, server_uri.to_owned()));
+            }
             Some(Lookup::Several(uris)) => return Some(Resolution::Several(uris)),
             Some(Lookup::Own) | None => {}
         }
         let matching = self.templates.matching(uri);
         match (&matching[..], named) {
-            ([], Some((server, own))) => Some(Resolution::Named(server, own.to_owned())),
+            ([], Some((server, server_uri))) => Some(Resolution::Named(server, server_uri.to_owned())),
             ([], None) => match self.only {
                 Only::One(..) => self.with_resources.first().copied().map(Resolution::Only),
                 Only::Nobody | Only::Several => None,
@@ -378,7 +386,7 @@ impl<H: Clone> Catalog<H> {
         // Schemes").
         let is_web = || ["http://", "https://"].iter().any(|scheme| uri.starts_with(scheme));
         let leads_back = match self.lead(ListKind::Resource, uri) {
-            Some(Resolution::Listed(there, own)) => there == server && own == uri,
+            Some(Resolution::Listed(there, server_uri)) => there == server && server_uri == uri,
             Some(Resolution::Template(there)) => there == server,
             Some(Resolution::Only(there)) => there == server || is_web(),
             Some(Resolution::Named(..) | Resolution::Several(_)) => false,
@@ -582,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_whose_token_is_gone() {
+    fn unauthorized_lists_servers_of_revoked_tokens() {
         let mut catalog = catalog();
         let them = Principal::token(1);
         catalog.register("1", "a", US, "h1").unwrap();
@@ -615,9 +623,9 @@ mod tests {
     /// Exposed names do not depend on the order of the lists: they follow from a rule by which no
     /// two items get the same.
     #[test]
-    fn the_earlier_keeps_its_name() {
+    fn exposed_names_do_not_depend_on_list_order() {
         let hashed = |server, tool| exposed_with_hash(server, tool, 64);
-        let (dot, own) = (hashed("a", "b.c"), hashed("list", "servers"));
+        let (dot, list_servers) = (hashed("a", "b.c"), hashed("list", "servers"));
         for order in [[0, 1], [1, 0]] {
             let mut catalog = catalog();
             let one = catalog.register("1", "a_b", US, "h1").unwrap().0;
@@ -628,13 +636,13 @@ mod tests {
                 catalog.set(key, ListKind::Tool, tools(offer)).unwrap();
             }
             assert_eq!(catalog.set(list, ListKind::Tool, tools(&["servers"])).unwrap().len(), 1);
-            let expected = ["a_b__c", "a_b__d", "a_b_c", &dot, "list_servers", &own];
+            let expected = ["a_b__c", "a_b__d", "a_b_c", &dot, "list_servers", &list_servers];
             assert_eq!(listed(&catalog, ListKind::Tool), expected);
             for (name, target) in [
                 ("a_b__c", "h1 c"),
                 ("a_b_c", "h2 b_c"),
                 (&dot, "h2 b.c"),
-                (&own, "h3 servers"),
+                (&list_servers, "h3 servers"),
                 ("list_servers", "own"),
                 ("a_b_d", "one of a_b__d"),
                 ("a_b_e", "none"),
@@ -652,7 +660,7 @@ mod tests {
     }
 
     #[test]
-    fn older_forms_of_names_lead_to_an_error_with_the_new_ones() {
+    fn old_forms_of_names_get_an_error_with_the_new_ones() {
         let mut catalog = catalog();
         let one = catalog.register("1", "cam.1", US, "h1").unwrap().0;
         let two = catalog.register("2", "cam_1", US, "h2").unwrap().0;
@@ -668,7 +676,7 @@ mod tests {
     }
 
     #[test]
-    fn no_plain_name_looks_like_one_with_a_hash() {
+    fn names_that_look_hashed_are_hashed() {
         let mut catalog = catalog();
         let one = catalog.register("1", "a", US, "h1").unwrap().0;
         let imitated = exposed_with_hash("b", "c.", 64);
@@ -687,7 +695,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uri_of_two_servers_means_neither() {
+    fn a_uri_of_two_servers_is_ambiguous() {
         let mut catalog = catalog();
         let (one, _) = catalog.register("1", "one", US, "h1").unwrap();
         let (two, _) = catalog.register("2", "two", US, "h2").unwrap();
@@ -741,7 +749,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_a_template_nor_a_name_draws_reads_away() {
+    fn listed_uris_take_precedence_over_templates_and_names() {
         let mut catalog = catalog();
         let server = |catalog: &mut Catalog<_>, id, name, handle, listed: &[&str], templates: &[&str]| {
             let key = catalog.register(id, name, US, handle).unwrap().0;
@@ -770,7 +778,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_interface_of_two_servers_is_each_one_s_own() {
+    fn equal_ui_resources_are_linked_to_their_own_server() {
         let mut catalog = catalog();
         for (id, name) in [("1", "one"), ("2", "two")] {
             let key = catalog.register(id, name, US, "h").unwrap().0;
@@ -825,7 +833,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_that_describes_itself_otherwise_is_named() {
+    fn changed_tool_descriptions_are_reported() {
         let mut catalog = catalog();
         let (key, _) = catalog.register("1", "s", US, "h").unwrap();
         let offer = |tools: &[(&str, &str)]| -> Vec<ListItem> {

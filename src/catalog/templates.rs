@@ -113,7 +113,7 @@ fn fits(template: &str, uri: &str) -> bool {
         };
         let Some(following) = following else { return rest.ends_with(literal) };
         match rest.find(literal) {
-            Some(place) => rest = &rest[place + literal.len()..],
+            Some(position) => rest = &rest[position + literal.len()..],
             None => return false,
         }
         rest_of_template = following;

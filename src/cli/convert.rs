@@ -142,8 +142,8 @@ fn distinct(config: &GatewayConfig) -> Result<(), FatalError> {
         ("--status-path", &config.status_path),
         ("the registration endpoint", REGISTER_PATH),
     ];
-    for (place, (flag, path)) in paths.iter().enumerate() {
-        if let Some((other, _)) = paths.iter().take(place).find(|(_, earlier)| earlier == path) {
+    for (position, (flag, path)) in paths.iter().enumerate() {
+        if let Some((other, _)) = paths.iter().take(position).find(|(_, earlier)| earlier == path) {
             return Err(FatalError::usage(format!("{other} and {flag} have the same path {path}")));
         }
     }
@@ -199,7 +199,7 @@ fn sessions(args: &RegisterArgs) -> Result<Option<u32>, FatalError> {
             Err(FatalError::usage("--max-sessions has no effect without --sessions isolated"))
         }
         ("isolated", None) => Ok(Some(MAX_SESSIONS)),
-        ("isolated", Some(most)) => values::number("--max-sessions", most, 1..=COUNT as u32).map(Some),
+        ("isolated", Some(max)) => values::number("--max-sessions", max, 1..=COUNT as u32).map(Some),
         (other, _) => Err(FatalError::usage(format!(
             "--sessions {}: expected shared or isolated",
             util::escape::show(other)

@@ -34,8 +34,8 @@ where
     N: FromStr + PartialOrd + Display,
 {
     typed.parse().ok().filter(|number| allowed.contains(number)).ok_or_else(|| {
-        let (typed, least, most) = (util::escape::show(typed), allowed.start(), allowed.end());
-        FatalError::usage(format!("{flag} {typed}: expected a number from {least} to {most}"))
+        let (typed, least, max) = (util::escape::show(typed), allowed.start(), allowed.end());
+        FatalError::usage(format!("{flag} {typed}: expected a number from {least} to {max}"))
     })
 }
 

@@ -71,14 +71,14 @@ pub async fn run(options: DemoOptions, stop: impl Future<Output = ()>) -> Result
     };
     let edge_config = register_config(address, trust)?;
     let gateway = DemoGateway { address, tls: connector, authority: options.tls.map(|tls| tls.ca) };
-    let (switch, stopped) = crate::runtime::shutdown::shutdown();
+    let (trigger, stopped) = crate::runtime::shutdown::shutdown();
     let stop = async {
         stop.await;
         Ok(())
     };
     let work = async {
         let result = future::or(stop, play(&gateway, options.once)).await;
-        drop(switch);
+        drop(trigger);
         result
     };
     // `edge::run` returns `Ok` only after a stop, so `try_zip` does not hide the result of `work`.

@@ -51,12 +51,12 @@ pub fn schema() -> Value {
 /// Reads the mount table and queries each storage once.
 pub fn report(machine: &Machine) -> Report {
     let table = parse_mounts(&machine.bytes("proc/self/mountinfo").unwrap_or_default());
-    let most = machine.limits().entries;
+    let max = machine.limits().entries;
     let mut lines = Vec::new();
     let (mut disks, mut others) = (Vec::new(), Vec::new());
     for (mount, reason) in choose(&table) {
-        if disks.len() + others.len() == most {
-            lines.push(format!("more than {most} file systems; the rest is omitted"));
+        if disks.len() + others.len() == max {
+            lines.push(format!("more than {max} file systems; the rest is omitted"));
             break;
         }
         let space = match reason {
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_covered_mount_is_never_asked() {
+    fn covered_mounts_are_not_queried() {
         let root = "27 1 8:1 / / rw - ext4 /dev/sda1 rw\n";
         let cases: [(&str, &[&str]); 5] = [
             // NFS mounted over the disk.
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_bites_its_tail_ends() {
+    fn cyclic_mount_tables_terminate() {
         assert_eq!(chosen("5 6 8:1 / /a rw - ext4 x rw\n6 5 8:2 / /b rw - ext4 y rw"), ["/a", "/b"]);
         assert_eq!(chosen("5 5 8:1 / / rw - ext4 x rw"), ["/"]);
     }

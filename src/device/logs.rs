@@ -83,14 +83,14 @@ pub fn report(machine: &Machine, arguments: &Arguments<'_>) -> Result<Report, To
     let Some(name) = arguments.text("file")? else {
         return Err(ToolError(format!("argument `file` is missing; files that can be read: {}", known())));
     };
-    let Some(place) = find(machine, name) else {
+    let Some(log_file) = find(machine, name) else {
         return Err(ToolError(format!(
             "argument `file`: {} is not allowed; files that can be read: {}",
             show(name),
             known()
         )));
     };
-    let end = read_end(&place, limits)
+    let end = read_end(&log_file, limits)
         .map_err(|error| ToolError(format!("{} cannot be read: {}", show(name), error_words(&error))))?;
     let Tail { lines, truncated } =
         tail(&end.bytes, end.whole, usize::try_from(wanted).unwrap_or(usize::MAX));
@@ -150,12 +150,12 @@ struct FileEnd {
     whole: bool,
 }
 
-fn read_end(place: &LogFile, limits: &DeviceLimits) -> io::Result<FileEnd> {
+fn read_end(log_file: &LogFile, limits: &DeviceLimits) -> io::Result<FileEnd> {
     let mut flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    if !place.given {
+    if !log_file.given {
         flags |= OFlags::NOFOLLOW;
     }
-    let file = File::from(open(&place.path, flags, Mode::empty())?);
+    let file = File::from(open(&log_file.path, flags, Mode::empty())?);
     let found = file.metadata()?;
     if !found.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));

@@ -90,11 +90,11 @@ impl Machine {
     /// Returns the content of a file, limited to `limits.text_bytes` and then cut after the last
     /// whole line. `None` if it cannot be read.
     pub fn bytes(&self, path: &str) -> Option<Vec<u8>> {
-        let most = self.limits.text_bytes;
+        let max = self.limits.text_bytes;
         let mut bytes = Vec::new();
         let file = File::open(self.path(path)).ok()?;
-        file.take(most as u64).read_to_end(&mut bytes).ok()?;
-        if bytes.len() == most {
+        file.take(max as u64).read_to_end(&mut bytes).ok()?;
+        if bytes.len() == max {
             let end = bytes.iter().rposition(|&byte| byte == b'\n').unwrap_or(0);
             bytes.truncate(end);
         }

@@ -53,7 +53,7 @@ pub fn addresses(limits: &DeviceLimits) -> io::Result<Vec<Address>> {
     set_socket_timeout(&socket, Timeout::Recv, Some(limits.netlink_time))?;
     sendto(&socket, &request(), SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
     let mut buffer = vec![0; limits.netlink_bytes];
-    let mut reply = Reply { found: Vec::new(), most: limits.entries };
+    let mut reply = Reply { found: Vec::new(), max: limits.entries };
     loop {
         let (length, _) = recv(&socket, buffer.as_mut_slice(), RecvFlags::empty())?;
         match reply.read(buffer.get(..length).unwrap_or_default()) {
@@ -84,7 +84,7 @@ enum Part {
 /// The addresses received so far.
 struct Reply {
     found: Vec<Address>,
-    most: usize,
+    max: usize,
 }
 
 impl Reply {
@@ -97,7 +97,7 @@ impl Reply {
             match kind {
                 NLMSG_DONE => return Part::Done,
                 NLMSG_ERROR => return Part::Refused,
-                RTM_NEWADDR if self.found.len() < self.most => self.found.extend(address(body)),
+                RTM_NEWADDR if self.found.len() < self.max => self.found.extend(address(body)),
                 _ => {}
             }
             bytes = rest;
@@ -174,7 +174,7 @@ mod tests {
     }
 
     fn read(bytes: &[u8]) -> (Part, Vec<String>) {
-        let mut reply = Reply { found: Vec::new(), most: 2 };
+        let mut reply = Reply { found: Vec::new(), max: 2 };
         let part = reply.read(bytes);
         (part, reply.found.iter().map(|a| format!("{} {}/{}", a.interface, a.ip, a.prefix)).collect())
     }
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn our_end_of_a_point_to_point_link_wins_in_any_order() {
+    fn local_address_of_a_point_to_point_link_is_reported() {
         let (ours, theirs): (&[u8], &[u8]) = (&[10, 0, 0, 1], &[10, 0, 0, 2]);
         for attributes in
             [[(IFA_ADDRESS, theirs), (IFA_LOCAL, ours)], [(IFA_LOCAL, ours), (IFA_ADDRESS, theirs)]]
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_passed_over() {
+    fn malformed_netlink_messages_are_skipped() {
         let good = framed(RTM_NEWADDR, &body(AF_INET, 8, &[(IFA_LOCAL, &[127, 0, 0, 1])]));
         let cases: [(Vec<u8>, Part, usize); 8] = [
             (Vec::new(), Part::Refused, 0),

@@ -80,9 +80,9 @@ impl DeviceServer {
     /// text.
     fn params(&self, raw: Option<&RawValue>) -> Result<Map<String, Value>, Failure> {
         let Some(raw) = raw else { return Ok(Map::new()) };
-        let most = self.machine.limits().params_bytes;
-        if raw.get().len() > most {
-            return Err(Failure::params(format!("params are larger than {most} bytes")));
+        let max = self.machine.limits().params_bytes;
+        if raw.get().len() > max {
+            return Err(Failure::params(format!("params are larger than {max} bytes")));
         }
         match serde_json::from_str(raw.get()) {
             Ok(Value::Object(params)) => Ok(params),

@@ -30,7 +30,7 @@ impl Backoff {
     /// larger after a refusal and smaller while a session waits to be resumed.
     pub fn next(
         &mut self,
-        setback: LinkFailure,
+        failure: LinkFailure,
         alive: Duration,
         random: u32,
         limits: &LinkLimits,
@@ -38,7 +38,7 @@ impl Backoff {
         if alive >= limits.backoff_reset {
             self.attempts = 0;
         }
-        let cap = match setback {
+        let cap = match failure {
             LinkFailure::Lost => limits.backoff_cap,
             LinkFailure::Suspended => limits.resume_retry.min(limits.backoff_cap),
             LinkFailure::Refused => limits.backoff_refused,
@@ -55,10 +55,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grows_to_its_cap_and_starts_afresh() {
+    fn backoff_grows_to_its_cap_and_resets() {
         let limits = LinkLimits::default();
         let mut backoff = Backoff::default();
-        let mut next = |setback, alive| backoff.next(setback, Duration::from_secs(alive), u32::MAX, &limits);
+        let mut next = |failure, alive| backoff.next(failure, Duration::from_secs(alive), u32::MAX, &limits);
         let lost: Vec<_> = (0..8).map(|_| next(LinkFailure::Lost, 0).as_secs_f64()).collect();
         assert_eq!(lost, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]);
         assert_eq!(next(LinkFailure::Suspended, 0), limits.resume_retry);
@@ -79,7 +79,7 @@ mod tests {
 
     /// Many edges reconnect spread out: at most 30 of 200 in any second, none later than 90 s.
     #[test]
-    fn a_herd_is_spread() {
+    fn reconnects_are_spread_out() {
         let limits = LinkLimits::default();
         for seed in 1..=1000u64 {
             let mut state = seed;
@@ -97,8 +97,8 @@ mod tests {
                 assert!(at <= Duration::from_secs(90));
                 buckets[at.as_secs() as usize] += 1;
             }
-            let most = buckets.iter().max().copied().unwrap_or(0);
-            assert!(most <= 30, "seed {seed}: {most} of 200 in one second");
+            let max = buckets.iter().max().copied().unwrap_or(0);
+            assert!(max <= 30, "seed {seed}: {max} of 200 in one second");
         }
     }
 }

@@ -51,19 +51,19 @@ pub fn serve(
         limits: config.limits.http.clone(),
         policy: Policy { allow_origins: vec!["*".into()], ..Policy::default() },
     });
-    let crew = TaskTracker::new();
+    let tracker = TaskTracker::new();
     let accept = |mut listener: Listener| {
-        let (check, crew) = (check.clone(), crew.clone());
+        let (check, tracker) = (check.clone(), tracker.clone());
         log::info!("health check on http://{}{}", listener.local(), check.paths.join(" "));
         executor::spawn(async move {
             loop {
                 let stream = listener.accept().await;
-                if crew.len() >= check.limits.connections {
+                if tracker.len() >= check.limits.connections {
                     continue;
                 }
-                let (check, badge) = (check.clone(), crew.track());
+                let (check, guard) = (check.clone(), tracker.track());
                 let answer = async move {
-                    let _held = badge;
+                    let _held = guard;
                     check.connection(stream).await;
                 };
                 executor::spawn_guarded(answer, || log::error!("a health check request panicked"));

@@ -119,9 +119,9 @@ struct Instance {
 impl Instances {
     /// Creates an empty table. Cancelling the task group of `spawner` also kills the processes.
     pub fn new(config: &RegisterConfig, spawner: Spawner) -> Arc<Self> {
-        let room = Semaphore::new(config.sessions.unwrap_or_default() as usize);
-        let (table, crew, throttle) = (Mutex::default(), TaskTracker::new(), Mutex::default());
-        Arc::new(Self { config: config.clone(), table, permits: room, tasks: crew, spawner, throttle })
+        let permits = Semaphore::new(config.sessions.unwrap_or_default() as usize);
+        let (table, tasks, throttle) = (Mutex::default(), TaskTracker::new(), Mutex::default());
+        Arc::new(Self { config: config.clone(), table, permits, tasks, spawner, throttle })
     }
 
     fn table(&self) -> MutexGuard<'_, InstanceTable> {
@@ -166,12 +166,12 @@ impl Instances {
             begun
         };
         let session = Instance { number, begun, calls, input, lines, stopped, link: link.clone() };
-        let (sessions, badge) = (self.clone(), self.tasks.track());
-        let life = async move {
-            let _held = badge;
-            sessions.run(session).await;
+        let (instances, guard) = (self.clone(), self.tasks.track());
+        let task = async move {
+            let _held = guard;
+            instances.run(session).await;
         };
-        self.spawner.spawn(life, || log::error!("a session task panicked; other sessions are not affected"));
+        self.spawner.spawn(task, || log::error!("a session task panicked; other sessions are not affected"));
         Ok(())
     }
 

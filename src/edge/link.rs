@@ -82,10 +82,10 @@ struct EdgeTables {
 }
 
 impl EdgeState {
-    /// Creates the state without a child or a link. `sessions` are the per-session processes.
-    pub fn new(sessions: Arc<Instances>) -> Arc<Self> {
-        let (edge, delivering, oddities) = (Mutex::default(), TaskTracker::new(), Mutex::default());
-        Arc::new(Self { tables: edge, delivering, instances: sessions, log_throttle: oddities })
+    /// Creates the state without a child or a link. `instances` are the per-session processes.
+    pub fn new(instances: Arc<Instances>) -> Arc<Self> {
+        let (tables, delivering, throttle) = (Mutex::default(), TaskTracker::new(), Mutex::default());
+        Arc::new(Self { tables, delivering, instances, log_throttle: throttle })
     }
 
     fn lock(&self) -> MutexGuard<'_, EdgeTables> {
@@ -95,8 +95,8 @@ impl EdgeState {
 
     /// Logs a warning about the server, at most once a second per `kind`, with the number left out.
     fn warn_throttled(&self, kind: &'static str, what: &str) {
-        let mut oddities = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(left_out) = oddities.due(Instant::now(), kind, "", LOG_WARNINGS) {
+        let mut throttle = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left_out) = throttle.due(Instant::now(), kind, "", LOG_WARNINGS) {
             log::warn!("{what}{left_out}");
         }
     }
@@ -130,9 +130,9 @@ impl EdgeState {
     /// Installs a child that is being started and reads from `input`. Returns its generation.
     pub fn child_up(&self, input: Sender<()>) -> u64 {
         let mut shared = self.lock();
-        if let Some(hello) = shared.proxy.child_back() {
+        if let Some(initialize) = shared.proxy.child_back() {
             // The queue is new, so it has space.
-            let _ = input.send(hello);
+            let _ = input.send(initialize);
         }
         shared.child = Some(input);
         shared.generation += 1;
@@ -154,12 +154,12 @@ impl EdgeState {
 
     /// Handles a line of a child: forwards it as soon as the link has space.
     pub async fn on_child_line(&self, generation: u64, line: &str) -> LineOutcome {
-        self.deliver(generation, |edge| edge.on_child_line(line)).await
+        self.deliver(generation, |proxy| proxy.on_child_line(line)).await
     }
 
     /// Fails a request whose response cannot be used. See [`ProxyState::unusable`].
-    pub async fn unusable(&self, generation: u64, id: Option<&str>, words: &str) -> LineOutcome {
-        self.deliver(generation, |edge| edge.unusable(id, words)).await
+    pub async fn unusable(&self, generation: u64, id: Option<&str>, message: &str) -> LineOutcome {
+        self.deliver(generation, |proxy| proxy.unusable(id, message)).await
     }
 
     /// Applies `read` to the proxy state and sends the resulting frames and lines.
@@ -182,7 +182,7 @@ impl EdgeState {
         };
         let frames = match up {
             ToGateway::Gateway(frame) => vec![frame],
-            ToGateway::Stray(frame) => {
+            ToGateway::Unmatched(frame) => {
                 self.warn_throttled("stray", "the server sent a response without a matching request");
                 vec![frame]
             }
@@ -248,7 +248,7 @@ impl EdgeState {
         let message = Message::read(&line).ok().filter(|message| message.kind() == Kind::Request)?;
         // The proxy maps the id back to the one that the gateway uses.
         match shared.proxy.on_child_line(&jsonrpc::error(message.id()?, code, why)) {
-            ToGateway::Gateway(frame) | ToGateway::Stray(frame) => Some(ToChild::Gateway(frame)),
+            ToGateway::Gateway(frame) | ToGateway::Unmatched(frame) => Some(ToChild::Gateway(frame)),
             _ => None,
         }
     }
@@ -269,7 +269,7 @@ impl EdgeState {
         // Check in this order: a response counts as being delivered before its call stops counting
         // as running.
         while self.running() > 0 || !self.delivering.is_empty() {
-            Timer::after(limits::DRAIN_LOOK).await;
+            Timer::after(limits::DRAIN_POLL).await;
         }
     }
 
@@ -277,7 +277,7 @@ impl EdgeState {
     /// frames.
     pub async fn delivered(&self) {
         while !self.is_delivered() {
-            Timer::after(limits::DRAIN_LOOK).await;
+            Timer::after(limits::DRAIN_POLL).await;
         }
     }
 
@@ -329,8 +329,8 @@ impl EdgeState {
 
 /// A session whose link is lost and which the gateway may resume.
 pub struct Suspended<'a> {
-    life: LinkSession<'a>,
-    line: Outbound,
+    session: LinkSession<'a>,
+    outbound: Outbound,
     grant: ResumeGrant,
     /// When the gateway stops waiting for it.
     until: Instant,
@@ -349,32 +349,32 @@ impl Suspended<'_> {
     }
 
     fn claim(&self) -> Claim {
-        Claim { token: self.grant.token.clone(), received: self.line.received().unwrap_or_default() }
+        Claim { token: self.grant.token.clone(), received: self.outbound.received().unwrap_or_default() }
     }
 }
 
 /// Registers over a new connection and carries frames until the link ends.
 ///
-/// `kept` is the suspended session: the caller's from an earlier link, and afterwards this one's if
-/// its link was lost and can be resumed. `left` is triggered when the program stops.
+/// `suspended` is the suspended session: the caller's from an earlier link, and afterwards this
+/// one's if its link was lost and can be resumed. `left` is triggered when the program stops.
 pub async fn run<'a>(
     mut socket: WebSocket,
     state: &Arc<EdgeState>,
     config: &'a RegisterConfig,
-    kept: &mut Option<Suspended<'a>>,
+    suspended: &mut Option<Suspended<'a>>,
     left: &Shutdown,
 ) -> Outcome {
     let limits = &config.limits.link;
-    let introduced = unless_stopped(left, register(&mut socket, config, kept.as_ref())).await;
+    let registered = unless_stopped(left, register(&mut socket, config, suspended.as_ref())).await;
     // Stopped while registering. Send a close frame: the gateway may have accepted the
     // registration.
     let stops = || Err(LinkEnd::ByUs(CloseReason::new(1001, "the edge is stopping")));
-    let (frame, answer) = match introduced.unwrap_or_else(stops) {
+    let (frame, answer) = match registered.unwrap_or_else(stops) {
         Ok(answered) => answered,
         Err(ended) => {
             // With a suspended session, send no close frame: the gateway may have just resumed it,
             // and the frame would end it.
-            if kept.is_none() || left.is_triggered() {
+            if suspended.is_none() || left.is_triggered() {
                 ws_link::end(socket, VecDeque::new(), &ended, limits).await;
             }
             return outcome(ended, None, state, config);
@@ -382,12 +382,12 @@ pub async fn run<'a>(
     };
     let grant = answer.as_ref().and_then(|status| status.resume.clone());
     let accepts = answer.as_ref().and_then(|status| status.message_bytes);
-    let (mut life, mut line) = resume_or_begin(state, config, kept, grant.as_ref(), accepts);
-    if !state.link_up(life.link.clone(), line.unacknowledged()) {
+    let (mut session, mut outbound) = resume_or_begin(state, config, suspended, grant.as_ref(), accepts);
+    if !state.link_up(session.link.clone(), outbound.unacknowledged()) {
         return Outcome::Stopped;
     }
-    let ended = match life.begin(answer, &frame) {
-        Ok(()) => ws_link::drive(socket, &mut line, &mut life, limits).await,
+    let ended = match session.begin(answer, &frame) {
+        Ok(()) => ws_link::drive(socket, &mut outbound, &mut session, limits).await,
         Err(why) => {
             let ended = LinkEnd::ByUs(why);
             ws_link::end(socket, VecDeque::new(), &ended, limits).await;
@@ -395,9 +395,9 @@ pub async fn run<'a>(
         }
     };
     // An error about a child that has exited since does not apply to the next one.
-    let excused = !state.is_served() || state.generation() != life.child;
-    let refusal = match life.refusal.take() {
-        Some(why) if excused => {
+    let child_ended = !state.is_served() || state.generation() != session.child;
+    let refusal = match session.refusal.take() {
+        Some(why) if child_ended => {
             log::warn!(
                 "the gateway dropped the server, which had already exited: {}",
                 util::escape::show(&why)
@@ -411,7 +411,7 @@ pub async fn run<'a>(
             state.suspend();
             // The gateway may detect the loss later than the edge, by up to `dead_after`.
             let until = Instant::now() + grant.window + limits.resume_grace + limits.dead_after;
-            *kept = Some(Suspended { life, line, grant, until });
+            *suspended = Some(Suspended { session, outbound, grant, until });
         }
         None => state.link_down(),
     }
@@ -422,13 +422,13 @@ pub async fn run<'a>(
 async fn register(
     socket: &mut WebSocket,
     config: &RegisterConfig,
-    kept: Option<&Suspended<'_>>,
+    suspended: Option<&Suspended<'_>>,
 ) -> Result<(String, Option<Status>), LinkEnd> {
     let limits = &config.limits.link;
-    let claim = kept.map(Suspended::claim);
-    let (most, sessions) = (limits.message_bytes, config.sessions);
-    let hello = Registration::frame(&config.id, &config.name, most, sessions, claim.as_ref());
-    ws_link::send_frame(socket, hello, limits).await?;
+    let claim = suspended.map(Suspended::claim);
+    let (max, sessions) = (limits.message_bytes, config.sessions);
+    let registration = Registration::frame(&config.id, &config.name, max, sessions, claim.as_ref());
+    ws_link::send_frame(socket, registration, limits).await?;
     let frame = ws_link::recv_frame(socket, limits.message_bytes, limits).await?.to_string();
     let status = Status::read(&frame);
     Ok((frame, status))
@@ -439,26 +439,26 @@ async fn register(
 fn resume_or_begin<'a>(
     state: &Arc<EdgeState>,
     config: &'a RegisterConfig,
-    kept: &mut Option<Suspended<'a>>,
+    suspended: &mut Option<Suspended<'a>>,
     grant: Option<&ResumeGrant>,
     accepts: Option<usize>,
 ) -> (LinkSession<'a>, Outbound) {
-    if let Some(Suspended { life, mut line, .. }) = kept.take() {
+    if let Some(Suspended { session, mut outbound, .. }) = suspended.take() {
         let received = grant.and_then(|grant| grant.received);
-        if received.is_some_and(|received| line.resume(received).is_ok()) {
+        if received.is_some_and(|received| outbound.resume(received).is_ok()) {
             log::info!("link resumed");
-            return (life, line);
+            return (session, outbound);
         }
         log::warn!("the gateway did not resume the link: cancelled the open requests");
         state.link_down();
     }
     let limits = &config.limits.link;
     let (sender, receiver) = outbox::bounded(limits.queue_messages, limits.queue_bytes);
-    let mut line = Outbound::new(receiver);
+    let mut outbound = Outbound::new(receiver);
     if grant.is_some() {
-        line.count();
+        outbound.count();
     }
-    (LinkSession::new(state, config, Uplink::new(sender, accepts)), line)
+    (LinkSession::new(state, config, Uplink::new(sender, accepts)), outbound)
 }
 
 /// The edge's session on a link.
@@ -466,7 +466,7 @@ struct LinkSession<'a> {
     state: Arc<EdgeState>,
     link: Uplink,
     /// The gateway sends status frames, so it reports when the registration is complete.
-    ours: bool,
+    sends_status_frames: bool,
     /// The gateway opens a channel for each client session.
     isolated: bool,
     /// Number of the last channel that was opened.
@@ -503,7 +503,7 @@ impl LinkHandler for LinkSession<'_> {
             }
         };
         match self.state.on_gateway_frame(now, frame) {
-            None | Some(ToChild::Child(_) | ToChild::Held) => self.spoken_for(),
+            None | Some(ToChild::Child(_) | ToChild::Held) => self.on_first_message(),
             Some(ToChild::Gateway(frame)) => {
                 // The frame is a response, so there is no refusal to send to the server.
                 if let Ok(frame) = self.link.frame(None, frame) {
@@ -511,7 +511,7 @@ impl LinkHandler for LinkSession<'_> {
                     // memory.
                     self.link.queue().send_reserved(frame).map_err(does_not_read)?;
                 }
-                self.spoken_for();
+                self.on_first_message();
             }
             Some(ToChild::Status(status)) => self.status(&status),
             Some(ToChild::Drop(why)) => log::debug!("dropped {why}"),
@@ -534,9 +534,9 @@ fn does_not_read(_: SendError) -> CloseReason {
 
 impl<'a> LinkSession<'a> {
     fn new(state: &Arc<EdgeState>, config: &'a RegisterConfig, link: Uplink) -> Self {
-        let (ours, isolated, complete) = (false, false, false);
+        let (sends_status_frames, isolated, complete) = (false, false, false);
         let (state, child) = (state.clone(), state.generation());
-        Self { state, link, ours, isolated, opened: 0, config, complete, refusal: None, child }
+        Self { state, link, sends_status_frames, isolated, opened: 0, config, complete, refusal: None, child }
     }
 
     /// Handles the gateway's first frame.
@@ -555,8 +555,8 @@ impl<'a> LinkSession<'a> {
 
     /// Completes the registration on the first MCP message, if the gateway sends no status frames.
     /// Our gateway sends `registered`.
-    fn spoken_for(&mut self) {
-        if !self.ours {
+    fn on_first_message(&mut self) {
+        if !self.sends_status_frames {
             self.registered();
         }
     }
@@ -569,9 +569,9 @@ impl<'a> LinkSession<'a> {
     }
 
     fn status(&mut self, status: &Status) {
-        self.ours |= status.ours;
-        if status.ours {
-            self.state.lock().proxy.gateway_is_ours();
+        self.sends_status_frames |= status.accepts_mcpport;
+        if status.accepts_mcpport {
+            self.state.lock().proxy.gateway_reads_status_frames();
         }
         let wanted = self.config.sessions.is_some();
         self.isolated |= wanted && status.sessions;

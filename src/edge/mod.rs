@@ -72,10 +72,10 @@ async fn serve(
 ) -> Result<(), FatalError> {
     let dialer = Dialer::new(&config)?;
     let health = health::bind(&config)?;
-    let sessions = Instances::new(&config, spawner);
-    let state = EdgeState::new(sessions.clone());
+    let instances = Instances::new(&config, spawner);
+    let state = EdgeState::new(instances.clone());
     let mut supervisor = Supervisor::start(&config, &state)?;
-    let (switch, stopped) = crate::runtime::shutdown::shutdown();
+    let (trigger, stopped) = crate::runtime::shutdown::shutdown();
     let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));
     let (leaving, left) = crate::runtime::shutdown::shutdown();
     let mut links = notify::poll_if_woken(keep_linked(&config, &dialer, &state, &left));
@@ -112,13 +112,13 @@ async fn serve(
     if !matches!(end, RunEnd::Links(_)) {
         let _ = timeout::within(limits::CLOSE, links).await;
     }
-    drop((switch, health));
-    sessions.close_all();
+    drop((trigger, health));
+    instances.close_all();
     supervisor.stop().await;
-    sessions.gone().await;
+    instances.gone().await;
     match end {
         RunEnd::Stopped => Ok(()),
-        RunEnd::Server(fault) => Err(fault),
+        RunEnd::Server(error) => Err(error),
         RunEnd::Links(result) => result,
     }
 }
@@ -167,16 +167,16 @@ async fn keep_linked(
 ) -> Result<(), FatalError> {
     let limits = &config.limits.link;
     let mut backoff = Backoff::default();
-    let mut kept: Option<Suspended<'_>> = None;
+    let mut suspended: Option<Suspended<'_>> = None;
     loop {
-        let born = Instant::now();
+        let started = Instant::now();
         // Box both futures: an idle edge then does not keep the memory that the handshake needed.
         let outcome = match unless_stopped(left, Box::pin(dialer.dial())).await {
-            Some(Ok(socket)) => Box::pin(link::run(socket, state, config, &mut kept, left)).await,
+            Some(Ok(socket)) => Box::pin(link::run(socket, state, config, &mut suspended, left)).await,
             Some(Err(outcome)) => outcome,
             None => Outcome::Stopped,
         };
-        let setback = match outcome {
+        let failure = match outcome {
             Outcome::Stopped => return Ok(()),
             Outcome::Lost(why) if config.require_gateway && !state.was_registered() => {
                 return Err(FatalError::run(format!("{why}; exiting because of --require-gateway")));
@@ -204,13 +204,14 @@ async fn keep_linked(
                 LinkFailure::Refused
             }
         };
-        let too_late =
-            |kept: &mut Suspended<'_>| setback == LinkFailure::Refused || kept.until() <= Instant::now();
-        if let Some(late) = kept.take_if(too_late) {
+        let too_late = |suspended: &mut Suspended<'_>| {
+            failure == LinkFailure::Refused || suspended.until() <= Instant::now()
+        };
+        if let Some(late) = suspended.take_if(too_late) {
             late.give_up(state);
         }
-        let setback = if kept.is_some() { LinkFailure::Suspended } else { setback };
-        let delay = backoff.next(setback, born.elapsed(), random::jitter(), limits);
+        let failure = if suspended.is_some() { LinkFailure::Suspended } else { failure };
+        let delay = backoff.next(failure, started.elapsed(), random::jitter(), limits);
         log::info!("reconnecting in {:.1} s", delay.as_secs_f64());
         if unless_stopped(left, timeout::until(Instant::now().checked_add(delay))).await.is_none() {
             return Ok(());

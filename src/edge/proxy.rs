@@ -54,7 +54,7 @@ pub enum ToGateway {
     /// A restarted child refused `initialize` and has to be stopped.
     Refused,
     /// A response for the gateway, although the edge knows no request with its id.
-    Stray(String),
+    Unmatched(String),
     /// Dropped: a response to a request of an earlier link, or a line of a child that has ended.
     Stale,
     /// Dropped: the line is not a message.
@@ -120,7 +120,7 @@ pub struct ProxyState {
     /// The gateway has sent `notifications/initialized`.
     initialized: bool,
     /// The current gateway reads status frames.
-    ours: bool,
+    reads_status_frames: bool,
     /// The current gateway uses strings that contain a number as progress tokens.
     text_tokens: bool,
     /// This child has sent a request.
@@ -133,7 +133,7 @@ impl ProxyState {
     /// Handles the loss of the link. Returns `notifications/cancelled` lines for the child's open
     /// requests.
     pub fn disconnected(&mut self) -> Vec<String> {
-        (self.pending_initialize_id, self.ours, self.text_tokens) = (None, false, false);
+        (self.pending_initialize_id, self.reads_status_frames, self.text_tokens) = (None, false, false);
         self.others.clear();
         if let ChildPhase::Initializing(held) = &mut self.phase {
             *held = HeldFrames::default();
@@ -171,18 +171,18 @@ impl ProxyState {
     /// Handles the start of a new child. Returns the `initialize` line to send to it first, if
     /// there is one.
     pub fn child_back(&mut self) -> Option<String> {
-        let Some(hello) = &self.initialize_request else {
+        let Some(request) = &self.initialize_request else {
             self.phase = ChildPhase::Up;
             return None;
         };
         (self.phase, self.initialize_state) =
             (ChildPhase::Initializing(HeldFrames::default()), InitializeState::Asked);
-        Some(hello.line.clone())
+        Some(request.line.clone())
     }
 
     /// Records that the gateway of the current link reads status frames.
-    pub fn gateway_is_ours(&mut self) {
-        self.ours = true;
+    pub fn gateway_reads_status_frames(&mut self) {
+        self.reads_status_frames = true;
     }
 
     /// Refuses new requests from now on, because the program is stopping.
@@ -263,25 +263,25 @@ impl ProxyState {
     }
 
     /// Fails a request whose response from the child cannot be used, with the error message
-    /// `words`. Without an id, the response can only belong to the one open request, if there is
+    /// `message`. Without an id, the response can only belong to the one open request, if there is
     /// exactly one.
-    pub fn unusable(&mut self, id: Option<&str>, words: &str) -> ToGateway {
-        let greeting = self
+    pub fn unusable(&mut self, id: Option<&str>, message: &str) -> ToGateway {
+        let initialize = self
             .initialize_request
             .as_ref()
             .filter(|_| matches!(self.initialize_state, InitializeState::Asked));
         let id = match id {
             Some(id) => Some(id.to_owned()),
-            None if self.open.len() + self.others.len() + usize::from(greeting.is_some()) == 1 => {
+            None if self.open.len() + self.others.len() + usize::from(initialize.is_some()) == 1 => {
                 let number = self.open.first().map(u64::to_string);
                 number
                     .or_else(|| self.others.first().cloned())
-                    .or_else(|| greeting.map(|hello| hello.id.clone()))
+                    .or_else(|| initialize.map(|request| request.id.clone()))
             }
             None => None,
         };
         match id.filter(|id| self.is_open(id)) {
-            Some(id) => self.on_child_line(&jsonrpc::error(&id, jsonrpc::INTERNAL_ERROR, words)),
+            Some(id) => self.on_child_line(&jsonrpc::error(&id, jsonrpc::INTERNAL_ERROR, message)),
             None => ToGateway::Noise,
         }
     }
@@ -290,8 +290,9 @@ impl ProxyState {
     fn is_open(&self, id: &str) -> bool {
         let number = decimal(id);
         let text = number.map(|number| format!("\"{number}\""));
-        let is_hello = matches!(self.initialize_state, InitializeState::Asked) && self.is_initialize_id(id);
-        is_hello
+        let is_initialize =
+            matches!(self.initialize_state, InitializeState::Asked) && self.is_initialize_id(id);
+        is_initialize
             || number.is_some_and(|number| self.open.contains(&number))
             || self.others.contains(id)
             || text.is_some_and(|text| self.others.contains(&text))
@@ -427,7 +428,7 @@ impl ProxyState {
             return ToGateway::Gateway(message.splice(&[]));
         }
         let Some(id) = decimal(raw).filter(|id| *id < EXACT) else {
-            return ToGateway::Stray(message.splice(&[]));
+            return ToGateway::Unmatched(message.splice(&[]));
         };
         let known = self.open.remove(&id);
         let text = format!("\"{id}\"");
@@ -439,7 +440,7 @@ impl ProxyState {
         }
         let answer = message.with_id(&(id - self.offset).to_string());
         // The gateway may have cancelled the request, and drops the response itself then.
-        if known || id < self.next { ToGateway::Gateway(answer) } else { ToGateway::Stray(answer) }
+        if known || id < self.next { ToGateway::Gateway(answer) } else { ToGateway::Unmatched(answer) }
     }
 
     /// Returns the number of a progress token that the gateway sent as a number, in whatever form
@@ -453,7 +454,7 @@ impl ProxyState {
     fn is_initialize_id(&self, raw: &str) -> bool {
         self.initialize_request
             .as_ref()
-            .is_some_and(|hello| is_same(&hello.id, raw) || is_same_text(&hello.id, raw))
+            .is_some_and(|request| is_same(&request.id, raw) || is_same_text(&request.id, raw))
     }
 
     /// Handles the child's response to `initialize`.
@@ -509,7 +510,7 @@ impl ProxyState {
             ["tools", "prompts", "resources"].into_iter().filter(|kind| *kind == "tools" || declared(kind));
         let changed =
             kinds.map(|kind| jsonrpc::notification(&format!("notifications/{kind}/list_changed"), None));
-        self.ours.then(Status::restarted).into_iter().chain(changed).collect()
+        self.reads_status_frames.then(Status::restarted).into_iter().chain(changed).collect()
     }
 
     /// Returns the message with its numeric ids shifted; other ids stay unchanged.
@@ -585,23 +586,23 @@ mod tests {
     }
 
     #[test]
-    fn stopping_refuses_requests_and_lets_the_rest_pass() {
-        let mut edge = ProxyState::default();
+    fn stopping_refuses_new_requests_only() {
+        let mut proxy = ProxyState::default();
         let call = |id: u64| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call"}}"#);
-        assert_eq!(edge.gets(&call(1)), ToChild::Child(call(1)));
-        assert_eq!(edge.running(), 1);
-        edge.stop();
+        assert_eq!(proxy.gets(&call(1)), ToChild::Child(call(1)));
+        assert_eq!(proxy.running(), 1);
+        proxy.stop();
         let refusal = r#"{"jsonrpc":"2.0","id":2,"error":{"code":-31002,"message":"the edge is stopping"}}"#;
-        assert_eq!(edge.gets(&call(2)), ToChild::Gateway(refusal.into()));
+        assert_eq!(proxy.gets(&call(2)), ToChild::Gateway(refusal.into()));
         for frame in [
             r#"{"jsonrpc":"2.0","id":9,"result":{}}"#,
             r#"{"jsonrpc":"2.0","method":"notifications/message"}"#,
         ] {
-            assert_eq!(edge.gets(frame), ToChild::Child(frame.into()));
+            assert_eq!(proxy.gets(frame), ToChild::Child(frame.into()));
         }
         let answer = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
-        assert_eq!(edge.on_child_line(answer), ToGateway::Gateway(answer.into()));
-        assert_eq!(edge.running(), 0);
+        assert_eq!(proxy.on_child_line(answer), ToGateway::Gateway(answer.into()));
+        assert_eq!(proxy.running(), 0);
     }
 
     fn call(id: u64) -> String {
@@ -621,212 +622,215 @@ mod tests {
     }
 
     #[test]
-    fn the_first_link_passes_everything_as_it_is() {
-        let mut edge = ProxyState::default();
-        assert_eq!(edge.gets(&call(1)), ToChild::Child(call(1)));
-        assert_eq!(edge.on_child_line(&progress(1)), ToGateway::Gateway(progress(1)));
-        assert_eq!(edge.on_child_line(&answer(1)), ToGateway::Gateway(answer(1)));
+    fn the_first_link_forwards_messages_unchanged() {
+        let mut proxy = ProxyState::default();
+        assert_eq!(proxy.gets(&call(1)), ToChild::Child(call(1)));
+        assert_eq!(proxy.on_child_line(&progress(1)), ToGateway::Gateway(progress(1)));
+        assert_eq!(proxy.on_child_line(&answer(1)), ToGateway::Gateway(answer(1)));
         let ping = r#"{"jsonrpc":"2.0","id":"x","method":"ping"}"#;
-        assert_eq!(edge.on_child_line(ping), ToGateway::Gateway(ping.into()));
-        assert_eq!(edge.on_child_line("Listening on port 3"), ToGateway::Noise);
-        assert!(matches!(edge.gets(r#"{"status":"registered","id":"x"}"#), ToChild::Status(_)));
+        assert_eq!(proxy.on_child_line(ping), ToGateway::Gateway(ping.into()));
+        assert_eq!(proxy.on_child_line("Listening on port 3"), ToGateway::Noise);
+        assert!(matches!(proxy.gets(r#"{"status":"registered","id":"x"}"#), ToChild::Status(_)));
     }
 
     #[test]
     fn answers_and_progress_with_ids_in_another_form_are_known() {
-        let mut edge = ProxyState::default();
-        edge.gets(&call(1));
-        edge.disconnected();
+        let mut proxy = ProxyState::default();
+        proxy.gets(&call(1));
+        proxy.disconnected();
         for form in ["\"2\"", "2.0", "2e0", "20e-1", "\"2.0\""] {
-            assert_eq!(edge.gets(&call(0)), ToChild::Child(call(2)), "{form}");
+            assert_eq!(proxy.gets(&call(0)), ToChild::Child(call(2)), "{form}");
             let in_form = |text: String| {
                 text.replace(":2,", &format!(":{form},")).replace(":2}", &format!(":{form}}}"))
             };
-            assert_eq!(edge.on_child_line(&in_form(progress(2))), ToGateway::Gateway(progress(0)), "{form}");
+            assert_eq!(proxy.on_child_line(&in_form(progress(2))), ToGateway::Gateway(progress(0)), "{form}");
             let result = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
-            assert_eq!(edge.on_child_line(&result(form)), ToGateway::Gateway(result("0")), "{form}");
-            assert_eq!(edge.running(), 0, "{form}");
-            assert_eq!(edge.on_child_line(&result(form)), ToGateway::Gateway(result("0")), "again: {form}");
-            assert_eq!(edge.on_child_line(&result("\"1\"")), ToGateway::Stale, "of the link before");
+            assert_eq!(proxy.on_child_line(&result(form)), ToGateway::Gateway(result("0")), "{form}");
+            assert_eq!(proxy.running(), 0, "{form}");
+            assert_eq!(proxy.on_child_line(&result(form)), ToGateway::Gateway(result("0")), "again: {form}");
+            assert_eq!(proxy.on_child_line(&result("\"1\"")), ToGateway::Stale, "of the link before");
         }
         let named = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"m"}}"#);
         let result = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
-        edge.gets(&named("\"7\""));
+        proxy.gets(&named("\"7\""));
         assert_eq!(
-            edge.on_child_line(&result("7")),
+            proxy.on_child_line(&result("7")),
             ToGateway::Gateway(result("\"7\"")),
             "the other way round"
         );
-        assert_eq!(edge.on_child_line(&result("\"9\"")), ToGateway::Stray(result("7")), "never asked");
-        assert_eq!(edge.on_child_line(&result("\"x\"")), ToGateway::Stray(result("\"x\"")));
+        assert_eq!(proxy.on_child_line(&result("\"9\"")), ToGateway::Unmatched(result("7")), "never asked");
+        assert_eq!(proxy.on_child_line(&result("\"x\"")), ToGateway::Unmatched(result("\"x\"")));
     }
 
     #[test]
     fn an_answer_that_cannot_be_used_fails_its_request() {
-        let mut edge = ProxyState::default();
-        edge.gets(&call(1));
-        edge.disconnected();
+        let mut proxy = ProxyState::default();
+        proxy.gets(&call(1));
+        proxy.disconnected();
         let failed = |id: &str| ToGateway::Gateway(jsonrpc::error(id, jsonrpc::INTERNAL_ERROR, "no"));
         let named = r#"{"jsonrpc":"2.0","id":"x","method":"m"}"#;
         for id in [Some("2"), Some("\"2\""), None] {
-            edge.gets(&call(0));
-            assert_eq!(edge.unusable(id, "no"), failed("0"), "{id:?}");
-            assert_eq!((edge.unusable(Some("2"), "no"), edge.running()), (ToGateway::Noise, 0));
+            proxy.gets(&call(0));
+            assert_eq!(proxy.unusable(id, "no"), failed("0"), "{id:?}");
+            assert_eq!((proxy.unusable(Some("2"), "no"), proxy.running()), (ToGateway::Noise, 0));
         }
-        edge.gets(named);
-        assert_eq!(edge.unusable(None, "no"), failed("\"x\""));
-        assert_eq!(edge.unusable(None, "no"), ToGateway::Noise, "nothing is open");
-        edge.gets(named);
-        edge.gets(&call(0));
-        assert_eq!(edge.unusable(None, "no"), ToGateway::Noise, "it may be for either");
-        let mut edge = ProxyState::default();
-        edge.gets(r#"{"jsonrpc":"2.0","id":7,"method":"initialize","params":{}}"#);
-        assert_eq!(edge.unusable(None, "no"), failed("7"));
+        proxy.gets(named);
+        assert_eq!(proxy.unusable(None, "no"), failed("\"x\""));
+        assert_eq!(proxy.unusable(None, "no"), ToGateway::Noise, "nothing is open");
+        proxy.gets(named);
+        proxy.gets(&call(0));
+        assert_eq!(proxy.unusable(None, "no"), ToGateway::Noise, "it may be for either");
+        let mut proxy = ProxyState::default();
+        proxy.gets(r#"{"jsonrpc":"2.0","id":7,"method":"initialize","params":{}}"#);
+        assert_eq!(proxy.unusable(None, "no"), failed("7"));
     }
 
     #[test]
     fn initialize_may_be_answered_under_its_id_in_another_form() {
         for form in ["\"1\"", "1.0", "1e0"] {
-            let mut edge = ProxyState::default();
-            edge.gets(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
+            let mut proxy = ProxyState::default();
+            proxy.gets(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
             let answer = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
-            assert_eq!(edge.on_child_line(&answer(form)), ToGateway::Gateway(answer("1")), "{form}");
+            assert_eq!(proxy.on_child_line(&answer(form)), ToGateway::Gateway(answer("1")), "{form}");
         }
     }
 
     #[test]
     fn text_tokens_of_a_gateway_stay_as_they_are() {
-        let mut edge = ProxyState::default();
-        edge.gets(&call(5));
-        edge.disconnected();
+        let mut proxy = ProxyState::default();
+        proxy.gets(&call(5));
+        proxy.disconnected();
         let asks = r#"{"jsonrpc":"2.0","id":1,"method":"m","params":{"_meta":{"progressToken":"3"}}}"#;
-        edge.gets(asks);
+        proxy.gets(asks);
         let told = r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"3"}}"#;
-        assert_eq!(edge.on_child_line(told), ToGateway::Gateway(told.into()));
+        assert_eq!(proxy.on_child_line(told), ToGateway::Gateway(told.into()));
     }
 
     #[test]
     fn late_answers_do_not_reach_a_new_link() {
-        let mut edge = ProxyState::default();
-        edge.gets(&call(1));
-        edge.gets(&call(2));
-        edge.on_child_line(&answer(1));
-        let lines = edge.disconnected();
+        let mut proxy = ProxyState::default();
+        proxy.gets(&call(1));
+        proxy.gets(&call(2));
+        proxy.on_child_line(&answer(1));
+        let lines = proxy.disconnected();
         assert_eq!(lines.len(), 1);
         assert!(lines[0].contains("\"requestId\":2"), "{lines:?}");
-        assert_eq!(edge.gets(&call(1)), ToChild::Child(call(4)));
-        assert_eq!(edge.on_child_line(&answer(2)), ToGateway::Stale);
-        assert_eq!(edge.on_child_line(&progress(2)), ToGateway::Stale);
-        assert_eq!(edge.on_child_line(&progress(4)), ToGateway::Gateway(progress(1)));
+        assert_eq!(proxy.gets(&call(1)), ToChild::Child(call(4)));
+        assert_eq!(proxy.on_child_line(&answer(2)), ToGateway::Stale);
+        assert_eq!(proxy.on_child_line(&progress(2)), ToGateway::Stale);
+        assert_eq!(proxy.on_child_line(&progress(4)), ToGateway::Gateway(progress(1)));
         let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
-        assert_eq!(edge.gets(cancel), ToChild::Child(cancel.replace(":1}", ":4}")));
+        assert_eq!(proxy.gets(cancel), ToChild::Child(cancel.replace(":1}", ":4}")));
         assert_eq!(
-            edge.on_child_line(&answer(4)),
+            proxy.on_child_line(&answer(4)),
             ToGateway::Gateway(answer(1).replace("\"n\":1", "\"n\":4"))
         );
-        assert!(edge.disconnected().is_empty());
+        assert!(proxy.disconnected().is_empty());
     }
 
     #[test]
-    fn an_id_of_0_is_one_like_any_other() {
-        let mut edge = ProxyState::default();
+    fn an_id_of_0_is_valid() {
+        let mut proxy = ProxyState::default();
         for _ in 0..3 {
-            assert!(matches!(edge.gets(&call(0)), ToChild::Child(_)));
-            let theirs = *edge.open.first().unwrap();
+            assert!(matches!(proxy.gets(&call(0)), ToChild::Child(_)));
+            let theirs = *proxy.open.first().unwrap();
             assert!(
-                matches!(edge.on_child_line(&answer(theirs)), ToGateway::Gateway(frame) if frame.contains("\"id\":0,"))
+                matches!(proxy.on_child_line(&answer(theirs)), ToGateway::Gateway(frame) if frame.contains("\"id\":0,"))
             );
-            edge.disconnected();
+            proxy.disconnected();
         }
     }
 
     #[test]
     fn a_child_is_initialized_once() {
-        let mut edge = ProxyState::default();
-        let hello = |id| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{}}}}"#);
+        let mut proxy = ProxyState::default();
+        let initialize = |id| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{}}}}"#);
         let done = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
-        assert_eq!(edge.gets(&hello(1)), ToChild::Child(hello(1)));
-        assert_eq!(edge.on_child_line(&answer(1)), ToGateway::Gateway(answer(1)));
-        assert_eq!(edge.gets(done), ToChild::Child(done.into()));
-        assert!(edge.disconnected().is_empty());
+        assert_eq!(proxy.gets(&initialize(1)), ToChild::Child(initialize(1)));
+        assert_eq!(proxy.on_child_line(&answer(1)), ToGateway::Gateway(answer(1)));
+        assert_eq!(proxy.gets(done), ToChild::Child(done.into()));
+        assert!(proxy.disconnected().is_empty());
         let known = r#"{"jsonrpc":"2.0","id":9,"result":{"n":1}}"#;
-        assert_eq!(edge.gets(&hello(9)), ToChild::Gateway(known.into()));
-        assert!(matches!(edge.gets(done), ToChild::Drop(_)));
+        assert_eq!(proxy.gets(&initialize(9)), ToChild::Gateway(known.into()));
+        assert!(matches!(proxy.gets(done), ToChild::Drop(_)));
     }
 
     #[test]
     fn an_initialize_that_outlives_its_link_answers_the_next() {
-        let mut edge = ProxyState::default();
-        let hello = |id| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{}}}}"#);
-        edge.gets(&hello(1));
-        assert!(edge.disconnected().is_empty(), "initialize is never cancelled");
-        assert!(matches!(edge.gets(&hello(5)), ToChild::Drop(_)));
+        let mut proxy = ProxyState::default();
+        let initialize = |id| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{}}}}"#);
+        proxy.gets(&initialize(1));
+        assert!(proxy.disconnected().is_empty(), "initialize is never cancelled");
+        assert!(matches!(proxy.gets(&initialize(5)), ToChild::Drop(_)));
         assert_eq!(
-            edge.on_child_line(&answer(1)),
+            proxy.on_child_line(&answer(1)),
             ToGateway::Gateway(answer(5).replace("\"n\":5", "\"n\":1"))
         );
     }
 
     #[test]
     fn large_ids_survive_reconnects() {
-        let mut edge = ProxyState::default();
+        let mut proxy = ProxyState::default();
         for _ in 0..5000 {
             let id = SMALL - 1;
-            let ToChild::Child(line) = edge.gets(&call(id)) else { panic!("no line") };
+            let ToChild::Child(line) = proxy.gets(&call(id)) else { panic!("no line") };
             let theirs = Message::read(&line).unwrap().id().unwrap().parse().unwrap();
             assert!(theirs < EXACT);
-            let ToGateway::Gateway(frame) = edge.on_child_line(&answer(theirs)) else { panic!("no answer") };
+            let ToGateway::Gateway(frame) = proxy.on_child_line(&answer(theirs)) else { panic!("no answer") };
             assert_eq!(Message::read(&frame).unwrap().id(), Some(id.to_string().as_str()));
-            edge.disconnected();
+            proxy.disconnected();
         }
     }
 
     #[test]
     fn frames_that_must_not_reach_the_child() {
-        let mut edge = ProxyState::default();
-        edge.gets(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
+        let mut proxy = ProxyState::default();
+        proxy.gets(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
         let cancel = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}"#;
-        assert!(matches!(edge.gets(cancel), ToChild::Drop(_)), "initialize is never cancelled");
+        assert!(matches!(proxy.gets(cancel), ToChild::Drop(_)), "initialize is never cancelled");
         let ambiguous = cancel.replace(":1}", ":2,\"requestId\":3}");
-        assert!(matches!(edge.gets(&ambiguous), ToChild::Drop(_)));
-        assert!(matches!(edge.gets(&call(SMALL)), ToChild::Gateway(error) if error.contains("2^52")));
-        assert!(matches!(edge.gets(&call(EXACT)), ToChild::Child(line) if line == call(EXACT)));
+        assert!(matches!(proxy.gets(&ambiguous), ToChild::Drop(_)));
+        assert!(matches!(proxy.gets(&call(SMALL)), ToChild::Gateway(error) if error.contains("2^52")));
+        assert!(matches!(proxy.gets(&call(EXACT)), ToChild::Child(line) if line == call(EXACT)));
     }
 
     #[test]
     fn a_refused_initialize_is_asked_again() {
-        let mut edge = ProxyState::default();
-        let hello = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#;
-        edge.gets(hello);
+        let mut proxy = ProxyState::default();
+        let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#;
+        proxy.gets(initialize);
         let error = r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"no"}}"#;
-        assert_eq!(edge.on_child_line(error), ToGateway::Gateway(error.into()));
-        edge.disconnected();
-        assert!(matches!(edge.gets(hello), ToChild::Child(_)));
+        assert_eq!(proxy.on_child_line(error), ToGateway::Gateway(error.into()));
+        proxy.disconnected();
+        assert!(matches!(proxy.gets(initialize), ToChild::Child(_)));
     }
 
     #[test]
     fn a_restarted_child_that_first_refused_gets_initialized() {
-        let mut edge = running(false);
-        edge.child_gone("it crashed", None);
-        assert_eq!(edge.child_back(), Some(hello(1)));
-        assert!(matches!(edge.gets(&hello(2)), ToChild::Drop(_)));
+        let mut proxy = running(false);
+        proxy.child_gone("it crashed", None);
+        assert_eq!(proxy.child_back(), Some(initialize_request(1)));
+        assert!(matches!(proxy.gets(&initialize_request(2)), ToChild::Drop(_)));
         let error = |id| jsonrpc::error(id, 1, "not yet");
         assert_eq!(
-            edge.on_child_line(&error("1")),
+            proxy.on_child_line(&error("1")),
             ToGateway::Ready { lines: vec![], frames: vec![error("2")] }
         );
-        assert_eq!(edge.gets(&hello(3)), ToChild::Child(hello(3)));
-        assert_eq!(edge.on_child_line(&greeting(3, "{}")), ToGateway::Gateway(greeting(3, "{}")));
-        assert_eq!(edge.gets(DONE), ToChild::Child(DONE.into()));
+        assert_eq!(proxy.gets(&initialize_request(3)), ToChild::Child(initialize_request(3)));
+        assert_eq!(
+            proxy.on_child_line(&initialize_response(3, "{}")),
+            ToGateway::Gateway(initialize_response(3, "{}"))
+        );
+        assert_eq!(proxy.gets(DONE), ToChild::Child(DONE.into()));
     }
 
     const DONE: &str = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
 
-    fn hello(id: u64) -> String {
+    fn initialize_request(id: u64) -> String {
         format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{"x":1}}}}"#)
     }
 
-    fn greeting(id: u64, capabilities: &str) -> String {
+    fn initialize_response(id: u64, capabilities: &str) -> String {
         jsonrpc::result(&id.to_string(), &format!("{{\"capabilities\":{capabilities}}}"))
     }
 
@@ -834,42 +838,46 @@ mod tests {
         jsonrpc::notification(&format!("notifications/{kind}/list_changed"), None)
     }
 
-    /// Returns a proxy whose child is initialized. `ours` selects our gateway or the original one.
-    fn running(ours: bool) -> ProxyState {
-        let mut edge = ProxyState::default();
-        if ours {
-            edge.gateway_is_ours();
+    /// Returns a proxy whose child is initialized. `reads_status_frames` selects our gateway or the
+    /// original one.
+    fn running(reads_status_frames: bool) -> ProxyState {
+        let mut proxy = ProxyState::default();
+        if reads_status_frames {
+            proxy.gateway_reads_status_frames();
         }
-        assert_eq!(edge.gets(&hello(1)), ToChild::Child(hello(1)));
-        assert_eq!(edge.on_child_line(&greeting(1, "{}")), ToGateway::Gateway(greeting(1, "{}")));
-        assert_eq!(edge.gets(DONE), ToChild::Child(DONE.into()));
-        edge
+        assert_eq!(proxy.gets(&initialize_request(1)), ToChild::Child(initialize_request(1)));
+        assert_eq!(
+            proxy.on_child_line(&initialize_response(1, "{}")),
+            ToGateway::Gateway(initialize_response(1, "{}"))
+        );
+        assert_eq!(proxy.gets(DONE), ToChild::Child(DONE.into()));
+        proxy
     }
 
     #[test]
     fn open_calls_of_an_exited_child_get_errors() {
-        let mut edge = running(true);
-        edge.gets(&call(2));
-        edge.disconnected();
+        let mut proxy = running(true);
+        proxy.gets(&call(2));
+        proxy.disconnected();
         let text = r#"{"jsonrpc":"2.0","id":"a","method":"m"}"#;
         for (frame, line) in [(call(2), call(2 + 3)), (call(3), call(3 + 3)), (text.into(), text.into())] {
-            assert_eq!(edge.gets(&frame), ToChild::Child(line));
+            assert_eq!(proxy.gets(&frame), ToChild::Child(line));
         }
-        edge.on_child_line(&answer(5));
+        proxy.on_child_line(&answer(5));
         let error = |id| jsonrpc::error(id, jsonrpc::INTERNAL_ERROR, "server 's' exited with status 3");
-        assert_eq!(edge.child_gone("server 's' exited with status 3", None), [error("3"), error("\"a\"")]);
-        assert_eq!(edge.on_child_line(&answer(6)), ToGateway::Stale, "it is dead");
-        assert!(edge.child_gone("x", None).is_empty(), "once is enough");
-        assert!(edge.disconnected().is_empty());
+        assert_eq!(proxy.child_gone("server 's' exited with status 3", None), [error("3"), error("\"a\"")]);
+        assert_eq!(proxy.on_child_line(&answer(6)), ToGateway::Stale, "it is dead");
+        assert!(proxy.child_gone("x", None).is_empty(), "once is enough");
+        assert!(proxy.disconnected().is_empty());
     }
 
     #[test]
     fn calls_to_a_stopped_child_fail_at_once() {
-        let (mut edge, now) = (running(true), Instant::now());
-        edge.child_gone("server 's' exited with status 3", Some(now + Duration::from_millis(1500)));
-        assert!(!edge.is_up());
+        let (mut proxy, now) = (running(true), Instant::now());
+        proxy.child_gone("server 's' exited with status 3", Some(now + Duration::from_millis(1500)));
+        assert!(!proxy.is_up());
         for (after, words) in [(0, "restarting in 1.5 s"), (1400, "in 0.1 s"), (1500, "restarting now")] {
-            let down = edge.on_gateway_frame(now + Duration::from_millis(after), &call(7));
+            let down = proxy.on_gateway_frame(now + Duration::from_millis(after), &call(7));
             let ToChild::Gateway(error) = down else { panic!("{down:?}") };
             let error = Message::read(&error).unwrap();
             assert_eq!(error.id(), Some("7"));
@@ -881,156 +889,165 @@ mod tests {
             );
         }
         for frame in [changed("roots"), answer(1), progress(1)] {
-            assert!(matches!(edge.gets(&frame), ToChild::Drop(_)), "{frame}");
+            assert!(matches!(proxy.gets(&frame), ToChild::Drop(_)), "{frame}");
         }
-        edge.child_gone("server 's' cannot be started", None);
+        proxy.child_gone("server 's' cannot be started", None);
         assert!(
-            matches!(edge.gets(&call(8)), ToChild::Gateway(error) if error.contains("cannot be started\""))
+            matches!(proxy.gets(&call(8)), ToChild::Gateway(error) if error.contains("cannot be started\""))
         );
     }
 
     #[test]
     fn a_restarted_child_is_initialized_and_announced() {
-        for (ours, capabilities, told) in [
+        for (reads_status_frames, capabilities, told) in [
             (true, r#"{"prompts":{}}"#, vec![Status::restarted(), changed("tools"), changed("prompts")]),
             (false, r#"{"tools":{},"resources":{}}"#, vec![changed("tools"), changed("resources")]),
         ] {
-            let mut edge = running(ours);
-            edge.child_gone("x", None);
-            assert_eq!(edge.child_back(), Some(hello(1)), "as the gateway sent it");
-            assert!(edge.is_initializing() && !edge.is_up());
+            let mut proxy = running(reads_status_frames);
+            proxy.child_gone("x", None);
+            assert_eq!(proxy.child_back(), Some(initialize_request(1)), "as the gateway sent it");
+            assert!(proxy.is_initializing() && !proxy.is_up());
             // Gateway messages are held in order; messages of the child pass.
             for frame in [call(2), changed("roots"), call(3)] {
-                assert_eq!(edge.gets(&frame), ToChild::Held);
+                assert_eq!(proxy.gets(&frame), ToChild::Held);
             }
-            assert_eq!(edge.on_child_line(&changed("tools")), ToGateway::Gateway(changed("tools")));
-            assert!(matches!(edge.gets(&answer(9)), ToChild::Drop(_)), "an answer to the dead one");
+            assert_eq!(proxy.on_child_line(&changed("tools")), ToGateway::Gateway(changed("tools")));
+            assert!(matches!(proxy.gets(&answer(9)), ToChild::Drop(_)), "an answer to the dead one");
             let lines = vec![DONE.into(), call(2), changed("roots"), call(3)];
             assert_eq!(
-                edge.on_child_line(&greeting(1, capabilities)),
+                proxy.on_child_line(&initialize_response(1, capabilities)),
                 ToGateway::Ready { lines, frames: told }
             );
-            assert!(edge.is_up());
-            assert_eq!(edge.on_child_line(&answer(2)), ToGateway::Gateway(answer(2)));
+            assert!(proxy.is_up());
+            assert_eq!(proxy.on_child_line(&answer(2)), ToGateway::Gateway(answer(2)));
             assert_eq!(
-                edge.gets(&hello(9)),
-                ToChild::Gateway(greeting(9, capabilities)),
+                proxy.gets(&initialize_request(9)),
+                ToChild::Gateway(initialize_response(9, capabilities)),
                 "the new result is kept"
             );
-            assert_eq!(edge.child_gone("x", None).len(), 1);
+            assert_eq!(proxy.child_gone("x", None).len(), 1);
         }
     }
 
     #[test]
-    fn a_child_that_asks_before_it_answers_is_answered() {
-        let mut edge = running(true);
-        edge.child_gone("x", None);
-        edge.child_back();
+    fn requests_of_an_initializing_child_are_answered() {
+        let mut proxy = running(true);
+        proxy.child_gone("x", None);
+        proxy.child_back();
         let ping = r#"{"jsonrpc":"2.0","id":9,"method":"ping"}"#;
-        assert_eq!(edge.on_child_line(ping), ToGateway::Gateway(ping.into()));
-        assert_eq!(edge.gets(&answer(9)), ToChild::Child(answer(9)));
+        assert_eq!(proxy.on_child_line(ping), ToGateway::Gateway(ping.into()));
+        assert_eq!(proxy.gets(&answer(9)), ToChild::Child(answer(9)));
     }
 
     #[test]
     fn held_frames_are_bounded_and_fail_with_the_child() {
-        let mut edge = running(true);
-        edge.child_gone("x", None);
-        edge.child_back();
+        let mut proxy = running(true);
+        proxy.child_gone("x", None);
+        proxy.child_back();
         for id in 0..EDGE_HELD as u64 {
-            assert_eq!(edge.gets(&call(id)), ToChild::Held);
+            assert_eq!(proxy.gets(&call(id)), ToChild::Held);
         }
-        assert!(matches!(edge.gets(&call(999)), ToChild::Gateway(busy) if busy.contains("-32000")));
-        assert!(matches!(edge.gets(&changed("roots")), ToChild::Drop(_)));
-        assert_eq!(edge.child_gone("it died again", None).len(), EDGE_HELD);
-        edge.child_back();
+        assert!(matches!(proxy.gets(&call(999)), ToChild::Gateway(busy) if busy.contains("-32000")));
+        assert!(matches!(proxy.gets(&changed("roots")), ToChild::Drop(_)));
+        assert_eq!(proxy.child_gone("it died again", None).len(), EDGE_HELD);
+        proxy.child_back();
         let large = call(1).replace("tools/call", &"x".repeat(EDGE_HELD_BYTES / 2));
-        assert_eq!(edge.gets(&large), ToChild::Held);
-        assert!(matches!(edge.gets(&large), ToChild::Gateway(_)));
-        edge.disconnected();
-        assert_eq!(edge.child_gone("x", None), [""; 0], "nobody waits any more");
+        assert_eq!(proxy.gets(&large), ToChild::Held);
+        assert!(matches!(proxy.gets(&large), ToChild::Gateway(_)));
+        proxy.disconnected();
+        assert_eq!(proxy.child_gone("x", None), [""; 0], "nobody waits any more");
     }
 
     #[test]
     fn the_first_initialize_waits_for_the_next_child() {
-        let mut edge = ProxyState::default();
-        edge.gets(&hello(1));
-        assert!(edge.child_gone("x", None).is_empty(), "it is not failed");
-        assert!(edge.child_gone("x", None).is_empty());
+        let mut proxy = ProxyState::default();
+        proxy.gets(&initialize_request(1));
+        assert!(proxy.child_gone("x", None).is_empty(), "it is not failed");
+        assert!(proxy.child_gone("x", None).is_empty());
         for _ in 0..3 {
-            assert_eq!(edge.child_back(), Some(hello(1)));
-            assert!(edge.child_gone("x", None).is_empty());
+            assert_eq!(proxy.child_back(), Some(initialize_request(1)));
+            assert!(proxy.child_gone("x", None).is_empty());
         }
-        assert_eq!(edge.child_back(), Some(hello(1)));
-        let frames = vec![greeting(1, "{}")];
-        assert_eq!(edge.on_child_line(&greeting(1, "{}")), ToGateway::Ready { lines: vec![], frames });
-        assert_eq!(edge.gets(DONE), ToChild::Child(DONE.into()), "by the gateway, as ever");
+        assert_eq!(proxy.child_back(), Some(initialize_request(1)));
+        let frames = vec![initialize_response(1, "{}")];
+        assert_eq!(
+            proxy.on_child_line(&initialize_response(1, "{}")),
+            ToGateway::Ready { lines: vec![], frames }
+        );
+        assert_eq!(proxy.gets(DONE), ToChild::Child(DONE.into()), "by the gateway, as ever");
     }
 
     #[test]
     fn an_initialize_while_the_child_is_down_waits_for_it() {
         // The very first `initialize`.
-        let mut edge = ProxyState::default();
-        edge.child_gone("x", None);
-        assert!(matches!(edge.gets(&hello(4)), ToChild::Drop(_)));
-        assert_eq!(edge.child_back(), Some(hello(4)));
-        let frames = vec![greeting(4, "{}")];
-        assert_eq!(edge.on_child_line(&greeting(4, "{}")), ToGateway::Ready { lines: vec![], frames });
-        // An `initialize` of a later link: it gets the result of the new child.
-        let mut edge = running(true);
-        edge.child_gone("x", None);
-        edge.disconnected();
-        assert!(matches!(edge.gets(&hello(5)), ToChild::Drop(_)));
-        assert_eq!(edge.child_back(), Some(hello(1)));
-        let (lines, frames) = (vec![DONE.into()], vec![greeting(5, "{\"a\":1}")]);
-        assert_eq!(edge.on_child_line(&greeting(1, "{\"a\":1}")), ToGateway::Ready { lines, frames });
-        assert!(matches!(edge.gets(DONE), ToChild::Drop(_)), "it was told already");
-        // While the new child initializes, and with `initialized` arriving too early.
-        edge.child_gone("x", None);
-        edge.child_back();
-        edge.disconnected();
-        edge.gets(&hello(6));
-        assert!(
-            matches!(edge.on_child_line(&greeting(1, "{}")), ToGateway::Ready { frames, .. } if frames.len() == 1)
+        let mut proxy = ProxyState::default();
+        proxy.child_gone("x", None);
+        assert!(matches!(proxy.gets(&initialize_request(4)), ToChild::Drop(_)));
+        assert_eq!(proxy.child_back(), Some(initialize_request(4)));
+        let frames = vec![initialize_response(4, "{}")];
+        assert_eq!(
+            proxy.on_child_line(&initialize_response(4, "{}")),
+            ToGateway::Ready { lines: vec![], frames }
         );
-        edge.child_gone("x", None);
-        assert!(matches!(edge.gets(DONE), ToChild::Drop(_)));
-        edge.child_back();
+        // An `initialize` of a later link: it gets the result of the new child.
+        let mut proxy = running(true);
+        proxy.child_gone("x", None);
+        proxy.disconnected();
+        assert!(matches!(proxy.gets(&initialize_request(5)), ToChild::Drop(_)));
+        assert_eq!(proxy.child_back(), Some(initialize_request(1)));
+        let (lines, frames) = (vec![DONE.into()], vec![initialize_response(5, "{\"a\":1}")]);
+        assert_eq!(
+            proxy.on_child_line(&initialize_response(1, "{\"a\":1}")),
+            ToGateway::Ready { lines, frames }
+        );
+        assert!(matches!(proxy.gets(DONE), ToChild::Drop(_)), "it was told already");
+        // While the new child initializes, and with `initialized` arriving too early.
+        proxy.child_gone("x", None);
+        proxy.child_back();
+        proxy.disconnected();
+        proxy.gets(&initialize_request(6));
         assert!(
-            matches!(edge.on_child_line(&greeting(1, "{}")), ToGateway::Ready { lines, .. } if lines == [DONE.to_owned()])
+            matches!(proxy.on_child_line(&initialize_response(1, "{}")), ToGateway::Ready { frames, .. } if frames.len() == 1)
+        );
+        proxy.child_gone("x", None);
+        assert!(matches!(proxy.gets(DONE), ToChild::Drop(_)));
+        proxy.child_back();
+        assert!(
+            matches!(proxy.on_child_line(&initialize_response(1, "{}")), ToGateway::Ready { lines, .. } if lines == [DONE.to_owned()])
         );
     }
 
     #[test]
-    fn a_child_that_will_not_be_initialized_again_is_of_no_use() {
+    fn a_child_that_refuses_reinitialize_is_restarted() {
         let refusal = jsonrpc::error("1", -32603, "no");
-        let mut edge = running(true);
-        edge.child_gone("x", None);
-        edge.child_back();
-        edge.gets(&call(2));
-        assert_eq!(edge.on_child_line(&refusal), ToGateway::Refused);
-        assert_eq!(edge.child_gone("x", None).len(), 1, "what waited is failed");
-        assert_eq!(edge.child_back(), Some(hello(1)), "the next one may");
+        let mut proxy = running(true);
+        proxy.child_gone("x", None);
+        proxy.child_back();
+        proxy.gets(&call(2));
+        assert_eq!(proxy.on_child_line(&refusal), ToGateway::Refused);
+        assert_eq!(proxy.child_gone("x", None).len(), 1, "what waited is failed");
+        assert_eq!(proxy.child_back(), Some(initialize_request(1)), "the next one may");
         // If the gateway waits for `initialize`, it gets the error instead.
-        edge.disconnected();
-        edge.gets(&hello(7));
-        let ToGateway::Ready { frames, .. } = edge.on_child_line(&refusal) else { panic!("not ready") };
+        proxy.disconnected();
+        proxy.gets(&initialize_request(7));
+        let ToGateway::Ready { frames, .. } = proxy.on_child_line(&refusal) else { panic!("not ready") };
         assert_eq!(frames, [jsonrpc::error("7", -32603, "no")]);
-        assert!(matches!(edge.gets(&hello(8)), ToChild::Child(_)), "and asks the child itself");
+        assert!(matches!(proxy.gets(&initialize_request(8)), ToChild::Child(_)), "and asks the child itself");
     }
 
     #[test]
     fn only_the_newest_open_requests_are_remembered() {
-        let mut edge = running(true);
+        let mut proxy = running(true);
         for id in 0..EDGE_OPEN as u64 + 10 {
-            edge.gets(&call(id + 2));
-            edge.gets(&format!(r#"{{"jsonrpc":"2.0","id":"{id}","method":"m"}}"#));
+            proxy.gets(&call(id + 2));
+            proxy.gets(&format!(r#"{{"jsonrpc":"2.0","id":"{id}","method":"m"}}"#));
         }
         let long = "x".repeat(ID_BYTES);
         assert!(matches!(
-            edge.gets(&format!(r#"{{"jsonrpc":"2.0","id":"{long}","method":"m"}}"#)),
+            proxy.gets(&format!(r#"{{"jsonrpc":"2.0","id":"{long}","method":"m"}}"#)),
             ToChild::Child(_)
         ));
-        let failed = edge.child_gone("x", None);
+        let failed = proxy.child_gone("x", None);
         assert_eq!(failed.len(), 2 * EDGE_OPEN);
         assert!(failed[0].contains("\"id\":12,") && !failed.concat().contains(&long));
     }

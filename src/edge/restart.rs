@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn chance_takes_up_to_a_quarter() {
+    fn jitter_shortens_the_delay_by_up_to_a_quarter() {
         let mut restarts = Restarts::default();
         for step in 0..1000 {
             let whole = next(&mut restarts.clone(), Restart::Always, Ending::Failed, 0, 0).unwrap();

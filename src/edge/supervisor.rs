@@ -33,7 +33,7 @@ pub struct Supervisor<'a> {
     server: Option<StdioBackend>,
     /// Number of the last start.
     generation: u64,
-    born: Instant,
+    started: Instant,
     /// When to retry the first start, if it failed.
     retry: Option<Instant>,
 }
@@ -51,12 +51,12 @@ impl<'a> Supervisor<'a> {
             restarts: Restarts::default(),
             server: None,
             generation: 0,
-            born: Instant::now(),
+            started: Instant::now(),
             retry: None,
         };
         let Err(fault) = supervisor.launch() else { return Ok(supervisor) };
-        let watched = signals::has_terminal();
-        let delay = if watched { None } else { supervisor.delay(Ending::Failed, Duration::ZERO) };
+        let has_terminal = signals::has_terminal();
+        let delay = if has_terminal { None } else { supervisor.delay(Ending::Failed, Duration::ZERO) };
         supervisor.retry = supervisor.down(&format!("server '{}': {fault}", config.name), delay);
         if supervisor.retry.is_some() { Ok(supervisor) } else { Err(fault) }
     }
@@ -71,7 +71,7 @@ impl<'a> Supervisor<'a> {
         }
         loop {
             let reason = self.ended().await;
-            let alive = self.born.elapsed();
+            let alive = self.started.elapsed();
             let name = &self.config.name;
             let due = match &reason {
                 None => {
@@ -114,11 +114,11 @@ impl<'a> Supervisor<'a> {
         let limits = &self.config.limits.child;
         let (state, generation) = (self.state.clone(), self.generation);
         let silent = async {
-            timeout::until(self.born.checked_add(limits.greet_time)).await;
+            timeout::until(self.started.checked_add(limits.initialize_time)).await;
             if !state.is_initializing(generation) {
                 future::pending::<()>().await;
             }
-            Some(format!("it did not answer initialize within {} s", limits.greet_time.as_secs_f64()))
+            Some(format!("it did not answer initialize within {} s", limits.initialize_time.as_secs_f64()))
         };
         match &mut self.server {
             Some(server) => future::or(server.ended(limits), silent).await,
@@ -176,7 +176,7 @@ impl<'a> Supervisor<'a> {
     fn launch(&mut self) -> Result<(), FatalError> {
         let (input, lines) = StdioBackend::queue(self.config);
         self.generation = self.state.child_up(input.clone());
-        self.born = Instant::now();
+        self.started = Instant::now();
         let outlet = Outlet::Shared(self.state.clone(), self.generation);
         self.server = Some(StdioBackend::start(self.config, outlet, input, lines)?);
         Ok(())

@@ -16,7 +16,7 @@ use crate::{
         response::{self, Response},
         types::StatusCode,
     },
-    limits::{LOG_LIFE, LOG_WARNINGS, LogLimit},
+    limits::{LOG_LINK_EVENTS, LOG_WARNINGS, LogLimit},
     net::{clock, stream::Stream, timeout},
     runtime::{
         executor,
@@ -31,7 +31,7 @@ pub struct ConnectionPermit {
     number: u64,
     /// Ends the connection when dropped. Held from the first authenticated request on; until then
     /// the limiter holds it, to evict the connection.
-    kept: Option<ShutdownTrigger>,
+    eviction_trigger: Option<ShutdownTrigger>,
 }
 
 impl ConnectionPermit {
@@ -41,28 +41,29 @@ impl ConnectionPermit {
     /// # Errors
     /// [`Rejection`], with the limit that is reached.
     pub fn acquire(gateway: &Arc<Gateway>, address: IpAddr) -> Result<(Self, Shutdown), Rejection> {
-        let (switch, pushed_out) = crate::runtime::shutdown::shutdown();
-        let place = gateway.connections().admit(address, switch)?;
-        if place.evicted.is_some() {
+        let (trigger, evicted) = crate::runtime::shutdown::shutdown();
+        let admitted = gateway.connections().admit(address, trigger)?;
+        if admitted.evicted.is_some() {
             gateway.stats.evicted.add();
             let line = "closed an idle connection to admit another";
             gateway.warn_throttled("pushed_out", address, line);
         }
-        let visit = Self { gateway: gateway.clone(), address, number: place.number, kept: None };
-        Ok((visit, pushed_out))
+        let permit =
+            Self { gateway: gateway.clone(), address, number: admitted.number, eviction_trigger: None };
+        Ok((permit, evicted))
     }
 
     /// Marks the connection as authenticated, so that it is no longer evicted for newer ones.
     pub fn authenticated(&mut self) {
-        if self.kept.is_none() {
-            self.kept = self.gateway.connections().authenticated(self.number);
+        if self.eviction_trigger.is_none() {
+            self.eviction_trigger = self.gateway.connections().authenticated(self.number);
         }
     }
 
     /// Releases the permit early. The connection's task keeps running until the returned trigger is
     /// dropped.
     pub fn release(mut self) -> Option<ShutdownTrigger> {
-        self.kept.take()
+        self.eviction_trigger.take()
     }
 }
 
@@ -80,8 +81,14 @@ impl Gateway {
     }
 
     /// Logs a state change of a link, throttled by the name of its server.
-    pub(super) fn log_life(&self, level: log::Level, kind: &'static str, server: &str, line: impl Display) {
-        self.log_throttled(level, kind, server, LOG_LIFE, line);
+    pub(super) fn log_link_event(
+        &self,
+        level: log::Level,
+        kind: &'static str,
+        server: &str,
+        line: impl Display,
+    ) {
+        self.log_throttled(level, kind, server, LOG_LINK_EVENTS, line);
     }
 
     /// Logs a line that a peer can cause at will, throttled by `kind` and `source` (a name or an
@@ -104,7 +111,7 @@ impl Gateway {
 }
 
 /// Rejects a connection without a permit: sends 503 or 429 with `Retry-After`. With TLS, or when
-/// `turned_away` rejections are already being sent, the connection is closed without a response.
+/// `rejecting` rejections are already being sent, the connection is closed without a response.
 pub fn reject(gateway: &Arc<Gateway>, stream: Stream, why: Rejection) {
     gateway.stats.rejected.add();
     let (status, text) = match why {
@@ -121,13 +128,13 @@ pub fn reject(gateway: &Arc<Gateway>, stream: Stream, why: Rejection) {
         format_args!("rejected a connection from {from}: {}", text.trim_end()),
     );
     let limits = &gateway.config.limits.http;
-    if gateway.config.tls.is_some() || gateway.rejecting.len() >= limits.turned_away {
+    if gateway.config.tls.is_some() || gateway.rejecting.len() >= limits.rejecting {
         return;
     }
     let response = Response::new(status).field("Retry-After", "1").text(text);
-    let (badge, drain) = (gateway.rejecting.track(), (limits.drain_time, limits.drain_bytes));
+    let (guard, drain) = (gateway.rejecting.track(), (limits.drain_time, limits.drain_bytes));
     let told = async move {
-        let _held = badge;
+        let _held = guard;
         // Best effort: the peer may not read the response.
         let _ = timeout::within(drain.0, tell(stream, &response, drain)).await;
     };

@@ -34,30 +34,30 @@ impl Gateway {
     }
 
     /// Sends the notifications of recorded changes. Never returns.
-    pub(super) async fn tell_changes(self: Arc<Self>) {
+    pub(super) async fn notify_changes(self: Arc<Self>) {
         loop {
             let due = self.changes().due();
-            let ringing = async {
+            let recorded = async {
                 // The sender is in the same struct as the receiver, so this cannot fail.
                 let _ = self.changed.1.recv().await;
             };
-            future::or(ringing, timeout::until(due)).await;
+            future::or(recorded, timeout::until(due)).await;
             let due = self.changes().take(Instant::now());
             if !due.is_empty() {
-                self.tell_all(&due).await;
+                self.notify_all(&due).await;
             }
         }
     }
 
     /// Notifies all sessions of the aggregate endpoint. A client that was initialized after the
     /// last change has already seen it, and is skipped.
-    async fn tell_all(&self, due: &[(&'static str, Instant)]) {
+    async fn notify_all(&self, due: &[(&'static str, Instant)]) {
         let clients: Vec<Arc<Session>> = self.sessions().at(None).cloned().collect();
-        for piece in clients.chunks(limits::PIECE) {
-            for client in piece {
+        for chunk in clients.chunks(limits::YIELD_EVERY) {
+            for client in chunk {
                 let Some(since) = client.initialized_at() else { continue };
                 for (notification, _) in due.iter().filter(|(_, changed)| since <= *changed) {
-                    client.notice(&jsonrpc::notification(notification, None), &self.stats);
+                    client.notify(&jsonrpc::notification(notification, None), &self.stats);
                 }
             }
             future::yield_now().await;

@@ -60,11 +60,11 @@ impl NewLink {
     /// as soon as they are no longer needed, so that an idle link holds neither.
     pub async fn serve(self) {
         let Self { connection, upgrade, principal, share } = self;
-        let badge = connection.gateway.links.track();
+        let guard = connection.gateway.links.track();
         let peer = connection.web.stream.peer();
-        let Connection { gateway, web, permit: visit, .. } = connection;
-        let entering = async {
-            let (stream, glued) = match web.upgrade(&upgrade).await {
+        let Connection { gateway, web, permit, .. } = connection;
+        let registering = async {
+            let (stream, leftover) = match web.upgrade(&upgrade).await {
                 Ok(upgraded) => upgraded,
                 Err(error) => {
                     log::debug!("connection with {peer} failed: {error}");
@@ -72,21 +72,21 @@ impl NewLink {
                 }
             };
             let account = gateway.account(principal);
-            let socket = ws_link::accepted(stream, glued, &account, &gateway.config.limits.link).await;
+            let socket = ws_link::accepted(stream, leftover, &account, &gateway.config.limits.link).await;
             link::enter(gateway, socket, principal, peer).await
         };
-        if let Some(entered) = Box::pin(entering).await {
-            entered.live((badge, share, visit)).await;
+        if let Some(link) = Box::pin(registering).await {
+            link.run((guard, share, permit)).await;
         }
     }
 }
 
 impl Connection {
     /// Creates the state of an accepted connection, after its TLS handshake.
-    pub fn new(gateway: Arc<Gateway>, stream: Stream, visit: ConnectionPermit) -> Self {
+    pub fn new(gateway: Arc<Gateway>, stream: Stream, permit: ConnectionPermit) -> Self {
         let (draining, stopped) = (gateway.draining.clone(), gateway.stopped.clone());
         let web = HttpConnection::new(stream, &gateway.config.limits.http, draining, stopped);
-        Self { gateway, web, permit: visit, authenticated: None, answering: None, charged: None }
+        Self { gateway, web, permit, authenticated: None, answering: None, charged: None }
     }
 
     /// Serves requests until the connection ends or is upgraded to a link.

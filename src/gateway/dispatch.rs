@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// A JSON-RPC error code and message to answer a request with.
-pub type Problem = (i64, String);
+pub type RpcError = (i64, String);
 
 /// The outcome of a request.
 pub enum Answer {
@@ -31,9 +31,9 @@ pub enum Answer {
 }
 
 impl Gateway {
-    /// Handles one message of a client. A request gets exactly one response, through `reply`,
+    /// Handles one message of a client. A request gets exactly one response, through `responder`,
     /// or none if the client cancels it on the 2024-11-05 transport.
-    pub fn dispatch(self: &Arc<Self>, client: &Arc<Session>, message: &Message<'_>, reply: &Responder) {
+    pub fn dispatch(self: &Arc<Self>, client: &Arc<Session>, message: &Message<'_>, responder: &Responder) {
         log::debug!(
             "client {}: {:?} {}",
             client.name(),
@@ -48,7 +48,7 @@ impl Gateway {
                 // Id and method are limited in length because both are kept while the call runs.
                 // The request is counted before the draining flag is read: the drain waits for
                 // every request that passes it.
-                let reply = &reply.counted(self.running.track());
+                let responder = &responder.counted(self.running.track());
                 let answer = match () {
                     () if self.draining.is_triggered() && message.method() != "ping" => {
                         Err((jsonrpc::BUSY, "the gateway is stopping".into()))
@@ -59,21 +59,21 @@ impl Gateway {
                     () if is_notification(message.method()) => {
                         Err((jsonrpc::INVALID_REQUEST, "a notification must not have an id".into()))
                     }
-                    () => self.request(client, message, reply),
+                    () => self.request(client, message, responder),
                 };
                 match answer {
-                    Ok(Answer::Now(result)) => reply.finish(jsonrpc::result(id, &result), &self.stats),
+                    Ok(Answer::Now(result)) => responder.finish(jsonrpc::result(id, &result), &self.stats),
                     Ok(Answer::Later) => {}
                     Err((code, why)) => {
                         if code == jsonrpc::BUSY {
                             self.stats.busy.add();
                         }
-                        reply.finish(jsonrpc::error(id, code, &why), &self.stats);
+                        responder.finish(jsonrpc::error(id, code, &why), &self.stats);
                     }
                 }
             }
             MessageKind::Notification => self.notification(client, message),
-            MessageKind::Response => self.answered(client, message),
+            MessageKind::Response => self.on_client_response(client, message),
         }
     }
 
@@ -81,16 +81,16 @@ impl Gateway {
         self: &Arc<Self>,
         client: &Arc<Session>,
         message: &Message<'_>,
-        reply: &Responder,
-    ) -> Result<Answer, Problem> {
+        responder: &Responder,
+    ) -> Result<Answer, RpcError> {
         if let Some(upstream) = self.isolated(client) {
             return match message.method() {
                 "ping" => Ok(Answer::Now("{}".into())),
                 "initialize" if client.is_initialized() => Err(initialized_already()),
-                "initialize" => self.forward(client, &upstream, message, None, reply),
+                "initialize" => self.forward(client, &upstream, message, None, responder),
                 "server/discover" => Err(unknown_method(message)),
                 _ if !client.instances().by_server.is_empty() => {
-                    self.ask_server(client, &upstream, message, reply)
+                    self.ask_server(client, &upstream, message, responder)
                 }
                 _ if client.is_initialized() => {
                     // The session was initialized while all sessions shared the server's process.
@@ -109,9 +109,9 @@ impl Gateway {
             (_, Scope::Server(name)) => {
                 let upstream = self.catalog().server(name);
                 let upstream = upstream.ok_or_else(|| not_connected(name))?;
-                self.ask_server(client, &upstream, message, reply)
+                self.ask_server(client, &upstream, message, responder)
             }
-            (_, Scope::All) => self.ask_all(client, message, reply),
+            (_, Scope::All) => self.ask_all(client, message, responder),
         }
     }
 
@@ -131,14 +131,14 @@ impl Gateway {
             return;
         }
         let method = message.method();
-        let own = method != "notifications/cancelled"
+        let for_instances = method != "notifications/cancelled"
             && (method == "notifications/roots/list_changed" || *client.scope() != Scope::All);
-        let processes: Vec<Arc<Upstream>> = if own { client.instances().all() } else { Vec::new() };
-        for process in &processes {
+        let instances: Vec<Arc<Upstream>> = if for_instances { client.instances().all() } else { Vec::new() };
+        for instance in &instances {
             // Best effort: a notification has no response that could report the failure.
-            let _ = process.send(message.splice(&[]));
+            let _ = instance.send(message.splice(&[]));
         }
-        if !processes.is_empty() {
+        if !instances.is_empty() {
             return;
         }
         match (method, client.scope()) {
@@ -170,33 +170,33 @@ impl Gateway {
         self: &Arc<Self>,
         client: &Arc<Session>,
         message: &Message<'_>,
-        reply: &Responder,
-    ) -> Result<Answer, Problem> {
+        responder: &Responder,
+    ) -> Result<Answer, RpcError> {
         let method = message.method();
         if let Some(kind) = ListKind::of_method(method) {
             return self.list(kind, message).map(Answer::Now);
         }
         match method {
             "tools/call" => match self.find(ListKind::Tool, message, &["name"])? {
-                FoundTool::Own => Ok(self.list_servers(client, message, reply)),
+                FoundTool::Own => Ok(self.list_servers(client, message, responder)),
                 FoundTool::Server(upstream, rename) => {
-                    self.forward(client, &upstream, message, Some(rename), reply)
+                    self.forward(client, &upstream, message, Some(rename), responder)
                 }
             },
-            "prompts/get" => self.forward_found(client, ListKind::Prompt, &["name"], message, reply),
+            "prompts/get" => self.forward_found(client, ListKind::Prompt, &["name"], message, responder),
             "resources/read" | "resources/subscribe" | "resources/unsubscribe" => {
                 let (upstream, rename) = self.find_resource(message, &["uri"])?;
-                self.resource(client, &upstream, message, rename, reply)
+                self.resource(client, &upstream, message, rename, responder)
             }
             "completion/complete" => {
                 let kind = string_param(message, &["ref", "type"])?.map(|(_, kind)| kind);
                 match kind.as_deref() {
                     Some("ref/prompt") => {
-                        self.forward_found(client, ListKind::Prompt, &["ref", "name"], message, reply)
+                        self.forward_found(client, ListKind::Prompt, &["ref", "name"], message, responder)
                     }
                     Some("ref/resource") => {
                         let (upstream, rename) = self.find_resource(message, &["ref", "uri"])?;
-                        self.forward(client, &upstream, message, Some(rename), reply)
+                        self.forward(client, &upstream, message, Some(rename), responder)
                     }
                     _ => Err((jsonrpc::INVALID_PARAMS, "completion for an unknown reference type".into())),
                 }
@@ -211,18 +211,18 @@ impl Gateway {
         kind: ListKind,
         path: &[&str],
         message: &Message<'_>,
-        reply: &Responder,
-    ) -> Result<Answer, Problem> {
+        responder: &Responder,
+    ) -> Result<Answer, RpcError> {
         match self.find(kind, message, path)? {
             FoundTool::Own => Err(unknown_method(message)),
             FoundTool::Server(upstream, rename) => {
-                self.forward(client, &upstream, message, Some(rename), reply)
+                self.forward(client, &upstream, message, Some(rename), responder)
             }
         }
     }
 
     /// Looks up the tool, prompt or resource that the parameter at `path` names.
-    fn find(&self, kind: ListKind, message: &Message<'_>, path: &[&str]) -> Result<FoundTool, Problem> {
+    fn find(&self, kind: ListKind, message: &Message<'_>, path: &[&str]) -> Result<FoundTool, RpcError> {
         let (span, name) = needed_param(message, path)?;
         match self.catalog().find(kind, &name) {
             Some(Target::Server { handle, key }) => Ok(FoundTool::Server(handle, (span, key))),
@@ -241,7 +241,7 @@ impl Gateway {
         &self,
         message: &Message<'_>,
         path: &[&str],
-    ) -> Result<(Arc<Upstream>, (Span, String)), Problem> {
+    ) -> Result<(Arc<Upstream>, (Span, String)), RpcError> {
         let (span, uri) = needed_param(message, path)?;
         if uri.len() > limits::URI_BYTES {
             let why = format!("the URI is too long: more than {} bytes", limits::URI_BYTES);
@@ -262,7 +262,7 @@ impl Gateway {
         }
     }
 
-    fn list(&self, kind: ListKind, message: &Message<'_>) -> Result<String, Problem> {
+    fn list(&self, kind: ListKind, message: &Message<'_>) -> Result<String, RpcError> {
         // Some clients send the cursor of the first page as null or as an empty string.
         let is_null =
             matches!(message.param(&["cursor"]), Ok(Some(span)) if &message.text()[span.clone()] == "null");
@@ -272,7 +272,7 @@ impl Gateway {
         page.ok_or_else(|| (jsonrpc::INVALID_PARAMS, "invalid cursor".into()))
     }
 
-    fn initialize(&self, client: &Session, message: &Message<'_>) -> Result<String, Problem> {
+    fn initialize(&self, client: &Session, message: &Message<'_>) -> Result<String, RpcError> {
         let asked =
             string_param(message, &["protocolVersion"])?.map(|(_, version)| version).unwrap_or_default();
         let (version, result) = match client.scope() {
@@ -283,30 +283,30 @@ impl Gateway {
             }
             Scope::Server(name) => {
                 let upstream = self.catalog().server(name);
-                let greeting = upstream.as_ref().and_then(|upstream| upstream.initialize_result());
-                mcp::greeting_for(&greeting.ok_or_else(|| not_connected(name))?, &asked)
+                let initialize_result = upstream.as_ref().and_then(|upstream| upstream.initialize_result());
+                mcp::initialize_result_for(&initialize_result.ok_or_else(|| not_connected(name))?, &asked)
             }
         };
         let raw = |name: &str| match message.param(&[name]) {
-            Ok(Some(span)) if span.len() <= limits::CLIENT_FACTS => message.text()[span].to_owned(),
+            Ok(Some(span)) if span.len() <= limits::CLIENT_INFO_BYTES => message.text()[span].to_owned(),
             _ => "{}".to_owned(),
         };
         let (capabilities, info) = (raw("capabilities"), raw("clientInfo"));
-        if !client.paid().info.resize(capabilities.len() + info.len()) {
+        if !client.charges().info.resize(capabilities.len() + info.len()) {
             self.stats.memory_refusals.add();
             return Err((jsonrpc::BUSY, NO_MEMORY.into()));
         }
         if !client.initialized(&version) {
             return Err(initialized_already());
         }
-        let mut facts = client.info();
-        (facts.capabilities, facts.info) = (capabilities, info);
+        let mut client_info = client.info();
+        (client_info.capabilities, client_info.info) = (capabilities, info);
         Ok(result)
     }
 
     /// Stores the client's log level, and requests from each shared server the lowest level of all
     /// its sessions.
-    fn set_level(&self, client: &Session, message: &Message<'_>) -> Result<String, Problem> {
+    fn set_level(&self, client: &Session, message: &Message<'_>) -> Result<String, RpcError> {
         let level =
             Level::of(message).ok_or_else(|| (jsonrpc::INVALID_PARAMS, "unknown log level".to_owned()))?;
         let servers: Vec<Arc<Upstream>> = match client.scope() {
@@ -328,9 +328,9 @@ impl Gateway {
         for upstream in servers.iter().filter(|upstream| upstream.instance_pool().is_none()) {
             self.send_level(upstream);
         }
-        let own = client.instances().all();
-        for process in own {
-            self.send_level_to_instance(client, &process);
+        let instances = client.instances().all();
+        for instance in instances {
+            self.send_level_to_instance(client, &instance);
         }
         Ok("{}".into())
     }
@@ -360,7 +360,7 @@ pub fn refused_notification(message: &Message<'_>) -> Option<String> {
 
 /// Returns the error for a message with a lone surrogate, which the servers of most SDKs drop
 /// without a response.
-pub fn unreadable() -> Problem {
+pub fn unreadable() -> RpcError {
     (jsonrpc::INVALID_PARAMS, "a string in the params contains an unpaired surrogate".into())
 }
 
@@ -368,7 +368,7 @@ pub fn unreadable() -> Problem {
 ///
 /// # Errors
 /// The parameter appears more than once, or is not a string.
-pub fn string_param(message: &Message<'_>, path: &[&str]) -> Result<Option<(Span, String)>, Problem> {
+pub fn string_param(message: &Message<'_>, path: &[&str]) -> Result<Option<(Span, String)>, RpcError> {
     let span = message.param(path).map_err(|why| (why.code(), why.reason().to_owned()))?;
     let Some(span) = span else { return Ok(None) };
     match unquote(&message.text()[span.clone()]) {
@@ -377,7 +377,7 @@ pub fn string_param(message: &Message<'_>, path: &[&str]) -> Result<Option<(Span
     }
 }
 
-fn needed_param(message: &Message<'_>, path: &[&str]) -> Result<(Span, String), Problem> {
+fn needed_param(message: &Message<'_>, path: &[&str]) -> Result<(Span, String), RpcError> {
     string_param(message, path)?.ok_or_else(|| {
         (
             jsonrpc::INVALID_PARAMS,
@@ -392,28 +392,30 @@ fn ambiguous(noun: &str, name: &str, others: &[String]) -> String {
     format!("ambiguous {noun}: {}; use {}", util::escape::show(name), others.join(" or "))
 }
 
-fn unknown_method(message: &Message<'_>) -> Problem {
+fn unknown_method(message: &Message<'_>) -> RpcError {
     (jsonrpc::METHOD_NOT_FOUND, format!("method not found: {}", util::escape::show(message.method())))
 }
 
-fn initialized_already() -> Problem {
+fn initialized_already() -> RpcError {
     (jsonrpc::INVALID_REQUEST, "the session is already initialized".into())
 }
 
-fn not_connected(server: &str) -> Problem {
+fn not_connected(server: &str) -> RpcError {
     (jsonrpc::INTERNAL_ERROR, format!("server '{}' is not connected", util::escape::show(server)))
 }
 
 /// Returns the JSON-RPC error for a call that was not forwarded.
-pub fn declined(why: Declined, server: &str) -> Problem {
+pub fn declined(why: Declined, server: &str) -> RpcError {
     let invalid = |text: &str| (jsonrpc::INVALID_REQUEST, text.to_owned());
     match why {
-        Declined::Client(session::CallRefused::Busy) => {
+        Declined::Session(session::CallRefused::Busy) => {
             (jsonrpc::BUSY, "too many running calls of this session (--max-calls-per-session)".into())
         }
-        Declined::Client(session::CallRefused::Repeated) => invalid("a call with this id is already running"),
-        Declined::Client(session::CallRefused::Ended) => invalid("the session has ended"),
-        Declined::Sessions => {
+        Declined::Session(session::CallRefused::Repeated) => {
+            invalid("a call with this id is already running")
+        }
+        Declined::Session(session::CallRefused::Ended) => invalid("the session has ended"),
+        Declined::Instances => {
             (jsonrpc::BUSY, format!("server '{server}' has reached its session limit (--max-sessions)"))
         }
         Declined::Server => {
@@ -425,7 +427,7 @@ pub fn declined(why: Declined, server: &str) -> Problem {
                 "this principal has reached its share of running calls of server '{server}' (half of --max-calls-per-server)"
             ),
         ),
-        Declined::SessionsShare => (
+        Declined::InstancesShare => (
             jsonrpc::BUSY,
             format!(
                 "this principal has reached its share of sessions of server '{server}' (half of --max-sessions)"
@@ -435,10 +437,10 @@ pub fn declined(why: Declined, server: &str) -> Problem {
             jsonrpc::BUSY,
             format!("too many messages are waiting for this session's process of server '{server}' to start"),
         ),
-        Declined::TooLarge(bytes, most) => (
+        Declined::TooLarge(bytes, max) => (
             jsonrpc::INVALID_REQUEST,
             format!(
-                "the message has {bytes} bytes, and the edge of server '{server}' accepts at most {most} (see --max-message-bytes at register)"
+                "the message has {bytes} bytes, and the edge of server '{server}' accepts at most {max} (see --max-message-bytes at register)"
             ),
         ),
         Declined::Memory => (jsonrpc::BUSY, NO_MEMORY.into()),

@@ -49,14 +49,14 @@ pub struct CatalogGuard {
 /// Drives a server in the catalog. Dropping it removes the server.
 pub struct UpstreamDriver {
     gateway: Arc<Gateway>,
-    place: CatalogGuard,
+    catalog_guard: CatalogGuard,
     id: String,
     /// The edge is mcpport's own and accepts status frames.
-    ours: bool,
+    reads_status_frames: bool,
     upstream: Arc<Upstream>,
     discovery: Discovery,
     /// The id of the pending discovery request.
-    asked: Option<u64>,
+    pending_request: Option<u64>,
     /// Everything that it offers has been listed at least once.
     listed: bool,
     /// The server was restarted and is being listed again.
@@ -64,14 +64,14 @@ pub struct UpstreamDriver {
     /// The number of its tools.
     tools: usize,
     /// When the instances were last checked for timeouts.
-    looked: Instant,
+    last_check: Instant,
     /// Memory charged for its initialize result, for the list being received, and for its lists in
     /// the catalog.
-    greeting: Charge,
-    listing: Charge,
-    lists: BTreeMap<ListKind, Charge>,
+    initialize_result_charge: Charge,
+    listing_charge: Charge,
+    list_charges: BTreeMap<ListKind, Charge>,
     /// Memory charged for its instructions in the catalog.
-    instructions: Charge,
+    instructions_charge: Charge,
     /// Earliest time to request lists that changed.
     relist: Instant,
     /// Earliest time to retry a list that failed.
@@ -85,17 +85,18 @@ pub struct UpstreamDriver {
 impl LinkHandler for UpstreamDriver {
     fn frame(&mut self, now: Instant, frame: &str) -> Result<(), CloseReason> {
         let gateway = self.gateway.clone();
-        self.message(&gateway, now, frame)
+        self.on_frame(&gateway, now, frame)
     }
 
     /// The earliest time at which something is due. Instances and pending subscriptions are checked
     /// every [`CHANNEL_TICK`], if there are any.
     fn deadline(&self) -> Option<Instant> {
-        let own = self.upstream.instance_pool().is_some_and(|isolation| !isolation.is_empty());
-        let look = (own || !self.pending_subscriptions.is_empty()).then(|| self.looked + CHANNEL_TICK);
+        let has_instances = self.upstream.instance_pool().is_some_and(|pool| !pool.is_empty());
+        let check =
+            (has_instances || !self.pending_subscriptions.is_empty()).then(|| self.last_check + CHANNEL_TICK);
         let relist = self.discovery.wants_relist().then_some(self.relist);
         let retry = self.discovery.wants_retry().then_some(self.retry.max(self.relist));
-        self.upstream.mux().deadline().into_iter().chain(look).chain(relist).chain(retry).min()
+        self.upstream.mux().deadline().into_iter().chain(check).chain(relist).chain(retry).min()
     }
 
     fn tick(&mut self, now: Instant) -> Result<(), CloseReason> {
@@ -112,12 +113,17 @@ impl LinkHandler for UpstreamDriver {
 impl Drop for UpstreamDriver {
     fn drop(&mut self) {
         let why = self.close_reason.take().unwrap_or_else(|| "internal error in the gateway".into());
-        let removed = self.gateway.catalog().remove(self.place.key);
+        let removed = self.gateway.catalog().remove(self.catalog_guard.key);
         self.upstream.fail_all(&why, &self.gateway.stats);
         self.gateway.end_all_instances(&self.upstream, &why);
         self.gateway.tasks().end(self.upstream.run());
         let name = self.upstream.name();
-        self.gateway.log_life(log::Level::Info, "gone", name, format_args!("server '{name}' removed: {why}"));
+        self.gateway.log_link_event(
+            log::Level::Info,
+            "gone",
+            name,
+            format_args!("server '{name}' removed: {why}"),
+        );
         if let Some((_, kinds)) = removed {
             self.gateway.lists_changed(&kinds);
         }
@@ -131,37 +137,37 @@ impl UpstreamDriver {
     /// A [`CloseReason`], if its queue does not take the request.
     pub fn start(
         gateway: &Arc<Gateway>,
-        place: CatalogGuard,
+        catalog_guard: CatalogGuard,
         id: String,
-        ours: bool,
+        reads_status_frames: bool,
         upstream: Arc<Upstream>,
         account: &Account,
     ) -> Result<Self, CloseReason> {
-        let (conversation, ask) = Discovery::start(gateway.config.limits.catalog.clone());
+        let (discovery, request) = Discovery::start(gateway.config.limits.catalog.clone());
         let now = Instant::now();
         upstream.set_run(gateway.tasks().start());
         let mut server = Self {
             gateway: gateway.clone(),
-            place,
+            catalog_guard,
             id,
-            ours,
+            reads_status_frames,
             upstream,
-            discovery: conversation,
-            asked: None,
+            discovery,
+            pending_request: None,
             listed: false,
             renewed: false,
             tools: 0,
-            looked: now,
+            last_check: now,
             relist: now,
             retry: now,
-            greeting: account.charge(),
-            listing: account.charge(),
-            lists: BTreeMap::new(),
-            instructions: account.charge(),
+            initialize_result_charge: account.charge(),
+            listing_charge: account.charge(),
+            list_charges: BTreeMap::new(),
+            instructions_charge: account.charge(),
             pending_subscriptions: VecDeque::new(),
             close_reason: None,
         };
-        server.ask(gateway, now, ask)?;
+        server.send_request(gateway, now, request)?;
         Ok(server)
     }
 
@@ -178,21 +184,21 @@ impl UpstreamDriver {
     /// Marks the server as reconnecting (its link is lost and may be resumed) or as connected
     /// again.
     pub fn set_away(&self, away: bool) {
-        self.gateway.catalog().set_away(self.place.key, away);
+        self.gateway.catalog().set_away(self.catalog_guard.key, away);
     }
 
     /// Unregisters the server. `why` is logged and sent to waiting callers.
-    pub fn gone(mut self, why: &str) {
+    pub fn unregister(mut self, why: &str) {
         self.close_reason = Some(why.to_owned());
     }
 
-    fn message(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), CloseReason> {
+    fn on_frame(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), CloseReason> {
         let frame = match (frame::read(frame), self.upstream.instance_pool()) {
             (Frame::Plain(frame), _) => frame,
-            (Frame::Message(number, text), Some(isolation)) => {
+            (Frame::Message(number, text), Some(pool)) => {
                 // The session of this instance may have ended already.
-                if let Some(process) = isolation.get(number) {
-                    gateway.on_instance_message(now, &process, text);
+                if let Some(instance) = pool.get(number) {
+                    gateway.on_instance_message(now, &instance, text);
                 }
                 return Ok(());
             }
@@ -200,24 +206,27 @@ impl UpstreamDriver {
                 gateway.instance_gone(&self.upstream, number, reason);
                 return Ok(());
             }
-            _ if self.ours => {
+            _ if self.reads_status_frames => {
                 return Err(CloseReason::new(1008, "channel frame without negotiated sessions"));
             }
             // An edge that is the original program forwards whatever its server prints.
             _ => frame,
         };
         match Message::read(frame) {
-            Ok(message) if message.is_clean() => self.sound_message(gateway, now, &message),
-            Err(_) if self.ours && Status::read(frame).is_some_and(|status| status.status == "restarted") => {
-                self.restarted(gateway, now)
+            Ok(message) if message.is_clean() => self.on_valid_message(gateway, now, &message),
+            Err(_)
+                if self.reads_status_frames
+                    && Status::read(frame).is_some_and(|status| status.status == "restarted") =>
+            {
+                self.on_restart(gateway, now)
             }
-            read => self.odd_frame(gateway, now, frame, read),
+            read => self.on_invalid_frame(gateway, now, frame, read),
         }
     }
 
     /// Handles a frame that is not one clean message: other edge programs forward whatever their
     /// server prints.
-    fn odd_frame(
+    fn on_invalid_frame(
         &mut self,
         gateway: &Gateway,
         now: Instant,
@@ -226,28 +235,33 @@ impl UpstreamDriver {
     ) -> Result<(), CloseReason> {
         for part in self.upstream.usable_parts(now, &gateway.stats, frame, read) {
             match part.as_deref().map(Message::read) {
-                Ok(Ok(message)) => self.sound_message(gateway, now, &message)?,
+                Ok(Ok(message)) => self.on_valid_message(gateway, now, &message)?,
                 Ok(Err(_)) => {}
-                Err(answer) => self.unusable(gateway, now, answer)?,
+                Err(answer) => self.on_unusable_answer(gateway, now, answer)?,
             }
         }
         Ok(())
     }
 
     /// Handles a response that cannot be used: fails the request that it belongs to.
-    fn unusable(&mut self, gateway: &Gateway, now: Instant, answer: &Unusable) -> Result<(), CloseReason> {
+    fn on_unusable_answer(
+        &mut self,
+        gateway: &Gateway,
+        now: Instant,
+        answer: &Unusable,
+    ) -> Result<(), CloseReason> {
         self.upstream.log_unusable(now, answer);
         match self.upstream.fail_unusable(answer, &gateway.stats) {
             Some(Caller::Discovery) => {
                 let why = format!("invalid response from the server: {}", answer.why);
-                self.failed(gateway, now, &why)?;
+                self.on_discovery_failure(gateway, now, &why)?;
                 self.relist(gateway, now)
             }
             _ => Ok(()),
         }
     }
 
-    fn sound_message(
+    fn on_valid_message(
         &mut self,
         gateway: &Gateway,
         now: Instant,
@@ -266,30 +280,30 @@ impl UpstreamDriver {
                 Ok(())
             }
             Ok(Routed::Progress(id, span)) => {
-                self.progress(gateway, now, id, message, span);
+                self.on_progress(gateway, now, id, message, span);
                 Ok(())
             }
-            Ok(Routed::Request) if self.ours && message.method() == "register" => {
+            Ok(Routed::Request) if self.reads_status_frames && message.method() == "register" => {
                 Err(CloseReason::new(1008, "a second registration on one link"))
             }
             Ok(Routed::Request) => {
-                self.answer(message);
+                self.answer_request(message);
                 Ok(())
             }
             Ok(Routed::Notification) => {
                 gateway.broadcast(&self.upstream, message);
-                self.changed(gateway, now, message.method())
+                self.on_list_changed(gateway, now, message.method())
             }
-            Ok(Routed::Stray) | Err(_) => {
+            Ok(Routed::Unmatched) | Err(_) => {
                 gateway.stats.unmatched.add();
-                self.upstream.log_stray(now, message);
+                self.upstream.log_unmatched(now, message);
                 Ok(())
             }
         }
     }
 
     /// Handles a restart of the server. It may be another version now, so discovery begins again.
-    fn restarted(&mut self, gateway: &Gateway, now: Instant) -> Result<(), CloseReason> {
+    fn on_restart(&mut self, gateway: &Gateway, now: Instant) -> Result<(), CloseReason> {
         let name = self.upstream.name();
         let line = format_args!("server '{name}' was restarted at its edge");
         gateway.log_throttled(log::Level::Info, "restart", name, LOG_GROUPS, line);
@@ -299,14 +313,19 @@ impl UpstreamDriver {
             tasks.end(self.upstream.set_run(run));
         }
         // A late response to the previous request would be taken for the response to the new one.
-        self.asked.take().and_then(|id| self.upstream.mux().close(id));
-        let ask = self.discovery.again();
+        self.pending_request.take().and_then(|id| self.upstream.mux().close(id));
+        let request = self.discovery.again();
         self.renewed = true;
-        self.ask(gateway, now, ask)
+        self.send_request(gateway, now, request)
     }
 
     /// Handles a `list_changed` notification: requests all lists that it covers again.
-    fn changed(&mut self, gateway: &Gateway, now: Instant, notification: &str) -> Result<(), CloseReason> {
+    fn on_list_changed(
+        &mut self,
+        gateway: &Gateway,
+        now: Instant,
+        notification: &str,
+    ) -> Result<(), CloseReason> {
         for kind in ListKind::ALL.into_iter().filter(|kind| kind.changed() == notification) {
             self.discovery.changed(kind);
         }
@@ -322,28 +341,28 @@ impl UpstreamDriver {
         if self.discovery.wants_retry() && now >= self.retry {
             self.discovery.retry();
         }
-        let Some(ask) = self.discovery.relist() else { return Ok(()) };
+        let Some(request) = self.discovery.relist() else { return Ok(()) };
         self.relist = now + gateway.config.limits.catalog.list_pause;
-        self.ask(gateway, now, ask)
+        self.send_request(gateway, now, request)
     }
 
-    fn progress(&self, gateway: &Gateway, now: Instant, id: u64, message: &Message<'_>, span: Span) {
+    fn on_progress(&self, gateway: &Gateway, now: Instant, id: u64, message: &Message<'_>, span: Span) {
         let waiting = {
             let mut mux = self.upstream.mux();
             mux.progressed(now, id);
             let Some(pending) = mux.get(id) else { return };
             match (&pending.caller, pending.token()) {
-                (Caller::Session(_, _, reply, _), Some(token)) => (reply.clone(), token.to_owned()),
+                (Caller::Session(_, _, responder, _), Some(token)) => (responder.clone(), token.to_owned()),
                 _ => return,
             }
         };
-        let (reply, token) = waiting;
-        reply.send(edit::progress(message, span, &token), &gateway.stats);
+        let (responder, token) = waiting;
+        responder.send(edit::progress(message, span, &token), &gateway.stats);
     }
 
     /// Answers a request of a shared server, which cannot be attributed to a client: `ping` gets a
     /// result, everything else an error.
-    fn answer(&self, message: &Message<'_>) {
+    fn answer_request(&self, message: &Message<'_>) {
         let id = message.id().unwrap_or_default();
         let answer = match message.method() {
             "ping" => jsonrpc::result(id, "{}"),
@@ -356,20 +375,26 @@ impl UpstreamDriver {
     }
 
     /// Sends a discovery request.
-    fn ask(&mut self, gateway: &Gateway, now: Instant, ask: DiscoveryRequest) -> Result<(), CloseReason> {
+    fn send_request(
+        &mut self,
+        gateway: &Gateway,
+        now: Instant,
+        request: DiscoveryRequest,
+    ) -> Result<(), CloseReason> {
         let config = &gateway.config;
         // `initialize` gets the longer timeout: a server may have to be downloaded and started
         // first.
-        let patience = if ask.method == "initialize" { config.timeout_run_tool } else { config.timeout_rpc };
-        let opened = self.upstream.mux().open_own(now, Caller::Discovery, ask.method, patience);
+        let timeout =
+            if request.method == "initialize" { config.timeout_run_tool } else { config.timeout_rpc };
+        let opened = self.upstream.mux().open_own(now, Caller::Discovery, request.method, timeout);
         let Ok(id) = opened else {
             self.discovery.unanswered();
             self.retry = now + self.discovery.retry_pause();
             return Ok(());
         };
-        self.asked = Some(id);
-        let request = jsonrpc::request(&id.to_string(), ask.method, &ask.params);
-        let frames: VecDeque<String> = ask.first.into_iter().chain([request]).collect();
+        self.pending_request = Some(id);
+        let text = jsonrpc::request(&id.to_string(), request.method, &request.params);
+        let frames: VecDeque<String> = request.first.into_iter().chain([text]).collect();
         for frame in frames {
             self.upstream
                 .link()
@@ -383,27 +408,27 @@ impl UpstreamDriver {
     fn apply(&mut self, gateway: &Gateway, now: Instant, next: DiscoveryStep) -> Result<(), CloseReason> {
         self.log_remarks(gateway);
         match next {
-            DiscoveryStep::Ask(_) if !self.pay_answers() => self.no_memory(gateway, now),
-            DiscoveryStep::Ask(ask) => self.ask(gateway, now, ask),
-            DiscoveryStep::Offer(kind, items, next) => {
-                if self.pay(kind, &items) {
-                    self.list(gateway, kind, items);
+            DiscoveryStep::Request(_) if !self.charge_answers() => self.no_memory(gateway, now),
+            DiscoveryStep::Request(request) => self.send_request(gateway, now, request),
+            DiscoveryStep::ListComplete(kind, items, next) => {
+                if self.charge_list(kind, &items) {
+                    self.store_list(gateway, kind, items);
                 } else if self.listed {
                     gateway.stats.memory_refusals.add();
                     self.discovery.postpone(kind);
-                    self.kept(gateway, now, Some(NO_MEMORY));
+                    self.on_list_failure(gateway, now, Some(NO_MEMORY));
                 } else {
                     return self.no_memory(gateway, now);
                 }
                 self.proceed(gateway, now, next)
             }
-            DiscoveryStep::Kept(why, next) => {
+            DiscoveryStep::ListFailed(why, next) => {
                 // The part that was received is discarded.
-                let _ = self.listing.resize(0);
-                self.kept(gateway, now, why.as_deref());
+                let _ = self.listing_charge.resize(0);
+                self.on_list_failure(gateway, now, why.as_deref());
                 self.proceed(gateway, now, next)
             }
-            DiscoveryStep::Failed(why) => self.failed(gateway, now, &why),
+            DiscoveryStep::Failed(why) => self.on_discovery_failure(gateway, now, &why),
         }
     }
 
@@ -415,7 +440,7 @@ impl UpstreamDriver {
         next: Option<DiscoveryRequest>,
     ) -> Result<(), CloseReason> {
         match next {
-            Some(ask) => self.ask(gateway, now, ask),
+            Some(request) => self.send_request(gateway, now, request),
             None => {
                 self.complete(gateway, now);
                 Ok(())
@@ -424,7 +449,7 @@ impl UpstreamDriver {
     }
 
     /// Logs that a list could not be fetched or stored, and schedules the next attempt.
-    fn kept(&mut self, gateway: &Gateway, now: Instant, why: Option<&str>) {
+    fn on_list_failure(&mut self, gateway: &Gateway, now: Instant, why: Option<&str>) {
         if let Some(why) = why {
             let name = self.upstream.name();
             let line = format_args!("server '{name}': {why}; keeping its previous lists");
@@ -444,18 +469,18 @@ impl UpstreamDriver {
     /// Charges for the initialize result and the part of the list received so far. The initialize
     /// result is stored twice: for clients, and until the lists are complete. Returns false if
     /// there is no memory for them.
-    fn pay_answers(&mut self) -> bool {
-        self.greeting.resize(2 * self.discovery.initialize_result().len())
-            && self.listing.resize(self.discovery.listing_bytes())
+    fn charge_answers(&mut self) -> bool {
+        self.initialize_result_charge.resize(2 * self.discovery.initialize_result().len())
+            && self.listing_charge.resize(self.discovery.listing_bytes())
     }
 
     /// Charges for a complete list that replaces the previous one. Returns false if there is no
     /// memory for it.
-    fn pay(&mut self, kind: ListKind, items: &[ListItem]) -> bool {
+    fn charge_list(&mut self, kind: ListKind, items: &[ListItem]) -> bool {
         // Shrinking a charge always succeeds.
-        let _ = self.listing.resize(0);
-        let account = self.listing.account();
-        let charge = self.lists.entry(kind).or_insert_with(|| account.charge());
+        let _ = self.listing_charge.resize(0);
+        let account = self.listing_charge.account();
+        let charge = self.list_charges.entry(kind).or_insert_with(|| account.charge());
         charge.resize(items.iter().map(ListItem::memory).sum())
     }
 
@@ -463,37 +488,37 @@ impl UpstreamDriver {
     /// is closed, and may try again later.
     fn no_memory(&mut self, gateway: &Gateway, now: Instant) -> Result<(), CloseReason> {
         gateway.stats.memory_refusals.add();
-        let _ = self.listing.resize(0);
+        let _ = self.listing_charge.resize(0);
         if self.listed {
-            return self.failed(gateway, now, NO_MEMORY);
+            return self.on_discovery_failure(gateway, now, NO_MEMORY);
         }
         Err(CloseReason::new(CLOSE_LATER, NO_MEMORY))
     }
 
     /// Stores the server's instructions in the catalog, or none if there is no memory for them.
-    fn instruct(&mut self, gateway: &Gateway) {
+    fn set_instructions(&mut self, gateway: &Gateway) {
         let mut instructions = mcp::instructions_of(self.discovery.initialize_result()).unwrap_or_default();
-        if !self.instructions.resize(instructions.len().min(INSTRUCTIONS)) {
+        if !self.instructions_charge.resize(instructions.len().min(INSTRUCTIONS)) {
             gateway.stats.memory_refusals.add();
-            self.instructions.resize_anyway(0);
+            self.instructions_charge.resize_anyway(0);
             instructions.clear();
         }
-        gateway.catalog().set_instructions(self.place.key, &instructions);
+        gateway.catalog().set_instructions(self.catalog_guard.key, &instructions);
     }
 
-    fn list(&mut self, gateway: &Gateway, kind: ListKind, items: Vec<ListItem>) {
+    fn store_list(&mut self, gateway: &Gateway, kind: ListKind, items: Vec<ListItem>) {
         // Never an error here: the memory is charged to this server already.
-        if self.upstream.greeted(self.discovery.initialize_result()) == Ok(true) {
-            self.instruct(gateway);
+        if self.upstream.set_initialize_result(self.discovery.initialize_result()) == Ok(true) {
+            self.set_instructions(gateway);
         }
         let (name, count) = (self.upstream.name(), items.len());
         if kind == ListKind::Tool {
             self.tools = count;
         }
         if self.upstream.has("resources") {
-            gateway.catalog().set_has_resources(self.place.key);
+            gateway.catalog().set_has_resources(self.catalog_guard.key);
         }
-        let changed = gateway.catalog().set(self.place.key, kind, items);
+        let changed = gateway.catalog().set(self.catalog_guard.key, kind, items);
         for remark in changed.iter().flatten() {
             let line = format_args!("server '{name}': {remark}");
             gateway.log_throttled(log::Level::Warn, "remark", name, LOG_GROUPS, line);
@@ -504,7 +529,7 @@ impl UpstreamDriver {
             // notification of this change.
             let plural = if count == 1 { "" } else { "s" };
             let line = format_args!("server '{name}' offers {count} {}{plural}", kind.noun());
-            gateway.log_life(log::Level::Info, "offers", name, line);
+            gateway.log_link_event(log::Level::Info, "offers", name, line);
         }
     }
 
@@ -518,29 +543,34 @@ impl UpstreamDriver {
             self.pending_subscriptions = gateway.pending_subscriptions(&self.upstream).into();
             gateway.resubscribe(now, &self.upstream, &mut self.pending_subscriptions);
         }
-        if first && self.ours {
+        if first && self.reads_status_frames {
             let _ = self.upstream.link().send_reserved(Status::registered(&self.id, self.tools));
         }
     }
 
     /// Handles a discovery failure. A server that was listed before keeps its old lists; a server
     /// that was not cannot be used and is closed.
-    fn failed(&mut self, gateway: &Gateway, now: Instant, why: &str) -> Result<(), CloseReason> {
+    fn on_discovery_failure(
+        &mut self,
+        gateway: &Gateway,
+        now: Instant,
+        why: &str,
+    ) -> Result<(), CloseReason> {
         if self.listed {
-            let _ = self.listing.resize(0);
+            let _ = self.listing_charge.resize(0);
             self.discovery.unanswered();
-            self.kept(gateway, now, Some(why));
+            self.on_list_failure(gateway, now, Some(why));
             return Ok(());
         }
-        if self.ours {
+        if self.reads_status_frames {
             let _ = self.upstream.link().send_reserved(Status::error(why));
         }
         Err(CloseReason::new(1008, why))
     }
 
     fn expire(&mut self, gateway: &Gateway, now: Instant) -> Result<(), CloseReason> {
-        if now >= self.looked + CHANNEL_TICK {
-            self.looked = now;
+        if now >= self.last_check + CHANNEL_TICK {
+            self.last_check = now;
             gateway.expire_instances(&self.upstream, now);
         }
         for pending in self.upstream.expire(now, &gateway.stats) {
@@ -554,8 +584,8 @@ impl UpstreamDriver {
                 why += &format!(" (see {flag} at the gateway)");
             }
             // The server may just need longer to start, so its edge may try again.
-            self.failed(gateway, now, &why)
-                .map_err(|farewell| CloseReason::new(CLOSE_LATER, farewell.reason))?;
+            self.on_discovery_failure(gateway, now, &why)
+                .map_err(|close_reason| CloseReason::new(CLOSE_LATER, close_reason.reason))?;
         }
         gateway.resubscribe(now, &self.upstream, &mut self.pending_subscriptions);
         self.relist(gateway, now)

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
-    dispatch::{Answer, Problem, declined, string_param},
+    dispatch::{Answer, RpcError, declined, string_param},
     responder::{NO_MEMORY, Responder},
     session::{Scope, Session},
     tasks::NOT_FOUND,
@@ -20,8 +20,8 @@ use crate::{
 
 /// Charges a session for its current subscriptions and for `more` bytes. Returns false if there is
 /// no memory for more.
-fn pay_subscriptions(subscriptions: &Subscriptions, client: &Session, more: usize) -> bool {
-    client.paid().subscriptions.resize(subscriptions.bytes(client.id()) + more)
+fn charge_subscriptions(subscriptions: &Subscriptions, client: &Session, more: usize) -> bool {
+    client.charges().subscriptions.resize(subscriptions.bytes(client.id()) + more)
 }
 
 /// The position of the client's name for an item in the message, and the server's own name for that
@@ -36,18 +36,18 @@ impl Gateway {
         client: &Arc<Session>,
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
-        reply: &Responder,
-    ) -> Result<Answer, Problem> {
+        responder: &Responder,
+    ) -> Result<Answer, RpcError> {
         match message.method() {
             "resources/subscribe" | "resources/unsubscribe" => match string_param(message, &["uri"])? {
-                Some(named) => self.resource(client, upstream, message, named, reply),
-                None => self.forward(client, upstream, message, None, reply),
+                Some(named) => self.resource(client, upstream, message, named, responder),
+                None => self.forward(client, upstream, message, None, responder),
             },
             "tasks/get" | "tasks/result" | "tasks/cancel" if upstream.instance_pool().is_none() => {
                 self.may_ask_for_task(client, upstream, message)?;
-                self.forward(client, upstream, message, None, reply)
+                self.forward(client, upstream, message, None, responder)
             }
-            _ => self.forward(client, upstream, message, None, reply),
+            _ => self.forward(client, upstream, message, None, responder),
         }
     }
 
@@ -58,9 +58,9 @@ impl Gateway {
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
         named: Option<Named>,
-        reply: &Responder,
-    ) -> Result<Answer, Problem> {
-        self.forward_as(client, upstream, message, named, reply, None)
+        responder: &Responder,
+    ) -> Result<Answer, RpcError> {
+        self.forward_as(client, upstream, message, named, responder, None)
     }
 
     /// Forwards a request, as the session's call `number` if that was reserved for it.
@@ -70,22 +70,22 @@ impl Gateway {
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
         named: Option<Named>,
-        reply: &Responder,
+        responder: &Responder,
         number: Option<u64>,
-    ) -> Result<Answer, Problem> {
+    ) -> Result<Answer, RpcError> {
         let token = edit::token(message).map_err(|why| (why.code(), why.reason().to_owned()))?;
         if token.as_ref().is_some_and(|span| span.len() > limits::ID_BYTES) {
             return Err((jsonrpc::INVALID_PARAMS, "the progress token is too long".into()));
         }
-        let patience = match message.method() {
+        let timeout = match message.method() {
             "tools/call" | "tasks/result" | "initialize" => self.config.timeout_run_tool,
             _ => self.config.timeout_rpc,
         };
-        let process = self.instance_for(client, upstream);
-        let upstream = process.map_err(|why| declined(why, upstream.name()))?;
-        let rename = named.as_ref().map(|(span, own)| (span.clone(), own.as_str()));
-        let (reply, several) = (reply.clone(), self.authn.tokens().have_several_clients());
-        let call = Call { message, rename, token, timeout: patience, responder: reply, several, number };
+        let instance = self.instance_for(client, upstream);
+        let upstream = instance.map_err(|why| declined(why, upstream.name()))?;
+        let rename = named.as_ref().map(|(span, uri)| (span.clone(), uri.as_str()));
+        let (responder, several) = (responder.clone(), self.authn.tokens().have_several_clients());
+        let call = Call { message, rename, token, timeout, responder, several, number };
         self.stats.calls.add();
         let passed = upstream.call(Instant::now(), client, &call);
         passed.map(|()| Answer::Later).map_err(|why| declined(why, upstream.name()))
@@ -99,16 +99,16 @@ impl Gateway {
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
         named: Named,
-        reply: &Responder,
-    ) -> Result<Answer, Problem> {
-        let (span, own) = &named;
+        responder: &Responder,
+    ) -> Result<Answer, RpcError> {
+        let (span, server_uri) = &named;
         let _ordered = (message.method() != "resources/read").then(|| self.subscription_order());
         let mut asked = None;
         match message.method() {
             "resources/subscribe" => {
                 // The URI is limited in length because it is kept as long as the session.
                 let longest = self.config.limits.catalog.uri;
-                if own.chars().count() > longest {
+                if server_uri.chars().count() > longest {
                     let why = format!("the URI is too long to subscribe to: more than {longest} characters");
                     return Err((jsonrpc::INVALID_PARAMS, why));
                 }
@@ -123,15 +123,15 @@ impl Gateway {
                 let uri = unquote(&message.text()[span.clone()]).unwrap_or_default().into_owned();
                 asked = Some(number);
                 let subscriber = Subscriber { session: client.id().to_owned(), uri, asked };
-                if !pay_subscriptions(&subscriptions, client, subscriber.bytes(own)) {
+                if !charge_subscriptions(&subscriptions, client, subscriber.bytes(server_uri)) {
                     self.stats.memory_refusals.add();
                     return Err((jsonrpc::BUSY, NO_MEMORY.into()));
                 }
-                subscriptions.add(upstream.name(), own, subscriber);
-                pay_subscriptions(&subscriptions, client, 0);
+                subscriptions.add(upstream.name(), server_uri, subscriber);
+                charge_subscriptions(&subscriptions, client, 0);
             }
             "resources/unsubscribe" => {
-                let last = self.unsubscribe(client, upstream, own);
+                let last = self.unsubscribe(client, upstream, server_uri);
                 let told = match upstream.instance_pool() {
                     // The server keeps its subscription while other sessions are subscribed.
                     None => last,
@@ -143,7 +143,7 @@ impl Gateway {
             }
             _ => {}
         }
-        let passed = self.forward_as(client, upstream, message, Some(named), reply, asked);
+        let passed = self.forward_as(client, upstream, message, Some(named), responder, asked);
         if let (Err(_), Some(number)) = (&passed, asked) {
             // The server was not asked, so the subscription is removed here. If the session has
             // ended meanwhile, nothing else would remove it.
@@ -154,10 +154,10 @@ impl Gateway {
 
     /// Removes a session's subscription to a resource. Returns true if no session is subscribed to
     /// it any more.
-    fn unsubscribe(&self, client: &Session, upstream: &Upstream, own: &str) -> bool {
+    fn unsubscribe(&self, client: &Session, upstream: &Upstream, uri: &str) -> bool {
         let mut subscriptions = self.subscriptions();
-        let last = subscriptions.remove(upstream.name(), own, client.id());
-        pay_subscriptions(&subscriptions, client, 0);
+        let last = subscriptions.remove(upstream.name(), uri, client.id());
+        charge_subscriptions(&subscriptions, client, 0);
         last
     }
 
@@ -166,7 +166,7 @@ impl Gateway {
     fn settle_subscription(&self, client: &Session, upstream: &Upstream, number: u64, granted: bool) {
         let mut subscriptions = self.subscriptions();
         subscriptions.settle(upstream.name(), client.id(), number, granted);
-        pay_subscriptions(&subscriptions, client, 0);
+        charge_subscriptions(&subscriptions, client, 0);
     }
 
     /// Delivers a server's response to the pending request that it answers.
@@ -228,8 +228,8 @@ impl Gateway {
             }
             (Caller::Ignored, "logging/setLevel") => match upstream.instance() {
                 None => self.send_level(upstream),
-                Some(private) => {
-                    private
+                Some(isolated) => {
+                    isolated
                         .client
                         .upgrade()
                         .iter()
@@ -248,14 +248,19 @@ impl Gateway {
         let unwanted = {
             let mut subscriptions = self.subscriptions();
             let unwanted = subscriptions.leave(client.id());
-            pay_subscriptions(&subscriptions, client, 0);
+            charge_subscriptions(&subscriptions, client, 0);
             unwanted
         };
-        for (server, own) in unwanted {
+        for (server, uri) in unwanted {
             let upstream = self.catalog().server(&server);
             if let Some(upstream) = upstream.filter(|upstream| upstream.instance_pool().is_none()) {
-                let params = uri_params(&own);
-                upstream.tell(Instant::now(), "resources/unsubscribe", &params, self.config.timeout_rpc);
+                let params = uri_params(&uri);
+                upstream.send_request(
+                    Instant::now(),
+                    "resources/unsubscribe",
+                    &params,
+                    self.config.timeout_rpc,
+                );
             }
         }
     }
@@ -286,41 +291,42 @@ impl Gateway {
         // something else.
         for kind in [ListKind::Tool, ListKind::Prompt, ListKind::Resource] {
             if upstream.has(kind.capability()) {
-                self.notify_aggregate(upstream, &jsonrpc::notification(kind.changed(), None));
+                self.notify_server_sessions(upstream, &jsonrpc::notification(kind.changed(), None));
             }
         }
         self.subscriptions().of_server(upstream.name())
     }
 
-    /// Subscribes to the pending resources in order, with at most [`limits::WISHES`] such requests
-    /// in flight: there may be more resources than the limits for calls and frames allow.
-    pub fn resubscribe(&self, now: Instant, upstream: &Upstream, wishes: &mut VecDeque<String>) {
-        if wishes.is_empty() {
+    /// Subscribes to the pending resources in order, with at most [`limits::SUBSCRIBES_IN_FLIGHT`]
+    /// such requests in flight: there may be more resources than the limits for calls and frames
+    /// allow.
+    pub fn resubscribe(&self, now: Instant, upstream: &Upstream, subscriptions: &mut VecDeque<String>) {
+        if subscriptions.is_empty() {
             return;
         }
         // Lock held so that no unsubscribe can slip between the check and the request.
         let _ordered = self.subscription_order();
-        let is_wish = |pending: &Pending<Caller>| {
+        let is_subscribe = |pending: &Pending<Caller>| {
             matches!(pending.caller, Caller::Ignored) && &*pending.method == "resources/subscribe"
         };
         loop {
-            let under_way = upstream.mux().count(is_wish);
-            if under_way >= limits::WISHES {
+            let under_way = upstream.mux().count(is_subscribe);
+            if under_way >= limits::SUBSCRIBES_IN_FLIGHT {
                 return;
             }
-            let Some(own) = wishes.pop_front() else { return };
-            let wanted = self.subscriptions().is_wanted(upstream.name(), &own);
-            if wanted && !upstream.subscribe(now, &own, self.config.timeout_rpc) {
-                wishes.push_front(own);
+            let Some(uri) = subscriptions.pop_front() else { return };
+            let wanted = self.subscriptions().is_wanted(upstream.name(), &uri);
+            if wanted && !upstream.subscribe(now, &uri, self.config.timeout_rpc) {
+                subscriptions.push_front(uri);
                 return;
             }
         }
     }
 
     /// Notifies the sessions at a server's own endpoint that a list changed.
-    fn notify_aggregate(&self, upstream: &Upstream, notification: &str) {
-        for client in self.own_audience(upstream.name()) {
-            client.notice(notification, &self.stats);
+    fn notify_server_sessions(&self, upstream: &Upstream, notification: &str) {
+        for client in self.server_sessions(upstream.name()) {
+            client.notify(notification, &self.stats);
         }
     }
 
@@ -328,7 +334,7 @@ impl Gateway {
     fn broadcast_task(&self, upstream: &Upstream, message: &Message<'_>) {
         let Ok(id) = string_param(message, &["taskId"]) else { return };
         let id = id.map(|(_, id)| id);
-        for client in self.own_audience(upstream.name()) {
+        for client in self.server_sessions(upstream.name()) {
             if self.may_see_task(client.principal(), upstream, id.as_deref()) {
                 client.send(message.splice(&[]), &self.stats);
             }
@@ -336,7 +342,7 @@ impl Gateway {
     }
 
     /// Returns the initialized sessions at a server's own endpoint.
-    fn own_audience(&self, server: &str) -> Vec<Arc<Session>> {
+    fn server_sessions(&self, server: &str) -> Vec<Arc<Session>> {
         self.sessions().at(Some(server)).filter(|client| client.is_initialized()).cloned().collect()
     }
 
@@ -344,7 +350,7 @@ impl Gateway {
     pub fn send_level(&self, upstream: &Upstream) {
         let lowest = self.sessions().lowest_level(upstream.name());
         if let Some(level) = lowest.filter(|_| upstream.has("logging")) {
-            upstream.tell_level(Instant::now(), level, self.config.timeout_rpc);
+            upstream.send_level(Instant::now(), level, self.config.timeout_rpc);
         }
     }
 
@@ -368,10 +374,10 @@ impl Gateway {
             "notifications/resources/updated" => self.broadcast_update(upstream, message, None),
             "notifications/tasks/status" => self.broadcast_task(upstream, message),
             method if method.ends_with("/list_changed") => {
-                self.notify_aggregate(upstream, &message.splice(&[]))
+                self.notify_server_sessions(upstream, &message.splice(&[]))
             }
             _ => {
-                for client in self.own_audience(upstream.name()) {
+                for client in self.server_sessions(upstream.name()) {
                     client.send(message.splice(&[]), &self.stats);
                 }
             }

@@ -43,42 +43,44 @@ impl Gateway {
         client: &Arc<Session>,
         upstream: &Arc<Upstream>,
     ) -> Result<Arc<Upstream>, Declined> {
-        let Some(isolation) = upstream.instance_pool() else { return Ok(upstream.clone()) };
-        let mut own = client.instances();
-        if own.ended {
-            return Err(Declined::Client(session::CallRefused::Ended));
+        let Some(pool) = upstream.instance_pool() else { return Ok(upstream.clone()) };
+        let mut instances = client.instances();
+        if instances.ended {
+            return Err(Declined::Session(session::CallRefused::Ended));
         }
-        if let Some(process) = own.by_server.get(upstream.name()) {
-            return Ok(process.clone());
+        if let Some(instance) = instances.by_server.get(upstream.name()) {
+            return Ok(instance.clone());
         }
         let whole = *client.scope() == Scope::All;
-        let wishes = whole.then(|| self.subscriptions().of_session(upstream.name(), client.id()));
+        let subscriptions = whole.then(|| self.subscriptions().of_session(upstream.name(), client.id()));
         let limits = &self.config.limits.session;
         // The client's calls, and the subscriptions that the gateway restores for the client.
-        let most = limits.in_flight + limits.subscriptions;
+        let max = limits.in_flight + limits.subscriptions;
         let several = self.authn.tokens().have_several_clients();
-        let process = upstream.spawn_instance(isolation, client, most, several, wishes)?;
-        own.by_server.insert(upstream.name().to_owned(), process.clone());
-        drop(own);
+        let instance = upstream.spawn_instance(pool, client, max, several, subscriptions)?;
+        instances.by_server.insert(upstream.name().to_owned(), instance.clone());
+        drop(instances);
         log::debug!("starting a process for client {} at server '{}'", client.name(), upstream.name());
         if whole {
-            let hello = client.info().initialize_params();
-            process.greet(Instant::now(), &hello, self.config.timeout_run_tool);
+            let initialize_params = client.info().initialize_params();
+            instance.send_initialize(Instant::now(), &initialize_params, self.config.timeout_run_tool);
         }
-        Ok(process)
+        Ok(instance)
     }
 
     /// Handles a message from a session's instance.
-    pub fn on_instance_message(&self, now: Instant, process: &Arc<Upstream>, text: &str) {
-        let Some(client) = process.instance().and_then(|private| private.client.upgrade()) else { return };
+    pub fn on_instance_message(&self, now: Instant, instance: &Arc<Upstream>, text: &str) {
+        let Some(client) = instance.instance().and_then(|isolated| isolated.client.upgrade()) else { return };
         match Message::read(text) {
-            Ok(message) if message.is_clean() => self.sound_message(now, &client, process, &message),
+            Ok(message) if message.is_clean() => {
+                self.on_valid_instance_message(now, &client, instance, &message)
+            }
             read => {
-                for part in process.usable_parts(now, &self.stats, text, read) {
+                for part in instance.usable_parts(now, &self.stats, text, read) {
                     match part.as_deref().map(Message::read) {
-                        Ok(Ok(message)) => self.sound_message(now, &client, process, &message),
+                        Ok(Ok(message)) => self.on_valid_instance_message(now, &client, instance, &message),
                         Ok(Err(_)) => {}
-                        Err(answer) => self.on_unusable_instance_answer(now, process, answer),
+                        Err(answer) => self.on_unusable_instance_answer(now, instance, answer),
                     }
                 }
             }
@@ -86,45 +88,46 @@ impl Gateway {
     }
 
     /// Handles a response that cannot be used: fails the request that it belongs to.
-    fn on_unusable_instance_answer(&self, now: Instant, process: &Arc<Upstream>, answer: &Unusable) {
-        process.log_unusable(now, answer);
-        if let Some(Caller::Initialize) = process.fail_unusable(answer, &self.stats) {
+    fn on_unusable_instance_answer(&self, now: Instant, instance: &Arc<Upstream>, answer: &Unusable) {
+        instance.log_unusable(now, answer);
+        if let Some(Caller::Initialize) = instance.fail_unusable(answer, &self.stats) {
             let why = format!("invalid response to initialize: {}", answer.why);
-            self.end_instance(process, &why, true);
+            self.end_instance(instance, &why, true);
         }
     }
 
-    fn sound_message(
+    fn on_valid_instance_message(
         &self,
         now: Instant,
         client: &Arc<Session>,
-        process: &Arc<Upstream>,
+        instance: &Arc<Upstream>,
         message: &Message<'_>,
     ) {
         match (message.kind(), message.method()) {
-            (Kind::Response, _) => self.on_instance_answer(now, client, process, message),
+            (Kind::Response, _) => self.on_instance_answer(now, client, instance, message),
             (Kind::Request, "ping") => {
                 // Best effort: dropped if the link's queue is full.
-                let _ = process.send_now(jsonrpc::result(message.id().unwrap_or_default(), "{}"));
+                let _ = instance.send_now(jsonrpc::result(message.id().unwrap_or_default(), "{}"));
             }
-            (Kind::Request, _) => self.forward_server_request(now, client, process, message),
+            (Kind::Request, _) => self.forward_server_request(now, client, instance, message),
             (Kind::Notification, "notifications/cancelled") => {
                 let Ok(Some(span)) = message.param(&["requestId"]) else { return };
-                let own = &message.text()[span.clone()];
-                let number = client.server_requests().cancel(|server| Arc::ptr_eq(server, process), own);
+                let request_id = &message.text()[span.clone()];
+                let number =
+                    client.server_requests().cancel(|server| Arc::ptr_eq(server, instance), request_id);
                 if let Some(number) = number {
-                    self.send_server_request(client, process, edit::cancellation(message, span, number));
+                    self.send_server_request(client, instance, edit::cancellation(message, span, number));
                 }
             }
             (Kind::Notification, "notifications/progress") => {
-                self.on_instance_progress(now, client, process, message)
+                self.on_instance_progress(now, client, instance, message)
             }
             (Kind::Notification, "notifications/resources/updated") if *client.scope() == Scope::All => {
-                self.broadcast_update(process, message, Some(client));
+                self.broadcast_update(instance, message, Some(client));
             }
             (Kind::Notification, method) => {
                 let related = method == "notifications/message";
-                self.to_client(client, process, message.splice(&[]), related);
+                self.to_client(client, instance, message.splice(&[]), related);
             }
         }
     }
@@ -133,45 +136,47 @@ impl Gateway {
         &self,
         now: Instant,
         client: &Arc<Session>,
-        process: &Arc<Upstream>,
+        instance: &Arc<Upstream>,
         message: &Message<'_>,
     ) {
-        let step = process.mux().sort(message);
+        let step = instance.mux().sort(message);
         match step {
             Ok(Routed::Answer(pending)) if matches!(pending.caller, Caller::Initialize) => {
                 match message.result() {
-                    Some(result) if process.greeted(result).is_err() => {
+                    Some(result) if instance.set_initialize_result(result).is_err() => {
                         self.stats.memory_refusals.add();
-                        self.end_instance(process, NO_MEMORY, true);
+                        self.end_instance(instance, NO_MEMORY, true);
                     }
                     Some(_) => {
-                        process.ready(self.initial_subscriptions(now, client, process), &self.stats);
+                        instance
+                            .on_initialized(self.initial_subscriptions(now, client, instance), &self.stats);
                     }
                     None => {
                         let why = format!("initialize failed: {}", error_text(message));
-                        self.end_instance(process, &why, true);
+                        self.end_instance(instance, &why, true);
                     }
                 }
             }
-            Ok(Routed::Answer(pending)) => self.conclude(process, pending, message),
+            Ok(Routed::Answer(pending)) => self.conclude(instance, pending, message),
             _ => {
                 self.stats.unmatched.add();
-                process.log_stray(now, message);
+                instance.log_unmatched(now, message);
             }
         }
     }
 
     /// Returns the requests that restore a client's log level and resource subscriptions at a new
     /// instance.
-    fn initial_subscriptions(&self, now: Instant, client: &Session, process: &Upstream) -> Vec<String> {
-        let patience = self.config.timeout_rpc;
-        let level = client.info().level.filter(|_| process.has("logging"));
-        let level = level.and_then(|level| process.level_request(now, level, patience));
-        let wishes = process.instance().map(|private| private.subscriptions.as_slice()).unwrap_or_default();
-        let wishes = wishes
+    fn initial_subscriptions(&self, now: Instant, client: &Session, instance: &Upstream) -> Vec<String> {
+        let timeout = self.config.timeout_rpc;
+        let level = client.info().level.filter(|_| instance.has("logging"));
+        let level = level.and_then(|level| instance.level_request(now, level, timeout));
+        let subscriptions =
+            instance.instance().map(|isolated| isolated.subscriptions.as_slice()).unwrap_or_default();
+        let subscriptions = subscriptions
             .iter()
-            .filter_map(|uri| process.request(now, "resources/subscribe", &uri_params(uri), patience));
-        level.into_iter().chain(wishes).collect()
+            .filter_map(|uri| instance.request(now, "resources/subscribe", &uri_params(uri), timeout));
+        level.into_iter().chain(subscriptions).collect()
     }
 
     /// Forwards a progress notification to the call with this token. A task's token outlives its
@@ -180,24 +185,28 @@ impl Gateway {
         &self,
         now: Instant,
         client: &Session,
-        process: &Upstream,
+        instance: &Upstream,
         message: &Message<'_>,
     ) {
         let Ok(Some(span)) = message.param(&["progressToken"]) else { return };
         let token = &message.text()[span.clone()];
         let found = {
-            let mut mux = process.mux();
+            let mut mux = instance.mux();
             let found = mux.of_token(token).and_then(|(id, pending)| match &pending.caller {
-                Caller::Session(_, _, reply, _) => Some((id, reply.clone(), pending.token()?.to_owned())),
+                Caller::Session(_, _, responder, _) => {
+                    Some((id, responder.clone(), pending.token()?.to_owned()))
+                }
                 _ => None,
             });
-            found.map(|(id, reply, own)| {
+            found.map(|(id, responder, client_token)| {
                 mux.progressed(now, id);
-                (reply, own)
+                (responder, client_token)
             })
         };
         match found {
-            Some((reply, own)) => reply.send(edit::progress(message, span, &own), &self.stats),
+            Some((responder, client_token)) => {
+                responder.send(edit::progress(message, span, &client_token), &self.stats)
+            }
             None if *client.scope() != Scope::All => client.send(message.splice(&[]), &self.stats),
             None => self.stats.unmatched.add(),
         }
@@ -209,66 +218,66 @@ impl Gateway {
         &self,
         now: Instant,
         client: &Session,
-        process: &Arc<Upstream>,
+        instance: &Arc<Upstream>,
         message: &Message<'_>,
     ) {
         let id = message.id().unwrap_or_default();
         let refuse = |code: i64, why: &str| {
             // Best effort: a server that floods its link with requests may miss a response.
-            let _ = process.send_now(jsonrpc::error(id, code, why));
+            let _ = instance.send_now(jsonrpc::error(id, code, why));
         };
         if id.len() > limits::ID_BYTES {
             return refuse(jsonrpc::INVALID_REQUEST, "the request id is too long");
         }
-        let asked = client.server_requests().begin(now, process.clone(), id);
-        let Ok(number) = asked else {
+        let request_number = client.server_requests().begin(now, instance.clone(), id);
+        let Ok(number) = request_number else {
             return refuse(jsonrpc::BUSY, "too many requests are pending at the client");
         };
         let number = number.to_string();
-        if !self.send_server_request(client, process, message.with_id(&number)) {
+        if !self.send_server_request(client, instance, message.with_id(&number)) {
             client.server_requests().end(&number);
             refuse(jsonrpc::BUSY, "the client does not read its requests");
         }
     }
 
     /// Forwards a client's response to the instance that sent the request.
-    pub fn answered(&self, client: &Session, message: &Message<'_>) {
+    pub fn on_client_response(&self, client: &Session, message: &Message<'_>) {
         let ended = message.id().and_then(|id| client.server_requests().end(id));
-        let Some((process, own)) = ended else { return self.stats.unmatched.add() };
+        let Some((instance, own)) = ended else { return self.stats.unmatched.add() };
         let answer = message.with_id(&own);
         let failed = |why: &str| jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, why);
-        let answer = match process.excess(&answer) {
+        let answer = match instance.excess(&answer) {
             _ if message.has_lone_surrogate() => {
                 failed("the client's response contains an unpaired surrogate")
             }
-            Some(why) => failed(&declined(why, process.name()).1),
+            Some(why) => failed(&declined(why, instance.name()).1),
             None => answer,
         };
-        self.give_answer(&process, answer);
+        self.send_answer(&instance, answer);
     }
 
     /// Handles a client's message that was refused. If it is the response to an instance's request,
     /// that request fails at once, because no other response will follow.
-    pub fn answer_refused(&self, client: &Session, body: &[u8], why: Malformed) {
+    pub fn on_refused_client_response(&self, client: &Session, body: &[u8], why: Malformed) {
         let ended = tolerant::answer_id(body).and_then(|id| client.server_requests().end(&id));
-        if let Some((process, own)) = ended {
+        if let Some((instance, own)) = ended {
             let why = format!("invalid response from the client: {}", why.reason());
-            self.give_answer(&process, jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, &why));
+            self.send_answer(&instance, jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, &why));
         }
     }
 
-    fn give_answer(&self, process: &Arc<Upstream>, answer: String) {
-        if matches!(process.send_now(answer), Err(SendError::Full | SendError::Memory)) {
+    fn send_answer(&self, instance: &Arc<Upstream>, answer: String) {
+        if matches!(instance.send_now(answer), Err(SendError::Full | SendError::Memory)) {
             // The server would wait for the response forever.
-            self.end_instance(process, "the link is congested", true);
+            self.end_instance(instance, "the link is congested", true);
         }
     }
 
     /// Sends a message to the client: a `related` one to the stream of the newest call, if there is
     /// one, any other to the session's stream.
-    fn to_client(&self, client: &Session, process: &Upstream, text: String, related: bool) {
-        match Self::newest_responder(process).filter(|_| related) {
-            Some(reply) => reply.send(text, &self.stats),
+    fn to_client(&self, client: &Session, instance: &Upstream, text: String, related: bool) {
+        match Self::newest_responder(instance).filter(|_| related) {
+            Some(responder) => responder.send(text, &self.stats),
             None => client.send(text, &self.stats),
         }
     }
@@ -276,9 +285,9 @@ impl Gateway {
     /// Sends the client a request, or the cancellation of one. On the session's stream it is kept
     /// until the client reads. Returns false if too much is queued for the client already. A
     /// cancellation may be lost: the client's response is then dropped as unmatched.
-    fn send_server_request(&self, client: &Session, process: &Upstream, text: String) -> bool {
-        match Self::newest_responder(process) {
-            Some(reply) => reply.request(text),
+    fn send_server_request(&self, client: &Session, instance: &Upstream, text: String) -> bool {
+        match Self::newest_responder(instance) {
+            Some(responder) => responder.request(text),
             None => client.keep(text, &self.stats),
         }
     }
@@ -286,49 +295,52 @@ impl Gateway {
     /// Returns the responder of the newest call whose client still reads, because a message does
     /// not say which call it belongs to. `initialize` is skipped: before its response a client
     /// accepts no other messages.
-    fn newest_responder(process: &Upstream) -> Option<Responder> {
-        process.mux().newest(|pending| match &pending.caller {
-            Caller::Session(_, _, reply, _) if !reply.is_closed() && &*pending.method != "initialize" => {
-                Some(reply.clone())
+    fn newest_responder(instance: &Upstream) -> Option<Responder> {
+        instance.mux().newest(|pending| match &pending.caller {
+            Caller::Session(_, _, responder, _)
+                if !responder.is_closed() && &*pending.method != "initialize" =>
+            {
+                Some(responder.clone())
             }
             _ => None,
         })
     }
 
     /// Sends the session's log level to its instance.
-    pub fn send_level_to_instance(&self, client: &Session, process: &Upstream) {
+    pub fn send_level_to_instance(&self, client: &Session, instance: &Upstream) {
         let Some(level) = client.info().level else { return };
-        if process.has("logging") {
-            process.tell_level(Instant::now(), level, self.config.timeout_rpc);
+        if instance.has("logging") {
+            instance.send_level(Instant::now(), level, self.config.timeout_rpc);
         }
     }
 
     /// Handles the edge's report that an instance ended or could not be started.
     pub fn instance_gone(&self, shared: &Upstream, number: u32, reason: &str) {
-        let process = shared.instance_pool().and_then(|isolation| isolation.get(number));
-        if let Some(process) = process {
+        let instance = shared.instance_pool().and_then(|pool| pool.get(number));
+        if let Some(instance) = instance {
             let reason = format!("its process for this session exited: {}", util::escape::show(reason));
-            self.end_instance(&process, &reason, false);
+            self.end_instance(&instance, &reason, false);
         }
     }
 
     /// Ends an instance: fails its calls, and closes the session if that is at the server's own
     /// endpoint. `tell`: also tell the edge.
-    pub fn end_instance(&self, process: &Arc<Upstream>, reason: &str, tell: bool) {
-        let Some(private) = process.instance() else { return };
-        let shared = private.shared.upgrade();
-        let isolation = shared.as_ref().and_then(|shared| shared.instance_pool());
-        if isolation.is_some_and(|isolation| isolation.remove(private.number)) && tell {
-            process.close_channel(reason);
+    pub fn end_instance(&self, instance: &Arc<Upstream>, reason: &str, tell: bool) {
+        let Some(isolated) = instance.instance() else { return };
+        let shared = isolated.shared.upgrade();
+        let pool = shared.as_ref().and_then(|shared| shared.instance_pool());
+        if pool.is_some_and(|pool| pool.remove(isolated.number)) && tell {
+            instance.close_channel(reason);
         }
-        process.fail_all(reason, &self.stats);
-        let Some(client) = private.client.upgrade() else { return };
-        client.server_requests().forget(|server| Arc::ptr_eq(server, process));
+        instance.fail_all(reason, &self.stats);
+        let Some(client) = isolated.client.upgrade() else { return };
+        client.server_requests().forget(|server| Arc::ptr_eq(server, instance));
         let removed = {
-            let mut own = client.instances();
+            let mut instances = client.instances();
             // The session may have a new instance by now.
-            let is_its = own.by_server.get(process.name()).is_some_and(|its| Arc::ptr_eq(its, process));
-            is_its && own.by_server.remove(process.name()).is_some()
+            let is_its =
+                instances.by_server.get(instance.name()).is_some_and(|its| Arc::ptr_eq(its, instance));
+            is_its && instances.by_server.remove(instance.name()).is_some()
         };
         if removed && *client.scope() != Scope::All {
             // The instance held the session's state, which is lost.
@@ -338,21 +350,21 @@ impl Gateway {
 
     /// Ends all instances of a session that has ended.
     pub fn end_instances(&self, client: &Session) {
-        let processes = {
-            let mut own = client.instances();
-            own.ended = true;
-            std::mem::take(&mut own.by_server)
+        let instances = {
+            let mut table = client.instances();
+            table.ended = true;
+            std::mem::take(&mut table.by_server)
         };
-        for process in processes.values() {
-            self.end_instance(process, "the session ended", true);
+        for instance in instances.values() {
+            self.end_instance(instance, "the session ended", true);
         }
     }
 
     /// Ends all instances behind a link that is gone.
     pub fn end_all_instances(&self, shared: &Upstream, reason: &str) {
-        let processes = shared.instance_pool().map(|isolation| isolation.end()).unwrap_or_default();
-        for process in processes {
-            self.end_instance(&process, reason, false);
+        let instances = shared.instance_pool().map(|pool| pool.end()).unwrap_or_default();
+        for instance in instances {
+            self.end_instance(&instance, reason, false);
         }
     }
 
@@ -360,22 +372,26 @@ impl Gateway {
     /// Cancels instances' requests to clients that were not answered within the timeout of a tool
     /// call: no call lasts longer.
     pub fn expire_instances(&self, shared: &Upstream, now: Instant) {
-        let processes = shared.instance_pool().map(|isolation| isolation.all()).unwrap_or_default();
-        for process in processes {
-            if !process.expire(now, &self.stats).is_empty() {
-                self.end_instance(&process, "initialize timed out", true);
+        let instances = shared.instance_pool().map(|pool| pool.all()).unwrap_or_default();
+        for instance in instances {
+            if !instance.expire(now, &self.stats).is_empty() {
+                self.end_instance(&instance, "initialize timed out", true);
                 continue;
             }
-            let Some(client) = process.instance().and_then(|private| private.client.upgrade()) else {
+            let Some(client) = instance.instance().and_then(|isolated| isolated.client.upgrade()) else {
                 continue;
             };
-            let patience = self.config.timeout_run_tool;
+            let timeout = self.config.timeout_run_tool;
             let overdue =
-                client.server_requests().overdue(now, patience, |server| Arc::ptr_eq(server, &process));
-            for (number, own) in overdue {
+                client.server_requests().overdue(now, timeout, |server| Arc::ptr_eq(server, &instance));
+            for (number, request_id) in overdue {
                 let why = "the client did not respond in time";
-                let _ = process.send_now(jsonrpc::error(&own, jsonrpc::TIMED_OUT, why));
-                self.send_server_request(&client, &process, edit::cancelled(number, "the request timed out"));
+                let _ = instance.send_now(jsonrpc::error(&request_id, jsonrpc::TIMED_OUT, why));
+                self.send_server_request(
+                    &client,
+                    &instance,
+                    edit::cancelled(number, "the request timed out"),
+                );
             }
         }
     }

@@ -49,18 +49,18 @@ pub async fn enter(
         stopped.wait().await;
         Err(LinkEnd::ByUs(gateway_stops()))
     };
-    let newcomer = Candidate { gateway: &gateway, principal, from };
-    let hearing = async {
+    let candidate = Candidate { gateway: &gateway, principal, from };
+    let receiving = async {
         let frame = ws_link::recv_frame(&mut socket, limits.register_bytes, &limits).await?;
-        let registration = newcomer.read(&frame);
-        if registration.as_ref().is_ok_and(|registration| newcomer.would_take_over(registration)) {
+        let registration = candidate.read(&frame);
+        if registration.as_ref().is_ok_and(|registration| candidate.would_take_over(registration)) {
             // The frame may have been delayed: an edge that does not answer the probe has left this
             // link, and may be registered over the very link that this one would replace.
             ws_link::probe(&mut socket, &limits).await?;
         }
         Ok::<_, LinkEnd>(registration)
     };
-    let registration = match future::or(hearing, stopping).await {
+    let registration = match future::or(receiving, stopping).await {
         Ok(registration) => registration,
         Err(ended) => {
             gateway.count_end(&ended);
@@ -71,16 +71,16 @@ pub async fn enter(
         }
     };
     let admitted = match registration {
-        Ok(registration) => newcomer.admit(registration).await,
+        Ok(registration) => candidate.admit(registration).await,
         Err(why) => Err(why),
     };
-    let (life, answer) = match admitted {
-        Ok(Admission::Here(life, answer)) => (life, answer),
-        Ok(Admission::Late(life)) => {
+    let (server, answer) = match admitted {
+        Ok(Admission::Registered(server, answer)) => (server, answer),
+        Ok(Admission::Late(server)) => {
             let ended = LinkEnd::Lost(
                 "superseded by a delayed registration of a link that its edge had already left".into(),
             );
-            return Some(RegisteredLink { life, link: Err(ended) });
+            return Some(RegisteredLink { server, link: Err(ended) });
         }
         Err(why) => {
             refuse(&gateway, socket, from, why).await;
@@ -88,7 +88,7 @@ pub async fn enter(
         }
     };
     let link = ws_link::send_frame(&mut socket, answer, &limits).await.map(|()| socket);
-    Some(RegisteredLink { life, link })
+    Some(RegisteredLink { server, link })
 }
 
 /// Logs a refused registration, and closes the link with the reason.
@@ -108,17 +108,17 @@ async fn refuse(gateway: &Gateway, socket: WebSocket, from: SocketAddr, why: Clo
 
 /// A registered or resumed server, with its socket or the reason why its link has ended.
 pub struct RegisteredLink {
-    life: Box<ServerRegistration>,
+    server: Box<ServerRegistration>,
     link: Result<WebSocket, LinkEnd>,
 }
 
 impl RegisteredLink {
-    /// Carries frames until the link ends or another one takes over. Releases `seat`, the link's
+    /// Carries frames until the link ends or another one takes over. Releases `permits`, the link's
     /// permits, when the link ends, though the server may stay for the resume window.
-    pub async fn live(self, seat: Permits) {
+    pub async fn run(self, permits: Permits) {
         match self.link {
-            Ok(socket) => self.life.live(socket, seat).await,
-            Err(ended) => self.life.part(ended, seat).await,
+            Ok(socket) => self.server.run(socket, permits).await,
+            Err(ended) => self.server.on_link_end(ended, permits).await,
         }
     }
 }
@@ -162,8 +162,8 @@ impl ResumeHandle {
 
 /// A registered server with its outbound state: what outlives a connection.
 struct ServerRegistration {
-    server: UpstreamDriver,
-    line: Outbound,
+    driver: UpstreamDriver,
+    outbound: Outbound,
     /// Whether it may be resumed over another connection.
     resumes: bool,
     /// Whether it has no connection at present.
@@ -184,11 +184,11 @@ enum Wakeup {
 
 impl ServerRegistration {
     /// Carries frames until the connection ends or another link claims the server.
-    async fn live(mut self: Box<Self>, socket: WebSocket, seat: Permits) {
-        let Self { server, line, claims, limits, .. } = &mut *self;
-        let stopped = server.gateway().stopped.clone();
-        let queue = server.upstream().link().clone();
-        let driving = async { Wakeup::Ended(ws_link::drive(socket, line, server, limits).await) };
+    async fn run(mut self: Box<Self>, socket: WebSocket, permits: Permits) {
+        let Self { driver, outbound, claims, limits, .. } = &mut *self;
+        let stopped = driver.gateway().stopped.clone();
+        let queue = driver.upstream().link().clone();
+        let driving = async { Wakeup::Ended(ws_link::drive(socket, outbound, driver, limits).await) };
         let stopping = async {
             stopped.wait().await;
             queue.end(gateway_stops());
@@ -196,48 +196,48 @@ impl ServerRegistration {
         };
         match future::or(driving, future::or(claimed(claims), stopping)).await {
             Wakeup::Claimed(claim) => {
-                let _on = free(seat);
+                let _on = release_permits(permits);
                 self.hand_over(claim).await;
             }
-            Wakeup::Ended(ended) => self.part(ended, seat).await,
+            Wakeup::Ended(ended) => self.on_link_end(ended, permits).await,
             Wakeup::Taken(_) | Wakeup::Stopped | Wakeup::Tick => {}
         }
     }
 
     /// Handles the end of the connection: waits for a resume if one is possible, else unregisters
     /// the server.
-    async fn part(self: Box<Self>, ended: LinkEnd, seat: Permits) {
+    async fn on_link_end(self: Box<Self>, ended: LinkEnd, permits: Permits) {
         // Release the permits first: otherwise no edge could resume at a full gateway.
-        let _on = free(seat);
-        self.server.gateway().count_end(&ended);
+        let _on = release_permits(permits);
+        self.driver.gateway().count_end(&ended);
         if !ended.is_accident() || self.limits.resume_window.is_zero() {
-            return self.server.gone(&ended.to_string());
+            return self.driver.unregister(&ended.to_string());
         }
         if !self.resumes {
-            return self.server.gone(&format!("{ended}; its edge does not support resuming"));
+            return self.driver.unregister(&format!("{ended}; its edge does not support resuming"));
         }
-        self.wait(ended).await;
+        self.wait_for_resume(ended).await;
     }
 
     /// Waits without a connection until the server is claimed or the resume window is over.
-    async fn wait(mut self: Box<Self>, ended: LinkEnd) {
+    async fn wait_for_resume(mut self: Box<Self>, ended: LinkEnd) {
         let window = self.limits.resume_window;
         let over = Instant::now() + window + self.limits.resume_grace;
-        let name = self.server.upstream().name();
+        let name = self.driver.upstream().name();
         let seconds = window.as_secs();
         let line = format!("server '{name}' is reconnecting: {ended}; its calls wait up to {seconds} s");
-        self.server.gateway().log_life(log::Level::Warn, "reconnecting", name, line);
+        self.driver.gateway().log_link_event(log::Level::Warn, "reconnecting", name, line);
         self.set_away(true);
         // No edge can reconnect once draining has begun.
-        let stopped = self.server.gateway().draining.clone();
+        let stopped = self.driver.gateway().draining.clone();
         loop {
-            let Self { server, line, claims, .. } = &mut *self;
-            let due = server.deadline().map_or(over, |due| due.min(over));
+            let Self { driver, outbound, claims, .. } = &mut *self;
+            let due = driver.deadline().map_or(over, |due| due.min(over));
             let ticking = async {
                 timeout::until(Some(due)).await;
                 Wakeup::Tick
             };
-            let taken = async { Wakeup::Taken(line.ended().await) };
+            let taken = async { Wakeup::Taken(outbound.ended().await) };
             let stopping = async {
                 stopped.wait().await;
                 Wakeup::Stopped
@@ -250,22 +250,22 @@ impl ServerRegistration {
                     let seconds = window.as_secs();
                     format!("{ended}; not resumed within {seconds} s (--resume-window)")
                 }
-                Wakeup::Tick => match self.server.tick(now) {
+                Wakeup::Tick => match self.driver.tick(now) {
                     Ok(()) => continue,
-                    Err(farewell) => farewell.reason,
+                    Err(close_reason) => close_reason.reason,
                 },
-                Wakeup::Taken(farewell) => farewell.reason,
+                Wakeup::Taken(close_reason) => close_reason.reason,
                 Wakeup::Stopped | Wakeup::Ended(_) => "the gateway is stopping".into(),
             };
             // Servers lost at the same time also expire at the same time, so take turns.
-            self.server.gateway().ends.turn().await;
-            return self.server.gone(&why);
+            self.driver.gateway().ends.turn().await;
+            return self.driver.unregister(&why);
         }
     }
 
     fn set_away(&mut self, away: bool) {
         self.away = away;
-        self.server.set_away(away);
+        self.driver.set_away(away);
     }
 
     /// Hands the server over to the link that claims it. If that link is gone too, waits for the
@@ -273,7 +273,7 @@ impl ServerRegistration {
     async fn hand_over(self: Box<Self>, claim: Sender<Box<ServerRegistration>>) {
         if let Err(unwanted) = claim.try_send(self) {
             let ended = LinkEnd::Lost("a resuming link was lost".into());
-            unwanted.into_inner().wait(ended).await;
+            unwanted.into_inner().wait_for_resume(ended).await;
         }
     }
 }
@@ -289,7 +289,7 @@ async fn claimed(claims: &Receiver<Sender<Box<ServerRegistration>>>) -> Wakeup {
 /// The outcome of a first frame.
 enum Admission {
     /// Registered or resumed, with the response.
-    Here(Box<ServerRegistration>, String),
+    Registered(Box<ServerRegistration>, String),
     /// The frame comes from an earlier link and was delayed: the server was resumed over a later
     /// one.
     Late(Box<ServerRegistration>),
@@ -316,8 +316,8 @@ impl Candidate<'_> {
         {
             return Ok(resumed);
         }
-        let (life, answer) = self.register(registration)?;
-        Ok(Admission::Here(life, answer))
+        let (server, answer) = self.register(registration)?;
+        Ok(Admission::Registered(server, answer))
     }
 
     /// Returns whether the registration is for a server whose link appears to be alive.
@@ -330,34 +330,34 @@ impl Candidate<'_> {
     async fn resume(&self, registration: &Registration, claim: &Claim) -> Option<Admission> {
         let id = registration.id.as_deref()?;
         let holder = self.gateway.catalog().holder(id, self.principal)?;
-        let berth = holder.resume_handle()?;
+        let resume_handle = holder.resume_handle()?;
         let same_name = registration.name.as_deref() == Some(holder.name());
         if !same_name
             || !self.may_claim(holder.name())
-            || !berth.token.matches(claim.token.expose().as_bytes())
+            || !resume_handle.token.matches(claim.token.expose().as_bytes())
         {
             return None;
         }
-        let mut life = berth.claim().await?;
-        if life.line.is_past(claim.received) && !life.away {
-            return Some(Admission::Late(life));
+        let mut server = resume_handle.claim().await?;
+        if server.outbound.is_past(claim.received) && !server.away {
+            return Some(Admission::Late(server));
         }
-        if life.line.resume(claim.received).is_err() {
-            life.server.gone("it reconnected but could not resume");
+        if server.outbound.resume(claim.received).is_err() {
+            server.driver.unregister("it reconnected but could not resume");
             return None;
         }
         let grant = ResumeGrant {
-            token: berth.token.clone(),
-            window: life.limits.resume_window,
-            received: life.line.received(),
+            token: resume_handle.token.clone(),
+            window: server.limits.resume_window,
+            received: server.outbound.received(),
         };
         let sessions = holder.instance_pool().is_some() && registration.sessions.is_some();
         let line = format_args!("server '{}' resumed from {}", holder.name(), self.from);
-        self.gateway.log_life(log::Level::Info, "back", holder.name(), line);
+        self.gateway.log_link_event(log::Level::Info, "back", holder.name(), line);
         self.gateway.stats.resumed.add();
-        life.set_away(false);
-        let answer = Status::received(id, true, life.limits.message_bytes, sessions, Some(&grant));
-        Some(Admission::Here(life, answer))
+        server.set_away(false);
+        let answer = Status::received(id, true, server.limits.message_bytes, sessions, Some(&grant));
+        Some(Admission::Registered(server, answer))
     }
 
     /// Registers the server as a new one.
@@ -379,28 +379,30 @@ impl Candidate<'_> {
         let (claimant, claims) = async_channel::bounded(1);
         let resumes = registration.resumes && !limits.link.resume_window.is_zero();
         let token = if resumes { Some(Secret::new(session::id(random()?))) } else { None };
-        let berth = token.clone().map(|token| ResumeHandle { token, claims: claimant });
+        let resume_handle = token.clone().map(|token| ResumeHandle { token, claims: claimant });
         let sessions = registration.sessions;
         let accepts = registration.message_bytes;
-        let upstream = Upstream::new(name.clone(), &limits.link, sender, accepts, sessions, berth);
-        let place = self.enter(&id, &name, &upstream)?;
+        let upstream = Upstream::new(name.clone(), &limits.link, sender, accepts, sessions, resume_handle);
+        let catalog_guard = self.enter(&id, &name, &upstream)?;
         let line =
             format_args!("server '{name}' (id {}) registered from {}", util::escape::show(&id), self.from);
-        self.gateway.log_life(log::Level::Info, "registers", &name, line);
-        let mut line = Outbound::new(receiver);
+        self.gateway.log_link_event(log::Level::Info, "registers", &name, line);
+        let mut outbound = Outbound::new(receiver);
         let account = self.gateway.account(self.principal);
-        line.charge_to(&account);
+        outbound.charge_to(&account);
         let grant = token.map(|token| {
-            line.count();
+            outbound.count();
             ResumeGrant { token, window: limits.link.resume_window, received: None }
         });
-        let (ours, isolated) = (registration.ours, sessions.is_some());
-        let answer = Status::received(&id, ours, limits.link.message_bytes, isolated, grant.as_ref());
-        let server = UpstreamDriver::start(self.gateway, place, id, ours, upstream, &account)?;
+        let (reads_status_frames, isolated) = (registration.reads_status_frames, sessions.is_some());
+        let answer =
+            Status::received(&id, reads_status_frames, limits.link.message_bytes, isolated, grant.as_ref());
+        let driver =
+            UpstreamDriver::start(self.gateway, catalog_guard, id, reads_status_frames, upstream, &account)?;
         Ok((
             Box::new(ServerRegistration {
-                server,
-                line,
+                driver,
+                outbound,
                 resumes,
                 away: false,
                 claims,
@@ -430,8 +432,8 @@ impl Candidate<'_> {
             return Err(CloseReason::new(CLOSE_LATER, "too many registered servers (--max-links)"));
         }
         // A server that takes over has a share already, and releases it in a moment.
-        let most = if is_new { self.gateway.links_each() } else { usize::MAX };
-        let share = self.gateway.server_shares.take(self.principal, most).ok_or_else(|| {
+        let max = if is_new { self.gateway.links_each() } else { usize::MAX };
+        let share = self.gateway.server_shares.take(self.principal, max).ok_or_else(|| {
             let why = "this principal has reached its share of the registered servers (half of --max-links)";
             CloseReason::new(CLOSE_LATER, why)
         })?;
@@ -452,10 +454,10 @@ impl Candidate<'_> {
     /// Adds the server to the catalog, and closes the one that had its id.
     fn enter(&self, id: &str, name: &str, upstream: &Arc<Upstream>) -> Result<CatalogGuard, CloseReason> {
         let gateway = self.gateway;
-        let (place, replaced) = self.claim(id, name, upstream)?;
+        let (catalog_guard, replaced) = self.claim(id, name, upstream)?;
         if let Some(old) = replaced {
             let line = format_args!("server '{}' registered again; closing its old link", old.name());
-            gateway.log_life(log::Level::Info, "registered_anew", old.name(), line);
+            gateway.log_link_event(log::Level::Info, "registered_anew", old.name(), line);
             let why = "it registered again over another link";
             old.fail_all(why, &gateway.stats);
             gateway.end_all_instances(&old, why);
@@ -463,7 +465,7 @@ impl Candidate<'_> {
                 .end(CloseReason::new(CLOSE_REPLACED, "the same server id registered over another link"));
             gateway.lists_changed(&ListKind::ALL);
         }
-        Ok(place)
+        Ok(catalog_guard)
     }
 }
 
@@ -489,9 +491,9 @@ fn refusal(name: &str, taken: &NameTaken) -> CloseReason {
 pub type Permits = (TaskGuard, Share, ConnectionPermit);
 
 /// Releases all permits. The connection's task goes on until the returned trigger is dropped.
-fn free((badge, share, visit): Permits) -> Option<ShutdownTrigger> {
-    drop((badge, share));
-    visit.release()
+fn release_permits((guard, share, permit): Permits) -> Option<ShutdownTrigger> {
+    drop((guard, share));
+    permit.release()
 }
 
 fn is_linked(server: &Arc<Upstream>) -> bool {

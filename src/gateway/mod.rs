@@ -136,7 +136,7 @@ impl Gateway {
             allow_origins: config.allow_origins.clone(),
             cors: config.cors,
         };
-        let own = [("list_servers", mcp::LIST_SERVERS)];
+        let built_in = [("list_servers", mcp::LIST_SERVERS)];
         let mut sessions = Sessions::new(&config.limits.session);
         sessions.share(tokens.have_several_clients());
         let budget = Budget::new(memory(&config.limits.memory));
@@ -144,7 +144,7 @@ impl Gateway {
         Self {
             policy,
             authn: Authenticator::new(tokens, &config.limits.guess),
-            catalog: Mutex::new(Catalog::new(&own, &config.limits.catalog)),
+            catalog: Mutex::new(Catalog::new(&built_in, &config.limits.catalog)),
             sessions: Mutex::new(sessions),
             subscriptions: Mutex::default(),
             tasks: Mutex::default(),
@@ -247,9 +247,9 @@ impl Gateway {
         }
         let servers: Vec<Arc<Upstream>> = self.catalog().all().map(|(_, server)| server.clone()).collect();
         for server in servers {
-            let own = server.instance_pool().map(|isolation| isolation.all()).unwrap_or_default();
-            for process in own.iter().chain([&server]) {
-                process.fail_all("the gateway is stopping", &self.stats);
+            let instances = server.instance_pool().map(|pool| pool.all()).unwrap_or_default();
+            for instance in instances.iter().chain([&server]) {
+                instance.fail_all("the gateway is stopping", &self.stats);
             }
         }
     }
@@ -302,7 +302,7 @@ pub struct Bound {
     listeners: Vec<Listener>,
     acceptor: Option<Acceptor>,
     /// Triggers for `draining` and `stopped`.
-    switches: [ShutdownTrigger; 2],
+    triggers: [ShutdownTrigger; 2],
     reloads: (Sender<()>, Receiver<()>),
 }
 
@@ -312,7 +312,7 @@ pub struct Reloader(Sender<()>);
 
 impl Reloader {
     /// Requests a reload. A request made during a reload leads to one more.
-    pub fn ask(&self) {
+    pub fn request(&self) {
         // Full: a reload is already pending. Closed: the gateway has stopped.
         let _ = self.0.try_send(());
     }
@@ -331,8 +331,8 @@ impl Bound {
             (crate::runtime::shutdown::shutdown(), crate::runtime::shutdown::shutdown());
         let exposed = listeners.iter().any(|listener| !listener.local().ip().is_loopback());
         let gateway = Arc::new(Gateway::new(config, tokens, [draining, stopped], exposed));
-        let switches = [drain, stop];
-        Ok(Self { gateway, listeners, acceptor, switches, reloads: async_channel::bounded(1) })
+        let triggers = [drain, stop];
+        Ok(Self { gateway, listeners, acceptor, triggers, reloads: async_channel::bounded(1) })
     }
 
     /// Returns a handle that makes the gateway reload its tokens and certificates.
@@ -349,7 +349,7 @@ impl Bound {
     /// [`limits::DRAIN_CALLS`]: no new connections, sessions or calls; running calls continue, and
     /// each response closes its connection. Stop, up to [`limits::DRAIN`]: streams and links end.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
-        let Self { gateway, listeners, acceptor, switches: [drain, finish], reloads } = self;
+        let Self { gateway, listeners, acceptor, triggers: [drain, finish], reloads } = self;
         let needed = gateway.config.limits.http.connections + limits::DESCRIPTORS_EXTRA;
         let allowed = listener::allow_descriptors(needed);
         if allowed < needed as u64 {
@@ -357,38 +357,40 @@ impl Bound {
                 "the file descriptor limit is {allowed}, but the connection limits need {needed}; see ulimit -n"
             );
         }
-        self::greet(&gateway, &listeners, acceptor.is_some());
-        let door = Arc::new(AcceptContext { gateway, acceptor, crew: TaskTracker::new() });
-        let accepting: Vec<_> =
-            listeners.into_iter().map(|listener| executor::spawn(accept(listener, door.clone()))).collect();
-        let sweeping = executor::spawn(door.gateway.clone().sweep());
-        let telling = executor::spawn(door.gateway.clone().tell_changes());
-        let reloading = executor::spawn(reload(door.clone(), reloads.1));
+        self::log_addresses(&gateway, &listeners, acceptor.is_some());
+        let accept_context = Arc::new(AcceptContext { gateway, acceptor, tracker: TaskTracker::new() });
+        let accepting: Vec<_> = listeners
+            .into_iter()
+            .map(|listener| executor::spawn(accept(listener, accept_context.clone())))
+            .collect();
+        let sweeping = executor::spawn(accept_context.gateway.clone().sweep());
+        let notifying = executor::spawn(accept_context.gateway.clone().notify_changes());
+        let reloading = executor::spawn(reload(accept_context.clone(), reloads.1));
         stop.await;
         drop(drain);
-        drop((accepting, sweeping, telling, reloading));
-        let (calls, connections) = (door.gateway.running.len(), door.crew.len());
+        drop((accepting, sweeping, notifying, reloading));
+        let (calls, connections) = (accept_context.gateway.running.len(), accept_context.tracker.len());
         log::info!("stopping: refusing new calls; waiting for {calls} calls and {connections} connections");
-        door.gateway.finish_calls().await;
+        accept_context.gateway.finish_calls().await;
         drop(finish);
-        if timeout::within(limits::DRAIN, door.crew.wait_idle()).await.is_err() {
+        if timeout::within(limits::DRAIN, accept_context.tracker.wait_idle()).await.is_err() {
             log::warn!("some connections did not close within {} s", limits::DRAIN.as_secs());
         }
-        log::info!("{}", door.gateway.summary());
+        log::info!("{}", accept_context.gateway.summary());
     }
 }
 
 /// Reloads the files each time a reload is requested.
-async fn reload(door: Arc<AcceptContext>, asked: Receiver<()>) {
+async fn reload(accept_context: Arc<AcceptContext>, asked: Receiver<()>) {
     while asked.recv().await.is_ok() {
         log::info!("reloading tokens and certificates");
-        let step = door.gateway.clone().reload(door.acceptor.clone());
-        door.gateway.step("reloading tokens and certificates", step).await;
+        let step = accept_context.gateway.clone().reload(accept_context.acceptor.clone());
+        accept_context.gateway.step("reloading tokens and certificates", step).await;
     }
 }
 
 /// Logs the listen addresses, and warns if anyone can connect or tokens travel in the clear.
-fn greet(gateway: &Gateway, listeners: &[Listener], tls: bool) {
+fn log_addresses(gateway: &Gateway, listeners: &[Listener], tls: bool) {
     let (web, socket) = if tls { ("https", "wss") } else { ("http", "ws") };
     for listener in listeners {
         let address = listener.local();
@@ -414,32 +416,35 @@ fn greet(gateway: &Gateway, listeners: &[Listener], tls: bool) {
 struct AcceptContext {
     gateway: Arc<Gateway>,
     acceptor: Option<Acceptor>,
-    crew: TaskTracker,
+    tracker: TaskTracker,
 }
 
 /// Accepts connections forever. TLS handshakes and everything slow run in the connection's own
 /// task.
-async fn accept(mut listener: Listener, door: Arc<AcceptContext>) {
+async fn accept(mut listener: Listener, accept_context: Arc<AcceptContext>) {
     loop {
-        door.gateway.step("accepting connections", accept_one(&mut listener, &door)).await;
+        accept_context
+            .gateway
+            .step("accepting connections", accept_one(&mut listener, &accept_context))
+            .await;
         // Let the accepted connection's task run before accepting the next, however many are
         // pending, so that a connection it evicted is gone by then.
         future::yield_now().await;
     }
 }
 
-async fn accept_one(listener: &mut Listener, door: &Arc<AcceptContext>) {
+async fn accept_one(listener: &mut Listener, accept_context: &Arc<AcceptContext>) {
     let stream = listener.accept().await;
-    door.gateway.stats.connections.add();
-    let (visit, pushed_out) = match ConnectionPermit::acquire(&door.gateway, stream.peer().ip()) {
+    accept_context.gateway.stats.connections.add();
+    let (permit, evicted) = match ConnectionPermit::acquire(&accept_context.gateway, stream.peer().ip()) {
         Ok(begun) => begun,
-        Err(why) => return accept::reject(&door.gateway, stream, why),
+        Err(why) => return accept::reject(&accept_context.gateway, stream, why),
     };
-    let badge = door.crew.track();
-    let (gateway, door) = (door.gateway.clone(), door.clone());
+    let guard = accept_context.tracker.track();
+    let (gateway, accept_context) = (accept_context.gateway.clone(), accept_context.clone());
     let task = async move {
-        let _held = badge;
-        future::or(welcome(&door, stream, visit), pushed_out.wait()).await;
+        let _held = guard;
+        future::or(serve_connection(&accept_context, stream, permit), evicted.wait()).await;
     };
     executor::spawn_guarded(task, move || {
         gateway.stats.panics.add();
@@ -447,27 +452,27 @@ async fn accept_one(listener: &mut Listener, door: &Arc<AcceptContext>) {
     });
 }
 
-async fn welcome(door: &AcceptContext, stream: Stream, visit: ConnectionPermit) {
+async fn serve_connection(accept_context: &AcceptContext, stream: Stream, permit: ConnectionPermit) {
     let peer = stream.peer();
-    let limit = door.gateway.config.limits.http.tls_handshake;
-    let stream = match &door.acceptor {
+    let limit = accept_context.gateway.config.limits.http.tls_handshake;
+    let stream = match &accept_context.acceptor {
         None => stream,
         Some(acceptor) => match timeout::within(limit, Box::pin(acceptor.accept(stream))).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
-                door.gateway.stats.handshakes_failed.add();
+                accept_context.gateway.stats.handshakes_failed.add();
                 let line = format_args!("TLS handshake with {peer} failed: {error}");
-                return door.gateway.warn_throttled("handshake", peer.ip(), line);
+                return accept_context.gateway.warn_throttled("handshake", peer.ip(), line);
             }
             Err(_) => {
-                door.gateway.stats.handshakes_failed.add();
+                accept_context.gateway.stats.handshakes_failed.add();
                 let seconds = limit.as_secs();
                 let line = format_args!("TLS handshake with {peer} took longer than {seconds} s");
-                return door.gateway.warn_throttled("slow_handshake", peer.ip(), line);
+                return accept_context.gateway.warn_throttled("slow_handshake", peer.ip(), line);
             }
         },
     };
-    let connection = connection::Connection::new(door.gateway.clone(), stream, visit);
+    let connection = connection::Connection::new(accept_context.gateway.clone(), stream, permit);
     if let Some(link) = Box::pin(connection.serve()).await {
         Box::pin(link.serve()).await;
     }

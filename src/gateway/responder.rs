@@ -51,16 +51,16 @@ impl Responder {
     }
 
     /// Responds in the body of a POST with this number of requests. All responses together have at
-    /// most `most` bytes, but the first may be larger.
-    pub fn post(queue: Sender<()>, requests: usize, most: usize) -> Self {
+    /// most `max` bytes, but the first may be larger.
+    pub fn post(queue: Sender<()>, requests: usize, max: usize) -> Self {
         let (open, other) = (AtomicUsize::new(requests), AtomicBool::new(false));
-        let post = Post { open, other, bytes: AtomicUsize::new(0), max: most };
+        let post = Post { open, other, bytes: AtomicUsize::new(0), max };
         Self { queue, post: Some(Arc::new(post)), burst: 0, _running: None }
     }
 
     /// Returns a copy for one request, which counts as running until it is answered.
-    pub fn counted(&self, badge: TaskGuard) -> Self {
-        Self { _running: Some(badge), ..self.clone() }
+    pub fn counted(&self, guard: TaskGuard) -> Self {
+        Self { _running: Some(guard), ..self.clone() }
     }
 
     /// Returns whether this is the response to a POST, which the client waits for.
@@ -107,12 +107,15 @@ impl Responder {
     }
 
     /// Queues a server's request to the client. The server waits for the answer, so up to
-    /// [`limits::ASKS`] messages beyond the queue's limit are allowed. Returns false if the client
-    /// does not read and too much is queued already.
-    pub fn request(&self, question: String) -> bool {
+    /// [`limits::SERVER_REQUESTS`] messages beyond the queue's limit are allowed. Returns false if
+    /// the client does not read and too much is queued already.
+    pub fn request(&self, request: String) -> bool {
         self.mark();
         // A closed queue is no failure: the session ends, and its isolated instance with it.
-        !matches!(self.queue.send_more(question, limits::ASKS), Err(SendError::Full | SendError::Memory))
+        !matches!(
+            self.queue.send_more(request, limits::SERVER_REQUESTS),
+            Err(SendError::Full | SendError::Memory)
+        )
     }
 
     /// Records that a message other than a response is about to be queued. Called before it is

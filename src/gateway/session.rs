@@ -95,7 +95,7 @@ pub struct Session {
     burst: usize,
     calls: Mutex<Calls<Arc<Upstream>>>,
     info: Mutex<ClientInfo>,
-    paid: Mutex<SessionCharges>,
+    charges: Mutex<SessionCharges>,
     streams: Streams,
     instances: Mutex<SessionInstances>,
     /// Requests of servers that wait for the client's response.
@@ -113,11 +113,12 @@ impl Session {
         limits: &SessionLimits,
     ) -> Arc<Self> {
         let (capabilities, info) = ("{}".into(), "{}".into());
-        let facts = ClientInfo { initialized: None, version: LATEST.into(), level: None, capabilities, info };
+        let client_info =
+            ClientInfo { initialized: None, version: LATEST.into(), level: None, capabilities, info };
         let calls = Mutex::new(Calls::new(limits));
-        let (facts, streams) = (Mutex::new(facts), Streams::new(limits, &account));
+        let (client_info, streams) = (Mutex::new(client_info), Streams::new(limits, &account));
         let paid = Mutex::new(SessionCharges { info: account.charge(), subscriptions: account.charge() });
-        let (own, asks) = (Mutex::default(), Mutex::default());
+        let (instances, server_requests) = (Mutex::default(), Mutex::default());
         Arc::new(Self {
             id,
             principal,
@@ -127,11 +128,11 @@ impl Session {
             outbox,
             burst: limits.queue_burst,
             calls,
-            info: facts,
-            paid,
+            info: client_info,
+            charges: paid,
             streams,
-            instances: own,
-            server_requests: asks,
+            instances,
+            server_requests,
         })
     }
 
@@ -190,7 +191,7 @@ impl Session {
     }
 
     /// Queues a notification as [`Session::send`] does, unless an identical one is already queued.
-    pub fn notice(&self, notice: &str, stats: &Stats) {
+    pub fn notify(&self, notice: &str, stats: &Stats) {
         if !self.outbox.has(notice) {
             self.send(notice.to_owned(), stats);
         }
@@ -226,8 +227,8 @@ impl Session {
     }
 
     /// Returns the session's memory charges.
-    pub fn paid(&self) -> MutexGuard<'_, SessionCharges> {
-        self.paid.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn charges(&self) -> MutexGuard<'_, SessionCharges> {
+        self.charges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns its isolated instances.
@@ -242,12 +243,12 @@ impl Session {
 
     /// Marks the session as initialized with this version. Returns false if it already was.
     pub fn initialized(&self, version: &str) -> bool {
-        let mut facts = self.info();
-        if facts.initialized.is_some() {
+        let mut client_info = self.info();
+        if client_info.initialized.is_some() {
             return false;
         }
-        version.clone_into(&mut facts.version);
-        facts.initialized = Some(Instant::now());
+        version.clone_into(&mut client_info.version);
+        client_info.initialized = Some(Instant::now());
         true
     }
 

@@ -21,18 +21,18 @@ pub struct Share {
     principal: Principal,
 }
 
-/// Returns how many of `most` units one principal may hold: all, or half (at least one) if
+/// Returns how many of `max` units one principal may hold: all, or half (at least one) if
 /// `several` principals share them.
-pub fn limit(most: usize, several: bool) -> usize {
-    if several { (most / 2).max(1) } else { most }
+pub fn limit(max: usize, several: bool) -> usize {
+    if several { (max / 2).max(1) } else { max }
 }
 
 impl Shares {
-    /// Takes a unit for a principal that holds fewer than `most`.
-    pub fn take(&self, principal: Principal, most: usize) -> Option<Share> {
+    /// Takes a unit for a principal that holds fewer than `max`.
+    pub fn take(&self, principal: Principal, max: usize) -> Option<Share> {
         let mut taken = self.taken();
         let count = taken.entry(principal).or_default();
-        if *count >= most {
+        if *count >= max {
             if *count == 0 {
                 taken.remove(&principal);
             }
@@ -80,8 +80,8 @@ mod tests {
     #[test]
     fn half_of_a_resource_is_for_the_others() {
         let limits = [(256, false, 256), (256, true, 128), (3, true, 1), (1, true, 1)];
-        for (most, several, expected) in limits {
-            assert_eq!(limit(most, several), expected, "{most} {several}");
+        for (max, several, expected) in limits {
+            assert_eq!(limit(max, several), expected, "{max} {several}");
         }
     }
 }

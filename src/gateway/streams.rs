@@ -47,7 +47,7 @@ pub enum NotAttached {
 }
 
 #[derive(Debug)]
-struct Resting {
+struct ParkedStream {
     /// `None`: the stream has ended.
     queue: Option<Receiver<()>>,
     sent: u64,
@@ -56,7 +56,7 @@ struct Resting {
     _idle: Option<Idle>,
 }
 
-impl Resting {
+impl ParkedStream {
     /// Parks a stream that no connection reads. On eviction the standalone stream only loses its
     /// messages; any other is closed, as nothing of it remains.
     fn new(id: u32, queue: Option<Receiver<()>>, sent: u64) -> Self {
@@ -95,7 +95,7 @@ impl ReplayBuffer {
 impl Evict for Mutex<ReplayBuffer> {
     fn evict(&self) {
         match self.try_lock() {
-            Ok(mut kept) => kept.trim(0),
+            Ok(mut buffer) => buffer.trim(0),
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().trim(0),
             Err(TryLockError::WouldBlock) => {}
         }
@@ -107,14 +107,14 @@ struct AttachedStream {
     /// Dropped to signal the connection that holds the stream that another one wants it.
     _wanted: Option<ShutdownTrigger>,
     /// Where to send the stream: to the connection that wants it next.
-    heir: Option<async_channel::Sender<Resting>>,
+    handoff: Option<async_channel::Sender<ParkedStream>>,
 }
 
 #[derive(Debug, Default)]
 struct StreamTable {
     held: HashMap<u32, AttachedStream>,
     /// Parked streams, in the order in which they were parked.
-    resting: Vec<(u32, Resting)>,
+    parked: Vec<(u32, ParkedStream)>,
     /// Registered while no connection holds any stream: the sent events may then be evicted.
     idle: Option<Idle>,
     /// Whether the client has ever opened the standalone stream.
@@ -123,29 +123,29 @@ struct StreamTable {
 }
 
 impl StreamTable {
-    fn take(&mut self, id: u32) -> Option<Resting> {
-        let place = self.resting.iter().position(|(other, _)| *other == id)?;
-        Some(self.resting.remove(place).1)
+    fn take(&mut self, id: u32) -> Option<ParkedStream> {
+        let position = self.parked.iter().position(|(other, _)| *other == id)?;
+        Some(self.parked.remove(position).1)
     }
 
-    fn hold(&mut self, id: u32, resting: Resting) -> Attached {
-        let (switch, wanted) = crate::runtime::shutdown::shutdown();
+    fn hold(&mut self, id: u32, parked: ParkedStream) -> Attached {
+        let (trigger, wanted) = crate::runtime::shutdown::shutdown();
         self.idle = None;
         self.listened |= id == STANDALONE;
         // Another connection may have asked for it during the handover.
-        let heir = self.held.remove(&id).and_then(|held| held.heir);
-        self.held.insert(id, AttachedStream { _wanted: heir.is_none().then_some(switch), heir });
-        Attached { id, queue: resting.queue, sent: resting.sent, wanted }
+        let handoff = self.held.remove(&id).and_then(|held| held.handoff);
+        self.held.insert(id, AttachedStream { _wanted: handoff.is_none().then_some(trigger), handoff });
+        Attached { id, queue: parked.queue, sent: parked.sent, wanted }
     }
 
     /// Makes room to park one more stream: removes ended streams first, then the oldest, but never
     /// the standalone stream.
-    fn make_room(&mut self, most: usize) {
-        while self.resting.len() >= most {
-            let ended = self.resting.iter().position(|(_, resting)| resting.queue.is_none());
-            let oldest = || self.resting.iter().position(|(id, _)| *id != STANDALONE);
-            let Some(place) = ended.or_else(oldest) else { break };
-            self.resting.remove(place);
+    fn make_room(&mut self, max: usize) {
+        while self.parked.len() >= max {
+            let ended = self.parked.iter().position(|(_, parked)| parked.queue.is_none());
+            let oldest = || self.parked.iter().position(|(id, _)| *id != STANDALONE);
+            let Some(position) = ended.or_else(oldest) else { break };
+            self.parked.remove(position);
         }
     }
 }
@@ -155,25 +155,25 @@ impl StreamTable {
 pub struct Streams {
     last: AtomicU32,
     table: Mutex<StreamTable>,
-    kept: Arc<Mutex<ReplayBuffer>>,
+    replay_buffer: Arc<Mutex<ReplayBuffer>>,
     max: usize,
 }
 
 impl Streams {
     /// Creates the table of a new session, without streams.
     pub fn new(limits: &SessionLimits, account: &Account) -> Self {
-        let kept = ReplayBuffer { replay: Replay::new(limits), charge: account.charge() };
+        let buffer = ReplayBuffer { replay: Replay::new(limits), charge: account.charge() };
         Self {
             last: AtomicU32::new(STANDALONE),
             table: Mutex::default(),
-            kept: Arc::new(Mutex::new(kept)),
+            replay_buffer: Arc::new(Mutex::new(buffer)),
             max: limits.parked,
         }
     }
 
     /// Adds the standalone stream, parked until the client opens it.
     pub fn give_standalone(&self, queue: Receiver<()>) {
-        self.table().resting.push((STANDALONE, Resting::new(STANDALONE, Some(queue), 0)));
+        self.table().parked.push((STANDALONE, ParkedStream::new(STANDALONE, Some(queue), 0)));
     }
 
     fn table(&self) -> MutexGuard<'_, StreamTable> {
@@ -181,30 +181,30 @@ impl Streams {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn kept(&self) -> MutexGuard<'_, ReplayBuffer> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn replay_buffer(&self) -> MutexGuard<'_, ReplayBuffer> {
+        self.replay_buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a sent event for replay, as far as the budget allows; drops the oldest events first.
     pub fn keep(&self, stream: u32, number: u64, text: String) {
-        let mut kept = self.kept();
-        kept.replay.keep(stream, number, text);
-        let bytes = kept.replay.bytes();
-        if !kept.charge.resize_spare(bytes) {
-            let had = kept.charge.bytes();
-            kept.trim(had);
+        let mut buffer = self.replay_buffer();
+        buffer.replay.keep(stream, number, text);
+        let bytes = buffer.replay.bytes();
+        if !buffer.charge.resize_spare(bytes) {
+            let had = buffer.charge.bytes();
+            buffer.trim(had);
         }
     }
 
     /// Returns the events sent on a stream after an event; see [`Replay::after`].
     pub fn after(&self, stream: u32, seen: u64, last: u64) -> Option<(Vec<(u64, String)>, bool)> {
-        self.kept().replay.after(stream, seen, last)
+        self.replay_buffer().replay.after(stream, seen, last)
     }
 
     /// Creates a stream for the response to a request, attached to the caller's connection.
     pub fn begin(&self, queue: Receiver<()>) -> Attached {
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.table().hold(id, Resting { queue: Some(queue), sent: 0, _idle: None })
+        self.table().hold(id, ParkedStream { queue: Some(queue), sent: 0, _idle: None })
     }
 
     /// Attaches a stream even if another connection holds it: that connection may be dead without
@@ -213,55 +213,55 @@ impl Streams {
     /// # Errors
     /// [`NotAttached`], with the reason.
     pub async fn take_over(&self, id: u32, limits: &SessionLimits) -> Result<Attached, NotAttached> {
-        let handed = {
+        let receiver = {
             let mut table = self.table();
-            if let Some(resting) = table.take(id) {
-                return Ok(table.hold(id, resting.wake()?));
+            if let Some(parked) = table.take(id) {
+                return Ok(table.hold(id, parked.wake()?));
             }
             let held = table.held.get_mut(&id).ok_or(NotAttached::Unknown)?;
-            let (heir, handed) = async_channel::bounded(1);
-            *held = AttachedStream { _wanted: None, heir: Some(heir) };
-            handed
+            let (handoff, receiver) = async_channel::bounded(1);
+            *held = AttachedStream { _wanted: None, handoff: Some(handoff) };
+            receiver
         };
-        let resting = match timeout::within(limits.retry, handed.recv()).await {
-            Ok(Ok(resting)) => Some(resting),
+        let parked = match timeout::within(limits.retry, receiver.recv()).await {
+            Ok(Ok(parked)) => Some(parked),
             _ => {
                 // The stream may have arrived at the last moment. From `close` on it is parked
                 // instead.
-                handed.close();
-                handed.try_recv().ok()
+                receiver.close();
+                receiver.try_recv().ok()
             }
         };
-        let resting = resting.ok_or(NotAttached::Taken)?;
-        Ok(self.table().hold(id, resting.wake()?))
+        let parked = parked.ok_or(NotAttached::Taken)?;
+        Ok(self.table().hold(id, parked.wake()?))
     }
 
     /// Detaches a stream from its connection: hands it to the connection that wants it, or parks it
     /// until its client resumes it.
-    pub fn rest(&self, attached: Attached) {
+    pub fn detach(&self, attached: Attached) {
         let Attached { id, queue, sent, .. } = attached;
-        let mut resting = Resting::new(id, queue, sent);
+        let mut parked = ParkedStream::new(id, queue, sent);
         let mut table = self.table();
         let held = table.held.remove(&id);
         if table.closed {
             return;
         }
-        if let Some(heir) = held.and_then(|held| held.heir) {
-            match heir.try_send(resting) {
+        if let Some(handoff) = held.and_then(|held| held.handoff) {
+            match handoff.try_send(parked) {
                 Ok(()) => {
                     // Keep an entry until the next connection attaches it, so that others still
                     // find the stream.
-                    table.held.insert(id, AttachedStream { _wanted: None, heir: None });
+                    table.held.insert(id, AttachedStream { _wanted: None, handoff: None });
                     return;
                 }
-                Err(error) => resting = error.into_inner(),
+                Err(error) => parked = error.into_inner(),
             }
         }
         table.make_room(self.max);
-        table.resting.push((id, resting));
+        table.parked.push((id, parked));
         if table.held.is_empty() {
-            let kept: Weak<Mutex<ReplayBuffer>> = Arc::downgrade(&self.kept);
-            table.idle = Some(self.kept().charge.account().idle(kept));
+            let buffer: Weak<Mutex<ReplayBuffer>> = Arc::downgrade(&self.replay_buffer);
+            table.idle = Some(self.replay_buffer().charge.account().idle(buffer));
         }
     }
 
@@ -269,12 +269,12 @@ impl Streams {
     pub fn close(&self) {
         let mut table = self.table();
         table.closed = true;
-        table.resting.clear();
+        table.parked.clear();
         table.held.clear();
         table.idle = None;
         // Free the sent events now: the session may still be referenced, but its streams cannot be
         // resumed.
-        self.kept().trim(0);
+        self.replay_buffer().trim(0);
     }
 
     /// Returns whether the client has ever opened the standalone stream.
@@ -298,7 +298,7 @@ mod tests {
     /// If a client reconnects twice while the old connection still holds the stream, the latest
     /// connection gets it, and the one before fails at once.
     #[test]
-    fn the_newest_of_those_who_wait_has_the_stream() {
+    fn the_latest_waiting_connection_gets_the_stream() {
         let (limits, account) = (SessionLimits::default(), Budget::new(1 << 20).account());
         let streams = Streams::new(&limits, &account);
         let (_sender, queue) = outbox::with_account(1, 1, None);
@@ -310,7 +310,7 @@ mod tests {
         let mut third = pin!(streams.take_over(STANDALONE, &limits));
         assert!(third.as_mut().poll(&mut context).is_pending());
         assert_eq!(smol::block_on(second).map(|attached| attached.id), Err(NotAttached::Taken));
-        streams.rest(first);
+        streams.detach(first);
         assert_eq!(smol::block_on(third).map(|attached| attached.id), Ok(STANDALONE));
     }
 }

@@ -8,7 +8,7 @@
 
 use super::{
     Gateway,
-    dispatch::{Problem, string_param},
+    dispatch::{RpcError, string_param},
     session::Session,
     upstream::Upstream,
 };
@@ -33,7 +33,7 @@ impl Gateway {
         client: &Session,
         upstream: &Upstream,
         message: &Message<'_>,
-    ) -> Result<(), Problem> {
+    ) -> Result<(), RpcError> {
         let Some((_, id)) = string_param(message, &["taskId"])? else { return Ok(()) };
         if self.may_have_task(client.principal(), upstream, &id) {
             Ok(())
@@ -98,8 +98,8 @@ impl Gateway {
             let id = text_at(text, (*task).clone(), &["taskId"]);
             self.may_see_task(client.principal(), upstream, id.as_deref())
         };
-        let own: Vec<&str> = all.iter().filter(is_own).map(|task| &text[task.clone()]).collect();
-        if own.len() == all.len() { Vec::new() } else { vec![(list, format!("[{}]", own.join(",")))] }
+        let visible: Vec<&str> = all.iter().filter(is_own).map(|task| &text[task.clone()]).collect();
+        if visible.len() == all.len() { Vec::new() } else { vec![(list, format!("[{}]", visible.join(",")))] }
     }
 
     /// Returns whether a task is shown to a principal, in lists and notifications.

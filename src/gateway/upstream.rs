@@ -76,15 +76,15 @@ pub struct Call<'a> {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Declined {
     /// The session does not admit it.
-    Client(session::CallRefused),
+    Session(session::CallRefused),
     /// The server has too many running calls.
     Server,
     /// The client's principal has its share of the running calls of a shared server.
     ServerShare,
     /// The client's principal has its share of the server's isolated instances.
-    SessionsShare,
+    InstancesShare,
     /// The server has its maximum number of isolated instances.
-    Sessions,
+    Instances,
     /// Too many messages wait for the isolated instance to be initialized.
     Starting,
     /// The size of the frame, and the largest that the server's edge accepts, in bytes.
@@ -141,7 +141,7 @@ pub struct Upstream {
 struct RequestedLevel {
     level: Option<Level>,
     /// Id of the request for it in the mux.
-    asked: Option<u64>,
+    request: Option<u64>,
 }
 
 /// The isolated instances behind one link.
@@ -173,12 +173,12 @@ impl InstancePool {
 
     /// Returns the instance on a channel.
     pub fn get(&self, number: u32) -> Option<Arc<Upstream>> {
-        self.channels().open.get(&number).map(|(process, _)| process.clone())
+        self.channels().open.get(&number).map(|(instance, _)| instance.clone())
     }
 
     /// Returns all instances.
     pub fn all(&self) -> Vec<Arc<Upstream>> {
-        self.channels().open.values().map(|(process, _)| process.clone()).collect()
+        self.channels().open.values().map(|(instance, _)| instance.clone()).collect()
     }
 
     /// Returns whether there are no instances.
@@ -195,7 +195,7 @@ impl InstancePool {
     pub fn end(&self) -> Vec<Arc<Upstream>> {
         let mut channels = self.channels();
         channels.ended = true;
-        channels.open.values().map(|(process, _)| process.clone()).collect()
+        channels.open.values().map(|(instance, _)| instance.clone()).collect()
     }
 }
 
@@ -220,21 +220,21 @@ pub struct IsolatedInstance {
     budget: Account,
     account: Account,
     /// Charge for its `initialize` result.
-    greeting: Mutex<Charge>,
+    initialize_result_charge: Mutex<Charge>,
 }
 
 impl IsolatedInstance {
-    fn pay_greeting(&self, bytes: usize) -> bool {
-        self.greeting.lock().unwrap_or_else(PoisonError::into_inner).resize(bytes)
+    fn charge_initialize_result(&self, bytes: usize) -> bool {
+        self.initialize_result_charge.lock().unwrap_or_else(PoisonError::into_inner).resize(bytes)
     }
 
     /// Holds a message until the instance is initialized. Returns the message if there is no need
-    /// to hold it, or `None` if it is held. Fails if [`limits::ASKS`] messages are held or an
-    /// account is empty.
+    /// to hold it, or `None` if it is held. Fails if [`limits::SERVER_REQUESTS`] messages are held
+    /// or an account is empty.
     fn hold(&self, id: Option<u64>, text: String) -> Result<Option<String>, SendError> {
         let mut waiting = self.waiting();
         let Some(waiting) = &mut *waiting else { return Ok(Some(text)) };
-        if waiting.len() >= limits::ASKS || !self.budget.take(text.len()) {
+        if waiting.len() >= limits::SERVER_REQUESTS || !self.budget.take(text.len()) {
             return Err(SendError::Full);
         }
         if !self.account.take(text.len()) {
@@ -250,8 +250,8 @@ impl IsolatedInstance {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn give_back(&self, waited: &Waiting) {
-        let bytes = waited.iter().map(|(_, text)| text.len()).sum();
+    fn release(&self, held: &Waiting) {
+        let bytes = held.iter().map(|(_, text)| text.len()).sum();
         self.budget.give(bytes);
         self.account.give(bytes);
     }
@@ -260,44 +260,40 @@ impl IsolatedInstance {
 impl Drop for IsolatedInstance {
     fn drop(&mut self) {
         let waiting = self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        waiting.iter().for_each(|waited| self.give_back(waited));
+        waiting.iter().for_each(|held| self.release(held));
     }
 }
 
 impl Upstream {
     /// Creates a server behind a link. `accepts`: the largest frame that its edge accepts, if it
-    /// declared one. `sessions`: the maximum number of isolated instances, if it supports them.
-    /// `berth`: lets a new link claim it after its link was lost.
+    /// declared one. `instances`: the maximum number of isolated instances, if it supports them.
+    /// `resume_handle`: lets a new link claim it after its link was lost.
     pub fn new(
         name: String,
         limits: &LinkLimits,
         link: Sender<CloseReason>,
         accepts: Option<usize>,
-        sessions: Option<u32>,
-        berth: Option<ResumeHandle>,
+        max_instances: Option<u32>,
+        resume_handle: Option<ResumeHandle>,
     ) -> Arc<Self> {
-        let room = Budget::new(limits.queue_bytes).account();
-        let sessions = sessions.map(|most| InstancePool {
-            max: most,
+        let budget = Budget::new(limits.queue_bytes).account();
+        let instances = max_instances.map(|max| InstancePool {
+            max,
             channels: Mutex::default(),
             shares: Shares::default(),
-            budget: room,
+            budget,
         });
         let accepts = accepts.unwrap_or(usize::MAX);
-        Arc::new(Self {
-            resume_handle: berth,
-            instances: sessions,
-            ..Self::bare(name, limits.in_flight, link, accepts)
-        })
+        Arc::new(Self { resume_handle, instances, ..Self::bare(name, limits.in_flight, link, accepts) })
     }
 
     /// Creates the state common to a server and an isolated instance, before initialization.
-    fn bare(name: String, most: usize, link: Sender<CloseReason>, accepts: usize) -> Self {
+    fn bare(name: String, max: usize, link: Sender<CloseReason>, accepts: usize) -> Self {
         Self {
             name,
-            mux: Mutex::new(Mux::new(most)),
+            mux: Mutex::new(Mux::new(max)),
             shares: Shares::default(),
-            max: most,
+            max,
             link,
             accepts,
             initialize_result: Mutex::default(),
@@ -311,52 +307,52 @@ impl Upstream {
         }
     }
 
-    /// Creates an isolated instance, and opens its channel. With `wishes`, the resources that the
-    /// session is subscribed to, the gateway initializes the instance, and messages to it are held
-    /// until [`Upstream::ready`]. Without, the client initializes it.
+    /// Creates an isolated instance, and opens its channel. With `subscriptions`, the resources
+    /// that the session is subscribed to, the gateway initializes the instance, and messages to it
+    /// are held until [`Upstream::on_initialized`]. Without, the client initializes it.
     ///
     /// # Errors
     /// [`Declined`]: a limit on instances is reached, or the link takes no more.
     pub fn spawn_instance(
         self: &Arc<Self>,
-        isolation: &InstancePool,
+        pool: &InstancePool,
         client: &Arc<Session>,
-        most: usize,
+        max: usize,
         several: bool,
-        wishes: Option<Vec<String>>,
+        subscriptions: Option<Vec<String>>,
     ) -> Result<Arc<Self>, Declined> {
-        let mut channels = isolation.channels();
+        let mut channels = pool.channels();
         if channels.ended {
             return Err(Declined::Gone);
         }
-        if channels.open.len() >= isolation.max as usize {
-            return Err(Declined::Sessions);
+        if channels.open.len() >= pool.max as usize {
+            return Err(Declined::Instances);
         }
-        let each = shares::limit(isolation.max as usize, several);
-        let share = isolation.shares.take(client.principal(), each).ok_or(Declined::SessionsShare)?;
+        let each = shares::limit(pool.max as usize, several);
+        let share = pool.shares.take(client.principal(), each).ok_or(Declined::InstancesShare)?;
         let number = channels.last.checked_add(1).ok_or(Declined::Gone)?;
         self.link.send(frame::open(number)).map_err(Declined::by_link)?;
         channels.last = number;
         let account = client.account().clone();
         let (client, shared) = (Arc::downgrade(client), Arc::downgrade(self));
-        let waiting = Mutex::new(wishes.is_some().then(Vec::new));
-        let wishes = wishes.unwrap_or_default();
-        let (room, greeting) = (isolation.budget.clone(), Mutex::new(account.charge()));
-        let private = IsolatedInstance {
+        let waiting = Mutex::new(subscriptions.is_some().then(Vec::new));
+        let subscriptions = subscriptions.unwrap_or_default();
+        let (budget, initialize_result_charge) = (pool.budget.clone(), Mutex::new(account.charge()));
+        let isolated = IsolatedInstance {
             number,
             client,
             shared,
-            subscriptions: wishes,
+            subscriptions,
             waiting,
-            budget: room,
+            budget,
             account,
-            greeting,
+            initialize_result_charge,
         };
-        let bare = Self::bare(self.name.clone(), most, self.link.clone(), self.accepts);
-        let forked = Self { instance: Some(private), log_throttle: self.log_throttle.clone(), ..bare };
-        let forked = Arc::new(forked);
-        channels.open.insert(number, (forked.clone(), share));
-        Ok(forked)
+        let bare = Self::bare(self.name.clone(), max, self.link.clone(), self.accepts);
+        let instance = Self { instance: Some(isolated), log_throttle: self.log_throttle.clone(), ..bare };
+        let instance = Arc::new(instance);
+        channels.open.insert(number, (instance.clone(), share));
+        Ok(instance)
     }
 
     /// Returns the handle to claim the server after its link was lost, if it can be resumed.
@@ -385,7 +381,7 @@ impl Upstream {
 
     /// Returns [`Declined::TooLarge`] if a message in its frame is larger than the edge accepts.
     pub fn excess(&self, text: &str) -> Option<Declined> {
-        let overhead = self.instance.as_ref().map_or(0, |private| frame::overhead(private.number));
+        let overhead = self.instance.as_ref().map_or(0, |instance| frame::overhead(instance.number));
         let bytes = text.len() + overhead;
         (bytes > self.accepts).then_some(Declined::TooLarge(bytes, self.accepts))
     }
@@ -393,24 +389,24 @@ impl Upstream {
     /// Returns whether a message is too large for the edge, and logs that. For messages without a
     /// caller that could be answered with an error.
     fn is_too_large(&self, text: &str) -> bool {
-        let Some(Declined::TooLarge(bytes, most)) = self.excess(text) else { return false };
+        let Some(Declined::TooLarge(bytes, max)) = self.excess(text) else { return false };
         let what = format!(
-            "was not sent a message of {bytes} bytes: its edge accepts at most {most} (see --max-message-bytes at register)"
+            "was not sent a message of {bytes} bytes: its edge accepts at most {max} (see --max-message-bytes at register)"
         );
-        self.complain(Instant::now(), "too_large", &what);
+        self.warn_throttled(Instant::now(), "too_large", &what);
         true
     }
 
     fn send_call(&self, id: Option<u64>, text: String) -> Result<(), SendError> {
         match &self.instance {
             None => self.link.send(text),
-            Some(private) => private.hold(id, text)?.map_or(Ok(()), |text| self.send_now(text)),
+            Some(instance) => instance.hold(id, text)?.map_or(Ok(()), |text| self.send_now(text)),
         }
     }
 
     /// Returns whether messages are held until the instance is initialized.
     fn is_starting(&self) -> bool {
-        self.instance.as_ref().is_some_and(|private| private.waiting().is_some())
+        self.instance.as_ref().is_some_and(|instance| instance.waiting().is_some())
     }
 
     /// Sends a message to the server, whether it is initialized or not. A message that is too large
@@ -431,23 +427,23 @@ impl Upstream {
 
     fn frame(&self, text: String) -> String {
         match &self.instance {
-            Some(private) => frame::message(private.number, &text),
+            Some(instance) => frame::message(instance.number, &text),
             None => text,
         }
     }
 
     /// Handles a successful `initialize` of the instance: sends `notifications/initialized`, then
     /// `first`, then the held messages. Held calls that the link does not take fail.
-    pub fn ready(&self, first: Vec<String>, stats: &Stats) {
-        let Some(private) = &self.instance else { return };
+    pub fn on_initialized(&self, first: Vec<String>, stats: &Stats) {
+        let Some(instance) = &self.instance else { return };
         self.send_once(jsonrpc::notification("notifications/initialized", None));
         first.into_iter().for_each(|text| self.send_once(text));
         let lost: Vec<u64> = {
             // Hold the lock until all are sent, so that no message overtakes the held ones.
-            let mut waiting = private.waiting();
-            let waited = waiting.take().unwrap_or_default();
-            private.give_back(&waited);
-            waited.into_iter().filter_map(|(id, text)| self.send_now(text).err().and(id)).collect()
+            let mut waiting = instance.waiting();
+            let held = waiting.take().unwrap_or_default();
+            instance.release(&held);
+            held.into_iter().filter_map(|(id, text)| self.send_now(text).err().and(id)).collect()
         };
         for pending in lost.into_iter().filter_map(|id| self.mux().close(id)) {
             let why = format!("the link to server '{}' is congested", self.name);
@@ -457,10 +453,10 @@ impl Upstream {
 
     /// Closes the instance's channel: the edge ends the process.
     pub fn close_channel(&self, reason: &str) {
-        if let Some(private) = &self.instance {
+        if let Some(instance) = &self.instance {
             // Ignores the queue's limits: there is one such frame per channel, and without it the
             // process would run as long as the link.
-            let _ = self.link.send_unbounded(frame::close(private.number, reason));
+            let _ = self.link.send_unbounded(frame::close(instance.number, reason));
         }
     }
 
@@ -484,15 +480,15 @@ impl Upstream {
     /// # Errors
     /// [`SendError::Memory`]: this is an isolated instance, and the session's account cannot pay
     /// for it.
-    pub fn greeted(&self, result: &str) -> Result<bool, SendError> {
-        let mut greeting = self.initialize_result.lock().unwrap_or_else(PoisonError::into_inner);
-        if greeting.as_deref() == Some(result) {
+    pub fn set_initialize_result(&self, result: &str) -> Result<bool, SendError> {
+        let mut initialize_result = self.initialize_result.lock().unwrap_or_else(PoisonError::into_inner);
+        if initialize_result.as_deref() == Some(result) {
             return Ok(false);
         }
-        if self.instance.as_ref().is_some_and(|private| !private.pay_greeting(result.len())) {
+        if self.instance.as_ref().is_some_and(|instance| !instance.charge_initialize_result(result.len())) {
             return Err(SendError::Memory);
         }
-        *greeting = Some(result.into());
+        *initialize_result = Some(result.into());
         self.tasks.store(declares(result, "tasks"), Ordering::Relaxed);
         Ok(true)
     }
@@ -519,14 +515,14 @@ impl Upstream {
 
     /// Logs a response or progress notification without a pending request: at most one line per
     /// second, with a count of those left out.
-    pub fn log_stray(&self, now: Instant, message: &Message<'_>) {
-        let (kind, what) = strayed(message);
-        self.complain(now, kind, &what);
+    pub fn log_unmatched(&self, now: Instant, message: &Message<'_>) {
+        let (kind, what) = describe_unmatched(message);
+        self.warn_throttled(now, kind, &what);
     }
 
     /// Logs a response that cannot be used, throttled likewise.
     pub fn log_unusable(&self, now: Instant, answer: &Unusable) {
-        self.complain(now, "unusable", &format!("sent an invalid response: {}", answer.why));
+        self.warn_throttled(now, "unusable", &format!("sent an invalid response: {}", answer.why));
     }
 
     /// Returns what can be used of a frame that is not one clean message (`read` is how it was
@@ -558,7 +554,7 @@ impl Upstream {
     /// likewise.
     fn log_twin(&self, now: Instant) {
         let what = "sent a member whose name differs only in case from a JSON-RPC member; removed it";
-        self.complain(now, "twin", what);
+        self.warn_throttled(now, "twin", what);
     }
 
     /// Logs a frame that is not a message. One with a duplicate member was probably meant to be a
@@ -566,23 +562,23 @@ impl Upstream {
     fn log_noise(&self, now: Instant, malformed: Option<Malformed>) {
         match malformed {
             Some(why @ Malformed::Duplicate) => {
-                self.complain(now, "duplicate", &format!("sent an invalid message: {}", why.reason()));
+                self.warn_throttled(now, "duplicate", &format!("sent an invalid message: {}", why.reason()));
             }
             _ => log::debug!("server '{}' sent a frame that is not a message", self.name),
         }
     }
 
-    fn complain(&self, now: Instant, kind: &'static str, what: &str) {
-        let mut oddities = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(left_out) = oddities.due(now, kind, "", LOG_WARNINGS) {
+    fn warn_throttled(&self, now: Instant, kind: &'static str, what: &str) {
+        let mut log_throttle = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left_out) = log_throttle.due(now, kind, "", LOG_WARNINGS) {
             log::warn!("server '{}' {what}{left_out}", self.name);
         }
     }
 
     /// Logs a request that timed out: throttled, with a count of those left out.
     fn log_expired(&self, now: Instant, method: &str, seconds: f64) {
-        let mut oddities = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(left_out) = oddities.due(now, "no_answer", "", LOG_GROUPS) {
+        let mut log_throttle = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left_out) = log_throttle.due(now, "no_answer", "", LOG_GROUPS) {
             let method = util::escape::show(method);
             log::info!("server '{}' did not respond to {method} within {seconds} s{left_out}", self.name);
         }
@@ -595,9 +591,9 @@ impl Upstream {
     }
 
     /// Returns the number of pending requests, including those of its isolated instances.
-    pub fn under_way(&self) -> usize {
-        let own = self.instances.iter().flat_map(InstancePool::all);
-        self.mux().len() + own.map(|process| process.mux().len()).sum::<usize>()
+    pub fn pending(&self) -> usize {
+        let instances = self.instances.iter().flat_map(InstancePool::all);
+        self.mux().len() + instances.map(|instance| instance.mux().len()).sum::<usize>()
     }
 
     /// Passes a client's call on, under an id of the mux.
@@ -619,7 +615,7 @@ impl Upstream {
             let mut calls = client.calls();
             let number = call.number.unwrap_or_else(|| calls.reserve());
             let call_id =
-                calls.may_begin_as(number, id, call.responder.stream_key()).map_err(Declined::Client)?;
+                calls.may_begin_as(number, id, call.responder.stream_key()).map_err(Declined::Session)?;
             let share = self.call_share(client, call.several)?;
             let caller = Caller::Session(client.clone(), call_id.clone(), call.responder.clone(), share);
             let opened = self.mux().open(now, caller, call.message.method(), token, call.timeout);
@@ -667,25 +663,25 @@ impl Upstream {
     }
 
     /// Sends the server a request and ignores the response.
-    pub fn tell(&self, now: Instant, method: &str, params: &str, patience: Duration) {
-        if let Some(request) = self.request(now, method, params, patience) {
+    pub fn send_request(&self, now: Instant, method: &str, params: &str, timeout: Duration) {
+        if let Some(request) = self.request(now, method, params, timeout) {
             // A request that could not be sent is removed from the table at its timeout.
             let _ = self.send_now(request);
         }
     }
 
     /// Registers a request whose response is ignored, and returns its text.
-    pub fn request(&self, now: Instant, method: &str, params: &str, patience: Duration) -> Option<String> {
-        let id = self.mux().open(now, Caller::Ignored, method, None, patience).ok()?;
+    pub fn request(&self, now: Instant, method: &str, params: &str, timeout: Duration) -> Option<String> {
+        let id = self.mux().open(now, Caller::Ignored, method, None, timeout).ok()?;
         Some(jsonrpc::request(&id.to_string(), method, params))
     }
 
     /// Subscribes to a resource at the server. Returns false if the link does not keep up.
-    pub fn subscribe(&self, now: Instant, own: &str, patience: Duration) -> bool {
+    pub fn subscribe(&self, now: Instant, uri: &str, timeout: Duration) -> bool {
         let method = "resources/subscribe";
         // This fails only if the link is gone, and all subscriptions with it.
-        let Ok(id) = self.mux().open_own(now, Caller::Ignored, method, patience) else { return true };
-        let params = uri_params(own);
+        let Ok(id) = self.mux().open_own(now, Caller::Ignored, method, timeout) else { return true };
+        let params = uri_params(uri);
         let sent = self.send_now(jsonrpc::request(&id.to_string(), method, &params));
         let sent = !matches!(sent, Err(SendError::Full | SendError::Memory));
         if !sent {
@@ -695,8 +691,8 @@ impl Upstream {
     }
 
     /// Requests log messages from this level on from the server; see [`Upstream::level_request`].
-    pub fn tell_level(&self, now: Instant, level: Level, patience: Duration) {
-        if let Some(request) = self.level_request(now, level, patience) {
+    pub fn send_level(&self, now: Instant, level: Level, timeout: Duration) {
+        if let Some(request) = self.level_request(now, level, timeout) {
             // A request that could not be sent is removed from the table at its timeout.
             let _ = self.send_now(request);
         }
@@ -705,15 +701,15 @@ impl Upstream {
     /// Returns a `logging/setLevel` request, unless this level is the one last requested or a
     /// request is pending. With at most one pending, clients that change their level often take the
     /// room of one call only. When it is answered, `forward` requests the level wanted by then.
-    pub fn level_request(&self, now: Instant, level: Level, patience: Duration) -> Option<String> {
+    pub fn level_request(&self, now: Instant, level: Level, timeout: Duration) -> Option<String> {
         let mut wanted = self.level();
-        let waits = wanted.asked.is_some_and(|id| self.mux().get(id).is_some());
+        let waits = wanted.request.is_some_and(|id| self.mux().get(id).is_some());
         if waits || wanted.level == Some(level) {
             return None;
         }
         let method = "logging/setLevel";
-        let id = self.mux().open_own(now, Caller::Ignored, method, patience).ok()?;
-        *wanted = RequestedLevel { level: Some(level), asked: Some(id) };
+        let id = self.mux().open_own(now, Caller::Ignored, method, timeout).ok()?;
+        *wanted = RequestedLevel { level: Some(level), request: Some(id) };
         let params = format!("{{\"level\":\"{}\"}}", level.name());
         Some(jsonrpc::request(&id.to_string(), method, &params))
     }
@@ -729,8 +725,8 @@ impl Upstream {
     }
 
     /// Sends `initialize` to an isolated instance.
-    pub fn greet(&self, now: Instant, params: &str, patience: Duration) {
-        if let Ok(id) = self.mux().open_own(now, Caller::Initialize, "initialize", patience) {
+    pub fn send_initialize(&self, now: Instant, params: &str, timeout: Duration) {
+        if let Ok(id) = self.mux().open_own(now, Caller::Initialize, "initialize", timeout) {
             self.send_once(jsonrpc::request(&id.to_string(), "initialize", params));
         }
     }
@@ -751,8 +747,8 @@ impl Upstream {
         };
         // Best effort: if the link is full, the server's late response is dropped as a stray.
         let _ = self.send(text);
-        if let Caller::Session(_, id, reply, _) = pending.caller {
-            reply.cancelled(&id, stats);
+        if let Caller::Session(_, id, responder, _) = pending.caller {
+            responder.cancelled(&id, stats);
         }
     }
 
@@ -787,7 +783,7 @@ impl Upstream {
     pub fn expire(&self, now: Instant, stats: &Stats) -> Vec<Pending<Caller>> {
         let mut expired = Vec::new();
         self.mux().tick(now, &mut expired);
-        let mut own = Vec::new();
+        let mut gateway_requests = Vec::new();
         for (id, pending) in expired {
             let seconds = pending.timeout.as_secs_f64();
             self.log_expired(now, &pending.method, seconds);
@@ -795,13 +791,13 @@ impl Upstream {
                 let _ = self.send(edit::cancelled(id, "the request timed out"));
             }
             if matches!(pending.caller, Caller::Discovery | Caller::Initialize) {
-                own.push(pending);
+                gateway_requests.push(pending);
             } else {
                 let text = format!("server '{}' did not respond within {seconds} s", self.name);
                 fail(pending, jsonrpc::TIMED_OUT, &text, stats);
             }
         }
-        own
+        gateway_requests
     }
 }
 
@@ -826,23 +822,23 @@ pub fn deliver(
             return deliver(pending, &changed, Vec::new(), stats);
         }
     }
-    if let Caller::Session(client, id, reply, _share) = pending.caller {
+    if let Caller::Session(client, id, responder, _share) = pending.caller {
         let asked = client.calls().end(&id).map(|(upstream, _)| upstream);
         if let (Some(result), "initialize") = (message.result(), &*pending.method) {
-            if asked.as_ref().is_some_and(|process| process.greeted(result).is_err()) {
+            if asked.as_ref().is_some_and(|instance| instance.set_initialize_result(result).is_err()) {
                 stats.memory_refusals.add();
                 let error = jsonrpc::error(&id, jsonrpc::BUSY, NO_MEMORY);
-                return reply.finish(error, stats);
+                return responder.finish(error, stats);
             }
             client.initialized(&mcp::version_of(result).unwrap_or_default());
         }
         let edits = edits.into_iter().chain(fit(&client, asked.as_deref(), &pending.method, message));
-        reply.finish(edited(message, &id, edits.collect()), stats);
+        responder.finish(edited(message, &id, edits.collect()), stats);
     }
 }
 
 /// Returns the log kind and text for a response or progress notification without a pending request.
-fn strayed(message: &Message<'_>) -> (&'static str, String) {
+fn describe_unmatched(message: &Message<'_>) -> (&'static str, String) {
     match message.id() {
         Some(id) => {
             ("stray_answer", format!("sent a response to an unknown request: id {}", util::escape::show(id)))
@@ -855,8 +851,11 @@ fn strayed(message: &Message<'_>) -> (&'static str, String) {
 }
 
 /// Returns whether an `initialize` result declares a capability.
-fn declares(greeting: &str, capability: &str) -> bool {
-    matches!(jsonrpc::find(greeting, 0..greeting.len(), &["capabilities", capability]), Ok(Some(_)))
+fn declares(initialize_result: &str, capability: &str) -> bool {
+    matches!(
+        jsonrpc::find(initialize_result, 0..initialize_result.len(), &["capabilities", capability]),
+        Ok(Some(_))
+    )
 }
 
 /// Returns the params of a request about one resource.
@@ -872,8 +871,9 @@ fn fit(
     message: &Message<'_>,
 ) -> Vec<(Span, String)> {
     let version = client.info().version.clone();
-    let greeting = asked.filter(|_| compat::concerns(&version)).and_then(Upstream::initialize_result);
-    let server = greeting.and_then(|greeting| mcp::version_of(&greeting));
+    let initialize_result =
+        asked.filter(|_| compat::concerns(&version)).and_then(Upstream::initialize_result);
+    let server = initialize_result.and_then(|initialize_result| mcp::version_of(&initialize_result));
     server.map(|server| compat::edits(method, &version, &server, message)).unwrap_or_default()
 }
 
@@ -888,9 +888,9 @@ fn edited(message: &Message<'_>, id: &str, mut edits: Vec<(Span, String)>) -> St
 
 /// Fails a request with an error from the gateway.
 pub fn fail(pending: Pending<Caller>, code: i64, text: &str, stats: &Stats) {
-    if let Caller::Session(client, id, reply, _share) = pending.caller {
+    if let Caller::Session(client, id, responder, _share) = pending.caller {
         client.calls().end(&id);
-        reply.finish(jsonrpc::error(&id, code, text), stats);
+        responder.finish(jsonrpc::error(&id, code, text), stats);
     }
 }
 
@@ -921,7 +921,7 @@ mod tests {
         let message = Message::read(&text).unwrap();
         let stats = Stats::default();
         let (sender, _answers) = outbox::bounded(limits.link.queue_messages, limits.link.queue_bytes);
-        let reply = Responder::stream(sender, 0);
+        let responder = Responder::stream(sender, 0);
         for _ in 0..50 {
             thread::scope(|scope| {
                 scope.spawn(|| {
@@ -933,13 +933,13 @@ mod tests {
                         thread::yield_now();
                     }
                 });
-                let patience = limits::TOOL_TIME;
+                let timeout = limits::TOOL_TIME;
                 let call = Call {
                     message: &message,
                     rename: None,
                     token: None,
-                    timeout: patience,
-                    responder: reply.clone(),
+                    timeout,
+                    responder: responder.clone(),
                     several: false,
                     number: None,
                 };

@@ -70,7 +70,7 @@ pub struct Chunked {
     extensions: usize,
     /// Bytes of trailers so far.
     trailers: usize,
-    most: u64,
+    max: u64,
     most_extensions: usize,
     most_trailers: usize,
 }
@@ -114,7 +114,7 @@ impl Chunked {
             total: 0,
             extensions: 0,
             trailers: 0,
-            most: limits.body_bytes as u64,
+            max: limits.body_bytes as u64,
             most_extensions: limits.chunk_extension_bytes,
             most_trailers: limits.trailer_bytes,
         }
@@ -197,7 +197,7 @@ impl Chunked {
             return Ok(State::Trailer);
         }
         self.total = self.total.saturating_add(self.size);
-        if self.total > self.most {
+        if self.total > self.max {
             return Err(too_large());
         }
         Ok(State::Data)

@@ -49,11 +49,11 @@ impl Scan {
     /// too many lines or bytes; 414 if the request line alone is too long (RFC 9112 2.2, 3).
     pub fn search(&mut self, bytes: &[u8], limits: &HttpLimits) -> Result<Option<FoundHead>, Refusal> {
         loop {
-            let most = self.blank.saturating_add(limits.head_bytes);
-            let window = bytes.get(self.seen..bytes.len().min(most)).unwrap_or_default();
+            let max = self.blank.saturating_add(limits.head_bytes);
+            let window = bytes.get(self.seen..bytes.len().min(max)).unwrap_or_default();
             let plain = if self.cr { 0 } else { self.skip_plain(window) };
             let Some(&byte) = window.get(plain) else {
-                return if self.seen < most { Ok(None) } else { Err(self.too_long()) };
+                return if self.seen < max { Ok(None) } else { Err(self.too_long()) };
             };
             self.seen += 1;
             match (self.cr, byte) {
@@ -246,7 +246,7 @@ impl Request {
                 (Some(host), host.1)
             }
         };
-        let query = target.get(path..).and_then(|rest| rest.find('?')).map(|place| path + place);
+        let query = target.get(path..).and_then(|rest| rest.find('?')).map(|position| path + position);
         let within = |from: usize, to: usize| HeadSpan {
             start: self.target.start + from as u32,
             end: self.target.start + to as u32,

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_stands_in_every_head() {
+    fn every_response_head_has_a_date() {
         let date = Some(Date::at(784_111_777));
         let ok = Response::new(StatusCode::Ok).field("Date", "yesterday").field("X", "y");
         let mut out = Vec::new();
@@ -247,7 +247,7 @@ mod tests {
 
     /// A field stays a single field, whatever its name and value contain.
     #[test]
-    fn no_field_is_split() {
+    fn field_values_cannot_add_fields() {
         let mut seed = 1_u64;
         let mut byte = || {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn framing_fields_are_not_the_callers() {
+    fn callers_cannot_set_framing_fields() {
         let response = Response::new(StatusCode::Ok)
             .field("content-length", "7")
             .field("Transfer-Encoding", "x")

@@ -62,7 +62,7 @@ pub enum Routed<C> {
     /// Any other notification.
     Notification,
     /// A response or progress without a pending request: late, repeated, or made up.
-    Stray,
+    Unmatched,
 }
 
 /// The table of pending requests of one link.
@@ -77,9 +77,9 @@ pub struct Mux<C> {
 }
 
 impl<C> Mux<C> {
-    /// Creates an empty table for at most `most` calls at a time.
-    pub fn new(most: usize) -> Self {
-        Self { last: 0, pending: HashMap::new(), max: most, due: None, gone: false }
+    /// Creates an empty table for at most `max` calls at a time.
+    pub fn new(max: usize) -> Self {
+        Self { last: 0, pending: HashMap::new(), max, due: None, gone: false }
     }
 
     /// Adds a request, and returns its new id.
@@ -92,14 +92,14 @@ impl<C> Mux<C> {
         caller: C,
         method: &str,
         token: Option<&str>,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<u64, MuxRefused> {
         if self.pending.len() >= self.max && !self.gone {
             return Err(MuxRefused::Busy);
         }
-        let (deadline, latest) = (now + patience, now + patience.max(CALL_LONGEST));
+        let (deadline, latest) = (now + timeout, now + timeout.max(CALL_LONGEST));
         let token = token.map(Into::into);
-        self.insert(Pending { caller, method: method.into(), timeout: patience, deadline, latest, token })
+        self.insert(Pending { caller, method: method.into(), timeout, deadline, latest, token })
     }
 
     /// Adds a request of the gateway's own. These are few at a time, and the limit on callers'
@@ -112,11 +112,11 @@ impl<C> Mux<C> {
         now: Instant,
         caller: C,
         method: &str,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<u64, MuxRefused> {
-        let deadline = now + patience;
+        let deadline = now + timeout;
         let (method, latest, token) = (method.into(), deadline, None);
-        self.insert(Pending { caller, method, timeout: patience, deadline, latest, token })
+        self.insert(Pending { caller, method, timeout, deadline, latest, token })
     }
 
     fn insert(&mut self, pending: Pending<C>) -> Result<u64, MuxRefused> {
@@ -138,14 +138,14 @@ impl<C> Mux<C> {
             Kind::Request => Ok(Routed::Request),
             Kind::Response => {
                 let id = message.id().and_then(decimal);
-                Ok(id.and_then(|id| self.close(id)).map_or(Routed::Stray, Routed::Answer))
+                Ok(id.and_then(|id| self.close(id)).map_or(Routed::Unmatched, Routed::Answer))
             }
             Kind::Notification if message.method() == "notifications/progress" => {
-                let Some(span) = message.param(&["progressToken"])? else { return Ok(Routed::Stray) };
+                let Some(span) = message.param(&["progressToken"])? else { return Ok(Routed::Unmatched) };
                 let id = decimal(&message.text()[span.clone()]);
                 let known =
                     id.filter(|id| self.pending.get(id).is_some_and(|pending| pending.token.is_some()));
-                Ok(known.map_or(Routed::Stray, |id| Routed::Progress(id, span)))
+                Ok(known.map_or(Routed::Unmatched, |id| Routed::Progress(id, span)))
             }
             Kind::Notification => Ok(Routed::Notification),
         }
@@ -174,7 +174,7 @@ impl<C> Mux<C> {
         let find = |is_it: &dyn Fn(&str) -> bool| {
             self.pending.iter().find(|(_, pending)| pending.token().is_some_and(is_it))
         };
-        let found = find(&|own| own == token).or_else(|| find(&|own| is_same(own, token)));
+        let found = find(&|other| other == token).or_else(|| find(&|other| is_same(other, token)));
         found.map(|(id, pending)| (*id, pending))
     }
 
@@ -238,7 +238,7 @@ impl<C> Mux<C> {
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
     fn sort(mux: &mut Mux<&'static str>, text: &str) -> String {
         match mux.sort(&Message::read(text).unwrap()).unwrap() {
@@ -246,7 +246,7 @@ mod tests {
             Routed::Progress(id, span) => format!("progress of {id} at {}", &text[span]),
             Routed::Request => "request".into(),
             Routed::Notification => "notification".into(),
-            Routed::Stray => "stray".into(),
+            Routed::Unmatched => "stray".into(),
         }
     }
 
@@ -254,8 +254,8 @@ mod tests {
     fn answers_find_their_caller_once() {
         let mut mux = Mux::new(8);
         let now = Instant::now();
-        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(1));
-        assert_eq!(mux.open(now, "b", "m", Some("0"), PATIENCE), Ok(2));
+        assert_eq!(mux.open(now, "a", "m", None, TIMEOUT), Ok(1));
+        assert_eq!(mux.open(now, "b", "m", Some("0"), TIMEOUT), Ok(2));
         let answer = |id: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
         for wrong in ["0", "3", "\"x\"", "2.5", "-2", "\"02\"", "18446744073709551617"] {
             assert_eq!(sort(&mut mux, &answer(wrong)), "stray", "{wrong}");
@@ -273,7 +273,7 @@ mod tests {
     fn answers_and_progress_with_ids_in_another_form_find_their_caller() {
         let mut mux = Mux::new(8);
         for form in ["\"1\"", "1.0", "1e0", "10e-1", "\"1.0\""] {
-            let id = mux.open(Instant::now(), "a", "m", Some("7"), PATIENCE).unwrap();
+            let id = mux.open(Instant::now(), "a", "m", Some("7"), TIMEOUT).unwrap();
             let form = form.replacen('1', &id.to_string(), 1);
             let form = if form.contains("e-") { format!("{id}0e-1") } else { form };
             let progress = format!(
@@ -284,8 +284,8 @@ mod tests {
             assert_eq!(sort(&mut mux, &answer), "answer to a", "{form}");
             assert_eq!(sort(&mut mux, &answer), "stray", "{form}");
         }
-        mux.open(Instant::now(), "number", "m", Some("7"), PATIENCE).unwrap();
-        mux.open(Instant::now(), "text", "m", Some("\"7\""), PATIENCE).unwrap();
+        mux.open(Instant::now(), "number", "m", Some("7"), TIMEOUT).unwrap();
+        mux.open(Instant::now(), "text", "m", Some("\"7\""), TIMEOUT).unwrap();
         let of = |token: &str| mux.of_token(token).map(|(_, pending)| pending.caller);
         assert_eq!((of("7"), of("\"7\""), of("8")), (Some("number"), Some("text"), None));
         assert!(of("7.0").is_some());
@@ -295,8 +295,8 @@ mod tests {
     fn progress_goes_to_its_requester() {
         let mut mux = Mux::new(8);
         let now = Instant::now();
-        let with = mux.open(now, "a", "m", Some("\"t\""), PATIENCE).unwrap();
-        let without = mux.open(now, "b", "m", None, PATIENCE).unwrap();
+        let with = mux.open(now, "a", "m", Some("\"t\""), TIMEOUT).unwrap();
+        let without = mux.open(now, "b", "m", None, TIMEOUT).unwrap();
         let progress = |id: u64| {
             format!(
                 r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{id}}}}}"#
@@ -315,16 +315,16 @@ mod tests {
     fn a_full_table_refuses_and_ids_are_never_reused() {
         let mut mux = Mux::new(2);
         let now = Instant::now();
-        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(1));
-        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(2));
-        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Err(MuxRefused::Busy));
-        assert_eq!(mux.open_own(now, "us", "m", PATIENCE), Ok(3));
+        assert_eq!(mux.open(now, "a", "m", None, TIMEOUT), Ok(1));
+        assert_eq!(mux.open(now, "a", "m", None, TIMEOUT), Ok(2));
+        assert_eq!(mux.open(now, "a", "m", None, TIMEOUT), Err(MuxRefused::Busy));
+        assert_eq!(mux.open_own(now, "us", "m", TIMEOUT), Ok(3));
         mux.close(2);
         mux.close(3);
-        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Ok(4));
+        assert_eq!(mux.open(now, "a", "m", None, TIMEOUT), Ok(4));
         assert_eq!(mux.drain().len(), 2);
-        assert_eq!(mux.open_own(now, "us", "m", PATIENCE), Err(MuxRefused::Gone));
-        assert_eq!(mux.open(now, "a", "m", None, PATIENCE), Err(MuxRefused::Gone));
+        assert_eq!(mux.open_own(now, "us", "m", TIMEOUT), Err(MuxRefused::Gone));
+        assert_eq!(mux.open(now, "a", "m", None, TIMEOUT), Err(MuxRefused::Gone));
         assert_eq!((mux.is_empty(), mux.deadline()), (true, None));
     }
 
@@ -333,8 +333,8 @@ mod tests {
         let mut mux = Mux::new(8);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let id = mux.open(start, "works", "m", Some("1"), PATIENCE).unwrap();
-        mux.open(start, "hangs", "m", Some("2"), PATIENCE).unwrap();
+        let id = mux.open(start, "works", "m", Some("1"), TIMEOUT).unwrap();
+        mux.open(start, "hangs", "m", Some("2"), TIMEOUT).unwrap();
         let mut expired = Vec::new();
         mux.progressed(at(9), id);
         mux.progressed(at(9), 1000);
@@ -356,14 +356,14 @@ mod tests {
     #[test]
     fn a_timeout_longer_than_the_maximum_stays() {
         let mut mux = Mux::new(8);
-        let (start, patience) = (Instant::now(), CALL_LONGEST * 2);
-        let id = mux.open(start, "a", "m", Some("1"), patience).unwrap();
+        let (start, timeout) = (Instant::now(), CALL_LONGEST * 2);
+        let id = mux.open(start, "a", "m", Some("1"), timeout).unwrap();
         mux.progressed(start + CALL_LONGEST, id);
         let mut expired = Vec::new();
-        mux.tick(start + patience - Duration::from_secs(1), &mut expired);
+        mux.tick(start + timeout - Duration::from_secs(1), &mut expired);
         assert!(expired.is_empty());
-        mux.tick(start + patience, &mut expired);
-        assert_eq!(expired[0].1.timeout, patience);
+        mux.tick(start + timeout, &mut expired);
+        assert_eq!(expired[0].1.timeout, timeout);
     }
 
     #[test]
@@ -372,7 +372,7 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         mux.open(start, "slow", "m", None, Duration::from_secs(120)).unwrap();
-        mux.open(at(1), "fast", "m", None, PATIENCE).unwrap();
+        mux.open(at(1), "fast", "m", None, TIMEOUT).unwrap();
         let mut expired = Vec::new();
         assert_eq!(mux.deadline(), Some(at(11)));
         mux.tick(at(10), &mut expired);

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_stays_as_it_is() {
+    fn invalid_progress_tokens_stay_unchanged() {
         for (raw, sound) in [
             ("0", true),
             ("-1.5", true),

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn other_ids_are_no_numbers() {
+    fn non_canonical_ids_are_not_numbers() {
         for raw in [
             "\"x\"",
             "\"\"",

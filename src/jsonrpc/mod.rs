@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn other_members_may_be_named_as_they_like() {
+    fn members_outside_the_protocol_may_have_any_name() {
         for params in [
             r#"{"name":"t","arguments":{"Name":1,"name":2,"ID":3,"taskId":4,"TaskId":5,"x":"\u0000"}}"#,
             r#"{"names":1,"nam":2,"task_id":3,"i":4,"_meta":{"Name":1,"progress":2},"ref":{"Uris":1}}"#,
@@ -599,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn null_params_are_no_params() {
+    fn null_params_count_as_absent() {
         let text = r#"{"jsonrpc":"2.0","params": null ,"id":1,"method":"m"}"#;
         let message = Message::read(text).unwrap();
         assert_eq!((message.params(), message.param(&["x"])), (None, Ok(None)));
@@ -645,7 +645,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_stands_twice_is_no_name() {
+    fn duplicate_params_are_rejected() {
         let text = r#"{"jsonrpc":"2.0","id":5,"method":"m","params":{"name":"a","n\u0061me":"b"}}"#;
         let message = Message::read(text).unwrap();
         assert_eq!(message.param(&["name"]), Err(Malformed::Duplicate));

@@ -209,8 +209,8 @@ impl<'a> JsonScanner<'a> {
         }
         self.lone_surrogate |= earlier;
         match found {
-            NameMatch::Name(place, _) if *seen & 1 << place != 0 => self.note(Malformed::Duplicate),
-            NameMatch::Name(place, _) => *seen |= 1 << place,
+            NameMatch::Name(position, _) if *seen & 1 << position != 0 => self.note(Malformed::Duplicate),
+            NameMatch::Name(position, _) => *seen |= 1 << position,
             NameMatch::Twin => self.note(Malformed::Twin),
             NameMatch::Other => {}
         }
@@ -362,7 +362,7 @@ impl<'a> JsonScanner<'a> {
         }
         let (words, last) = rest.as_chunks();
         self.at += match words.iter().position(|word| stops(word) != 0) {
-            Some(place) => place * 8 + stops(&words[place]).trailing_zeros() as usize / 8,
+            Some(position) => position * 8 + stops(&words[position]).trailing_zeros() as usize / 8,
             None => words.len() * 8 + last.iter().take_while(|byte| is_plain(**byte)).count(),
         };
     }
@@ -442,7 +442,7 @@ mod tests {
 
     /// Compares the scanner with serde_json on every text of four tokens.
     #[test]
-    fn agrees_with_the_library() {
+    fn the_scanner_agrees_with_serde_json() {
         let tokens = [
             "{",
             "}",
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_stop_at_every_place() {
+    fn strings_may_end_at_any_offset() {
         for length in 0..40 {
             for (stop, good) in [("\"", true), ("\u{1f}\"", false), ("\\\"\"", true), ("\u{7f}é\"", true)] {
                 let text = format!("\"{}{stop}", "é".repeat(length / 2) + &"x".repeat(length));

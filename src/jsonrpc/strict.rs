@@ -53,18 +53,18 @@ pub(super) enum NameMatch {
 impl MemberNames {
     /// Looks up a key of validated JSON, given without its quotes.
     pub(super) fn find(&self, key: &str) -> NameMatch {
-        if let Some((place, (_, inner))) = (0..).zip(self.0).find(|(_, (name, _))| *name == key) {
-            return NameMatch::Name(place, inner);
+        if let Some((position, (_, inner))) = (0..).zip(self.0).find(|(_, (name, _))| *name == key) {
+            return NameMatch::Name(position, inner);
         }
         // Without escapes and non-ASCII letters, which only make a key longer, a key can differ
         // from a name only in case.
         let is_plain = key.bytes().all(|byte| byte.is_ascii() && byte != b'\\');
-        for (place, (name, inner)) in (0..).zip(self.0) {
+        for (position, (name, inner)) in (0..).zip(self.0) {
             match is_plain {
                 true if key.eq_ignore_ascii_case(name) => return NameMatch::Twin,
                 true => {}
                 false => match compare(key, name) {
-                    (true, _) => return NameMatch::Name(place, inner),
+                    (true, _) => return NameMatch::Name(position, inner),
                     (_, true) => return NameMatch::Twin,
                     _ => {}
                 },

@@ -76,7 +76,7 @@ fn mended(text: &str) -> Result<MessagePart, &'static str> {
     for (key, value) in members(text, object) {
         let name = unquote(&text[key]);
         match NAMES.iter().zip(&mut found).find(|(known, _)| name.as_deref() == Some(known)) {
-            Some((_, place)) => *place = Some(&text[value]),
+            Some((_, position)) => *position = Some(&text[value]),
             None => others += 1,
         }
     }
@@ -141,8 +141,8 @@ pub fn answer_id(bytes: &[u8]) -> Option<String> {
 /// Finds the id in the last bytes of a response.
 pub fn id_at_end(end: &[u8]) -> Option<String> {
     const KEY: &[u8] = b"\"id\"";
-    let place = end.windows(KEY.len()).rposition(|window| window == KEY)? + KEY.len();
-    let colon = white(end, place);
+    let position = end.windows(KEY.len()).rposition(|window| window == KEY)? + KEY.len();
+    let colon = white(end, position);
     let (id, after) =
         scalar(end, white(end, end.get(colon).filter(|byte| **byte == b':').map(|_| colon + 1)?))?;
     // The id belongs to the outermost object only if that object alone is closed after it.
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn twins_are_left_out() {
+    fn case_variants_of_members_are_removed() {
         let sound = r#"{"jsonrpc":"2.0","id":1,"result":{"ID":[ 3]}}"#;
         for odd in [
             r#"{"jsonrpc":"2.0","ID":2,"id":1,"result":{"ID":[ 3]}}"#,
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_no_answer() {
+    fn noise_is_not_taken_for_a_response() {
         for noise in [
             &b"listening on port 3"[..],
             b"{",

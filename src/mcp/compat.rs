@@ -102,7 +102,7 @@ mod tests {
     const TEXT: &str = r#"{ "type":"text", "text":"resource_link audio" }"#;
 
     #[test]
-    fn each_version_gets_what_it_knows() {
+    fn content_is_adapted_to_the_client_version() {
         let result = |audio: &str, link: &str| {
             format!(r#"{{"x":1.0,"content":[{TEXT}, {audio} ,{link}],"structuredContent":{{"a":{AUDIO}}}}}"#)
         };
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_another_form_stays() {
+    fn content_of_unexpected_form_is_unchanged() {
         for result in [
             r#"{}"#,
             r#"[]"#,

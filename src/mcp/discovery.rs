@@ -36,13 +36,13 @@ pub struct DiscoveryRequest {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum DiscoveryStep {
     /// Send this request.
-    Ask(DiscoveryRequest),
+    Request(DiscoveryRequest),
     /// A list is complete. Send the request next; without one, all lists are complete.
-    Offer(ListKind, Vec<ListItem>, Option<DiscoveryRequest>),
+    ListComplete(ListKind, Vec<ListItem>, Option<DiscoveryRequest>),
     /// A list request failed for this reason; the previous list stays and is requested again later.
     /// No reason: the server is down or stopping, which is logged where it happens. Send the request
     /// next; without one, there is nothing more to request for now.
-    Kept(Option<String>, Option<DiscoveryRequest>),
+    ListFailed(Option<String>, Option<DiscoveryRequest>),
     /// The server cannot be used, for this reason.
     Failed(String),
 }
@@ -99,7 +99,7 @@ pub struct Discovery {
 impl Discovery {
     /// Starts a discovery and returns its first request.
     pub fn start(limits: CatalogLimits) -> (Self, DiscoveryRequest) {
-        let conversation = Self {
+        let discovery = Self {
             phase: Phase::Initializing,
             due: VecDeque::new(),
             changes: VecDeque::new(),
@@ -112,7 +112,7 @@ impl Discovery {
             remarks: Vec::new(),
             limits,
         };
-        (conversation, initialize_request())
+        (discovery, initialize_request())
     }
 
     /// Starts over after a restart of the server and returns the first request. What is known stays
@@ -244,7 +244,7 @@ impl Discovery {
         self.failures = 0;
         let first = Some(jsonrpc::notification("notifications/initialized", None));
         match self.next_list() {
-            Some(ask) => DiscoveryStep::Ask(DiscoveryRequest { first, ..ask }),
+            Some(ask) => DiscoveryStep::Request(DiscoveryRequest { first, ..ask }),
             None => DiscoveryStep::Failed("nothing to request from the server".into()),
         }
     }
@@ -275,7 +275,7 @@ impl Discovery {
             Some(cursor) if self.goes_on(&mut listing, &cursor) => {
                 self.phase = Phase::Listing(listing);
                 let params = format!("{{\"cursor\":{}}}", quote(&cursor));
-                DiscoveryStep::Ask(DiscoveryRequest { first: None, method: kind.method(), params })
+                DiscoveryStep::Request(DiscoveryRequest { first: None, method: kind.method(), params })
             }
             _ => self.finish(listing),
         }
@@ -323,7 +323,7 @@ impl Discovery {
         if self.retries.is_empty() {
             self.failures = 0;
         }
-        DiscoveryStep::Offer(kind, items, self.next_list())
+        DiscoveryStep::ListComplete(kind, items, self.next_list())
     }
 
     fn take(&mut self, listing: &mut Listing, raw: &str) {
@@ -369,7 +369,7 @@ impl Discovery {
         if code != Some(jsonrpc::METHOD_NOT_FOUND) && (declared || self.known.contains(&kind)) {
             self.postpone(kind);
             let why = (code != Some(jsonrpc::DOWN)).then_some(why);
-            return DiscoveryStep::Kept(why, self.next_list());
+            return DiscoveryStep::ListFailed(why, self.next_list());
         }
         if declared {
             self.remarks.push(why);
@@ -429,94 +429,99 @@ mod tests {
         jsonrpc::result("1", result)
     }
 
-    fn feed(conversation: &mut Discovery, text: &str) -> DiscoveryStep {
-        conversation.answered(&Message::read(text).unwrap())
+    fn feed(discovery: &mut Discovery, text: &str) -> DiscoveryStep {
+        discovery.answered(&Message::read(text).unwrap())
     }
 
     fn started(capabilities: &str) -> Discovery {
-        let (mut conversation, ask) = Discovery::start(CatalogLimits::default());
+        let (mut discovery, ask) = Discovery::start(CatalogLimits::default());
         assert_eq!(ask.method, "initialize");
-        let hello = format!(
+        let initialize_result = format!(
             "{{\"protocolVersion\":\"2025-06-18\",\"capabilities\":{capabilities},\"serverInfo\":{{}}}}"
         );
-        let DiscoveryStep::Ask(ask) = feed(&mut conversation, &answer(&hello)) else { panic!("no question") };
+        let DiscoveryStep::Request(ask) = feed(&mut discovery, &answer(&initialize_result)) else {
+            panic!("no question")
+        };
         assert!(ask.first.is_some_and(|first| first.contains("notifications/initialized")));
         assert_eq!((ask.method, ask.params.as_str()), ("tools/list", "{}"));
-        assert_eq!(conversation.initialize_result(), hello);
-        conversation
+        assert_eq!(discovery.initialize_result(), initialize_result);
+        discovery
     }
 
     fn keys(next: DiscoveryStep) -> Vec<String> {
         match next {
-            DiscoveryStep::Offer(_, items, None) => items.into_iter().map(|item| item.key).collect(),
+            DiscoveryStep::ListComplete(_, items, None) => items.into_iter().map(|item| item.key).collect(),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn pages_are_followed() {
-        let mut conversation = started("{\"tools\":{}}");
-        let next = feed(&mut conversation, &answer(r#"{"tools":[{"name":"a"}],"nextCursor":"x\"y"}"#));
-        let DiscoveryStep::Ask(ask) = next else { panic!("{next:?}") };
+        let mut discovery = started("{\"tools\":{}}");
+        let next = feed(&mut discovery, &answer(r#"{"tools":[{"name":"a"}],"nextCursor":"x\"y"}"#));
+        let DiscoveryStep::Request(ask) = next else { panic!("{next:?}") };
         assert_eq!(ask.params, r#"{"cursor":"x\"y"}"#);
-        assert_eq!(keys(feed(&mut conversation, &answer(r#"{"tools":[{"name":"b"}]}"#))), ["a", "b"]);
+        assert_eq!(keys(feed(&mut discovery, &answer(r#"{"tools":[{"name":"b"}]}"#))), ["a", "b"]);
     }
 
     #[test]
     fn everything_declared_is_listed() {
-        let mut conversation = started("{\"resources\":{},\"prompts\":{},\"logging\":{}}");
+        let mut discovery = started("{\"resources\":{},\"prompts\":{},\"logging\":{}}");
         let mut asked = Vec::new();
-        let mut next = feed(&mut conversation, &jsonrpc::error("1", -32601, "no tools"));
-        while let DiscoveryStep::Offer(_, _, Some(ask)) = next {
+        let mut next = feed(&mut discovery, &jsonrpc::error("1", -32601, "no tools"));
+        while let DiscoveryStep::ListComplete(_, _, Some(ask)) = next {
             asked.push(ask.method);
-            next = feed(&mut conversation, &jsonrpc::error("1", -32601, "none"));
+            next = feed(&mut discovery, &jsonrpc::error("1", -32601, "none"));
         }
         assert_eq!(asked, ["prompts/list", "resources/list", "resources/templates/list"]);
-        assert_eq!(conversation.take_remarks().len(), 2);
+        assert_eq!(discovery.take_remarks().len(), 2);
     }
 
     #[test]
     fn a_change_during_a_listing_is_not_lost() {
-        let mut conversation = started("{\"tools\":{}}");
-        conversation.changed(ListKind::Tool);
-        conversation.changed(ListKind::Tool);
-        assert!(!conversation.wants_relist() && conversation.relist().is_none(), "one question at a time");
-        let next = feed(&mut conversation, &answer(r#"{"tools":[]}"#));
-        assert!(matches!(next, DiscoveryStep::Offer(_, _, None)), "{next:?}");
-        assert!(conversation.relist().is_some_and(|ask| ask.method == "tools/list"));
-        assert!(conversation.relist().is_none(), "two changes are one");
-        assert!(keys(feed(&mut conversation, &answer(r#"{"tools":[]}"#))).is_empty());
-        conversation.changed(ListKind::Prompt);
-        assert!(conversation.relist().is_some_and(|ask| ask.method == "prompts/list"));
+        let mut discovery = started("{\"tools\":{}}");
+        discovery.changed(ListKind::Tool);
+        discovery.changed(ListKind::Tool);
+        assert!(!discovery.wants_relist() && discovery.relist().is_none(), "one question at a time");
+        let next = feed(&mut discovery, &answer(r#"{"tools":[]}"#));
+        assert!(matches!(next, DiscoveryStep::ListComplete(_, _, None)), "{next:?}");
+        assert!(discovery.relist().is_some_and(|ask| ask.method == "tools/list"));
+        assert!(discovery.relist().is_none(), "two changes are one");
+        assert!(keys(feed(&mut discovery, &answer(r#"{"tools":[]}"#))).is_empty());
+        discovery.changed(ListKind::Prompt);
+        assert!(discovery.relist().is_some_and(|ask| ask.method == "prompts/list"));
     }
 
     #[test]
     fn a_restarted_server_is_discovered_again() {
-        let mut conversation = started("{\"tools\":{}}");
-        assert_eq!(conversation.again().method, "initialize");
-        assert!(conversation.relist().is_none(), "one question at a time");
-        let hello = r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{},"prompts":{}}}"#;
-        let DiscoveryStep::Ask(ask) = feed(&mut conversation, &answer(hello)) else { panic!("no question") };
+        let mut discovery = started("{\"tools\":{}}");
+        assert_eq!(discovery.again().method, "initialize");
+        assert!(discovery.relist().is_none(), "one question at a time");
+        let initialize_result =
+            r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{},"prompts":{}}}"#;
+        let DiscoveryStep::Request(ask) = feed(&mut discovery, &answer(initialize_result)) else {
+            panic!("no question")
+        };
         assert!(ask.first.is_some() && ask.method == "tools/list");
-        assert_eq!(conversation.initialize_result(), hello);
-        let next = feed(&mut conversation, &answer(r#"{"tools":[]}"#));
-        assert!(matches!(next, DiscoveryStep::Offer(_, _, Some(ask)) if ask.method == "prompts/list"));
+        assert_eq!(discovery.initialize_result(), initialize_result);
+        let next = feed(&mut discovery, &answer(r#"{"tools":[]}"#));
+        assert!(matches!(next, DiscoveryStep::ListComplete(_, _, Some(ask)) if ask.method == "prompts/list"));
         // The earlier result stays valid while the restarted server does not respond.
-        conversation.again();
-        conversation.unanswered();
-        assert_eq!(conversation.initialize_result(), hello);
-        conversation.changed(ListKind::Tool);
-        assert!(conversation.relist().is_some());
-        let refused = feed(&mut conversation, &jsonrpc::error("1", -32603, "broken"));
+        discovery.again();
+        discovery.unanswered();
+        assert_eq!(discovery.initialize_result(), initialize_result);
+        discovery.changed(ListKind::Tool);
+        assert!(discovery.relist().is_some());
+        let refused = feed(&mut discovery, &jsonrpc::error("1", -32603, "broken"));
         assert!(matches!(refused, DiscoveryStep::Failed(_)), "it has tools: {refused:?}");
     }
 
     #[test]
     fn bad_items_are_left_out_and_named() {
-        let mut conversation = started("{\"tools\":{}}");
+        let mut discovery = started("{\"tools\":{}}");
         let list = answer(r#"{"tools":[{"name":"ok"},{"name":"b\u0007d"},{"nome":"x"},7]}"#);
-        assert_eq!(keys(feed(&mut conversation, &list)), ["ok"]);
-        assert_eq!(conversation.take_remarks().len(), 3);
+        assert_eq!(keys(feed(&mut discovery, &list)), ["ok"]);
+        assert_eq!(discovery.take_remarks().len(), 3);
     }
 
     fn tools(count: usize) -> String {
@@ -526,14 +531,14 @@ mod tests {
 
     #[test]
     fn limits_are_kept() {
-        let most = CatalogLimits::default().items;
+        let max = CatalogLimits::default().items;
         let fresh = || started("{\"tools\":{}}");
         let mut full = fresh();
-        assert_eq!(keys(feed(&mut full, &tools(most))).len(), most);
+        assert_eq!(keys(feed(&mut full, &tools(max))).len(), max);
         assert!(full.take_remarks().is_empty());
         full.changed(ListKind::Tool);
         full.relist().unwrap();
-        assert_eq!(keys(feed(&mut full, &tools(most + 3))).len(), most);
+        assert_eq!(keys(feed(&mut full, &tools(max + 3))).len(), max);
         let remarks = full.take_remarks().join("\n");
         assert!(remarks.contains("omitted 3 tools") && remarks.contains("--max-list-items"), "{remarks}");
         let large = format!(
@@ -547,15 +552,15 @@ mod tests {
 
     #[test]
     fn list_of_unusable_items_does_not_block_the_next_one() {
-        let mut conversation = started("{\"tools\":{}}");
+        let mut discovery = started("{\"tools\":{}}");
         let refused = answer(&format!("{{\"tools\":[{}{{\"name\":\"ok\"}}]}}", "0,".repeat(9000)));
-        assert_eq!(keys(feed(&mut conversation, &refused)), ["ok"]);
-        let remarks = conversation.take_remarks();
+        assert_eq!(keys(feed(&mut discovery, &refused)), ["ok"]);
+        let remarks = discovery.take_remarks();
         assert_eq!(remarks.len(), LOG_GROUPS.source as usize + 1);
         assert!(remarks.last().unwrap().contains("9000"), "{remarks:?}");
-        conversation.changed(ListKind::Tool);
-        conversation.relist().unwrap();
-        assert_eq!(keys(feed(&mut conversation, &tools(1))), ["t0"]);
+        discovery.changed(ListKind::Tool);
+        discovery.relist().unwrap();
+        assert_eq!(keys(feed(&mut discovery, &tools(1))), ["t0"]);
     }
 
     #[test]
@@ -567,7 +572,7 @@ mod tests {
         assert_eq!(keys(feed(&mut empty, &page("a", "\"\""))), ["a"]);
         let mut repeated = started("{\"tools\":{}}");
         for (name, cursor) in [("a", "\"x\""), ("b", "\"y\"")] {
-            assert!(matches!(feed(&mut repeated, &page(name, cursor)), DiscoveryStep::Ask(_)));
+            assert!(matches!(feed(&mut repeated, &page(name, cursor)), DiscoveryStep::Request(_)));
         }
         assert_eq!(keys(feed(&mut repeated, &page("c", "\"x\""))), ["a", "b", "c"]);
         assert!(repeated.take_remarks().is_empty());
@@ -575,37 +580,36 @@ mod tests {
 
     #[test]
     fn endless_list_ends_at_the_page_limit() {
-        let mut conversation = started("{\"tools\":{}}");
+        let mut discovery = started("{\"tools\":{}}");
         let pages = CatalogLimits::default().pages;
         for page in 1..pages {
-            let next =
-                feed(&mut conversation, &answer(&format!("{{\"tools\":[],\"nextCursor\":\"{page}\"}}")));
-            assert!(matches!(next, DiscoveryStep::Ask(_)), "{page}: {next:?}");
+            let next = feed(&mut discovery, &answer(&format!("{{\"tools\":[],\"nextCursor\":\"{page}\"}}")));
+            assert!(matches!(next, DiscoveryStep::Request(_)), "{page}: {next:?}");
         }
-        assert!(keys(feed(&mut conversation, &answer(r#"{"tools":[],"nextCursor":"last"}"#))).is_empty());
-        assert_eq!(conversation.take_remarks().len(), 1);
+        assert!(keys(feed(&mut discovery, &answer(r#"{"tools":[],"nextCursor":"last"}"#))).is_empty());
+        assert_eq!(discovery.take_remarks().len(), 1);
     }
 
     /// Returns the discovery of a server whose tools and prompts were listed and then changed; its
     /// tools are being requested again.
     fn relisting() -> Discovery {
-        let mut conversation = started("{\"tools\":{},\"prompts\":{}}");
+        let mut discovery = started("{\"tools\":{},\"prompts\":{}}");
         assert!(matches!(
-            feed(&mut conversation, &tools(1)),
-            DiscoveryStep::Offer(ListKind::Tool, _, Some(_))
+            feed(&mut discovery, &tools(1)),
+            DiscoveryStep::ListComplete(ListKind::Tool, _, Some(_))
         ));
-        assert!(keys(feed(&mut conversation, &answer("{\"prompts\":[]}"))).is_empty());
-        conversation.changed(ListKind::Tool);
-        conversation.changed(ListKind::Prompt);
-        assert!(conversation.relist().is_some_and(|ask| ask.method == "tools/list"));
-        conversation
+        assert!(keys(feed(&mut discovery, &answer("{\"prompts\":[]}"))).is_empty());
+        discovery.changed(ListKind::Tool);
+        discovery.changed(ListKind::Prompt);
+        assert!(discovery.relist().is_some_and(|ask| ask.method == "tools/list"));
+        discovery
     }
 
     #[test]
     fn a_list_that_a_stopping_server_refuses_gives_no_reason() {
         let mut stopping = relisting();
         let next = feed(&mut stopping, &jsonrpc::error("1", jsonrpc::DOWN, "the edge is stopping"));
-        assert!(matches!(next, DiscoveryStep::Kept(None, Some(_))), "{next:?}");
+        assert!(matches!(next, DiscoveryStep::ListFailed(None, Some(_))), "{next:?}");
         assert!(keys(feed(&mut stopping, &answer("{\"prompts\":[]}"))).is_empty());
         assert!(stopping.wants_retry());
     }
@@ -614,7 +618,7 @@ mod tests {
     fn failed_list_keeps_the_others_due_and_is_retried() {
         let mut refused = relisting();
         let next = feed(&mut refused, &jsonrpc::error("1", -32603, "broken"));
-        let DiscoveryStep::Kept(Some(why), Some(ask)) = next else { panic!("{next:?}") };
+        let DiscoveryStep::ListFailed(Some(why), Some(ask)) = next else { panic!("{next:?}") };
         assert_eq!((why.as_str(), ask.method), ("tools/list failed: broken", "prompts/list"));
         assert!(!refused.wants_retry(), "one question at a time");
         assert!(keys(feed(&mut refused, &answer("{\"prompts\":[]}"))).is_empty());
@@ -622,35 +626,35 @@ mod tests {
         unanswered.unanswered();
         assert!(unanswered.relist().is_some_and(|ask| ask.method == "prompts/list"));
         assert!(keys(feed(&mut unanswered, &answer("{\"prompts\":[]}"))).is_empty());
-        for mut conversation in [refused, unanswered] {
-            assert!(conversation.wants_retry() && !conversation.wants_relist());
+        for mut discovery in [refused, unanswered] {
+            assert!(discovery.wants_retry() && !discovery.wants_relist());
             let mut pauses = Vec::new();
             for _ in 0..20 {
-                pauses.push(conversation.retry_pause().as_secs());
-                conversation.retry();
-                assert!(conversation.relist().is_some_and(|ask| ask.method == "tools/list"));
-                let next = feed(&mut conversation, &answer("{}"));
-                assert!(matches!(next, DiscoveryStep::Kept(_, None)), "{next:?}");
+                pauses.push(discovery.retry_pause().as_secs());
+                discovery.retry();
+                assert!(discovery.relist().is_some_and(|ask| ask.method == "tools/list"));
+                let next = feed(&mut discovery, &answer("{}"));
+                assert!(matches!(next, DiscoveryStep::ListFailed(_, None)), "{next:?}");
             }
             assert_eq!((pauses[..4].to_vec(), pauses[19]), (vec![1, 2, 4, 8], 300));
-            conversation.retry();
-            conversation.relist().unwrap();
-            assert_eq!(keys(feed(&mut conversation, &tools(2))).len(), 2);
-            assert!(!conversation.wants_retry() && !conversation.wants_relist());
-            conversation.postpone(ListKind::Tool);
-            assert_eq!(conversation.retry_pause().as_secs(), 1);
+            discovery.retry();
+            discovery.relist().unwrap();
+            assert_eq!(keys(feed(&mut discovery, &tools(2))).len(), 2);
+            assert!(!discovery.wants_retry() && !discovery.wants_relist());
+            discovery.postpone(ListKind::Tool);
+            assert_eq!(discovery.retry_pause().as_secs(), 1);
         }
     }
 
     #[test]
     fn unknown_method_empties_a_list() {
-        let mut conversation = relisting();
-        let next = feed(&mut conversation, &jsonrpc::error("1", -32601, "no tools any more"));
+        let mut discovery = relisting();
+        let next = feed(&mut discovery, &jsonrpc::error("1", -32601, "no tools any more"));
         assert!(
-            matches!(&next, DiscoveryStep::Offer(ListKind::Tool, items, Some(_)) if items.is_empty()),
+            matches!(&next, DiscoveryStep::ListComplete(ListKind::Tool, items, Some(_)) if items.is_empty()),
             "{next:?}"
         );
-        assert!(!conversation.wants_retry());
+        assert!(!discovery.wants_retry());
     }
 
     #[test]
@@ -660,8 +664,8 @@ mod tests {
             (answer("{}"), "has no protocolVersion"),
             (answer(r#"{"protocolVersion":"0.1.0"}"#), "version 0.1.0"),
         ] {
-            let (mut conversation, _) = Discovery::start(CatalogLimits::default());
-            let next = feed(&mut conversation, &reply);
+            let (mut discovery, _) = Discovery::start(CatalogLimits::default());
+            let next = feed(&mut discovery, &reply);
             assert!(matches!(&next, DiscoveryStep::Failed(text) if text.contains(why)), "{next:?}");
         }
         let refused = jsonrpc::error("1", -32603, "broken");

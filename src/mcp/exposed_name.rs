@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_plain_where_they_can_be() {
+    fn unambiguous_names_have_no_hash() {
         for (server, name, expected) in [
             ("file", "read_file", "file_read_file"),
             ("file", "_read", "file__read"),
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn names_with_two_readings_or_other_characters_have_a_hash() {
+    fn ambiguous_or_sanitized_names_have_a_hash() {
         for (server, name, shown) in [
             ("home", "assistant__turn_on", "home_assistant__turn_on"),
             ("home_", "x", "home__x"),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn long_names_keep_their_difference() {
+    fn long_names_stay_distinct() {
         let long = "x".repeat(100);
         let (one, two) = (exposed("s", &format!("{long}1"), 64), exposed("s", &format!("{long}2"), 64));
         assert_eq!((one.len(), two.len()), (64, 64));
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_never_changes() {
+    fn the_name_hash_is_stable() {
         assert_ne!(hash("a", "b_c"), hash("a_b", "c"));
         // printf 'file\0read' | sha256sum
         assert_eq!(exposed_with_hash("file", "read", 64), "file_read_c82f89f2cdfce938");

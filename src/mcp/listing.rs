@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn items_are_renamed_and_nothing_else() {
+    fn renaming_an_item_changes_only_its_name() {
         let raw = "{\"x\": 1.0, \"name\" : \"re\\u0061d\", \"inputSchema\":{\"name\":\"y\"}}";
         let tool = read(ListKind::Tool, raw).unwrap();
         assert_eq!(tool.key, "read");

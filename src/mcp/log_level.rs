@@ -14,8 +14,8 @@ impl Level {
     pub fn of(message: &Message<'_>) -> Option<Self> {
         let span = message.param(&["level"]).ok()??;
         let name = unquote(&message.text()[span])?;
-        let place = LEVELS.iter().position(|level| *level == name)?;
-        u8::try_from(place).ok().map(Self)
+        let position = LEVELS.iter().position(|level| *level == name)?;
+        u8::try_from(position).ok().map(Self)
     }
 
     /// Returns the level's name.

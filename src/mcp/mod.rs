@@ -54,19 +54,25 @@ pub fn initialize_result(version: &str, instructions: &str) -> String {
 /// Returns the protocol version for a client and the server's result of `initialize` with that
 /// version. It is the requested version if we know it and it is older than the server's, otherwise
 /// the server's own. Everything else stays as the server wrote it.
-pub fn greeting_for(greeting: &str, asked: &str) -> (String, String) {
-    let own = version_of(greeting).unwrap_or_else(|| LATEST.to_owned());
+pub fn initialize_result_for(initialize_result: &str, asked: &str) -> (String, String) {
+    let latest = version_of(initialize_result).unwrap_or_else(|| LATEST.to_owned());
     let age = |version: &str| VERSIONS.iter().position(|known| *known == version);
-    let version = match (age(asked), age(&own)) {
+    let version = match (age(asked), age(&latest)) {
         (Some(theirs), Some(servers)) if theirs < servers => asked.to_owned(),
-        _ => own,
+        _ => latest,
     };
-    let span = jsonrpc::find(greeting, 0..greeting.len(), &["protocolVersion"]).ok().flatten();
+    let span =
+        jsonrpc::find(initialize_result, 0..initialize_result.len(), &["protocolVersion"]).ok().flatten();
     let result = match span {
         Some(span) => {
-            format!("{}{}{}", &greeting[..span.start], jsonrpc::quote(&version), &greeting[span.end..])
+            format!(
+                "{}{}{}",
+                &initialize_result[..span.start],
+                jsonrpc::quote(&version),
+                &initialize_result[span.end..]
+            )
         }
-        None => greeting.to_owned(),
+        None => initialize_result.to_owned(),
     };
     (version, result)
 }
@@ -89,23 +95,23 @@ mod tests {
     }
 
     #[test]
-    fn own_texts_are_json() {
+    fn built_in_results_are_valid_json() {
         for text in [&initialize_result(LATEST, ""), &initialize_result(LATEST, "a\"b"), LIST_SERVERS] {
             assert!(serde_json::from_str::<serde_json::Value>(text).is_ok(), "{text}");
         }
     }
 
     #[test]
-    fn a_server_is_never_shown_newer_than_asked_for() {
-        let greeting = r#"{"x":1,"protocolVersion":"2025-06-18","y":2}"#;
+    fn the_version_is_never_newer_than_requested() {
+        let initialize_result = r#"{"x":1,"protocolVersion":"2025-06-18","y":2}"#;
         for (asked, given) in [
             ("2024-11-05", "2024-11-05"),
             ("2025-06-18", "2025-06-18"),
             ("2025-11-25", "2025-06-18"),
             ("x", "2025-06-18"),
         ] {
-            let (version, result) = greeting_for(greeting, asked);
-            assert_eq!((version.as_str(), result), (given, greeting.replace("2025-06-18", given)));
+            let (version, result) = initialize_result_for(initialize_result, asked);
+            assert_eq!((version.as_str(), result), (given, initialize_result.replace("2025-06-18", given)));
         }
     }
 }

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptions_get_other_uris_and_nothing_else() {
+    fn rewriting_descriptions_changes_only_uris() {
         let listed = r#"{"name":"resource", "_meta":{"ui":{"resourceUri" : "ui://a","x":1.0}}}"#;
         let edits: Vec<ResourceLink> =
             in_description(listed).into_iter().map(|(span, uri)| (span, format!("s+{uri}"))).collect();

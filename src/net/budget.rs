@@ -29,28 +29,28 @@ pub trait Evict: Send + Sync {
 
 /// A budget of bytes; see the module documentation.
 #[derive(Clone, Debug)]
-pub struct Budget(Arc<Total>);
+pub struct Budget(Arc<BudgetState>);
 
-struct Total {
+struct BudgetState {
     size: usize,
     used: AtomicUsize,
     shared: AtomicBool,
-    idle: Mutex<Register>,
+    idle: Mutex<IdleRegistry>,
 }
 
 #[derive(Default)]
-struct Register {
+struct IdleRegistry {
     last: u64,
-    entries: BTreeMap<u64, (Arc<Purse>, Weak<dyn Evict>)>,
+    entries: BTreeMap<u64, (Arc<AccountState>, Weak<dyn Evict>)>,
 }
 
 /// The bytes held by one principal.
 #[derive(Clone, Debug)]
-pub struct Account(Arc<Purse>);
+pub struct Account(Arc<AccountState>);
 
 #[derive(Debug)]
-struct Purse {
-    total: Arc<Total>,
+struct AccountState {
+    budget: Arc<BudgetState>,
     used: AtomicUsize,
 }
 
@@ -69,7 +69,7 @@ impl Budget {
     /// Creates a budget of `size` bytes. It is not shared: one account may take all of it.
     pub fn new(size: usize) -> Self {
         let idle = Mutex::default();
-        Self(Arc::new(Total { size, used: AtomicUsize::new(0), shared: AtomicBool::new(false), idle }))
+        Self(Arc::new(BudgetState { size, used: AtomicUsize::new(0), shared: AtomicBool::new(false), idle }))
     }
 
     /// Sets whether there are several principals, so that none may take the whole budget.
@@ -79,7 +79,7 @@ impl Budget {
 
     /// Creates an account.
     pub fn account(&self) -> Account {
-        Account(Arc::new(Purse { total: self.0.clone(), used: AtomicUsize::new(0) }))
+        Account(Arc::new(AccountState { budget: self.0.clone(), used: AtomicUsize::new(0) }))
     }
 
     /// Returns the total size in bytes.
@@ -114,20 +114,20 @@ impl Account {
     /// Takes `bytes` if they are free, without evicting anything.
     #[must_use]
     pub fn try_take(&self, bytes: usize, priority: Priority) -> bool {
-        let Purse { total, used } = &*self.0;
+        let AccountState { budget, used } = &*self.0;
         let reserve = match priority {
             Priority::Normal if bytes <= limits::BUDGET_SMALL => 0,
-            Priority::Normal => total.size / limits::BUDGET_RESERVE,
-            Priority::Spare => total.size / 2,
+            Priority::Normal => budget.size / limits::BUDGET_RESERVE,
+            Priority::Spare => budget.size / 2,
         };
-        let most = total.size - reserve;
-        let grown = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= most);
-        let Ok(before) = total.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown) else {
+        let max = budget.size - reserve;
+        let grown = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= max);
+        let Ok(before) = budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown) else {
             return false;
         };
-        let own = used.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let free = total.size.saturating_sub(before + bytes);
-        if total.shared.load(Ordering::Relaxed) && own > free {
+        let account_used = used.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let free = budget.size.saturating_sub(before + bytes);
+        if budget.shared.load(Ordering::Relaxed) && account_used > free {
             self.give(bytes);
             return false;
         }
@@ -136,14 +136,14 @@ impl Account {
 
     /// Takes `bytes` even if they are not free: for small data that must not be lost.
     pub fn force(&self, bytes: usize) {
-        self.0.total.used.fetch_add(bytes, Ordering::Relaxed);
+        self.0.budget.used.fetch_add(bytes, Ordering::Relaxed);
         self.0.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Gives `bytes` back.
     pub fn give(&self, bytes: usize) {
         self.0.used.fetch_sub(bytes, Ordering::Relaxed);
-        self.0.total.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.0.budget.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Returns the number of bytes that this account holds.
@@ -153,8 +153,8 @@ impl Account {
 
     /// Whether more than half of the budget is taken, by any account.
     pub fn is_scarce(&self) -> bool {
-        let total = &self.0.total;
-        total.used.load(Ordering::Relaxed) > total.size / 2
+        let budget = &self.0.budget;
+        budget.used.load(Ordering::Relaxed) > budget.size / 2
     }
 
     /// Whether the account holds nothing and this is the only reference to it.
@@ -174,22 +174,23 @@ impl Account {
 
     /// Registers bytes held for an absent client, for as long as the returned entry lives.
     pub fn idle(&self, holder: Weak<dyn Evict>) -> Idle {
-        let mut register = self.0.total.register();
-        register.last += 1;
-        let number = register.last;
-        register.entries.insert(number, (self.0.clone(), holder));
-        Idle { total: self.0.total.clone(), number }
+        let mut registry = self.0.budget.registry();
+        registry.last += 1;
+        let number = registry.last;
+        registry.entries.insert(number, (self.0.clone(), holder));
+        Idle { total: self.0.budget.clone(), number }
     }
 
     /// Evicts data held for absent clients until `bytes` can be taken: first of this account, then
     /// of accounts that hold more.
     fn take_evicting(&self, bytes: usize) -> bool {
-        let own = |owner: &Arc<Purse>| Arc::ptr_eq(owner, &self.0);
+        let own_account = |owner: &Arc<AccountState>| Arc::ptr_eq(owner, &self.0);
         let mine = self.used().saturating_add(bytes);
-        let richer = |owner: &Arc<Purse>| !own(owner) && owner.used.load(Ordering::Relaxed) > mine;
-        let register = self.0.total.register();
-        let candidates = |which: &dyn Fn(&Arc<Purse>) -> bool| {
-            for (_, holder) in register.entries.values().filter(|(owner, _)| which(owner)) {
+        let richer =
+            |owner: &Arc<AccountState>| !own_account(owner) && owner.used.load(Ordering::Relaxed) > mine;
+        let registry = self.0.budget.registry();
+        let candidates = |which: &dyn Fn(&Arc<AccountState>) -> bool| {
+            for (_, holder) in registry.entries.values().filter(|(owner, _)| which(owner)) {
                 let Some(holder) = holder.upgrade() else { continue };
                 holder.evict();
                 if self.try_take(bytes, Priority::Normal) {
@@ -198,33 +199,33 @@ impl Account {
             }
             false
         };
-        candidates(&own) || candidates(&richer)
+        candidates(&own_account) || candidates(&richer)
     }
 }
 
-impl Total {
-    fn register(&self) -> MutexGuard<'_, Register> {
+impl BudgetState {
+    fn registry(&self) -> MutexGuard<'_, IdleRegistry> {
         // Each change of the registry is complete in itself, so a poisoned lock can still be used.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl fmt::Debug for Total {
+impl fmt::Debug for BudgetState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Total({} of {} bytes)", self.used.load(Ordering::Relaxed), self.size)
+        write!(f, "BudgetState({} of {} bytes)", self.used.load(Ordering::Relaxed), self.size)
     }
 }
 
 /// An entry in the registry of evictable data. Dropping it removes the entry.
 #[derive(Debug)]
 pub struct Idle {
-    total: Arc<Total>,
+    total: Arc<BudgetState>,
     number: u64,
 }
 
 impl Drop for Idle {
     fn drop(&mut self) {
-        self.total.register().entries.remove(&self.number);
+        self.total.registry().entries.remove(&self.number);
     }
 }
 
@@ -335,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_several_gets_half_and_the_next_finds_some() {
+    fn one_of_several_accounts_gets_half() {
         let budget = Budget::new(1200);
         let (greedy, other) = (budget.account(), budget.account());
         assert!(greedy.take(1200), "nobody else is there");

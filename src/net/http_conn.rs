@@ -26,7 +26,7 @@ use crate::{
         response::Response,
         upgrade::Upgrade,
     },
-    limits::{HttpLimits, STALL_LOOKS},
+    limits::{HttpLimits, STALL_RETRIES},
     runtime::shutdown::{Shutdown, ShutdownWatch},
 };
 
@@ -69,11 +69,11 @@ impl HttpConnection {
     /// Frees the memory of a large body that is no longer needed.
     pub fn drop_body(&mut self) {
         self.conn.drop_body();
-        self.pay(0);
+        self.charge(0);
     }
 
     /// Resizes the charge for the body. Returns false if there is no memory for a body that large.
-    fn pay(&mut self, bytes: usize) -> bool {
+    fn charge(&mut self, bytes: usize) -> bool {
         self.body.as_mut().is_none_or(|charge| charge.resize(bytes))
     }
 
@@ -91,7 +91,7 @@ impl HttpConnection {
             let next = match step {
                 Step::Read => {
                     self.flush().await?;
-                    if !self.pay(self.conn.body_need()) {
+                    if !self.charge(self.conn.body_need()) {
                         self.conn.refuse_body();
                         continue;
                     }
@@ -205,13 +205,13 @@ impl HttpConnection {
     pub async fn upgrade(self, upgrade: &Upgrade) -> io::Result<(Stream, Vec<u8>)> {
         let Self { mut stream, mut conn, mut out, limits, .. } = self;
         conn.set_date(clock::date());
-        let glued = conn.upgrade(upgrade, &mut out);
+        let leftover = conn.upgrade(upgrade, &mut out);
         let written = async {
             stream.write_all(&out).await?;
             stream.flush().await
         };
         timeout::within(limits.write_stall, written).await??;
-        Ok((stream, glued))
+        Ok((stream, leftover))
     }
 
     /// Flushes the stream and closes the sending direction, within [`HttpLimits::drain_time`].
@@ -222,22 +222,22 @@ impl HttpConnection {
 }
 
 /// Waits for one write step, for at most [`HttpLimits::write_stall`]. The socket is tried
-/// [`STALL_LOOKS`] times meanwhile: any byte that it accepts is progress, but the kernel reports it
-/// as writable only when much of its send buffer is free.
+/// [`STALL_RETRIES`] times meanwhile: any byte that it accepts is progress, but the kernel reports
+/// it as writable only when much of its send buffer is free.
 async fn progress<T>(
     stream: &mut Stream,
     limits: &HttpLimits,
     mut step: impl FnMut(Pin<&mut Stream>, &mut Context<'_>) -> Poll<io::Result<T>>,
 ) -> io::Result<T> {
-    for _ in 1..STALL_LOOKS {
+    for _ in 1..STALL_RETRIES {
         let done = poll_fn(|context| step(Pin::new(&mut *stream), context));
-        if let Ok(done) = timeout::within(limits.write_stall / STALL_LOOKS, done).await {
+        if let Ok(done) = timeout::within(limits.write_stall / STALL_RETRIES, done).await {
             return done;
         }
         stream.retry_write();
     }
     let done = poll_fn(|context| step(Pin::new(&mut *stream), context));
-    timeout::within(limits.write_stall / STALL_LOOKS, done).await?
+    timeout::within(limits.write_stall / STALL_RETRIES, done).await?
 }
 
 /// Becomes ready at `limit`. Setting a timer interrupts the poll for I/O events, so this is not

@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_and_reset() {
+    fn accept_delays_double_and_reset() {
         let mut backoff = AcceptBackoff::default();
         let now = Instant::now();
         let pauses: Vec<u128> = (0..12).map(|_| backoff.failed(now).0.as_millis()).collect();

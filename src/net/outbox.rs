@@ -72,16 +72,16 @@ pub enum Parked {
     Closed,
 }
 
-/// Creates a queue for at most `most_messages` messages and `most_bytes` bytes. `E` is the reason
+/// Creates a queue for at most `max_messages` messages and `max_bytes` bytes. `E` is the reason
 /// with which it can be ended.
-pub fn bounded<E>(most_messages: usize, most_bytes: usize) -> (Sender<E>, Receiver<E>) {
-    with_account(most_messages, most_bytes, None)
+pub fn bounded<E>(max_messages: usize, max_bytes: usize) -> (Sender<E>, Receiver<E>) {
+    with_account(max_messages, max_bytes, None)
 }
 
 /// Creates a [`bounded`] queue whose bytes are charged to an account.
 pub fn with_account<E>(
-    most_messages: usize,
-    most_bytes: usize,
+    max_messages: usize,
+    max_bytes: usize,
     account: Option<Account>,
 ) -> (Sender<E>, Receiver<E>) {
     let state = Arc::new(Mutex::new(QueueState {
@@ -89,8 +89,8 @@ pub fn with_account<E>(
         bytes: 0,
         in_flight_bytes: 0,
         held: 0,
-        max_messages: most_messages,
-        max_bytes: most_bytes,
+        max_messages,
+        max_bytes,
         account,
         end: None,
         receiver_dropped: false,
@@ -112,9 +112,9 @@ impl<E> QueueState<E> {
         if self.is_closed() {
             return Err((SendError::Closed, message));
         }
-        let most_messages = self.max_messages.saturating_add(more);
-        let most_bytes = self.max_bytes.saturating_add(burst);
-        let fits = self.messages.len() < most_messages && self.bytes + message.len() <= most_bytes;
+        let max_messages = self.max_messages.saturating_add(more);
+        let max_bytes = self.max_bytes.saturating_add(burst);
+        let fits = self.messages.len() < max_messages && self.bytes + message.len() <= max_bytes;
         if !fits && !self.messages.is_empty() {
             return Err((SendError::Full, message));
         }
@@ -127,9 +127,9 @@ impl<E> QueueState<E> {
 
     /// Adds a message, using the capacity reserved beyond the limits.
     fn push_reserved(&mut self, message: String) -> Result<(), SendError> {
-        let most_messages = self.max_messages.saturating_add(limits::OWN_MESSAGES);
-        let most_bytes = self.max_bytes.saturating_add(limits::OWN_BYTES);
-        if self.messages.len() >= most_messages || self.bytes + message.len() > most_bytes {
+        let max_messages = self.max_messages.saturating_add(limits::RESERVED_MESSAGES);
+        let max_bytes = self.max_bytes.saturating_add(limits::RESERVED_BYTES);
+        if self.messages.len() >= max_messages || self.bytes + message.len() > max_bytes {
             return self.push(message, 0, 0).map_err(|(refused, _)| refused);
         }
         self.push_unbounded(message)
@@ -166,10 +166,10 @@ impl<E> QueueState<E> {
 
     /// Releases the bytes of the messages last taken, which have now been written.
     fn settle(&mut self) {
-        let lent = std::mem::take(&mut self.in_flight_bytes);
-        self.bytes -= lent;
+        let in_flight_bytes = std::mem::take(&mut self.in_flight_bytes);
+        self.bytes -= in_flight_bytes;
         let held = std::mem::take(&mut self.held);
-        self.release(lent + held);
+        self.release(in_flight_bytes + held);
     }
 
     /// Releases all bytes.
@@ -248,8 +248,8 @@ impl<E> Sender<E> {
     }
 
     /// Like [`Sender::send`], for messages that this end generates itself. They have reserved
-    /// capacity beyond the limits ([`limits::OWN_MESSAGES`], [`limits::OWN_BYTES`]), so that
-    /// forwarded messages, whose senders can wait, do not keep them out.
+    /// capacity beyond the limits ([`limits::RESERVED_MESSAGES`], [`limits::RESERVED_BYTES`]), so
+    /// that forwarded messages, whose senders can wait, do not keep them out.
     ///
     /// # Errors
     /// [`SendError`] with the reason.
@@ -566,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn parked_queues_lose_their_messages_before_a_reader_is_refused() {
+    fn parked_queues_are_evicted_before_a_reader_is_refused() {
         let budget = Budget::new(30);
         let account = budget.account();
         let queue = || with_account::<()>(9, 30, Some(account.clone()));
@@ -590,16 +590,16 @@ mod tests {
     fn control_messages_have_reserved_capacity() {
         let (sender, mut receiver) = bounded::<()>(1, 10);
         sender.send("a".into()).unwrap();
-        for _ in 0..limits::OWN_MESSAGES {
+        for _ in 0..limits::RESERVED_MESSAGES {
             assert_eq!(sender.send("b".into()), Err(SendError::Full));
             assert_eq!(sender.send_reserved("own".into()), Ok(()));
         }
         assert_eq!(sender.send_reserved("own".into()), Err(SendError::Full));
         let mut taken = VecDeque::new();
         block_on(receiver.take(&mut taken));
-        assert_eq!(taken.len(), 1 + limits::OWN_MESSAGES);
+        assert_eq!(taken.len(), 1 + limits::RESERVED_MESSAGES);
         assert_eq!(sender.send("a".into()), Ok(()));
-        assert_eq!(sender.send_reserved("x".repeat(10 + limits::OWN_BYTES)), Err(SendError::Full));
+        assert_eq!(sender.send_reserved("x".repeat(10 + limits::RESERVED_BYTES)), Err(SendError::Full));
         drop(receiver);
         assert_eq!(sender.send_reserved("own".into()), Err(SendError::Closed));
     }

@@ -82,8 +82,8 @@ impl Stream {
                 None if attempts.is_empty() => return Err(failure),
                 None => {}
             }
-            let patience = if addresses.len() > 0 { limits::DIAL_STAGGER } else { Duration::MAX };
-            match timeout::within(patience, poll_fn(|context| poll_any(&mut attempts, context))).await {
+            let timeout = if addresses.len() > 0 { limits::DIAL_STAGGER } else { Duration::MAX };
+            match timeout::within(timeout, poll_fn(|context| poll_any(&mut attempts, context))).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => failure = error,
                 Err(Elapsed) => {}
@@ -181,10 +181,10 @@ type Attempt = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
 
 /// Polls all attempts. Removes the first one that completes and returns its result.
 fn poll_any(attempts: &mut Vec<Attempt>, context: &mut Context<'_>) -> Poll<io::Result<Stream>> {
-    for place in 0..attempts.len() {
-        let Some(attempt) = attempts.get_mut(place) else { break };
+    for position in 0..attempts.len() {
+        let Some(attempt) = attempts.get_mut(position) else { break };
         if let Poll::Ready(result) = attempt.as_mut().poll(context) {
-            drop(attempts.swap_remove(place));
+            drop(attempts.swap_remove(position));
             return Poll::Ready(result);
         }
     }

@@ -41,7 +41,7 @@ use super::{
     timeout,
 };
 use crate::{
-    limits::{CLOSE_REASON, LINK_BURST, LinkLimits, STALL_LOOKS},
+    limits::{CLOSE_REASON, LINK_BURST, LinkLimits, STALL_RETRIES},
     runtime::pacer::Pacer,
     tunnel::{
         CLOSE_LATER,
@@ -267,10 +267,15 @@ pub const NO_MEMORY: &str = "no memory for a large frame: the gateway's budget (
 /// A WebSocket over a metered stream.
 pub type WebSocket = WebSocketStream<Metered>;
 
-/// Creates the gateway's end of a link. `glued` are the bytes that followed the upgrade request.
+/// Creates the gateway's end of a link. `leftover` are the bytes that followed the upgrade request.
 /// Large incoming frames, and the buffers that they leave behind, are charged to `account`.
-pub async fn accepted(stream: Stream, glued: Vec<u8>, account: &Account, limits: &LinkLimits) -> WebSocket {
-    let stream = Metered::charged(stream, glued, account, limits);
+pub async fn accepted(
+    stream: Stream,
+    leftover: Vec<u8>,
+    account: &Account,
+    limits: &LinkLimits,
+) -> WebSocket {
+    let stream = Metered::charged(stream, leftover, account, limits);
     WebSocketStream::from_raw_socket(stream, Role::Server, Some(config(limits))).await
 }
 
@@ -323,22 +328,22 @@ async fn send(socket: &mut WebSocket, message: Message) -> Result<(), Error> {
     poll_fn(|context| Pin::new(&mut *socket).poll_flush(context)).await
 }
 
-/// Waits for the first text frame, of at most `most` bytes, of a link that is not driven yet. Gives
+/// Waits for the first text frame, of at most `max` bytes, of a link that is not driven yet. Gives
 /// up after [`LinkLimits::register_time`].
 ///
 /// # Errors
 /// The reason why the link ended, or must be closed.
 pub async fn recv_frame(
     socket: &mut WebSocket,
-    most: usize,
+    max: usize,
     limits: &LinkLimits,
 ) -> Result<Utf8Bytes, LinkEnd> {
     let by_us = |code, reason: &str| Err(LinkEnd::ByUs(CloseReason::new(code, reason)));
-    let hearing = async {
-        let mut liveness = Heartbeat::new(Instant::now());
+    let receiving = async {
+        let mut heartbeat = Heartbeat::new(Instant::now());
         loop {
             match socket.next().await {
-                Some(Ok(Message::Text(text))) if text.len() > most => {
+                Some(Ok(Message::Text(text))) if text.len() > max => {
                     return by_us(1009, "the first frame is too large");
                 }
                 Some(Ok(Message::Text(text))) => {
@@ -349,7 +354,7 @@ pub async fn recv_frame(
                 Some(Ok(Message::Binary(_))) => return by_us(1003, "binary frames are not supported"),
                 Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
-                    if !liveness.control(Instant::now(), limits) {
+                    if !heartbeat.control(Instant::now(), limits) {
                         return by_us(1008, "too many control frames");
                     }
                 }
@@ -358,8 +363,8 @@ pub async fn recv_frame(
             }
         }
     };
-    match timeout::within(limits.register_time, hearing).await {
-        Ok(heard) => heard,
+    match timeout::within(limits.register_time, receiving).await {
+        Ok(received) => received,
         Err(_) => by_us(1008, "timed out waiting for the first frame"),
     }
 }
@@ -370,14 +375,14 @@ pub async fn recv_frame(
 /// # Errors
 /// The reason why the link ended, or must be closed.
 pub async fn probe(socket: &mut WebSocket, limits: &LinkLimits) -> Result<(), LinkEnd> {
-    let hearing = async {
+    let receiving = async {
         send(socket, Message::Ping(Default::default())).await.map_err(lost)?;
-        let mut liveness = Heartbeat::new(Instant::now());
+        let mut heartbeat = Heartbeat::new(Instant::now());
         loop {
             match socket.next().await {
                 Some(Ok(Message::Pong(_))) => return Ok(()),
                 Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
-                Some(Ok(Message::Ping(_))) if liveness.control(Instant::now(), limits) => {}
+                Some(Ok(Message::Ping(_))) if heartbeat.control(Instant::now(), limits) => {}
                 Some(Ok(_)) => {
                     return Err(LinkEnd::ByUs(CloseReason::new(
                         1008,
@@ -391,29 +396,29 @@ pub async fn probe(socket: &mut WebSocket, limits: &LinkLimits) -> Result<(), Li
     };
     let gone =
         |_| Err(LinkEnd::Lost("no response to a ping, and another link of its server is alive".into()));
-    timeout::within(limits.register_time, hearing).await.unwrap_or_else(gone)
+    timeout::within(limits.register_time, receiving).await.unwrap_or_else(gone)
 }
 
 /// Drives a link until it ends, then closes it; see [`end`].
 pub async fn drive(
     socket: WebSocket,
-    line: &mut Outbound,
-    peer: &mut (dyn LinkHandler + Send),
+    outbound: &mut Outbound,
+    handler: &mut (dyn LinkHandler + Send),
     limits: &LinkLimits,
 ) -> LinkEnd {
     let now = Instant::now();
     let mut driver = Driver {
         socket,
-        line,
-        peer,
+        outbound,
+        handler,
         limits,
         dirty: false,
         stalled: None,
         written: 0,
-        choked: None,
+        blocked_on_acks_since: None,
         partial: None,
         seen: 0,
-        liveness: Heartbeat::new(now),
+        heartbeat: Heartbeat::new(now),
         timer: Timer::at(now + limits.ping_every),
         due: now + limits.ping_every,
     };
@@ -426,12 +431,12 @@ pub async fn drive(
             }
         }
     };
-    let Driver { socket, line, peer, .. } = driver;
-    if let Some(ends) = peer.ends() {
+    let Driver { socket, outbound, handler, .. } = driver;
+    if let Some(ends) = handler.ends() {
         ends.turn().await;
     }
     // Messages queued before the end are still sent: one of them may explain the end.
-    let unsent = if matches!(ended, LinkEnd::ByUs(_)) { line.rest().await } else { VecDeque::new() };
+    let unsent = if matches!(ended, LinkEnd::ByUs(_)) { outbound.rest().await } else { VecDeque::new() };
     end(socket, unsent, &ended, limits).await;
     ended
 }
@@ -442,12 +447,17 @@ pub async fn drive(
 /// silent link is closed without a handshake.
 pub async fn end(socket: WebSocket, unsent: VecDeque<String>, ended: &LinkEnd, limits: &LinkLimits) {
     // Boxed, so that a running link does not reserve the memory that only its end needs.
-    Box::pin(say_goodbye(socket, unsent, ended, limits)).await;
+    Box::pin(close_handshake(socket, unsent, ended, limits)).await;
 }
 
-async fn say_goodbye(mut socket: WebSocket, unsent: VecDeque<String>, ended: &LinkEnd, limits: &LinkLimits) {
+async fn close_handshake(
+    mut socket: WebSocket,
+    unsent: VecDeque<String>,
+    ended: &LinkEnd,
+    limits: &LinkLimits,
+) {
     let socket = &mut socket;
-    let farewell = async {
+    let closing = async {
         if let LinkEnd::ByUs(why) = ended {
             for text in unsent {
                 poll_fn(|context| Pin::new(&mut *socket).poll_ready(context)).await.ok()?;
@@ -455,7 +465,7 @@ async fn say_goodbye(mut socket: WebSocket, unsent: VecDeque<String>, ended: &Li
             }
             let frame = CloseFrame { code: CloseCode::from(why.code), reason: clipped(&why.reason).into() };
             socket.close(Some(frame)).await.ok()?;
-            socket.get_mut().limit(limits.farewell_bytes);
+            socket.get_mut().limit(limits.close_bytes);
             // Messages before the Close frame were already on their way. After an error the answer
             // cannot be read any more.
             while let Some(Ok(message)) = socket.next().await {
@@ -472,9 +482,9 @@ async fn say_goodbye(mut socket: WebSocket, unsent: VecDeque<String>, ended: &Li
         // returns an error that says the connection is closed.
         let _ = poll_fn(|context| Pin::new(&mut *socket).poll_flush(context)).await;
         let stream = &mut socket.get_mut().inner;
-        stream.finish(limits.farewell).await.ok()?;
+        stream.finish(limits.close_time).await.ok()?;
         let mut rest = [0; 512];
-        let mut left = limits.farewell_bytes;
+        let mut left = limits.close_bytes;
         while left > 0 {
             let count = futures_lite::AsyncReadExt::read(stream, &mut rest).await.ok()?;
             if count == 0 {
@@ -489,7 +499,7 @@ async fn say_goodbye(mut socket: WebSocket, unsent: VecDeque<String>, ended: &Li
         std::future::pending().await
     };
     // A peer that does not read is not waited for.
-    let _ = timeout::within(limits.farewell, farewell).await;
+    let _ = timeout::within(limits.close_time, closing).await;
 }
 
 /// Truncates a reason to the length that a Close frame can hold. The library would omit a longer
@@ -511,8 +521,8 @@ enum DriverTurn {
 
 struct Driver<'a> {
     socket: WebSocket,
-    line: &'a mut Outbound,
-    peer: &'a mut (dyn LinkHandler + Send),
+    outbound: &'a mut Outbound,
+    handler: &'a mut (dyn LinkHandler + Send),
     limits: &'a LinkLimits,
     /// Frames were written but not flushed yet.
     dirty: bool,
@@ -521,12 +531,12 @@ struct Driver<'a> {
     /// Bytes written to the stream when `stalled` was set.
     written: u64,
     /// Since when sending is blocked because the peer acknowledges nothing.
-    choked: Option<Instant>,
+    blocked_on_acks_since: Option<Instant>,
     /// Since when a message is incomplete.
     partial: Option<Instant>,
     /// Bytes received of that message at the last check.
     seen: usize,
-    liveness: Heartbeat,
+    heartbeat: Heartbeat,
     timer: Timer,
     /// When `timer` fires.
     due: Instant,
@@ -562,13 +572,13 @@ impl Driver<'_> {
     fn write(&mut self, context: &mut Context<'_>) -> Poll<LinkEnd> {
         let mut end = None;
         loop {
-            if self.line.outgoing.is_empty() {
-                match self.line.queue.poll_take(context, &mut self.line.outgoing) {
+            if self.outbound.outgoing.is_empty() {
+                match self.outbound.queue.poll_take(context, &mut self.outbound.outgoing) {
                     Poll::Ready(Received::Ended(why)) => end = Some(why),
                     Poll::Ready(Received::Some) | Poll::Pending => {}
                 }
             }
-            if self.line.first.is_empty() && self.line.outgoing.is_empty() {
+            if self.outbound.first.is_empty() && self.outbound.outgoing.is_empty() {
                 break;
             }
             match Pin::new(&mut self.socket).poll_ready(context) {
@@ -576,15 +586,15 @@ impl Driver<'_> {
                 Poll::Ready(Err(error)) => return Poll::Ready(lost(error)),
                 Poll::Pending => break,
             }
-            let Some(frame) = self.line.next(self.limits) else { break };
+            let Some(frame) = self.outbound.next(self.limits) else { break };
             self.socket.get_mut().frame_written(frame.len());
             if let Err(error) = Pin::new(&mut self.socket).start_send(Message::Text(frame)) {
                 return Poll::Ready(lost(error));
             }
             self.dirty = true;
         }
-        if self.choked.is_none() && self.line.is_blocked_on_acks(self.limits) {
-            self.choked = Some(Instant::now());
+        if self.blocked_on_acks_since.is_none() && self.outbound.is_blocked_on_acks(self.limits) {
+            self.blocked_on_acks_since = Some(Instant::now());
         }
         if self.dirty {
             match Pin::new(&mut self.socket).poll_flush(context) {
@@ -627,7 +637,7 @@ impl Driver<'_> {
             if self.stalled.is_some() {
                 // Waiting bytes were accepted: the peer is alive, and busy with a message larger
                 // than its buffers.
-                self.liveness.heard(now);
+                self.heartbeat.heard(now);
             }
             self.stalled = Some(now);
             self.written = written;
@@ -648,11 +658,11 @@ impl Driver<'_> {
         }
         let handled = match message {
             Some(Ok(Message::Text(text))) => {
-                self.liveness.heard(now);
+                self.heartbeat.heard(now);
                 self.text(now, &text)
             }
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {
-                if self.liveness.control(now, self.limits) {
+                if self.heartbeat.control(now, self.limits) {
                     Ok(())
                 } else {
                     Err(CloseReason::new(1008, "too many control frames"))
@@ -669,21 +679,21 @@ impl Driver<'_> {
 
     /// Handles a text frame: an acknowledgement, or one for the [`LinkHandler`].
     fn text(&mut self, now: Instant, text: &str) -> Result<(), CloseReason> {
-        let count = self.line.resume.as_ref().and_then(|_| resume::read(text));
-        match (&mut self.line.resume, count) {
+        let count = self.outbound.resume.as_ref().and_then(|_| resume::read(text));
+        match (&mut self.outbound.resume, count) {
             (Some(resume), Some(count)) => {
-                self.choked = None;
+                self.blocked_on_acks_since = None;
                 let acknowledged = resume.acknowledge(count);
-                self.line.update_charge();
+                self.outbound.update_charge();
                 acknowledged.map_err(|_| CloseReason::new(1008, "invalid acknowledgement"))
             }
             (Some(resume), None) => {
-                self.peer.frame(now, text)?;
+                self.handler.frame(now, text)?;
                 resume.received(now, text.len());
-                self.line.first.extend(resume.owed(self.limits).map(Utf8Bytes::from));
+                self.outbound.first.extend(resume.due_acknowledgement(self.limits).map(Utf8Bytes::from));
                 Ok(())
             }
-            (None, _) => self.peer.frame(now, text),
+            (None, _) => self.handler.frame(now, text),
         }
     }
 
@@ -691,14 +701,14 @@ impl Driver<'_> {
     /// timer fires.
     fn tick(&mut self, context: &mut Context<'_>) -> Poll<Result<(), LinkEnd>> {
         let since = self.socket.get_ref().since;
-        if since > self.socket.get_ref().most {
+        if since > self.socket.get_ref().max {
             return Poll::Ready(Err(LinkEnd::ByUs(CloseReason::new(1008, "too many fragments"))));
         }
         if since != self.seen {
             let now = Instant::now();
             // Part of a large message over a slow connection is a sign of life long before it is
             // complete.
-            self.liveness.heard(now);
+            self.heartbeat.heard(now);
             self.partial.get_or_insert(now);
             self.seen = since;
         }
@@ -714,7 +724,7 @@ impl Driver<'_> {
         }
         if self.socket.get_ref().waits_for_memory() {
             // The peer is not silent: we have stopped reading.
-            self.liveness.heard(now);
+            self.heartbeat.heard(now);
         }
         let done = self.timeout(now);
         self.due = self.deadline();
@@ -727,13 +737,13 @@ impl Driver<'_> {
         if over(self.stalled, self.limits.write_stall) {
             return Err(LinkEnd::Lost("the peer does not read".into()));
         }
-        if over(self.choked, self.choke_time()) {
+        if over(self.blocked_on_acks_since, self.ack_timeout()) {
             return Err(LinkEnd::Lost("the peer does not acknowledge frames".into()));
         }
         if over(self.partial, self.message_time()) {
             return Err(LinkEnd::ByUs(CloseReason::new(1008, "a message was received too slowly")));
         }
-        match self.liveness.tick(now, self.limits) {
+        match self.heartbeat.tick(now, self.limits) {
             HeartbeatAction::Dead => return Err(LinkEnd::Silent(self.limits.dead_after)),
             // A ping would only wait behind frames that are not written yet.
             HeartbeatAction::Ping if !self.dirty => {
@@ -743,49 +753,49 @@ impl Driver<'_> {
             }
             HeartbeatAction::Ping | HeartbeatAction::Fine => {}
         }
-        if let Some(resume) = &mut self.line.resume
+        if let Some(resume) = &mut self.outbound.resume
             && resume.due(self.limits).is_some_and(|due| now >= due)
         {
-            self.line.first.push_back(resume.tell().into());
+            self.outbound.first.push_back(resume.acknowledgement().into());
         }
-        if self.peer.deadline().is_some_and(|due| now >= due) {
-            self.peer.tick(now).map_err(LinkEnd::ByUs)?;
+        if self.handler.deadline().is_some_and(|due| now >= due) {
+            self.handler.tick(now).map_err(LinkEnd::ByUs)?;
         }
         Ok(())
     }
 
     /// Returns how long the current message may take, given the bytes received so far.
     fn message_time(&self) -> Duration {
-        self.limits.message_time + self.paid(self.seen)
+        self.limits.message_time + self.transfer_time(self.seen)
     }
 
     /// Returns how long the peer may take to acknowledge something. It acknowledges a message when
     /// it is complete, and that message may be large and the connection slow.
-    fn choke_time(&self) -> Duration {
-        let waiting = self.line.resume.as_ref().map_or(0, Resume::unacknowledged_bytes);
-        self.limits.write_stall + self.paid(waiting)
+    fn ack_timeout(&self) -> Duration {
+        let waiting = self.outbound.resume.as_ref().map_or(0, Resume::unacknowledged_bytes);
+        self.limits.write_stall + self.transfer_time(waiting)
     }
 
     /// Returns how long `bytes` may take, at [`LinkLimits::message_floor`] bytes per second.
-    fn paid(&self, bytes: usize) -> Duration {
-        let paid = (bytes as u64 * 1000).checked_div(self.limits.message_floor as u64);
-        Duration::from_millis(paid.unwrap_or_default())
+    fn transfer_time(&self, bytes: usize) -> Duration {
+        let millis = (bytes as u64 * 1000).checked_div(self.limits.message_floor as u64);
+        Duration::from_millis(millis.unwrap_or_default())
     }
 
     fn deadline(&self) -> Instant {
         // Retries in between as well: otherwise progress made right after one try would be dated to
         // the next.
-        let look = || Instant::now() + self.limits.write_stall / STALL_LOOKS;
+        let look = || Instant::now() + self.limits.write_stall / STALL_RETRIES;
         let stalled = self.stalled.map(|since| look().min(since + self.limits.write_stall));
         let partial = self.partial.map(|since| since + self.message_time());
-        let choked = self.choked.map(|since| since + self.choke_time());
-        let owed = self.line.resume.as_ref().and_then(|resume| resume.due(self.limits));
-        let live = self.liveness.deadline(self.limits);
+        let blocked = self.blocked_on_acks_since.map(|since| since + self.ack_timeout());
+        let ack_due = self.outbound.resume.as_ref().and_then(|resume| resume.due(self.limits));
+        let heartbeat_due = self.heartbeat.deadline(self.limits);
         let shrink = self.socket.get_ref().shrink_at();
-        [stalled, choked, partial, owed, shrink, self.peer.deadline()]
+        [stalled, blocked, partial, ack_due, shrink, self.handler.deadline()]
             .into_iter()
             .flatten()
-            .fold(live, Instant::min)
+            .fold(heartbeat_due, Instant::min)
     }
 }
 

@@ -107,7 +107,7 @@ pub(super) async fn end_helpers() {
                 log::info!("killing process {}: it outlived its server", helper.as_raw_pid());
                 let _ = kill_process(helper, Kill::KILL);
             }
-            Timer::after(limits::DRAIN_LOOK).await;
+            Timer::after(limits::DRAIN_POLL).await;
         }
     };
     let _ = within(limits::CLOSE, ending).await;
@@ -131,7 +131,7 @@ pub fn end_all() {
         for helper in helpers {
             let _ = kill_process(helper, Kill::KILL);
         }
-        thread::sleep(limits::DRAIN_LOOK);
+        thread::sleep(limits::DRAIN_POLL);
     }
     log::warn!("some processes of the servers did not exit within {} s", limits::CLOSE.as_secs());
 }
@@ -159,7 +159,7 @@ mod tests {
     use super::parent;
 
     #[test]
-    fn parent_is_read_behind_any_name() {
+    fn the_parent_pid_is_read_after_any_process_name() {
         for (stat, expected) in [
             ("7 (cat) S 5 7 7 0 -1", Some(5)),
             ("7 (a) R 9 (b) Z 6 7 7", Some(6)),

@@ -396,7 +396,7 @@ mod tests {
     use crate::{command::CommandLine, limits::ChildLimits, net::timeout::within, runtime::reactor};
 
     #[test]
-    fn exits_in_words() {
+    fn exits_are_described() {
         for (raw, expected) in [
             (0, "exit status 0"),
             (3 << 8, "exit status 3"),

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_text_is_shown_somehow() {
+    fn invalid_utf8_is_replaced() {
         let mut clip = Clip::new(4);
         assert!(clip.line(&mut &b"\xff\xc3\xa9\xf0\x9f\n"[..]));
         assert_eq!(clip.to_string(), "\u{fffd}é\u{fffd}… (1 bytes more)");

@@ -59,11 +59,11 @@ impl<T: AsFd> AsyncFd<T> {
         context: &mut Context<'_>,
         mut take: impl FnMut(&mut T) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        let bell = &self.registration.readiness().read;
-        bell.register(context.waker());
+        let flag = &self.registration.readiness().read;
+        flag.register(context.waker());
         // Always clear the flag: `WakeFlag::set` wakes nobody while the flag is still set.
-        let rung = bell.take();
-        if self.drained && !rung {
+        let is_set = flag.take();
+        if self.drained && !is_set {
             return Poll::Pending;
         }
         let taken = unless_blocked(|| take(&mut self.io));
@@ -77,11 +77,11 @@ impl<T: AsFd> AsyncFd<T> {
         context: &mut Context<'_>,
         mut give: impl FnMut(&mut T) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        let bell = &self.registration.readiness().write;
+        let flag = &self.registration.readiness().write;
         loop {
             if self.full {
-                bell.register(context.waker());
-                if !bell.take() {
+                flag.register(context.waker());
+                if !flag.take() {
                     return Poll::Pending;
                 }
             }

@@ -28,13 +28,13 @@ const GAIN: u32 = 1;
 const LOSS: u32 = 2;
 /// Largest credit: enough to keep polling through a pause in a series of calls, small enough to
 /// stop soon after the last call.
-const MOST: u32 = 16;
+const MAX_CREDIT: u32 = 16;
 /// Credit at the start of a new try.
 const STAKE: u32 = 2 * LOSS;
 
 impl Default for BusyPoll {
     fn default() -> Self {
-        Self { credit: 0, asleep: 0, rest: limits::SPIN_REST }
+        Self { credit: 0, asleep: 0, rest: limits::BUSY_POLL_REST }
     }
 }
 
@@ -53,18 +53,18 @@ impl BusyPoll {
     }
 
     /// Records how long a busy-poll wait took. A wait shorter than [`limits::BUSY_POLL`] earns
-    /// credit and a longer one costs some. A wait of [`limits::SPIN_STALL`] or more takes all
+    /// credit and a longer one costs some. A wait of [`limits::BUSY_POLL_STALL`] or more takes all
     /// credit: other threads got the processor when this one yielded, and that delay outweighs many
     /// short waits.
     pub fn ended(&mut self, after: Duration) {
         if after < limits::BUSY_POLL {
-            self.credit = (self.credit + GAIN).min(MOST);
-            self.rest = (self.rest - 1).max(limits::SPIN_REST);
+            self.credit = (self.credit + GAIN).min(MAX_CREDIT);
+            self.rest = (self.rest - 1).max(limits::BUSY_POLL_REST);
             return;
         }
-        self.credit = if after < limits::SPIN_STALL { self.credit.saturating_sub(LOSS) } else { 0 };
+        self.credit = if after < limits::BUSY_POLL_STALL { self.credit.saturating_sub(LOSS) } else { 0 };
         if self.credit == 0 {
-            self.rest = (self.rest * 4).min(limits::SPIN_REST_LONGEST);
+            self.rest = (self.rest * 4).min(limits::BUSY_POLL_REST_LONGEST);
         }
     }
 }
@@ -77,12 +77,12 @@ mod tests {
     const IN_VAIN: Duration = limits::BUSY_POLL;
 
     /// Returns how many of `waits` waits were busy-polled, if wait number `n` takes `takes(n)`.
-    fn awake(spin: &mut BusyPoll, waits: u32, takes: impl Fn(u32) -> Duration) -> u32 {
+    fn awake(busy_poll: &mut BusyPoll, waits: u32, takes: impl Fn(u32) -> Duration) -> u32 {
         let mut awake = 0;
         for number in 0..waits {
-            if spin.is_worthwhile() {
+            if busy_poll.is_worthwhile() {
                 awake += 1;
-                spin.ended(takes(number));
+                busy_poll.ended(takes(number));
             }
         }
         awake
@@ -90,44 +90,44 @@ mod tests {
 
     /// Returns a `BusyPoll` with full credit.
     fn eager() -> BusyPoll {
-        let mut spin = BusyPoll::default();
-        awake(&mut spin, 1000, |_| SOON);
-        spin
+        let mut busy_poll = BusyPoll::default();
+        awake(&mut busy_poll, 1000, |_| SOON);
+        busy_poll
     }
 
     #[test]
-    fn a_thread_sleeps_at_first() {
-        assert_eq!(awake(&mut BusyPoll::default(), limits::SPIN_REST - 1, |_| SOON), 0);
-        assert_eq!(awake(&mut BusyPoll::default(), limits::SPIN_REST + 100, |_| SOON), 101);
+    fn busy_polling_starts_after_the_first_waits() {
+        assert_eq!(awake(&mut BusyPoll::default(), limits::BUSY_POLL_REST - 1, |_| SOON), 0);
+        assert_eq!(awake(&mut BusyPoll::default(), limits::BUSY_POLL_REST + 100, |_| SOON), 101);
     }
 
     #[test]
-    fn it_stays_awake_while_news_come_at_once() {
+    fn fast_events_keep_busy_polling() {
         // One wait in three that times out changes nothing.
         assert_eq!(awake(&mut eager(), 999, |number| if number % 3 == 0 { IN_VAIN } else { SOON }), 999);
     }
 
     #[test]
-    fn it_sleeps_soon_when_they_no_longer_do() {
-        assert_eq!(awake(&mut eager(), limits::SPIN_REST, |_| IN_VAIN), MOST / LOSS);
+    fn slow_events_end_busy_polling() {
+        assert_eq!(awake(&mut eager(), limits::BUSY_POLL_REST, |_| IN_VAIN), MAX_CREDIT / LOSS);
     }
 
     #[test]
-    fn it_sleeps_at_once_when_others_keep_it_from_the_processor() {
-        let mut spin = eager();
-        assert_eq!(awake(&mut spin, 100, |_| limits::SPIN_STALL), 1);
+    fn a_stall_ends_busy_polling_at_once() {
+        let mut busy_poll = eager();
+        assert_eq!(awake(&mut busy_poll, 100, |_| limits::BUSY_POLL_STALL), 1);
         // It tries again rarely, because stalls still happen between good waits.
-        let stalled = |number| if number % 50 == 0 { limits::SPIN_STALL } else { SOON };
-        let waits = 100 * limits::SPIN_REST_LONGEST;
-        let tries = awake(&mut spin, waits, stalled);
+        let stalled = |number| if number % 50 == 0 { limits::BUSY_POLL_STALL } else { SOON };
+        let waits = 100 * limits::BUSY_POLL_REST_LONGEST;
+        let tries = awake(&mut busy_poll, waits, stalled);
         assert!(tries < waits / 50, "{tries} of {waits}");
         // It recovers when the stalls stop.
-        assert!(awake(&mut spin, waits, |_| SOON) > waits / 2);
+        assert!(awake(&mut busy_poll, waits, |_| SOON) > waits / 2);
     }
 
     #[test]
     fn failed_busy_polls_are_retried_rarely() {
-        let waits = 100 * limits::SPIN_REST_LONGEST;
+        let waits = 100 * limits::BUSY_POLL_REST_LONGEST;
         let tries = awake(&mut BusyPoll::default(), waits, |_| IN_VAIN);
         assert!(tries < waits / 1000, "{tries} of {waits}");
         // The same holds for a client that pauses between its calls.

@@ -24,8 +24,8 @@ pub struct WakeFlag {
 impl WakeFlag {
     /// Creates a flag, and a waker that sets it.
     pub fn new() -> (Arc<Self>, Waker) {
-        let bell = Arc::new(Self::default());
-        (bell.clone(), Waker::from(bell))
+        let flag = Arc::new(Self::default());
+        (flag.clone(), Waker::from(flag))
     }
 
     /// Registers the waker to call when the flag is set. It replaces the previous waker.
@@ -73,10 +73,10 @@ pub struct PollIfWoken<F> {
 
 /// Wraps a future so that wake-ups meant for other futures in the same task do not poll it.
 pub fn poll_if_woken<F: Future>(future: F) -> PollIfWoken<F> {
-    let (bell, waker) = WakeFlag::new();
+    let (flag, waker) = WakeFlag::new();
     // The first poll always happens.
     waker.wake_by_ref();
-    PollIfWoken { future: Box::pin(future), flag: bell, waker }
+    PollIfWoken { future: Box::pin(future), flag, waker }
 }
 
 impl<F: Future> Future for PollIfWoken<F> {
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_its_own_news_wakes_it() {
+    fn only_its_own_waker_polls_the_future() {
         smol::block_on(async {
             let looks = Cell::new(0);
             let (ring, heard) = async_channel::bounded::<()>(1);
@@ -128,13 +128,13 @@ mod tests {
 
     #[test]
     fn a_wake_before_registration_is_not_lost() {
-        let (bell, waker) = WakeFlag::new();
+        let (flag, waker) = WakeFlag::new();
         waker.wake_by_ref();
         let (other, task) = WakeFlag::new();
-        bell.register(&task);
-        assert!(bell.take() && !bell.take());
+        flag.register(&task);
+        assert!(flag.take() && !flag.take());
         waker.wake_by_ref();
         waker.wake_by_ref();
-        assert!(other.take() && bell.take());
+        assert!(other.take() && flag.take());
     }
 }

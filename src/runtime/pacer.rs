@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paced_tasks_have_one_turn_in_each_round() {
+    fn the_pacer_admits_one_task_per_round() {
         let (pacer, turns) = (Pacer::default(), std::cell::Cell::new(0));
         let paced = |_| {
             Box::pin(async {

@@ -44,17 +44,17 @@ use crate::limits;
 /// The system's error, when no descriptor is left for the poller; the future is then not run.
 pub fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
     let reactor = Reactor::get()?;
-    let _heir = HandoffGuard(reactor);
-    let sleeper = Arc::new(Parker::new());
-    let waker = Waker::from(sleeper.clone());
+    let _handoff = HandoffGuard(reactor);
+    let parker = Arc::new(Parker::new());
+    let waker = Waker::from(parker.clone());
     let mut future = pin!(future);
     loop {
         // Cleared before the poll, not after it: a wake-up during the poll causes another poll.
-        sleeper.woken.store(false, Ordering::SeqCst);
+        parker.woken.store(false, Ordering::SeqCst);
         if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return Ok(value);
         }
-        reactor.wait(&sleeper);
+        reactor.wait(&parker);
     }
 }
 
@@ -109,13 +109,13 @@ impl FdRegistration {
             IoInterest::Write => Interest::WRITABLE,
             IoInterest::Both => Interest::READABLE | Interest::WRITABLE,
         };
-        let ears = Arc::new(Readiness::default());
-        let token = locked(&reactor.registrations).add(&ears);
+        let readiness = Arc::new(Readiness::default());
+        let token = locked(&reactor.registrations).add(&readiness);
         // Created before the descriptor is registered, so that its drop removes the table entry if
         // that fails.
-        let watched = Self { descriptor, token, readiness: ears };
+        let registration = Self { descriptor, token, readiness };
         SourceFd(&descriptor).register(&reactor.registry, token, interest)?;
-        Ok(watched)
+        Ok(registration)
     }
 
     /// Returns the wake flags that its events set.
@@ -175,10 +175,10 @@ impl Poller {
     }
 
     /// Polls the system once. Returns whether there are events.
-    fn poll_once(&mut self, patience: Option<Duration>) -> bool {
+    fn poll_once(&mut self, timeout: Option<Duration>) -> bool {
         // An error means that a signal arrived: there are no events then, and the caller polls
         // again.
-        let _ = self.poll.poll(&mut self.events, patience);
+        let _ = self.poll.poll(&mut self.events, timeout);
         !self.events.is_empty()
     }
 }
@@ -192,12 +192,12 @@ struct Registrations {
 }
 
 impl Registrations {
-    fn add(&mut self, ears: &Arc<Readiness>) -> Token {
+    fn add(&mut self, readiness: &Arc<Readiness>) -> Token {
         loop {
             self.last = self.last.wrapping_add(1);
             let token = Token(self.last);
             if token != WAKE_TOKEN && !self.by_token.contains_key(&token) {
-                self.by_token.insert(token, ears.clone());
+                self.by_token.insert(token, readiness.clone());
                 return token;
             }
         }
@@ -213,8 +213,8 @@ impl Reactor {
         if let Some(reactor) = REACTOR.get() {
             return Ok(reactor);
         }
-        let made = Self::new()?;
-        Ok(REACTOR.get_or_init(|| made))
+        let created = Self::new()?;
+        Ok(REACTOR.get_or_init(|| created))
     }
 
     fn new() -> io::Result<Self> {
@@ -234,53 +234,55 @@ impl Reactor {
     }
 
     /// Sleeps until this thread is woken, or has dispatched events for any thread.
-    fn wait(&self, sleeper: &Arc<Parker>) {
-        if let Some(turn) = self.try_poller() {
-            return self.poll_events(turn, sleeper);
+    fn wait(&self, parker: &Arc<Parker>) {
+        if let Some(poller) = self.try_poller() {
+            return self.poll_events(poller, parker);
         }
-        locked(&self.parked).push(sleeper.clone());
+        locked(&self.parked).push(parker.clone());
         // Retry: the poller may have been released before this thread was listed as parked.
         match self.try_poller() {
-            Some(turn) => self.poll_events(turn, sleeper),
-            None => sleeper.park(),
+            Some(poller) => self.poll_events(poller, parker),
+            None => parker.park(),
         }
-        locked(&self.parked).retain(|other| !Arc::ptr_eq(other, sleeper));
+        locked(&self.parked).retain(|other| !Arc::ptr_eq(other, parker));
     }
 
     fn try_poller(&self) -> Option<MutexGuard<'_, Poller>> {
         match self.poller.try_lock() {
-            Ok(turn) => Some(turn),
-            Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
+            Ok(poller) => Some(poller),
+            Err(TryLockError::Poisoned(poller)) => Some(poller.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         }
     }
 
     /// Waits for events and sets the wake flags of their descriptors.
-    fn poll_events(&self, mut turn: MutexGuard<'_, Poller>, sleeper: &Parker) {
-        sleeper.is_polling.store(true, Ordering::SeqCst);
-        if sleeper.woken.load(Ordering::SeqCst) {
-            turn.poll_once(Some(Duration::ZERO));
+    fn poll_events(&self, mut poller: MutexGuard<'_, Poller>, parker: &Parker) {
+        parker.is_polling.store(true, Ordering::SeqCst);
+        if parker.woken.load(Ordering::SeqCst) {
+            poller.poll_once(Some(Duration::ZERO));
         } else {
-            turn.wait();
+            poller.wait();
         }
-        sleeper.is_polling.store(false, Ordering::SeqCst);
-        for event in &turn.events {
+        parker.is_polling.store(false, Ordering::SeqCst);
+        for event in &poller.events {
             self.dispatch(event);
         }
     }
 
     fn dispatch(&self, event: &Event) {
         // No entry: the event is the waker's, or the descriptor was deregistered.
-        let Some(ears) = locked(&self.registrations).by_token.get(&event.token()).cloned() else { return };
+        let Some(readiness) = locked(&self.registrations).by_token.get(&event.token()).cloned() else {
+            return;
+        };
         let broken = event.is_error();
         if broken || event.is_read_closed() {
-            ears.closed.store(true, Ordering::Release);
+            readiness.closed.store(true, Ordering::Release);
         }
         if broken || event.is_read_closed() || event.is_readable() {
-            ears.read.set();
+            readiness.read.set();
         }
         if broken || event.is_write_closed() || event.is_writable() {
-            ears.write.set();
+            readiness.write.set();
         }
     }
 }
@@ -290,8 +292,8 @@ struct HandoffGuard(&'static Reactor);
 
 impl Drop for HandoffGuard {
     fn drop(&mut self) {
-        let heir = locked(&self.0.parked).pop();
-        heir.into_iter().for_each(Wake::wake);
+        let parker = locked(&self.0.parked).pop();
+        parker.into_iter().for_each(Wake::wake);
     }
 }
 
@@ -359,63 +361,63 @@ mod tests {
     fn pair() -> (UnixStream, UnixStream, FdRegistration) {
         let (near, far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
-        let watched = FdRegistration::new(&near, IoInterest::Both).unwrap();
-        (near, far, watched)
+        let registration = FdRegistration::new(&near, IoInterest::Both).unwrap();
+        (near, far, registration)
     }
 
-    async fn rung(bell: &WakeFlag) {
+    async fn wait_set(flag: &WakeFlag) {
         poll_fn(|context| {
-            bell.register(context.waker());
-            if bell.take() { Poll::Ready(()) } else { Poll::Pending }
+            flag.register(context.waker());
+            if flag.take() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
 
     #[test]
     fn readiness_is_reported_once() {
-        let (mut near, mut far, watched) = pair();
-        let ears = watched.readiness();
+        let (mut near, mut far, registration) = pair();
+        let readiness = registration.readiness();
         block_on(async {
-            rung(&ears.write).await;
-            assert!(!ears.read.take() && !ears.is_closed());
+            wait_set(&readiness.write).await;
+            assert!(!readiness.read.take() && !readiness.is_closed());
             far.write_all(b"news").unwrap();
-            rung(&ears.read).await;
+            wait_set(&readiness.read).await;
             assert_eq!(near.read(&mut [0; 9]).unwrap(), 4);
-            assert!(future::poll_once(rung(&ears.read)).await.is_none());
+            assert!(future::poll_once(wait_set(&readiness.read)).await.is_none());
             drop(far);
-            rung(&ears.read).await;
-            assert!(ears.is_closed());
+            wait_set(&readiness.read).await;
+            assert!(readiness.is_closed());
         })
         .unwrap();
     }
 
     #[test]
     fn a_deregistered_descriptor_wakes_nobody() {
-        let (near, mut far, watched) = pair();
-        let gone = watched.readiness.clone();
-        drop(watched);
+        let (near, mut far, registration) = pair();
+        let gone = registration.readiness.clone();
+        drop(registration);
         // Another test's thread may have reported the room to write while this was watched.
         let _ = (gone.read.take(), gone.write.take());
         let again = FdRegistration::new(&near, IoInterest::Read).unwrap();
         far.write_all(b"news").unwrap();
-        block_on(rung(&again.readiness().read)).unwrap();
+        block_on(wait_set(&again.readiness().read)).unwrap();
         assert!(!gone.read.take() && !gone.write.take());
     }
 
     /// Threads come and go, each waiting for an event of its own; a thread that holds the poller
     /// and leaves must hand it on.
     #[test]
-    fn the_turn_is_handed_on() {
+    fn a_leaving_thread_hands_the_poller_over() {
         let (told, done) = mpsc::channel();
         let mut others = Vec::new();
         for number in 0..8 {
-            let (_near, far, watched) = pair();
+            let (_near, far, registration) = pair();
             others.push(far);
             let told = told.clone();
             thread::spawn(move || {
                 // Held until the end of the thread: closing this end is an event too.
                 let _held = _near;
-                block_on(rung(&watched.readiness().read)).unwrap();
+                block_on(wait_set(&registration.readiness().read)).unwrap();
                 told.send(number).unwrap();
             });
         }
@@ -426,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn another_thread_ends_the_sleep() {
+    fn another_thread_wakes_the_reactor() {
         for _ in 0..1000 {
             let (told, heard) = async_channel::bounded::<()>(1);
             let other = thread::spawn(move || told.send_blocking(()));
@@ -436,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn timers_of_another_reactor_end_the_sleep() {
+    fn timers_of_another_reactor_wake_the_reactor() {
         let never = pending::<()>();
         let moment = Duration::from_millis(10);
         assert!(block_on(crate::net::timeout::within(moment, never)).unwrap().is_err());

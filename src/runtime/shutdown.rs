@@ -62,22 +62,22 @@ mod tests {
 
     #[test]
     fn shutdown_reaches_every_waiter() {
-        let (switch, thrown) = shutdown();
+        let (trigger, shutdown) = shutdown();
         let waiting: Vec<_> =
-            (0..10).map(|_| thrown.clone()).map(|t| spawn(async move { t.wait().await })).collect();
-        let mut watch = thrown.watch();
-        assert!(!thrown.is_triggered());
+            (0..10).map(|_| shutdown.clone()).map(|t| spawn(async move { t.wait().await })).collect();
+        let mut watch = shutdown.watch();
+        assert!(!shutdown.is_triggered());
         run(1, async move {
             for _ in 0..2 {
                 assert!(future::poll_once(poll_fn(|context| watch.poll(context))).await.is_none());
             }
-            drop(switch);
+            drop(trigger);
             for task in waiting {
                 task.await;
             }
             poll_fn(|context| watch.poll(context)).await;
         })
         .unwrap();
-        assert!(thrown.is_triggered());
+        assert!(shutdown.is_triggered());
     }
 }

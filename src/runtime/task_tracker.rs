@@ -82,12 +82,12 @@ mod tests {
 
     #[test]
     fn a_task_tracker_waits_for_all_and_survives_a_panic() {
-        let crew = TaskTracker::new();
+        let tracker = TaskTracker::new();
         let (told, hear) = async_channel::bounded(1);
         for number in 0..10 {
-            let (badge, told) = (crew.track(), told.clone());
+            let (guard, told) = (tracker.track(), told.clone());
             let task = async move {
-                let _held = badge;
+                let _held = guard;
                 futures_lite::future::yield_now().await;
                 assert_ne!(number, 7, "this panic is part of the test");
             };
@@ -95,8 +95,8 @@ mod tests {
                 let _ = told.try_send(());
             });
         }
-        assert_eq!(crew.len(), 10);
-        run(1, async move { crew.wait_idle().await }).unwrap();
+        assert_eq!(tracker.len(), 10);
+        run(1, async move { tracker.wait_idle().await }).unwrap();
         assert_eq!(run(1, async move { hear.recv().await }).unwrap(), Ok(()));
     }
 }

@@ -109,8 +109,8 @@ impl<U> Calls<U> {
     pub fn begin(&mut self, call: &CallId, upstream: U, upstream_id: u64) {
         let open = OpenCall { number: call.number, stream: call.stream, upstream, upstream_id };
         match self.open.entry(call.raw.clone()) {
-            Entry::Vacant(place) => {
-                place.insert(open);
+            Entry::Vacant(slot) => {
+                slot.insert(open);
             }
             Entry::Occupied(_) => self.repeated.push((call.raw.clone(), open)),
         }
@@ -137,8 +137,8 @@ impl<U> Calls<U> {
         let open = if self.open.get(id).is_some_and(|open| open.number == number) {
             self.open.remove(id)?
         } else {
-            let place = self.repeated.iter().position(|(_, open)| open.number == number)?;
-            self.repeated.swap_remove(place).1
+            let position = self.repeated.iter().position(|(_, open)| open.number == number)?;
+            self.repeated.swap_remove(position).1
         };
         Some((open.upstream, open.upstream_id))
     }
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_never_given_twice() {
+    fn call_numbers_are_unique() {
         let mut calls = Calls::<()>::new(&SessionLimits { in_flight: 4, ..SessionLimits::default() });
         let reserved = calls.reserve();
         let one = calls.may_begin("1", 1).unwrap();

@@ -78,24 +78,24 @@ pub struct Sessions<H> {
     max_per_principal: Option<usize>,
     per_principal: usize,
     idle: Duration,
-    spare: Duration,
+    evictable_after: Duration,
 }
 
 impl<H: Clone> Sessions<H> {
     /// Creates an empty table.
     pub fn new(limits: &SessionLimits) -> Self {
-        let SessionLimits { sessions: most, per_principal, idle, spare, .. } = *limits;
+        let SessionLimits { sessions: max, per_principal, idle, evictable_after, .. } = *limits;
         let (open, by_principal, by_server) = (HashMap::new(), HashMap::new(), HashMap::new());
         Self {
             open,
             by_principal,
             by_server,
             turns: 0,
-            max: most,
+            max,
             max_per_principal: None,
             per_principal,
             idle,
-            spare,
+            evictable_after,
         }
     }
 
@@ -127,8 +127,8 @@ impl<H: Clone> Sessions<H> {
         if self.open.len() >= self.max {
             return Err(Full::All);
         }
-        let own = self.by_principal.get(&principal).map_or(0, BTreeMap::len);
-        if self.max_per_principal.is_some_and(|most| own >= most) {
+        let count = self.by_principal.get(&principal).map_or(0, BTreeMap::len);
+        if self.max_per_principal.is_some_and(|max| count >= max) {
             return Err(Full::Token);
         }
         let id: Arc<str> = id.into();
@@ -142,20 +142,22 @@ impl<H: Clone> Sessions<H> {
     }
 
     /// Closes one session of a principal to make room for another, and returns its handle: the
-    /// longest unused one that was not used for [`SessionLimits::spare`] and is not `busy`. Many
-    /// clients go away without ending their sessions. At most [`limits::ROOM_LOOKS`] sessions are
-    /// examined; those found in use or busy are examined last the next time.
+    /// longest unused one that was not used for [`SessionLimits::evictable_after`] and is not
+    /// `busy`. Many clients go away without ending their sessions. At most
+    /// [`limits::EVICTION_SCAN`] sessions are examined; those found in use or busy are examined
+    /// last the next time.
     pub fn make_room(&mut self, now: Instant, principal: Principal, busy: impl Fn(&H) -> bool) -> Option<H> {
-        let own = self.by_principal.get(&principal)?.iter().take(limits::ROOM_LOOKS);
-        let own: Vec<(EvictionOrder, Arc<str>)> = own.map(|(turn, id)| (*turn, id.clone())).collect();
+        let candidates = self.by_principal.get(&principal)?.iter().take(limits::EVICTION_SCAN);
+        let candidates: Vec<(EvictionOrder, Arc<str>)> =
+            candidates.map(|(turn, id)| (*turn, id.clone())).collect();
         let mut unused: Option<(Instant, Arc<str>)> = None;
-        for (turn, id) in own {
+        for (turn, id) in candidates {
             let Some(entry) = self.open.get(&id) else { continue };
             let used = entry.used;
-            if now.saturating_duration_since(used) < self.spare {
-                self.move_turn(principal, turn, used.max(turn.0));
+            if now.saturating_duration_since(used) < self.evictable_after {
+                self.move_back(principal, turn, used.max(turn.0));
             } else if busy(&entry.handle) {
-                self.move_turn(principal, turn, now);
+                self.move_back(principal, turn, now);
             } else if unused.as_ref().is_none_or(|(longest, _)| used < *longest) {
                 unused = Some((used, id));
             }
@@ -163,14 +165,14 @@ impl<H: Clone> Sessions<H> {
         self.close(&unused?.1)
     }
 
-    fn move_turn(&mut self, principal: Principal, turn: EvictionOrder, place: Instant) {
-        if place == turn.0 {
+    fn move_back(&mut self, principal: Principal, turn: EvictionOrder, time: Instant) {
+        if time == turn.0 {
             return;
         }
         let Some(order) = self.by_principal.get_mut(&principal) else { return };
         let Some(id) = order.remove(&turn) else { return };
         self.turns += 1;
-        let turn = (place, self.turns);
+        let turn = (time, self.turns);
         if let Some(entry) = self.open.get_mut(&id) {
             entry.turn = turn;
         }
@@ -198,7 +200,7 @@ impl<H: Clone> Sessions<H> {
     /// Closes the sessions of principals that may no longer have any. Returns their handles.
     pub fn expel(&mut self, may_stay: impl Fn(Principal) -> bool) -> Vec<H> {
         let out = self.by_principal.iter().filter(|(principal, _)| !may_stay(**principal));
-        let out: Vec<Arc<str>> = out.flat_map(|(_, own)| own.values().cloned()).collect();
+        let out: Vec<Arc<str>> = out.flat_map(|(_, sessions)| sessions.values().cloned()).collect();
         out.iter().filter_map(|id| self.close(id)).collect()
     }
 
@@ -206,9 +208,9 @@ impl<H: Clone> Sessions<H> {
     pub fn close(&mut self, id: &str) -> Option<H> {
         self.set_level(id, None);
         let SessionEntry { principal, handle, server, turn, .. } = self.open.remove(id)?;
-        if let Some(own) = self.by_principal.get_mut(&principal) {
-            own.remove(&turn);
-            if own.is_empty() {
+        if let Some(order) = self.by_principal.get_mut(&principal) {
+            order.remove(&turn);
+            if order.is_empty() {
                 self.by_principal.remove(&principal);
             }
         }
@@ -303,7 +305,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_session_exists_for_its_owner_only() {
+    fn a_session_is_found_by_its_owner_only() {
         let now = Instant::now();
         let mut sessions = Sessions::new(&SessionLimits { sessions: 1, ..SessionLimits::default() });
         let (us, them) = (Principal::token(0), Principal::token(1));
@@ -315,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_unused_makes_room() {
+    fn the_longest_unused_session_is_evicted() {
         let (now, us, them) = (Instant::now(), Principal::token(0), Principal::token(1));
         let limits = SessionLimits::default();
         let mut sessions = Sessions::new(&limits);
@@ -325,7 +327,7 @@ mod tests {
             sessions.open(now + Duration::from_secs(age), id.into(), principal, handle).unwrap();
         }
         assert_eq!(sessions.make_room(now, us, |_| false), None);
-        let later = now + limits.spare + Duration::from_secs(1);
+        let later = now + limits.evictable_after + Duration::from_secs(1);
         assert_eq!(sessions.make_room(later, us, |handle| *handle == 1), Some(2), "the other is busy");
         assert_eq!(sessions.make_room(later, us, |_| false), Some(1));
         assert_eq!(sessions.make_room(later, us, |_| false), None, "too young, or not ours");
@@ -333,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn making_room_looks_at_few_sessions() {
+    fn eviction_examines_few_sessions() {
         let (start, us) = (Instant::now(), Principal::token(0));
         let limits = SessionLimits { sessions: 10_000, ..SessionLimits::default() };
         let mut sessions = Sessions::new(&limits);
@@ -345,17 +347,17 @@ mod tests {
             looks.set(looks.get() + 1);
             *handle < 9_999
         };
-        let later = start + limits.spare;
+        let later = start + limits.evictable_after;
         let found = (0..).find_map(|round| sessions.make_room(later, us, busy).map(|handle| (round, handle)));
-        assert_eq!(found, Some((9_999 / limits::ROOM_LOOKS, 9_999)), "the unused one is found, in turns");
-        assert!(looks.get() <= 10_000 + limits::ROOM_LOOKS, "and each was looked at about once");
+        assert_eq!(found, Some((9_999 / limits::EVICTION_SCAN, 9_999)), "the unused one is found, in turns");
+        assert!(looks.get() <= 10_000 + limits::EVICTION_SCAN, "and each was looked at about once");
         // A session that was used after it was opened is not the longest unused.
         let mut sessions = Sessions::new(&limits);
         for handle in [0, 1] {
             sessions.open(start, handle.to_string(), us, handle).unwrap();
         }
         sessions.find(later, "0", us);
-        assert_eq!(sessions.make_room(later + limits.spare, us, |_| false), Some(1));
+        assert_eq!(sessions.make_room(later + limits.evictable_after, us, |_| false), Some(1));
     }
 
     #[test]
@@ -398,12 +400,12 @@ mod tests {
     fn no_principal_takes_the_sessions_of_another() {
         let limits = SessionLimits::default();
         let now = Instant::now();
-        for (several, own) in [(false, limits.sessions), (true, limits.per_principal)] {
+        for (several, limit) in [(false, limits.sessions), (true, limits.per_principal)] {
             let mut sessions = Sessions::new(&limits);
             sessions.share(several);
             let greedy = Principal::token(0);
             let opened = (0..1000).filter(|n| sessions.open(now, n.to_string(), greedy, ()).is_ok()).count();
-            assert_eq!(opened, own);
+            assert_eq!(opened, limit);
             let modest = sessions.open(now, "m".into(), Principal::token(1), ());
             assert_eq!(modest.is_ok(), several);
             sessions.close("0");
@@ -412,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_end_with_the_right_to_them() {
+    fn sessions_of_revoked_principals_are_closed() {
         let now = Instant::now();
         let mut sessions = Sessions::new(&SessionLimits::default());
         let (stays, goes) = (Principal::token(0), Principal::token(1));

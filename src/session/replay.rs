@@ -27,8 +27,8 @@ pub struct Replay {
 impl Replay {
     /// Creates an empty buffer.
     pub fn new(limits: &SessionLimits) -> Self {
-        let (most_messages, most_bytes) = (limits.replay_messages, limits.replay_bytes);
-        Self { events: VecDeque::new(), bytes: 0, max_messages: most_messages, max_bytes: most_bytes }
+        let (max_messages, max_bytes) = (limits.replay_messages, limits.replay_bytes);
+        Self { events: VecDeque::new(), bytes: 0, max_messages, max_bytes }
     }
 
     /// Adds an event. The numbers of one stream count from 1 without gaps.

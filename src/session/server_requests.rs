@@ -8,7 +8,7 @@ use std::{
 
 use crate::{jsonrpc::is_same, limits};
 
-/// Error: too many requests wait for the client ([`limits::ASKS`]).
+/// Error: too many requests wait for the client ([`limits::SERVER_REQUESTS`]).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct TooMany;
 
@@ -40,7 +40,7 @@ impl<U> PendingServerRequests<U> {
     /// # Errors
     /// [`TooMany`] at the limit.
     pub fn begin(&mut self, now: Instant, server: U, id: &str) -> Result<u64, TooMany> {
-        if self.open.len() >= limits::ASKS {
+        if self.open.len() >= limits::SERVER_REQUESTS {
             return Err(TooMany);
         }
         self.last += 1;
@@ -52,17 +52,17 @@ impl<U> PendingServerRequests<U> {
     /// Returns the server and its own id, or `None` if there is no such request.
     pub fn end(&mut self, id: &str) -> Option<(U, Box<str>)> {
         let number = id.parse().ok().filter(|_| id.bytes().all(|byte| byte.is_ascii_digit()))?;
-        self.open.remove(&number).map(|ask| (ask.server, ask.id))
+        self.open.remove(&number).map(|request| (request.server, request.id))
     }
 
     /// Removes a request that its server cancels. Returns the id under which it was sent to the
     /// client.
     pub fn cancel(&mut self, is_server: impl Fn(&U) -> bool, id: &str) -> Option<u64> {
         let find = |is_it: &dyn Fn(&str) -> bool| {
-            self.open.iter().find(|(_, ask)| is_it(&ask.id) && is_server(&ask.server))
+            self.open.iter().find(|(_, request)| is_it(&request.id) && is_server(&request.server))
         };
         // The server may write the number in another form than before.
-        let found = find(&|own| own == id).or_else(|| find(&|own| is_same(own, id)));
+        let found = find(&|other| other == id).or_else(|| find(&|other| is_same(other, id)));
         let number = found.map(|(number, _)| *number)?;
         self.open.remove(&number);
         Some(number)
@@ -70,21 +70,24 @@ impl<U> PendingServerRequests<U> {
 
     /// Removes all requests of a server that is gone.
     pub fn forget(&mut self, is_server: impl Fn(&U) -> bool) {
-        self.open.retain(|_, ask| !is_server(&ask.server));
+        self.open.retain(|_, request| !is_server(&request.server));
     }
 
-    /// Removes the requests of a server that have waited for `patience` or longer. Returns for each
+    /// Removes the requests of a server that have waited for `timeout` or longer. Returns for each
     /// the id under which it was sent to the client, and the server's own.
     pub fn overdue(
         &mut self,
         now: Instant,
-        patience: Duration,
+        timeout: Duration,
         is_server: impl Fn(&U) -> bool,
     ) -> Vec<(u64, Box<str>)> {
-        let over = |ask: &PendingServerRequest<U>| {
-            now.duration_since(ask.since) >= patience && is_server(&ask.server)
+        let over = |request: &PendingServerRequest<U>| {
+            now.duration_since(request.since) >= timeout && is_server(&request.server)
         };
-        self.open.extract_if(|_, ask| over(ask)).map(|(number, ask)| (number, ask.id)).collect()
+        self.open
+            .extract_if(|_, request| over(request))
+            .map(|(number, request)| (number, request.id))
+            .collect()
     }
 }
 
@@ -94,37 +97,41 @@ mod tests {
 
     #[test]
     fn two_servers_with_one_id_are_distinguished() {
-        let (mut asks, now) = (PendingServerRequests::default(), Instant::now());
-        assert_eq!((asks.begin(now, "a", "0"), asks.begin(now, "b", "0")), (Ok(1), Ok(2)));
+        let (mut requests, now) = (PendingServerRequests::default(), Instant::now());
+        assert_eq!((requests.begin(now, "a", "0"), requests.begin(now, "b", "0")), (Ok(1), Ok(2)));
         for wrong in ["\"1\"", "3", "01x", "+1", ""] {
-            assert_eq!(asks.end(wrong), None, "{wrong}");
+            assert_eq!(requests.end(wrong), None, "{wrong}");
         }
-        assert_eq!(asks.end("2"), Some(("b", "0".into())));
-        assert_eq!(asks.end("2"), None);
-        assert_eq!(asks.cancel(|server| *server == "b", "0"), None);
-        assert_eq!(asks.cancel(|server| *server == "a", "\"0\""), Some(1), "the same number in another form");
+        assert_eq!(requests.end("2"), Some(("b", "0".into())));
+        assert_eq!(requests.end("2"), None);
+        assert_eq!(requests.cancel(|server| *server == "b", "0"), None);
+        assert_eq!(
+            requests.cancel(|server| *server == "a", "\"0\""),
+            Some(1),
+            "the same number in another form"
+        );
     }
 
     #[test]
-    fn questions_are_bounded_and_go_with_their_server() {
-        let (mut asks, now) = (PendingServerRequests::default(), Instant::now());
-        for id in 0..limits::ASKS {
-            asks.begin(now, id % 2, "x").unwrap();
+    fn server_requests_are_bounded_and_end_with_their_server() {
+        let (mut requests, now) = (PendingServerRequests::default(), Instant::now());
+        for id in 0..limits::SERVER_REQUESTS {
+            requests.begin(now, id % 2, "x").unwrap();
         }
-        assert_eq!(asks.begin(now, 0, "x"), Err(TooMany));
-        asks.forget(|server| *server == 0);
-        assert!(asks.begin(now, 0, "x").is_ok());
+        assert_eq!(requests.begin(now, 0, "x"), Err(TooMany));
+        requests.forget(|server| *server == 0);
+        assert!(requests.begin(now, 0, "x").is_ok());
     }
 
     #[test]
-    fn questions_do_not_wait_for_ever() {
-        let (mut asks, start, patience) =
+    fn server_requests_time_out() {
+        let (mut requests, start, timeout) =
             (PendingServerRequests::default(), Instant::now(), Duration::from_secs(9));
-        asks.begin(start, "a", "0").unwrap();
-        asks.begin(start, "b", "0").unwrap();
-        asks.begin(start + patience, "a", "\"1\"").unwrap();
-        assert_eq!(asks.overdue(start, patience, |_| true), []);
-        assert_eq!(asks.overdue(start + patience, patience, |server| *server == "a"), [(1, "0".into())]);
-        assert_eq!((asks.end("1"), asks.end("3")), (None, Some(("a", "\"1\"".into()))));
+        requests.begin(start, "a", "0").unwrap();
+        requests.begin(start, "b", "0").unwrap();
+        requests.begin(start + timeout, "a", "\"1\"").unwrap();
+        assert_eq!(requests.overdue(start, timeout, |_| true), []);
+        assert_eq!(requests.overdue(start + timeout, timeout, |server| *server == "a"), [(1, "0".into())]);
+        assert_eq!((requests.end("1"), requests.end("3")), (None, Some(("a", "\"1\"".into()))));
     }
 }

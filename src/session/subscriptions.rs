@@ -21,9 +21,9 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// Returns the bytes that the subscription takes. `own` is the server's own URI.
-    pub fn bytes(&self, own: &str) -> usize {
-        memory(own, &self.uri)
+    /// Returns the bytes that the subscription takes. `resource` is the server's own URI.
+    pub fn bytes(&self, resource: &str) -> usize {
+        memory(resource, &self.uri)
     }
 }
 
@@ -57,66 +57,70 @@ struct SessionSubscriptions {
 impl Subscriptions {
     /// Returns the number of subscriptions of a session.
     pub fn count(&self, session: &str) -> usize {
-        self.sessions.get(session).map_or(0, |own| own.count)
+        self.sessions.get(session).map_or(0, |subscriptions| subscriptions.count)
     }
 
     /// Returns the bytes that the subscriptions of a session take.
     pub fn bytes(&self, session: &str) -> usize {
-        self.sessions.get(session).map_or(0, |own| own.bytes)
+        self.sessions.get(session).map_or(0, |subscriptions| subscriptions.bytes)
     }
 
     /// Adds a subscription. Returns false if the session has it already.
-    pub fn add(&mut self, server: &str, own: &str, subscriber: Subscriber) -> bool {
+    pub fn add(&mut self, server: &str, resource: &str, subscriber: Subscriber) -> bool {
         let Subscriber { session, uri, asked } = subscriber;
         let id =
             self.sessions.get_key_value(&*session).map_or_else(|| Arc::from(&*session), |(id, _)| id.clone());
         let resources = self.servers.entry(server.to_owned()).or_default();
-        let own = resources.get_key_value(own).map_or_else(|| Arc::from(own), |(own, _)| own.clone());
-        let subscribers = resources.entry(own.clone()).or_insert_with(|| {
+        let resource = resources
+            .get_key_value(resource)
+            .map_or_else(|| Arc::from(resource), |(resource, _)| resource.clone());
+        let subscribers = resources.entry(resource.clone()).or_insert_with(|| {
             self.resources += 1;
             HashMap::new()
         });
-        let wishes = subscribers.entry(id.clone()).or_default();
-        if wishes.iter().any(|(known, _)| *known == uri) {
+        let subscribed = subscribers.entry(id.clone()).or_default();
+        if subscribed.iter().any(|(known, _)| *known == uri) {
             return false;
         }
-        let bytes = memory(&own, &uri);
-        wishes.push((uri, asked));
+        let bytes = memory(&resource, &uri);
+        subscribed.push((uri, asked));
         let all = self.sessions.entry(id).or_default();
         all.count += 1;
         all.bytes += bytes;
-        all.servers.entry(server.to_owned()).or_default().insert(own);
+        all.servers.entry(server.to_owned()).or_default().insert(resource);
         true
     }
 
     /// Removes the subscriptions of a session to a resource. Returns true if no session is
     /// subscribed to it any more.
-    pub fn remove(&mut self, server: &str, own: &str, session: &str) -> bool {
-        self.retain(server, own, session, |_| false);
-        !self.is_wanted(server, own)
+    pub fn remove(&mut self, server: &str, resource: &str, session: &str) -> bool {
+        self.retain(server, resource, session, |_| false);
+        !self.is_wanted(server, resource)
     }
 
     /// Removes those subscriptions of a session to a resource for which `keep` returns false.
     fn retain(
         &mut self,
         server: &str,
-        own: &str,
+        resource: &str,
         session: &str,
         keep: impl FnMut(&mut (String, Option<u64>)) -> bool,
     ) {
         let Some(resources) = self.servers.get_mut(server) else { return };
-        let Some(subscribers) = resources.get_mut(own) else { return };
-        let Some(wishes) = subscribers.get_mut(session) else { return };
-        let bytes = |wishes: &SubscribedUris| wishes.iter().map(|(uri, _)| memory(own, uri)).sum::<usize>();
-        let (before, bytes_before) = (wishes.len(), bytes(wishes));
-        wishes.retain_mut(keep);
-        let (gone, empty) = (before - wishes.len(), wishes.is_empty());
-        let bytes_gone = bytes_before - bytes(wishes);
+        let Some(subscribers) = resources.get_mut(resource) else { return };
+        let Some(subscribed) = subscribers.get_mut(session) else { return };
+        let bytes = |subscribed: &SubscribedUris| {
+            subscribed.iter().map(|(uri, _)| memory(resource, uri)).sum::<usize>()
+        };
+        let (before, bytes_before) = (subscribed.len(), bytes(subscribed));
+        subscribed.retain_mut(keep);
+        let (gone, empty) = (before - subscribed.len(), subscribed.is_empty());
+        let bytes_gone = bytes_before - bytes(subscribed);
         if empty {
             subscribers.remove(session);
         }
         if subscribers.is_empty() {
-            resources.remove(own);
+            resources.remove(resource);
             self.resources -= 1;
         }
         if resources.is_empty() {
@@ -126,7 +130,7 @@ impl Subscriptions {
         all.count -= gone;
         all.bytes -= bytes_gone;
         if let Some(uris) = all.servers.get_mut(server).filter(|_| empty) {
-            uris.remove(own);
+            uris.remove(resource);
             if uris.is_empty() {
                 all.servers.remove(server);
             }
@@ -139,8 +143,8 @@ impl Subscriptions {
     /// Records that the call `asked`, which subscribes, was answered or not forwarded. If it was
     /// not `granted`, the subscription is removed.
     pub fn settle(&mut self, server: &str, session: &str, asked: u64, granted: bool) {
-        for own in self.uris(server, session) {
-            self.retain(server, &own, session, |(_, waiting)| {
+        for resource in self.uris(server, session) {
+            self.retain(server, &resource, session, |(_, waiting)| {
                 let settled = waiting.take_if(|waiting| *waiting == asked).is_some();
                 granted || !settled
             });
@@ -150,12 +154,13 @@ impl Subscriptions {
     /// Removes the subscriptions of a session that has ended. Returns the resources that have no
     /// subscriber any more, as server name and own URI.
     pub fn leave(&mut self, session: &str) -> Vec<(String, String)> {
-        let servers = self.sessions.get(session).map(|own| own.servers.clone()).unwrap_or_default();
+        let servers =
+            self.sessions.get(session).map(|subscriptions| subscriptions.servers.clone()).unwrap_or_default();
         let mut unwanted = Vec::new();
         for (server, uris) in servers {
-            for own in uris {
-                if self.remove(&server, &own, session) {
-                    unwanted.push((server.clone(), own.to_string()));
+            for resource in uris {
+                if self.remove(&server, &resource, session) {
+                    unwanted.push((server.clone(), resource.to_string()));
                 }
             }
         }
@@ -163,8 +168,8 @@ impl Subscriptions {
     }
 
     /// Whether any session is subscribed to a resource of a server.
-    pub fn is_wanted(&self, server: &str, own: &str) -> bool {
-        self.servers.get(server).is_some_and(|resources| resources.contains_key(own))
+    pub fn is_wanted(&self, server: &str, resource: &str) -> bool {
+        self.servers.get(server).is_some_and(|resources| resources.contains_key(resource))
     }
 
     /// Returns the own URIs of a server's resources that have a subscriber.
@@ -185,7 +190,7 @@ impl Subscriptions {
     }
 
     fn uris(&self, server: &str, session: &str) -> Vec<Arc<str>> {
-        let uris = self.sessions.get(session).and_then(|own| own.servers.get(server));
+        let uris = self.sessions.get(session).and_then(|subscriptions| subscriptions.servers.get(server));
         uris.into_iter().flatten().cloned().collect()
     }
 
@@ -197,24 +202,26 @@ impl Subscriptions {
         // All prefixes of `updated` sort before it. Each step goes to the last URI up to `rest`. If
         // that is not a prefix of `updated`, `rest` becomes the common prefix of both.
         let mut rest = Bound::Included(updated);
-        while let Some((own, subscribers)) = resources.range::<str, _>((Bound::Unbounded, rest)).next_back() {
-            let common = common_prefix(own, updated);
-            if common.len() < own.len() {
+        while let Some((resource, subscribers)) =
+            resources.range::<str, _>((Bound::Unbounded, rest)).next_back()
+        {
+            let common = common_prefix(resource, updated);
+            if common.len() < resource.len() {
                 rest = Bound::Included(common);
                 continue;
             }
-            let below = &updated[own.len()..];
-            if below.is_empty() || own.ends_with('/') || below.starts_with('/') {
-                let wishes = subscribers
+            let below = &updated[resource.len()..];
+            if below.is_empty() || resource.ends_with('/') || below.starts_with('/') {
+                let subscribed = subscribers
                     .iter()
-                    .flat_map(|(session, wishes)| wishes.iter().map(move |wish| (session, wish)));
-                found.extend(wishes.map(|(session, (uri, asked))| Subscriber {
+                    .flat_map(|(session, subscribed)| subscribed.iter().map(move |entry| (session, entry)));
+                found.extend(subscribed.map(|(session, (uri, asked))| Subscriber {
                     session: session.to_string(),
                     uri: uri.clone(),
                     asked: *asked,
                 }));
             }
-            rest = Bound::Excluded(&updated[..own.len()]);
+            rest = Bound::Excluded(&updated[..resource.len()]);
         }
         found
     }
@@ -232,14 +239,14 @@ impl Subscriptions {
 
 /// Returns the bytes that a subscription takes. The own URI counts twice, since an instance of the
 /// session's own keeps it to subscribe when it starts.
-fn memory(own: &str, uri: &str) -> usize {
-    2 * own.len() + uri.len() + limits::SUBSCRIPTION_BYTES
+fn memory(resource: &str, uri: &str) -> usize {
+    2 * resource.len() + uri.len() + limits::SUBSCRIPTION_BYTES
 }
 
 /// Returns the part of `other` that is a common prefix with `text`.
 fn common_prefix<'a>(text: &str, other: &'a str) -> &'a str {
     let pairs = text.chars().zip(other.char_indices());
-    let end = pairs.filter(|(one, (_, two))| one != two).map(|(_, (place, _))| place).next();
+    let end = pairs.filter(|(one, (_, two))| one != two).map(|(_, (position, _))| position).next();
     &other[..end.unwrap_or(other.len().min(text.len()))]
 }
 
@@ -252,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_one_is_noticed() {
+    fn the_last_unsubscribe_is_reported() {
         let mut subscriptions = Subscriptions::default();
         subscriptions.add("s", "a://x", who("1", "a://x"));
         subscriptions.add("s", "a://x", who("1", "a://x"));
@@ -271,9 +278,9 @@ mod tests {
     #[test]
     fn a_refused_subscription_is_not_counted() {
         let mut subscriptions = Subscriptions::default();
-        for (session, own, asked) in [("1", "a://x", 7), ("1", "a://y", 8), ("2", "a://x", 7)] {
+        for (session, resource, asked) in [("1", "a://x", 7), ("1", "a://y", 8), ("2", "a://x", 7)] {
             let asked = Some(asked);
-            subscriptions.add("s", own, Subscriber { asked, ..who(session, own) });
+            subscriptions.add("s", resource, Subscriber { asked, ..who(session, resource) });
         }
         subscriptions.settle("t", "1", 7, false);
         subscriptions.settle("s", "1", 8, true);
@@ -298,11 +305,13 @@ mod tests {
     }
 
     #[test]
-    fn counts_and_indexes_end_with_what_they_count() {
+    fn counts_and_indexes_follow_removals() {
         let mut subscriptions = Subscriptions::default();
-        for (server, own, session) in [("s", "a", "1"), ("s", "b", "1"), ("t", "a", "1"), ("s", "a", "2")] {
-            assert!(subscriptions.add(server, own, who(session, own)));
-            assert!(!subscriptions.add(server, own, who(session, own)), "it did before");
+        for (server, resource, session) in
+            [("s", "a", "1"), ("s", "b", "1"), ("t", "a", "1"), ("s", "a", "2")]
+        {
+            assert!(subscriptions.add(server, resource, who(session, resource)));
+            assert!(!subscriptions.add(server, resource, who(session, resource)), "it did before");
         }
         assert!(subscriptions.add("s", "a", who("1", "s+a")), "another name of the same resource counts");
         assert_eq!((subscriptions.count("1"), subscriptions.count("2"), subscriptions.len()), (4, 1, 3));
@@ -319,20 +328,21 @@ mod tests {
 
     /// Finds the same subscriptions as a comparison with each of them.
     #[test]
-    fn updates_are_found_at_all_levels() {
+    fn updates_match_parents_at_all_levels() {
         let texts = [
             "", "a", "a/", "a/b", "a/b/", "a/b/c", "a/bc", "a/b0", "b", "ä/é", "ä/é/x", "a/b/c/d", "/", "//",
         ];
         let mut subscriptions = Subscriptions::default();
-        for own in texts {
-            subscriptions.add("s", own, who("1", own));
+        for resource in texts {
+            subscriptions.add("s", resource, who("1", resource));
         }
         for updated in texts.iter().chain(&["a/b/c/d/e", "a/b1", "ä/ê", "c", "a//b"]) {
-            let below = |own: &str| {
-                let rest = updated.strip_prefix(own)?;
-                (rest.is_empty() || own.ends_with('/') || rest.starts_with('/')).then(|| own.to_owned())
+            let below = |resource: &str| {
+                let rest = updated.strip_prefix(resource)?;
+                (rest.is_empty() || resource.ends_with('/') || rest.starts_with('/'))
+                    .then(|| resource.to_owned())
             };
-            let mut expected: Vec<String> = texts.iter().filter_map(|own| below(own)).collect();
+            let mut expected: Vec<String> = texts.iter().filter_map(|resource| below(resource)).collect();
             let found = subscriptions.of_update("s", updated);
             let mut found: Vec<String> = found.into_iter().map(|one| one.uri).collect();
             expected.sort();

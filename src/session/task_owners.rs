@@ -62,9 +62,9 @@ impl TaskOwners {
         }
     }
 
-    /// Records the owner of a task. Beyond [`limits::TASKS`] the principal's oldest task is
-    /// forgotten; beyond [`limits::TASKS_ALL`] it is the oldest of the principal with the most
-    /// tasks.
+    /// Records the owner of a task. Beyond [`limits::TASKS_PER_PRINCIPAL`] the principal's oldest
+    /// task is forgotten; beyond [`limits::TASKS_ALL`] it is the oldest of the principal with the
+    /// most tasks.
     pub fn begin(&mut self, run: Run, id: &str, principal: Principal) {
         let id = Digest::of(id.as_bytes()).number();
         let known = self.by_run.entry(run).or_default();
@@ -75,13 +75,14 @@ impl TaskOwners {
         self.begun += 1;
         self.owned += 1;
         known.owners.insert(id, (principal, self.begun));
-        let own = self.by_principal.entry(principal).or_default();
-        own.insert(self.begun, (run, id));
-        if own.len() > limits::TASKS {
+        let tasks = self.by_principal.entry(principal).or_default();
+        tasks.insert(self.begun, (run, id));
+        if tasks.len() > limits::TASKS_PER_PRINCIPAL {
             self.forget_oldest(principal);
         } else if self.owned > limits::TASKS_ALL {
-            let most = self.by_principal.iter().max_by_key(|(_, own)| own.len()).map(|(most, _)| *most);
-            most.into_iter().for_each(|most| self.forget_oldest(most));
+            let largest =
+                self.by_principal.iter().max_by_key(|(_, tasks)| tasks.len()).map(|(largest, _)| *largest);
+            largest.into_iter().for_each(|largest| self.forget_oldest(largest));
         }
     }
 
@@ -126,9 +127,9 @@ impl TaskOwners {
     }
 
     fn take_out(&mut self, principal: Principal, number: u64) {
-        let Some(own) = self.by_principal.get_mut(&principal) else { return };
-        self.owned -= usize::from(own.remove(&number).is_some());
-        if own.is_empty() {
+        let Some(tasks) = self.by_principal.get_mut(&principal) else { return };
+        self.owned -= usize::from(tasks.remove(&number).is_some());
+        if tasks.is_empty() {
             self.by_principal.remove(&principal);
         }
     }
@@ -142,7 +143,7 @@ mod tests {
     const TWO: fn() -> Principal = || Principal::token(2);
 
     #[test]
-    fn a_task_is_its_principals_and_its_servers() {
+    fn tasks_belong_to_a_principal_and_a_server() {
         let mut tasks = TaskOwners::default();
         let (a, b) = (tasks.start(), tasks.start());
         tasks.begin(a, "t", ONE());
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_end_with_the_run_and_with_the_principal() {
+    fn owners_are_forgotten_with_run_and_principal() {
         let mut tasks = TaskOwners::default();
         let (a, b) = (tasks.start(), tasks.start());
         for (run, id, who) in [(a, "1", ONE()), (a, "2", TWO()), (b, "1", ONE())] {
@@ -187,10 +188,10 @@ mod tests {
         let mut tasks = TaskOwners::default();
         let run = tasks.start();
         tasks.begin(run, "mine", TWO());
-        for number in 0..=limits::TASKS {
+        for number in 0..=limits::TASKS_PER_PRINCIPAL {
             tasks.begin(run, &number.to_string(), ONE());
         }
-        let last = limits::TASKS.to_string();
+        let last = limits::TASKS_PER_PRINCIPAL.to_string();
         assert_eq!(
             (tasks.owner(run, "0"), tasks.owner(run, "1")),
             (TaskOwner::Forgotten, TaskOwner::Known(ONE()))

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_plain() {
+    fn frames_without_a_channel_prefix_are_plain() {
         for plain in [
             "",
             "{}",

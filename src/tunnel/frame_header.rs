@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn large_frames_are_found_before_their_header() {
+    fn large_frames_are_announced_before_their_header() {
         let mut scanner = FrameHeaderScanner::default();
         let large = b"\x81\xff\0\0\0\0\0\x40\0\0\0\0\0\0abc";
         let bytes = [b"\x81\x82\0\0\0\0{}".as_slice(), large].concat();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments_count_whatever_their_size() {
+    fn fragments_of_any_size_are_announced() {
         let mut scanner = FrameHeaderScanner::default();
         assert_eq!(scanner.scan(b"\x01\x81\0\0\0\0{"), Found::Announced(0, 2));
         scanner.admit();
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_beyond_all_memory_does_not_wrap() {
+    fn huge_frame_lengths_saturate() {
         let mut scanner = FrameHeaderScanner::default();
         let Found::Announced(0, memory) = scanner.scan(b"\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0")
         else {

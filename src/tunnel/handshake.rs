@@ -19,7 +19,7 @@ pub struct Registration {
     /// The name shown to clients, if the edge sent one.
     pub name: Option<String>,
     /// The edge offered the `mcpport` capability: it reads status frames.
-    pub ours: bool,
+    pub reads_status_frames: bool,
     /// The number of client sessions to which the edge can give their own process.
     pub sessions: Option<u32>,
     /// The edge can resume a session over another link.
@@ -102,7 +102,7 @@ impl Registration {
         let ours =
             call && at(&["params", "capabilities", "mcpport"])?.is_some_and(|value| value.starts_with('{'));
         let sessions = at(&["params", "capabilities", "mcpport", "sessions", "max"])?;
-        let sessions = sessions.filter(|_| ours).and_then(|most| most.parse().ok()).filter(|most| *most > 0);
+        let sessions = sessions.filter(|_| ours).and_then(|max| max.parse().ok()).filter(|max| *max > 0);
         let (id, name) = (read_id(id)?, read_name(name, longest_name)?);
         let resume = |member| at(&["params", "capabilities", "mcpport", "resume", member]);
         let resumes =
@@ -113,7 +113,7 @@ impl Registration {
         let message_bytes = at(&["params", "capabilities", "mcpport", "message_bytes"])?;
         let message_bytes = message_bytes.filter(|_| ours).and_then(read_size);
         let (resumes, claim) = (ours && resumes, claim.filter(|_| ours));
-        Ok(Self { id, name, ours, sessions, resumes, claim, message_bytes })
+        Ok(Self { id, name, reads_status_frames: ours, sessions, resumes, claim, message_bytes })
     }
 
     /// Builds the registration that our edge sends. `message_bytes` is the largest frame that it
@@ -126,7 +126,7 @@ impl Registration {
         sessions: Option<u32>,
         claim: Option<&Claim>,
     ) -> String {
-        let sessions = sessions.map_or_else(String::new, |most| format!(",\"sessions\":{{\"max\":{most}}}"));
+        let sessions = sessions.map_or_else(String::new, |max| format!(",\"sessions\":{{\"max\":{max}}}"));
         let resume = claim.map_or_else(String::new, |claim| {
             format!("\"token\":{},\"received\":{}", quote(claim.token.expose()), claim.received)
         });
@@ -188,7 +188,7 @@ pub struct Status {
     /// The text for the user.
     pub message: String,
     /// The gateway accepted the `mcpport` capability.
-    pub ours: bool,
+    pub accepts_mcpport: bool,
     /// The gateway opens a channel for each client session.
     pub sessions: bool,
     /// The session can be resumed, or is resumed.
@@ -200,8 +200,9 @@ pub struct Status {
 /// Compares the content except the grant, of which only the presence counts.
 impl PartialEq for Status {
     fn eq(&self, other: &Self) -> bool {
-        let said =
-            |status: &Self| (status.ours, status.sessions, status.resume.is_some(), status.message_bytes);
+        let said = |status: &Self| {
+            (status.accepts_mcpport, status.sessions, status.resume.is_some(), status.message_bytes)
+        };
         self.status == other.status && self.message == other.message && said(self) == said(other)
     }
 }
@@ -230,7 +231,7 @@ impl Status {
         let resume = token.zip(window).map(|(token, window)| ResumeGrant { token, window, received });
         let (status, message) = (text(&["status"])??, text(&["message"])?.unwrap_or_default());
         let message_bytes = at(&["capabilities", "mcpport", "message_bytes"])?.and_then(read_size);
-        Some(Self { status, message, ours, sessions, resume, message_bytes })
+        Some(Self { status, message, accepts_mcpport: ours, sessions, resume, message_bytes })
     }
 
     /// Builds the answer to a registration. `message_bytes` is the largest frame that the gateway
@@ -276,7 +277,7 @@ mod tests {
     use super::*;
 
     fn read(frame: &str) -> Result<(Option<String>, Option<String>, bool), InvalidRegistration> {
-        Registration::read(frame, 64).map(|r| (r.id, r.name, r.ours))
+        Registration::read(frame, 64).map(|r| (r.id, r.name, r.reads_status_frames))
     }
 
     fn some(text: &str) -> Option<String> {
@@ -334,8 +335,8 @@ mod tests {
     #[test]
     fn status_frames() {
         let received = Status::read(&Status::received("i", true, 9000, false, None)).unwrap();
-        assert_eq!((received.status.as_str(), received.ours), ("received", true));
-        assert!(!Status::read(&Status::received("i", false, 9000, false, None)).unwrap().ours);
+        assert_eq!((received.status.as_str(), received.accepts_mcpport), ("received", true));
+        assert!(!Status::read(&Status::received("i", false, 9000, false, None)).unwrap().accepts_mcpport);
         assert_eq!(Status::read(&Status::error("no \"x\"")).unwrap().message, "no \"x\"");
         assert_eq!(Status::read(&Status::registered("i", 3)).unwrap().status, "registered");
         assert_eq!(Status::read(&Status::restarted()).unwrap().status, "restarted");
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_are_offered_and_taken() {
+    fn the_session_limit_is_announced_and_read() {
         let read = |frame: &str| Registration::read(frame, 64).unwrap().sessions;
         assert_eq!(read(&Registration::frame("i", "file", 8000, Some(9), None)), Some(9));
         assert_eq!(read(&Registration::frame("i", "file", 9000, None, None)), None);
@@ -409,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conversation_is_claimed_and_granted() {
+    fn resume_claims_and_grants_round_trip() {
         let read = |frame: &str| Registration::read(frame, 64).unwrap();
         let fresh = read(&Registration::frame("i", "file", 9000, None, None));
         assert!(fresh.resumes && fresh.claim.is_none());

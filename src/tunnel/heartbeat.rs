@@ -81,11 +81,11 @@ mod tests {
     fn a_silent_peer_is_pinged_and_then_dead() {
         let limits = LinkLimits::default();
         let start = Instant::now();
-        let mut liveness = Heartbeat::new(start);
+        let mut heartbeat = Heartbeat::new(start);
         let mut events = Vec::new();
         loop {
-            let now = liveness.deadline(&limits);
-            let verdict = liveness.tick(now, &limits);
+            let now = heartbeat.deadline(&limits);
+            let verdict = heartbeat.tick(now, &limits);
             events.push(((now - start).as_secs(), verdict));
             if verdict == HeartbeatAction::Dead {
                 break;
@@ -98,13 +98,13 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_answers_lives_for_ever() {
+    fn a_peer_that_answers_pings_stays_alive() {
         let limits = LinkLimits::default();
-        let mut liveness = Heartbeat::new(Instant::now());
+        let mut heartbeat = Heartbeat::new(Instant::now());
         for _ in 0..1000 {
-            let now = liveness.deadline(&limits);
-            assert_eq!(liveness.tick(now, &limits), HeartbeatAction::Ping);
-            liveness.control(now + Duration::from_millis(50), &limits);
+            let now = heartbeat.deadline(&limits);
+            assert_eq!(heartbeat.tick(now, &limits), HeartbeatAction::Ping);
+            heartbeat.control(now + Duration::from_millis(50), &limits);
         }
     }
 
@@ -112,11 +112,11 @@ mod tests {
     fn a_flood_of_control_frames_is_noticed() {
         let limits = LinkLimits::default();
         let now = Instant::now();
-        let mut liveness = Heartbeat::new(now);
+        let mut heartbeat = Heartbeat::new(now);
         for _ in 0..limits.control_frames {
-            assert!(liveness.control(now, &limits));
+            assert!(heartbeat.control(now, &limits));
         }
-        assert!(!liveness.control(now, &limits));
-        assert!(liveness.control(now + limits.control_window, &limits));
+        assert!(!heartbeat.control(now, &limits));
+        assert!(heartbeat.control(now + limits.control_window, &limits));
     }
 }

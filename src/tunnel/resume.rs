@@ -31,7 +31,7 @@ use crate::limits::LinkLimits;
 #[derive(Debug)]
 pub struct Resume<F> {
     /// Sent and not acknowledged frames, with their sizes in bytes.
-    kept: VecDeque<(F, usize)>,
+    unacknowledged_frames: VecDeque<(F, usize)>,
     kept_bytes: usize,
     /// Number of frames that the peer has acknowledged.
     acknowledged: u64,
@@ -40,9 +40,9 @@ pub struct Resume<F> {
     /// Number of frames received at our last acknowledgement.
     told: u64,
     /// Bytes received since then.
-    untold_bytes: usize,
+    unreported_bytes: usize,
     /// When the first frame since then was received.
-    untold_since: Option<Instant>,
+    unreported_since: Option<Instant>,
 }
 
 /// The peer acknowledged frames that were never sent, or fewer than before.
@@ -53,33 +53,34 @@ impl<F: Clone> Resume<F> {
     /// Creates the state of a new session.
     pub fn new() -> Self {
         Self {
-            kept: VecDeque::new(),
+            unacknowledged_frames: VecDeque::new(),
             kept_bytes: 0,
             acknowledged: 0,
             received: 0,
             told: 0,
-            untold_bytes: 0,
-            untold_since: None,
+            unreported_bytes: 0,
+            unreported_since: None,
         }
     }
 
     /// Whether another frame may be sent before the peer acknowledges some.
     pub fn has_room(&self, limits: &LinkLimits) -> bool {
-        self.kept.is_empty()
-            || (self.kept.len() < limits.resume_messages && self.kept_bytes < limits.resume_bytes)
+        self.unacknowledged_frames.is_empty()
+            || (self.unacknowledged_frames.len() < limits.resume_messages
+                && self.kept_bytes < limits.resume_bytes)
     }
 
     /// Records a sent frame of `bytes` bytes.
     pub fn sent(&mut self, frame: F, bytes: usize) {
-        self.kept.push_back((frame, bytes));
+        self.unacknowledged_frames.push_back((frame, bytes));
         self.kept_bytes += bytes;
     }
 
     /// Records a received frame of `bytes` bytes.
     pub fn received(&mut self, now: Instant, bytes: usize) {
         self.received += 1;
-        self.untold_bytes += bytes;
-        self.untold_since.get_or_insert(now);
+        self.unreported_bytes += bytes;
+        self.unreported_since.get_or_insert(now);
     }
 
     /// Returns the number of frames received.
@@ -89,7 +90,7 @@ impl<F: Clone> Resume<F> {
 
     /// Returns the number of sent frames that are not acknowledged.
     pub fn unacknowledged(&self) -> usize {
-        self.kept.len()
+        self.unacknowledged_frames.len()
     }
 
     /// Returns the size in bytes of the sent frames that are not acknowledged.
@@ -107,37 +108,40 @@ impl<F: Clone> Resume<F> {
     /// # Errors
     /// [`CannotResume`]; nothing is changed then.
     pub fn acknowledge(&mut self, count: u64) -> Result<(), CannotResume> {
-        let news = count.checked_sub(self.acknowledged).ok_or(CannotResume)?;
-        let news = usize::try_from(news).ok().filter(|news| *news <= self.kept.len()).ok_or(CannotResume)?;
-        let bytes: usize = self.kept.drain(..news).map(|(_, bytes)| bytes).sum();
+        let count_new = count.checked_sub(self.acknowledged).ok_or(CannotResume)?;
+        let count_new = usize::try_from(count_new)
+            .ok()
+            .filter(|count_new| *count_new <= self.unacknowledged_frames.len())
+            .ok_or(CannotResume)?;
+        let bytes: usize = self.unacknowledged_frames.drain(..count_new).map(|(_, bytes)| bytes).sum();
         self.kept_bytes -= bytes;
         self.acknowledged = count;
-        if self.kept.is_empty() {
+        if self.unacknowledged_frames.is_empty() {
             // Free the memory of a burst instead of holding it for as long as the link lasts.
-            self.kept.shrink_to(0);
+            self.unacknowledged_frames.shrink_to(0);
         }
         Ok(())
     }
 
     /// Returns an acknowledgement frame if `ack_every` frames or `ack_bytes` bytes were received
     /// since the last one.
-    pub fn owed(&mut self, limits: &LinkLimits) -> Option<String> {
+    pub fn due_acknowledgement(&mut self, limits: &LinkLimits) -> Option<String> {
         let frames = self.received - self.told;
-        let enough = frames >= limits.ack_every || self.untold_bytes >= limits.ack_bytes;
-        enough.then(|| self.tell())
+        let enough = frames >= limits.ack_every || self.unreported_bytes >= limits.ack_bytes;
+        enough.then(|| self.acknowledgement())
     }
 
     /// Returns when an acknowledgement is due regardless of the amount received. `None` if nothing
     /// is to be acknowledged.
     pub fn due(&self, limits: &LinkLimits) -> Option<Instant> {
-        self.untold_since.map(|since| since + limits.ack_after)
+        self.unreported_since.map(|since| since + limits.ack_after)
     }
 
     /// Returns a frame that acknowledges everything received so far.
-    pub fn tell(&mut self) -> String {
+    pub fn acknowledgement(&mut self) -> String {
         self.told = self.received;
-        self.untold_bytes = 0;
-        self.untold_since = None;
+        self.unreported_bytes = 0;
+        self.unreported_since = None;
         format!("*{}", self.received)
     }
 
@@ -150,8 +154,8 @@ impl<F: Clone> Resume<F> {
     pub fn resume(&mut self, count: u64) -> Result<Vec<F>, CannotResume> {
         self.acknowledge(count)?;
         // The registration or its answer carries the count.
-        self.tell();
-        Ok(self.kept.iter().map(|(frame, _)| frame.clone()).collect())
+        self.acknowledgement();
+        Ok(self.unacknowledged_frames.iter().map(|(frame, _)| frame.clone()).collect())
     }
 }
 
@@ -218,7 +222,7 @@ mod tests {
                 Some(Wire::Frame(frame)) => {
                     self.heard[end].push(frame);
                     self.ends[end].received(self.now, 1);
-                    if let Some(ack) = self.ends[end].owed(&self.limits) {
+                    if let Some(ack) = self.ends[end].due_acknowledgement(&self.limits) {
                         self.wires[1 - end].push_back(Wire::Ack(ack));
                     }
                 }
@@ -335,18 +339,21 @@ mod tests {
     }
 
     #[test]
-    fn acknowledgements_come_by_count_by_bytes_and_by_time() {
+    fn acknowledgements_are_due_by_count_bytes_and_time() {
         let limits = LinkLimits { ack_every: 3, ack_bytes: 100, ..LinkLimits::default() };
         let (mut end, now) = (Resume::<()>::new(), Instant::now());
         assert_eq!(end.due(&limits), None);
         end.received(now, 1);
         end.received(now + Duration::from_millis(5), 1);
-        assert_eq!((end.owed(&limits), end.due(&limits)), (None, Some(now + limits.ack_after)));
+        assert_eq!(
+            (end.due_acknowledgement(&limits), end.due(&limits)),
+            (None, Some(now + limits.ack_after))
+        );
         end.received(now, 1);
-        assert_eq!(end.owed(&limits).as_deref(), Some("*3"));
-        assert_eq!((end.owed(&limits), end.due(&limits)), (None, None));
+        assert_eq!(end.due_acknowledgement(&limits).as_deref(), Some("*3"));
+        assert_eq!((end.due_acknowledgement(&limits), end.due(&limits)), (None, None));
         end.received(now, 100);
-        assert_eq!(end.owed(&limits).as_deref(), Some("*4"));
+        assert_eq!(end.due_acknowledgement(&limits).as_deref(), Some("*4"));
     }
 
     #[test]

@@ -23,10 +23,10 @@ pub struct Shown<'a> {
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut room = self.longest;
-        for (place, character) in self.text.char_indices() {
+        for (position, character) in self.text.char_indices() {
             let width = character.len_utf8();
             if width > room {
-                return write!(f, "… ({} bytes more)", self.text.len() - place);
+                return write!(f, "… ({} bytes more)", self.text.len() - position);
             }
             room -= width;
             if is_plain(character) {

@@ -14,8 +14,8 @@ pub fn is_name_byte(byte: u8) -> bool {
 pub fn distance(one: &str, two: &str) -> usize {
     // One row of the table: the distance of a prefix of `one` to each prefix of `two`.
     let mut row: Vec<usize> = (0..=two.len()).collect();
-    for (place, byte) in one.bytes().enumerate() {
-        let mut left = place + 1;
+    for (position, byte) in one.bytes().enumerate() {
+        let mut left = position + 1;
         let mut diagonal = std::mem::replace(&mut row[0], left);
         for (above, other) in row.iter_mut().skip(1).zip(two.bytes()) {
             let cost = (diagonal + usize::from(byte != other)).min(left + 1).min(*above + 1);

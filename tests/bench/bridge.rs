@@ -44,10 +44,10 @@ pub fn run(port: u16) -> Outcome<()> {
         Command::new(env::current_exe()?).arg("echo").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let (mut stdin, mut stdout) =
         (child.stdin.take().ok_or("no stdin")?, child.stdout.take().ok_or("no stdout")?);
-    let door = TcpListener::bind(("127.0.0.1", port))?;
+    let listener = TcpListener::bind(("127.0.0.1", port))?;
     let mut poll = Poll::new()?;
     poll.add(&stdout, CHILD)?;
-    poll.add(&door, DOOR)?;
+    poll.add(&listener, DOOR)?;
     let mut bridge = Bridge { visitors: HashMap::new(), down: Vec::new(), lines: Lines::new(LONGEST) };
     let (mut next, mut scratch) = (0, vec![0; 64 << 10]);
     loop {
@@ -55,7 +55,7 @@ pub fn run(port: u16) -> Outcome<()> {
             match number {
                 CHILD => bridge.up(&mut stdout)?,
                 DOOR => {
-                    let (socket, _) = door.accept()?;
+                    let (socket, _) = listener.accept()?;
                     socket.set_nodelay(true)?;
                     poll.add(&socket, next)?;
                     bridge.visitors.insert(next, Visitor { socket, input: Vec::new(), id: Vec::new() });

@@ -124,7 +124,7 @@ pub fn serve(port: u16) -> Outcome<()> {
             let stream = listener.accept().await;
             executor::spawn_guarded(
                 async {
-                    let _ = visit(stream).await;
+                    let _ = serve_link(stream).await;
                 },
                 || (),
             );
@@ -133,7 +133,7 @@ pub fn serve(port: u16) -> Outcome<()> {
     Ok(())
 }
 
-async fn visit(stream: Stream) -> std::io::Result<()> {
+async fn serve_link(stream: Stream) -> std::io::Result<()> {
     let limits = Limits::default();
     let (_switch, stopped) = mcpport::runtime::shutdown::shutdown();
     let mut web = HttpConnection::new(stream, &limits.http, stopped.clone(), stopped);
@@ -160,9 +160,9 @@ async fn visit(stream: Stream) -> std::io::Result<()> {
 }
 
 async fn echo_link(web: HttpConnection, upgrade: &Upgrade, limits: &Limits) -> std::io::Result<()> {
-    let (stream, glued) = web.upgrade(upgrade).await?;
+    let (stream, leftover) = web.upgrade(upgrade).await?;
     let account = Budget::new(limits.memory.bytes).account();
-    let socket = ws_link::accepted(stream, glued, &account, &limits.link).await;
+    let socket = ws_link::accepted(stream, leftover, &account, &limits.link).await;
     let (sender, receiver) = outbox::bounded(limits.link.queue_messages, limits.link.queue_bytes);
     ws_link::drive(socket, &mut Outbound::new(receiver), &mut Echo(sender), &limits.link).await;
     Ok(())

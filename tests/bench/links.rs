@@ -11,7 +11,7 @@ use mcpport::{jsonrpc, jsonrpc::Message, tunnel::handshake::Registration};
 
 use crate::Outcome;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A registered, idle link.
 pub struct Link {
@@ -34,8 +34,8 @@ impl Link {
     /// Same as `register`, with `tools` tools. `resumes`: the edge supports resuming, so the
     /// gateway waits for it after a loss.
     pub fn register_with(address: SocketAddr, name: &str, tools: usize, resumes: bool) -> Outcome<Self> {
-        let socket = TcpStream::connect_timeout(&address, PATIENCE)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        let socket = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
         socket.set_nodelay(true)?;
         let mut link = Self { socket: BufReader::with_capacity(1024, socket), tools, resumes };
         let request = format!(

@@ -32,7 +32,7 @@ const VERSION: &str = "2025-06-18";
 
 /// The protocol of an endpoint.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Door {
+pub enum Transport {
     /// A POST with a message, answered with a message; no session.
     Raw,
     /// Streamable HTTP.
@@ -46,7 +46,7 @@ pub enum Door {
 pub struct Target {
     pub address: SocketAddr,
     pub tls: Option<Arc<ClientConfig>>,
-    pub door: Door,
+    pub transport: Transport,
     pub path: String,
     /// Prefix of the tool names.
     pub prefix: String,
@@ -200,8 +200,8 @@ impl<'a> Load<'a> {
     }
 
     /// Handles all connections that are ready.
-    fn turn(&mut self, patience: Duration) -> Outcome<()> {
-        for number in self.poll.wait(Some(patience))? {
+    fn turn(&mut self, timeout: Duration) -> Outcome<()> {
+        for number in self.poll.wait(Some(timeout))? {
             if number >= STREAMS {
                 self.stream((number - STREAMS) as usize)?;
             } else {
@@ -269,7 +269,7 @@ impl<'a> Load<'a> {
                     let said = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
                     return Err(format!("status {}: {said}", head.status).into());
                 }
-                if self.target.door != Door::Sse {
+                if self.target.transport != Transport::Sse {
                     check_answer(&head, body, id, &self.filler)?;
                     slot.waiting = false;
                     self.latencies.push(nanoseconds(slot.begun));
@@ -371,10 +371,10 @@ impl Client {
     /// Opens a session, if the protocol has sessions.
     pub fn open(target: &Target) -> Outcome<Self> {
         let mut client = Self { head: String::new(), stream: None, session: None };
-        match target.door {
-            Door::Raw => client.head = head(target, &target.path, ""),
-            Door::Mcp => client.open_mcp(target)?,
-            Door::Sse => client.open_sse(target)?,
+        match target.transport {
+            Transport::Raw => client.head = head(target, &target.path, ""),
+            Transport::Mcp => client.open_mcp(target)?,
+            Transport::Sse => client.open_sse(target)?,
         }
         Ok(client)
     }

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         _ => Args::read(words.into_iter()).and_then(|args| match args.scale {
-            Some(most) => scale::run(&args.binary, most),
+            Some(max) => scale::run(&args.binary, max),
             None => run(&args),
         }),
     };

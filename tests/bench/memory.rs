@@ -12,7 +12,7 @@ use crate::{
     Outcome,
     args::Args,
     links::Link,
-    load::{self, Client, Door, Shape, Target, Window},
+    load::{self, Client, Shape, Target, Transport, Window},
     process::{self, Program, memory},
     stage::{self, Stage},
     stats::{median, tidy},
@@ -45,7 +45,7 @@ pub fn measure(args: &Args) -> Outcome<Map<String, Value>> {
     put("gateway_idle_kib", resident(&gateway)?);
     put("gateway_idle_private_kib", private(&gateway)?);
     let register = stage::register(&args.binary, "idle register", port, None, &[])?;
-    stage::listed(&stage::door(port, None))?;
+    stage::listed(&stage::mcp_target(port, None))?;
     settle();
     put("register_idle_kib", resident(&register)?);
     put("register_idle_private_kib", private(&register)?);
@@ -75,7 +75,7 @@ fn private(program: &Program) -> Outcome<f64> {
 /// Returns the gateway's memory in KiB per client that only listens on `/sse`.
 fn clients(binary: &Path, count: usize) -> Outcome<f64> {
     let (gateway, port) = stage::gateway_with(binary, "wide gateway", None, &WIDE)?;
-    let target = Target { path: "/sse".into(), door: Door::Sse, ..stage::door(port, None) };
+    let target = Target { path: "/sse".into(), transport: Transport::Sse, ..stage::mcp_target(port, None) };
     // The first clients pay for what all share.
     let mut held = (0..10).map(|_| Client::open(&target)).collect::<Outcome<Vec<_>>>()?;
     settle();
@@ -107,7 +107,7 @@ fn isolated(binary: &Path) -> Outcome<(f64, f64)> {
     let (gateway, port) = stage::gateway(binary, "isolating gateway", None)?;
     let more = ["--sessions", "isolated", "--max-sessions", "64"];
     let register = stage::register(binary, "isolating register", port, None, &more)?;
-    let target = stage::door(port, None);
+    let target = stage::mcp_target(port, None);
     stage::listed(&target)?;
     let mut held = vec![Session::open(&target)?];
     settle();

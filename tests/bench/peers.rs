@@ -9,7 +9,7 @@ use std::process::Command;
 
 use crate::{
     Outcome,
-    load::{self, Door, Shape, Target, Window},
+    load::{self, Shape, Target, Transport, Window},
     process::{self, Program},
     stage::{self, How, Kind, Subject},
 };
@@ -17,7 +17,7 @@ use crate::{
 /// The programs of one peer.
 pub struct Peer {
     pub name: String,
-    door: Door,
+    transport: Transport,
     path: String,
     prefix: String,
     commands: Vec<String>,
@@ -29,17 +29,17 @@ pub fn read(text: &str) -> Outcome<Vec<Peer>> {
     for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
         match line.split_once(' ') {
             Some(("peer", rest)) => {
-                let [name, door, path, prefix] = rest.split_whitespace().collect::<Vec<_>>()[..] else {
+                let [name, transport, path, prefix] = rest.split_whitespace().collect::<Vec<_>>()[..] else {
                     return Err(format!("peer NAME DOOR PATH PREFIX: {line}").into());
                 };
-                let door = match door {
-                    "mcp" => Door::Mcp,
-                    "sse" => Door::Sse,
+                let transport = match transport {
+                    "mcp" => Transport::Mcp,
+                    "sse" => Transport::Sse,
                     other => return Err(format!("no such door: {other}").into()),
                 };
                 let prefix = if prefix == "-" { String::new() } else { prefix.to_owned() };
                 let (name, path) = (name.to_owned(), path.to_owned());
-                peers.push(Peer { name, door, path, prefix, commands: Vec::new() });
+                peers.push(Peer { name, transport, path, prefix, commands: Vec::new() });
             }
             Some(("run", command)) => {
                 peers.last_mut().ok_or("a command before its peer")?.commands.push(command.to_owned());
@@ -65,7 +65,7 @@ impl Peer {
         let target = Target {
             address: process::local(port),
             tls: None,
-            door: self.door,
+            transport: self.transport,
             path: self.path.clone(),
             prefix: self.prefix.clone(),
         };

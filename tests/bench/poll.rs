@@ -31,14 +31,14 @@ impl Poll {
         Ok(epoll::add(&self.epoll, source, EventData::new_u64(number), EventFlags::IN)?)
     }
 
-    /// Waits for events and returns the numbers of their descriptors. `patience` is the timeout.
-    pub fn wait(&mut self, patience: Option<Duration>) -> io::Result<Vec<u64>> {
-        let patience = patience.map(|time| Timespec {
+    /// Waits up to `timeout` for events and returns the numbers of their descriptors.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Vec<u64>> {
+        let timeout = timeout.map(|time| Timespec {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: time.subsec_nanos().into(),
         });
         self.events.clear();
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), patience.as_ref()) {
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

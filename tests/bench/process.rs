@@ -15,12 +15,12 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, se
 
 use crate::{
     Outcome,
-    load::{Door, Target},
+    load::{Target, Transport},
     wire::Wire,
 };
 
 /// Timeout for starting a program.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Time to exit before SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
 /// One clock tick of processor time in `/proc/PID/stat`: 10 ms on all current Linux systems.
@@ -218,7 +218,7 @@ pub fn raise_limits() -> Outcome<()> {
 
 /// Waits until `look` returns a value.
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Outcome<T> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
         if let Some(found) = look() {
             return Ok(found);
@@ -247,7 +247,7 @@ pub fn tools(target: &Target) -> Outcome<String> {
 
 /// Opens a Streamable HTTP session: a connection, the head of further POSTs, and the session id.
 pub fn session(target: &Target) -> Outcome<(Wire, String, String)> {
-    debug_assert_eq!(target.door, Door::Mcp);
+    debug_assert_eq!(target.transport, Transport::Mcp);
     let client = crate::load::Client::open(target)?;
     let session = client.session.ok_or("no session")?;
     Ok((Wire::open_ready(target)?, client.head, session))

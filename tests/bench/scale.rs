@@ -85,8 +85,8 @@ struct Figures {
     away: Late,
 }
 
-/// Measures at 1 000 links and at `most`, and prints both with their ratios.
-pub fn run(binary: &Path, most: usize) -> Outcome<()> {
+/// Measures at 1 000 links and at `max`, and prints both with their ratios.
+pub fn run(binary: &Path, max: usize) -> Outcome<()> {
     process::raise_limits()?;
     let mut base = measure(binary, BASE, true)?;
     let mut more = vec![base.costs];
@@ -96,7 +96,7 @@ pub fn run(binary: &Path, most: usize) -> Outcome<()> {
     for (place, cost) in base.costs.iter_mut().enumerate() {
         *cost = median(more.iter().map(|costs| costs[place]).collect()).unwrap_or_default();
     }
-    let large = measure(binary, most.clamp(BASE, MOST), true)?;
+    let large = measure(binary, max.clamp(BASE, MOST), true)?;
     let size = |figures: &Figures| format!("{} links, {} clients", figures.links, figures.clients);
     println!("{:<52} {:>25} {:>25}  ratio", "", size(&base), size(&large));
     let met = |is_met: bool| if is_met { "met" } else { "NOT MET" };

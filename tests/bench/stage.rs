@@ -15,7 +15,7 @@ use futures_rustls::{
 
 use crate::{
     Outcome, floors,
-    load::{self, Door, Sample, Shape, Target, Window},
+    load::{self, Sample, Shape, Target, Transport, Window},
     peers,
     process::{self, Program, Watched},
 };
@@ -149,11 +149,11 @@ pub fn register(binary: &Path, name: &str, port: u16, tls: Option<&Tls>, more: &
 }
 
 /// Returns the Streamable HTTP endpoint for all servers.
-pub fn door(port: u16, tls: Option<&Tls>) -> Target {
+pub fn mcp_target(port: u16, tls: Option<&Tls>) -> Target {
     Target {
         address: process::local(port),
         tls: tls.map(|tls| tls.config.clone()),
-        door: Door::Mcp,
+        transport: Transport::Mcp,
         path: "/mcp".into(),
         prefix: format!("{SERVER}_"),
     }
@@ -224,7 +224,7 @@ fn floors(programs: &mut Vec<Program>) -> Outcome<Vec<Subject>> {
         How::Http(Target {
             address: process::local(port),
             tls: None,
-            door: Door::Raw,
+            transport: Transport::Raw,
             path: "/".into(),
             prefix: String::new(),
         })
@@ -250,13 +250,13 @@ fn pair(
     programs.push(program);
     programs.push(register(binary, &format!("register{mark}"), port, tls, &[])?);
     let pair = (programs.len() - 2, programs.len() - 1);
-    let target = door(port, tls);
+    let target = mcp_target(port, tls);
     listed(&target)?;
     let own = format!("/servers/{SERVER}/mcp");
     let doors = [
         ("/mcp", Target { ..target.clone() }),
         ("/servers", Target { path: own, prefix: String::new(), ..target.clone() }),
-        ("/sse", Target { path: "/sse".into(), door: Door::Sse, ..target.clone() }),
+        ("/sse", Target { path: "/sse".into(), transport: Transport::Sse, ..target.clone() }),
     ];
     for (name, target) in doors {
         let mut shapes = SMALL.to_vec();

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Timeout of every step.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Measures each time repeatedly; returns the medians in milliseconds.
 pub fn measure(args: &Args) -> Outcome<Map<String, Value>> {
@@ -59,7 +59,7 @@ fn ready(binary: &Path) -> Outcome<Duration> {
             socket.read_exact(&mut answer)?;
             return if &answer == b"HTTP/1.1 200" { Ok(begun.elapsed()) } else { Err("not healthy".into()) };
         }
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > TIMEOUT {
             return Err("the gateway does not start".into());
         }
         thread::sleep(Duration::from_micros(100));
@@ -75,7 +75,7 @@ struct Asking {
 
 impl Asking {
     fn open(port: u16) -> Outcome<Self> {
-        let target = stage::door(port, None);
+        let target = stage::mcp_target(port, None);
         let (wire, head, _) = process::session(&target)?;
         Ok(Self { wire, head, target })
     }
@@ -90,7 +90,7 @@ impl Asking {
             if head.close {
                 self.wire = Wire::open_ready(&self.target)?;
             }
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > TIMEOUT {
                 return Err(format!("{wanted} does not come").into());
             }
             thread::sleep(Duration::from_micros(200));
@@ -136,11 +136,11 @@ struct Line {
 impl Line {
     /// Listens, and forwards all bytes. The threads run until this program exits.
     fn open(to: u16) -> Outcome<Self> {
-        let door = TcpListener::bind("127.0.0.1:0")?;
-        let (port, ends) = (door.local_addr()?.port(), Arc::new(Mutex::new(Vec::new())));
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let (port, ends) = (listener.local_addr()?.port(), Arc::new(Mutex::new(Vec::new())));
         let held = ends.clone();
         thread::spawn(move || {
-            while let Ok((near, _)) = door.accept() {
+            while let Ok((near, _)) = listener.accept() {
                 let Ok(far) = TcpStream::connect(process::local(to)) else { continue };
                 let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
                 for (from, to) in [(&near, &far), (&far, &near)] {

@@ -18,7 +18,7 @@ use futures_rustls::{
 use crate::Outcome;
 
 /// Timeout of every operation.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum bytes per read.
 const READ: usize = 256 << 10;
 /// Number of bytes at either end of a message that are searched for its id.
@@ -85,10 +85,10 @@ impl AsFd for Wire {
 impl Wire {
     /// Connects. Later reads continue the TLS handshake.
     pub fn open(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Outcome<Self> {
-        let socket = TcpStream::connect_timeout(&address, PATIENCE)?;
+        let socket = TcpStream::connect_timeout(&address, TIMEOUT)?;
         socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
+        socket.set_write_timeout(Some(TIMEOUT))?;
         let mut wire = Self {
             socket,
             tls: None,

@@ -22,7 +22,7 @@ const LEVELS: &[&str] = &["debug", "info", "notice", "warning", "error", "critic
 #[derive(Debug, Default)]
 pub struct Session {
     /// The params of `initialize`.
-    greeting: Mutex<String>,
+    initialize_params: Mutex<String>,
     /// The next id of a question: each process counts from 0.
     next: Mutex<u64>,
     questions: Mutex<Questions>,
@@ -41,7 +41,7 @@ struct Questions {
 
 /// `initialize`: as soon as the file of `--gate` is there, and unless it says no.
 pub fn initialize(server: &std::sync::Arc<Server>, id: &str, params: &Value) {
-    *lock(&server.session.greeting) = params.to_string();
+    *lock(&server.session.initialize_params) = params.to_string();
     let version = server.options.version.clone();
     let version =
         version.unwrap_or_else(|| params["protocolVersion"].as_str().unwrap_or_default().to_owned());
@@ -105,7 +105,7 @@ pub fn call(server: &Server, id: &str, params: &Value) -> bool {
             }
             server.text(id, "flooded");
         }
-        "greeting" => server.text(id, &lock(&session.greeting).clone()),
+        "greeting" => server.text(id, &lock(&session.initialize_params).clone()),
         "leave" => {
             server.text(id, "good bye");
             process::exit(0);

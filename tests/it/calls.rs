@@ -417,7 +417,7 @@ fn an_id_that_is_under_way_cannot_be_used_twice() {
 }
 
 #[test]
-fn a_server_may_ping_and_ask_nothing_else() {
+fn a_shared_server_may_only_ping_the_gateway() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge("s");
     let mut client = gateway.client();

@@ -105,7 +105,7 @@ fn exactly_the_files_and_modes() {
 }
 
 #[test]
-fn strict_verifiers_accept_them() {
+fn strict_verifiers_accept_the_certificates() {
     if !available() {
         return;
     }
@@ -135,7 +135,7 @@ fn strict_verifiers_accept_them() {
 }
 
 #[test]
-fn every_option_counts() {
+fn certificate_options_are_applied() {
     if !available() {
         return;
     }
@@ -192,7 +192,7 @@ fn every_option_counts() {
 }
 
 #[test]
-fn an_authority_is_kept() {
+fn an_existing_ca_is_reused() {
     if !available() {
         return;
     }

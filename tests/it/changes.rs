@@ -56,7 +56,7 @@ fn many_registrations_cause_few_notifications() {
 
 /// Whether the gateway waits for them first or not: clients do not hear of each.
 #[test]
-fn links_lost_at_once_are_told_in_few_notices() {
+fn many_lost_links_cause_few_notifications() {
     for capabilities in ["{}", r#"{"mcpport":{"resume":{}}}"#] {
         let gateway = Gateway::start(&["--max-links", "400", "--resume-window", "1"]);
         let all = (0..300).map(|number| register_with(&gateway, &format!("s{number}"), capabilities));
@@ -78,7 +78,7 @@ fn links_lost_at_once_are_told_in_few_notices() {
 
 /// A client that is away finds one notice of a kind, however often it would have been told.
 #[test]
-fn one_notice_of_a_kind_waits_for_a_client() {
+fn an_absent_client_gets_one_notification_per_kind() {
     let gateway = Gateway::start(&[]);
     let session = Session::open(gateway.address, "/mcp");
     let mut listening = session.listen(None);
@@ -107,7 +107,7 @@ fn one_notice_of_a_kind_waits_for_a_client() {
 
 /// More servers than one step takes: all of them are in each list, once.
 #[test]
-fn lists_of_many_servers_are_whole() {
+fn lists_of_many_servers_are_complete() {
     let gateway = Gateway::start(&["--max-links", "400"]);
     let names: Vec<String> = (0..200).map(|number| format!("s{number}")).collect();
     let all: Vec<End> = names.iter().map(|name| register(&gateway, name)).collect();

@@ -95,7 +95,7 @@ fn background_jobs_die_with_the_shell() {
 }
 
 #[test]
-fn jobs_die_when_the_leader_went_first() {
+fn jobs_die_after_the_group_leader_exited() {
     run(async {
         let mut child = shell("sleep 777 & sleep 777 & exit 3");
         let pid = child.pid();
@@ -120,7 +120,7 @@ fn a_child_that_ignores_sigterm_is_killed() {
 }
 
 #[test]
-fn closing_stdin_is_enough_for_a_good_child() {
+fn a_well_behaved_child_exits_at_eof() {
     run(async {
         let mut child = Child::spawn(&CommandLine::parse("cat").unwrap()).unwrap();
         child.stdin.as_mut().unwrap().write_all(b"{}\n").await.unwrap();
@@ -228,7 +228,7 @@ fn fifty_cycles() {
 }
 
 #[test]
-fn our_secrets_and_signals_stay_here() {
+fn a_child_gets_none_of_our_secrets_and_signals() {
     alone(
         "child::environment",
         &[
@@ -242,7 +242,7 @@ fn our_secrets_and_signals_stay_here() {
 }
 
 #[test]
-#[ignore = "needs variables set: run by our_secrets_and_signals_stay_here"]
+#[ignore = "needs variables set: run by a_child_gets_none_of_our_secrets_and_signals"]
 fn environment() {
     run(async {
         let mut child = shell("env; grep SigIgn /proc/self/status; kill -PIPE $$");

@@ -542,7 +542,7 @@ fn a_process_that_ends_while_it_is_looked_at_is_left_out() {
 fn arguments_are_refused_by_name() {
     let folder = Folder::usual();
     let mut server = folder.server();
-    let whole = |name: &str, most: u32| format!("argument `{name}` must be an integer from 1 to {most}");
+    let whole = |name: &str, max: u32| format!("argument `{name}` must be an integer from 1 to {max}");
     let cases = [
         (
             "system",

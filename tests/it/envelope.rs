@@ -243,7 +243,7 @@ fn equal_ids_of_two_subscriptions_are_settled_one_by_one() {
 
 /// A question whose answer is refused gets no other: the server is told at once.
 #[test]
-fn a_refused_answer_fails_its_question_at_once() {
+fn a_refused_client_response_fails_its_server_request() {
     // Then the question would fail in any case, with other words.
     let gateway = Gateway::start(&["--timeout-run-tool", "20s"]);
     let _edge = gateway.edge_with("s", &["--session"], &["--sessions", "isolated"]);

@@ -108,7 +108,7 @@ fn usage() {
 }
 
 #[test]
-fn what_cannot_be_done() {
+fn failing_operations_print_one_line() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let closed = format!(

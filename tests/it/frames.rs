@@ -7,7 +7,7 @@ use std::{
 
 use async_tungstenite::tungstenite::{self, Message, WebSocket, client::IntoClientRequest};
 
-use crate::{harness::PATIENCE, wire::member};
+use crate::{harness::TIMEOUT, wire::member};
 
 /// The registration of `s`.
 pub fn introduction(capabilities: &str) -> String {
@@ -21,8 +21,8 @@ pub struct End(pub WebSocket<TcpStream>);
 
 impl End {
     fn bounded(stream: &TcpStream) {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
     }
 
@@ -101,7 +101,7 @@ impl End {
     /// The next frame.
     #[track_caller]
     pub fn next(&mut self) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             match self.0.read().unwrap() {
                 Message::Text(text) => return text.to_string(),
@@ -114,7 +114,7 @@ impl End {
 
     #[track_caller]
     pub fn find(&mut self, wanted: impl Fn(&str) -> bool) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let frame = self.next();
             if wanted(&frame) {
@@ -126,8 +126,8 @@ impl End {
 
     /// The code and the reason with which the other end closes; what comes before it is passed over.
     #[track_caller]
-    pub fn farewell(&mut self) -> (u16, String) {
-        let deadline = Instant::now() + PATIENCE;
+    pub fn close_reason(&mut self) -> (u16, String) {
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             if let Message::Close(Some(frame)) = self.0.read().unwrap() {
                 return (frame.code.into(), frame.reason.to_string());

@@ -25,7 +25,7 @@ use rustix::{
 use crate::{directory, wire::Client};
 
 /// Timeout for every wait; longer than any step takes on a slow, busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 const MARK: &str = "IT_MARK";
 
 /// The output of a program so far.
@@ -193,7 +193,7 @@ impl Program {
         });
         let status = status.unwrap();
         let mut lines = self.said.lock();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !lines.1 && Instant::now() < deadline {
             lines = self.said.more.wait_timeout(lines, Duration::from_secs(1)).unwrap().0;
         }
@@ -274,7 +274,7 @@ impl Said {
 
     #[track_caller]
     fn wait(&self, text: &str, nth: usize) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut lines = self.lock();
         loop {
             if let Some(line) = lines.0.iter().filter(|line| line.contains(text)).nth(nth - 1) {
@@ -296,7 +296,7 @@ pub fn kill(id: u32) {
 /// Waits until `condition` holds, which another process brings about.
 #[track_caller]
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition() {
         assert!(Instant::now() < deadline, "it takes too long until {what}");
         thread::sleep(Duration::from_millis(5));

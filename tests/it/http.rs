@@ -85,10 +85,10 @@ impl<'a> Run<'a> {
                 Step::Request(request) if self.vector.caller == "upgrades" => {
                     match Upgrade::check(&request) {
                         Ok(upgrade) => {
-                            let mut glued = conn.upgrade(&upgrade, &mut self.out);
+                            let mut leftover = conn.upgrade(&upgrade, &mut self.out);
                             left.reverse();
-                            glued.extend(left.concat());
-                            return self.done(&format!("upgraded {:?}", String::from_utf8_lossy(&glued)));
+                            leftover.extend(left.concat());
+                            return self.done(&format!("upgraded {:?}", String::from_utf8_lossy(&leftover)));
                         }
                         Err(response) => {
                             self.event(format!("answer {}", response.status()));
@@ -549,8 +549,8 @@ fn upgrade_answer() {
           Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\nfirst",
     );
     let Step::Request(request) = step else { panic!("{step:?}") };
-    let glued = talk.conn.upgrade(&Upgrade::check(&request).unwrap(), &mut talk.out);
-    assert_eq!(glued, b"first");
+    let leftover = talk.conn.upgrade(&Upgrade::check(&request).unwrap(), &mut talk.out);
+    assert_eq!(leftover, b"first");
     assert_eq!(
         String::from_utf8(talk.out).unwrap(),
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\

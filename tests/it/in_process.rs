@@ -18,20 +18,20 @@ use crate::{harness, wire::Client};
 
 /// A program on a thread.
 struct Running<T> {
-    switch: Option<ShutdownTrigger>,
+    trigger: Option<ShutdownTrigger>,
     thread: Option<JoinHandle<T>>,
 }
 
 impl<T: Send + 'static> Running<T> {
     fn start(program: impl FnOnce(mcpport::runtime::shutdown::Shutdown) -> T + Send + 'static) -> Self {
-        let (switch, stopped) = mcpport::runtime::shutdown::shutdown();
-        Self { switch: Some(switch), thread: Some(thread::spawn(move || program(stopped))) }
+        let (trigger, stopped) = mcpport::runtime::shutdown::shutdown();
+        Self { trigger: Some(trigger), thread: Some(thread::spawn(move || program(stopped))) }
     }
 }
 
 impl<T> Drop for Running<T> {
     fn drop(&mut self) {
-        drop(self.switch.take());
+        drop(self.trigger.take());
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }

@@ -131,9 +131,9 @@ fn a_process_knows_its_client() {
                 assert_eq!(value(&answer)["result"]["serverInfo"]["name"], "mcpport");
             }
             peer.initialized();
-            let greeting = value(&peer.call_text("greeting", "{}"));
+            let initialize_result = value(&peer.call_text("greeting", "{}"));
             let said = json!({"protocolVersion": version, "capabilities": value(capabilities), "clientInfo": value(info)});
-            assert_eq!(greeting, said, "{place:?}");
+            assert_eq!(initialize_result, said, "{place:?}");
         }
     }
 }
@@ -227,7 +227,7 @@ fn server_requests_with_equal_ids_are_distinguished() {
 }
 
 #[test]
-fn questions_are_taken_back_under_the_clients_id() {
+fn server_requests_are_cancelled_under_the_clients_id() {
     let (gateway, _edge) = world(&[]);
     for place in Place::ALL {
         let mut peer = Peer::ready(&gateway, place);

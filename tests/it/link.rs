@@ -23,7 +23,7 @@ use mcpport::{
     runtime::pacer::Pacer,
 };
 
-use crate::{harness::PATIENCE, run};
+use crate::{harness::TIMEOUT, run};
 
 /// Counts frames, and ends the link at its time.
 struct Counter {
@@ -90,7 +90,7 @@ fn fragments_without_end_are_cut_off() {
 
 /// Calls on a link time out, and their time comes although the peer never pauses.
 #[test]
-fn a_flood_does_not_stop_the_clock() {
+fn timers_run_during_a_flood() {
     let frame = b"\x81\x82\0\0\0\0{}";
     let (ended, _, frames) = against(frame, frame, &LinkLimits::default(), Some(Duration::from_millis(100)));
     assert_eq!(ended, LinkEnd::ByUs(CloseReason::new(1000, "time")));
@@ -99,7 +99,7 @@ fn a_flood_does_not_stop_the_clock() {
 
 /// Our end as a server, driven; the peer is plain TCP behind the handshake.
 fn serve(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>) -> LinkEnd {
-    let limits = LinkLimits { farewell: PATIENCE, ..LinkLimits::default() };
+    let limits = LinkLimits { close_time: TIMEOUT, ..LinkLimits::default() };
     let mut listener = listener::bind(None, 0, false).unwrap().remove(0);
     let address = listener.local();
     let peer = thread::spawn(move || peer(bounded(TcpStream::connect(address).unwrap())));
@@ -115,7 +115,7 @@ fn serve(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>) -
 
 /// The same as a client.
 fn connect(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>) -> LinkEnd {
-    let limits = LinkLimits { farewell: PATIENCE, ..LinkLimits::default() };
+    let limits = LinkLimits { close_time: TIMEOUT, ..LinkLimits::default() };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let peer = thread::spawn(move || {
@@ -217,8 +217,8 @@ fn links_that_are_lost_together_end_one_after_the_other() {
 }
 
 fn bounded(stream: TcpStream) -> TcpStream {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(TIMEOUT)).unwrap();
     stream
 }
 
@@ -279,7 +279,7 @@ fn our_close_waits_for_the_answer() {
         stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let early = stream.read(&mut [0; 1]);
         assert!(early.is_err(), "closed before the answer");
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     };
     let ended = serve(
         move |mut peer| {

@@ -32,7 +32,7 @@ const EACH: usize = 8;
 /// In this time a waiting call hears that its link is gone.
 const TOLD: Duration = Duration::from_secs(1);
 /// In this time a call that waits for the link is answered; it only keeps the test from waiting for ever.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What is done to the line. All of it ends the link.
 #[derive(Clone, Copy, Debug)]
@@ -329,10 +329,10 @@ fn judge(world: &World, board: &Board) -> u64 {
 }
 
 #[test]
-fn within_the_window_a_cut_loses_no_call_and_repeats_none() {
+fn resume_delivers_each_call_once() {
     let begun = Instant::now();
     let world = World::new(&[]);
-    let (board, mut figures) = cut(&world, PATIENCE);
+    let (board, mut figures) = cut(&world, TIMEOUT);
     figures.print("window of 30 s", &board, begun.elapsed());
     let got = judge(&world, &board);
     let [failed, absent] = [&board.failed, &board.absent].map(|count| count.load(Ordering::SeqCst));

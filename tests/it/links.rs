@@ -117,7 +117,7 @@ fn a_restarted_gateway_gets_the_same_server_back() {
 }
 
 #[test]
-fn a_gateway_that_comes_later_is_found() {
+fn an_edge_connects_when_its_gateway_starts_later() {
     let first = Gateway::start(&[]);
     let mut gone = first;
     gone.program.kill();
@@ -182,7 +182,7 @@ fn a_token_that_is_refused_at_the_start_ends_the_program() {
 }
 
 #[test]
-fn a_token_that_is_refused_later_is_waited_out() {
+fn an_edge_retries_when_its_token_is_refused_later() {
     let mut gateway = Gateway::start(&["--auth-token", "right"]);
     let mut edge = gateway.edge_with("s", &[], &["--header", "Authorization: Bearer right"]);
     edge.program.wait_for("registered: ");
@@ -240,7 +240,7 @@ fn garbage_on_the_port_affects_no_other() {
 }
 
 #[test]
-fn upgrades_that_are_none_are_refused() {
+fn invalid_upgrades_are_refused() {
     let gateway = Gateway::start(&[]);
     let host = crate::wire::host(gateway.address);
     for (lines, status) in [

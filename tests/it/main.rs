@@ -68,12 +68,12 @@ use mcpport::{net::timeout::within, runtime::reactor};
 use smol::{Timer, process::Command};
 
 /// Longer than anything here takes on a slow and busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs to the end, or fails the test.
 #[track_caller]
 fn run<T>(work: impl Future<Output = T>) -> T {
-    reactor::block_on(within(PATIENCE, work)).unwrap().expect("the test takes too long")
+    reactor::block_on(within(TIMEOUT, work)).unwrap().expect("the test takes too long")
 }
 
 /// Waits for something that the other side brings about; the test's own limit is in [`run`].

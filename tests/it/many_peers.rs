@@ -59,8 +59,8 @@ fn check(message: &str, expected: &Expected) {
     }
 }
 
-/// One client makes `calls` calls, `most` at a time, over one connection for its messages.
-fn work(gateway: &Gateway, client: usize, servers: usize, calls: usize, most: usize) {
+/// One client makes `calls` calls, `max` at a time, over one connection for its messages.
+fn work(gateway: &Gateway, client: usize, servers: usize, calls: usize, max: usize) {
     let mut dice = Dice(client as u64 + 1);
     let mut session = gateway.client();
     let mut posts = Wire::connect(gateway.address);
@@ -68,7 +68,7 @@ fn work(gateway: &Gateway, client: usize, servers: usize, calls: usize, most: us
     let mut waiting: HashMap<String, (Expected, usize)> = HashMap::new();
     let (mut begun, mut done) = (0, 0);
     while done < calls {
-        if begun < calls && waiting.len() < most {
+        if begun < calls && waiting.len() < max {
             let (text, expected, steps) = call(&mut dice, servers, client, begun);
             waiting.insert(begun.to_string(), (expected, steps));
             // A gateway serves so many requests on one connection, and no more.
@@ -99,13 +99,13 @@ fn work(gateway: &Gateway, client: usize, servers: usize, calls: usize, most: us
 }
 
 #[track_caller]
-fn crowd(clients: usize, servers: usize, calls: usize, most: usize, arguments: &[&str]) {
+fn crowd(clients: usize, servers: usize, calls: usize, max: usize, arguments: &[&str]) {
     let gateway = Gateway::start(arguments);
     let edges: Vec<Edge> = (0..servers).map(|number| gateway.edge(&format!("s{number}"))).collect();
     thread::scope(|scope| {
         for client in 0..clients {
             let gateway = &gateway;
-            scope.spawn(move || work(gateway, client, servers, calls, most));
+            scope.spawn(move || work(gateway, client, servers, calls, max));
         }
     });
     // Nothing was lost on the way, and nothing was sent twice.

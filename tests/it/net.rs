@@ -134,7 +134,7 @@ fn bind_errors_name_the_address() {
 }
 
 #[test]
-fn a_port_in_use_in_one_family_is_in_use() {
+fn a_port_in_use_in_one_family_is_refused() {
     if !has_ipv6() {
         return;
     }

@@ -74,7 +74,7 @@ fn check(answer: &Value, id: &Value, words: &str) {
 }
 
 #[test]
-fn an_odd_answer_is_used_or_fails_its_call_at_once() {
+fn malformed_answers_are_used_or_fail_their_call() {
     let gateway = Gateway::start(&["--timeout-run-tool", "10m"]);
     let _shared = gateway.edge_with("s", &["--tool", "say"], &[]);
     let _own = gateway.edge_with("own", &["--tool", "say", "--session"], &["--sessions", "isolated"]);
@@ -189,9 +189,9 @@ fn frames_on_several_lines_do_not_break_event_streams() {
         "{\"content\":[{\"type\":\"audio\",\"data\":\"\",\"mimeType\":\"a/b\",\n\"_meta\":{\n\"k\":1\r\n}}]}";
     for path in ["/sse", "/servers/s/sse"] {
         let mut old = Client::open(gateway.address, path, &[]);
-        old.post(&crate::session::hello("2024-11-05"));
-        let greeting = old.find(|message| message.contains("protocolVersion"));
-        assert!(value(&greeting)["result"].is_object(), "{greeting}");
+        old.post(&crate::session::initialize_request("2024-11-05"));
+        let initialize_result = old.find(|message| message.contains("protocolVersion"));
+        assert!(value(&initialize_result)["result"].is_object(), "{initialize_result}");
         old.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
         let asked = old.begin_call(if path == "/sse" { "s_t" } else { "t" }, "{}");
         let id = edge.request("", "tools/call");
@@ -200,12 +200,12 @@ fn frames_on_several_lines_do_not_break_event_streams() {
         assert!(answer["result"]["content"][0]["_meta"]["k"] == json!(1), "{answer}");
     }
     let session = Session::open_as(gateway.address, "/mcp", "2025-11-25", &[]);
-    assert!(session.greeting.is_object());
+    assert!(session.initialize_result.is_object());
 }
 
 /// Both ends say so when an answer belongs to no request, and only now and then.
 #[test]
-fn answers_to_nothing_are_logged() {
+fn unmatched_responses_are_logged() {
     let gateway = Gateway::start(&[]);
     let edge = gateway.edge_with("s", &["--tool", "say"], &[]);
     let mut client = gateway.client();

@@ -51,7 +51,7 @@ fn nothing_is_left_when_register_is_asked_to_end() {
 }
 
 #[test]
-fn nothing_is_left_when_register_is_asked_twice() {
+fn nothing_is_left_after_two_signals() {
     let gateway = Gateway::start(&[]);
     for (manner, stdio) in manners() {
         let mut program = started(&gateway.url(), &stdio);
@@ -100,8 +100,8 @@ fn nothing_is_left_of_isolated_sessions() {
             _ => gateway.program.kill(),
         }
         // With the gateway go the sessions; the one process that the list of tools comes from may stay.
-        let most = usize::from(end == "gateway killed");
-        eventually(end, || edge.program.offspring().len() <= most);
+        let max = usize::from(end == "gateway killed");
+        eventually(end, || edge.program.offspring().len() <= max);
     }
 }
 

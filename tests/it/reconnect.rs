@@ -134,7 +134,7 @@ fn two_hundred_edges_that_come_at_once_are_all_served() {
 }
 
 #[test]
-fn an_edge_that_stands_still_is_noticed() {
+fn a_stopped_edge_is_detected() {
     if env::var_os("MCPPORT_SLOW").is_none() {
         println!("takes {DEAD:?}: MCPPORT_SLOW=1; the same in small is in `stalls`");
         return;
@@ -172,7 +172,7 @@ fn eventually_slow(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_client_waits_for_a_herd_once() {
+fn many_registrations_do_not_cut_off_a_slow_client() {
     // A herd changes the list two hundred times; a client that reads slowly must not be lost over that.
     let gateway = Gateway::start(&[]);
     let mut client: Client = gateway.client();

@@ -318,7 +318,7 @@ mod tests {
         let relay = relay(listener.local_addr().unwrap());
         let near = tcp(relay.address);
         let (far, _) = listener.accept().unwrap();
-        far.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+        far.set_read_timeout(Some(crate::harness::TIMEOUT)).unwrap();
         (relay, near, far)
     }
 
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_relay_that_is_frozen_holds_little() {
+    fn a_frozen_narrow_relay_buffers_little() {
         let (relay, near, far) = line(|target| Relay::narrow(target, 4096));
         relay.freeze(Way::Up);
         set_socket_recv_buffer_size(&far, 4096).unwrap();

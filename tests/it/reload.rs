@@ -269,7 +269,7 @@ fn hangups_are_ignored() -> bool {
 }
 
 #[test]
-fn the_end_of_a_terminal_is_the_end_of_a_gateway() {
+fn a_gateway_stops_when_its_terminal_closes() {
     if hangups_are_ignored() {
         return;
     }
@@ -284,7 +284,7 @@ fn the_end_of_a_terminal_is_the_end_of_a_gateway() {
 }
 
 #[test]
-fn a_hangup_is_the_end_of_register() {
+fn register_stops_at_sighup() {
     if hangups_are_ignored() {
         return;
     }

@@ -113,7 +113,7 @@ fn a_resuming_edge_without_answer_sends_no_close() {
 }
 
 #[test]
-fn a_link_that_seems_alive_is_taken_over() {
+fn a_resume_replaces_a_live_link() {
     let World { gateway, mut client, mut end, token, waiting, upstream } = world(&[], None);
     let mut second = End::connect(gateway.address, None);
     assert_eq!(granted(&second.introduce(&back(&token, HEARD))).1, Some(SENT));
@@ -123,7 +123,7 @@ fn a_link_that_seems_alive_is_taken_over() {
 }
 
 #[test]
-fn a_claim_that_comes_late_costs_no_call() {
+fn a_late_resume_claim_loses_no_call() {
     let World { gateway, mut client, end, token, waiting, upstream } = world(&[], None);
     drop(end);
     gateway.program.wait_for("server 's' is reconnecting");
@@ -183,7 +183,7 @@ fn acknowledgements_that_cannot_be_end_the_link() {
     for wrong in [HEARD + 1, u64::MAX] {
         let World { gateway: _gateway, client: _client, mut end, .. } = world(&[], None);
         end.say(&format!("*{wrong}"));
-        assert_eq!(end.farewell(), (1008, "invalid acknowledgement".into()));
+        assert_eq!(end.close_reason(), (1008, "invalid acknowledgement".into()));
     }
 }
 
@@ -191,7 +191,7 @@ fn acknowledgements_that_cannot_be_end_the_link() {
 fn a_second_registration_ends_the_link() {
     let World { gateway: _gateway, mut client, mut end, waiting, .. } = world(&[], None);
     end.say(r#"{"jsonrpc":"2.0","id":"x","method":"register","params":{"name":"other"}}"#);
-    assert_eq!(end.farewell(), (1008, "a second registration on one link".into()));
+    assert_eq!(end.close_reason(), (1008, "a second registration on one link".into()));
     assert!(client.answer(&waiting).contains("a second registration"));
 }
 
@@ -222,7 +222,7 @@ fn an_end_of_the_window_is_named() {
 }
 
 #[test]
-fn a_call_keeps_its_own_time() {
+fn calls_time_out_while_the_link_is_lost() {
     let World { gateway, mut client, end, waiting, .. } = world(&["--timeout-run-tool", "1s"], None);
     drop(end);
     gateway.program.wait_for("server 's' is reconnecting");
@@ -256,7 +256,7 @@ fn edges_without_resume_are_not_waited_for() {
 }
 
 #[test]
-fn a_goodbye_is_no_accident() {
+fn a_clean_close_fails_pending_calls_at_once() {
     let World { gateway: _gateway, mut client, mut end, waiting, .. } = world(&[], None);
     end.0.close(None).unwrap();
     assert!(client.answer(&waiting).contains("server 's' disconnected: the peer closed the link"));
@@ -336,7 +336,7 @@ fn isolated_sessions_outlive_a_cut() {
 
 /// Large messages are carried on in the middle, and both directions are bounded.
 #[test]
-fn large_messages_go_on_where_they_were() {
+fn large_messages_continue_after_a_resume() {
     let gateway = in_process::Gateway::start(&[], |_| {});
     let relay = Relay::narrow(gateway.address, 4096);
     let server = format!("'{}'", fake_server().display());

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     harness::{Edge, Gateway, eventually},
-    session::{BOTH, hello},
+    session::{BOTH, initialize_request},
     wire::{Answer, Client, UPGRADE, Wire, ask, host, member, request, text},
 };
 
@@ -149,8 +149,8 @@ fn from_anywhere(
     *number += 1;
     let [high, low] = number.to_be_bytes();
     let mut wire = Wire::connect_from([127, 2, high, low.max(1)], gateway.address);
-    let hello = hello("2025-06-18");
-    wire.send(text(method, target, lines, if body == "HELLO" { &hello } else { body }));
+    let initialize = initialize_request("2025-06-18");
+    wire.send(text(method, target, lines, if body == "HELLO" { &initialize } else { body }));
     let head = wire.head().unwrap();
     if head.status == 403 {
         let length = head.field("content-length").unwrap().parse().unwrap();
@@ -434,7 +434,7 @@ fn an_old_token_locks_nobody_out() {
 }
 
 #[test]
-fn many_addresses_are_many() {
+fn guessing_from_many_addresses_is_bounded() {
     let gateway = Gateway::start(&["--auth-token=right"]);
     for guess in 0..10 {
         assert_eq!(status(&gateway, [127, 9, 0, 1], &format!("guess-{guess}")).status, 401);

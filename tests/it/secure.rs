@@ -179,7 +179,7 @@ fn register_trusts_the_given_ca() {
 
 /// A machine whose clock is not set yet: to it every certificate lies in the future.
 #[test]
-fn a_certificate_that_is_not_valid_yet_is_waited_out() {
+fn an_edge_retries_while_the_certificate_is_not_yet_valid() {
     if !available() {
         return;
     }
@@ -224,7 +224,7 @@ fn a_certificate_for_other_names_is_refused() {
 }
 
 #[test]
-fn addresses_are_names_too() {
+fn certificates_cover_ip_addresses() {
     if !available() {
         return;
     }

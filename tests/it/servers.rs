@@ -4,21 +4,21 @@ use serde_json::json;
 
 use crate::{
     harness::{Edge, Gateway, eventually},
-    session::{BOTH, Session, call, hello, request, value},
+    session::{BOTH, Session, call, initialize_request, request, value},
     wire::{Client, Wire, ask, host, member},
 };
 
 #[test]
-fn a_server_is_shown_as_it_is() {
+fn a_server_endpoint_forwards_results_unchanged() {
     let gateway = Gateway::start(&[]);
     let edge = gateway.edge_with("s", &["--rich", "--label", "one", "--tool", "odd.name"], &[]);
     let _other = gateway.edge("t");
     let session = Session::open(gateway.address, "/servers/s/mcp");
-    let greeting = &session.greeting;
-    assert_eq!(greeting["serverInfo"], json!({"name": "fake", "version": "1"}));
-    assert_eq!(greeting["instructions"], "Ask one.");
+    let initialize_result = &session.initialize_result;
+    assert_eq!(initialize_result["serverInfo"], json!({"name": "fake", "version": "1"}));
+    assert_eq!(initialize_result["instructions"], "Ask one.");
     assert_eq!(
-        (&greeting["unheard"], &greeting["capabilities"]["experimental"]["odd"]["x"]),
+        (&initialize_result["unheard"], &initialize_result["capabilities"]["experimental"]["odd"]["x"]),
         (&json!([1.0, "of"]), &json!(1))
     );
     let tools = session.ask("tools/list", json!({}));
@@ -54,7 +54,7 @@ fn a_server_is_shown_as_it_is() {
 }
 
 #[test]
-fn both_transports_lead_to_one_server() {
+fn a_server_is_reachable_by_both_transports() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge_with("s", &["--rich"], &[]);
     let mut old = Client::open(gateway.address, "/servers/s/sse", &[]);
@@ -86,11 +86,14 @@ fn versions_are_not_promised_beyond_the_server() {
 }
 
 #[test]
-fn a_server_that_is_not_there() {
+fn unknown_servers_get_404() {
     let gateway = Gateway::start(&[]);
     let host = host(gateway.address);
     let mut wire = Wire::connect(gateway.address);
-    assert_eq!(ask(&mut wire, "POST", "/servers/s/mcp", &[&host, BOTH], &hello("2025-11-25")).status, 404);
+    assert_eq!(
+        ask(&mut wire, "POST", "/servers/s/mcp", &[&host, BOTH], &initialize_request("2025-11-25")).status,
+        404
+    );
     assert_eq!(ask(&mut wire, "GET", "/servers/s/sse", &[&host], "").status, 404);
     assert_eq!(ask(&mut wire, "GET", "/servers/s/other", &[&host], "").status, 404);
 }
@@ -146,7 +149,7 @@ fn old_clients_get_content_that_they_know() {
 }
 
 #[test]
-fn a_progress_that_comes_after_the_answer_is_dropped() {
+fn late_progress_is_dropped() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge("s");
     let session = Session::open_as(gateway.address, "/servers/s/mcp", "2025-06-18", &[]);

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, time::Instant};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::PATIENCE,
+    harness::TIMEOUT,
     wire::{Answer, Wire, host, text},
 };
 
@@ -35,7 +35,7 @@ pub fn call_with(id: i64, tool: &str, arguments: Value, token: impl Into<Value>)
 }
 
 /// The `initialize` of a client of this version.
-pub fn hello(version: &str) -> String {
+pub fn initialize_request(version: &str) -> String {
     let client = json!({"name": "t", "version": "1"});
     request(0, "initialize", json!({"protocolVersion": version, "capabilities": {}, "clientInfo": client}))
 }
@@ -67,7 +67,7 @@ impl Events {
     /// The next event; `None`: the stream has its regular end.
     pub fn try_next(&mut self) -> io::Result<Option<Event>> {
         // Comments keep the connection alive, and would keep a test waiting.
-        let deadline = Instant::now() + 2 * PATIENCE;
+        let deadline = Instant::now() + 2 * TIMEOUT;
         loop {
             if Instant::now() > deadline {
                 return Err(io::ErrorKind::TimedOut.into());
@@ -124,7 +124,7 @@ pub struct Session {
     pub version: String,
     pub lines: Vec<String>,
     /// The result of `initialize`.
-    pub greeting: Value,
+    pub initialize_result: Value,
 }
 
 impl Session {
@@ -139,13 +139,19 @@ impl Session {
     pub fn open_as(address: SocketAddr, path: &str, version: &str, lines: &[&str]) -> Self {
         let lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
         let (path, version) = (path.to_owned(), version.to_owned());
-        let mut session =
-            Self { address, path, id: String::new(), version: String::new(), lines, greeting: Value::Null };
-        let answer = session.post(&hello(&version));
+        let mut session = Self {
+            address,
+            path,
+            id: String::new(),
+            version: String::new(),
+            lines,
+            initialize_result: Value::Null,
+        };
+        let answer = session.post(&initialize_request(&version));
         assert_eq!(answer.status, 200, "{answer:?}");
         session.id = answer.field("mcp-session-id").expect("a session has an id").to_owned();
-        session.greeting = value(&answer.body)["result"].clone();
-        session.version = session.greeting["protocolVersion"].as_str().unwrap().to_owned();
+        session.initialize_result = value(&answer.body)["result"].clone();
+        session.version = session.initialize_result["protocolVersion"].as_str().unwrap().to_owned();
         let told = session.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
         assert_eq!((told.status, told.body.as_str()), (202, ""));
         session

@@ -138,7 +138,7 @@ fn padding() -> String {
 /// One end of a connection.
 struct End {
     up: bool,
-    liveness: Heartbeat,
+    heartbeat: Heartbeat,
     /// When the last frame towards this end arrives: frames do not overtake.
     last: Instant,
     /// What is sent to it is lost.
@@ -189,7 +189,7 @@ impl Net {
     /// A new connection from a box.
     fn connect(&mut self, place: usize) -> usize {
         let now = self.now;
-        let end = || End { up: true, liveness: Heartbeat::new(now), last: now, lost: false };
+        let end = || End { up: true, heartbeat: Heartbeat::new(now), last: now, lost: false };
         self.wires.push(Wire { place, talk: None, born: now, ends: [end(), end()] });
         self.wires.len() - 1
     }
@@ -236,7 +236,7 @@ impl Net {
     }
 
     /// The gateway ends a connection, and says why.
-    pub fn farewell(&mut self, wire: usize) {
+    pub fn close_with_frame(&mut self, wire: usize) {
         if std::mem::replace(&mut self.wires[wire].ends[Way::Up as usize].up, false) {
             self.down(wire, Frame::Farewell);
         }
@@ -387,7 +387,7 @@ impl World {
         let first = wire.born + limits.register_time;
         let due = |end: &End, begun: bool| match (end.up, begun) {
             (false, _) => None,
-            (true, true) => Some(end.liveness.deadline(limits)),
+            (true, true) => Some(end.heartbeat.deadline(limits)),
             (true, false) => Some(first),
         };
         let [gateway, edge] = &wire.ends;
@@ -421,7 +421,7 @@ impl World {
             return;
         }
         let verdict = match (begun, late) {
-            (true, _) => end.liveness.tick(now, limits),
+            (true, _) => end.heartbeat.tick(now, limits),
             (false, true) => HeartbeatAction::Dead,
             (false, false) => HeartbeatAction::Fine,
         };
@@ -444,11 +444,11 @@ impl World {
         }
         match frame {
             Frame::Text(text) => {
-                end.liveness.heard(now);
+                end.heartbeat.heard(now);
                 self.gateway.frame(&mut self.net, wire, &text);
             }
             Frame::Ping | Frame::Pong => {
-                let calm = end.liveness.control(now, &self.net.limits.link);
+                let calm = end.heartbeat.control(now, &self.net.limits.link);
                 assert!(calm, "an honest edge floods");
                 if matches!(frame, Frame::Ping) {
                     self.net.down(wire, Frame::Pong);
@@ -467,11 +467,11 @@ impl World {
         }
         match frame {
             Frame::Text(text) => {
-                end.liveness.heard(now);
+                end.heartbeat.heard(now);
                 self.boxes[place].frame(&mut self.net, &text);
             }
             Frame::Ping | Frame::Pong => {
-                let calm = end.liveness.control(now, &self.net.limits.link);
+                let calm = end.heartbeat.control(now, &self.net.limits.link);
                 assert!(calm, "an honest gateway floods");
                 if matches!(frame, Frame::Ping) {
                     self.net.up(wire, Frame::Pong);
@@ -486,7 +486,7 @@ impl World {
     fn gateway_down(&mut self, wire: usize, accident: bool, why: &str) {
         match accident {
             true => self.net.hang_up(wire),
-            false => self.net.farewell(wire),
+            false => self.net.close_with_frame(wire),
         }
         self.gateway.wire_down(&mut self.net, wire, accident, why);
     }

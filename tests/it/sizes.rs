@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     frames::End,
-    harness::{Edge, Gateway, PATIENCE},
+    harness::{Edge, Gateway, TIMEOUT},
     session::{BOTH, Session, call, value},
     wire::{Client, member},
 };
@@ -40,7 +40,7 @@ impl World {
         let arguments = json!({"name": format!("{name}_{tool}"), "arguments": arguments});
         let begun = std::time::Instant::now();
         let answer = self.session.ask("tools/call", arguments);
-        assert!(begun.elapsed() < PATIENCE / 2, "at once");
+        assert!(begun.elapsed() < TIMEOUT / 2, "at once");
         let why = answer["error"]["message"].as_str().unwrap_or_else(|| panic!("{name}: no error"));
         assert!(why.contains(words), "{why}");
         assert_eq!(self.session.call_text(&format!("{name}_echo"), json!({"text": "small"})), "small");
@@ -88,7 +88,7 @@ fn a_call_too_large_for_the_edge_fails_alone() {
 }
 
 #[test]
-fn a_clients_answer_too_large_for_the_edge_fails_the_question() {
+fn a_response_too_large_for_the_edge_fails_the_server_request() {
     let world = World::start(&[], &["--max-message-bytes", "64K"]);
     let own = Session::open(world.gateway.address, "/servers/own/mcp");
     let mut events = own.stream(&call(3, "ask_client", json!({"method": "roots/list"})));
@@ -144,7 +144,7 @@ fn a_list_too_large_for_the_gateway_fails_alone() {
 
 /// Both ends tell what they accept; an end that tells nothing, or nothing sensible, is sent everything, as before.
 #[test]
-fn only_what_is_told_in_the_handshake_counts() {
+fn frame_limits_apply_only_if_announced() {
     let gateway = Gateway::start(&["--max-message-bytes", "1M"]);
     let passes = |end: &mut End, client: &mut Client| {
         client.tools_until(|tools| tools.iter().any(|tool| tool == "s_t"));
@@ -179,5 +179,5 @@ fn only_what_is_told_in_the_handshake_counts() {
     assert!(client.answer(&asked).contains("\"result\""));
     // Without our edge's care, a frame that is too large still ends the link.
     end.say(&format!("{{\"x\":\"{}\"}}", "x".repeat(1_200_000)));
-    assert_eq!(end.farewell().0, 1009);
+    assert_eq!(end.close_reason().0, 1009);
 }

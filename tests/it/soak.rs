@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::{
     harness::{Edge, Gateway, Program, eventually},
     relay::{Relay, Way},
-    session::{BOTH, call, hello, value},
+    session::{BOTH, call, initialize_request, value},
     wire::{Client, Wire, ask, get, host},
 };
 
@@ -69,7 +69,7 @@ impl Drop for Rest<'_> {
 /// One client of the Streamable transport, from its first word to its last.
 fn post(address: SocketAddr, tool: &str, number: usize) {
     let (mut wire, own) = (Wire::connect(address), host(address));
-    let begun = ask(&mut wire, "POST", "/mcp", &[&own, BOTH], &hello("2025-11-25"));
+    let begun = ask(&mut wire, "POST", "/mcp", &[&own, BOTH], &initialize_request("2025-11-25"));
     assert_eq!(begun.status, 200, "{begun:?}");
     let id = format!("Mcp-Session-Id: {}", begun.field("mcp-session-id").expect("a session has an id"));
     let lines = [own.as_str(), BOTH, &id, "MCP-Protocol-Version: 2025-11-25"];
@@ -88,7 +88,7 @@ fn stream(address: SocketAddr, tool: &str, number: usize) {
     let mut say = |message: &str| {
         assert_eq!(ask(&mut posts, "POST", &client.endpoint, &[&own], message).status, 202);
     };
-    say(&hello("2024-11-05"));
+    say(&initialize_request("2024-11-05"));
     say(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
     say(&call(1, tool, json!({"text": text})));
     if number % 8 > 1 {
@@ -102,7 +102,7 @@ fn check(answer: &str, text: &str) {
 }
 
 /// An edge that comes, is used and goes, as asked or not.
-fn visit(gateway: &Gateway, number: usize, kills: bool) {
+fn register_and_leave(gateway: &Gateway, number: usize, kills: bool) {
     let name = format!("visitor{number}");
     let mut edge = Edge::start(&gateway.url(), &name, &[], &[]);
     edge.program.wait_for("registered: ");
@@ -153,7 +153,7 @@ fn round(gateway: &Gateway, relay: &Relay, counts: &Counts, time: Duration) {
         scope.spawn(|| cut(relay, counts));
         scope.spawn(|| {
             while counts.works() {
-                visit(gateway, Counts::add(&counts.edges), counts.kills);
+                register_and_leave(gateway, Counts::add(&counts.edges), counts.kills);
                 // A killed one is held for a while: a crowd of them would be a peak, and no leak.
                 thread::sleep(Duration::from_millis(150));
             }
@@ -211,7 +211,7 @@ fn rest(gateway: &Gateway, edges: u64, lists: u64) {
     let begun = Instant::now();
     // Asked once more it might see the connection of the last look, which is about to end.
     let mut rests = calm();
-    while begun.elapsed() < crate::harness::PATIENCE && !rests {
+    while begun.elapsed() < crate::harness::TIMEOUT && !rests {
         thread::sleep(Duration::from_millis(20));
         rests = calm();
     }

@@ -75,7 +75,7 @@ fn freeze(ways: &[Way]) {
 }
 
 #[test]
-fn a_line_that_is_dead_both_ways_is_noticed() {
+fn a_frozen_connection_is_detected() {
     freeze(&Way::BOTH);
 }
 
@@ -178,7 +178,7 @@ fn quick_return(limits: &mut Limits) {
 }
 
 #[test]
-fn a_gateway_that_does_not_read_is_left() {
+fn an_edge_leaves_a_gateway_that_does_not_read() {
     let stall = Duration::from_secs(4);
     let gateway = in_process::Gateway::start(&[], |_| {});
     let relay = Relay::narrow(gateway.address, 4096);
@@ -207,7 +207,7 @@ fn a_gateway_that_does_not_read_is_left() {
 }
 
 #[test]
-fn a_line_that_drips_is_slow_and_not_dead() {
+fn a_slow_connection_is_kept() {
     let gateway = in_process::Gateway::start(&[], quick);
     let relay = Relay::to(gateway.address);
     let _edge = in_process::Edge::start(&relay.url(), "s", &server(), &[], quick);

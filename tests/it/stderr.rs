@@ -49,7 +49,7 @@ fn fill(address: SocketAddr) {
 }
 
 #[test]
-fn a_log_that_nobody_reads_stops_nothing() {
+fn an_unread_log_blocks_nothing() {
     let (mut program, mut stderr, address) = unread();
     fill(address);
     assert_eq!(get(address, "/health").status, 200);
@@ -63,7 +63,7 @@ fn a_log_that_nobody_reads_stops_nothing() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_does_not_delay_the_end() {
+fn an_unread_log_does_not_delay_shutdown() {
     let (mut program, stderr, address) = unread();
     fill(address);
     let begun = Instant::now();
@@ -83,7 +83,7 @@ fn a_refused_registration_is_logged_among_dropped_links() {
     gateway.program.wait_for("ended without a registration");
     let mut refused = End::connect(gateway.address, None);
     refused.say(r#"{"jsonrpc":"2.0","id":"x","method":"register","params":{"name":"not a name"}}"#);
-    refused.farewell();
+    refused.close_reason();
     gateway.program.wait_for("rejected a registration from ");
 }
 

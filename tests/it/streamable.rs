@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     harness::{Edge, Gateway, eventually},
     in_process,
-    session::{BOTH, Event, Session, call, call_with, events, hello, request, value},
+    session::{BOTH, Event, Session, call, call_with, events, initialize_request, request, value},
     wire::{Answer, Wire, ask, host, tcp, text},
 };
 
@@ -110,11 +110,16 @@ fn sessions_are_named_in_the_head() {
         assert_eq!(send(&gateway, "GET", &lines, "").status, status);
         assert_eq!(send(&gateway, "DELETE", &lines[1..], "").status, status);
     }
-    let again = session.post(&hello("2025-11-25"));
+    let again = session.post(&initialize_request("2025-11-25"));
     assert_eq!((again.status, code(&again)), (400, -32600));
-    let lost = send(&gateway, "POST", &[BOTH, "Mcp-Session-Id: nobody"], &hello("2025-11-25"));
+    let lost = send(&gateway, "POST", &[BOTH, "Mcp-Session-Id: nobody"], &initialize_request("2025-11-25"));
     assert_eq!(lost.status, 404);
-    let probed = send(&gateway, "POST", &[BOTH, "MCP-Protocol-Version: 2026-07-28"], &hello("2025-11-25"));
+    let probed = send(
+        &gateway,
+        "POST",
+        &[BOTH, "MCP-Protocol-Version: 2026-07-28"],
+        &initialize_request("2025-11-25"),
+    );
     assert_eq!(probed.status, 200, "a client that probed may have left the header");
     let failed = send(&gateway, "POST", &[BOTH], &request(1, "initialize", json!({"protocolVersion": 5})));
     assert_eq!((code(&failed), failed.field("mcp-session-id")), (-32602, None));
@@ -146,7 +151,7 @@ fn a_deleted_session_is_gone() {
 }
 
 #[test]
-fn methods_and_types_that_are_not_offered() {
+fn unsupported_methods_and_types_are_refused() {
     let gateway = Gateway::start(&[]);
     let session = Session::open(gateway.address, "/mcp");
     let named = format!("Mcp-Session-Id: {}", session.id);
@@ -215,7 +220,7 @@ fn batches_are_for_one_version() {
     let only = session.post(&json!([{"jsonrpc": "2.0", "method": "notifications/odd"}]).to_string());
     assert_eq!((only.status, only.body.as_str()), (202, ""));
     let many = Value::Array((0..65).map(ping).collect());
-    for bad in [json!([]), json!([5]), json!([ping(1), value(&hello("2025-03-26"))]), many] {
+    for bad in [json!([]), json!([5]), json!([ping(1), value(&initialize_request("2025-03-26"))]), many] {
         let answer = session.post(&bad.to_string());
         assert_eq!((answer.status, code(&answer)), (400, -32600), "{bad}");
     }
@@ -317,7 +322,7 @@ impl Session {
 }
 
 #[test]
-fn the_newest_get_has_the_stream() {
+fn the_newest_get_takes_the_stream() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge("s");
     let session = Session::open_as(gateway.address, "/mcp", "2025-06-18", &[]);
@@ -426,7 +431,7 @@ fn the_stream_of_a_post_is_resumed() {
 }
 
 #[test]
-fn a_stream_is_taken_over_from_a_connection_that_does_not_know_yet() {
+fn a_stream_is_taken_over_from_an_open_connection() {
     let gateway = Gateway::start(&[]);
     let edge = gateway.edge("s");
     let session = Session::open(gateway.address, "/mcp");
@@ -511,7 +516,7 @@ fn a_client_that_never_reads_is_cut_off_alone() {
 fn a_silent_answer_becomes_a_stream() {
     let gateway = in_process::Gateway::start(&[], |limits| {
         // Longer than what is not silent takes.
-        limits.session.silence = std::time::Duration::from_secs(1);
+        limits.session.stream_after = std::time::Duration::from_secs(1);
         limits.session.keep_alive = std::time::Duration::from_millis(50);
     });
     let edge = gateway.edge("s", &[]);
@@ -576,7 +581,13 @@ fn a_full_table_asks_to_retry_later() {
     let (one, _two) = (Session::open(gateway.address, "/mcp"), Session::open(gateway.address, "/mcp"));
     let third = || {
         let host = host(gateway.address);
-        ask(&mut Wire::connect(gateway.address), "POST", "/mcp", &[&host, BOTH], &hello("2025-11-25"))
+        ask(
+            &mut Wire::connect(gateway.address),
+            "POST",
+            "/mcp",
+            &[&host, BOTH],
+            &initialize_request("2025-11-25"),
+        )
     };
     let full = third();
     assert_eq!((full.status, full.field("retry-after")), (503, Some("1")));

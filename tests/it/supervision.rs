@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     directory,
     flags_register::with_health,
-    harness::{Edge, Gateway, PATIENCE, Program, command, eventually, fake_server, kill},
+    harness::{Edge, Gateway, Program, TIMEOUT, command, eventually, fake_server, kill},
     session::{Session, value},
     wire::{Client, get},
 };
@@ -35,7 +35,7 @@ fn until_served(client: &mut Client, tool: &str) {
 }
 
 #[test]
-fn the_link_outlives_the_server() {
+fn the_link_stays_up_when_the_server_crashes() {
     let gateway = Gateway::start(&["--timeout-run-tool", "10m"]);
     let edge = gateway.edge("s");
     edge.program.wait_for("registered: ");
@@ -70,8 +70,8 @@ fn the_link_outlives_the_server() {
         );
     }
     let got = edge.got();
-    let hello: Vec<&String> = got.iter().filter(|line| line.contains("\"initialize\"")).collect();
-    assert!(hello.iter().all(|line| *line == hello[0]), "{hello:?}");
+    let initialize: Vec<&String> = got.iter().filter(|line| line.contains("\"initialize\"")).collect();
+    assert!(initialize.iter().all(|line| *line == initialize[0]), "{initialize:?}");
     assert_eq!(edge.program.log().matches("registered: ").count(), 1, "the link stayed");
     assert!(client.rest().iter().all(|message| !message.contains("\"id\"")), "nobody is answered twice");
 }
@@ -377,7 +377,7 @@ const GARBAGE: &[&str] = &[
 ];
 
 #[test]
-fn a_hostile_gateway_makes_the_edge_do_nothing() {
+fn a_hostile_gateway_cannot_control_the_edge() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}/mcp/register", listener.local_addr().unwrap());
     let edge = Edge::start(&url, "s", &["--rich"], &[]);
@@ -420,8 +420,8 @@ fn a_hostile_gateway_makes_the_edge_do_nothing() {
 }
 
 fn bounded(stream: &TcpStream) {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(TIMEOUT)).unwrap();
 }
 
 /// A gateway that is not ours hears of a restart by what any MCP client understands.
@@ -444,9 +444,9 @@ fn a_restart_triggers_relisting_at_any_gateway() {
         }
     };
     assert!(next(&[r#"{"status":"received","id":"x","message":"hi"}"#]).contains("\"register\""));
-    let hello =
+    let initialize =
         r#"{"jsonrpc":"2.0","id":"h","method":"initialize","params":{"protocolVersion":"2024-11-05"}}"#;
-    assert!(next(&[hello]).contains("\"h\""));
+    assert!(next(&[initialize]).contains("\"h\""));
     let done = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
     let call = r#"{"jsonrpc":"2.0","id":"c","method":"tools/call","params":{"name":"crash"}}"#;
     assert!(next(&[done, call]).contains("exited with status 3"));
@@ -459,7 +459,7 @@ fn a_restart_triggers_relisting_at_any_gateway() {
 }
 
 #[test]
-fn a_command_that_does_not_exist_is_no_case_for_a_restart() {
+fn a_missing_command_is_not_restarted() {
     let log = directory("fake").join("log");
     for stdio in [
         "no-such-program-anywhere",

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     frames::End,
     harness::Gateway,
-    session::{Events, Session, hello, request, value},
+    session::{Events, Session, initialize_request, request, value},
     wire::Client,
 };
 
@@ -132,7 +132,7 @@ fn task_status_goes_to_its_principal_only() {
 }
 
 #[test]
-fn where_all_are_one_principal_tasks_are_everybodys() {
+fn tasks_are_visible_to_all_sessions_of_one_principal() {
     let mut world = World::start(&[]);
     let (one, two) = (world.client(""), world.client(""));
     let mut heard = listen(&two);
@@ -206,7 +206,7 @@ fn reused_task_ids_are_not_the_former_owners() {
 
 /// Who asks before the gateway knows whose task it is gets no answer about it.
 #[test]
-fn a_question_before_the_beginning_gets_no_foreign_answer() {
+fn task_requests_before_the_owner_is_known_are_not_answered() {
     let mut world = World::start(&["one", "two"]);
     let (one, two) = (world.client("one"), world.client("two"));
     let related = json!({"content": [], "_meta": {"io.modelcontextprotocol/related-task": {"taskId": "9"}}});
@@ -236,7 +236,7 @@ fn a_filtered_list_on_several_lines_is_one_event() {
     world.begin(&one, "a");
     world.begin(&two, "b");
     let mut old = Client::open(world.gateway.address, "/servers/s/sse", &["Authorization: Bearer two"]);
-    old.post(&hello("2025-11-25"));
+    old.post(&initialize_request("2025-11-25"));
     old.find(|message| message.contains("protocolVersion"));
     old.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
     let asked = old.begin("tasks/list", "{}");

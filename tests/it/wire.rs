@@ -10,7 +10,7 @@ use std::{
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use serde_json::value::RawValue;
 
-use crate::harness::{PATIENCE, eventually};
+use crate::harness::{TIMEOUT, eventually};
 
 /// Both directions of a connection.
 pub trait Duplex: Read + Write + Send {}
@@ -54,8 +54,8 @@ impl Wire {
         bind(&socket, &SocketAddr::from((source, 0))).unwrap();
         connect(&socket, &address).unwrap();
         let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         Self::new(stream)
     }
 
@@ -158,8 +158,8 @@ impl Wire {
 #[track_caller]
 pub fn tcp(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(TIMEOUT)).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
 }
@@ -343,7 +343,7 @@ impl Client {
         if let Some(place) = self.inbox.iter().position(|message| wanted(message)) {
             return self.inbox.remove(place).unwrap();
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let message = self.message();
             if wanted(&message) {
@@ -398,7 +398,7 @@ impl Client {
     /// The next event's name and data; `None`: the stream has its regular end.
     pub fn try_event(&mut self) -> io::Result<Option<(String, String)>> {
         // Comments keep the connection alive, and would keep a test waiting.
-        let deadline = Instant::now() + 2 * PATIENCE;
+        let deadline = Instant::now() + 2 * TIMEOUT;
         loop {
             if Instant::now() > deadline {
                 return Err(io::ErrorKind::TimedOut.into());

@@ -40,7 +40,7 @@ fn server() -> String {
 }
 
 #[test]
-fn a_window_without_end_does_not_end_the_edge() {
+fn an_endless_resume_window_is_accepted() {
     let (listener, url) = gateway();
     let _edge = Edge::start(&url, "s", &[], &[]);
     let mut end = next(&listener);
@@ -72,7 +72,7 @@ fn a_full_gateway_resumes_a_lost_link() {
     gateway.program.wait_for_nth("is reconnecting", 3);
     let mut other = End::connect(gateway.address, None);
     other.say(r#"{"jsonrpc":"2.0","id":"y","method":"register","params":{"name":"other","capabilities":{"mcpport":{}}}}"#);
-    let (code, reason) = other.farewell();
+    let (code, reason) = other.close_reason();
     assert!(code == 1013 && reason.contains("--max-links"), "{code} {reason}");
     relay.restore();
     assert_eq!(client.call_text("s_echo", r#"{"text":"y"}"#), "y");
@@ -80,7 +80,7 @@ fn a_full_gateway_resumes_a_lost_link() {
 
 /// An edge that was killed left its name behind; without an id it is nobody we know.
 #[test]
-fn a_name_that_is_waited_for_is_waited_for() {
+fn the_name_of_a_lost_server_stays_reserved() {
     let gateway = Gateway::start(&["--resume-window", "1s"]);
     let mut edge = gateway.edge("s");
     edge.program.kill();
@@ -118,7 +118,7 @@ fn an_edge_stopped_while_registering_closes_with_1001() {
     assert!(end.next().contains("\"register\""));
     // The gateway has taken it, and its answer is still under way.
     edge.program.signal(Signal::TERM);
-    assert_eq!(end.farewell().0, 1001);
+    assert_eq!(end.close_reason().0, 1001);
     assert!(edge.program.is_running(), "it is told before the server ends");
     assert_eq!(edge.program.ended().code, Some(0));
 }
@@ -133,7 +133,7 @@ fn an_edge_is_stopped_at_once_while_it_connects() {
 }
 
 #[test]
-fn a_server_that_just_ended_is_no_reason_to_give_up() {
+fn an_error_about_an_exited_server_is_not_final() {
     let (listener, url) = gateway();
     let mark = directory("mark").join("mark");
     // What the first one leaves behind holds its pipes, so that its last words are waited for.
@@ -220,12 +220,12 @@ fn edge_answers_have_reserved_capacity() {
     let mut end = next(&listener);
     end.next();
     end.say(r#"{"status":"received","id":"x","message":"m","capabilities":{"mcpport":{}}}"#);
-    let hello = |id: u64| {
+    let initialize = |id: u64| {
         format!(
             r#"{{"jsonrpc":"2.0","id":{id},"method":"initialize","params":{{"protocolVersion":"2025-06-18"}}}}"#
         )
     };
-    end.say(&hello(1));
+    end.say(&initialize(1));
     end.next();
     for id in 2..40 {
         end.say(&format!(
@@ -233,7 +233,7 @@ fn edge_answers_have_reserved_capacity() {
         ));
     }
     for id in 40..50 {
-        end.say(&hello(id));
+        end.say(&initialize(id));
     }
     end.find(|frame| member(frame, "id").as_deref() == Some("49"));
 }

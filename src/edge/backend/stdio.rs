@@ -228,7 +228,7 @@ impl StdioBackend {
         log::info!("server process exited: {exit}");
         // The last output is still in the pipes.
         let mut reader = reader;
-        let last_words = future::zip(
+        let drained = future::zip(
             async {
                 if let Some(task) = reader.as_mut() {
                     task.await;
@@ -241,7 +241,7 @@ impl StdioBackend {
                 }
             },
         );
-        let _ = timeout::within(limits.last_words, last_words).await;
+        let _ = timeout::within(limits.drain_time, drained).await;
         drop((writer, enough));
         // The reader may hold a line that waits for space in the queue of the link. Let it finish.
         if let Some(reader) = reader {

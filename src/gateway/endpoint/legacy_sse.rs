@@ -105,7 +105,7 @@ pub async fn messages(
             Response::new(StatusCode::Accepted).text("Accepted")
         }
         Err(why) => {
-            connection.gateway.answer_refused(&client, body, why);
+            connection.gateway.on_refused_client_response(&client, body, why);
             let error = jsonrpc::error("null", why.code(), why.reason());
             Response::new(StatusCode::BadRequest).json(error)
         }

@@ -56,10 +56,10 @@ impl Gateway {
         let (mut list, mut calls, mut last) = (String::new(), 0, None);
         loop {
             let before = last;
-            for (key, server) in self.catalog().overview(viewer, last).take(limits::PIECE) {
+            for (key, server) in self.catalog().overview(viewer, last).take(limits::YIELD_EVERY) {
                 let (id, name, upstream, tools, away) = server;
                 let id = id.map(|id| format!("\"id\":{},", quote(id))).unwrap_or_default();
-                let (name, state, under_way) = (quote(name), state(away), upstream.under_way());
+                let (name, state, under_way) = (quote(name), state(away), upstream.pending());
                 let comma = if list.is_empty() { "" } else { "," };
                 list += &format!(
                     "{comma}{{\"name\":{name},{id}\"state\":\"{state}\",\"tools\":{tools},\"calls\":{under_way}}}"
@@ -74,29 +74,29 @@ impl Gateway {
         }
     }
 
-    /// Answers a call of the gateway's own tool. With more than [`limits::PIECE`] servers the list
-    /// is built in steps, and the answer follows later.
+    /// Answers a call of the gateway's own tool. With more than [`limits::YIELD_EVERY`] servers the
+    /// list is built in steps, and the answer follows later.
     pub(in crate::gateway) fn list_servers(
         self: &Arc<Self>,
         client: &Session,
         message: &Message<'_>,
-        reply: &Responder,
+        responder: &Responder,
     ) -> Answer {
         let viewer = client.principal();
-        if self.catalog().len() <= limits::PIECE {
+        if self.catalog().len() <= limits::YIELD_EVERY {
             let mut list = ServerList::new(viewer);
             list.add(&self.catalog(), usize::MAX);
             return Answer::Now(list.result());
         }
-        let (gateway, reply) = (self.clone(), reply.clone());
+        let (gateway, responder) = (self.clone(), responder.clone());
         let id = message.id().unwrap_or_default().to_owned();
-        let (watching, failed, its_id) = (self.clone(), reply.clone(), id.clone());
+        let (watching, failed, its_id) = (self.clone(), responder.clone(), id.clone());
         let listing = async move {
             let mut list = ServerList::new(viewer);
-            while list.add(&gateway.catalog(), limits::PIECE) {
+            while list.add(&gateway.catalog(), limits::YIELD_EVERY) {
                 future::yield_now().await;
             }
-            reply.finish(jsonrpc::result(&id, &list.result()), &gateway.stats);
+            responder.finish(jsonrpc::result(&id, &list.result()), &gateway.stats);
         };
         executor::spawn_guarded(listing, move || {
             watching.stats.panics.add();
@@ -116,14 +116,14 @@ impl Gateway {
     /// connection that asks and its address.
     async fn tables(&self, calls: usize) -> String {
         let (connections, addresses) = {
-            let visits = self.connections();
-            (visits.len(), visits.addresses())
+            let limiter = self.connections();
+            (limiter.len(), limiter.addresses())
         };
         let servers = self.catalog().len();
         let clients: Vec<Arc<Session>> = self.sessions().all().cloned().collect();
         let (sessions, mut streams) = (clients.len(), 0);
-        for piece in clients.chunks(limits::PIECE) {
-            streams += piece.iter().map(|client| client.open_streams()).sum::<usize>();
+        for chunk in clients.chunks(limits::YIELD_EVERY) {
+            streams += chunk.iter().map(|client| client.open_streams()).sum::<usize>();
             future::yield_now().await;
         }
         let sizes = [
@@ -157,10 +157,10 @@ impl ServerList {
         Self { viewer, texts: String::new(), servers: String::new(), last: None }
     }
 
-    /// Adds the next servers, at most `most`. Returns false if there were none left.
-    fn add(&mut self, catalog: &Catalog<Arc<Upstream>>, most: usize) -> bool {
+    /// Adds the next servers, at most `max`. Returns false if there were none left.
+    fn add(&mut self, catalog: &Catalog<Arc<Upstream>>, max: usize) -> bool {
         let before = self.last;
-        for (key, server) in catalog.servers_behind(self.viewer, self.last).take(most) {
+        for (key, server) in catalog.servers_behind(self.viewer, self.last).take(max) {
             let comma = if self.last.is_some() { "," } else { "" };
             self.texts += &format!("{comma}{{\"type\":\"text\",\"text\":{}}}", quote(&server));
             self.servers += comma;

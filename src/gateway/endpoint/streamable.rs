@@ -191,11 +191,11 @@ async fn post(
     let posted = take(connection, principal, scope, request);
     connection.web.drop_body();
     match posted {
-        Ok(Posted::Asked { client, queue, reply, batch }) => {
-            answer(connection, &client, queue, (&reply, batch), form, request).await
+        Ok(Posted::Asked { client, queue, responder, batch }) => {
+            answer(connection, &client, queue, (&responder, batch), form, request).await
         }
-        Ok(Posted::Begun { client, queue, reply }) => {
-            let begun = open(connection, principal, &client, queue, &reply).await?;
+        Ok(Posted::Begun { client, queue, responder }) => {
+            let begun = open(connection, principal, &client, queue, &responder).await?;
             match begun {
                 Some(response) if form == Form::Events && response.status() == StatusCode::Ok => {
                     one_event(connection, &response, request).await
@@ -211,11 +211,11 @@ async fn post(
 /// The outcome of handling the messages of a POST.
 enum Posted {
     /// It has requests. Their responses arrive through `queue`.
-    Asked { client: Arc<Session>, queue: Receiver<()>, reply: Responder, batch: bool },
+    Asked { client: Arc<Session>, queue: Receiver<()>, responder: Responder, batch: bool },
     /// It has only notifications and responses.
     Accepted,
     /// It is an `initialize`. Its response arrives through `queue`.
-    Begun { client: Arc<Session>, queue: Receiver<()>, reply: Responder },
+    Begun { client: Arc<Session>, queue: Receiver<()>, responder: Responder },
 }
 
 /// Parses the body and dispatches its messages.
@@ -231,7 +231,7 @@ fn take(
     let body = connection.web.conn.body();
     let malformed = |why: Malformed| {
         if let Ok(client) = session(connection, principal, &scope, request) {
-            connection.gateway.answer_refused(&client, body, why);
+            connection.gateway.on_refused_client_response(&client, body, why);
         }
         refuse(StatusCode::BadRequest, "null", why.code(), why.reason())
     };
@@ -260,12 +260,12 @@ fn take(
     }
     let requests = messages.iter().filter(|message| message.kind() == Kind::Request).count();
     let (sender, queue) = connection.gateway.client_queue(client.account());
-    let most = connection.gateway.config.limits.session.batch_bytes;
-    let reply = Responder::post(sender, requests, most);
+    let max = connection.gateway.config.limits.session.batch_bytes;
+    let responder = Responder::post(sender, requests, max);
     for message in &messages {
-        connection.gateway.dispatch(&client, message, &reply);
+        connection.gateway.dispatch(&client, message, &responder);
     }
-    Ok(if requests == 0 { Posted::Accepted } else { Posted::Asked { client, queue, reply, batch } })
+    Ok(if requests == 0 { Posted::Accepted } else { Posted::Asked { client, queue, responder, batch } })
 }
 
 /// Parses the messages of a batch. Only protocol version 2025-03-26 has batches, and `initialize`
@@ -282,7 +282,7 @@ fn read_batch<'a>(
     let mut messages = Vec::new();
     for span in elements(body, start..body.len()) {
         let message = Message::read_strict(&body[span.clone()]).map_err(|why| {
-            connection.gateway.answer_refused(client, body[span].as_bytes(), why);
+            connection.gateway.on_refused_client_response(client, body[span].as_bytes(), why);
             refuse(StatusCode::BadRequest, "null", why.code(), why.reason())
         })?;
         if message.method() == "initialize" {
@@ -323,9 +323,9 @@ fn initialize(
     let client = Session::new(session::id(random), (principal, account), scope, false, outbox, limits);
     client.streams().give_standalone(standalone);
     let (sender, queue) = gateway.client_queue(client.account());
-    let reply = Responder::post(sender, 1, gateway.config.limits.session.batch_bytes);
-    gateway.dispatch(&client, message, &reply);
-    Ok(Posted::Begun { client, queue, reply })
+    let responder = Responder::post(sender, 1, gateway.config.limits.session.batch_bytes);
+    gateway.dispatch(&client, message, &responder);
+    Ok(Posted::Begun { client, queue, responder })
 }
 
 /// Opens the session once `initialize` was answered with a result. Until then its id is not known
@@ -335,12 +335,12 @@ async fn open(
     principal: Principal,
     client: &Arc<Session>,
     mut queue: Receiver<()>,
-    reply: &Responder,
+    responder: &Responder,
 ) -> io::Result<Option<Response>> {
     let mut answers = VecDeque::new();
-    let mut gathered = gather(connection, &mut queue, reply, &mut answers, None).await;
+    let mut gathered = gather(connection, &mut queue, responder, &mut answers, None).await;
     while matches!(gathered, Ok(Gathered::Begun)) {
-        gathered = gather(connection, &mut queue, reply, &mut answers, None).await;
+        gathered = gather(connection, &mut queue, responder, &mut answers, None).await;
         // Other messages cannot be sent to a client whose session is not open yet.
         answers.retain(|text| is_response(text));
     }
@@ -375,7 +375,7 @@ async fn answer(
     connection: &mut Connection,
     client: &Arc<Session>,
     mut queue: Receiver<()>,
-    (reply, batch): (&Responder, bool),
+    (responder, batch): (&Responder, bool),
     form: Form,
     request: &Request,
 ) -> io::Result<Option<Response>> {
@@ -383,10 +383,10 @@ async fn answer(
     // A client that did not list text/event-stream may not handle it, so silence does not start a
     // stream for it.
     let silent = (form == Form::Either && names_events(request))
-        .then(|| Instant::now() + connection.gateway.config.limits.session.silence);
+        .then(|| Instant::now() + connection.gateway.config.limits.session.stream_after);
     let plain = form != Form::Events
         && loop {
-            match gather(connection, &mut queue, reply, &mut messages, silent).await? {
+            match gather(connection, &mut queue, responder, &mut messages, silent).await? {
                 Gathered::Complete => break true,
                 Gathered::Begun if form == Form::Json => {}
                 Gathered::Begun => break false,
@@ -458,7 +458,7 @@ enum Gathered {
 async fn gather(
     connection: &mut Connection,
     queue: &mut Receiver<()>,
-    reply: &Responder,
+    responder: &Responder,
     messages: &mut VecDeque<String>,
     silent: Option<Instant>,
 ) -> io::Result<Gathered> {
@@ -472,7 +472,7 @@ async fn gather(
             }
         };
         // Checked after the queue: other messages are marked before they are queued.
-        if reply.had_other() {
+        if responder.had_other() {
             return Poll::Ready(Ok(Gathered::Begun));
         }
         if complete {
@@ -532,7 +532,7 @@ async fn stream(
     if matches!(ended, Ok(StreamEnd::Complete)) {
         attached.queue = None;
     }
-    client.streams().rest(attached);
+    client.streams().detach(attached);
     match ended {
         // The new connection has the stream by now. The old one may go on with other requests.
         Ok(StreamEnd::Wanted) => event_stream::write_all(web, &[]).await.map(|_| ()),
@@ -609,7 +609,7 @@ async fn resume(
             let line = format_args!("client {name}: cannot resume a stream: its events are no longer stored");
             let gateway = &connection.gateway;
             gateway.log_throttled(log::Level::Info, "not_resumed", &name.to_string(), LOG_WARNINGS, line);
-            client.streams().rest(attached);
+            client.streams().detach(attached);
             Err(NotAttached::Unknown)
         }
     }

@@ -29,7 +29,7 @@ pub struct Metered {
     pub(super) since: usize,
     /// The limit of `since`. Nothing is read beyond it, because the library would go on for as long
     /// as there is data. The driver checks it next, and ends the link.
-    pub(super) most: usize,
+    pub(super) max: usize,
     /// Bytes written so far.
     pub(super) written: u64,
     memory: Option<Box<ReadMemory>>,
@@ -54,14 +54,14 @@ struct ReadMemory {
     /// Since when a frame waits for memory, and the timer for the next try.
     waiting: Option<(Instant, Timer)>,
     /// Largest message. The library refuses larger ones without allocating anything.
-    most: usize,
-    patience: Duration,
+    max: usize,
+    timeout: Duration,
 }
 
 impl Metered {
     pub(super) fn new(inner: Stream, limits: &LinkLimits) -> Self {
-        let most = limits.message_bytes + limits.read_buffer;
-        Self { inner, since: 0, most, written: 0, memory: None }
+        let max = limits.message_bytes + limits.read_buffer;
+        Self { inner, since: 0, max, written: 0, memory: None }
     }
 
     /// Creates a stream from which `held` was already read, and whose buffers are charged to
@@ -76,15 +76,15 @@ impl Metered {
             write_buffer: 0,
             used: Instant::now(),
             waiting: None,
-            most: limits.message_bytes,
-            patience: limits.memory_wait,
+            max: limits.message_bytes,
+            timeout: limits.memory_wait,
         };
         Self { memory: Some(Box::new(memory)), ..Self::new(inner, limits) }
     }
 
     /// Limits further reads to about `bytes`.
     pub(super) fn limit(&mut self, bytes: usize) {
-        (self.since, self.most) = (0, bytes);
+        (self.since, self.max) = (0, bytes);
     }
 
     /// Records that a complete message was taken from the library.
@@ -148,10 +148,10 @@ impl ReadMemory {
     }
 
     /// Takes memory for an announced frame, or waits for it. Fails with `OutOfMemory` after
-    /// `patience`. Frames that the library refuses because of their size need none; `bytes` may be
+    /// `timeout`. Frames that the library refuses because of their size need none; `bytes` may be
     /// twice the length of the payload.
     fn poll_admit(&mut self, bytes: usize, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if bytes.div_ceil(2) <= self.most {
+        if bytes.div_ceil(2) <= self.max {
             ready!(self.poll_grow(self.message.saturating_add(bytes), context))?;
         }
         self.scanner.admit();
@@ -167,12 +167,12 @@ impl ReadMemory {
         while !self.charge.resize(buffer + self.write_buffer) {
             let now = Instant::now();
             let (since, timer) =
-                self.waiting.get_or_insert_with(|| (now, Timer::after(limits::LINK_MEMORY_LOOK)));
-            if now.duration_since(*since) >= self.patience {
+                self.waiting.get_or_insert_with(|| (now, Timer::after(limits::LINK_MEMORY_RETRY)));
+            if now.duration_since(*since) >= self.timeout {
                 return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
             }
             ready!(Pin::new(&mut *timer).poll(context));
-            timer.set_after(limits::LINK_MEMORY_LOOK);
+            timer.set_after(limits::LINK_MEMORY_RETRY);
         }
         self.waiting = None;
         (self.message, self.read_buffer, self.used) = (message, buffer, Instant::now());
@@ -229,7 +229,7 @@ impl AsyncRead for Metered {
         context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        if self.since > self.most {
+        if self.since > self.max {
             return Poll::Pending;
         }
         let Self { inner, memory, .. } = &mut *self;

@@ -55,9 +55,9 @@ fn run(data: &[u8], limits: &HttpLimits, caller: u8, size: impl Fn(u32) -> usize
                 2 => conn.respond(now, &Response::new(StatusCode::Unauthorized).text("no"), &mut out),
                 _ => match Upgrade::check(&request) {
                     Ok(upgrade) => {
-                        let mut glued = conn.upgrade(&upgrade, &mut out);
-                        glued.extend_from_slice(rest);
-                        events.push(format!("{glued:?}"));
+                        let mut leftover = conn.upgrade(&upgrade, &mut out);
+                        leftover.extend_from_slice(rest);
+                        events.push(format!("{leftover:?}"));
                         return (events, out);
                     }
                     Err(response) => conn.respond(now, &response, &mut out),

@@ -36,10 +36,10 @@ fuzz_target!(|data: &[u8]| {
         match (letters.next(), letters.as_str()) {
             (Some('d'), frame) => world.down(frame),
             (Some('u'), line) => world.up(line),
-            (Some('i'), _) => world.greet(),
+            (Some('i'), _) => world.initialize(),
             (Some('q'), id) => world.ask(id),
             (Some('c'), id) => world.cancel(id),
-            (Some('h'), _) => world.hello(),
+            (Some('h'), _) => world.answer_initialize(),
             (Some(word @ ('a' | 'p' | 'e')), place) => world.reply(word, place),
             (Some('k'), _) => world.end_child(),
             (Some('b'), _) => world.start_child(),
@@ -85,9 +85,9 @@ struct World {
     child: u32,
     /// The child runs.
     alive: bool,
-    greeted: bool,
+    initialized: bool,
     /// The id with which the child was initialized, as long as it has not answered.
-    hello: Option<u64>,
+    initialize_id: Option<u64>,
     questions: Vec<Question>,
     /// Ids of this link, with the place of their question.
     asked: HashMap<u64, usize>,
@@ -104,8 +104,8 @@ impl World {
             link: 0,
             child: 0,
             alive: true,
-            greeted: false,
-            hello: None,
+            initialized: false,
+            initialize_id: None,
             questions: Vec::new(),
             asked: HashMap::new(),
             held: VecDeque::new(),
@@ -140,7 +140,7 @@ impl World {
     fn up(&mut self, line: &str) {
         self.wild = true;
         match self.edge.on_child_line(line) {
-            ToGateway::Gateway(frame) | ToGateway::Stray(frame) => {
+            ToGateway::Gateway(frame) | ToGateway::Unmatched(frame) => {
                 let (before, after) = (Message::read(line).expect("a message"), read(&frame));
                 assert_eq!((before.kind(), before.method()), (after.kind(), after.method()));
                 assert_eq!(before.result().is_some(), after.result().is_some());
@@ -151,14 +151,14 @@ impl World {
         }
     }
 
-    fn greet(&mut self) {
-        if std::mem::replace(&mut self.greeted, true) {
+    fn initialize(&mut self) {
+        if std::mem::replace(&mut self.initialized, true) {
             return;
         }
         let id = HELLO + self.link;
         let frame = jsonrpc::request(&id.to_string(), "initialize", "{}");
         match self.edge.on_gateway_frame(self.now, &frame) {
-            ToChild::Child(line) => self.hello = number(read(&line).id()),
+            ToChild::Child(line) => self.initialize_id = number(read(&line).id()),
             ToChild::Gateway(answer) => assert_eq!(number(read(&answer).id()), Some(id)),
             ToChild::Drop(_) => {}
             other => panic!("{other:?}"),
@@ -228,8 +228,8 @@ impl World {
     }
 
     /// The child answers `initialize`.
-    fn hello(&mut self) {
-        let Some(id) = self.hello.take().filter(|_| self.alive) else { return };
+    fn answer_initialize(&mut self) {
+        let Some(id) = self.initialize_id.take().filter(|_| self.alive) else { return };
         let line = jsonrpc::result(&id.to_string(), "{\"capabilities\":{}}");
         match self.edge.on_child_line(&line) {
             ToGateway::Ready { lines, frames } => self.ready(&lines, &frames),
@@ -303,7 +303,7 @@ impl World {
         }
         let answers = self.edge.child_gone("it has ended", None);
         self.held.clear();
-        self.hello = None;
+        self.initialize_id = None;
         let open = self.questions.iter_mut().filter(|one| !matches!(one.stand, Stand::Closed(_)));
         let mut open: Vec<u64> = open.map(|one| one.close()).collect();
         let mut told: Vec<u64> = answers.iter().filter_map(|answer| number(read(answer).id())).collect();
@@ -319,7 +319,7 @@ impl World {
         self.child += 1;
         let first = self.edge.child_back();
         assert_eq!(first.is_some(), self.edge.is_initializing());
-        self.hello = first.and_then(|line| number(read(&line).id()));
+        self.initialize_id = first.and_then(|line| number(read(&line).id()));
     }
 
     /// Exactly what is open is cancelled, and nobody hears of it again.
@@ -338,7 +338,7 @@ impl World {
         for one in &mut self.questions {
             one.close();
         }
-        (self.link, self.greeted) = (self.link + 1, false);
+        (self.link, self.initialized) = (self.link + 1, false);
         self.asked.clear();
         self.held.clear();
     }

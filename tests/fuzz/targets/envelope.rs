@@ -38,7 +38,7 @@ fuzz_target!(|data: &[u8]| {
 
 /// The deepest nesting, strings left out.
 fn depth(text: &str) -> u32 {
-    let (mut now, mut most, mut string, mut escaped) = (0u32, 0, false, false);
+    let (mut now, mut max, mut string, mut escaped) = (0u32, 0, false, false);
     for byte in text.bytes() {
         match byte {
             _ if escaped => escaped = false,
@@ -48,9 +48,9 @@ fn depth(text: &str) -> u32 {
             b'}' | b']' if !string => now = now.saturating_sub(1),
             _ => {}
         }
-        most = most.max(now);
+        max = max.max(now);
     }
-    most
+    max
 }
 
 /// Another id, and back: one line, and but for the line breaks what it was.

@@ -67,9 +67,9 @@ impl World {
 
     fn open(&mut self, argument: u8) {
         let token = [None, Some("0"), Some("\"t\""), Some("7")][usize::from(argument) % 4];
-        let patience = Duration::from_millis(u64::from(argument));
-        let opened = self.mux.open(self.now, self.callers, "m", token, patience);
-        self.taken(opened, token, patience, false);
+        let timeout = Duration::from_millis(u64::from(argument));
+        let opened = self.mux.open(self.now, self.callers, "m", token, timeout);
+        self.taken(opened, token, timeout, false);
     }
 
     fn open_own(&mut self, argument: u8) {
@@ -77,12 +77,12 @@ impl World {
         if self.open.values().any(|request| request.own) {
             return;
         }
-        let patience = Duration::from_millis(u64::from(argument));
-        let opened = self.mux.open_own(self.now, self.callers, "own", patience);
-        self.taken(opened, None, patience, true);
+        let timeout = Duration::from_millis(u64::from(argument));
+        let opened = self.mux.open_own(self.now, self.callers, "own", timeout);
+        self.taken(opened, None, timeout, true);
     }
 
-    fn taken(&mut self, opened: Result<u64, MuxRefused>, token: Option<&str>, patience: Duration, own: bool) {
+    fn taken(&mut self, opened: Result<u64, MuxRefused>, token: Option<&str>, timeout: Duration, own: bool) {
         let full = self.open.len() >= MOST && !own;
         let expected = match (self.gone, full) {
             (true, _) => Err(MuxRefused::Gone),
@@ -93,7 +93,7 @@ impl World {
         let Ok(id) = opened else { return };
         self.last = id;
         let token = token.map(str::to_owned);
-        let request = Request { caller: self.callers, token, deadline: self.now + patience, own };
+        let request = Request { caller: self.callers, token, deadline: self.now + timeout, own };
         self.open.insert(id, request);
         self.callers += 1;
     }
@@ -120,7 +120,7 @@ impl World {
                 assert!(is_ours, "{form}");
                 self.leaves(id, Some(pending));
             }
-            Routed::Stray => assert!(!is_ours || !self.open.contains_key(&id)),
+            Routed::Unmatched => assert!(!is_ours || !self.open.contains_key(&id)),
             other => panic!("{other:?}"),
         }
     }
@@ -138,7 +138,7 @@ impl World {
                 let token = self.open[&id].token.as_deref();
                 assert_eq!(self.mux.get(id).expect("it stays").token(), token);
             }
-            Routed::Stray => assert!(!wanted),
+            Routed::Unmatched => assert!(!wanted),
             other => panic!("{other:?}"),
         }
     }

@@ -33,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
         if let Some(tree) = &tree {
             assert_eq!(tree["status"], *status.status);
             assert!(tree["message"] == *status.message || status.message.is_empty());
-            assert_eq!(status.ours, tree["capabilities"].get("mcpport").is_some());
+            assert_eq!(status.accepts_mcpport, tree["capabilities"].get("mcpport").is_some());
         }
         let error = Status::read(&Status::error(&status.message)).expect("a status frame");
         assert_eq!((error.status.as_str(), &error.message), ("error", &status.message));
@@ -41,12 +41,13 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn sound(registration: &Registration) {
-    let Registration { id, name, ours, sessions, resumes, claim, message_bytes } = registration;
+    let Registration { id, name, reads_status_frames, sessions, resumes, claim, message_bytes } =
+        registration;
     assert!(id.as_ref().is_none_or(|id| id.len() <= SERVER_ID && !id.chars().any(char::is_control)));
     assert!(name.as_ref().is_none_or(|name| util::name::is_name(name, NAME)));
-    assert!(sessions.is_none_or(|most| *ours && most > 0));
-    assert!(message_bytes.is_none_or(|most| *ours && most > 0));
-    assert!((*ours || !resumes) && (*resumes || claim.is_none()));
+    assert!(sessions.is_none_or(|max| *reads_status_frames && max > 0));
+    assert!(message_bytes.is_none_or(|max| *reads_status_frames && max > 0));
+    assert!((*reads_status_frames || !resumes) && (*resumes || claim.is_none()));
 }
 
 /// The library's tree keeps the last of two members with one name; we refuse those that matter, so that both agree.
@@ -61,18 +62,18 @@ fn stands(registration: &Registration, tree: &Value) {
         (Some(id), Value::Number(_)) => assert!(id.bytes().all(|byte| byte.is_ascii_digit())),
         (_, other) => panic!("{other} is an id"),
     }
-    let ours = &tree["params"]["capabilities"]["mcpport"];
-    assert_eq!(registration.ours, !old && ours.is_object());
-    if let Some(most) = registration.sessions {
-        assert_eq!(ours["sessions"]["max"], most);
+    let capability = &tree["params"]["capabilities"]["mcpport"];
+    assert_eq!(registration.reads_status_frames, !old && capability.is_object());
+    if let Some(max) = registration.sessions {
+        assert_eq!(capability["sessions"]["max"], max);
     }
-    if let Some(most) = registration.message_bytes {
-        assert_eq!(ours["message_bytes"], most);
+    if let Some(max) = registration.message_bytes {
+        assert_eq!(capability["message_bytes"], max);
     }
-    assert_eq!(registration.resumes, registration.ours && ours["resume"].is_object());
+    assert_eq!(registration.resumes, registration.reads_status_frames && capability["resume"].is_object());
     if let Some(claim) = &registration.claim {
-        assert_eq!(ours["resume"]["token"], claim.token.expose());
-        assert_eq!(ours["resume"]["received"], claim.received);
+        assert_eq!(capability["resume"]["token"], claim.token.expose());
+        assert_eq!(capability["resume"]["received"], claim.received);
     }
 }
 
@@ -81,24 +82,24 @@ fn again(registration: &Registration) {
     let (Some(id), Some(name)) = (&registration.id, &registration.name) else { return };
     let claim = registration.claim.as_ref();
     for (sessions, claim) in [(None, None), (registration.sessions, claim), (None, claim)] {
-        let most = registration.message_bytes.unwrap_or(1);
-        let frame = Registration::frame(id, name, most, sessions, claim);
+        let max = registration.message_bytes.unwrap_or(1);
+        let frame = Registration::frame(id, name, max, sessions, claim);
         let read = Registration::read(&frame, NAME).expect("what we write we read");
         assert_eq!((&read.id, &read.name), (&registration.id, &registration.name));
-        assert_eq!((read.ours, read.resumes, read.sessions), (true, true, sessions));
-        assert_eq!(read.message_bytes, Some(most));
+        assert_eq!((read.reads_status_frames, read.resumes, read.sessions), (true, true, sessions));
+        assert_eq!(read.message_bytes, Some(max));
         assert_eq!(read.claim.as_ref().map(shown), claim.map(shown));
     }
     let (token, window) = (Secret::new(name.as_str()), Duration::from_secs(30));
     let received = claim.map(|claim| claim.received);
     let grant = ResumeGrant { token, window, received };
-    for (ours, sessions, grant) in
+    for (accepts_mcpport, sessions, grant) in
         [(true, true, Some(&grant)), (true, false, Some(&grant)), (true, true, None), (false, false, None)]
     {
-        let status =
-            Status::read(&Status::received(id, ours, 9000, sessions, grant)).expect("a status frame");
-        assert_eq!(status.message_bytes, ours.then_some(9000));
-        assert_eq!((status.ours, status.sessions), (ours, ours && sessions));
+        let status = Status::read(&Status::received(id, accepts_mcpport, 9000, sessions, grant))
+            .expect("a status frame");
+        assert_eq!(status.message_bytes, accepts_mcpport.then_some(9000));
+        assert_eq!((status.accepts_mcpport, status.sessions), (accepts_mcpport, accepts_mcpport && sessions));
         assert_eq!(status.resume.is_some(), grant.is_some());
         if let Some(read) = status.resume {
             assert_eq!((read.token.expose(), read.window, read.received), (&**name, window, received));

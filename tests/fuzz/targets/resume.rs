@@ -94,7 +94,7 @@ fn hear(ends: &mut [End; 2], here: usize, now: Instant, limits: &LinkLimits) {
     match end.wire.pop_front() {
         Some(Wire::Frame(frame, bytes)) => {
             end.hears(frame, bytes, now);
-            if let Some(ack) = end.resume.owed(limits) {
+            if let Some(ack) = end.resume.due_acknowledgement(limits) {
                 ends[1 - here].wire.push_back(Wire::Ack(ack));
             }
         }
@@ -109,7 +109,7 @@ fn hear(ends: &mut [End; 2], here: usize, now: Instant, limits: &LinkLimits) {
 /// An acknowledgement whose time has come.
 fn late(ends: &mut [End; 2], here: usize, now: Instant, limits: &LinkLimits) {
     if ends[here].resume.due(limits).is_some_and(|due| due <= now) {
-        let ack = ends[here].resume.tell();
+        let ack = ends[here].resume.acknowledgement();
         ends[1 - here].wire.push_back(Wire::Ack(ack));
     }
 }
@@ -168,7 +168,7 @@ fn lone(data: &[u8], limits: &LinkLimits) {
                     (acknowledged, told) = (claim, received);
                 }
             }
-            4 => match resume.owed(limits) {
+            4 => match resume.due_acknowledgement(limits) {
                 Some(ack) => {
                     assert_eq!(read(&ack), Some(received));
                     told = received;
@@ -176,7 +176,7 @@ fn lone(data: &[u8], limits: &LinkLimits) {
                 None => assert!(received - told < limits.ack_every),
             },
             5 => {
-                assert_eq!(read(&resume.tell()), Some(received));
+                assert_eq!(read(&resume.acknowledgement()), Some(received));
                 told = received;
             }
             _ => now += Duration::from_millis(argument),

@@ -73,7 +73,7 @@ fn abandoned_sessions_do_not_cost_a_reader_its_stream() {
 fn parked_answers_make_room_for_later_ones() {
     let gateway = in_process::Gateway::start(&[], |limits| {
         limits.memory.bytes = 16 * MIB;
-        limits.session.silence = Duration::from_millis(20);
+        limits.session.stream_after = Duration::from_millis(20);
     });
     let _edge = gateway.edge("s", &[]);
     let helper = Session::open(gateway.address, "/mcp");
@@ -285,10 +285,11 @@ fn facts_and_subscriptions_beyond_the_budget_are_refused() {
     for length in [60 * 1024, 17 * 1024] {
         let name = "x".repeat(length);
         let client = json!({"name": name, "version": "1"});
-        let hello = json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client});
+        let initialize_params =
+            json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client});
         let refused = loop {
             let lines = [&host(gateway.address), BOTH];
-            let body = request(7, "initialize", hello.clone());
+            let body = request(7, "initialize", initialize_params.clone());
             let answer = ask(&mut Wire::connect(gateway.address), "POST", "/mcp", &lines, &body);
             match answer.field("mcp-session-id") {
                 Some(id) => sessions.push(id.to_owned()),
@@ -322,9 +323,9 @@ fn answers_to_initialize_are_charged() {
         let mut link = Raw::upgraded(gateway.address);
         link.text(&registration(&format!("s{}", links.len())));
         link.text_with("\"status\"");
-        let hello = link.text_with("\"initialize\"");
+        let initialize_params = link.text_with("\"initialize\"");
         link.answer(
-            &hello,
+            &initialize_params,
             &format!(
                 r#"{{"protocolVersion":"2025-06-18","capabilities":{{}},"serverInfo":{{"name":"x","version":"1"}},"instructions":"{text}"}}"#
             ),
@@ -413,9 +414,9 @@ fn stays_within_its_budget_under_attack() {
     // Else glibc reserves 64 MiB of addresses for each thread; the static build does not.
     let gateway = Gateway::start_in(&["--max-memory", "32M"], &[("MALLOC_ARENA_MAX", "1")]);
     let pid = gateway.program.pid();
-    let most = Some(96 * MIB as u64);
+    let max = Some(96 * MIB as u64);
     let process = rustix::process::Pid::from_raw(pid.try_into().unwrap());
-    prlimit(process, Resource::As, Rlimit { current: most, maximum: most }).unwrap();
+    prlimit(process, Resource::As, Rlimit { current: max, maximum: max }).unwrap();
     let _good = gateway.edge("good");
     let _bad: Vec<Edge> = (0..4)
         .map(|number| Edge::start(&gateway.url(), &format!("bad{number}"), &["--rich", "--many", "500"], &[]))
@@ -473,8 +474,9 @@ fn attack(address: SocketAddr, end: Instant) {
             let uri = format!("a://{round}/{number}/{}", "x".repeat(2000));
             held.push(session.send("POST", &[BOTH], &request(3, "resources/subscribe", json!({"uri": uri}))));
             let client = json!({"name": "x".repeat(60_000), "version": "1"});
-            let hello = json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client});
-            let body = request(4, "initialize", hello);
+            let initialize_params =
+                json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client});
+            let body = request(4, "initialize", initialize_params);
             let mut wire = Wire::connect(address);
             let _ = wire.try_send(text("POST", "/mcp", &[&own, BOTH], &body));
             held.push(wire);

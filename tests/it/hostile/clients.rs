@@ -12,7 +12,7 @@ use crate::{
 
 /// A wish for log messages is no call of the session's, so it takes no place that the calls of others need.
 #[test]
-fn log_levels_take_no_place_of_calls() {
+fn log_levels_do_not_count_as_calls() {
     let gateway = Gateway::start(&["--max-calls-per-server", "4"]);
     let edge = gateway.edge_with("s", &["--rich", "--mute", "logging/setLevel"], &[]);
     // A server that has told all is asked once more for the level that is wanted.
@@ -46,14 +46,14 @@ fn the_last_log_level_holds() {
         session.ask("logging/setLevel", json!({"level": level}));
     }
     for expected in ["error", "warning"] {
-        let wish = end.find(|frame| frame.contains("logging/setLevel"));
-        assert_eq!(value(&wish)["params"]["level"], *expected);
-        let id = member(&wish, "id").unwrap();
+        let request = end.find(|frame| frame.contains("logging/setLevel"));
+        assert_eq!(value(&request)["params"]["level"], *expected);
+        let id = member(&request, "id").unwrap();
         end.say(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#));
     }
     session.ask("logging/setLevel", json!({"level": "alert"}));
-    let wish = end.find(|frame| frame.contains("logging/setLevel"));
-    assert_eq!(value(&wish)["params"]["level"], "alert");
+    let request = end.find(|frame| frame.contains("logging/setLevel"));
+    assert_eq!(value(&request)["params"]["level"], "alert");
 }
 
 /// What a client calls a method stands in no line of the log as it was written, and is not kept whatever its length.
@@ -146,10 +146,10 @@ fn a_second_initialize_changes_nothing() {
     let edge = gateway.edge_with("s", &["--version", "2025-06-18"], &[]);
     edge.program.wait_for("registered: ");
     let mut client = crate::wire::Client::open(gateway.address, "/servers/s/sse", &[]);
-    let hello =
+    let initialize_params =
         |version: &str| format!(r#"{{"protocolVersion":"{version}","capabilities":{{}},"clientInfo":{{}}}}"#);
-    assert!(client.ask("initialize", &hello("2025-06-18")).contains("result"));
-    assert!(client.ask("initialize", &hello("2024-11-05")).contains("already"));
+    assert!(client.ask("initialize", &initialize_params("2025-06-18")).contains("result"));
+    assert!(client.ask("initialize", &initialize_params("2024-11-05")).contains("already"));
     let link = r#"{"content":[{"type":"resource_link","uri":"a://b","name":"n"}]}"#;
     let answer = client.call("raw", &json!({"result": link}).to_string());
     assert!(answer.contains("resource_link"), "{answer}");

@@ -97,10 +97,10 @@ fn a_gateway_without_descriptors_waits() {
     let session = Session::open(gateway.address, "/mcp");
     calls(&session, "s_echo", 1);
     let pid = gateway.program.pid();
-    let limit = |most: u64| {
+    let limit = |max: u64| {
         let id = Pid::from_raw(i32::try_from(pid).unwrap());
         let maximum = getrlimit(Resource::Nofile).maximum;
-        prlimit(id, Resource::Nofile, Rlimit { current: Some(most), maximum }).unwrap();
+        prlimit(id, Resource::Nofile, Rlimit { current: Some(max), maximum }).unwrap();
     };
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64;
     limit(open + 5);

@@ -19,7 +19,7 @@ use crate::{
 
 /// Rule 40: SIGTERM under load. Nobody new is served, calls end, streams end, links hear 1001, the exit is clean.
 #[test]
-fn the_end_under_load_is_orderly() {
+fn shutdown_under_load_is_orderly() {
     let mut gateway = Gateway::start(&[]);
     let edge = gateway.edge("s");
     let mut raw = Raw::registered(gateway.address, "raw");

@@ -55,10 +55,10 @@ impl Row {
 
     /// Bounds that hold on a busy machine, too: the exact values are for reading.
     #[track_caller]
-    fn check(&self, most_kib: u64) {
+    fn check(&self, max_kib: u64) {
         self.print();
         let (before, peak) = self.memory;
-        assert!(peak - before.min(peak) <= most_kib, "{}: {before} KiB, then {peak} KiB", self.name);
+        assert!(peak - before.min(peak) <= max_kib, "{}: {before} KiB, then {peak} KiB", self.name);
         let (calm, meanwhile) = self.waits;
         assert!(meanwhile <= calm * 2 + Duration::from_secs(1), "{}: {calm:?}, {meanwhile:?}", self.name);
     }
@@ -94,7 +94,7 @@ fn row(
             let (ready, stop) = (ready, &stop);
             attack(&ready, stop);
         });
-        let begun = under_way.recv_timeout(crate::PATIENCE);
+        let begun = under_way.recv_timeout(crate::TIMEOUT);
         let meanwhile = begun.is_ok().then(|| p99(good(count)));
         stop.store(true, Ordering::Relaxed);
         attacker.join().unwrap();
@@ -139,7 +139,7 @@ fn what_hostile_peers_cost() {
 /// This process needs two thousand sockets.
 fn allow_sockets() {
     let limits = getrlimit(Resource::Nofile);
-    let wanted = limits.maximum.map_or(4096, |most| most.min(4096));
+    let wanted = limits.maximum.map_or(4096, |max| max.min(4096));
     if limits.current.is_some_and(|current| current < wanted) {
         setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limits }).unwrap();
     }

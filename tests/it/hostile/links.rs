@@ -181,7 +181,7 @@ fn links_have_a_limit() {
 
 /// A server that says after each list that it has changed is listed at a pace, and others are served meanwhile.
 #[test]
-fn a_list_that_always_changes_is_asked_for_at_a_pace() {
+fn constant_list_changes_are_rate_limited() {
     let pause = Duration::from_millis(400);
     let gateway = in_process::Gateway::start(&[], |limits| limits.catalog.list_pause = pause);
     let mut raw = Raw::registered(gateway.address, "restless");
@@ -197,7 +197,7 @@ fn a_list_that_always_changes_is_asked_for_at_a_pace() {
         raw.text(changed);
         raw.answer(&list, &format!(r#"{{"tools":[{{"name":"t{listings}","inputSchema":{{}}}}]}}"#));
     }
-    let most = begun.elapsed().as_millis() / pause.as_millis() + 1;
-    assert!((2..=most as usize).contains(&listings), "{listings} listings, at most {most}");
+    let max = begun.elapsed().as_millis() / pause.as_millis() + 1;
+    assert!((2..=max as usize).contains(&listings), "{listings} listings, at most {max}");
     client.tools_until(|tools| tools.contains(&format!("restless_t{listings}")));
 }

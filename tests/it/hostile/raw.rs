@@ -55,17 +55,17 @@ impl Raw {
 
     /// The same with bytes that come in one piece with the request.
     #[track_caller]
-    pub fn upgraded_with(address: SocketAddr, glued: &[u8]) -> Self {
-        Self::upgraded_by(address, &[], glued)
+    pub fn upgraded_with(address: SocketAddr, leftover: &[u8]) -> Self {
+        Self::upgraded_by(address, &[], leftover)
     }
 
     /// The same with these lines in its head.
     #[track_caller]
-    pub fn upgraded_by(address: SocketAddr, lines: &[&str], glued: &[u8]) -> Self {
+    pub fn upgraded_by(address: SocketAddr, lines: &[&str], leftover: &[u8]) -> Self {
         let mut raw = Self { stream: tcp(address), buffer: Vec::new() };
         let host = host(address);
         let request = text("GET", "/mcp/register", &[&[host.as_str()], UPGRADE, lines].concat(), "");
-        raw.send(&[request.as_bytes(), glued].concat());
+        raw.send(&[request.as_bytes(), leftover].concat());
         let end = loop {
             if let Some(place) = raw.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
                 break place + 4;
@@ -83,9 +83,9 @@ impl Raw {
         let mut raw = Self::upgraded(address);
         raw.text(&registration(name));
         raw.text_with("\"status\"");
-        let hello = raw.text_with("\"initialize\"");
+        let initialize = raw.text_with("\"initialize\"");
         raw.answer(
-            &hello,
+            &initialize,
             r#"{"protocolVersion":"2025-06-18","capabilities":{"tools":{"listChanged":true}},"serverInfo":{"name":"raw","version":"1"}}"#,
         );
         let list = raw.text_with("\"tools/list\"");

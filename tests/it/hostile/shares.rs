@@ -10,7 +10,7 @@ use crate::{
     frames::End,
     harness::{Gateway, eventually},
     in_process,
-    session::{BOTH, Session, call, hello, request, value},
+    session::{BOTH, Session, call, initialize_request, request, value},
     wire::{Answer, UPGRADE, Wire, ask, host},
 };
 
@@ -78,7 +78,13 @@ fn sessions_of_a_token_have_a_limit() {
     let gateway = Gateway::start(&[&tokens[..], &["--max-sessions-per-token", "2"]].concat());
     let open = |token: &str| {
         let (own, token) = (host(gateway.address), format!("Authorization: Bearer {token}"));
-        ask(&mut Wire::connect(gateway.address), "POST", "/mcp", &[&own, &token, BOTH], &hello("2025-11-25"))
+        ask(
+            &mut Wire::connect(gateway.address),
+            "POST",
+            "/mcp",
+            &[&own, &token, BOTH],
+            &initialize_request("2025-11-25"),
+        )
     };
     assert_eq!([open("one").status, open("one").status], [200, 200]);
     let refused = open("one");
@@ -92,7 +98,7 @@ fn sessions_of_a_token_have_a_limit() {
 fn idle_sessions_are_evicted_first() {
     let gateway = in_process::Gateway::start(&[], |limits| {
         limits.session.sessions = 2;
-        limits.session.spare = std::time::Duration::ZERO;
+        limits.session.evictable_after = std::time::Duration::ZERO;
     });
     let (first, listening) = (Session::open(gateway.address, "/mcp"), Session::open(gateway.address, "/mcp"));
     let mut stream = listening.listen(None);
@@ -159,7 +165,7 @@ fn open_with(gateway: &Gateway, path: &str, token: &str) -> Session {
 /// With two principals, neither gets more than half of the calls of a server; a single one gets all of them.
 #[test]
 fn calls_of_a_server_are_shared_among_principals() {
-    for (tokens, most) in [(&TWO[..2], 4), (&TWO[..], 2)] {
+    for (tokens, max) in [(&TWO[..2], 4), (&TWO[..], 2)] {
         let gateway = Gateway::start(&[tokens, &["--max-calls-per-server", "4"]].concat());
         let edge = gateway.edge_with("s", &[], &["--header", "Authorization: Bearer one"]);
         let one = open_with(&gateway, "/mcp", "one");
@@ -168,15 +174,15 @@ fn calls_of_a_server_are_shared_among_principals() {
             edge.wait_for(&format!("\"{key}\""));
             held
         };
-        let mut held: Vec<Wire> = (0..most).map(|n| hold(&one, &format!("k{n}"))).collect();
+        let mut held: Vec<Wire> = (0..max).map(|n| hold(&one, &format!("k{n}"))).collect();
         // Another session is the same principal.
         let other = open_with(&gateway, "/mcp", "one");
         let busy = error(&other, 3, "s_echo", json!({"text": "x"}));
         assert_eq!(busy["code"], -32000, "{busy}");
         let why = busy["message"].as_str().unwrap();
         assert!(why.contains("--max-calls-per-server"), "{why}");
-        assert_eq!(why.contains(SHARE), most == 2, "{why}");
-        if most == 2 {
+        assert_eq!(why.contains(SHARE), max == 2, "{why}");
+        if max == 2 {
             let two = open_with(&gateway, "/mcp", "two");
             held.extend((0..2).map(|n| hold(&two, &format!("t{n}"))));
         }
@@ -191,27 +197,27 @@ fn calls_of_a_server_are_shared_among_principals() {
 /// With two principals, neither gets more than half of the processes of a server.
 #[test]
 fn isolated_processes_are_shared_among_principals() {
-    for (tokens, most) in [(&TWO[..2], 4), (&TWO[..], 2)] {
+    for (tokens, max) in [(&TWO[..2], 4), (&TWO[..], 2)] {
         let gateway = Gateway::start(tokens);
         let flags =
             ["--header", "Authorization: Bearer one", "--sessions", "isolated", "--max-sessions", "4"];
         let _edge = gateway.edge_with("s", &["--session"], &flags);
         let open = |token| open_with(&gateway, "/mcp", token);
-        let all: Vec<Session> = (0..=most).map(|_| open("one")).collect();
-        for session in &all[..most] {
+        let all: Vec<Session> = (0..=max).map(|_| open("one")).collect();
+        for session in &all[..max] {
             session.call_text("s_echo", json!({"text": "x"}));
         }
-        let busy = error(&all[most], 3, "s_echo", json!({"text": "x"}));
+        let busy = error(&all[max], 3, "s_echo", json!({"text": "x"}));
         let why = busy["message"].as_str().unwrap();
         assert!(busy["code"] == -32000 && why.contains("--max-sessions"), "{busy}");
-        assert_eq!(why.contains(SHARE), most == 2, "{why}");
-        if most == 2 {
+        assert_eq!(why.contains(SHARE), max == 2, "{why}");
+        if max == 2 {
             for _ in 0..2 {
                 open("two").call_text("s_echo", json!({"text": "x"}));
             }
         }
         assert_eq!(all[0].send("DELETE", &[], "").answer().status, 204);
-        assert_eq!(all[most].call_text("s_echo", json!({"text": "again"})), "again");
+        assert_eq!(all[max].call_text("s_echo", json!({"text": "again"})), "again");
     }
 }
 

@@ -19,7 +19,7 @@ fn complaint(answer: &str) -> String {
 }
 
 #[test]
-fn a_session_takes_its_process_with_it() {
+fn closing_a_session_ends_its_instance() {
     let (gateway, edge) = world(&[]);
     for place in Place::ALL {
         let (mut leaver, mut other) = (Peer::ready(&gateway, place), Peer::ready(&gateway, place));
@@ -38,7 +38,7 @@ fn a_session_takes_its_process_with_it() {
 }
 
 #[test]
-fn a_process_that_does_not_mind_is_ended_as_well() {
+fn an_instance_that_ignores_signals_is_killed() {
     let (gateway, edge) = world_with(&[], &["--ignore-eof", "--ignore-term"], &["--max-sessions", "1"]);
     let mut first = Peer::ready(&gateway, Place::ALL[3]);
     let pid = first.pid();
@@ -223,7 +223,7 @@ fn nothing_is_left_when_register_ends() {
 }
 
 #[test]
-fn as_many_sessions_as_there_may_be() {
+fn instances_are_limited_by_max_sessions() {
     let (gateway, edge) = world(&["--max-sessions", "2"]);
     for place in Place::ALL {
         let mut peers = [Peer::ready(&gateway, place), Peer::ready(&gateway, place)];

@@ -10,10 +10,10 @@ use serde_json::json;
 use super::{processes, value, wait_for_processes};
 use crate::{
     frames::End,
-    harness::{Edge, Gateway, PATIENCE, eventually},
+    harness::{Edge, Gateway, TIMEOUT, eventually},
     hostile::memory,
     isolation::peer::{CAPABILITIES, Peer, Place},
-    session::{BOTH, Session, call, hello},
+    session::{BOTH, Session, call, initialize_request},
     wire::{Wire, get, host, text},
 };
 
@@ -52,7 +52,7 @@ fn a_gateway_without_sessions_gets_a_shared_server() {
         assert!(end.next().contains(&format!("\"{}\"", edge.server_pid())));
         assert_eq!(processes(&edge), [0; 0]);
         end.say(frame);
-        assert_eq!(end.farewell(), (1008, "channel frame without negotiated sessions".into()));
+        assert_eq!(end.close_reason(), (1008, "channel frame without negotiated sessions".into()));
     }
 }
 
@@ -94,16 +94,16 @@ fn a_gateway_never_gets_more_processes_than_it_may() {
     end.say(&format!("#1000 {PING}"));
     end.find(|frame| frame == format!("#1000 {PONG}"));
     end.say("+1000");
-    assert_eq!(end.farewell(), (1008, "channel number used before".into()));
+    assert_eq!(end.close_reason(), (1008, "channel number used before".into()));
     wait_for_processes(&edge, 0);
 }
 
 #[test]
-fn a_gateway_that_asks_and_does_not_read_is_left() {
+fn an_edge_leaves_a_gateway_that_opens_channels_and_does_not_read() {
     let (listener, edge) = listener();
     let mut end = gateway(&listener, true);
     end.say("+1");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     for number in 2.. {
         // The edge may be gone already.
         if end.0.send(Message::text(format!("+{number}"))).is_err() {
@@ -118,14 +118,14 @@ fn a_gateway_that_asks_and_does_not_read_is_left() {
 const SESSIONS: &str = r#"{"mcpport":{"sessions":{"max":9}}}"#;
 
 #[test]
-fn an_edge_that_breaks_the_rules_is_left() {
+fn channels_that_were_not_agreed_on_close_with_1008() {
     let gateway = Gateway::start(&[]);
     for (capabilities, frame) in
         [(r#"{"mcpport":{}}"#, "#1 {}"), (r#"{"mcpport":{}}"#, "-1"), (SESSIONS, "+1")]
     {
         let mut end = End::register(gateway.address, capabilities);
         end.say(frame);
-        assert_eq!(end.farewell(), (1008, "channel frame without negotiated sessions".into()));
+        assert_eq!(end.close_reason(), (1008, "channel frame without negotiated sessions".into()));
     }
     // The original hands on whatever its server prints.
     let mut end = End::register(gateway.address, "{}");
@@ -152,14 +152,14 @@ fn a_broken_edge_affects_no_other() {
     let mut peer = Peer::open(&gateway, Place::SINGLE[0]);
     let params =
         format!(r#"{{"protocolVersion":"2025-06-18","capabilities":{CAPABILITIES},"clientInfo":{{}}}}"#);
-    let hello = peer.begin("initialize", &params);
+    let initialize = peer.begin("initialize", &params);
     assert_eq!(end.find(|frame| frame.starts_with('+')), "+1");
     let id = end.request("#1 ", "initialize");
     for nonsense in ["nonsense", "[]", "{}", r#"{"jsonrpc":"2.0","id":77,"result":{}}"#] {
         end.say(&format!("#1 {nonsense}"));
     }
     end.say(&format!(r##"#1 {{"jsonrpc":"2.0","id":{id},"result":{{"protocolVersion":"2025-06-18"}}}}"##));
-    assert!(peer.answer(&hello).contains("result"));
+    assert!(peer.answer(&initialize).contains("result"));
     // More questions than a client has to bear, all under one id.
     for _ in 0..80 {
         end.say(r##"#1 {"jsonrpc":"2.0","id":0,"method":"roots/list"}"##);
@@ -196,30 +196,30 @@ fn a_broken_edge_affects_no_other() {
 
 /// An edge that does not answer for a while is none that is gone.
 #[test]
-fn an_edge_that_stops_for_a_while() {
+fn an_edge_that_pauses_is_not_lost() {
     let (gateway, edge) = super::world(&["--max-sessions", "1"]);
     let mut peer = Peer::ready(&gateway, Place::SINGLE[1]);
     peer.pid();
     edge.program.signal(Signal::STOP);
     peer.end();
     let mut next = Peer::open(&gateway, Place::SINGLE[1]);
-    let hello =
+    let initialize =
         next.begin("initialize", r#"{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{}}"#);
     edge.program.signal(Signal::CONT);
-    assert!(next.answer(&hello).contains("result"));
+    assert!(next.answer(&initialize).contains("result"));
     eventually("the first is gone", || processes(&edge).len() == 1);
 }
 
 /// A server that asks and takes back, over and over, while its client does not read: what waits is bounded.
 #[test]
-fn questions_that_are_taken_back_do_not_pile_up() {
+fn cancelled_server_requests_do_not_pile_up() {
     const QUESTIONS: usize = 96;
     let gateway = Gateway::start(&[]);
     let mut end = End::register(gateway.address, SESSIONS);
     eventually("the server is listed", || gateway.program.log().contains("server 's' offers"));
     let own = host(gateway.address);
     let mut begin = Wire::connect(gateway.address);
-    begin.send(text("POST", "/servers/s/mcp", &[&own, BOTH], &hello("2025-11-25")));
+    begin.send(text("POST", "/servers/s/mcp", &[&own, BOTH], &initialize_request("2025-11-25")));
     let id = end.request("#1 ", "initialize");
     end.say(&format!(r##"#1 {{"jsonrpc":"2.0","id":{id},"result":{{"protocolVersion":"2025-11-25"}}}}"##));
     let session = begin.answer().field("mcp-session-id").unwrap().to_owned();
@@ -244,15 +244,15 @@ fn questions_that_are_taken_back_do_not_pile_up() {
 
 /// The id of a question is kept until it is answered, so it has a length.
 #[test]
-fn ids_of_questions_are_bounded() {
+fn ids_of_server_requests_are_bounded() {
     let gateway = Gateway::start(&[]);
     let mut end = End::register(gateway.address, SESSIONS);
     let mut peer = Peer::open(&gateway, Place::SINGLE[0]);
-    let hello =
+    let initialize =
         peer.begin("initialize", r#"{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{}}"#);
     let id = end.request("#1 ", "initialize");
     end.say(&format!(r##"#1 {{"jsonrpc":"2.0","id":{id},"result":{{"protocolVersion":"2025-06-18"}}}}"##));
-    peer.answer(&hello);
+    peer.answer(&initialize);
     let id = |length: usize| format!("\"{}\"", "i".repeat(length - 2));
     end.say(&format!(r##"#1 {{"jsonrpc":"2.0","id":{},"method":"roots/list"}}"##, id(257)));
     let refusal = end.find(|frame| frame.contains("\"error\""));

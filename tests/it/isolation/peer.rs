@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    harness::{Gateway, PATIENCE},
+    harness::{Gateway, TIMEOUT},
     wire::{Answer, Wire, ask, host, member, tcp, text},
 };
 
@@ -294,7 +294,7 @@ impl Peer {
         if let Some(place) = self.inbox.iter().position(&wanted) {
             return self.inbox.remove(place).unwrap();
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(event) if wanted(&event) => return event,

@@ -25,7 +25,7 @@ use super::{
 };
 
 /// A suspended registration that may be resumed.
-struct Kept {
+struct Suspended {
     line: Line,
     token: Secret,
     until: Instant,
@@ -50,9 +50,9 @@ pub struct EdgeBox {
     /// The current connection.
     wire: Option<usize>,
     live: Option<Live>,
-    kept: Option<Kept>,
+    suspended: Option<Suspended>,
     backoff: Backoff,
-    born: Instant,
+    dialed_at: Instant,
     /// Number of the latest planned connection attempt; earlier ones are void.
     dials: u32,
 }
@@ -69,9 +69,9 @@ impl EdgeBox {
             accepts: usize::MAX,
             wire: None,
             live: None,
-            kept: None,
+            suspended: None,
             backoff: Backoff::default(),
-            born: net.now,
+            dialed_at: net.now,
             dials: 0,
         };
         edge_box.plan_dial(net, Duration::ZERO);
@@ -89,7 +89,7 @@ impl EdgeBox {
 
     /// Whether there is a suspended registration.
     pub fn keeps(&self) -> bool {
-        self.kept.is_some()
+        self.suspended.is_some()
     }
 
     fn plan_dial(&mut self, net: &mut Net, after: Duration) {
@@ -102,7 +102,7 @@ impl EdgeBox {
         if number != self.dials {
             return;
         }
-        self.born = net.now;
+        self.dialed_at = net.now;
         let held = net.held_until(self.place).saturating_duration_since(net.now);
         if !there || held > net.limits.link.connect_time {
             let after = if there { net.limits.link.connect_time } else { Duration::ZERO };
@@ -113,23 +113,23 @@ impl EdgeBox {
         }
         let wire = net.connect(self.place);
         self.wire = Some(wire);
-        let claim = self.kept.as_ref().map(|kept| Claim {
-            token: kept.token.clone(),
-            received: kept.line.received().expect("what is kept is counted"),
+        let claim = self.suspended.as_ref().map(|suspended| Claim {
+            token: suspended.token.clone(),
+            received: suspended.line.received().expect("what is kept is counted"),
         });
         let (id, name) = (format!("id-{}", self.place), child::name(self.place));
-        let most = net.limits.link.message_bytes;
-        net.up(wire, Frame::Text(Registration::frame(&id, &name, most, None, claim.as_ref())));
+        let max = net.limits.link.message_bytes;
+        net.up(wire, Frame::Text(Registration::frame(&id, &name, max, None, claim.as_ref())));
     }
 
     /// Plans the next attempt after a failed attempt or a lost connection.
     fn lost(&mut self, net: &mut Net, after: Duration) {
-        if self.kept.take_if(|kept| kept.until <= net.now).is_some() {
+        if self.suspended.take_if(|suspended| suspended.until <= net.now).is_some() {
             self.link_down(net);
         }
-        let setback = if self.kept.is_some() { LinkFailure::Suspended } else { LinkFailure::Lost };
-        let (alive, random) = (net.now - self.born, net.random.number());
-        let delay = self.backoff.next(setback, alive, random, &net.limits.link);
+        let failure = if self.suspended.is_some() { LinkFailure::Suspended } else { LinkFailure::Lost };
+        let (alive, random) = (net.now - self.dialed_at, net.random.number());
+        let delay = self.backoff.next(failure, alive, random, &net.limits.link);
         self.plan_dial(net, after + delay);
     }
 
@@ -141,7 +141,7 @@ impl EdgeBox {
             match live.grant.filter(|_| accident) {
                 Some(ResumeGrant { token, window, .. }) => {
                     let until = net.now + window + limits.resume_grace + limits.dead_after;
-                    self.kept = Some(Kept { line: live.line, token, until });
+                    self.suspended = Some(Suspended { line: live.line, token, until });
                 }
                 None => self.link_down(net),
             }
@@ -183,17 +183,17 @@ impl EdgeBox {
         assert_eq!(status.status, "received", "{}", status.message);
         self.accepts = status.message_bytes.expect("our gateway tells it");
         let received = status.resume.as_ref().and_then(|grant| grant.received);
-        if let Some(mut kept) = self.kept.take() {
+        if let Some(mut suspended) = self.suspended.take() {
             if let Some(received) = received {
-                assert!(kept.line.back(received), "what the gateway has not, we have");
-                self.live = Some(Live { line: kept.line, grant: status.resume });
+                assert!(suspended.line.back(received), "what the gateway has not, we have");
+                self.live = Some(Live { line: suspended.line, grant: status.resume });
                 return;
             }
             self.link_down(net);
         }
         assert_eq!(received, None, "there is nothing to go on with");
         self.live = Some(Live { line: Line::new(status.resume.is_some()), grant: status.resume });
-        self.edge.gateway_is_ours();
+        self.edge.gateway_reads_status_frames();
     }
 
     /// Sends all frames that may be sent now.
@@ -219,7 +219,7 @@ impl EdgeBox {
     pub fn counted(&self) -> Option<(&Line, &str)> {
         let live =
             self.live.as_ref().and_then(|live| Some((&live.line, live.grant.as_ref()?.token.expose())));
-        live.or_else(|| self.kept.as_ref().map(|kept| (&kept.line, kept.token.expose())))
+        live.or_else(|| self.suspended.as_ref().map(|suspended| (&suspended.line, suspended.token.expose())))
     }
 
     pub fn check(&self, net: &Net) {
@@ -243,7 +243,7 @@ impl EdgeBox {
             return;
         }
         match self.edge.on_child_line(line) {
-            ToGateway::Gateway(frame) | ToGateway::Stray(frame) => self.fit(net, frame),
+            ToGateway::Gateway(frame) | ToGateway::Unmatched(frame) => self.fit(net, frame),
             ToGateway::Ready { lines, frames } => {
                 lines.iter().for_each(|line| self.hand_down(net, line));
                 frames.into_iter().for_each(|frame| self.send(frame));
@@ -268,9 +268,9 @@ impl EdgeBox {
 
     /// Sends a frame over the current connection, or queues it for the resumed one.
     fn send(&mut self, frame: String) {
-        match (&mut self.live, &mut self.kept) {
+        match (&mut self.live, &mut self.suspended) {
             (Some(live), _) => live.line.put(frame),
-            (None, Some(kept)) => kept.line.put(frame),
+            (None, Some(suspended)) => suspended.line.put(frame),
             (None, None) => {}
         }
     }
@@ -308,7 +308,7 @@ impl EdgeBox {
     pub fn restart(&mut self, net: &mut Net) {
         self.births += 1;
         self.child.begin_again();
-        (self.edge, self.live, self.kept, self.wire) = (ProxyState::default(), None, None, None);
+        (self.edge, self.live, self.suspended, self.wire) = (ProxyState::default(), None, None, None);
         (self.backoff, self.restarts, self.started) = (Backoff::default(), Restarts::default(), net.now);
         let after = net.random.millis(100, 4000);
         self.plan_dial(net, after);

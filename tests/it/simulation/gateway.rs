@@ -64,7 +64,7 @@ pub struct Gateway {
 }
 
 /// Timeout for the gateway's own requests.
-const PATIENCE: Duration = Duration::from_secs(6);
+const TIMEOUT: Duration = Duration::from_secs(6);
 
 impl Gateway {
     pub fn new(net: &mut Net, clients: usize, servers: usize) -> Self {
@@ -178,11 +178,11 @@ impl Gateway {
         let raw = token.clone().map(|span| &text[span]);
         let caller = Caller::Client(place, call.clone());
         let mux = &mut self.talks[link].mux;
-        let patience = net.random.millis(2000, 9000);
-        let opened = mux.open(net.now, caller, message.method(), raw, patience);
+        let timeout = net.random.millis(2000, 9000);
+        let opened = mux.open(net.now, caller, message.method(), raw, timeout);
         let upstream_id = opened.map_err(|_| (jsonrpc::BUSY, "busy"))?;
         calls.begin(&call, link, upstream_id);
-        client.open.get_mut(id).expect("just asked").due = Some(net.now + patience);
+        client.open.get_mut(id).expect("just asked").due = Some(net.now + timeout);
         let text = edit::request(message, upstream_id, Some((span, &tool)), token);
         let refused = match text.len() > self.talks[link].accepts {
             true => (jsonrpc::INVALID_REQUEST, "the edge accepts less"),
@@ -296,7 +296,7 @@ impl Gateway {
                 self.talks[link].server.conversation.changed(ListKind::Tool);
                 self.relist(net, link);
             }
-            Ok(Routed::Notification | Routed::Stray) | Err(_) => {}
+            Ok(Routed::Notification | Routed::Unmatched) | Err(_) => {}
         }
     }
 
@@ -317,9 +317,9 @@ impl Gateway {
         }
         let token = resumes.then(|| format!("{link} of start {}", self.starts));
         let grant = token.as_deref().map(|token| grant(net, token, None));
-        let most = net.limits.link.message_bytes;
+        let max = net.limits.link.message_bytes;
         let accepts = registration.message_bytes.expect("our edge tells it");
-        net.down(wire, Frame::Text(Status::received(&id, true, most, false, grant.as_ref())));
+        net.down(wire, Frame::Text(Status::received(&id, true, max, false, grant.as_ref())));
         let (conversation, ask) = Discovery::start(net.limits.catalog.clone());
         self.talks.push(Talk {
             mux: Mux::new(net.limits.link.in_flight),
@@ -365,8 +365,8 @@ impl Gateway {
         self.catalog.set_away(talk.server.key, false);
         net.wires[wire].talk = Some(link);
         let grant = grant(net, claim.token.expose(), talk.line.received());
-        let most = net.limits.link.message_bytes;
-        net.down(wire, Frame::Text(Status::received(id, true, most, false, Some(&grant))));
+        let max = net.limits.link.message_bytes;
+        net.down(wire, Frame::Text(Status::received(id, true, max, false, Some(&grant))));
         self.pump(net, link);
         true
     }
@@ -389,7 +389,7 @@ impl Gateway {
     /// Sends one of the gateway's own requests.
     fn own(&mut self, net: &mut Net, link: usize, ask: DiscoveryRequest) {
         let talk = &mut self.talks[link];
-        let Ok(id) = talk.mux.open_own(net.now, Caller::Gateway, ask.method, PATIENCE) else {
+        let Ok(id) = talk.mux.open_own(net.now, Caller::Gateway, ask.method, TIMEOUT) else {
             talk.server.conversation.unanswered();
             return;
         };
@@ -405,8 +405,8 @@ impl Gateway {
     fn answered(&mut self, net: &mut Net, link: usize, message: &Message<'_>) {
         let server = &mut self.talks[link].server;
         match server.conversation.answered(message) {
-            DiscoveryStep::Ask(ask) => self.own(net, link, ask),
-            DiscoveryStep::Offer(kind, tools, next) => {
+            DiscoveryStep::Request(ask) => self.own(net, link, ask),
+            DiscoveryStep::ListComplete(kind, tools, next) => {
                 assert_eq!((kind, tools.len()), (ListKind::Tool, child::TOOLS.len()));
                 server.listed = true;
                 if self.catalog.set(server.key, kind, tools).is_some() {
@@ -416,7 +416,7 @@ impl Gateway {
                     self.own(net, link, ask);
                 }
             }
-            DiscoveryStep::Kept(why, next) => {
+            DiscoveryStep::ListFailed(why, next) => {
                 // No reason: the server is down.
                 assert!(
                     why.as_ref().is_none_or(|why| why.contains("crashed") || why.contains("down")),
@@ -465,7 +465,7 @@ impl Gateway {
         net.say(|| format!("talk {link} is gone: {why}"));
         if let Some(wire) = talk.wire.take() {
             net.wires[wire].talk = None;
-            net.farewell(wire);
+            net.close_with_frame(wire);
         }
         let removed = self.catalog.remove(talk.server.key);
         let mut waiting = talk.mux.drain();

@@ -134,7 +134,7 @@ impl Books {
 }
 
 #[test]
-fn a_name_leads_to_one_tool_and_stays_there() {
+fn exposed_names_are_unique_and_stable() {
     for seed in 0..200 {
         let (_named, mut random, mut books) = (Named(seed), Random(seed), Books::new());
         for _ in 0..40 {

@@ -80,7 +80,7 @@ impl Line {
         let Some(resume) = &mut self.resume else { return };
         resume.received(now, frame.len());
         note(&mut self.heard, frame);
-        self.first.extend(resume.owed(limits));
+        self.first.extend(resume.due_acknowledgement(limits));
     }
 
     /// Returns the number of frames received, if they are counted.
@@ -112,7 +112,7 @@ impl Line {
         if self.due(limits).is_some_and(|due| due <= now)
             && let Some(resume) = &mut self.resume
         {
-            self.first.push_back(resume.tell());
+            self.first.push_back(resume.acknowledgement());
         }
     }
 

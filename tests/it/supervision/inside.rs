@@ -51,13 +51,13 @@ fn config(gateway: &Gateway, stdio: &str, child: ChildLimits) -> RegisterConfig 
 
 /// Runs the edge while `work` is done.
 fn while_running(config: RegisterConfig, work: impl FnOnce()) {
-    let (switch, stopped) = mcpport::runtime::shutdown::shutdown();
+    let (trigger, stopped) = mcpport::runtime::shutdown::shutdown();
     let edge: thread::JoinHandle<Result<(), FatalError>> = thread::spawn(move || {
         executor::run(1, edge::run(config, async move { stopped.wait().await })).unwrap()
     });
     work();
     assert!(!edge.is_finished(), "it still runs");
-    drop(switch);
+    drop(trigger);
     edge.join().unwrap().unwrap();
 }
 
@@ -103,7 +103,7 @@ fn a_server_that_refuses_initialize_is_restarted() {
         "case {number} in 1) extra='--mute initialize';; 2) extra='--refuse initialize';; esac; exec {} $extra",
         command(&log, &["--starts", starts.to_str().unwrap()])
     );
-    let limits = ChildLimits { greet_time: Duration::from_millis(500), ..hasty() };
+    let limits = ChildLimits { initialize_time: Duration::from_millis(500), ..hasty() };
     while_running(config(&gateway, &stdio, limits), || {
         gateway.program.wait_for("server 's' offers");
         let mut client = gateway.client();

@@ -92,9 +92,9 @@ impl Client {
             }
         }));
         self.sessions.push((endpoint.clone(), vec![host, token]));
-        let hello = crate::session::hello("2024-11-05");
+        let initialize = crate::session::initialize_request("2024-11-05");
         let session = self.sessions.len() - 1;
-        for body in [&*hello, r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#] {
+        for body in [&*initialize, r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#] {
             self.post(session, body);
             self.posts.drain(..).for_each(|post| post.join().unwrap());
         }

@@ -49,7 +49,7 @@ pub fn start(
 ) -> JoinHandle<()> {
     let mut end = connect(gateway, who);
     // Until the gateway has all that it asks a new server. Each frame has the time of any other test.
-    end.0.get_ref().set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+    end.0.get_ref().set_read_timeout(Some(crate::harness::TIMEOUT)).unwrap();
     for method in ["initialize", "tools/list"] {
         let frame = end.find(|frame| lenient::text(frame, &["method"]).as_deref() == Some(method));
         answer_handshake(&mut end, &frame);

@@ -43,7 +43,7 @@ pub fn text(object: &str, path: &[&str]) -> Option<String> {
 }
 
 #[test]
-fn the_last_name_of_any_case_counts() {
+fn the_lenient_parser_takes_the_last_name_in_any_case() {
     let text = r#" {"id": 1 , "params":{"a":[1,{}]},"PARAM\u017f" : {"TaskId":"x\u0000y","ta\u017fkid\u0000z":"w"},"I\u0064":2} "#;
     assert_eq!(find(text, &["id"]).as_deref(), Some("2"));
     assert_eq!(self::text(text, &["params", "taskId"]).as_deref(), Some("w"));

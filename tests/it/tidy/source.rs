@@ -219,7 +219,7 @@ fn code_is_separated_from_comments_and_literals() {
 }
 
 #[test]
-fn paths_are_spread_out() {
+fn use_trees_are_flattened() {
     let code = "use crate::{a::{b, c as d}, e};\nx::y(1, super::z::w());";
     let paths: Vec<String> = paths(code).into_iter().map(|(_, path)| path).collect();
     for path in ["crate::a::b", "crate::a::c", "crate::e", "x::y", "super::z::w"] {
