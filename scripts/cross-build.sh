@@ -5,6 +5,8 @@
 #   scripts/cross-build.sh --list          the targets
 #   scripts/cross-build.sh --prepare ...   installs what the targets need, and builds nothing
 #
+# Sizes: x86-64 3.9 MB, aarch64 3.4 MB, the others less.
+#
 # The binaries come to DIR/TARGET/mcpport, where DIR is MCPPORT_CROSS_DIR (default target/cross). All that can be used again
 # (toolchains, standard libraries, dependencies) is kept in DIR too, 1 to 3 GB of it.
 #
@@ -23,7 +25,7 @@ readonly RUSTUP_SECONDS=180
 # built so and others as "static-pie", which relocates itself at the start: on x86-64 its table is 92 KB of the file, and what it
 # writes 72 KiB of memory in each process; on MIPS it crashes. What is given up is a random address of the program itself;
 # stack, heap and mapped memory have one all the same, and the crate has no unsafe code that could lead there
-# (one call, without memory: src/net/child/session.rs).
+# (one call, without memory: src/process/session.rs).
 readonly PLAIN="-C relocation-model=static"
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -24,7 +24,7 @@ impl FatalError {
         Self::Run(text.into())
     }
 
-    /// Returns the exit code of the process.
+    /// Returns the exit code of the process; 0 is a stop on request.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,

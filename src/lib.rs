@@ -20,6 +20,10 @@
 //!    same way: the mux finds the caller, the client's own id is restored, and the result is sent
 //!    on the caller's stream ([`sse`]), byte for byte as the server wrote it.
 //!
+//! Results pass unchanged, except for resource links that would not lead back to their server
+//! ([`mcp::resource_links`]); errors keep code, message and data, and unknown fields pass. Protocol
+//! versions 2024-11-05 to 2025-11-25 can be negotiated.
+//!
 //! # Modules
 //!
 //! A module imports only from lower layers, and from the modules of its own layer that
@@ -49,7 +53,7 @@
 //!
 //! | to change | start in |
 //! |---|---|
-//! | a flag | `cli::args` (syntax), `cli::convert` (combinations), [`config`] (meaning); README, "Flags" |
+//! | a flag | `cli::args` (syntax), `cli::convert` (combinations), [`config`] (meaning) |
 //! | a number | [`limits`], with its reason |
 //! | a route or its access rules | [`router`], then `gateway::connection` |
 //! | the wire format of the link | [`tunnel`]: its module documentation describes every frame |
@@ -67,7 +71,25 @@
 //! chooses (`in_process`), a connection that can be cut or frozen (`relay`), the seeded
 //! `simulation`, and the architecture rules (`tidy`). `tests/fake` is the stdio server that they
 //! run, `tests/vectors` holds literal bytes with the expected verdicts, `tests/fuzz` holds fuzz
-//! targets and `tests/bench` benchmarks. How to run them: README, "Contributing".
+//! targets and `tests/bench` benchmarks. `tests/rules.txt` lists what the program promises, and the
+//! tests that show each promise.
+//!
+//! | to run | command |
+//! |---|---|
+//! | the tests; needs nothing but Rust | `cargo test` |
+//! | one subject | `cargo test --test it -- resume` |
+//! | more of the simulation; one seed again | `MCPPORT_SEEDS=10000 cargo test simulation`; `MCPPORT_SEED=7 cargo test simulation` |
+//! | more of two principals that attack each other; one seed again | `MCPPORT_TENANT_SEEDS=100 cargo test tenants`; `MCPPORT_TENANT_SEED=7 cargo test tenants` |
+//! | a thousand cuts of the connection | `MCPPORT_CUTS=1000 cargo test --test it -- cuts --nocapture` |
+//! | what hostile peers cost | `MCPPORT_FIGURES=1 cargo test --test it -- hostile::figures --nocapture` |
+//! | leaks, after ten minutes under load | `scripts/soak.sh` |
+//! | fuzz targets, 30 s each; needs a C++ compiler | `scripts/fuzz.sh` |
+//! | official SDKs and servers, and the Python mcpport; installs them below `target/` | `scripts/peers.sh` |
+//! | the official conformance suite | `scripts/conformance.sh` |
+//! | units, installer, container | `scripts/check-delivery.sh` |
+//! | the benchmark: short; whole; by number of servers and clients; other programs | `cargo bench -- --quick`; `cargo bench`; `cargo bench -- --scale 10000`; `scripts/bench-peers.sh` |
+//! | a comparison of two runs of the benchmark | `scripts/bench-compare.sh A.json B.json` |
+//! | all of CI; installs what it needs, takes long | `.ci/run` |
 
 pub mod admission;
 pub mod auth;

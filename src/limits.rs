@@ -520,7 +520,8 @@ impl Default for DeviceLimits {
 /// Outside the budget the process uses at most: 16 MiB for program and tables; for each connection
 /// 11 KiB while it is idle (19 KiB with TLS, 23 and 31 KiB as a link) and 70 KiB (90 KiB with TLS)
 /// while a body of up to 64 KiB arrives, all measured; and, for each thread, three copies of the
-/// largest message while it is forwarded, 12 MiB.
+/// largest message while it is forwarded, 12 MiB. Under `ulimit -v`, a build against glibc needs
+/// `MALLOC_ARENA_MAX=1`, since glibc reserves 64 MiB of addresses for each thread.
 pub const MAX_MEMORY: usize = 256 * MIB;
 /// Allowed values of `--max-memory` in bytes: less cannot hold two messages of the usual size and
 /// the reserve.

@@ -18,14 +18,15 @@ impl Counter {
     }
 }
 
-/// The counters of the gateway.
+/// The counters of the gateway. The status reports each under the name of its field, or the one
+/// given in its documentation.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Connections accepted.
     pub connections: Counter,
-    /// Connections rejected because a limit was reached.
+    /// Connections rejected because a limit was reached; reported as `turned_away`.
     pub rejected: Counter,
-    /// Unauthenticated connections evicted to make room for others.
+    /// Unauthenticated connections evicted to make room for others; reported as `pushed_out`.
     pub evicted: Counter,
     /// Panics in connections, which ended, and in tasks, which went on.
     pub panics: Counter,
@@ -45,7 +46,7 @@ pub struct Stats {
     pub calls: Counter,
     /// Calls refused because a limit was reached.
     pub busy: Counter,
-    /// Responses and progress notifications that match no pending request.
+    /// Responses and progress notifications that match no pending request; reported as `strays`.
     pub unmatched: Counter,
     /// Links resumed after a connection was lost.
     pub resumed: Counter,

@@ -15,19 +15,19 @@ use crate::{
 /// all servers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Route<'a> {
-    /// Opens an event stream (2024-11-05 transport).
+    /// Opens an event stream (2024-11-05 transport): `/sse`, `/servers/NAME/sse`.
     EventStream(Option<&'a str>),
-    /// The health check.
+    /// The health check: `/health`.
     Health,
-    /// The Streamable HTTP transport.
+    /// The Streamable HTTP transport: `/mcp`, `/servers/NAME/mcp`.
     Mcp(Option<&'a str>),
-    /// A message of an event-stream client (2024-11-05 transport).
+    /// A message of an event-stream client (2024-11-05 transport): `/messages`.
     Messages,
     /// A CORS preflight of a browser.
     Preflight,
-    /// The registration of a server, over WebSocket.
+    /// The registration of a server, over WebSocket: `/mcp/register`.
     Register,
-    /// The status of the gateway.
+    /// The status of the gateway: `/status`.
     Status,
 }
 

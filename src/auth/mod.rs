@@ -2,6 +2,14 @@
 //!
 //! The rest of the program identifies a caller by its [`Principal`], never by the bytes of a token.
 //! [`rule`] parses token rules; [`throttle`] counts wrong tokens by client address.
+//!
+//! All tokens with one label are one principal; a token without a label is a principal of its own.
+//! Sessions, tasks of a shared server, server ids and server names belong to the principal that
+//! created them, so they survive the replacement of one of its tokens by another. Registering a
+//! server id again takes over the link of the same principal, at most
+//! [`TAKEOVERS`](crate::limits::TAKEOVERS) times a minute while that link is alive; a name that
+//! another server holds is refused. If several principals share a resource, each gets at most half
+//! of it: sessions, links, running calls of a server, isolated processes and memory.
 
 pub mod rule;
 pub mod throttle;

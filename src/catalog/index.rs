@@ -2,9 +2,9 @@
 //!
 //! The exposed name of a tool or prompt is a pure function of the server and the item
 //! (`mcp::exposed_name`). A URI that two servers list is given to neither of them: both items are
-//! exposed under their longer forms, whichever server registered first. The URI stays contested as
-//! long as one of its claimants is registered, so that it never changes its meaning from one
-//! running server to another.
+//! exposed under their longer forms, `<server>+<uri>`, whichever server registered first, and the
+//! URI alone is an error that names these forms. It stays contested as long as one of its claimants
+//! is registered, so that it never changes its meaning from one running server to another.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

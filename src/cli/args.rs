@@ -116,7 +116,7 @@ pub struct GatewayArgs {
     /// timeout for requests other than tool calls; seconds, or with a unit: 500ms, 10s, 2m (default: 10s)
     #[argh(option, default = "String::from(\"10s\")")]
     pub timeout_rpc: String,
-    /// timeout for tool calls and task results, restarted by each progress notification, and for a server to start (default: 120s)
+    /// timeout for tool calls and task results, restarted by each progress notification up to 1 h in total, and for a server to start (default: 120s)
     #[argh(option, default = "String::from(\"120s\")")]
     pub timeout_run_tool: String,
     /// how long calls wait for a server whose link was lost to resume; 0 to disable (default: 30s)
@@ -134,10 +134,10 @@ pub struct GatewayArgs {
     /// path of the health check; requires no token (default: /health)
     #[argh(option, default = "String::from(\"/health\")")]
     pub health_endpoint: String,
-    /// path of the status: servers, tables and counters, as JSON (default: /status)
+    /// path of the status: servers, tables and counters, as JSON; requires a client token (default: /status)
     #[argh(option, default = "String::from(\"/status\")")]
     pub status_path: String,
-    /// accept this bearer token: TOKEN, client:TOKEN, register:TOKEN or register[NAME,…]:TOKEN; a label may name the owner: client@alice:TOKEN; TOKEN may be a digest, sha256:HEX; repeatable (default: no token required)
+    /// accept this bearer token: TOKEN, client:TOKEN, register:TOKEN or register[NAME,…]:TOKEN; a label may name the owner: client@alice:TOKEN; TOKEN may be a digest, sha256:HEX; repeatable; MCP_GATEWAY_AUTH_TOKENS (comma-separated) adds to them (default: no token required)
     #[argh(option)]
     pub auth_token: Vec<String>,
     /// file with such tokens, one per line, # for comments; reloaded on SIGHUP
@@ -164,37 +164,37 @@ pub struct GatewayArgs {
     /// host name to accept when no token is required: gw.example; repeatable
     #[argh(option)]
     pub public_host: Vec<String>,
-    /// public URL of the gateway behind a proxy that strips a path: https://NAME/PATH; NAME is accepted as with --public-host
+    /// public URL of the gateway behind a proxy that strips a path: https://NAME/PATH; event streams then name paths below it, and NAME is accepted as with --public-host
     #[argh(option)]
     pub public_url: Option<String>,
-    /// let web pages of allowed origins read responses (CORS)
+    /// let web pages of allowed origins read responses and send their own header fields (CORS)
     #[argh(switch)]
     pub enable_cors: bool,
     /// max. open connections; further ones get 503 (default: 1024)
     #[argh(option)]
     pub max_connections: Option<String>,
-    /// max. connections from one address or IPv6 /64 network, except loopback; further ones get 429 (default: 128)
+    /// max. connections from one address or IPv6 /64 network, except loopback; further ones get 429; raise it if a proxy on another machine forwards all clients (default: 128)
     #[argh(option)]
     pub max_connections_per_address: Option<String>,
-    /// max. connected edges; further ones get 503 and retry (default: 256)
+    /// max. connected edges, including lost links that may still resume; further ones get 503 and retry; one principal gets half if several may register (default: 256)
     #[argh(option)]
     pub max_links: Option<String>,
-    /// max. client sessions; a further one replaces one idle for 1m, else gets 503 (default: 512)
+    /// max. client sessions; a further one replaces one of the same principal that was idle for 1m, else gets 503; one principal gets half if several have client tokens (default: 512)
     #[argh(option)]
     pub max_client_sessions: Option<String>,
-    /// max. sessions of one token; further ones get 429 (default: 256)
+    /// max. sessions of one token, or of all tokens with one label; further ones get 429 (default: 256)
     #[argh(option)]
     pub max_sessions_per_token: Option<String>,
     /// max. running calls of one session; further ones get a "busy" error (default: 64)
     #[argh(option)]
     pub max_calls_per_session: Option<String>,
-    /// max. running calls to one server; further ones get a "busy" error (default: 256)
+    /// max. running calls to one server; further ones get a "busy" error; one principal gets half if several have client tokens (default: 256)
     #[argh(option)]
     pub max_calls_per_server: Option<String>,
-    /// max. tools listed per server, likewise prompts, resources and templates; the rest is omitted (default: 4096)
+    /// max. tools listed per server, likewise prompts, resources and templates; the rest is omitted, with a warning (default: 4096)
     #[argh(option)]
     pub max_list_items: Option<String>,
-    /// max. size of a message in bytes, 64K to 256M: 65536, 512K, 16M; set the same at register (default: 4M)
+    /// max. size of a message in bytes, 64K to 256M: 65536, 512K, 16M; a larger one fails its own call only; set the same at register (default: 4M)
     #[argh(option)]
     pub max_message_bytes: Option<String>,
     /// memory budget in bytes for all clients and servers together, 16M to 2048M; requests beyond it get 413 or 503, or an error
@@ -215,7 +215,7 @@ pub struct GatewayArgs {
 /// Run a stdio MCP server and connect it to a gateway.
 #[derive(Debug, FromArgs)]
 pub struct RegisterArgs {
-    /// the server's command, as in a shell: "mcpport device" (required)
+    /// the server's command: "mcpport device"; plain words and quotes run directly, shell syntax runs through sh -c (required)
     #[argh(option)]
     pub stdio: Option<String>,
     /// registration URL of the gateway; wss:// for TLS (default: ws://localhost:8765/mcp/register)
@@ -224,16 +224,16 @@ pub struct RegisterArgs {
     /// name shown to clients: A-Z a-z 0-9 _ . -, at most 64 (default: local)
     #[argh(option, default = "String::from(\"local\")")]
     pub server_name: String,
-    /// id of this server; a new link with the same id replaces the earlier one (default: a random UUID)
+    /// id of this server; a new link with the same id and principal replaces the earlier one at once, while another id waits for the name as long as a lost link may resume (default: a random UUID)
     #[argh(option)]
     pub server_id: Option<String>,
     /// shared: all clients share one process; isolated: each session has its own (default: shared)
     #[argh(option, default = "String::from(\"shared\")")]
     pub sessions: String,
-    /// max. processes of isolated sessions (default: 32)
+    /// max. processes of isolated sessions; one principal gets half if several have client tokens (default: 32)
     #[argh(option)]
     pub max_sessions: Option<String>,
-    /// max. size of a message of the server in bytes, 64K to 256M: 65536, 512K, 16M; set the same at the gateway (default: 4M)
+    /// max. size of a message of the server in bytes, 64K to 256M: 65536, 512K, 16M; a larger one fails its own call only; set the same at the gateway (default: 4M)
     #[argh(option)]
     pub max_message_bytes: Option<String>,
     /// restart a server that exited, after 1 s to 60 s: never (register exits too), on-failure
@@ -243,7 +243,7 @@ pub struct RegisterArgs {
     /// HTTP header field sent to the gateway: "Authorization: Bearer TOKEN"; repeatable
     #[argh(option)]
     pub header: Vec<String>,
-    /// file with such header fields, one per line, # for comments; added to those of --header
+    /// file with such header fields, one per line, # for comments; added to those of --header; a warning is logged if other users can read it
     #[argh(option)]
     pub header_file: Option<String>,
     /// with wss://, do not verify the gateway's certificate; for tests only
@@ -261,7 +261,7 @@ pub struct RegisterArgs {
     /// exit if the gateway cannot be reached at startup (default: retry)
     #[argh(switch)]
     pub require_gateway: bool,
-    /// port of a local health check, on loopback; 0 to disable (default: 0)
+    /// port of a local health check, on loopback: 200 while registered and the server runs, else 503; 0 to disable (default: 0)
     #[argh(option, default = "String::from(\"0\")")]
     pub port: String,
     /// let any web page read the local health check

@@ -73,8 +73,8 @@ pub fn parse(typed: &[String], environment: &Environment) -> Result<Command, Fat
 
 /// The last paragraph of every help text.
 const SPELLINGS: &str = "A flag --some-flag VALUE can also be written --some-flag=VALUE, or set in the\n\
-    environment as MCPPORT_SOME_FLAG=VALUE (1 for a switch). An unknown MCPPORT_\n\
-    variable is an error.";
+    environment as MCPPORT_SOME_FLAG=VALUE: 1 or 0 for a switch, one value per\n\
+    line for a repeatable flag. An unknown MCPPORT_ variable is an error.";
 
 fn overview() -> String {
     format!(

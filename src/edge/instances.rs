@@ -1,5 +1,8 @@
 //! One process per client session (`--sessions isolated`). The gateway opens and closes each on its
 //! own channel of the link; none outlives the link.
+//!
+//! The process starts when its session first uses the server and ends with the session. If it exits
+//! before, the session's calls fail and the process is not restarted.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -17,6 +17,11 @@
 //! The child outlives a link. Network input never names a program: the edge only ever starts the
 //! command of `--stdio`. The gateway can start processes only with `--sessions isolated`, and at
 //! most `--max-sessions` of them. The shared child is restarted only after it has ended.
+//!
+//! A stop (SIGTERM, SIGINT, or SIGHUP) refuses new calls, waits up to
+//! [`DRAIN_CALLS`](crate::limits::DRAIN_CALLS) until the running ones are answered and the gateway
+//! has acknowledged the answers, closes the link, and then stops the child. A second signal exits
+//! at once. Exit codes: [`FatalError::exit_code`].
 
 mod backend;
 pub mod backoff;

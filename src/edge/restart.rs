@@ -1,6 +1,16 @@
 //! Restart policy: whether and when to restart a server that has ended.
 //!
 //! Pure; `edge::supervisor` does the waiting and starting.
+//!
+//! | `--restart` | exit status 0 | any other end |
+//! |---|---|---|
+//! | `on-failure` (default) | `register` exits | the server is restarted |
+//! | `always` | the server is restarted | the server is restarted |
+//! | `never` | `register` exits | `register` exits |
+//!
+//! A command that cannot be started at first ends `register` if a terminal is attached; without
+//! one it is retried in the same way, because what it needs (a disk, a network) may not be there
+//! yet. The processes of isolated sessions are not restarted.
 
 use std::time::Duration;
 

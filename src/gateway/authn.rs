@@ -3,6 +3,11 @@
 //! Permissions are looked up at each use and never cached: for each request, when a session opens,
 //! and when a server registers. When the table changes, whatever its principal is no longer
 //! permitted to have is closed; see [`Gateway::reload`].
+//!
+//! SIGHUP reloads the token file, the certificate, its key and the client CA: all of them, or none
+//! if one cannot be used. Tokens from flags and the environment stay. Sessions without a valid token
+//! are closed, and so are links, with code 1008. If a terminal is attached, SIGHUP still stops the
+//! gateway, since it means that the terminal was closed (`runtime::signals`).
 
 use std::{
     net::IpAddr,

@@ -16,6 +16,11 @@
 //!   which principal owns which task.
 //!
 //! Decisions are made in the pure modules of lower layers; this layer connects them to sockets.
+//!
+//! A stop (SIGTERM, SIGINT, or SIGHUP with a terminal) accepts no new connections and refuses new
+//! calls; the health check answers 503. Running calls have [`limits::DRAIN_CALLS`]; then
+//! connections, streams and links are closed, within [`limits::DRAIN`]. A second signal exits at
+//! once. Exit codes: [`FatalError::exit_code`].
 
 mod accept;
 mod authn;

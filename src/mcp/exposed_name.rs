@@ -7,7 +7,10 @@
 //!
 //! - `<server>_<tool>`, or `<server>__<tool>` if the server's name itself contains a `_`.
 //! - With a hash of both at the end, if the first form is ambiguous, contains other characters or
-//!   is too long.
+//!   is too long: `_` and 16 hexadecimal digits. Other characters become `_`, and a long name is
+//!   cut.
+//!
+//! A call by the other form of a name fails with an error that gives the right one.
 
 use crate::secret::Digest;
 

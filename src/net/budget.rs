@@ -8,6 +8,10 @@
 //! Bytes held for an absent client can be [registered](Account::idle): they are evicted, oldest
 //! first, before a request is refused. Taking and giving are two atomic operations each; only that
 //! registry needs a lock.
+//!
+//! The HTTP side answers a refused body with 413 and a refused request with 503, and replaces a
+//! refused response by an error that names `--max-memory`. A large frame of a link waits
+//! (`memory_wait` in [`limits::LinkLimits`]); then its link is closed with code 1013.
 
 use std::{
     collections::BTreeMap,
