@@ -19,7 +19,7 @@ use async_tungstenite::tungstenite::{
     http::{HeaderName, HeaderValue, Request, Response},
 };
 
-use super::link::Outcome;
+use super::redial::Outcome;
 use crate::{
     config::{GatewayUrl, RegisterConfig},
     error::FatalError,

@@ -5,24 +5,24 @@
 //! before, the session's calls fail and the process is not restarted.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt::Display,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
-use futures_lite::future;
 use smol::lock::Semaphore;
 
 use super::{
     backend::stdio::{Channel, Outlet, StdioBackend},
+    open_requests::OpenRequests,
     uplink::Uplink,
 };
 use crate::{
     config::RegisterConfig,
     edge::proxy::STOPPING,
-    jsonrpc::{self, Kind, Message, decimal},
-    limits::{EDGE_OPEN, ID_BYTES, LOG_GROUPS},
+    jsonrpc::{self, Kind, Message},
+    limits::LOG_GROUPS,
     log_throttle::LogThrottle,
     net::outbox::{self, Receiver, SendError},
     runtime::{
@@ -55,48 +55,6 @@ struct InstanceTable {
     begun: u64,
     /// New sessions and new requests are refused.
     stopping: bool,
-}
-
-/// The ids of the requests that one session's process has not answered.
-#[derive(Clone, Debug, Default)]
-pub struct OpenRequests(Arc<Mutex<HashSet<String>>>);
-
-impl OpenRequests {
-    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
-        // Each change is atomic, so a poisoned lock leaves the set consistent.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn add(&self, id: &str) {
-        let mut open = self.lock();
-        // Our gateway bounds both. With one that does not, the drain at shutdown does not wait for
-        // the call.
-        if open.len() < EDGE_OPEN && id.len() <= ID_BYTES {
-            open.insert(id.to_owned());
-        }
-    }
-
-    /// Removes a request that was answered or cancelled. Servers may write a numeric id in another
-    /// form (a string, or `2.0`). Returns the id as it was sent, or `None` if no such request is
-    /// open.
-    pub fn remove(&self, id: &str) -> Option<String> {
-        let mut open = self.lock();
-        let number = decimal(id).map(|number| number.to_string());
-        let text = number.as_ref().map(|number| format!("\"{number}\""));
-        [Some(id.to_owned()), number, text].into_iter().flatten().find(|id| open.remove(id))
-    }
-
-    /// Removes and returns the only open request. Returns `None` if there are none or several.
-    pub fn remove_only(&self) -> Option<String> {
-        let mut open = self.lock();
-        let only = open.iter().next().filter(|_| open.len() == 1).cloned()?;
-        open.remove(&only);
-        Some(only)
-    }
-
-    fn len(&self) -> usize {
-        self.lock().len()
-    }
 }
 
 #[derive(Debug)]
@@ -201,14 +159,14 @@ impl Instances {
         let Instance { number, calls, input, lines, stopped, link, .. } = session;
         // Processes of closed sessions may still be stopping and holding permits; stopping takes a
         // bounded time.
-        let _room = unless_stopped(&stopped, self.permits.acquire()).await?;
+        let _room = stopped.race(self.permits.acquire()).await?;
         let outlet = Outlet::Channel(Channel { number, link, calls, input: input.clone() });
         let mut server = match StdioBackend::start(&self.config, outlet, input, lines) {
             Ok(server) => server,
             Err(fault) => return Some(fault.to_string()),
         };
         let limits = &self.config.limits.child;
-        let ended = unless_stopped(&stopped, server.ended(limits)).await;
+        let ended = stopped.race(server.ended(limits)).await;
         let exit = server.stop(limits).await;
         Some(ended?.unwrap_or_else(|| exit.to_string()))
     }
@@ -280,13 +238,4 @@ impl Instances {
     pub async fn gone(&self) {
         self.tasks.wait_idle().await;
     }
-}
-
-/// Awaits `wanted`. Returns `None` if `stopped` is triggered first.
-pub(super) async fn unless_stopped<T>(stopped: &Shutdown, wanted: impl Future<Output = T>) -> Option<T> {
-    let stopped = async {
-        stopped.wait().await;
-        None
-    };
-    future::or(stopped, async { Some(wanted.await) }).await
 }

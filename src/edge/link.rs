@@ -12,11 +12,7 @@ use std::{
 
 use smol::Timer;
 
-use super::{
-    backend::stdio::LineOutcome,
-    instances::{Instances, unless_stopped},
-    uplink::Uplink,
-};
+use super::{backend::stdio::LineOutcome, instances::Instances, redial::Outcome, uplink::Uplink};
 use crate::{
     config::RegisterConfig,
     edge::proxy::{ProxyState, ToChild, ToGateway},
@@ -35,22 +31,6 @@ use crate::{
     },
     util,
 };
-
-/// How a connection attempt or a link ended.
-#[derive(Debug)]
-pub enum Outcome {
-    /// The connection or the gateway was lost: try again.
-    Lost(String),
-    /// A failure that may pass without a change here: a refusal by a proxy or captive portal
-    /// instead of our gateway, a certificate that is not trusted, or a server that was too slow.
-    Transient(String),
-    /// The gateway refuses this registration.
-    Refused(String),
-    /// The gateway refuses the registration for now: use the long delay, even on the first attempt.
-    NotNow(String),
-    /// The program is stopping.
-    Stopped,
-}
 
 /// State shared by the tasks of the edge.
 #[derive(Debug)]
@@ -365,7 +345,7 @@ pub async fn run<'a>(
     left: &Shutdown,
 ) -> Outcome {
     let limits = &config.limits.link;
-    let registered = unless_stopped(left, register(&mut socket, config, suspended.as_ref())).await;
+    let registered = left.race(register(&mut socket, config, suspended.as_ref())).await;
     // Stopped while registering. Send a close frame: the gateway may have accepted the
     // registration.
     let stops = || Err(LinkEnd::ByUs(CloseReason::new(1001, "the edge is stopping")));

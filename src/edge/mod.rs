@@ -9,9 +9,9 @@
 //! - [`backend`]: a child process with its pipes.
 //! - [`supervisor`]: starts the shared child and restarts it when it has ended; [`restart`] decides
 //!   whether and when.
-//! - [`instances`]: one child per client session.
+//! - [`instances`]: one child per client session; [`open_requests`]: what it has not answered.
 //! - [`uplink`]: the queue towards the gateway.
-//! - [`backoff`]: delays between connection attempts.
+//! - [`redial`]: how an attempt ended. [`backoff`]: delays between attempts.
 //! - [`health`]: the local health check.
 //!
 //! The child outlives a link. Network input never names a program: the edge only ever starts the
@@ -29,7 +29,9 @@ mod connect;
 mod health;
 mod instances;
 mod link;
+mod open_requests;
 pub mod proxy;
+mod redial;
 pub mod restart;
 mod supervisor;
 mod uplink;
@@ -40,8 +42,9 @@ use futures_lite::future;
 
 use self::{
     connect::Dialer,
-    instances::{Instances, unless_stopped},
-    link::{EdgeState, Outcome, Suspended},
+    instances::Instances,
+    link::{EdgeState, Suspended},
+    redial::Outcome,
     supervisor::Supervisor,
 };
 use crate::{
@@ -176,7 +179,7 @@ async fn keep_linked(
     loop {
         let started = Instant::now();
         // Box both futures: an idle edge then does not keep the memory that the handshake needed.
-        let outcome = match unless_stopped(left, Box::pin(dialer.dial())).await {
+        let outcome = match left.race(Box::pin(dialer.dial())).await {
             Some(Ok(socket)) => Box::pin(link::run(socket, state, config, &mut suspended, left)).await,
             Some(Err(outcome)) => outcome,
             None => Outcome::Stopped,
@@ -218,7 +221,7 @@ async fn keep_linked(
         let failure = if suspended.is_some() { LinkFailure::Suspended } else { failure };
         let delay = backoff.next(failure, started.elapsed(), random::jitter(), limits);
         log::info!("reconnecting in {:.1} s", delay.as_secs_f64());
-        if unless_stopped(left, timeout::until(Instant::now().checked_add(delay))).await.is_none() {
+        if left.race(timeout::until(Instant::now().checked_add(delay))).await.is_none() {
             return Ok(());
         }
     }

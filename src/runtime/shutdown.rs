@@ -6,7 +6,7 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender};
-use futures_lite::Stream;
+use futures_lite::{Stream, future};
 
 /// Triggers the shutdown when dropped: every [`Shutdown::wait`] returns.
 #[derive(Debug)]
@@ -27,6 +27,16 @@ impl Shutdown {
     pub async fn wait(&self) {
         // Nothing is ever sent: this ends when the sender is dropped.
         let _ = self.0.recv().await;
+    }
+
+    /// Awaits `work`. Returns `None` if the shutdown is triggered first, or at the same time; `work`
+    /// is then dropped, and so cancelled.
+    pub async fn race<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let stopped = async {
+            self.wait().await;
+            None
+        };
+        future::or(stopped, async { Some(work.await) }).await
     }
 
     /// Returns a watch, for a task that polls repeatedly.
@@ -53,7 +63,7 @@ impl ShutdownWatch {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
+    use std::future::{pending, poll_fn, ready};
 
     use futures_lite::future;
 
@@ -79,5 +89,15 @@ mod tests {
         })
         .unwrap();
         assert!(shutdown.is_triggered());
+    }
+
+    #[test]
+    fn a_race_ends_with_the_work_or_the_shutdown() {
+        let (trigger, shutdown) = shutdown();
+        assert_eq!(smol::block_on(shutdown.race(ready(7))), Some(7));
+        assert!(smol::block_on(future::poll_once(shutdown.race(pending::<()>()))).is_none());
+        drop(trigger);
+        assert_eq!(smol::block_on(shutdown.race(pending::<()>())), None);
+        assert_eq!(smol::block_on(shutdown.race(ready(7))), None, "the shutdown wins");
     }
 }

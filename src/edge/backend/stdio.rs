@@ -7,7 +7,7 @@ use smol::Task;
 
 use crate::{
     config::RegisterConfig,
-    edge::{instances::OpenRequests, link::EdgeState, uplink::Uplink},
+    edge::{link::EdgeState, open_requests::OpenRequests, uplink::Uplink},
     error::FatalError,
     jsonrpc::{
         self, Kind, Message,

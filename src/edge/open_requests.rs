@@ -1,0 +1,93 @@
+//! The open requests of the process of one client session.
+//!
+//! `edge::instances` adds the requests that it sends, and whoever reads the output of the process
+//! removes those that are answered.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{
+    jsonrpc::decimal,
+    limits::{EDGE_OPEN, ID_BYTES},
+};
+
+/// The ids of the requests that one session's process has not answered.
+#[derive(Clone, Debug, Default)]
+pub struct OpenRequests(Arc<Mutex<HashSet<String>>>);
+
+impl OpenRequests {
+    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
+        // Each change is atomic, so a poisoned lock leaves the set consistent.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a request that is sent to the process.
+    pub fn add(&self, id: &str) {
+        let mut open = self.lock();
+        // Our gateway bounds both. With one that does not, the drain at shutdown does not wait for
+        // the call.
+        if open.len() < EDGE_OPEN && id.len() <= ID_BYTES {
+            open.insert(id.to_owned());
+        }
+    }
+
+    /// Removes a request that was answered or cancelled. Servers may write a numeric id in another
+    /// form (a string, or `2.0`). Returns the id as it was sent, or `None` if no such request is
+    /// open.
+    pub fn remove(&self, id: &str) -> Option<String> {
+        let mut open = self.lock();
+        let number = decimal(id).map(|number| number.to_string());
+        let text = number.as_ref().map(|number| format!("\"{number}\""));
+        [Some(id.to_owned()), number, text].into_iter().flatten().find(|id| open.remove(id))
+    }
+
+    /// Removes and returns the only open request. Returns `None` if there are none or several.
+    pub fn remove_only(&self) -> Option<String> {
+        let mut open = self.lock();
+        let only = open.iter().next().filter(|_| open.len() == 1).cloned()?;
+        open.remove(&only);
+        Some(only)
+    }
+
+    /// Returns the number of open requests.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_known_in_every_form_of_their_id() {
+        let open = OpenRequests::default();
+        for (sent, answered) in [("1", "1"), ("1", "\"1\""), ("1", "1.0"), ("\"1\"", "1"), ("\"a\"", "\"a\"")]
+        {
+            open.add(sent);
+            assert_eq!(open.remove(answered).as_deref(), Some(sent), "{answered}");
+            assert_eq!((open.remove(answered), open.len()), (None, 0), "{answered}");
+        }
+    }
+
+    #[test]
+    fn the_only_open_request_is_known_without_its_id() {
+        let open = OpenRequests::default();
+        assert_eq!(open.remove_only(), None);
+        open.add("1");
+        open.clone().add("2");
+        assert_eq!((open.remove_only(), open.len()), (None, 2));
+        open.remove("1");
+        assert_eq!(open.remove_only().as_deref(), Some("2"));
+    }
+
+    #[test]
+    fn open_requests_are_bounded() {
+        let open = OpenRequests::default();
+        open.add(&"9".repeat(ID_BYTES + 1));
+        (0..=EDGE_OPEN).for_each(|id| open.add(&id.to_string()));
+        assert_eq!((open.remove_only(), open.len()), (None, EDGE_OPEN));
+    }
+}
