@@ -1,14 +1,15 @@
 //! One HTTP connection: checks and routes each request.
 
-use std::{borrow::Cow, io, ops::ControlFlow, sync::Arc, time::Instant};
+use std::{borrow::Cow, io, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
     accept::ConnectionPermit,
     authn::{AuthError, AuthRequest},
     endpoint::{legacy_sse, streamable},
-    event_stream, link,
-    session::{Scope, Session},
+    exchange::{Buffers, Cors, Exchange, busy},
+    link,
+    session::Scope,
     shares::Share,
 };
 use crate::{
@@ -21,24 +22,19 @@ use crate::{
         types::{Method, StatusCode},
         upgrade::Upgrade,
     },
-    net::{http_conn::HttpConnection, outbox::Receiver, stream::Stream, ws_link},
+    net::{http_conn::HttpConnection, stream::Stream, ws_link},
     router::{self, Forbidden, Route, Unrouted},
-    session,
     tunnel::REFUSAL,
 };
 
 /// A client's HTTP connection and the permit that it holds.
 pub struct Connection {
-    pub(super) gateway: Arc<Gateway>,
-    pub(super) web: HttpConnection,
+    gateway: Arc<Gateway>,
+    web: HttpConnection,
     permit: ConnectionPermit,
     /// The principal authenticated last over this connection.
     authenticated: Option<Principal>,
-    /// The queue of the response that is being written. Its bytes stay charged to the queue until
-    /// they are sent.
-    pub(super) answering: Option<Receiver<()>>,
-    /// The principal whose account is charged for request bodies.
-    charged: Option<Principal>,
+    buffers: Buffers,
 }
 
 /// What the connection does after a request.
@@ -86,7 +82,7 @@ impl Connection {
     pub fn new(gateway: Arc<Gateway>, stream: Stream, permit: ConnectionPermit) -> Self {
         let (draining, stopped) = (gateway.draining.clone(), gateway.stopped.clone());
         let web = HttpConnection::new(stream, &gateway.config.limits.http, draining, stopped);
-        Self { gateway, web, permit, authenticated: None, answering: None, charged: None }
+        Self { gateway, web, permit, authenticated: None, buffers: Buffers::default() }
     }
 
     /// Serves requests until the connection ends or is upgraded to a link.
@@ -112,7 +108,7 @@ impl Connection {
     /// Handles one request. Returns `None` at the end of the connection.
     async fn turn(&mut self) -> io::Result<Option<AfterRequest>> {
         let step = self.web.advance().await?;
-        self.answering = None;
+        self.buffers.drop_response();
         match step {
             Step::Request(request) => self.request(request).await.map(Some),
             Step::Refuse(response) => {
@@ -124,32 +120,30 @@ impl Connection {
         }
     }
 
+    /// Checks a request and answers it.
     async fn request(&mut self, request: Request) -> io::Result<AfterRequest> {
-        let route = self.gateway.policy.route(&request);
-        let admitted = self.gateway.policy.admit(&request, route.as_ref().ok());
-        // A page whose request is rejected must not be able to read the reason either.
-        let origin = request.field("origin").filter(|_| admitted.is_ok()).map(str::to_owned);
-        match self.check(&request, route, admitted) {
-            Ok((route, principal)) => {
-                if self.is_authenticated(route) {
-                    self.permit.authenticated();
-                }
-                // POSTs are still read while draining, and `dispatch` decides for each message: a
-                // running call may need an answer from its client, or be cancelled.
-                let begins = matches!(route, Route::Health | Route::EventStream(_) | Route::Register);
-                if begins && self.gateway.draining.is_triggered() {
-                    let response = self.with_cors(busy("the gateway is stopping\n"), origin.as_deref());
-                    self.web.answer(&response);
-                    return Ok(AfterRequest::Next);
-                }
-                self.go(route, principal, &request, origin.as_deref()).await
-            }
+        let policy = &self.gateway.policy;
+        let route = policy.route(&request);
+        let admitted = policy.admit(&request, route.as_ref().ok());
+        let cors = Cors::new(policy, &request, admitted.is_ok());
+        let (route, principal) = match self.check(&request, route, admitted) {
+            Ok(checked) => checked,
             Err(response) => {
-                let response = self.with_cors(marked(response, &request), origin.as_deref());
-                self.web.answer(&response);
-                Ok(AfterRequest::Next)
+                self.web.answer(&cors.add(marked(response, &request)));
+                return Ok(AfterRequest::Next);
             }
+        };
+        if self.is_authenticated(route) {
+            self.permit.authenticated();
         }
+        // POSTs are still read while draining, and `dispatch` decides for each message: a running
+        // call may need an answer from its client, or be cancelled.
+        let begins = matches!(route, Route::Health | Route::EventStream(_) | Route::Register);
+        if begins && self.gateway.draining.is_triggered() {
+            self.web.answer(&cors.add(busy("the gateway is stopping\n")));
+            return Ok(AfterRequest::Next);
+        }
+        self.serve_route(route, principal, &request, cors).await
     }
 
     /// Checks token, role, origin and route of a request. Nothing else of the request is acted on
@@ -257,55 +251,27 @@ impl Connection {
         }
     }
 
-    async fn go(
+    /// Answers a request that passed all checks.
+    async fn serve_route(
         &mut self,
         route: Route<'_>,
         principal: Principal,
         request: &Request,
-        origin: Option<&str>,
+        cors: Cors<'_>,
     ) -> io::Result<AfterRequest> {
-        let scope = |name: Option<&str>| name.map_or(Scope::All, |name| Scope::Server(name.to_owned()));
-        let response = match route {
-            Route::Health => {
-                Some(Response::new(StatusCode::Ok).field("Cache-Control", "no-store").text("ok"))
-            }
-            Route::Preflight => Some(preflight(request)),
-            Route::Status => Some(self.gateway.status(principal).await),
-            Route::Messages => legacy_sse::messages(self, principal, request).await?,
-            Route::Mcp(name) => streamable::serve(self, principal, scope(name), request).await?,
-            Route::EventStream(name) => match legacy_sse::admit(self, principal, scope(name)) {
-                Ok((client, queue)) => {
-                    let head = self.with_cors(event_stream::head(), origin);
-                    let prefix = self.prefix(request);
-                    Box::pin(legacy_sse::serve(self, head, prefix, (client, queue))).await?;
-                    None
-                }
-                Err(response) => Some(response),
-            },
-            Route::Register => match self.admit_link(principal, request) {
+        if let Route::Register = route {
+            match self.admit_link(principal, request) {
                 Ok((upgrade, share)) => return Ok(AfterRequest::Upgrade(upgrade, principal, share)),
-                Err(response) => Some(marked(response, request)),
-            },
-        };
-        if let Some(response) = response {
-            let response = self.with_cors(response, origin);
-            self.web.answer(&response);
+                Err(response) => self.web.answer(&cors.add(marked(response, request))),
+            }
+            return Ok(AfterRequest::Next);
+        }
+        let Self { gateway, web, buffers, .. } = self;
+        let mut exchange = Exchange::new(gateway, web, buffers, (request, principal), cors);
+        if let Some(response) = respond(&mut exchange, route).await? {
+            exchange.answer(response);
         }
         Ok(AfterRequest::Next)
-    }
-
-    /// Returns the path prefix under which the client reaches the gateway: that of
-    /// `X-Forwarded-Prefix` if a trusted proxy sent exactly one valid value, else the configured
-    /// one.
-    fn prefix(&self, request: &Request) -> String {
-        let (config, peer) = (&self.gateway.config, self.web.stream.peer().ip().to_canonical());
-        let mut named =
-            request.fields("x-forwarded-prefix").filter(|_| config.trusted_proxies.contains(&peer));
-        let prefix = match (named.next(), named.next()) {
-            (Some(one), None) => router::prefix(one),
-            _ => None,
-        };
-        prefix.unwrap_or(&config.public_prefix).to_owned()
     }
 
     fn admit_link(&self, principal: Principal, request: &Request) -> Result<(Upgrade, Share), Response> {
@@ -327,60 +293,42 @@ impl Connection {
         })?;
         Ok((upgrade, share))
     }
+}
 
-    /// Returns 404 if the session's server is not connected. Only new sessions need it: an open one
-    /// outlives a disconnect, and goes on when the server is back.
-    pub(super) fn need_connected(&self, scope: &Scope) -> Result<(), Response> {
-        match scope {
-            Scope::Server(name) if self.gateway.catalog().server(name).is_none() => {
-                Err(Response::new(StatusCode::NotFound).text("no such server is connected\n"))
+/// Returns the response of the endpoint that serves a route. `None`: the endpoint has answered
+/// already, or the connection has ended.
+async fn respond(exchange: &mut Exchange<'_>, route: Route<'_>) -> io::Result<Option<Response>> {
+    let scope = |name: Option<&str>| name.map_or(Scope::All, |name| Scope::Server(name.to_owned()));
+    Ok(match route {
+        Route::Health => Some(Response::new(StatusCode::Ok).field("Cache-Control", "no-store").text("ok")),
+        Route::Preflight => Some(preflight(exchange.request)),
+        Route::Status => Some(exchange.gateway.status(exchange.principal).await),
+        Route::Messages => legacy_sse::messages(exchange).await?,
+        Route::Mcp(name) => streamable::serve(exchange, scope(name)).await?,
+        Route::EventStream(name) => match legacy_sse::admit(exchange, scope(name)) {
+            Ok(opened) => {
+                let prefix = prefix(exchange);
+                Box::pin(legacy_sse::serve(exchange, prefix, opened)).await?;
+                None
             }
-            _ => Ok(()),
-        }
-    }
+            Err(response) => Some(response),
+        },
+        // An upgrade leaves HTTP, so the connection serves it itself.
+        Route::Register => None,
+    })
+}
 
-    /// Opens a session, or returns the response that refuses it.
-    pub(super) fn open_session(&self, client: &Arc<Session>, principal: Principal) -> Result<(), Response> {
-        self.gateway.open_session(Instant::now(), client, principal).map_err(no_session)
-    }
-
-    /// Reads the body of a request into `web`. Breaks with the response that refuses the body, or
-    /// with `None` when the connection has ended.
-    pub(super) async fn read_json(
-        &mut self,
-        principal: Principal,
-        request: &Request,
-    ) -> io::Result<ControlFlow<Option<Response>>> {
-        if !is_json(request) {
-            let refusal = Response::new(StatusCode::UnsupportedMediaType)
-                .text("unsupported media type; send application/json\n");
-            return Ok(ControlFlow::Break(Some(refusal)));
-        }
-        if self.charged.as_ref().is_none_or(|charged| *charged != principal) {
-            self.web.charge_body(&self.gateway.account(principal));
-            self.charged = Some(principal);
-        }
-        self.web.conn.take_body(Instant::now(), &mut self.web.out);
-        Ok(match self.web.advance().await? {
-            Step::Body => ControlFlow::Continue(()),
-            Step::Refuse(response) => {
-                self.gateway.stats.refused.add();
-                ControlFlow::Break(Some(response))
-            }
-            _ => ControlFlow::Break(None),
-        })
-    }
-
-    /// Adds the CORS fields, if enabled, that let a page of an allowed origin read the response.
-    pub(super) fn with_cors(&self, response: Response, origin: Option<&str>) -> Response {
-        match origin {
-            Some(origin) if self.gateway.policy.cors => response
-                .field("Access-Control-Allow-Origin", origin)
-                .field("Access-Control-Expose-Headers", "Mcp-Session-Id, WWW-Authenticate")
-                .field("Vary", "Origin"),
-            _ => response,
-        }
-    }
+/// Returns the path prefix under which the client reaches the gateway: that of `X-Forwarded-Prefix`
+/// if a trusted proxy sent exactly one valid value, else the configured one.
+fn prefix(exchange: &Exchange<'_>) -> String {
+    let (config, peer) = (&exchange.gateway.config, exchange.web.stream.peer().ip().to_canonical());
+    let mut named =
+        exchange.request.fields("x-forwarded-prefix").filter(|_| config.trusted_proxies.contains(&peer));
+    let prefix = match (named.next(), named.next()) {
+        (Some(one), None) => router::prefix(one),
+        _ => None,
+    };
+    prefix.unwrap_or(&config.public_prefix).to_owned()
 }
 
 /// Marks a refused upgrade as the gateway's own, so that an edge can tell it from the refusal of a
@@ -404,29 +352,6 @@ fn forbidden(why: Forbidden) -> Response {
     let mut text = why.reason().to_owned();
     text.push('\n');
     Response::new(StatusCode::Forbidden).text(&text)
-}
-
-/// Returns whether the request's content type is JSON. A missing `Content-Type` is accepted, as the
-/// original program does.
-fn is_json(request: &Request) -> bool {
-    let Some(field) = request.field("content-type") else { return true };
-    let kind = field.split(';').next().unwrap_or_default().trim();
-    kind.eq_ignore_ascii_case("application/json")
-}
-
-/// Returns a 503 with `Retry-After: 1`.
-pub(super) fn busy(text: &str) -> Response {
-    Response::new(StatusCode::ServiceUnavailable).field("Retry-After", "1").text(text)
-}
-
-/// Returns the response for a session beyond the limits.
-fn no_session(full: session::Full) -> Response {
-    match full {
-        session::Full::All => busy("too many sessions (--max-client-sessions)\n"),
-        session::Full::Token => Response::new(StatusCode::TooManyRequests)
-            .field("Retry-After", "1")
-            .text("too many sessions of this token (--max-sessions-per-token)\n"),
-    }
 }
 
 /// Answers a CORS preflight: allows the methods, the fields in [`FIELDS`], and every other field

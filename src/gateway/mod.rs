@@ -1,6 +1,7 @@
 //! The gateway: an HTTP server for MCP clients, and the server end of the links from all edges.
 //!
 //! - [`connection`]: one HTTP connection: reads requests, authenticates and routes them.
+//! - `exchange`: one such request, as the endpoints see it: reads its body and answers it.
 //! - `accept`: connection permits, and the 503 or 429 sent when none is left.
 //! - `endpoint`: `legacy_sse` (the 2024-11-05 transport), `streamable` (the later ones), `status`.
 //! - `event_stream` and `streams`: event streams, and how a client resumes one.
@@ -30,6 +31,7 @@ mod dispatch;
 mod driver;
 mod endpoint;
 mod event_stream;
+mod exchange;
 mod forward;
 mod instances;
 mod link;

@@ -4,14 +4,13 @@
 use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
 use crate::{
-    auth::Principal,
     gateway::{
-        connection::{Connection, busy},
         event_stream,
+        exchange::{Exchange, busy},
         responder::NO_MEMORY,
         session::{Scope, Session},
     },
-    http::{head::Request, response::Response, types::StatusCode},
+    http::{response::Response, types::StatusCode},
     jsonrpc::{self, Message},
     limits,
     net::{outbox::Receiver, random},
@@ -22,20 +21,16 @@ use crate::{
 ///
 /// # Errors
 /// The response that refuses it.
-pub fn admit(
-    connection: &Connection,
-    principal: Principal,
-    scope: Scope,
-) -> Result<(Arc<Session>, Receiver<()>), Response> {
-    connection.need_connected(&scope)?;
-    let gateway = &connection.gateway;
+pub fn admit(exchange: &Exchange<'_>, scope: Scope) -> Result<(Arc<Session>, Receiver<()>), Response> {
+    exchange.need_connected(&scope)?;
+    let (gateway, principal) = (exchange.gateway, exchange.principal);
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
     let account = gateway.account(principal);
     let (outbox, queue) = gateway.client_queue(&account);
     let limits = &gateway.config.limits.session;
     let client = Session::new(session::id(random), (principal, account), scope, true, outbox, limits);
-    connection.open_session(&client, principal)?;
-    log::debug!("client {} opened an event stream from {}", client.name(), connection.web.stream.peer());
+    exchange.open_session(&client)?;
+    log::debug!("client {} opened an event stream from {}", client.name(), exchange.web.stream.peer());
     Ok((client, queue))
 }
 
@@ -51,61 +46,56 @@ impl Drop for LegacySession<'_> {
     }
 }
 
-/// Serves an event stream until the client leaves or does not read, or the gateway stops. `prefix`
-/// precedes the path in the `endpoint` event.
+/// Serves the event stream of an opened session until the client leaves or does not read, or the
+/// gateway stops. `prefix` precedes the path in the `endpoint` event.
 ///
 /// # Errors
 /// The connection broke, or the client does not read.
 pub async fn serve(
-    connection: &mut Connection,
-    head: Response,
+    exchange: &mut Exchange<'_>,
     prefix: String,
     (client, mut queue): (Arc<Session>, Receiver<()>),
 ) -> io::Result<()> {
-    let Connection { gateway, web, .. } = connection;
+    let gateway = exchange.gateway;
     let _session = LegacySession { client: &client, gateway };
-    web.start_stream(&head);
+    exchange.start_stream(event_stream::head());
     let path = match client.scope() {
         Scope::All => gateway.config.messages_path.clone(),
         Scope::Server(name) => format!("/servers/{name}/messages"),
     };
     let mut first = Vec::new();
     sse::event("endpoint", &format!("{prefix}{path}?session_id={}", client.id()), &mut first);
-    event_stream::write(gateway, web, &mut queue, first, None).await.map(|_| ())
+    event_stream::write(gateway, exchange.web, &mut queue, first, None).await.map(|_| ())
 }
 
 /// Handles one message of a session. Returns `None` if the connection has ended meanwhile.
 ///
 /// # Errors
 /// The connection broke.
-pub async fn messages(
-    connection: &mut Connection,
-    principal: Principal,
-    request: &Request,
-) -> io::Result<Option<Response>> {
-    let found = match request.query("session_id") {
+pub async fn messages(exchange: &mut Exchange<'_>) -> io::Result<Option<Response>> {
+    let found = match exchange.request.query("session_id") {
         None => return Ok(Some(Response::new(StatusCode::BadRequest).text("session_id is missing\n"))),
-        Some(id) => connection.gateway.sessions().find(Instant::now(), &id, principal),
+        Some(id) => exchange.gateway.sessions().find(Instant::now(), &id, exchange.principal),
     };
     let Some(client) = found.filter(|client| client.is_legacy()) else {
         return Ok(Some(Response::new(StatusCode::NotFound).text("unknown session\n")));
     };
     if !client.account().has(limits::BUDGET_SMALL) {
-        connection.gateway.stats.memory_refusals.add();
+        exchange.gateway.stats.memory_refusals.add();
         return Ok(Some(busy(&format!("{NO_MEMORY}\n"))));
     }
-    if let ControlFlow::Break(answer) = connection.read_json(principal, request).await? {
+    if let ControlFlow::Break(answer) = exchange.read_json().await? {
         return Ok(answer);
     }
-    let body = connection.web.conn.body();
+    let body = exchange.web.conn.body();
     let text = std::str::from_utf8(body).map_err(|_| jsonrpc::Malformed::Syntax);
     Ok(Some(match text.and_then(Message::read_strict) {
         Ok(message) => {
-            connection.gateway.dispatch(&client, &message, &client.outbox());
+            exchange.gateway.dispatch(&client, &message, &client.outbox());
             Response::new(StatusCode::Accepted).text("Accepted")
         }
         Err(why) => {
-            connection.gateway.on_refused_client_response(&client, body, why);
+            exchange.gateway.on_refused_client_response(&client, body, why);
             let error = jsonrpc::error("null", why.code(), why.reason());
             Response::new(StatusCode::BadRequest).json(error)
         }

@@ -14,11 +14,11 @@ use std::{
 use futures_lite::AsyncRead;
 
 use crate::{
-    auth::Principal,
     gateway::{
-        connection::Connection,
+        Gateway,
         dispatch::refused_notification,
         event_stream::{self, EventIds, StreamEnd},
+        exchange::Exchange,
         responder::{NO_MEMORY, Responder},
         session::{Scope, Session},
         streams::{Attached, NotAttached, STANDALONE},
@@ -33,6 +33,7 @@ use crate::{
     limits::{self, LOG_WARNINGS},
     mcp,
     net::{
+        http_conn::HttpConnection,
         outbox::{Received, Receiver},
         random,
     },
@@ -46,16 +47,11 @@ const SESSION: &str = "Mcp-Session-Id";
 ///
 /// # Errors
 /// The connection broke, or the client does not read.
-pub async fn serve(
-    connection: &mut Connection,
-    principal: Principal,
-    scope: Scope,
-    request: &Request,
-) -> io::Result<Option<Response>> {
-    match request.method() {
-        Method::Post => post(connection, principal, scope, request).await,
-        Method::Get => get(connection, principal, &scope, request).await,
-        _ => Ok(Some(delete(connection, principal, &scope, request))),
+pub async fn serve(exchange: &mut Exchange<'_>, scope: Scope) -> io::Result<Option<Response>> {
+    match exchange.request.method() {
+        Method::Post => post(exchange, scope).await,
+        Method::Get => get(exchange, &scope).await,
+        _ => Ok(Some(delete(exchange, &scope))),
     }
 }
 
@@ -135,19 +131,14 @@ impl Form {
 }
 
 /// Returns the session that a request names, or the response that refuses the request.
-fn session(
-    connection: &Connection,
-    principal: Principal,
-    scope: &Scope,
-    request: &Request,
-) -> Result<Arc<Session>, Response> {
-    let mut ids = request.fields(SESSION);
+fn session(exchange: &Exchange<'_>, scope: &Scope) -> Result<Arc<Session>, Response> {
+    let mut ids = exchange.request.fields(SESSION);
     let id = match (ids.next(), ids.next()) {
         (Some(id), None) => id,
         (None, _) => return Err(bad_request("Mcp-Session-Id is missing; begin with initialize")),
         _ => return Err(bad_request("more than one Mcp-Session-Id")),
     };
-    let found = connection.gateway.sessions().find(Instant::now(), id, principal);
+    let found = exchange.gateway.sessions().find(Instant::now(), id, exchange.principal);
     let found = found.filter(|client| client.scope() == scope && !client.is_legacy());
     let client = found.ok_or_else(|| {
         refuse(
@@ -157,7 +148,7 @@ fn session(
             "unknown session; begin with initialize",
         )
     })?;
-    match request.field("mcp-protocol-version") {
+    match exchange.request.field("mcp-protocol-version") {
         Some(version) if !mcp::VERSIONS.contains(&version) => {
             Err(bad_request("this MCP-Protocol-Version is not supported; begin with initialize"))
         }
@@ -165,40 +156,35 @@ fn session(
     }
 }
 
-fn delete(connection: &Connection, principal: Principal, scope: &Scope, request: &Request) -> Response {
-    match session(connection, principal, scope, request) {
+fn delete(exchange: &Exchange<'_>, scope: &Scope) -> Response {
+    match session(exchange, scope) {
         Ok(client) => {
-            connection.gateway.close(&client, "the client ended its session");
+            exchange.gateway.close(&client, "the client ended its session");
             Response::new(StatusCode::NoContent)
         }
         Err(response) => response,
     }
 }
 
-async fn post(
-    connection: &mut Connection,
-    principal: Principal,
-    scope: Scope,
-    request: &Request,
-) -> io::Result<Option<Response>> {
-    let Some(form) = Form::of(request) else {
+async fn post(exchange: &mut Exchange<'_>, scope: Scope) -> io::Result<Option<Response>> {
+    let Some(form) = Form::of(exchange.request) else {
         let why = "Accept must include application/json and text/event-stream";
         return Ok(Some(refuse(StatusCode::NotAcceptable, "null", jsonrpc::INVALID_REQUEST, why)));
     };
-    if let ControlFlow::Break(answer) = connection.read_json(principal, request).await? {
+    if let ControlFlow::Break(answer) = exchange.read_json().await? {
         return Ok(answer);
     }
-    let posted = take(connection, principal, scope, request);
-    connection.web.drop_body();
+    let posted = take(exchange, scope);
+    exchange.web.drop_body();
     match posted {
         Ok(Posted::Asked { client, queue, responder, batch }) => {
-            answer(connection, &client, queue, (&responder, batch), form, request).await
+            answer(exchange, &client, queue, (&responder, batch), form).await
         }
         Ok(Posted::Begun { client, queue, responder }) => {
-            let begun = open(connection, principal, &client, queue, &responder).await?;
+            let begun = open(exchange, &client, queue, &responder).await?;
             match begun {
                 Some(response) if form == Form::Events && response.status() == StatusCode::Ok => {
-                    one_event(connection, &response, request).await
+                    one_event(exchange, &response).await
                 }
                 begun => Ok(begun),
             }
@@ -222,59 +208,50 @@ enum Posted {
 ///
 /// # Errors
 /// The response that refuses the request.
-fn take(
-    connection: &Connection,
-    principal: Principal,
-    scope: Scope,
-    request: &Request,
-) -> Result<Posted, Response> {
-    let body = connection.web.conn.body();
+fn take(exchange: &Exchange<'_>, scope: Scope) -> Result<Posted, Response> {
+    let body = exchange.web.conn.body();
     let malformed = |why: Malformed| {
-        if let Ok(client) = session(connection, principal, &scope, request) {
-            connection.gateway.on_refused_client_response(&client, body, why);
+        if let Ok(client) = session(exchange, &scope) {
+            exchange.gateway.on_refused_client_response(&client, body, why);
         }
         refuse(StatusCode::BadRequest, "null", why.code(), why.reason())
     };
     let body = std::str::from_utf8(body).map_err(|_| malformed(Malformed::Syntax))?;
     let messages = match Message::read_strict(body) {
         Ok(message) if message.method() == "initialize" && message.kind() == Kind::Request => {
-            return initialize(connection, principal, scope, request, &message);
+            return initialize(exchange, scope, &message);
         }
         Ok(message) => vec![message],
         Err(Malformed::Batch) => Vec::new(),
         Err(why) => return Err(malformed(why)),
     };
-    let client = session(connection, principal, &scope, request)?;
+    let client = session(exchange, &scope)?;
     if !client.account().has(limits::BUDGET_SMALL) {
-        connection.gateway.stats.memory_refusals.add();
+        exchange.gateway.stats.memory_refusals.add();
         let id = messages.first().and_then(Message::id).unwrap_or("null");
         return Err(
             refuse(StatusCode::ServiceUnavailable, id, jsonrpc::BUSY, NO_MEMORY).field("Retry-After", "1")
         );
     }
     let batch = messages.is_empty();
-    let messages = if batch { read_batch(body, &client, connection)? } else { messages };
+    let messages = if batch { read_batch(body, &client, exchange.gateway)? } else { messages };
     // Checked before any message is forwarded.
     if let Some(why) = messages.iter().find_map(refused_notification) {
         return Err(bad_request(&why));
     }
     let requests = messages.iter().filter(|message| message.kind() == Kind::Request).count();
-    let (sender, queue) = connection.gateway.client_queue(client.account());
-    let max = connection.gateway.config.limits.session.batch_bytes;
+    let (sender, queue) = exchange.gateway.client_queue(client.account());
+    let max = exchange.gateway.config.limits.session.batch_bytes;
     let responder = Responder::post(sender, requests, max);
     for message in &messages {
-        connection.gateway.dispatch(&client, message, &responder);
+        exchange.gateway.dispatch(&client, message, &responder);
     }
     Ok(if requests == 0 { Posted::Accepted } else { Posted::Asked { client, queue, responder, batch } })
 }
 
 /// Parses the messages of a batch. Only protocol version 2025-03-26 has batches, and `initialize`
 /// is not allowed in one.
-fn read_batch<'a>(
-    body: &'a str,
-    client: &Session,
-    connection: &Connection,
-) -> Result<Vec<Message<'a>>, Response> {
+fn read_batch<'a>(body: &'a str, client: &Session, gateway: &Gateway) -> Result<Vec<Message<'a>>, Response> {
     if client.info().version != "2025-03-26" {
         return Err(bad_request(Malformed::Batch.reason()));
     }
@@ -282,7 +259,7 @@ fn read_batch<'a>(
     let mut messages = Vec::new();
     for span in elements(body, start..body.len()) {
         let message = Message::read_strict(&body[span.clone()]).map_err(|why| {
-            connection.gateway.on_refused_client_response(client, body[span].as_bytes(), why);
+            gateway.on_refused_client_response(client, body[span].as_bytes(), why);
             refuse(StatusCode::BadRequest, "null", why.code(), why.reason())
         })?;
         if message.method() == "initialize" {
@@ -292,7 +269,7 @@ fn read_batch<'a>(
     }
     match messages.len() {
         0 => Err(bad_request("the batch is empty")),
-        count if count > connection.gateway.config.limits.session.batch => {
+        count if count > gateway.config.limits.session.batch => {
             Err(bad_request("the batch has too many messages"))
         }
         _ => Ok(messages),
@@ -301,21 +278,15 @@ fn read_batch<'a>(
 
 /// Handles `initialize`, which creates a session. The `MCP-Protocol-Version` header is ignored: a
 /// client that probed for another version may still send it.
-fn initialize(
-    connection: &Connection,
-    principal: Principal,
-    scope: Scope,
-    request: &Request,
-    message: &Message<'_>,
-) -> Result<Posted, Response> {
+fn initialize(exchange: &Exchange<'_>, scope: Scope, message: &Message<'_>) -> Result<Posted, Response> {
     let id = message.id().unwrap_or_default();
-    if request.field(SESSION).is_some() {
-        session(connection, principal, &scope, request)?;
+    if exchange.request.field(SESSION).is_some() {
+        session(exchange, &scope)?;
         let why = "the session is already initialized";
         return Err(refuse(StatusCode::BadRequest, id, jsonrpc::INVALID_REQUEST, why));
     }
-    connection.need_connected(&scope)?;
-    let gateway = &connection.gateway;
+    exchange.need_connected(&scope)?;
+    let (gateway, principal) = (exchange.gateway, exchange.principal);
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
     let account = gateway.account(principal);
     let (outbox, standalone) = gateway.client_queue(&account);
@@ -331,20 +302,19 @@ fn initialize(
 /// Opens the session once `initialize` was answered with a result. Until then its id is not known
 /// to any client.
 async fn open(
-    connection: &mut Connection,
-    principal: Principal,
+    exchange: &mut Exchange<'_>,
     client: &Arc<Session>,
     mut queue: Receiver<()>,
     responder: &Responder,
 ) -> io::Result<Option<Response>> {
     let mut answers = VecDeque::new();
-    let mut gathered = gather(connection, &mut queue, responder, &mut answers, None).await;
+    let mut gathered = gather(exchange.web, &mut queue, responder, &mut answers, None).await;
     while matches!(gathered, Ok(Gathered::Begun)) {
-        gathered = gather(connection, &mut queue, responder, &mut answers, None).await;
+        gathered = gather(exchange.web, &mut queue, responder, &mut answers, None).await;
         // Other messages cannot be sent to a client whose session is not open yet.
         answers.retain(|text| is_response(text));
     }
-    let gateway = &connection.gateway;
+    let gateway = exchange.gateway;
     let answer = match gathered {
         Ok(Gathered::Complete | Gathered::Begun) => answers.pop_front().unwrap_or_default(),
         Ok(Gathered::Gone) | Err(_) => {
@@ -356,7 +326,7 @@ async fn open(
         gateway.close(client, "initialize failed");
         return Ok(Some(Response::new(StatusCode::Ok).json(answer)));
     }
-    if let Err(refusal) = connection.open_session(client, principal) {
+    if let Err(refusal) = exchange.open_session(client) {
         gateway.close(client, "the session could not be opened");
         return Ok(Some(refusal));
     }
@@ -365,28 +335,27 @@ async fn open(
         // client gets a 404 on its next request.
         gateway.sessions().close(client.id());
     }
-    log::debug!("client {} opened a session from {}", client.name(), connection.web.stream.peer());
+    log::debug!("client {} opened a session from {}", client.name(), exchange.web.stream.peer());
     Ok(Some(Response::new(StatusCode::Ok).field(SESSION, client.id()).json(answer)))
 }
 
 /// Sends the responses of a POST: as JSON if they come before anything else, as an event stream
 /// otherwise.
 async fn answer(
-    connection: &mut Connection,
+    exchange: &mut Exchange<'_>,
     client: &Arc<Session>,
     mut queue: Receiver<()>,
     (responder, batch): (&Responder, bool),
     form: Form,
-    request: &Request,
 ) -> io::Result<Option<Response>> {
     let mut messages = VecDeque::new();
     // A client that did not list text/event-stream may not handle it, so silence does not start a
     // stream for it.
-    let silent = (form == Form::Either && names_events(request))
-        .then(|| Instant::now() + connection.gateway.config.limits.session.stream_after);
+    let silent = (form == Form::Either && names_events(exchange.request))
+        .then(|| Instant::now() + exchange.gateway.config.limits.session.stream_after);
     let plain = form != Form::Events
         && loop {
-            match gather(connection, &mut queue, responder, &mut messages, silent).await? {
+            match gather(exchange.web, &mut queue, responder, &mut messages, silent).await? {
                 Gathered::Complete => break true,
                 Gathered::Begun if form == Form::Json => {}
                 Gathered::Begun => break false,
@@ -406,13 +375,11 @@ async fn answer(
         } else {
             bodies.into_iter().next().unwrap_or_default()
         };
-        // The queue is kept so that the bytes stay charged until they are written.
-        connection.answering = Some(queue);
+        exchange.keep_charged(queue);
         return Ok(Some(Response::new(StatusCode::Ok).json(body)));
     }
     let attached = client.streams().begin(queue);
-    let head = connection.with_cors(event_stream::head(), request.field("origin"));
-    Box::pin(stream(connection, client, attached, head, Vec::new(), messages.into())).await?;
+    Box::pin(stream(exchange, client, attached, Vec::new(), messages.into())).await?;
     Ok(None)
 }
 
@@ -426,19 +393,15 @@ fn leave_answers(messages: &mut VecDeque<String>, batch: bool) {
 }
 
 /// Writes the body of `response` as an event stream of one event.
-async fn one_event(
-    connection: &mut Connection,
-    response: &Response,
-    request: &Request,
-) -> io::Result<Option<Response>> {
-    let mut head = connection.with_cors(event_stream::head(), request.field("origin"));
+async fn one_event(exchange: &mut Exchange<'_>, response: &Response) -> io::Result<Option<Response>> {
+    let mut head = event_stream::head();
     if let Some(id) = response.get(SESSION) {
         head = head.field(SESSION, id);
     }
     let mut event = Vec::new();
     sse::event("message", &String::from_utf8_lossy(response.body()), &mut event);
-    connection.web.start_stream(&head);
-    event_stream::write_all(&mut connection.web, &event).await.map(|_| None)
+    exchange.start_stream(head);
+    event_stream::write_all(exchange.web, &event).await.map(|_| None)
 }
 
 fn is_response(text: &str) -> bool {
@@ -450,19 +413,18 @@ enum Gathered {
     Complete,
     /// Another message came first, or nothing came for too long.
     Begun,
-    /// The client closed the connection.
+    /// The client closed the exchange.
     Gone,
 }
 
 /// Waits until the format of the response is decided, at most until `silent`.
 async fn gather(
-    connection: &mut Connection,
+    web: &mut HttpConnection,
     queue: &mut Receiver<()>,
     responder: &Responder,
     messages: &mut VecDeque<String>,
     silent: Option<Instant>,
 ) -> io::Result<Gathered> {
-    let web = &mut connection.web;
     poll_fn(|context| {
         let complete = loop {
             match queue.poll_take_more(context, messages) {
@@ -496,15 +458,14 @@ async fn gather(
 /// `earlier` messages, then new ones. Parks the stream for resumption if the client disconnects
 /// before its end.
 async fn stream(
-    connection: &mut Connection,
+    exchange: &mut Exchange<'_>,
     client: &Arc<Session>,
     mut attached: Attached,
-    head: Response,
     missed: Vec<(u64, String)>,
     earlier: Vec<String>,
 ) -> io::Result<()> {
-    let Connection { gateway, web, .. } = connection;
-    web.start_stream(&head);
+    exchange.start_stream(event_stream::head());
+    let Exchange { gateway, web, .. } = exchange;
     let mut first = Vec::new();
     if client.info().version == "2025-11-25" && attached.sent == 0 {
         // Only clients of this version handle an event with empty data (MCP 2025-11-25,
@@ -540,13 +501,8 @@ async fn stream(
     }
 }
 
-async fn get(
-    connection: &mut Connection,
-    principal: Principal,
-    scope: &Scope,
-    request: &Request,
-) -> io::Result<Option<Response>> {
-    if !accepts(request, "text/event-stream", "text/*") {
+async fn get(exchange: &mut Exchange<'_>, scope: &Scope) -> io::Result<Option<Response>> {
+    if !accepts(exchange.request, "text/event-stream", "text/*") {
         return Ok(Some(refuse(
             StatusCode::NotAcceptable,
             "null",
@@ -554,17 +510,17 @@ async fn get(
             "Accept must include text/event-stream",
         )));
     }
-    let client = match session(connection, principal, scope, request) {
+    let client = match session(exchange, scope) {
         Ok(client) => client,
         Err(response) => return Ok(Some(response)),
     };
-    let attached = match request.field("last-event-id").and_then(read_event_id) {
-        Some((id, seen)) => resume(connection, &client, id, seen).await,
+    let attached = match exchange.request.field("last-event-id").and_then(read_event_id) {
+        Some((id, seen)) => resume(exchange.gateway, &client, id, seen).await,
         // Any other value is not an event id that the gateway gave to this client, so it is ignored
         // and the standalone stream is attached. The newest connection gets it: the older one may
         // be dead, and the client may have no event id from it.
         None => {
-            let limits = &connection.gateway.config.limits.session;
+            let limits = &exchange.gateway.config.limits.session;
             client.streams().take_over(STANDALONE, limits).await.map(|attached| (attached, Vec::new()))
         }
     };
@@ -576,8 +532,7 @@ async fn get(
         }
         Err(NotAttached::Unknown) => return Ok(Some(bad_request("this stream cannot be resumed"))),
     };
-    let head = connection.with_cors(event_stream::head(), request.field("origin"));
-    Box::pin(stream(connection, &client, attached, head, missed, Vec::new())).await?;
+    Box::pin(stream(exchange, &client, attached, missed, Vec::new())).await?;
     Ok(None)
 }
 
@@ -586,12 +541,12 @@ async fn get(
 /// # Errors
 /// [`NotAttached`], with the reason.
 async fn resume(
-    connection: &Connection,
+    gateway: &Gateway,
     client: &Session,
     id: u32,
     seen: u64,
 ) -> Result<(Attached, Vec<(u64, String)>), NotAttached> {
-    let attached = client.streams().take_over(id, &connection.gateway.config.limits.session).await?;
+    let attached = client.streams().take_over(id, &gateway.config.limits.session).await?;
     let missed = client.streams().after(id, seen, attached.sent);
     match missed {
         Some((missed, true)) => Ok((attached, missed)),
@@ -600,14 +555,12 @@ async fn resume(
         Some((missed, false)) if attached.queue.is_some() || !missed.is_empty() => {
             let name = client.name();
             let line = format_args!("client {name}: resumed a stream with lost events: too many were missed");
-            let gateway = &connection.gateway;
             gateway.log_throttled(log::Level::Info, "events_lost", &name.to_string(), LOG_WARNINGS, line);
             Ok((attached, missed))
         }
         _ => {
             let name = client.name();
             let line = format_args!("client {name}: cannot resume a stream: its events are no longer stored");
-            let gateway = &connection.gateway;
             gateway.log_throttled(log::Level::Info, "not_resumed", &name.to_string(), LOG_WARNINGS, line);
             client.streams().detach(attached);
             Err(NotAttached::Unknown)
