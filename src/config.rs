@@ -52,6 +52,8 @@ pub struct GatewayConfig {
     pub cors: bool,
     /// Number of executor threads.
     pub threads: usize,
+    /// An idle thread may busy-poll before it sleeps ([`crate::runtime::busy_poll`]).
+    pub busy_poll: bool,
     /// All limits.
     pub limits: Limits,
 }
@@ -79,6 +81,7 @@ impl Default for GatewayConfig {
             public_hosts: Vec::new(),
             cors: false,
             threads: 1,
+            busy_poll: true,
             limits: Limits::default(),
         }
     }
@@ -129,6 +132,8 @@ pub struct RegisterConfig {
     pub health_paths: Vec<String>,
     /// Number of executor threads.
     pub threads: usize,
+    /// An idle thread may busy-poll before it sleeps ([`crate::runtime::busy_poll`]).
+    pub busy_poll: bool,
     /// All limits.
     pub limits: Limits,
 }

@@ -18,7 +18,7 @@ use mcpport::{
     limits,
     net::logger::LogWriter,
     process::{self, hardening},
-    runtime::{executor, notify, shutdown::Shutdown, signals::StopSignals},
+    runtime::{executor, notify, reactor, shutdown::Shutdown, signals::StopSignals},
     util,
 };
 
@@ -63,6 +63,7 @@ fn run(command: Command) -> Result<(), FatalError> {
         Command::Gateway(config, level) => {
             log_to_stderr(level);
             hardening::hide();
+            reactor::set_busy_poll(config.busy_poll).map_err(unready)?;
             let (threads, mut signals) = (config.threads, signals()?);
             let bound = Bound::new(*config)?;
             let reload = bound.reloader();
@@ -75,6 +76,7 @@ fn run(command: Command) -> Result<(), FatalError> {
         Command::Register(config, level) => {
             log_to_stderr(level);
             hardening::hide();
+            reactor::set_busy_poll(config.busy_poll).map_err(unready)?;
             let threads = config.threads;
             let result = until_stopped(threads, signals()?, |stop| async move {
                 let adopted = process::adopt();
@@ -96,6 +98,10 @@ fn run(command: Command) -> Result<(), FatalError> {
 
 fn signals() -> Result<StopSignals, FatalError> {
     StopSignals::new().map_err(unheard)
+}
+
+fn unready(error: io::Error) -> FatalError {
+    FatalError::run(format!("cannot wait for connections: {error}; see ulimit -n"))
 }
 
 fn unheard(error: io::Error) -> FatalError {
@@ -123,7 +129,6 @@ fn until_stopped<F: Future<Output = Result<(), FatalError>> + Send + 'static>(
         let signal = signals.requested().await;
         Err(FatalError::run(format!("{signal} again: exited at once")))
     };
-    let unready = |error| FatalError::run(format!("cannot wait for connections: {error}; see ulimit -n"));
     executor::run(threads, future::or(program, notify::poll_if_woken(watch))).map_err(unready)?
 }
 

@@ -62,6 +62,7 @@ pub const GATEWAY: &[Flag] = &[
     flag("max-message-bytes", Takes::One),
     flag("max-memory", Takes::One),
     flag("threads", Takes::One),
+    flag("busy-poll", Takes::One),
 ];
 
 /// Flags of `register`.
@@ -86,6 +87,7 @@ pub const REGISTER: &[Flag] = &[
     flag("health-endpoint", Takes::Many),
     flag("log-level", Takes::One),
     flag("threads", Takes::One),
+    flag("busy-poll", Takes::One),
 ];
 
 /// Flags of `device`.
@@ -210,6 +212,10 @@ pub struct GatewayArgs {
     /// number of worker threads, 1 to 64 (default: 1)
     #[argh(option, default = "String::from(\"1\")")]
     pub threads: String,
+    /// on: an idle thread polls for up to 0.1 ms before it sleeps, as long as calls follow each other closely: lower latency;
+    /// off: it sleeps at once, which leaves the processor to other programs (default: on)
+    #[argh(option, default = "String::from(\"on\")")]
+    pub busy_poll: String,
 }
 
 /// Run a stdio MCP server and connect it to a gateway.
@@ -276,6 +282,10 @@ pub struct RegisterArgs {
     /// number of worker threads, 1 to 64 (default: 1)
     #[argh(option, default = "String::from(\"1\")")]
     pub threads: String,
+    /// on: an idle thread polls for up to 0.1 ms before it sleeps, as long as calls follow each other closely: lower latency;
+    /// off: it sleeps at once, which leaves the processor to other programs (default: on)
+    #[argh(option, default = "String::from(\"on\")")]
+    pub busy_poll: String,
 }
 
 /// A read-only stdio MCP server that reports on this host: system, disks, network, processes, logs.

@@ -53,6 +53,7 @@ pub fn gateway(args: GatewayArgs, environment: &Environment) -> Result<Command, 
         public_prefix,
         cors: args.enable_cors,
         threads: values::threads(&args.threads)?,
+        busy_poll: values::busy_poll(&args.busy_poll)?,
         limits,
     };
     distinct(&config)?;
@@ -86,6 +87,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, FatalError> {
         cors: args.enable_cors,
         health_paths,
         threads: values::threads(&args.threads)?,
+        busy_poll: values::busy_poll(&args.busy_poll)?,
         limits,
     };
     Ok(Command::Register(Box::new(config), values::level(&args.log_level)?))

@@ -104,6 +104,15 @@ fn spellings() {
 }
 
 #[test]
+fn busy_poll() {
+    assert!(gateway(&[], &[]).0.busy_poll && register(&[]).busy_poll);
+    assert!(gateway(&["--busy-poll", "on"], &[]).0.busy_poll);
+    assert!(!gateway(&["--busy-poll", "off"], &[]).0.busy_poll && !register(&["--busy-poll=off"]).busy_poll);
+    assert!(!gateway(&[], &[("MCPPORT_BUSY_POLL", "off")]).0.busy_poll);
+    assert!(gateway(&["--busy-poll", "on"], &[("MCPPORT_BUSY_POLL", "off")]).0.busy_poll);
+}
+
+#[test]
 fn wildcards() {
     let host = |line: &[&str]| {
         let config = gateway(line, &[]).0;
@@ -326,6 +335,8 @@ fn complaints_name_the_flag_and_no_secret() {
         (vec!["gateway", "--auth-token", "sha256:canary"], "64 hexadecimal digits"),
         (vec!["gateway", "--auth-token", "register[canary,]:x"], "may contain A-Z"),
         (vec!["gateway", "--threads", "0"], "--threads 0: expected a number from 1 to 64"),
+        (vec!["gateway", "--busy-poll", "no"], "--busy-poll no: expected on or off"),
+        (vec!["r", "--stdio", "a", "--busy-poll="], "--busy-poll"),
         (
             vec!["r", "--stdio", "a", "--sessions=isolated", "--max-sessions", "0"],
             "--max-sessions 0: expected a number",

@@ -94,6 +94,15 @@ pub fn threads(typed: &str) -> Result<usize, FatalError> {
     number("--threads", typed, 1..=THREADS)
 }
 
+/// Parses whether idle threads may busy-poll: `on` or `off`.
+pub fn busy_poll(typed: &str) -> Result<bool, FatalError> {
+    match typed {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(FatalError::usage(format!("--busy-poll {}: expected on or off", util::escape::show(typed)))),
+    }
+}
+
 /// Parses a server name of at most `longest` characters.
 pub fn server_name(typed: &str, longest: usize) -> Result<String, FatalError> {
     if util::name::is_name(typed, longest) {

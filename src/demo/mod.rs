@@ -136,6 +136,7 @@ fn register_config(gateway: SocketAddr, tls: Option<ClientTls>) -> Result<Regist
         cors: false,
         health_paths: Vec::new(),
         threads: 1,
+        busy_poll: true,
         limits: Limits::default(),
     })
 }

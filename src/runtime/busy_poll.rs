@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::limits;
 
 /// Tracks whether busy polling has paid off recently.
-#[derive(Debug)]
+#[derive(Debug, Eq, PartialEq)]
 pub struct BusyPoll {
     /// Credit left; at zero the thread sleeps.
     credit: u32,

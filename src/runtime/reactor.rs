@@ -58,6 +58,15 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
     }
 }
 
+/// Sets whether the polling thread may busy-poll; the default is true. Applies to the next wait.
+///
+/// # Errors
+/// The system's error, when no descriptor is left for the poller.
+pub fn set_busy_poll(enabled: bool) -> io::Result<()> {
+    Reactor::get()?.may_busy_poll.store(enabled, Ordering::Relaxed);
+    Ok(())
+}
+
 /// Readiness events to watch a descriptor for.
 #[derive(Clone, Copy, Debug)]
 pub enum IoInterest {
@@ -143,6 +152,8 @@ struct Reactor {
     registrations: Mutex<Registrations>,
     /// Threads that are parked while another holds the poller.
     parked: Mutex<Vec<Arc<Parker>>>,
+    /// Flag `--busy-poll`. Set once at start, read before each wait.
+    may_busy_poll: AtomicBool,
 }
 
 /// The state of the thread that polls the system.
@@ -154,9 +165,14 @@ struct Poller {
 }
 
 impl Poller {
+    fn new(poll: mio::Poll) -> Self {
+        let events = Events::with_capacity(limits::EVENTS);
+        Self { poll, events, busy_poll: BusyPoll::default() }
+    }
+
     /// Waits until there are events; a wake-up by another thread is one.
-    fn wait(&mut self) {
-        if !self.busy_poll.is_worthwhile() {
+    fn wait(&mut self, may_busy_poll: bool) {
+        if !may_busy_poll || !self.busy_poll.is_worthwhile() {
             self.poll_once(None);
         } else if !self.poll_once(Some(Duration::ZERO)) {
             let start = Instant::now();
@@ -223,13 +239,10 @@ impl Reactor {
         Ok(Self {
             waker: mio::Waker::new(&registry, WAKE_TOKEN)?,
             registry,
-            poller: Mutex::new(Poller {
-                poll,
-                events: Events::with_capacity(limits::EVENTS),
-                busy_poll: BusyPoll::default(),
-            }),
+            poller: Mutex::new(Poller::new(poll)),
             registrations: Mutex::default(),
             parked: Mutex::default(),
+            may_busy_poll: AtomicBool::new(true),
         })
     }
 
@@ -261,7 +274,7 @@ impl Reactor {
         if parker.woken.load(Ordering::SeqCst) {
             poller.poll_once(Some(Duration::ZERO));
         } else {
-            poller.wait();
+            poller.wait(self.may_busy_poll.load(Ordering::Relaxed));
         }
         parker.is_polling.store(false, Ordering::SeqCst);
         for event in &poller.events {
@@ -425,6 +438,30 @@ mod tests {
             other.write_all(b"news").unwrap();
             assert_eq!(done.recv_timeout(Duration::from_secs(30)), Ok(number));
         }
+    }
+
+    /// Returns the state after many waits, each of which ends soon after it began.
+    fn after_short_waits(may_busy_poll: bool) -> BusyPoll {
+        let poll = mio::Poll::new().unwrap();
+        let waker = mio::Waker::new(poll.registry(), WAKE_TOKEN).unwrap();
+        let mut poller = Poller::new(poll);
+        let (waits, told) = mpsc::sync_channel(0);
+        thread::scope(|scope| {
+            scope.spawn(move || told.iter().for_each(|()| waker.wake().unwrap()));
+            for _ in 0..10 * limits::BUSY_POLL_REST {
+                waits.send(()).unwrap();
+                poller.wait(may_busy_poll);
+                assert!(!poller.events.is_empty());
+            }
+            drop(waits);
+        });
+        poller.busy_poll
+    }
+
+    #[test]
+    fn busy_poll_off_never_busy_polls() {
+        assert_eq!(after_short_waits(false), BusyPoll::default(), "every wait was spent asleep");
+        assert_ne!(after_short_waits(true), BusyPoll::default());
     }
 
     #[test]

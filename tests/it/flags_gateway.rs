@@ -415,6 +415,20 @@ fn threads() {
     }
 }
 
+/// Enough calls in a row for threads to busy-poll where they may.
+#[test]
+fn busy_poll() {
+    for (gateway, edge) in [("on", "on"), ("off", "off"), ("off", "on")] {
+        let gateway = Gateway::start(&["--busy-poll", gateway]);
+        let _edge = gateway.edge_with("s", &[], &["--busy-poll", edge]);
+        let mut client = gateway.client();
+        for number in 0..100 {
+            let arguments = format!(r#"{{"text":"{number}"}}"#);
+            assert_eq!(client.call_text("s_echo", &arguments), number.to_string());
+        }
+    }
+}
+
 #[test]
 fn aliases_and_version() {
     let program = Program::start(&["g", "--port", "0"]);

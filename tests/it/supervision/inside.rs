@@ -45,6 +45,7 @@ fn config(gateway: &Gateway, stdio: &str, child: ChildLimits) -> RegisterConfig 
         cors: false,
         health_paths: Vec::new(),
         threads: 1,
+        busy_poll: true,
         limits: Limits { child, ..Limits::default() },
     }
 }
