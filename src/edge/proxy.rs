@@ -62,7 +62,7 @@ pub enum ToGateway {
 }
 
 /// The state of the child's `initialize`.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 enum InitializeState {
     /// Not sent.
     #[default]
@@ -74,7 +74,7 @@ enum InitializeState {
 }
 
 /// The gateway's `initialize` request, stored for each restart of the child.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct InitializeRequest {
     /// The request as sent to the child.
     line: String,
@@ -83,7 +83,7 @@ struct InitializeRequest {
 }
 
 /// Which messages the child accepts.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 enum ChildPhase {
     /// All.
     #[default]
@@ -95,14 +95,14 @@ enum ChildPhase {
 }
 
 /// Held frames in order of arrival.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct HeldFrames {
     frames: VecDeque<String>,
     bytes: usize,
 }
 
 /// The state of the proxy.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ProxyState {
     /// Added to the gateway's ids on their way to the child.
     offset: u64,
@@ -573,6 +573,9 @@ fn number(raw: &str, bound: u64) -> Option<u64> {
 }
 
 #[cfg(test)]
+mod table_tests;
+
+#[cfg(test)]
 mod tests {
     use std::time::Duration;
 
@@ -732,8 +735,8 @@ mod tests {
     fn an_id_of_0_is_valid() {
         let mut proxy = ProxyState::default();
         for _ in 0..3 {
-            assert!(matches!(proxy.gets(&call(0)), ToChild::Child(_)));
-            let theirs = *proxy.open.first().unwrap();
+            let ToChild::Child(line) = proxy.gets(&call(0)) else { panic!("no line") };
+            let theirs = Message::read(&line).unwrap().id().unwrap().parse().unwrap();
             assert!(
                 matches!(proxy.on_child_line(&answer(theirs)), ToGateway::Gateway(frame) if frame.contains("\"id\":0,"))
             );
@@ -1050,5 +1053,84 @@ mod tests {
         let failed = proxy.child_gone("x", None);
         assert_eq!(failed.len(), 2 * EDGE_OPEN);
         assert!(failed[0].contains("\"id\":12,") && !failed.concat().contains(&long));
+    }
+
+    #[test]
+    fn an_initialize_that_cannot_be_forwarded_is_not_stored() {
+        let ambiguous = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"_meta":{"progressToken":1,"progressToken":2}}}"#;
+        for is_down in [false, true] {
+            let mut proxy = ProxyState::default();
+            if is_down {
+                proxy.child_gone("x", None);
+            }
+            assert!(matches!(proxy.gets(ambiguous), ToChild::Drop(_)));
+            let large = proxy.gets(&initialize_request(SMALL));
+            assert!(matches!(large, ToChild::Gateway(error) if error.contains("2^52")));
+            proxy.child_gone("x", None);
+            assert_eq!(proxy.child_back(), None);
+            assert!(proxy.is_up());
+            assert_eq!(proxy.gets(&initialize_request(2)), ToChild::Child(initialize_request(2)));
+        }
+    }
+
+    #[test]
+    fn an_early_initialized_reaches_the_child_once() {
+        let mut proxy = ProxyState::default();
+        proxy.gets(&initialize_request(1));
+        assert_eq!(proxy.gets(DONE), ToChild::Child(DONE.into()));
+        assert!(matches!(proxy.gets(DONE), ToChild::Drop(_)));
+        proxy.on_child_line(&initialize_response(1, "{}"));
+        assert!(matches!(proxy.gets(DONE), ToChild::Drop(_)));
+        // The next child gets it, too.
+        proxy.child_gone("x", None);
+        proxy.child_back();
+        assert!(
+            matches!(proxy.on_child_line(&initialize_response(1, "{}")), ToGateway::Ready { lines, .. } if lines == [DONE.to_owned()])
+        );
+    }
+
+    #[test]
+    fn an_initialize_response_between_two_links_is_kept() {
+        let mut proxy = ProxyState::default();
+        proxy.gets(&initialize_request(1));
+        proxy.disconnected();
+        assert_eq!(proxy.on_child_line(&initialize_response(1, "{}")), ToGateway::Stale);
+        assert_eq!(proxy.gets(&initialize_request(5)), ToChild::Gateway(initialize_response(5, "{}")));
+    }
+
+    #[test]
+    fn an_initialize_refused_between_two_links_is_asked_again() {
+        let mut proxy = ProxyState::default();
+        proxy.gets(&initialize_request(1));
+        proxy.disconnected();
+        assert_eq!(proxy.on_child_line(&jsonrpc::error("1", 1, "no")), ToGateway::Stale);
+        assert_eq!(proxy.gets(&initialize_request(5)), ToChild::Child(initialize_request(7)));
+    }
+
+    #[test]
+    fn ids_that_begin_again_forget_an_open_initialize() {
+        let mut proxy = ProxyState::default();
+        proxy.gets(&call(SMALL - 1));
+        proxy.on_child_line(&answer(SMALL - 1));
+        proxy.gets(&initialize_request(0));
+        assert!(proxy.disconnected().is_empty());
+        assert_eq!(proxy.gets(&initialize_request(3)), ToChild::Child(initialize_request(3)));
+        // A restarted child has the stored one.
+        proxy.gets(&call(SMALL - 1));
+        proxy.child_gone("x", None);
+        assert_eq!(proxy.child_back(), Some(initialize_request(3)));
+        proxy.disconnected();
+        assert!(proxy.is_initializing());
+        assert!(matches!(proxy.on_child_line(&initialize_response(3, "{}")), ToGateway::Ready { .. }));
+    }
+
+    #[test]
+    fn a_child_that_was_never_initialized_is_up_at_once() {
+        let mut proxy = ProxyState::default();
+        proxy.child_gone("x", None);
+        assert!(!proxy.is_up());
+        assert_eq!(proxy.child_back(), None);
+        assert!(proxy.is_up() && !proxy.is_initializing());
+        assert_eq!(proxy.gets(&call(1)), ToChild::Child(call(1)));
     }
 }

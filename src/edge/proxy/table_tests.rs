@@ -1,0 +1,438 @@
+//! The state table of the proxy, and walks that compare the code with it.
+//!
+//! [`row`] is the table: for each state and event the next state and the kind of output. The walks
+//! apply sequences of events to a [`ProxyState`] and check each step against the table, together
+//! with the numbers of errors, cancellations and held messages.
+
+use std::{collections::HashMap, time::Instant};
+
+use super::{ProxyState, ToChild, ToGateway};
+use crate::jsonrpc::{self, Message};
+
+/// The state of the child as messages find it. `waiting`: the current link waits for the response
+/// to `initialize`. `told`: the gateway has sent `notifications/initialized`.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum State {
+    Uninitialized {
+        told: bool,
+    },
+    Initializing {
+        waiting: bool,
+        told: bool,
+    },
+    Initialized {
+        told: bool,
+    },
+    Reinitializing {
+        waiting: bool,
+        told: bool,
+        has_asked: bool,
+    },
+    /// The child is down, and no `initialize` is stored.
+    DownNew {
+        told: bool,
+    },
+    /// The child is down, and `initialize` is stored. `asked`: the last child did not answer it.
+    Down {
+        waiting: bool,
+        told: bool,
+        asked: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Event {
+    /// Frames of the gateway.
+    Initialize,
+    Done,
+    Call,
+    Notify,
+    /// Cancels the latest call of this link.
+    Cancel,
+    /// Cancels the `initialize` of this link.
+    CancelInitialize,
+    Respond,
+    /// Lines of the child. It answers `initialize` with a result or with an error.
+    Result,
+    Error,
+    /// It answers a call.
+    Answer,
+    /// It sends a request.
+    Ask,
+    /// It sends a response without an id that can be read.
+    Unusable,
+    /// The child ends, or cannot be started.
+    Gone,
+    Back,
+    /// The link is lost.
+    Cut,
+}
+
+const EVENTS: [Event; 15] = [
+    Event::Initialize,
+    Event::Done,
+    Event::Call,
+    Event::Notify,
+    Event::Cancel,
+    Event::CancelInitialize,
+    Event::Respond,
+    Event::Result,
+    Event::Error,
+    Event::Answer,
+    Event::Ask,
+    Event::Unusable,
+    Event::Gone,
+    Event::Back,
+    Event::Cut,
+];
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Output {
+    /// To the child.
+    Child,
+    /// To the gateway.
+    Gateway,
+    Held,
+    Drop,
+    Ready,
+    Refused,
+    Unmatched,
+    Stale,
+    Noise,
+    /// Errors for the calls that the child did not answer.
+    Failed,
+    /// Cancellations of the calls that the child did not answer.
+    Cancelled,
+    /// The next child send_frame the stored `initialize`, or nothing.
+    Stored,
+    Nothing,
+}
+
+/// The table. `None`: the event cannot happen in this state.
+#[rustfmt::skip]
+fn row(state: State, event: Event) -> Option<(State, Output)> {
+    use Event::*;
+    use Output::*;
+    use State::*;
+    Some(match (state, event) {
+        (Uninitialized { told }, Event::Initialize) =>
+            (Initializing { waiting: true, told }, Child),
+        (Initializing { told, .. }, Event::Initialize) =>
+            (Initializing { waiting: true, told }, Drop),
+        (Initialized { .. }, Event::Initialize) => (state, Gateway),
+        (Reinitializing { told, has_asked, .. }, Event::Initialize) =>
+            (Reinitializing { waiting: true, told, has_asked }, Drop),
+        (DownNew { told }, Event::Initialize) => (Down { waiting: true, told, asked: false }, Drop),
+        (Down { told, asked, .. }, Event::Initialize) =>
+            (Down { waiting: true, told, asked }, Drop),
+
+        (Uninitialized { told: false }, Done) => (Uninitialized { told: true }, Child),
+        (Initializing { waiting, told: false }, Done) =>
+            (Initializing { waiting, told: true }, Child),
+        (Initialized { told: false }, Done) => (Initialized { told: true }, Child),
+        (Uninitialized { .. } | Initializing { .. } | Initialized { .. }, Done) => (state, Drop),
+        (Reinitializing { waiting, has_asked, .. }, Done) =>
+            (Reinitializing { waiting, told: true, has_asked }, Drop),
+        (DownNew { .. }, Done) => (DownNew { told: true }, Drop),
+        (Down { waiting, asked, .. }, Done) => (Down { waiting, told: true, asked }, Drop),
+
+        (Initializing { .. }, CancelInitialize) => (state, Drop),
+        (Uninitialized { .. } | Initialized { .. }, CancelInitialize) => (state, Child),
+        (Uninitialized { .. } | Initializing { .. } | Initialized { .. },
+            Call | Notify | Cancel | Respond) => (state, Child),
+        (Reinitializing { .. }, Call | Notify | Cancel | CancelInitialize) => (state, Held),
+        (Reinitializing { has_asked: true, .. }, Respond) => (state, Child),
+        (Reinitializing { has_asked: false, .. }, Respond) => (state, Drop),
+        (DownNew { .. } | Down { .. }, Call) => (state, Gateway),
+        (DownNew { .. } | Down { .. }, Notify | Cancel | CancelInitialize | Respond) =>
+            (state, Drop),
+
+        (Initializing { waiting: true, told }, Result) => (Initialized { told }, Gateway),
+        (Initializing { waiting: false, told }, Result) => (Initialized { told }, Stale),
+        (Reinitializing { told, .. }, Result) => (Initialized { told }, Ready),
+        (Initializing { waiting: true, .. }, Error | Unusable) =>
+            (Uninitialized { told: false }, Gateway),
+        (Initializing { waiting: false, .. }, Error | Unusable) =>
+            (Uninitialized { told: false }, Stale),
+        (Reinitializing { waiting: true, .. }, Error | Unusable) =>
+            (Uninitialized { told: false }, Ready),
+        (Reinitializing { waiting: false, .. }, Error | Unusable) => (state, Refused),
+        (Uninitialized { .. } | Initialized { .. }, Result | Error) => return None,
+        (Uninitialized { .. } | Initialized { .. }, Unusable) => (state, Noise),
+
+        (Uninitialized { .. } | Initializing { .. } | Initialized { .. }, Answer | Ask) =>
+            (state, Gateway),
+        (Reinitializing { waiting, told, .. }, Ask) =>
+            (Reinitializing { waiting, told, has_asked: true }, Gateway),
+        (Reinitializing { .. } | DownNew { .. } | Down { .. }, Answer) => return None,
+        (DownNew { .. } | Down { asked: false, .. }, Unusable) => (state, Noise),
+        (DownNew { .. } | Down { .. }, Result | Error | Ask | Unusable) => (state, Stale),
+
+        (Uninitialized { told }, Gone) => (DownNew { told }, Failed),
+        (Initializing { waiting, told }, Gone) => (Down { waiting, told, asked: true }, Failed),
+        (Initialized { told }, Gone) => (Down { waiting: false, told, asked: false }, Failed),
+        (Reinitializing { waiting, told, .. }, Gone) =>
+            (Down { waiting, told, asked: true }, Failed),
+        (DownNew { .. } | Down { .. }, Gone) => (state, Failed),
+
+        (Uninitialized { .. }, Back) => (state, Nothing),
+        (DownNew { told }, Back) => (Uninitialized { told }, Nothing),
+        (Down { waiting, told, .. }, Back) =>
+            (Reinitializing { waiting, told, has_asked: false }, Stored),
+        (Initializing { .. } | Initialized { .. } | Reinitializing { .. }, Back) => return None,
+
+        (Uninitialized { .. } | Initialized { .. } | DownNew { .. }, Cut) => (state, Cancelled),
+        (Initializing { told, .. }, Cut) => (Initializing { waiting: false, told }, Cancelled),
+        (Reinitializing { told, has_asked, .. }, Cut) =>
+            (Reinitializing { waiting: false, told, has_asked }, Cancelled),
+        (Down { told, asked, .. }, Cut) => (Down { waiting: false, told, asked }, Cancelled),
+    })
+}
+
+/// A proxy, the state that the table predicts for it, and what the gateway and the child know.
+#[derive(Clone)]
+struct Model {
+    proxy: ProxyState,
+    state: State,
+    now: Instant,
+    /// The last id of the gateway. It uses none twice.
+    last: u64,
+    /// The last call, and the `initialize` that the child got: what this link may cancel.
+    call: Option<u64>,
+    initialize: Option<u64>,
+    /// The id of the `initialize` whose response the gateway waits for.
+    waiting: u64,
+    /// The id of `initialize` at the child.
+    asked: String,
+    /// Calls that the child has not answered, with the ids of the gateway and of the child.
+    open: Vec<(u64, String)>,
+    /// Held messages: calls, cancelled calls and others, with the id of the call.
+    held: Vec<(Event, u64)>,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self {
+            proxy: ProxyState::default(),
+            state: State::Uninitialized { told: false },
+            now: Instant::now(),
+            last: 0,
+            call: None,
+            initialize: None,
+            waiting: 0,
+            asked: String::new(),
+            open: Vec::new(),
+            held: Vec::new(),
+        }
+    }
+
+    /// Whether the event can happen, beyond what the table send_line.
+    fn allows(&self, event: Event) -> bool {
+        match event {
+            Event::Cancel => self.call.is_some(),
+            Event::CancelInitialize => self.initialize.is_some(),
+            Event::Answer => !self.open.is_empty(),
+            // With an open call, the response may belong to that.
+            Event::Unusable => self.open.is_empty(),
+            _ => true,
+        }
+    }
+
+    /// Applies an event and checks what follows. Returns false if it cannot happen.
+    #[track_caller]
+    fn step(&mut self, event: Event, before: &[Event]) -> bool {
+        let (true, Some((state, output))) = (self.allows(event), row(self.state, event)) else {
+            return false;
+        };
+        let from = self.state;
+        self.state = state;
+        let found = self.apply(event);
+        assert_eq!(found, output, "{event:?} in {from:?} after {before:?}");
+        let is_up = matches!(
+            state,
+            State::Uninitialized { .. } | State::Initializing { .. } | State::Initialized { .. }
+        );
+        let is_initializing = matches!(state, State::Reinitializing { .. });
+        assert_eq!(
+            (self.proxy.is_up(), self.proxy.is_initializing(), self.proxy.running()),
+            (is_up, is_initializing, self.open.len() + self.held.len()),
+            "{event:?} in {from:?} after {before:?}"
+        );
+        true
+    }
+
+    fn apply(&mut self, event: Event) -> Output {
+        match event {
+            Event::Result => self.send_line(event, &jsonrpc::result(&self.asked.clone(), "{}")),
+            Event::Error => self.send_line(event, &jsonrpc::error(&self.asked.clone(), 1, "no")),
+            Event::Answer => {
+                let (_, id) = self.open.remove(0);
+                self.send_line(event, &jsonrpc::result(&id, "{}"))
+            }
+            Event::Ask => self.send_line(event, &jsonrpc::request("9", "ping", "{}")),
+            Event::Unusable => {
+                let output = self.proxy.unusable(None, "no");
+                self.check_output(event, output)
+            }
+            Event::Gone => {
+                let failed = self.proxy.child_gone("it has ended", None);
+                let calls = self.held.drain(..).filter(|(event, _)| *event == Event::Call).count();
+                assert_eq!(failed.len(), self.open.drain(..).count() + calls);
+                Output::Failed
+            }
+            Event::Back => match self.proxy.child_back() {
+                Some(line) => {
+                    self.asked = id_of(&line);
+                    Output::Stored
+                }
+                None => Output::Nothing,
+            },
+            Event::Cut => {
+                let cancelled = self.proxy.disconnected();
+                assert_eq!(cancelled.len(), self.open.drain(..).count());
+                self.held.clear();
+                (self.call, self.initialize) = (None, None);
+                Output::Cancelled
+            }
+            _ => self.send_frame(event),
+        }
+    }
+
+    /// The gateway sends a frame.
+    fn send_frame(&mut self, event: Event) -> Output {
+        if matches!(event, Event::Initialize | Event::Call) {
+            self.last += 1;
+        }
+        let (id, last) = (self.last, self.last.to_string());
+        let cancellation = |id: u64| {
+            let params = format!("{{\"requestId\":{id}}}");
+            jsonrpc::notification("notifications/cancelled", Some(&params))
+        };
+        let frame = match event {
+            Event::Initialize => jsonrpc::request(&last, "initialize", "{}"),
+            Event::Done => jsonrpc::notification("notifications/initialized", None),
+            Event::Call => jsonrpc::request(&last, "tools/call", "{}"),
+            Event::Cancel => cancellation(self.call.unwrap()),
+            Event::CancelInitialize => cancellation(self.initialize.unwrap()),
+            Event::Notify => jsonrpc::notification("notifications/roots/list_changed", None),
+            _ => jsonrpc::result("9", "{}"),
+        };
+        match event {
+            Event::Initialize => self.waiting = id,
+            Event::Call => self.call = Some(id),
+            _ => {}
+        }
+        match self.proxy.on_gateway_frame(self.now, &frame) {
+            ToChild::Child(line) => {
+                match event {
+                    Event::Initialize => (self.initialize, self.asked) = (Some(id), id_of(&line)),
+                    _ => self.on_line_at_child(event, self.call.unwrap_or_default(), &line),
+                }
+                Output::Child
+            }
+            ToChild::Gateway(frame) => {
+                assert_eq!(id_of(&frame), last, "a response to what was asked");
+                Output::Gateway
+            }
+            ToChild::Held => {
+                self.held.push((event, self.call.unwrap_or_default()));
+                Output::Held
+            }
+            ToChild::Drop(_) => Output::Drop,
+            ToChild::Status(status) => panic!("{status:?}"),
+        }
+    }
+
+    /// The child send_frame a line, other than `initialize`.
+    fn on_line_at_child(&mut self, event: Event, id: u64, line: &str) {
+        match event {
+            Event::Call => self.open.push((id, id_of(line))),
+            Event::Cancel => self.open.retain(|(open, _)| *open != id),
+            _ => {}
+        }
+    }
+
+    fn send_line(&mut self, event: Event, line: &str) -> Output {
+        let output = self.proxy.on_child_line(line);
+        self.check_output(event, output)
+    }
+
+    fn check_output(&mut self, event: Event, output: ToGateway) -> Output {
+        match output {
+            ToGateway::Gateway(frame) => {
+                if matches!(event, Event::Result | Event::Error | Event::Unusable) {
+                    assert_eq!(id_of(&frame), self.waiting.to_string());
+                }
+                Output::Gateway
+            }
+            ToGateway::Ready { lines, frames } => {
+                self.ready(&lines, &frames);
+                Output::Ready
+            }
+            ToGateway::Refused => Output::Refused,
+            ToGateway::Unmatched(_) => Output::Unmatched,
+            ToGateway::Stale => Output::Stale,
+            ToGateway::Noise => Output::Noise,
+        }
+    }
+
+    /// The child send_frame the held messages in order, after `notifications/initialized`.
+    fn ready(&mut self, lines: &[String], frames: &[String]) {
+        let told = usize::from(matches!(self.state, State::Initialized { told: true }));
+        assert_eq!((lines.len(), frames.len()), (told + self.held.len(), 1));
+        if let Some(id) = Message::read(&frames[0]).unwrap().id() {
+            assert_eq!(id, self.waiting.to_string());
+        }
+        let is_done = |line: &String| line.contains("notifications/initialized");
+        assert_eq!(lines.iter().position(is_done), (told == 1).then_some(0));
+        for ((event, id), line) in std::mem::take(&mut self.held).into_iter().zip(&lines[told..]) {
+            self.on_line_at_child(event, id, line);
+        }
+    }
+}
+
+fn id_of(text: &str) -> String {
+    Message::read(text).unwrap().id().unwrap().to_owned()
+}
+
+fn walk(model: &Model, sequence: &mut Vec<Event>, depth: usize, steps: &mut usize) {
+    if sequence.len() == depth {
+        return;
+    }
+    for event in EVENTS {
+        let mut next = model.clone();
+        if next.step(event, sequence) {
+            *steps += 1;
+            sequence.push(event);
+            walk(&next, sequence, depth, steps);
+            sequence.pop();
+        }
+    }
+}
+
+/// `MCPPORT_DEPTH=6` walks longer sequences.
+#[test]
+fn every_short_sequence_follows_the_table() {
+    let depth = std::env::var("MCPPORT_DEPTH").map_or(5, |depth| depth.parse().unwrap());
+    let mut steps = 0;
+    walk(&Model::new(), &mut Vec::new(), depth, &mut steps);
+    assert!(steps > 40_000, "{steps}");
+}
+
+#[test]
+fn every_state_follows_the_table() {
+    let mut seen = HashMap::new();
+    let mut next = vec![(Model::new(), Vec::new())];
+    while let Some((model, sequence)) = next.pop() {
+        if seen.insert(model.state, sequence.clone()).is_some() {
+            continue;
+        }
+        for event in EVENTS {
+            let mut after = model.clone();
+            if after.step(event, &sequence) {
+                next.push((after, [sequence.as_slice(), &[event]].concat()));
+            }
+        }
+    }
+    assert_eq!(seen.len(), 26, "{seen:#?}");
+}
