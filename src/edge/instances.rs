@@ -60,6 +60,7 @@ struct InstanceTable {
 #[derive(Debug)]
 struct OpenInstance {
     begun: u64,
+    uplink: Uplink,
     input: outbox::Sender<()>,
     calls: OpenRequests,
     /// Dropping it stops the process.
@@ -74,7 +75,7 @@ struct Instance {
     input: outbox::Sender<()>,
     lines: Receiver<()>,
     stopped: Shutdown,
-    link: Uplink,
+    uplink: Uplink,
 }
 
 impl Instances {
@@ -106,7 +107,7 @@ impl Instances {
     pub fn start(self: &Arc<Self>, number: u32, link: &Uplink) -> Result<(), SendError> {
         let (input, lines) = StdioBackend::queue(&self.config);
         let (stop, stopped) = crate::runtime::shutdown::shutdown();
-        let calls = OpenRequests::default();
+        let (calls, uplink) = (OpenRequests::default(), link.on_channel(number));
         let begun = {
             let mut table = self.table();
             if table.stopping {
@@ -122,11 +123,17 @@ impl Instances {
             let begun = table.begun;
             table.open.insert(
                 number,
-                OpenInstance { begun, input: input.clone(), calls: calls.clone(), _stop: stop },
+                OpenInstance {
+                    begun,
+                    uplink: uplink.clone(),
+                    input: input.clone(),
+                    calls: calls.clone(),
+                    _stop: stop,
+                },
             );
             begun
         };
-        let session = Instance { number, begun, calls, input, lines, stopped, link: link.clone() };
+        let session = Instance { number, begun, calls, input, lines, stopped, uplink };
         let (instances, guard) = (self.clone(), self.tasks.track());
         let task = async move {
             let _held = guard;
@@ -137,7 +144,7 @@ impl Instances {
     }
 
     async fn run(&self, session: Instance) {
-        let (number, begun, link) = (session.number, session.begun, session.link.clone());
+        let (number, begun, uplink) = (session.number, session.begun, session.uplink.clone());
         let ended = self.serve(session).await;
         {
             let mut table = self.table();
@@ -149,18 +156,18 @@ impl Instances {
         if let Some(why) = ended {
             self.log(log::Level::Info, "ends", format_args!("session {number} ended: {why}"));
             // Fails only if the link is gone, and then there is nobody to notify.
-            let _ = link.queue().send_wait(frame::close(number, &why)).await;
+            let _ = uplink.queue().send_wait(frame::close(number, &why)).await;
         }
     }
 
     /// Runs the process of a session. Returns `None` if it was stopped, otherwise why it exited or
     /// could not start.
     async fn serve(&self, session: Instance) -> Option<String> {
-        let Instance { number, calls, input, lines, stopped, link, .. } = session;
+        let Instance { calls, input, lines, stopped, uplink, .. } = session;
         // Processes of closed sessions may still be stopping and holding permits; stopping takes a
         // bounded time.
         let _room = stopped.race(self.permits.acquire()).await?;
-        let outlet = Outlet::Channel(Channel { number, link, calls, input: input.clone() });
+        let outlet = Outlet::Channel(Channel { uplink, calls, input: input.clone() });
         let mut server = match StdioBackend::start(&self.config, outlet, input, lines) {
             Ok(server) => server,
             Err(fault) => return Some(fault.to_string()),
@@ -175,18 +182,17 @@ impl Instances {
     ///
     /// # Errors
     /// The queue of the link is full: the gateway sends requests and does not read.
-    pub fn message(&self, number: u32, text: &str, link: &Uplink) -> Result<(), SendError> {
+    pub fn message(&self, number: u32, text: &str) -> Result<(), SendError> {
         let (stopping, open) = {
             let table = self.table();
-            let open = table.open.get(&number).map(|open| (open.input.clone(), open.calls.clone()));
-            (table.stopping, open)
+            let open = table.open.get(&number);
+            (table.stopping, open.map(|open| (open.uplink.clone(), open.input.clone(), open.calls.clone())))
         };
-        let Some((input, calls)) = open else { return Ok(()) };
+        let Some((uplink, input, calls)) = open else { return Ok(()) };
         let Ok(message) = Message::read(text) else { return Ok(()) };
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) if stopping => {
-                let refusal = jsonrpc::error(id, jsonrpc::DOWN, STOPPING);
-                return link.queue().send_reserved(frame::message(number, &refusal));
+                return uplink.send_error(jsonrpc::error(id, jsonrpc::DOWN, STOPPING));
             }
             (Kind::Request, Some(id)) => calls.add(id),
             (Kind::Notification, _) if message.method() == "notifications/cancelled" => {
@@ -208,7 +214,7 @@ impl Instances {
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) => {
                 calls.remove(id);
-                link.queue().send_reserved(frame::message(number, &jsonrpc::error(id, jsonrpc::BUSY, busy)))
+                uplink.send_error(jsonrpc::error(id, jsonrpc::BUSY, busy))
             }
             _ => Ok(()),
         }

@@ -182,7 +182,7 @@ impl EdgeState {
                 log::debug!("dropped a message of the server: no link");
                 break;
             };
-            match link.frame(None, frame) {
+            match link.frame(frame) {
                 Ok(frame) => {
                     if link.queue().send_wait(frame).await.is_err() {
                         log::debug!("dropped a message of the server: its link was closed");
@@ -468,7 +468,7 @@ impl LinkHandler for LinkSession<'_> {
                 return Err(CloseReason::new(1008, "channel frame without negotiated sessions"));
             }
             Frame::Message(number, text) => {
-                return self.state.instances.message(number, text, &self.link).map_err(does_not_read);
+                return self.state.instances.message(number, text).map_err(does_not_read);
             }
             Frame::Open(number) if number <= self.opened => {
                 return Err(CloseReason::new(1008, "channel number used before"));
@@ -486,7 +486,7 @@ impl LinkHandler for LinkSession<'_> {
             None | Some(ToChild::Child(_) | ToChild::Held) => self.on_first_message(),
             Some(ToChild::Gateway(frame)) => {
                 // The frame is a response, so there is no refusal to send to the server.
-                if let Ok(frame) = self.link.frame(None, frame) {
+                if let Ok(frame) = self.link.frame(frame) {
                     // Bounded: a gateway that sends requests and does not read must not fill the
                     // memory.
                     self.link.queue().send_reserved(frame).map_err(does_not_read)?;

@@ -39,10 +39,8 @@ pub enum Outlet {
 /// A channel of the link, served by the process of one client session.
 #[derive(Clone, Debug)]
 pub struct Channel {
-    /// The channel number.
-    pub number: u32,
-    /// The link that the channel belongs to.
-    pub link: Uplink,
+    /// The channel's queue towards the gateway.
+    pub uplink: Uplink,
     /// The requests that the process has not answered.
     pub calls: OpenRequests,
     /// The stdin queue of the process.
@@ -53,9 +51,9 @@ impl Channel {
     /// Sends a message of the process to the gateway. If the link is gone, the message is dropped:
     /// the session ended with the link.
     async fn send(&self, text: String) {
-        match self.link.frame(Some(self.number), text) {
+        match self.uplink.frame(text) {
             Ok(frame) => {
-                let _ = self.link.queue().send_wait(frame).await;
+                let _ = self.uplink.queue().send_wait(frame).await;
             }
             // Best effort: dropped if the server does not read its input.
             Err(refusal) => refusal.into_iter().for_each(|refusal| {
