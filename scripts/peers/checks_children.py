@@ -67,7 +67,7 @@ def shell(world):
 
 
 def npx(world):
-    """The README's quick start, word for word but for the version: npx, a shell and node in between."""
+    """The command of "First call" in the README, with a pinned version: npx, a shell and node in between."""
     versions = json.loads((kit.HERE / "package.json").read_text())["dependencies"]
     package = "@modelcontextprotocol/server-filesystem"
     _, port = world.gateway()

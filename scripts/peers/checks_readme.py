@@ -1,4 +1,4 @@
-"""What the README tells people to type and to paste, taken from it as it stands there."""
+"""Runs the commands and parses the snippets of the README."""
 
 import json
 import os
@@ -18,21 +18,21 @@ FILE_SERVER = "@modelcontextprotocol/server-filesystem"
 
 
 def snippets(language):
-    """The code blocks of one language, those within lists too."""
+    """Returns the code blocks of one language, including those in lists."""
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
     return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in blocks]
 
 
 def snippet(language, *having):
-    """The one snippet that has all of these in it."""
+    """Returns the only snippet that contains all of these."""
     found = [block for block in snippets(language) if all(part in block for part in having)]
     need_equal(len(found), 1, f"{language} snippets with {having}")
     return found[0]
 
 
 def settings():
-    """The configuration snippets: VS Code, Cursor, Claude Desktop."""
+    """Returns the configuration snippets for VS Code, Cursor and Claude Desktop."""
     found = [json.loads(block) for block in snippets("json")]
     need_equal(len(found), 3, "JSON snippets")
     code = [entry["servers"]["mcpport"] for entry in found if "servers" in entry]
@@ -41,18 +41,23 @@ def settings():
 
 
 def parse(world):
-    """The configuration snippets are JSON of the form that each program reads, and name the same address."""
+    """The configuration snippets are JSON in the form that each program reads, with the same URL."""
     code, cursor, claude = settings()
     url = f"http://localhost:{PORT}/mcp"
     need_equal(code["type"], "http", "type of the server for VS Code")
-    need_equal([code["url"], cursor["url"], claude["args"][-1]], [url] * 3, "addresses")
+    need_equal([code["url"], cursor["url"]], [url] * 2, "addresses")
+    need_equal(claude["args"].count(url), 1, f"mentions of {url}")
+    # Each placeholder in a snippet is defined in the same snippet, or is an environment variable.
+    (asked,) = (entry["inputs"] for entry in map(json.loads, snippets("json")) if "inputs" in entry)
+    need_equal(code["headers"]["Authorization"], f"Bearer ${{input:{asked[0]['id']}}}", "token for VS Code")
+    need(all("${%s}" % name in claude["args"][-1] for name in claude["env"]), f"env: {claude['env']}")
     for headers in (code["headers"], cursor["headers"]):
         need(headers["Authorization"].startswith("Bearer "), f"headers: {headers}")
     need(all(isinstance(word, str) for word in [claude["command"], *claude["args"]]), f"command: {claude}")
 
 
 def quick_start(world):
-    """The gateway and the server of the quick start, in a directory with one file."""
+    """Starts gateway and server of "First call", in a directory with one file."""
     tools = world.directory / "bin"
     tools.mkdir()
     (tools / "mcpport").symlink_to(BINARY)
@@ -62,7 +67,7 @@ def quick_start(world):
     pinned = register.replace(FILE_SERVER, f"{FILE_SERVER}@{versions[FILE_SERVER]}")
     env = {"PATH": f"{tools}:{os.environ['PATH']}"}
     gateway = "mcpport gateway\n"
-    need(gateway in snippets("sh"), "the README no longer says `mcpport gateway`")
+    need(gateway in snippets("sh"), "the README has no block `mcpport gateway`")
     program = world.start("gateway", ["sh", "-c", f"exec {gateway}"], env)
     kit.until(lambda: kit.listens(PORT) or not program.alive(), 20, f"the gateway listens; {program.tail()}")
     need(program.alive(), f"the gateway ended: {program.tail()}")
@@ -71,7 +76,7 @@ def quick_start(world):
 
 
 def clients(world):
-    """Starts the snippets for the SDKs: name to program."""
+    """Starts the snippets for the SDKs. Returns the programs by name."""
     python = world.directory / "snippet.py"
     python.write_text(snippet("python", "streamable_http_client"))
     script = world.directory / "snippet.mjs"
@@ -82,12 +87,13 @@ def clients(world):
 
 
 def bridge(world):
-    """The Claude Desktop snippet, as a stdio server of an SDK client."""
+    """Runs the Claude Desktop snippet as a stdio server of an SDK client."""
     *_, claude = settings()
     need_equal(claude["args"].count(BRIDGE), 1, f"mentions of {BRIDGE}")
     arguments = [f"{BRIDGE}@{BRIDGE_VERSION}" if word == BRIDGE else word for word in claude["args"]]
-    # What it remembers of servers goes with the check.
-    command = ["env", f"MCP_REMOTE_CONFIG_DIR={world.directory}", claude["command"], *arguments]
+    # It caches data about servers; keep that in the directory of this check.
+    env = {"MCP_REMOTE_CONFIG_DIR": world.directory, **claude["env"]}
+    command = ["env", *(f"{name}={value}" for name, value in env.items()), claude["command"], *arguments]
     (tools,) = play(world, "ts1", {"stdio": command}, [{"list": True}])
     names = [tool["name"] for tool in tools]
     need("file_list_directory" in names and "list_servers" in names, f"tools through {BRIDGE}: {short(names)}")
@@ -95,7 +101,7 @@ def bridge(world):
 
 
 def run(world):
-    """Quick start, SDK snippets and bridge, as they stand in the README."""
+    """Runs "First call", the SDK snippets and the bridge."""
     if kit.listens(PORT):
         return f"skipped: port {PORT} is taken"
     quick_start(world)

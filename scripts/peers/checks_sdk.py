@@ -81,7 +81,7 @@ def difference(found, wanted):
     return f"through the gateway ...{found}, directly ...{wanted}"
 
 
-# The README's quick start.
+# The server of "First call" in the README.
 
 
 def file_server(world, sdk):

@@ -1,6 +1,7 @@
-//! What goes wrong at the start ends in one line for a person, with the right exit code, without a panic and without a secret.
+//! An error at startup ends in one line for the user, with the right exit code, without a panic and without a secret. The
+//! messages that the README explains are those of the program.
 
-use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt};
+use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt, path::Path};
 
 use crate::{
     certs::{available, generate, shared},
@@ -229,5 +230,43 @@ fn help_goes_to_stdout() {
         let end = program.ended();
         assert_eq!((end.code, end.stderr.len()), (Some(0), 0), "{arguments:?}: {:?}", end.stderr);
         program.wait_for_output("mcpport");
+    }
+}
+
+/// Each message that "Troubleshooting" quotes is in the source. Numbers and `…` stand for what the program fills in.
+#[test]
+fn readme_quotes_existing_messages() {
+    let readme = include_str!("../../README.md");
+    let section = readme.split_once("\n## Troubleshooting\n").expect("the section").1;
+    let section = section.split_once("\n## ").expect("its end").0;
+    let mut lines = Vec::new();
+    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut lines);
+    let mut quotes = 0;
+    for row in section.lines().filter(|row| row.starts_with("| ")) {
+        let symptom = row.split('|').nth(1).unwrap_or_default();
+        for quote in symptom.split('"').skip(1).step_by(2) {
+            let parts: Vec<&str> = quote.split(|c: char| c == '…' || c.is_ascii_digit()).collect();
+            assert!(
+                lines.iter().any(|line| parts.iter().all(|part| line.contains(part))),
+                "no message with these words: {quote}"
+            );
+            quotes += 1;
+        }
+    }
+    assert!(quotes > 8, "{quotes} quotes: {section}");
+}
+
+/// Adds the lines of all source files below `directory`, without comments and unit tests.
+fn collect(directory: &Path, lines: &mut Vec<String>) {
+    for entry in fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            collect(&path, lines);
+        } else if path.extension().is_some_and(|end| end == "rs") && !path.ends_with("tests.rs") {
+            let text = fs::read_to_string(&path).expect("a source file");
+            let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
+            let code = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+            lines.extend(code.map(str::to_owned));
+        }
     }
 }
