@@ -44,10 +44,14 @@ fn gather(folder: &Path, files: &mut Vec<PathBuf>) {
 
 fn read(root: &Path, file: &Path) -> Source {
     let name = file.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
+    from_text(name, fs::read_to_string(file).unwrap())
+}
+
+/// Returns the source of a file with this path relative to `src/`, and this text.
+pub fn from_text(name: String, text: String) -> Source {
     let module = name.trim_end_matches(".rs").trim_end_matches("/mod");
     let depth = if matches!(module, "lib" | "main") { 0 } else { module.split('/').count() };
     let top = module.split('/').next().unwrap_or_default().to_owned();
-    let text = fs::read_to_string(file).unwrap();
     let code = if module.ends_with("tests") { String::new() } else { without_tests(&bare(&text)) };
     Source { top, depth, code, text, name }
 }
