@@ -21,12 +21,14 @@ use crate::{
     log_throttle::LogThrottle,
     net::{
         outbox::{self, SendError, Sender},
-        ws_link::{self, CloseReason, LinkEnd, LinkHandler, Outbound, Unacknowledged, WebSocket},
+        ws_link::{self, Outbound, Unacknowledged, WebSocket},
     },
     runtime::{shutdown::Shutdown, task_tracker::TaskTracker},
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
+        close::{CloseReason, LinkEnd},
         frame::{self, Frame},
+        handler::LinkHandler,
         handshake::{Claim, Registration, ResumeGrant, Status},
     },
     util,
@@ -367,7 +369,7 @@ pub async fn run<'a>(
         return Outcome::Stopped;
     }
     let ended = match session.begin(answer, &frame) {
-        Ok(()) => ws_link::drive(socket, &mut outbound, &mut session, limits).await,
+        Ok(()) => ws_link::drive(socket, &mut outbound, &mut session, None, limits).await,
         Err(why) => {
             let ended = LinkEnd::ByUs(why);
             ws_link::end(socket, VecDeque::new(), &ended, limits).await;

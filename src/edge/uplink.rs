@@ -10,11 +10,8 @@ use crate::{
     jsonrpc::Message,
     limits::LOG_WARNINGS,
     log_throttle::LogThrottle,
-    net::{
-        outbox::{SendError, Sender},
-        ws_link::CloseReason,
-    },
-    tunnel::{frame, oversize::Oversize},
+    net::outbox::{SendError, Sender},
+    tunnel::{close::CloseReason, frame, oversize::Oversize},
 };
 
 /// The queue of one link, or of a chain of links that each resume the one before.

@@ -28,8 +28,9 @@ use crate::{
     config::GatewayConfig,
     error::FatalError,
     limits::GuessLimits,
-    net::{text_file, tls::Acceptor, ws_link::CloseReason},
+    net::{text_file, tls::Acceptor},
     session::Full,
+    tunnel::close::CloseReason,
 };
 
 /// The token table and the throttle of wrong tokens.

@@ -25,14 +25,12 @@ use crate::{
         discovery::{Discovery, DiscoveryRequest, DiscoveryStep},
         listing::{ListItem, ListKind},
     },
-    net::{
-        budget::{Account, Charge},
-        ws_link::{CloseReason, LinkHandler},
-    },
-    runtime::pacer::Pacer,
+    net::budget::{Account, Charge},
     tunnel::{
         CLOSE_LATER,
+        close::CloseReason,
         frame::{self, Frame},
+        handler::LinkHandler,
         handshake::Status,
     },
     util,
@@ -102,10 +100,6 @@ impl LinkHandler for UpstreamDriver {
     fn tick(&mut self, now: Instant) -> Result<(), CloseReason> {
         let gateway = self.gateway.clone();
         self.expire(&gateway, now)
-    }
-
-    fn ends(&self) -> Option<Arc<Pacer>> {
-        Some(self.gateway.ends.clone())
     }
 }
 

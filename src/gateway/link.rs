@@ -23,13 +23,15 @@ use crate::{
     mcp::listing::ListKind,
     net::{
         self, outbox, timeout,
-        ws_link::{self, CloseReason, LinkEnd, LinkHandler, Outbound, WebSocket},
+        ws_link::{self, Outbound, WebSocket},
     },
     runtime::{shutdown::ShutdownTrigger, task_tracker::TaskGuard},
     secret::Secret,
     session,
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
+        close::{CloseReason, LinkEnd},
+        handler::LinkHandler,
         handshake::{Claim, Registration, ResumeGrant, Status},
     },
     util,
@@ -188,7 +190,9 @@ impl ServerRegistration {
         let Self { driver, outbound, claims, limits, .. } = &mut *self;
         let stopped = driver.gateway().stopped.clone();
         let queue = driver.upstream().link().clone();
-        let driving = async { Wakeup::Ended(ws_link::drive(socket, outbound, driver, limits).await) };
+        let pacer = driver.gateway().ends.clone();
+        let driving =
+            async { Wakeup::Ended(ws_link::drive(socket, outbound, driver, Some(&pacer), limits).await) };
         let stopping = async {
             stopped.wait().await;
             queue.end(gateway_stops());

@@ -32,10 +32,9 @@ use crate::{
     net::{
         budget::{Account, Budget, Charge},
         outbox::{SendError, Sender},
-        ws_link::CloseReason,
     },
     session::{self, CallId, Run},
-    tunnel::frame,
+    tunnel::{close::CloseReason, frame},
     util,
 };
 

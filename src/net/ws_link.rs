@@ -41,89 +41,16 @@ use super::{
     timeout,
 };
 use crate::{
-    limits::{CLOSE_REASON, LINK_BURST, LinkLimits, STALL_RETRIES},
+    limits::{LINK_BURST, LinkLimits, STALL_RETRIES},
     runtime::pacer::Pacer,
     tunnel::{
         CLOSE_LATER,
+        close::{CloseReason, LinkEnd},
+        handler::LinkHandler,
         heartbeat::{Heartbeat, HeartbeatAction},
         resume::{self, CannotResume, Resume},
     },
-    util,
 };
-
-/// A close code and reason, as in a Close frame.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct CloseReason {
-    /// Close code (RFC 6455, section 7.4, and [`crate::tunnel`]).
-    pub code: u16,
-    /// Human-readable reason.
-    pub reason: String,
-}
-
-impl CloseReason {
-    /// Creates a close reason.
-    pub fn new(code: u16, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into() }
-    }
-}
-
-/// Why a link ended.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum LinkEnd {
-    /// The peer closed the link.
-    ByPeer(CloseReason),
-    /// We closed the link.
-    ByUs(CloseReason),
-    /// The connection broke, for this reason.
-    Lost(String),
-    /// Nothing was received from the peer for this long.
-    Silent(Duration),
-}
-
-impl LinkEnd {
-    /// Whether neither side closed the link on purpose, so that it may resume over another
-    /// connection.
-    pub fn is_accident(&self) -> bool {
-        matches!(self, Self::Lost(_) | Self::Silent(_))
-    }
-}
-
-impl std::fmt::Display for LinkEnd {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::ByPeer(why) if why.reason.is_empty() => {
-                write!(f, "the peer closed the link (code {})", why.code)
-            }
-            Self::ByPeer(why) => {
-                write!(f, "the peer closed the link (code {}: {})", why.code, util::escape::show(&why.reason))
-            }
-            Self::ByUs(why) => write!(f, "we closed the link (code {}: {})", why.code, why.reason),
-            Self::Lost(why) => write!(f, "the link was lost: {why}"),
-            Self::Silent(time) => write!(f, "no data from the peer for {} s", time.as_secs()),
-        }
-    }
-}
-
-/// Handles the incoming frames at one end of a link.
-pub trait LinkHandler {
-    /// Handles a text frame.
-    ///
-    /// # Errors
-    /// A [`CloseReason`] that ends the link.
-    fn frame(&mut self, now: Instant, text: &str) -> Result<(), CloseReason>;
-    /// Returns when to call [`LinkHandler::tick`].
-    fn deadline(&self) -> Option<Instant>;
-    /// Handles the passing of time.
-    ///
-    /// # Errors
-    /// A [`CloseReason`] that ends the link.
-    fn tick(&mut self, now: Instant) -> Result<(), CloseReason>;
-    /// Returns the pacer that makes links end one after the other when many are lost at once.
-    /// `None` if there are only a few.
-    fn ends(&self) -> Option<Arc<Pacer>> {
-        None
-    }
-}
 
 /// The outgoing side of a link: its queue, and the state needed to resume over another connection.
 #[derive(Debug)]
@@ -399,11 +326,13 @@ pub async fn probe(socket: &mut WebSocket, limits: &LinkLimits) -> Result<(), Li
     timeout::within(limits.register_time, receiving).await.unwrap_or_else(gone)
 }
 
-/// Drives a link until it ends, then closes it; see [`end`].
+/// Drives a link until it ends, then closes it; see [`end`]. `pacer` makes links end one after the
+/// other when many are lost at once.
 pub async fn drive(
     socket: WebSocket,
     outbound: &mut Outbound,
     handler: &mut (dyn LinkHandler + Send),
+    pacer: Option<&Pacer>,
     limits: &LinkLimits,
 ) -> LinkEnd {
     let now = Instant::now();
@@ -431,9 +360,9 @@ pub async fn drive(
             }
         }
     };
-    let Driver { socket, outbound, handler, .. } = driver;
-    if let Some(ends) = handler.ends() {
-        ends.turn().await;
+    let Driver { socket, outbound, .. } = driver;
+    if let Some(pacer) = pacer {
+        pacer.turn().await;
     }
     // Messages queued before the end are still sent: one of them may explain the end.
     let unsent = if matches!(ended, LinkEnd::ByUs(_)) { outbound.rest().await } else { VecDeque::new() };
@@ -463,7 +392,7 @@ async fn close_handshake(
                 poll_fn(|context| Pin::new(&mut *socket).poll_ready(context)).await.ok()?;
                 Pin::new(&mut *socket).start_send(Message::text(text)).ok()?;
             }
-            let frame = CloseFrame { code: CloseCode::from(why.code), reason: clipped(&why.reason).into() };
+            let frame = CloseFrame { code: CloseCode::from(why.code), reason: why.clipped().into() };
             socket.close(Some(frame)).await.ok()?;
             socket.get_mut().limit(limits.close_bytes);
             // Messages before the Close frame were already on their way. After an error the answer
@@ -500,16 +429,6 @@ async fn close_handshake(
     };
     // A peer that does not read is not waited for.
     let _ = timeout::within(limits.close_time, closing).await;
-}
-
-/// Truncates a reason to the length that a Close frame can hold. The library would omit a longer
-/// reason entirely.
-fn clipped(reason: &str) -> &str {
-    let mut end = reason.len().min(CLOSE_REASON);
-    while !reason.is_char_boundary(end) {
-        end -= 1;
-    }
-    reason.get(..end).unwrap_or_default()
 }
 
 /// Why the driver stops polling.

@@ -75,8 +75,10 @@
 //! Related modules: `net::ws_link` transports the frames; `gateway` and `edge` implement the two
 //! ends.
 
+pub mod close;
 pub mod frame;
 pub mod frame_header;
+pub mod handler;
 pub mod handshake;
 pub mod heartbeat;
 pub mod oversize;

@@ -21,9 +21,13 @@ use mcpport::{
         listener,
         outbox::{self, Sender},
         stream::Stream,
-        ws_link::{self, CloseReason, LinkEnd, LinkHandler, Outbound},
+        ws_link::{self, Outbound},
     },
     runtime::{executor, reactor},
+    tunnel::{
+        close::{CloseReason, LinkEnd},
+        handler::LinkHandler,
+    },
 };
 
 use crate::{
@@ -164,7 +168,7 @@ async fn echo_link(web: HttpConnection, upgrade: &Upgrade, limits: &Limits) -> s
     let account = Budget::new(limits.memory.bytes).account();
     let socket = ws_link::accepted(stream, leftover, &account, &limits.link).await;
     let (sender, receiver) = outbox::bounded(limits.link.queue_messages, limits.link.queue_bytes);
-    ws_link::drive(socket, &mut Outbound::new(receiver), &mut Echo(sender), &limits.link).await;
+    ws_link::drive(socket, &mut Outbound::new(receiver), &mut Echo(sender), None, &limits.link).await;
     Ok(())
 }
 
@@ -205,7 +209,7 @@ pub fn link(address: SocketAddr, in_flight: usize, window: Window) -> Outcome<Sa
     let ended = reactor::block_on(async {
         let stream = Stream::connect(address).await?;
         let socket = ws_link::upgrade(stream, request, &limits).await?;
-        Outcome::Ok(ws_link::drive(socket, &mut Outbound::new(receiver), &mut asking, &limits).await)
+        Outcome::Ok(ws_link::drive(socket, &mut Outbound::new(receiver), &mut asking, None, &limits).await)
     })??;
     match (ended, asking.failure) {
         (LinkEnd::ByUs(_), None) => Ok(asking.clock.sample(window)),

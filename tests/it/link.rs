@@ -18,9 +18,13 @@ use mcpport::{
         budget::Budget,
         listener, outbox,
         stream::Stream,
-        ws_link::{self, CloseReason, LinkEnd, LinkHandler, Outbound},
+        ws_link::{self, Outbound},
     },
     runtime::pacer::Pacer,
+    tunnel::{
+        close::{CloseReason, LinkEnd},
+        handler::LinkHandler,
+    },
 };
 
 use crate::{harness::TIMEOUT, run};
@@ -71,7 +75,7 @@ fn against(
                 .await;
         let (_sender, receiver) = outbox::bounded(8, 1024);
         let mut counter = Counter { frames: 0, end: end.map(|end| Instant::now() + end) };
-        let ended = ws_link::drive(socket, &mut Outbound::new(receiver), &mut counter, limits).await;
+        let ended = ws_link::drive(socket, &mut Outbound::new(receiver), &mut counter, None, limits).await;
         (ended, counter.frames)
     });
     (ended, peer.join().unwrap(), frames)
@@ -146,11 +150,11 @@ fn connect(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>)
 async fn driven(socket: ws_link::WebSocket, limits: &LinkLimits, end: Option<Duration>) -> LinkEnd {
     let (_sender, receiver) = outbox::bounded(8, 1024);
     let mut counter = Counter { frames: 0, end: end.map(|end| Instant::now() + end) };
-    ws_link::drive(socket, &mut Outbound::new(receiver), &mut counter, limits).await
+    ws_link::drive(socket, &mut Outbound::new(receiver), &mut counter, None, limits).await
 }
 
 /// One of many links whose ends take turns.
-struct Lost(Arc<Pacer>);
+struct Lost;
 
 impl LinkHandler for Lost {
     fn frame(&mut self, _now: Instant, text: &str) -> Result<(), CloseReason> {
@@ -163,10 +167,6 @@ impl LinkHandler for Lost {
 
     fn tick(&mut self, _now: Instant) -> Result<(), CloseReason> {
         Ok(())
-    }
-
-    fn ends(&self) -> Option<Arc<Pacer>> {
-        Some(self.0.clone())
     }
 }
 
@@ -193,7 +193,8 @@ fn links_that_are_lost_together_end_one_after_the_other() {
                 let (pacer, limits) = (pacer.clone(), &limits);
                 Box::pin(async move {
                     let (_sender, receiver) = outbox::bounded(8, 1024);
-                    ws_link::drive(socket, &mut Outbound::new(receiver), &mut Lost(pacer), limits).await
+                    let mut outbound = Outbound::new(receiver);
+                    ws_link::drive(socket, &mut outbound, &mut Lost, Some(&pacer), limits).await
                 })
             })
             .collect();
