@@ -8,7 +8,7 @@ use super::{
     authn::{AuthError, AuthRequest},
     endpoint::{legacy_sse, streamable},
     exchange::{Buffers, Cors, Exchange, busy},
-    link,
+    link::{self, Permits, RegisteredLink},
     session::Scope,
     shares::Share,
 };
@@ -52,28 +52,24 @@ pub struct NewLink {
 }
 
 impl NewLink {
-    /// Serves the link until it ends. The HTTP state and the state of the registration are dropped
-    /// as soon as they are no longer needed, so that an idle link holds neither.
-    pub async fn serve(self) {
-        let Self { connection, upgrade, principal, share } = self;
+    /// Upgrades the connection and registers or resumes its server. Returns `None` if the link has
+    /// ended. Drops the HTTP state, so that an idle link does not hold it.
+    pub async fn register(self: Box<Self>) -> Option<(RegisteredLink, Permits)> {
+        let Self { connection, upgrade, principal, share } = *self;
         let guard = connection.gateway.links.track();
         let peer = connection.web.stream.peer();
         let Connection { gateway, web, permit, .. } = connection;
-        let registering = async {
-            let (stream, leftover) = match web.upgrade(&upgrade).await {
-                Ok(upgraded) => upgraded,
-                Err(error) => {
-                    log::debug!("connection with {peer} failed: {error}");
-                    return None;
-                }
-            };
-            let account = gateway.account(principal);
-            let socket = ws_link::accepted(stream, leftover, &account, &gateway.config.limits.link).await;
-            link::enter(gateway, socket, principal, peer).await
+        let (stream, leftover) = match web.upgrade(&upgrade).await {
+            Ok(upgraded) => upgraded,
+            Err(error) => {
+                log::debug!("connection with {peer} failed: {error}");
+                return None;
+            }
         };
-        if let Some(link) = Box::pin(registering).await {
-            link.run((guard, share, permit)).await;
-        }
+        let account = gateway.account(principal);
+        let socket = ws_link::accepted(stream, leftover, &account, &gateway.config.limits.link).await;
+        let link = link::enter(gateway, socket, principal, peer).await?;
+        Some((link, (guard, share, permit)))
     }
 }
 
@@ -86,13 +82,13 @@ impl Connection {
     }
 
     /// Serves requests until the connection ends or is upgraded to a link.
-    pub async fn serve(mut self) -> Option<NewLink> {
+    pub async fn serve(mut self) -> Option<Box<NewLink>> {
         let peer = self.web.stream.peer();
         loop {
             match self.turn().await {
                 Ok(Some(AfterRequest::Next)) => {}
                 Ok(Some(AfterRequest::Upgrade(upgrade, principal, share))) => {
-                    return Some(NewLink { connection: self, upgrade, principal, share });
+                    return Some(Box::new(NewLink { connection: self, upgrade, principal, share }));
                 }
                 Ok(None) => break,
                 Err(error) => {

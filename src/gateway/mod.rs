@@ -480,8 +480,11 @@ async fn serve_connection(accept_context: &AcceptContext, stream: Stream, permit
         },
     };
     let connection = connection::Connection::new(accept_context.gateway.clone(), stream, permit);
-    if let Some(link) = Box::pin(connection.serve()).await {
-        Box::pin(link.serve()).await;
+    // Each step is boxed, so that an idle link reserves memory for the last one only.
+    if let Some(link) = Box::pin(connection.serve()).await
+        && let Some((link, permits)) = Box::pin(link.register()).await
+    {
+        Box::pin(link.run(permits)).await;
     }
 }
 

@@ -191,8 +191,9 @@ impl Outbound {
 /// Close reason for a link with a large frame that does not fit the memory budget.
 pub const NO_MEMORY: &str = "no memory for a large frame: the gateway's budget (--max-memory) is used up";
 
-/// A WebSocket over a metered stream.
-pub type WebSocket = WebSocketStream<Metered>;
+/// A WebSocket over a metered stream. Boxed, because the futures that pass it on would each reserve
+/// its 408 bytes for as long as the link lasts.
+pub type WebSocket = Box<WebSocketStream<Metered>>;
 
 /// Creates the gateway's end of a link. `leftover` are the bytes that followed the upgrade request.
 /// Large incoming frames, and the buffers that they leave behind, are charged to `account`.
@@ -203,7 +204,7 @@ pub async fn accepted(
     limits: &LinkLimits,
 ) -> WebSocket {
     let stream = Metered::charged(stream, leftover, account, limits);
-    WebSocketStream::from_raw_socket(stream, Role::Server, Some(config(limits))).await
+    Box::new(WebSocketStream::from_raw_socket(stream, Role::Server, Some(config(limits))).await)
 }
 
 /// Moves the connection to a WebSocket with small buffers. The present buffers must be empty; see
@@ -211,7 +212,7 @@ pub async fn accepted(
 async fn with_small_buffers(socket: WebSocket, limits: &LinkLimits) -> WebSocket {
     let mut stream = socket.into_inner();
     stream.shrunk();
-    WebSocketStream::from_raw_socket(stream, Role::Server, Some(config(limits))).await
+    Box::new(WebSocketStream::from_raw_socket(stream, Role::Server, Some(config(limits))).await)
 }
 
 /// Creates the edge's end of a link: sends the upgrade request over a new connection.
@@ -226,7 +227,7 @@ pub async fn upgrade(
     let stream = Metered::new(stream, limits);
     let (socket, _) =
         async_tungstenite::client_async_with_config(request, stream, Some(config(limits))).await?;
-    Ok(socket)
+    Ok(Box::new(socket))
 }
 
 fn config(limits: &LinkLimits) -> WebSocketConfig {
@@ -250,9 +251,9 @@ pub async fn send_frame(socket: &mut WebSocket, text: String, limits: &LinkLimit
 }
 
 async fn send(socket: &mut WebSocket, message: Message) -> Result<(), Error> {
-    poll_fn(|context| Pin::new(&mut *socket).poll_ready(context)).await?;
-    Pin::new(&mut *socket).start_send(message)?;
-    poll_fn(|context| Pin::new(&mut *socket).poll_flush(context)).await
+    poll_fn(|context| Pin::new(&mut **socket).poll_ready(context)).await?;
+    Pin::new(&mut **socket).start_send(message)?;
+    poll_fn(|context| Pin::new(&mut **socket).poll_flush(context)).await
 }
 
 /// Waits for the first text frame, of at most `max` bytes, of a link that is not driven yet. Gives
@@ -355,7 +356,7 @@ pub async fn drive(
         match poll_fn(|context| driver.poll(context)).await {
             DriverTurn::Ended(ended) => break ended,
             DriverTurn::Shrink => {
-                let socket = with_small_buffers(driver.socket, limits).await;
+                let socket = Box::pin(with_small_buffers(driver.socket, limits)).await;
                 driver = Driver { socket, ..driver };
             }
         }
@@ -385,7 +386,7 @@ async fn close_handshake(
     ended: &LinkEnd,
     limits: &LinkLimits,
 ) {
-    let socket = &mut socket;
+    let socket = &mut *socket;
     let closing = async {
         if let LinkEnd::ByUs(why) = ended {
             for text in unsent {
@@ -500,14 +501,14 @@ impl Driver<'_> {
             if self.outbound.first.is_empty() && self.outbound.outgoing.is_empty() {
                 break;
             }
-            match Pin::new(&mut self.socket).poll_ready(context) {
+            match Pin::new(&mut *self.socket).poll_ready(context) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(lost(error)),
                 Poll::Pending => break,
             }
             let Some(frame) = self.outbound.next(self.limits) else { break };
             self.socket.get_mut().frame_written(frame.len());
-            if let Err(error) = Pin::new(&mut self.socket).start_send(Message::Text(frame)) {
+            if let Err(error) = Pin::new(&mut *self.socket).start_send(Message::Text(frame)) {
                 return Poll::Ready(lost(error));
             }
             self.dirty = true;
@@ -516,7 +517,7 @@ impl Driver<'_> {
             self.blocked_on_acks_since = Some(Instant::now());
         }
         if self.dirty {
-            match Pin::new(&mut self.socket).poll_flush(context) {
+            match Pin::new(&mut *self.socket).poll_flush(context) {
                 Poll::Ready(Ok(())) => {
                     self.dirty = false;
                     self.stalled = None;
@@ -540,7 +541,7 @@ impl Driver<'_> {
         }
         let flushed = !self.dirty
             // The library may have a frame of its own to send: the answer to a ping.
-            && matches!(Pin::new(&mut self.socket).poll_flush(context), Poll::Ready(Ok(())));
+            && matches!(Pin::new(&mut *self.socket).poll_flush(context), Poll::Ready(Ok(())));
         if flushed && self.socket.get_ref().is_between_messages() {
             return true;
         }
@@ -565,7 +566,7 @@ impl Driver<'_> {
 
     /// Handles one message. Pending if there is none.
     fn read(&mut self, context: &mut Context<'_>) -> Poll<Result<(), LinkEnd>> {
-        let Poll::Ready(message) = Pin::new(&mut self.socket).poll_next(context) else {
+        let Poll::Ready(message) = Pin::new(&mut *self.socket).poll_next(context) else {
             return Poll::Pending;
         };
         let now = Instant::now();
@@ -667,7 +668,7 @@ impl Driver<'_> {
             // A ping would only wait behind frames that are not written yet.
             HeartbeatAction::Ping if !self.dirty => {
                 let ping = Message::Ping(Default::default());
-                Pin::new(&mut self.socket).start_send(ping).map_err(lost)?;
+                Pin::new(&mut *self.socket).start_send(ping).map_err(lost)?;
                 self.dirty = true;
             }
             HeartbeatAction::Ping | HeartbeatAction::Fine => {}
