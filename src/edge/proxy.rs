@@ -144,7 +144,8 @@ impl ProxyState {
             // that a late response is taken for a new one.
             self.next = 0;
             if matches!((&self.initialize_state, &self.phase), (InitializeState::Asked, ChildPhase::Up)) {
-                (self.initialize_state, self.initialize_request) = (InitializeState::None, None);
+                (self.initialize_state, self.initialize_request, self.initialized) =
+                    (InitializeState::None, None, false);
             }
         }
         self.offset = self.next;
@@ -223,9 +224,13 @@ impl ProxyState {
             (Kind::Request, "initialize", _) => self.initialize(&message),
             (Kind::Notification, "notifications/initialized", phase) => {
                 let is_up = matches!(phase, ChildPhase::Up);
-                match mem::replace(&mut self.initialized, true) {
+                // Remember it only together with an `initialize`. Otherwise the one that follows
+                // the next `initialize` would be dropped.
+                let is_stored = self.initialize_request.is_some();
+                match is_stored && mem::replace(&mut self.initialized, true) {
                     true => ToChild::Drop("initialized: the child is already initialized"),
                     false if is_up => ToChild::Child(message.splice(&[])),
+                    false if !is_stored => ToChild::Drop("initialized: the child is down"),
                     // The child gets the notification as soon as it is initialized.
                     false => ToChild::Drop("initialized: deferred until the child is initialized"),
                 }
@@ -266,6 +271,9 @@ impl ProxyState {
     /// `message`. Without an id, the response can only belong to the one open request, if there is
     /// exactly one.
     pub fn unusable(&mut self, id: Option<&str>, message: &str) -> ToGateway {
+        if matches!(self.phase, ChildPhase::Down { .. }) {
+            return ToGateway::Stale;
+        }
         let initialize = self
             .initialize_request
             .as_ref()
@@ -1132,5 +1140,47 @@ mod tests {
         assert_eq!(proxy.child_back(), None);
         assert!(proxy.is_up() && !proxy.is_initializing());
         assert_eq!(proxy.gets(&call(1)), ToChild::Child(call(1)));
+    }
+    #[test]
+    fn an_initialized_without_initialize_does_not_replace_the_real_one() {
+        let refusal = r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"no"}}"#;
+        let request = r#"{"jsonrpc":"2.0","id":2,"method":"initialize","params":{}}"#;
+        let response = r#"{"jsonrpc":"2.0","id":2,"result":{"capabilities":{}}}"#;
+        let done = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+        // After a refused `initialize`.
+        let mut proxy = ProxyState::default();
+        proxy.gets(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
+        assert_eq!(proxy.on_child_line(refusal), ToGateway::Gateway(refusal.into()));
+        assert_eq!(proxy.gets(done), ToChild::Child(done.into()));
+        assert_eq!(proxy.gets(request), ToChild::Child(request.into()));
+        assert_eq!(proxy.on_child_line(response), ToGateway::Gateway(response.into()));
+        assert_eq!(proxy.gets(done), ToChild::Child(done.into()), "after a refusal");
+        // While the child is down.
+        let mut proxy = ProxyState::default();
+        proxy.child_gone("x", None);
+        assert!(matches!(proxy.gets(done), ToChild::Drop(_)));
+        proxy.child_back();
+        assert_eq!(proxy.gets(request), ToChild::Child(request.into()));
+        proxy.on_child_line(response);
+        assert_eq!(proxy.gets(done), ToChild::Child(done.into()), "after a restart");
+        // With an `initialize` that is forgotten because the ids begin again.
+        let mut proxy = ProxyState::default();
+        proxy.gets(&call(SMALL - 1));
+        proxy.gets(r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#);
+        assert_eq!(proxy.gets(done), ToChild::Child(done.into()));
+        proxy.disconnected();
+        assert_eq!(proxy.gets(request), ToChild::Child(request.into()));
+        proxy.on_child_line(response);
+        assert_eq!(proxy.gets(done), ToChild::Child(done.into()), "after ids that begin again");
+    }
+
+    #[test]
+    fn an_unusable_line_of_an_ended_child_is_stale() {
+        let mut proxy = running(true);
+        proxy.gets(&call(2));
+        proxy.child_gone("x", None);
+        for id in [None, Some("2"), Some("1")] {
+            assert_eq!(proxy.unusable(id, "no"), ToGateway::Stale, "{id:?}");
+        }
     }
 }

@@ -13,9 +13,7 @@ use crate::jsonrpc::{self, Message};
 /// to `initialize`. `told`: the gateway has sent `notifications/initialized`.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum State {
-    Uninitialized {
-        told: bool,
-    },
+    Uninitialized,
     Initializing {
         waiting: bool,
         told: bool,
@@ -29,14 +27,11 @@ enum State {
         has_asked: bool,
     },
     /// The child is down, and no `initialize` is stored.
-    DownNew {
-        told: bool,
-    },
-    /// The child is down, and `initialize` is stored. `asked`: the last child did not answer it.
+    DownNew,
+    /// The child is down, and `initialize` is stored.
     Down {
         waiting: bool,
         told: bool,
-        asked: bool,
     },
 }
 
@@ -115,77 +110,69 @@ fn row(state: State, event: Event) -> Option<(State, Output)> {
     use Output::*;
     use State::*;
     Some(match (state, event) {
-        (Uninitialized { told }, Event::Initialize) =>
-            (Initializing { waiting: true, told }, Child),
+        (Uninitialized, Event::Initialize) => (Initializing { waiting: true, told: false }, Child),
         (Initializing { told, .. }, Event::Initialize) =>
             (Initializing { waiting: true, told }, Drop),
         (Initialized { .. }, Event::Initialize) => (state, Gateway),
         (Reinitializing { told, has_asked, .. }, Event::Initialize) =>
             (Reinitializing { waiting: true, told, has_asked }, Drop),
-        (DownNew { told }, Event::Initialize) => (Down { waiting: true, told, asked: false }, Drop),
-        (Down { told, asked, .. }, Event::Initialize) =>
-            (Down { waiting: true, told, asked }, Drop),
+        (DownNew, Event::Initialize) => (Down { waiting: true, told: false }, Drop),
+        (Down { told, .. }, Event::Initialize) => (Down { waiting: true, told }, Drop),
 
-        (Uninitialized { told: false }, Done) => (Uninitialized { told: true }, Child),
+        (Uninitialized, Done) => (state, Child),
         (Initializing { waiting, told: false }, Done) =>
             (Initializing { waiting, told: true }, Child),
         (Initialized { told: false }, Done) => (Initialized { told: true }, Child),
-        (Uninitialized { .. } | Initializing { .. } | Initialized { .. }, Done) => (state, Drop),
+        (Initializing { .. } | Initialized { .. }, Done) => (state, Drop),
         (Reinitializing { waiting, has_asked, .. }, Done) =>
             (Reinitializing { waiting, told: true, has_asked }, Drop),
-        (DownNew { .. }, Done) => (DownNew { told: true }, Drop),
-        (Down { waiting, asked, .. }, Done) => (Down { waiting, told: true, asked }, Drop),
+        (DownNew, Done) => (state, Drop),
+        (Down { waiting, .. }, Done) => (Down { waiting, told: true }, Drop),
 
         (Initializing { .. }, CancelInitialize) => (state, Drop),
-        (Uninitialized { .. } | Initialized { .. }, CancelInitialize) => (state, Child),
-        (Uninitialized { .. } | Initializing { .. } | Initialized { .. },
+        (Uninitialized | Initialized { .. }, CancelInitialize) => (state, Child),
+        (Uninitialized | Initializing { .. } | Initialized { .. },
             Call | Notify | Cancel | Respond) => (state, Child),
         (Reinitializing { .. }, Call | Notify | Cancel | CancelInitialize) => (state, Held),
         (Reinitializing { has_asked: true, .. }, Respond) => (state, Child),
         (Reinitializing { has_asked: false, .. }, Respond) => (state, Drop),
-        (DownNew { .. } | Down { .. }, Call) => (state, Gateway),
-        (DownNew { .. } | Down { .. }, Notify | Cancel | CancelInitialize | Respond) =>
-            (state, Drop),
+        (DownNew | Down { .. }, Call) => (state, Gateway),
+        (DownNew | Down { .. }, Notify | Cancel | CancelInitialize | Respond) => (state, Drop),
 
         (Initializing { waiting: true, told }, Result) => (Initialized { told }, Gateway),
         (Initializing { waiting: false, told }, Result) => (Initialized { told }, Stale),
         (Reinitializing { told, .. }, Result) => (Initialized { told }, Ready),
-        (Initializing { waiting: true, .. }, Error | Unusable) =>
-            (Uninitialized { told: false }, Gateway),
-        (Initializing { waiting: false, .. }, Error | Unusable) =>
-            (Uninitialized { told: false }, Stale),
-        (Reinitializing { waiting: true, .. }, Error | Unusable) =>
-            (Uninitialized { told: false }, Ready),
+        (Initializing { waiting: true, .. }, Error | Unusable) => (Uninitialized, Gateway),
+        (Initializing { waiting: false, .. }, Error | Unusable) => (Uninitialized, Stale),
+        (Reinitializing { waiting: true, .. }, Error | Unusable) => (Uninitialized, Ready),
         (Reinitializing { waiting: false, .. }, Error | Unusable) => (state, Refused),
-        (Uninitialized { .. } | Initialized { .. }, Result | Error) => return None,
-        (Uninitialized { .. } | Initialized { .. }, Unusable) => (state, Noise),
+        (Uninitialized | Initialized { .. }, Result | Error) => return None,
+        (Uninitialized | Initialized { .. }, Unusable) => (state, Noise),
 
-        (Uninitialized { .. } | Initializing { .. } | Initialized { .. }, Answer | Ask) =>
+        (Uninitialized | Initializing { .. } | Initialized { .. }, Answer | Ask) =>
             (state, Gateway),
         (Reinitializing { waiting, told, .. }, Ask) =>
             (Reinitializing { waiting, told, has_asked: true }, Gateway),
-        (Reinitializing { .. } | DownNew { .. } | Down { .. }, Answer) => return None,
-        (DownNew { .. } | Down { asked: false, .. }, Unusable) => (state, Noise),
-        (DownNew { .. } | Down { .. }, Result | Error | Ask | Unusable) => (state, Stale),
+        (Reinitializing { .. } | DownNew | Down { .. }, Answer) => return None,
+        (DownNew | Down { .. }, Result | Error | Ask | Unusable) => (state, Stale),
 
-        (Uninitialized { told }, Gone) => (DownNew { told }, Failed),
-        (Initializing { waiting, told }, Gone) => (Down { waiting, told, asked: true }, Failed),
-        (Initialized { told }, Gone) => (Down { waiting: false, told, asked: false }, Failed),
-        (Reinitializing { waiting, told, .. }, Gone) =>
-            (Down { waiting, told, asked: true }, Failed),
-        (DownNew { .. } | Down { .. }, Gone) => (state, Failed),
+        (Uninitialized, Gone) => (DownNew, Failed),
+        (Initializing { waiting, told }, Gone) => (Down { waiting, told }, Failed),
+        (Initialized { told }, Gone) => (Down { waiting: false, told }, Failed),
+        (Reinitializing { waiting, told, .. }, Gone) => (Down { waiting, told }, Failed),
+        (DownNew | Down { .. }, Gone) => (state, Failed),
 
-        (Uninitialized { .. }, Back) => (state, Nothing),
-        (DownNew { told }, Back) => (Uninitialized { told }, Nothing),
+        (Uninitialized, Back) => (state, Nothing),
+        (DownNew, Back) => (Uninitialized, Nothing),
         (Down { waiting, told, .. }, Back) =>
             (Reinitializing { waiting, told, has_asked: false }, Stored),
         (Initializing { .. } | Initialized { .. } | Reinitializing { .. }, Back) => return None,
 
-        (Uninitialized { .. } | Initialized { .. } | DownNew { .. }, Cut) => (state, Cancelled),
+        (Uninitialized | Initialized { .. } | DownNew, Cut) => (state, Cancelled),
         (Initializing { told, .. }, Cut) => (Initializing { waiting: false, told }, Cancelled),
         (Reinitializing { told, has_asked, .. }, Cut) =>
             (Reinitializing { waiting: false, told, has_asked }, Cancelled),
-        (Down { told, asked, .. }, Cut) => (Down { waiting: false, told, asked }, Cancelled),
+        (Down { told, .. }, Cut) => (Down { waiting: false, told }, Cancelled),
     })
 }
 
@@ -214,7 +201,7 @@ impl Model {
     fn new() -> Self {
         Self {
             proxy: ProxyState::default(),
-            state: State::Uninitialized { told: false },
+            state: State::Uninitialized,
             now: Instant::now(),
             last: 0,
             call: None,
@@ -248,10 +235,8 @@ impl Model {
         self.state = state;
         let found = self.apply(event);
         assert_eq!(found, output, "{event:?} in {from:?} after {before:?}");
-        let is_up = matches!(
-            state,
-            State::Uninitialized { .. } | State::Initializing { .. } | State::Initialized { .. }
-        );
+        let is_up =
+            matches!(state, State::Uninitialized | State::Initializing { .. } | State::Initialized { .. });
         let is_initializing = matches!(state, State::Reinitializing { .. });
         assert_eq!(
             (self.proxy.is_up(), self.proxy.is_initializing(), self.proxy.running()),
@@ -434,5 +419,5 @@ fn every_state_follows_the_table() {
             }
         }
     }
-    assert_eq!(seen.len(), 26, "{seen:#?}");
+    assert_eq!(seen.len(), 20, "{seen:#?}");
 }
