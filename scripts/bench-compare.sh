@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Compares two documents of `cargo bench` (target/bench/*.json): each figure of the second by that of the first.
+# Compares two results of `cargo bench` (target/bench/*.json): each figure of the second divided by that of the first.
 #
 #   scripts/bench-compare.sh A.json B.json [TEXT]     all figures, or those whose name contains TEXT
 #
-# The last column takes out what the machine did meanwhile: the ratio of times and rates, divided by that of the floor
-# ("bridge" at the same shape). Only that column means something when the two runs were not made side by side.
+# The last column corrects for other activity on the machine: the ratio of times and rates, divided by that of the baseline
+# ("bridge" at the same shape). If the two runs were not interleaved, only that column is meaningful.
 set -euo pipefail
 
 if (($# < 2 || $# > 3)); then
@@ -21,7 +21,7 @@ SKIPPED = ("rounds", "goals", "machine")
 
 
 def figures(value, path=()):
-    """All numbers of a document by their paths."""
+    """Yields all numbers of a document with their paths."""
     if isinstance(value, dict):
         for name, member in value.items():
             if name not in SKIPPED:
@@ -31,7 +31,7 @@ def figures(value, path=()):
 
 
 def by_floor(ratio, path, before, after):
-    """The ratio of a way's figure, by that of the bridge at the same shape."""
+    """Formats the ratio of a figure divided by that of the bridge at the same shape."""
     if path[0] != "ways" or path[-1] not in ("p50_us", "p99_us", "calls_per_second", "cpu_us_per_call"):
         return ""
     shape = path[1].split(" ")

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The benchmark with other programs beside mcpport: the same load on all of them, in the same run.
+# Runs the benchmark with other programs beside mcpport, all under the same load in the same run.
 #
 #   scripts/bench-peers.sh [OPTIONS of cargo bench]
 #
-# The peers are the Python mcpport that is in the field, which has a tunnel too, and bridges from stdio to HTTP, which have
-# none: supergateway, two programs called mcp-proxy (npm and PyPI), and the Rust bridges rmcp-proxy and mcpway. What is
-# missing is installed by package name, in exact versions, into MCPPORT_PEERS_DIR (default target/peers).
-# Needs python3 with venv, node 20, npm, and some minutes for the Rust bridges the first time.
+# The peers are the Python mcpport, which has a tunnel too, and bridges from stdio to HTTP, which have none: supergateway,
+# two programs named mcp-proxy (npm and PyPI), and the Rust bridges rmcp-proxy and mcpway. Missing packages are installed,
+# in exact versions, into MCPPORT_PEERS_DIR (default target/peers). Needs python3 with venv, node 20, npm, and some minutes to
+# build the Rust bridges the first time.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -24,7 +24,7 @@ packages proxies proxies.json
 crate rmcp-proxy 0.1.3
 crate mcpway 0.2.1
 
-# Each peer: its name, how it is spoken to, the prefix of its tools, then its commands. See tests/bench/peers.rs.
+# Each peer: its name, transport, prefix of its tools, then its commands. See tests/bench/peers.rs.
 description=$MCPPORT_PEERS_DIR/bench
 node_modules=$MCPPORT_PEERS_DIR/proxies/node_modules
 cat >"$description" <<END

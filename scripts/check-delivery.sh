@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Checks what is delivered beside the binary: install.sh into a temporary root, the units, the OpenWrt script, the
-# empty container. Nothing of this machine is changed, and no root is needed.
+# Checks the files delivered with the binary: install.sh (into a temporary root), the units, the OpenWrt files and the
+# container. Needs no root and changes nothing on this machine.
 #
 # MCPPORT_BIN is the binary (default target/release/mcpport). Needs systemd-analyze, python3, GNU make, and dash for the
-# OpenWrt script. The container is checked when scripts/cross-build.sh has made its binary.
+# OpenWrt script. The container is only checked if scripts/cross-build.sh has built its binary.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 here=$root/scripts
 binary=${MCPPORT_BIN:-$root/target/release/mcpport}
 cross=${MCPPORT_CROSS_DIR:-$root/target/cross}
+# mcpport rejects unknown MCPPORT_ variables.
+unset MCPPORT_BIN MCPPORT_CROSS_DIR
 work=$(mktemp -d)
 started=()
 # shellcheck disable=SC2317
@@ -28,7 +30,7 @@ install() {
   DESTDIR=$work/root "$here/install.sh" --binary "$binary" "$@" >"$work/said" || fail "install.sh $*"
 }
 
-# Files of the temporary root with their modes, one on each line.
+# Lists the files of the temporary root with their modes, one per line.
 tree() {
   (cd "$work/root" && find . -type f -printf '%m %P\n' | sort -k 2)
 }
@@ -37,9 +39,9 @@ equal() { # WHAT WANTED FOUND
   [[ $2 == "$3" ]] || { diff <(printf '%s\n' "$2") <(printf '%s\n' "$3") >&2 || true; fail "$1"; }
 }
 
-# Waits for a line of a program's log.
+# Waits for a line in a program's log.
 logged() { # FILE PID PATTERN
-  # The program opens it when it starts, which may be later than now.
+  # The program may not have created the file yet.
   : >>"$1"
   grep -m1 -q -- "$3" < <(timeout 30 tail -n +1 --pid="$2" -f "$1" 2>/dev/null) || { cat "$1" >&2; fail "no '$3' in the log"; }
 }
@@ -55,10 +57,10 @@ files_and_modes() {
   equal "files of an installation" "$wanted" "$(tree)"
   cmp -s "$binary" "$work/root/usr/local/bin/mcpport" || fail "the binary is not the one that was given"
   grep -Eq '^MCPPORT_AUTH_TOKEN=[0-9a-f]{48}$' "$work/root/etc/mcpport/gateway.env" || fail "no fresh token"
-  # Again: settings stay, a mode that was loosened is mended.
+  # A second run keeps the settings and restores their mode.
   cp "$work/root/etc/mcpport/gateway.env" "$work/before"
   chmod 644 "$work/root/etc/mcpport/gateway.env"
-  # A newer program takes the place of one that runs.
+  # A newer binary replaces one that is running.
   cp "$binary" "$work/newer"
   echo >>"$work/newer"
   "$work/root/usr/local/bin/mcpport" gateway --port 0 >"$work/old.log" 2>&1 &
@@ -67,21 +69,21 @@ files_and_modes() {
   binary=$work/newer install --register=box
   equal "files of an update" "$wanted" "$(tree)"
   cmp -s "$work/before" "$work/root/etc/mcpport/gateway.env" || fail "an update has changed the settings"
-  cmp -s "$work/newer" "$work/root/usr/local/bin/mcpport" || fail "an update has not brought the new program"
+  cmp -s "$work/newer" "$work/root/usr/local/bin/mcpport" || fail "an update has not installed the new program"
   kill "${started[@]}"
   wait "${started[@]}" || fail "the program that was replaced did not end well"
   started=()
   install --register box
-  echo "ok install: files and modes; an update brings the program and keeps the settings"
+  echo "ok install: files and modes; an update replaces the program and keeps the settings"
 }
 
-# Without randomness there is no token, and a gateway without a token is open.
+# Without randomness there is no token, and then no settings: a gateway without a token would be open.
 no_token() {
   mkdir "$work/poor"
   printf '#!/bin/sh\n' >"$work/poor/od"
   chmod +x "$work/poor/od"
   if PATH=$work/poor:$PATH DESTDIR=$work/none "$here/install.sh" --binary "$binary" >/dev/null 2>"$work/said"; then
-    fail "install.sh has made settings without a token"
+    fail "install.sh has created settings without a token"
   fi
   grep -q randomness "$work/said" || fail "install.sh does not say what is missing for a token"
   [[ ! -e $work/none/etc/mcpport/gateway.env ]] || fail "install.sh has left settings without a token"
@@ -106,8 +108,8 @@ removal() {
   echo "ok install: removal and refusals"
 }
 
-# A real installation, its user and all, in a copy of this machine that only we see: its root with a layer of memory above, which
-# goes when we do. There is no systemd in it.
+# A real installation, including the user, in a namespace with a copy of this machine's root: an overlay in memory, which
+# disappears with the process. It has no systemd.
 live() {
   if ((EUID)) || id mcpport >/dev/null 2>&1; then
     echo "-- install: a real one is not tried; that needs root, and a machine without mcpport"
@@ -158,7 +160,7 @@ other_prefix() {
   echo "ok install: another prefix"
 }
 
-# The programs with the settings as they are installed: the token is asked for, and lets the built-in server in.
+# Runs the programs with the installed settings: the token is required, and the built-in server registers with it.
 settings_work() {
   local port token
   install --register box
@@ -187,7 +189,7 @@ settings_work() {
   echo "ok install: gateway and register work with the settings as installed"
 }
 
-# Units are checked with the program where it is now; the rest is as delivered.
+# The units are checked with the path of the binary under test; the rest is as delivered.
 units() {
   local name most
   command -v systemd-analyze >/dev/null || fail "systemd-analyze is needed (package systemd)"
@@ -200,7 +202,7 @@ units() {
     systemd-analyze verify --man=no "$work/units/$name" >"$work/said" 2>&1 || { cat "$work/said" >&2; fail "$name"; }
     [[ ! -s $work/said ]] || { cat "$work/said" >&2; fail "$name: warnings"; }
   done
-  # systemd's own measure: 0 is closed, 10 is open. In tenths.
+  # systemd's exposure level in tenths: 0 is closed, 100 is open.
   for name in mcpport-gateway.service:15 mcpport-register@box.service:30; do
     most=${name#*:} name=${name%:*}
     systemd-analyze security --offline=yes --no-pager --threshold="$most" "$work/units/$name" >"$work/said" 2>&1 ||
@@ -209,7 +211,7 @@ units() {
   done
 }
 
-# The OpenWrt script, with the functions that procd and UCI give it there.
+# Runs the OpenWrt script with stand-ins for the functions of procd and UCI.
 openwrt() {
   local found
   found=$(MCPPORT_PROGRAM=$binary dash "$here/check-openwrt.sh" "$here/openwrt/mcpport/files/mcpport.init")
@@ -226,7 +228,7 @@ close" "$found"
   echo "ok openwrt: the instance of an enabled section, its options and lists"
 }
 
-# OpenWrt's build system in small: the names that the recipe takes from it, and a package that is what `install` puts there.
+# A stand-in for OpenWrt's build system: the names that the recipe uses, and a package of the files that `install` creates.
 openwrt_sdk() {
   mkdir -p "$work/sdk/include"
   cat >"$work/sdk/rules.mk" <<'END'
@@ -252,7 +254,7 @@ endef
 END
 }
 
-# The package recipe, for each kind of processor: which binary it takes, and what it makes of it.
+# Checks the package recipe for each architecture: which binary it takes, and which files it installs.
 openwrt_recipe() {
   local target version made="" arch packages wanted
   command -v make >/dev/null || fail "GNU make is needed (package make)"
@@ -284,7 +286,7 @@ END
   echo "ok openwrt: the recipe packs the binary of each target:$made"
 }
 
-# What the recipe for containers says, as lines "KEY VALUE": files as "copy FROM TO", commands one word on each line.
+# Prints the Containerfile as lines "KEY VALUE": files as "copy FROM TO", commands with one word per line.
 container_recipe() {
   python3 - "$here/Containerfile" <<'END'
 import json, re, sys
@@ -310,7 +312,7 @@ for line in open(sys.argv[1]):
 END
 }
 
-# As in the container: its files and nothing else, its user, its command, and the signal that ends it.
+# Runs as in the container: only its files, its user, its command and its stop signal.
 container() {
   local key value more from="" user="" signal="" entry=() command=() inside port
   container_recipe >"$work/recipe" || fail "the Containerfile cannot be read"
@@ -337,7 +339,7 @@ container() {
   equal "base of the container" scratch "$from"
   inside=(unshare --user --map-user="${user%:*}" --map-group="${user#*:}" --root="$work/empty" --wd=/ "${entry[@]}")
   [[ $("${inside[@]}" --version) == "mcpport "* ]] || fail "the container's program does not start"
-  # Settings by the environment, as there; a free port in place of the usual one.
+  # Settings in the environment, as in a container, with a free port.
   MCPPORT_PORT=0 MCPPORT_AUTH_TOKEN=t "${inside[@]}" "${command[@]}" >"$work/empty.log" 2>&1 &
   started+=($!)
   logged "$work/empty.log" $! 'registrations on ws://'

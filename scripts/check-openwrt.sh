@@ -1,8 +1,8 @@
 #!/bin/sh
-# What procd and UCI give to an init script, as stand-ins that print what they are asked for. For check-delivery.sh.
+# Stand-ins for the functions of procd and UCI that an init script uses; they print their arguments. For check-delivery.sh.
 set -eu
 
-# One enabled server, with what it needs, and a gateway that is off.
+# One enabled server with its options, and a disabled gateway.
 config_load() { :; }
 config_foreach() {
     function=$1 kind=$2
@@ -18,7 +18,7 @@ config_get_bool() {
 config_get() {
     case $2.$3 in
         box.stdio) eval "$1='/usr/bin/mcpport device'" ;;
-        # A list, all in one.
+        # All values of a list in one string.
         box.header) eval "$1='A: 1 B: 2'" ;;
         box.no_ssl_verify) eval "$1=1" ;;
         *) eval "$1=" ;;

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The official MCP conformance suite through the tunnel, compared with the same server asked directly.
+# Runs the official MCP conformance suite through the tunnel and directly against the same server, and compares the results.
 #
 #   scripts/conformance.sh [--isolated auto|always|never]
 #
-# Ends with 1 when a scenario that passes directly does not pass through the tunnel, and no reason for that is on the
-# list in scripts/peers/conformance.py. What is missing is installed by package name, in exact versions, into
-# MCPPORT_PEERS_DIR (default target/peers). MCPPORT_BIN is the binary under test (default target/release/mcpport).
+# Exits with 1 if a scenario passes directly but not through the tunnel, unless scripts/peers/conformance.py lists a reason
+# for it. Missing packages are installed, in exact versions, into MCPPORT_PEERS_DIR (default target/peers).
+# MCPPORT_BIN is the binary under test (default target/release/mcpport).
 # Needs Linux, python3 with venv, node 20, npm.
 set -euo pipefail
 
@@ -15,7 +15,7 @@ export MCPPORT_PEERS_DIR=${MCPPORT_PEERS_DIR:-$root/target/peers}
 export MCPPORT_BIN=${MCPPORT_BIN:-$root/target/release/mcpport}
 [[ -x $MCPPORT_BIN ]] || { echo "no binary at $MCPPORT_BIN: run cargo build --release, or set MCPPORT_BIN" >&2; exit 2; }
 
-# fresh NAME RECIPE: an empty directory, unless one was made from this recipe already.
+# fresh NAME RECIPE: creates an empty directory. Returns 1 if one was already created from this recipe.
 fresh() {
   local dir=$MCPPORT_PEERS_DIR/$1
   cmp -s "$2" "$dir/recipe" && return 1
@@ -24,7 +24,7 @@ fresh() {
   mkdir -p "$dir"
 }
 
-# complete NAME RECIPE: what was installed is complete.
+# complete NAME RECIPE: marks an installation as complete.
 complete() {
   cp "$2" "$MCPPORT_PEERS_DIR/$1/recipe"
 }
@@ -36,7 +36,7 @@ if fresh python2 "$here/python2.txt"; then
   complete python2 "$here/python2.txt"
 fi
 
-# Its source distribution, for the server among its examples.
+# Its source distribution, for its example server.
 if fresh everything "$here/python2.txt"; then
   version=$(sed -n 's/^mcp==//p' "$here/python2.txt")
   "$MCPPORT_PEERS_DIR/python2/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary mcp \
@@ -45,7 +45,7 @@ if fresh everything "$here/python2.txt"; then
   complete everything "$here/python2.txt"
 fi
 
-# The suite, and the Node that it wants.
+# The suite, and the Node version that it needs.
 if fresh conformance "$here/conformance.json"; then
   cp "$here/conformance.json" "$MCPPORT_PEERS_DIR/conformance/package.json"
   npm install --prefix "$MCPPORT_PEERS_DIR/conformance" --no-package-lock --no-audit --no-fund --silent

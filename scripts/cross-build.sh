@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds static binaries for edge boxes: no program interpreter, no needed library, TLS inside.
+# Builds static binaries: no program interpreter, no shared libraries, TLS included.
 #
 #   scripts/cross-build.sh [TARGET ...]    these targets, or all of them (x86_64 aarch64 armv7 arm riscv64)
 #   scripts/cross-build.sh --list          the targets
@@ -7,25 +7,24 @@
 #
 # Sizes: x86-64 3.9 MB, aarch64 3.4 MB, the others less.
 #
-# The binaries come to DIR/TARGET/mcpport, where DIR is MCPPORT_CROSS_DIR (default target/cross). All that can be used again
-# (toolchains, standard libraries, dependencies) is kept in DIR too, 1 to 3 GB of it.
+# Output: DIR/TARGET/mcpport, where DIR is MCPPORT_CROSS_DIR (default target/cross). DIR also caches toolchains, standard
+# libraries and dependencies, 1 to 3 GB.
 #
-# zig is the C compiler, the linker and the C library of every target; it and cargo-zigbuild come from PyPI into DIR.
-# Rust's standard library for a target comes by `rustup target add`. Where that does not work (no rustup, its server out
-# of reach, a toolchain without that target) Debian's packages of a newer compiler and of its source are unpacked
-# into DIR, and the standard library is built from them; nothing of that is installed. MCPPORT_CROSS_ROUTE=rustup or
-# =debian takes one route only. Needs cargo, python3 with venv, and for the second route apt-get and dpkg.
+# zig is the C compiler, linker and C library for every target; it and cargo-zigbuild are installed from PyPI into DIR.
+# Rust's standard library for a target is installed with `rustup target add`. If that fails (no rustup, no network, a
+# toolchain without that target), Debian's packages of a newer compiler and its source are unpacked into DIR, without being
+# installed, and the standard library is built from source. MCPPORT_CROSS_ROUTE=rustup or =debian allows only one way.
+# Needs cargo, python3 with venv, and for the second way apt-get and dpkg.
 set -euo pipefail
 
 readonly ZIG=0.17.1 ZIGBUILD=0.24.0
 readonly ALL=(x86_64 aarch64 armv7 arm riscv64)
-# rustup asks its server for long when that does not answer.
+# rustup retries for a long time if its server does not answer.
 readonly RUSTUP_SECONDS=180
-# The plainest kind of static program for every target: a fixed address, nothing to relocate. By themselves some targets would be
-# built so and others as "static-pie", which relocates itself at the start: on x86-64 its table is 92 KB of the file, and what it
-# writes 72 KiB of memory in each process; on MIPS it crashes. What is given up is a random address of the program itself;
-# stack, heap and mapped memory have one all the same, and the crate has no unsafe code that could lead there
-# (one call, without memory: src/process/session.rs).
+# Link at a fixed address, so that nothing is relocated at startup. By default some targets would be "static-pie", which
+# relocates itself: on x86-64 its table takes 92 KB of the file, and relocation writes 72 KiB of memory in each process; on
+# MIPS it crashes. The cost is that the address of the program is not random. Stack, heap and mapped memory still are, and
+# the crate's only unsafe call (src/process/session.rs) does not touch memory.
 readonly PLAIN="-C relocation-model=static"
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -37,7 +36,7 @@ fail() {
   exit 1
 }
 
-# The compiler's name of a target that is given by its short name or by that one.
+# Prints the target triple for a short name or a triple.
 triple() {
   case $1 in
     x86_64 | x86_64-unknown-linux-musl) echo x86_64-unknown-linux-musl ;;
@@ -49,7 +48,7 @@ triple() {
   esac
 }
 
-# zig and cargo-zigbuild, in an environment of their own.
+# Installs zig and cargo-zigbuild into a virtual environment.
 prepare_zig() {
   local recipe="ziglang==$ZIG cargo-zigbuild==$ZIGBUILD"
   [[ $(cat "$dir/zig/recipe" 2>/dev/null) == "$recipe" ]] && return
@@ -61,7 +60,7 @@ prepare_zig() {
   echo "$recipe" >"$dir/zig/recipe"
 }
 
-# Whether rustup's toolchain has the standard library of a target, if need be after having asked for it.
+# Whether rustup's toolchain has the standard library of a target; installs it if possible.
 by_rustup() {
   [[ $route != debian ]] && command -v rustup >/dev/null || return 1
   has_target "$1" && return
@@ -79,12 +78,12 @@ as_root() {
   if ((EUID == 0)); then "$@"; else sudo -n "$@"; fi
 }
 
-# The first version in the list of a package, which is the one that apt-get would take.
+# Prints the version of a package that apt-get would install.
 candidate() {
   apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: \(.*\)/\1/p' | grep -vx '(none)'
 }
 
-# Debian's compiler in its own folder: the package conflicts with other toolchains when it is installed.
+# Unpacks Debian's compiler into DIR, because the installed package would conflict with other toolchains.
 prepare_debian() {
   local version std package
   if ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then
@@ -98,12 +97,12 @@ prepare_debian() {
   mkdir -p "$dir/debian/packages"
   std=$(apt-cache depends "libstd-rust-web-dev=$version" | sed -n 's/^ *Depends: \(libstd-rust-web-[0-9.]*\)$/\1/p')
   local wanted=("rustc-web=$version" "rust-web-src=$version" "libstd-rust-web-dev=$version" "$std=$version")
-  # LLVM, and of what it needs all that this machine does not have.
+  # LLVM, and its dependencies that are not installed here.
   package=$(apt-cache depends "$std=$version" | sed -n 's/^ *Depends: \(libllvm[0-9.]*\)$/\1/p')
   while read -r package; do
     wanted+=("$package")
   done < <(apt-get install --simulate --reinstall --no-install-recommends "$package" | awk '$1 == "Inst" { print $2 }')
-  # apt has a user of its own for downloads, who may not write here; the word about that is of no use.
+  # apt's own download user may not write here; this avoids its warning.
   (cd "$dir/debian/packages" && apt-get download -qq -o APT::Sandbox::User=root "${wanted[@]}") ||
     fail "Debian's compiler could not be downloaded: run apt-get update and try again"
   for package in "$dir"/debian/packages/*.deb; do
@@ -120,14 +119,14 @@ prepare_debian() {
 write_wrapper() {
   cat >"$dir/debian/rustc" <<'END'
 #!/bin/sh
-# Debian's compiler from the folder beside, with its own libraries.
+# Runs Debian's compiler from the directory beside, with its own libraries.
 usr=$(dirname "$(readlink -f "$0")")/root/usr
 LD_LIBRARY_PATH=$usr/lib/$(uname -m)-linux-gnu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} exec "$usr/bin/rustc" "$@"
 END
   chmod +x "$dir/debian/rustc"
 }
 
-# Installs what a target needs, and says by which route it is built.
+# Installs the tools for a target, and prints which way it is built: rustup or debian.
 prepare() {
   prepare_zig
   if by_rustup "$1"; then
@@ -143,26 +142,25 @@ build() {
   local target=$1 by=$2 options=()
   export RUSTFLAGS=$PLAIN
   if [[ $by == debian ]]; then
-    # zig brings the start files and the C library, so rustc must not look for its own.
+    # zig provides the start files and the C library, so rustc must not use its own.
     export RUSTC=$dir/debian/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="$PLAIN -C link-self-contained=no"
     options=(-Z "build-std=std,panic_abort")
   fi
-  # What zig has built (its C library among it) is kept beside the rest, so that keeping DIR is keeping all of it.
+  # Keep zig's cache (with its C library) in DIR too, so that DIR is the whole cache.
   export ZIG_GLOBAL_CACHE_DIR=$dir/zig-cache ZIG_LOCAL_CACHE_DIR=$dir/zig-cache CARGO_ZIGBUILD_CACHE_DIR=$dir/zig-cache
-  # Apart from the host's builds: other compiler, other flags.
+  # A separate target directory, because compiler and flags differ from the host's builds.
   PATH=$dir/zig/bin:$PATH cargo zigbuild --manifest-path "$root/Cargo.toml" --locked --release --bin mcpport \
     --target "$target" --target-dir "$dir/build-$by" "${options[@]}" || fail "building for $target failed"
   mkdir -p "$dir/$target"
   cp "$dir/build-$by/$target/release/mcpport" "$dir/$target/mcpport"
 }
 
-# What must not be delivered ends the run: a program that asks for an interpreter or for libraries of the machine, or one
-# that is not of the one kind that all targets have.
+# Fails if a binary is not statically linked or needs a program interpreter.
 check() {
   local binary=$dir/$1/mcpport kind
   kind=$(file --brief "$binary")
   [[ $kind == *", statically linked"* ]] || fail "$binary is not statically linked: $kind"
-  [[ $kind != *interpreter* ]] || fail "$binary asks for an interpreter: $kind"
+  [[ $kind != *interpreter* ]] || fail "$binary needs a program interpreter: $kind"
   printf '%s: %s bytes, %s (by %s)\n' "$1" "$(stat -c %s "$binary")" "$kind" "$2"
 }
 
@@ -180,7 +178,7 @@ main() {
   done
   case $route in
     any | rustup | debian) ;;
-    *) fail "MCPPORT_CROSS_ROUTE=$route: rustup, debian or any" ;;
+    *) fail "MCPPORT_CROSS_ROUTE=$route: expected rustup, debian or any" ;;
   esac
   command -v cargo >/dev/null || fail "cargo is needed"
   command -v file >/dev/null || fail "file is needed (package file)"

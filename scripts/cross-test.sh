@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Runs the binaries of scripts/cross-build.sh: `demo --once` over TLS; register and call against the native gateway; and
-# the native register against theirs. Foreign ones run under user-mode emulation.
+# Tests the binaries of scripts/cross-build.sh: `demo --once` over TLS; a call through its register and the native gateway; and
+# through the native register and its gateway. Binaries for other architectures run under user-mode emulation.
 #
-#   scripts/cross-test.sh [TARGET ...]     these targets, or all that have been built
+#   scripts/cross-test.sh [TARGET ...]     tests these targets, or all that have been built
 #
-# MCPPORT_CROSS_DIR is where they are (default target/cross), MCPPORT_BIN the native binary (default
-# target/release/mcpport). Needs Linux, python3, openssl, and qemu-user-static for foreign targets.
+# MCPPORT_CROSS_DIR is their directory (default target/cross), MCPPORT_BIN the native binary (default
+# target/release/mcpport). Needs Linux, python3, openssl, and qemu-user-static for other architectures.
 #
-# A program under emulation starts another one (`demo` its server), so the kernel has to know the emulator. Where it does
-# not yet, it is told in a namespace of our own, which ends with us: no root is needed (Linux 6.7 or later), nothing stays.
+# A program under emulation starts another one (`demo` its server), so the emulator must be registered with the kernel. If it
+# is not, this script registers it in a namespace of its own, which needs no root (Linux 6.7 or later) and ends with it.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dir=${MCPPORT_CROSS_DIR:-$root/target/cross}
 export MCPPORT_BIN=${MCPPORT_BIN:-$root/target/release/mcpport}
-# For one target: three runs of at most a minute or two each.
+# Timeout for one target: three runs of one or two minutes at most.
 readonly SECONDS_EACH=400
 
 fail() {
@@ -22,7 +22,7 @@ fail() {
   exit 1
 }
 
-# For a target: its folder, the emulator's name for it, the smallest processor that it is for, and `uname -m` there.
+# Prints for a target: its directory, the emulator's name for it, the oldest supported processor, and its `uname -m`.
 facts() {
   case $1 in
     x86_64*) echo x86_64-unknown-linux-musl x86_64 max x86_64 ;;
@@ -34,7 +34,7 @@ facts() {
   esac
 }
 
-# How the kernel knows a program of that kind, and by which emulator it is to start it: Debian ships the line.
+# Prints the line that registers the emulator for an architecture, as Debian ships it.
 registration() {
   local file=/usr/lib/binfmt.d/qemu-$1.conf
   [[ -r $file ]] || fail "no emulator for $1: install the package qemu-user-static"
@@ -45,7 +45,7 @@ starts() {
   "$1" --version >/dev/null 2>&1
 }
 
-# Runs in a namespace of our own, as its root: tells the kernel there about the emulator, then starts the test.
+# Runs as root of the namespace: registers the emulator there, then starts the test.
 inside() {
   local kind=$1
   shift

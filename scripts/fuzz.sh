@@ -3,11 +3,11 @@
 #
 #   scripts/fuzz.sh [SECONDS] [TARGET...]     (default: 30 seconds, all targets)
 #
-# MCPPORT_FUZZ_JOBS run at a time (default 2).
+# MCPPORT_FUZZ_JOBS: number of targets that run at a time (default 2).
 #
-# Works with a stable toolchain: the coverage passes are asked for by plain code generation flags, and the
-# sanitizers, which want a nightly, are left out; overflow checks and debug assertions are on. Needs a C++
-# compiler for libFuzzer. Seeds come from tests/vectors; a finding is left in tests/fuzz/artifacts.
+# Works with a stable toolchain: code generation flags enable the coverage passes, and the sanitizers, which need a nightly
+# toolchain, are off. Overflow checks and debug assertions are on. Needs a C++ compiler for libFuzzer. Seeds are taken from
+# tests/vectors; findings are written to tests/fuzz/artifacts.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -24,13 +24,13 @@ flags="--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares"
-# With --target the flags do not reach build scripts.
+# With --target, the flags do not apply to build scripts.
 RUSTFLAGS="$flags" cargo build --quiet --release --manifest-path $fuzz/Cargo.toml --target "$host"
 
 rustc --edition 2024 -o $fuzz/target/seeds $fuzz/seeds.rs
 $fuzz/target/seeds tests/vectors $fuzz/corpus
 
-# One target; what it says of itself goes to a file, and its end to us.
+# Runs one target, with its output in a file. Returns 1 if it failed.
 run() {
     mkdir -p "$fuzz/corpus/$1" "$fuzz/artifacts/$1"
     log=$fuzz/target/$1.log
@@ -44,7 +44,7 @@ run() {
         END { print runs " runs, coverage " covered }' "$log")"
 }
 
-# Waits for those that run, and remembers whether one of them failed.
+# Waits for the running targets. Sets `failed` if one of them failed.
 settle() {
     for pid in $running; do
         wait "$pid" || failed=1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes a small certificate authority and a server certificate for `mcpport gateway`, and client certificates on request.
-# An authority that is there already is kept, so that edge boxes which trust its ca.crt go on trusting it.
+# Creates a small CA and a server certificate for `mcpport gateway`, and client certificates on request.
+# An existing CA is kept, so that edges which trust its ca.crt need no change.
 set -euo pipefail
 
 readonly PROGRAM="${0##*/}"
@@ -9,21 +9,21 @@ usage() {
     cat <<END
 Usage: $PROGRAM [OPTIONS]
 
-Makes a certificate authority (unless there is one in the output directory) and a server certificate.
+Creates a certificate authority (unless the output directory has one) and a server certificate.
 
-  --domain NAME     name of the gateway, also *.example.com; may be repeated (default: localhost)
-  --ip ADDRESS      address of the gateway, IPv4 or IPv6; may be repeated
-  --output DIR      where the files go (default: ./certs)
-  --days N          days that the certificates are valid (default: 365; the authority: at least 3650)
-  --key-size BITS   size of the RSA keys: 2048, 3072 or 4096 (default: 2048)
-  --client NAME     also make NAME.crt and NAME.key, for gateways that ask for client certificates; may be repeated
-  --ca-name NAME    name of the authority (default: mcpport CA)
+  --domain NAME     host name of the gateway, also *.example.com; repeatable (default: localhost)
+  --ip ADDRESS      address of the gateway, IPv4 or IPv6; repeatable
+  --output DIR      output directory (default: ./certs)
+  --days N          validity of the certificates in days (default: 365; the CA: at least 3650)
+  --key-size BITS   size of the RSA keys in bits: 2048, 3072 or 4096 (default: 2048)
+  --client NAME     also create NAME.crt and NAME.key, for gateways that require client certificates; repeatable
+  --ca-name NAME    name of the CA (default: mcpport CA)
   --country CC      two letters (default: none)
   --state NAME      state or province (default: none)
   --locality NAME   city (default: none)
   --org NAME        organisation (default: mcpport)
-  --ou NAME         unit of the organisation (default: none)
-  --help            show this
+  --ou NAME         organisational unit (default: none)
+  --help            show this help
 
 Files: ca.crt ca.key ca.srl index.txt openssl.cnf serial server.crt server.csr server.key
 
@@ -33,13 +33,13 @@ Then:
 END
 }
 
-# What the user got wrong: exit 2.
+# Reports a usage error: exit 2.
 wrong() {
     printf '%s: %s (see --help)\n' "$PROGRAM" "$1" >&2
     exit 2
 }
 
-# What went wrong: exit 1.
+# Reports a failure: exit 1.
 fail() {
     printf '%s: %s\n' "$PROGRAM" "$1" >&2
     exit 1
@@ -58,7 +58,7 @@ locality=""
 org=mcpport
 ou=""
 
-# Takes `--flag value` and `--flag=value`.
+# Parses `--flag value` and `--flag=value`.
 read_options() {
     local flag value
     while (($# > 0)); do
@@ -115,18 +115,18 @@ is_ip() {
     is_ipv4 "$1" || [[ $1 == *:* && $1 =~ ^[0-9A-Fa-f:.]+$ ]]
 }
 
-# Values end up in openssl's configuration, so only what a name or an address may hold is let through.
+# Values are written to openssl's configuration, so only characters of names and addresses are accepted.
 check_options() {
     local name
-    [[ $days =~ ^[1-9][0-9]{0,4}$ ]] || wrong "--days '$days': a number from 1 to 99999"
+    [[ $days =~ ^[1-9][0-9]{0,4}$ ]] || wrong "--days '$days': expected a number from 1 to 99999"
     case $key_size in
         2048 | 3072 | 4096) ;;
-        *) wrong "--key-size '$key_size': 2048, 3072 or 4096" ;;
+        *) wrong "--key-size '$key_size': expected 2048, 3072 or 4096" ;;
     esac
-    [[ -z $country || $country =~ ^[A-Za-z]{2}$ ]] || wrong "--country '$country': two letters"
-    [[ -n $output ]] || wrong "--output: a directory is needed"
+    [[ -z $country || $country =~ ^[A-Za-z]{2}$ ]] || wrong "--country '$country': expected two letters"
+    [[ -n $output ]] || wrong "--output: expected a directory"
     [[ $output != -* ]] || output=./$output
-    [[ -n $ca_name ]] || wrong "--ca-name: a name is needed"
+    [[ -n $ca_name ]] || wrong "--ca-name: expected a name"
     for name in "$ca_name" "$org" "$ou"; do
         ((${#name} <= 64)) || wrong "'$name': at most 64 characters"
     done
@@ -138,9 +138,9 @@ check_options() {
             wrong "--domain '$name': not a host name"
     done
     for name in ${clients[@]+"${clients[@]}"}; do
-        [[ $name =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$ ]] || wrong "--client '$name': letters, digits and _ . - only"
+        [[ $name =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$ ]] || wrong "--client '$name': only letters, digits and _ . - are allowed"
         case $name in
-            ca | server) wrong "--client '$name': this name is taken by the other files" ;;
+            ca | server) wrong "--client '$name': this name is used by the other files" ;;
         esac
     done
 }
@@ -152,7 +152,7 @@ add() {
     esac
 }
 
-# Names and addresses of the server, as openssl wants them: today's verifiers look at nothing else.
+# Names and addresses of the server in openssl's form. Current verifiers check nothing else.
 alternative_names() {
     local name
     alt_names=""
@@ -168,7 +168,7 @@ alternative_names() {
     done
 }
 
-# One part of a subject, nothing for an empty value. openssl gives / \ and + a meaning.
+# Prints one part of a subject, or nothing if it is empty. Escapes / \ and +, which are special to openssl.
 part() {
     local value=$2
     [[ -n $value ]] || return 0
@@ -178,13 +178,13 @@ part() {
     printf '/%s=%s' "$1" "$value"
 }
 
-# The subject of a certificate. A common name has 64 characters at most; verifiers read the alternative names.
+# Prints the subject of a certificate. A common name is limited to 64 characters; verifiers use the alternative names.
 subject() {
     printf '%s%s%s%s%s%s' "$(part C "$country")" "$(part ST "$state")" "$(part L "$locality")" \
         "$(part O "$org")" "$(part OU "$ou")" "$(part CN "${1:0:64}")"
 }
 
-# Runs openssl and shows what it says only when it fails.
+# Runs openssl, and prints its output only if it fails.
 run() {
     local said
     if ! said=$("$@" 2>&1); then
@@ -257,28 +257,28 @@ new_key() {
     chmod 600 "$1"
 }
 
-# The authority: the one that is there, or a new one.
+# Copies the existing CA, or creates one.
 authority() {
     if [[ -e $output/ca.key && -e $output/ca.crt ]]; then
-        echo "keeping the authority in $output (ca.crt, ca.key)"
+        echo "keeping the CA in $output (ca.crt, ca.key)"
         (umask 077 && cp "$output/ca.key" "$work/ca.key")
         cp "$output/ca.crt" "$work/ca.crt"
         [[ ! -e $output/ca.srl ]] || cp "$output/ca.srl" "$work/ca.srl"
-        belongs "$work/ca.crt" "$work/ca.key" || fail "$output/ca.key is not the key of $output/ca.crt; remove both for a new authority"
+        belongs "$work/ca.crt" "$work/ca.key" || fail "$output/ca.key is not the key of $output/ca.crt; remove both to create a new CA"
         openssl x509 -in "$work/ca.crt" -noout -checkend 0 >/dev/null ||
-            fail "the authority in $output has expired; remove ca.crt and ca.key for a new one"
+            fail "the CA in $output has expired; remove ca.crt and ca.key to create a new one"
         openssl x509 -in "$work/ca.crt" -noout -checkend "$((days * 86400))" >/dev/null ||
-            echo "note: the authority in $output expires before the new certificate does"
+            echo "note: the CA in $output expires before the new certificate"
         return
     fi
     [[ ! -e $output/ca.key && ! -e $output/ca.crt ]] ||
-        fail "$output has only one of ca.key and ca.crt; restore the other, or remove it for a new authority"
+        fail "$output has only one of ca.key and ca.crt; restore the other, or remove it to create a new CA"
     new_key "$work/ca.key"
     run openssl req -x509 -new -sha256 -utf8 -key "$work/ca.key" -out "$work/ca.crt" -days "$((days > 3650 ? days : 3650))" \
         -config "$work/openssl.cnf" -extensions authority -subj "$(subject "$ca_name")"
 }
 
-# Whether a key is that of a certificate.
+# Whether a certificate and a key belong together.
 belongs() {
     local certified own
     certified=$(openssl x509 -in "$1" -noout -pubkey 2>/dev/null) || return 1
@@ -286,7 +286,7 @@ belongs() {
     [[ $certified == "$own" ]]
 }
 
-# Key, request and certificate called $1, for the purpose $2 (a section above), with the common name $3.
+# Creates key, request and certificate named $1, with the extensions of section $2 above and the common name $3.
 certificate() {
     new_key "$work/$1.key"
     run openssl req -new -sha256 -utf8 -key "$work/$1.key" -out "$work/$1.csr" -config "$work/openssl.cnf" -subj "$(subject "$3")"
@@ -295,7 +295,7 @@ certificate() {
         -extfile "$work/openssl.cnf" -extensions "$2"
 }
 
-# Puts the finished files in place: until here nothing that was there has changed.
+# Moves the finished files to the output directory. Until then, no existing file has changed.
 install_files() {
     local file name
     [[ -e $output/index.txt ]] || : >"$work/index.txt"
@@ -318,9 +318,9 @@ main() {
     ((${#domains[@]} > 0)) || domains=(localhost)
     check_options
     command -v openssl >/dev/null 2>&1 || fail "openssl is not installed (or not in PATH)"
-    # Git Bash would make paths of subjects.
+    # Otherwise Git Bash converts subjects to paths.
     export MSYS_NO_PATHCONV=1
-    mkdir -p -- "$output" || fail "cannot make the directory $output"
+    mkdir -p -- "$output" || fail "cannot create the directory $output"
     work=$(mktemp -d "$output/.new.XXXXXX") || fail "cannot write to $output"
     trap 'rm -rf -- "$work"' EXIT
     trap 'exit 1' HUP INT TERM
@@ -337,7 +337,7 @@ main() {
     install_files
 
     echo "server certificate for ${alt_names//,/, }"
-    echo "written to $output; give ca.crt to those who connect, keep ca.key to yourself"
+    echo "written to $output; clients and edges need ca.crt; keep ca.key secret"
 }
 
 main "$@"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs mcpport as a service of systemd, or brings an installation up to date; see --help.
+# Installs mcpport as a systemd service, or updates an installation; see --help.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -16,17 +16,17 @@ usage() {
     cat <<'END'
 Usage: install.sh [OPTIONS]
 
-Installs the binary, a system user mcpport, units for systemd, and /etc/mcpport/gateway.env (mode 600) with a fresh token.
-What is configured already is kept, so the same command brings a new version. Nothing is started.
+Installs the binary, a system user mcpport, systemd units, and /etc/mcpport/gateway.env (mode 600) with a new token.
+Existing settings are kept, so the same command also updates. Starts no service.
 
-  --binary FILE      the program (default: mcpport beside this script, else ../target/release/mcpport)
-  --prefix DIR       where it goes (default: /usr/local)
-  --register NAME    also make /etc/mcpport/register-NAME.env, for the unit mcpport-register@NAME
-  --uninstall        stop the services; remove the program and the units, and keep settings and user
-  --purge            with --uninstall: remove settings, state and user too
-  --help             show this
+  --binary FILE      the binary to install (default: mcpport beside this script, else ../target/release/mcpport)
+  --prefix DIR       installation prefix (default: /usr/local)
+  --register NAME    also create /etc/mcpport/register-NAME.env, for the unit mcpport-register@NAME
+  --uninstall        stop the services, and remove the binary and the units; keep settings and user
+  --purge            with --uninstall: also remove settings, state and user
+  --help             show this help
 
-With DESTDIR=DIR in the environment everything goes below DIR, and neither users nor services are touched: for packages.
+For packagers: with DESTDIR=DIR in the environment, all files go below DIR, and no users or services are changed.
 END
 }
 
@@ -67,22 +67,22 @@ read_options() {
     done
     case $prefix in
         /*) ;;
-        *) wrong "--prefix: an absolute path is needed" ;;
+        *) wrong "--prefix: must be an absolute path" ;;
     esac
-    # It becomes part of a unit, and of a command there.
+    # The prefix becomes part of a command in the unit.
     case $prefix in
-        *[!A-Za-z0-9/._+-]*) wrong "--prefix: letters, digits and / . _ + - only" ;;
+        *[!A-Za-z0-9/._+-]*) wrong "--prefix: only letters, digits and / . _ + - are allowed" ;;
     esac
     prefix=${prefix%/}
     case $register in
-        *[!A-Za-z0-9_.-]*) wrong "--register: letters, digits and _ . - only" ;;
+        *[!A-Za-z0-9_.-]*) wrong "--register: only letters, digits and _ . - are allowed" ;;
     esac
     [ ${#register} -le 64 ] || wrong "--register: at most 64 characters"
-    [ -z "$purge" ] || [ -n "$uninstall" ] || wrong "--purge goes with --uninstall"
-    [ -z "$uninstall" ] || [ -z "$register" ] || wrong "--register does not go with --uninstall"
+    [ -z "$purge" ] || [ -n "$uninstall" ] || wrong "--purge requires --uninstall"
+    [ -z "$uninstall" ] || [ -z "$register" ] || wrong "--register cannot be combined with --uninstall"
 }
 
-# Whether this is the running system, and not a tree to be packed.
+# Whether the target is the running system, and not a directory to be packaged.
 live() {
     [ -z "$destdir" ]
 }
@@ -92,7 +92,7 @@ with_systemd() {
 }
 
 units() {
-    # Where systemd looks, whatever the prefix.
+    # The directories that systemd searches, whatever the prefix.
     if [ "$prefix" = /usr ]; then echo "$destdir/usr/lib/systemd/system"; else echo "$destdir/etc/systemd/system"; fi
 }
 
@@ -101,10 +101,10 @@ find_binary() {
     for binary in "$here/mcpport" "$here/../target/release/mcpport"; do
         [ ! -f "$binary" ] || return 0
     done
-    fail "no program found: run cargo build --release, or give one with --binary"
+    fail "no binary found: run cargo build --release, or pass one with --binary"
 }
 
-# Puts a file in place in one step: a running program or a reading systemd never sees half of it.
+# Replaces a file atomically, so that systemd never reads half of it, and a running program can be replaced.
 place() {
     mode=$1 to=$2
     cat >"$to.new"
@@ -122,19 +122,19 @@ add_user() {
     elif command -v adduser >/dev/null 2>&1; then
         adduser -S -D -H -h /nonexistent -s "$shell" mcpport
     else
-        fail "no useradd and no adduser: make a system user and a group mcpport, then try again"
+        fail "neither useradd nor adduser found: create a system user and group mcpport, then run this again"
     fi
 }
 
-# The unit with the path of this installation.
+# Installs a unit with the path of the binary.
 unit() {
     sed "s|^ExecStart=/usr/local/bin/|ExecStart=$prefix/bin/|" "$here/$1" | place 644 "$(units)/$1"
 }
 
-# A secret of 48 digits, into $secret. Nothing, or less than asked for, would be a door that is open.
+# Sets $secret to 48 random hexadecimal digits. Fails if there are fewer: an empty token would let everybody in.
 token() {
     secret=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
-    [ ${#secret} -eq 48 ] || fail "no randomness from /dev/urandom for a token"
+    [ ${#secret} -eq 48 ] || fail "cannot read randomness from /dev/urandom for a token"
 }
 
 gateway_settings() {
@@ -144,16 +144,16 @@ gateway_settings() {
     token
     (umask 077 && place 600 "$file") <<END
 # Settings of mcpport-gateway: MCPPORT_<FLAG>=VALUE for each flag of "mcpport gateway --help".
-# This file holds a secret: keep its mode at 600.
+# Keep its mode at 600, because it contains a token.
 
-# Who presents this token is let in, clients and registrations alike. To change tokens without a restart, keep them in a
-# file of the user mcpport instead, MCPPORT_AUTH_TOKEN_FILE=/etc/mcpport/tokens, and run "systemctl reload mcpport-gateway".
+# Token that clients and registrations must send. To change tokens without a restart, keep them in a file owned by the user
+# mcpport instead (MCPPORT_AUTH_TOKEN_FILE=/etc/mcpport/tokens), and run "systemctl reload mcpport-gateway".
 MCPPORT_AUTH_TOKEN=$secret
 
-# Without it: loopback alone, for a proxy on this machine. "::" is everything; then TLS is wanted too.
+# Address to listen on (default: loopback only, for a reverse proxy on this machine). "::" is all addresses; then enable TLS too.
 #MCPPORT_HOST=::
 #MCPPORT_PORT=8765
-# PEM files that the user mcpport can read.
+# PEM files; the user mcpport must be able to read them.
 #MCPPORT_SSL_ENABLED=1
 #MCPPORT_SSL_KEYFILE=/etc/mcpport/server.key
 #MCPPORT_SSL_CERTFILE=/etc/mcpport/server.crt
@@ -168,15 +168,15 @@ register_settings() {
     token
     (umask 077 && place 600 "$file") <<END
 # Settings of mcpport-register@$register: MCPPORT_<FLAG>=VALUE for each flag of "mcpport register --help".
-# This file holds a secret: keep its mode at 600.
+# Keep its mode at 600, because it contains a token.
 
-# The server. This one is built in, and tells about the machine.
+# Command of the server. The built-in one reports on this host.
 MCPPORT_STDIO="$prefix/bin/mcpport device"
 MCPPORT_GATEWAY_URL=ws://localhost:8765/mcp/register
 #MCPPORT_HEADER="Authorization: Bearer TOKEN"
-# An authority of your own, if the gateway's certificate is from one.
+# CA certificate, if the gateway's certificate was issued by your own CA.
 #MCPPORT_SSL_CA_CERT=/etc/mcpport/ca.crt
-# The identity of this registration; so a box that comes back takes its own place again at once.
+# Identity of this registration: with the same id, a restarted register takes its name back at once.
 MCPPORT_SERVER_ID=$(echo "$secret" | cut -c1-32)
 END
 }
@@ -185,7 +185,7 @@ install_all() {
     find_binary
     [ -f "$binary" ] || fail "no such file: $binary"
     if live && [ "$(id -u)" -ne 0 ]; then
-        fail "root is needed (or DESTDIR=DIR, to pack)"
+        fail "must run as root (or with DESTDIR=DIR, to package)"
     fi
     mkdir -p "$destdir$prefix/bin" "$(units)" "$destdir/etc/mcpport"
     place 755 "$destdir$prefix/bin/mcpport" <"$binary"
@@ -201,21 +201,21 @@ install_all() {
 next_steps() {
     echo "installed $destdir$prefix/bin/mcpport"
     for file in $made; do
-        echo "look through $file"
+        echo "edit $file"
     done
     live || return 0
     echo "then: systemctl enable --now mcpport-gateway"
     echo "  or: systemctl enable --now mcpport-register@${register:-NAME}"
-    [ -n "$register" ] || echo "      (whose settings come by: install.sh --register NAME)"
+    [ -n "$register" ] || echo "      (create its settings with: install.sh --register NAME)"
     echo "after an update: systemctl restart 'mcpport-*'"
 }
 
 uninstall_all() {
     if live && [ "$(id -u)" -ne 0 ]; then
-        fail "root is needed"
+        fail "must run as root"
     fi
     if with_systemd; then
-        # Nothing to stop or to disable is no fault.
+        # It is not an error if there is nothing to stop or disable.
         systemctl disable --now mcpport-gateway.service >/dev/null 2>&1 || true
         systemctl list-units --all --plain --no-legend 'mcpport-register@*' | while read -r name rest; do
             systemctl disable --now "$name" >/dev/null 2>&1 || echo "could not stop $name ($rest)" >&2

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Checks mcpport against real peers: official SDK clients, real servers, the Python mcpport that is in the field.
+# Checks mcpport against real peers: official SDK clients, real servers, and the Python mcpport.
 #
-#   scripts/peers.sh [NAME ...]     all checks, or those whose names begin with NAME
-#   scripts/peers.sh --list         the names
+#   scripts/peers.sh [NAME ...]     runs all checks, or those whose names begin with NAME
+#   scripts/peers.sh --list         lists the names
 #
-# What is missing is installed by package name, in exact versions, into MCPPORT_PEERS_DIR (default target/peers).
+# Missing packages are installed, in exact versions, into MCPPORT_PEERS_DIR (default target/peers).
 # MCPPORT_BIN is the binary under test (default target/release/mcpport). Needs Linux, python3 with venv, node 20, npm.
 set -euo pipefail
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Prints the rules of tests/rules.txt with the results of what shows them.
+# Prints the rules of tests/rules.txt with the results of their tests.
 #
 #   scripts/rules.sh OUTPUT...
 #
-# OUTPUT: what `cargo test` printed, and scripts/fuzz.sh; for another script a line `script PATH ok`. Ends with 1 when
-# something that is named does not exist or has failed. What was not run is told, and is no failure.
+# OUTPUT: output of `cargo test` and of scripts/fuzz.sh; for another script a line `script PATH ok`. Exits with 1 if a named
+# test does not exist or has failed. A test that was not run is listed as such, and is not a failure.
 set -euo pipefail
 
 (($#)) || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -30,7 +30,7 @@ while IFS=' ,' read -r _ name _; do
   if grep -qsx 'fuzz: all well' "${outputs[@]}"; then result[fuzz:$name]=pass; fi
 done < <(grep -hE '^fuzz: [a-z_]+, ' "${outputs[@]}" || true)
 
-# Whether something that is named is there at all.
+# Whether the named test, fuzz target or script exists.
 exists() {
   case $1 in
     script:*) [[ -x ${1#script:} ]] ;;

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Lets release binaries run for a while under clients and edges that come and go and a line that is cut, and checks that
-# nothing is left: descriptors, memory, processes, entries of tables.
+# Runs release binaries for a while with clients and edges that connect and disconnect and a link that is cut, and checks that
+# nothing leaks: descriptors, memory, processes, table entries.
 #
 #   scripts/soak.sh [SECONDS]     (default: 600)
 set -eu

@@ -276,8 +276,8 @@ pub struct LinkLimits {
     pub in_flight: usize,
     /// Time for the peer to read our close frame.
     pub close_time: Duration,
-    /// Bytes that are read and discarded meanwhile: frames that were in transit when the close
-    /// frame was sent.
+    /// Bytes that are read and discarded during `close_time`: frames that were in transit when the
+    /// close frame was sent.
     pub close_bytes: usize,
     /// Time to connect and upgrade, at the edge.
     pub connect_time: Duration,
@@ -551,7 +551,7 @@ pub const FRAME_EXTRA: usize = 64 * KIB;
 /// Largest value of any flag that sets a count: common systems limit the descriptors of one process
 /// to this number.
 pub const COUNT: usize = 1_000_000;
-/// Descriptors of the gateway besides those of its connections: standard streams, sockets, logs,
+/// Descriptors of the gateway besides those of its connections: standard streams, listeners, logs,
 /// and some spare ones.
 pub const DESCRIPTORS_EXTRA: usize = 64;
 /// Nesting depth of JSON values, as in other parsers. Each level takes one bit of a `u128`.

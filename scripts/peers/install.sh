@@ -2,12 +2,12 @@
 # shellcheck shell=bash
 : "${MCPPORT_PEERS_DIR:?}" "${here:?}"
 
-# installed DIRECTORY RECIPE: whether what is there was made from this recipe.
+# installed DIRECTORY RECIPE: whether the directory was created from this recipe.
 installed() {
   cmp -s "$2" "$1/recipe"
 }
 
-# venv NAME: a Python environment from a list of exact versions.
+# venv NAME: creates a Python environment from a list of exact versions.
 venv() {
   local dir=$MCPPORT_PEERS_DIR/$1 recipe=$here/$1.txt
   installed "$dir" "$recipe" && return
@@ -18,7 +18,7 @@ venv() {
   cp "$recipe" "$dir/recipe"
 }
 
-# packages NAME RECIPE: Node packages from a package.json of exact versions.
+# packages NAME RECIPE: installs Node packages from a package.json of exact versions.
 packages() {
   local dir=$MCPPORT_PEERS_DIR/$1 recipe=$here/$2
   installed "$dir" "$recipe" && return
@@ -30,7 +30,7 @@ packages() {
   cp "$recipe" "$dir/recipe"
 }
 
-# crate NAME VERSION: a Rust program, with the versions that its authors locked.
+# crate NAME VERSION: builds a Rust program with its own Cargo.lock.
 crate() {
   local dir=$MCPPORT_PEERS_DIR/rust
   [[ -f $dir/$1-$2 ]] && return

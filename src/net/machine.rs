@@ -1,5 +1,5 @@
-//! The memory that this process may use: the limits of the machine, of its control groups and its
-//! own (`setrlimit`).
+//! The memory that this process may use: the smallest of the physical memory, the limits of its
+//! control groups, and its own limits (`setrlimit`).
 
 use std::{fs, path::Path};
 

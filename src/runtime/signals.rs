@@ -27,7 +27,7 @@ pub struct StopSignals {
 
 impl fmt::Debug for StopSignals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stop").field("signals", &self.signals).finish_non_exhaustive()
+        f.debug_struct("StopSignals").field("signals", &self.signals).finish_non_exhaustive()
     }
 }
 
@@ -38,7 +38,7 @@ impl StopSignals {
     /// the program with `nohup`: then SIGHUP is ignored at start.
     ///
     /// # Errors
-    /// The system's error, when no descriptor is left for the signal pipe.
+    /// The system's error, if no descriptor is left for the signal pipe.
     pub fn new() -> io::Result<Self> {
         let mut signals = Signals::new([Signal::Term, Signal::Int])?;
         if !is_ignored(Signal::Hup) {
@@ -52,7 +52,7 @@ impl StopSignals {
     /// `nohup` too, where SIGHUP was ignored so far.
     ///
     /// # Errors
-    /// The system's error, when the signal handler cannot be installed.
+    /// The system's error, if the signal handler cannot be installed.
     pub fn on_hangup(&mut self, act: impl Fn() + Send + 'static) -> io::Result<()> {
         if !has_terminal() {
             self.signals.add_signals([Signal::Hup])?;
@@ -80,8 +80,8 @@ impl StopSignals {
     }
 }
 
-/// Returns whether a person may be watching: stdin or stderr is a terminal. A systemd unit or a
-/// container has none.
+/// Whether a terminal is attached (stdin or stderr is one), so that a person may be watching. A
+/// systemd unit or a container has none.
 pub fn has_terminal() -> bool {
     io::stdin().is_terminal() || io::stderr().is_terminal()
 }

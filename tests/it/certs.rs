@@ -200,7 +200,7 @@ fn an_existing_ca_is_reused() {
     let read = |name: &str| fs::read(output.join(name)).unwrap();
     let before = ["ca.crt", "ca.key", "server.crt"].map(read);
     let again = script(&output, &["--domain", "other.example"]);
-    assert!(again.status.success() && text(&again).contains("keeping the authority"), "{}", text(&again));
+    assert!(again.status.success() && text(&again).contains("keeping the CA"), "{}", text(&again));
     let after = ["ca.crt", "ca.key", "server.crt"].map(read);
     assert_eq!(before[..2], after[..2]);
     assert_ne!(before[2], after[2]);

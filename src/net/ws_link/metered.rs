@@ -49,9 +49,9 @@ struct ReadMemory {
     /// Sizes of the library's buffers; 0 while they are small.
     read_buffer: usize,
     write_buffer: usize,
-    /// When the last large frame passed.
+    /// Time of the last large frame.
     used: Instant,
-    /// Since when a frame waits for memory, and the timer for the next try.
+    /// If a frame waits for memory: the start of the wait, and the timer for the next try.
     waiting: Option<(Instant, Timer)>,
     /// Largest message. The library refuses larger ones without allocating anything.
     max: usize,
@@ -105,8 +105,8 @@ impl Metered {
         }
     }
 
-    /// Returns when to replace the library's buffers by small ones, unless a large frame passes
-    /// before. `None` if they are small.
+    /// Returns the time at which to replace the library's buffers by small ones, unless a large
+    /// frame passes before. `None` if they are small.
     pub(super) fn shrink_at(&self) -> Option<Instant> {
         let memory = self.memory.as_ref()?;
         let large = memory.read_buffer + memory.write_buffer > 0;
