@@ -153,6 +153,7 @@ fn log_to_stderr(level: log::LevelFilter) {
         // The stderr lines of a server at the edge.
         .filter_module("child", level)
         .format(|out, record| {
+            #[expect(clippy::disallowed_methods, reason = "the time of a log line")]
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             writeln!(out, "{} [{}] {}", util::time::utc(now), record.level(), record.args())
         })

@@ -1,5 +1,7 @@
 //! Reconnect delays: exponential with full jitter, so that many edges do not reconnect at once.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
+
 use std::time::Duration;
 
 use crate::limits::LinkLimits;

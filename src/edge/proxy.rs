@@ -12,6 +12,8 @@
 //!
 //! Pure; `edge::link` drives it.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
+
 use std::{
     collections::{BTreeSet, VecDeque},
     mem,

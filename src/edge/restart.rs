@@ -12,6 +12,8 @@
 //! one it is retried in the same way, because what it needs (a disk, a network) may not be there
 //! yet. The processes of isolated sessions are not restarted.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
+
 use std::time::Duration;
 
 use crate::{config::Restart, limits::ChildLimits};

@@ -63,6 +63,17 @@
 //! depends on where the kernel maps the program: the second row varies by 0.2 MB and more between
 //! starts.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::exit,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::too_many_lines,
+    clippy::unreachable,
+    clippy::unwrap_used,
+    reason = "lints for the program; a test may stop"
+)]
+
 mod args;
 mod bridge;
 mod echo;

@@ -3,6 +3,17 @@
 //! What it is asked it writes down (`--log FILE`, one line for each line read), so that a test can see what
 //! arrived. Flags make it misbehave; its tools do what their names say.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::exit,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::too_many_lines,
+    clippy::unreachable,
+    clippy::unwrap_used,
+    reason = "lints for the program; a test may stop"
+)]
+
 mod session;
 
 use std::{

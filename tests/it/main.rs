@@ -1,5 +1,16 @@
 //! The integration tests: one binary, a module for each subject. Ports are the system's choice, every wait has a limit.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::exit,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::too_many_lines,
+    clippy::unreachable,
+    clippy::unwrap_used,
+    reason = "lints for the program; a test may stop"
+)]
+
 mod access;
 mod calls;
 mod canaries;

@@ -60,12 +60,8 @@ fn parent(module: &str) -> &str {
     module.rsplit_once("::").map_or("", |(parent, _)| parent)
 }
 
-/// Returns the module that defines what `path` names in the module `own`. `None`: not in this
-/// crate, or a single word, such as `super` in `pub(super)`.
+/// Returns the module that defines what `path` names in the module `own`. `None`: not in this crate.
 fn definition(modules: &Modules, own: &str, path: &str) -> Option<String> {
-    if !path.contains("::") {
-        return None;
-    }
     let mut parts = path.split("::").filter(|part| !part.is_empty()).peekable();
     let mut at = match *parts.peek()? {
         "crate" | "mcpport" => String::new(),
