@@ -20,8 +20,9 @@ use crate::{
     limits::{self, LOG_WARNINGS},
     log_throttle::LogThrottle,
     net::{
+        outbound::{Outbound, Unacknowledged},
         outbox::{self, SendError, Sender},
-        ws_link::{self, Outbound, Unacknowledged, WebSocket},
+        ws_link::{self, WebSocket},
     },
     runtime::{shutdown::Shutdown, task_tracker::TaskTracker},
     tunnel::{

@@ -22,8 +22,10 @@ use crate::{
     limits::{self, LinkLimits},
     mcp::listing::ListKind,
     net::{
-        self, outbox, timeout,
-        ws_link::{self, Outbound, WebSocket},
+        self,
+        outbound::Outbound,
+        outbox, timeout,
+        ws_link::{self, WebSocket},
     },
     runtime::{shutdown::ShutdownTrigger, task_tracker::TaskGuard},
     secret::Secret,

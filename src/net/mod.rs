@@ -9,6 +9,7 @@
 //! - [`tls`]: certificates and keys from files, both sides of the handshake, readable errors.
 //! - [`http_conn`]: drives the state machine of an HTTP connection (`http::conn`) over a stream.
 //! - [`ws_link`]: drives the WebSocket between edge and gateway, one task per link.
+//! - [`outbound`]: the outgoing side of a link, over one or more connections.
 //! - [`outbox`]: the bounded queue of outgoing messages in front of a writer.
 //! - [`budget`]: the memory budget for everything buffered for peers, divided among principals.
 //! - [`timeout`]: waits with a time limit.
@@ -24,6 +25,7 @@ pub mod http_conn;
 pub mod listener;
 pub mod logger;
 pub mod machine;
+pub mod outbound;
 pub mod outbox;
 pub mod random;
 pub mod stream;

@@ -1,9 +1,10 @@
 //! One link: a WebSocket driven by one task.
 //!
 //! The task owns the socket, so no send is ever cancelled half-way. It writes the frames of its
-//! queue, several in one write; passes each incoming frame to its [`LinkHandler`]; keeps the
-//! heartbeat; and ends with one reason. The state that must outlive the socket, so that the link
-//! can resume over another connection, is in [`Outbound`]. The meaning of the frames is defined in
+//! [`Outbound`], several in one write; passes each incoming frame to its [`LinkHandler`]; and ends
+//! with one reason. What to send, and when a peer is too slow or dead, is decided without a socket:
+//! `net::outbound` holds the frames and outlives the connection, `tunnel::link_timers` the timers,
+//! `tunnel::first_frame` the limits before the registration. The meaning of the frames is defined in
 //! `tunnel`.
 
 mod metered;
@@ -13,12 +14,8 @@ use std::{
     future::{Future, poll_fn},
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use async_tungstenite::{
@@ -34,159 +31,20 @@ use futures_sink::Sink;
 use smol::Timer;
 
 pub use self::metered::Metered;
-use super::{
-    budget::{Account, Charge},
-    outbox::{Received, Receiver},
-    stream::Stream,
-    timeout,
-};
+use super::{budget::Account, outbound::Outbound, stream::Stream, timeout};
 use crate::{
-    limits::{LINK_BURST, LinkLimits, STALL_RETRIES},
+    limits::{LINK_BURST, LinkLimits},
     runtime::pacer::Pacer,
     tunnel::{
         CLOSE_LATER,
         close::{CloseReason, LinkEnd},
+        first_frame::FirstFrame,
         handler::LinkHandler,
-        heartbeat::{Heartbeat, HeartbeatAction},
-        resume::{self, CannotResume, Resume},
+        heartbeat::Heartbeat,
+        link_timers::{LinkTimers, Observed, TimerAction},
+        outbound::TextFrame,
     },
 };
-
-/// The outgoing side of a link: its queue, and the state needed to resume over another connection.
-#[derive(Debug)]
-pub struct Outbound {
-    queue: Receiver<CloseReason>,
-    /// Sent before all other frames, and not counted: acknowledgements, and frames that are sent
-    /// again.
-    first: VecDeque<Utf8Bytes>,
-    /// Messages taken from the queue.
-    outgoing: VecDeque<String>,
-    resume: Option<Resume<Utf8Bytes>>,
-    unacknowledged: Unacknowledged,
-    /// Memory charged for the frames that are kept until the peer acknowledges them.
-    charge: Option<Charge>,
-}
-
-/// The number of frames that were sent but not acknowledged by the peer, for tasks other than the
-/// link's own. 0 if the link does not count frames.
-#[derive(Clone, Debug, Default)]
-pub struct Unacknowledged(Arc<AtomicUsize>);
-
-impl Unacknowledged {
-    /// Returns the number.
-    pub fn count(&self) -> usize {
-        self.0.load(Ordering::Acquire)
-    }
-
-    fn set(&self, count: usize) {
-        self.0.store(count, Ordering::Release);
-    }
-}
-
-impl Outbound {
-    /// Creates the outgoing side for a queue. It cannot be resumed unless [`Outbound::count`] is
-    /// called.
-    pub fn new(queue: Receiver<CloseReason>) -> Self {
-        let (first, outgoing, unacknowledged) = Default::default();
-        Self { queue, first, outgoing, resume: None, unacknowledged, charge: None }
-    }
-
-    /// Charges the frames that are kept for resumption to `account`.
-    pub fn charge_to(&mut self, account: &Account) {
-        self.charge = Some(account.charge());
-    }
-
-    /// Starts counting frames in both directions, which makes the link resumable.
-    pub fn count(&mut self) {
-        self.resume = Some(Resume::new());
-    }
-
-    /// Returns a live view of the number of unacknowledged frames.
-    pub fn unacknowledged(&self) -> Unacknowledged {
-        self.unacknowledged.clone()
-    }
-
-    /// Queues a frame before all others. It is not counted.
-    pub fn first(&mut self, text: String) {
-        self.first.push_back(text.into());
-    }
-
-    /// Returns the number of frames received, if they are counted.
-    pub fn received(&self) -> Option<u64> {
-        self.resume.as_ref().map(Resume::count)
-    }
-
-    /// Whether the peer has acknowledged more than `received` frames. A claim to have received only
-    /// that many is then outdated.
-    pub fn is_past(&self, received: u64) -> bool {
-        self.resume.as_ref().is_some_and(|resume| received < resume.acknowledged())
-    }
-
-    /// Resumes over another connection, where the peer has reported `received` frames. Queues the
-    /// frames that it lacks again.
-    ///
-    /// # Errors
-    /// [`CannotResume`] if the link cannot be resumed.
-    pub fn resume(&mut self, received: u64) -> Result<(), CannotResume> {
-        let resume = self.resume.as_mut().ok_or(CannotResume)?;
-        self.first = resume.resume(received)?.into();
-        self.update_charge();
-        Ok(())
-    }
-
-    /// Updates the counter and the charge after an acknowledgement.
-    fn update_charge(&mut self) {
-        self.unacknowledged.set(self.resume.as_ref().map_or(0, Resume::unacknowledged));
-        let kept = self.resume.as_ref().map_or(0, Resume::unacknowledged_bytes);
-        if let Some(charge) = &mut self.charge {
-            charge.resize_anyway(kept);
-        }
-    }
-
-    /// Waits until the queue is ended, and returns the reason.
-    pub async fn ended(&mut self) -> CloseReason {
-        self.queue.ended().await
-    }
-
-    /// Returns the next frame that may be sent.
-    fn next(&mut self, limits: &LinkLimits) -> Option<Utf8Bytes> {
-        if let Some(frame) = self.first.pop_front() {
-            return Some(frame);
-        }
-        let Some(resume) = &mut self.resume else { return self.outgoing.pop_front().map(Utf8Bytes::from) };
-        if !resume.has_room(limits) {
-            return None;
-        }
-        let kept = resume.unacknowledged_bytes();
-        if let Some(charge) = &mut self.charge {
-            let bytes = kept + self.outgoing.front()?.len();
-            // If no frame is kept, one is sent even without memory: later frames wait for its
-            // acknowledgement, which frees memory.
-            match kept {
-                0 => charge.resize_anyway(bytes),
-                _ if !charge.resize(bytes) => return None,
-                _ => {}
-            }
-        }
-        let frame = Utf8Bytes::from(self.outgoing.pop_front()?);
-        resume.sent(frame.clone(), frame.len());
-        self.unacknowledged.set(resume.unacknowledged());
-        Some(frame)
-    }
-
-    /// Whether messages wait that cannot be sent before the peer acknowledges earlier ones.
-    fn is_blocked_on_acks(&self, limits: &LinkLimits) -> bool {
-        let full = self.resume.as_ref().is_some_and(|resume| !resume.has_room(limits));
-        full && self.first.is_empty() && !self.outgoing.is_empty()
-    }
-
-    /// Takes all unsent messages.
-    async fn rest(&mut self) -> VecDeque<String> {
-        let mut rest = std::mem::take(&mut self.outgoing);
-        let _ = future::poll_once(self.queue.take(&mut rest)).await;
-        rest
-    }
-}
 
 /// Close reason for a link with a large frame that does not fit the memory budget.
 pub const NO_MEMORY: &str = "no memory for a large frame: the gateway's budget (--max-memory) is used up";
@@ -266,25 +124,20 @@ pub async fn recv_frame(
     max: usize,
     limits: &LinkLimits,
 ) -> Result<Utf8Bytes, LinkEnd> {
-    let by_us = |code, reason: &str| Err(LinkEnd::ByUs(CloseReason::new(code, reason)));
+    let mut first = FirstFrame::new(Instant::now(), max, limits);
     let receiving = async {
-        let mut heartbeat = Heartbeat::new(Instant::now());
         loop {
             match socket.next().await {
-                Some(Ok(Message::Text(text))) if text.len() > max => {
-                    return by_us(1009, "the first frame is too large");
-                }
                 Some(Ok(Message::Text(text))) => {
+                    first.on_text(text.len()).map_err(LinkEnd::ByUs)?;
                     socket.get_mut().since = 0;
                     socket.get_mut().message_ended();
                     return Ok(text);
                 }
-                Some(Ok(Message::Binary(_))) => return by_us(1003, "binary frames are not supported"),
+                Some(Ok(Message::Binary(_))) => return Err(binary()),
                 Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
-                    if !heartbeat.control(Instant::now(), limits) {
-                        return by_us(1008, "too many control frames");
-                    }
+                    first.on_control(Instant::now(), limits).map_err(LinkEnd::ByUs)?;
                 }
                 Some(Err(error)) => return Err(broken(error)),
                 None => return Err(LinkEnd::Lost("the connection was closed".into())),
@@ -293,8 +146,12 @@ pub async fn recv_frame(
     };
     match timeout::within(limits.register_time, receiving).await {
         Ok(received) => received,
-        Err(_) => by_us(1008, "timed out waiting for the first frame"),
+        Err(_) => Err(LinkEnd::ByUs(FirstFrame::timed_out())),
     }
+}
+
+fn binary() -> LinkEnd {
+    LinkEnd::ByUs(CloseReason::new(1003, "binary frames are not supported"))
 }
 
 /// Checks that the peer of a link that is not driven yet is alive: sends a ping and waits for the
@@ -343,12 +200,7 @@ pub async fn drive(
         handler,
         limits,
         dirty: false,
-        stalled: None,
-        written: 0,
-        blocked_on_acks_since: None,
-        partial: None,
-        seen: 0,
-        heartbeat: Heartbeat::new(now),
+        timers: LinkTimers::new(now),
         timer: Timer::at(now + limits.ping_every),
         due: now + limits.ping_every,
     };
@@ -446,17 +298,7 @@ struct Driver<'a> {
     limits: &'a LinkLimits,
     /// Frames were written but not flushed yet.
     dirty: bool,
-    /// Since when a write has made no progress.
-    stalled: Option<Instant>,
-    /// Bytes written to the stream when `stalled` was set.
-    written: u64,
-    /// Since when sending is blocked because the peer acknowledges nothing.
-    blocked_on_acks_since: Option<Instant>,
-    /// Since when a message is incomplete.
-    partial: Option<Instant>,
-    /// Bytes received of that message at the last check.
-    seen: usize,
-    heartbeat: Heartbeat,
+    timers: LinkTimers,
     timer: Timer,
     /// When `timer` fires.
     due: Instant,
@@ -492,13 +334,10 @@ impl Driver<'_> {
     fn write(&mut self, context: &mut Context<'_>) -> Poll<LinkEnd> {
         let mut end = None;
         loop {
-            if self.outbound.outgoing.is_empty() {
-                match self.outbound.queue.poll_take(context, &mut self.outbound.outgoing) {
-                    Poll::Ready(Received::Ended(why)) => end = Some(why),
-                    Poll::Ready(Received::Some) | Poll::Pending => {}
-                }
+            if let Some(why) = self.outbound.poll_fill(context) {
+                end = Some(why);
             }
-            if self.outbound.first.is_empty() && self.outbound.outgoing.is_empty() {
+            if !self.outbound.has_frame() {
                 break;
             }
             match Pin::new(&mut *self.socket).poll_ready(context) {
@@ -513,17 +352,20 @@ impl Driver<'_> {
             }
             self.dirty = true;
         }
-        if self.blocked_on_acks_since.is_none() && self.outbound.is_blocked_on_acks(self.limits) {
-            self.blocked_on_acks_since = Some(Instant::now());
+        if !self.timers.is_blocked_on_acks() && self.outbound.is_blocked_on_acks(self.limits) {
+            self.timers.on_blocked_on_acks(Instant::now());
         }
         if self.dirty {
             match Pin::new(&mut *self.socket).poll_flush(context) {
                 Poll::Ready(Ok(())) => {
                     self.dirty = false;
-                    self.stalled = None;
+                    self.timers.on_flushed();
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(lost(error)),
-                Poll::Pending => self.stall(),
+                Poll::Pending => {
+                    let written = self.socket.get_ref().written;
+                    self.timers.on_write_blocked(Instant::now(), written, self.limits);
+                }
             }
         }
         match end {
@@ -549,21 +391,6 @@ impl Driver<'_> {
         false
     }
 
-    /// Records that a write waits for the peer. This is a stall only as long as no byte is sent.
-    fn stall(&mut self) {
-        let written = self.socket.get_ref().written;
-        if self.stalled.is_none() || written != self.written {
-            let now = Instant::now();
-            if self.stalled.is_some() {
-                // Waiting bytes were accepted: the peer is alive, and busy with a message larger
-                // than its buffers.
-                self.heartbeat.heard(now);
-            }
-            self.stalled = Some(now);
-            self.written = written;
-        }
-    }
-
     /// Handles one message. Pending if there is none.
     fn read(&mut self, context: &mut Context<'_>) -> Poll<Result<(), LinkEnd>> {
         let Poll::Ready(message) = Pin::new(&mut *self.socket).poll_next(context) else {
@@ -571,24 +398,17 @@ impl Driver<'_> {
         };
         let now = Instant::now();
         self.socket.get_mut().since = 0;
-        self.seen = 0;
-        self.partial = None;
+        self.timers.on_message();
         if matches!(message, Some(Ok(Message::Text(_)))) {
             self.socket.get_mut().message_ended();
         }
         let handled = match message {
             Some(Ok(Message::Text(text))) => {
-                self.heartbeat.heard(now);
+                self.timers.on_text(now);
                 self.text(now, &text)
             }
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {
-                if self.heartbeat.control(now, self.limits) {
-                    Ok(())
-                } else {
-                    Err(CloseReason::new(1008, "too many control frames"))
-                }
-            }
-            Some(Ok(Message::Binary(_))) => Err(CloseReason::new(1003, "binary frames are not supported")),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.timers.on_control(now, self.limits),
+            Some(Ok(Message::Binary(_))) => return Poll::Ready(Err(binary())),
             Some(Ok(Message::Close(frame))) => return Poll::Ready(Err(closed(frame))),
             Some(Ok(Message::Frame(_))) => Ok(()),
             Some(Err(error)) => return Poll::Ready(Err(broken(error))),
@@ -599,22 +419,12 @@ impl Driver<'_> {
 
     /// Handles a text frame: an acknowledgement, or one for the [`LinkHandler`].
     fn text(&mut self, now: Instant, text: &str) -> Result<(), CloseReason> {
-        let count = self.outbound.resume.as_ref().and_then(|_| resume::read(text));
-        match (&mut self.outbound.resume, count) {
-            (Some(resume), Some(count)) => {
-                self.blocked_on_acks_since = None;
-                let acknowledged = resume.acknowledge(count);
-                self.outbound.update_charge();
-                acknowledged.map_err(|_| CloseReason::new(1008, "invalid acknowledgement"))
-            }
-            (Some(resume), None) => {
-                self.handler.frame(now, text)?;
-                resume.received(now, text.len());
-                self.outbound.first.extend(resume.due_acknowledgement(self.limits).map(Utf8Bytes::from));
-                Ok(())
-            }
-            (None, _) => self.handler.frame(now, text),
+        let Self { outbound, handler, .. } = self;
+        let kind = outbound.on_text(now, text, self.limits, |text| handler.frame(now, text))?;
+        if kind == TextFrame::Acknowledgement {
+            self.timers.on_acknowledged();
         }
+        Ok(())
     }
 
     /// Checks the timers. Ready if something was done, pending if there is nothing to do before the
@@ -624,13 +434,8 @@ impl Driver<'_> {
         if since > self.socket.get_ref().max {
             return Poll::Ready(Err(LinkEnd::ByUs(CloseReason::new(1008, "too many fragments"))));
         }
-        if since != self.seen {
-            let now = Instant::now();
-            // Part of a large message over a slow connection is a sign of life long before it is
-            // complete.
-            self.heartbeat.heard(now);
-            self.partial.get_or_insert(now);
-            self.seen = since;
+        if since != self.timers.partial_bytes() {
+            self.timers.on_bytes(Instant::now(), since);
         }
         let target = self.deadline();
         if target < self.due {
@@ -639,12 +444,11 @@ impl Driver<'_> {
         }
         ready!(Pin::new(&mut self.timer).poll(context));
         let now = Instant::now();
-        if self.stalled.is_some() {
+        if self.timers.is_write_blocked() {
             self.socket.get_mut().inner.retry_write();
         }
         if self.socket.get_ref().waits_for_memory() {
-            // The peer is not silent: we have stopped reading.
-            self.heartbeat.heard(now);
+            self.timers.on_waits_for_memory(now);
         }
         let done = self.timeout(now);
         self.due = self.deadline();
@@ -653,69 +457,32 @@ impl Driver<'_> {
     }
 
     fn timeout(&mut self, now: Instant) -> Result<(), LinkEnd> {
-        let over = |since: Option<Instant>, limit| since.is_some_and(|since| now >= since + limit);
-        if over(self.stalled, self.limits.write_stall) {
-            return Err(LinkEnd::Lost("the peer does not read".into()));
-        }
-        if over(self.blocked_on_acks_since, self.ack_timeout()) {
-            return Err(LinkEnd::Lost("the peer does not acknowledge frames".into()));
-        }
-        if over(self.partial, self.message_time()) {
-            return Err(LinkEnd::ByUs(CloseReason::new(1008, "a message was received too slowly")));
-        }
-        match self.heartbeat.tick(now, self.limits) {
-            HeartbeatAction::Dead => return Err(LinkEnd::Silent(self.limits.dead_after)),
-            // A ping would only wait behind frames that are not written yet.
-            HeartbeatAction::Ping if !self.dirty => {
+        match self.timers.tick(now, self.observed(), self.limits)? {
+            TimerAction::Ping => {
                 let ping = Message::Ping(Default::default());
                 Pin::new(&mut *self.socket).start_send(ping).map_err(lost)?;
                 self.dirty = true;
             }
-            HeartbeatAction::Ping | HeartbeatAction::Fine => {}
+            TimerAction::Nothing => {}
         }
-        if let Some(resume) = &mut self.outbound.resume
-            && resume.due(self.limits).is_some_and(|due| now >= due)
-        {
-            self.outbound.first.push_back(resume.acknowledgement().into());
-        }
+        self.outbound.tick(now, self.limits);
         if self.handler.deadline().is_some_and(|due| now >= due) {
             self.handler.tick(now).map_err(LinkEnd::ByUs)?;
         }
         Ok(())
     }
 
-    /// Returns how long the current message may take, given the bytes received so far.
-    fn message_time(&self) -> Duration {
-        self.limits.message_time + self.transfer_time(self.seen)
-    }
-
-    /// Returns how long the peer may take to acknowledge something. It acknowledges a message when
-    /// it is complete, and that message may be large and the connection slow.
-    fn ack_timeout(&self) -> Duration {
-        let waiting = self.outbound.resume.as_ref().map_or(0, Resume::unacknowledged_bytes);
-        self.limits.write_stall + self.transfer_time(waiting)
-    }
-
-    /// Returns how long `bytes` may take, at [`LinkLimits::message_floor`] bytes per second.
-    fn transfer_time(&self, bytes: usize) -> Duration {
-        let millis = (bytes as u64 * 1000).checked_div(self.limits.message_floor as u64);
-        Duration::from_millis(millis.unwrap_or_default())
+    fn observed(&self) -> Observed {
+        Observed { unacknowledged_bytes: self.outbound.unacknowledged_bytes(), has_unflushed: self.dirty }
     }
 
     fn deadline(&self) -> Instant {
-        // Retries in between as well: otherwise progress made right after one try would be dated to
-        // the next.
-        let look = || Instant::now() + self.limits.write_stall / STALL_RETRIES;
-        let stalled = self.stalled.map(|since| look().min(since + self.limits.write_stall));
-        let partial = self.partial.map(|since| since + self.message_time());
-        let blocked = self.blocked_on_acks_since.map(|since| since + self.ack_timeout());
-        let ack_due = self.outbound.resume.as_ref().and_then(|resume| resume.due(self.limits));
-        let heartbeat_due = self.heartbeat.deadline(self.limits);
+        let ack_due = self.outbound.deadline(self.limits);
         let shrink = self.socket.get_ref().shrink_at();
-        [stalled, blocked, partial, ack_due, shrink, self.handler.deadline()]
+        [ack_due, shrink, self.handler.deadline()]
             .into_iter()
             .flatten()
-            .fold(heartbeat_due, Instant::min)
+            .fold(self.timers.deadline(self.observed(), self.limits), Instant::min)
     }
 }
 

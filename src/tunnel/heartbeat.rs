@@ -5,6 +5,9 @@ use std::time::Instant;
 
 use crate::limits::LinkLimits;
 
+/// Why a link is closed whose peer sends too many control frames.
+pub const CONTROL_FLOOD: &str = "too many control frames";
+
 /// What to do about the peer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum HeartbeatAction {

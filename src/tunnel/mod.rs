@@ -76,11 +76,14 @@
 //! ends.
 
 pub mod close;
+pub mod first_frame;
 pub mod frame;
 pub mod frame_header;
 pub mod handler;
 pub mod handshake;
 pub mod heartbeat;
+pub mod link_timers;
+pub mod outbound;
 pub mod oversize;
 pub mod resume;
 

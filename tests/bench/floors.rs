@@ -19,9 +19,10 @@ use mcpport::{
         budget::Budget,
         http_conn::HttpConnection,
         listener,
+        outbound::Outbound,
         outbox::{self, Sender},
         stream::Stream,
-        ws_link::{self, Outbound},
+        ws_link,
     },
     runtime::{executor, reactor},
     tunnel::{

@@ -14,12 +14,7 @@ use async_tungstenite::tungstenite::{client::IntoClientRequest, handshake::deriv
 use futures_lite::future;
 use mcpport::{
     limits::LinkLimits,
-    net::{
-        budget::Budget,
-        listener, outbox,
-        stream::Stream,
-        ws_link::{self, Outbound},
-    },
+    net::{budget::Budget, listener, outbound::Outbound, outbox, stream::Stream, ws_link},
     runtime::pacer::Pacer,
     tunnel::{
         close::{CloseReason, LinkEnd},

@@ -68,7 +68,7 @@ const NO_CLOCK: &str = "#![cfg_attr(not(test), deny(clippy::disallowed_methods, 
 const HOMES: &[(&str, &[&str])] = &[
     ("argh", &["cli", "cli/args"]),
     ("async_signal", &["runtime/signals", "process"]),
-    ("async_tungstenite", &["net/ws_link", "edge/connect", "http/upgrade"]),
+    ("async_tungstenite", &["net/ws_link", "net/outbound", "edge/connect", "http/upgrade"]),
     ("env_logger", &["main"]),
     ("futures_rustls", &["net/"]),
     ("getrandom", &["net/random"]),
