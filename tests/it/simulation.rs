@@ -12,8 +12,8 @@ mod child;
 mod client;
 mod edge;
 mod gateway;
+mod line;
 mod names;
-mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -23,10 +23,19 @@ use std::{
 
 use mcpport::{
     limits::{ChildLimits, Limits, LinkLimits, SessionLimits},
-    tunnel::heartbeat::{Heartbeat, HeartbeatAction},
+    tunnel::{
+        close::LinkEnd,
+        first_frame::FirstFrame,
+        link_timers::{LinkTimers, TimerAction},
+    },
 };
 
-use self::{client::Client, edge::EdgeBox, gateway::Gateway};
+use self::{
+    client::Client,
+    edge::EdgeBox,
+    gateway::Gateway,
+    line::{Line, Timers},
+};
 
 /// Numbers from a seed (SplitMix64).
 pub struct Random(pub u64);
@@ -114,6 +123,15 @@ pub enum Way {
     Down,
 }
 
+impl Way {
+    pub fn back(self) -> Self {
+        match self {
+            Self::Up => Self::Down,
+            Self::Down => Self::Up,
+        }
+    }
+}
+
 /// What happens in gentle worlds, too.
 const FAULTS: [Fault; 9] = [
     Fault::Leave,
@@ -138,7 +156,7 @@ fn padding() -> String {
 /// One end of a connection.
 struct End {
     up: bool,
-    heartbeat: Heartbeat,
+    timers: Timers,
     /// When the last frame towards this end arrives: frames do not overtake.
     last: Instant,
     /// What is sent to it is lost.
@@ -150,7 +168,6 @@ pub struct Wire {
     place: usize,
     /// What it carries at the gateway.
     pub talk: Option<usize>,
-    born: Instant,
     /// The receiving ends of both directions.
     ends: [End; 2],
 }
@@ -188,24 +205,33 @@ impl Net {
 
     /// A new connection from a box.
     fn connect(&mut self, place: usize) -> usize {
-        let now = self.now;
-        let end = || End { up: true, heartbeat: Heartbeat::new(now), last: now, lost: false };
-        self.wires.push(Wire { place, talk: None, born: now, ends: [end(), end()] });
+        let (now, limits) = (self.now, &self.limits.link);
+        let end = |max| {
+            let timers = Timers::First(FirstFrame::new(now, max, limits));
+            End { up: true, timers, last: now, lost: false }
+        };
+        let ends = [end(limits.register_bytes), end(limits.message_bytes)];
+        self.wires.push(Wire { place, talk: None, ends });
         self.wires.len() - 1
     }
 
-    /// Sends a frame from the gateway to an edge.
-    pub fn down(&mut self, wire: usize, frame: Frame) {
+    /// Sends a frame in this direction.
+    pub fn send(&mut self, wire: usize, way: Way, frame: Frame) {
         self.check_size(&frame);
-        if let Some(after) = self.travel(wire, Way::Down) {
-            self.plan(after, Event::Down(wire, frame));
+        if let Some(after) = self.travel(wire, way) {
+            let event = match way {
+                Way::Up => Event::Up(wire, frame),
+                Way::Down => Event::Down(wire, frame),
+            };
+            self.plan(after, event);
         }
     }
 
-    fn up(&mut self, wire: usize, frame: Frame) {
-        self.check_size(&frame);
-        if let Some(after) = self.travel(wire, Way::Up) {
-            self.plan(after, Event::Up(wire, frame));
+    /// The timers of the end that receives in this direction, once its first frame has come.
+    pub fn timers(&mut self, wire: usize, way: Way) -> &mut LinkTimers {
+        match &mut self.wires[wire].ends[way as usize].timers {
+            Timers::Open(timers) => timers,
+            Timers::First(_) => panic!("connection {wire} carries messages before its first frame"),
         }
     }
 
@@ -231,14 +257,14 @@ impl Net {
     /// The gateway's end is gone. The edge is told nothing but that.
     pub fn hang_up(&mut self, wire: usize) {
         if std::mem::replace(&mut self.wires[wire].ends[Way::Up as usize].up, false) {
-            self.down(wire, Frame::End);
+            self.send(wire, Way::Down, Frame::End);
         }
     }
 
     /// The gateway ends a connection, and says why.
     pub fn close_with_frame(&mut self, wire: usize) {
         if std::mem::replace(&mut self.wires[wire].ends[Way::Up as usize].up, false) {
-            self.down(wire, Frame::Farewell);
+            self.send(wire, Way::Down, Frame::Farewell);
         }
     }
 }
@@ -381,26 +407,34 @@ impl World {
         }
     }
 
+    /// The line that a connection carries, at the end that receives in this direction.
+    fn line(&self, wire: usize, way: Way) -> Option<&Line> {
+        let wire = &self.net.wires[wire];
+        match way {
+            Way::Up => wire.talk.map(|talk| self.gateway.line(talk)),
+            Way::Down => self.boxes[wire.place].line(),
+        }
+    }
+
     /// What a connection waits for, at both ends: signs of life, and before that the first frame.
     fn deadline(&self, wire: usize) -> Option<Instant> {
-        let (limits, wire) = (&self.net.limits.link, &self.net.wires[wire]);
-        let first = wire.born + limits.register_time;
-        let due = |end: &End, begun: bool| match (end.up, begun) {
-            (false, _) => None,
-            (true, true) => Some(end.heartbeat.deadline(limits)),
-            (true, false) => Some(first),
+        let limits = &self.net.limits.link;
+        let due = |way: Way| match &self.net.wires[wire].ends[way as usize] {
+            End { up: false, .. } => None,
+            End { timers: Timers::First(first), .. } => Some(first.deadline()),
+            End { timers: Timers::Open(timers), .. } => {
+                let line = self.line(wire, way).expect("an open connection carries a line");
+                Some(timers.deadline(line.observed(), limits))
+            }
         };
-        let [gateway, edge] = &wire.ends;
-        let begun = self.boxes[wire.place].is_live();
-        due(gateway, wire.talk.is_some()).into_iter().chain(due(edge, begun)).min()
+        due(Way::Up).into_iter().chain(due(Way::Down)).min()
     }
 
     /// What is due.
     fn timers(&mut self) {
         for wire in 0..self.net.wires.len() {
-            self.heartbeat(wire, Way::Up, self.net.wires[wire].talk.is_some());
-            let place = self.net.wires[wire].place;
-            self.heartbeat(wire, Way::Down, self.boxes[place].is_live());
+            self.timer(wire, Way::Up);
+            self.timer(wire, Way::Down);
             let due = self.deadline(wire);
             assert!(due.is_none_or(|due| due > self.net.now), "a deadline of connection {wire} is past");
         }
@@ -410,30 +444,31 @@ impl World {
         }
     }
 
-    /// What is due at the end of a connection that receives in this direction. `begun`: the first frame has come.
-    fn heartbeat(&mut self, wire: usize, way: Way, begun: bool) {
-        let (now, limits) = (self.net.now, &self.net.limits.link);
-        let (late, end) = (
-            now >= self.net.wires[wire].born + limits.register_time,
-            &mut self.net.wires[wire].ends[way as usize],
-        );
-        if !end.up {
+    /// What is due at the end of a connection that receives in this direction.
+    fn timer(&mut self, wire: usize, way: Way) {
+        let now = self.net.now;
+        if !self.net.wires[wire].ends[way as usize].up {
             return;
         }
-        let verdict = match (begun, late) {
-            (true, _) => end.heartbeat.tick(now, limits),
-            (false, true) => HeartbeatAction::Dead,
-            (false, false) => HeartbeatAction::Fine,
-        };
-        match (verdict, way) {
-            (HeartbeatAction::Dead, Way::Up) => self.gateway_down(wire, begun, "silent"),
-            (HeartbeatAction::Dead, Way::Down) => {
-                let keeps = self.boxes[self.net.wires[wire].place].keeps();
-                self.edge_down(wire, begun || keeps);
+        let observed = self.line(wire, way).map(Line::observed);
+        let limits = &self.net.limits.link;
+        let action = match &mut self.net.wires[wire].ends[way as usize].timers {
+            Timers::First(first) => match first.tick(now) {
+                Ok(()) => Ok(TimerAction::Nothing),
+                Err(why) => Err(LinkEnd::ByUs(why)),
+            },
+            Timers::Open(timers) => {
+                timers.tick(now, observed.expect("an open connection carries a line"), limits)
             }
-            (HeartbeatAction::Ping, Way::Up) => self.net.down(wire, Frame::Ping),
-            (HeartbeatAction::Ping, Way::Down) => self.net.up(wire, Frame::Ping),
-            (HeartbeatAction::Fine, _) => {}
+        };
+        match (action, way) {
+            (Ok(TimerAction::Nothing), _) => {}
+            (Ok(TimerAction::Ping), way) => self.net.send(wire, way.back(), Frame::Ping),
+            (Err(end), Way::Up) => self.gateway_down(wire, end.is_accident(), &end.to_string()),
+            (Err(end), Way::Down) => {
+                let keeps = self.boxes[self.net.wires[wire].place].keeps();
+                self.edge_down(wire, end.is_accident() || keeps);
+            }
         }
     }
 
@@ -444,14 +479,13 @@ impl World {
         }
         match frame {
             Frame::Text(text) => {
-                end.heartbeat.heard(now);
+                end.timers.on_text(now, text.len());
                 self.gateway.frame(&mut self.net, wire, &text);
             }
             Frame::Ping | Frame::Pong => {
-                let calm = end.heartbeat.control(now, &self.net.limits.link);
-                assert!(calm, "an honest edge floods");
+                end.timers.on_control(now, &self.net.limits.link);
                 if matches!(frame, Frame::Ping) {
-                    self.net.down(wire, Frame::Pong);
+                    self.net.send(wire, Way::Down, Frame::Pong);
                 }
             }
             Frame::Farewell => self.gateway_down(wire, false, "closed"),
@@ -467,14 +501,13 @@ impl World {
         }
         match frame {
             Frame::Text(text) => {
-                end.heartbeat.heard(now);
-                self.boxes[place].frame(&mut self.net, &text);
+                end.timers.on_text(now, text.len());
+                self.boxes[place].frame(&mut self.net, wire, &text);
             }
             Frame::Ping | Frame::Pong => {
-                let calm = end.heartbeat.control(now, &self.net.limits.link);
-                assert!(calm, "an honest gateway floods");
+                end.timers.on_control(now, &self.net.limits.link);
                 if matches!(frame, Frame::Ping) {
-                    self.net.up(wire, Frame::Pong);
+                    self.net.send(wire, Way::Up, Frame::Pong);
                 }
             }
             Frame::Farewell => self.edge_down(wire, false),
@@ -496,7 +529,7 @@ impl World {
         if !std::mem::replace(&mut self.net.wires[wire].ends[Way::Down as usize].up, false) {
             return;
         }
-        self.net.up(wire, if accident { Frame::End } else { Frame::Farewell });
+        self.net.send(wire, Way::Up, if accident { Frame::End } else { Frame::Farewell });
         let place = self.net.wires[wire].place;
         assert_eq!(self.boxes[place].wire(), Some(wire), "an edge has one connection at a time");
         self.boxes[place].wire_down(&mut self.net, accident);
@@ -537,7 +570,7 @@ impl World {
             Fault::Restart => {
                 if let Some(wire) = wire {
                     self.net.wires[wire].ends[Way::Down as usize].up = false;
-                    self.net.up(wire, Frame::End);
+                    self.net.send(wire, Way::Up, Frame::End);
                 }
                 self.boxes[place].restart(&mut self.net);
             }

@@ -11,17 +11,20 @@ use mcpport::{
         restart::{Ending, Restarts},
     },
     jsonrpc::Message,
+    net::outbox::Sender,
     secret::Secret,
     tunnel::{
+        close::CloseReason,
         handshake::{Claim, Registration, ResumeGrant, Status},
+        outbound::TextFrame,
         oversize::Oversize,
     },
 };
 
 use super::{
-    Event, Frame, Net, TOO_LARGE,
+    Event, Frame, Net, TOO_LARGE, Way,
     child::{self, Child},
-    wire::Line,
+    line::Line,
 };
 
 /// A suspended registration that may be resumed.
@@ -50,6 +53,8 @@ pub struct EdgeBox {
     /// The current connection.
     wire: Option<usize>,
     live: Option<Live>,
+    /// The queue of the current line, or of the suspended one.
+    queue: Option<Sender<CloseReason>>,
     suspended: Option<Suspended>,
     backoff: Backoff,
     dialed_at: Instant,
@@ -69,6 +74,7 @@ impl EdgeBox {
             accepts: usize::MAX,
             wire: None,
             live: None,
+            queue: None,
             suspended: None,
             backoff: Backoff::default(),
             dialed_at: net.now,
@@ -80,11 +86,6 @@ impl EdgeBox {
 
     pub fn wire(&self) -> Option<usize> {
         self.wire
-    }
-
-    /// Whether the gateway has answered on the current connection.
-    pub fn is_live(&self) -> bool {
-        self.live.is_some()
     }
 
     /// Whether there is a suspended registration.
@@ -115,11 +116,11 @@ impl EdgeBox {
         self.wire = Some(wire);
         let claim = self.suspended.as_ref().map(|suspended| Claim {
             token: suspended.token.clone(),
-            received: suspended.line.received().expect("what is kept is counted"),
+            received: suspended.line.outbound.received().expect("what is kept is counted"),
         });
         let (id, name) = (format!("id-{}", self.place), child::name(self.place));
         let max = net.limits.link.message_bytes;
-        net.up(wire, Frame::Text(Registration::frame(&id, &name, max, None, claim.as_ref())));
+        net.send(wire, Way::Up, Frame::Text(Registration::frame(&id, &name, max, None, claim.as_ref())));
     }
 
     /// Plans the next attempt after a failed attempt or a lost connection.
@@ -151,30 +152,35 @@ impl EdgeBox {
 
     /// Gives up the calls in flight.
     fn link_down(&mut self, net: &mut Net) {
+        self.queue = None;
         for line in self.edge.disconnected() {
             self.hand_down(net, &line);
         }
     }
 
     /// Handles a text frame from the gateway.
-    pub fn frame(&mut self, net: &mut Net, text: &str) {
-        if self.live.is_none() {
-            self.answered(net, text);
-        } else if !self.line().acknowledges(text) {
-            match self.edge.on_gateway_frame(net.now, text) {
-                ToChild::Child(line) => self.hand_down(net, &line),
-                ToChild::Gateway(frame) => self.line().put(frame),
-                ToChild::Status(status) => assert_ne!(status.status, "error", "{}", status.message),
-                ToChild::Held | ToChild::Drop(_) => {}
+    pub fn frame(&mut self, net: &mut Net, wire: usize, text: &str) {
+        match self.live.take() {
+            None => self.answered(net, text),
+            Some(mut live) => {
+                let (now, limits) = (net.now, net.limits.link.clone());
+                let kind = live.line.on_text(now, text, &limits, |text| self.message(net, text));
+                self.live = Some(live);
+                if kind == TextFrame::Acknowledgement {
+                    net.timers(wire, Way::Down).on_acknowledged();
+                }
             }
-            let (now, limits) = (net.now, net.limits.link.clone());
-            self.line().arrived(now, text, &limits);
         }
         self.pump(net);
     }
 
-    fn line(&mut self) -> &mut Line {
-        &mut self.live.as_mut().expect("the gateway has answered").line
+    fn message(&mut self, net: &mut Net, text: &str) {
+        match self.edge.on_gateway_frame(net.now, text) {
+            ToChild::Child(line) => self.hand_down(net, &line),
+            ToChild::Gateway(frame) => self.send(frame),
+            ToChild::Status(status) => assert_ne!(status.status, "error", "{}", status.message),
+            ToChild::Held | ToChild::Drop(_) => {}
+        }
     }
 
     /// Handles the gateway's first frame: the registration is resumed or new.
@@ -185,34 +191,41 @@ impl EdgeBox {
         let received = status.resume.as_ref().and_then(|grant| grant.received);
         if let Some(mut suspended) = self.suspended.take() {
             if let Some(received) = received {
-                assert!(suspended.line.back(received), "what the gateway has not, we have");
+                let resumed = suspended.line.outbound.resume(received);
+                assert_eq!(resumed, Ok(()), "what the gateway has not, we have");
                 self.live = Some(Live { line: suspended.line, grant: status.resume });
                 return;
             }
             self.link_down(net);
         }
         assert_eq!(received, None, "there is nothing to go on with");
-        self.live = Some(Live { line: Line::new(status.resume.is_some()), grant: status.resume });
+        let line = Line::new(status.resume.is_some(), &net.limits.link);
+        self.queue = Some(line.queue.clone());
+        self.live = Some(Live { line, grant: status.resume });
         self.edge.gateway_reads_status_frames();
     }
 
     /// Sends all frames that may be sent now.
     fn pump(&mut self, net: &mut Net) {
-        let (Some(wire), Some(live)) = (self.wire, &mut self.live) else { return };
-        while let Some(text) = live.line.next(&net.limits.link) {
-            net.up(wire, Frame::Text(text));
+        if let (Some(wire), Some(live)) = (self.wire, &mut self.live) {
+            live.line.pump(net, wire, Way::Up);
         }
     }
 
     pub fn deadline(&self, net: &Net) -> Option<Instant> {
-        self.live.as_ref().and_then(|live| live.line.due(&net.limits.link))
+        self.live.as_ref().and_then(|live| live.line.outbound.deadline(&net.limits.link))
     }
 
     pub fn tick(&mut self, net: &mut Net) {
         if let Some(live) = &mut self.live {
-            live.line.tick(net.now, &net.limits.link);
+            live.line.outbound.tick(net.now, &net.limits.link);
         }
         self.pump(net);
+    }
+
+    /// Returns the line of the current connection, if the gateway has answered on it.
+    pub fn line(&self) -> Option<&Line> {
+        self.live.as_ref().map(|live| &live.line)
     }
 
     /// Returns the line of a resumable registration, and its token.
@@ -266,12 +279,11 @@ impl EdgeBox {
         }
     }
 
-    /// Sends a frame over the current connection, or queues it for the resumed one.
-    fn send(&mut self, frame: String) {
-        match (&mut self.live, &mut self.suspended) {
-            (Some(live), _) => live.line.put(frame),
-            (None, Some(suspended)) => suspended.line.put(frame),
-            (None, None) => {}
+    /// Queues a frame for the current connection, or for the resumed one.
+    fn send(&self, frame: String) {
+        if let Some(queue) = &self.queue {
+            // Beyond the limits: the real sender waits for space.
+            queue.send_unbounded(frame).expect("nobody ends this queue");
         }
     }
 
@@ -309,6 +321,7 @@ impl EdgeBox {
         self.births += 1;
         self.child.begin_again();
         (self.edge, self.live, self.suspended, self.wire) = (ProxyState::default(), None, None, None);
+        self.queue = None;
         (self.backoff, self.restarts, self.started) = (Backoff::default(), Restarts::default(), net.now);
         let after = net.random.millis(100, 4000);
         self.plan_dial(net, after);

@@ -13,12 +13,17 @@ use mcpport::{
         exposed_name::exposed,
         listing::ListKind,
     },
+    net::outbox::Sender,
     secret::Secret,
     session::{self, CallId, Calls, Sessions},
-    tunnel::handshake::{Claim, Registration, ResumeGrant, Status},
+    tunnel::{
+        close::CloseReason,
+        handshake::{Claim, Registration, ResumeGrant, Status},
+        outbound::TextFrame,
+    },
 };
 
-use super::{Frame, Net, child, client::Client, wire::Line};
+use super::{Frame, Net, Way, child, client::Client, line::Line};
 
 /// The caller that waits for an answer.
 #[derive(Debug)]
@@ -33,7 +38,9 @@ struct Talk {
     /// Maximum frame size in bytes that the edge accepts.
     accepts: usize,
     server: Server,
-    line: Line,
+    queue: Sender<CloseReason>,
+    /// `None` only while it handles a frame.
+    line: Option<Line>,
     /// The current connection.
     wire: Option<usize>,
     /// When the gateway stops waiting for a resume.
@@ -41,6 +48,16 @@ struct Talk {
     /// The token for resuming; `None` if the edge cannot resume.
     token: Option<String>,
     gone: bool,
+}
+
+impl Talk {
+    fn line(&self) -> &Line {
+        self.line.as_ref().expect("no frame is being handled")
+    }
+
+    fn line_mut(&mut self) -> &mut Line {
+        self.line.as_mut().expect("no frame is being handled")
+    }
 }
 
 struct Server {
@@ -106,7 +123,7 @@ impl Gateway {
     pub fn deadline(&self, net: &Net) -> Option<Instant> {
         let alive = self.talks.iter().filter(|talk| !talk.gone);
         let due = |talk: &Talk| {
-            let owed = talk.wire.and_then(|_| talk.line.due(&net.limits.link));
+            let owed = talk.wire.and_then(|_| talk.line().outbound.deadline(&net.limits.link));
             talk.mux.deadline().into_iter().chain(talk.over).chain(owed).min()
         };
         alive.filter_map(due).min()
@@ -241,28 +258,36 @@ impl Gateway {
 
     // ---- links
 
-    /// Sends a frame to a server, or queues it. Returns false if the queue is full.
+    /// Queues a client's frame for a server, and sends it if that is possible now. Returns false if
+    /// the queue is full.
     fn send(&mut self, net: &mut Net, link: usize, frame: String) -> bool {
-        let fits = self.talks[link].line.offer(frame, &net.limits.link);
+        let fits = self.talks[link].queue.send(frame).is_ok();
+        self.pump(net, link);
+        fits
+    }
+
+    /// Like [`Gateway::send`], for a frame of the gateway itself.
+    fn send_reserved(&mut self, net: &mut Net, link: usize, frame: String) -> bool {
+        let fits = self.talks[link].queue.send_reserved(frame).is_ok();
         self.pump(net, link);
         fits
     }
 
     fn pump(&mut self, net: &mut Net, link: usize) {
-        let talk = &mut self.talks[link];
-        let Some(wire) = talk.wire else { return };
-        while let Some(text) = talk.line.next(&net.limits.link) {
-            net.down(wire, Frame::Text(text));
+        if let Talk { wire: Some(wire), line: Some(line), .. } = &mut self.talks[link] {
+            line.pump(net, *wire, Way::Down);
         }
     }
 
     /// Handles a text frame from an edge.
     pub fn frame(&mut self, net: &mut Net, wire: usize, text: &str) {
         let Some(link) = net.wires[wire].talk else { return self.admit(net, wire, text) };
-        if !self.talks[link].line.acknowledges(text) {
-            self.message(net, link, text);
-            let (now, limits) = (net.now, net.limits.link.clone());
-            self.talks[link].line.arrived(now, text, &limits);
+        let mut line = self.talks[link].line.take().expect("one frame at a time");
+        let (now, limits) = (net.now, net.limits.link.clone());
+        let kind = line.on_text(now, text, &limits, |text| self.message(net, link, text));
+        self.talks[link].line = Some(line);
+        if kind == TextFrame::Acknowledgement {
+            net.timers(wire, Way::Up).on_acknowledged();
         }
         self.pump(net, link);
     }
@@ -290,7 +315,8 @@ impl Gateway {
                 }
             }
             Ok(Routed::Request) => {
-                self.send(net, link, jsonrpc::result(message.id().unwrap_or_default(), "{}"));
+                let answer = jsonrpc::result(message.id().unwrap_or_default(), "{}");
+                self.send_reserved(net, link, answer);
             }
             Ok(Routed::Notification) if message.method() == "notifications/tools/list_changed" => {
                 self.talks[link].server.conversation.changed(ListKind::Tool);
@@ -319,13 +345,15 @@ impl Gateway {
         let grant = token.as_deref().map(|token| grant(net, token, None));
         let max = net.limits.link.message_bytes;
         let accepts = registration.message_bytes.expect("our edge tells it");
-        net.down(wire, Frame::Text(Status::received(&id, true, max, false, grant.as_ref())));
+        net.send(wire, Way::Down, Frame::Text(Status::received(&id, true, max, false, grant.as_ref())));
         let (conversation, ask) = Discovery::start(net.limits.catalog.clone());
+        let line = Line::new(resumes, &net.limits.link);
         self.talks.push(Talk {
             mux: Mux::new(net.limits.link.in_flight),
             accepts,
             server: Server { key, conversation, asked: None, listed: false },
-            line: Line::new(resumes),
+            queue: line.queue.clone(),
+            line: Some(line),
             wire: Some(wire),
             over: None,
             token,
@@ -348,7 +376,7 @@ impl Gateway {
             net.wires[old].talk = None;
             net.hang_up(old);
         }
-        if talk.line.is_past(claim.received) && old.is_some() {
+        if talk.line().outbound.is_past(claim.received) && old.is_some() {
             net.say(|| format!("a claim to talk {link} comes late"));
             let limits = &net.limits.link;
             talk.over = Some(net.now + limits.resume_window + limits.resume_grace);
@@ -356,7 +384,7 @@ impl Gateway {
             net.hang_up(wire);
             return true;
         }
-        if !talk.line.back(claim.received) {
+        if talk.line_mut().outbound.resume(claim.received).is_err() {
             net.say(|| format!("talk {link} cannot go on"));
             self.gone(net, link, "it came back and could not go on");
             return false;
@@ -364,9 +392,9 @@ impl Gateway {
         (talk.wire, talk.over) = (Some(wire), None);
         self.catalog.set_away(talk.server.key, false);
         net.wires[wire].talk = Some(link);
-        let grant = grant(net, claim.token.expose(), talk.line.received());
+        let grant = grant(net, claim.token.expose(), talk.line().outbound.received());
         let max = net.limits.link.message_bytes;
-        net.down(wire, Frame::Text(Status::received(id, true, max, false, Some(&grant))));
+        net.send(wire, Way::Down, Frame::Text(Status::received(id, true, max, false, Some(&grant))));
         self.pump(net, link);
         true
     }
@@ -396,7 +424,7 @@ impl Gateway {
         talk.server.asked = Some(id);
         for frame in ask.first.into_iter().chain([jsonrpc::request(&id.to_string(), ask.method, &ask.params)])
         {
-            if !self.send(net, link, frame) {
+            if !self.send_reserved(net, link, frame) {
                 return self.gone(net, link, "the link does not keep up");
             }
         }
@@ -499,7 +527,7 @@ impl Gateway {
             self.expire(net, link);
             let talk = &mut self.talks[link];
             if talk.wire.is_some() {
-                talk.line.tick(net.now, &net.limits.link);
+                talk.line_mut().outbound.tick(net.now, &net.limits.link);
             }
             self.pump(net, link);
         }
@@ -534,10 +562,15 @@ impl Gateway {
 
     // ---- invariants
 
+    /// Returns the line of a server.
+    pub fn line(&self, link: usize) -> &Line {
+        self.talks[link].line()
+    }
+
     /// Returns the line of the server with this token.
     pub fn counted(&self, token: &str) -> Option<&Line> {
         let alive = self.talks.iter().filter(|talk| !talk.gone);
-        alive.filter(|talk| talk.token.as_deref() == Some(token)).map(|talk| &talk.line).next()
+        alive.filter(|talk| talk.token.as_deref() == Some(token)).map(Talk::line).next()
     }
 
     pub fn check(&self, net: &Net) {
@@ -547,7 +580,7 @@ impl Gateway {
             assert!(talk.mux.len() <= net.limits.link.in_flight + 1);
             assert!(!talk.gone || talk.mux.is_empty(), "server {link} is gone and somebody waits");
             assert!(talk.gone || talk.wire.is_some() != talk.over.is_some(), "server {link} is nowhere");
-            talk.line.check(&net.limits.link);
+            talk.line().check(&net.limits.link);
             pending += talk.mux.len();
         }
         let mut calls = 0;
