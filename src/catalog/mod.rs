@@ -226,9 +226,10 @@ impl<H: Clone> Catalog<H> {
         Some((server.handle, kinds))
     }
 
-    /// Returns the handle of the server with this id, if it belongs to the principal.
-    pub fn holder(&self, id: &str, principal: Principal) -> Option<H> {
-        self.entry_of(id, principal).map(|server| server.handle.clone())
+    /// Returns the key and the handle of the server with this id, if it belongs to the principal.
+    pub fn holder(&self, id: &str, principal: Principal) -> Option<(UpstreamKey, H)> {
+        let key = self.ids.get(&(principal, id.to_owned()))?;
+        self.servers.get(key).map(|server| (*key, server.handle.clone()))
     }
 
     fn entry_of(&self, id: &str, principal: Principal) -> Option<&CatalogEntry<H>> {
@@ -606,7 +607,9 @@ mod tests {
         let (ours, _) = catalog.register("1", "file", US, "h1").unwrap();
         let (theirs, replaced) = catalog.register("1", "other", them, "h2").unwrap();
         assert_eq!((replaced, catalog.len()), (None, 2));
-        assert_eq!((catalog.holder("1", US), catalog.holder("1", them)), (Some("h1"), Some("h2")));
+        let holder =
+            |catalog: &Catalog<_>, principal| catalog.holder("1", principal).map(|(_, handle)| handle);
+        assert_eq!((holder(&catalog, US), holder(&catalog, them)), (Some("h1"), Some("h2")));
         assert_eq!(
             catalog.servers(them),
             [
@@ -615,7 +618,7 @@ mod tests {
             ]
         );
         assert_eq!(catalog.remove(theirs).map(|(handle, _)| handle), Some("h2"));
-        assert_eq!((catalog.holder("1", US), catalog.holder("1", them)), (Some("h1"), None));
+        assert_eq!((holder(&catalog, US), holder(&catalog, them)), (Some("h1"), None));
         assert_eq!(catalog.register("1", "file", US, "h3").unwrap().1, Some("h1"));
         assert_eq!(catalog.remove(ours), None);
     }

@@ -4,7 +4,12 @@
 //! window: its calls wait, and the connection that resumes it takes over its state from the task of
 //! the lost one. `driver` handles its frames; the rules of resumption are in `tunnel::resume`.
 
-use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
@@ -18,7 +23,7 @@ use super::{
 };
 use crate::{
     auth::Principal,
-    catalog::NameTaken,
+    catalog::{NameTaken, UpstreamKey},
     limits::{self, LinkLimits},
     mcp::listing::ListKind,
     net::{
@@ -143,11 +148,43 @@ fn gateway_stops() -> CloseReason {
     CloseReason::new(1001, "the gateway is stopping")
 }
 
+/// The servers that can be resumed, by their keys in the catalog. No other lock is taken while this
+/// one is held.
+#[derive(Debug, Default)]
+pub struct ResumeHandles(Mutex<HashMap<UpstreamKey, ResumeHandle>>);
+
+impl ResumeHandles {
+    fn table(&self) -> MutexGuard<'_, HashMap<UpstreamKey, ResumeHandle>> {
+        // Each change of the table is complete in itself, so a panic elsewhere does not corrupt it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Lets a new link claim a server that can be resumed.
-#[derive(Debug)]
-pub struct ResumeHandle {
+#[derive(Clone, Debug)]
+struct ResumeHandle {
     token: Secret,
     claims: Sender<Sender<Box<ServerRegistration>>>,
+}
+
+/// Keeps the handle of a server in [`ResumeHandles`]. Dropping it removes the handle.
+struct Resumable {
+    gateway: Arc<Gateway>,
+    key: UpstreamKey,
+}
+
+impl Resumable {
+    fn new(gateway: &Arc<Gateway>, key: UpstreamKey, handle: ResumeHandle) -> Self {
+        gateway.resume_handles.table().insert(key, handle);
+        Self { gateway: gateway.clone(), key }
+    }
+}
+
+impl Drop for Resumable {
+    fn drop(&mut self) {
+        let removed = self.gateway.resume_handles.table().remove(&self.key);
+        drop(removed);
+    }
 }
 
 impl ResumeHandle {
@@ -168,8 +205,8 @@ impl ResumeHandle {
 struct ServerRegistration {
     driver: UpstreamDriver,
     outbound: Outbound,
-    /// Whether it may be resumed over another connection.
-    resumes: bool,
+    /// Set if it may be resumed over another connection.
+    resumable: Option<Resumable>,
     /// Whether it has no connection at present.
     away: bool,
     claims: Receiver<Sender<Box<ServerRegistration>>>,
@@ -219,7 +256,7 @@ impl ServerRegistration {
         if !ended.is_accident() || self.limits.resume_window.is_zero() {
             return self.driver.unregister(&ended.to_string());
         }
-        if !self.resumes {
+        if self.resumable.is_none() {
             return self.driver.unregister(&format!("{ended}; its edge does not support resuming"));
         }
         self.wait_for_resume(ended).await;
@@ -287,7 +324,7 @@ impl ServerRegistration {
 async fn claimed(claims: &Receiver<Sender<Box<ServerRegistration>>>) -> Wakeup {
     match claims.recv().await {
         Ok(claim) => Wakeup::Claimed(claim),
-        // The handle is dropped, so no claim can arrive any more.
+        // It has no handle, so no claim can arrive.
         Err(_) => future::pending().await,
     }
 }
@@ -335,8 +372,8 @@ impl Candidate<'_> {
     /// Resumes the server, if the resume window is still open and the claim matches.
     async fn resume(&self, registration: &Registration, claim: &Claim) -> Option<Admission> {
         let id = registration.id.as_deref()?;
-        let holder = self.gateway.catalog().holder(id, self.principal)?;
-        let resume_handle = holder.resume_handle()?;
+        let (key, holder) = self.gateway.catalog().holder(id, self.principal)?;
+        let resume_handle = self.gateway.resume_handles.table().get(&key).cloned()?;
         let same_name = registration.name.as_deref() == Some(holder.name());
         if !same_name
             || !self.may_claim(holder.name())
@@ -353,7 +390,7 @@ impl Candidate<'_> {
             return None;
         }
         let grant = ResumeGrant {
-            token: resume_handle.token.clone(),
+            token: resume_handle.token,
             window: server.limits.resume_window,
             received: server.outbound.received(),
         };
@@ -385,11 +422,13 @@ impl Candidate<'_> {
         let (claimant, claims) = async_channel::bounded(1);
         let resumes = registration.resumes && !limits.link.resume_window.is_zero();
         let token = if resumes { Some(Secret::new(session::id(random()?))) } else { None };
-        let resume_handle = token.clone().map(|token| ResumeHandle { token, claims: claimant });
         let sessions = registration.sessions;
         let accepts = registration.message_bytes;
-        let upstream = Upstream::new(name.clone(), &limits.link, sender, accepts, sessions, resume_handle);
+        let upstream = Upstream::new(name.clone(), &limits.link, sender, accepts, sessions);
         let catalog_guard = self.enter(&id, &name, &upstream)?;
+        let resumable = token.clone().map(|token| {
+            Resumable::new(self.gateway, catalog_guard.key, ResumeHandle { token, claims: claimant })
+        });
         let line =
             format_args!("server '{name}' (id {}) registered from {}", util::escape::show(&id), self.from);
         self.gateway.log_link_event(log::Level::Info, "registers", &name, line);
@@ -409,7 +448,7 @@ impl Candidate<'_> {
             Box::new(ServerRegistration {
                 driver,
                 outbound,
-                resumes,
+                resumable,
                 away: false,
                 claims,
                 limits: limits.link.clone(),

@@ -54,7 +54,8 @@ use futures_lite::future;
 use smol::Timer;
 
 use self::{
-    accept::ConnectionPermit, authn::Authenticator, session::Session, shares::Shares, upstream::Upstream,
+    accept::ConnectionPermit, authn::Authenticator, link::ResumeHandles, session::Session, shares::Shares,
+    upstream::Upstream,
 };
 use crate::{
     admission::ConnectionLimiter,
@@ -110,6 +111,7 @@ pub struct Gateway {
     connections: Mutex<ConnectionLimiter<ShutdownTrigger>>,
     /// Tasks that write a rejection to connections over the limit.
     rejecting: TaskTracker,
+    resume_handles: ResumeHandles,
     /// Paces the cleanup of lost links, of which there may be thousands at once.
     ends: Arc<Pacer>,
     stats: Stats,
@@ -163,6 +165,7 @@ impl Gateway {
             server_shares: Shares::default(),
             connections: Mutex::new(ConnectionLimiter::new(&config.limits.http)),
             rejecting: TaskTracker::new(),
+            resume_handles: ResumeHandles::default(),
             ends: Arc::default(),
             stats: Stats::default(),
             log_throttle: Mutex::default(),

@@ -14,7 +14,6 @@ use std::{
 };
 
 use super::{
-    link::ResumeHandle,
     responder::{NO_MEMORY, Responder},
     session::Session,
     shares::{self, Share, Shares},
@@ -125,8 +124,6 @@ pub struct Upstream {
     tasks: AtomicBool,
     /// The log level requested from the server.
     level: Mutex<RequestedLevel>,
-    /// Lets a new link claim the server after its link was lost.
-    resume_handle: Option<ResumeHandle>,
     /// Its isolated instances, if it can have some.
     instances: Option<InstancePool>,
     /// Set if this is an isolated instance.
@@ -266,14 +263,12 @@ impl Drop for IsolatedInstance {
 impl Upstream {
     /// Creates a server behind a link. `accepts`: the largest frame that its edge accepts, if it
     /// declared one. `instances`: the maximum number of isolated instances, if it supports them.
-    /// `resume_handle`: lets a new link claim it after its link was lost.
     pub fn new(
         name: String,
         limits: &LinkLimits,
         link: Sender<CloseReason>,
         accepts: Option<usize>,
         max_instances: Option<u32>,
-        resume_handle: Option<ResumeHandle>,
     ) -> Arc<Self> {
         let budget = Budget::new(limits.queue_bytes).account();
         let instances = max_instances.map(|max| InstancePool {
@@ -283,7 +278,7 @@ impl Upstream {
             budget,
         });
         let accepts = accepts.unwrap_or(usize::MAX);
-        Arc::new(Self { resume_handle, instances, ..Self::bare(name, limits.in_flight, link, accepts) })
+        Arc::new(Self { instances, ..Self::bare(name, limits.in_flight, link, accepts) })
     }
 
     /// Creates the state common to a server and an isolated instance, before initialization.
@@ -299,7 +294,6 @@ impl Upstream {
             run: Mutex::default(),
             tasks: AtomicBool::default(),
             level: Mutex::default(),
-            resume_handle: None,
             instances: None,
             instance: None,
             log_throttle: Arc::default(),
@@ -352,11 +346,6 @@ impl Upstream {
         let instance = Arc::new(instance);
         channels.open.insert(number, (instance.clone(), share));
         Ok(instance)
-    }
-
-    /// Returns the handle to claim the server after its link was lost, if it can be resumed.
-    pub fn resume_handle(&self) -> Option<&ResumeHandle> {
-        self.resume_handle.as_ref()
     }
 
     /// Returns its isolated instances, if it can have some.
@@ -908,7 +897,7 @@ mod tests {
     fn a_cancellation_never_overtakes_its_call() {
         let limits = Limits::default();
         let (link, mut frames) = outbox::bounded(limits.link.queue_messages, limits.link.queue_bytes);
-        let upstream = Upstream::new("s".into(), &limits.link, link, None, None, None);
+        let upstream = Upstream::new("s".into(), &limits.link, link, None, None);
         let (outbox, _) = outbox::bounded(1, 1);
         let owner = (Principal::ANONYMOUS, Budget::new(limits.memory.bytes).account());
         let client = Session::new("id".into(), owner, Scope::All, false, outbox, &limits.session);

@@ -366,7 +366,7 @@ impl Gateway {
     /// Resumes a server if the token matches. Its old connection, if any, ends without a close
     /// frame.
     fn resume(&mut self, net: &mut Net, wire: usize, id: &str, claim: &Claim) -> bool {
-        let Some(link) = self.catalog.holder(id, Principal::ANONYMOUS) else { return false };
+        let Some((_, link)) = self.catalog.holder(id, Principal::ANONYMOUS) else { return false };
         let talk = &mut self.talks[link];
         if talk.token.as_deref() != Some(claim.token.expose()) {
             return false;
