@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use super::{
     Gateway,
-    responder::{NO_MEMORY, Responder},
+    responder::NO_MEMORY,
     session::{Scope, Session},
     upstream::{Declined, Upstream},
 };
 use crate::{
     catalog::Target,
+    hub::doors::Responder,
     jsonrpc::{self, Kind as MessageKind, Message, Span, unquote},
     limits::{self, LOG_GROUPS},
     mcp::{self, listing::ListKind, log_level::Level},
@@ -33,7 +34,12 @@ pub enum Answer {
 impl Gateway {
     /// Handles one message of a client. A request gets exactly one response, through `responder`,
     /// or none if the client cancels it on the 2024-11-05 transport.
-    pub fn dispatch(self: &Arc<Self>, client: &Arc<Session>, message: &Message<'_>, responder: &Responder) {
+    pub fn dispatch(
+        self: &Arc<Self>,
+        client: &Arc<Session>,
+        message: &Message<'_>,
+        responder: &Arc<dyn Responder>,
+    ) {
         log::debug!(
             "client {}: {:?} {}",
             client.name(),
@@ -48,7 +54,7 @@ impl Gateway {
                 // Id and method are limited in length because both are kept while the call runs.
                 // The request is counted before the draining flag is read: the drain waits for
                 // every request that passes it.
-                let responder = &responder.counted(self.running.track());
+                responder.begin();
                 let answer = match () {
                     () if self.draining.is_triggered() && message.method() != "ping" => {
                         Err((jsonrpc::BUSY, "the gateway is stopping".into()))
@@ -81,7 +87,7 @@ impl Gateway {
         self: &Arc<Self>,
         client: &Arc<Session>,
         message: &Message<'_>,
-        responder: &Responder,
+        responder: &Arc<dyn Responder>,
     ) -> Result<Answer, RpcError> {
         if let Some(upstream) = self.isolated(client) {
             return match message.method() {
@@ -170,7 +176,7 @@ impl Gateway {
         self: &Arc<Self>,
         client: &Arc<Session>,
         message: &Message<'_>,
-        responder: &Responder,
+        responder: &Arc<dyn Responder>,
     ) -> Result<Answer, RpcError> {
         let method = message.method();
         if let Some(kind) = ListKind::of_method(method) {
@@ -211,7 +217,7 @@ impl Gateway {
         kind: ListKind,
         path: &[&str],
         message: &Message<'_>,
-        responder: &Responder,
+        responder: &Arc<dyn Responder>,
     ) -> Result<Answer, RpcError> {
         match self.find(kind, message, path)? {
             FoundTool::Own => Err(unknown_method(message)),

@@ -5,13 +5,13 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 use super::{
     Gateway,
     dispatch::{Answer, RpcError, declined, string_param},
-    responder::{NO_MEMORY, Responder},
+    responder::NO_MEMORY,
     session::{Scope, Session},
     tasks::NOT_FOUND,
     upstream::{Call, Caller, Upstream, deliver, fail, uri_params},
 };
 use crate::{
-    hub::mux::Pending,
+    hub::{doors::Responder, mux::Pending},
     jsonrpc::{self, Message, Span, edit, quote, unquote},
     limits::{self, LOG_GROUPS},
     mcp::{listing::ListKind, log_level::Level, resource_links},
@@ -36,7 +36,7 @@ impl Gateway {
         client: &Arc<Session>,
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
-        responder: &Responder,
+        responder: &Arc<dyn Responder>,
     ) -> Result<Answer, RpcError> {
         match message.method() {
             "resources/subscribe" | "resources/unsubscribe" => match string_param(message, &["uri"])? {
@@ -58,7 +58,7 @@ impl Gateway {
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
         named: Option<Named>,
-        responder: &Responder,
+        responder: &Arc<dyn Responder>,
     ) -> Result<Answer, RpcError> {
         self.forward_as(client, upstream, message, named, responder, None)
     }
@@ -70,7 +70,7 @@ impl Gateway {
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
         named: Option<Named>,
-        responder: &Responder,
+        responder: &Arc<dyn Responder>,
         number: Option<u64>,
     ) -> Result<Answer, RpcError> {
         let token = edit::token(message).map_err(|why| (why.code(), why.reason().to_owned()))?;
@@ -99,7 +99,7 @@ impl Gateway {
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
         named: Named,
-        responder: &Responder,
+        responder: &Arc<dyn Responder>,
     ) -> Result<Answer, RpcError> {
         let (span, server_uri) = &named;
         let _ordered = (message.method() != "resources/read").then(|| self.subscription_order());

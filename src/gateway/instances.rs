@@ -15,12 +15,12 @@ use std::{sync::Arc, time::Instant};
 use super::{
     Gateway,
     dispatch::declined,
-    responder::{NO_MEMORY, Responder},
+    responder::NO_MEMORY,
     session::{Scope, Session},
     upstream::{Caller, Declined, Upstream, uri_params},
 };
 use crate::{
-    hub::mux::Routed,
+    hub::{doors::Responder, mux::Routed},
     jsonrpc::{
         self, Kind, Malformed, Message, edit,
         tolerant::{self, Unusable},
@@ -295,7 +295,7 @@ impl Gateway {
     /// Returns the responder of the newest call whose client still reads, because a message does
     /// not say which call it belongs to. `initialize` is skipped: before its response a client
     /// accepts no other messages.
-    fn newest_responder(instance: &Upstream) -> Option<Responder> {
+    fn newest_responder(instance: &Upstream) -> Option<Arc<dyn Responder>> {
         instance.mux().newest(|pending| match &pending.caller {
             Caller::Session(_, _, responder, _)
                 if !responder.is_closed() && &*pending.method != "initialize" =>

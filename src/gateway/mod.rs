@@ -54,8 +54,8 @@ use futures_lite::future;
 use smol::Timer;
 
 use self::{
-    accept::ConnectionPermit, authn::Authenticator, link::ResumeHandles, session::Session, shares::Shares,
-    upstream::Upstream,
+    accept::ConnectionPermit, authn::Authenticator, link::ResumeHandles, responder::StreamResponder,
+    session::Session, shares::Shares, upstream::Upstream,
 };
 use crate::{
     admission::ConnectionLimiter,
@@ -123,7 +123,7 @@ pub struct Gateway {
     started: Instant,
     /// Whether a listener is bound to a non-loopback address.
     exposed: bool,
-    /// Holds one guard per request that was dispatched and not yet answered.
+    /// Counts the requests that were dispatched and are not yet answered.
     running: TaskTracker,
     /// Triggered by the stop signal: no new work is accepted.
     draining: Shutdown,
@@ -229,6 +229,13 @@ impl Gateway {
     fn client_queue(&self, account: &Account) -> (outbox::Sender<()>, outbox::Receiver<()>) {
         let limits = &self.config.limits.session;
         outbox::with_account(limits.queue_messages, limits.queue_bytes, Some(account.clone()))
+    }
+
+    /// Creates the queue of a session for what belongs to no request, charged to `account`.
+    fn session_outbox(&self, account: &Account) -> (StreamResponder, outbox::Receiver<()>) {
+        let (sender, receiver) = self.client_queue(account);
+        let burst = self.config.limits.session.queue_burst;
+        (StreamResponder::new(sender, burst, &self.running), receiver)
     }
 
     /// Ends a session: cancels its calls, and ends its streams and isolated instances.

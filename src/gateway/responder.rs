@@ -1,31 +1,26 @@
 //! Where the responses to a client's requests go: its event stream, or the response to its POST.
+//! Both are a [`Responder`] of the hub.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    ptr,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use crate::{
+    hub::doors::Responder,
     jsonrpc::{self, Message},
     limits,
     metrics::Stats,
     net::outbox::{SendError, Sender},
-    runtime::task_tracker::TaskGuard,
+    runtime::task_tracker::{TaskCounter, TaskTracker},
 };
 
-/// Sends responses, and messages related to them, to a client.
-#[derive(Clone, Debug)]
-pub struct Responder {
-    queue: Sender<()>,
-    post: Option<Arc<Post>>,
-    /// Counts the request as running until every copy of this is dropped.
-    _running: Option<TaskGuard>,
-    burst: usize,
-}
-
-/// The state of the response to a POST.
+/// Responds in the body of a POST, which the client waits for.
 #[derive(Debug)]
-struct Post {
+pub struct PostResponder {
+    queue: Sender<()>,
+    /// Counts its requests as running until they are answered.
+    running: TaskCounter,
     /// Number of its requests that are not answered yet. The last answer ends the queue.
     open: AtomicUsize,
     /// Whether a message other than a response was queued.
@@ -35,133 +30,123 @@ struct Post {
     max: usize,
 }
 
-impl Post {
+impl PostResponder {
+    /// Responds to a POST with this number of requests. All responses together have at most `max`
+    /// bytes, but the first may be larger. `running` counts the requests until they are answered.
+    pub fn new(queue: Sender<()>, requests: usize, max: usize, running: &TaskTracker) -> Self {
+        let (open, other) = (AtomicUsize::new(requests), AtomicBool::new(false));
+        Self { queue, running: running.count(), open, other, bytes: AtomicUsize::new(0), max }
+    }
+
     /// Adds the bytes of one more response. Returns false if they exceed the limit.
     fn takes(&self, more: usize) -> bool {
         let grown = |bytes: usize| Some(bytes + more).filter(|sum| bytes == 0 || *sum <= self.max);
         self.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, grown).is_ok()
     }
-}
-
-impl Responder {
-    /// Responds on the client's event stream, which stays open after each response. Up to `burst`
-    /// bytes of responses may wait there beyond the queue's limits.
-    pub fn stream(queue: Sender<()>, burst: usize) -> Self {
-        Self { queue, post: None, burst, _running: None }
-    }
-
-    /// Responds in the body of a POST with this number of requests. All responses together have at
-    /// most `max` bytes, but the first may be larger.
-    pub fn post(queue: Sender<()>, requests: usize, max: usize) -> Self {
-        let (open, other) = (AtomicUsize::new(requests), AtomicBool::new(false));
-        let post = Post { open, other, bytes: AtomicUsize::new(0), max };
-        Self { queue, post: Some(Arc::new(post)), burst: 0, _running: None }
-    }
-
-    /// Returns a copy for one request, which counts as running until it is answered.
-    pub fn counted(&self, guard: TaskGuard) -> Self {
-        Self { _running: Some(guard), ..self.clone() }
-    }
-
-    /// Returns whether this is the response to a POST, which the client waits for.
-    pub fn is_post(&self) -> bool {
-        self.post.is_some()
-    }
-
-    /// Returns a key that differs between the streams of one session: one per POST, and 0 for the
-    /// event stream that carries all responses.
-    pub fn stream_key(&self) -> usize {
-        self.post.as_ref().map_or(0, |post| Arc::as_ptr(post).addr())
-    }
-
-    /// Queues a message that belongs to a request, before its response. If a client does not read
-    /// its event stream, the stream ends, so that the client notices. The response to a POST only
-    /// loses the message: the client may come back for the stream, and the response matters more.
-    pub fn send(&self, message: String, stats: &Stats) {
-        self.mark();
-        self.queue_message(message, stats);
-    }
-
-    fn queue_message(&self, message: String, stats: &Stats) {
-        if let Err(refused @ (SendError::Full | SendError::Memory)) = self.queue.send(message) {
-            self.missed(refused, stats);
-        }
-    }
-
-    /// Handles a message that did not fit in the queue.
-    fn missed(&self, refused: SendError, stats: &Stats) {
-        stats.slow_clients.add();
-        let why = if refused == SendError::Memory {
-            "the memory budget (--max-memory) is used up"
-        } else {
-            "a client does not read"
-        };
-        if self.is_post() {
-            // At debug level only: a flooding server can cause this at will, and the status counts
-            // it.
-            log::debug!("{why}; dropped a message before its response");
-        } else {
-            log::warn!("{why}; closing its stream");
-            self.queue.end(());
-        }
-    }
-
-    /// Queues a server's request to the client. The server waits for the answer, so up to
-    /// [`limits::SERVER_REQUESTS`] messages beyond the queue's limit are allowed. Returns false if
-    /// the client does not read and too much is queued already.
-    pub fn request(&self, request: String) -> bool {
-        self.mark();
-        // A closed queue is no failure: the session ends, and its isolated instance with it.
-        !matches!(
-            self.queue.send_more(request, limits::SERVER_REQUESTS),
-            Err(SendError::Full | SendError::Memory)
-        )
-    }
 
     /// Records that a message other than a response is about to be queued. Called before it is
     /// queued, so that no reader takes that message for a response.
     fn mark(&self) {
-        if let Some(post) = &self.post {
-            post.other.store(true, Ordering::Release);
-        }
+        self.other.store(true, Ordering::Release);
     }
 
     /// Returns whether a message other than a response was queued, or is about to be, since the
     /// last call.
     pub fn had_other(&self) -> bool {
-        self.post.as_ref().is_some_and(|post| post.other.swap(false, Ordering::AcqRel))
+        self.other.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl Responder for PostResponder {
+    fn begin(&self) {
+        self.running.begin();
     }
 
-    /// Returns whether the reader is gone.
-    pub fn is_closed(&self) -> bool {
+    /// Returns its address, which no other POST has while this one is answered.
+    fn stream_key(&self) -> usize {
+        ptr::from_ref(self).addr()
+    }
+
+    fn is_closed(&self) -> bool {
         self.queue.is_closed()
     }
 
-    /// Queues the response to a request.
-    pub fn finish(&self, answer: String, stats: &Stats) {
-        let Some(post) = &self.post else { return self.stream_answer(answer, stats) };
-        let answer =
-            if post.takes(answer.len()) { answer } else { replaced(&answer, jsonrpc::BUSY, CROWDED_OUT) };
-        // The number of responses is limited by that of the requests, and their bytes by the
-        // budget. A closed queue is ignored: the reader may be gone.
-        if let Err((SendError::Full | SendError::Memory, answer)) =
-            self.queue.try_send_burst(answer, usize::MAX)
-        {
-            stats.memory_refusals.add();
-            let _ = self.queue.send_unbounded(replaced(&answer, jsonrpc::BUSY, NO_MEMORY));
-        }
-        if post.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.queue.end(());
+    /// The response only loses the message if the client does not read: the client may come back
+    /// for the stream, and the response matters more.
+    fn send(&self, message: String, stats: &Stats) {
+        self.mark();
+        if let Err(refused @ (SendError::Full | SendError::Memory)) = self.queue.send(message) {
+            stats.slow_clients.add();
+            // At debug level only: a flooding server can cause this at will, and the status counts
+            // it.
+            log::debug!("{}; dropped a message before its response", reason(refused));
         }
     }
 
-    /// Queues a response on an event stream. If the budget has no room for it, queues an error in
-    /// its place, and the stream continues.
-    fn stream_answer(&self, answer: String, stats: &Stats) {
-        match self.queue.try_send_burst(answer, self.burst) {
-            Err((SendError::Memory, answer)) => {
+    fn request(&self, request: String) -> bool {
+        self.mark();
+        queue_request(&self.queue, request)
+    }
+
+    fn finish(&self, response: String, stats: &Stats) {
+        let response = if self.takes(response.len()) {
+            response
+        } else {
+            replaced(&response, jsonrpc::BUSY, CROWDED_OUT)
+        };
+        // The number of responses is limited by that of the requests, and their bytes by the
+        // budget. A closed queue is ignored: the reader may be gone.
+        if let Err((SendError::Full | SendError::Memory, response)) =
+            self.queue.try_send_burst(response, usize::MAX)
+        {
+            stats.memory_refusals.add();
+            let _ = self.queue.send_unbounded(replaced(&response, jsonrpc::BUSY, NO_MEMORY));
+        }
+        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.queue.end(());
+        }
+        self.running.end();
+    }
+
+    /// Responds with an error, since a POST needs a response to end.
+    fn cancelled(&self, id: &str, stats: &Stats) {
+        self.finish(jsonrpc::error(id, jsonrpc::CANCELLED, "the client cancelled the request"), stats);
+    }
+}
+
+/// Responds on a client's event stream, which stays open after each response.
+#[derive(Debug)]
+pub struct StreamResponder {
+    queue: Sender<()>,
+    /// Counts its requests as running until they are answered.
+    running: TaskCounter,
+    burst: usize,
+}
+
+impl StreamResponder {
+    /// Responds through `queue`. Up to `burst` bytes of responses may wait there beyond its limits.
+    /// `running` counts the requests until they are answered.
+    pub fn new(queue: Sender<()>, burst: usize, running: &TaskTracker) -> Self {
+        Self { queue, running: running.count(), burst }
+    }
+
+    /// Returns the queue of the stream.
+    pub fn queue(&self) -> &Sender<()> {
+        &self.queue
+    }
+
+    /// Ends the stream, so that a client that does not read notices that it lost a message.
+    fn missed(&self, refused: SendError, stats: &Stats) {
+        stats.slow_clients.add();
+        log::warn!("{}; closing its stream", reason(refused));
+        self.queue.end(());
+    }
+
+    fn queue_response(&self, response: String, stats: &Stats) {
+        match self.queue.try_send_burst(response, self.burst) {
+            Err((SendError::Memory, response)) => {
                 stats.memory_refusals.add();
-                let error = replaced(&answer, jsonrpc::BUSY, NO_MEMORY);
+                let error = replaced(&response, jsonrpc::BUSY, NO_MEMORY);
                 if let Err(refused @ (SendError::Full | SendError::Memory)) = self.queue.send_reserved(error)
                 {
                     self.missed(refused, stats);
@@ -171,13 +156,58 @@ impl Responder {
             Ok(()) | Err((SendError::Closed, _)) => {}
         }
     }
+}
 
-    /// Handles the client's cancellation of a request: on an event stream the request stays
-    /// unanswered; a POST gets an error, since it needs a response to end.
-    pub fn cancelled(&self, id: &str, stats: &Stats) {
-        if self.is_post() {
-            self.finish(jsonrpc::error(id, jsonrpc::CANCELLED, "the client cancelled the request"), stats);
+impl Responder for StreamResponder {
+    fn begin(&self) {
+        self.running.begin();
+    }
+
+    /// Returns 0: all requests of the session are answered here.
+    fn stream_key(&self) -> usize {
+        0
+    }
+
+    fn is_closed(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    /// The stream ends if the client does not read it, so that the client notices.
+    fn send(&self, message: String, stats: &Stats) {
+        if let Err(refused @ (SendError::Full | SendError::Memory)) = self.queue.send(message) {
+            self.missed(refused, stats);
         }
+    }
+
+    fn request(&self, request: String) -> bool {
+        queue_request(&self.queue, request)
+    }
+
+    /// If the budget has no room for the response, queues an error in its place, and the stream
+    /// continues.
+    fn finish(&self, response: String, stats: &Stats) {
+        self.queue_response(response, stats);
+        self.running.end();
+    }
+
+    /// Leaves the request unanswered, as the specification asks (MCP 2024-11-05, cancellation).
+    fn cancelled(&self, _: &str, _: &Stats) {
+        self.running.end();
+    }
+}
+
+/// Queues a server's request, up to [`limits::SERVER_REQUESTS`] messages beyond the queue's limit.
+/// Returns false if there is no room.
+fn queue_request(queue: &Sender<()>, request: String) -> bool {
+    // A closed queue is no failure: the session ends, and its isolated instance with it.
+    !matches!(queue.send_more(request, limits::SERVER_REQUESTS), Err(SendError::Full | SendError::Memory))
+}
+
+/// Returns why a message was not queued, for a log line.
+fn reason(refused: SendError) -> &'static str {
+    match refused {
+        SendError::Memory => "the memory budget (--max-memory) is used up",
+        SendError::Full | SendError::Closed => "a client does not read",
     }
 }
 

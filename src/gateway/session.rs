@@ -6,16 +6,17 @@ use std::{
     time::Instant,
 };
 
-use super::{responder::Responder, streams::Streams, upstream::Upstream};
+use super::{responder::StreamResponder, streams::Streams, upstream::Upstream};
 use crate::{
     auth::Principal,
+    hub::doors::Responder,
     jsonrpc::quote,
     limits::SessionLimits,
     mcp::{LATEST, log_level::Level},
     metrics::Stats,
     net::{
         budget::{Account, Charge},
-        outbox::{SendError, Sender},
+        outbox::SendError,
     },
     session::{Calls, PendingServerRequests},
     util,
@@ -89,10 +90,9 @@ pub struct Session {
     /// Whether it uses the 2024-11-05 transport, with one event stream for everything. Otherwise
     /// responses go to the POST that carried the request.
     legacy: bool,
-    /// Queue for messages that belong to no request.
-    outbox: Sender<()>,
-    /// See [`SessionLimits::queue_burst`].
-    burst: usize,
+    /// Where messages that belong to no request go, and in the 2024-11-05 transport everything
+    /// else too.
+    outbox: Arc<StreamResponder>,
     calls: Mutex<Calls<Arc<Upstream>>>,
     info: Mutex<ClientInfo>,
     charges: Mutex<SessionCharges>,
@@ -109,7 +109,7 @@ impl Session {
         (principal, account): (Principal, Account),
         scope: Scope,
         legacy: bool,
-        outbox: Sender<()>,
+        outbox: StreamResponder,
         limits: &SessionLimits,
     ) -> Arc<Self> {
         let (capabilities, info) = ("{}".into(), "{}".into());
@@ -125,8 +125,7 @@ impl Session {
             account,
             scope,
             legacy,
-            outbox,
-            burst: limits.queue_burst,
+            outbox: Arc::new(outbox),
             calls,
             info: client_info,
             charges: paid,
@@ -176,9 +175,9 @@ impl Session {
         if self.legacy { 1 } else { self.streams.attached() }
     }
 
-    /// Returns a responder for messages that belong to no request.
-    pub fn outbox(&self) -> Responder {
-        Responder::stream(self.outbox.clone(), self.burst)
+    /// Returns where the responses to its requests go in the 2024-11-05 transport.
+    pub fn responder(&self) -> Arc<dyn Responder> {
+        self.outbox.clone()
     }
 
     /// Queues a message that belongs to no request. In the Streamable transport such a message is
@@ -192,7 +191,7 @@ impl Session {
 
     /// Queues a notification as [`Session::send`] does, unless an identical one is already queued.
     pub fn notify(&self, notice: &str, stats: &Stats) {
-        if !self.outbox.has(notice) {
+        if !self.outbox.queue().has(notice) {
             self.send(notice.to_owned(), stats);
         }
     }
@@ -202,15 +201,15 @@ impl Session {
     /// instead.
     pub fn keep(&self, message: String, stats: &Stats) -> bool {
         if self.legacy {
-            self.outbox().send(message, stats);
+            self.outbox.send(message, stats);
             return true;
         }
-        !matches!(self.outbox.send(message), Err(SendError::Full | SendError::Memory))
+        !matches!(self.outbox.queue().send(message), Err(SendError::Full | SendError::Memory))
     }
 
     /// Ends the client's event stream after the queued messages.
     pub fn end(&self) {
-        self.outbox.end(());
+        self.outbox.queue().end(());
     }
 
     // These ignore lock poisoning: each change of a table is complete in itself, so a panic

@@ -14,12 +14,15 @@ use std::{
 };
 
 use super::{
-    responder::{NO_MEMORY, Responder},
+    responder::NO_MEMORY,
     session::Session,
     shares::{self, Share, Shares},
 };
 use crate::{
-    hub::mux::{self, Mux, Pending},
+    hub::{
+        doors::Responder,
+        mux::{self, Mux, Pending},
+    },
     jsonrpc::{
         self, Kind, Malformed, Message, Span, decimal, edit,
         tolerant::{self, MessagePart, Unusable},
@@ -48,7 +51,7 @@ pub enum Caller {
     Ignored,
     /// A session, with the id of the call as the client wrote it, where to respond, and the
     /// principal's share if several principals share the server.
-    Session(Arc<Session>, CallId, Responder, Option<Share>),
+    Session(Arc<Session>, CallId, Arc<dyn Responder>, Option<Share>),
 }
 
 /// A call as it is passed to the server: the client's request, and the edits to make in it.
@@ -63,7 +66,7 @@ pub struct Call<'a> {
     /// Timeout for the response.
     pub timeout: Duration,
     /// Where the response goes.
-    pub responder: Responder,
+    pub responder: Arc<dyn Responder>,
     /// Whether several principals share the server.
     pub several: bool,
     /// Its number in the session, if one was reserved.
@@ -889,7 +892,13 @@ mod tests {
     use futures_lite::future;
 
     use super::*;
-    use crate::{auth::Principal, gateway::session::Scope, limits::Limits, net::outbox};
+    use crate::{
+        auth::Principal,
+        gateway::{responder::StreamResponder, session::Scope},
+        limits::Limits,
+        net::outbox,
+        runtime::task_tracker::TaskTracker,
+    };
 
     /// With several threads, a client may cancel a call over another connection while the call is
     /// being rewritten.
@@ -899,6 +908,7 @@ mod tests {
         let (link, mut frames) = outbox::bounded(limits.link.queue_messages, limits.link.queue_bytes);
         let upstream = Upstream::new("s".into(), &limits.link, link, None, None);
         let (outbox, _) = outbox::bounded(1, 1);
+        let outbox = StreamResponder::new(outbox, 0, &TaskTracker::new());
         let owner = (Principal::ANONYMOUS, Budget::new(limits.memory.bytes).account());
         let client = Session::new("id".into(), owner, Scope::All, false, outbox, &limits.session);
         // Large, so that rewriting it takes a while.
@@ -909,7 +919,7 @@ mod tests {
         let message = Message::read(&text).unwrap();
         let stats = Stats::default();
         let (sender, _answers) = outbox::bounded(limits.link.queue_messages, limits.link.queue_bytes);
-        let responder = Responder::stream(sender, 0);
+        let responder = Arc::new(StreamResponder::new(sender, 0, &TaskTracker::new()));
         for _ in 0..50 {
             thread::scope(|scope| {
                 scope.spawn(|| {

@@ -7,20 +7,28 @@ use std::sync::{
 
 use async_channel::{Receiver, Sender};
 
-/// Counts the tasks that hold a [`TaskGuard`].
+/// Counts the tasks that hold a [`TaskGuard`], or that a [`TaskCounter`] counts.
 #[derive(Clone, Debug)]
 pub struct TaskTracker(Arc<Count>);
 
 #[derive(Debug)]
 struct Count {
     running: AtomicUsize,
-    /// Holds a message after the last guard was dropped.
+    /// Holds a message after the last task ended.
     idle: (Sender<()>, Receiver<()>),
 }
 
 /// Counts as one running task of a [`TaskTracker`] until dropped.
 #[derive(Debug)]
 pub struct TaskGuard(Arc<Count>);
+
+/// Counts tasks of a [`TaskTracker`] that have no guard. Those that have not ended when it is
+/// dropped end then.
+#[derive(Debug)]
+pub struct TaskCounter {
+    count: Arc<Count>,
+    running: AtomicUsize,
+}
 
 impl TaskTracker {
     /// Creates a tracker with no tasks.
@@ -30,21 +38,26 @@ impl TaskTracker {
 
     /// Returns a guard for one more task.
     pub fn track(&self) -> TaskGuard {
-        self.0.running.fetch_add(1, Ordering::AcqRel);
+        self.0.add();
         TaskGuard(self.0.clone())
     }
 
-    /// Returns the number of guards in existence.
+    /// Returns a counter of tasks that begin and end at one place, and need no guard each.
+    pub fn count(&self) -> TaskCounter {
+        TaskCounter { count: self.0.clone(), running: AtomicUsize::new(0) }
+    }
+
+    /// Returns the number of running tasks.
     pub fn len(&self) -> usize {
         self.0.running.load(Ordering::Acquire)
     }
 
-    /// Returns whether no guard exists.
+    /// Returns whether no task is running.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Waits until all guards are dropped. Only one task may wait.
+    /// Waits until all tasks have ended. Only one task may wait.
     pub async fn wait_idle(&self) {
         while !self.is_empty() {
             // Cannot fail: `Count` holds the sender too, so the channel stays open.
@@ -53,10 +66,41 @@ impl TaskTracker {
     }
 }
 
-impl Clone for TaskGuard {
-    fn clone(&self) -> Self {
-        self.0.running.fetch_add(1, Ordering::AcqRel);
-        Self(self.0.clone())
+impl Count {
+    fn add(&self) {
+        self.running.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn remove(&self, ended: usize) {
+        if self.running.fetch_sub(ended, Ordering::AcqRel) == ended {
+            // Fails when the channel is full, which means that the waiter was notified already.
+            let _ = self.idle.0.try_send(());
+        }
+    }
+}
+
+impl TaskCounter {
+    /// Counts one more task as running.
+    pub fn begin(&self) {
+        self.count.add();
+        self.running.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts one task less. Ignored if none is running.
+    pub fn end(&self) {
+        let less = |running: usize| running.checked_sub(1);
+        if self.running.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok() {
+            self.count.remove(1);
+        }
+    }
+}
+
+impl Drop for TaskCounter {
+    fn drop(&mut self) {
+        let left = *self.running.get_mut();
+        if left > 0 {
+            self.count.remove(left);
+        }
     }
 }
 
@@ -68,10 +112,7 @@ impl Default for TaskTracker {
 
 impl Drop for TaskGuard {
     fn drop(&mut self) {
-        if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // Fails when the channel is full, which means that the waiter was notified already.
-            let _ = self.0.idle.0.try_send(());
-        }
+        self.0.remove(1);
     }
 }
 
@@ -79,6 +120,22 @@ impl Drop for TaskGuard {
 mod tests {
     use super::*;
     use crate::runtime::executor::{run, spawn_guarded};
+
+    #[test]
+    fn a_task_counter_ends_its_tasks_when_dropped() {
+        let tracker = TaskTracker::new();
+        let (counter, other) = (tracker.count(), tracker.track());
+        (0..3).for_each(|_| counter.begin());
+        counter.end();
+        assert_eq!(tracker.len(), 3);
+        drop(counter);
+        assert_eq!(tracker.len(), 1);
+        let idle = tracker.count();
+        idle.end();
+        assert_eq!(tracker.len(), 1, "nothing had begun");
+        drop((other, idle));
+        smol::block_on(tracker.wait_idle());
+    }
 
     #[test]
     fn a_task_tracker_waits_for_all_and_survives_a_panic() {

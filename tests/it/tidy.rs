@@ -19,6 +19,7 @@ const SIDEWAYS: &[(&str, &str, &str)] = &[
     ("config", "secret", "and tokens"),
     ("catalog", "auth", "a server belongs to a principal"),
     ("session", "auth", "so does a session"),
+    ("hub", "metrics", "a responder counts what finds no room"),
     ("mcp", "jsonrpc", "MCP messages are JSON-RPC"),
     ("net", "runtime", "sockets are polled by the reactor"),
     ("process", "net", "waits are bounded by `net::timeout`"),

@@ -26,7 +26,7 @@ pub fn admit(exchange: &Exchange<'_>, scope: Scope) -> Result<(Arc<Session>, Rec
     let (gateway, principal) = (exchange.gateway, exchange.principal);
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
     let account = gateway.account(principal);
-    let (outbox, queue) = gateway.client_queue(&account);
+    let (outbox, queue) = gateway.session_outbox(&account);
     let limits = &gateway.config.limits.session;
     let client = Session::new(session::id(random), (principal, account), scope, true, outbox, limits);
     exchange.open_session(&client)?;
@@ -91,7 +91,7 @@ pub async fn messages(exchange: &mut Exchange<'_>) -> io::Result<Option<Response
     let text = std::str::from_utf8(body).map_err(|_| jsonrpc::Malformed::Syntax);
     Ok(Some(match text.and_then(Message::read_strict) {
         Ok(message) => {
-            exchange.gateway.dispatch(&client, &message, &client.outbox());
+            exchange.gateway.dispatch(&client, &message, &client.responder());
             Response::new(StatusCode::Accepted).text("Accepted")
         }
         Err(why) => {

@@ -10,8 +10,9 @@ use futures_lite::future;
 use crate::{
     auth::Principal,
     catalog::{Catalog, UpstreamKey},
-    gateway::{Gateway, dispatch::Answer, responder::Responder, session::Session, upstream::Upstream},
+    gateway::{Gateway, dispatch::Answer, session::Session, upstream::Upstream},
     http::{response::Response, types::StatusCode},
+    hub::doors::Responder,
     jsonrpc::{self, Message, quote},
     limits,
     runtime::executor,
@@ -80,7 +81,7 @@ impl Gateway {
         self: &Arc<Self>,
         client: &Session,
         message: &Message<'_>,
-        responder: &Responder,
+        responder: &Arc<dyn Responder>,
     ) -> Answer {
         let viewer = client.principal();
         if self.catalog().len() <= limits::YIELD_EVERY {

@@ -19,7 +19,7 @@ use crate::{
         dispatch::refused_notification,
         event_stream::{self, EventIds, StreamEnd},
         exchange::Exchange,
-        responder::{NO_MEMORY, Responder},
+        responder::{NO_MEMORY, PostResponder},
         session::{Scope, Session},
         streams::{Attached, NotAttached, STANDALONE},
     },
@@ -29,6 +29,7 @@ use crate::{
         response::Response,
         types::{Method, StatusCode},
     },
+    hub::doors::Responder,
     jsonrpc::{self, Kind, Malformed, Message, elements},
     limits::{self, LOG_WARNINGS},
     mcp,
@@ -197,11 +198,11 @@ async fn post(exchange: &mut Exchange<'_>, scope: Scope) -> io::Result<Option<Re
 /// The outcome of handling the messages of a POST.
 enum Posted {
     /// It has requests. Their responses arrive through `queue`.
-    Asked { client: Arc<Session>, queue: Receiver<()>, responder: Responder, batch: bool },
+    Asked { client: Arc<Session>, queue: Receiver<()>, responder: Arc<PostResponder>, batch: bool },
     /// It has only notifications and responses.
     Accepted,
     /// It is an `initialize`. Its response arrives through `queue`.
-    Begun { client: Arc<Session>, queue: Receiver<()>, responder: Responder },
+    Begun { client: Arc<Session>, queue: Receiver<()>, responder: Arc<PostResponder> },
 }
 
 /// Parses the body and dispatches its messages.
@@ -242,9 +243,11 @@ fn take(exchange: &Exchange<'_>, scope: Scope) -> Result<Posted, Response> {
     let requests = messages.iter().filter(|message| message.kind() == Kind::Request).count();
     let (sender, queue) = exchange.gateway.client_queue(client.account());
     let max = exchange.gateway.config.limits.session.batch_bytes;
-    let responder = Responder::post(sender, requests, max);
+    let running = &exchange.gateway.running;
+    let responder = Arc::new(PostResponder::new(sender, requests, max, running));
+    let answered: Arc<dyn Responder> = responder.clone();
     for message in &messages {
-        exchange.gateway.dispatch(&client, message, &responder);
+        exchange.gateway.dispatch(&client, message, &answered);
     }
     Ok(if requests == 0 { Posted::Accepted } else { Posted::Asked { client, queue, responder, batch } })
 }
@@ -289,13 +292,15 @@ fn initialize(exchange: &Exchange<'_>, scope: Scope, message: &Message<'_>) -> R
     let (gateway, principal) = (exchange.gateway, exchange.principal);
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
     let account = gateway.account(principal);
-    let (outbox, standalone) = gateway.client_queue(&account);
+    let (outbox, standalone) = gateway.session_outbox(&account);
     let limits = &gateway.config.limits.session;
     let client = Session::new(session::id(random), (principal, account), scope, false, outbox, limits);
     client.streams().give_standalone(standalone);
     let (sender, queue) = gateway.client_queue(client.account());
-    let responder = Responder::post(sender, 1, gateway.config.limits.session.batch_bytes);
-    gateway.dispatch(&client, message, &responder);
+    let (max, running) = (gateway.config.limits.session.batch_bytes, &gateway.running);
+    let responder = Arc::new(PostResponder::new(sender, 1, max, running));
+    let answered: Arc<dyn Responder> = responder.clone();
+    gateway.dispatch(&client, message, &answered);
     Ok(Posted::Begun { client, queue, responder })
 }
 
@@ -305,7 +310,7 @@ async fn open(
     exchange: &mut Exchange<'_>,
     client: &Arc<Session>,
     mut queue: Receiver<()>,
-    responder: &Responder,
+    responder: &PostResponder,
 ) -> io::Result<Option<Response>> {
     let mut answers = VecDeque::new();
     let mut gathered = gather(exchange.web, &mut queue, responder, &mut answers, None).await;
@@ -345,7 +350,7 @@ async fn answer(
     exchange: &mut Exchange<'_>,
     client: &Arc<Session>,
     mut queue: Receiver<()>,
-    (responder, batch): (&Responder, bool),
+    (responder, batch): (&PostResponder, bool),
     form: Form,
 ) -> io::Result<Option<Response>> {
     let mut messages = VecDeque::new();
@@ -421,7 +426,7 @@ enum Gathered {
 async fn gather(
     web: &mut HttpConnection,
     queue: &mut Receiver<()>,
-    responder: &Responder,
+    responder: &PostResponder,
     messages: &mut VecDeque<String>,
     silent: Option<Instant>,
 ) -> io::Result<Gathered> {

@@ -1,0 +1,38 @@
+//! The doors of the hub: what it needs of its clients, as traits. The programs implement them over
+//! sockets, tests over plain lists.
+
+use std::fmt::Debug;
+
+use crate::metrics::Stats;
+
+/// Where the response to a request goes, and the messages that belong to the request.
+///
+/// Each request is announced by [`begin`](Self::begin), and then either
+/// [finished](Self::finish) or [cancelled](Self::cancelled), once. None of the methods blocks or
+/// waits. Messages that find no room or no memory are counted in [`Stats`].
+pub trait Responder: Debug + Send + Sync {
+    /// Counts one more request as running, until it is answered.
+    fn begin(&self);
+
+    /// Returns the key of the stream on which the request is answered: the same for all requests
+    /// that are answered there, and different from that of the session's other streams.
+    fn stream_key(&self) -> usize;
+
+    /// Returns whether the client no longer reads.
+    fn is_closed(&self) -> bool;
+
+    /// Queues a message that belongs to a request, before its response. The message is lost if
+    /// there is no room for it.
+    fn send(&self, message: String, stats: &Stats);
+
+    /// Queues a server's request to the client. The server waits for the answer, so it has more
+    /// room than other messages. Returns false if the client does not read and too much is queued
+    /// already.
+    fn request(&self, request: String) -> bool;
+
+    /// Queues the response to a request.
+    fn finish(&self, response: String, stats: &Stats);
+
+    /// Ends a request that the client cancelled; `id` is the client's own, as raw JSON.
+    fn cancelled(&self, id: &str, stats: &Stats);
+}
