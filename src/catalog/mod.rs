@@ -141,9 +141,13 @@ impl<H: Clone> Catalog<H> {
         Self { last: 0, servers, ids, names, with_resources, only, templates, indexes: boards, instructions }
     }
 
-    /// Registers a server that offers nothing yet. If the same principal already has a server with
-    /// this id, the new one replaces it, and the old handle is returned so that the caller can
-    /// close its link.
+    /// Returns the key for a registration that is about to be made.
+    pub fn reserve(&mut self) -> UpstreamKey {
+        self.last += 1;
+        UpstreamKey(self.last)
+    }
+
+    /// Registers a server under a new key; see [`Catalog::register_as`].
     ///
     /// # Errors
     /// [`NameTaken`] if another server has the name.
@@ -154,6 +158,24 @@ impl<H: Clone> Catalog<H> {
         principal: Principal,
         handle: H,
     ) -> Result<(UpstreamKey, Option<H>), NameTaken> {
+        let key = self.reserve();
+        self.register_as(key, id, name, principal, handle).map(|replaced| (key, replaced))
+    }
+
+    /// Registers a server that offers nothing yet, under a reserved key. If the same principal already has a server with
+    /// this id, the new one replaces it, and the old handle is returned so that the caller can
+    /// close its link.
+    ///
+    /// # Errors
+    /// [`NameTaken`] if another server has the name.
+    pub fn register_as(
+        &mut self,
+        key: UpstreamKey,
+        id: &str,
+        name: &str,
+        principal: Principal,
+        handle: H,
+    ) -> Result<Option<H>, NameTaken> {
         let replaced = self.ids.get(&(principal, id.to_owned())).copied();
         let holder = self.names.get(name).filter(|key| replaced != Some(**key));
         if let Some(holder) = holder.and_then(|key| self.servers.get(key)) {
@@ -165,15 +187,13 @@ impl<H: Clone> Catalog<H> {
         let before = replaced.and_then(|key| self.servers.get_mut(&key));
         let takeovers = before.map(|server| std::mem::take(&mut server.takeovers)).unwrap_or_default();
         let replaced = replaced.and_then(|key| self.remove(key)).map(|(handle, _)| handle);
-        self.last += 1;
-        let key = UpstreamKey(self.last);
         let (id, name) = (id.to_owned(), name.to_owned());
         self.ids.insert((principal, id.clone()), key);
         self.names.insert(name.clone(), key);
         let (away, offers) = (false, BTreeMap::new());
         let server = CatalogEntry { id, name, principal, handle, away, offers, takeovers };
         self.servers.insert(key, server);
-        Ok((key, replaced))
+        Ok(replaced)
     }
 
     /// Counts a takeover that is about to happen: the same principal registers the id again while
@@ -398,6 +418,11 @@ impl<H: Clone> Catalog<H> {
             return None;
         }
         self.servers.get(&server).map(|server| format!("{}+{uri}", server.name))
+    }
+
+    /// Returns the handle of the server with this key.
+    pub fn get(&self, key: UpstreamKey) -> Option<H> {
+        self.servers.get(&key).map(|server| server.handle.clone())
     }
 
     /// Returns the handle of the server with this name.

@@ -139,7 +139,8 @@ impl Gateway {
         let method = message.method();
         let for_instances = method != "notifications/cancelled"
             && (method == "notifications/roots/list_changed" || *client.scope() != Scope::All);
-        let instances: Vec<Arc<Upstream>> = if for_instances { client.instances().all() } else { Vec::new() };
+        let instances: Vec<Arc<Upstream>> =
+            if for_instances { self.instances_of(client) } else { Vec::new() };
         for instance in &instances {
             // Best effort: a notification has no response that could report the failure.
             let _ = instance.send(message.splice(&[]));
@@ -151,7 +152,7 @@ impl Gateway {
             ("notifications/cancelled", _) => {
                 let Ok(Some(span)) = message.param(&["requestId"]) else { return };
                 let ended = client.calls().cancel(&message.text()[span.clone()]);
-                if let Some((upstream, id)) = ended {
+                if let Some((upstream, id)) = ended.and_then(|(key, id)| Some((self.upstream(key)?, id))) {
                     upstream.cancel(id, Ok((message, span)), &self.stats);
                 }
             }
@@ -334,7 +335,7 @@ impl Gateway {
         for upstream in servers.iter().filter(|upstream| upstream.instance_pool().is_none()) {
             self.send_level(upstream);
         }
-        let instances = client.instances().all();
+        let instances = self.instances_of(client);
         for instance in instances {
             self.send_level_to_instance(client, &instance);
         }

@@ -178,7 +178,7 @@ impl Gateway {
         }
         let mut edits = self.settle(upstream, &pending, answer);
         edits.extend(self.links(upstream, &pending, answer));
-        deliver(pending, answer, edits, &self.stats);
+        deliver(upstream, pending, answer, edits, &self.stats);
     }
 
     /// Returns replacements for the URIs in a response that would lead a client of the aggregate to

@@ -48,8 +48,10 @@ impl Gateway {
         if instances.ended {
             return Err(Declined::Session(session::CallRefused::Ended));
         }
-        if let Some(instance) = instances.by_server.get(upstream.name()) {
-            return Ok(instance.clone());
+        if let Some(key) = instances.by_server.get(upstream.name()) {
+            // Its instance may be ending, and so may the earlier registration of the server.
+            let channel = key.channel.filter(|_| key.upstream == upstream.key().upstream);
+            return channel.and_then(|channel| pool.get(channel)).ok_or(Declined::Gone);
         }
         let whole = *client.scope() == Scope::All;
         let subscriptions = whole.then(|| self.subscriptions().of_session(upstream.name(), client.id()));
@@ -58,7 +60,7 @@ impl Gateway {
         let max = limits.in_flight + limits.subscriptions;
         let several = self.authn.tokens().have_several_clients();
         let instance = upstream.spawn_instance(pool, client, max, several, subscriptions)?;
-        instances.by_server.insert(upstream.name().to_owned(), instance.clone());
+        instances.by_server.insert(upstream.name().to_owned(), instance.key());
         drop(instances);
         log::debug!("starting a process for client {} at server '{}'", client.name(), upstream.name());
         if whole {
@@ -66,6 +68,12 @@ impl Gateway {
             instance.send_initialize(Instant::now(), &initialize_params, self.config.timeout_run_tool);
         }
         Ok(instance)
+    }
+
+    /// Returns the isolated instances of a session that are still there.
+    pub fn instances_of(&self, client: &Session) -> Vec<Arc<Upstream>> {
+        let keys = client.instances().all();
+        keys.into_iter().filter_map(|key| self.upstream(key)).collect()
     }
 
     /// Handles a message from a session's instance.
@@ -113,8 +121,7 @@ impl Gateway {
             (Kind::Notification, "notifications/cancelled") => {
                 let Ok(Some(span)) = message.param(&["requestId"]) else { return };
                 let request_id = &message.text()[span.clone()];
-                let number =
-                    client.server_requests().cancel(|server| Arc::ptr_eq(server, instance), request_id);
+                let number = client.server_requests().cancel(|server| *server == instance.key(), request_id);
                 if let Some(number) = number {
                     self.send_server_request(client, instance, edit::cancellation(message, span, number));
                 }
@@ -229,7 +236,7 @@ impl Gateway {
         if id.len() > limits::ID_BYTES {
             return refuse(jsonrpc::INVALID_REQUEST, "the request id is too long");
         }
-        let request_number = client.server_requests().begin(now, instance.clone(), id);
+        let request_number = client.server_requests().begin(now, instance.key(), id);
         let Ok(number) = request_number else {
             return refuse(jsonrpc::BUSY, "too many requests are pending at the client");
         };
@@ -243,6 +250,7 @@ impl Gateway {
     /// Forwards a client's response to the instance that sent the request.
     pub fn on_client_response(&self, client: &Session, message: &Message<'_>) {
         let ended = message.id().and_then(|id| client.server_requests().end(id));
+        let ended = ended.and_then(|(key, own)| Some((self.upstream(key)?, own)));
         let Some((instance, own)) = ended else { return self.stats.unmatched.add() };
         let answer = message.with_id(&own);
         let failed = |why: &str| jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, why);
@@ -260,7 +268,7 @@ impl Gateway {
     /// that request fails at once, because no other response will follow.
     pub fn on_refused_client_response(&self, client: &Session, body: &[u8], why: Malformed) {
         let ended = tolerant::answer_id(body).and_then(|id| client.server_requests().end(&id));
-        if let Some((instance, own)) = ended {
+        if let Some((instance, own)) = ended.and_then(|(key, own)| Some((self.upstream(key)?, own))) {
             let why = format!("invalid response from the client: {}", why.reason());
             self.send_answer(&instance, jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, &why));
         }
@@ -334,12 +342,11 @@ impl Gateway {
         }
         instance.fail_all(reason, &self.stats);
         let Some(client) = isolated.client.upgrade() else { return };
-        client.server_requests().forget(|server| Arc::ptr_eq(server, instance));
+        client.server_requests().forget(|server| *server == instance.key());
         let removed = {
             let mut instances = client.instances();
             // The session may have a new instance by now.
-            let is_its =
-                instances.by_server.get(instance.name()).is_some_and(|its| Arc::ptr_eq(its, instance));
+            let is_its = instances.by_server.get(instance.name()).is_some_and(|its| *its == instance.key());
             is_its && instances.by_server.remove(instance.name()).is_some()
         };
         if removed && *client.scope() != Scope::All {
@@ -355,8 +362,8 @@ impl Gateway {
             table.ended = true;
             std::mem::take(&mut table.by_server)
         };
-        for instance in instances.values() {
-            self.end_instance(instance, "the session ended", true);
+        for instance in instances.into_values().filter_map(|key| self.upstream(key)) {
+            self.end_instance(&instance, "the session ended", true);
         }
     }
 
@@ -382,8 +389,7 @@ impl Gateway {
                 continue;
             };
             let timeout = self.config.timeout_run_tool;
-            let overdue =
-                client.server_requests().overdue(now, timeout, |server| Arc::ptr_eq(server, &instance));
+            let overdue = client.server_requests().overdue(now, timeout, |server| *server == instance.key());
             for (number, request_id) in overdue {
                 let why = "the client did not respond in time";
                 let _ = instance.send_now(jsonrpc::error(&request_id, jsonrpc::TIMED_OUT, why));

@@ -424,7 +424,8 @@ impl Candidate<'_> {
         let token = if resumes { Some(Secret::new(session::id(random()?))) } else { None };
         let sessions = registration.sessions;
         let accepts = registration.message_bytes;
-        let upstream = Upstream::new(name.clone(), &limits.link, sender, accepts, sessions);
+        let key = self.gateway.catalog().reserve();
+        let upstream = Upstream::new(key, name.clone(), &limits.link, sender, accepts, sessions);
         let catalog_guard = self.enter(&id, &name, &upstream)?;
         let resumable = token.clone().map(|token| {
             Resumable::new(self.gateway, catalog_guard.key, ResumeHandle { token, claims: claimant })
@@ -487,8 +488,9 @@ impl Candidate<'_> {
                 "too many takeovers by this server id in the last minute; is it used twice (--server-id)?";
             return Err(CloseReason::new(CLOSE_TOO_OFTEN, why));
         }
-        let registered = catalog.register(id, name, self.principal, upstream.clone());
-        let (key, replaced) = registered.map_err(|taken| refusal(name, &taken))?;
+        let key = upstream.key().upstream;
+        let registered = catalog.register_as(key, id, name, self.principal, upstream.clone());
+        let replaced = registered.map_err(|taken| refusal(name, &taken))?;
         Ok((CatalogGuard { key, _share: share }, replaced))
     }
 

@@ -63,6 +63,7 @@ use crate::{
     catalog::Catalog,
     config::GatewayConfig,
     error::FatalError,
+    hub::key::InstanceKey,
     limits::{self, MemoryLimits},
     log_throttle::LogThrottle,
     mcp,
@@ -238,6 +239,16 @@ impl Gateway {
         (StreamResponder::new(sender, burst, &self.running), receiver)
     }
 
+    /// Returns a server or an isolated instance, unless it is gone. Locks the catalog and then the
+    /// server's channels, one at a time.
+    fn upstream(&self, key: InstanceKey) -> Option<Arc<Upstream>> {
+        let shared = self.catalog().get(key.upstream)?;
+        match key.channel {
+            None => Some(shared),
+            Some(channel) => shared.instance_pool()?.get(channel),
+        }
+    }
+
     /// Ends a session: cancels its calls, and ends its streams and isolated instances.
     fn close(&self, client: &Session, reason: &str) {
         client.end();
@@ -246,7 +257,7 @@ impl Gateway {
         // inserting it.
         self.sessions().close(client.id());
         log::debug!("client {} closed: reason=\"{reason}\" cancelled_calls={}", client.name(), open.len());
-        for (upstream, id) in open {
+        for (upstream, id) in open.into_iter().filter_map(|(key, id)| Some((self.upstream(key)?, id))) {
             upstream.cancel(id, Err(reason), &self.stats);
         }
         // Close the streams after the calls, so that those being read still carry the calls'

@@ -6,10 +6,10 @@ use std::{
     time::Instant,
 };
 
-use super::{responder::StreamResponder, streams::Streams, upstream::Upstream};
+use super::{responder::StreamResponder, streams::Streams};
 use crate::{
     auth::Principal,
-    hub::doors::Responder,
+    hub::{doors::Responder, key::InstanceKey},
     jsonrpc::quote,
     limits::SessionLimits,
     mcp::{LATEST, log_level::Level},
@@ -67,15 +67,15 @@ pub struct SessionCharges {
 #[derive(Debug, Default)]
 pub struct SessionInstances {
     /// By server name.
-    pub by_server: HashMap<String, Arc<Upstream>>,
+    pub by_server: HashMap<String, InstanceKey>,
     /// Whether the session has ended; no more instances are added then.
     pub ended: bool,
 }
 
 impl SessionInstances {
     /// Returns all instances.
-    pub fn all(&self) -> Vec<Arc<Upstream>> {
-        self.by_server.values().cloned().collect()
+    pub fn all(&self) -> Vec<InstanceKey> {
+        self.by_server.values().copied().collect()
     }
 }
 
@@ -93,13 +93,13 @@ pub struct Session {
     /// Where messages that belong to no request go, and in the 2024-11-05 transport everything
     /// else too.
     outbox: Arc<StreamResponder>,
-    calls: Mutex<Calls<Arc<Upstream>>>,
+    calls: Mutex<Calls<InstanceKey>>,
     info: Mutex<ClientInfo>,
     charges: Mutex<SessionCharges>,
     streams: Streams,
     instances: Mutex<SessionInstances>,
     /// Requests of servers that wait for the client's response.
-    server_requests: Mutex<PendingServerRequests<Arc<Upstream>>>,
+    server_requests: Mutex<PendingServerRequests<InstanceKey>>,
 }
 
 impl Session {
@@ -216,7 +216,7 @@ impl Session {
     // elsewhere does not corrupt it.
 
     /// Returns the running calls.
-    pub fn calls(&self) -> MutexGuard<'_, Calls<Arc<Upstream>>> {
+    pub fn calls(&self) -> MutexGuard<'_, Calls<InstanceKey>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -236,7 +236,7 @@ impl Session {
     }
 
     /// Returns the requests of servers that wait for the client's response.
-    pub fn server_requests(&self) -> MutexGuard<'_, PendingServerRequests<Arc<Upstream>>> {
+    pub fn server_requests(&self) -> MutexGuard<'_, PendingServerRequests<InstanceKey>> {
         self.server_requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

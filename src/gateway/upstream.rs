@@ -19,8 +19,10 @@ use super::{
     shares::{self, Share, Shares},
 };
 use crate::{
+    catalog::UpstreamKey,
     hub::{
         doors::Responder,
+        key::InstanceKey,
         mux::{self, Mux, Pending},
     },
     jsonrpc::{
@@ -111,6 +113,7 @@ impl Declined {
 /// A registered server, or an isolated instance of one.
 #[derive(Debug)]
 pub struct Upstream {
+    key: InstanceKey,
     name: String,
     mux: Mutex<Mux<Caller>>,
     /// Running calls by principal, and (`max`) their limit in total.
@@ -267,6 +270,7 @@ impl Upstream {
     /// Creates a server behind a link. `accepts`: the largest frame that its edge accepts, if it
     /// declared one. `instances`: the maximum number of isolated instances, if it supports them.
     pub fn new(
+        key: UpstreamKey,
         name: String,
         limits: &LinkLimits,
         link: Sender<CloseReason>,
@@ -281,12 +285,16 @@ impl Upstream {
             budget,
         });
         let accepts = accepts.unwrap_or(usize::MAX);
-        Arc::new(Self { instances, ..Self::bare(name, limits.in_flight, link, accepts) })
+        Arc::new(Self {
+            instances,
+            ..Self::bare(InstanceKey::shared(key), name, limits.in_flight, link, accepts)
+        })
     }
 
     /// Creates the state common to a server and an isolated instance, before initialization.
-    fn bare(name: String, max: usize, link: Sender<CloseReason>, accepts: usize) -> Self {
+    fn bare(key: InstanceKey, name: String, max: usize, link: Sender<CloseReason>, accepts: usize) -> Self {
         Self {
+            key,
             name,
             mux: Mutex::new(Mux::new(max)),
             shares: Shares::default(),
@@ -344,7 +352,8 @@ impl Upstream {
             account,
             initialize_result_charge,
         };
-        let bare = Self::bare(self.name.clone(), max, self.link.clone(), self.accepts);
+        let key = InstanceKey { channel: Some(number), ..self.key };
+        let bare = Self::bare(key, self.name.clone(), max, self.link.clone(), self.accepts);
         let instance = Self { instance: Some(isolated), log_throttle: self.log_throttle.clone(), ..bare };
         let instance = Arc::new(instance);
         channels.open.insert(number, (instance.clone(), share));
@@ -449,6 +458,11 @@ impl Upstream {
             // process would run as long as the link.
             let _ = self.link.send_unbounded(frame::close(instance.number, reason));
         }
+    }
+
+    /// Returns its key.
+    pub fn key(&self) -> InstanceKey {
+        self.key
     }
 
     /// Returns the name that the server registered with.
@@ -591,12 +605,7 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Declined`]; nothing was sent then.
-    pub fn call(
-        self: &Arc<Self>,
-        now: Instant,
-        client: &Arc<Session>,
-        call: &Call<'_>,
-    ) -> Result<(), Declined> {
+    pub fn call(&self, now: Instant, client: &Arc<Session>, call: &Call<'_>) -> Result<(), Declined> {
         let text = call.message.text();
         let id = call.message.id().unwrap_or_default();
         let token = call.token.clone().map(|span| &text[span]);
@@ -614,7 +623,7 @@ impl Upstream {
                 mux::MuxRefused::Busy => Declined::Server,
                 mux::MuxRefused::Gone => Declined::Gone,
             })?;
-            calls.begin(&call_id, self.clone(), upstream_id);
+            calls.begin(&call_id, self.key, upstream_id);
             (call_id, upstream_id)
         };
         // An isolated instance serves one client only, so its progress tokens are unique as they
@@ -792,8 +801,10 @@ impl Upstream {
     }
 }
 
-/// Delivers a response to its caller, under the client's own id and with these edits.
+/// Delivers a response from `upstream` to its caller, under the client's own id and with these
+/// edits.
 pub fn deliver(
+    upstream: &Upstream,
     pending: Pending<Caller>,
     message: &Message<'_>,
     mut edits: Vec<(Span, String)>,
@@ -810,20 +821,20 @@ pub fn deliver(
             edits.iter().map(|(span, new)| (span.clone(), new.as_str())).collect();
         let text = message.splice(&changes);
         if let Ok(changed) = Message::read(&text) {
-            return deliver(pending, &changed, Vec::new(), stats);
+            return deliver(upstream, pending, &changed, Vec::new(), stats);
         }
     }
     if let Caller::Session(client, id, responder, _share) = pending.caller {
-        let asked = client.calls().end(&id).map(|(upstream, _)| upstream);
+        let asked = client.calls().end(&id).map(|_| upstream);
         if let (Some(result), "initialize") = (message.result(), &*pending.method) {
-            if asked.as_ref().is_some_and(|instance| instance.set_initialize_result(result).is_err()) {
+            if asked.is_some_and(|instance| instance.set_initialize_result(result).is_err()) {
                 stats.memory_refusals.add();
                 let error = jsonrpc::error(&id, jsonrpc::BUSY, NO_MEMORY);
                 return responder.finish(error, stats);
             }
             client.initialized(&mcp::version_of(result).unwrap_or_default());
         }
-        let edits = edits.into_iter().chain(fit(&client, asked.as_deref(), &pending.method, message));
+        let edits = edits.into_iter().chain(fit(&client, asked, &pending.method, message));
         responder.finish(edited(message, &id, edits.collect()), stats);
     }
 }
@@ -894,6 +905,7 @@ mod tests {
     use super::*;
     use crate::{
         auth::Principal,
+        catalog::Catalog,
         gateway::{responder::StreamResponder, session::Scope},
         limits::Limits,
         net::outbox,
@@ -906,7 +918,8 @@ mod tests {
     fn a_cancellation_never_overtakes_its_call() {
         let limits = Limits::default();
         let (link, mut frames) = outbox::bounded(limits.link.queue_messages, limits.link.queue_bytes);
-        let upstream = Upstream::new("s".into(), &limits.link, link, None, None);
+        let mut catalog = Catalog::<()>::new(&[], &limits.catalog);
+        let upstream = Upstream::new(catalog.reserve(), "s".into(), &limits.link, link, None, None);
         let (outbox, _) = outbox::bounded(1, 1);
         let outbox = StreamResponder::new(outbox, 0, &TaskTracker::new());
         let owner = (Principal::ANONYMOUS, Budget::new(limits.memory.bytes).account());
@@ -925,8 +938,8 @@ mod tests {
                 scope.spawn(|| {
                     loop {
                         let ended = client.calls().cancel("1");
-                        if let Some((server, id)) = ended {
-                            return server.cancel(id, Err("test"), &stats);
+                        if let Some((_, id)) = ended {
+                            return upstream.cancel(id, Err("test"), &stats);
                         }
                         thread::yield_now();
                     }

@@ -19,6 +19,7 @@ const SIDEWAYS: &[(&str, &str, &str)] = &[
     ("config", "secret", "and tokens"),
     ("catalog", "auth", "a server belongs to a principal"),
     ("session", "auth", "so does a session"),
+    ("hub", "catalog", "an instance is one of a registered server"),
     ("hub", "metrics", "a responder counts what finds no room"),
     ("mcp", "jsonrpc", "MCP messages are JSON-RPC"),
     ("net", "runtime", "sockets are polled by the reactor"),

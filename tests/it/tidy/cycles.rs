@@ -24,7 +24,6 @@ const PERMITTED: &[(&str, &str, &str)] = &[
     ("gateway", "event_stream", "mod"),
     ("gateway", "link", "mod"),
     ("gateway", "exchange", "mod"),
-    ("gateway", "session", "upstream"),
     ("jsonrpc", "id", "mod"),
     ("jsonrpc", "scan", "mod"),
     ("net/tls", "files", "mod"),
