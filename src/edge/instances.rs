@@ -14,7 +14,7 @@ use std::{
 use smol::lock::Semaphore;
 
 use super::{
-    backend::stdio::{Channel, Outlet, StdioBackend},
+    backend::{Delivery, LineOutcome, LineSink, stdio::StdioBackend},
     open_requests::OpenRequests,
     uplink::Uplink,
 };
@@ -27,7 +27,7 @@ use crate::{
     net::outbox::{self, Receiver, SendError},
     runtime::{
         shutdown::{Shutdown, ShutdownTrigger},
-        task_tracker::TaskTracker,
+        task_tracker::{TaskGuard, TaskTracker},
         tasks::Spawner,
     },
     tunnel::frame,
@@ -42,6 +42,8 @@ pub struct Instances {
     /// keeps its permit.
     permits: Semaphore,
     tasks: TaskTracker,
+    /// One guard for each message of a process that waits for space in the queue of the link.
+    delivering: TaskTracker,
     spawner: Spawner,
     /// Limits how often log lines that the gateway can trigger at will are written.
     throttle: Mutex<LogThrottle>,
@@ -57,12 +59,20 @@ struct InstanceTable {
     stopping: bool,
 }
 
+/// The channel of one session's process.
+#[derive(Debug)]
+struct Channel {
+    uplink: Uplink,
+    /// The requests that the process has not answered.
+    calls: OpenRequests,
+    /// The stdin queue of the process.
+    input: outbox::Sender<()>,
+}
+
 #[derive(Debug)]
 struct OpenInstance {
     begun: u64,
-    uplink: Uplink,
-    input: outbox::Sender<()>,
-    calls: OpenRequests,
+    channel: Arc<Channel>,
     /// Dropping it stops the process.
     _stop: ShutdownTrigger,
 }
@@ -71,19 +81,64 @@ struct OpenInstance {
 struct Instance {
     number: u32,
     begun: u64,
-    calls: OpenRequests,
-    input: outbox::Sender<()>,
+    channel: Arc<Channel>,
     lines: Receiver<()>,
     stopped: Shutdown,
-    uplink: Uplink,
+}
+
+/// Takes the messages of one session's process.
+struct InstanceSink {
+    channel: Arc<Channel>,
+    delivering: TaskTracker,
+}
+
+impl InstanceSink {
+    /// Sends a message of the process to the gateway. `guard` counts it.
+    fn send(&self, text: String, guard: TaskGuard) -> LineOutcome {
+        let Channel { uplink, input, .. } = &*self.channel;
+        let mut delivery = Delivery::new(uplink.clone(), guard);
+        if let Err(Some(refusal)) = delivery.add(text) {
+            // Best effort: dropped if the server does not read its input.
+            let _ = input.send(refusal);
+        }
+        LineOutcome::Message(delivery)
+    }
+}
+
+impl LineSink for InstanceSink {
+    fn message(&self, text: &str) -> LineOutcome {
+        let Ok(message) = Message::read(text) else { return LineOutcome::Noise };
+        // Counts as being delivered before its call stops counting as running.
+        let guard = self.delivering.track();
+        if let (Kind::Response, Some(id)) = (message.kind(), message.id()) {
+            self.channel.calls.remove(id);
+        }
+        self.send(message.splice(&[]), guard)
+    }
+
+    fn unusable(&self, id: Option<&str>, why: &str) -> LineOutcome {
+        let (calls, guard) = (&self.channel.calls, self.delivering.track());
+        let known = id.map_or_else(|| calls.remove_only(), |id| calls.remove(id));
+        match known {
+            Some(id) => self.send(jsonrpc::error(&id, jsonrpc::INTERNAL_ERROR, why), guard),
+            None => LineOutcome::Noise,
+        }
+    }
 }
 
 impl Instances {
     /// Creates an empty table. Cancelling the task group of `spawner` also kills the processes.
     pub fn new(config: &RegisterConfig, spawner: Spawner) -> Arc<Self> {
         let permits = Semaphore::new(config.sessions.unwrap_or_default() as usize);
-        let (table, tasks, throttle) = (Mutex::default(), TaskTracker::new(), Mutex::default());
-        Arc::new(Self { config: config.clone(), table, permits, tasks, spawner, throttle })
+        Arc::new(Self {
+            config: config.clone(),
+            table: Mutex::default(),
+            permits,
+            tasks: TaskTracker::new(),
+            delivering: TaskTracker::new(),
+            spawner,
+            throttle: Mutex::default(),
+        })
     }
 
     fn table(&self) -> MutexGuard<'_, InstanceTable> {
@@ -107,7 +162,8 @@ impl Instances {
     pub fn start(self: &Arc<Self>, number: u32, link: &Uplink) -> Result<(), SendError> {
         let (input, lines) = StdioBackend::queue(&self.config);
         let (stop, stopped) = crate::runtime::shutdown::shutdown();
-        let (calls, uplink) = (OpenRequests::default(), link.on_channel(number));
+        let (uplink, calls) = (link.on_channel(number), OpenRequests::default());
+        let channel = Arc::new(Channel { uplink, calls, input });
         let begun = {
             let mut table = self.table();
             if table.stopping {
@@ -121,19 +177,10 @@ impl Instances {
             }
             table.begun += 1;
             let begun = table.begun;
-            table.open.insert(
-                number,
-                OpenInstance {
-                    begun,
-                    uplink: uplink.clone(),
-                    input: input.clone(),
-                    calls: calls.clone(),
-                    _stop: stop,
-                },
-            );
+            table.open.insert(number, OpenInstance { begun, channel: channel.clone(), _stop: stop });
             begun
         };
-        let session = Instance { number, begun, calls, input, lines, stopped, uplink };
+        let session = Instance { number, begun, channel, lines, stopped };
         let (instances, guard) = (self.clone(), self.tasks.track());
         let task = async move {
             let _held = guard;
@@ -144,7 +191,7 @@ impl Instances {
     }
 
     async fn run(&self, session: Instance) {
-        let (number, begun, uplink) = (session.number, session.begun, session.uplink.clone());
+        let (number, begun, channel) = (session.number, session.begun, session.channel.clone());
         let ended = self.serve(session).await;
         {
             let mut table = self.table();
@@ -156,19 +203,20 @@ impl Instances {
         if let Some(why) = ended {
             self.log(log::Level::Info, "ends", format_args!("session {number} ended: {why}"));
             // Fails only if the link is gone, and then there is nobody to notify.
-            let _ = uplink.queue().send_wait(frame::close(number, &why)).await;
+            let _ = channel.uplink.queue().send_wait(frame::close(number, &why)).await;
         }
     }
 
     /// Runs the process of a session. Returns `None` if it was stopped, otherwise why it exited or
     /// could not start.
     async fn serve(&self, session: Instance) -> Option<String> {
-        let Instance { calls, input, lines, stopped, uplink, .. } = session;
+        let Instance { channel, lines, stopped, .. } = session;
         // Processes of closed sessions may still be stopping and holding permits; stopping takes a
         // bounded time.
         let _room = stopped.race(self.permits.acquire()).await?;
-        let outlet = Outlet::Channel(Channel { uplink, calls, input: input.clone() });
-        let mut server = match StdioBackend::start(&self.config, outlet, input, lines) {
+        let input = channel.input.clone();
+        let sink = Arc::new(InstanceSink { channel, delivering: self.delivering.clone() });
+        let mut server = match StdioBackend::start(&self.config, sink, input, lines) {
             Ok(server) => server,
             Err(fault) => return Some(fault.to_string()),
         };
@@ -185,10 +233,10 @@ impl Instances {
     pub fn message(&self, number: u32, text: &str) -> Result<(), SendError> {
         let (stopping, open) = {
             let table = self.table();
-            let open = table.open.get(&number);
-            (table.stopping, open.map(|open| (open.uplink.clone(), open.input.clone(), open.calls.clone())))
+            (table.stopping, table.open.get(&number).map(|open| open.channel.clone()))
         };
-        let Some((uplink, input, calls)) = open else { return Ok(()) };
+        let Some(channel) = open else { return Ok(()) };
+        let Channel { uplink, calls, input } = &*channel;
         let Ok(message) = Message::read(text) else { return Ok(()) };
         match (message.kind(), message.id()) {
             (Kind::Request, Some(id)) if stopping => {
@@ -232,7 +280,12 @@ impl Instances {
 
     /// Returns the number of unanswered requests in all sessions.
     pub fn running(&self) -> usize {
-        self.table().open.values().map(|open| open.calls.len()).sum()
+        self.table().open.values().map(|open| open.channel.calls.len()).sum()
+    }
+
+    /// Whether a message of a process waits for space in the queue of the link.
+    pub fn is_delivering(&self) -> bool {
+        !self.delivering.is_empty()
     }
 
     /// Closes all sessions; called when the link is gone.

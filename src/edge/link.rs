@@ -12,7 +12,12 @@ use std::{
 
 use smol::Timer;
 
-use super::{backend::stdio::LineOutcome, instances::Instances, redial::Outcome, uplink::Uplink};
+use super::{
+    backend::{Delivery, LineOutcome, LineSink},
+    instances::Instances,
+    redial::Outcome,
+    uplink::Uplink,
+};
 use crate::{
     config::RegisterConfig,
     edge::proxy::{ProxyState, ToChild, ToGateway},
@@ -135,23 +140,14 @@ impl EdgeState {
         }
     }
 
-    /// Handles a line of a child: forwards it as soon as the link has space.
-    pub async fn on_child_line(&self, generation: u64, line: &str) -> LineOutcome {
-        self.deliver(generation, |proxy| proxy.on_child_line(line)).await
-    }
-
-    /// Fails a request whose response cannot be used. See [`ProxyState::unusable`].
-    pub async fn unusable(&self, generation: u64, id: Option<&str>, message: &str) -> LineOutcome {
-        self.deliver(generation, |proxy| proxy.unusable(id, message)).await
-    }
-
-    /// Applies `read` to the proxy state and sends the resulting frames and lines.
-    async fn deliver(&self, generation: u64, read: impl FnOnce(&mut ProxyState) -> ToGateway) -> LineOutcome {
-        let (up, link, _delivering) = {
+    /// Applies `read` to the proxy state and sends the resulting lines. Returns the frames to be
+    /// delivered.
+    fn deliver(&self, generation: u64, read: impl FnOnce(&mut ProxyState) -> ToGateway) -> LineOutcome {
+        let (up, link, delivering) = {
             let mut shared = self.lock();
             if shared.generation != generation {
                 log::debug!("dropped a line of an earlier process");
-                return LineOutcome::Message;
+                return LineOutcome::Message(Delivery::none());
             }
             let mut up = read(&mut shared.proxy);
             if let (ToGateway::Ready { lines, .. }, Some(child)) = (&mut up, &shared.child) {
@@ -161,40 +157,39 @@ impl EdgeState {
                     let _ = child.send_unbounded(line);
                 }
             }
+            // Counts as being delivered before its call stops counting as running.
             (up, shared.link.clone(), self.delivering.track())
         };
-        let frames = match up {
-            ToGateway::Gateway(frame) => vec![frame],
+        let (first, more) = match up {
+            ToGateway::Gateway(frame) => (Some(frame), Vec::new()),
             ToGateway::Unmatched(frame) => {
                 self.warn_throttled("stray", "the server sent a response without a matching request");
-                vec![frame]
+                (Some(frame), Vec::new())
             }
             ToGateway::Ready { frames, .. } => {
                 log::info!("server reinitialized");
-                frames
+                (None, frames)
             }
             ToGateway::Stale => {
                 log::debug!("dropped a response for an earlier link");
-                Vec::new()
+                (None, Vec::new())
             }
             ToGateway::Refused => return LineOutcome::End("it rejected reinitialization"),
             ToGateway::Noise => return LineOutcome::Noise,
         };
-        for frame in frames {
-            let Some(link) = &link else {
+        let Some(link) = link else {
+            if first.is_some() || !more.is_empty() {
                 log::debug!("dropped a message of the server: no link");
-                break;
-            };
-            match link.frame(frame) {
-                Ok(frame) => {
-                    if link.queue().send_wait(frame).await.is_err() {
-                        log::debug!("dropped a message of the server: its link was closed");
-                    }
-                }
-                Err(refusal) => refusal.into_iter().for_each(|refusal| self.refuse(generation, refusal)),
+            }
+            return LineOutcome::Message(Delivery::none());
+        };
+        let mut delivery = Delivery::new(link, delivering);
+        for frame in first.into_iter().chain(more) {
+            if let Err(Some(refusal)) = delivery.add(frame) {
+                self.refuse(generation, refusal);
             }
         }
-        LineOutcome::Message
+        LineOutcome::Message(delivery)
     }
 
     /// Answers a request of the child on behalf of the gateway.
@@ -251,7 +246,7 @@ impl EdgeState {
     pub async fn answered(&self) {
         // Check in this order: a response counts as being delivered before its call stops counting
         // as running.
-        while self.running() > 0 || !self.delivering.is_empty() {
+        while self.running() > 0 || !self.delivering.is_empty() || self.instances.is_delivering() {
             Timer::after(limits::DRAIN_POLL).await;
         }
     }
@@ -307,6 +302,29 @@ impl EdgeState {
             // Best effort: a child that does not read its input misses the cancellations.
             let _ = shared.child.as_ref().map(|child| child.send(line));
         }
+    }
+}
+
+/// Takes the messages of one run of the shared server.
+pub struct SharedSink {
+    state: Arc<EdgeState>,
+    generation: u64,
+}
+
+impl SharedSink {
+    /// Creates the sink for the run with this generation, see [`EdgeState::child_up`].
+    pub fn new(state: Arc<EdgeState>, generation: u64) -> Self {
+        Self { state, generation }
+    }
+}
+
+impl LineSink for SharedSink {
+    fn message(&self, text: &str) -> LineOutcome {
+        self.state.deliver(self.generation, |proxy| proxy.on_child_line(text))
+    }
+
+    fn unusable(&self, id: Option<&str>, why: &str) -> LineOutcome {
+        self.state.deliver(self.generation, |proxy| proxy.unusable(id, why))
     }
 }
 

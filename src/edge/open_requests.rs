@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use crate::{
@@ -14,8 +14,8 @@ use crate::{
 };
 
 /// The ids of the requests that one session's process has not answered.
-#[derive(Clone, Debug, Default)]
-pub struct OpenRequests(Arc<Mutex<HashSet<String>>>);
+#[derive(Debug, Default)]
+pub struct OpenRequests(Mutex<HashSet<String>>);
 
 impl OpenRequests {
     fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
@@ -77,7 +77,7 @@ mod tests {
         let open = OpenRequests::default();
         assert_eq!(open.remove_only(), None);
         open.add("1");
-        open.clone().add("2");
+        open.add("2");
         assert_eq!((open.remove_only(), open.len()), (None, 2));
         open.remove("1");
         assert_eq!(open.remove_only().as_deref(), Some("2"));

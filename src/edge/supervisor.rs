@@ -11,8 +11,8 @@ use std::{
 use futures_lite::future;
 
 use super::{
-    backend::stdio::{Outlet, StdioBackend},
-    link::EdgeState,
+    backend::stdio::StdioBackend,
+    link::{EdgeState, SharedSink},
 };
 use crate::{
     config::{RegisterConfig, Restart},
@@ -177,8 +177,8 @@ impl<'a> Supervisor<'a> {
         let (input, lines) = StdioBackend::queue(self.config);
         self.generation = self.state.child_up(input.clone());
         self.started = Instant::now();
-        let outlet = Outlet::Shared(self.state.clone(), self.generation);
-        self.server = Some(StdioBackend::start(self.config, outlet, input, lines)?);
+        let sink = Arc::new(SharedSink::new(self.state.clone(), self.generation));
+        self.server = Some(StdioBackend::start(self.config, sink, input, lines)?);
         Ok(())
     }
 }

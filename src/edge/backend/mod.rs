@@ -1,3 +1,135 @@
-//! Backends that run an MCP server for the edge. One kind so far: [`stdio`], a child process.
+//! Backends run an MCP server for the edge. One kind so far: [`stdio`], a child process.
+//!
+//! A backend gives the messages of its server to a [`LineSink`], which forwards them: those of the
+//! shared server in `edge::link`, those of a session's own process in `edge::instances`. [`lines`]
+//! finds the messages in a line of output.
 
+pub mod lines;
 pub mod stdio;
+
+use super::uplink::Uplink;
+use crate::runtime::task_tracker::TaskGuard;
+
+/// Takes the messages of one run of a server.
+///
+/// It decides at once and never waits, so that a call needs no boxed future. Where the reader has
+/// to wait for space on the link, it gets a [`Delivery`].
+pub trait LineSink: Send + Sync {
+    /// Takes one message.
+    fn message(&self, text: &str) -> LineOutcome;
+
+    /// Fails a request whose response cannot be used, with the error message `why`. Without an id,
+    /// fails the only open request, if there is exactly one.
+    fn unusable(&self, id: Option<&str>, why: &str) -> LineOutcome;
+}
+
+/// The outcome of one message or line.
+#[derive(Debug)]
+pub enum LineOutcome {
+    /// It was a message. Finish the delivery before reading the next one, so that a full link slows
+    /// the server down.
+    Message(Delivery),
+    /// It was not a message, but a banner or debug output. It is logged and not forwarded.
+    Noise,
+    /// The server has to be stopped, for this reason.
+    End(&'static str),
+}
+
+/// Frames that are to be put on the queue of the link. The drain at shutdown waits until it is
+/// finished or dropped.
+#[derive(Debug, Default)]
+#[must_use = "the frames are lost unless it is finished"]
+pub struct Delivery {
+    uplink: Option<Uplink>,
+    /// The first frame, so that the usual single frame needs no vector.
+    first: Option<String>,
+    more: Vec<String>,
+    guard: Option<TaskGuard>,
+}
+
+impl Delivery {
+    /// A delivery of nothing.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Creates a delivery to `uplink`. `guard` counts it.
+    pub fn new(uplink: Uplink, guard: TaskGuard) -> Self {
+        Self { uplink: Some(uplink), first: None, more: Vec::new(), guard: Some(guard) }
+    }
+
+    /// Adds a message of the server, as [`Uplink::frame`] builds its frame.
+    ///
+    /// # Errors
+    /// It is larger than the gateway accepts. For a request, the error holds the error response for
+    /// the server.
+    pub fn add(&mut self, text: String) -> Result<(), Option<String>> {
+        let Some(uplink) = &self.uplink else { return Ok(()) };
+        let frame = uplink.frame(text)?;
+        match self.first {
+            None => self.first = Some(frame),
+            Some(_) => self.more.push(frame),
+        }
+        Ok(())
+    }
+
+    /// Puts the frames on the queue, each as soon as there is space. If the link is gone, they are
+    /// dropped.
+    pub async fn finish(self) {
+        let Self { uplink, first, more, guard: _guard } = self;
+        let Some(uplink) = uplink else { return };
+        for frame in first.into_iter().chain(more) {
+            if uplink.queue().send_wait(frame).await.is_err() {
+                log::debug!("dropped a message of the server: its link was closed");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, pin::pin};
+
+    use futures_lite::future;
+
+    use super::*;
+    use crate::{
+        net::outbox::{self, Received},
+        runtime::task_tracker::TaskTracker,
+        tunnel::close::CloseReason,
+    };
+
+    #[test]
+    fn a_delivery_counts_until_all_its_frames_are_queued() {
+        let (queue, mut frames) = outbox::bounded::<CloseReason>(2, 1 << 10);
+        let delivering = TaskTracker::new();
+        let mut delivery = Delivery::new(Uplink::new(queue, None), delivering.track());
+        for frame in ["a", "b", "c"] {
+            delivery.add(frame.to_owned()).unwrap();
+        }
+        smol::block_on(async {
+            let mut delivered = pin!(delivery.finish());
+            assert!(future::poll_once(delivered.as_mut()).await.is_none());
+            assert_eq!(delivering.len(), 1, "the queue has space for two");
+            let mut sent = VecDeque::new();
+            assert_eq!(frames.take(&mut sent).await, Received::Some);
+            delivered.await;
+            assert!(delivering.is_empty());
+            assert_eq!(frames.take(&mut sent).await, Received::Some);
+            assert_eq!(sent, ["a", "b", "c"]);
+        });
+    }
+
+    #[test]
+    fn a_delivery_to_a_closed_link_ends() {
+        let (queue, frames) = outbox::bounded::<CloseReason>(1, 1 << 10);
+        let delivering = TaskTracker::new();
+        let mut delivery = Delivery::new(Uplink::new(queue, None), delivering.track());
+        delivery.add("a".to_owned()).unwrap();
+        delivery.add("b".to_owned()).unwrap();
+        drop(frames);
+        smol::block_on(delivery.finish());
+        smol::block_on(Delivery::none().finish());
+        assert!(delivering.is_empty());
+    }
+}

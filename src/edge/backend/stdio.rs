@@ -1,139 +1,29 @@
 //! A child process with its pipes: writes lines to stdin, reads messages from stdout, logs stderr.
 
-use std::{collections::VecDeque, io, pin::pin, str, sync::Arc, time::Instant};
+use std::{collections::VecDeque, io, pin::pin, sync::Arc, time::Instant};
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use smol::Task;
 
+use super::{
+    LineOutcome, LineSink,
+    lines::{LineParts, Noise, TooLarge},
+};
 use crate::{
     config::RegisterConfig,
-    edge::{link::EdgeState, open_requests::OpenRequests, uplink::Uplink},
     error::FatalError,
-    jsonrpc::{
-        self, Kind, Message,
-        tolerant::{self, MessagePart},
-    },
     limits::{self, ChildLimits},
     ndjson::{Lines, TooLong},
     net::{
         outbox::{self, Received, Receiver},
         timeout,
     },
-    process::{self, Child, Exit, LineBudget, Stderr, Stdin, Stdout},
+    process::{self, Child, Exit, Stderr, Stdin, Stdout},
     runtime::{
         executor,
         shutdown::{Shutdown, ShutdownTrigger},
     },
-    util,
 };
-
-/// Where a server's output lines go.
-#[derive(Clone, Debug)]
-pub enum Outlet {
-    /// From the shared process, with the generation of that process.
-    Shared(Arc<EdgeState>, u64),
-    /// From the process of one client session.
-    Channel(Channel),
-}
-
-/// A channel of the link, served by the process of one client session.
-#[derive(Clone, Debug)]
-pub struct Channel {
-    /// The channel's queue towards the gateway.
-    pub uplink: Uplink,
-    /// The requests that the process has not answered.
-    pub calls: OpenRequests,
-    /// The stdin queue of the process.
-    pub input: outbox::Sender<()>,
-}
-
-impl Channel {
-    /// Sends a message of the process to the gateway. If the link is gone, the message is dropped:
-    /// the session ended with the link.
-    async fn send(&self, text: String) {
-        match self.uplink.frame(text) {
-            Ok(frame) => {
-                let _ = self.uplink.queue().send_wait(frame).await;
-            }
-            // Best effort: dropped if the server does not read its input.
-            Err(refusal) => refusal.into_iter().for_each(|refusal| {
-                let _ = self.input.send(refusal);
-            }),
-        }
-    }
-}
-
-/// The outcome of one output line.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum LineOutcome {
-    /// It was a message and is forwarded.
-    Message,
-    /// It was not a message, but a banner or debug output. It is logged and not forwarded.
-    Noise,
-    /// The server has to be stopped, for this reason.
-    End(&'static str),
-}
-
-impl Outlet {
-    /// Handles one line of the server's output. If it is not a valid message, tries to recover
-    /// messages from its parts.
-    async fn line(&self, line: &[u8]) -> LineOutcome {
-        if let Ok(line) = str::from_utf8(line) {
-            match self.message(line).await {
-                LineOutcome::Noise => {}
-                heard => return heard,
-            }
-        }
-        let mut last = LineOutcome::Noise;
-        for part in tolerant::parts(line) {
-            let heard = match part {
-                MessagePart::Message(text) => self.message(&text).await,
-                MessagePart::Unusable(answer) => {
-                    let words = format!("invalid response from the server: {}", answer.why);
-                    self.unusable(answer.id.as_deref(), &words).await
-                }
-                MessagePart::Noise => LineOutcome::Noise,
-            };
-            match heard {
-                LineOutcome::End(_) => return heard,
-                LineOutcome::Message => last = heard,
-                LineOutcome::Noise => {}
-            }
-        }
-        last
-    }
-
-    /// Fails the request with this id because the server's response to it cannot be used. Without
-    /// an id, fails the only open request, if there is exactly one.
-    async fn unusable(&self, id: Option<&str>, words: &str) -> LineOutcome {
-        match self {
-            Self::Shared(state, generation) => state.unusable(*generation, id, words).await,
-            Self::Channel(channel) => {
-                let calls = &channel.calls;
-                let known = id.map_or_else(|| calls.remove_only(), |id| calls.remove(id));
-                let Some(id) = known else { return LineOutcome::Noise };
-                channel.send(jsonrpc::error(&id, jsonrpc::INTERNAL_ERROR, words)).await;
-                LineOutcome::Message
-            }
-        }
-    }
-
-    async fn message(&self, line: &str) -> LineOutcome {
-        match self {
-            Self::Shared(state, generation) => state.on_child_line(*generation, line).await,
-            Self::Channel(channel) => match Message::read(line) {
-                Ok(message) => {
-                    channel.send(message.splice(&[])).await;
-                    if let (Kind::Response, Some(id)) = (message.kind(), message.id()) {
-                        channel.calls.remove(id);
-                    }
-                    LineOutcome::Message
-                }
-                Err(_) => LineOutcome::Noise,
-            },
-        }
-    }
-}
 
 /// A running server process.
 #[derive(Debug)]
@@ -161,7 +51,7 @@ impl StdioBackend {
     /// One line that names `--stdio`.
     pub fn start(
         config: &RegisterConfig,
-        outlet: Outlet,
+        sink: Arc<dyn LineSink>,
         input: outbox::Sender<()>,
         lines: Receiver<()>,
     ) -> Result<Self, FatalError> {
@@ -173,7 +63,7 @@ impl StdioBackend {
         };
         let (enough, stopped) = crate::runtime::shutdown::shutdown();
         let writer = executor::spawn(write(stdin, lines, limits.clone()));
-        let reader = Some(executor::spawn(read(stdout, outlet, stopped, limits.clone())));
+        let reader = Some(executor::spawn(read(stdout, sink, stopped, limits.clone())));
         let logger = child
             .stderr
             .take()
@@ -276,10 +166,15 @@ async fn write(mut stdin: Stdin, mut lines: Receiver<()>, limits: ChildLimits) -
 }
 
 /// Reads lines until end of file (returns `None`), or until there is a reason to stop the server.
-async fn read(mut stdout: Stdout, outlet: Outlet, enough: Shutdown, limits: ChildLimits) -> Option<String> {
+async fn read(
+    mut stdout: Stdout,
+    sink: Arc<dyn LineSink>,
+    enough: Shutdown,
+    limits: ChildLimits,
+) -> Option<String> {
     let mut lines = Lines::new(limits.line_bytes);
     let mut noise = Noise::new(&limits);
-    let mut too_long = TooLarge { max: limits.line_bytes, open: false };
+    let mut too_large = TooLarge::new(limits.line_bytes);
     let mut stopped = pin!(async {
         enough.wait().await;
         Ok(0)
@@ -290,89 +185,31 @@ async fn read(mut stdout: Stdout, outlet: Outlet, enough: Shutdown, limits: Chil
             _ => return None,
         }
         loop {
-            match lines.next_line() {
-                Ok(Some(line)) => match outlet.line(line).await {
-                    LineOutcome::Message => {}
-                    LineOutcome::Noise => noise.line(&String::from_utf8_lossy(line)),
-                    LineOutcome::End(why) => return Some(why.to_owned()),
-                },
+            let outcome = match lines.next_line() {
+                Ok(Some(line)) => {
+                    let mut parts = LineParts::new(line);
+                    while let Some(outcome) = parts.next(&*sink) {
+                        match outcome {
+                            LineOutcome::Message(delivery) => delivery.finish().await,
+                            LineOutcome::Noise => noise.line(Instant::now(), line),
+                            LineOutcome::End(why) => return Some(why.to_owned()),
+                        }
+                    }
+                    continue;
+                }
                 Ok(None) => break,
-                Err(TooLong::Begins) => too_long.begins(lines.part(), &outlet).await,
-                Err(TooLong::Ended) => too_long.ended(lines.part(), &outlet).await,
+                Err(TooLong::Begins) => too_large.begins(lines.part(), &*sink),
+                Err(TooLong::Ended) => too_large.ended(lines.part(), &*sink),
+            };
+            match outcome {
+                LineOutcome::Message(delivery) => delivery.finish().await,
+                // The line was logged when it began.
+                LineOutcome::Noise => {}
+                LineOutcome::End(why) => return Some(why.to_owned()),
             }
         }
         // Yield, so that a server that writes without pause does not starve the link and the other
         // tasks.
         future::yield_now().await;
-    }
-}
-
-/// A line that is skipped because it exceeds `--max-message-bytes`.
-struct TooLarge {
-    max: usize,
-    /// The line is a response whose id has not been found yet.
-    open: bool,
-}
-
-impl TooLarge {
-    /// Handles the start of the line: fails the request if the id of the response is in it.
-    async fn begins(&mut self, start: &[u8], outlet: &Outlet) {
-        log::warn!("skipped a line of the server: longer than {} bytes (--max-message-bytes)", self.max);
-        let answer = tolerant::unusable(start, "");
-        self.open = answer.as_ref().is_some_and(|answer| answer.id.is_none());
-        if let Some(id) = answer.and_then(|answer| answer.id) {
-            outlet.unusable(Some(&id), &self.words()).await;
-        }
-    }
-
-    /// Handles the end of the line: looks for the id there if the start did not contain it.
-    async fn ended(&mut self, end: &[u8], outlet: &Outlet) {
-        if std::mem::take(&mut self.open) {
-            outlet.unusable(tolerant::id_at_end(end).as_deref(), &self.words()).await;
-        }
-    }
-
-    fn words(&self) -> String {
-        format!(
-            "the server's response is larger than {} bytes (see --max-message-bytes at register)",
-            self.max
-        )
-    }
-}
-
-/// Counts the stdout lines that are not messages, and logs them at the rate allowed for stderr.
-struct Noise {
-    budget: LineBudget,
-    count: u64,
-}
-
-impl Noise {
-    fn new(limits: &ChildLimits) -> Self {
-        Self { budget: LineBudget::new(limits.stderr_lines, limits::LOG_EVERY), count: 0 }
-    }
-
-    fn line(&mut self, line: &str) {
-        self.count += 1;
-        if self.budget.spend(Instant::now(), Self::dropped) {
-            log::warn!(
-                "the server wrote a line to stdout that is not an MCP message: {}",
-                util::escape::show(line)
-            );
-        }
-    }
-
-    fn dropped(count: u64) {
-        if count > 0 {
-            log::warn!("{count} more stdout lines that are not MCP messages were not logged");
-        }
-    }
-}
-
-impl Drop for Noise {
-    fn drop(&mut self) {
-        Self::dropped(self.budget.dropped());
-        if self.count > 0 {
-            log::info!("{} stdout lines of the server were not MCP messages", self.count);
-        }
     }
 }

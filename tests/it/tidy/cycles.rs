@@ -14,7 +14,6 @@ const PERMITTED: &[(&str, &str, &str)] = &[
     ("catalog", "index", "mod"),
     ("catalog", "templates", "mod"),
     ("cli", "convert", "mod"),
-    ("edge", "backend", "link"),
     ("gateway", "accept", "mod"),
     ("gateway", "authn", "mod"),
     ("gateway", "connection", "mod"),
