@@ -14,7 +14,7 @@ use std::{
 use smol::lock::Semaphore;
 
 use super::{
-    backend::{Delivery, LineOutcome, LineSink, stdio::StdioBackend},
+    backend::{self, BackendEnd, BackendIo, Delivery, LineOutcome, LineSink, StartBackend},
     open_requests::OpenRequests,
     uplink::Uplink,
 };
@@ -22,7 +22,7 @@ use crate::{
     config::RegisterConfig,
     edge::proxy::STOPPING,
     jsonrpc::{self, Kind, Message},
-    limits::LOG_GROUPS,
+    limits::{LOG_GROUPS, Limits},
     log_throttle::LogThrottle,
     net::outbox::{self, Receiver, SendError},
     runtime::{
@@ -34,9 +34,11 @@ use crate::{
 };
 
 /// All channels of the current link.
-#[derive(Debug)]
 pub struct Instances {
-    config: RegisterConfig,
+    limits: Limits,
+    /// Most sessions at a time.
+    max: usize,
+    start: StartBackend,
     table: Mutex<InstanceTable>,
     /// One permit per running process, up to `--max-sessions`. A process that is being stopped
     /// keeps its permit.
@@ -127,13 +129,15 @@ impl LineSink for InstanceSink {
 }
 
 impl Instances {
-    /// Creates an empty table. Cancelling the task group of `spawner` also kills the processes.
-    pub fn new(config: &RegisterConfig, spawner: Spawner) -> Arc<Self> {
-        let permits = Semaphore::new(config.sessions.unwrap_or_default() as usize);
+    /// Creates an empty table. `start` starts the process of a session. Cancelling the task group of `spawner` also kills the processes.
+    pub fn new(config: &RegisterConfig, start: StartBackend, spawner: Spawner) -> Arc<Self> {
+        let max = config.sessions.unwrap_or_default() as usize;
         Arc::new(Self {
-            config: config.clone(),
+            limits: config.limits.clone(),
+            max,
+            start,
             table: Mutex::default(),
-            permits,
+            permits: Semaphore::new(max),
             tasks: TaskTracker::new(),
             delivering: TaskTracker::new(),
             spawner,
@@ -160,7 +164,7 @@ impl Instances {
     /// # Errors
     /// The queue of the link is full: the gateway sends requests and does not read.
     pub fn start(self: &Arc<Self>, number: u32, link: &Uplink) -> Result<(), SendError> {
-        let (input, lines) = StdioBackend::queue(&self.config);
+        let (input, lines) = backend::queue(&self.limits);
         let (stop, stopped) = crate::runtime::shutdown::shutdown();
         let (uplink, calls) = (link.on_channel(number), OpenRequests::default());
         let channel = Arc::new(Channel { uplink, calls, input });
@@ -169,7 +173,7 @@ impl Instances {
             if table.stopping {
                 return link.queue().send_reserved(frame::close(number, STOPPING));
             }
-            if table.open.len() >= self.config.sessions.unwrap_or_default() as usize {
+            if table.open.len() >= self.max {
                 let why = "the edge has reached its session limit (--max-sessions)";
                 let line = format_args!("session {number} not started: {why}");
                 self.log(log::Level::Warn, "not_started", line);
@@ -216,14 +220,16 @@ impl Instances {
         let _room = stopped.race(self.permits.acquire()).await?;
         let input = channel.input.clone();
         let sink = Arc::new(InstanceSink { channel, delivering: self.delivering.clone() });
-        let mut server = match StdioBackend::start(&self.config, sink, input, lines) {
+        let mut server = match (self.start)(BackendIo { input, messages: lines, sink }) {
             Ok(server) => server,
             Err(fault) => return Some(fault.to_string()),
         };
-        let limits = &self.config.limits.child;
-        let ended = stopped.race(server.ended(limits)).await;
-        let exit = server.stop(limits).await;
-        Some(ended?.unwrap_or_else(|| exit.to_string()))
+        let ended = stopped.race(server.ended()).await;
+        let exit = server.stop().await;
+        Some(match ended? {
+            BackendEnd::Unusable(why) => why,
+            BackendEnd::Exited => exit.brief,
+        })
     }
 
     /// Sends a message to a session's process.
@@ -296,5 +302,81 @@ impl Instances {
     /// Waits until all processes have ended.
     pub async fn gone(&self) {
         self.tasks.wait_idle().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use futures_lite::future;
+
+    use super::*;
+    use crate::{
+        edge::tests::{FakeServers, Run, config},
+        net::outbox::Received,
+        runtime::tasks::TaskGroup,
+    };
+
+    /// A call counts as running or as being delivered until its response is on the queue.
+    #[test]
+    fn a_response_counts_until_it_is_queued() {
+        let (config, group) = (RegisterConfig { sessions: Some(1), ..config() }, TaskGroup::new());
+        let servers = FakeServers::new([Run::Serves]);
+        let instances = Instances::new(&config, servers.start(), group.spawner());
+        let (queue, mut frames) = outbox::bounded(1, 1 << 20);
+        let link = Uplink::new(queue, None);
+        let call = r#"{"jsonrpc":"2.0","id":1,"method":"m"}"#;
+        smol::block_on(group.run(async {
+            instances.start(7, &link).unwrap();
+            instances.message(7, call).unwrap();
+            let mut server = servers.next().await;
+            assert_eq!(server.next_message().await, call);
+            assert_eq!((instances.running(), instances.is_delivering()), (1, false));
+            let responses =
+                [r#"{"jsonrpc":"2.0","id":1,"result":{}}"#.to_owned(), jsonrpc::error("2", 1, "x")];
+            for (number, response) in responses.iter().enumerate() {
+                let LineOutcome::Message(delivery) = server.sink.message(response) else {
+                    panic!("{response}")
+                };
+                assert_eq!((instances.running(), instances.is_delivering()), (0, true));
+                let mut delivered = Box::pin(delivery.finish());
+                let mut sent = VecDeque::new();
+                if number == 1 {
+                    assert!(future::poll_once(delivered.as_mut()).await.is_none(), "the queue is full");
+                    assert!(instances.is_delivering());
+                    assert_eq!(frames.take(&mut sent).await, Received::Some);
+                    assert_eq!(sent, [frame::message(7, &responses[0])]);
+                }
+                delivered.await;
+                assert!(!instances.is_delivering());
+            }
+        }));
+    }
+
+    #[test]
+    fn an_unusable_response_fails_the_open_request() {
+        let (config, group) = (RegisterConfig { sessions: Some(1), ..config() }, TaskGroup::new());
+        let servers = FakeServers::new([Run::Serves]);
+        let instances = Instances::new(&config, servers.start(), group.spawner());
+        let (queue, mut frames) = outbox::bounded(8, 1 << 20);
+        let link = Uplink::new(queue, None);
+        smol::block_on(group.run(async {
+            instances.start(7, &link).unwrap();
+            let server = servers.next().await;
+            assert!(matches!(server.sink.unusable(None, "x"), LineOutcome::Noise));
+            instances.message(7, r#"{"jsonrpc":"2.0","id":5,"method":"m"}"#).unwrap();
+            assert!(matches!(server.sink.unusable(Some("6"), "x"), LineOutcome::Noise));
+            let LineOutcome::Message(delivery) = server.sink.unusable(None, "too large") else {
+                panic!("one is open")
+            };
+            assert_eq!((instances.running(), instances.is_delivering()), (0, true));
+            delivery.finish().await;
+            let mut sent = VecDeque::new();
+            assert_eq!(frames.take(&mut sent).await, Received::Some);
+            let error = jsonrpc::error("5", jsonrpc::INTERNAL_ERROR, "too large");
+            assert_eq!(sent, [frame::message(7, &error)]);
+            assert!(matches!(server.sink.message("no message"), LineOutcome::Noise));
+        }));
     }
 }

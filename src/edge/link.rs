@@ -41,7 +41,6 @@ use crate::{
 };
 
 /// State shared by the tasks of the edge.
-#[derive(Debug)]
 pub struct EdgeState {
     tables: Mutex<EdgeTables>,
     /// One guard for each line of the child that waits for space in the queue of the link.

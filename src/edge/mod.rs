@@ -6,8 +6,8 @@
 //!   gateway.
 //! - [`proxy`]: the state machine between gateway and child: handshake, request ids, dropped
 //!   messages. Pure.
-//! - [`backend`]: a child process with its pipes.
-//! - [`supervisor`]: starts the shared child and restarts it when it has ended; [`restart`] decides
+//! - [`backend`]: one run of the server; a child process with its pipes.
+//! - [`supervisor`]: starts the shared server and restarts it when it has ended; [`restart`] decides
 //!   whether and when.
 //! - [`instances`]: one child per client session; [`open_requests`]: what it has not answered.
 //! - [`uplink`]: the queue towards the gateway.
@@ -41,6 +41,7 @@ use std::{sync::Arc, time::Instant};
 use futures_lite::future;
 
 use self::{
+    backend::stdio,
     connect::Dialer,
     instances::Instances,
     link::{EdgeState, Suspended},
@@ -80,9 +81,10 @@ async fn serve(
 ) -> Result<(), FatalError> {
     let dialer = Dialer::new(&config)?;
     let health = health::bind(&config)?;
-    let instances = Instances::new(&config, spawner);
+    let start = stdio::starter(&config);
+    let instances = Instances::new(&config, start.clone(), spawner);
     let state = EdgeState::new(instances.clone());
-    let mut supervisor = Supervisor::start(&config, &state)?;
+    let mut supervisor = Supervisor::start(&config, &state, start, signals::has_terminal())?;
     let (trigger, stopped) = crate::runtime::shutdown::shutdown();
     let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));
     let (leaving, left) = crate::runtime::shutdown::shutdown();
@@ -226,3 +228,6 @@ async fn keep_linked(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

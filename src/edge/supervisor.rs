@@ -1,7 +1,7 @@
-//! Supervises the shared server process: starts it, watches it, and restarts it as the policy says.
+//! Supervises the shared server: starts it, watches it, and restarts it as the policy says.
 //!
-//! `edge::restart` decides when to restart, `edge::proxy` decides what the gateway is sent, and
-//! `StdioBackend` is one run of the process.
+//! `edge::restart` decides when to restart, `edge::proxy` decides what the gateway is sent, and a
+//! [`Backend`] is one run of the server.
 
 use std::{
     sync::Arc,
@@ -11,7 +11,7 @@ use std::{
 use futures_lite::future;
 
 use super::{
-    backend::stdio::StdioBackend,
+    backend::{self, Backend, BackendEnd, BackendExit, BackendIo, StartBackend},
     link::{EdgeState, SharedSink},
 };
 use crate::{
@@ -19,18 +19,18 @@ use crate::{
     edge::restart::{Ending, Restarts},
     error::FatalError,
     net::{random, timeout},
-    process::{self, Exit},
-    runtime::signals,
 };
 
-/// Owns the server process and its restart state.
-#[derive(Debug)]
+/// Owns the running server and its restart state.
 pub struct Supervisor<'a> {
     config: &'a RegisterConfig,
     state: Arc<EdgeState>,
+    start: StartBackend,
+    /// The program has a terminal, so a person sees how the first start ends.
+    has_terminal: bool,
     restarts: Restarts,
     /// `None` while the server is down.
-    server: Option<StdioBackend>,
+    server: Option<Box<dyn Backend>>,
     /// Number of the last start.
     generation: u64,
     started: Instant,
@@ -39,15 +39,22 @@ pub struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    /// Starts the server for the first time. Without a terminal, a failed start is retried as the
-    /// policy says: a disk or network that the command needs may not be up yet.
+    /// Starts the server for the first time, by `start`. Without a terminal, a failed start is
+    /// retried as the policy says: a disk or network that the command needs may not be up yet.
     ///
     /// # Errors
-    /// One line that names `--stdio`.
-    pub fn start(config: &'a RegisterConfig, state: &Arc<EdgeState>) -> Result<Self, FatalError> {
+    /// One line that names the flag, see [`StartBackend`].
+    pub fn start(
+        config: &'a RegisterConfig,
+        state: &Arc<EdgeState>,
+        start: StartBackend,
+        has_terminal: bool,
+    ) -> Result<Self, FatalError> {
         let mut supervisor = Self {
             config,
             state: state.clone(),
+            start,
+            has_terminal,
             restarts: Restarts::default(),
             server: None,
             generation: 0,
@@ -55,7 +62,6 @@ impl<'a> Supervisor<'a> {
             retry: None,
         };
         let Err(fault) = supervisor.launch() else { return Ok(supervisor) };
-        let has_terminal = signals::has_terminal();
         let delay = if has_terminal { None } else { supervisor.delay(Ending::Failed, Duration::ZERO) };
         supervisor.retry = supervisor.down(&format!("server '{}': {fault}", config.name), delay);
         if supervisor.retry.is_some() { Ok(supervisor) } else { Err(fault) }
@@ -70,24 +76,22 @@ impl<'a> Supervisor<'a> {
             self.again(due).await;
         }
         loop {
-            let reason = self.ended().await;
+            let end = self.ended().await;
             let alive = self.started.elapsed();
             let name = &self.config.name;
-            let due = match &reason {
-                None => {
-                    // Reap the process first: that gives its exit status, and its last output may
-                    // contain answers.
+            let due = match end {
+                BackendEnd::Exited => {
+                    // End it first: that gives its exit status, and its last output may contain
+                    // answers.
                     let Some(exit) = self.end().await else { continue };
-                    let ending = if exit.success() { Ending::Done } else { Ending::Failed };
                     // With a terminal, report a failed first start to the user who typed the
                     // command.
-                    let again = !(self.generation == 1 && exit.is_not_run() && signals::has_terminal());
-                    let delay = if again { self.delay(ending, alive) } else { None };
-                    let unfit = self.unfit(exit);
-                    self.down(&format!("server '{name}' {}{unfit}", exit.told()), delay)
-                        .ok_or_else(|| self.gone(exit, unfit))
+                    let again = !(self.generation == 1 && exit.is_not_run && self.has_terminal);
+                    let delay = if again { self.delay(exit.ending, alive) } else { None };
+                    self.down(&format!("server '{name}' {}{}", exit.told, exit.hint), delay)
+                        .ok_or_else(|| self.gone(&exit))
                 }
-                Some(reason) => {
+                BackendEnd::Unusable(reason) => {
                     let delay = self.delay(Ending::Failed, alive);
                     let why = format!("stopped server '{name}': {reason}");
                     // Fail its open calls now; it answers nothing more, and stopping it takes time.
@@ -108,26 +112,26 @@ impl<'a> Supervisor<'a> {
         self.end().await;
     }
 
-    /// Waits until the server can serve no more. Returns `None` if its process exited, otherwise
-    /// the reason to stop it.
-    async fn ended(&mut self) -> Option<String> {
-        let limits = &self.config.limits.child;
+    /// Waits until the server can serve no more, or does not answer the `initialize` of a restart in
+    /// time.
+    async fn ended(&mut self) -> BackendEnd {
+        let limit = self.config.limits.child.initialize_time;
         let (state, generation) = (self.state.clone(), self.generation);
         let silent = async {
-            timeout::until(self.started.checked_add(limits.initialize_time)).await;
+            timeout::until(self.started.checked_add(limit)).await;
             if !state.is_initializing(generation) {
                 future::pending::<()>().await;
             }
-            Some(format!("it did not answer initialize within {} s", limits.initialize_time.as_secs_f64()))
+            BackendEnd::Unusable(format!("it did not answer initialize within {} s", limit.as_secs_f64()))
         };
         match &mut self.server {
-            Some(server) => future::or(server.ended(limits), silent).await,
+            Some(server) => future::or(server.ended(), silent).await,
             None => future::pending().await,
         }
     }
 
-    async fn end(&mut self) -> Option<Exit> {
-        Some(self.server.take()?.stop(&self.config.limits.child).await)
+    async fn end(&mut self) -> Option<BackendExit> {
+        Some(self.server.take()?.stop().await)
     }
 
     fn delay(&mut self, ending: Ending, alive: Duration) -> Option<Duration> {
@@ -145,22 +149,12 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Returns the error that ends the program when the server exited and is not restarted.
-    fn gone(&self, exit: Exit, unfit: String) -> FatalError {
-        let hint = match self.config.restart {
-            Restart::OnFailure if exit.success() => "; use --restart always to restart it".to_owned(),
-            _ => unfit,
+    fn gone(&self, exit: &BackendExit) -> FatalError {
+        let hint = match (self.config.restart, exit.ending) {
+            (Restart::OnFailure, Ending::Done) => "; use --restart always to restart it",
+            _ => &exit.hint,
         };
-        FatalError::run(format!("server '{}' exited: {exit}{hint}", self.config.name))
-    }
-
-    /// Returns a suffix for an error message if the file of the program shows that it cannot be
-    /// executed here, otherwise an empty string.
-    fn unfit(&self, exit: Exit) -> String {
-        let program = self.config.command.program();
-        if exit.success() || !process::is_unfit(program) {
-            return String::new();
-        }
-        format!("; {}", process::unfit(program))
+        FatalError::run(format!("server '{}' exited: {}{hint}", self.config.name, exit.brief))
     }
 
     /// Starts the server at `due`. If that fails, retries as the policy says.
@@ -174,11 +168,111 @@ impl<'a> Supervisor<'a> {
     }
 
     fn launch(&mut self) -> Result<(), FatalError> {
-        let (input, lines) = StdioBackend::queue(self.config);
+        let (input, messages) = backend::queue(&self.config.limits);
         self.generation = self.state.child_up(input.clone());
         self.started = Instant::now();
         let sink = Arc::new(SharedSink::new(self.state.clone(), self.generation));
-        self.server = Some(StdioBackend::start(self.config, sink, input, lines)?);
+        self.server = Some((self.start)(BackendIo { input, messages, sink })?);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        edge::{
+            instances::Instances,
+            tests::{FakeServers, Run, config},
+        },
+        runtime::tasks::TaskGroup,
+    };
+
+    /// Supervises servers that run as given, until the program ends or has started `starts` of
+    /// them. Returns the error that ends it, and the number of starts.
+    fn supervise(
+        config: &RegisterConfig,
+        has_terminal: bool,
+        runs: &[Run],
+        starts: usize,
+    ) -> (Option<String>, usize) {
+        let servers = FakeServers::new(runs.iter().cloned());
+        let group = TaskGroup::new();
+        let state = EdgeState::new(Instances::new(config, servers.start(), group.spawner()));
+        let mut supervisor = match Supervisor::start(config, &state, servers.start(), has_terminal) {
+            Ok(supervisor) => supervisor,
+            Err(fault) => return (Some(fault.to_string()), servers.starts()),
+        };
+        let error = smol::block_on(async {
+            let error = async { Some(supervisor.run().await.to_string()) };
+            let started = async {
+                while servers.starts() < starts {
+                    servers.next().await;
+                }
+                None
+            };
+            future::or(error, started).await
+        });
+        assert_eq!(state.is_served(), error.is_none());
+        smol::block_on(supervisor.stop());
+        assert_eq!(servers.running(), 0, "each is stopped");
+        (error, servers.starts())
+    }
+
+    fn with(restart: Restart) -> RegisterConfig {
+        RegisterConfig { restart, ..config() }
+    }
+
+    #[test]
+    fn restarts_depend_on_policy_and_exit() {
+        let unusable = Run::Unusable("it closed its stdout");
+        for (restart, run, error) in [
+            (Restart::Never, Run::Exits(0), Some("server 's' exited: exit status 0")),
+            (Restart::Never, Run::Exits(3), Some("server 's' exited: exit status 3")),
+            (Restart::Never, unusable.clone(), Some("stopped server 's': it closed its stdout")),
+            (
+                Restart::OnFailure,
+                Run::Exits(0),
+                Some("server 's' exited: exit status 0; use --restart always to restart it"),
+            ),
+            (Restart::OnFailure, Run::Exits(3), None),
+            (Restart::OnFailure, unusable.clone(), None),
+            (Restart::Always, Run::Exits(0), None),
+            (Restart::Always, Run::Exits(3), None),
+            (Restart::Always, unusable, None),
+        ] {
+            let starts = if error.is_some() { 1 } else { 2 };
+            let expected = (error.map(str::to_owned), starts);
+            assert_eq!(supervise(&with(restart), false, &[run.clone(), Run::Serves], 2), expected, "{run:?}");
+        }
+    }
+
+    #[test]
+    fn a_first_start_that_fails_is_final_on_a_terminal_only() {
+        let fault = Some("--stdio: cannot start".to_owned());
+        for (restart, run) in [
+            (Restart::OnFailure, Run::FailsToStart),
+            (Restart::Always, Run::FailsToStart),
+            (Restart::OnFailure, Run::Exits(127)),
+        ] {
+            let runs = [run.clone(), run.clone(), Run::Serves];
+            let (error, starts) = supervise(&with(restart), true, &runs, 3);
+            assert!(error.is_some() && starts == 1, "{run:?}: {error:?}");
+            assert_eq!(supervise(&with(restart), false, &runs, 3), (None, 3), "{run:?}");
+        }
+        let runs = [Run::FailsToStart, Run::Serves];
+        assert_eq!(supervise(&with(Restart::Never), false, &runs, 2), (fault, 1));
+        // Later starts are retried with a terminal, too.
+        for run in [Run::FailsToStart, Run::Exits(127)] {
+            let runs = [Run::Exits(3), run.clone(), Run::Serves];
+            assert_eq!(supervise(&with(Restart::OnFailure), true, &runs, 3), (None, 3), "{run:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_cannot_run_is_explained() {
+        let why = "server 's' exited: exit status 126; x is not a program";
+        let (error, _) = supervise(&with(Restart::Never), false, &[Run::Exits(126)], 2);
+        assert_eq!(error.as_deref(), Some(why));
     }
 }

@@ -1,5 +1,8 @@
 //! Backends run an MCP server for the edge. One kind so far: [`stdio`], a child process.
 //!
+//! `edge::supervisor` and `edge::instances` start a [`Backend`] by a [`StartBackend`] and know
+//! nothing of its kind; `edge::serve` chooses it.
+//!
 //! A backend gives the messages of its server to a [`LineSink`], which forwards them: those of the
 //! shared server in `edge::link`, those of a session's own process in `edge::instances`. [`lines`]
 //! finds the messages in a line of output.
@@ -7,8 +10,76 @@
 pub mod lines;
 pub mod stdio;
 
-use super::uplink::Uplink;
-use crate::runtime::task_tracker::TaskGuard;
+use std::{pin::Pin, sync::Arc};
+
+use super::{restart::Ending, uplink::Uplink};
+use crate::{
+    error::FatalError,
+    limits::Limits,
+    net::outbox::{self, Receiver, Sender},
+    runtime::task_tracker::TaskGuard,
+};
+
+/// The future of a method of a trait object.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// One run of an MCP server. Messages for it come from the queue that it was started with, and its
+/// own go to a [`LineSink`].
+///
+/// Dropping it ends the server without reading its last messages.
+pub trait Backend: Send {
+    /// Waits until the server can serve no more. The future may be dropped and called for again,
+    /// until it has completed once.
+    fn ended(&mut self) -> BoxFuture<'_, BackendEnd>;
+
+    /// Ends the server, and reads its last messages. Takes a bounded time, see
+    /// [`crate::limits::ChildLimits`].
+    fn stop(self: Box<Self>) -> BoxFuture<'static, BackendExit>;
+}
+
+/// Why a server can serve no more.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum BackendEnd {
+    /// It ended by itself.
+    Exited,
+    /// It has to be stopped, for this reason.
+    Unusable(String),
+}
+
+/// How a run of a server ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct BackendExit {
+    /// What the restart policy needs to know.
+    pub ending: Ending,
+    /// The server could not be run at all, which no restart changes.
+    pub is_not_run: bool,
+    /// The end of a sentence that begins with the name of the server: `exited with status 3`.
+    pub told: String,
+    /// The same as a noun: `exit status 3`.
+    pub brief: String,
+    /// What to do about it, to follow either of them; may be empty.
+    pub hint: String,
+}
+
+/// What a run of a server is started with.
+pub struct BackendIo {
+    /// The writing side of the queue of messages for the server, which the backend ends when it is
+    /// stopped.
+    pub input: Sender<()>,
+    /// Its reading side.
+    pub messages: Receiver<()>,
+    /// Takes the messages of the server.
+    pub sink: Arc<dyn LineSink>,
+}
+
+/// Starts a run of a server. The error is one line that names the flag.
+pub type StartBackend = Arc<dyn Fn(BackendIo) -> Result<Box<dyn Backend>, FatalError> + Send + Sync>;
+
+/// Creates the queue of messages for a server. It exists before the server, so that messages can
+/// wait for the start.
+pub fn queue(limits: &Limits) -> (Sender<()>, Receiver<()>) {
+    outbox::bounded(limits.child.queue_messages, limits.link.queue_bytes)
+}
 
 /// Takes the messages of one run of a server.
 ///

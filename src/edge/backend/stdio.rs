@@ -1,16 +1,18 @@
 //! A child process with its pipes: writes lines to stdin, reads messages from stdout, logs stderr.
 
-use std::{collections::VecDeque, io, pin::pin, sync::Arc, time::Instant};
+use std::{collections::VecDeque, future::pending, io, pin::pin, sync::Arc, time::Instant};
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use smol::Task;
 
 use super::{
-    LineOutcome, LineSink,
+    Backend, BackendEnd, BackendExit, BackendIo, BoxFuture, LineOutcome, LineSink, StartBackend,
     lines::{LineParts, Noise, TooLarge},
 };
 use crate::{
+    command::CommandLine,
     config::RegisterConfig,
+    edge::restart::Ending,
     error::FatalError,
     limits::{self, ChildLimits},
     ndjson::{Lines, TooLong},
@@ -18,17 +20,27 @@ use crate::{
         outbox::{self, Received, Receiver},
         timeout,
     },
-    process::{self, Child, Exit, Stderr, Stdin, Stdout},
+    process::{self, Child, Stderr, Stdin, Stdout},
     runtime::{
         executor,
         shutdown::{Shutdown, ShutdownTrigger},
     },
 };
 
+/// Returns the start of the command of `--stdio`, each time as a new process.
+pub fn starter(config: &RegisterConfig) -> StartBackend {
+    let (name, command) = (config.name.clone(), config.command.clone());
+    let limits = config.limits.child.clone();
+    Arc::new(move |io| Ok(Box::new(StdioBackend::start(&name, &command, &limits, io)?)))
+}
+
 /// A running server process.
 #[derive(Debug)]
-pub struct StdioBackend {
+struct StdioBackend {
     child: Child,
+    /// The program of the command, as the user wrote it.
+    program: String,
+    limits: ChildLimits,
     input: outbox::Sender<()>,
     writer: Task<io::Result<()>>,
     /// `None` once the reader has ended.
@@ -36,61 +48,72 @@ pub struct StdioBackend {
     logger: Option<Task<()>>,
     /// Dropping it stops the reader.
     stop_reading: ShutdownTrigger,
+    /// It ended by itself.
+    has_exited: bool,
+}
+
+impl Backend for StdioBackend {
+    fn ended(&mut self) -> BoxFuture<'_, BackendEnd> {
+        Box::pin(self.wait_end())
+    }
+
+    fn stop(self: Box<Self>) -> BoxFuture<'static, BackendExit> {
+        Box::pin(self.end())
+    }
 }
 
 impl StdioBackend {
-    /// Creates the stdin queue of a server. It exists before the process, so that messages can wait
-    /// for the start.
-    pub fn queue(config: &RegisterConfig) -> (outbox::Sender<()>, Receiver<()>) {
-        outbox::bounded(config.limits.child.queue_messages, config.limits.link.queue_bytes)
-    }
-
     /// Starts the command, and the tasks that serve its pipes.
     ///
     /// # Errors
     /// One line that names `--stdio`.
-    pub fn start(
-        config: &RegisterConfig,
-        sink: Arc<dyn LineSink>,
-        input: outbox::Sender<()>,
-        lines: Receiver<()>,
+    fn start(
+        name: &str,
+        command: &CommandLine,
+        limits: &ChildLimits,
+        io: BackendIo,
     ) -> Result<Self, FatalError> {
-        let limits = &config.limits.child;
-        let mut child = Child::spawn(&config.command)?;
-        log::info!("server '{}' started, pid {}", config.name, child.pid());
+        let BackendIo { input, messages, sink } = io;
+        let mut child = Child::spawn(command)?;
+        log::info!("server '{name}' started, pid {}", child.pid());
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(FatalError::run("the server process has no stdin or stdout pipe"));
         };
         let (enough, stopped) = crate::runtime::shutdown::shutdown();
-        let writer = executor::spawn(write(stdin, lines, limits.clone()));
-        let reader = Some(executor::spawn(read(stdout, sink, stopped, limits.clone())));
-        let logger = child
-            .stderr
-            .take()
-            .map(|stderr| executor::spawn(log(stderr, config.name.clone(), limits.clone())));
-        Ok(Self { child, input, writer, reader, logger, stop_reading: enough })
+        let logger = |stderr| executor::spawn(log(stderr, name.to_owned(), limits.clone()));
+        Ok(Self {
+            program: command.program().to_owned(),
+            limits: limits.clone(),
+            input,
+            writer: executor::spawn(write(stdin, messages, limits.clone())),
+            reader: Some(executor::spawn(read(stdout, sink, stopped, limits.clone()))),
+            logger: child.stderr.take().map(logger),
+            child,
+            stop_reading: enough,
+            has_exited: false,
+        })
     }
 
-    /// Waits until the server can serve no more. Returns `None` if its process exited, otherwise
-    /// the reason to stop it.
-    pub async fn ended(&mut self, limits: &ChildLimits) -> Option<String> {
-        let Self { child, writer, reader, .. } = self;
+    /// Waits until the process exits, or there is a reason to stop it.
+    async fn wait_end(&mut self) -> BackendEnd {
+        let Self { child, limits, writer, reader, .. } = self;
         let exited = async {
             child.exited().await;
-            None
+            BackendEnd::Exited
         };
         // Most servers close their pipes while they exit. Wait, so that the exit status is reported
         // instead.
-        let closed = |pipe| async move {
+        let closed = async |pipe| {
             timeout::until(Instant::now().checked_add(limits.pipe_grace)).await;
-            Some(format!("it closed its {pipe}"))
+            BackendEnd::Unusable(format!("it closed its {pipe}"))
         };
         let wrote = async {
             match writer.await {
-                Ok(()) => std::future::pending().await,
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    Some(format!("it did not read its input for {} s", limits.write_stall.as_secs_f64()))
-                }
+                Ok(()) => pending().await,
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => BackendEnd::Unusable(format!(
+                    "it did not read its input for {} s",
+                    limits.write_stall.as_secs_f64()
+                )),
                 Err(_) => closed("stdin").await,
             }
         };
@@ -102,17 +125,19 @@ impl StdioBackend {
             *reader = None;
             match end {
                 None => closed("stdout").await,
-                reason => reason,
+                Some(reason) => BackendEnd::Unusable(reason),
             }
         };
-        future::or(exited, future::or(wrote, read)).await
+        let end = future::or(exited, future::or(wrote, read)).await;
+        self.has_exited = end == BackendEnd::Exited;
+        end
     }
 
     /// Closes the server's stdin, then stops its process group: SIGTERM, later SIGKILL.
-    pub async fn stop(self, limits: &ChildLimits) -> Exit {
+    async fn end(self) -> BackendExit {
         self.input.end(());
-        let Self { child, writer, reader, logger, stop_reading: enough, .. } = self;
-        let exit = child.stop(limits).await;
+        let Self { child, program, limits, writer, reader, logger, stop_reading: enough, .. } = self;
+        let exit = child.stop(&limits).await;
         log::info!("server process exited: {exit}");
         // The last output is still in the pipes.
         let mut reader = reader;
@@ -135,7 +160,15 @@ impl StdioBackend {
         if let Some(reader) = reader {
             reader.detach();
         }
-        exit
+        // A server that was stopped did run.
+        let is_unfit = self.has_exited && !exit.success() && process::is_unfit(&program);
+        BackendExit {
+            ending: if exit.success() { Ending::Done } else { Ending::Failed },
+            is_not_run: exit.is_not_run(),
+            told: exit.told(),
+            brief: exit.to_string(),
+            hint: if is_unfit { format!("; {}", process::unfit(&program)) } else { String::new() },
+        }
     }
 }
 
