@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smol::Task;
 
-use super::link::EdgeState;
+use super::state::EdgeState;
 use crate::{
     config::RegisterConfig,
     error::FatalError,

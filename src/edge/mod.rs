@@ -4,6 +4,7 @@
 //! - [`connect`]: opens a link to the gateway, or reports in one line why it cannot.
 //! - [`link`]: a session on the link: passes frames to the child and the child's lines to the
 //!   gateway.
+//! - [`state`]: what the tasks share, behind one lock.
 //! - [`proxy`]: the state machine between gateway and child: handshake, request ids, dropped
 //!   messages. Pure.
 //! - [`backend`]: one run of the server; a child process with its pipes.
@@ -33,6 +34,7 @@ mod open_requests;
 pub mod proxy;
 mod redial;
 pub mod restart;
+mod state;
 mod supervisor;
 mod uplink;
 
@@ -41,12 +43,8 @@ use std::{sync::Arc, time::Instant};
 use futures_lite::future;
 
 use self::{
-    backend::stdio,
-    connect::Dialer,
-    instances::Instances,
-    link::{EdgeState, Suspended},
-    redial::Outcome,
-    supervisor::Supervisor,
+    backend::stdio, connect::Dialer, instances::Instances, link::Suspended, redial::Outcome,
+    state::EdgeState, supervisor::Supervisor,
 };
 use crate::{
     config::RegisterConfig,

@@ -12,7 +12,7 @@ use futures_lite::future;
 
 use super::{
     backend::{self, Backend, BackendEnd, BackendExit, BackendIo, StartBackend},
-    link::{EdgeState, SharedSink},
+    state::{EdgeState, SharedSink},
 };
 use crate::{
     config::{RegisterConfig, Restart},
