@@ -313,7 +313,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        edge::tests::{FakeServers, Run, config},
+        edge::tests::{Behaviour, FakeServers, config},
         net::outbox::Received,
         runtime::tasks::TaskGroup,
     };
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn a_response_counts_until_it_is_queued() {
         let (config, group) = (RegisterConfig { sessions: Some(1), ..config() }, TaskGroup::new());
-        let servers = FakeServers::new([Run::Serves]);
+        let servers = FakeServers::new([Behaviour::Serves]);
         let instances = Instances::new(&config, servers.start(), group.spawner());
         let (queue, mut frames) = outbox::bounded(1, 1 << 20);
         let link = Uplink::new(queue, None);
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn an_unusable_response_fails_the_open_request() {
         let (config, group) = (RegisterConfig { sessions: Some(1), ..config() }, TaskGroup::new());
-        let servers = FakeServers::new([Run::Serves]);
+        let servers = FakeServers::new([Behaviour::Serves]);
         let instances = Instances::new(&config, servers.start(), group.spawner());
         let (queue, mut frames) = outbox::bounded(8, 1 << 20);
         let link = Uplink::new(queue, None);

@@ -6,7 +6,11 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
-use super::{redial::Outcome, state::EdgeState, uplink::Uplink};
+use super::{
+    redial::Outcome,
+    state::{EdgeState, Run},
+    uplink::Uplink,
+};
 use crate::{
     config::RegisterConfig,
     edge::proxy::ToChild,
@@ -94,7 +98,7 @@ pub async fn run<'a>(
         }
     };
     // An error about a child that has exited since does not apply to the next one.
-    let child_ended = !state.is_served() || state.generation() != session.child;
+    let child_ended = !state.is_served() || state.run() != session.run;
     let refusal = match session.refusal.take() {
         Some(why) if child_ended => {
             log::warn!(
@@ -175,8 +179,8 @@ struct LinkSession<'a> {
     complete: bool,
     /// The reason from the gateway's error status.
     refusal: Option<String>,
-    /// Generation of the child when the session began.
-    child: u64,
+    /// The run of the server when the session began.
+    run: Run,
 }
 
 impl LinkHandler for LinkSession<'_> {
@@ -234,8 +238,8 @@ fn does_not_read(_: SendError) -> CloseReason {
 impl<'a> LinkSession<'a> {
     fn new(state: &Arc<EdgeState>, config: &'a RegisterConfig, link: Uplink) -> Self {
         let (sends_status_frames, isolated, complete) = (false, false, false);
-        let (state, child) = (state.clone(), state.generation());
-        Self { state, link, sends_status_frames, isolated, opened: 0, config, complete, refusal: None, child }
+        let (state, run) = (state.clone(), state.run());
+        Self { state, link, sends_status_frames, isolated, opened: 0, config, complete, refusal: None, run }
     }
 
     /// Handles the gateway's first frame.

@@ -31,40 +31,86 @@ use crate::{
 
 /// State shared by the tasks of the edge.
 pub struct EdgeState {
-    tables: Mutex<EdgeTables>,
-    /// One guard for each line of the child that waits for space in the queue of the link.
+    /// Guards the order of what the proxy decides and what is put on a queue. Taken for each frame
+    /// and line, and by supervisor and health check; while it is held, only the locks of the queues
+    /// are taken.
+    tables: Mutex<Tables>,
+    /// One guard for each line of the server that waits for space in the queue of the link.
     delivering: TaskTracker,
     instances: Arc<Instances>,
-    /// Limits how often warnings about unexpected messages of the server are logged.
+    /// Limits how often warnings about unexpected messages of the server are logged. Never held
+    /// together with another lock but `tables`.
     log_throttle: Mutex<LogThrottle>,
 }
 
 #[derive(Debug, Default)]
-struct EdgeTables {
-    proxy: ProxyState,
-    /// The stdin queue of the child.
-    child: Option<Sender<()>>,
-    /// Number of child starts, including the current child.
-    generation: u64,
-    /// The queue towards the gateway, of the current link or of one that may be resumed.
-    link: Option<Uplink>,
-    /// Frames sent on that link that the gateway has not acknowledged.
-    unacknowledged: Unacknowledged,
-    /// The current link is registered.
-    registered: bool,
-    /// At least one link was registered since the program started.
-    was_registered: bool,
+struct Tables {
+    server: ServerState,
+    link: LinkState,
+    /// The program is stopping: no further link.
     leaving: bool,
 }
 
+/// The shared server, from the start of the program to its end.
+#[derive(Debug, Default)]
+struct ServerState {
+    proxy: ProxyState,
+    /// The queue of messages for the server; `None` while it is down.
+    input: Option<Sender<()>>,
+    run: Run,
+}
+
+/// The current link, or the lost one that may be resumed.
+#[derive(Debug, Default)]
+struct LinkState {
+    /// The queue towards the gateway.
+    uplink: Option<Uplink>,
+    /// Frames sent on the link that the gateway has not acknowledged.
+    unacknowledged: Unacknowledged,
+    registration: Registration,
+}
+
+/// Whether the gateway has accepted a registration.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Registration {
+    /// Not since the program started.
+    #[default]
+    Never,
+    /// Of the current link.
+    Current,
+    /// Of an earlier link only.
+    Earlier,
+}
+
+/// One run of the shared server: the number of its start, from 1. 0: before the first.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Run(u64);
+
+impl Run {
+    /// Whether this is the first start of the program.
+    pub fn is_first(self) -> bool {
+        self.0 == 1
+    }
+}
+
+impl LinkState {
+    /// The link is lost: its registration is one of an earlier link.
+    fn lose_registration(&mut self) {
+        if self.registration == Registration::Current {
+            self.registration = Registration::Earlier;
+        }
+    }
+}
+
 impl EdgeState {
-    /// Creates the state without a child or a link. `instances` are the per-session processes.
+    /// Creates the state without a server or a link. `instances` are the processes of single
+    /// sessions.
     pub fn new(instances: Arc<Instances>) -> Arc<Self> {
         let (tables, delivering, throttle) = (Mutex::default(), TaskTracker::new(), Mutex::default());
         Arc::new(Self { tables, delivering, instances, log_throttle: throttle })
     }
 
-    fn lock(&self) -> MutexGuard<'_, EdgeTables> {
+    fn lock(&self) -> MutexGuard<'_, Tables> {
         // Each change is atomic, so a poisoned lock leaves the state consistent.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -79,74 +125,74 @@ impl EdgeState {
 
     /// Whether the gateway has accepted the current registration.
     pub fn is_registered(&self) -> bool {
-        self.lock().registered
+        self.lock().link.registration == Registration::Current
     }
 
     /// Whether the gateway has ever accepted a registration of this program.
     pub fn was_registered(&self) -> bool {
-        self.lock().was_registered
+        self.lock().link.registration != Registration::Never
     }
 
-    /// Whether the child accepts requests.
+    /// Whether the server accepts requests.
     pub fn is_served(&self) -> bool {
-        self.lock().proxy.is_up()
+        self.lock().server.proxy.is_up()
     }
 
-    /// Whether the child of this generation was restarted and has not answered `initialize` yet.
-    pub fn is_initializing(&self, generation: u64) -> bool {
-        let shared = self.lock();
-        shared.generation == generation && shared.proxy.is_initializing()
+    /// Whether this is the current run, a restart that has not answered `initialize` yet.
+    pub fn is_initializing(&self, run: Run) -> bool {
+        let server = &self.lock().server;
+        server.run == run && server.proxy.is_initializing()
     }
 
-    /// Returns the generation of the current child. It changes with every start.
-    pub fn generation(&self) -> u64 {
-        self.lock().generation
+    /// Returns the current run, or the last one while the server is down.
+    pub fn run(&self) -> Run {
+        self.lock().server.run
     }
 
-    /// Installs a child that is being started and reads from `input`. Returns its generation.
-    pub fn child_up(&self, input: Sender<()>) -> u64 {
-        let mut shared = self.lock();
-        if let Some(initialize) = shared.proxy.child_back() {
+    /// Installs a run of the server that is being started and reads from `input`.
+    pub fn started(&self, input: Sender<()>) -> Run {
+        let server = &mut self.lock().server;
+        if let Some(initialize) = server.proxy.child_back() {
             // The queue is new, so it has space.
             let _ = input.send(initialize);
         }
-        shared.child = Some(input);
-        shared.generation += 1;
-        shared.generation
+        server.input = Some(input);
+        server.run = Run(server.run.0 + 1);
+        server.run
     }
 
-    /// Handles the exit of the child: sends error responses for its open requests to the gateway.
+    /// Handles the end of the server: sends error responses for its open requests to the gateway.
     /// See [`ProxyState::child_gone`].
-    pub fn child_down(&self, why: &str, due: Option<Instant>) {
-        let mut shared = self.lock();
-        shared.child = None;
-        for frame in shared.proxy.child_gone(why, due) {
+    pub fn ended(&self, why: &str, due: Option<Instant>) {
+        let Tables { server, link, .. } = &mut *self.lock();
+        server.input = None;
+        for frame in server.proxy.child_gone(why, due) {
             // The responses are small, at most one per open request, and must not be lost.
-            if let Some(link) = &shared.link {
-                let _ = link.queue().send_unbounded(frame);
+            if let Some(uplink) = &link.uplink {
+                let _ = uplink.queue().send_unbounded(frame);
             }
         }
     }
 
     /// Applies `read` to the proxy state and sends the resulting lines. Returns the frames to be
     /// delivered.
-    fn deliver(&self, generation: u64, read: impl FnOnce(&mut ProxyState) -> ToGateway) -> LineOutcome {
-        let (up, link, delivering) = {
-            let mut shared = self.lock();
-            if shared.generation != generation {
+    fn deliver(&self, run: Run, read: impl FnOnce(&mut ProxyState) -> ToGateway) -> LineOutcome {
+        let (up, uplink, delivering) = {
+            let Tables { server, link, .. } = &mut *self.lock();
+            if server.run != run {
                 log::debug!("dropped a line of an earlier process");
                 return LineOutcome::Message(Delivery::none());
             }
-            let mut up = read(&mut shared.proxy);
-            if let (ToGateway::Ready { lines, .. }, Some(child)) = (&mut up, &shared.child) {
+            let mut up = read(&mut server.proxy);
+            if let (ToGateway::Ready { lines, .. }, Some(input)) = (&mut up, &server.input) {
                 for line in lines.drain(..) {
                     // At most the held frames; sent under the lock, so that no later message
                     // overtakes them.
-                    let _ = child.send_unbounded(line);
+                    let _ = input.send_unbounded(line);
                 }
             }
             // Counts as being delivered before its call stops counting as running.
-            (up, shared.link.clone(), self.delivering.track())
+            (up, link.uplink.clone(), self.delivering.track())
         };
         let (first, more) = match up {
             ToGateway::Gateway(frame) => (Some(frame), Vec::new()),
@@ -165,40 +211,40 @@ impl EdgeState {
             ToGateway::Refused => return LineOutcome::End("it rejected reinitialization"),
             ToGateway::Noise => return LineOutcome::Noise,
         };
-        let Some(link) = link else {
+        let Some(uplink) = uplink else {
             if first.is_some() || !more.is_empty() {
                 log::debug!("dropped a message of the server: no link");
             }
             return LineOutcome::Message(Delivery::none());
         };
-        let mut delivery = Delivery::new(link, delivering);
+        let mut delivery = Delivery::new(uplink, delivering);
         for frame in first.into_iter().chain(more) {
             if let Err(Some(refusal)) = delivery.add(frame) {
-                self.refuse(generation, refusal);
+                self.refuse(run, refusal);
             }
         }
         LineOutcome::Message(delivery)
     }
 
-    /// Answers a request of the child on behalf of the gateway.
-    fn refuse(&self, generation: u64, refusal: String) {
-        let shared = self.lock();
-        if let Some(child) = shared.child.as_ref().filter(|_| shared.generation == generation) {
+    /// Answers a request of the server on behalf of the gateway.
+    fn refuse(&self, run: Run, refusal: String) {
+        let server = &self.lock().server;
+        if let Some(input) = server.input.as_ref().filter(|_| server.run == run) {
             // Best effort: dropped if the server does not read its input.
-            let _ = child.send(refusal);
+            let _ = input.send(refusal);
         }
     }
 
     /// Handles a frame from the gateway. Returns `None` if the message was queued for the child. If
     /// the child's queue is full or closed, a request is answered with an error.
     pub fn on_gateway_frame(&self, now: Instant, frame: &str) -> Option<ToChild> {
-        let mut shared = self.lock();
-        let (line, child) = match (shared.proxy.on_gateway_frame(now, frame), &shared.child) {
-            (ToChild::Child(line), Some(child)) => (line, child),
+        let server = &mut self.lock().server;
+        let (line, input) = match (server.proxy.on_gateway_frame(now, frame), &server.input) {
+            (ToChild::Child(line), Some(input)) => (line, input),
             (other, _) => return Some(other),
         };
         let begins = |line: &str| Message::read(line).is_ok_and(|message| message.method() == "initialize");
-        let (code, why, line) = match child.try_send(line) {
+        let (code, why, line) = match input.try_send(line) {
             Ok(()) => return None,
             // The child has exited, and the supervisor is about to notice. The next child gets the
             // `initialize`.
@@ -213,7 +259,7 @@ impl EdgeState {
         self.warn_throttled(why, &format!("rejected a message for the server: {why}"));
         let message = Message::read(&line).ok().filter(|message| message.kind() == Kind::Request)?;
         // The proxy maps the id back to the one that the gateway uses.
-        match shared.proxy.on_child_line(&jsonrpc::error(message.id()?, code, why)) {
+        match server.proxy.on_child_line(&jsonrpc::error(message.id()?, code, why)) {
             ToGateway::Gateway(frame) | ToGateway::Unmatched(frame) => Some(ToChild::Gateway(frame)),
             _ => None,
         }
@@ -221,13 +267,13 @@ impl EdgeState {
 
     /// Refuses new requests from now on, also for the per-session processes.
     pub fn stop(&self) {
-        self.lock().proxy.stop();
+        self.lock().server.proxy.stop();
         self.instances.stop();
     }
 
     /// Returns the number of unanswered requests.
     pub fn running(&self) -> usize {
-        self.lock().proxy.running() + self.instances.running()
+        self.lock().server.proxy.running() + self.instances.running()
     }
 
     /// Waits until every running call is answered and the responses are queued on the link.
@@ -249,27 +295,27 @@ impl EdgeState {
 
     /// Whether the gateway has received everything queued on the link. True without a link.
     pub fn is_delivered(&self) -> bool {
-        let shared = self.lock();
+        let link = &self.lock().link;
         // Check in this order: a frame counts as unacknowledged before it leaves the queue.
-        shared.link.as_ref().is_none_or(|link| link.queue().is_settled())
-            && shared.unacknowledged.count() == 0
+        link.uplink.as_ref().is_none_or(|uplink| uplink.queue().is_settled())
+            && link.unacknowledged.count() == 0
     }
 
     /// Closes the current link with code 1001 and prevents further ones.
     pub fn leave(&self, reason: &str) {
-        let mut shared = self.lock();
-        shared.leaving = true;
-        if let Some(link) = &shared.link {
-            link.queue().end(CloseReason::new(1001, reason));
+        let mut tables = self.lock();
+        tables.leaving = true;
+        if let Some(uplink) = &tables.link.uplink {
+            uplink.queue().end(CloseReason::new(1001, reason));
         }
     }
 
     /// Installs a new link. Returns false if the program is stopping.
-    pub fn link_up(&self, link: Uplink, unacknowledged: Unacknowledged) -> bool {
-        let mut shared = self.lock();
-        shared.link = Some(link);
-        shared.unacknowledged = unacknowledged;
-        !shared.leaving
+    pub fn link_up(&self, uplink: Uplink, unacknowledged: Unacknowledged) -> bool {
+        let mut tables = self.lock();
+        tables.link.uplink = Some(uplink);
+        tables.link.unacknowledged = unacknowledged;
+        !tables.leaving
     }
 
     /// Whether [`EdgeState::leave`] was called.
@@ -279,14 +325,12 @@ impl EdgeState {
 
     /// Records that the gateway has accepted the registration.
     pub fn registered(&self) {
-        let mut shared = self.lock();
-        shared.registered = true;
-        shared.was_registered = true;
+        self.lock().link.registration = Registration::Current;
     }
 
     /// Records that the gateway of the current link reads status frames.
     pub fn gateway_reads_status_frames(&self) {
-        self.lock().proxy.gateway_reads_status_frames();
+        self.lock().server.proxy.gateway_reads_status_frames();
     }
 
     /// Returns the processes of single sessions.
@@ -296,21 +340,19 @@ impl EdgeState {
 
     /// Marks the link as lost but resumable. Only the health check changes; the rest goes on.
     pub fn suspend(&self) {
-        let mut shared = self.lock();
-        shared.registered = false;
+        self.lock().link.lose_registration();
     }
 
     /// Handles the final loss of a link: cancels the open requests at the child and closes all
     /// sessions.
     pub fn link_down(&self) {
         self.instances.close_all();
-        let mut shared = self.lock();
-        shared.link = None;
-        shared.unacknowledged = Unacknowledged::default();
-        shared.registered = false;
-        for line in shared.proxy.disconnected() {
-            // Best effort: a child that does not read its input misses the cancellations.
-            let _ = shared.child.as_ref().map(|child| child.send(line));
+        let Tables { server, link, .. } = &mut *self.lock();
+        (link.uplink, link.unacknowledged) = (None, Unacknowledged::default());
+        link.lose_registration();
+        for line in server.proxy.disconnected() {
+            // Best effort: a server that does not read its input misses the cancellations.
+            let _ = server.input.as_ref().map(|input| input.send(line));
         }
     }
 }
@@ -318,22 +360,133 @@ impl EdgeState {
 /// Takes the messages of one run of the shared server.
 pub struct SharedSink {
     state: Arc<EdgeState>,
-    generation: u64,
+    run: Run,
 }
 
 impl SharedSink {
-    /// Creates the sink for the run with this generation, see [`EdgeState::child_up`].
-    pub fn new(state: Arc<EdgeState>, generation: u64) -> Self {
-        Self { state, generation }
+    /// Creates the sink of a run, see [`EdgeState::started`].
+    pub fn new(state: Arc<EdgeState>, run: Run) -> Self {
+        Self { state, run }
     }
 }
 
 impl LineSink for SharedSink {
     fn message(&self, text: &str) -> LineOutcome {
-        self.state.deliver(self.generation, |proxy| proxy.on_child_line(text))
+        self.state.deliver(self.run, |proxy| proxy.on_child_line(text))
     }
 
     fn unusable(&self, id: Option<&str>, why: &str) -> LineOutcome {
-        self.state.deliver(self.generation, |proxy| proxy.unusable(id, why))
+        self.state.deliver(self.run, |proxy| proxy.unusable(id, why))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use futures_lite::future;
+
+    use super::*;
+    use crate::{
+        edge::tests::{FakeServers, config},
+        net::outbox::{self, Receiver},
+        runtime::tasks::TaskGroup,
+    };
+
+    const CALL: &str = r#"{"jsonrpc":"2.0","id":1,"method":"m"}"#;
+    const ANSWER: &str = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
+
+    /// The state with a link whose queue holds one frame.
+    fn linked() -> (Arc<EdgeState>, Receiver<CloseReason>) {
+        let start = FakeServers::new([]).start();
+        let state = EdgeState::new(Instances::new(&config(), start, TaskGroup::new().spawner()));
+        let (queue, frames) = outbox::bounded(1, 1 << 20);
+        assert!(state.link_up(Uplink::new(queue, None), Unacknowledged::default()));
+        (state, frames)
+    }
+
+    /// Starts a run whose queue holds one message.
+    fn start(state: &Arc<EdgeState>) -> (SharedSink, Receiver<()>) {
+        let (input, messages) = outbox::bounded(1, 1 << 20);
+        (SharedSink::new(state.clone(), state.started(input)), messages)
+    }
+
+    fn taken<E: Clone>(queue: &mut Receiver<E>) -> VecDeque<String> {
+        let mut taken = VecDeque::new();
+        let _ = smol::block_on(future::poll_once(queue.take(&mut taken)));
+        taken
+    }
+
+    fn delivery(outcome: LineOutcome) -> Delivery {
+        match outcome {
+            LineOutcome::Message(delivery) => delivery,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_response_counts_until_it_is_queued() {
+        let (state, mut frames) = linked();
+        let (sink, mut messages) = start(&state);
+        assert!(state.on_gateway_frame(Instant::now(), CALL).is_none());
+        assert_eq!(taken(&mut messages), [CALL]);
+        assert_eq!(state.running(), 1);
+        let delivery = delivery(sink.message(ANSWER));
+        assert_eq!(state.running(), 0);
+        smol::block_on(async {
+            assert!(future::poll_once(state.answered()).await.is_none(), "it is not queued yet");
+            delivery.finish().await;
+            assert!(future::poll_once(state.answered()).await.is_some());
+        });
+        assert!(!state.is_delivered(), "it is queued and not sent");
+        assert_eq!(taken(&mut frames), [ANSWER]);
+    }
+
+    #[test]
+    fn lines_of_an_earlier_run_are_dropped() {
+        let (state, mut frames) = linked();
+        let note = r#"{"jsonrpc":"2.0","method":"note"}"#;
+        let (earlier, _messages) = start(&state);
+        state.ended("it exited", None);
+        let (current, mut messages) = start(&state);
+        assert!(state.on_gateway_frame(Instant::now(), CALL).is_none());
+        smol::block_on(delivery(earlier.message(note)).finish());
+        smol::block_on(delivery(earlier.message(ANSWER)).finish());
+        assert_eq!((taken(&mut frames).len(), state.running()), (0, 1));
+        smol::block_on(delivery(current.message(note)).finish());
+        assert_eq!(taken(&mut frames), [note]);
+        assert_eq!(taken(&mut messages), [CALL]);
+    }
+
+    #[test]
+    fn a_request_that_the_server_does_not_take_is_answered() {
+        let (state, _frames) = linked();
+        let (_sink, messages) = start(&state);
+        assert!(state.on_gateway_frame(Instant::now(), CALL).is_none());
+        let second = CALL.replace('1', "2");
+        let refused = |state: &EdgeState| match state.on_gateway_frame(Instant::now(), &second) {
+            Some(ToChild::Gateway(response)) => response,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(refused(&state), jsonrpc::error("2", jsonrpc::BUSY, "the server does not read its input"));
+        drop(messages);
+        assert_eq!(refused(&state), jsonrpc::error("2", jsonrpc::DOWN, "the server has exited"));
+        assert_eq!(state.running(), 1, "the first call alone is open");
+    }
+
+    #[test]
+    fn a_registration_is_remembered_when_its_link_is_lost() {
+        let (state, _frames) = linked();
+        let registered = || (state.is_registered(), state.was_registered());
+        state.suspend();
+        state.link_down();
+        assert_eq!(registered(), (false, false));
+        state.registered();
+        assert_eq!(registered(), (true, true));
+        state.suspend();
+        assert_eq!(registered(), (false, true));
+        state.registered();
+        state.link_down();
+        assert_eq!(registered(), (false, true));
     }
 }

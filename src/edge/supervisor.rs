@@ -12,7 +12,7 @@ use futures_lite::future;
 
 use super::{
     backend::{self, Backend, BackendEnd, BackendExit, BackendIo, StartBackend},
-    state::{EdgeState, SharedSink},
+    state::{EdgeState, Run, SharedSink},
 };
 use crate::{
     config::{RegisterConfig, Restart},
@@ -31,8 +31,8 @@ pub struct Supervisor<'a> {
     restarts: Restarts,
     /// `None` while the server is down.
     server: Option<Box<dyn Backend>>,
-    /// Number of the last start.
-    generation: u64,
+    /// The last run.
+    run: Run,
     started: Instant,
     /// When to retry the first start, if it failed.
     retry: Option<Instant>,
@@ -57,7 +57,7 @@ impl<'a> Supervisor<'a> {
             has_terminal,
             restarts: Restarts::default(),
             server: None,
-            generation: 0,
+            run: Run::default(),
             started: Instant::now(),
             retry: None,
         };
@@ -86,7 +86,7 @@ impl<'a> Supervisor<'a> {
                     let Some(exit) = self.end().await else { continue };
                     // With a terminal, report a failed first start to the user who typed the
                     // command.
-                    let again = !(self.generation == 1 && exit.is_not_run && self.has_terminal);
+                    let again = !(self.run.is_first() && exit.is_not_run && self.has_terminal);
                     let delay = if again { self.delay(exit.ending, alive) } else { None };
                     self.down(&format!("server '{name}' {}{}", exit.told, exit.hint), delay)
                         .ok_or_else(|| self.gone(&exit))
@@ -116,10 +116,10 @@ impl<'a> Supervisor<'a> {
     /// time.
     async fn ended(&mut self) -> BackendEnd {
         let limit = self.config.limits.child.initialize_time;
-        let (state, generation) = (self.state.clone(), self.generation);
+        let (state, run) = (self.state.clone(), self.run);
         let silent = async {
             timeout::until(self.started.checked_add(limit)).await;
-            if !state.is_initializing(generation) {
+            if !state.is_initializing(run) {
                 future::pending::<()>().await;
             }
             BackendEnd::Unusable(format!("it did not answer initialize within {} s", limit.as_secs_f64()))
@@ -141,7 +141,7 @@ impl<'a> Supervisor<'a> {
     /// Reports the failure to the gateway and the log. Returns the time of the next start.
     fn down(&self, why: &str, delay: Option<Duration>) -> Option<Instant> {
         let due = delay.and_then(|delay| Instant::now().checked_add(delay));
-        self.state.child_down(why, due);
+        self.state.ended(why, due);
         if let Some(delay) = delay {
             log::error!("{why}; restarting in {:.1} s", delay.as_secs_f64());
         }
@@ -169,9 +169,9 @@ impl<'a> Supervisor<'a> {
 
     fn launch(&mut self) -> Result<(), FatalError> {
         let (input, messages) = backend::queue(&self.config.limits);
-        self.generation = self.state.child_up(input.clone());
+        self.run = self.state.started(input.clone());
         self.started = Instant::now();
-        let sink = Arc::new(SharedSink::new(self.state.clone(), self.generation));
+        let sink = Arc::new(SharedSink::new(self.state.clone(), self.run));
         self.server = Some((self.start)(BackendIo { input, messages, sink })?);
         Ok(())
     }
@@ -183,7 +183,7 @@ mod tests {
     use crate::{
         edge::{
             instances::Instances,
-            tests::{FakeServers, Run, config},
+            tests::{Behaviour, FakeServers, config},
         },
         runtime::tasks::TaskGroup,
     };
@@ -193,7 +193,7 @@ mod tests {
     fn supervise(
         config: &RegisterConfig,
         has_terminal: bool,
-        runs: &[Run],
+        runs: &[Behaviour],
         starts: usize,
     ) -> (Option<String>, usize) {
         let servers = FakeServers::new(runs.iter().cloned());
@@ -225,25 +225,29 @@ mod tests {
 
     #[test]
     fn restarts_depend_on_policy_and_exit() {
-        let unusable = Run::Unusable("it closed its stdout");
+        let unusable = Behaviour::Unusable("it closed its stdout");
         for (restart, run, error) in [
-            (Restart::Never, Run::Exits(0), Some("server 's' exited: exit status 0")),
-            (Restart::Never, Run::Exits(3), Some("server 's' exited: exit status 3")),
+            (Restart::Never, Behaviour::Exits(0), Some("server 's' exited: exit status 0")),
+            (Restart::Never, Behaviour::Exits(3), Some("server 's' exited: exit status 3")),
             (Restart::Never, unusable.clone(), Some("stopped server 's': it closed its stdout")),
             (
                 Restart::OnFailure,
-                Run::Exits(0),
+                Behaviour::Exits(0),
                 Some("server 's' exited: exit status 0; use --restart always to restart it"),
             ),
-            (Restart::OnFailure, Run::Exits(3), None),
+            (Restart::OnFailure, Behaviour::Exits(3), None),
             (Restart::OnFailure, unusable.clone(), None),
-            (Restart::Always, Run::Exits(0), None),
-            (Restart::Always, Run::Exits(3), None),
+            (Restart::Always, Behaviour::Exits(0), None),
+            (Restart::Always, Behaviour::Exits(3), None),
             (Restart::Always, unusable, None),
         ] {
             let starts = if error.is_some() { 1 } else { 2 };
             let expected = (error.map(str::to_owned), starts);
-            assert_eq!(supervise(&with(restart), false, &[run.clone(), Run::Serves], 2), expected, "{run:?}");
+            assert_eq!(
+                supervise(&with(restart), false, &[run.clone(), Behaviour::Serves], 2),
+                expected,
+                "{run:?}"
+            );
         }
     }
 
@@ -251,20 +255,20 @@ mod tests {
     fn a_first_start_that_fails_is_final_on_a_terminal_only() {
         let fault = Some("--stdio: cannot start".to_owned());
         for (restart, run) in [
-            (Restart::OnFailure, Run::FailsToStart),
-            (Restart::Always, Run::FailsToStart),
-            (Restart::OnFailure, Run::Exits(127)),
+            (Restart::OnFailure, Behaviour::FailsToStart),
+            (Restart::Always, Behaviour::FailsToStart),
+            (Restart::OnFailure, Behaviour::Exits(127)),
         ] {
-            let runs = [run.clone(), run.clone(), Run::Serves];
+            let runs = [run.clone(), run.clone(), Behaviour::Serves];
             let (error, starts) = supervise(&with(restart), true, &runs, 3);
             assert!(error.is_some() && starts == 1, "{run:?}: {error:?}");
             assert_eq!(supervise(&with(restart), false, &runs, 3), (None, 3), "{run:?}");
         }
-        let runs = [Run::FailsToStart, Run::Serves];
+        let runs = [Behaviour::FailsToStart, Behaviour::Serves];
         assert_eq!(supervise(&with(Restart::Never), false, &runs, 2), (fault, 1));
         // Later starts are retried with a terminal, too.
-        for run in [Run::FailsToStart, Run::Exits(127)] {
-            let runs = [Run::Exits(3), run.clone(), Run::Serves];
+        for run in [Behaviour::FailsToStart, Behaviour::Exits(127)] {
+            let runs = [Behaviour::Exits(3), run.clone(), Behaviour::Serves];
             assert_eq!(supervise(&with(Restart::OnFailure), true, &runs, 3), (None, 3), "{run:?}");
         }
     }
@@ -272,7 +276,32 @@ mod tests {
     #[test]
     fn a_server_that_cannot_run_is_explained() {
         let why = "server 's' exited: exit status 126; x is not a program";
-        let (error, _) = supervise(&with(Restart::Never), false, &[Run::Exits(126)], 2);
+        let (error, _) = supervise(&with(Restart::Never), false, &[Behaviour::Exits(126)], 2);
         assert_eq!(error.as_deref(), Some(why));
+    }
+
+    /// A restarted server gets the stored `initialize`, and a time to answer it.
+    #[test]
+    fn a_restarted_server_that_does_not_answer_initialize_is_stopped() {
+        let mut config = with(Restart::OnFailure);
+        config.limits.child.initialize_time = Duration::from_millis(20);
+        let servers = FakeServers::new([Behaviour::Ends, Behaviour::Serves, Behaviour::Serves]);
+        let group = TaskGroup::new();
+        let state = EdgeState::new(Instances::new(&config, servers.start(), group.spawner()));
+        let mut supervisor = Supervisor::start(&config, &state, servers.start(), false).unwrap();
+        let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize"}"#;
+        assert!(state.on_gateway_frame(Instant::now(), initialize).is_none());
+        smol::block_on(future::or(async { panic!("{}", supervisor.run().await) }, async {
+            let mut first = servers.next().await;
+            assert_eq!(first.next_message().await, initialize);
+            first.end();
+            for _ in 0..2 {
+                let mut restarted = servers.next().await;
+                assert!(!state.is_served());
+                assert_eq!(restarted.next_message().await, initialize);
+            }
+        }));
+        smol::block_on(supervisor.stop());
+        assert_eq!(servers.running(), 0);
     }
 }

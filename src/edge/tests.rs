@@ -47,13 +47,15 @@ pub fn config() -> RegisterConfig {
 
 /// What one run of a fake server does.
 #[derive(Clone, Debug)]
-pub enum Run {
+pub enum Behaviour {
     /// It cannot be started.
     FailsToStart,
     /// It ends at once with this status. 126 and 127: it cannot be run.
     Exits(i32),
     /// It has to be stopped at once, for this reason.
     Unusable(&'static str),
+    /// It ends with status 3 when the test says so, see [`FakeServer::end`].
+    Ends,
     /// It serves until it is stopped.
     Serves,
 }
@@ -61,7 +63,7 @@ pub enum Run {
 /// Servers that are started one after the other.
 #[derive(Clone)]
 pub struct FakeServers {
-    runs: Arc<Mutex<VecDeque<Run>>>,
+    runs: Arc<Mutex<VecDeque<Behaviour>>>,
     starts: Arc<AtomicUsize>,
     running: Arc<AtomicUsize>,
     started: (async_channel::Sender<FakeServer>, async_channel::Receiver<FakeServer>),
@@ -71,9 +73,15 @@ pub struct FakeServers {
 pub struct FakeServer {
     pub sink: Arc<dyn LineSink>,
     messages: Receiver<()>,
+    end: async_channel::Sender<()>,
 }
 
 impl FakeServer {
+    /// Ends a server of [`Behaviour::Ends`].
+    pub fn end(&self) {
+        self.end.close();
+    }
+
     /// Waits for a message, which must come alone.
     pub async fn next_message(&mut self) -> String {
         let mut messages = VecDeque::new();
@@ -85,7 +93,7 @@ impl FakeServer {
 
 impl FakeServers {
     /// Each start takes the next of `runs`.
-    pub fn new(runs: impl IntoIterator<Item = Run>) -> Self {
+    pub fn new(runs: impl IntoIterator<Item = Behaviour>) -> Self {
         Self {
             runs: Arc::new(Mutex::new(runs.into_iter().collect())),
             starts: Arc::default(),
@@ -102,12 +110,13 @@ impl FakeServers {
     fn launch(&self, io: BackendIo) -> Result<Box<dyn Backend>, FatalError> {
         self.starts.fetch_add(1, Ordering::Relaxed);
         let run = self.runs.lock().unwrap().pop_front().expect("one start too many");
-        self.started.0.try_send(FakeServer { sink: io.sink, messages: io.messages }).unwrap();
-        if let Run::FailsToStart = run {
+        let (end, ended) = async_channel::bounded(1);
+        self.started.0.try_send(FakeServer { sink: io.sink, messages: io.messages, end }).unwrap();
+        if let Behaviour::FailsToStart = run {
             return Err(FatalError::run("--stdio: cannot start"));
         }
         self.running.fetch_add(1, Ordering::Relaxed);
-        Ok(Box::new(FakeBackend { run, running: self.running.clone() }))
+        Ok(Box::new(FakeBackend { behaviour: run, ended, running: self.running.clone() }))
     }
 
     /// Returns the number of starts, including those that failed.
@@ -127,29 +136,32 @@ impl FakeServers {
 }
 
 struct FakeBackend {
-    run: Run,
+    behaviour: Behaviour,
+    /// Closed by [`FakeServer::end`].
+    ended: async_channel::Receiver<()>,
     running: Arc<AtomicUsize>,
 }
 
 impl Backend for FakeBackend {
     fn ended(&mut self) -> BoxFuture<'_, BackendEnd> {
-        let end = match &self.run {
-            Run::Unusable(why) => Some(BackendEnd::Unusable((*why).to_owned())),
-            Run::Exits(_) | Run::FailsToStart => Some(BackendEnd::Exited),
-            Run::Serves => None,
-        };
-        Box::pin(async move {
-            match end {
-                Some(end) => end,
-                None => std::future::pending().await,
+        Box::pin(async {
+            match &self.behaviour {
+                Behaviour::Unusable(why) => return BackendEnd::Unusable((*why).to_owned()),
+                Behaviour::Exits(_) | Behaviour::FailsToStart => {}
+                Behaviour::Ends => {
+                    let _ = self.ended.recv().await;
+                }
+                Behaviour::Serves => std::future::pending().await,
             }
+            BackendEnd::Exited
         })
     }
 
     fn stop(self: Box<Self>) -> BoxFuture<'static, BackendExit> {
         self.running.fetch_sub(1, Ordering::Relaxed);
-        let status = match self.run {
-            Run::Exits(status) => status,
+        let status = match self.behaviour {
+            Behaviour::Exits(status) => status,
+            Behaviour::Ends => 3,
             _ => 0,
         };
         Box::pin(async move {
