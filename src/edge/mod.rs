@@ -12,7 +12,7 @@
 //!   whether and when.
 //! - [`instances`]: one child per client session; [`open_requests`]: what it has not answered.
 //! - [`uplink`]: the queue towards the gateway.
-//! - [`redial`]: how an attempt ended. [`backoff`]: delays between attempts.
+//! - [`redial`]: decides what follows an attempt. [`backoff`]: delays between attempts.
 //! - [`health`]: the local health check.
 //!
 //! The child outlives a link. Network input never names a program: the edge only ever starts the
@@ -43,12 +43,16 @@ use std::{sync::Arc, time::Instant};
 use futures_lite::future;
 
 use self::{
-    backend::stdio, connect::Dialer, instances::Instances, link::Suspended, redial::Outcome,
-    state::EdgeState, supervisor::Supervisor,
+    backend::stdio,
+    connect::Dialer,
+    instances::Instances,
+    link::Suspended,
+    redial::{Facts, Next, Outcome, Redial},
+    state::EdgeState,
+    supervisor::Supervisor,
 };
 use crate::{
     config::RegisterConfig,
-    edge::backoff::{Backoff, LinkFailure},
     error::FatalError,
     limits,
     net::{random, timeout},
@@ -174,7 +178,7 @@ async fn keep_linked(
     left: &Shutdown,
 ) -> Result<(), FatalError> {
     let limits = &config.limits.link;
-    let mut backoff = Backoff::default();
+    let mut redial = Redial::default();
     let mut suspended: Option<Suspended<'_>> = None;
     loop {
         let started = Instant::now();
@@ -184,42 +188,23 @@ async fn keep_linked(
             Some(Err(outcome)) => outcome,
             None => Outcome::Stopped,
         };
-        let failure = match outcome {
-            Outcome::Stopped => return Ok(()),
-            Outcome::Lost(why) if config.require_gateway && !state.was_registered() => {
-                return Err(FatalError::run(format!("{why}; exiting because of --require-gateway")));
-            }
-            Outcome::Lost(why) => {
-                log::warn!("{why}");
-                LinkFailure::Lost
-            }
-            Outcome::Transient(why) if !state.was_registered() && config.require_gateway => {
-                return Err(FatalError::run(why));
-            }
-            // With a terminal, report the first failure to the user who typed the command. Without
-            // one, keep trying: the gateway itself did not refuse, so the cause may pass, as with
-            // every failure after the first registration.
-            Outcome::Transient(why) if !state.was_registered() && signals::has_terminal() => {
-                return Err(FatalError::run(why));
-            }
-            Outcome::Transient(why) => {
-                log::error!("{why}");
-                LinkFailure::Lost
-            }
-            Outcome::Refused(why) if !state.was_registered() => return Err(FatalError::run(why)),
-            Outcome::Refused(why) | Outcome::NotNow(why) => {
-                log::error!("{why}");
-                LinkFailure::Refused
-            }
+        let facts = Facts {
+            was_registered: state.was_registered(),
+            require_gateway: config.require_gateway,
+            has_terminal: signals::has_terminal(),
+            suspended_until: suspended.as_ref().map(Suspended::until),
         };
-        let too_late = |suspended: &mut Suspended<'_>| {
-            failure == LinkFailure::Refused || suspended.until() <= Instant::now()
+        let (alive, random) = (started.elapsed(), random::jitter());
+        let delay = match redial.after(Instant::now(), outcome, &facts, alive, random, limits) {
+            Next::Wait { delay, give_up } => {
+                if let Some(late) = suspended.take_if(|_| give_up) {
+                    late.give_up(state);
+                }
+                delay
+            }
+            Next::Stop => return Ok(()),
+            Next::Fail(error) => return Err(error),
         };
-        if let Some(late) = suspended.take_if(too_late) {
-            late.give_up(state);
-        }
-        let failure = if suspended.is_some() { LinkFailure::Suspended } else { failure };
-        let delay = backoff.next(failure, started.elapsed(), random::jitter(), limits);
         log::info!("reconnecting in {:.1} s", delay.as_secs_f64());
         if left.race(timeout::until(Instant::now().checked_add(delay))).await.is_none() {
             return Ok(());

@@ -3,6 +3,8 @@
 //! Without I/O and time, so that every kind of backend can use it: `edge::backend::stdio` for the
 //! lines of a child's stdout.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
+
 use std::{str, time::Instant, vec};
 
 use super::{LineOutcome, LineSink};
