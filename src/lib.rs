@@ -80,7 +80,7 @@
 //! | one subject | `cargo test --test it -- resume` |
 //! | more of the simulation; one seed again | `MCPPORT_SEEDS=10000 cargo test simulation`; `MCPPORT_SEED=7 cargo test simulation` |
 //! | more of two principals that attack each other; one seed again | `MCPPORT_TENANT_SEEDS=100 cargo test tenants`; `MCPPORT_TENANT_SEED=7 cargo test tenants` |
-//! | a thousand cuts of the connection | `MCPPORT_CUTS=1000 cargo test --test it -- cuts --nocapture` |
+//! | a thousand cuts of the connection | `MCPPORT_CUTS=1000 cargo test --test it -- link_cuts --nocapture` |
 //! | what hostile peers cost | `MCPPORT_FIGURES=1 cargo test --test it -- hostile::figures --nocapture` |
 //! | leaks, after ten minutes under load | `scripts/soak.sh` |
 //! | fuzz targets, 30 s each; needs a C++ compiler | `scripts/fuzz.sh` |

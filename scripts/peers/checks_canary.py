@@ -1,4 +1,4 @@
-"""Tokens and payloads show in no output, at DEBUG, whichever way they came in."""
+"""Tokens and payloads appear in no output at DEBUG, whichever way they were passed."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ import kit
 import mcp_sse
 from kit import BINARY, fake, free_port, need, need_equal, short
 
-# Marks are `canary` and a word; the word says in a failure which way it leaked.
+# Marks are `canary` and a word; the word shows in a failure which way it leaked.
 DEBUG = ["--log-level", "DEBUG", "--debug"]
 UPGRADE = (
     ("Connection", "Upgrade"),
@@ -20,17 +20,17 @@ GREETING = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {
 
 
 def bearer(token):
-    """Header fields with a token."""
+    """Returns header fields with a token."""
     return [("Authorization", f"Bearer {token}")]
 
 
 def header(token):
-    """Flags of a register with a token."""
+    """Returns flags of a register with a token."""
     return ["--header", f"Authorization: Bearer {token}"]
 
 
 def need_silence(world, detailed=True):
-    """No mark in anything that any program printed, though each told much."""
+    """Asserts that no program printed a mark, though each logged at DEBUG."""
     for program in world.programs if detailed else ():
         if program.argv[0] == BINARY and program.process.returncode != 2:
             need("[DEBUG]" in program.log(), f"nothing was logged at DEBUG, so silence proves little; {program.tail()}")
@@ -44,7 +44,7 @@ def need_silence(world, detailed=True):
 
 
 def canary_accepted(world):
-    """Tokens that are right, by flag, file and environment; in use by clients and edges."""
+    """Valid tokens, by flag, file and environment, used by clients and edges."""
     path = world.directory / "tokens"
     path.write_text("canary-file\n")
     env = {"MCP_GATEWAY_AUTH_TOKENS": "canary-original,canary-second"}
@@ -68,7 +68,7 @@ def canary_accepted(world):
 
 
 async def use(port, other_port):
-    """Calls with payloads that are nobody's business, errors and noise among them."""
+    """Calls with secret payloads, including errors and noise."""
     async with kit.client(port, headers=bearer("canary-flag")) as client:
         need_equal(await client.text("flag_echo", text="canary-payload"), "flag:canary-payload", "echo")
         await client.call("flag_fail", text="canary-failure")
@@ -92,7 +92,7 @@ async def use(port, other_port):
 
 
 async def post_quietly(client, body):
-    """Posts what may well be refused."""
+    """Posts a request that may be refused."""
     try:
         await client.post(body)
     except mcp_sse.HttpError:
@@ -100,7 +100,7 @@ async def post_quietly(client, body):
 
 
 def canary_refused(world):
-    """Tokens that are wrong, in every place where a client may put one, and at every path."""
+    """Wrong tokens, in every place where a client may put one, and at every path."""
     _, port = world.gateway("--auth-token", "right", *DEBUG)
     world.register("own", fake("own"), port, *header("right"), "--log-level", "DEBUG")
     kit.listed(port, "own_echo", headers=bearer("right"))
@@ -158,7 +158,7 @@ async def knock(port):
 
 
 def canary_files(world):
-    """Words that end a program name the file, not what is in it."""
+    """Errors that end a program name the file, not its content."""
     path = world.directory / "not-a-key"
     path.write_text("-----BEGIN PRIVATE KEY-----\ncanary-key\n-----END PRIVATE KEY-----\n")
     tls = ["--ssl-enabled", "--ssl-keyfile", path, "--ssl-certfile", path]

@@ -1,4 +1,4 @@
-"""Nothing that a register starts outlives it, however the end comes."""
+"""No process that a register starts outlives it, however it ends."""
 
 import asyncio
 import json
@@ -9,12 +9,12 @@ import time
 import kit
 from kit import fake, need, need_equal, short
 
-# From closing the child's input to SIGKILL, with room for a busy machine.
+# Time from closing the child's input to SIGKILL, with room for a busy machine.
 END_SECONDS = 9
 
 
 def started(world, name, command, port, *flags):
-    """A register whose server is listed."""
+    """Starts a register, and waits until its server is listed."""
     edge = world.register(name, command, port, *flags)
     kit.listed(port, f"{name}_echo")
     need(world.strangers(), "no child is running")
@@ -22,7 +22,7 @@ def started(world, name, command, port, *flags):
 
 
 def ended(world, edge, number, code=0):
-    """Stops a register: exit code, and nobody left."""
+    """Stops a register: checks the exit code, and that no process is left."""
     begun = time.monotonic()
     found = edge.stop(number, END_SECONDS)
     if code is not None:
@@ -32,7 +32,7 @@ def ended(world, edge, number, code=0):
 
 
 def normal_stop(world):
-    """SIGINT and SIGTERM with a server that ends when its input does."""
+    """SIGINT and SIGTERM with a server that exits when its input ends."""
     _, port = world.gateway()
     for number in (signal.SIGINT, signal.SIGTERM):
         edge = started(world, f"stop{int(number)}", fake("x"), port)
@@ -79,7 +79,7 @@ def npx(world):
 
 
 def gateway_killed(world):
-    """SIGKILL of the gateway: the child lives on, is offered again, and goes with its register."""
+    """SIGKILL of the gateway: the child survives, is registered again, and ends with its register."""
     gateway, port = world.gateway()
     edge = started(world, "one", fake("x"), port)
     before = set(world.strangers())
@@ -95,7 +95,7 @@ def gateway_killed(world):
 
 
 def edge_killed(world):
-    """SIGKILL of the register itself: a server that reads its input sees the end."""
+    """SIGKILL of the register itself: a server that reads its input notices the end."""
     _, port = world.gateway()
     edge = started(world, "one", fake("x"), port)
     edge.stop(signal.SIGKILL)
@@ -103,7 +103,7 @@ def edge_killed(world):
 
 
 def no_start(world):
-    """Registers that end by themselves leave nobody either."""
+    """Registers that exit by themselves leave no process either."""
     _, port = world.gateway("--auth-token", "right")
     for where in (kit.free_port(), port):
         edge = world.register("none", fake("x", "--stubborn"), where, "--require-gateway")
@@ -116,7 +116,7 @@ def no_start(world):
 
 
 def many(world, runs=200, at_once=8):
-    """Runs of register, one after the other and several at once; the gateway forgets each of them."""
+    """Runs of register, in turn and concurrently; the gateway forgets each of them."""
     gateway, port = world.gateway()
     started(world, "warm", fake("x"), port).stop()
     kit.listed(port, gone=("warm_echo",))

@@ -21,7 +21,7 @@ def steps(name, notified=True):
 
 
 def need_works(outcomes, name):
-    """What came of `steps` is right."""
+    """Checks the outcomes of `steps`."""
     names = [tool["name"] for tool in outcomes[1]]
     for tool in ("echo", "add", "longRunningOperation", "getTinyImage"):
         need(f"{name}_{tool}" in names, f"{name}_{tool} is not among {names}")
@@ -30,14 +30,14 @@ def need_works(outcomes, name):
 
 
 def auth(token):
-    """Flags of a gateway, fields of a client and flags of a register."""
+    """Returns flags of a gateway, fields of a client and flags of a register."""
     if not token:
         return [], {}, []
     return ["--auth-token", token], {"Authorization": f"Bearer {token}"}, ["--header", BEARER + token]
 
 
 def old_edge(world, token=None):
-    """Its `register` at our gateway; without the ten seconds that its own gateway sleeps."""
+    """The Python `register` at our gateway, without the ten seconds that its own gateway sleeps."""
     gateway_flags, fields, register_flags = auth(token)
     _, port = world.gateway(*gateway_flags)
     edge = world.register("old", EVERYTHING_OLD, port, *register_flags, binary=ORIGINAL)
@@ -52,7 +52,7 @@ def old_edge(world, token=None):
 
 
 def old_gateway(world, token=None):
-    """Our `register` at its gateway; its client is the SDK of its time."""
+    """Our `register` at the Python gateway, with the SDK client of its time."""
     gateway_flags, fields, register_flags = auth(token)
     _, port = world.gateway("--host", "127.0.0.1", *gateway_flags, binary=ORIGINAL)
     edge = world.register("new", EVERYTHING_OLD, port, *register_flags, host="127.0.0.1")
@@ -61,7 +61,7 @@ def old_gateway(world, token=None):
 
 
 def refused(world, gateway, register):
-    """A register with a wrong token gets nowhere and hears why."""
+    """A register with a wrong token is refused, with the reason."""
     _, port = world.gateway("--host", "127.0.0.1", "--auth-token", "right", binary=gateway)
     edge = world.register(
         "no", EVERYTHING_OLD, port, "--header", BEARER + "wrong", "--require-gateway", binary=register, host="127.0.0.1"

@@ -1,4 +1,4 @@
-"""What a newcomer runs first, and the built-in server about the box."""
+"""The demo, and the built-in device server."""
 
 import asyncio
 import functools
@@ -11,7 +11,7 @@ from kit import BINARY, need, need_equal, short
 
 
 def demo_once(world):
-    """`demo --once` ends well after a call that it shows."""
+    """`demo --once` exits with 0 after a call, and prints its result."""
     demo = world.start("demo", [BINARY, "demo", "--once"])
     need_equal(demo.exit(30), 0, f"exit code; {demo.tail()}")
     need("/mcp" in demo.log(), f"no address shown; {demo.tail()}")
@@ -20,7 +20,7 @@ def demo_once(world):
 
 
 def demo_serves(world):
-    """`demo --port` goes on serving until Ctrl-C."""
+    """`demo --port` serves until Ctrl-C."""
     port = kit.free_port()
     demo = world.start("demo", [BINARY, "demo", "--port", port])
     kit.until(lambda: kit.listens(port) or not demo.alive(), 20, f"the demo listens; {demo.tail()}")
@@ -40,7 +40,7 @@ def demo_serves(world):
 
 
 def arguments(tool):
-    """Arguments that a tool cannot do without: the first allowed value, or a plain one."""
+    """Returns the required arguments of a tool: the first allowed value, or a plain one."""
     schema = tool["inputSchema"]
     plain = {"string": "x", "integer": 1, "number": 1, "boolean": True, "array": [], "object": {}}
     made = {}
@@ -51,7 +51,7 @@ def arguments(tool):
 
 
 def devices(world, sdk):
-    """Every tool of `mcpport device`, with an SDK that checks structured content against the schema."""
+    """Calls every tool of `mcpport device`, with an SDK that checks structured content against the schema."""
     _, port = world.gateway()
     command = [BINARY, "device"]
     (tools,) = play(world, sdk, {"stdio": command}, [{"list": True}])
@@ -67,7 +67,7 @@ def devices(world, sdk):
 
 
 def check_call(call, outcome):
-    """A result with text and structure; the name when the tool answered with an error (the box may lack a thing)."""
+    """Checks a result with text and structure. Returns the name if the tool failed (this machine may lack something)."""
     need("result" in outcome, f"{call}: {short(outcome)}")
     result = outcome["result"]
     need(result["content"], f"{call}: no content")

@@ -1,6 +1,6 @@
-"""Official clients over Streamable HTTP and at the endpoints of one server: everything that server-everything offers.
+"""Official clients over Streamable HTTP and at the endpoints of one server: every feature of server-everything.
 
-What each of them sees through the gateway equals what it sees of the server directly.
+Each client must see the same through the gateway as directly.
 """
 
 import functools
@@ -16,12 +16,12 @@ TEMPLATE = {"type": "ref/resource", "uri": "demo://resource/dynamic/text/{resour
 
 
 def ask(method, **params):
-    """A step that asks."""
+    """Returns a step that sends a request."""
     return {"ask": method, "params": params}
 
 
 def steps():
-    """Everything that is not a tool, after all tools. Files in `gzip` stay in the server's list, so they come last."""
+    """Requests other than tool calls, after all tools. Files in `gzip` stay in the server's list, so they come last."""
     tools = everything_steps()
     zipped = [step for step in tools if "gzip-file-as-resource" in str(step)]
     return [
@@ -54,12 +54,12 @@ def steps():
 
 
 def same(out):
-    """Without times, and without the version in the words of the SDK."""
+    """Returns an outcome without times, and without the version in the SDK's words."""
     return re.sub(r'("blob": ")[A-Za-z0-9+/=]+', r"\1then", without_clock(out)) if "dynamic/blob" in out else without_clock(out)
 
 
 def endpoints(port):
-    """Each endpoint, and whether it shows the server as it is."""
+    """Returns each endpoint, and whether it shows the server under its own names."""
     base = f"http://localhost:{port}"
     return {
         "all": ({"http": f"{base}/mcp"}, False),
@@ -69,7 +69,7 @@ def endpoints(port):
 
 
 def check(world, sdk, endpoint, sessions="shared"):
-    """The same steps against the server and at one endpoint of a gateway."""
+    """Runs the same steps against the server and at one endpoint of a gateway."""
     _, port = world.gateway()
     world.register("every", EVERYTHING, port, "--sessions", sessions)
     listed(port, "every_echo", seconds=30)

@@ -1,4 +1,4 @@
-"""Many clients, many servers: every answer goes to who asked, once, as it was written."""
+"""Many clients and servers: each response reaches its caller once and unchanged."""
 
 import asyncio
 import contextlib
@@ -12,9 +12,9 @@ from kit import fake, need, need_equal
 
 
 class Asker:
-    """One client of a load, with its own dice."""
+    """One client of a load, with its own random numbers."""
 
-    # What it may call, and how often of a hundred times.
+    # The kinds of calls, and their share in percent.
     KINDS = {"echo": 40, "sleep": 30, "progress": 20, "fail": 5, "error": 5}
 
     def __init__(self, number, client, servers, seed):
@@ -24,7 +24,7 @@ class Asker:
         self.slowest = 0.0
 
     async def one(self):
-        """One call of a random kind to a random server; anything but its own answer fails the check."""
+        """Makes one call of a random kind to a random server; any other response than its own fails the check."""
         server = self.dice.choice(self.servers)
         kind = self.dice.choices(list(self.KINDS), list(self.KINDS.values()))[0]
         id = self.client.mint()
@@ -34,11 +34,11 @@ class Asker:
         self.slowest = max(self.slowest, time.monotonic() - begun)
 
     def tool(self, server, name):
-        """The name of a server's tool at the endpoint that this client has."""
+        """Returns the name of a server's tool at this client's endpoint."""
         return f"{server}_{name}"
 
     async def ask(self, server, id, kind, **arguments):
-        """The whole answer; the progress token is the id, as it is in every SDK."""
+        """Returns the whole response; the progress token is the id, as in every SDK."""
         self.sent[server] += 1
         params = {"name": self.tool(server, kind), "arguments": arguments, "_meta": {"progressToken": id}}
         message, _ = await self.client.exchange("tools/call", params, id=id, seconds=60)
@@ -77,12 +77,12 @@ class Asker:
         return steps
 
     def hush(self, id):
-        """From here on progress for this call is a stray."""
+        """From now on, progress for this call is unexpected."""
         del self.client.progress[json.dumps(id)]
 
 
 async def storm(port, clients, servers, calls, in_flight, seed):
-    """Spreads calls over clients that keep `in_flight` going each; the seconds of the slowest."""
+    """Spreads calls over clients that keep `in_flight` calls running each. Returns the slowest time in seconds."""
     async with contextlib.AsyncExitStack() as stack:
         askers = []
         for number in range(clients):
@@ -96,7 +96,7 @@ async def storm(port, clients, servers, calls, in_flight, seed):
 
         await asyncio.gather(*(worker(asker) for asker in askers for _ in range(in_flight)))
         for asker in askers:
-            # What was sent twice or late is on the stream before the answer to this.
+            # A duplicate or late message is on the stream before the response to this.
             for server in servers:
                 await asker.echo(server, asker.client.mint(), "the end")
             need_equal(asker.client.strays, [], f"messages to client {asker.number} that nobody asked for")
@@ -107,7 +107,7 @@ async def storm(port, clients, servers, calls, in_flight, seed):
 
 
 def under_load(world, clients, servers, calls, in_flight, seed=1):
-    """Starts servers and lets the storm loose."""
+    """Starts servers and runs the load."""
     gateway, port = world.gateway()
     names = [f"server{n}" for n in range(servers)]
     for name in names:

@@ -1,8 +1,8 @@
-"""The load of `checks_load.py` over Streamable HTTP, with all that a session has of its own mixed in.
+"""The load of `checks_load.py` over Streamable HTTP, with log levels and subscriptions of each session.
 
-Each of 8 clients has a session at `/mcp` and one at each `/servers/<name>/mcp`, all at the same time, each with its GET
-stream open and several POSTs under way. Each session has its own log level and its own subscriptions. What each one has
-to hear follows from who called what; it must have heard just that, each message once.
+Each of 8 clients has a session at `/mcp` and one at each `/servers/<name>/mcp`, all at the same time, each with an open GET
+stream and several concurrent POSTs. Each session has its own log level and subscriptions. The calls determine the
+notifications that each session must get; it must get exactly these, each once.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from checks_raw import result
 from fake_server import COMMON, LEVELS
 from kit import fake, need, need_equal
 
-# Resources that each server has: those that sessions subscribe to for a whole phase, one that they subscribe to and
-# leave all the time, and one whose update says that nothing comes after it.
+# Resources of each server: those that sessions subscribe to for a whole phase, one that they subscribe to and unsubscribe
+# from all the time, and one whose update (the fence) is the last of a phase.
 STEADY, VOLATILE, FENCE = range(4), 4, 5
 
 
@@ -35,9 +35,9 @@ class Session(Asker):
         self.alone = alone
         self.level = None
         self.wanted = set()
-        # What it did: (server, level, text) and (server, URI, text).
+        # Its actions: (server, level, text) and (server, URI, text).
         self.said, self.touched = [], []
-        # Texts of its own touches that it must hear by the volatile resource.
+        # Texts of its own touches whose updates it must get for the volatile resource.
         self.heard = []
         self.toggling = {server: asyncio.Lock() for server in servers}
 
@@ -45,7 +45,7 @@ class Session(Asker):
         return name if self.alone else f"{server}_{name}"
 
     async def look(self):
-        """Learns under which URIs it sees the resources."""
+        """Finds the URIs under which it sees the resources."""
         listed = (await self.client.request("resources/list"))["resources"]
         self.uris = {tuple(resource["name"].split(" ")): resource["uri"] for resource in listed}
         for server in self.servers:
@@ -53,16 +53,16 @@ class Session(Asker):
                 need((server, uri) in self.uris, f"resource {uri} of {server} is not listed")
 
     def steady(self, server):
-        """Resources to subscribe to for a whole phase: URIs of the server's own."""
+        """Returns the server's URIs to subscribe to for a whole phase."""
         return [*(f"{server}://{n}" for n in STEADY), COMMON]
 
     async def wish(self, server, uri, wanted):
-        """Subscribes, or no longer."""
+        """Subscribes or unsubscribes."""
         method = "resources/subscribe" if wanted else "resources/unsubscribe"
         need_equal(await self.client.request(method, {"uri": self.uris[server, uri]}), {}, method)
 
     async def settle(self):
-        """Throws dice for a level and for subscriptions, and forgets what was."""
+        """Chooses a random level and subscriptions, and clears the records."""
         self.said, self.touched, self.heard = [], [], []
         self.client.logs.clear()
         self.client.updates.clear()
@@ -89,7 +89,7 @@ class Session(Asker):
         need_equal(answer.get("result"), result(f"{server}:{text}"), "touch")
 
     async def toggle(self, server, id, text):
-        """Subscribes and leaves, which others do at the same time: it hears of what changed in between."""
+        """Subscribes and unsubscribes, as others do at the same time: it gets the updates of changes in between."""
         uri = f"{server}://{VOLATILE}"
         async with self.toggling[server]:
             await self.wish(server, uri, True)
@@ -101,7 +101,7 @@ class Session(Asker):
     # The end of a phase
 
     async def fence(self, text):
-        """After this nothing comes any more, by any stream that hears it."""
+        """Sends the fence: nothing follows it on any stream that gets it."""
         for server in self.servers:
             await self.log(server, self.client.mint(), text, len(LEVELS) - 1)
             await self.touch(server, self.client.mint(), text, f"{server}://{FENCE}")
@@ -124,7 +124,7 @@ class Session(Asker):
             raise kit.Failed(f"{self} never heard {text!r}; its stream: {self.client.ended or 'open'}") from None
 
     def judge(self, authors):
-        """It has heard what the authors said and touched, as far as it wanted to, and nothing else."""
+        """Checks that it got exactly the subscribed messages of the authors."""
         wanted = [
             (LEVELS[level], server, text)
             for author in authors
@@ -139,7 +139,7 @@ class Session(Asker):
             for server, uri, text in author.touched
             if (server, uri) in self.wanted
         ]
-        # Whether others' changes of the volatile one are heard is a matter of time. Its own are not.
+        # Whether it gets others' changes of the volatile resource depends on timing. It must get its own.
         others = {
             (self.uris[server, uri], text)
             for author in authors
@@ -158,7 +158,7 @@ class Session(Asker):
 
 
 def need_same(found, wanted, what):
-    """Both hold the same messages equally often."""
+    """Checks that both contain the same messages equally often."""
     found, wanted = collections.Counter(found), collections.Counter(wanted)
     more, less = found - wanted, wanted - found
     differs = f"{more.total()} too many {list(more)[:2]}, {less.total()} missing {list(less)[:2]}"
@@ -166,7 +166,7 @@ def need_same(found, wanted, what):
 
 
 async def need_wishes(sessions, isolated):
-    """Each process knows the lowest level, and the subscriptions, of the sessions that it is for."""
+    """Checks that each process has the lowest level, and the subscriptions, of its sessions."""
     for session in sessions:
         for server in session.servers:
             listeners = [session] if isolated else [other for other in sessions if server in other.servers]
@@ -178,7 +178,7 @@ async def need_wishes(sessions, isolated):
 
 
 async def need_counts(sessions, isolated):
-    """Every call reached its process once."""
+    """Checks that every call reached its process once."""
     for session in sessions:
         for server in session.servers:
             counted = [session] if isolated else [other for other in sessions if server in other.servers]
@@ -188,7 +188,7 @@ async def need_counts(sessions, isolated):
 
 
 async def phase(sessions, calls, isolated, number):
-    """Calls from all sessions at once; then everybody must have heard what was for him."""
+    """Calls from all sessions at once; afterwards each must have got exactly its own messages."""
     await asyncio.gather(*(session.settle() for session in sessions))
     left = iter(range(calls))
 
@@ -198,7 +198,7 @@ async def phase(sessions, calls, isolated, number):
 
     workers = [worker(session) for session in sessions for _ in range(2 if session.alone else 8)]
     await asyncio.gather(*workers)
-    # A process that is shared tells everybody of one fence.
+    # A shared process notifies all sessions with one fence.
     fences = sessions if isolated else sessions[:1]
     text = f"the end of phase {number}"
     await asyncio.gather(*(session.fence(text) for session in fences))
@@ -210,7 +210,7 @@ async def phase(sessions, calls, isolated, number):
 
 
 async def storm(port, clients, servers, calls, isolated, seed):
-    """Opens the sessions and has them call; the slowest call in seconds, and how many messages came unasked."""
+    """Opens the sessions and runs their calls. Returns the slowest call in seconds, and the number of notifications."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def session(number, path, names, alone):
@@ -230,7 +230,7 @@ async def storm(port, clients, servers, calls, isolated, seed):
 
 
 async def need_full(port, servers):
-    """One session more than there may be is told so, and which flag to change."""
+    """A session over the limit gets an error that names the flag."""
     client = await mcp_http.Client.connect(port)
     for server in servers:
         try:
@@ -243,7 +243,7 @@ async def need_full(port, servers):
 
 
 def load(world, isolated, clients=8, count=4, calls=10_000, seed=1):
-    """Starts servers and lets the storm loose."""
+    """Starts servers and runs the load."""
     gateway, port = world.gateway()
     servers = [f"server{n}" for n in range(count)]
     # Each client has one session that sees all servers, and one for each: two processes of each server.
@@ -265,7 +265,7 @@ def load(world, isolated, clients=8, count=4, calls=10_000, seed=1):
 
 
 async def need_forgotten(port, servers):
-    """Nobody is there any more who wants to hear of anything."""
+    """Checks that no subscription is left."""
     client = await mcp_http.Client.connect(port)
     for server in servers:
         _, subscribed = json.loads(await client.text(f"{server}_wishes"))

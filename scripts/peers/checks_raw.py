@@ -1,4 +1,4 @@
-"""What SDKs hide: bytes, ids, questions of servers, cancellations and losses, seen by a client on bare sockets."""
+"""What SDKs hide: bytes, ids, requests of servers, cancellations and losses, as a client on bare sockets sees them."""
 
 import asyncio
 import json
@@ -11,12 +11,12 @@ from kit import fake, need, need_equal, short
 
 
 def result(text):
-    """Result of one text."""
+    """Returns a result with one text."""
     return {"content": [{"type": "text", "text": text}]}
 
 
 def raw_versions(world):
-    """Every version of the old era is taken as it is offered, any other is answered with the newest of them."""
+    """Each version of the 2024-2025 protocols is accepted as offered; any other is answered with the newest of them."""
     _, port = world.gateway()
 
     async def go():
@@ -49,7 +49,7 @@ def one_server(world, go):
 
 
 def raw_bytes(world):
-    """Results pass byte for byte, ids come back as they were written."""
+    """Results pass byte for byte, and ids are returned as they were written."""
 
     async def go(port):
         async with kit.client(port) as client:
@@ -73,7 +73,7 @@ def raw_bytes(world):
 
 
 def raw_questions(world):
-    """A shared server that asks "the client": ping is answered, the rest gets -32601."""
+    """A shared server that sends requests to "the client": ping is answered, all others get -32601."""
 
     async def go(port):
         async with kit.client(port) as client:
@@ -88,7 +88,7 @@ def raw_questions(world):
 
 
 def raw_cancel(world):
-    """Two clients use the same id at one server; cancelling one call leaves the other alone."""
+    """Two clients use the same id at one server; cancelling one call does not affect the other."""
 
     async def go(port):
         async with kit.client(port) as one, kit.client(port) as other:
@@ -126,7 +126,7 @@ def raw_cancel(world):
 
 
 async def until_text(client, name, wanted, seconds=10):
-    """Repeats a call until it answers what is wanted."""
+    """Repeats a call until it returns the wanted text."""
     end = time.monotonic() + seconds
     while (found := await client.text(name)) != wanted:
         need(time.monotonic() < end, f"{name} still says {short(found)}, wanted {short(wanted)}")
@@ -134,7 +134,7 @@ async def until_text(client, name, wanted, seconds=10):
 
 
 def raw_gone(world):
-    """A server that dies or leaves: waiting calls fail at once and name it, its tools go, the other one stays."""
+    """A server that crashes or leaves: waiting calls fail at once with its name, its tools disappear, the other stays."""
     _, port = world.gateway("--resume-window", "0")
     leaving = world.register("leaving", fake("leaving"), port)
     world.register("crashing", fake("crashing"), port)

@@ -1,4 +1,4 @@
-"""Official clients over `/sse`: what they see of a server through the gateway equals what they see of it directly."""
+"""Official clients over `/sse`: a server looks the same through the gateway and directly."""
 
 import functools
 import json
@@ -12,14 +12,14 @@ SDKS = ("python1", "python2", "ts1", "ts2")
 
 
 def player(sdk, scenario):
-    """Command that plays a scenario with one SDK."""
+    """Returns the command that plays a scenario with one SDK."""
     if sdk.startswith("ts"):
         return ["node", HERE / "client.mjs", json.dumps({**scenario, "sdk": sdk[2:], "modules": str(MODULES)})]
     return [PEERS / sdk / "bin" / "python", "-B", HERE / "client.py", json.dumps(scenario)]
 
 
 def play(world, sdk, target, steps, prefix="", when_ready=None, seconds=90):
-    """Plays a scenario: what came of each step."""
+    """Plays a scenario. Returns the outcome of each step."""
     scenario = {"target": target, "prefix": prefix, "steps": steps}
     program = world.start(f"client-{sdk}", player(sdk, scenario))
     until(lambda: "\n" in program.output() or not program.alive(), 30, f"{sdk} connected; {program.tail()}")
@@ -32,13 +32,13 @@ def play(world, sdk, target, steps, prefix="", when_ready=None, seconds=90):
 
 
 def next_step(steps, lines):
-    """The step that brought no outcome, for a message."""
+    """Returns the step without an outcome, for a message."""
     done = sum("out" in line for line in lines)
     return short(steps[done]) if done < len(steps) else "the end"
 
 
 def sse(port, **more):
-    """Target for a gateway."""
+    """Returns the target for a gateway."""
     return {"sse": f"http://localhost:{port}/sse", **more}
 
 
@@ -54,7 +54,7 @@ def compare(world, sdk, name, command, steps, prepare=lambda: None, same=lambda 
 
 
 def need_same(sdk, steps, direct, through, same):
-    """All outcomes must be equal, after `same`."""
+    """Asserts that all outcomes are equal, after `same`."""
     for step, wanted, found in zip(steps, direct, through, strict=True):
         if sdk.startswith("ts"):
             need_same_start(step, wanted, found)
@@ -75,7 +75,7 @@ def need_same_start(step, wanted, found):
 
 
 def difference(found, wanted):
-    """Where two transcripts part."""
+    """Returns the first difference of two transcripts."""
     at = len(os.path.commonprefix([found, wanted]))
     found, wanted = (short(text[max(0, at - 40) :], 160) for text in (found, wanted))
     return f"through the gateway ...{found}, directly ...{wanted}"
@@ -85,7 +85,7 @@ def difference(found, wanted):
 
 
 def file_server(world, sdk):
-    """server-filesystem as `file`."""
+    """Returns server-filesystem as `file`."""
     folder, kept = world.directory / "files", world.directory / "files" / "kept"
 
     def prepare():
@@ -127,13 +127,13 @@ def file_server(world, sdk):
         {"call": "read_text_file", "args": {"wrong": 1}},
         {"parallel": [{"call": "read_text_file", "args": {"path": str(kept), "head": n}} for n in range(1, 9)]},
     ]
-    # Reading a file moves its access time; only what the server reports of it is left out.
+    # Reading a file changes its access time; only that is left out of the server's report.
     times = functools.partial(re.sub, r"accessed: [^\\]*", "accessed: then")
     return compare(world, sdk, "file", [*FILE_SERVER, folder], steps, prepare, times)
 
 
 def everything_steps():
-    """Each tool of server-everything that needs nothing of the client."""
+    """Calls each tool of server-everything that needs nothing of the client."""
     text, zipped = 'zażółć 🦀 \u2028 "quoted" \\ \t end', {"name": "x.gz", "data": "data:text/plain,hello"}
     long = "trigger-long-running-operation"
     return [
@@ -165,22 +165,22 @@ def everything_steps():
 
 
 def everything(world, sdk):
-    """server-everything as `every`."""
+    """Returns server-everything as `every`."""
     return compare(world, sdk, "every", EVERYTHING, everything_steps(), same=without_clock)
 
 
 def without_clock(out):
-    """Some answers of server-everything hold the time of day."""
+    """Removes the time of day from responses of server-everything."""
     return re.sub(r"\d{1,2}:\d{2}:\d{2}( [AP]M)?", "now", without_blob_time(out))
 
 
 def without_blob_time(out):
-    """The blob resource holds the time of day in base64."""
+    """Removes the time of day from the base64 of the blob resource."""
     return re.sub(r'("blob": ")[A-Za-z0-9+/=]+', r"\1then", out) if "demo://resource/dynamic/blob" in out else out
 
 
 def time_server(world, sdk):
-    """mcp-server-time as `time`."""
+    """Returns mcp-server-time as `time`."""
     steps = [
         {"await_tool": "convert_time"},
         {"list": True},
@@ -199,8 +199,8 @@ def time_server(world, sdk):
 
 
 def own_server(world, sdk):
-    """The test server as `own`: large, failing, odd and changing answers, progress of equal calls side by side."""
-    # Python's 2.x client ends its stream at an event of more than 1 MiB, whoever sent it.
+    """The test server as `own`: large, failing, odd and changing responses, and progress of equal concurrent calls."""
+    # Python's 2.x client closes its stream at an event of more than 1 MiB, from any server.
     large = 1_000_000 if sdk == "python2" else 1 << 20
     steps = [
         {"await_tool": "echo"},
@@ -229,7 +229,7 @@ def own_server(world, sdk):
 
 
 def gateway_part(world, sdk):
-    """What the gateway itself answers, and a cancellation that reaches the right one of two servers."""
+    """The gateway's own responses, and a cancellation that reaches the right one of two servers."""
     gateway, port = world.gateway()
 
     def start():
@@ -258,7 +258,7 @@ def gateway_part(world, sdk):
 
 
 def text_of(out):
-    """The only text of a result."""
+    """Returns the only text of a result."""
     need("result" in out, f"a result was wanted: {short(out)}")
     return out["result"]["content"][0]["text"]
 

@@ -1,7 +1,7 @@
-"""Plays a scenario with the official Python SDK (1.x or 2.x, whichever this Python has) and prints what came of it.
+"""Plays a scenario with the official Python SDK (1.x or 2.x, whichever is installed) and prints the outcomes.
 
 Called with one JSON argument: `target` (`stdio`: words, `sse`: URL and `headers`, or `http`: URL of Streamable HTTP),
-`prefix` and `steps`. Prints JSON lines: `{"ready": ...}` once connected, one line for each step, `{"done": true}`. `client.mjs` is its twin.
+`prefix` and `steps`. Prints JSON lines: `{"ready": ...}` once connected, one line for each step, `{"done": true}`. `client.mjs` does the same.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pydantic import AnyUrl
 try:
     from mcp.client.streamable_http import streamable_http_client
 except ImportError:
-    # The version that the original needs has it under another name; with that one only SSE is played.
+    # The version that the Python mcpport needs has another name for it; with that one only SSE is played.
     streamable_http_client = None
 
 try:
@@ -30,17 +30,17 @@ STEP_SECONDS = 60
 
 
 def say(**line):
-    """One line of the transcript."""
+    """Prints one line of the transcript."""
     print(json.dumps(line), flush=True)
 
 
 def plain(model):
-    """A result as it came: no defaults added."""
+    """Returns a result as received, without added defaults."""
     return model.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def transport(target):
-    """The way to the server."""
+    """Opens the transport to the server."""
     if "sse" in target:
         return sse_client(target["sse"], headers=target.get("headers"))
     if "http" in target:
@@ -51,16 +51,16 @@ def transport(target):
 
 @contextlib.asynccontextmanager
 async def http_client(url):
-    """Streamable HTTP; the 1.x line gives the session's id too."""
+    """Opens Streamable HTTP; the 1.x SDK also returns the session's id."""
     async with streamable_http_client(url) as streams:
         yield streams[:2]
 
 
 @contextlib.asynccontextmanager
 async def connected(target, on_message):
-    """A session that has shaken hands, and what the server said of itself."""
+    """Opens an initialized session. Returns it with the server's description."""
     if Client is not None:
-        # The default mode probes `server/discover` first. Asked directly, the server is made to speak the same era.
+        # The default mode first tries `server/discover`. A direct server must use the same protocol version.
         mode = "legacy" if "stdio" in target else "auto"
         async with Client(transport(target), mode=mode, message_handler=on_message) as session:
             said = {"serverInfo": plain(session.server_info), "capabilities": plain(session.server_capabilities)}
@@ -79,7 +79,7 @@ class Player:
         self.told_queue = asyncio.Queue()
 
     async def on_message(self, message):
-        """Notes that the list of tools changed, and keeps all notifications for `told`."""
+        """Records that the list of tools changed, and keeps all notifications for `told`."""
         message = getattr(message, "root", message)
         if type(message).__name__ == "ToolListChangedNotification":
             self.changed.set()
@@ -87,13 +87,13 @@ class Player:
             self.told_queue.put_nowait((message.method, plain(message.params) if message.params else {}))
 
     async def play(self, step):
-        """One step; what came of it."""
+        """Plays one step. Returns its outcome."""
         kinds = {"ask", "await_tool", "cancel", "call", "list", "parallel", "told", "until", "until_tool", "welcome"}
         (kind,) = set(step) & kinds
         return await asyncio.wait_for(getattr(self, kind)(step), STEP_SECONDS)
 
     async def tools(self):
-        """All tools whose name begins with the prefix, which is taken off; by name, as the gateway lists them."""
+        """Returns all tools whose name begins with the prefix, without it, sorted by name as the gateway lists them."""
         tools, cursor = [], None
         while True:
             more = {"cache_mode": "bypass"} if Client else {}
@@ -107,7 +107,7 @@ class Player:
         return sorted(tools, key=lambda tool: tool["name"])
 
     async def await_tool(self, step):
-        """Waits for a tool by notification alone."""
+        """Waits for a tool by notifications alone."""
         while True:
             self.changed.clear()
             if step["await_tool"] in [tool["name"] for tool in await self.tools()]:
@@ -115,7 +115,7 @@ class Player:
             await self.changed.wait()
 
     async def until_tool(self, step):
-        """Asks until a tool is there: for gateways that do not tell of changes."""
+        """Lists until a tool is there: for gateways without list-changed notifications."""
         while step["until_tool"] not in [tool["name"] for tool in await self.tools()]:
             await asyncio.sleep(0.2)
 
@@ -123,7 +123,7 @@ class Player:
         return await self.tools()
 
     async def call(self, step):
-        """A tool call with everything that belongs to it."""
+        """Calls a tool, with progress and logs."""
         progress = []
 
         async def on_progress(done, total, message):
@@ -140,18 +140,18 @@ class Player:
         return {**out, "progress": progress} if progress else out
 
     async def welcome(self, step):
-        """What the server says of itself."""
+        """Returns the server's description."""
         return self.said
 
     async def told(self, step):
-        """Waits for a notification; of an update, the URI."""
+        """Waits for a notification; returns the URI of an update."""
         while True:
             method, params = await self.told_queue.get()
             if method == step["told"]:
                 return params.get("uri")
 
     async def ask(self, step):
-        """Any request but a call, by the method of the SDK that is made for it."""
+        """Sends any request other than a call, by the SDK's method for it."""
         method, params = step["ask"], step.get("params", {})
         uri = params.get("uri") if Client else params.get("uri") and AnyUrl(params["uri"])
         fresh = {"cache_mode": "bypass"} if Client else {}
@@ -173,13 +173,13 @@ class Player:
             return {"error": describe(error)}
 
     def reference(self, ref):
-        """What is to be completed."""
+        """Returns the reference to complete."""
         if ref["type"] == "ref/prompt":
             return types.PromptReference(type="ref/prompt", name=self.prefix + ref["name"])
         return types.ResourceTemplateReference(type="ref/resource", uri=ref["uri"])
 
     def bare(self, result):
-        """A list in the order of the gateway's, prompts without the prefix."""
+        """Returns a list in the order of the gateway's, prompts without the prefix."""
         for kind, key in (("prompts", "name"), ("resources", "uri"), ("resourceTemplates", "uriTemplate")):
             if kind in result:
                 items = sorted(result[kind], key=lambda item: item[key])
@@ -192,7 +192,7 @@ class Player:
     async def cancel(self, step):
         """Cancels a call after its first progress."""
         reached = asyncio.Event()
-        # Private, but this SDK line has no other way to learn the id that it has to name.
+        # Private, but this SDK has no other way to get the id for the cancellation.
         id = getattr(self.session, "_request_id", None)
         task = asyncio.create_task(self.call({**step["cancel"], "progress": True, "reached": reached}))
         await reached.wait()
@@ -204,7 +204,7 @@ class Player:
         await asyncio.gather(task, return_exceptions=True)
 
     async def until(self, step):
-        """Repeats a call until its text is what is wanted."""
+        """Repeats a call until it returns the wanted text."""
         while True:
             out = await self.call({"call": step["until"], "args": step.get("args", {})})
             if out.get("result", {}).get("content", [{}])[0].get("text") == step["text"]:
@@ -213,7 +213,7 @@ class Player:
 
 
 def describe(error):
-    """An error answer, or what the SDK itself complains of."""
+    """Returns an error response, or the SDK's own error."""
     inner = getattr(error, "error", None)
     if inner is not None and hasattr(inner, "code"):
         return plain(inner)
@@ -232,7 +232,7 @@ async def main():
 
 
 def innermost(error):
-    """Task groups wrap what went wrong."""
+    """Returns the error inside a task group's exception."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -20,8 +20,8 @@ NODE = kit.PEERS / "conformance" / "node_modules"
 VERSION = "2025-11-25"
 SUITE_SECONDS = 300
 
-# What a shared process cannot do: a request of the server cannot be tied to one of its clients, so the server is told
-# that its client can do nothing, and answers are refused. With a process for each session all of these pass.
+# Scenarios that fail with a shared process: a request of the server cannot be related to one client, so the server sees a
+# client without capabilities, and its requests are refused. With a process for each session they all pass.
 SHARED_DIFFERS = {
     "tools-call-sampling": "the server asks its client for a sample",
     "tools-call-elicitation": "the server asks its user",
@@ -31,7 +31,7 @@ SHARED_DIFFERS = {
 
 
 def run_suite(url, directory):
-    """Runs all scenarios of the version against a server: name to what was wrong, empty when nothing was."""
+    """Runs all scenarios of the version against a server. Returns the failures by name, empty if there are none."""
     argv = [NODE / ".bin" / "node", NODE / "@modelcontextprotocol" / "conformance" / "dist" / "index.js"]
     argv += ["server", "--url", url, "--suite", "all", "--spec-version", VERSION, "-o", directory]
     run = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SUITE_SECONDS)
@@ -46,12 +46,12 @@ def run_suite(url, directory):
 
 
 def environment():
-    """What the server needs to be found."""
+    """Returns the environment that the server needs."""
     return ["env", f"PYTHONPATH={SOURCE}"]
 
 
 def direct(world):
-    """The server's own endpoint."""
+    """Starts the server's own endpoint."""
     port = kit.free_port()
     argv = [*environment(), PYTHON, "-B", "-m", "mcp_everything_server", "--port", port]
     server = world.start("direct", argv)
@@ -60,7 +60,7 @@ def direct(world):
 
 
 def tunnel(world, sessions):
-    """The two endpoints of a gateway that lead to the server."""
+    """Starts the two endpoints of a gateway that lead to the server."""
     _, port = world.gateway()
     command = [*environment(), PYTHON, "-B", kit.HERE / "conformance_server.py"]
     flags = ["--sessions", "isolated", "--max-sessions", 64] if sessions == "isolated" else []
@@ -74,13 +74,13 @@ def tunnel(world, sessions):
 
 
 def knows_isolated():
-    """Whether this binary offers a process for each session."""
+    """Whether this binary supports a process for each session."""
     said = subprocess.run([kit.BINARY, "register", "--help"], capture_output=True, text=True)
     return "--sessions" in said.stdout + said.stderr
 
 
 def bad(columns):
-    """What must not be: scenario, column and reason."""
+    """Returns the differences that are not permitted: scenario, column and reason."""
     for name, wanted in sorted(columns["direct"].items()):
         if wanted:
             continue
@@ -92,7 +92,7 @@ def bad(columns):
 
 
 def table(columns):
-    """One line for each scenario."""
+    """Prints one line for each scenario."""
     width = max(map(len, columns["direct"]))
     yield f"{'scenario':{width}}  " + "  ".join(columns)
     for name in sorted(columns["direct"]):

@@ -1,9 +1,9 @@
-"""A binary for another machine against the native one, both ways, over TLS, with a token.
+"""Tests a binary for another architecture against the native one, in both directions, over TLS, with a token.
 
     cross.py BINARY TARGET MACHINE CERTIFICATES HOW
 
-BINARY, which was built for TARGET, runs by itself here (`cross-test.sh` sees to that). MACHINE is what it takes its machine to
-be, as `uname -m` says it. CERTIFICATES is what `generate-certs.sh` wrote. HOW it runs, in a word for people: emulated.
+BINARY was built for TARGET and can be executed here (`cross-test.sh` arranges that). MACHINE is the expected `uname -m`.
+CERTIFICATES is the output directory of `generate-certs.sh`. HOW describes the execution for the reader: emulated.
 """
 
 import http.client
@@ -19,7 +19,7 @@ import time
 import kit
 from kit import need, need_equal, short
 
-# Emulation and a machine that builds at the same time: slow, and still bounded.
+# Emulation on a machine that also builds is slow, but bounded.
 SECONDS = 60
 TOKEN = secrets.token_hex(16)
 VERSION = "2025-06-18"
@@ -43,7 +43,7 @@ class Client:
         self.post({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
     def post(self, message):
-        """The answer's body; an event stream's data."""
+        """Returns the body of a response, or the data of an event stream."""
         self.connection.request("POST", "/mcp", json.dumps(message), self.fields)
         response = self.connection.getresponse()
         body = response.read().decode()
@@ -55,7 +55,7 @@ class Client:
         return [body] if body else []
 
     def ask(self, method, params):
-        """The result of a request."""
+        """Returns the result of a request."""
         self.last += 1
         said = self.post({"jsonrpc": "2.0", "id": self.last, "method": method, "params": params})
         answers = [json.loads(text) for text in said if text.strip()]
@@ -65,7 +65,7 @@ class Client:
 
 
 def demo(world, binary, machine, certificates):
-    """Gateway, register, device and client, all of them in the binary."""
+    """Gateway, register, device and client, all in the binary."""
     shown = world.start("demo", [binary, "demo", "--once", *server(certificates), *trust(certificates)])
     need_equal(shown.exit(SECONDS), 0, f"exit code; {shown.tail()}")
     need(re.search(r"gateway +https://", shown.log()), f"no TLS; {shown.tail()}")
@@ -93,17 +93,17 @@ def through(world, gateway_binary, edge_binary, machine, certificates):
 
 
 def server(certificates):
-    """Flags of who shows a certificate."""
+    """Returns the flags that present a certificate."""
     return ["--ssl-keyfile", certificates / "server.key", "--ssl-certfile", certificates / "server.crt"]
 
 
 def trust(certificates):
-    """Flags of who checks it."""
+    """Returns the flags that verify it."""
     return ["--ssl-ca-cert", certificates / "ca.crt"]
 
 
 def main():
-    """All of it, in turn, each with a line that says what was done; the first that fails ends the run."""
+    """Runs all checks in turn, with a line for each; the first failure ends the run."""
     binary, target, machine, certificates, how = sys.argv[1:]
     certificates = pathlib.Path(certificates).resolve()
     world = kit.World()

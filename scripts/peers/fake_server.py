@@ -1,6 +1,6 @@
 """A stdio MCP server in plain Python, with tools that real servers lack: slow, large, odd and failing ones.
 
-Several run side by side under different names; every answer carries the name, so that a mixed-up answer shows.
+Several run concurrently under different names; every response contains the name, so that a misrouted one is noticed.
 """
 
 import heapq
@@ -14,21 +14,21 @@ import time
 
 VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 
-# Results that a parser which rebuilds numbers, escapes, order or unknown members would change.
+# Results that would change if a parser rebuilt numbers, escapes, order or unknown members.
 VERBATIM = (
     '{"content":[],"structuredContent":{"z":1.0,"a":1e2,"big":12345678901234567890,"neg":-0.0}}',
     '{ "content" : [ ] , "b":2,"a":1, "nobody/knows": {"deep":[[[[null]]]]} }',
     '{"content":[{"type":"text","text":"\\u0061\\u00e9\\ud83d\\ude00\\/\\u2028"}],"_meta":{"k":"v"}}',
     '{"content":[{"type":"text","text":"zażółć 🦀 \u2028 \u0085 data: x"}],"isError":false}',
     '{"content":[{"type":"future","x":[1,2,{"y":null}]}],"isError":true,"resultType":"complete"}',
-    # Valid by JSON's grammar, and yet several SDKs cannot read it: only for clients that look at bytes.
+    # Valid JSON that several SDKs cannot parse: only for clients that compare bytes.
     '{"content":[{"type":"text","text":"\\ud800"}]}',
 )
 
-# Log levels, from talkative to terse.
+# Log levels, from the most to the least verbose.
 LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 
-# A URI that all servers with `--offers` have, and how many each has for itself.
+# A URI that all servers with `--offers` have, and the number of their own ones.
 COMMON = "common://note"
 RESOURCES = 6
 
@@ -37,13 +37,13 @@ NUMBER = {"type": "number"}
 
 
 def tool(name, description="", **properties):
-    """One entry of tools/list."""
+    """Returns one entry of tools/list."""
     schema = {"type": "object", "properties": properties}
     return {"name": name, "description": description or name, "inputSchema": schema}
 
 
 class Server:
-    """The state of one run: what is listed, what is due, what was cancelled."""
+    """The state of one run: listed tools, due responses, cancelled calls."""
 
     def __init__(self, name, stubborn, offers):
         self.name = name
@@ -84,7 +84,7 @@ class Server:
     # Input
 
     def message(self, message):
-        """Takes one message from the client."""
+        """Handles one message from the client."""
         method, params = message.get("method"), message.get("params") or {}
         if method is None:
             self.answered(message)
@@ -104,7 +104,7 @@ class Server:
             self.error(message["id"], -32601, f"no method {method}")
 
     def greeting(self, params):
-        """Result of initialize."""
+        """Returns the result of initialize."""
         asked = params.get("protocolVersion")
         more = {"resources": {"subscribe": True}, "logging": {}} if self.offers else {}
         return {
@@ -114,14 +114,14 @@ class Server:
         }
 
     def notification(self, method, params):
-        """A cancelled call is forgotten and never answered."""
+        """Forgets a cancelled call, which is never answered."""
         if method == "notifications/cancelled":
             text = self.running.pop(key(params.get("requestId")), None)
             if text is not None:
                 self.cancelled.append(text)
 
     def answered(self, message):
-        """The client answered a question of ours: hand it to the call that asked."""
+        """Handles the client's response to our request: passes it to the call that waits for it."""
         waiting = self.asked.pop(message.get("id"), None)
         if waiting is not None:
             self.text(waiting, json.dumps({k: v for k, v in message.items() if k in ("result", "error")}))
@@ -137,10 +137,10 @@ class Server:
         handler(id, arguments, token)
         self.calls += 1
 
-    # What a server with `--offers` has beside tools
+    # Features of a server with `--offers`, besides tools
 
     def offer_resources_list(self, params):
-        """Resources of its own, and one that all servers have under the same URI."""
+        """Its own resources, and one that all servers have under the same URI."""
         uris = [*(f"{self.name}://{n}" for n in range(RESOURCES)), COMMON]
         return {"resources": [{"uri": uri, "name": f"{self.name} {uri}"} for uri in uris]}
 
@@ -244,7 +244,7 @@ class Server:
     # Output
 
     def finish(self, id, arguments):
-        """Answers unless it was cancelled."""
+        """Responds, unless the call was cancelled."""
         if self.running.pop(key(id), None) is not None:
             self.text(id, f"{self.name}:{arguments.get('text')}")
 
@@ -257,7 +257,7 @@ class Server:
             self.tell("progress", {"progressToken": token, "progress": step, "total": steps, "message": says})
 
     def tell(self, kind, params):
-        """A notification."""
+        """Sends a notification."""
         self.send({"jsonrpc": "2.0", "method": f"notifications/{kind}", "params": params})
 
     def text(self, id, text, **more):
@@ -284,7 +284,7 @@ class Server:
     # The loop
 
     def run(self):
-        """Reads lines and does what is due, until the input ends."""
+        """Reads lines and sends what is due, until the input ends."""
         pending = b""
         while True:
             sys.stdout.buffer.flush()
@@ -304,13 +304,13 @@ class Server:
                     self.message(json.loads(line))
 
     def linger(self):
-        """The input ended; a stubborn server stays."""
+        """Handles the end of the input; a stubborn server stays."""
         while self.stubborn:
             signal.pause()
 
 
 def key(id):
-    """Request ids as a table key: `1` and `"1"` differ."""
+    """Returns a request id as a table key: `1` and `"1"` differ."""
     return json.dumps(id)
 
 

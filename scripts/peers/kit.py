@@ -1,4 +1,4 @@
-"""What the checks share: programs in process groups of their own, free ports, waiting for things with a deadline."""
+"""Shared by the checks: programs in their own process groups, free ports, waiting with a deadline."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ BINARY = str(pathlib.Path(os.environ.get("MCPPORT_BIN") or ROOT / "target" / "re
 ORIGINAL = str(PEERS / "original" / "bin" / "mcpport")
 MODULES = PEERS / "node" / "node_modules"
 
-# What a child process gets, wherever it is started: so its answers do not depend on who started it.
+# The environment of every child process, so that its output does not depend on who started it.
 PLAIN = ["env", "-i", f"PATH={os.environ['PATH']}", f"HOME={os.environ.get('HOME', '/')}", "LANG=C.UTF-8"]
 
 FILE_SERVER = [*PLAIN, "node", str(MODULES / "@modelcontextprotocol/server-filesystem/dist/index.js")]
@@ -34,12 +34,12 @@ TIME_SERVER = [*PLAIN, str(PEERS / "time/bin/mcp-server-time"), "--local-timezon
 
 
 def fake(name, *flags):
-    """Command of the test server."""
+    """Returns the command of the test server."""
     return [sys.executable, str(HERE / "fake_server.py"), name, *flags]
 
 
 class Failed(Exception):
-    """A check found something wrong; the text says what."""
+    """A failed check, with the reason."""
 
 
 def need(truth, why):
@@ -55,7 +55,7 @@ def need_equal(found, wanted, what):
 
 
 def short(value, room=300):
-    """A value for a message of one line."""
+    """Formats a value for a message of one line."""
     text = value if isinstance(value, str) else repr(value)
     text = text.replace("\n", "\\n")
     return text if len(text) <= room else f"{text[:room]}... ({len(text)} characters)"
@@ -74,21 +74,21 @@ def until(condition, seconds, what):
 
 
 def free_port():
-    """A port that nobody listens on."""
+    """Returns a free port."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def listens(port):
-    """Whether somebody takes connections on loopback."""
+    """Whether a program accepts connections on this loopback port."""
     with contextlib.closing(socket.socket()) as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Program:
-    """A running program; what it prints goes to two files."""
+    """A running program, with its output in two files."""
 
     def __init__(self, name, argv, directory, env):
         self.name, self.argv = name, argv
@@ -103,15 +103,15 @@ class Program:
         return self.process.pid
 
     def output(self):
-        """All that it printed to stdout."""
+        """Returns all of stdout."""
         return self.paths[0].read_text(errors="replace")
 
     def log(self):
-        """All that it printed, stdout first."""
+        """Returns all of its output, stdout first."""
         return "".join(path.read_text(errors="replace") for path in self.paths)
 
     def tail(self):
-        """The end of what it printed, for messages."""
+        """Returns the end of its output, for messages."""
         return f"{self.name} said: {short(self.log()[-600:].strip() or '(nothing)', 700)}"
 
     def alive(self):
@@ -122,7 +122,7 @@ class Program:
         return until(lambda: re.search(pattern, self.log()), seconds, f"/{pattern}/ printed; {self.tail()}")
 
     def exit(self, seconds=15):
-        """Waits for the end; the exit code."""
+        """Waits until it exits. Returns the exit code."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -132,7 +132,7 @@ class Program:
         self.process.send_signal(number)
 
     def stop(self, number=signal.SIGTERM, seconds=15):
-        """Sends a signal and waits; the exit code."""
+        """Sends a signal and waits. Returns the exit code."""
         self.kill(number)
         return self.exit(seconds)
 
@@ -141,7 +141,7 @@ class World:
     """The programs of one check."""
 
     def __init__(self):
-        # Orphans of what we start come to us, not to init: so none can hide from `strangers`.
+        # Become the parent of orphans, so that none can hide from `strangers`.
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="mcpport-peers-"))
         self.programs = []
@@ -155,7 +155,7 @@ class World:
         return program
 
     def gateway(self, *flags, port=None, binary=BINARY, env=None):
-        """Starts a gateway and waits until it takes connections: program and port."""
+        """Starts a gateway and waits until it accepts connections. Returns program and port."""
         port = port or free_port()
         program = self.start("gateway", [binary, "gateway", "--port", port, *flags], env)
         until(lambda: listens(port) or not program.alive(), 20, f"gateway listens; {program.tail()}")
@@ -171,19 +171,19 @@ class World:
         return self.start(f"register-{name}", [*argv, *flags], env)
 
     def strangers(self):
-        """Living descendants that are neither programs nor their known parents: pid to command line."""
+        """Returns the live descendants that are neither programs nor their known parents: pid to command line."""
         mine = {p.pid for p in self.programs}
         return {pid: line for pid, line in descendants().items() if pid not in mine}
 
     def need_no_strangers(self, what, seconds=1):
-        """Nothing that a program started may live on."""
+        """Asserts that no process of a program is left."""
         end = time.monotonic() + seconds
         while (left := self.strangers()) and time.monotonic() < end:
             time.sleep(0.02)
         need(not left, f"{what}: left over {short(left)}")
 
     def close(self, keep=False):
-        """Ends all that was started, by process id."""
+        """Ends everything that was started, by process id."""
         for program in reversed(self.programs):
             if program.alive():
                 program.kill(signal.SIGTERM)
@@ -200,7 +200,7 @@ class World:
 
 
 def processes():
-    """All processes: pid to (parent, state)."""
+    """Returns all processes: pid to (parent, state)."""
     table = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -211,7 +211,7 @@ def processes():
 
 
 def descendants(root=None):
-    """Living processes below `root` (default: this process): pid to command line."""
+    """Returns the live processes below `root` (default: this process): pid to command line."""
     table, found, edge = processes(), {}, {root or os.getpid()}
     while edge:
         edge = {pid for pid, (parent, _) in table.items() if parent in edge and pid not in found}
@@ -220,32 +220,32 @@ def descendants(root=None):
 
 
 def kill_all(pids):
-    """Ends processes at once."""
+    """Kills processes."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def command_line(pid):
-    """What a process was started as."""
+    """Returns the command line of a process."""
     with contextlib.suppress(OSError):
         return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     return ""
 
 
 def descriptors(pid):
-    """Number of open files of a process."""
+    """Returns the number of open files of a process."""
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def resident_kib(pid):
-    """Resident memory of a process."""
+    """Returns the resident memory of a process."""
     return int(re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1])
 
 
 @contextlib.asynccontextmanager
 async def client(port, **options):
-    """A raw client, closed at the end."""
+    """Opens a raw client, and closes it at the end."""
     connected = await mcp_sse.Client.connect(port, **options)
     try:
         yield connected
@@ -254,7 +254,7 @@ async def client(port, **options):
 
 
 def listed(port, *tools, gone=(), seconds=20, **options):
-    """Waits until tools are there, by notifications, with a client of its own."""
+    """Waits until tools are listed, by notifications, with its own client."""
 
     async def wait():
         async with client(port, **options) as watcher:

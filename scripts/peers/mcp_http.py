@@ -1,7 +1,7 @@
 """An MCP client over Streamable HTTP (2025-03-26 to 2025-11-25), on bare sockets.
 
-As strict as `mcp_sse.py`, and about more: an answer, and progress, may come by the POST that asked for them alone, and
-no event id comes twice. All else is a stray.
+As strict as `mcp_sse.py`, and stricter: a response and progress may only arrive on the POST of their request, and no event
+id may arrive twice. Everything else is recorded in `strays`.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ BOTH = ("Accept", "application/json, text/event-stream")
 
 
 async def events(reader, fields):
-    """The events of a stream as (id, data), each with one line of data; none for comments and `retry`."""
+    """Yields the events of a stream as (id, data), each with one line of data; none for comments and `retry`."""
     rest, id, data = b"", None, None
     async for piece in read_body(reader, fields):
         *lines, rest = (rest + piece).split(b"\n")
@@ -36,7 +36,7 @@ class Lane:
         self.writer = None
 
     async def begin(self, client, body):
-        """Sends a POST; status and fields of the answer."""
+        """Sends a POST. Returns status and header fields of the response."""
         if self.writer is None:
             self.reader, self.writer = await asyncio.open_connection(client.host, client.port, limit=1 << 24)
         host = f"{client.host}:{client.port}"
@@ -50,7 +50,7 @@ class Lane:
 
 
 class Client(mcp_sse.Client):
-    """One session; as many POSTs at a time as are asked for."""
+    """One session, with any number of concurrent POSTs."""
 
     def __init__(self, host, port, headers):
         super().__init__(host, port, headers, 0)
@@ -64,7 +64,7 @@ class Client(mcp_sse.Client):
 
     @classmethod
     async def connect(cls, port, path="/mcp", host="127.0.0.1", headers=()):
-        """Shakes hands and opens the stream of what belongs to no request."""
+        """Does the handshake, and opens the stream of messages that belong to no request."""
         self = cls(host, port, headers)
         self.endpoint = path
         await self.greet()
@@ -72,7 +72,7 @@ class Client(mcp_sse.Client):
         return self
 
     async def open_stream(self):
-        """GET, with a connection of its own."""
+        """Sends GET over a new connection."""
         self.reader, self.writer = await asyncio.open_connection(self.host, self.port, limit=1 << 24)
         fields = [("Accept", "text/event-stream"), *self.headers]
         self.writer.write(mcp_sse.head("GET", self.endpoint, f"{self.host}:{self.port}", fields))
@@ -82,7 +82,7 @@ class Client(mcp_sse.Client):
         self.task = asyncio.create_task(self.read_stream(found))
 
     async def read_stream(self, fields):
-        """Takes what comes by the stream, until it ends."""
+        """Handles the messages of the stream, until it ends."""
         try:
             async for id, data in events(self.reader, fields):
                 self.event(id, data, None)
@@ -91,16 +91,16 @@ class Client(mcp_sse.Client):
             self.ended = repr(error)
 
     def event(self, id, data, asked):
-        """One event of the stream that `asked` (a request's id as JSON) opened."""
+        """Handles one event of the stream that `asked` (a request's id as JSON) opened."""
         if id is not None and id in self.event_ids:
             self.strays.append({"repeated event": id.decode()})
         self.event_ids.add(id)
-        # Without data it only says where to come back to.
+        # An event without data only carries an id to resume from.
         if data:
             self.arrived(data, asked)
 
     def arrived(self, raw, asked):
-        """One message."""
+        """Handles one message."""
         message = json.loads(raw)
         method, params = message.get("method"), message.get("params") or {}
         kept = {"notifications/message": self.logs, "notifications/resources/updated": self.updates}.get(method)
@@ -115,7 +115,7 @@ class Client(mcp_sse.Client):
             self.take(message, raw)
 
     async def post(self, message):
-        """Sends one message, and takes all that comes by its answer."""
+        """Sends one message, and handles all messages of its response."""
         lane = self.lanes.pop() if self.lanes else Lane()
         try:
             status, fields = await lane.begin(self, json.dumps(message).encode())
@@ -128,7 +128,7 @@ class Client(mcp_sse.Client):
         self.lanes.append(lane)
 
     async def answered(self, lane, status, fields, message):
-        """The answer to a POST."""
+        """Returns the response to a POST."""
         asked = json.dumps(message["id"]) if "id" in message else None
         if status == 200 and message.get("method") == "initialize" and "mcp-session-id" in fields:
             self.headers.append(("Mcp-Session-Id", fields["mcp-session-id"]))
@@ -143,7 +143,7 @@ class Client(mcp_sse.Client):
             self.arrived(body, asked)
 
     async def exchange(self, method, params=None, id=None, seconds=30):
-        """As with the other transport; but no answer comes later than the end of its POST."""
+        """As with the other transport, but no response arrives after the end of its POST."""
         id = self.mint() if id is None else id
         future = self.waiting[json.dumps(id)] = asyncio.get_running_loop().create_future()
         try:
@@ -156,7 +156,7 @@ class Client(mcp_sse.Client):
             self.waiting.pop(json.dumps(id), None)
 
     async def greet(self, version="2025-11-25"):
-        """initialize and what follows; every request names the version from then on."""
+        """Sends initialize and initialized; each later request names the version."""
         client = {"name": "peers", "version": "1"}
         params = {"protocolVersion": version, "capabilities": {}, "clientInfo": client}
         self.welcome = await self.request("initialize", params)

@@ -1,7 +1,7 @@
 """An MCP client over the 2024-11-05 transport, on bare sockets.
 
-It keeps what arrived as it arrived, and whatever it did not wait for in `strays`, so that a check can see a doubled or
-misrouted message that an SDK would swallow.
+It keeps the received bytes unchanged, and records unexpected messages in `strays`, so that a check can notice a duplicate or
+misrouted message that an SDK would ignore.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import json
 
 
 class HttpError(Exception):
-    """The server answered with a status that the client did not hope for."""
+    """The server responded with an unexpected status."""
 
     def __init__(self, status, body=b""):
         super().__init__(f"HTTP status {status}: {body[:200]!r}")
@@ -17,7 +17,7 @@ class HttpError(Exception):
 
 
 class McpError(Exception):
-    """The answer was an error object."""
+    """The response was an error object."""
 
     def __init__(self, error):
         super().__init__(json.dumps(error))
@@ -25,7 +25,7 @@ class McpError(Exception):
 
 
 async def read_head(reader):
-    """Status and header fields (lower-case names)."""
+    """Returns status and header fields (lower-case names)."""
     head = await reader.readuntil(b"\r\n\r\n")
     first, *rest = head.decode("latin-1").split("\r\n")
     fields = {}
@@ -37,7 +37,7 @@ async def read_head(reader):
 
 
 async def read_body(reader, fields):
-    """Pieces of a body, as they come."""
+    """Yields pieces of a body as they arrive."""
     if "chunked" in fields.get("transfer-encoding", "").lower():
         while True:
             size = int((await reader.readuntil(b"\r\n")).split(b";")[0], 16)
@@ -54,7 +54,7 @@ async def read_body(reader, fields):
 
 
 def head(method, target, host, headers, length=None):
-    """Bytes of a request head."""
+    """Returns the bytes of a request head."""
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}"]
     lines += [f"{name}: {value}" for name, value in headers]
     if length is not None:
@@ -63,7 +63,7 @@ def head(method, target, host, headers, length=None):
 
 
 async def fetch(port, method, target, headers=(), body=None, host="127.0.0.1"):
-    """One request on a connection of its own: status, fields, body."""
+    """Sends one request over a new connection. Returns status, fields and body."""
     reader, writer = await asyncio.open_connection(host, port, limit=1 << 24)
     try:
         fields = [("Connection", "close"), *headers]
@@ -103,7 +103,7 @@ class Poster:
 
 
 class Client:
-    """One session. Ids count from 0, as those of every other client do."""
+    """One session. Ids count from 0, like those of every other client."""
 
     def __init__(self, host, port, headers, posters):
         self.host, self.port, self.headers = host, port, list(headers)
@@ -120,7 +120,7 @@ class Client:
 
     @classmethod
     async def connect(cls, port, path="/sse", host="127.0.0.1", headers=(), posters=1, greet=True):
-        """Opens the stream, reads the endpoint and shakes hands."""
+        """Opens the stream, reads the endpoint and does the handshake."""
         self = cls(host, port, headers, posters)
         self.reader, self.writer = await asyncio.open_connection(host, port, limit=1 << 24)
         fields = [("Accept", "text/event-stream"), *self.headers]
@@ -137,7 +137,7 @@ class Client:
         return self
 
     async def greet(self, version="2025-11-25"):
-        """initialize and what follows."""
+        """Sends initialize and initialized."""
         client = {"name": "peers", "version": "1"}
         params = {"protocolVersion": version, "capabilities": {}, "clientInfo": client}
         self.welcome = await self.request("initialize", params)
@@ -158,11 +158,11 @@ class Client:
             for future in [*self.waiting.values(), endpoint]:
                 if not future.done():
                     future.set_exception(ConnectionError(self.ended or "closed"))
-                    # Looked at here, as nobody may be waiting any more.
+                    # Recorded here, because nobody may be waiting any more.
                     future.exception()
 
     def line(self, line, endpoint):
-        """One line of the event stream; an event here never has two data lines."""
+        """Handles one line of the event stream; an event here never has two data lines."""
         if line.startswith(b"event:"):
             self.event = line[6:].strip()
         elif line.startswith(b"data:"):
@@ -175,11 +175,11 @@ class Client:
             self.event = b"message"
 
     def message(self, raw):
-        """Hands one message to whoever waits for it."""
+        """Passes one message to its waiting caller."""
         self.take(json.loads(raw), raw)
 
     def take(self, message, raw):
-        """The same, for a message that is read already."""
+        """The same, for a parsed message."""
         method, params = message.get("method"), message.get("params") or {}
         if method is None:
             future = self.waiting.pop(json.dumps(message.get("id")), None)
@@ -206,12 +206,12 @@ class Client:
         await self.post({"jsonrpc": "2.0", "method": method, "params": params or {}})
 
     def mint(self):
-        """The next id."""
+        """Returns the next id."""
         self.next_id += 1
         return self.next_id - 1
 
     async def exchange(self, method, params=None, id=None, seconds=30):
-        """Sends a request; the whole answer and its bytes."""
+        """Sends a request. Returns the whole response and its bytes."""
         id = self.mint() if id is None else id
         key = json.dumps(id)
         future = self.waiting[key] = asyncio.get_running_loop().create_future()
@@ -222,7 +222,7 @@ class Client:
             self.waiting.pop(key, None)
 
     async def request(self, method, params=None, id=None, seconds=30):
-        """Sends a request; its result, or McpError."""
+        """Sends a request. Returns its result, or raises McpError."""
         message, _ = await self.exchange(method, params, id, seconds)
         if "error" in message:
             raise McpError(message["error"])
@@ -233,12 +233,12 @@ class Client:
         return await self.request("tools/call", {"name": name, "arguments": arguments}, seconds=seconds)
 
     async def text(self, name, seconds=30, **arguments):
-        """Calls a tool that answers with one text."""
+        """Calls a tool that returns one text."""
         result = await self.call(name, seconds, **arguments)
         return result["content"][0]["text"]
 
     async def tools(self):
-        """Names of all tools."""
+        """Returns the names of all tools."""
         names, cursor = [], None
         while True:
             page = await self.request("tools/list", {"cursor": cursor} if cursor else {})
@@ -248,7 +248,7 @@ class Client:
                 return names
 
     async def until_listed(self, *wanted, gone=(), seconds=20):
-        """Waits, by list_changed notifications alone, until tools are there (and others are not)."""
+        """Waits, by list_changed notifications alone, until tools are listed (and others are not)."""
 
         async def wait():
             while True:

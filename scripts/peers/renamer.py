@@ -1,7 +1,7 @@
-"""A small HTTP proxy that hides the prefix of the aggregate: so a suite that asks for `echo` finds `every_echo`.
+"""A small HTTP proxy that hides the prefix of the aggregate, so that a suite which calls `echo` finds `every_echo`.
 
-It changes names of tools and prompts in what is asked, and in lists that come back as JSON. All else, event streams
-included, passes as it is.
+It changes the names of tools and prompts in requests, and in lists that are returned as JSON. Everything else, including
+event streams, passes unchanged.
 """
 
 import http.client
@@ -13,18 +13,18 @@ HOPS = {"connection", "content-length", "host", "keep-alive", "transfer-encoding
 
 
 def serve(port, prefix):
-    """Starts a proxy to a loopback port in a thread; the port that it listens on."""
+    """Starts a proxy to a loopback port in a thread. Returns its own port."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *_):
-            """Nobody reads a log of this."""
+            """Logs nothing."""
 
         def relay(self):
             body = renamed(self.rfile.read(int(self.headers.get("Content-Length") or 0)), prefix)
             fields = {k: v for k, v in self.headers.items() if k.lower() not in HOPS}
-            # The suite probes with foreign hosts; its own are ours.
+            # The suite tests with foreign hosts; its own hosts are allowed.
             fields["Host"] = self.headers.get("Host", "").replace(f":{self.server.server_port}", f":{port}")
             upstream = http.client.HTTPConnection("127.0.0.1", port)
             try:
@@ -62,7 +62,7 @@ def serve(port, prefix):
 
 
 def renamed(body, prefix):
-    """A request under the exposed name."""
+    """Returns a request with the exposed name."""
     try:
         message = json.loads(body)
         params = message["params"]
@@ -79,7 +79,7 @@ def renamed(body, prefix):
 
 
 def stripped(body, prefix):
-    """A list under the server's own names, without what others offer."""
+    """Returns a list under the server's own names, without the other servers' items."""
     try:
         message = json.loads(body)
         result = message["result"]

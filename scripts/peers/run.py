@@ -1,6 +1,6 @@
-"""Runs checks by name, each in a process of its own with a deadline: `ok NAME` or `FAIL NAME: why`.
+"""Runs checks by name, each in its own process with a deadline: `ok NAME` or `FAIL NAME: why`.
 
-A name stands for itself and for all checks that begin with it. `--list` lists them.
+A name selects the check and all checks whose names begin with it. `--list` lists them.
 """
 
 import os
@@ -35,15 +35,15 @@ MODULES = (
     checks_endpoints,
 )
 
-# Seconds that a check has for cleaning up, beyond its own.
+# Seconds for the cleanup of a check, in addition to its own.
 GRACE = 20
 
-# Name to (function that takes a World, seconds).
+# Name to (function that takes a World, timeout in seconds).
 CHECKS = {name: entry for module in MODULES for name, entry in module.CHECKS.items()}
 
 
 def chosen(names):
-    """The checks that were asked for."""
+    """Returns the selected checks."""
     for name in names:
         if not any(known == name or known.startswith(f"{name}-") for known in CHECKS):
             sys.exit(f"no check is called {name}; there are: {' '.join(CHECKS)}")
@@ -51,7 +51,7 @@ def chosen(names):
 
 
 def run_here(name):
-    """Runs one check in this process; the exit code."""
+    """Runs one check in this process. Returns the exit code."""
     world, code = kit.World(), 1
     try:
         said = CHECKS[name][0](world)
@@ -68,7 +68,7 @@ def run_here(name):
 
 
 def run_apart(name):
-    """Runs one check in a child; whether it passed."""
+    """Runs one check in a child process. Returns whether it passed."""
     seconds = CHECKS[name][1]
     child = subprocess.Popen([sys.executable, "-B", __file__, "--here", name], start_new_session=True)
     try:
@@ -83,7 +83,7 @@ def run_apart(name):
 
 
 def late(*_):
-    """The deadline of a check."""
+    """Raises when the deadline of a check has passed."""
     raise kit.Failed("took too long")
 
 

@@ -1,6 +1,6 @@
-//! A stdio MCP server that does what a test tells it to. It belongs to the tests, not to the program.
+//! A stdio MCP server whose behaviour tests control. It belongs to the tests, not to the program.
 //!
-//! What it is asked it writes down (`--log FILE`, one line for each line read), so that a test can see what
+//! It records its input (`--log FILE`, one line for each line read), so that a test can check what
 //! arrived. Flags make it misbehave; its tools do what their names say.
 
 #![allow(
@@ -31,46 +31,46 @@ use std::{
 
 use serde_json::{Value, json};
 
-/// What the flags say.
+/// The parsed flags.
 #[derive(Debug, Default)]
 struct Options {
-    /// Everything read goes there.
+    /// File to which all input is written.
     log: Option<String>,
-    /// TERM does nothing.
+    /// Ignores SIGTERM.
     ignore_term: bool,
-    /// The end of stdin does nothing.
+    /// Ignores the end of stdin.
     ignore_eof: bool,
     /// Methods that are never answered.
     mute: Vec<String>,
-    /// Methods that are answered once only.
+    /// Methods that are answered only once.
     once: Vec<String>,
     /// Methods that are answered with an error.
     refuse: Vec<String>,
-    /// Protocol version to answer with.
+    /// Protocol version in the `initialize` result.
     version: Option<String>,
-    /// Tools on one page of the list; 0: all.
+    /// Tools on one page of the list; 0 for all.
     page: usize,
-    /// Names of tools beside the usual ones.
+    /// Names of additional tools.
     tools: Vec<String>,
-    /// It has resources, prompts, completion and log levels too.
+    /// Offers resources, prompts, completion and log levels too.
     rich: bool,
-    /// What its resources say and its instructions name.
+    /// Text of its resources, also named in its instructions.
     label: String,
-    /// URIs of resources beside the usual one.
+    /// Additional resource URIs.
     resources: Vec<String>,
-    /// So many more with long URIs.
+    /// Number of additional resources with long URIs.
     many: usize,
-    /// It talks to its client, and keeps things for it.
+    /// Sends requests to its client, and keeps state for it.
     session: bool,
-    /// Each start adds a line to this file, and the number of the start shows in the list of tools.
+    /// Each start adds a line to this file, and the list of tools shows the number of the start.
     starts: Option<String>,
-    /// Methods at which it exits with status 3, without an answer.
+    /// Methods at which it exits with status 3, without a response.
     quit: Vec<String>,
     /// The first and the last start in which it does so.
     quit_in: (usize, usize),
-    /// How it writes the ids of requests and progress tokens, with `ID` in the place of the number.
+    /// How it writes request ids and progress tokens, with `ID` in place of the number.
     id_form: Option<String>,
-    /// With `session`: the file without which `initialize` is not answered.
+    /// With `session`: `initialize` is not answered before this file exists.
     gate: Option<String>,
 }
 
@@ -95,19 +95,19 @@ const TOOLS: &[&str] = &[
 
 struct Server {
     options: Options,
-    /// Which start this is, with `--starts`.
+    /// Number of this start, with `--starts`.
     start: usize,
     /// Calls of `hold` that wait for `release`: raw ids by their key.
     held: Mutex<HashMap<String, String>>,
     /// Progress tokens of such calls.
     tokens: Mutex<HashMap<String, Value>>,
-    /// Questions to the client: raw ids of the calls that wait for their answers, by our id.
+    /// Pending requests to the client: raw ids of the calls that wait for the responses, by our id.
     asked: Mutex<HashMap<String, String>>,
-    /// How often each method was asked.
+    /// Number of requests for each method.
     counts: Mutex<HashMap<String, usize>>,
-    /// How often `count` was called with each text.
+    /// Number of calls of `count` with each text.
     seen: Mutex<HashMap<String, u64>>,
-    /// How often `change` was called: each call adds a tool.
+    /// Number of calls of `change`, each of which adds a tool.
     changes: AtomicUsize,
     session: session::Session,
     output: Mutex<io::Stdout>,
@@ -133,7 +133,7 @@ fn main() {
         session: session::Session::default(),
         output: Mutex::new(io::stdout()),
     });
-    // A handler that nobody asks is as good as ignoring the signal.
+    // A handler that is never polled has the effect of ignoring the signal.
     let _handler =
         server.options.ignore_term.then(|| async_signal::Signals::new([async_signal::Signal::Term]));
     let mut log = server.options.log.as_ref().map(|path| {
@@ -142,7 +142,7 @@ fn main() {
     for line in io::stdin().lock().lines() {
         let Ok(line) = line else { break };
         if let Some(log) = &mut log {
-            // One write for a line: several processes may share the file.
+            // One write for each line, because several processes may share the file.
             log.write_all(format!("{line}\n").as_bytes()).expect("the log can be written");
         }
         server.read(&line);
@@ -175,7 +175,7 @@ fn options() -> Options {
             }
             "--id-form" => options.id_form = Some(value()),
             "--gate" => options.gate = Some(value()),
-            // Not nice, and no message.
+            // Invalid output that is not a message.
             "--shout" => {
                 eprintln!("shouted\r\x1b[31mred\x07 \u{202e}backwards");
                 println!("noise\r\x1b[31mred");
@@ -263,7 +263,7 @@ impl Server {
         self.result(id, &result.to_string());
     }
 
-    /// What only a server with `--rich` has.
+    /// Handles the requests that only a server with `--rich` supports.
     fn rich(&self, method: &str, id: &str, params: &Value) {
         let text = |path: &str| params.pointer(path).and_then(Value::as_str).unwrap_or_default();
         let label = &self.options.label;
@@ -294,7 +294,7 @@ impl Server {
         self.result(id, &result.to_string());
     }
 
-    /// One page of them.
+    /// Returns one page of them.
     fn resources(&self, params: &Value) -> Value {
         let many = (0..self.options.many).map(|number| format!("a://{number:04}/{}", "x".repeat(1200)));
         let usual = ["a://one".to_owned()].into_iter().chain(self.options.resources.iter().cloned());
@@ -309,7 +309,8 @@ impl Server {
         result
     }
 
-    /// The part of a list that is asked for, and the cursor of the next: the place of its first item.
+    /// Returns the requested part of a list, and the next cursor, which is the position of its
+    /// first item.
     fn page<'a>(&self, all: &'a [String], params: &Value) -> (&'a [String], Option<String>) {
         let from: usize = params["cursor"].as_str().map_or(0, |cursor| cursor.parse().expect("our cursor"));
         let page = if self.options.page == 0 { all.len() } else { self.options.page };
@@ -366,7 +367,7 @@ impl Server {
                 );
             }
             "sleep" => self.text_after(number("ms"), id, "slept".into()),
-            // The text, and how often it came so far.
+            // The text, and how often it was received so far.
             "count" => {
                 let seen = {
                     let mut seen = lock(&self.seen);
@@ -376,7 +377,7 @@ impl Server {
                 };
                 self.text_after(number("ms"), id, format!("{} {seen}", text("text")));
             }
-            // How many texts `count` got, and how many of them more than once.
+            // The number of texts that `count` received, and how many of them more than once.
             "tally" => {
                 let seen = lock(&self.seen);
                 let repeated = seen.values().filter(|count| **count > 1).count();
@@ -387,7 +388,7 @@ impl Server {
                 lock(&self.tokens).insert(text("key").to_owned(), token);
                 lock(&self.held).insert(text("key").to_owned(), id.to_owned());
             }
-            // Progress of a call that is held.
+            // Sends progress of a held call.
             "tick" => {
                 let token = lock(&self.tokens).get(text("key")).cloned();
                 for step in number("from")..=number("to") {
@@ -435,14 +436,14 @@ impl Server {
             "crash" => process::exit(
                 arguments["status"].as_i64().and_then(|status| status.try_into().ok()).unwrap_or(3),
             ),
-            // Writes a line of the test's choice in the place of an answer: `ID` is the id, `PAD` so many bytes; in UTF-8
-            // or in Latin-1.
+            // Writes a line that the test chooses in place of a response: `ID` is the id, `PAD`
+            // that many bytes; in UTF-8 or Latin-1.
             "say" => {
                 let line = text("line").replace("ID", id).replace("PAD", &"x".repeat(number("pad") as usize));
                 let latin = line.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect();
                 self.bytes(if arguments["latin"] == true { latin } else { line.into_bytes() });
             }
-            // So many lines to people: on stderr, or where none belong.
+            // Writes this many lines of text, to stderr or, wrongly, to stdout.
             "shout" => {
                 let (lines, stdout) = (number("lines"), text("where") == "stdout");
                 let line = "x".repeat(number("bytes").max(1) as usize - 1);
@@ -461,7 +462,7 @@ impl Server {
         }
     }
 
-    /// The client answered what `ask_client` asked: the whole answer is the text.
+    /// Handles the client's response to a request of `ask_client`: the whole response is the text.
     fn answered(&self, id: &str, message: &Value) {
         if let Some(call) = lock(&self.asked).remove(id) {
             return self.text(&call, &message.to_string());
@@ -469,7 +470,7 @@ impl Server {
         session::answered(self, message);
     }
 
-    /// The same after a while.
+    /// The same after a delay.
     fn text_after(self: &Arc<Self>, ms: u64, id: &str, text: String) {
         let (server, id, time) = (self.clone(), id.to_owned(), Duration::from_millis(ms));
         thread::spawn(move || {
@@ -498,7 +499,7 @@ impl Server {
         self.line(&format!("{{\"jsonrpc\":\"2.0\",\"method\":\"{method}\",\"params\":{params}}}"));
     }
 
-    /// An id or a progress token as the flags want it.
+    /// Returns an id or a progress token in the form that the flags set.
     fn in_form(&self, id: String) -> String {
         match &self.options.id_form {
             Some(form) if id.parse::<u64>().is_ok() => form.replace("ID", &id),
@@ -510,7 +511,7 @@ impl Server {
         self.bytes(text.as_bytes().to_vec());
     }
 
-    /// Whoever reads may be gone: then nobody misses the line.
+    /// Ignores errors: the reader may be gone.
     fn bytes(&self, mut line: Vec<u8>) {
         line.push(b'\n');
         let mut output = lock(&self.output);

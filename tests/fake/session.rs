@@ -1,4 +1,5 @@
-//! What the fake server does with `--session`: it talks to the client of its own, and keeps things for it.
+//! The `--session` mode of the fake server: it sends requests to its client, and keeps state for
+//! it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,40 +13,40 @@ use serde_json::{Value, json};
 
 use crate::{Server, lock};
 
-/// The tools for that.
+/// The tools of this mode.
 pub const TOOLS: &[&str] =
     &["ask", "family", "flood", "greeting", "leave", "level", "log", "retract", "subscribed", "touch"];
 
 const LEVELS: &[&str] = &["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
 
-/// What the process knows of its client.
+/// The state kept for the client.
 #[derive(Debug, Default)]
 pub struct Session {
     /// The params of `initialize`.
     initialize_params: Mutex<String>,
-    /// The next id of a question: each process counts from 0.
+    /// The next request id: each process numbers from 0.
     next: Mutex<u64>,
     questions: Mutex<Questions>,
     level: Mutex<Option<usize>>,
     subscribed: Mutex<BTreeSet<String>>,
 }
 
-/// Calls of `ask` that wait for answers.
+/// Calls of `ask` that wait for responses.
 #[derive(Debug, Default)]
 struct Questions {
-    /// The call of each question, raw, by the question's id.
+    /// The raw id of each request's call, by the request's id.
     open: BTreeMap<u64, String>,
-    /// The answers so far, by the question's id, for each call.
+    /// The responses so far for each call, by the request's id.
     answers: BTreeMap<String, BTreeMap<u64, Value>>,
 }
 
-/// `initialize`: as soon as the file of `--gate` is there, and unless it says no.
+/// Handles `initialize`: waits for the file of `--gate`, and fails if told to.
 pub fn initialize(server: &std::sync::Arc<Server>, id: &str, params: &Value) {
     *lock(&server.session.initialize_params) = params.to_string();
     let version = server.options.version.clone();
     let version =
         version.unwrap_or_else(|| params["protocolVersion"].as_str().unwrap_or_default().to_owned());
-    // As no serializer would write it, so that it shows whether it was written anew.
+    // In a form that no serializer writes, to show whether it was rewritten.
     let result = format!(
         r#"{{ "serverInfo":{{"name":"fake","version":"1"}}, "protocolVersion" : "{version}","capabilities":{{"tools":{{}},"logging":{{}},"resources":{{"subscribe":true}}}},"odd":[1.0,"é\u00e9"]}}"#
     );
@@ -66,7 +67,7 @@ pub fn initialize(server: &std::sync::Arc<Server>, id: &str, params: &Value) {
     });
 }
 
-/// Other requests. False: it is none of these.
+/// Handles other requests. Returns false for an unknown one.
 pub fn request(server: &Server, method: &str, id: &str, params: &Value) -> bool {
     let session = &server.session;
     let uri = || params["uri"].as_str().unwrap_or_default().to_owned();
@@ -88,14 +89,14 @@ pub fn request(server: &Server, method: &str, id: &str, params: &Value) -> bool 
     true
 }
 
-/// A tool. False: it is none of these.
+/// Runs a tool. Returns false for an unknown one.
 pub fn call(server: &Server, id: &str, params: &Value) -> bool {
     let (session, arguments) = (&server.session, &params["arguments"]);
     let text = |name: &str| arguments[name].as_str().unwrap_or_default();
     match params["name"].as_str().unwrap_or_default() {
         "ask" => ask(server, id, arguments),
         "family" => {
-            // A process that minds neither the end of stdin nor that of its parent.
+            // A process that ignores the end of stdin and of its parent.
             let started = process::Command::new("sleep").arg("777").stdout(process::Stdio::null()).spawn();
             server.text(id, &started.expect("sleep can be started").id().to_string());
         }
@@ -137,11 +138,12 @@ pub fn call(server: &Server, id: &str, params: &Value) -> bool {
     true
 }
 
-/// Asks the client so many things at once; the answers together are the text, in the order of the questions.
+/// Sends the client this many requests at once; the text is all responses, in the order of the
+/// requests.
 fn ask(server: &Server, id: &str, arguments: &Value) {
     let count = arguments["count"].as_u64().unwrap_or(1);
     lock(&server.session.questions).answers.insert(id.to_owned(), BTreeMap::new());
-    // All are known before the first can be answered.
+    // All are recorded before the first can be answered.
     let first = {
         let mut next = lock(&server.session.next);
         *next += count;
@@ -171,7 +173,7 @@ fn put(server: &Server, number: u64, arguments: &Value) {
     server.line(&format!("{{\"jsonrpc\":\"2.0\",\"id\":{number},\"method\":{method},\"params\":{params}}}"));
 }
 
-/// An answer of the client.
+/// Handles a response of the client.
 pub fn answered(server: &Server, message: &Value) {
     let Some(number) = message["id"].as_u64() else { return };
     let complete = {

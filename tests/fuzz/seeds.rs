@@ -1,4 +1,5 @@
-//! Writes seeds for the fuzz targets into a folder, from the test vectors and a few messages. Needs no crate: `rustc seeds.rs`.
+//! Writes seeds for the fuzz targets into a directory, from the test vectors and a few messages.
+//! Needs no crate: `rustc seeds.rs`.
 
 use std::fs;
 use std::path::Path;
@@ -28,7 +29,7 @@ fn main() {
     messages(corpus);
 }
 
-/// What clients, gateways, edges and children say to each other.
+/// Messages between clients, gateways, edges and children.
 const MESSAGES: [&str; 21] = [
     r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}"#,
     r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
@@ -69,10 +70,10 @@ fn messages(corpus: &Path) {
     save(corpus, "ndjson", 1, format!("\u{5}ab\r\n\n \nabcde\r\nabcdef\n{lines}").as_bytes());
     let both = MESSAGES.map(|message| format!("d{message}\u{1e}u{message}")).join("\u{1e}");
     save(corpus, "control", 100, format!("{both}\u{1e}x\u{1e}{both}").as_bytes());
-    // Questions and answers over three links; late ones, repeated ones, cancelled ones.
+    // Requests and responses over three links; late, repeated and cancelled ones.
     let links = "q1 q2 q3 a0 p1 c3 x q1 q2 a1 a2 a3 a3 e4 x q1 p5 a4 a5 x".replace(' ', "\u{1e}");
     save(corpus, "control", 101, links.as_bytes());
-    // The same with children that end and come back.
+    // The same with children that exit and restart.
     let starts = "i h q1 q2 k q3 b q4 c4 q5 h a0 a3 a4 q6 k x i b q1 h a6 k b x i q1 h h a7 a7 x";
     save(corpus, "control", 102, starts.replace(' ', "\u{1e}").as_bytes());
     operations(corpus);
@@ -85,7 +86,7 @@ fn operations(corpus: &Path) {
     let times: Vec<u8> = (0..8).flat_map(|number| [6, number * 30]).collect();
     let looks: Vec<u8> = (0..12).flat_map(|number| [4, number, 7, number, 5, number]).collect();
     save(corpus, "mux", 0, &[fill.as_slice(), &answers, &fill, &times].concat());
-    // Both say much and hear some of it; then cuts, and all of it again.
+    // Both send much and receive some of it; then cuts, and the same again.
     let talk: Vec<u8> = (0..24).flat_map(|number| [number % 8, number * 9]).collect();
     let cuts: Vec<u8> = (0..4).flat_map(|number| [10, number * 5, 0, 40, 3, 60, 4, 0, 5, 0]).collect();
     for kind in [0, 2, 4, 1, 3, 5] {

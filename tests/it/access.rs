@@ -1,4 +1,5 @@
-//! Who is let in, and from where: every route, before anything else of the request is looked at.
+//! Access checks: token, Host and Origin are checked on every route before anything else of the
+//! request.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -7,7 +8,7 @@ use crate::{
     wire::{Answer, Client, UPGRADE, Wire, ask, host, request, text},
 };
 
-/// Each route with a request that would be served, and the status it then has.
+/// Each route with a request that would be served, and its status then.
 fn routes(client: &Client) -> Vec<(&'static str, String, Vec<&'static str>, u16)> {
     vec![
         ("GET", "/sse".into(), vec![], 200),
@@ -29,7 +30,8 @@ fn routes(client: &Client) -> Vec<(&'static str, String, Vec<&'static str>, u16)
 
 const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
 
-/// The head of the answer to a request with these lines. Each comes from another address: see `roles` for those that guess.
+/// Returns the head of the response to a request with these lines. Each comes from another address,
+/// so that none is throttled; `roles` tests guessing.
 #[track_caller]
 fn try_with(gateway: &Gateway, method: &str, target: &str, lines: &[&str]) -> Answer {
     static NUMBER: AtomicU16 = AtomicU16::new(0);
@@ -69,7 +71,7 @@ fn every_route_requires_a_token() {
             assert_eq!(answer.field("www-authenticate"), challenge, "{method} {target} {lines:?}");
         }
     }
-    // A token in the target is none.
+    // A token in the request target does not count.
     for target in ["/sse?token=right", "/status?access_token=right", "/sse?authorization=Bearer%20right"] {
         assert_eq!(request(gateway.address, "GET", target, &[], "").status, 401);
     }

@@ -1,4 +1,4 @@
-//! Calls from a client through a real gateway and a real edge to a server, and everything that may happen to them.
+//! Calls from a client through a real gateway and a real edge to a server, and how they can fail.
 
 use mcpport::mcp::exposed_name::exposed;
 use serde_json::Value;
@@ -19,7 +19,7 @@ fn tools_are_listed_under_the_servers_name() {
     let _time = gateway.edge("time.2");
     let mut client = gateway.client();
     let tools = client.tools();
-    // A dot cannot stand in a name: it is a `_`, and a hash says which pair it is.
+    // A dot is not allowed in an exposed name: it becomes `_`, and a hash identifies the pair.
     let dotted = exposed("time.2", "echo", 64);
     assert!(dotted.starts_with("time_2_echo_"), "{dotted}");
     for expected in ["file_echo", &dotted, "list_servers"] {
@@ -188,7 +188,7 @@ fn cancelling_reaches_the_one_server_under_its_own_id() {
     let params = member(&told, "params").unwrap();
     assert_eq!(member(&params, "requestId"), Some(asked));
     assert_eq!(member(&params, "reason").unwrap(), r#""too \u0073low""#);
-    // An answer that comes all the same goes nowhere, and the id may be used again.
+    // A late answer is dropped, and the id may be reused.
     assert_eq!(client.call_text("right_release", r#"{"key":"k"}"#), "released");
     client.post(r#"{"jsonrpc":"2.0","id":"mine","method":"tools/call","params":{"name":"wrong_echo","arguments":{"text":"w"}}}"#);
     assert!(client.answer("\"mine\"").contains("\"w\""));
@@ -304,7 +304,7 @@ fn calls_of_a_dead_server_fail_at_once_and_name_it() {
 fn unknown_methods_and_tools_are_answered_at_once() {
     let gateway = Gateway::start(&[]);
     let mut client = Client::open(gateway.address, "/sse", &[]);
-    // Newer clients ask this first, and fall back when it is refused.
+    // Newer clients try this first, and fall back if it is refused.
     let answer = client.ask("server/discover", "{}");
     assert_eq!(value(&answer)["error"]["code"], -32601, "{answer}");
     for (method, params, code) in [
@@ -357,7 +357,7 @@ fn lists_are_paged_in_both_directions() {
 #[test]
 fn a_long_list_reaches_the_client_in_pages() {
     let gateway = Gateway::start(&[]);
-    // Names that are longer than what is shown are cut and given a hash; the list has 300 KiB with them.
+    // Names longer than the limit are cut and get a hash; with them the list has 300 KiB.
     let name = "n".repeat(110);
     let many: Vec<String> =
         (0..490).flat_map(|number| ["--tool".into(), format!("{name}{number:03}")]).collect();
@@ -396,7 +396,7 @@ fn too_many_calls_are_refused_as_busy() {
     let mut last = gateway.client();
     let answer = last.call("s_echo", "{}");
     assert!(answer.contains("server 's' has too many running calls"), "{answer}");
-    // Whoever goes makes room.
+    // A session that ends frees its slot.
     drop(client);
     edge.wait_for("cancelled");
     assert_eq!(last.call_text("s_echo", r#"{"text":"room"}"#), "room");

@@ -1,4 +1,4 @@
-//! Tokens stay secret: at DEBUG, in all that can be provoked, none of them is in any output of either program.
+//! Tokens stay secret: at DEBUG, no output of either program contains one, whatever is provoked.
 
 use std::fs;
 
@@ -39,7 +39,7 @@ fn no_secret_is_in_any_output() {
     }
     client.ask("no/such", r#"{"x":"canary-argument"}"#);
     client.call("good_noise", "{}");
-    // Everything that is refused, with a token in it somewhere.
+    // Everything that is refused, with a token in some place.
     for lines in [
         &["Authorization: Bearer canary-wrong"][..],
         &["Authorization: Basic canary-wrong"],

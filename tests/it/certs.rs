@@ -1,5 +1,6 @@
-//! `scripts/generate-certs.sh`: its files, their modes, and what strict verifiers make of the certificates.
-//! Without `bash` or `openssl` on the machine these tests, and those of TLS, have nothing to run and say so.
+//! `scripts/generate-certs.sh`: its files, their modes, and whether strict verifiers accept the
+//! certificates. Without `bash` or `openssl` these tests, and those of TLS, are skipped with a
+//! message.
 
 use std::{
     fs,
@@ -13,7 +14,7 @@ use crate::directory;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/generate-certs.sh");
 
-/// Whether certificates can be made here.
+/// Whether certificates can be created here.
 pub fn available() -> bool {
     let there = |program: &str, flag: &str| Command::new(program).arg(flag).output().is_ok();
     let all = there("bash", "--version") && there("openssl", "version");
@@ -28,7 +29,7 @@ fn script(output: &Path, options: &[&str]) -> Output {
     Command::new("bash").arg(SCRIPT).arg("--output").arg(output).args(options).output().unwrap()
 }
 
-/// A fresh set of files.
+/// Creates a new set of files.
 #[track_caller]
 pub fn generate(options: &[&str]) -> PathBuf {
     let output = directory("certs");
@@ -37,7 +38,7 @@ pub fn generate(options: &[&str]) -> PathBuf {
     output
 }
 
-/// The default set with one client certificate, made once.
+/// The default set with one client certificate, created once.
 pub fn shared() -> &'static Path {
     static SHARED: OnceLock<PathBuf> = OnceLock::new();
     SHARED.get_or_init(|| generate(&["--client", "edge"]))
@@ -51,7 +52,7 @@ pub fn openssl(directory: &Path, arguments: &[&str]) -> String {
     text(&output)
 }
 
-/// Replaces the server's certificate by one that is not valid before 2040, from the same authority.
+/// Replaces the server's certificate by one that is not valid before 2040, from the same CA.
 pub fn make_server_valid_later(set: &Path) {
     let config = "[ca]\ndefault_ca = own\n[own]\nnew_certs_dir = .\ndatabase = index\nserial = serial\n\
         default_md = sha256\npolicy = any\nunique_subject = no\n[any]\ncommonName = optional\n";

@@ -1,4 +1,4 @@
-//! Many changes of lists at once: each client is told few times, and asks for the lists then.
+//! Many list changes at once: each client gets few notifications, and then requests the lists.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::{
     session::Session,
 };
 
-/// Registers a server with this name and one tool, and waits until that is listed.
+/// Registers a server with this name and one tool, and waits until the tool is listed.
 fn register(gateway: &Gateway, name: &str) -> End {
     register_with(gateway, name, "{}")
 }
@@ -22,7 +22,7 @@ fn register_with(gateway: &Gateway, name: &str, capabilities: &str) -> End {
         r#"{{"jsonrpc":"2.0","id":"{name}","method":"register","params":{{"name":"{name}","capabilities":{capabilities}}}}}"#
     ));
     end.list();
-    // Answered in order, so that the list is read by then.
+    // Answered in order, so the list has been read by then.
     end.say(r#"{"jsonrpc":"2.0","id":"listed","method":"ping"}"#);
     end.find(|frame| frame.contains("\"listed\""));
     end
@@ -54,7 +54,7 @@ fn many_registrations_cause_few_notifications() {
     assert!(rest <= pauses + 1, "{rest} more notices in {pauses} pauses");
 }
 
-/// Whether the gateway waits for them first or not: clients do not hear of each.
+/// Whether the gateway is still waiting for them or not, clients are not notified of each.
 #[test]
 fn many_lost_links_cause_few_notifications() {
     for capabilities in ["{}", r#"{"mcpport":{"resume":{}}}"#] {
@@ -76,7 +76,7 @@ fn many_lost_links_cause_few_notifications() {
     }
 }
 
-/// A client that is away finds one notice of a kind, however often it would have been told.
+/// An absent client finds one notification of a kind, however many changes there were.
 #[test]
 fn an_absent_client_gets_one_notification_per_kind() {
     let gateway = Gateway::start(&[]);
@@ -94,7 +94,7 @@ fn an_absent_client_gets_one_notification_per_kind() {
     }
     assert_eq!(tools(&session), 2);
     let listening = session.listen(Some(&last));
-    // The session ends after what waits for it.
+    // The session ends after its pending messages.
     assert_eq!(session.send("DELETE", &[], "").answer().status, 204);
     let told: Vec<Value> = listening.all();
     assert!(
@@ -105,7 +105,7 @@ fn an_absent_client_gets_one_notification_per_kind() {
     assert!(told.len() <= 2, "one that waited, and one for the last pause, not {}", told.len());
 }
 
-/// More servers than one step takes: all of them are in each list, once.
+/// More servers than one step handles: each of them is in each list once.
 #[test]
 fn lists_of_many_servers_are_complete() {
     let gateway = Gateway::start(&["--max-links", "400"]);

@@ -1,4 +1,5 @@
-//! Children: the whole group ends, nothing of ours leaks into them, and a loud one disturbs nobody. Real `sh`, real signals.
+//! Child processes: the whole group ends, no descriptor or secret of ours leaks into it, and a
+//! noisy child disturbs no other. With real `sh` and real signals.
 
 use std::{
     collections::HashSet,
@@ -24,7 +25,7 @@ fn shell(script: &str) -> Child {
     Child::spawn(&CommandLine::Shell(script.into())).unwrap()
 }
 
-/// TERM comes soon, KILL does not.
+/// SIGTERM follows soon, SIGKILL does not.
 fn quick() -> ChildLimits {
     ChildLimits {
         term_after: Duration::from_millis(50),
@@ -33,17 +34,18 @@ fn quick() -> ChildLimits {
     }
 }
 
-/// Both come soon.
+/// Both follow soon.
 fn merciless() -> ChildLimits {
     ChildLimits { kill_after: Duration::from_millis(200), ..quick() }
 }
 
-/// Neither comes: the child has to end by itself.
+/// Neither follows: the child has to end by itself.
 fn patient() -> ChildLimits {
     ChildLimits { term_after: Duration::from_secs(50), ..quick() }
 }
 
-/// Living processes (not zombies: those are for their parent) that `wanted` picks by group and parent.
+/// Returns the living processes (not zombies, which are their parent's) that `wanted` selects by
+/// group and parent.
 fn processes(wanted: impl Fn(u32, u32) -> bool, zombies: bool) -> usize {
     let stats = fs::read_dir("/proc")
         .unwrap()
@@ -51,7 +53,7 @@ fn processes(wanted: impl Fn(u32, u32) -> bool, zombies: bool) -> usize {
         .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
     stats
         .filter(|stat| {
-            // After the name, which may hold anything: state, parent, group.
+            // After the name, which may contain anything: state, parent, group.
             let fields: Vec<&str> =
                 stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
             let number = |place: usize| fields.get(place).and_then(|field| field.parse().ok()).unwrap_or(0);
@@ -78,9 +80,9 @@ fn background_jobs_die_with_the_shell() {
     for script in [
         "sleep 777 & sleep 777",
         "sleep 777 & sleep 777 & wait",
-        // The shell goes at once, its job stays.
+        // The shell ends at once, its background job stays.
         "sleep 777 & exec sleep 777",
-        // A double fork that keeps the group.
+        // A double fork that stays in the group.
         "(sleep 777 & sleep 777 &); sleep 777",
     ] {
         run(async {
@@ -133,7 +135,7 @@ fn a_well_behaved_child_exits_at_eof() {
 #[test]
 fn a_child_that_talks_on_can_be_stopped() {
     run(async {
-        // Ends only when it can write it all: somebody has to read on.
+        // Ends only after writing everything, so its output must be read on.
         let child = shell("cat; head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2; exit 5");
         assert_eq!(child.stop(&patient()).await.to_string(), "exit status 5");
         let child = shell("exec yes");
@@ -153,7 +155,7 @@ fn dropping_kills_the_group() {
         let child = shell("sleep 777 & sleep 777");
         let pid = child.pid();
         wait_until(|| group(pid) >= 2).await;
-        // A stop that is given up on the way.
+        // A stop whose future is dropped.
         let limits = patient();
         let given_up = within(quick().term_after, child.stop(&limits)).await;
         assert_eq!(given_up, Err(Elapsed));
@@ -249,12 +251,12 @@ fn environment() {
         let mut said = String::new();
         child.stdout.take().unwrap().read_to_string(&mut said).await.unwrap();
         assert!(said.contains("OTHER_VARIABLE=kept") && !said.contains("canary"), "{said}");
-        // We ignore SIGPIPE; a child has it as it should be.
+        // We ignore SIGPIPE; the child has the default action.
         assert_eq!(child.stop(&quick()).await.to_string(), "signal 13 (PIPE)");
     });
 }
 
-/// What was logged by this process.
+/// Returns what this process logged.
 static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 struct Collect;

@@ -1,5 +1,5 @@
-//! The built-in server about the box: literal request lines in, answers out, on boxes that are a folder of
-//! files.
+//! The built-in device server: literal request lines and responses, on simulated hosts that are a
+//! directory of files.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use mcpport::device::server::DeviceServer;
 use mcpport::limits::DeviceLimits;
 use serde_json::{Value, json};
 
-/// A box of files, removed at the end.
+/// A simulated host made of files, removed at the end.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -34,7 +34,7 @@ impl Folder {
         self
     }
 
-    /// A box as they usually are.
+    /// A host with usual files.
     fn usual() -> Self {
         let stat = |pid: u32, name: &str, ticks: u32| {
             format!("{pid} ({name}) S 1 7 7 0 -1 4194560 1 2 3 4 {ticks} 0 9 9 20 0 1 0 4711 1000 200 1\n")
@@ -103,9 +103,9 @@ impl Drop for Folder {
     }
 }
 
-/// System calls with made-up answers.
+/// System calls with fixed results.
 struct Pretended {
-    /// A file and what stands in it once processor use is being measured.
+    /// A file and its content while processor use is measured.
     after: Option<(PathBuf, String)>,
 }
 
@@ -140,7 +140,7 @@ impl Kernel for Pretended {
     }
 }
 
-/// The answer to one line, as a tree.
+/// Returns the response to one line, parsed.
 #[track_caller]
 fn ask(server: &mut DeviceServer, line: &str) -> Value {
     let answer = server.handle(line.as_bytes()).expect("a request is answered");
@@ -148,7 +148,7 @@ fn ask(server: &mut DeviceServer, line: &str) -> Value {
     serde_json::from_str(&answer).expect("an answer is JSON")
 }
 
-/// The result of a method.
+/// Returns the result of a method.
 #[track_caller]
 fn result(server: &mut DeviceServer, method: &str, params: Value) -> Value {
     let line = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
@@ -157,7 +157,7 @@ fn result(server: &mut DeviceServer, method: &str, params: Value) -> Value {
     answer["result"].take()
 }
 
-/// What a tool found, checked against its own schema, and its text.
+/// Returns the structured content of a tool, checked against its own schema, and its text.
 #[track_caller]
 fn call(server: &mut DeviceServer, tool: &str, arguments: Value) -> (Value, String) {
     let listed = result(server, "tools/list", json!({}));
@@ -171,7 +171,7 @@ fn call(server: &mut DeviceServer, tool: &str, arguments: Value) -> (Value, Stri
     (answer["structuredContent"].clone(), text)
 }
 
-/// Why a tool refused.
+/// Returns the error of a tool.
 #[track_caller]
 fn refusal(server: &mut DeviceServer, tool: &str, arguments: Value) -> String {
     let answer = result(server, "tools/call", json!({ "name": tool, "arguments": arguments }));
@@ -250,7 +250,7 @@ fn lines_and_their_answers() {
     };
     let pong = |id: &str| Some(format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#));
     let cases: Vec<(&str, Option<String>)> = vec![
-        // Ids come back as they were written.
+        // Ids are returned as they were written.
         (r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#, pong("1")),
         (
             r#" { "params" : null , "method":"ping","id": "a\u00e9\"" ,"jsonrpc":"2.0"} "#,
@@ -488,7 +488,7 @@ fn network_of_a_usual_box() {
     let (data, text) = call(&mut folder.server(), "network", json!({}));
     let interfaces = data["interfaces"].as_array().expect("interfaces are a list");
     assert_eq!(interfaces.len(), 2);
-    // No files about it: its state, number and so its addresses are not known.
+    // There are no files about it, so its state, number and addresses are unknown.
     assert_eq!(interfaces[0]["name"], "lo");
     assert_eq!((&interfaces[0]["state"], &interfaces[0]["addresses"]), (&Value::Null, &json!([])));
     let expected = json!({
@@ -519,7 +519,7 @@ fn processes_by_memory_and_by_processor_use() {
     assert_eq!(data["processes"][0], expected);
     assert!(!text.contains("hunter2") && !data.to_string().contains("hunter2"), "arguments are never shown");
 
-    // While it is measured, the kernel's process works for 250 ms of 500 ms.
+    // During the measurement, the simulated process runs for 250 of 500 ms.
     let after = "3 (kthreadd) R 1 7 7 0 -1 4194560 1 2 3 4 0 25 9 9 20 0 1 0 4711 1000 200 1\n".to_owned();
     let kernel = Pretended { after: Some((folder.0.join("proc/3/stat"), after)) };
     let mut server = folder.server_with(Box::new(kernel), Vec::new());
@@ -689,7 +689,7 @@ fn the_loop_answers_each_line_and_ends_with_its_input() {
 
 #[test]
 fn the_loop_ends_quietly_when_nobody_reads_its_output() {
-    /// A pipe whose reader has gone, or a full disk.
+    /// A pipe without a reader, or a full disk.
     struct Broken(io::ErrorKind);
     impl io::Write for Broken {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -707,7 +707,7 @@ fn the_loop_ends_quietly_when_nobody_reads_its_output() {
     assert_eq!(fault.exit_code(), 1);
 }
 
-/// The box that runs the tests: whatever it is, the answers keep to their schemas.
+/// The host that runs the tests: whatever it is, the results match their schemas.
 #[test]
 fn this_box() {
     let limits = DeviceLimits { cpu_window: Duration::ZERO, ..DeviceLimits::default() };

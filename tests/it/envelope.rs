@@ -1,4 +1,4 @@
-//! What a client may write in the envelope of a message, and in the params that the gateway reads.
+//! The envelope of client messages, and the params that the gateway reads.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use crate::{
 
 const SERVER: &str = "/servers/s/mcp";
 
-/// Messages that one reader takes for something else than the next one does.
+/// Messages that two JSON readers could understand differently.
 const TWINS: &[&str] = &[
     r#"{"jsonrpc":"2.0","id":1,"ID":2,"method":"tools/call","params":{"name":"echo","arguments":{"text":"seen"}}}"#,
     r#"{"jsonrpc":"2.0","ID":1,"method":"notifications/seen"}"#,
@@ -141,7 +141,8 @@ fn null_params_and_cursors_are_left_out() {
     assert!(edge.wait_for("notifications/odd").contains(r#""params":{}"#));
 }
 
-/// At the endpoint of one server too, where lists are the server's own: servers of several SDKs refuse such a cursor.
+/// Also at the endpoint of one server, whose lists are the server's own: servers of several SDKs
+/// refuse such a cursor.
 #[test]
 fn empty_cursors_do_not_reach_servers() {
     let gateway = Gateway::start(&[]);
@@ -167,8 +168,8 @@ fn empty_cursors_do_not_reach_servers() {
     }
 }
 
-/// Several callers may share a session, each with ids of its own from 1 on; only what is answered on one stream has to
-/// differ there.
+/// Several callers may share a session and each count their ids from 1. Ids must differ only among
+/// the calls answered on one stream.
 #[test]
 fn equal_ids_over_several_posts_are_all_answered() {
     let gateway = Gateway::start(&[]);
@@ -180,7 +181,7 @@ fn equal_ids_over_several_posts_are_all_answered() {
         wire
     };
     let (mut one, mut two, mut three) = (hold("one"), hold("two"), hold("three"));
-    // A cancellation is of one call: the last with this id.
+    // A cancellation affects one call: the last with this id.
     let cancel = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}});
     assert_eq!(session.post(&cancel.to_string()).status, 202);
     assert_eq!(value(&three.answer().body)["error"]["code"], -32800);
@@ -190,7 +191,7 @@ fn equal_ids_over_several_posts_are_all_answered() {
         assert_eq!((&answer["id"], &answer["result"]["content"][0]["text"]), (&json!(1), &json!(key)));
     }
     assert_eq!(session.ask("ping", json!({}))["result"], json!({}));
-    // In one batch they have one stream.
+    // The calls of one batch share a stream.
     let batches = Session::open_as(gateway.address, SERVER, "2025-03-26", &[]);
     let both = ["a", "b"].map(|text| call(1, "echo", json!({"text": text}))).join(",");
     let answers = value(&batches.post(&format!("[{both}]")).body);
@@ -199,7 +200,7 @@ fn equal_ids_over_several_posts_are_all_answered() {
     assert_eq!(session.post(&request(1, "ping", json!({}))).status, 200);
 }
 
-/// Two requests with one id over two connections are two requests.
+/// Two requests with one id over two connections are separate requests.
 #[test]
 fn equal_ids_of_two_subscriptions_are_settled_one_by_one() {
     let gateway = Gateway::start(&[]);
@@ -226,7 +227,7 @@ fn equal_ids_of_two_subscriptions_are_settled_one_by_one() {
             let answer = value(&post.answer().body);
             assert_eq!(answer["error"].is_object(), number == refused, "{answer}");
         }
-        // Nobody hears of what was refused. The last message comes in any case.
+        // Refused messages reach nobody. The last message always arrives.
         for uri in ["a://0", "a://1"] {
             let (method, params) = ("notifications/resources/updated", json!({"uri": uri}));
             edge.say(&json!({"jsonrpc": "2.0", "method": method, "params": params}).to_string());
@@ -241,10 +242,10 @@ fn equal_ids_of_two_subscriptions_are_settled_one_by_one() {
     }
 }
 
-/// A question whose answer is refused gets no other: the server is told at once.
+/// A server request whose answer is refused gets no other answer: the server gets an error at once.
 #[test]
 fn a_refused_client_response_fails_its_server_request() {
-    // Then the question would fail in any case, with other words.
+    // Otherwise the request would fail anyway, with another message.
     let gateway = Gateway::start(&["--timeout-run-tool", "20s"]);
     let _edge = gateway.edge_with("s", &["--session"], &["--sessions", "isolated"]);
     let answers = [
@@ -259,7 +260,7 @@ fn a_refused_client_response_fails_its_server_request() {
         let session = Session::open_as(gateway.address, SERVER, version, &[]);
         for (answer, why) in answers {
             if version == "2025-03-26" && why == "not valid JSON" {
-                // Then it is no batch either.
+                // Then it is not a batch either.
                 continue;
             }
             let mut events = session.stream(&call(3, "ask_client", json!({"method": "roots/list"})));

@@ -9,7 +9,8 @@ use crate::{
     harness::{End, Gateway, Program},
 };
 
-/// Runs to the end: one complaint that has these words and no secret. Every secret in these tests has `canary` in it.
+/// Runs the program to its end, and checks that it prints one error line with these words and no
+/// secret. Every secret in these tests contains `canary`.
 #[track_caller]
 fn check(code: i32, arguments: &[&str], words: &[&str]) {
     let end = Program::finish(arguments);
@@ -233,7 +234,7 @@ fn help_goes_to_stdout() {
     }
 }
 
-/// Each message that "Troubleshooting" quotes is in the source. Numbers and `…` stand for what the program fills in.
+/// Each message that "Troubleshooting" quotes is in the source. Numbers and `…` match any text.
 #[test]
 fn readme_quotes_existing_messages() {
     let readme = include_str!("../../README.md");

@@ -85,7 +85,7 @@ fn port() {
     assert!(end.complaint()[0].contains(&port) && end.complaint()[0].contains("in use"), "{:?}", end.stderr);
 }
 
-/// The port on which a process listens, for programs that do not say it.
+/// Returns the port on which a process listens, for programs that do not log it.
 fn port_of(program: &Program) -> u16 {
     let mut found = None;
     eventually("it listens", || {
@@ -357,7 +357,7 @@ fn enable_cors() {
         assert!(allowed.contains("authorization") && allowed.contains("content-type"), "{allowed}");
         assert_eq!(answer.field("vary"), Some("Origin"));
     }
-    // A page has to be able to read that it was refused, too.
+    // A page must be able to read the refusal, too.
     for (lines, status) in [(&[origin][..], 401), (&[origin, "Authorization: Bearer t"], 200)] {
         let answer = request(gateway.address, "GET", "/status", lines, "");
         assert_eq!(answer.status, status);
@@ -391,14 +391,14 @@ fn public_host() {
         assert_eq!(status(&gateway, host), expected, "{host}");
     }
     assert_eq!(status(&Gateway::start(&[]), "gw.example"), 403);
-    // With a token a rebound page has nothing to come in with.
+    // With a token required, DNS rebinding gives a page no access.
     let guarded = Gateway::start(&["--auth-token", "t"]);
     let mut wire = crate::wire::Wire::connect(guarded.address);
     let lines = ["Host: any.example", "Authorization: Bearer t"];
     assert_eq!(crate::wire::ask(&mut wire, "GET", "/status", &lines, "").status, 200);
 }
 
-/// Threads of the executor, beside the first.
+/// Threads of the executor, besides the first.
 pub fn helpers(program: &Program) -> usize {
     let threads = fs::read_dir(format!("/proc/{}/task", program.pid())).unwrap().flatten();
     let name = |path: std::path::PathBuf| fs::read_to_string(path.join("comm")).unwrap_or_default();
@@ -415,7 +415,7 @@ fn threads() {
     }
 }
 
-/// Enough calls in a row for threads to busy-poll where they may.
+/// Makes enough consecutive calls that threads busy-poll if they may.
 #[test]
 fn busy_poll() {
     for (gateway, edge) in [("on", "on"), ("off", "off"), ("off", "on")] {

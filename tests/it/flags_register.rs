@@ -22,7 +22,8 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Runs `register` with a local health check on a port that was free. Somebody may take it first: then on another one.
+/// Runs `register` with a local health check on a port that was free. If another process takes the
+/// port first, retries with another one.
 #[track_caller]
 pub fn with_health(url: &str, arguments: &[&str]) -> (Edge, SocketAddr) {
     loop {
@@ -39,7 +40,7 @@ pub fn with_health(url: &str, arguments: &[&str]) -> (Edge, SocketAddr) {
     }
 }
 
-/// What `register` sends first: the lines of its upgrade request.
+/// Returns the first bytes that `register` sends: the lines of its upgrade request.
 fn upgrade_request(target: &str, arguments: &[&str]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -54,7 +55,7 @@ fn upgrade_request(target: &str, arguments: &[&str]) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// The name of a process's program.
+/// Returns the program name of a process.
 fn comm(pid: u32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim().to_owned()
 }
@@ -154,7 +155,7 @@ fn header_file() {
     assert!(end.complaint().join("\n").contains(&format!("--header-file {file}: no such file")));
 }
 
-/// As ssh does with keys; a warning only.
+/// Like ssh with keys, but only a warning.
 #[test]
 fn header_file_open_to_others_is_warned_of() {
     let path = directory("open-headers").join("headers");

@@ -1,4 +1,5 @@
-//! The end of a link, frame by frame: for edges and gateways that do not keep to the rules, or to all of them.
+//! The end of a link, frame by frame: edges and gateways that break some or all rules of the
+//! protocol.
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
@@ -9,7 +10,7 @@ use async_tungstenite::tungstenite::{self, Message, WebSocket, client::IntoClien
 
 use crate::{harness::TIMEOUT, wire::member};
 
-/// The registration of `s`.
+/// The register frame of `s`.
 pub fn introduction(capabilities: &str) -> String {
     format!(
         r#"{{"jsonrpc":"2.0","id":"x","method":"register","params":{{"name":"s","capabilities":{capabilities}}}}}"#
@@ -26,20 +27,20 @@ impl End {
         stream.set_nodelay(true).unwrap();
     }
 
-    /// A gateway, to the edge that comes.
+    /// A gateway, for the next edge that connects.
     #[track_caller]
     pub fn accept(listener: &TcpListener) -> Self {
         Self::with(listener.accept().unwrap().0)
     }
 
-    /// The same over a connection that was taken.
+    /// The same over an accepted connection.
     #[track_caller]
     pub fn with(stream: TcpStream) -> Self {
         Self::bounded(&stream);
         Self(tungstenite::accept(stream).unwrap())
     }
 
-    /// An edge that has said nothing yet.
+    /// An edge that has sent nothing yet.
     #[track_caller]
     pub fn connect(gateway: SocketAddr, token: Option<&str>) -> Self {
         let stream = TcpStream::connect(gateway).unwrap();
@@ -62,14 +63,14 @@ impl End {
         end
     }
 
-    /// Registers `s`, and gives the answer.
+    /// Registers `s`, and returns the response.
     #[track_caller]
     pub fn introduce(&mut self, capabilities: &str) -> String {
         self.say(&introduction(capabilities));
         self.next()
     }
 
-    /// Answers what the gateway asks a new server: there is a tool `t`.
+    /// Answers the requests of the gateway to a new server: there is one tool `t`.
     #[track_caller]
     pub fn list(&mut self) {
         let id = self.request("", "initialize");
@@ -82,7 +83,7 @@ impl End {
         ));
     }
 
-    /// The id of the next request of this method behind a prefix; what comes before it is passed over.
+    /// Returns the id of the next request of this method behind a prefix, and skips earlier frames.
     #[track_caller]
     pub fn request(&mut self, prefix: &str, method: &str) -> String {
         let wanted = format!("\"{method}\"");
@@ -98,7 +99,7 @@ impl End {
         self.0.send(Message::text(frame)).unwrap();
     }
 
-    /// The next frame.
+    /// Returns the next frame.
     #[track_caller]
     pub fn next(&mut self) -> String {
         let deadline = Instant::now() + TIMEOUT;
@@ -124,7 +125,7 @@ impl End {
         }
     }
 
-    /// The code and the reason with which the other end closes; what comes before it is passed over.
+    /// Returns the code and the reason with which the other end closes, and skips earlier frames.
     #[track_caller]
     pub fn close_reason(&mut self) -> (u16, String) {
         let deadline = Instant::now() + TIMEOUT;

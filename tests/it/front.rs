@@ -1,4 +1,4 @@
-//! The HTTP front: what browsers may send, what is open without a token, and how addresses are spelled.
+//! The HTTP side: requests of browsers, routes without a token, and the forms of paths.
 
 use crate::{
     harness::{Gateway, Program},
@@ -8,7 +8,7 @@ use crate::{
 const HELLO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}"#;
 const TOKEN: &str = "Authorization: Bearer t";
 
-/// The head of the answer, for routes whose body does not end.
+/// Returns the head of the response, for routes whose body does not end.
 #[track_caller]
 fn head(gateway: &Gateway, method: &str, target: &str, lines: &[&str], body: &str) -> Answer {
     let mut wire = Wire::connect(gateway.address);
@@ -154,7 +154,8 @@ fn preflight_allows_the_named_headers() {
     assert!(allowed(own, &[]).contains("Authorization"));
 }
 
-/// Its child runs as the same user, who may read the environment and the memory of a process that can be dumped.
+/// The child runs as the same user, who may read the environment and the memory of any dumpable
+/// process.
 #[test]
 fn programs_with_tokens_are_not_dumpable() {
     use std::{
@@ -171,7 +172,7 @@ fn programs_with_tokens_are_not_dumpable() {
             command.uid(65_534).gid(65_534);
         }
         let mut child = match command.spawn() {
-            // Somebody else may not get to where it was built.
+            // Another user may not have access to the build directory.
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return,
             spawned => spawned.unwrap(),
         };
@@ -202,7 +203,7 @@ fn one_accepted_type_is_enough() {
     assert!(streamed.field("mcp-session-id").is_some());
     let session = format!("Mcp-Session-Id: {}", opened.field("mcp-session-id").unwrap());
     let ping = r#"{"jsonrpc":"2.0","id":7,"method":"ping"}"#;
-    // It reports progress before its result, which an event stream alone can carry.
+    // It reports progress before its result, which requires an event stream.
     let progress = r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"s_progress","arguments":{"count":2},"_meta":{"progressToken":"p"}}}"#;
     let answer = |accept: &str, body: &str| {
         let lines: Vec<&str> = [session.as_str()].into_iter().chain(Some(accept)).collect();
@@ -302,7 +303,7 @@ fn endpoint_event_carries_the_prefix() {
     assert_eq!(ask(&mut wire, "GET", "/status", &["Host: other.example"], "").status, 403);
 }
 
-/// Bytes that could end the line of the event: they are refused with the head, or the field is not believed.
+/// Bytes that could end the line of an event are refused with the head, or the field is ignored.
 #[test]
 fn hostile_bytes_in_the_prefix_reach_no_event() {
     let gateway = Gateway::start(&["--trusted-proxy", "127.0.0.1"]);

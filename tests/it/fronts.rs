@@ -1,5 +1,5 @@
-//! `register` behind a reverse proxy that refuses for a while, and at the start of a machine: nobody watches, and what is not
-//! there yet is waited for.
+//! `register` behind a reverse proxy that refuses for a while, and during the start of a machine:
+//! without a terminal, it waits for what is not there yet.
 
 use std::{
     io::{self, Read, Write},
@@ -17,7 +17,7 @@ use crate::{
     harness::{Edge, Gateway, Program, eventually, terminal},
 };
 
-/// A proxy in front of a gateway; with an answer of its own it passes nothing on.
+/// A proxy in front of a gateway. While it has a response of its own, it forwards nothing.
 struct Front {
     address: SocketAddr,
     own: Arc<Mutex<Option<String>>>,
@@ -65,7 +65,7 @@ impl Front {
         format!("ws://{}/mcp/register", self.address)
     }
 
-    /// Passes on (`None`), or answers this itself; what is open is cut.
+    /// Forwards (`None`), or responds with this itself; open connections are cut.
     fn answer(&self, answer: Option<String>) {
         *self.own.lock().unwrap() = answer;
         for socket in self.open.lock().unwrap().drain(..) {
@@ -91,7 +91,7 @@ const REFUSALS: [&str; 6] = [
     "200 OK",
 ];
 
-/// The delays that a log names, in seconds.
+/// Returns the delays that a log names, in seconds.
 fn delays(log: &str) -> Vec<f64> {
     let seconds = |line: &str| line.split("reconnecting in ").nth(1)?.trim_end_matches(" s").parse().ok();
     log.lines().filter_map(seconds).collect()
@@ -193,7 +193,7 @@ fn a_command_that_is_not_there_yet_is_started_later() {
     program.wait_for("command not found");
     program.wait_for("restarting in");
     let text = format!("#!/bin/sh\nexec {}\n", crate::harness::command(&log, &[]));
-    // Whole at once: half a script could be started.
+    // Written in one step: otherwise half a script could be started.
     let draft = directory.join("draft");
     std::fs::write(&draft, text).unwrap();
     std::fs::set_permissions(&draft, PermissionsExt::from_mode(0o755)).unwrap();

@@ -1,5 +1,5 @@
-//! Peers that do what no honest one does: bytes made by hand, against a gateway in this process with small limits or
-//! against the real program.
+//! Malicious peers: handmade bytes against a gateway in this process with small limits, or against
+//! the real program.
 
 mod budget;
 mod clients;
@@ -22,7 +22,7 @@ use crate::{
     wire::get,
 };
 
-/// What `/status` says.
+/// Returns the `/status` document.
 #[track_caller]
 pub fn status(address: std::net::SocketAddr) -> Value {
     let answer = get(address, "/status");
@@ -30,13 +30,14 @@ pub fn status(address: std::net::SocketAddr) -> Value {
     value(&answer.body)
 }
 
-/// A counter of `/status`.
+/// Returns a counter of `/status`.
 #[track_caller]
 fn counter(address: std::net::SocketAddr, name: &str) -> u64 {
     status(address)["counters"][name].as_u64().unwrap()
 }
 
-/// Calls `echo` of server `s` so many times, one after the other, each over a connection of its own; how long each took.
+/// Calls `echo` of server `s` this often, one call after the other, each over a new connection.
+/// Returns the duration of each.
 #[track_caller]
 fn calls(session: &Session, tool: &str, count: usize) -> Vec<Duration> {
     let one = || {
@@ -47,13 +48,13 @@ fn calls(session: &Session, tool: &str, count: usize) -> Vec<Duration> {
     (0..count).map(|_| one()).collect()
 }
 
-/// The time within which 99 of 100 were done.
+/// Returns the 99th percentile.
 fn p99(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     times[(times.len() * 99).div_ceil(100) - 1]
 }
 
-/// So large, and not small, when the figures are made for people to read.
+/// Full size if the figures are to be published, small otherwise.
 fn full_size() -> bool {
     std::env::var("MCPPORT_FIGURES").is_ok_and(|set| set == "1")
 }

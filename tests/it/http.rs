@@ -1,5 +1,6 @@
-//! The HTTP machines against the vectors: each is fed whole, byte by byte and cut at every place, and the same
-//! has to happen each time. Then what vectors cannot say: time, memory, streams.
+//! The HTTP parsers against the vectors: each vector is fed whole, byte by byte, and cut at every
+//! place, always with the same result. Then the properties that vectors cannot express: time,
+//! memory, streams.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -34,7 +35,7 @@ fn check(vector: &Vector) -> Result<(), String> {
     same(vector, "whole", &[bytes])?;
     let single: Vec<&[u8]> = bytes.chunks(1).collect();
     same(vector, "byte by byte", &single)?;
-    // Every place in short ones; in long ones every so many, and those near the ends.
+    // Every place in short vectors; in long ones at intervals, and those near the ends.
     let stride = if bytes.len() > 2000 { 97 } else { 1 };
     for place in (1..bytes.len()).filter(|place| place % stride == 0 || place + 40 > bytes.len()) {
         let (head, tail) = bytes.split_at(place);
@@ -51,7 +52,7 @@ fn same(vector: &Vector, how: &str, pieces: &[&[u8]]) -> Result<(), String> {
     Err(format!("{} ({how})\n  expected {:?}\n  happened {:?}", vector.name, vector.expected, events))
 }
 
-/// One connection with a simple caller, and what happened on it.
+/// One connection with a simple caller, and its events.
 struct Run<'a> {
     vector: &'a Vector,
     now: Instant,
@@ -137,7 +138,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Puts the next piece, or as much of it as there is space for, into the connection.
+/// Feeds the next piece to the connection, or as much of it as there is space for.
 fn give(conn: &mut Conn, left: &mut Vec<Vec<u8>>) {
     let Some(mut piece) = left.pop() else { return };
     let space = conn.space();
@@ -182,7 +183,7 @@ fn limits(changes: &[(String, usize)]) -> HttpLimits {
     limits
 }
 
-/// A connection with short times, and the bytes that went out.
+/// A connection with short timeouts, and the bytes that it sent.
 struct Talk {
     conn: Conn,
     now: Instant,
@@ -197,7 +198,7 @@ impl Talk {
         Self { conn: Conn::new(now, &limits), now, out: Vec::new() }
     }
 
-    /// Feeds bytes and says what the machine wants then.
+    /// Feeds bytes, and returns what the connection requests then.
     fn feed(&mut self, bytes: &[u8]) -> Step {
         let mut left = vec![bytes.to_vec()];
         while !left.is_empty() {
@@ -230,7 +231,8 @@ impl Talk {
         self.conn.take_body(self.now, &mut self.out);
     }
 
-    /// Feeds one byte each second until the machine wants something else; the seconds that took.
+    /// Feeds one byte each second until the connection requests something else. Returns the seconds
+    /// that this took.
     fn drip(&mut self, bytes: impl IntoIterator<Item = u8>) -> (u64, Step) {
         let start = self.now;
         for byte in bytes {
@@ -254,7 +256,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const POST: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
 
-/// Rule 3: the deadline of a head does not move, whatever the drip.
+/// Rule 3: the deadline of a head does not move, whatever the rate of its bytes.
 #[test]
 fn slow_head() {
     let mut talk = Talk::new(|_| {});
@@ -269,7 +271,7 @@ fn slow_head() {
     assert!(matches!(talk.conn.expired(talk.now), Step::Close));
 }
 
-/// A blank line is not the beginning of a head, and idle time ends in silence.
+/// A blank line does not begin a head, and idle time ends without a response.
 #[test]
 fn idle() {
     let mut talk = Talk::new(|_| {});
@@ -283,7 +285,7 @@ fn idle() {
     assert!(matches!(talk.next(), Step::Close));
 }
 
-/// The idle time begins anew behind each answer.
+/// The idle time starts again after each response.
 #[test]
 fn keep_alive() {
     let mut talk = Talk::new(|_| {});
@@ -298,7 +300,7 @@ fn keep_alive() {
     }
 }
 
-/// A call may run for long: its body is let go before, and what came behind it is still the next request.
+/// A call may run for long: its body is freed before, and the following bytes are the next request.
 #[test]
 fn a_large_body_is_let_go() {
     for behind in [GET, &[]] {
@@ -320,7 +322,7 @@ fn a_large_body_is_let_go() {
     }
 }
 
-/// Rule 4: a body has a deadline, and a floor before that.
+/// Rule 4: a body has a deadline, and before that a minimum rate.
 #[test]
 fn slow_body() {
     let mut talk = Talk::new(|_| {});
@@ -345,7 +347,7 @@ fn slow_body() {
     assert_eq!(seconds, 30, "fast enough, too long");
 }
 
-/// Rule 1: what never becomes a head pins no more than a head.
+/// Rule 1: an endless head holds no more memory than a head.
 #[test]
 fn endless_head_pins_little() {
     let mut talk = Talk::new(|_| {});
@@ -374,7 +376,7 @@ fn endless_head_pins_little() {
     assert!(drained <= 68 * 1024, "{drained} bytes were drained");
 }
 
-/// A megabyte needs few reads, lies in one piece, and its memory is given back.
+/// A megabyte needs few reads, is contiguous, and its memory is freed.
 #[test]
 fn large_body() {
     let mut talk = Talk::new(|_| {});
@@ -400,7 +402,7 @@ fn large_body() {
     assert!(talk.conn.space().len() <= 4096);
 }
 
-/// A length that was only announced pins nothing.
+/// A length that was only announced takes no memory.
 #[test]
 fn announced_body_pins_little() {
     let mut talk = Talk::new(|_| {});
@@ -410,7 +412,7 @@ fn announced_body_pins_little() {
     assert!(talk.conn.space().len() <= 64 * 1024);
 }
 
-/// The whole head of 16 KiB in single bytes is looked at once, not 16 000 times.
+/// A head of 16 KiB in single bytes is scanned once, not 16 000 times.
 #[test]
 fn drip_is_not_quadratic() {
     let mut talk = Talk::new(|_| {});
@@ -424,7 +426,7 @@ fn drip_is_not_quadratic() {
         assert!(matches!(talk.feed(&[*last]), Step::Request(_)));
         talk.answer(StatusCode::Ok);
     }
-    // About 0.1 s without optimisation; looking again each time takes half a minute.
+    // About 0.1 s without optimisation; scanning again each time takes half a minute.
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
@@ -441,7 +443,7 @@ fn event_stream() {
     talk.conn.stream(b"data: 1\n\n", &mut talk.out);
     assert_eq!(talk.sent(), "9\r\ndata: 1\n\n\r\n");
     assert!(talk.conn.space().len() <= 4096);
-    // A request that comes early waits for its turn.
+    // A request that arrives early waits for its turn.
     assert!(matches!(talk.feed(GET), Step::Read));
     talk.conn.end_stream(talk.now, &mut talk.out);
     assert_eq!(talk.sent(), "0\r\n\r\n");
@@ -460,7 +462,7 @@ fn event_stream_on_1_0() {
     assert!(matches!(talk.next(), Step::Close));
 }
 
-/// Input during a stream: the end is the peer's end; a flood is one too.
+/// Input during a stream: its end means that the peer has left; a flood is treated the same.
 #[test]
 fn input_during_a_stream() {
     for (head, flood) in
@@ -479,7 +481,7 @@ fn input_during_a_stream() {
     }
 }
 
-/// A peer that has shut its side down still gets the answer to what it asked.
+/// A peer that has shut down its write side still gets the response to its request.
 #[test]
 fn half_closed() {
     let mut talk = Talk::new(|_| {});
@@ -490,7 +492,7 @@ fn half_closed() {
     assert!(matches!(talk.next(), Step::Close));
 }
 
-/// A graceful stop: an idle connection closes, a running answer is the last and says so.
+/// A graceful stop: an idle connection closes; a running response is the last one, and says so.
 #[test]
 fn draining() {
     let mut talk = Talk::new(|_| {});
@@ -512,7 +514,7 @@ fn draining() {
     assert!(talk.answer(StatusCode::Ok).contains("Connection: close\r\n"));
 }
 
-/// An unread body is skipped for a while only.
+/// An unread body is skipped only for a limited time.
 #[test]
 fn skipping_has_a_deadline() {
     let mut talk = Talk::new(|_| {});
@@ -524,7 +526,7 @@ fn skipping_has_a_deadline() {
     assert!(matches!(talk.conn.expired(talk.now), Step::Close));
 }
 
-/// A HEAD is told the length and gets no body; a caller that streams to it sends nothing.
+/// The response to HEAD has a length and no body; a caller that streams to it sends nothing.
 #[test]
 fn head_requests() {
     let mut talk = Talk::new(|_| {});
@@ -540,7 +542,7 @@ fn head_requests() {
     assert!(matches!(talk.next(), Step::Read));
 }
 
-/// The key and the answer are the example of RFC 6455 1.3.
+/// Key and accept value are the example of RFC 6455, section 1.3.
 #[test]
 fn upgrade_answer() {
     let mut talk = Talk::new(|_| {});

@@ -1,4 +1,5 @@
-//! The programs in this process, on threads of their own, with limits that no flag can give. They end when dropped.
+//! The programs in this process, on their own threads, with limits that no flag can set. They end
+//! when dropped.
 
 use std::{
     net::SocketAddr,
@@ -43,7 +44,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts one with these flags, on a port of the system's choice.
+    /// Starts one with these flags, on a port that the system chooses.
     pub fn start(flags: &[&str], change: impl FnOnce(&mut Limits)) -> Self {
         let Command::Gateway(mut config, _) = parse(&["gateway", "--port", "0"], flags) else {
             panic!("the flags are not those of a gateway")
@@ -72,7 +73,7 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Starts one for this command line; it may not get through.
+    /// Starts one for this command line; it may fail.
     pub fn start(
         url: &str,
         name: &str,

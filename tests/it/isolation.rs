@@ -1,4 +1,5 @@
-//! Sessions with a process of their own (`register --sessions isolated`), over both transports and at both endpoints.
+//! Sessions with their own server process (`register --sessions isolated`), over both transports
+//! and at both endpoints.
 
 mod ends;
 mod hostile;
@@ -43,7 +44,7 @@ fn isolated(gateway: &Gateway, server: &[&str], register: &[&str]) -> Edge {
     edge
 }
 
-/// The processes of sessions; `server_pid` is the shared one.
+/// The processes of sessions; `server_pid` is the shared process.
 fn processes(edge: &Edge) -> Vec<u32> {
     let shared = edge.server_pid();
     edge.program.offspring().into_iter().filter(|pid| *pid != shared).collect()
@@ -54,7 +55,7 @@ fn wait_for_processes(edge: &Edge, count: usize) {
     eventually(&format!("{count} sessions have a process"), || processes(edge).len() == count);
 }
 
-/// Where `initialize` of processes beyond the shared one waits for a word.
+/// File that `initialize` of processes other than the shared one waits for.
 struct Gate(PathBuf);
 
 impl Gate {
@@ -72,7 +73,7 @@ impl Gate {
         self.say("yes");
     }
 
-    /// The word has to be there as soon as the file is.
+    /// The content must be complete as soon as the file exists.
     fn say(&self, word: &str) {
         let draft = self.0.with_extension("draft");
         fs::write(&draft, word).unwrap();
@@ -138,7 +139,7 @@ fn a_process_knows_its_client() {
     }
 }
 
-/// What servers ask, and what clients answer.
+/// Requests of servers, and the clients' responses.
 const QUESTIONS: &[(&str, &str, &str)] = &[
     (
         "sampling/createMessage",
@@ -174,7 +175,7 @@ fn servers_ask_their_client() {
             let answers = value(&text_of(&peer.answer(&id)));
             assert_eq!(answers[0]["result"], value(result), "{place:?}");
         }
-        // A client may also say no.
+        // A client may also decline.
         let id = peer.begin_call("ask", r#"{"method":"roots/list","params":{}}"#);
         let asked = member(&peer.asked("roots/list").1, "id").unwrap();
         peer.post(&format!(
@@ -186,7 +187,7 @@ fn servers_ask_their_client() {
     }
 }
 
-/// Every process counts its questions from 0, and so would clients mix them up.
+/// Every process numbers its requests from 0, and clients must not mix them up.
 #[test]
 fn server_requests_with_equal_ids_are_distinguished() {
     let gateway = Gateway::start(&[]);
@@ -206,7 +207,8 @@ fn server_requests_with_equal_ids_are_distinguished() {
                 calls.push((number, peer.begin("tools/call", &params), format!("x/{server}")));
             }
         }
-        // Six questions of ids 0 to 2 are open at a client of the aggregate; answered in another order.
+        // Six requests with ids 0 to 2 are pending at a client of the aggregate; they are answered
+        // in another order.
         let mut asked: Vec<(usize, String, String)> = Vec::new();
         for (number, _, method) in &calls {
             for _ in 0..3 {
@@ -238,7 +240,7 @@ fn server_requests_are_cancelled_under_the_clients_id() {
             let cancelled = value(&peer.asked("notifications/cancelled").1);
             assert_eq!(cancelled["params"]["requestId"].to_string(), asked);
             assert_eq!(cancelled["params"]["reason"], "never mind");
-            // Too late, and never asked: nobody hears of it.
+            // Too late, or for a request that was never made: it reaches nobody.
             peer.respond(&asked, r#"{"late":true}"#);
         }
         assert_eq!(peer.call_text("echo", r#"{"text":"on"}"#), "on");
@@ -271,7 +273,7 @@ fn logs_and_levels_are_private() {
     for place in Place::ALL {
         let mut peers = [Peer::ready(&gateway, place), Peer::ready(&gateway, place)];
         for (peer, level) in peers.iter_mut().zip(["debug", "error"]) {
-            // At the aggregate the one sets its level before it touches the server, the other after.
+            // At the aggregate, one sets its level before it uses the server, the other after.
             if level == "debug" {
                 peer.call("echo", "{}");
             }
@@ -370,7 +372,7 @@ fn a_process_that_is_not_initialized_fails_its_calls() {
         peer.end_if_begun();
         wait_for_processes(&edge, 0);
     }
-    // And none of this is for ever.
+    // Each of these states ends.
     gate.open();
     for place in Place::ALL {
         assert_eq!(Peer::ready(&gateway, place).call_text("echo", r#"{"text":"well"}"#), "well");

@@ -1,4 +1,5 @@
-//! One link against hand-made bytes: what the WebSocket library hides from us and what a busy peer must not prevent.
+//! One link against handmade bytes: what the WebSocket library hides, and what must go on while a
+//! peer is busy.
 
 use std::{
     future::{Future, poll_fn},
@@ -24,7 +25,7 @@ use mcpport::{
 
 use crate::{harness::TIMEOUT, run};
 
-/// Counts frames, and ends the link at its time.
+/// Counts frames, and ends the link at a given time.
 struct Counter {
     frames: u32,
     end: Option<Instant>,
@@ -45,8 +46,9 @@ impl LinkHandler for Counter {
     }
 }
 
-/// Drives our end against a peer that writes `first` and then `again` for as long as it can, and reads nothing before
-/// the end. Returns how it ended, what the peer read, and the frames that came.
+/// Drives our end against a peer that writes `first`, then `again` as often as it can, and reads
+/// nothing before the end. Returns how the link ended, the bytes that the peer read, and the
+/// received frames.
 fn against(
     first: &'static [u8],
     again: &'static [u8],
@@ -76,7 +78,8 @@ fn against(
     (ended, peer.join().unwrap(), frames)
 }
 
-/// Empty fragments are no message, so the library never hands one out and never stops reading them.
+/// Empty fragments are not a message, so the library never returns them and never stops reading
+/// them.
 #[test]
 fn fragments_without_end_are_cut_off() {
     let limits = LinkLimits { message_bytes: 4096, ..LinkLimits::default() };
@@ -87,7 +90,7 @@ fn fragments_without_end_are_cut_off() {
     assert_eq!(frames, 0);
 }
 
-/// Calls on a link time out, and their time comes although the peer never pauses.
+/// Calls on a link time out, even if the peer never pauses.
 #[test]
 fn timers_run_during_a_flood() {
     let frame = b"\x81\x82\0\0\0\0{}";
@@ -96,7 +99,7 @@ fn timers_run_during_a_flood() {
     assert!(frames > 0);
 }
 
-/// Our end as a server, driven; the peer is plain TCP behind the handshake.
+/// Our end as a server, driven; the peer is plain TCP after the handshake.
 fn serve(peer: impl FnOnce(TcpStream) + Send + 'static, end: Option<Duration>) -> LinkEnd {
     let limits = LinkLimits { close_time: TIMEOUT, ..LinkLimits::default() };
     let mut listener = listener::bind(None, 0, false).unwrap().remove(0);
@@ -165,8 +168,8 @@ impl LinkHandler for Lost {
     }
 }
 
-/// However many are lost at once: not more than one is cleared away in a round of the executor, in which all other tasks have
-/// a turn.
+/// However many links are lost at once, only one is cleaned up in a round of the executor, and all
+/// other tasks get their turn.
 #[test]
 fn links_that_are_lost_together_end_one_after_the_other() {
     const LINKS: usize = 100;
@@ -235,7 +238,8 @@ fn ends(mut stream: TcpStream) {
     assert_eq!(stream.read(&mut [0; 64]).unwrap(), 0, "nothing follows a Close frame");
 }
 
-/// RFC 6455, section 5.5.1: a Close frame is answered with one of the same code, and then the connection is closed.
+/// RFC 6455, section 5.5.1: a Close frame is answered with one of the same code, and then the
+/// connection is closed.
 #[test]
 fn close_frames_are_answered() {
     let ended = serve(
@@ -267,7 +271,8 @@ fn close_frames_are_answered() {
     assert_eq!(ended, LinkEnd::ByPeer(CloseReason::new(1001, "gone")));
 }
 
-/// The side that closes keeps the connection open until its Close frame is answered; what was under way before that is read.
+/// The side that closes keeps the connection open until its Close frame is answered; frames in
+/// transit are still read.
 #[test]
 fn our_close_waits_for_the_answer() {
     let at_once = Some(Duration::ZERO);

@@ -1,8 +1,9 @@
-//! A link that is cut again and again under 64 calls at a time. The server counts what it gets, each call is of its own, and
-//! so a call that is lost, repeated or answered with another's result shows.
+//! A link that is cut again and again under 64 concurrent calls. The server counts its calls, and
+//! each call is unique, so a call that is lost, repeated or answered with another's result is
+//! noticed.
 //!
-//! `MCPPORT_CUTS=1000` cuts so often (otherwise 16 times). The gateway and the edge run in this process, with a short
-//! backoff; the server is a process, the line between them a relay.
+//! `MCPPORT_CUTS=1000` sets the number of cuts (otherwise 16). Gateway and edge run in this
+//! process, with a short backoff; the server is a process, and the connection is a relay.
 
 use std::{
     collections::BTreeSet,
@@ -26,25 +27,26 @@ use crate::{
     wire::{Client, Wire, ask, host},
 };
 
-/// Sessions of each transport, and calls that each of them has under way: 64 in all.
+/// Sessions of each transport, and concurrent calls of each: 64 in total.
 const SESSIONS: usize = 4;
 const EACH: usize = 8;
-/// In this time a waiting call hears that its link is gone.
+/// A waiting call gets the error that its link is lost within this time.
 const TOLD: Duration = Duration::from_secs(1);
-/// In this time a call that waits for the link is answered; it only keeps the test from waiting for ever.
+/// A call that waits for the link is answered within this time; it only keeps the test from waiting
+/// forever.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What is done to the line. All of it ends the link.
+/// The ways to disturb the connection. Each of them ends the link.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
-    /// Nothing moves in these directions for a while; then the line is reset.
+    /// Nothing moves in these directions for a while; then the connection is reset.
     Freeze(&'static [Way]),
     Reset,
-    /// The line is reset, and once more while the edge comes back.
+    /// The connection is reset, and again while the edge reconnects.
     Twice,
     /// One direction ends.
     Close(Way),
-    /// One direction moves slowly for a while; then the line is reset.
+    /// One direction is slow for a while; then the connection is reset.
     Drip(Way),
 }
 
@@ -60,22 +62,22 @@ const FAULTS: [Fault; 9] = [
     Fault::Drip(Way::Up),
 ];
 
-/// What becomes of the calls of all clients.
+/// Results of the calls of all clients.
 #[derive(Default)]
 struct Board {
     last: AtomicU64,
     waiting: Mutex<BTreeSet<u64>>,
     answered: AtomicU64,
-    /// Told that the link is gone.
+    /// The error said that the link is lost.
     failed: AtomicU64,
-    /// Told that there is no such server at present.
+    /// The error said that the server is not connected.
     absent: AtomicU64,
     wrong: Mutex<Vec<String>>,
     over: AtomicBool,
 }
 
 impl Board {
-    /// A new call, for a worker that has not been told to end: its number and the message.
+    /// Starts a new call, for a worker that was not told to stop: its number and the message.
     fn begin(&self) -> Option<(u64, String)> {
         if self.over.load(Ordering::SeqCst) {
             return None;
@@ -85,7 +87,7 @@ impl Board {
         Some((number, call(number, "s_count", json!({"text": text(number), "ms": number * 7 % 31}))))
     }
 
-    /// The answer to a call.
+    /// The response to a call.
     fn end(&self, message: &Value) {
         let number = message["id"].as_u64().unwrap_or_default();
         let known = self.waiting.lock().unwrap().remove(&number);
@@ -102,7 +104,7 @@ impl Board {
             }
             Some(jsonrpc::INVALID_PARAMS) => {
                 self.absent.fetch_add(1, Ordering::SeqCst);
-                // It comes back soon, and sooner when it is not asked for all the time.
+                // The link is back soon, and sooner without constant requests.
                 thread::sleep(Duration::from_millis(20));
             }
             Some(_) => self.complain(format!("call {number} failed: {message}")),
@@ -128,7 +130,7 @@ impl Board {
         self.answered.load(Ordering::SeqCst)
     }
 
-    /// Waits until none of these calls waits any more.
+    /// Waits until none of these calls is pending.
     #[track_caller]
     fn until_done(&self, calls: &BTreeSet<u64>) {
         eventually("all calls that waited at the cut have ended", || {
@@ -136,7 +138,7 @@ impl Board {
         });
     }
 
-    /// Waits for some more right answers: the link is back.
+    /// Waits for some more correct results: the link is back.
     #[track_caller]
     fn until_answered(&self, more: u64) {
         let wanted = self.answered() + more;
@@ -147,7 +149,7 @@ impl Board {
     }
 }
 
-/// Workers end when the test does, however that is.
+/// Workers end with the test, also if it fails.
 struct Whistle<'a>(&'a Board);
 
 impl Drop for Whistle<'_> {
@@ -156,7 +158,7 @@ impl Drop for Whistle<'_> {
     }
 }
 
-/// What only this call says.
+/// The unique text of a call.
 fn text(number: u64) -> String {
     format!("call-{number}")
 }
@@ -176,7 +178,7 @@ fn post(board: &Board, session: &Session) {
     }
 }
 
-/// So many calls at a time over one event stream.
+/// This many concurrent calls over one event stream.
 fn stream(board: &Board, mut client: Client, address: std::net::SocketAddr) {
     let mut posts = Wire::connect(address);
     let own = host(address);
@@ -196,7 +198,7 @@ fn stream(board: &Board, mut client: Client, address: std::net::SocketAddr) {
             return;
         }
         let message = value(&client.message());
-        // The lists change with each cut that is seen.
+        // The lists change with each cut that is noticed.
         if message.get("id").is_some() {
             board.end(&message);
             open -= 1;
@@ -204,7 +206,7 @@ fn stream(board: &Board, mut client: Client, address: std::net::SocketAddr) {
     }
 }
 
-/// A gateway, a line and an edge behind it that soon comes back.
+/// A gateway, a relay, and an edge behind it that reconnects soon.
 struct World {
     gateway: in_process::Gateway,
     relay: Relay,
@@ -222,7 +224,7 @@ impl World {
         Self { gateway, relay, _edge: edge }
     }
 
-    /// Ends the link in this manner.
+    /// Ends the link in this way.
     fn inflict(&self, fault: Fault, time: Duration) {
         match fault {
             Fault::Freeze(ways) => {
@@ -254,7 +256,7 @@ fn soon(limits: &mut Limits) {
     limits.link.backoff_refused = Duration::from_millis(20);
 }
 
-/// What the cuts cost.
+/// The cost of the cuts.
 #[derive(Default)]
 struct Figures {
     told: Vec<Duration>,
@@ -284,7 +286,7 @@ impl Figures {
     }
 }
 
-/// Runs the calls and the cuts. `bound`: in this time every call that waits at a cut has ended.
+/// Runs the calls and the cuts. Every call that waits at a cut has ended within `bound`.
 fn cut(world: &World, bound: Duration) -> (Board, Figures) {
     let cuts: usize = env::var("MCPPORT_CUTS").map_or(16, |number| number.parse().expect("a number"));
     let (board, address) = (Board::default(), world.gateway.address);
@@ -315,7 +317,8 @@ fn cut(world: &World, bound: Duration) -> (Board, Figures) {
     (board, figures)
 }
 
-/// Nothing is wrong, and the server got no call twice. Gives how many it got.
+/// Checks that nothing is wrong, and that the server got no call twice. Returns the number of its
+/// calls.
 #[track_caller]
 fn judge(world: &World, board: &Board) -> u64 {
     board.check();

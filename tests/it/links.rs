@@ -1,4 +1,4 @@
-//! The link: who may register, what becomes of a link that breaks, and what is kept.
+//! The link: who may register, how a broken link is handled, and what is kept.
 
 use std::{
     io::{Read, Write},
@@ -13,7 +13,7 @@ use crate::{
     wire::{Wire, ask, get, member, request},
 };
 
-/// The one complaint of a program that ended with exit code 1.
+/// Returns the one error line of a program that ended with exit code 1.
 #[track_caller]
 fn complaint(program: &mut Program) -> String {
     let end = program.ended();
@@ -58,7 +58,7 @@ fn an_id_belongs_to_the_token_that_registered_it() {
     let _first = gateway.edge_with("s", &[], &token("Authorization: Bearer one"));
     let second = Edge::start(&gateway.url(), "other", &[], &token("Authorization: Bearer two"));
     second.program.wait_for("registered: ");
-    // Two servers: neither takes the other's place, and each token sees its own id only.
+    // Two servers: neither replaces the other, and each token sees only its own id.
     for (bearer, own, other) in [("one", "s", "other"), ("two", "other", "s")] {
         let line = format!("Authorization: Bearer {bearer}");
         let status = request(gateway.address, "GET", "/status", &[&line], "").body;
@@ -90,7 +90,7 @@ fn a_server_that_cannot_be_used_is_given_up() {
         (&["--refuse", "tools/list"], "tools/list failed: not in the mood"),
         (&["--version", "1999-01-01"], "protocol version 1999-01-01"),
     ] {
-        // A server that is only slow is waited for, unless that is not wanted.
+        // The edge retries if a server is only slow, unless told otherwise.
         let mut edge = Edge::start(&gateway.url(), "s", arguments, &["--require-gateway"]);
         let line = complaint(&mut edge.program);
         assert!(line.contains("dropped the server") && line.contains(words), "{line}");
@@ -139,12 +139,12 @@ fn an_answer_to_an_earlier_link_is_dropped() {
     }
     eventually("all of them wait", || edge.count("\"hold\"") == 4);
     gateway.program.kill();
-    // Nobody waits for them any more, and the server is told so.
+    // Nobody waits for them any more, and the server gets a cancellation.
     eventually("they are cancelled", || edge.count("notifications/cancelled") == 4);
     gateway = gateway.again(&[]);
     gateway.program.wait_for("server 's' offers");
     let mut client = gateway.client();
-    // The new gateway counts from 1 again; the server hears other ids than before.
+    // The new gateway numbers from 1 again, so the server sees other ids than before.
     let waiting: Vec<String> =
         (0..4).map(|key| client.begin_call("s_hold", &format!("{{\"key\":\"new{key}\"}}"))).collect();
     eventually("the new ones wait", || edge.count("\"hold\"") == 8);
@@ -290,7 +290,7 @@ fn a_call_that_runs_at_the_end_is_answered() {
 
 #[test]
 fn a_call_that_does_not_end_is_failed_before_the_end() {
-    // Both at once: it takes as long as a gateway waits for calls.
+    // Both at once, because this takes as long as a gateway waits for calls.
     let mut worlds = ["shared", "isolated"].map(|sessions| {
         let gateway = Gateway::start(&[]);
         let edge = gateway.edge_with("s", &[], &["--sessions", sessions]);
@@ -311,7 +311,7 @@ fn a_call_that_does_not_end_is_failed_before_the_end() {
 #[test]
 fn a_second_signal_ends_at_once() {
     let mut gateway = Gateway::start(&[]);
-    // A connection in the middle of a request keeps the gateway waiting.
+    // A connection within a request keeps the gateway waiting.
     let mut wire = Wire::connect(gateway.address);
     wire.send("POST /messages?session_id=x HTTP/1.1\r\n");
     get(gateway.address, "/health");
@@ -333,7 +333,8 @@ fn calls_that_run_when_register_is_stopped_are_answered() {
         edge.wait_for("\"sleep\"");
         edge.program.signal(Signal::TERM);
         edge.program.wait_for("waiting up to 8 s for 1 running calls");
-        // New calls fail at once: those of the same client, and those that would need a new process.
+        // New calls fail at once: those of the same client, and those that would need a new
+        // process.
         for client in [&mut client, &mut late] {
             let refused = client.begin_call("s_echo", "{}");
             let answer = client.answer(&refused);
@@ -352,7 +353,7 @@ fn register_without_running_calls_ends_at_once() {
         let mut edge = gateway.edge_with("s", &[], &["--sessions", sessions]);
         let mut client = gateway.client();
         client.call("s_echo", "{}");
-        // A cancelled call is not waited for.
+        // The edge does not wait for a cancelled call.
         let id = client.begin_call("s_hold", r#"{"key":"k"}"#);
         edge.wait_for("\"hold\"");
         client.post(&format!(
@@ -396,7 +397,7 @@ fn calls_that_outlast_the_stop_of_register_fail_and_a_second_signal_ends_it() {
     }
 }
 
-/// A link that is cut after the last call is answered, and before the gateway has the answer.
+/// A link that is cut after the last response is sent, and before the gateway has received it.
 #[test]
 fn an_answer_under_way_when_register_stops_survives_a_cut_link() {
     for sessions in ["shared", "isolated"] {

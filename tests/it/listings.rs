@@ -1,4 +1,4 @@
-//! What servers offer beside tools, put together for all clients.
+//! Resources, prompts and templates of several servers, combined for all clients.
 
 use std::thread;
 
@@ -10,7 +10,8 @@ use crate::{
     session::{Session, request, value},
 };
 
-/// Two servers with the same resource, and three clients: two at the aggregate, one of them old, one at a server.
+/// Two servers with the same resource, and three clients: two at the aggregate, one of them with
+/// the old transport, one at a server.
 struct Two {
     gateway: Gateway,
     one: Edge,
@@ -33,7 +34,7 @@ impl Two {
     }
 }
 
-/// The members of all pages of a list.
+/// Returns the members of all pages of a list.
 fn list(session: &Session, method: &str, member: &str, key: &str) -> Vec<String> {
     let (mut all, mut params) = (Vec::new(), json!({}));
     loop {
@@ -143,7 +144,7 @@ fn updates_reach_their_subscribers_only() {
             json!({"method": "notifications/resources/updated", "params": {"uri": "a://one", "odd": 1}});
         assert_eq!(first.call_text(&format!("{server}_notify"), notice), "notified");
     };
-    // The end of what is to be read: a notification that all of them get.
+    // Marks the end of what is read: a notification that all of them get.
     let log = || {
         for session in [&first, &second, &third, &own] {
             session.ask("logging/setLevel", json!({"level": "info"}));
@@ -179,7 +180,7 @@ fn a_server_gets_the_first_subscribe_and_the_last_unsubscribe() {
     assert_eq!(first.ask("resources/unsubscribe", uri.clone())["result"], json!({}));
     assert_eq!(first.ask("resources/unsubscribe", uri)["result"], json!({}));
     assert_eq!(two.two.count("resources/unsubscribe"), 0);
-    // A session that ends takes its wishes along.
+    // A session's subscriptions end with it.
     second.send("DELETE", &[], "").answer();
     assert!(two.two.wait_for("resources/unsubscribe").contains(r#""uri":"a://one""#));
     assert_eq!(two.one.count("subscribe"), 0, "the other server hears nothing of it");
@@ -201,7 +202,7 @@ fn a_returning_server_gets_its_subscriptions() {
     assert!(back.wait_for("logging/setLevel").contains("notice"));
 }
 
-/// However many wishes there are: they wait for each other, and not in the places of calls.
+/// Any number of subscriptions: they wait for each other, and do not use the slots of calls.
 #[test]
 fn a_returning_server_gets_all_subscriptions() {
     const SUBSCRIPTIONS: usize = 100;
@@ -218,7 +219,7 @@ fn a_returning_server_gets_all_subscriptions() {
     let back = Edge::start(&gateway.url(), "s", &["--rich"], &id);
     eventually("all are asked for", || back.count("resources/subscribe") == SUBSCRIPTIONS);
     assert_eq!(session.call_text("s_echo", json!({"text": "good"})), "good");
-    // The one that comes back does not find all of that twice.
+    // The returning server does not get all of it twice.
     assert_eq!(back.count("resources/subscribe"), SUBSCRIPTIONS);
 }
 
@@ -261,7 +262,7 @@ fn all_list_changes_are_announced() {
     let two = Two::start();
     let session = two.session();
     let mut listening = session.listen(None);
-    // The server's lists did not change, so that nothing is told of them.
+    // The server's lists did not change, so there is no notification.
     session.call_text("one_notify", json!({"method": "notifications/prompts/list_changed", "params": {}}));
     eventually("the list is asked for anew", || two.one.count("prompts/list") >= 2);
     session.call_text("one_change", json!({}));
@@ -305,7 +306,7 @@ fn instructions_cannot_forge_a_heading_and_go_with_their_server() {
     assert_eq!(Session::open(gateway.address, "/mcp").initialize_result["instructions"], Value::Null);
 }
 
-/// A failed list costs neither the lists behind it nor what was listed before, and is asked for again.
+/// A failed list affects neither the later lists nor the earlier result, and is requested again.
 #[test]
 fn failed_list_is_retried_and_does_not_block_the_others() {
     let gateway = Gateway::start(&["--max-list-items", "2"]);
@@ -342,7 +343,7 @@ fn failed_list_is_retried_and_does_not_block_the_others() {
     assert_eq!(names(), ["s_d"]);
 }
 
-/// The surplus, what has no name, and a cursor that leads nowhere cost themselves, and not the server.
+/// Surplus items, items without a name and an invalid cursor are dropped, and the server stays.
 #[test]
 fn invalid_list_items_are_left_out() {
     let gateway = Gateway::start(&[]);
@@ -354,12 +355,12 @@ fn invalid_list_items_are_left_out() {
     };
     let initialize_result = r#"{"protocolVersion":"2025-06-18","capabilities":{"tools":{},"resources":{},"prompts":{}},"serverInfo":{"name":"x","version":"1"}}"#;
     answer(&mut end, "initialize", initialize_result);
-    // More than 512, one without a name, and a cursor that is none.
+    // More than 512, one without a name, and an invalid cursor.
     let tools: Vec<String> = (0..600).map(|number| format!(r#"{{"name":"t{number:03}"}}"#)).collect();
     let tools = format!(r#"{{"tools":[{{"title":"no name"}},7,{}],"nextCursor":""}}"#, tools.join(","));
     answer(&mut end, "tools/list", &tools);
     answer(&mut end, "prompts/list", r#"{"prompts":[{"name":"p"}]}"#);
-    // A cursor that comes again.
+    // A cursor that repeats.
     answer(&mut end, "resources/list", r#"{"resources":[{"uri":"a://1","name":"1"}],"nextCursor":"x"}"#);
     answer(&mut end, "resources/list", r#"{"resources":[{"uri":"a://2","name":"2"}],"nextCursor":"x"}"#);
     answer(&mut end, "resources/templates/list", r#"{"resourceTemplates":"none"}"#);
@@ -368,7 +369,7 @@ fn invalid_list_items_are_left_out() {
     assert_eq!(list(&session, "tools/list", "tools", "name").len(), 601, "and list_servers");
     assert_eq!(list(&session, "resources/list", "resources", "uri"), ["a://1", "a://2"]);
     assert_eq!(list(&session, "prompts/list", "prompts", "name"), ["s_p"]);
-    // A bad one, and a good one after it.
+    // An invalid one, then a valid one.
     for (tools, wanted) in [(r#"{"tools":[{"title":"x"}]}"#, 1), (r#"{"tools":[{"name":"good"}]}"#, 2)] {
         end.say(r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#);
         answer(&mut end, "tools/list", tools);
@@ -402,7 +403,7 @@ fn box_with(gateway: &Gateway, name: &str, resources: &[&str], template: &str) -
     end
 }
 
-/// Asks a question that this end has to answer. Gives its params, and the client's answer.
+/// Sends a request that this end has to answer. Returns its params, and the client's response.
 #[track_caller]
 fn through(
     session: &Session,
@@ -418,7 +419,7 @@ fn through(
     })
 }
 
-/// Two boxes have the same URIs, and the name of the second reads like a scheme of the first.
+/// Two hosts have the same URIs, and the name of the second looks like the scheme of the first.
 #[test]
 fn uris_are_read_from_their_own_server_only() {
     let gateway = Gateway::start(&["--timeout-rpc", "5s"]);
@@ -461,7 +462,8 @@ fn uris_are_read_from_their_own_server_only() {
     ["a://x", "home+a://x"].into_iter().for_each(refused);
 }
 
-/// Tools and prompts change, and the tools cannot be listed: the prompts are listed all the same, and the tools a moment later.
+/// Tools and prompts change, and listing the tools fails: the prompts are listed all the same, and
+/// the tools a moment later.
 #[test]
 fn a_failed_list_loses_no_other_change() {
     let gateway = Gateway::start(&[]);

@@ -1,4 +1,5 @@
-//! The integration tests: one binary, a module for each subject. Ports are the system's choice, every wait has a limit.
+//! The integration tests: one binary with a module for each subject. The system chooses the ports,
+//! and every wait has a limit.
 
 #![allow(
     clippy::disallowed_methods,
@@ -17,7 +18,7 @@ mod canaries;
 mod certs;
 mod changes;
 mod child;
-/// `mcpport device`, driven line by line on boxes made of files.
+/// `mcpport device`, driven line by line on simulated hosts made of files.
 mod device;
 mod envelope;
 mod error_messages;
@@ -30,7 +31,7 @@ mod fronts;
 mod harness;
 mod hostile;
 mod http;
-/// The programs in this process, with limits of the test's choice.
+/// The programs in this process, with limits that the test chooses.
 mod in_process;
 mod isolation;
 mod link;
@@ -42,7 +43,7 @@ mod net;
 mod odd_servers;
 mod process_cleanup;
 mod reconnect;
-/// A line that goes wrong on command.
+/// A connection that fails on command.
 mod relay;
 mod reload;
 mod resume;
@@ -62,7 +63,7 @@ mod tasks;
 mod tenants;
 mod terminal;
 mod tidy;
-/// The real programs, and HTTP towards them.
+/// HTTP towards the real programs.
 mod wire;
 mod worst_case;
 
@@ -81,20 +82,20 @@ use smol::{Timer, process::Command};
 /// Longer than anything here takes on a slow and busy machine.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Runs to the end, or fails the test.
+/// Runs a future to its end, or fails the test after [`TIMEOUT`].
 #[track_caller]
 fn run<T>(work: impl Future<Output = T>) -> T {
     reactor::block_on(within(TIMEOUT, work)).unwrap().expect("the test takes too long")
 }
 
-/// Waits for something that the other side brings about; the test's own limit is in [`run`].
+/// Waits for a condition that the other side brings about; [`run`] limits the time.
 async fn wait_until(mut condition: impl FnMut() -> bool) {
     while !condition() {
         Timer::after(Duration::from_millis(5)).await;
     }
 }
 
-/// Runs an ignored test in a process of its own: it counts what the whole process has, or changes it.
+/// Runs an ignored test in its own process, because it measures or changes the whole process.
 #[track_caller]
 fn alone(test: &str, variables: &[(&str, &str)]) {
     let output = run(Command::new(env::current_exe().unwrap())
@@ -108,7 +109,7 @@ fn alone(test: &str, variables: &[(&str, &str)]) {
     assert!(output.status.success() && said[0].contains("1 passed"), "{test}: {}\n{}", said[0], said[1]);
 }
 
-/// A fresh directory for one test.
+/// Creates a new directory for one test.
 fn directory(name: &str) -> PathBuf {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);

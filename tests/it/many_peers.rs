@@ -1,4 +1,5 @@
-//! Many clients and many servers at once: everybody gets exactly what is theirs, and one that misbehaves harms no other.
+//! Many clients and servers at once: each gets exactly its own messages, and one that misbehaves
+//! harms no other.
 
 use std::{collections::HashMap, thread};
 
@@ -9,14 +10,14 @@ use crate::{
     wire::{Client, Wire, host, member},
 };
 
-/// What a call of a client has to be answered with.
+/// The expected response to a call.
 #[derive(Debug)]
 enum Expected {
     Text(String),
     Error(String),
 }
 
-/// Small, and the same each time.
+/// A small random number generator with a fixed seed.
 struct Dice(u64);
 
 impl Dice {
@@ -26,7 +27,8 @@ impl Dice {
     }
 }
 
-/// A request for a random tool of a random server: its text, what has to come, and how many notifications of progress before.
+/// Returns a request for a random tool of a random server: its text, the expected response, and the
+/// number of progress notifications before it.
 fn call(dice: &mut Dice, servers: usize, client: usize, id: usize) -> (String, Expected, usize) {
     let server = dice.throw(servers);
     let own = format!("client {client} call {id} server {server}");
@@ -71,7 +73,7 @@ fn work(gateway: &Gateway, client: usize, servers: usize, calls: usize, max: usi
         if begun < calls && waiting.len() < max {
             let (text, expected, steps) = call(&mut dice, servers, client, begun);
             waiting.insert(begun.to_string(), (expected, steps));
-            // A gateway serves so many requests on one connection, and no more.
+            // A gateway serves only this many requests on one connection.
             if begun % 500 == 499 {
                 posts = Wire::connect(gateway.address);
             }
@@ -108,7 +110,7 @@ fn crowd(clients: usize, servers: usize, calls: usize, max: usize, arguments: &[
             scope.spawn(move || work(gateway, client, servers, calls, max));
         }
     });
-    // Nothing was lost on the way, and nothing was sent twice.
+    // No message was lost or sent twice.
     let asked: usize = edges.iter().map(|edge| edge.count("\"tools/call\"")).sum();
     assert_eq!(asked, clients * calls);
 }
@@ -129,7 +131,7 @@ fn a_slow_client_is_cut_off_and_delays_no_other() {
     let _edge = gateway.edge("s");
     let mut deaf = gateway.client();
     let mut other = gateway.client();
-    // More than its queue and all buffers between us hold; it reads nothing meanwhile.
+    // More than its queue and all buffers on the way hold; it reads nothing meanwhile.
     for _ in 0..40 {
         deaf.begin_call("s_big", r#"{"bytes":900000}"#);
         assert_eq!(other.call_text("s_echo", r#"{"text":"quick"}"#), "quick");

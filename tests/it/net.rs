@@ -188,7 +188,7 @@ fn no_descriptors() {
             start.elapsed()
         };
         let free = async {
-            // Long enough for the pauses to have grown; what is measured is what happens meanwhile.
+            // Long enough for the delays to have grown; the time spent meanwhile is measured.
             smol::Timer::after(Duration::from_millis(1500)).await;
             hoard.clear();
             future::pending().await
@@ -203,12 +203,13 @@ fn no_descriptors() {
     });
 }
 
-/// Time that this process has computed.
+/// Returns the processor time of this process.
 fn cpu_time() -> Duration {
     let usage = fs::read_to_string("/proc/self/stat").unwrap();
     let fields: Vec<u64> =
         usage.rsplit_once(')').unwrap().1.split_whitespace().filter_map(|field| field.parse().ok()).collect();
-    // State is no number: user and system time are fields 14 and 15, in hundredths of a second.
+    // The state is not a number; user and system time are fields 14 and 15, in hundredths of a
+    // second.
     Duration::from_millis((fields[10] + fields[11]) * 10)
 }
 
@@ -221,7 +222,7 @@ fn requests_to_stop() {
 #[ignore = "signals the whole process: run by requests_to_stop"]
 fn signals() {
     run(async {
-        // Under nohup SIGHUP is left alone.
+        // Under nohup SIGHUP stays ignored.
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
         let nohup = u64::from_str_radix(mask.trim(), 16).unwrap() & 1 == 1;
@@ -238,7 +239,7 @@ fn signals() {
             kill_process(getpid(), signal).unwrap();
             assert_eq!(stop.requested().await, name);
         }
-        // SIGPIPE is an error and not the end.
+        // SIGPIPE is an error, and does not end the process.
         let mut listener = bind(Some("127.0.0.1"), 0, false).unwrap().remove(0);
         let (mut client, server) = pair(&mut listener).await;
         drop(server);
@@ -259,7 +260,8 @@ fn trusting(ca: PathBuf) -> ClientTls {
     ClientTls { ca: Some(ca), ..ClientTls::default() }
 }
 
-/// Shakes hands, and lets the client read one byte: with TLS 1.3 only that shows whether it was let in.
+/// Does the handshake, and lets the client read one byte: with TLS 1.3 only that shows whether it
+/// was accepted.
 async fn shake(
     server: &ServerTls,
     client: &ClientTls,
@@ -312,7 +314,7 @@ fn tls_carries_bytes_and_says_goodbye() {
                 client.finish(limits::CLOSE).await.unwrap();
             };
             let mut received = Vec::new();
-            // An end without goodbye would be an error here.
+            // An end without close alert would be an error here.
             let receive = async { server.read_to_end(&mut received).await.unwrap() };
             future::zip(send, receive).await;
             assert!(received == payload);
@@ -331,7 +333,7 @@ fn closing_has_a_limit() {
         let (server, client) =
             shake(&server_files(shared(), false), &trusting(shared().join("ca.crt")), "localhost").await;
         let (mut server, _client) = (server.unwrap(), client.unwrap());
-        // The client reads nothing: fill the pipe first, so that the goodbye cannot leave.
+        // The client reads nothing: fill the pipe first, so that the close alert cannot be sent.
         let fill = async { while server.write_all(&[0; 1 << 16]).await.is_ok() {} };
         let stuck = mcpport::net::timeout::within(Duration::from_millis(300), fill).await;
         assert!(stuck.is_err());
@@ -340,7 +342,7 @@ fn closing_has_a_limit() {
     });
 }
 
-/// The handshake fails, and the client's sentence has these words.
+/// Asserts that the handshake fails, and that the client's message contains these words.
 #[track_caller]
 fn refused(server: &ServerTls, client: &ClientTls, host: &str, words: &[&str]) {
     let (_, client) = run(shake(server, client, host));
@@ -367,7 +369,7 @@ fn certificates_that_are_not_trusted() {
         &["other names", "localhost", "--gateway-url"],
     );
     refused(&server, &trusting(shared().join("ca.crt")), "192.0.2.1", &["other names"]);
-    // And the way out.
+    // And the remedy.
     let any = ClientTls { no_verify: true, ..ClientTls::default() };
     for (server, host) in [(server, "gw.example"), (server_files(&other, false), "192.0.2.1")] {
         let (server, client) = run(shake(&server, &any, host));
@@ -392,10 +394,10 @@ fn client_certificates() {
     assert!(accepted.unwrap().client_certified());
     refused(&server, &with(None), "localhost", &["client certificate", "--ssl-certfile", "--ssl-keyfile"]);
     refused(&server, &with(identity(&other)), "localhost", &["rejected the client certificate"]);
-    // A server's certificate is not one for clients.
+    // A server's certificate is not valid for a client.
     let server_as_client = Some((shared().join("server.crt"), shared().join("server.key")));
     refused(&server, &with(server_as_client), "localhost", &["rejected the client certificate"]);
-    // Who does not ask does not see it.
+    // A client without a certificate is not told about it.
     let (accepted, client) =
         run(shake(&server_files(shared(), false), &with(identity(shared())), "localhost"));
     assert!(client.is_ok() && !accepted.unwrap().client_certified());
@@ -406,7 +408,8 @@ fn a_self_signed_certificate_is_trusted_when_given() {
     if !available() {
         return;
     }
-    // The usual recipe, which marks the certificate as an authority; here with the older form of elliptic keys.
+    // The usual way to create one, which marks the certificate as a CA; here with the older form of
+    // elliptic curve keys.
     let set = directory("self-signed");
     openssl(&set, &["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "server.key"]);
     openssl(

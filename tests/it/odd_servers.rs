@@ -1,4 +1,4 @@
-//! Servers that do not keep to the letter of JSON-RPC: each oddity costs one answer at most, and no time.
+//! Servers that violate JSON-RPC: each violation costs at most one response, and no time.
 
 use serde_json::{Value, json};
 
@@ -37,7 +37,8 @@ fn ids_and_progress_tokens_in_another_form_are_recognised() {
     }
 }
 
-/// Lines in the place of an answer (`ID` is its id), and what the client gets: the text of a result, or words of an error.
+/// Lines in place of a response (`ID` is its id), and what the client gets: the text of a result,
+/// or part of an error message.
 const ANSWERS: [(&str, &str); 17] = [
     (r#"{"jsonrpc":"2.0","id":ID,"result":{"content":[],"x":"fine"},"error":null}"#, "fine"),
     (r#"{"id":ID,"result":{"content":[],"x":"fine"}}"#, "fine"),
@@ -63,7 +64,7 @@ fn deep(line: &str) -> String {
     line.replace("DEEP", &format!(r#"{{"jsonrpc":"2.0","id":ID,"result":{{"x":{nested}}}}}"#))
 }
 
-/// Whether an answer to `id` has these words, and is a message that every client takes.
+/// Whether a response to `id` contains these words, and is a message that every client accepts.
 #[track_caller]
 fn check(answer: &Value, id: &Value, words: &str) {
     assert!(answer.to_string().contains(words), "{words}: {answer}");
@@ -110,7 +111,8 @@ fn odd_frames_of_other_programs_are_used_or_fail_their_call_at_once() {
     gateway.program.wait_for("sent a response to an unknown request: id 99");
 }
 
-/// What some readers take for the id of another call leads nobody there: the exact member counts, and no other goes on.
+/// Lines in which some readers find the id of another call affect no other call: only the exact
+/// member counts.
 #[test]
 fn an_answer_with_a_second_id_does_not_reach_another_call() {
     let gateway = Gateway::start(&["--timeout-run-tool", "10m"]);
@@ -136,7 +138,7 @@ fn an_answer_with_a_second_id_does_not_reach_another_call() {
         let wrong = match order {
             0 => format!(r#""id":{one},"ID":{two}"#),
             1 => format!(r#""i\u0044":{two},"id":{one}"#),
-            // Nobody's: there is no telling which of them it is.
+            // Dropped, because the call that it belongs to is ambiguous.
             _ => format!(r#""id":{one},"id":{two}"#),
         };
         edge.say(&answer(&wrong, "for one"));
@@ -203,7 +205,7 @@ fn frames_on_several_lines_do_not_break_event_streams() {
     assert!(session.initialize_result.is_object());
 }
 
-/// Both ends say so when an answer belongs to no request, and only now and then.
+/// Both ends log a response that belongs to no request, but at a limited rate.
 #[test]
 fn unmatched_responses_are_logged() {
     let gateway = Gateway::start(&[]);

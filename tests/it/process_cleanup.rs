@@ -1,4 +1,4 @@
-//! Whatever ends, and however: no process stays behind.
+//! However programs and servers end, no process stays behind.
 
 use std::{
     process::{Command, Stdio},
@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::harness::{Edge, Gateway, Program, eventually};
 
-/// Servers of all manners, as `--stdio`; the second: whether it lives on when its stdin ends.
+/// Various servers, as `--stdio`, and whether each of them survives the end of its stdin.
 fn manners() -> Vec<(&'static str, String)> {
     let fake = crate::harness::fake_server();
     let fake = fake.display();
@@ -23,7 +23,7 @@ fn manners() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Runs `register` on a server, until it runs.
+/// Runs `register` on a server, and waits until it runs.
 #[track_caller]
 fn started(url: &str, stdio: &str) -> Program {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -38,7 +38,7 @@ fn started(url: &str, stdio: &str) -> Program {
 #[test]
 fn nothing_is_left_when_register_is_asked_to_end() {
     let gateway = Gateway::start(&[]);
-    // All at once: some take seconds to give up.
+    // All at once, because some take seconds to give up.
     let mut programs: Vec<_> =
         manners().into_iter().map(|(manner, stdio)| (manner, started(&gateway.url(), &stdio))).collect();
     for (_, program) in &programs {
@@ -66,7 +66,7 @@ fn nothing_is_left_after_two_signals() {
 #[test]
 fn nothing_is_left_when_register_is_killed() {
     let gateway = Gateway::start(&[]);
-    // Nobody can end a server then that does not mind the end of its stdin.
+    // Then nobody can stop a server that ignores the end of its stdin.
     let (manner, stdio) = manners().remove(0);
     let mut program = started(&gateway.url(), &stdio);
     program.kill();
@@ -99,7 +99,8 @@ fn nothing_is_left_of_isolated_sessions() {
             "killed" => edge.program.kill(),
             _ => gateway.program.kill(),
         }
-        // With the gateway go the sessions; the one process that the list of tools comes from may stay.
+        // The sessions end with the gateway; the one process that provides the list of tools may
+        // stay.
         let max = usize::from(end == "gateway killed");
         eventually(end, || edge.program.offspring().len() <= max);
     }
@@ -143,7 +144,7 @@ fn a_server_that_ignores_signals_and_stdin_is_killed() {
     assert!(edge.program.offspring().is_empty());
 }
 
-/// The processes below one whose parent has ended, or that have: state and number.
+/// Returns the descendants of a process whose parent has ended: state and number.
 fn adopted(parent: u32, but: u32) -> Vec<(char, u32)> {
     let stats = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
         let number: u32 = entry.file_name().to_str()?.parse().ok()?;
@@ -174,7 +175,7 @@ fn helpers_that_left_the_session_end_at_a_second_signal() {
     let gateway = Gateway::start(&[]);
     let fake = crate::harness::fake_server();
     let server = format!("'{}' --ignore-eof --ignore-term", fake.display());
-    // One helper is ours by then, the other comes to us with the end of its parent.
+    // One helper is our child by then; the other becomes one when its parent ends.
     let stdio = format!("setsid -f sleep 777; (setsid sh -c 'sleep 778; :' &); exec {server}");
     let mut program = started(&gateway.url(), &stdio);
     program.wait_for("registered: ");

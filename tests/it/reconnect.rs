@@ -1,8 +1,8 @@
-//! Real programs that are killed and stopped, and what is there again when: a gateway that is killed under many edges, a
-//! herd that comes at once, an edge that stands still.
+//! Real programs that are killed and stopped, and how soon service is restored: a gateway that is
+//! killed under many edges, many edges that connect at once, an edge that is suspended.
 //!
-//! `MCPPORT_EDGES=50` is the size that is promised (otherwise 4, with a shorter pause); `MCPPORT_SLOW=1` adds what has to
-//! wait for real times.
+//! `MCPPORT_EDGES=50` is the documented number of edges (otherwise 4, with a shorter pause);
+//! `MCPPORT_SLOW=1` adds the tests that wait for real timeouts.
 
 use std::{
     env,
@@ -19,17 +19,17 @@ use crate::{
     wire::{Client, member, tcp},
 };
 
-/// In this time after its gateway is there again every tool is back.
+/// Every tool is back within this time after its gateway has restarted.
 const BACK: Duration = Duration::from_secs(35);
-/// A peer from which nothing was heard for so long is dead.
+/// A peer that was silent for this time is dead.
 const DEAD: Duration = Duration::from_secs(45);
 
-/// A server of an edge that comes with many others.
+/// The server of one edge among many.
 fn name(number: usize) -> String {
     format!("s{number}")
 }
 
-/// How many servers of the herd a client sees.
+/// Number of those servers that a client sees.
 fn seen(tools: &[String]) -> usize {
     tools.iter().filter(|tool| tool.ends_with("_echo")).count()
 }
@@ -43,7 +43,7 @@ fn all_tools_are_back_after_a_gateway_was_killed() {
         (0..count).map(|number| Edge::start(&gateway.url(), &name(number), &[], &[])).collect();
     gateway.client().tools_until(|tools| seen(tools) == count);
     gateway.program.kill();
-    // What is tested is how long they need after a time without a gateway.
+    // The test measures their recovery after a time without a gateway.
     thread::sleep(pause);
     let gateway = gateway.again(&[]);
     let begun = Instant::now();
@@ -58,7 +58,7 @@ fn all_tools_are_back_after_a_gateway_was_killed() {
     }
 }
 
-/// An edge by hand, as many at a time as wanted.
+/// Handmade edges, any number at a time.
 struct Herd(Vec<WebSocket<TcpStream>>);
 
 impl Herd {
@@ -80,7 +80,7 @@ impl Herd {
         Self((0..count).map(come).collect())
     }
 
-    /// Every one of them answers what it is asked, until it is told that it is registered.
+    /// Each answers requests until it is told that it is registered.
     #[track_caller]
     fn are_taken(&mut self) {
         for socket in &mut self.0 {
@@ -93,7 +93,7 @@ fn say(socket: &mut WebSocket<TcpStream>, text: &str) {
     socket.send(Message::text(text)).unwrap();
 }
 
-/// Answers one frame. True: it says that all is done.
+/// Answers one frame. Returns true if it says that the registration is complete.
 #[track_caller]
 fn take(socket: &mut WebSocket<TcpStream>) -> bool {
     let Message::Text(frame) = socket.read().unwrap() else { return false };
@@ -124,7 +124,7 @@ fn two_hundred_edges_that_come_at_once_are_all_served() {
     herd.are_taken();
     println!("{COUNT} edges came within {came:?}; the last was registered after {:?}", begun.elapsed());
     assert_eq!(seen(&gateway.client().tools()), COUNT);
-    // And once more: all of them go and come back.
+    // Again: all of them disconnect and reconnect.
     drop(herd);
     let mut client = gateway.client();
     client.tools_until(|tools| seen(tools) == 0);
@@ -161,7 +161,7 @@ fn a_stopped_edge_is_detected() {
     assert_eq!(client.call_text("s_echo", r#"{"text":"back"}"#), "back");
 }
 
-/// Longer than others wait.
+/// Longer than other tests wait.
 #[track_caller]
 fn eventually_slow(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -173,7 +173,8 @@ fn eventually_slow(what: &str, mut condition: impl FnMut() -> bool) {
 
 #[test]
 fn many_registrations_do_not_cut_off_a_slow_client() {
-    // A herd changes the list two hundred times; a client that reads slowly must not be lost over that.
+    // The edges change the list two hundred times; a client that reads slowly must not be
+    // disconnected for that.
     let gateway = Gateway::start(&[]);
     let mut client: Client = gateway.client();
     let mut herd = Herd::come(gateway.address, 100);

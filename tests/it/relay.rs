@@ -1,5 +1,6 @@
-//! A line that goes wrong on command: a TCP relay on loopback whose connections can be frozen, dripped, cut and half-closed
-//! while they run. One thread of its own; what it has opened ends with it.
+//! A connection that fails on command: a TCP relay on loopback whose connections can be frozen,
+//! slowed, cut and half-closed while they run. It has its own thread, and its connections end with
+//! it.
 
 use std::{
     future::poll_fn,
@@ -20,9 +21,9 @@ use smol::{Async, LocalExecutor, Timer, future, io::AsyncReadExt, io::AsyncWrite
 /// A direction.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Way {
-    /// From who connected to the target: from an edge to its gateway.
+    /// From the connecting side to the target: from an edge to its gateway.
     Up,
-    /// Back.
+    /// The opposite direction.
     Down,
 }
 
@@ -30,37 +31,37 @@ impl Way {
     pub const BOTH: [Self; 2] = [Self::Up, Self::Down];
 }
 
-/// The switches, and what they act on.
+/// The switches and their effects.
 #[derive(Default)]
 struct Switches {
-    /// Nothing is read and nothing written, by direction.
+    /// Nothing is read and nothing is written, by direction.
     frozen: [bool; 2],
-    /// One byte at a time, this far apart.
+    /// One byte at a time, at this interval.
     drip: [Option<Duration>; 2],
     /// New connections are reset.
     refuses: bool,
-    /// Bytes that sockets may hold for us.
+    /// Bytes that the sockets may buffer.
     window: Option<usize>,
-    /// How often all connections were cut. One that began under a smaller number ends.
+    /// Number of times that all connections were cut. A connection that began before ends.
     cuts: u64,
-    /// How often a direction was closed, in the same manner.
+    /// Number of times that a direction was closed, in the same way.
     closings: [u64; 2],
     over: bool,
-    /// Connections taken so far.
+    /// Connections accepted so far.
     taken: u64,
-    /// Connections that are open.
+    /// Open connections.
     open: usize,
     waiting: Vec<Waker>,
 }
 
 struct Shared {
     switches: Mutex<Switches>,
-    /// Bytes passed on, by direction.
+    /// Bytes forwarded, by direction.
     bytes: [AtomicU64; 2],
     target: SocketAddr,
 }
 
-/// A relay on a port of its own.
+/// A relay on its own port.
 pub struct Relay {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -68,12 +69,12 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Carries connections to this address.
+    /// Forwards connections to this address.
     pub fn to(target: SocketAddr) -> Self {
         Self::start(target, None)
     }
 
-    /// The same with sockets that hold few bytes, so that who writes to a frozen relay soon feels it.
+    /// The same with small socket buffers, so that a sender soon notices a frozen relay.
     pub fn narrow(target: SocketAddr, window: usize) -> Self {
         Self::start(target, Some(window))
     }
@@ -81,7 +82,7 @@ impl Relay {
     fn start(target: SocketAddr, window: Option<usize>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         if let Some(window) = window {
-            // What a listener has is what its connections have.
+            // Connections inherit the options of the listener.
             set_socket_recv_buffer_size(&listener, window).unwrap();
         }
         let address = listener.local_addr().unwrap();
@@ -97,27 +98,27 @@ impl Relay {
         Self { address, shared, thread: Some(thread) }
     }
 
-    /// Where an edge registers through it.
+    /// The URL at which an edge registers through the relay.
     pub fn url(&self) -> String {
         format!("ws://{}/mcp/register", self.address)
     }
 
-    /// Stops a direction: what comes from the sender stays with the sender, as far as its buffers hold it.
+    /// Stops a direction: bytes stay with the sender, as far as its buffers hold them.
     pub fn freeze(&self, way: Way) {
         self.shared.change(|switches| switches.frozen[way as usize] = true);
     }
 
-    /// Lets a direction run again.
+    /// Resumes a direction.
     pub fn thaw(&self, way: Way) {
         self.shared.change(|switches| switches.frozen[way as usize] = false);
     }
 
-    /// Passes one byte on and then waits so long, in one direction.
+    /// Forwards one byte at this interval, in one direction.
     pub fn drip(&self, way: Way, pause: Duration) {
         self.shared.change(|switches| switches.drip[way as usize] = Some(pause));
     }
 
-    /// All switches as at the start, for connections that are there and that come.
+    /// Resets all switches, for present and future connections.
     pub fn restore(&self) {
         self.shared.change(|switches| {
             (switches.frozen, switches.drip, switches.refuses) = ([false; 2], [None; 2], false);
@@ -129,27 +130,28 @@ impl Relay {
         self.shared.change(|switches| switches.cuts += 1);
     }
 
-    /// Ends one direction of all connections: its receiver reads the end, and what its sender still sends goes nowhere.
+    /// Ends one direction of all connections: the receiver reads the end, and later bytes of the
+    /// sender are dropped.
     pub fn close(&self, way: Way) {
         self.shared.change(|switches| switches.closings[way as usize] += 1);
     }
 
-    /// Resets new connections at once, or no longer.
+    /// Resets new connections at once, or stops doing so.
     pub fn refuse(&self, refuses: bool) {
         self.shared.change(|switches| switches.refuses = refuses);
     }
 
-    /// Bytes that it passed on in a direction.
+    /// Returns the bytes forwarded in a direction.
     pub fn passed(&self, way: Way) -> u64 {
         self.shared.bytes[way as usize].load(Ordering::Relaxed)
     }
 
-    /// Connections that it took so far, without those refused.
+    /// Returns the number of connections accepted so far, without those reset at once.
     pub fn taken(&self) -> u64 {
         self.shared.lock().taken
     }
 
-    /// Connections that are open.
+    /// Returns the number of open connections.
     pub fn open(&self) -> usize {
         self.shared.lock().open
     }
@@ -177,7 +179,7 @@ impl Shared {
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// Waits for the switches to be as wanted.
+    /// Waits until the switches allow it.
     async fn until(&self, wanted: impl Fn(&Switches) -> bool) {
         poll_fn(|context| {
             let mut switches = self.lock();
@@ -213,7 +215,7 @@ async fn accept<'a>(listener: Async<TcpListener>, executor: &LocalExecutor<'a>, 
     }
 }
 
-/// One connection from its beginning, when so many cuts and closings had been, to its end.
+/// One connection from its beginning, at these counts of cuts and closings, to its end.
 async fn connection(shared: &Shared, near: Async<TcpStream>, (cuts, closings): (u64, [u64; 2])) {
     let cut = || async {
         shared.until(|switches| switches.cuts > cuts).await;
@@ -222,7 +224,7 @@ async fn connection(shared: &Shared, near: Async<TcpStream>, (cuts, closings): (
     match future::or(Async::<TcpStream>::connect(shared.target), async { Err(cut().await) }).await {
         Ok(far) => {
             let carried = carry(shared, &near, &far, closings);
-            // What broke on one side breaks on the other.
+            // A failure on one side becomes one on the other.
             if future::or(carried, async { Err(cut().await) }).await.is_err() {
                 [&near, &far].into_iter().for_each(reset);
             }
@@ -249,12 +251,12 @@ async fn carry(
     future::try_zip(up, down).await.map(|_| ())
 }
 
-/// The end of this socket will be a reset.
+/// Makes the end of this socket a reset.
 fn reset(socket: &Async<TcpStream>) {
     let _ = set_socket_linger(socket.get_ref(), Some(Duration::ZERO));
 }
 
-/// Carries one direction to its end.
+/// Forwards one direction to its end.
 async fn pump(
     shared: &Shared,
     way: Way,
@@ -280,7 +282,7 @@ async fn pump(
         io::Result::Ok(true)
     };
     let was_closed = future::or(was_closed, running).await?;
-    // The other end may have gone meanwhile.
+    // The other end may have disconnected meanwhile.
     let _ = to.get_ref().shutdown(Shutdown::Write);
     let mut nowhere = [0; 1024];
     while was_closed && from.read(&mut nowhere).await? > 0 {}
@@ -335,7 +337,7 @@ mod tests {
         assert_eq!(read(&far, 8), b"question");
         far.write_all(b"answer").unwrap();
         assert_eq!(read(&near, 6), b"answer");
-        // A byte is counted after it was passed on, so whoever has read it may be early.
+        // A byte is counted after it is forwarded, so its reader may see the old count.
         eventually("all is counted", || (relay.passed(Way::Up), relay.passed(Way::Down)) == (8, 6));
         assert_eq!(relay.taken(), 1);
         drop(near);

@@ -1,4 +1,5 @@
-//! SIGHUP at the gateway: tokens and certificates are read again, and nothing is dropped that may stay.
+//! SIGHUP at the gateway reloads tokens and certificates, and closes nothing that is still
+//! permitted.
 
 use std::{
     fs,
@@ -22,7 +23,7 @@ fn bearer(token: &str) -> String {
     format!("Authorization: Bearer {token}")
 }
 
-/// A gateway whose tokens stand in a file.
+/// A gateway with a token file.
 struct Reloaded {
     gateway: Gateway,
     file: PathBuf,
@@ -38,7 +39,7 @@ impl Reloaded {
         Self { gateway: Gateway::start(&[&flags, arguments].concat()), file, done: 0 }
     }
 
-    /// Writes other tokens, and lets the gateway read them. Gives what it says.
+    /// Writes other tokens, and makes the gateway reload them. Returns its log line.
     #[track_caller]
     fn tokens(&mut self, tokens: &str) -> String {
         fs::write(&self.file, tokens).unwrap();
@@ -58,7 +59,7 @@ impl Reloaded {
     }
 }
 
-/// At the start and each time that it is read again. A warning only.
+/// At startup and at each reload; only a warning.
 #[test]
 fn token_file_open_to_others_is_warned_of() {
     let file = directory("open-tokens").join("tokens");
@@ -107,7 +108,7 @@ fn tokens_come_and_go() {
     assert_eq!(one.try_post(PING).status, 401);
     one.ended();
     two.ask("ping", "{}");
-    // The right comes back, the session does not.
+    // The permission is back, the session is not.
     reloaded.tokens("one\ntwo\n");
     assert_eq!(one.try_post(PING).status, 404);
     two.ask("ping", "{}");
@@ -124,7 +125,7 @@ fn a_token_can_be_changed_for_another_of_the_same_principal() {
     let post = |client: &Client, token: &str| {
         request(address, "POST", &client.endpoint, &[&bearer(token)], PING).status
     };
-    // First both, then the new one alone: that is how one changes a token without a gap.
+    // First both tokens, then only the new one: a token is replaced without interruption this way.
     reloaded.tokens("client@alice:old\nclient@alice:new\nregister[s]@box:before\nregister[s]@box:after\n");
     assert_eq!((post(&client, "old"), post(&client, "new")), (202, 202));
     assert_eq!(client.call_text("s_echo", r#"{"text":"both"}"#), "both");
@@ -132,7 +133,7 @@ fn a_token_can_be_changed_for_another_of_the_same_principal() {
     assert!(said.contains("closed 0 sessions and 0 links"), "{said}");
     assert_eq!((post(&client, "old"), post(&client, "new")), (401, 202));
     assert_eq!(edge.program.log().matches("registered: ").count(), 1, "its link stays");
-    // The same box with the new token gets its name back.
+    // The same edge with the new token gets its name back.
     let second =
         Edge::start(&reloaded.gateway.url(), "s", &[], &["--server-id", "b", "--header", &bearer("after")]);
     second.program.wait_for("registered: ");
@@ -196,7 +197,7 @@ fn a_file_that_cannot_be_used_changes_nothing() {
     assert_eq!((reloaded.status("one"), reloaded.status("two")), (401, 200));
 }
 
-/// Puts a server's certificate and key where a gateway has its own.
+/// Copies a server's certificate and key to the files of a gateway.
 fn install(from: &Path, to: &Path) {
     for name in ["server.key", "server.crt"] {
         fs::copy(from.join(name), to.join(name)).unwrap();
@@ -231,7 +232,7 @@ fn certificates_are_changed_without_dropping_a_connection() {
     let edge = Edge::start(&url, "s", &[], &register);
     edge.program.wait_for("registered: ");
 
-    // Half of it is not enough.
+    // Half of the file is not enough.
     fs::copy(second.join("server.key"), &key).unwrap();
     let said = reloaded.reload();
     assert!(said.contains("[ERROR]") && said.contains("--ssl-keyfile"), "{said}");
@@ -257,7 +258,7 @@ fn reload_without_files_changes_nothing() {
     client.ask("ping", "{}");
 }
 
-/// Under `nohup` the programs ignore what we ignore, and are right to do so.
+/// Under `nohup` the programs ignore the signals that we ignore, as they should.
 fn hangups_are_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
@@ -294,8 +295,8 @@ fn register_stops_at_sighup() {
     assert_eq!(edge.program.ended().code, Some(0));
 }
 
-/// A machine may start before its clock is set, and before the certificate of its gateway is renewed: `register` that nobody
-/// watches goes on trying.
+/// A machine may start before its clock is set, and before the certificate of its gateway is
+/// renewed: without a terminal, `register` keeps trying.
 #[test]
 fn a_certificate_that_is_not_trusted_at_the_first_start_is_tried_again() {
     if !available() {

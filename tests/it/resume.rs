@@ -1,5 +1,5 @@
-//! A conversation that outlives its link: what may take it up again and what may not, and what happens to those who wait.
-//! That nothing is lost or repeated over many cuts is shown in `cuts`.
+//! Resumption of link sessions: which links may resume a session, and what happens to calls that
+//! wait. `link_cuts` shows that nothing is lost or repeated over many cuts.
 
 use std::{net::TcpListener, time::Duration};
 
@@ -16,12 +16,13 @@ use mcpport::limits::Limits;
 
 const RESUME: &str = r#"{"mcpport":{"resume":{}}}"#;
 
-/// What an edge says when it comes back.
+/// The register frame of an edge that resumes.
 fn back(token: &str, received: u64) -> String {
     format!(r#"{{"mcpport":{{"resume":{{"token":"{token}","received":{received}}}}}}}"#)
 }
 
-/// The token in the answer to a registration, and how many frames the gateway has received if it goes on.
+/// Returns the token in the response to a registration, and the number of frames that the gateway
+/// has received if it resumes.
 #[track_caller]
 fn granted(answer: &str) -> (String, Option<u64>) {
     let resume = &value(answer)["capabilities"]["mcpport"]["resume"];
@@ -29,8 +30,9 @@ fn granted(answer: &str) -> (String, Option<u64>) {
     (token.to_owned(), resume["received"].as_u64())
 }
 
-/// A gateway with an edge that can resume, is listed, and has heard a call to its tool: the frames that the edge has
-/// received are `initialize`, `notifications/initialized`, `tools/list`, `registered` and the call.
+/// A gateway with an edge that can resume, is listed, and has received a call of its tool: the
+/// edge's received frames are `initialize`, `notifications/initialized`, `tools/list`, `registered`
+/// and the call.
 struct World {
     gateway: Gateway,
     client: Client,
@@ -41,7 +43,7 @@ struct World {
 }
 
 const HEARD: u64 = 5;
-/// It sent the answers to `initialize` and `tools/list`.
+/// It sent the responses to `initialize` and `tools/list`.
 const SENT: u64 = 2;
 
 #[track_caller]
@@ -73,7 +75,7 @@ fn unacknowledged_frames_are_sent_again() {
     assert!(state(&mut client).contains("reconnecting"));
     let later = client.begin_call("s_t", r#"{"later":1}"#);
     let mut end = End::connect(gateway.address, None);
-    // It says that the call was lost on the way, and what came before it was not.
+    // It reports that the call was lost, and the frames before it were not.
     let answer = end.introduce(&back(&token, HEARD - 1));
     assert_eq!(granted(&answer), (token, Some(SENT)));
     let again = end.next();
@@ -86,7 +88,7 @@ fn unacknowledged_frames_are_sent_again() {
     assert!(client.answer(&waiting).contains("first"));
     assert!(client.answer(&later).contains("later"));
     assert!(state(&mut client).contains("connected"));
-    // All that the edge was sent is acknowledged by now, or is never asked for: nothing is repeated.
+    // Everything sent to the edge is acknowledged by now, or never requested: nothing is repeated.
     assert_eq!(client.rest(), [""; 0]);
 }
 
@@ -103,7 +105,8 @@ fn a_resuming_edge_without_answer_sends_no_close() {
     gateway.next();
     gateway.say(r#"{"status":"received","id":"x","message":"m","capabilities":{"mcpport":{"resume":{"token":"t","window":30}}}}"#);
     drop(gateway);
-    // A gateway whose answer is lost has taken it back: a word about its patience would end what is kept there.
+    // The gateway may have resumed the session although its response is lost. A close frame from
+    // the edge would end that session, so the edge sends none.
     let mut gateway = End::accept(&listener);
     assert!(gateway.next().contains("\"token\":\"t\""));
     let end = gateway.0.read();
@@ -129,10 +132,10 @@ fn a_late_resume_claim_loses_no_call() {
     gateway.program.wait_for("server 's' is reconnecting");
     let mut second = End::connect(gateway.address, None);
     assert_eq!(granted(&second.introduce(&back(&token, HEARD))).1, Some(SENT));
-    // Of a link that the edge gave up before it took this one, and whose bytes were slow.
+    // Sent on a link that the edge gave up before this one, and whose bytes arrived late.
     let mut late = End::connect(gateway.address, None);
     late.say(&introduction(&back(&token, HEARD - 1)));
-    // Its end is still here, and can show it; one that is not takes nothing.
+    // The old end still exists and can prove it; an end that cannot is not replaced.
     assert!(late.0.read().unwrap().is_ping());
     assert!(late.0.read().is_err() && second.0.read().is_err());
     let mut third = End::connect(gateway.address, None);
@@ -147,12 +150,12 @@ fn only_the_same_principal_may_resume() {
         world(&["--auth-token", "one", "--auth-token", "two"], Some("one"));
     drop(end);
     gateway.program.wait_for("server 's' is reconnecting");
-    // Another principal, who knows the secret.
+    // Another principal that knows the secret.
     let mut thief = End::connect(gateway.address, Some("two"));
     let answer = thief.introduce(&back(&token, HEARD));
     assert!(answer.contains("\"error\"") && answer.contains("belongs to another principal"), "{answer}");
     assert!(!answer.contains(&token));
-    // The right one with another secret begins anew, and what waited is told.
+    // The right principal with another secret starts anew, and waiting calls get an error.
     let mut end = End::connect(gateway.address, Some("one"));
     let (fresh, received) = granted(&end.introduce(&back("AAAAAAAAAAAAAAAAAAAAAA", HEARD)));
     assert!(received.is_none() && fresh != token);
@@ -164,7 +167,7 @@ fn only_the_same_principal_may_resume() {
 fn impossible_resume_starts_a_new_session() {
     for impossible in [HEARD + 1, 0, u64::MAX] {
         let World { gateway, mut client, mut end, token, waiting, .. } = world(&[], None);
-        // All that it has heard is acknowledged, so that 0 cannot be sent again.
+        // All its received frames are acknowledged, so frame 0 cannot be sent again.
         end.say(&format!("*{HEARD}"));
         client.call("list_servers", "{}");
         let expected = if impossible == 0 { "starts a new session" } else { "claims more than was sent" };
@@ -247,7 +250,7 @@ fn edges_without_resume_are_not_waited_for() {
         client.tools_until(|tools| tools.len() == 2);
         let waiting = client.begin_call("s_t", "{}");
         end.request("", "tools/call");
-        // Without an agreement it is a frame like any other, and harms nobody.
+        // Without negotiation it is an unknown frame, and harmless.
         end.say("*1");
         drop(end);
         let why = client.answer(&waiting);
@@ -288,7 +291,8 @@ fn calls_beyond_the_queue_fail_at_once() {
     assert_eq!(client.rest(), [""; 0], "the others wait");
 }
 
-/// The edge begins anew when its gateway knows nothing of what was, and its server is told to stop what nobody waits for.
+/// The edge starts anew if its gateway has no session to resume, and cancels at its server the
+/// calls that nobody waits for.
 #[test]
 fn a_killed_gateway_resumes_no_link() {
     let mut gateway = Gateway::start(&[]);
@@ -310,7 +314,7 @@ fn soon(limits: &mut Limits) {
     limits.link.backoff_cap = Duration::from_millis(50);
 }
 
-/// Sessions with a process of their own keep it.
+/// Isolated sessions keep their processes.
 #[test]
 fn isolated_sessions_outlive_a_cut() {
     let gateway = Gateway::start(&[]);
@@ -334,7 +338,7 @@ fn isolated_sessions_outlive_a_cut() {
     assert_eq!(before, after);
 }
 
-/// Large messages are carried on in the middle, and both directions are bounded.
+/// Large messages resume in the middle, and both directions are bounded.
 #[test]
 fn large_messages_continue_after_a_resume() {
     let gateway = in_process::Gateway::start(&[], |_| {});

@@ -1,4 +1,4 @@
-//! Who may do what: roles of tokens, names that they are bound to, take-overs, and those who guess.
+//! Permissions: roles of tokens, names that they are bound to, takeovers, and guessing.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -20,20 +20,20 @@ fn bearer(token: &str) -> String {
     format!("Authorization: Bearer {token}")
 }
 
-/// An edge program in bytes: as little as the protocol allows.
+/// A handmade edge that does only what the protocol requires.
 struct Link(Wire);
 
-/// What the gateway sends over a link.
+/// A received frame of the gateway.
 #[derive(Debug, Eq, PartialEq)]
 enum Frame {
     Text(String),
     Close(u16, String),
-    /// The connection has ended without a word.
+    /// The connection has ended without a close frame.
     End,
 }
 
 impl Link {
-    /// Upgrades, and sends the registration.
+    /// Upgrades, and sends the register frame.
     #[track_caller]
     fn register(gateway: &Gateway, token: &str, id: &str, name: &str) -> Self {
         let mut wire = Wire::connect(gateway.address);
@@ -68,7 +68,7 @@ impl Link {
                 String::from_utf8_lossy(&body[2..]).into_owned(),
             ),
             9 => {
-                // Who takes over has to show that it is there.
+                // A link that takes over must show that it is alive.
                 self.0.send([0x8a, 0x80, 0, 0, 0, 0]);
                 self.frame()
             }
@@ -76,13 +76,13 @@ impl Link {
         }
     }
 
-    /// Whether the first answer is that it was received.
+    /// Whether the first response says that the registration was received.
     #[track_caller]
     fn is_received(&mut self) -> bool {
         matches!(self.frame(), Frame::Text(text) if member(&text, "status").as_deref() == Some("\"received\""))
     }
 
-    /// It is refused: by a status frame, and a close with this code. Gives the reason.
+    /// Asserts that it is refused by a status frame and a close with this code. Returns the reason.
     #[track_caller]
     fn refused(&mut self, code: u16) -> String {
         let Frame::Text(status) = self.frame() else { panic!("no status frame") };
@@ -97,7 +97,7 @@ impl Link {
         status["message"].as_str().unwrap().to_owned()
     }
 
-    /// The code of the close that comes, whatever comes before.
+    /// Returns the code of the close frame, and skips earlier frames.
     #[track_caller]
     fn closed(&mut self) -> u16 {
         loop {
@@ -110,11 +110,11 @@ impl Link {
     }
 }
 
-/// A request: method, target, further lines, body; and its status with a token for everything, for clients, for
-/// registration.
+/// A request (method, target, further header lines, body), and its status with a token for
+/// everything, for clients, and for registration.
 type Case = (&'static str, String, Vec<&'static str>, &'static str, [u16; 3]);
 
-/// Each route as a request that is served.
+/// Each route with a request that is served.
 fn routes(client: &Client) -> Vec<Case> {
     let post = [BOTH].to_vec();
     vec![
@@ -136,7 +136,7 @@ fn routes(client: &Client) -> Vec<Case> {
     ]
 }
 
-/// The answer to a request from an address of its own, so that none of them is one guess too many.
+/// Returns the response to a request from its own address, so that none of them is throttled.
 #[track_caller]
 fn from_anywhere(
     gateway: &Gateway,
@@ -239,7 +239,7 @@ fn a_token_claims_its_own_names_only() {
         assert!(why.contains("the token does not allow the name") && why.contains("register["), "{why}");
         assert!(!why.contains("box") && !why.contains("cam-*"), "the rules are nobody's business: {why}");
     }
-    // An edge without a name gets one from its id; that name counts.
+    // An edge without a name is named after its id, and that name is checked.
     let mut wire = Link::register(&gateway, "r", "x", "file");
     assert!(wire.refused(4403).contains("belongs to another server, with id"));
     let mut edge = Edge::start(&gateway.url(), "other", &[], &["--header", &header]);
@@ -251,7 +251,7 @@ fn a_token_claims_its_own_names_only() {
 
 #[test]
 fn a_token_may_be_given_by_its_digest() {
-    // SHA-256 of "abc", in FIPS 180-2.
+    // SHA-256 of "abc", from FIPS 180-2.
     let digest = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     let gateway = Gateway::start(&["--auth-token", digest, "--auth-token", &format!("client@x:{digest}")]);
     for (token, status) in [("abc", 200), (digest, 401), (&digest[7..], 401), ("ABC", 401)] {
@@ -294,7 +294,8 @@ fn another_principal_cannot_take_over() {
                 assert!(id == "secret-id" || !why.contains("secret-id"), "{why}");
             }
         }
-        // An id is the principal's own: with a name of its own it is another server, and nobody's link ends.
+        // Ids are separate for each principal: with another name it is another server, and no link
+        // ends.
         let mut third = Link::register(&gateway, "b", "secret-id", "t");
         // Otherwise the workers would go on after a failure.
         over.store(true, Ordering::Relaxed);
@@ -325,11 +326,11 @@ fn frequent_takeovers_are_refused() {
     edge.program.wait_for("rejected the registration for now: ");
     edge.program.wait_for("reconnecting in");
     assert!(edge.program.is_running(), "it waits, although it was never registered");
-    // The link that has the id still has it: it is asked what a server is asked.
+    // The link with the id keeps it, and receives the requests for a server.
     let mut last = links.pop().unwrap();
     let Frame::Text(question) = last.frame() else { panic!("closed") };
     assert!(question.contains("\"initialize\""), "{question}");
-    // Another id is another matter.
+    // Another id is not affected.
     assert!(Link::register(&gateway, "r", "box2", "t").is_received());
 }
 
@@ -339,7 +340,7 @@ fn frequent_drops_are_no_takeovers() {
     for round in 1..=12 {
         let mut link = Link::register(&gateway, "r", "box", "s");
         assert!(link.is_received(), "round {round}");
-        // The log does not say each time that it is gone.
+        // The log does not report each end.
         let is_there = || {
             let status = request(gateway.address, "GET", "/status", &[&bearer("c")], "").body;
             status.contains(r#""name":"s""#)
@@ -396,7 +397,7 @@ fn guessing_is_throttled_and_sessions_survive() {
         assert!((1..=60).contains(&wait), "{wait}");
     }
     assert_eq!(status(&gateway, [127, 0, 0, 2], "right").status, 200, "another address is another matter");
-    // Over a connection that was let in, and in a session that is open, all goes on; for those whose it is.
+    // Authenticated connections and open sessions of the same principal continue.
     assert_eq!(ask(&mut known, "GET", "/status", &lines, "").status, 200);
     client.ask("ping", "{}");
     let post =
@@ -439,7 +440,7 @@ fn guessing_from_many_addresses_is_bounded() {
     for guess in 0..10 {
         assert_eq!(status(&gateway, [127, 9, 0, 1], &format!("guess-{guess}")).status, 401);
     }
-    // More than the table has room for.
+    // More than the table holds.
     for number in 0..1200u16 {
         let [high, low] = number.to_be_bytes();
         assert_eq!(status(&gateway, [127, 8, high, low.max(1)], "wrong").status, 401, "{number}");

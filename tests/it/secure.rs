@@ -1,4 +1,5 @@
-//! TLS end to end: certificates on both sides, what is trusted, and what is told when it is not.
+//! TLS end to end: certificates on both sides, which are trusted, and the errors for those that are
+//! not.
 
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
@@ -27,12 +28,12 @@ fn gateway(arguments: &[&str]) -> Gateway {
     Gateway::start(&[&tls, arguments].concat())
 }
 
-/// Where `register` reaches it, by a name of the certificate.
+/// The URL at which `register` reaches it, by a name in the certificate.
 fn url(gateway: &Gateway) -> String {
     format!("wss://localhost:{}/mcp/register", gateway.address.port())
 }
 
-/// A connection that trusts the authority of `set`, with this client certificate.
+/// A connection that trusts the CA of `set`, with this client certificate.
 pub fn dial(address: SocketAddr, set: &Path, identity: Option<(&Path, &str)>) -> Wire {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(set.join("ca.crt")).unwrap()).unwrap();
@@ -51,7 +52,7 @@ pub fn dial(address: SocketAddr, set: &Path, identity: Option<(&Path, &str)>) ->
     Wire::new(StreamOwned::new(connection, tcp(address)))
 }
 
-/// Registers, waits, and calls through it all.
+/// Registers, waits, and makes a call.
 #[track_caller]
 fn works(gateway: &Gateway, name: &str, url: &str, arguments: &[&str], identity: bool) {
     let _edge = Edge::start(url, name, &[], arguments);
@@ -65,7 +66,7 @@ fn works(gateway: &Gateway, name: &str, url: &str, arguments: &[&str], identity:
     assert_eq!(big.len(), 3_000_000);
 }
 
-/// `register` gives up with one line, when it is told not to wait for a better time.
+/// With `--require-gateway`, `register` exits with one line.
 #[track_caller]
 fn gives_up(url: &str, arguments: &[&str], words: &[&str]) {
     let mut edge = Edge::start(url, "s", &[], &[arguments, &["--require-gateway"]].concat());
@@ -171,13 +172,13 @@ fn register_trusts_the_given_ca() {
     gives_up(&url, &["--ssl-ca-cert", &file(&other, "ca.crt")], &["is not trusted", "--ssl-ca-cert"]);
     works(&gateway, "authority", &url, &["--ssl-ca-certs", &file(shared(), "ca.crt")], false);
     works(&gateway, "anybody", &url, &["--no-ssl-verify"], false);
-    // The trust roots of the system, which can be put elsewhere.
+    // The system's CA certificates, in another directory.
     let roots = file(shared(), "ca.crt");
     let _edge = Edge::start_in(&url, "system", &[], &[], &[("SSL_CERT_FILE", &roots)]);
     gateway.program.wait_for("server 'system' offers");
 }
 
-/// A machine whose clock is not set yet: to it every certificate lies in the future.
+/// On a machine whose clock is not set yet, no certificate is valid yet.
 #[test]
 fn an_edge_retries_while_the_certificate_is_not_yet_valid() {
     if !available() {

@@ -1,4 +1,4 @@
-//! The endpoints of single servers: as if the tunnel were not there.
+//! The endpoints of single servers, which behave as if there were no tunnel.
 
 use serde_json::json;
 

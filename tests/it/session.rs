@@ -1,4 +1,4 @@
-//! A client of the Streamable HTTP transport, blocking, on `wire`.
+//! A blocking client of the Streamable HTTP transport, on top of `wire`.
 
 use std::{io, net::SocketAddr, time::Instant};
 
@@ -9,7 +9,7 @@ use crate::{
     wire::{Answer, Wire, host, text},
 };
 
-/// What every client accepts.
+/// The `Accept` header of every client.
 pub const BOTH: &str = "Accept: application/json, text/event-stream";
 
 /// Parses JSON.
@@ -18,7 +18,7 @@ pub fn value(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|why| panic!("{why}: {text}"))
 }
 
-/// A request of JSON-RPC.
+/// A JSON-RPC request.
 pub fn request(id: impl Into<Value>, method: &str, params: Value) -> String {
     json!({"jsonrpc": "2.0", "id": id.into(), "method": method, "params": params}).to_string()
 }
@@ -34,7 +34,7 @@ pub fn call_with(id: i64, tool: &str, arguments: Value, token: impl Into<Value>)
     request(id, "tools/call", params)
 }
 
-/// The `initialize` of a client of this version.
+/// The `initialize` request of a client of this version.
 pub fn initialize_request(version: &str) -> String {
     let client = json!({"name": "t", "version": "1"});
     request(0, "initialize", json!({"protocolVersion": version, "capabilities": {}, "clientInfo": client}))
@@ -49,7 +49,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// Its message.
+    /// Returns its message.
     #[track_caller]
     pub fn message(&self) -> Value {
         value(self.data.as_deref().unwrap_or_default())
@@ -64,7 +64,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// The next event; `None`: the stream has its regular end.
+    /// Returns the next event, or `None` at the regular end of the stream.
     pub fn try_next(&mut self) -> io::Result<Option<Event>> {
         // Comments keep the connection alive, and would keep a test waiting.
         let deadline = Instant::now() + 2 * TIMEOUT;
@@ -87,19 +87,19 @@ impl Events {
         }
     }
 
-    /// The next event.
+    /// Returns the next event.
     #[track_caller]
     pub fn next(&mut self) -> Event {
         self.try_next().unwrap().expect("the stream goes on")
     }
 
-    /// The next event's message.
+    /// Returns the next event's message.
     #[track_caller]
     pub fn message(&mut self) -> Value {
         self.next().message()
     }
 
-    /// All messages up to the end.
+    /// Returns all messages up to the end.
     #[track_caller]
     pub fn all(mut self) -> Vec<Value> {
         let mut all = Vec::new();
@@ -109,7 +109,7 @@ impl Events {
         all
     }
 
-    /// The end comes, and nothing before it.
+    /// Asserts that the stream ends without another event.
     #[track_caller]
     pub fn ended(&mut self) {
         assert_eq!(self.try_next().unwrap(), None);
@@ -128,13 +128,13 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session of a client of the newest version.
+    /// Opens a session as a client of the newest version.
     #[track_caller]
     pub fn open(address: SocketAddr, path: &str) -> Self {
         Self::open_as(address, path, "2025-11-25", &[])
     }
 
-    /// A session of a client of some version with lines of its own in the head.
+    /// Opens a session as a client of some version, with its own header lines.
     #[track_caller]
     pub fn open_as(address: SocketAddr, path: &str, version: &str, lines: &[&str]) -> Self {
         let lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
@@ -157,7 +157,7 @@ impl Session {
         session
     }
 
-    /// The lines of every request.
+    /// The header lines of every request.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = vec![host(self.address)];
         if !self.id.is_empty() {
@@ -170,7 +170,7 @@ impl Session {
         lines
     }
 
-    /// A request over a connection of its own, sent and not answered yet.
+    /// Sends a request over a new connection, without reading the response.
     #[track_caller]
     pub fn send(&self, method: &str, more: &[&str], body: &str) -> Wire {
         let mut wire = Wire::connect(self.address);
@@ -180,13 +180,13 @@ impl Session {
         wire
     }
 
-    /// Posts, and reads the whole answer.
+    /// Posts, and reads the whole response.
     #[track_caller]
     pub fn post(&self, body: &str) -> Answer {
         self.send("POST", &[BOTH], body).answer()
     }
 
-    /// Posts a request and gives its answer, which has to be plain JSON.
+    /// Posts a request, and returns its response, which must be plain JSON.
     #[track_caller]
     pub fn ask(&self, method: &str, params: Value) -> Value {
         let answer = self.post(&request(1, method, params));
@@ -198,26 +198,27 @@ impl Session {
         value(&answer.body)
     }
 
-    /// Calls a tool and gives the first text of its result.
+    /// Calls a tool, and returns the first text of its result.
     #[track_caller]
     pub fn call_text(&self, tool: &str, arguments: Value) -> String {
         let answer = self.ask("tools/call", json!({"name": tool, "arguments": arguments}));
         answer["result"]["content"][0]["text"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
     }
 
-    /// Posts a request whose answer is an event stream.
+    /// Posts a request whose response is an event stream.
     #[track_caller]
     pub fn stream(&self, body: &str) -> Events {
         events(self.send("POST", &[BOTH], body))
     }
 
-    /// The stream of what belongs to no request, or the one that `last` names.
+    /// Opens the stream of messages that belong to no request, or resumes the one that `last`
+    /// names.
     #[track_caller]
     pub fn listen(&self, last: Option<&str>) -> Events {
         events(self.try_listen(last))
     }
 
-    /// The same, whatever the answer is.
+    /// The same, whatever the response is.
     #[track_caller]
     pub fn try_listen(&self, last: Option<&str>) -> Wire {
         let last = last.map(|last| format!("Last-Event-ID: {last}"));

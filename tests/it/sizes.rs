@@ -1,5 +1,5 @@
-//! The two ends of a link with different `--max-message-bytes`: a message that is too large for the other end costs its own
-//! call, and the link stays.
+//! The two ends of a link with different `--max-message-bytes`: a message that is too large for the
+//! other end fails its own call, and the link stays.
 
 use serde_json::{Value, json};
 
@@ -10,8 +10,8 @@ use crate::{
     wire::{Client, member},
 };
 
-/// A gateway, `s` with one shared process and `own` with one for each session, each with flags of its own, and a session
-/// that holds a small call at each.
+/// A gateway, `s` with one shared process, `own` with one for each session, each with its own
+/// flags, and a session that holds a small call at each.
 struct World {
     gateway: Gateway,
     edges: [Edge; 2],
@@ -31,7 +31,8 @@ impl World {
         Self { gateway, edges: [shared, own], session }
     }
 
-    /// The call fails at once with these words, while a small one waits on the same link and is answered behind it.
+    /// Asserts that the call fails at once with these words, while a small one waits on the same
+    /// link and is answered after it.
     #[track_caller]
     fn fails_alone(&self, name: &str, tool: &str, arguments: Value, words: &str) {
         let held = call(7, &format!("{name}_hold"), json!({"key": "k"}));
@@ -68,10 +69,10 @@ fn a_call_too_large_for_the_edge_fails_alone() {
             "and the edge of server '{name}' accepts at most 131072 (see --max-message-bytes at register)"
         );
         world.fails_alone(name, "echo", json!({"text": &text}), &words);
-        // Within the frame, and above what the edge's own server may write.
+        // Within the frame limit, and above what the edge's own server may write.
         let fits = call(1, &format!("{name}_env"), json!({"name": "NONE", "text": &text[..100_000]}));
         assert_eq!(world.session.post(&fits).status, 200);
-        // A notification is dropped; that a call is cancelled is said in any case.
+        // A notification is dropped; a cancellation is sent in any case.
         let own = Session::open(world.gateway.address, &format!("/servers/{name}/mcp"));
         let large = json!({"jsonrpc": "2.0", "method": "notifications/x", "params": {"text": &text}});
         assert_eq!(own.post(&large.to_string()).status, 202);
@@ -116,7 +117,7 @@ fn an_answer_too_large_for_the_gateway_fails_alone() {
         edge.program.wait_for(words);
         let large = world.session.call_text(&format!("{name}_big"), json!({"bytes": 100_000}));
         assert_eq!(large.len(), 100_000, "the limit is that of the frame");
-        // What the server asks is answered in the gateway's place; what it tells is dropped.
+        // The gateway answers the server's request itself, and drops its notification.
         let say = |line: &str| {
             let arguments = json!({"line": line, "pad": 200_000});
             world.session.send("POST", &[BOTH], &call(5, &format!("{name}_say"), arguments))
@@ -142,7 +143,8 @@ fn a_list_too_large_for_the_gateway_fails_alone() {
     drop(edge);
 }
 
-/// Both ends tell what they accept; an end that tells nothing, or nothing sensible, is sent everything, as before.
+/// Both ends announce their limit; an end that announces none, or an invalid one, is sent
+/// everything.
 #[test]
 fn frame_limits_apply_only_if_announced() {
     let gateway = Gateway::start(&["--max-message-bytes", "1M"]);
@@ -177,7 +179,7 @@ fn frame_limits_apply_only_if_announced() {
     let id = end.request("", "tools/call");
     end.say(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#));
     assert!(client.answer(&asked).contains("\"result\""));
-    // Without our edge's care, a frame that is too large still ends the link.
+    // Without that limit at our edge, a frame that is too large still ends the link.
     end.say(&format!("{{\"x\":\"{}\"}}", "x".repeat(1_200_000)));
     assert_eq!(end.close_reason().0, 1009);
 }

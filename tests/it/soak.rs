@@ -1,8 +1,10 @@
-//! Many connect, call and disconnect cycles with cuts of the line, edges that come and go, and clients that leave in the
-//! middle; and then nothing is left: no descriptor, no memory, no process, no entry of a table.
+//! Many cycles of connect, call and disconnect, with cut connections, edges that come and go, and
+//! clients that leave during a call. Afterwards nothing is left: no descriptor, memory, process or
+//! table entry.
 //!
-//! `MCPPORT_SOAK=600` runs so many seconds (otherwise 3, and no edge is killed, as it would be waited for); `scripts/soak.sh` does it with release binaries. Cycles go in
-//! rounds: between two of them all is at rest, and what the programs then hold is compared.
+//! `MCPPORT_SOAK=600` runs for this many seconds (otherwise 3, and no edge is killed, because that
+//! takes time); `scripts/soak.sh` does it with release binaries. Cycles run in rounds: between two
+//! of them everything is idle, and the resources of the programs are compared.
 
 use std::{
     collections::BTreeMap,
@@ -25,15 +27,15 @@ use crate::{
     wire::{Client, Wire, ask, get, host},
 };
 
-/// Clients at a time.
+/// Concurrent clients.
 const CLIENTS: usize = 8;
-/// Rounds of a run. The first warms up.
+/// Rounds of a run; the first one warms up.
 const ROUNDS: u32 = 6;
-/// Cycles that a run of ten minutes has at least.
+/// Minimum number of cycles in a run of ten minutes.
 const CYCLES: usize = 10_000;
-/// Descriptors that may come and go: a timer, a name look-up.
+/// Descriptors that may come and go: a timer, a name lookup.
 const DESCRIPTORS: usize = 2;
-/// What memory may grow by, in KiB.
+/// Allowed growth of memory, in KiB.
 const DRIFT: i64 = 1024;
 
 /// Counts of one run.
@@ -57,7 +59,7 @@ impl Counts {
     }
 }
 
-/// The world rests when this is dropped, also when a check failed.
+/// Ends all activity when dropped, also after a failed check.
 struct Rest<'a>(&'a Counts);
 
 impl Drop for Rest<'_> {
@@ -66,7 +68,7 @@ impl Drop for Rest<'_> {
     }
 }
 
-/// One client of the Streamable transport, from its first word to its last.
+/// One client of the Streamable HTTP transport, from beginning to end.
 fn post(address: SocketAddr, tool: &str, number: usize) {
     let (mut wire, own) = (Wire::connect(address), host(address));
     let begun = ask(&mut wire, "POST", "/mcp", &[&own, BOTH], &initialize_request("2025-11-25"));
@@ -81,7 +83,7 @@ fn post(address: SocketAddr, tool: &str, number: usize) {
     assert_eq!(ask(&mut wire, "DELETE", "/mcp", &lines, "").status, 204);
 }
 
-/// One client of the older transport. It may leave in the middle of its call.
+/// One client of the older transport. It may leave during its call.
 fn stream(address: SocketAddr, tool: &str, number: usize) {
     let mut client = Client::open(address, "/sse", &[]);
     let (mut posts, own, text) = (Wire::connect(address), host(address), format!("cycle {number}"));
@@ -101,7 +103,7 @@ fn check(answer: &str, text: &str) {
     assert_eq!(value(answer)["result"]["content"][0]["text"], text, "{answer}");
 }
 
-/// An edge that comes, is used and goes, as asked or not.
+/// An edge that connects, is used and leaves, gracefully or not.
 fn register_and_leave(gateway: &Gateway, number: usize, kills: bool) {
     let name = format!("visitor{number}");
     let mut edge = Edge::start(&gateway.url(), &name, &[], &[]);
@@ -115,7 +117,7 @@ fn register_and_leave(gateway: &Gateway, number: usize, kills: bool) {
     eventually("its server ends", || edge.program.offspring().is_empty());
 }
 
-/// Something happens to the line, now and then; the link comes back each time.
+/// Disturbs the connection now and then; the link comes back each time.
 fn cut(relay: &Relay, counts: &Counts) {
     while counts.works() {
         match Counts::add(&counts.cuts) % 4 {
@@ -129,13 +131,13 @@ fn cut(relay: &Relay, counts: &Counts) {
             _ => relay.close(Way::Down),
         }
         relay.restore();
-        // Between two cuts there is traffic.
+        // There is traffic between two cuts.
         let next = Instant::now() + Duration::from_secs(3);
         eventually("it is time for the next cut", || !counts.works() || Instant::now() > next);
     }
 }
 
-/// Everything at once, for so long.
+/// Runs everything at once, for this time.
 fn round(gateway: &Gateway, relay: &Relay, counts: &Counts, time: Duration) {
     counts.rest.store(false, Ordering::SeqCst);
     let address = gateway.address;
@@ -154,7 +156,8 @@ fn round(gateway: &Gateway, relay: &Relay, counts: &Counts, time: Duration) {
         scope.spawn(|| {
             while counts.works() {
                 register_and_leave(gateway, Counts::add(&counts.edges), counts.kills);
-                // A killed one is held for a while: a crowd of them would be a peak, and no leak.
+                // The session of a killed one is kept for a while: many of them would be a peak,
+                // and not a leak.
                 thread::sleep(Duration::from_millis(150));
             }
         });
@@ -165,7 +168,7 @@ fn round(gateway: &Gateway, relay: &Relay, counts: &Counts, time: Duration) {
     });
 }
 
-/// The sizes of the gateway's tables, without the connection that asks.
+/// Returns the sizes of the gateway's tables, without the connection of this request.
 fn tables(address: SocketAddr) -> BTreeMap<String, u64> {
     let answer = get(address, "/status");
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -179,7 +182,7 @@ fn tables(address: SocketAddr) -> BTreeMap<String, u64> {
     sizes
 }
 
-/// What a process holds: descriptors, and memory in KiB.
+/// The resources of a process: descriptors, and memory in KiB.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     descriptors: usize,
@@ -193,7 +196,8 @@ fn held(program: &Program) -> Held {
     Held { descriptors, memory: line.split_whitespace().next().unwrap().parse().unwrap() }
 }
 
-/// Waits until nothing is under way: the links of the edges that stay are all that is there, and the bytes of their lists.
+/// Waits until everything is idle: only the links of the permanent edges and the bytes of their
+/// lists are left.
 #[track_caller]
 fn rest(gateway: &Gateway, edges: u64, lists: u64) {
     let last = Mutex::new(BTreeMap::new());
@@ -209,7 +213,7 @@ fn rest(gateway: &Gateway, edges: u64, lists: u64) {
         calm
     };
     let begun = Instant::now();
-    // Asked once more it might see the connection of the last look, which is about to end.
+    // A second request might see the connection of the last one, which is about to end.
     let mut rests = calm();
     while begun.elapsed() < crate::harness::TIMEOUT && !rests {
         thread::sleep(Duration::from_millis(20));
@@ -222,7 +226,7 @@ fn rest(gateway: &Gateway, edges: u64, lists: u64) {
 fn nothing_is_left_after_many_cycles() {
     let asked: Option<u32> = env::var("MCPPORT_SOAK").ok().map(|text| text.parse().expect("seconds"));
     let seconds = asked.unwrap_or(3);
-    // A killed edge is waited for in this time, and a cut one comes back in it.
+    // The session of a killed edge ends in this time, and a cut edge is back.
     let mut gateway = Gateway::start(&["--resume-window", "4"]);
     let relay = Relay::to(gateway.address);
     let mut edges = [(relay.url(), "cut"), (gateway.url(), "near")].map(|(url, name)| {
@@ -230,7 +234,8 @@ fn nothing_is_left_after_many_cycles() {
         edge.program.wait_for("registered: ");
         edge
     });
-    // Registered is said after the lists are read; a few frames may not be acknowledged yet.
+    // The registration is logged after the lists are read; a few frames may not be acknowledged
+    // yet.
     let lists = tables(gateway.address)["bytes"];
     let (counts, begun) = (Counts { kills: asked.is_some(), ..Counts::default() }, Instant::now());
     let mut series = Vec::new();
@@ -269,7 +274,8 @@ fn shown(held: &[Held; 3]) -> String {
     each.collect::<Vec<_>>().join("; ")
 }
 
-/// Compares the end with what was after the first round. `full`: it was long enough for memory to have settled.
+/// Compares the end with the state after the first round. `full`: the run was long enough for
+/// memory to settle.
 fn compare(series: &[[Held; 3]], full: bool) {
     let (first, last) = (series[0], series[series.len() - 1]);
     for place in 0..first.len() {

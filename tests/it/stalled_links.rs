@@ -1,5 +1,6 @@
-//! Lines that go dead without a word, lines that are only idle, and ends that do not read. The programs run in this process,
-//! with times that are short; `comeback` has the same with real processes and real times.
+//! Connections that go silent, connections that are only idle, and peers that do not read. The
+//! programs run in this process, with short timeouts; `reconnect` tests the same with real
+//! processes and real timeouts.
 
 use std::{
     thread,
@@ -17,12 +18,12 @@ use crate::{
     wire::Client,
 };
 
-/// When a silent peer is dead, here. On a busy machine a live one may need some of it.
+/// Time after which a silent peer is dead, here. On a busy machine a live one may need some of it.
 const DEAD: Duration = Duration::from_millis(800);
-/// In this time everybody is told.
+/// Everybody gets an error within this time.
 const TOLD: Duration = Duration::from_secs(1);
 
-/// The heartbeat in small, in the proportions of the default.
+/// The heartbeat with short times, in the proportions of the default.
 fn quick(limits: &mut Limits) {
     limits.link.ping_every = DEAD / 3;
     limits.link.dead_after = DEAD;
@@ -43,7 +44,7 @@ fn error(answer: &str) -> String {
     value(answer)["error"]["message"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
 }
 
-/// Freezes the line in these directions, with calls under way.
+/// Freezes the connection in these directions, with running calls.
 #[track_caller]
 fn freeze(ways: &[Way]) {
     let gateway = in_process::Gateway::start(&["--resume-window", "0"], quick);
@@ -65,7 +66,7 @@ fn freeze(ways: &[Way]) {
     }
     let told = begun.elapsed() - detected;
     println!("frozen {ways:?}: seen after {detected:?} (bound {DEAD:?}), all calls told {told:?} later");
-    // Whoever does not hear says so to the other, who may only then know.
+    // An end that receives nothing tells the other one, which may notice only then.
     assert!(detected < DEAD + TOLD && told < TOLD, "{detected:?}, {told:?}");
     assert!(!has(&client.tools(), "s"));
     relay.restore();
@@ -96,11 +97,12 @@ fn an_idle_link_stays_up() {
     let _edge = in_process::Edge::start(&relay.url(), "s", &server(), &[], quick);
     let mut client = Client::ready(gateway.address, &[]);
     client.tools_until(|tools| has(tools, "s"));
-    // A call's answer comes behind the news of the list, which may come behind the list itself.
+    // The response to a call arrives after the notification of the list, which may arrive after the
+    // list itself.
     client.call_text("s_echo", r#"{"text":"here"}"#);
     client.rest();
     let before = Way::BOTH.map(|way| relay.passed(way));
-    // Idle is what is tested: nothing but the heartbeat happens meanwhile.
+    // The test is about idle links: nothing but the heartbeat happens meanwhile.
     thread::sleep(DEAD * 10);
     let after = Way::BOTH.map(|way| relay.passed(way));
     assert!(after[0] > before[0] && after[1] > before[1], "pings and answers: {before:?}, {after:?}");
@@ -109,7 +111,7 @@ fn an_idle_link_stays_up() {
     assert_eq!(client.rest(), [""; 0]);
 }
 
-/// Times of so many calls.
+/// Times of this many calls.
 fn times(client: &mut Client, tool: &str, count: usize) -> Vec<Duration> {
     let call = |_| {
         let begun = Instant::now();
@@ -158,7 +160,8 @@ fn an_edge_that_does_not_read_slows_no_other() {
     assert_eq!(relay.passed(Way::Down), passed);
     let (busy, gone): (Vec<_>, Vec<_>) = errors.iter().partition(|(why, _)| why.contains("is congested"));
     assert!(gone.iter().all(|(why, _)| why.contains("does not read")), "{errors:?}");
-    // What the system holds of a connection is a few megabytes at most; what we hold is the queue and what is being written.
+    // The system buffers a few megabytes of a connection at most; we buffer the queue and the
+    // message being written.
     assert!(busy.len() >= 8 && gone.len() >= 8, "{} busy, {} gone", busy.len(), gone.len());
     let last = gone.iter().map(|(_, after)| *after).max().unwrap_or_default();
     println!(
@@ -194,10 +197,11 @@ fn an_edge_leaves_a_gateway_that_does_not_read() {
     eventually("the edge tries another connection", || relay.taken() > 1);
     let left = begun.elapsed();
     println!("an edge whose gateway does not read left it after {left:?} (stall {stall:?})");
-    // A quarter of it is between two looks, and the buffers have to be full first.
+    // A quarter of it passes between two checks, and the buffers have to be full first.
     assert!(left < stall + stall / 4 + 2 * TOLD, "{left:?}");
     relay.restore();
-    // What was under way on the old link comes over the new one, in one burst, and the client is given time to read it.
+    // Responses that were in transit on the old link arrive over the new one, in one burst, and the
+    // client has time to read them.
     for id in &open {
         let answer = client.answer(id);
         assert!(answer.contains("xxx"), "{answer}");

@@ -1,4 +1,4 @@
-//! The log where nobody reads it.
+//! Logging while nobody reads stderr.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -17,7 +17,7 @@ use crate::{
     wire::{Wire, get, text},
 };
 
-/// By which an edge says that it has started its server anew.
+/// The words with which an edge logs a restart of its server.
 const RESTARTED: &str = r#"{"status":"restarted"}"#;
 
 /// A gateway whose log is read up to its address, and no further.
@@ -73,7 +73,8 @@ fn an_unread_log_does_not_delay_shutdown() {
     drop(stderr);
 }
 
-/// A flood of one kind does not hide the one line of another kind, though both come from one address.
+/// A flood of one kind does not suppress the one line of another kind, though both are caused from
+/// one address.
 #[test]
 fn a_refused_registration_is_logged_among_dropped_links() {
     let gateway = Gateway::start(&[]);
@@ -87,7 +88,7 @@ fn a_refused_registration_is_logged_among_dropped_links() {
     gateway.program.wait_for("rejected a registration from ");
 }
 
-/// What one link can cause at will has a share of the log, and what is left out is counted.
+/// The log lines that one link can cause are limited, and the suppressed ones are counted.
 #[test]
 fn one_link_does_not_flood_the_log() {
     let gateway = Gateway::start(&[]);
@@ -96,7 +97,7 @@ fn one_link_does_not_flood_the_log() {
     for _ in 0..200 {
         server.say(RESTARTED);
     }
-    // Answered in order, so that all of them are read by then.
+    // Answered in order, so all of them have been read by then.
     server.say(r#"{"jsonrpc":"2.0","id":"read","method":"ping"}"#);
     server.find(|frame| frame.contains("\"read\""));
     eventually("the next line tells what was left out", || {
@@ -107,7 +108,8 @@ fn one_link_does_not_flood_the_log() {
     assert!((20..=100).contains(&lines), "{lines}");
 }
 
-/// Repeats an act of one link until of each kind of line some were left out, and counted; the first ones are all there.
+/// Repeats an action of one link until lines of each kind were suppressed and counted; the first
+/// ones are all there.
 #[track_caller]
 fn flood(gateway: &Gateway, kinds: &[&str], mut act: impl FnMut()) {
     let begun = Instant::now();
@@ -120,7 +122,7 @@ fn flood(gateway: &Gateway, kinds: &[&str], mut act: impl FnMut()) {
         kinds.iter().all(|kind| counted(kind))
     });
     let log = gateway.program.log();
-    // So many windows have begun by now.
+    // This many windows have begun by now.
     let windows = usize::try_from(begun.elapsed().as_secs()).unwrap() + 2;
     for kind in kinds {
         let lines: Vec<&str> = log.lines().filter(|line| line.contains(kind)).collect();
@@ -193,7 +195,7 @@ fn calls_that_time_out_do_not_flood_the_log() {
     });
 }
 
-/// A flood of one oddity does not hide another one of the same server.
+/// A flood of one kind of message does not suppress another kind of the same server.
 #[test]
 fn odd_messages_of_one_kind_do_not_hide_those_of_another() {
     let gateway = Gateway::start(&[]);

@@ -1,4 +1,4 @@
-//! The Streamable HTTP transport: its answers, its sessions and its streams, from a client's side.
+//! The Streamable HTTP transport: its responses, sessions and streams, as a client sees them.
 
 use std::{io::Write, thread};
 
@@ -224,7 +224,7 @@ fn batches_are_for_one_version() {
         let answer = session.post(&bad.to_string());
         assert_eq!((answer.status, code(&answer)), (400, -32600), "{bad}");
     }
-    // One of a batch that says something first makes a stream of the whole.
+    // If a call of a batch sends a notification first, the whole response is a stream.
     let told = value(&call_with(8, "s_progress", json!({"steps": 2}), "t"));
     let all = session.stream(&json!([told, ping(9)]).to_string()).all();
     assert_eq!(all.iter().filter(|message| message.get("id").is_some()).count(), 2, "{all:?}");
@@ -281,7 +281,8 @@ fn a_cancelled_post_ends() {
 }
 
 impl Session {
-    /// A call of `hold` at the server's endpoint whose stream has begun: the priming event and one progress are read.
+    /// A call of `hold` at the server's endpoint whose stream has begun: the priming event and one
+    /// progress notification are read.
     #[track_caller]
     fn stream_of_held(&self, edge: &Edge, id: i64, key: &str) -> crate::session::Events {
         let tool = |name: &str| if self.path == "/mcp" { format!("s_{name}") } else { name.to_owned() };
@@ -300,7 +301,7 @@ impl Session {
         stream
     }
 
-    /// Progress of a call that is held, at the server's endpoint.
+    /// Sends progress of a held call, at the server's endpoint.
     #[track_caller]
     fn tick(&self, key: &str, from: usize, to: usize) {
         let server = self.at_server();
@@ -326,7 +327,7 @@ fn the_newest_get_takes_the_stream() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge("s");
     let session = Session::open_as(gateway.address, "/mcp", "2025-06-18", &[]);
-    // The first is dead: it never reads, and nothing tells the gateway.
+    // The first one is dead: it never reads, and the gateway gets no error.
     let dead = session.try_listen(None);
     let mut before = session.listen(None);
     for _ in 0..8 {
@@ -337,7 +338,7 @@ fn the_newest_get_takes_the_stream() {
     session.call_text("s_change", json!({}));
     assert_eq!(before.message()["method"], "notifications/tools/list_changed");
     drop(dead);
-    // Several at once: all but one end, and the one has the stream.
+    // Several at once: all but one end, and that one has the stream.
     let several: Vec<_> = (0..8).map(|_| session.try_listen(None)).collect();
     let statuses: Vec<u16> = several.into_iter().map(|mut wire| wire.head().unwrap().status).collect();
     assert!(statuses.iter().all(|status| matches!(status, 200 | 409)), "{statuses:?}");
@@ -385,7 +386,7 @@ fn unrelated_messages_go_to_the_get_stream() {
     });
 }
 
-/// A call that is held, with progress 1 read; then its connection is lost.
+/// A held call with progress 1 read; then its connection is lost.
 fn lost_call(version: &str) -> (Gateway, Edge, Session, Event) {
     let gateway = Gateway::start(&[]);
     let edge = gateway.edge("s");
@@ -424,7 +425,7 @@ fn the_stream_of_a_post_is_resumed() {
         let rest = session.listen(middle.id.as_deref()).all();
         assert_eq!(rest.len(), 1, "{rest:?}");
         assert_eq!((&rest[0]["id"], &rest[0]["result"]["content"][0]["text"]), (&json!(5), &json!("k")));
-        // It can be asked for once more, from any place.
+        // It can be resumed again, from any event.
         assert_eq!(session.listen(middle.id.as_deref()).all(), rest);
         assert_eq!(session.listen(seen.id.as_deref()).all().len(), 5);
     }
@@ -477,7 +478,7 @@ fn the_stream_by_get_is_resumed() {
     say(5);
     assert_eq!(third.message()["params"]["number"], 5);
     drop(third);
-    // What is no event of this session begins nothing wrong.
+    // An id that is not an event of this session resumes nothing.
     for (last, status) in [("99-1", 400), ("0-99", 400)] {
         let answer = session.try_listen(Some(last)).head().unwrap();
         assert_eq!(answer.status, status, "{last}");
@@ -511,11 +512,12 @@ fn a_client_that_never_reads_is_cut_off_alone() {
     assert!(edge.count("notify") >= 12);
 }
 
-/// A proxy cuts an answer of which nothing comes; a stream is kept alive. Whoever did not name streams gets none.
+/// A proxy cuts a silent response; a stream is kept alive. A client that does not accept streams
+/// gets none.
 #[test]
 fn a_silent_answer_becomes_a_stream() {
     let gateway = in_process::Gateway::start(&[], |limits| {
-        // Longer than what is not silent takes.
+        // Longer than a call that is not silent takes.
         limits.session.stream_after = std::time::Duration::from_secs(1);
         limits.session.keep_alive = std::time::Duration::from_millis(50);
     });
@@ -558,7 +560,8 @@ fn a_stream_is_taken_over_from_a_connection_that_is_stuck() {
     let mut stuck = session.listen(None);
     let first = stuck.next();
     assert_eq!(first.data.as_deref(), Some(""));
-    // More than the system keeps for one connection, so that the gateway waits for it to be read.
+    // More than the system buffers for one connection, so that the gateway waits for the client to
+    // read.
     let padding = "x".repeat(900_000);
     let say = |number: i64| {
         let notice = json!({"method": "notifications/odd", "params": {"number": number, "padding": padding}});
@@ -610,7 +613,7 @@ fn only_idle_sessions_expire() {
     let mut held = calling.send("POST", &[BOTH], &call(1, "hold", json!({"key": "k"})));
     edge.wait_for(r#""key":"k""#);
     let ping = request(1, "ping", json!({}));
-    // Not asked again: that would be use.
+    // Not requested again, because that would count as use.
     thread::sleep(std::time::Duration::from_millis(1200));
     assert_eq!([idle, listening].map(|session| session.post(&ping).status), [404, 200]);
     calling.release("k");
@@ -633,7 +636,8 @@ fn a_lost_stream_that_missed_too_much_still_gets_its_answer() {
         [Some(3), Some(4)]
     );
     drop(stream);
-    // The gateway notices a lost connection by reading; then everything waits in the queue, which has four places.
+    // The gateway notices a lost connection by reading; then everything waits in the queue, which
+    // has four slots.
     eventually("the stream rests", || session.try_listen(Some("1-4")).head().unwrap().status == 200);
     session.tick("k", 5, 20);
     session.release("k");

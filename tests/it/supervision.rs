@@ -1,5 +1,5 @@
-//! A server that ends is started again, and the link outlives it: who waits is told, what comes meanwhile is answered, and
-//! the next one is initialized, listed and asked for what clients want. And what a server can do to the edge: nothing.
+//! A server that exits is restarted, and its link stays: waiting calls fail, new ones get an error,
+//! and the next process is initialized, listed and resubscribed. A server cannot harm the edge.
 
 mod inside;
 
@@ -28,7 +28,7 @@ fn error(answer: &str) -> (i64, String) {
     (code, answer["error"]["message"].as_str().unwrap().to_owned())
 }
 
-/// Calls until it is answered with a result.
+/// Calls until the response is a result.
 #[track_caller]
 fn until_served(client: &mut Client, tool: &str) {
     eventually("it is served again", || value(&client.call(tool, "{}")).get("result").is_some());
@@ -63,7 +63,7 @@ fn the_link_stays_up_when_the_server_crashes() {
         until_served(&mut client, "s_echo");
         assert_eq!(client.call_text("s_pid", "{}"), edge.nth_server_pid(round + 1).to_string());
         gateway.program.wait_for_nth("server 's' was restarted at its edge", round);
-        // Each of them was initialized as the first was, once, before anything else.
+        // Each of them was initialized like the first, once, before anything else.
         assert_eq!(
             (edge.count("\"initialize\""), edge.count("notifications/initialized")),
             (round + 1, round + 1)
@@ -130,7 +130,7 @@ fn the_policy_from_the_environment_and_a_wrong_one() {
     assert!(end.complaint()[0].contains("--restart sometimes"), "{:?}", end.stderr);
 }
 
-/// The delay that a line of the log names, in seconds.
+/// Returns the delay that a log line names, in seconds.
 fn delay(line: &str) -> f64 {
     line.rsplit(" in ").next().and_then(|rest| rest.trim_end_matches(" s").parse().ok()).unwrap()
 }
@@ -179,7 +179,7 @@ fn lists_and_subscriptions_are_restored() {
     for list in ["tools/list", "prompts/list", "resources/list", "resources/templates/list"] {
         assert_eq!(edge.count(&format!("\"{list}\"")), 2, "{list}");
     }
-    // The tool has another description under the same name: that is worth a line.
+    // The tool has another description under the same name, which is logged.
     let line = gateway.program.wait_for("tool echo changed");
     assert!(line.contains("[WARN]") && line.contains("tool echo") && line.contains(", now "), "{line}");
     assert_eq!(gateway.program.log().matches("tool echo changed").count(), 1);
@@ -224,7 +224,7 @@ fn a_noisy_server_delays_no_other() {
         slowest = slowest.max(asked.elapsed());
     }
     assert!(client.answer(&flood).contains("shouted"));
-    // And where no noise belongs: dropped and counted.
+    // And output where it does not belong: dropped and counted.
     assert!(client.call("s_shout", &shout("stdout", 5000)).contains("shouted"));
     assert_eq!(client.call_text("s_echo", r#"{"text":"y"}"#), "y");
     let windows = begun.elapsed().as_secs() as usize + 2;
@@ -278,7 +278,7 @@ fn processes_of_single_sessions_are_not_started_again() {
     assert!(error(&crash).1.contains("exit status 3"), "{crash}");
     assert_eq!(other.call_text("s_pid", "{}"), own);
     assert_eq!(fs::read_to_string(&starts).unwrap().lines().count(), 3, "the shared one and one for each");
-    // The one that is listed is, and the sessions go on meanwhile.
+    // The one that is listed is restarted, and the sessions continue meanwhile.
     kill(edge.server_pid());
     assert_eq!(other.call_text("s_pid", "{}"), own);
     gateway.program.wait_for("server 's' was restarted at its edge");
@@ -308,7 +308,7 @@ fn a_program_that_is_gone_for_a_while_is_started_when_it_is_back() {
     assert_eq!(program.stop().code, Some(0));
 }
 
-/// What a process has open, and its children.
+/// The open descriptors and the children of a process.
 fn holdings(program: &Program) -> (Vec<String>, Vec<u32>) {
     let links = fs::read_dir(format!("/proc/{}/fd", program.pid())).unwrap().flatten();
     let mut open: Vec<String> = links
@@ -320,7 +320,7 @@ fn holdings(program: &Program) -> (Vec<String>, Vec<u32>) {
     (open, children)
 }
 
-/// Every method that MCP knows or knew, and some that people wish for.
+/// Every method that MCP has or had, and some extensions.
 const METHODS: &[&str] = &[
     "initialize",
     "ping",
@@ -358,7 +358,7 @@ const METHODS: &[&str] = &[
     "notifications/roots/list_changed",
 ];
 
-/// What is no method: frames of channels, statuses, and garbage.
+/// Lines that are not a method: frames of channels, statuses, and garbage.
 const GARBAGE: &[&str] = &[
     "",
     "x",
@@ -407,7 +407,7 @@ fn a_hostile_gateway_cannot_control_the_edge() {
         }
     }
     GARBAGE.iter().for_each(|frame| ask(frame));
-    // It comes after all of that, on one stream.
+    // It arrives after all of that, on one stream.
     ask(r#"{"jsonrpc":"2.0","id":"last","method":"ping"}"#);
     loop {
         let Message::Text(text) = end.read().unwrap() else { continue };
@@ -424,7 +424,7 @@ fn bounded(stream: &TcpStream) {
     stream.set_write_timeout(Some(TIMEOUT)).unwrap();
 }
 
-/// A gateway that is not ours hears of a restart by what any MCP client understands.
+/// A gateway of another program gets a restart as what any MCP client understands.
 #[test]
 fn a_restart_triggers_relisting_at_any_gateway() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,4 +1,4 @@
-//! Tasks at a server that several principals share: each has its own.
+//! Tasks at a server that several principals share: each principal has its own.
 
 use std::thread;
 
@@ -11,7 +11,7 @@ use crate::{
     wire::Client,
 };
 
-/// A gateway and a server `s` that does tasks, of which this end is the edge.
+/// A gateway and a server `s` that supports tasks; this end is the edge.
 struct World {
     gateway: Gateway,
     server: End,
@@ -29,7 +29,7 @@ impl World {
         world
     }
 
-    /// Answers what the gateway asks a new server.
+    /// Answers the requests of the gateway to a new server.
     fn list(&mut self) {
         let server = &mut self.server;
         let id = server.request("", "initialize");
@@ -48,7 +48,8 @@ impl World {
         Session::open_as(self.gateway.address, "/servers/s/mcp", "2025-11-25", &lines)
     }
 
-    /// Asks, and gives the client's answer; the server answers with this, if it is asked.
+    /// Sends a request, and returns the client's response; the server answers with this if it gets
+    /// the request.
     fn ask(&mut self, client: &Session, method: &str, params: Value, result: &Value) -> Value {
         thread::scope(|scope| {
             let answer = scope.spawn(|| client.ask(method, params));
@@ -58,14 +59,14 @@ impl World {
         })
     }
 
-    /// A client has a task begun, which the server gives this id.
+    /// A client starts a task, to which the server gives this id.
     fn begin(&mut self, client: &Session, id: &str) {
         let params = json!({"name": "t", "arguments": {}, "task": {"ttl": 60000}});
         let answer = self.ask(client, "tools/call", params, &json!({"task": task(id)}));
         assert_eq!(answer["result"]["task"], task(id));
     }
 
-    /// The ids that a client is shown.
+    /// Returns the ids that a client sees.
     fn listed(&mut self, client: &Session, all: &[&str]) -> Vec<String> {
         let tasks: Vec<Value> = all.iter().map(|id| task(id)).collect();
         let answer = self.ask(client, "tasks/list", json!({}), &json!({"tasks": tasks, "nextCursor": "n"}));
@@ -79,7 +80,7 @@ fn task(id: &str) -> Value {
     json!({"taskId": id, "status": "working", "ttl": 60000})
 }
 
-/// Behind the event that only names the stream's beginning.
+/// Skips the event that only starts the stream.
 fn listen(client: &Session) -> Events {
     let mut events = client.listen(None);
     assert_eq!(events.next().data.as_deref(), Some(""));
@@ -99,17 +100,18 @@ fn a_task_belongs_to_the_principal_that_had_it_begun() {
             (&json!(-32602), &Value::Null),
             "{refused}"
         );
-        // Nor by an id that is read in two ways.
+        // Nor by an id that two readers understand differently.
         let twice = r#"{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"taskId":"b","taskId":"a"}}"#;
         assert!(two.post(twice).body.contains("\"error\""));
         let escaped = r#"{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"task\u0049d":"\u0061"}}"#;
         assert!(two.post(escaped).body.contains("task not found"));
-        // The owner's question is the first of which the server hears, and another session is as good.
+        // The owner's request is the first that the server receives, and another session of the
+        // owner is as good.
         let again = world.client("one");
         let answer = world.ask(&again, method, json!({"taskId": "a"}), &task("a"));
         assert_eq!(answer["result"], task("a"));
     }
-    // Of "c" nobody has seen the beginning.
+    // Nobody has seen the start of "c".
     assert_eq!(world.listed(&one, &["a", "b", "c"]), ["a"]);
     assert_eq!(world.listed(&two, &["a", "b", "c"]), ["b"]);
     let answer = world.ask(&two, "tasks/get", json!({"taskId": "c"}), &task("c"));
@@ -137,7 +139,7 @@ fn tasks_are_visible_to_all_sessions_of_one_principal() {
     let (one, two) = (world.client(""), world.client(""));
     let mut heard = listen(&two);
     world.begin(&one, "a");
-    // To the letter.
+    // Exactly.
     thread::scope(|scope| {
         let answer = scope.spawn(|| two.post(&request(1, "tasks/list", json!({}))));
         let id = world.server.request("", "tasks/list");
@@ -167,7 +169,7 @@ fn a_list_of_tasks_that_is_read_in_two_ways_shows_none() {
     });
 }
 
-/// A server that starts again, or registers again, gives ids again: the task before is not the task now.
+/// A server that restarts or registers again reuses ids: the earlier task is not the present one.
 #[test]
 fn reused_task_ids_are_not_the_former_owners() {
     let mut world = World::start(&["one", "two"]);
@@ -183,7 +185,7 @@ fn reused_task_ids_are_not_the_former_owners() {
             world.server = server;
         }
         world.list();
-        // Answered in order, so that the list is read by then.
+        // Answered in order, so the list has been read by then.
         world.server.say(r#"{"jsonrpc":"2.0","id":"listed","method":"ping"}"#);
         world.server.find(|frame| frame.contains("\"listed\""));
         world.begin(before.1, "1");
@@ -196,7 +198,7 @@ fn reused_task_ids_are_not_the_former_owners() {
         assert_eq!(world.listed(before.0, &["1"]), [""; 0], "{again}");
         assert_eq!(world.listed(before.1, &["1"]), ["1"], "{again}");
         before = (before.1, before.0);
-        // The next round begins with an id that is free.
+        // The next round begins with a free id.
         world.server.say(r#"{"status":"restarted"}"#);
         world.list();
         world.server.say(r#"{"jsonrpc":"2.0","id":"free","method":"ping"}"#);
@@ -204,7 +206,7 @@ fn reused_task_ids_are_not_the_former_owners() {
     }
 }
 
-/// Who asks before the gateway knows whose task it is gets no answer about it.
+/// A request before the gateway knows the owner of a task gets no response about it.
 #[test]
 fn task_requests_before_the_owner_is_known_are_not_answered() {
     let mut world = World::start(&["one", "two"]);
@@ -228,7 +230,8 @@ fn task_requests_before_the_owner_is_known_are_not_answered() {
     }
 }
 
-/// Event streams have one line for a message, and an edge of another program may send a frame of several.
+/// Event streams have one line for a message, and an edge of another program may send a frame of
+/// several lines.
 #[test]
 fn a_filtered_list_on_several_lines_is_one_event() {
     let mut world = World::start(&["one", "two"]);

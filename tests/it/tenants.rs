@@ -1,11 +1,14 @@
-//! Two principals at one gateway, with clients and servers that do all they can to get at what is the other's.
+//! Two principals at one gateway, with clients and servers that try everything to get the other's
+//! data.
 //!
-//! All content is marked with the principal that it belongs to: what a client sends with the principal of its token, what a
-//! server says by itself with that of its own. Servers answer as a careless one does, which matches member names without regard
-//! to case and takes the last: an answer carries the mark of the call that the server has under that id. At the end neither
-//! principal may have received the other's mark.
+//! All content is marked with its principal: what a client sends with the principal of its token,
+//! what a server sends on its own with the server's. Servers respond like careless ones, which
+//! ignore the case of member names and use the last duplicate: a response carries the mark of the
+//! call that the server has under that id. At the end neither principal may have received the
+//! other's mark.
 //!
-//! `MCPPORT_TENANT_SEEDS=100` runs so many seeds (otherwise 3); `MCPPORT_TENANT_SEED=7` runs that one.
+//! `MCPPORT_TENANT_SEEDS=100` runs this many seeds (otherwise 3); `MCPPORT_TENANT_SEED=7` runs that
+//! one.
 
 mod client;
 mod edge;
@@ -17,19 +20,19 @@ use crate::{in_process, simulation::Random};
 
 /// The principals, and the tokens of their clients and servers.
 const WHO: [&str; 2] = ["one", "two"];
-/// What each principal does in a run.
+/// Number of actions of each principal in a run.
 const STEPS: usize = 60;
 
-/// What a run knows of all sides.
+/// The shared records of a run.
 #[derive(Default)]
 struct Shared {
-    /// What each principal received.
+    /// The data that each principal received.
     received: [Vec<u8>; 2],
-    /// Tasks whose ids may be known to everybody: their owner has heard of them.
+    /// Tasks whose ids may be known to everybody, because their owner was notified of them.
     tasks: Vec<(usize, String)>,
-    /// How many marks there are.
+    /// Number of marks so far.
     marks: usize,
-    /// Ids under which servers have had requests.
+    /// Ids under which servers have received requests.
     highest: u64,
 }
 
@@ -41,7 +44,7 @@ impl World {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A new mark of a principal.
+    /// Returns a new mark of a principal.
     fn mark(&self, who: usize) -> String {
         let mut shared = self.lock();
         shared.marks += 1;
@@ -53,7 +56,7 @@ impl World {
     }
 }
 
-/// How all marks of a principal begin.
+/// Returns the prefix of all marks of a principal.
 fn sign(who: usize) -> String {
     format!("secret-of-{}-", WHO[who])
 }
@@ -82,7 +85,7 @@ fn run(seed: u64) -> usize {
         let (random, foreign) = (random.fork(), names[1 - who].clone());
         std::thread::spawn(move || client.run(random, &foreign))
     });
-    // What still reads ends with the gateway.
+    // The remaining readers end with the gateway.
     let listening: Vec<_> = running.collect::<Vec<_>>().into_iter().map(|one| one.join().unwrap()).collect();
     drop(stops);
     edges.into_iter().for_each(|edge| edge.join().unwrap());
@@ -106,7 +109,7 @@ impl Random {
         Self(u64::from(self.number()) << 32 | u64::from(self.number()))
     }
 
-    /// One of these.
+    /// Returns a random one of these.
     fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[self.below(all.len())]
     }
@@ -120,7 +123,7 @@ fn no_principal_receives_data_of_another() {
         return;
     }
     for seed in 0..number("MCPPORT_TENANT_SEEDS").unwrap_or(3) {
-        // Otherwise it would show nothing.
+        // Otherwise the run would show nothing.
         assert!(run(seed) >= 5, "seed {seed}: hardly any call of some principal was answered");
     }
 }

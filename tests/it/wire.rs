@@ -1,4 +1,5 @@
-//! HTTP as bytes, and a client of the 2024-11-05 transport on it. Blocking, every read bounded in time.
+//! HTTP as bytes, and on top of it a client of the 2024-11-05 transport. Blocking, and every read
+//! has a time limit.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,13 +17,13 @@ use crate::harness::{TIMEOUT, eventually};
 pub trait Duplex: Read + Write + Send {}
 impl<T: Read + Write + Send> Duplex for T {}
 
-/// A connection, and what was read of it beyond what was asked for.
+/// A connection, with bytes that were read in advance.
 pub struct Wire {
     stream: Box<dyn Duplex>,
     buffer: Vec<u8>,
 }
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -31,7 +32,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The value of a field.
+    /// Returns the value of a field.
     pub fn field(&self, name: &str) -> Option<&str> {
         self.head.lines().skip(1).find_map(|line| {
             let (key, value) = line.split_once(':')?;
@@ -46,7 +47,7 @@ impl Wire {
         Self::new(tcp(address))
     }
 
-    /// From an address of 127.0.0.0/8, all of which is this machine.
+    /// From an address in 127.0.0.0/8, all of which belongs to this machine.
     #[track_caller]
     pub fn connect_from(source: [u8; 4], address: SocketAddr) -> Self {
         let socket =
@@ -69,17 +70,17 @@ impl Wire {
         self.stream.flush().unwrap();
     }
 
-    /// The same where it may be that nobody reads.
+    /// The same, for a peer that may not read.
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.stream.write_all(bytes.as_ref()).and_then(|()| self.stream.flush())
     }
 
-    /// The next bytes. 0: the end.
+    /// Returns the next bytes; 0 at the end.
     fn fill(&mut self) -> io::Result<usize> {
         let mut bytes = [0; 16 * 1024];
         let count = loop {
             match self.stream.read(&mut bytes) {
-                // A process that was stopped and goes on: a read with a timeout does not go on by itself.
+                // A read with a timeout fails when a suspended process continues, so read again.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 read => break read?,
             }
@@ -88,7 +89,7 @@ impl Wire {
         Ok(count)
     }
 
-    /// Everything up to and with `end`; `None` when the connection ends before.
+    /// Returns everything up to and including `end`, or `None` if the connection ends before.
     fn until(&mut self, end: &[u8]) -> io::Result<Option<Vec<u8>>> {
         loop {
             if let Some(place) = self.buffer.windows(end.len()).position(|window| window == end) {
@@ -100,7 +101,7 @@ impl Wire {
         }
     }
 
-    /// So many bytes.
+    /// Returns this many bytes.
     pub fn exactly(&mut self, count: usize) -> io::Result<Vec<u8>> {
         while self.buffer.len() < count {
             if self.fill()? == 0 {
@@ -110,7 +111,7 @@ impl Wire {
         Ok(self.buffer.drain(..count).collect())
     }
 
-    /// The head of an answer.
+    /// Returns the head of a response.
     pub fn head(&mut self) -> io::Result<Answer> {
         let head = self.until(b"\r\n\r\n")?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let head = String::from_utf8_lossy(&head).into_owned();
@@ -118,7 +119,7 @@ impl Wire {
         Ok(Answer { status: status.ok_or(io::ErrorKind::InvalidData)?, head, body: String::new() })
     }
 
-    /// An answer with its body.
+    /// Returns a response with its body.
     pub fn try_answer(&mut self) -> io::Result<Answer> {
         let mut answer = self.head()?;
         let mut body = Vec::new();
@@ -138,7 +139,7 @@ impl Wire {
         self.try_answer().unwrap()
     }
 
-    /// A chunk of a body; `None`: the last one.
+    /// Returns a chunk of a body, or `None` for the last one.
     pub fn chunk(&mut self) -> io::Result<Option<Vec<u8>>> {
         let line = self.until(b"\r\n")?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let size = str::from_utf8(&line).ok().and_then(|line| usize::from_str_radix(line.trim(), 16).ok());
@@ -148,13 +149,13 @@ impl Wire {
         Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))
     }
 
-    /// Whether the other side closes without saying more.
+    /// Whether the other side closes without sending more.
     pub fn is_closed(&mut self) -> bool {
         self.buffer.is_empty() && matches!(self.fill(), Ok(0) | Err(_)) && self.buffer.is_empty()
     }
 }
 
-/// A TCP connection whose reads and writes are bounded in time.
+/// A TCP connection whose reads and writes have a time limit.
 #[track_caller]
 pub fn tcp(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
@@ -164,26 +165,26 @@ pub fn tcp(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// A request with `Host` and these lines, and its answer.
+/// Sends a request with `Host` and these lines, and returns its response.
 #[track_caller]
 pub fn request(address: SocketAddr, method: &str, target: &str, lines: &[&str], body: &str) -> Answer {
     ask(&mut Wire::connect(address), method, target, &[&[&*host(address)], lines].concat(), body)
 }
 
-/// `GET`, plainly.
+/// A plain `GET`.
 #[track_caller]
 pub fn get(address: SocketAddr, target: &str) -> Answer {
     request(address, "GET", target, &[], "")
 }
 
-/// A request with exactly these lines beside those of the body, and its answer.
+/// Sends a request with exactly these lines besides those of the body, and returns its response.
 #[track_caller]
 pub fn ask(wire: &mut Wire, method: &str, target: &str, lines: &[&str], body: &str) -> Answer {
     wire.send(text(method, target, lines, body));
     wire.answer()
 }
 
-/// A request as it is sent.
+/// Formats a request.
 pub fn text(method: &str, target: &str, lines: &[&str], body: &str) -> String {
     let mut text = format!("{method} {target} HTTP/1.1\r\n");
     for line in lines {
@@ -208,7 +209,7 @@ pub const UPGRADE: &[&str] = &[
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 ];
 
-/// A member of a JSON object, raw.
+/// Returns a member of a JSON object, raw.
 pub fn member(object: &str, name: &str) -> Option<String> {
     let members: BTreeMap<String, Box<RawValue>> = serde_json::from_str(object).ok()?;
     members.get(name).map(|value| value.get().to_owned())
@@ -220,7 +221,7 @@ pub struct Client {
     wire: Wire,
     dial: Box<dyn Fn() -> Wire>,
     events: Vec<u8>,
-    /// What came while something else was waited for.
+    /// Messages that arrived while another one was awaited.
     inbox: VecDeque<String>,
     pub endpoint: String,
     last_id: u64,
@@ -233,7 +234,7 @@ impl Client {
         Self::open_by(address, path, lines, move || Wire::connect(address))
     }
 
-    /// The same over connections that `dial` makes.
+    /// The same over connections that `dial` opens.
     #[track_caller]
     pub fn open_by(
         address: SocketAddr,
@@ -257,7 +258,7 @@ impl Client {
         client
     }
 
-    /// Opens an event stream and does what a client does first.
+    /// Opens an event stream and does the handshake.
     #[track_caller]
     pub fn ready(address: SocketAddr, lines: &[&str]) -> Self {
         let mut client = Self::open(address, "/sse", lines);
@@ -274,21 +275,21 @@ impl Client {
         self.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
     }
 
-    /// Posts a message as it is; it has to be taken.
+    /// Posts a raw message, and asserts that it is accepted.
     #[track_caller]
     pub fn post(&self, message: &str) {
         let answer = self.try_post(message);
         assert_eq!(answer.status, 202, "{answer:?}");
     }
 
-    /// Posts a message as it is.
+    /// Posts a raw message.
     #[track_caller]
     pub fn try_post(&self, message: &str) -> Answer {
         let lines: Vec<&str> = self.lines.iter().map(String::as_str).collect();
         ask(&mut (self.dial)(), "POST", &self.endpoint, &lines, message)
     }
 
-    /// Asks, without waiting. Returns the id, raw.
+    /// Sends a request without waiting. Returns its raw id.
     #[track_caller]
     pub fn begin(&mut self, method: &str, params: &str) -> String {
         self.last_id += 1;
@@ -297,27 +298,27 @@ impl Client {
         id
     }
 
-    /// Begins a call, without waiting. Returns the id, raw.
+    /// Starts a call without waiting. Returns its raw id.
     #[track_caller]
     pub fn begin_call(&mut self, tool: &str, arguments: &str) -> String {
         self.begin("tools/call", &format!(r#"{{"name":"{tool}","arguments":{arguments}}}"#))
     }
 
-    /// Asks, and waits for the answer: the whole message.
+    /// Sends a request, and returns the whole response.
     #[track_caller]
     pub fn ask(&mut self, method: &str, params: &str) -> String {
         let id = self.begin(method, params);
         self.answer(&id)
     }
 
-    /// Calls a tool, and waits for the answer: the whole message.
+    /// Calls a tool, and returns the whole response.
     #[track_caller]
     pub fn call(&mut self, tool: &str, arguments: &str) -> String {
         let id = self.begin_call(tool, arguments);
         self.answer(&id)
     }
 
-    /// Calls a tool, and gives the first text of its result.
+    /// Calls a tool, and returns the first text of its result.
     #[track_caller]
     pub fn call_text(&mut self, tool: &str, arguments: &str) -> String {
         let answer = self.call(tool, arguments);
@@ -325,13 +326,13 @@ impl Client {
         value["result"]["content"][0]["text"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
     }
 
-    /// The answer to a request, by its raw id.
+    /// Returns the response to a request, by its raw id.
     #[track_caller]
     pub fn answer(&mut self, id: &str) -> String {
         self.find(|message| member(message, "id").as_deref() == Some(id))
     }
 
-    /// The next notification of this method.
+    /// Returns the next notification of this method.
     #[track_caller]
     pub fn notification(&mut self, method: &str) -> String {
         let method = format!("\"{method}\"");
@@ -354,12 +355,12 @@ impl Client {
         }
     }
 
-    /// What came and was not asked for.
+    /// Returns the messages that no caller waited for.
     pub fn rest(&mut self) -> Vec<String> {
         self.inbox.drain(..).collect()
     }
 
-    /// The names of all tools, in the order of the list, all pages.
+    /// Returns the names of all tools, in the order of the list, from all pages.
     #[track_caller]
     pub fn tools(&mut self) -> Vec<String> {
         let mut names = Vec::new();
@@ -374,7 +375,7 @@ impl Client {
         }
     }
 
-    /// Waits until the list of tools is as wanted, from one `list_changed` to the next.
+    /// Waits until the list of tools is as wanted, listing again after each `list_changed`.
     #[track_caller]
     pub fn tools_until(&mut self, wanted: impl Fn(&[String]) -> bool) {
         while !wanted(&self.tools()) {
@@ -382,7 +383,7 @@ impl Client {
         }
     }
 
-    /// The next message.
+    /// Returns the next message.
     #[track_caller]
     pub fn message(&mut self) -> String {
         let (kind, data) = self.read_event();
@@ -395,7 +396,7 @@ impl Client {
         self.try_event().unwrap().expect("the event stream goes on")
     }
 
-    /// The next event's name and data; `None`: the stream has its regular end.
+    /// Returns the next event's name and data, or `None` at the regular end of the stream.
     pub fn try_event(&mut self) -> io::Result<Option<(String, String)>> {
         // Comments keep the connection alive, and would keep a test waiting.
         let deadline = Instant::now() + 2 * TIMEOUT;

@@ -1,4 +1,5 @@
-//! The worst moment: programs that are stopped, full or cut off just when something else goes wrong as well.
+//! Combined failures: programs that are stopped, full or disconnected while something else fails as
+//! well.
 
 use std::{net::TcpListener, time::Duration};
 
@@ -14,14 +15,14 @@ use crate::{
     wire::{Client, member},
 };
 
-/// A gateway by hand, and where edges find it.
+/// A handmade gateway, and the URL at which edges find it.
 fn gateway() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}/mcp/register", listener.local_addr().unwrap());
     (listener, url)
 }
 
-/// The edge that comes next.
+/// Returns the next edge that connects.
 #[track_caller]
 fn next(listener: &TcpListener) -> End {
     listener.set_nonblocking(true).unwrap();
@@ -66,7 +67,7 @@ fn a_full_gateway_resumes_a_lost_link() {
         assert_eq!(client.call_text("s_echo", r#"{"text":"x"}"#), "x");
         gateway.program.wait_for_nth("server 's' resumed from", round);
     }
-    // Its place is kept meanwhile.
+    // Its session is kept meanwhile.
     relay.refuse(true);
     relay.cut();
     gateway.program.wait_for_nth("is reconnecting", 3);
@@ -78,7 +79,7 @@ fn a_full_gateway_resumes_a_lost_link() {
     assert_eq!(client.call_text("s_echo", r#"{"text":"y"}"#), "y");
 }
 
-/// An edge that was killed left its name behind; without an id it is nobody we know.
+/// A killed edge leaves its name reserved; without its id, the next one is a stranger.
 #[test]
 fn the_name_of_a_lost_server_stays_reserved() {
     let gateway = Gateway::start(&["--resume-window", "1s"]);
@@ -87,7 +88,7 @@ fn the_name_of_a_lost_server_stays_reserved() {
     gateway.program.wait_for("server 's' is reconnecting");
     let again = Edge::start(&gateway.url(), "s", &[], &[]);
     again.program.wait_for("this name is reserved for a lost server (--server-id ");
-    // Its pauses have grown by now: up to 30 s.
+    // Its delays have grown by now, up to 30 s.
     gateway.program.wait_for("not resumed within");
     again.program.wait_for("registered: ");
     let mut client = gateway.client();
@@ -116,7 +117,7 @@ fn an_edge_stopped_while_registering_closes_with_1001() {
     let mut edge = Edge::start(&url, "s", &["--ignore-eof", "--ignore-term"], &[]);
     let mut end = next(&listener);
     assert!(end.next().contains("\"register\""));
-    // The gateway has taken it, and its answer is still under way.
+    // The gateway has accepted it, and its response is in transit.
     edge.program.signal(Signal::TERM);
     assert_eq!(end.close_reason().0, 1001);
     assert!(edge.program.is_running(), "it is told before the server ends");
@@ -136,7 +137,8 @@ fn an_edge_is_stopped_at_once_while_it_connects() {
 fn an_error_about_an_exited_server_is_not_final() {
     let (listener, url) = gateway();
     let mark = directory("mark").join("mark");
-    // What the first one leaves behind holds its pipes, so that its last words are waited for.
+    // A process that the first one leaves behind keeps its pipes open, so the edge waits for its
+    // last output.
     let first = format!("if mkdir '{}'; then read line; setsid sleep 3 & exit 1; fi", mark.display());
     let stdio = format!("{first}; exec {}", server());
     let edge = Program::start(&["register", "--stdio", &stdio, "--gateway-url", &url, "--server-name", "s"]);
@@ -162,7 +164,8 @@ fn a_slow_line_is_not_taken_for_a_peer_that_acknowledges_nothing() {
     let _edge = in_process::Edge::start(&relay.url(), "s", &server(), &[], quick);
     let mut client = Client::ready(gateway.address, &[]);
     client.tools_until(|tools| tools.iter().any(|tool| tool == "s_echo"));
-    // Two thousand bytes a second, if the clock is fine enough: each answer takes longer than a stall.
+    // Two thousand bytes per second, if the clock is fine enough: each response takes longer than a
+    // stall.
     relay.drip(Way::Up, Duration::from_micros(500));
     let open: Vec<String> = (0..3).map(|_| client.begin_call("s_big", r#"{"bytes":4000}"#)).collect();
     for id in &open {
@@ -177,7 +180,7 @@ fn a_delayed_registration_takes_nothing_over() {
     let mut end = End::register(gateway.address, "{}");
     let mut client = gateway.client();
     client.tools_until(|tools| tools.len() == 2);
-    // The edge had given this connection up, and come over another one.
+    // The edge had given this connection up, and connected over another one.
     let mut late = End::connect(gateway.address, None);
     late.say(&introduction("{}"));
     drop(late);

@@ -1,4 +1,5 @@
-//! Chunked bodies: the result does not depend on the cut, and never passes the limit.
+//! Chunked bodies: the result does not depend on how the bytes are cut, and never exceeds the
+//! limit.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -17,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// The data, and the length of its encoding when it is complete.
+/// Returns the data, and the length of its encoding when it is complete.
 fn decode(data: &[u8], limits: &HttpLimits, step: usize) -> Result<(Vec<u8>, Option<usize>), Refusal> {
     let mut decoder = Chunked::new(limits);
     let (mut body, mut taken) = (Vec::new(), 0);

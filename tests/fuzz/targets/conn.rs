@@ -1,5 +1,5 @@
-//! Whole connections: what happens does not depend on the sizes of the reads; buffers stay within bounds; what
-//! goes out is well formed. The first two bytes choose the caller and the sizes.
+//! Whole connections: the events do not depend on the sizes of the reads, buffers stay within
+//! bounds, and the output is well formed. The first two bytes choose the caller and the sizes.
 #![no_main]
 
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(whole, mixed);
 });
 
-/// Feeds everything and then the end; returns what happened and what went out.
+/// Feeds everything and then the end; returns the events and the output.
 fn run(data: &[u8], limits: &HttpLimits, caller: u8, size: impl Fn(u32) -> usize) -> (Vec<String>, Vec<u8>) {
     let now = Instant::now();
     let mut conn = Conn::new(now, limits);
@@ -74,7 +74,7 @@ fn run(data: &[u8], limits: &HttpLimits, caller: u8, size: impl Fn(u32) -> usize
     }
 }
 
-/// What of a step must be the same however the bytes were cut.
+/// The part of a step that must not depend on how the bytes were cut.
 fn note(step: &Step, conn: &Conn) -> Option<String> {
     match step {
         Step::Body => Some(format!("body {:?}", conn.body())),

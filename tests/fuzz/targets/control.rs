@@ -23,9 +23,9 @@ use mcpport::jsonrpc::{self, Kind, Message, find};
 use mcpport::tunnel::frame::{self, Frame};
 use mcpport::tunnel::handshake::Status;
 
-/// Questions that are open at a time: less than the edge remembers.
+/// Pending requests at a time: fewer than the edge remembers.
 const MOST: usize = 500;
-/// Ids of `initialize` lie above those of all questions.
+/// Ids of `initialize` are above those of all requests.
 const HELLO: u64 = 1 << 33;
 
 fuzz_target!(|data: &[u8]| {
@@ -49,14 +49,14 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// Where a question of the gateway stands.
+/// The state of a request of the gateway.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Stand {
-    /// The edge keeps it for a child that is not initialized.
+    /// The edge holds it for a child that is not initialized.
     Held,
     /// The child has it, under this id.
     Open(u64),
-    /// Nobody waits for it any more. The child may still speak of this id.
+    /// Cancelled or lost. The child may still use this id.
     Closed(Option<u64>),
 }
 
@@ -69,30 +69,30 @@ struct Question {
     stand: Stand,
 }
 
-/// What waits for a child, in its order.
+/// A message held for a child, in its order.
 enum Waiting {
     Question(usize),
-    /// Of the question with this id, if there is one.
+    /// The request with this id, or another message.
     Cancel(u64),
 }
 
-/// What must be known to say what has to come out.
+/// The model that predicts the output.
 struct World {
     edge: ProxyState,
     now: Instant,
     /// Number of the present link, and of the present child.
     link: u64,
     child: u32,
-    /// The child runs.
+    /// Whether the child runs.
     alive: bool,
     initialized: bool,
-    /// The id with which the child was initialized, as long as it has not answered.
+    /// The id of the pending `initialize` request to the child.
     initialize_id: Option<u64>,
     questions: Vec<Question>,
-    /// Ids of this link, with the place of their question.
+    /// Ids of this link, with the index of their request.
     asked: HashMap<u64, usize>,
     held: VecDeque<Waiting>,
-    /// Somebody said something of their own making: from then on only what holds for anybody is looked at.
+    /// An event contained arbitrary text: from then on only general properties are checked.
     wild: bool,
 }
 
@@ -165,7 +165,7 @@ impl World {
         }
     }
 
-    /// A question with a progress token, as our gateway asks: no id twice on one link.
+    /// A request with a progress token, as our gateway sends it: no id twice on one link.
     fn ask(&mut self, id: &str) {
         let Some(id) = small(id).filter(|id| !self.asked.contains_key(id) && self.asked.len() < MOST) else {
             return;
@@ -190,7 +190,7 @@ impl World {
         }
     }
 
-    /// The child gets a question.
+    /// The child gets a request.
     fn arrives(&mut self, place: usize, line: &str) {
         let message = read(line);
         let known = number(message.id()).expect("a number");
@@ -241,7 +241,7 @@ impl World {
         }
     }
 
-    /// A new child is initialized: it gets what waited, in its order.
+    /// A new child is initialized: it gets the held messages, in their order.
     fn ready(&mut self, lines: &[String], frames: &[String]) {
         frames
             .iter()
@@ -260,7 +260,7 @@ impl World {
         assert_eq!(lines.next(), None, "and nothing else");
     }
 
-    /// The child says something about a question that it got.
+    /// The child sends a message about a request that it got.
     fn reply(&mut self, word: char, place: &str) {
         let Some(place) = place.parse::<usize>().ok().filter(|_| self.alive) else { return };
         let Some(question) = self.questions.get_mut(place).filter(|one| one.child == self.child) else {
@@ -296,7 +296,7 @@ impl World {
         }
     }
 
-    /// Whoever waits for this child is told, once.
+    /// Every request that waits for this child fails, once.
     fn end_child(&mut self) {
         if !std::mem::replace(&mut self.alive, false) {
             return;
@@ -322,7 +322,7 @@ impl World {
         self.initialize_id = first.and_then(|line| number(read(&line).id()));
     }
 
-    /// Exactly what is open is cancelled, and nobody hears of it again.
+    /// Exactly the pending requests are cancelled, and get no response.
     fn lose(&mut self) {
         let mut cancelled = Vec::new();
         for line in self.edge.disconnected() {
@@ -345,13 +345,13 @@ impl World {
 }
 
 impl Question {
-    /// Closes it, and gives the id that the gateway gave it.
+    /// Closes it, and returns the id that the gateway gave it.
     fn close(&mut self) -> u64 {
         self.close_known();
         self.asked
     }
 
-    /// Closes it, and gives the id that the child knows.
+    /// Closes it, and returns the id that the child knows.
     fn close_known(&mut self) -> Option<u64> {
         let known = match self.stand {
             Stand::Open(known) => Some(known),
@@ -363,7 +363,7 @@ impl Question {
     }
 }
 
-/// A message of the edge's: one line, and sound.
+/// Checks a message of the edge: one line, and well formed.
 #[track_caller]
 fn read(text: &str) -> Message<'_> {
     assert!(!text.contains(['\n', '\r']));
@@ -379,7 +379,7 @@ fn number(raw: Option<&str>) -> Option<u64> {
     raw.and_then(|raw| raw.parse().ok())
 }
 
-/// The ids that our gateway mints are small for the life of any link.
+/// The ids that our gateway creates stay small for the life of any link.
 fn small(id: &str) -> Option<u64> {
     id.parse().ok().filter(|id| *id < 1 << 32)
 }

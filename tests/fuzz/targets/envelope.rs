@@ -1,5 +1,5 @@
-//! JSON-RPC envelopes against the library as oracle: the same texts pass, the same values are found, and a new id
-//! leaves everything else as it was.
+//! JSON-RPC envelopes with serde_json as the oracle: both accept the same texts and find the same
+//! values, and replacing the id changes nothing else.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    // Any text, checked or not: whatever these find, they do not fall over.
+    // Any text, checked or not: none of these functions panics.
     let _ = (members(text, 0..text.len()).count(), elements(text, 0..text.len()).count());
     let _ = (unquote(text), find(text, 0..text.len(), &["a", "b"]), object(text));
 
@@ -30,13 +30,14 @@ fuzz_target!(|data: &[u8]| {
     assert!(depth(text) <= JSON_DEPTH);
     assert_eq!(object(text).map(|span| &text[span]), Some(text.trim_matches([' ', '\t', '\r', '\n'])));
     splice(&message);
-    // The library's tree refuses lone surrogates, numbers out of range, and one level less than we do.
+    // The library's tree refuses lone surrogates, numbers out of range, and one level less than we
+    // do.
     if let Ok(value) = serde_json::from_str::<Value>(text) {
         compare(&message, &value);
     }
 });
 
-/// The deepest nesting, strings left out.
+/// Returns the deepest nesting outside strings.
 fn depth(text: &str) -> u32 {
     let (mut now, mut max, mut string, mut escaped) = (0u32, 0, false, false);
     for byte in text.bytes() {
@@ -53,7 +54,7 @@ fn depth(text: &str) -> u32 {
     max
 }
 
-/// Another id, and back: one line, and but for the line breaks what it was.
+/// Replaces the id, and restores it: one line, and the original except for line breaks.
 fn splice(message: &Message<'_>) {
     let whole = object(message.text()).expect("an object");
     let mut flat = message.text().replace(['\n', '\r'], " ");
@@ -96,7 +97,7 @@ fn tree(raw: &str) -> Value {
     serde_json::from_str(raw).expect("a part of a tree is a tree")
 }
 
-/// Members and elements are those of the library's tree, wherever no name stands twice.
+/// Members and elements are those of the library's tree, unless a name is duplicated.
 fn walk(text: &str, span: Span, value: &Value) {
     match value {
         Value::Object(map) => {

@@ -1,4 +1,5 @@
-//! Request heads: the verdict does not depend on the cut, and whatever passes keeps the promises of `Request`.
+//! Request heads: the verdict does not depend on how the bytes are cut, and an accepted head has
+//! the properties that `Request` documents.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -19,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// Shows ever more of the bytes.
+/// Feeds prefixes of increasing length.
 fn search(data: &[u8], limits: &HttpLimits, step: usize) -> Result<Option<FoundHead>, Refusal> {
     let mut scan = Scan::default();
     let mut shown = 0;

@@ -1,6 +1,6 @@
-//! Any sequence of operations on the table of a link, against a table in the plainest words: each request that is taken in
-//! goes out exactly once, bounds are kept, and the deadline is never later than the first that is due. Two bytes are an
-//! operation and its argument.
+//! Any sequence of operations on the table of a link, against a simple model: each inserted request
+//! is removed exactly once, bounds are kept, and the deadline is never later than the first one
+//! due. Two bytes are an operation and its argument.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use mcpport::hub::mux::{Mux, MuxRefused, Pending, Routed};
 use mcpport::jsonrpc::Message;
 
-/// Requests at a time.
+/// Concurrent requests.
 const MOST: usize = 6;
 
 fuzz_target!(|data: &[u8]| {
@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// A request as it was taken in.
+/// A request as it was inserted.
 struct Request {
     caller: u32,
     token: Option<String>,
@@ -46,7 +46,7 @@ impl World {
     }
 
     fn step(&mut self, operation: u8, argument: u8) {
-        // Ids near those that are open: answered, open, and not minted yet.
+        // Ids near the pending ones: answered, pending, and not created yet.
         let id = (self.last + 3).saturating_sub(u64::from(argument % 12));
         match operation % 9 {
             0 | 1 => self.open(argument),
@@ -59,7 +59,7 @@ impl World {
             }
             6 => self.pass(argument),
             7 => self.others(argument),
-            // Seldom: after it nothing happens any more.
+            // Rare, because nothing happens after it.
             _ if argument > 250 => self.drain(),
             _ => {}
         }
@@ -98,7 +98,7 @@ impl World {
         self.callers += 1;
     }
 
-    /// A request went out of the table: it was in, and it was this one.
+    /// A request was removed: it was in the table, and it was this one.
     fn leaves(&mut self, id: u64, pending: Option<Pending<u32>>) {
         let known = self.open.remove(&id);
         assert_eq!(pending.is_some(), known.is_some());
@@ -113,7 +113,7 @@ impl World {
         let form = &forms[usize::from(argument / 16) % forms.len()];
         let text = format!("{{\"jsonrpc\":\"2.0\",\"id\":{form},\"result\":{{}}}}");
         let Ok(message) = Message::read(&text) else { return };
-        // Every form but the last, which is no number, stands for our id.
+        // Every form except the last, which is not a number, stands for our id.
         let is_ours = *form != format!("0{id}") || id == 0;
         match self.mux.sort(&message).expect("nothing stands twice") {
             Routed::Answer(pending) => {
@@ -143,7 +143,7 @@ impl World {
         }
     }
 
-    /// Time passes, and all that is due goes out; nothing else.
+    /// Time passes, and exactly the requests that are due are removed.
     fn pass(&mut self, argument: u8) {
         self.now += Duration::from_millis(u64::from(argument / 2));
         let mut expired = Vec::new();
@@ -156,7 +156,7 @@ impl World {
         assert!(self.mux.deadline().is_none_or(|due| due > self.now), "a deadline in the past");
     }
 
-    /// What looks and does not change.
+    /// Operations that only read.
     fn others(&self, argument: u8) {
         let newest = self.mux.newest(|pending| Some(pending.caller));
         assert_eq!(newest, self.open.values().next_back().map(|request| request.caller));

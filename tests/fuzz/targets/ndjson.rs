@@ -1,4 +1,5 @@
-//! Lines of a child: the same however the bytes are cut, and those that a simple reader finds. The first byte is the cap.
+//! Lines of a child: the same however the bytes are cut, and equal to those of a simple reader. The
+//! first byte is the limit.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -13,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(whole, simple(cap, data));
 });
 
-/// The lines, those that are too long by their first bytes, and what was left over.
+/// The lines, the first bytes of those that are too long, and the rest.
 type Outcome = (Vec<Vec<u8>>, Vec<u8>);
 
 fn run(cap: usize, data: &[u8], size: impl Fn(u32) -> usize) -> Outcome {
@@ -40,7 +41,7 @@ fn run(cap: usize, data: &[u8], size: impl Fn(u32) -> usize) -> Outcome {
     }
 }
 
-/// The rules in the plainest words.
+/// A simple implementation of the same rules.
 fn simple(cap: usize, data: &[u8]) -> Outcome {
     let mut pieces: Vec<&[u8]> = data.split(|byte| *byte == b'\n').collect();
     let last = pieces.pop().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! First frames of a link and status frames, against the library as oracle: whatever is read stands there, once, and is
-//! allowed; and what we write we read.
+//! First frames of a link and status frames, with serde_json as the oracle: every parsed value is
+//! in the text, once, and is allowed; and our own output parses to the same value.
 #![no_main]
 
 use std::time::Duration;
@@ -50,7 +50,8 @@ fn sound(registration: &Registration) {
     assert!((*reads_status_frames || !resumes) && (*resumes || claim.is_none()));
 }
 
-/// The library's tree keeps the last of two members with one name; we refuse those that matter, so that both agree.
+/// The library's tree keeps the last of duplicate members; we refuse those that matter, so that
+/// both agree.
 fn stands(registration: &Registration, tree: &Value) {
     let old = tree.get("method").is_none();
     let name = if old { &tree["name"] } else { &tree["params"]["name"] };
@@ -58,7 +59,7 @@ fn stands(registration: &Registration, tree: &Value) {
     match (&registration.id, &tree["id"]) {
         (None, id) => assert!(id.is_null() || id == ""),
         (Some(id), Value::String(text)) => assert_eq!(id, text),
-        // Digits beyond what a number holds become a fraction in the tree.
+        // Digits beyond the range of a number become a fraction in the tree.
         (Some(id), Value::Number(_)) => assert!(id.bytes().all(|byte| byte.is_ascii_digit())),
         (_, other) => panic!("{other} is an id"),
     }
@@ -77,7 +78,7 @@ fn stands(registration: &Registration, tree: &Value) {
     }
 }
 
-/// What we write for the same we read as the same.
+/// Our output for a value parses to the same value.
 fn again(registration: &Registration) {
     let (Some(id), Some(name)) = (&registration.id, &registration.name) else { return };
     let claim = registration.claim.as_ref();

@@ -1,5 +1,6 @@
-//! Conversations that outlive their connections. The first byte chooses: two honest ends with a line that is cut at any
-//! frame, or one end against a peer that says anything. Two bytes are an operation and its argument.
+//! Link sessions that outlive their connections. The first byte chooses: two honest ends with a
+//! connection that is cut at any frame, or one end against an arbitrary peer. Two bytes are an
+//! operation and its argument.
 #![no_main]
 
 use std::collections::VecDeque;
@@ -28,7 +29,7 @@ fuzz_target!(|data: &[u8]| {
     if kind % 2 == 0 { pair(data, &limits) } else { lone(data, &limits) }
 });
 
-/// What is under way.
+/// Frames in transit.
 enum Wire {
     Frame(u32, usize),
     Ack(String),
@@ -67,7 +68,7 @@ fn pair(data: &[u8], limits: &LinkLimits) {
         }
         assert!(ends.iter().all(|end| end.resume.unacknowledged() <= limits.resume_messages));
     }
-    // The line holds from here on: all that was said arrives.
+    // From here on the connection stays, and all frames arrive.
     while ends.iter().any(|end| !end.wire.is_empty()) {
         (0..2).for_each(|here| hear(&mut ends, here, now, limits));
     }
@@ -106,7 +107,7 @@ fn hear(ends: &mut [End; 2], here: usize, now: Instant, limits: &LinkLimits) {
     }
 }
 
-/// An acknowledgement whose time has come.
+/// Sends an acknowledgement that is due.
 fn late(ends: &mut [End; 2], here: usize, now: Instant, limits: &LinkLimits) {
     if ends[here].resume.due(limits).is_some_and(|due| due <= now) {
         let ack = ends[here].resume.acknowledgement();
@@ -114,7 +115,7 @@ fn late(ends: &mut [End; 2], here: usize, now: Instant, limits: &LinkLimits) {
     }
 }
 
-/// The line is cut, some of what was under way still arrives, and both ends meet again.
+/// The connection is cut, some frames in transit still arrive, and both ends resume.
 fn cut(ends: &mut [End; 2], argument: usize, now: Instant) {
     for (here, arrives) in [(0, argument % 4), (1, argument / 4 % 4)] {
         let wire = std::mem::take(&mut ends[here].wire);
@@ -138,7 +139,7 @@ fn cut(ends: &mut [End; 2], argument: usize, now: Instant) {
 /// One end, whose peer claims anything.
 fn lone(data: &[u8], limits: &LinkLimits) {
     let (mut resume, mut now) = (Resume::<u64>::new(), Instant::now());
-    // Frames sent, those of them acknowledged, frames received, those of them told.
+    // Numbers of frames sent, acknowledged by the peer, received, and acknowledged by us.
     let (mut sent, mut acknowledged, mut received, mut told) = (0_u64, 0_u64, 0_u64, 0_u64);
     for step in data.chunks_exact(2) {
         let argument = u64::from(step[1]);

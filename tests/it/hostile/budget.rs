@@ -1,4 +1,5 @@
-//! The budget of bytes: who pays, who is dropped first, and what is answered at its end.
+//! The memory budget: who is charged, what is evicted first, and how the gateway responds when it
+//! is used up.
 
 use std::{
     net::SocketAddr,
@@ -29,7 +30,7 @@ fn bytes(address: SocketAddr) -> u64 {
     status(address)["tables"]["bytes"].as_u64().unwrap()
 }
 
-/// A POST of so many bytes of which the last one does not come.
+/// A POST of this many bytes without the last one.
 #[track_caller]
 fn unfinished(address: SocketAddr, lines: &[&str], bytes: usize) -> Wire {
     let mut wire = Wire::connect(address);
@@ -40,7 +41,8 @@ fn unfinished(address: SocketAddr, lines: &[&str], bytes: usize) -> Wire {
     wire
 }
 
-/// Twenty sessions went away without a word, and their streams are full; one that reads gets all of its large answers.
+/// Twenty sessions are absent with full streams; a client that reads gets all of its large
+/// responses.
 #[test]
 fn abandoned_sessions_do_not_cost_a_reader_its_stream() {
     let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
@@ -68,7 +70,8 @@ fn abandoned_sessions_do_not_cost_a_reader_its_stream() {
     assert_eq!(counter(gateway.address, "slow_clients"), 0);
 }
 
-/// Answers that wait for clients which do not come back go, the oldest first; who comes back to a later one finds it.
+/// Responses that wait for absent clients are evicted, oldest first; a client that resumes a later
+/// one finds it.
 #[test]
 fn parked_answers_make_room_for_later_ones() {
     let gateway = in_process::Gateway::start(&[], |limits| {
@@ -100,7 +103,7 @@ fn parked_answers_make_room_for_later_ones() {
     assert_eq!(counter(gateway.address, "memory_refusals"), 0);
 }
 
-/// A body for which there is no room is refused while it comes in; small calls still pass.
+/// A body that does not fit is refused while it is received; small calls still pass.
 #[test]
 fn bodies_beyond_the_budget_get_413() {
     let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
@@ -123,7 +126,7 @@ fn bodies_beyond_the_budget_get_413() {
     assert_eq!(session.call_text("s_big", json!({"bytes": 4_000_000})).len(), 4_000_000);
 }
 
-/// With several principals one gets half; beyond that it is told so, and the other has its share.
+/// With several principals one gets half, and an error beyond that; the other keeps its share.
 #[test]
 fn a_principal_has_half_of_the_budget() {
     let tokens = ["--auth-token", "first", "--auth-token", "second"];
@@ -138,7 +141,7 @@ fn a_principal_has_half_of_the_budget() {
     eventually("the server is there", || second.post(&call(1, "s_echo", json!({}))).body.contains("result"));
     let own = "Authorization: Bearer first";
     let used = || status_of(gateway.address, "Authorization: Bearer second");
-    // The lists of the server are the other's, and a few KiB.
+    // The lists of the server are the other principal's, and take a few KiB.
     let sizes = [4 * MIB, 4 * MIB - 12 * 1024];
     let _held = sizes.map(|bytes| unfinished(gateway.address, &[own], bytes));
     eventually("they hold half", || used() >= (8 * MIB - 12 * 1024) as u64);
@@ -148,7 +151,8 @@ fn a_principal_has_half_of_the_budget() {
     assert_eq!(second.call_text("s_big", json!({"bytes": 2_000_000})).len(), 2_000_000);
 }
 
-/// Links that announce large frames are charged for them; one for which there is no memory waits, and is closed in the end.
+/// Links that announce large frames are charged for them; one for which there is no memory waits,
+/// and is closed in the end.
 #[test]
 fn announced_frames_beyond_the_budget_get_1013() {
     let gateway = in_process::Gateway::start(&[], |limits| {
@@ -200,7 +204,7 @@ fn announced_frames_of_one_principal_leave_the_other_its_share() {
     assert_eq!(second.call_text("s_big", json!({"bytes": 3_000_000})).len(), 3_000_000);
 }
 
-/// A frame waits for memory until there is some, and nothing of it is lost.
+/// A frame waits until there is memory for it, and none of it is lost.
 #[test]
 fn frames_that_wait_for_memory_pass_later() {
     let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
@@ -218,7 +222,7 @@ fn frames_that_wait_for_memory_pass_later() {
     thread::scope(|scope| {
         let answering = scope.spawn(|| {
             link.answer(&request, &format!(r#"{{"content":[{{"type":"text","text":"{padding}"}}]}}"#));
-            // Behind the large frame, so that it comes only when that was taken.
+            // Sent after the large frame, so it arrives only if that was accepted.
             link.text(r#"{"jsonrpc":"2.0","id":"behind","method":"ping"}"#);
             link.text_with("\"behind\"");
         });
@@ -229,7 +233,7 @@ fn frames_that_wait_for_memory_pass_later() {
     assert!(waiting.answer().body.len() > 5 * MIB / 2);
 }
 
-/// What large frames leave behind in a link's buffers is charged, and given back when no more come.
+/// The buffers that large frames leave in a link are charged, and freed when no more arrive.
 #[test]
 fn buffers_of_links_are_given_back() {
     let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 64 * MIB);
@@ -249,7 +253,7 @@ fn buffers_of_links_are_given_back() {
     assert_eq!(counter(gateway.address, "memory_refusals"), 0);
 }
 
-/// Subscriptions are charged to who has them, and given back with them.
+/// Subscriptions are charged to their principal, and credited when they end.
 #[test]
 fn subscriptions_are_charged() {
     let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
@@ -271,8 +275,8 @@ fn subscriptions_are_charged() {
     assert!(bytes(gateway.address) <= before, "they are given back with the session");
 }
 
-/// What sessions say of themselves, and long URIs that they subscribe to: refused when there is no memory, and given back with
-/// the session.
+/// The `initialize` params of sessions, and long URIs that they subscribe to: refused if there is
+/// no memory, and credited when the session ends.
 #[test]
 fn facts_and_subscriptions_beyond_the_budget_are_refused() {
     let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
@@ -313,7 +317,7 @@ fn facts_and_subscriptions_beyond_the_budget_are_refused() {
     eventually("all is given back", || bytes(gateway.address) < 64 * 1024);
 }
 
-/// A server's answer to `initialize` is kept, and charged like its lists.
+/// A server's `initialize` result is kept, and charged like its lists.
 #[test]
 fn answers_to_initialize_are_charged() {
     let gateway = in_process::Gateway::start(&[], |limits| limits.memory.bytes = 16 * MIB);
@@ -352,20 +356,21 @@ fn answers_to_initialize_are_charged() {
     eventually("all is given back", || bytes(gateway.address) < 64 * 1024);
 }
 
-/// Bytes in use, as a principal with this line sees them.
+/// Returns the bytes in use, as the principal with this header line sees them.
 #[track_caller]
 fn status_of(address: SocketAddr, line: &str) -> u64 {
     let answer = crate::wire::ask(&mut Wire::connect(address), "GET", "/status", &[&host(address), line], "");
     crate::session::value(&answer.body)["tables"]["bytes"].as_u64().unwrap()
 }
 
-/// Lists of servers are charged as long as the servers are there; one for which there is no room is put off.
+/// Lists are charged as long as their servers are registered; one that does not fit is retried
+/// later.
 #[test]
 fn lists_beyond_the_budget_delay_the_server() {
     let gateway =
         in_process::Gateway::start(&["--resume-window", "0"], |limits| limits.memory.bytes = 16 * MIB);
     let url = format!("ws://{}/mcp/register", gateway.address);
-    // Each has 500 resources with URIs of 1 200 bytes, about 2 MiB in all.
+    // Each has 500 resources with URIs of 1 200 bytes, about 2 MiB in total.
     let server = ["--rich", "--many", "500"];
     let mut edges: Vec<Edge> = Vec::new();
     for number in 0..12 {
@@ -388,7 +393,7 @@ fn lists_beyond_the_budget_delay_the_server() {
     eventually("all is given back", || bytes(gateway.address) == 0);
 }
 
-/// Without the flag the budget fits what the system lets the process have.
+/// Without the flag, the budget fits the memory that the system allows the process.
 #[test]
 fn default_budget_follows_the_limits_of_the_system() {
     let gateway = Gateway::start_within(&[], 96 * 1024);
@@ -406,12 +411,14 @@ fn default_budget_follows_the_limits_of_the_system() {
     assert!(counter(gateway.address, "refused") > 10);
 }
 
-/// Parked messages, unread answers, bodies, lists, frames that are announced, subscriptions and what sessions say of themselves, all at once, with little memory and a limit of the system's on addresses:
-/// the gateway stays alive within its budget, and a good client's calls are all answered. `MCPPORT_MEMORY_SECONDS`: how long.
+/// Parked messages, unread responses, bodies, lists, announced frames, subscriptions and
+/// `initialize` params, all at once, with little memory and a limit on the address space: the
+/// gateway stays within its budget, and all calls of a well-behaved client are answered.
+/// `MCPPORT_MEMORY_SECONDS` sets the duration.
 #[test]
 fn stays_within_its_budget_under_attack() {
     let seconds = std::env::var("MCPPORT_MEMORY_SECONDS").map_or(4, |seconds| seconds.parse().unwrap());
-    // Else glibc reserves 64 MiB of addresses for each thread; the static build does not.
+    // Otherwise glibc reserves 64 MiB of addresses for each thread; the static build does not.
     let gateway = Gateway::start_in(&["--max-memory", "32M"], &[("MALLOC_ARENA_MAX", "1")]);
     let pid = gateway.program.pid();
     let max = Some(96 * MIB as u64);
@@ -440,7 +447,7 @@ fn stays_within_its_budget_under_attack() {
         );
         assert!(calls > 0);
     });
-    // The budget, and what stands beside it: see `limits::MAX_MEMORY`.
+    // The budget, and the memory besides it: see `limits::MAX_MEMORY`.
     assert!(memory(pid, "VmHWM:") < 80 * 1024, "{} KiB", memory(pid, "VmHWM:"));
 }
 
@@ -454,7 +461,7 @@ fn announcing(address: SocketAddr, name: &str) -> Wire {
     wire
 }
 
-/// Holds what it can get until the end. Whatever is refused is refused.
+/// Holds as much as it can until the end, and ignores refusals.
 fn attack(address: SocketAddr, end: Instant) {
     let own = host(address);
     let big = call(1, "bad0_big", json!({"bytes": 3_900_000}));

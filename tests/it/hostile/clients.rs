@@ -1,4 +1,4 @@
-//! Clients that are let in, and take what others need: calls of a server, memory, the log.
+//! Authenticated clients that take what others need: calls of a server, memory, log lines.
 
 use serde_json::json;
 
@@ -10,12 +10,12 @@ use crate::{
     wire::{Wire, ask, host, member},
 };
 
-/// A wish for log messages is no call of the session's, so it takes no place that the calls of others need.
+/// A subscription to log messages is not a call of the session, so it uses no slot that calls need.
 #[test]
 fn log_levels_do_not_count_as_calls() {
     let gateway = Gateway::start(&["--max-calls-per-server", "4"]);
     let edge = gateway.edge_with("s", &["--rich", "--mute", "logging/setLevel"], &[]);
-    // A server that has told all is asked once more for the level that is wanted.
+    // A server that has listed everything gets one more request, for the log level.
     gateway.program.wait_for("server 's' offers 1 resource template");
     let (loud, other) = (Session::open(gateway.address, "/mcp"), Session::open(gateway.address, "/mcp"));
     for round in 0..10 {
@@ -27,7 +27,7 @@ fn log_levels_do_not_count_as_calls() {
     assert_eq!(edge.count("logging/setLevel"), 1, "the next one goes out when this one is answered");
 }
 
-/// The wish that came while another was under way is not lost.
+/// A log level that is set while another request runs is not lost.
 #[test]
 fn the_last_log_level_holds() {
     let gateway = Gateway::start(&[]);
@@ -56,7 +56,7 @@ fn the_last_log_level_holds() {
     assert_eq!(value(&request)["params"]["level"], "alert");
 }
 
-/// What a client calls a method stands in no line of the log as it was written, and is not kept whatever its length.
+/// The method name of a client appears in no log line unescaped, and is not kept in full.
 #[test]
 fn methods_are_shown_and_bounded() {
     let gateway = Gateway::start(&["--timeout-rpc", "200ms"]);
@@ -72,12 +72,12 @@ fn methods_are_shown_and_bounded() {
     assert!(answer["error"]["message"].as_str().unwrap().contains("method is too long"), "{answer}");
 }
 
-/// Subscriptions are kept as long as the session: each has a bounded size, not only a bounded number.
+/// Subscriptions are kept as long as the session, so their size is limited, not only their number.
 #[test]
 fn subscriptions_have_a_bounded_size() {
     let gateway = Gateway::start(&[]);
     let edge = gateway.edge_with("s", &["--rich"], &[]);
-    // Then it has been asked for all that was wanted before.
+    // By then it has received all earlier requests.
     edge.program.wait_for("registered: ");
     let uri = |length: usize| format!("a://{}", "x".repeat(length - 4));
     for path in ["/mcp", "/servers/s/mcp"] {
@@ -92,7 +92,7 @@ fn subscriptions_have_a_bounded_size() {
     assert_eq!(edge.count("resources/subscribe"), 2);
 }
 
-/// The body of a call is gone once the call is passed on, however long its answer takes.
+/// The body of a call is freed once the call is forwarded, however long the response takes.
 #[test]
 fn calls_that_wait_do_not_hold_their_bodies() {
     const CALLS: i64 = 32;
@@ -115,7 +115,8 @@ fn calls_that_wait_do_not_hold_their_bodies() {
     }
 }
 
-/// The answers to one POST are bounded together: a batch of small requests is no batch of large answers.
+/// The responses to one POST are bounded in total: a batch of small requests cannot produce a batch
+/// of large responses.
 #[test]
 fn the_answers_of_a_batch_are_bounded() {
     let gateway = Gateway::start(&[]);
@@ -155,7 +156,8 @@ fn a_second_initialize_changes_nothing() {
     assert!(answer.contains("resource_link"), "{answer}");
 }
 
-/// Behind a proxy that is trusted, a connection is nobody's: who was let in over it opens no door for the next.
+/// Behind a trusted proxy, a connection has no principal: its first authenticated request gives the
+/// next one no access.
 #[test]
 fn connections_of_a_proxy_authenticate_nobody() {
     let gateway = Gateway::start(&["--auth-token=right", "--trusted-proxy", "127.0.0.1"]);

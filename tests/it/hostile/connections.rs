@@ -1,4 +1,4 @@
-//! Who is served at all: connections without end, without words, without descriptors.
+//! Connection limits: endless connections, silent connections, and a lack of descriptors.
 
 use std::{
     io::{Read, Write},
@@ -25,7 +25,7 @@ fn used(gateway: std::net::SocketAddr) -> Wire {
     wire
 }
 
-/// Rule 14: one connection too many hears 503 at once, those that are there notice nothing.
+/// Rule 14: a connection over the limit gets 503 at once, and the others are not affected.
 #[test]
 fn connections_have_a_limit() {
     let gateway = in_process::Gateway::start(&[], |limits| limits.http.connections = 5);
@@ -47,7 +47,7 @@ fn connections_have_a_limit() {
     drop(open.pop());
     eventually("the place is free", || get(gateway.address, "/status").status == 200);
     drop(open);
-    // Until they are, the one that asks may be turned away itself.
+    // Until then, the connection that asks may itself be rejected.
     eventually("all places are free", || {
         let answer = get(gateway.address, "/status");
         answer.status == 200 && crate::session::value(&answer.body)["tables"]["connections"] == 1
@@ -55,7 +55,8 @@ fn connections_have_a_limit() {
     assert!(counter(gateway.address, "turned_away") >= 3);
 }
 
-/// One address (here loopback, with the limit that is otherwise for the others) hears 429.
+/// A connection over the limit of one address gets 429 (here loopback, with the limit that is meant
+/// for other addresses).
 #[test]
 fn addresses_have_a_limit() {
     let gateway = in_process::Gateway::start(&[], |limits| limits.http.connections_from_loopback = 2);
@@ -66,7 +67,7 @@ fn addresses_have_a_limit() {
     eventually("the places are free", || get(gateway.address, "/health").status == 200);
 }
 
-/// Connections that ask for nothing push out each other, never those that were let in.
+/// Unauthenticated connections evict each other, never authenticated ones.
 #[test]
 fn silent_connections_lock_nobody_out() {
     let gateway = in_process::Gateway::start(&[], |limits| limits.http.connections_unauthenticated = 4);
@@ -74,7 +75,7 @@ fn silent_connections_lock_nobody_out() {
     let mut client = Client::ready(gateway.address, &[]);
     let mut silent: Vec<TcpStream> = (0..40).map(|_| tcp(gateway.address)).collect();
     for stream in &mut silent {
-        // Some have begun to speak.
+        // Some have begun to send.
         let _ = stream.write_all(b"GET / HTT");
     }
     for wire in &mut known {
@@ -84,12 +85,13 @@ fn silent_connections_lock_nobody_out() {
     eventually("the oldest are gone", || counter(gateway.address, "pushed_out") >= 36);
     let mut rest = [0; 1];
     assert!(matches!(silent[0].read(&mut rest), Ok(0) | Err(_)), "the first of them is closed");
-    // A request that is refused lets nobody in.
+    // A refused request does not authenticate the connection.
     let tables = status(gateway.address)["tables"].clone();
     assert!(tables["connections"].as_u64() <= Some(4 + 1 + 4 + 1), "{tables}");
 }
 
-/// Rule 14: without descriptors the gateway waits; it neither spins nor fills the log, and recovers.
+/// Rule 14: without descriptors the gateway waits; it neither spins nor fills the log, and
+/// recovers.
 #[test]
 fn a_gateway_without_descriptors_waits() {
     let gateway = Gateway::start(&[]);
@@ -118,7 +120,7 @@ fn a_gateway_without_descriptors_waits() {
     println!("without descriptors: {spent:?} of processor time in {passed:?}, {lines} lines");
 }
 
-/// Time that a process has computed.
+/// Returns the processor time of a process.
 fn cpu_time(pid: u32) -> Duration {
     let usage = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<u64> =
@@ -126,7 +128,7 @@ fn cpu_time(pid: u32) -> Duration {
     Duration::from_millis((fields[10] + fields[11]) * 10)
 }
 
-/// The status is for those who are let in, has no secret in it, and its tables are empty at rest.
+/// The status requires a token and contains no secret; its tables are empty at rest.
 #[test]
 fn status_shows_servers_and_counters() {
     let arguments =
@@ -151,7 +153,7 @@ fn status_shows_servers_and_counters() {
     stream.next();
     let id = client.begin_call("s_hold", r#"{"key":"k"}"#);
     edge.wait_for("\"hold\"");
-    // The gateway asks for lists meanwhile, which are calls as well.
+    // The gateway requests lists meanwhile, which count as calls.
     eventually("only the client's call is under way", || now()["servers"][0]["calls"] == 1);
     let busy = now();
     let server = &busy["servers"][0];

@@ -1,4 +1,4 @@
-//! The end of a gateway in the middle of its work.
+//! A gateway that stops while it is busy.
 
 use std::{
     io::ErrorKind,
@@ -17,7 +17,8 @@ use crate::{
     wire::{Wire, host, text},
 };
 
-/// Rule 40: SIGTERM under load. Nobody new is served, calls end, streams end, links hear 1001, the exit is clean.
+/// Rule 40: SIGTERM under load. New connections are not served, calls and streams end, links get
+/// 1001, and the exit code is 0.
 #[test]
 fn shutdown_under_load_is_orderly() {
     let mut gateway = Gateway::start(&[]);
@@ -34,7 +35,7 @@ fn shutdown_under_load_is_orderly() {
     gateway.program.wait_for("stopping: ");
     thread::sleep(Duration::from_millis(100).saturating_sub(begun.elapsed()));
     match TcpStream::connect(gateway.address) {
-        // The kernel may take it in as long as the socket stands; nobody serves it.
+        // The kernel may accept it as long as the socket exists; nobody serves it.
         Ok(stream) => {
             let mut wire = Wire::new(stream);
             wire.send("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -68,7 +69,7 @@ fn shutdown_under_load_is_orderly() {
     assert!(last.contains("served for") && last.contains("calls 9"), "{last}");
 }
 
-/// Rule 40: the second signal is obeyed at once.
+/// Rule 40: the second signal stops the program at once.
 #[test]
 fn the_second_signal_is_obeyed_at_once() {
     let mut gateway = Gateway::start(&[]);
@@ -86,8 +87,8 @@ fn the_second_signal_is_obeyed_at_once() {
     assert!(took < Duration::from_millis(200), "{took:?}");
 }
 
-/// From the signal on, kept-alive connections and open sessions get no new call through, the one that runs goes to its end,
-/// and the program ends as soon as its answer is delivered.
+/// After the signal, idle connections and open sessions cannot make new calls. The running call
+/// completes, and the program exits as soon as its response is sent.
 #[test]
 fn stop_refuses_new_calls_and_delivers_running_ones() {
     let mut gateway = Gateway::start(&[]);
@@ -130,7 +131,7 @@ fn stop_refuses_new_calls_and_delivers_running_ones() {
     let answer = health.answer();
     assert_eq!((answer.status, answer.field("connection")), (503, Some("close")));
 
-    // What a running call may need goes through.
+    // Messages that a running call may need still pass.
     let ended = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":9}}"#;
     cancel.send(text("POST", "/mcp", &lines, ended));
     let answer = cancel.answer();
@@ -149,7 +150,7 @@ fn stop_refuses_new_calls_and_delivers_running_ones() {
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
-/// No edge can come back to a gateway that stops, so calls do not wait for one.
+/// No edge can resume at a gateway that stops, so calls do not wait for one.
 #[test]
 fn stop_does_not_wait_for_lost_links() {
     let mut gateway = Gateway::start(&[]);

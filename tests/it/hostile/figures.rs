@@ -1,5 +1,6 @@
-//! What hostile peers cost: memory of the real program, and how long a good client waits meanwhile against before, in the
-//! same run. Small by default; `MCPPORT_FIGURES=1` for the sizes that are published.
+//! What hostile peers cost: memory of the real program, and the latency of a well-behaved client
+//! during the attack and before it, in the same run. Small by default; `MCPPORT_FIGURES=1` uses the
+//! published sizes.
 
 use std::{
     fs,
@@ -28,13 +29,13 @@ use crate::{
     wire::{Client, host, tcp, text},
 };
 
-/// What was found.
+/// The measured figures.
 struct Row {
     name: String,
     peers: usize,
-    /// Memory in KiB: before, and at its highest.
+    /// Memory in KiB: before, and at its peak.
     memory: (u64, u64),
-    /// How long 99 of 100 calls of the good client took at most.
+    /// 99th percentile of the latency of the well-behaved client.
     waits: (Duration, Duration),
 }
 
@@ -53,7 +54,7 @@ impl Row {
         );
     }
 
-    /// Bounds that hold on a busy machine, too: the exact values are for reading.
+    /// Bounds that hold on a busy machine too; the exact values are for reading.
     #[track_caller]
     fn check(&self, max_kib: u64) {
         self.print();
@@ -64,15 +65,15 @@ impl Row {
     }
 }
 
-/// A line of `/proc/PID/status`, in KiB.
+/// Returns a field of `/proc/PID/status`, in KiB.
 pub fn memory(pid: u32, name: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
 }
 
-/// Looks at a gateway and its good client before and during an attack. The attack says when it is under way, and holds
-/// what it has until it is told to stop.
+/// Measures a gateway and its well-behaved client before and during an attack. The attack reports
+/// when it is running, and holds its resources until it is told to stop.
 fn row(
     name: &str,
     peers: usize,
@@ -85,7 +86,7 @@ fn row(
     good(10);
     let calm = p99(good(count));
     let before = memory(pid, "VmRSS:");
-    // The highest value begins anew.
+    // Resets the peak.
     fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
     let (ready, under_way) = mpsc::channel();
     let stop = AtomicBool::new(false);
@@ -110,7 +111,7 @@ fn wait_for(stop: &AtomicBool) {
     }
 }
 
-/// A tenth, unless it is for people.
+/// A tenth, unless the figures are to be published.
 fn sized(full: usize) -> usize {
     if full_size() { full } else { full / 10 }
 }
@@ -122,7 +123,7 @@ fn header() {
     );
 }
 
-/// All in one test, one after the other: they measure.
+/// All in one test, one after the other, because they measure.
 #[test]
 fn what_hostile_peers_cost() {
     allow_sockets();
@@ -174,7 +175,7 @@ fn slow_readers() {
             }
         },
     );
-    // One MiB for each at most, with all that its connection has.
+    // At most one MiB for each, including its connection.
     row.check(100 * 1024);
 }
 
@@ -242,7 +243,7 @@ fn unread_pings() {
             let mut sent = 0;
             ready.send(()).unwrap();
             while sent < pings || !stop.load(Ordering::Relaxed) {
-                // Each link is closed after its hundred; then the next comes.
+                // Each link is closed after its hundred; then the next one connects.
                 let mut raw = Raw::upgraded(gateway.address);
                 while raw.stream.write_all(&many).is_ok() {
                     sent += 1000;
@@ -286,7 +287,7 @@ fn endless_lines() {
     row.check(16 * 1024);
 }
 
-/// Bulkheads: a server that talks without end.
+/// Bulkheads: a server that sends without end.
 fn loud_server() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge("good");
@@ -305,7 +306,7 @@ fn loud_server() {
     row.check(16 * 1024);
 }
 
-/// Bulkheads: a server that reads nothing, and a client that goes on asking it.
+/// Bulkheads: a server that reads nothing, and a client that keeps sending requests to it.
 fn deaf_server() {
     let gateway = Gateway::start(&[]);
     let _edge = gateway.edge("good");

@@ -1,4 +1,4 @@
-//! Edges that break the rules of the link: they are told the code, and nobody else notices.
+//! Edges that violate the link protocol get a close code, and no other peer is affected.
 
 use std::{
     io::Write,
@@ -20,7 +20,7 @@ use crate::{
     wire::{Client, get},
 };
 
-/// Rule 23: each violation has its code, and the peer gets to read it.
+/// Rule 23: each violation has its code, and the peer can read it.
 #[test]
 fn violations_close_with_their_code() {
     let gateway = in_process::Gateway::start(&[], |limits| limits.link.message_bytes = 70_000);
@@ -62,7 +62,7 @@ fn violations_close_with_their_code() {
     assert_eq!(counter(gateway.address, "links_ended"), cases.len() as u64);
 }
 
-/// Rule 23: what never becomes a message ends by its bytes or by its pace.
+/// Rule 23: an endless message is ended by its size or its rate.
 #[test]
 fn endless_fragments_are_closed_with_1008() {
     let gateway = in_process::Gateway::start(&[], |limits| {
@@ -80,13 +80,14 @@ fn endless_fragments_are_closed_with_1008() {
         assert_eq!((code, reason.as_str()), (1008, "too many fragments"));
     }
     let mut raw = Raw::registered(gateway.address, "slow");
-    // What comes in one piece with the end of a message is noticed with the next byte only, or as silence.
+    // Bytes that arrive together with the end of a message are noticed with the next byte, or as
+    // silence.
     eventually("its list is read", || status(gateway.address)["servers"][0]["tools"] == 1);
     raw.send(&head(TEXT, 100));
     assert_eq!(raw.closed(), (1008, "a message was received too slowly".into()));
 }
 
-/// A message may take as long as its line needs: only what comes at less than the floor is cut off.
+/// A message may take as long as its line needs: only one slower than the minimum rate is cut off.
 #[test]
 fn a_slow_line_gets_a_large_message_through() {
     let gateway = in_process::Gateway::start(&[], |limits| {
@@ -104,7 +105,8 @@ fn a_slow_line_gets_a_large_message_through() {
         r#"{{"jsonrpc":"2.0","id":{id},"result":{{"content":[{{"type":"text","text":"{}"}}]}}}}"#,
         "y".repeat(5000)
     );
-    // Three times as fast as the floor, and several times longer than a message that brings nothing, or a dead peer, has.
+    // Three times the minimum rate, and several times longer than an empty message or a dead peer
+    // may take.
     raw.send(&head(TEXT, text.len() as u64));
     for piece in text.as_bytes().chunks(150) {
         raw.send(piece);
@@ -114,7 +116,8 @@ fn a_slow_line_gets_a_large_message_through() {
     assert_eq!(answer["result"]["content"][0]["text"].as_str().map(str::len), Some(5000));
 }
 
-/// Rule 24: a peer that pings and does not read is closed after a hundred, and pins nothing.
+/// Rule 24: a peer that pings and does not read is closed after a hundred pings, and holds no
+/// memory.
 #[test]
 fn a_flood_of_pings_is_closed() {
     let gateway = Gateway::start(&[]);
@@ -140,7 +143,7 @@ fn a_flood_of_pings_is_closed() {
     assert_eq!(get(gateway.address, "/health").status, 200);
 }
 
-/// Rule 22: who does not register in time is closed; the frame may come with the request.
+/// Rule 22: a link that does not register in time is closed; the frame may arrive with the request.
 #[test]
 fn a_link_registers_in_time() {
     let gateway =
@@ -149,11 +152,11 @@ fn a_link_registers_in_time() {
     let begun = Instant::now();
     assert_eq!(raw.closed(), (1008, "timed out waiting for the first frame".into()));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    // Rule 11: what is glued to the upgrade request belongs to the link.
+    // Rule 11: bytes after the upgrade request belong to the link.
     let mut raw = Raw::upgraded_with(gateway.address, &frame(TEXT, registration("glued").as_bytes()));
     raw.text_with("\"status\"");
     raw.text_with("\"initialize\"");
-    // A second registration is a request like any other, and none that we know; the first holds.
+    // A second registration is treated as an unknown request; the first stays valid.
     raw.text(&registration("other"));
     assert!(raw.text_with("-32601").contains("method not found"));
     let servers = status(gateway.address)["servers"].clone();
@@ -161,7 +164,7 @@ fn a_link_registers_in_time() {
     assert_eq!((servers[0]["state"].as_str(), servers[1].is_null()), (Some("connected"), true), "{servers}");
 }
 
-/// One more link than there may be is told to come back, and gets in when there is room.
+/// A link over the limit is told to retry, and is accepted when there is room.
 #[test]
 fn links_have_a_limit() {
     let gateway = Gateway::start(&["--max-links", "1"]);
@@ -179,21 +182,23 @@ fn links_have_a_limit() {
     eventually("the place is free", || second().status == 101);
 }
 
-/// A server that says after each list that it has changed is listed at a pace, and others are served meanwhile.
+/// A server that reports a change after each listing is listed at a limited rate, and others are
+/// served meanwhile.
 #[test]
 fn constant_list_changes_are_rate_limited() {
     let pause = Duration::from_millis(400);
     let gateway = in_process::Gateway::start(&[], |limits| limits.catalog.list_pause = pause);
     let mut raw = Raw::registered(gateway.address, "restless");
     let changed = r#"{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}"#;
-    // A client at the server's own endpoint hears all of it; one at the aggregate only of what has changed.
+    // A client at the server's own endpoint gets every notification; one at the aggregate only
+    // those of real changes.
     let mut client = Client::ready(gateway.address, &[]);
     let (begun, mut listings) = (Instant::now(), 0);
     while begun.elapsed() < 3 * pause {
         raw.text(changed);
         let list = raw.text_with("\"tools/list\"");
         listings += 1;
-        // In the middle of a listing, too.
+        // During a listing, too.
         raw.text(changed);
         raw.answer(&list, &format!(r#"{{"tools":[{{"name":"t{listings}","inputSchema":{{}}}}]}}"#));
     }

@@ -1,4 +1,4 @@
-//! Peers that speak slowly, or without end, on the HTTP side.
+//! Peers that send slowly or without end on the HTTP side.
 
 use std::{
     io::Write,
@@ -19,7 +19,7 @@ use crate::{
     wire::{Wire, get, host, tcp, text},
 };
 
-/// Rule 3: a head that drips is answered 408 at its time, whatever the drip.
+/// Rule 3: a head that drips is answered 408 at its deadline, whatever its rate.
 #[test]
 fn a_slow_head_is_answered() {
     let limit = Duration::from_millis(600);
@@ -43,7 +43,8 @@ fn a_slow_head_is_answered() {
     }
 }
 
-/// Rule 4: a body has to come at a pace, and is refused before it comes when it is announced too large.
+/// Rule 4: a body must arrive at a minimum rate, and is refused in advance if its announced size is
+/// too large.
 #[test]
 fn a_slow_body_is_answered() {
     let gateway = in_process::Gateway::start(&[], |limits| {
@@ -69,7 +70,7 @@ fn a_slow_body_is_answered() {
     assert!(wire.is_closed());
 }
 
-/// Rules 1 and 2 against the real program: what never becomes a head, or is too large for one, is told so.
+/// Rules 1 and 2 against the real program: an endless or too large head gets an error.
 #[test]
 fn heads_without_measure_are_answered() {
     let gateway = Gateway::start(&[]);
@@ -85,7 +86,7 @@ fn heads_without_measure_are_answered() {
         let stream = tcp(gateway.address);
         let mut writer = stream.try_clone().unwrap();
         let writes = thread::spawn(move || {
-            // The gateway may have had enough before all is written.
+            // The gateway may refuse it before everything is written.
             let _ = writer.write_all(bytes.as_bytes());
         });
         let mut wire = Wire::new(stream);
@@ -97,7 +98,8 @@ fn heads_without_measure_are_answered() {
     assert_eq!(status, 5);
 }
 
-/// A peer that sends requests and reads no answer is given up, and holds no more than its own connection.
+/// A peer that sends requests and reads no response is disconnected, and holds no more than its own
+/// connection.
 #[test]
 fn a_client_that_reads_no_response_is_closed() {
     let gateway = in_process::Gateway::start(&[], |limits| {
@@ -107,14 +109,14 @@ fn a_client_that_reads_no_response_is_closed() {
     let mut stream = tcp(gateway.address);
     let request = text("GET", "/status", &[&host(gateway.address)], "").repeat(1000);
     let begun = Instant::now();
-    // Neither side's buffers take this much.
+    // The buffers of both sides do not hold this much.
     while stream.write_all(request.as_bytes()).is_ok() {
         assert!(begun.elapsed() < crate::TIMEOUT, "it is served for ever");
     }
     assert_eq!(get(gateway.address, "/health").status, 200);
 }
 
-/// A reader that is slower than the stall limit expects, and steady, gets its whole answer.
+/// A reader that is slower than the stall limit expects, but steady, gets its whole response.
 #[test]
 fn steady_slow_reader_gets_its_answer() {
     let stall = Duration::from_secs(2);
@@ -128,7 +130,8 @@ fn steady_slow_reader_gets_its_answer() {
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     wire.send(text("POST", "/mcp", &lines, &call(7, "s_big", json!({"bytes": bytes}))));
     let begun = Instant::now();
-    // 16 KiB in 250 ms: no third of the send buffer, which is what the system calls room, is free within the limit.
+    // 16 KiB in 250 ms: within the limit less than a third of the send buffer becomes free, which
+    // is when the system reports it writable.
     let mut head = wire.exactly(1024).unwrap();
     while begun.elapsed() < 3 * stall {
         head.extend(wire.exactly(16 * 1024).unwrap());
@@ -143,7 +146,7 @@ fn steady_slow_reader_gets_its_answer() {
     assert!(rest.ends_with(b"}"));
 }
 
-/// A connection whose peer can send only so many bytes ahead of what is read.
+/// A connection whose peer can send only this many unread bytes.
 fn narrow(address: SocketAddr, window: usize) -> TcpStream {
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
     set_socket_recv_buffer_size(&socket, window).unwrap();

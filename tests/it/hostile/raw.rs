@@ -1,4 +1,4 @@
-//! An edge made by hand: each byte of its WebSocket is the test's.
+//! A handmade edge: the test chooses each byte of its WebSocket.
 
 use std::{
     io::{Read, Write},
@@ -12,14 +12,15 @@ pub struct Raw {
     buffer: Vec<u8>,
 }
 
-/// A frame as a client sends it, with a mask of zeros. `first` is its first byte: FIN, RSV and opcode.
+/// A frame as a client sends it, with a mask of zeros. `first` is its first byte: FIN, RSV and
+/// opcode.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = head(first, payload.len() as u64);
     frame.extend_from_slice(payload);
     frame
 }
 
-/// The head of a frame that has, or only announces, so many bytes.
+/// The head of a frame that has, or only announces, this many bytes.
 pub fn head(first: u8, length: u64) -> Vec<u8> {
     let mut head = vec![first];
     match length {
@@ -41,19 +42,19 @@ pub fn head(first: u8, length: u64) -> Vec<u8> {
 pub const TEXT: u8 = 0x81;
 pub const PING: u8 = 0x89;
 
-/// What an edge says first.
+/// The register frame of an edge.
 pub fn registration(name: &str) -> String {
     format!(r#"{{"jsonrpc":"2.0","id":"id-{name}","method":"register","params":{{"name":"{name}"}}}}"#)
 }
 
 impl Raw {
-    /// A link that is up and has said nothing.
+    /// A link that is upgraded and has sent nothing.
     #[track_caller]
     pub fn upgraded(address: SocketAddr) -> Self {
         Self::upgraded_with(address, &[])
     }
 
-    /// The same with bytes that come in one piece with the request.
+    /// The same with bytes that are sent together with the request.
     #[track_caller]
     pub fn upgraded_with(address: SocketAddr, leftover: &[u8]) -> Self {
         Self::upgraded_by(address, &[], leftover)
@@ -77,7 +78,7 @@ impl Raw {
         raw
     }
 
-    /// A server with one tool, `echo`, that is listed. As an original edge: every frame is JSON-RPC.
+    /// A server with one listed tool, `echo`. Like the Python edge: every frame is JSON-RPC.
     #[track_caller]
     pub fn registered(address: SocketAddr, name: &str) -> Self {
         let mut raw = Self::upgraded(address);
@@ -90,7 +91,7 @@ impl Raw {
         );
         let list = raw.text_with("\"tools/list\"");
         raw.answer(&list, r#"{"tools":[{"name":"echo","inputSchema":{"type":"object"}}]}"#);
-        // Answered in order, so that the list is read by then.
+        // Answered in order, so the list has been read by then.
         raw.text(r#"{"jsonrpc":"2.0","id":"listed","method":"ping"}"#);
         raw.text_with("\"listed\"");
         raw
@@ -106,7 +107,7 @@ impl Raw {
         self.send(&frame(TEXT, text.as_bytes()));
     }
 
-    /// Answers a request that came.
+    /// Answers a request.
     #[track_caller]
     pub fn answer(&mut self, request: &str, result: &str) {
         let id = crate::wire::member(request, "id").unwrap();
@@ -120,7 +121,7 @@ impl Raw {
         count
     }
 
-    /// The next frame: its first byte and what it carries. `None`: the connection has ended.
+    /// Returns the next frame: its first byte and its payload. `None` if the connection has ended.
     pub fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
         loop {
             if let Some((first, start, length)) = self.parsed()
@@ -149,7 +150,7 @@ impl Raw {
         }
     }
 
-    /// The first text that has this in it.
+    /// Returns the first text frame that contains this.
     #[track_caller]
     pub fn text_with(&mut self, wanted: &str) -> String {
         loop {
@@ -162,13 +163,13 @@ impl Raw {
         }
     }
 
-    /// The code and the reason with which the link is closed, whatever comes before.
+    /// Returns the code and the reason with which the link is closed, and skips earlier frames.
     #[track_caller]
     pub fn closed(&mut self) -> (u16, String) {
         self.try_closed().expect("a close frame before the end")
     }
 
-    /// The same; `None`: the connection ends without a word.
+    /// The same; `None` if the connection ends without a close frame.
     pub fn try_closed(&mut self) -> Option<(u16, String)> {
         loop {
             let (first, payload) = self.frame()?;

@@ -1,4 +1,4 @@
-//! What one session, server or token may take, so that something is left for the others.
+//! What one session, server or token may use, so that something is left for the others.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::{
     wire::{Answer, UPGRADE, Wire, ask, host},
 };
 
-/// The error of an answer to a POST.
+/// Returns the error in the response to a POST.
 #[track_caller]
 fn error(session: &Session, id: i64, tool: &str, arguments: Value) -> Value {
     let begun = Instant::now();
@@ -23,7 +23,8 @@ fn error(session: &Session, id: i64, tool: &str, arguments: Value) -> Value {
     value(&answer.body)["error"].clone()
 }
 
-/// Rule 29: one call too many of a session, or to a server, is refused at once by the name of the limit; others go on.
+/// Rule 29: a call over the limit of a session or a server is refused at once, with the name of the
+/// limit; others continue.
 #[test]
 fn calls_have_limits() {
     let gateway = Gateway::start(&["--max-calls-per-session", "2", "--max-calls-per-server", "3"]);
@@ -45,7 +46,7 @@ fn calls_have_limits() {
     assert_eq!(counter(gateway.address, "busy"), 2);
     let three = Session::open(gateway.address, "/servers/s/mcp");
     assert!(error(&three, 1, "release", json!({"key": "k1"}))["message"].is_string(), "full is full");
-    // One of them is cancelled, and there is room for the one that ends the others.
+    // One of them is cancelled, which frees a slot for the call that ends the others.
     let cancelled = json!({"requestId": 12, "reason": "enough"});
     let told = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": cancelled});
     assert_eq!(one.post(&told.to_string()).status, 202);
@@ -57,7 +58,7 @@ fn calls_have_limits() {
     assert_eq!(one.call_text("s_echo", json!({"text": "again"})), "again");
 }
 
-/// The size of a message is the user's to choose, at both ends.
+/// The user chooses the maximum message size, at both ends.
 #[test]
 fn messages_have_the_size_that_was_chosen() {
     let gateway = Gateway::start(&["--max-message-bytes", "8M"]);
@@ -93,7 +94,8 @@ fn sessions_of_a_token_have_a_limit() {
     assert_eq!(open("two").status, 200);
 }
 
-/// Most clients go without a word; they must not keep others out for half an hour.
+/// Most clients leave without ending their session; such sessions must not keep others out for half
+/// an hour.
 #[test]
 fn idle_sessions_are_evicted_first() {
     let gateway = in_process::Gateway::start(&[], |limits| {
@@ -108,7 +110,7 @@ fn idle_sessions_are_evicted_first() {
     assert_eq!([status(&first), status(&listening), status(&third)], [404, 200, 200]);
 }
 
-/// What a server does not tell of takes no place among what a session may subscribe to.
+/// Kinds of subscriptions that the server does not support use no slot of the session.
 #[test]
 fn refused_subscriptions_are_not_counted() {
     let gateway = in_process::Gateway::start(&[], |limits| limits.session.subscriptions = 1);
@@ -127,7 +129,8 @@ fn refused_subscriptions_are_not_counted() {
     assert_eq!(status(gateway.address)["tables"]["subscriptions"], 0);
 }
 
-/// Rule 30: a link that is not read holds a bounded queue; calls beyond it are refused, and it ends in the end.
+/// Rule 30: a link that is not read holds a bounded queue; calls beyond it are refused, and the
+/// link ends.
 #[test]
 fn a_link_that_is_not_read_ends() {
     let gateway = in_process::Gateway::start(&[], |limits| {
@@ -142,7 +145,7 @@ fn a_link_that_is_not_read_ends() {
     let calls: Vec<Wire> = calls.collect();
     let answers: Vec<String> = calls.into_iter().map(|mut wire| wire.answer().body).collect();
     let with = |words: &str| answers.iter().filter(|answer| answer.contains(words)).count();
-    // The last may come after its end.
+    // The last one may arrive after its end.
     let (busy, gone, late) = (with("is congested"), with("disconnected"), with("is not connected"));
     assert!(busy > 0 && gone > 0 && busy + gone + late == 24, "{answers:?}");
     eventually("the link is given up", || status(gateway.address)["tables"]["links"] == 0);
@@ -162,7 +165,8 @@ fn open_with(gateway: &Gateway, path: &str, token: &str) -> Session {
     Session::open_as(gateway.address, path, "2025-11-25", &[&bearer(token)])
 }
 
-/// With two principals, neither gets more than half of the calls of a server; a single one gets all of them.
+/// With two principals, neither gets more than half of the calls of a server; a single one gets all
+/// of them.
 #[test]
 fn calls_of_a_server_are_shared_among_principals() {
     for (tokens, max) in [(&TWO[..2], 4), (&TWO[..], 2)] {
@@ -175,7 +179,7 @@ fn calls_of_a_server_are_shared_among_principals() {
             held
         };
         let mut held: Vec<Wire> = (0..max).map(|n| hold(&one, &format!("k{n}"))).collect();
-        // Another session is the same principal.
+        // Another session of the same principal.
         let other = open_with(&gateway, "/mcp", "one");
         let busy = error(&other, 3, "s_echo", json!({"text": "x"}));
         assert_eq!(busy["code"], -32000, "{busy}");
@@ -186,7 +190,7 @@ fn calls_of_a_server_are_shared_among_principals() {
             let two = open_with(&gateway, "/mcp", "two");
             held.extend((0..2).map(|n| hold(&two, &format!("t{n}"))));
         }
-        // A call that ends gives its place back.
+        // A call that ends frees its slot.
         let cancelled = json!({"requestId": "k0", "reason": "enough"});
         let told = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": cancelled});
         assert_eq!(one.post(&told.to_string()).status, 202);
@@ -221,7 +225,7 @@ fn isolated_processes_are_shared_among_principals() {
     }
 }
 
-/// Registers a server that can resume over a link with this token.
+/// Registers a server that can resume, over a link with this token.
 fn register(gateway: &Gateway, token: &str, name: &str) -> (End, String) {
     let mut end = End::connect(gateway.address, Some(token));
     end.say(&format!(
@@ -234,7 +238,7 @@ fn register(gateway: &Gateway, token: &str, name: &str) -> (End, String) {
     (end, answer)
 }
 
-/// The answer to one more link with this token.
+/// Returns the response to one more link with this token.
 fn refused_link(gateway: &Gateway, token: &str) -> Answer {
     let lines = [host(gateway.address), bearer(token)];
     let lines: Vec<&str> = lines.iter().map(String::as_str).chain(UPGRADE.iter().copied()).collect();
@@ -252,7 +256,7 @@ fn links_are_shared_among_principals() {
     let refused = refused_link(&gateway, "one");
     assert_eq!((refused.status, refused.field("retry-after")), (503, Some("1")), "{refused:?}");
     assert_eq!(refused.body, "this principal has reached its share of the links (half of --max-links)\n");
-    // A server whose link is lost keeps its place, and its link does not.
+    // A server whose link is lost keeps its slot; its link does not.
     drop(first);
     gateway.program.wait_for("server 'a' is reconnecting");
     let (_third, answer) = register(&gateway, "one", "c");

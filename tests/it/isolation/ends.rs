@@ -1,4 +1,4 @@
-//! What ends, and what goes with it: sessions, processes, links, programs; and how many there may be.
+//! How sessions, processes, links and programs end, what ends with them, and how many there may be.
 
 use std::{thread, time::Duration};
 
@@ -26,7 +26,7 @@ fn closing_a_session_ends_its_instance() {
         leaver.call("family", "{}");
         leaver.begin_call("hold", r#"{"key":"k"}"#);
         let held = other.begin_call("hold", r#"{"key":"k"}"#);
-        // Two servers, and what one of them started.
+        // Two servers, and a process that one of them started.
         wait_for_processes(&edge, 3);
         leaver.end();
         eventually("the whole group is gone", || processes(&edge).len() == 1);
@@ -43,7 +43,7 @@ fn an_instance_that_ignores_signals_is_killed() {
     let mut first = Peer::ready(&gateway, Place::ALL[3]);
     let pid = first.pid();
     first.end();
-    // There is room again as soon as it is gone, and who comes earlier waits.
+    // There is room again as soon as it has ended; an earlier session waits.
     let mut second = Peer::ready(&gateway, Place::ALL[3]);
     assert_ne!(second.pid(), pid);
     assert_eq!(processes(&edge), [second.pid()]);
@@ -111,7 +111,7 @@ fn aggregate_subscriptions_outlive_an_instance() {
     assert_eq!(edge.count("resources/unsubscribe"), 2);
 }
 
-/// Starts a gateway where one was before.
+/// Starts a gateway at the address of an earlier one.
 #[track_caller]
 fn again(old: &Gateway) -> Gateway {
     let port = old.address.port().to_string();
@@ -139,7 +139,7 @@ fn a_lost_link_ends_all_processes() {
     }
 }
 
-/// The edge goes and comes back: at the aggregate a session lives on.
+/// The edge disconnects and returns: at the aggregate, a session survives that.
 #[test]
 fn sessions_at_the_aggregate_outlive_a_link() {
     let gateway = Gateway::start(&["--resume-window", "0"]);
@@ -167,7 +167,7 @@ fn sessions_at_the_aggregate_outlive_a_link() {
     }
     eventually("its servers end", || edge.program.offspring().is_empty());
     let edge = isolated(&gateway, &[], &id);
-    // Those that want to hear of changes get their process at once.
+    // Sessions that subscribed to changes get their process at once.
     wait_for_processes(&edge, 2);
     for peer in &mut whole {
         assert_eq!(peer.call_text("subscribed", "{}"), r#"{"test://a"}"#);
@@ -176,7 +176,7 @@ fn sessions_at_the_aggregate_outlive_a_link() {
     }
 }
 
-/// The numbers of channels begin again with each link, and processes of the old one may still be ending.
+/// Channel numbers start again with each link, and processes of the old link may still be ending.
 #[test]
 fn a_new_link_is_not_confused_with_the_old() {
     let (mut gateway, edge) = world_with(&[], &["--ignore-eof"], &[]);
@@ -292,7 +292,7 @@ fn a_process_that_quits_as_soon_as_it_is_asked() {
     wait_for_processes(&edge, 0);
 }
 
-/// A client that hangs up while its process is still not ready leaves nothing.
+/// A client that disconnects while its process is not ready leaves nothing behind.
 #[test]
 fn a_client_that_leaves_early() {
     let gate = Gate::new();
@@ -308,7 +308,7 @@ fn a_client_that_leaves_early() {
         }
         wait_for_processes(&edge, 1);
         if place == Place::WHOLE[1] {
-            // Here a connection that ends means nothing.
+            // With this transport, the end of a connection means nothing.
             peer.end();
         } else {
             peer.hang_up();
@@ -317,7 +317,7 @@ fn a_client_that_leaves_early() {
     }
 }
 
-/// A message that comes in slowly may find its session gone.
+/// A message that arrives slowly may find its session closed.
 #[test]
 fn a_session_that_ended_gets_no_process() {
     let (gateway, edge) = world(&[]);
@@ -351,7 +351,7 @@ fn an_idle_session_ends_with_its_process() {
         let mut busy = Peer::ready_at(gateway.address, place);
         let call = busy.begin_call("ask", r#"{"method":"roots/list","params":{}}"#);
         let asked = member(&busy.asked("roots/list").1, "id").unwrap();
-        // Not asked again: that would be use.
+        // Not requested again, because that would count as use.
         thread::sleep(Duration::from_millis(1000));
         busy.respond(&asked, "{}");
         assert!(busy.answer(&call).contains("result"));

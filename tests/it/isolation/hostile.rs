@@ -1,4 +1,5 @@
-//! Hand-made ends of a link: a gateway that knows no sessions, and ends that do not keep to the rules.
+//! Handmade peers of a link: a gateway without isolated sessions, and peers that violate the
+//! protocol.
 
 use std::{net::TcpListener, time::Instant};
 
@@ -25,7 +26,7 @@ fn listener() -> (TcpListener, Edge) {
     (listener, edge)
 }
 
-/// A gateway that has read the registration, and agrees to sessions or does not.
+/// A gateway that has read the register frame, and agrees to sessions or does not.
 #[track_caller]
 fn gateway(listener: &TcpListener, agrees: bool) -> End {
     let mut end = End::accept(listener);
@@ -105,7 +106,7 @@ fn an_edge_leaves_a_gateway_that_opens_channels_and_does_not_read() {
     end.say("+1");
     let deadline = Instant::now() + TIMEOUT;
     for number in 2.. {
-        // The edge may be gone already.
+        // The edge may have disconnected already.
         if end.0.send(Message::text(format!("+{number}"))).is_err() {
             break;
         }
@@ -127,7 +128,7 @@ fn channels_that_were_not_agreed_on_close_with_1008() {
         end.say(frame);
         assert_eq!(end.close_reason(), (1008, "channel frame without negotiated sessions".into()));
     }
-    // The original hands on whatever its server prints.
+    // The Python edge forwards whatever its server prints.
     let mut end = End::register(gateway.address, "{}");
     for noise in ["#1 heading", "-1 degree", "+1"] {
         end.say(noise);
@@ -160,7 +161,7 @@ fn a_broken_edge_affects_no_other() {
     }
     end.say(&format!(r##"#1 {{"jsonrpc":"2.0","id":{id},"result":{{"protocolVersion":"2025-06-18"}}}}"##));
     assert!(peer.answer(&initialize).contains("result"));
-    // More questions than a client has to bear, all under one id.
+    // More requests than a client has to accept, all with one id.
     for _ in 0..80 {
         end.say(r##"#1 {"jsonrpc":"2.0","id":0,"method":"roots/list"}"##);
     }
@@ -183,7 +184,7 @@ fn a_broken_edge_affects_no_other() {
     for late in ["-1 again", "#1 {}", r##"#1 {"jsonrpc":"2.0","method":"x"}"##] {
         end.say(late);
     }
-    // The shared process is there all the time.
+    // The shared process runs all the time.
     let call = client.begin("tools/call", r#"{"name":"s_t"}"#);
     assert_eq!(end.find(|frame| frame.starts_with('+')), "+2");
     let id = end.request("#2 ", "initialize");
@@ -194,7 +195,7 @@ fn a_broken_edge_affects_no_other() {
     assert_eq!(get(gateway.address, "/health").body, "ok");
 }
 
-/// An edge that does not answer for a while is none that is gone.
+/// An edge that does not respond for a while is not treated as disconnected.
 #[test]
 fn an_edge_that_pauses_is_not_lost() {
     let (gateway, edge) = super::world(&["--max-sessions", "1"]);
@@ -210,7 +211,8 @@ fn an_edge_that_pauses_is_not_lost() {
     eventually("the first is gone", || processes(&edge).len() == 1);
 }
 
-/// A server that asks and takes back, over and over, while its client does not read: what waits is bounded.
+/// A server that sends and cancels requests, over and over, while its client does not read: what
+/// waits is bounded.
 #[test]
 fn cancelled_server_requests_do_not_pile_up() {
     const QUESTIONS: usize = 96;
@@ -242,7 +244,7 @@ fn cancelled_server_requests_do_not_pile_up() {
     assert!(grown < 48 * 1024, "{QUESTIONS} questions of 1 MiB hold {grown} KiB");
 }
 
-/// The id of a question is kept until it is answered, so it has a length.
+/// The id of a server request is kept until it is answered, so its length is limited.
 #[test]
 fn ids_of_server_requests_are_bounded() {
     let gateway = Gateway::start(&[]);
@@ -261,7 +263,7 @@ fn ids_of_server_requests_are_bounded() {
     peer.asked("roots/list");
 }
 
-/// What waits for processes that do not start is bounded in bytes, over all sessions.
+/// Messages that wait for processes to start are limited in bytes, over all sessions.
 #[test]
 fn calls_that_wait_for_a_process_are_bounded() {
     let gateway = Gateway::start(&[]);
@@ -279,7 +281,7 @@ fn calls_that_wait_for_a_process_are_bounded() {
         let answer = wire.answer().body;
         assert!(answer.contains("-32000") && answer.contains(busy), "{answer}");
     }
-    // The room is there again for the next when they are through.
+    // Once they are sent, there is room for the next.
     for channel in 1..=3 {
         let prefix = format!("#{channel} ");
         let id = end.request(&prefix, "initialize");

@@ -1,4 +1,4 @@
-//! Many sessions: in turn, at once, and one that makes a noise beside others that do not.
+//! Many sessions: in turn, concurrently, and a noisy one beside quiet ones.
 
 use std::{env, fs, thread};
 
@@ -13,17 +13,17 @@ fn descriptors(program: &Program) -> usize {
     fs::read_dir(format!("/proc/{}/fd", program.pid())).unwrap().count()
 }
 
-/// 100 sessions, or as many as `MCPPORT_SESSIONS` says.
+/// 100 sessions, or `MCPPORT_SESSIONS` of them.
 #[test]
 fn nothing_is_left_of_many_sessions() {
     let rounds: usize = env::var("MCPPORT_SESSIONS").map_or(100, |count| count.parse().unwrap());
-    // With room for one, a single place that is not given back ends the test.
+    // With room for one, a single slot that is not freed fails the test.
     let (gateway, edge) = world(&["--max-sessions", "1"]);
     let counts = || (descriptors(&gateway.program), descriptors(&edge.program));
     let mut before = counts();
     for round in 0..rounds {
         let place = Place::ALL[round % 4];
-        // At the end of an event stream it takes a moment until it is noticed.
+        // With an event stream, it takes a moment until its end is noticed.
         let mut peer = Peer::open(&gateway, place);
         if !place.single {
             peer.initialize("2025-06-18", CAPABILITIES, "{}");
@@ -46,7 +46,7 @@ fn nothing_is_left_of_many_sessions() {
             peer.end();
         }
         if round == 8 {
-            // All that is made once is there now.
+            // Everything that is created once exists now.
             wait_for_processes(&edge, 0);
             drop(peer);
             before = counts();
@@ -153,7 +153,7 @@ fn shared_and_isolated_servers_side_by_side() {
             pids.push(peer.pid());
             let params = r#"{"name":"t_pid","arguments":{}}"#;
             assert_eq!(text_of(&peer.ask("tools/call", params)), shared.server_pid().to_string());
-            // A shared server has nobody to ask.
+            // A shared server cannot send a client requests.
             let params = r#"{"name":"t_ask","arguments":{"method":"roots/list","params":{}}}"#;
             let answers = value(&text_of(&peer.ask("tools/call", params)));
             assert_eq!(answers[0]["error"]["code"], -32601);

@@ -1,4 +1,5 @@
-//! A client of either transport at either endpoint, with everything that comes and where it came from.
+//! A client of either transport at either endpoint, which records everything it receives, and the
+//! stream that it came on.
 
 use std::{
     collections::VecDeque,
@@ -13,7 +14,7 @@ use crate::{
     wire::{Answer, Wire, ask, host, member, tcp, text},
 };
 
-/// Where a client comes in.
+/// The transport and endpoint of a client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Place {
     /// Streamable HTTP; otherwise the 2024-11-05 transport.
@@ -46,26 +47,26 @@ impl Place {
         }
     }
 
-    /// What a tool of server `s` is called here.
+    /// The name of a tool of server `s` here.
     pub fn tool(self, name: &str) -> String {
         if self.single { name.to_owned() } else { format!("s_{name}") }
     }
 }
 
-/// Which stream something came by.
+/// The stream that a message came on.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Source {
     /// The event stream of the session (2024-11-05), or the one of GET.
     Stream,
-    /// The answer to the POST of the request with this id, raw.
+    /// The response to the POST of the request with this raw id.
     Post(String),
 }
 
-/// What came.
+/// A received event.
 #[derive(Debug)]
 enum Event {
     Message(Source, String),
-    /// The stream has ended, or never began.
+    /// The stream has ended, or never started.
     End(Source),
 }
 
@@ -73,7 +74,7 @@ enum Event {
 pub struct Peer {
     pub place: Place,
     address: SocketAddr,
-    /// The session's id (Streamable), or where to post (2024-11-05).
+    /// The session's id (Streamable HTTP), or the URL to post to (2024-11-05).
     session: String,
     events: Receiver<Event>,
     sender: Sender<Event>,
@@ -82,12 +83,12 @@ pub struct Peer {
     last_id: u64,
 }
 
-/// What a client says of itself, unless a test wants something else.
+/// The `initialize` params of a client, unless a test sets others.
 pub const CAPABILITIES: &str =
     r#"{"sampling":{},"elicitation":{"form":{},"url":{}},"roots":{"listChanged":true}}"#;
 
 impl Peer {
-    /// A client that has done nothing but open its event stream, where there is one.
+    /// A client that has only opened its event stream, if there is one.
     #[track_caller]
     pub fn open(gateway: &Gateway, place: Place) -> Self {
         Self::open_at(gateway.address, place)
@@ -110,7 +111,7 @@ impl Peer {
         Self::ready_at(gateway.address, place)
     }
 
-    /// The same for a gateway that is no [`Gateway`].
+    /// The same for a gateway that is not a [`Gateway`].
     #[track_caller]
     pub fn ready_at(address: SocketAddr, place: Place) -> Self {
         let mut peer = Self::open_at(address, place);
@@ -120,7 +121,8 @@ impl Peer {
         peer
     }
 
-    /// Opens an event stream by GET. Gives the endpoint that the 2024-11-05 transport names first.
+    /// Opens an event stream by GET. Returns the endpoint that the 2024-11-05 transport sends
+    /// first.
     #[track_caller]
     fn stream(&mut self) -> String {
         let socket = tcp(self.address);
@@ -140,7 +142,7 @@ impl Peer {
         endpoint
     }
 
-    /// Listens for what belongs to no request.
+    /// Opens the stream for messages that belong to no request.
     #[track_caller]
     pub fn listen(&mut self) {
         if self.place.streamable {
@@ -166,7 +168,7 @@ impl Peer {
         ask(&mut Wire::connect(self.address), method, target, &lines, body)
     }
 
-    /// Asks for a session; the answer, whole.
+    /// Sends `initialize`, and returns the whole response.
     #[track_caller]
     pub fn initialize(&mut self, version: &str, capabilities: &str, info: &str) -> String {
         let params =
@@ -186,25 +188,25 @@ impl Peer {
         self.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
     }
 
-    /// Posts what wants no answer; it has to be taken.
+    /// Posts a message that needs no response, and asserts that it is accepted.
     #[track_caller]
     pub fn post(&self, message: &str) {
         assert_eq!(self.status(message), 202, "{message}");
     }
 
-    /// Posts something, and gives the status.
+    /// Posts something, and returns the status.
     #[track_caller]
     pub fn status(&self, message: &str) -> u16 {
         self.request("POST", message).status
     }
 
-    /// Answers a question of the server.
+    /// Answers a request of the server.
     #[track_caller]
     pub fn respond(&self, id: &str, result: &str) {
         self.post(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#));
     }
 
-    /// Asks, without waiting. Returns the id, raw.
+    /// Sends a request without waiting. Returns its raw id.
     #[track_caller]
     pub fn begin(&mut self, method: &str, params: &str) -> String {
         self.last_id += 1;
@@ -225,40 +227,40 @@ impl Peer {
         id
     }
 
-    /// Begins a call of a tool of server `s`.
+    /// Starts a call of a tool of server `s`.
     #[track_caller]
     pub fn begin_call(&mut self, tool: &str, arguments: &str) -> String {
         let tool = self.place.tool(tool);
         self.begin("tools/call", &format!(r#"{{"name":"{tool}","arguments":{arguments}}}"#))
     }
 
-    /// Asks, and waits for the answer: the whole message.
+    /// Sends a request, and returns the whole response.
     #[track_caller]
     pub fn ask(&mut self, method: &str, params: &str) -> String {
         let id = self.begin(method, params);
         self.answer(&id)
     }
 
-    /// Calls a tool of server `s`, and waits for the answer: the whole message.
+    /// Calls a tool of server `s`, and returns the whole response.
     #[track_caller]
     pub fn call(&mut self, tool: &str, arguments: &str) -> String {
         let id = self.begin_call(tool, arguments);
         self.answer(&id)
     }
 
-    /// Calls a tool of server `s`, and gives the first text of its result.
+    /// Calls a tool of server `s`, and returns the first text of its result.
     #[track_caller]
     pub fn call_text(&mut self, tool: &str, arguments: &str) -> String {
         text_of(&self.call(tool, arguments))
     }
 
-    /// The process that serves this client.
+    /// Returns the process that serves this client.
     #[track_caller]
     pub fn pid(&mut self) -> u32 {
         self.call_text("pid", "{}").parse().unwrap()
     }
 
-    /// The answer to a request, by its raw id.
+    /// Returns the response to a request, by its raw id.
     #[track_caller]
     pub fn answer(&mut self, id: &str) -> String {
         self.find(|_, message| {
@@ -267,7 +269,7 @@ impl Peer {
         .1
     }
 
-    /// The next request or notification of this method from the server, and where it came from.
+    /// Returns the next request or notification of this method from the server, and its stream.
     #[track_caller]
     pub fn asked(&mut self, method: &str) -> (Source, String) {
         let method = format!("\"{method}\"");
@@ -283,7 +285,7 @@ impl Peer {
         }
     }
 
-    /// Waits for the end of the stream of a session.
+    /// Waits until the stream of a session ends.
     #[track_caller]
     pub fn ended(&mut self) {
         self.wait(|event| matches!(event, Event::End(Source::Stream)));
@@ -306,7 +308,7 @@ impl Peer {
         }
     }
 
-    /// What came so far and was not asked for.
+    /// Returns the messages received so far that no caller waited for.
     pub fn rest(&mut self) -> Vec<String> {
         self.inbox.extend(self.events.try_iter());
         let messages = self.inbox.drain(..).filter_map(|event| match event {
@@ -326,7 +328,7 @@ impl Peer {
         }
     }
 
-    /// The same, where the session may never have begun.
+    /// The same, if the session may never have begun.
     #[track_caller]
     pub fn end_if_begun(&mut self) {
         if !self.session.is_empty() {
@@ -353,7 +355,7 @@ impl Peer {
         &self.session
     }
 
-    /// Whether the session is over, for who asks.
+    /// Whether the gateway reports the session as ended.
     #[track_caller]
     pub fn is_over(&self) -> bool {
         self.status(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#) == 404
@@ -373,7 +375,7 @@ pub fn text_of(answer: &str) -> String {
     value["result"]["content"][0]["text"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
 }
 
-/// Reads one answer to its end.
+/// Reads one response to its end.
 struct Reader {
     wire: Wire,
     bytes: Vec<u8>,
@@ -406,7 +408,7 @@ impl Reader {
         let _ = sender.send(Event::End(source.clone()));
     }
 
-    /// The next event's name and data; `None`: there is none.
+    /// Returns the next event's name and data, or `None` at the end.
     fn event(&mut self) -> Option<(String, String)> {
         loop {
             while let Some(end) = self.bytes.windows(4).position(|window| window == b"\r\n\r\n") {

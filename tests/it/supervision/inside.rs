@@ -1,4 +1,4 @@
-//! The edge program inside the test, with limits that make hours of it seconds.
+//! The edge in the test process, with limits that turn hours into seconds.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use crate::{
     wire::Client,
 };
 
-/// What to run, towards this gateway.
+/// The command to run, with this gateway.
 fn config(gateway: &Gateway, stdio: &str, child: ChildLimits) -> RegisterConfig {
     RegisterConfig {
         command: CommandLine::parse(stdio).unwrap(),
@@ -50,7 +50,7 @@ fn config(gateway: &Gateway, stdio: &str, child: ChildLimits) -> RegisterConfig 
     }
 }
 
-/// Runs the edge while `work` is done.
+/// Runs the edge until `work` is done.
 fn while_running(config: RegisterConfig, work: impl FnOnce()) {
     let (trigger, stopped) = mcpport::runtime::shutdown::shutdown();
     let edge: thread::JoinHandle<Result<(), FatalError>> = thread::spawn(move || {
@@ -62,7 +62,7 @@ fn while_running(config: RegisterConfig, work: impl FnOnce()) {
     edge.join().unwrap().unwrap();
 }
 
-/// Starts follow at once.
+/// Restarts follow at once.
 fn hasty() -> ChildLimits {
     let at_once = Duration::from_millis(1);
     ChildLimits { restart_base: at_once, restart_cap: at_once, ..ChildLimits::default() }
@@ -99,7 +99,7 @@ fn a_server_that_refuses_initialize_is_restarted() {
     let gateway = Gateway::start(&[]);
     let (log, starts) = (directory("fake").join("log"), directory("starts").join("starts"));
     let number = format!("\"$(wc -l < '{0}' 2>/dev/null || echo 0)\"", starts.display());
-    // The second does not answer, the third says no.
+    // The second does not respond, the third responds with an error.
     let stdio = format!(
         "case {number} in 1) extra='--mute initialize';; 2) extra='--refuse initialize';; esac; exec {} $extra",
         command(&log, &["--starts", starts.to_str().unwrap()])
@@ -133,7 +133,7 @@ fn two_hundred_restarts_leave_nothing() {
     alone("supervision::inside::two_hundred_restarts", &[]);
 }
 
-/// Zombies among the children of this process.
+/// Returns the zombies among the children of this process.
 fn zombies() -> usize {
     let me = std::process::id().to_string();
     let stats = fs::read_dir("/proc").unwrap().flatten();
@@ -153,7 +153,7 @@ fn two_hundred_restarts() {
     assert!(!STARTED.swap(true, Ordering::SeqCst));
     let gateway = Gateway::start(&[]);
     let (log, starts) = (directory("fake").join("log"), directory("starts").join("starts"));
-    // All but the first and those from the 201st on end as soon as they are initialized.
+    // All but the first, and those from the 201st on, exit as soon as they are initialized.
     let server = ["--starts", starts.to_str().unwrap(), "--quit", "notifications/initialized"];
     let server = [&server[..], &["--quit-from", "2", "--quit-to", "201"]].concat();
     let count = || fs::read_to_string(&starts).map_or(0, |starts| starts.lines().count());

@@ -1,4 +1,4 @@
-//! The clients of one principal: honest calls, and bodies that no honest one sends. All that comes back is kept.
+//! The clients of one principal: honest calls and malicious bodies. All responses are recorded.
 
 use std::{
     io::{Read, Write},
@@ -14,7 +14,7 @@ use crate::{
     wire::{host, tcp, text},
 };
 
-/// What one principal has open.
+/// Open sessions and streams of one principal.
 pub struct Client {
     who: usize,
     world: World,
@@ -28,7 +28,7 @@ fn token(who: usize) -> String {
     format!("Authorization: Bearer c-{}", WHO[who])
 }
 
-/// Opens sessions at all endpoints, and listens.
+/// Opens sessions at all endpoints, and their streams.
 pub fn open(address: SocketAddr, who: usize, world: &World) -> Client {
     let (sessions, readers, posts) = (Vec::new(), Vec::new(), Vec::new());
     let mut client = Client { who, world: world.clone(), address, sessions, readers, posts };
@@ -51,7 +51,7 @@ pub fn open(address: SocketAddr, who: usize, world: &World) -> Client {
     client
 }
 
-/// Sends, and keeps what comes back up to the end of the connection.
+/// Sends, and records the response up to the end of the connection.
 fn read(world: &World, who: usize, address: SocketAddr, request: String) -> JoinHandle<()> {
     let world = world.clone();
     let mut stream = tcp(address);
@@ -73,7 +73,7 @@ impl Client {
         self.sessions.clone()
     }
 
-    /// An event stream of the old transport.
+    /// An event stream of the 2024-11-05 transport.
     fn open_old(&mut self, path: &str) {
         let mut stream = tcp(self.address);
         let (host, token) = (host(self.address), token(self.who));
@@ -110,7 +110,7 @@ impl Client {
         self.posts.push(read(&self.world, self.who, self.address, text(method, path, &lines, body)));
     }
 
-    /// Does what it can. Gives what still reads at the end.
+    /// Performs random actions. Returns the streams that are still being read.
     pub fn run(mut self, mut random: Random, foreign: &[(String, Vec<String>)]) -> Vec<JoinHandle<()>> {
         for _ in 0..STEPS {
             self.learn_tasks();
@@ -127,7 +127,7 @@ impl Client {
                     self.post(session, &body);
                 }
             }
-            // A few at a time, so that ids of both principals are under way together.
+            // A few at a time, so that ids of both principals are in flight together.
             if self.posts.len() > 6 {
                 self.posts.remove(0).join().unwrap();
             }
@@ -136,7 +136,7 @@ impl Client {
         self.readers
     }
 
-    /// Tasks of which this principal has heard may be known to everybody.
+    /// Tasks that this principal was notified of may be known to everybody.
     fn learn_tasks(&self) {
         let mut shared = self.world.lock();
         let received = String::from_utf8_lossy(&shared.received[self.who]).into_owned();
@@ -148,7 +148,7 @@ impl Client {
         }
     }
 
-    /// Sessions of the other principal, with a token of its own.
+    /// Sessions of the other principal, with its own token.
     fn borrow(&mut self, random: &mut Random, foreign: &[(String, Vec<String>)]) {
         let (path, lines) = random.pick(foreign).clone();
         let mut lines: Vec<String> =
@@ -220,7 +220,7 @@ impl Client {
                     format!(r#""method":"notifications/cancelled","params":{{{first}"{named}":{guess}}}"#);
                 if random.chance(70) { format!(r#"{{"jsonrpc":"2.0",{note}}}"#) } else { with_id(note) }
             }
-            // Answers and notifications that are not a client's.
+            // Responses and notifications that a client does not send.
             12 => format!(r#"{{"jsonrpc":"2.0","id":{guess},"result":{{"content":["{mark}"]}}}}"#),
             13 => {
                 let other = *random.pick(&["tools/call", "tasks/cancel", "notifications/progress"]);

@@ -1,4 +1,5 @@
-//! A shared server of one principal behind a link, frame by frame: careless, and with frames that no honest one sends.
+//! A shared server of one principal behind a link, frame by frame: careless, and with malicious
+//! frames.
 
 use std::{
     collections::HashMap,
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use super::{Random, WHO, World, lenient};
 use crate::frames::End;
 
-/// What the server has of a request.
+/// A request that the server has.
 struct Call {
     method: String,
     /// The mark of its content.
@@ -32,8 +33,8 @@ struct Edge {
     end: End,
     /// By the id, raw.
     calls: HashMap<String, Call>,
-    /// The highest id of a request over this link. The next one may be on its way, and then what the server says under its id is
-    /// its answer to that, and no leak.
+    /// The highest id of a request over this link. The next one may be in transit; then the
+    /// server's messages under that id are responses to it, and not a leak.
     highest: u64,
     /// Marks of tasks, by their ids.
     tasks: HashMap<String, String>,
@@ -48,7 +49,8 @@ pub fn start(
     stopped: Receiver<()>,
 ) -> JoinHandle<()> {
     let mut end = connect(gateway, who);
-    // Until the gateway has all that it asks a new server. Each frame has the time of any other test.
+    // Until the gateway has everything that it requests from a new server. Each frame has the time
+    // limit of any other test.
     end.0.get_ref().set_read_timeout(Some(crate::harness::TIMEOUT)).unwrap();
     for method in ["initialize", "tools/list"] {
         let frame = end.find(|frame| lenient::text(frame, &["method"]).as_deref() == Some(method));
@@ -69,7 +71,7 @@ pub fn start(
     })
 }
 
-/// A fresh link; its predecessor may still have to end.
+/// Opens a new link; the earlier one may still have to end.
 fn connect(gateway: SocketAddr, who: usize) -> End {
     let mut last = Ok(Message::Ping(Vec::new().into()));
     for _ in 0..500 {
@@ -89,7 +91,7 @@ fn connect(gateway: SocketAddr, who: usize) -> End {
     panic!("server s{who} is not registered: {last:?}")
 }
 
-/// Answers what the gateway asks a new server. False: it is something else.
+/// Answers the requests of the gateway to a new server. Returns false for any other frame.
 fn answer_handshake(end: &mut End, frame: &str) -> bool {
     let result = match lenient::text(frame, &["method"]).as_deref() {
         Some("initialize") => json!({
@@ -105,7 +107,7 @@ fn answer_handshake(end: &mut End, frame: &str) -> bool {
 }
 
 impl Edge {
-    /// Reads what is there, and does something. `None`: the link is gone.
+    /// Reads the available frames, and performs an action. `None` if the link is gone.
     fn step(&mut self) -> Option<()> {
         match self.end.0.read() {
             Ok(Message::Text(frame)) => self.take(&frame),
@@ -128,7 +130,7 @@ impl Edge {
             self.calls.entry(id).and_modify(|call| call.answered = true);
             return;
         }
-        // Without an id it would be done all the same; nobody hears of it.
+        // Without an id it would be executed all the same, without a response.
         let Some(id) = lenient::find(frame, &["id"]) else { return };
         let number: u64 = id.parse().unwrap_or_default();
         self.highest = number.max(self.highest);
@@ -156,7 +158,7 @@ impl Edge {
         let frame = match self.random.below(12) {
             0..=5 => self.answer_one(&known)?,
             6 => {
-                // An id that this link does not have: it may be one of the other link's.
+                // An id that this link does not have; the other link may have it.
                 let id = self.unknown_number();
                 let forms = [format!("{id}"), format!("\"{id}\""), format!("{id}.0"), format!("{id}e0")];
                 if known.iter().any(|known| *known == id.to_string()) {
@@ -203,7 +205,7 @@ impl Edge {
         self.end.0.send(Message::text(frame)).ok()
     }
 
-    /// An answer to a request that the server has, now and then once more, under the id that it knows.
+    /// A response to a request that the server has, sometimes twice, under the id that it knows.
     fn answer_one(&mut self, known: &[String]) -> Option<String> {
         let nothing = r#"{"jsonrpc":"2.0","method":"notifications/odd"}"#;
         if known.is_empty() {
@@ -237,7 +239,8 @@ impl Edge {
         Some(format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#))
     }
 
-    /// A number that the gateway may have given to the other link, but to no request that is on its way over this one.
+    /// A number that the gateway may have used on the other link, but for no request in transit
+    /// over this one.
     fn unknown_number(&mut self) -> usize {
         let past = usize::try_from(self.highest).unwrap_or_default();
         self.random.below(past + 1) + if self.random.chance(20) { past + 1000 } else { 0 }

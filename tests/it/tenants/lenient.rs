@@ -1,17 +1,18 @@
-//! JSON as a careless server reads it: member names without regard to case, and the last of several.
+//! JSON as a careless server reads it: it ignores the case of member names, and uses the last
+//! duplicate.
 
 use serde_json::{Deserializer, value::RawValue};
 
-/// The next value of a text, and what stands behind it.
+/// Returns the next value of a text, and the rest after it.
 fn value(text: &str) -> Option<(&str, &str)> {
     let mut values = Deserializer::from_str(text).into_iter::<&RawValue>();
     let value = values.next()?.ok()?;
     Some((value.get(), text[values.byte_offset()..].trim_start()))
 }
 
-/// The members of an object, in their order: names, and raw values.
+/// Returns the members of an object, in their order: names, and raw values.
 fn members(object: &str) -> Option<Vec<(String, &str)>> {
-    // One with half of a surrogate pair in it is no text at all.
+    // A string with half of a surrogate pair is not text at all.
     serde_json::from_str::<serde_json::Value>(object).ok()?;
     let mut rest = object.trim().strip_prefix('{')?.trim_start();
     let mut members = Vec::new();
@@ -28,7 +29,7 @@ fn fold(name: &str) -> String {
     name.split('\0').next().unwrap_or_default().to_lowercase().replace('ſ', "s")
 }
 
-/// A value inside an object, raw.
+/// Returns a value inside an object, raw.
 pub fn find(text: &str, path: &[&str]) -> Option<String> {
     let Some((name, rest)) = path.split_first() else { return Some(text.to_owned()) };
     let members = members(text)?;
@@ -36,7 +37,7 @@ pub fn find(text: &str, path: &[&str]) -> Option<String> {
     find(value, rest)
 }
 
-/// A text inside an object, up to the character U+0000.
+/// Returns a text inside an object, up to the character U+0000.
 pub fn text(object: &str, path: &[&str]) -> Option<String> {
     let text: String = serde_json::from_str(&find(object, path)?).ok()?;
     text.split('\0').next().map(str::to_owned)

@@ -1,4 +1,4 @@
-//! Reads the vectors of this folder; used by the tests and by the seeds of the fuzz targets.
+//! Reads the vectors of this directory; used by the tests and by the seeds of the fuzz targets.
 //!
 //! ```text
 //! == name
@@ -17,21 +17,21 @@ use std::path::Path;
 /// One vector.
 #[derive(Debug, Default)]
 pub struct Vector {
-    /// The file and the name in it.
+    /// The file, and the name in it.
     pub name: String,
     /// Limits that differ from the default.
     pub limits: Vec<(String, usize)>,
-    /// How the caller behaves; empty for one that takes every body.
+    /// Behaviour of the caller; empty for one that takes every body.
     pub caller: String,
-    /// What the peer sends.
+    /// The bytes that the peer sends.
     pub bytes: Vec<u8>,
     /// The peer closes its side afterwards.
     pub eof: bool,
-    /// What has to happen.
+    /// The expected events.
     pub expected: Vec<String>,
 }
 
-/// All vectors of a folder, in the order of the files' names.
+/// Returns all vectors of a directory, in the order of the file names.
 pub fn read(folder: &Path) -> Vec<Vector> {
     let entries = std::fs::read_dir(folder).expect("the folder of the vectors");
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
