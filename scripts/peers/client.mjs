@@ -1,5 +1,5 @@
-// Plays a scenario with the official TypeScript SDK (`sdk`: "1" or "2") and prints what came of it. The twin of `client.py`,
-// where the form of scenario and transcript is written down. `modules` says where the packages are.
+// Plays a scenario with the official TypeScript SDK (`sdk`: "1" or "2") and prints the outcomes. Like `client.py`, which
+// describes the form of scenario and transcript. `modules` is the directory of the packages.
 
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
@@ -10,7 +10,7 @@ const load = (name) => import(pathToFileURL(require.resolve(name)).href);
 
 const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
 
-/** The SDK in one shape, whichever line it is. */
+/** Returns the SDK with the same functions for either version. */
 async function sdk() {
   if (scenario.sdk === "1") {
     const base = "@modelcontextprotocol/sdk";
@@ -28,7 +28,7 @@ const kit = await sdk();
 function transport({ sse, http, headers, stdio }) {
   if (http) return new kit.StreamableHTTPClientTransport(new URL(http));
   if (!sse) return new kit.StdioClientTransport({ command: stdio[0], args: stdio.slice(1), stderr: "ignore" });
-  // The stream's request takes its fields from `requestInit` too, in both lines of the SDK.
+  // The request of the stream takes its fields from `requestInit` too, in both versions of the SDK.
   return new kit.SSEClientTransport(new URL(sse), { requestInit: { headers: headers ?? {} } });
 }
 
@@ -37,7 +37,7 @@ const prefix = scenario.prefix ?? "";
 let ring = () => {};
 client.setNotificationHandler(kit.changed, () => ring());
 
-/** What was told, and who waits for it. */
+/** Received notifications, and the waiting callers. */
 const inbox = [];
 let hear = () => {};
 for (const schema of kit.told) {
@@ -47,7 +47,7 @@ for (const schema of kit.told) {
   });
 }
 
-/** All tools whose name begins with the prefix, which is taken off; by name, as the gateway lists them. */
+/** Returns all tools whose name begins with the prefix, without it, sorted by name as the gateway lists them. */
 async function tools() {
   const all = [];
   let cursor;
@@ -61,7 +61,7 @@ async function tools() {
   return bare.sort((one, other) => (one.name < other.name ? -1 : 1));
 }
 
-/** An error answer, or what the SDK itself complains of. */
+/** Returns an error response, or the SDK's own error. */
 function describe(error) {
   if (typeof error?.code !== "number") return { sdk: String(error) };
   const { code, message, data } = error;
@@ -87,10 +87,10 @@ async function call(step, more = {}) {
   return progress.length ? { ...out, progress } : out;
 }
 
-/** What is to be completed, under its exposed name. */
+/** Returns the reference to complete, under its exposed name. */
 const reference = (ref) => (ref.type === "ref/prompt" ? { ...ref, name: prefix + ref.name } : ref);
 
-/** Any request but a call, by the method of the SDK that is made for it. */
+/** Sends any request other than a call, by the SDK's method for it. */
 const ways = {
   "completion/complete": ({ ref, argument }) => client.complete({ ref: reference(ref), argument }),
   "logging/setLevel": ({ level }) => client.setLoggingLevel(level),
@@ -104,7 +104,7 @@ const ways = {
   "resources/unsubscribe": (params) => client.unsubscribeResource(params),
 };
 
-/** A list in the order of the gateway's, prompts without the prefix. */
+/** Returns a list in the order of the gateway's, prompts without the prefix. */
 function bare(result) {
   for (const [kind, key] of [["prompts", "name"], ["resources", "uri"], ["resourceTemplates", "uriTemplate"]]) {
     if (!result[kind]) continue;

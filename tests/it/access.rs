@@ -162,7 +162,7 @@ fn a_session_belongs_to_the_token_that_opened_it() {
     assert_eq!((post("two"), post("three"), post("one")), (404, 401, 202));
     client.answer("1");
     client.ask("ping", "{}");
-    assert_eq!(client.rest(), [""; 0], "what the other one sent went nowhere");
+    assert_eq!(client.rest(), [""; 0], "the other one's message was not delivered");
 }
 
 #[test]

@@ -237,7 +237,7 @@ fn wrong_options_end_with_2() {
         assert_eq!(made.status.code(), Some(2), "{options:?}");
         assert!(text(&made).contains(word), "{}", text(&made));
     }
-    assert!(names(&output).is_empty(), "nothing was made");
+    assert!(names(&output).is_empty(), "nothing was created");
     let help = script(&output, &["--help"]);
     assert!(help.status.success() && text(&help).contains("--key-size"));
 }

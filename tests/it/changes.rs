@@ -43,11 +43,11 @@ fn many_registrations_cause_few_notifications() {
     let begun = Instant::now();
     let _first = register(&gateway, "first");
     assert_eq!(listening.message()["method"], CHANGED);
-    assert!(begun.elapsed() < Duration::from_secs(10), "the first notice does not wait");
+    assert!(begun.elapsed() < Duration::from_secs(10), "the first notification is not delayed");
     let begun = Instant::now();
     let all: Vec<End> = (0..40).map(|number| register(&gateway, &format!("s{number}"))).collect();
     assert_eq!(tools(&session), all.len() + 2);
-    assert_eq!(listening.message()["method"], CHANGED, "the last change is told, too");
+    assert_eq!(listening.message()["method"], CHANGED, "the last change is notified, too");
     let pauses = begun.elapsed().as_millis() as usize / 500;
     assert_eq!(session.send("DELETE", &[], "").answer().status, 204);
     let rest = listening.all().len();

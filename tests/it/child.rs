@@ -71,7 +71,7 @@ async fn ready(child: &mut Child) {
     let stdout = child.stdout.as_mut().unwrap();
     let mut byte = [0];
     while byte != *b"\n" {
-        assert_eq!(stdout.read(&mut byte).await.unwrap(), 1, "the child says a line first");
+        assert_eq!(stdout.read(&mut byte).await.unwrap(), 1, "the child writes a line first");
     }
 }
 

@@ -317,7 +317,7 @@ fn the_environment_stands_in_for_flags() {
     );
     let client = Client::open(gateway.address, "/events", &[]);
     assert!(client.endpoint.starts_with("/in?"));
-    assert_eq!(get(gateway.address, "/flag").status, 200, "the flag has the last word");
+    assert_eq!(get(gateway.address, "/flag").status, 200, "the flag takes precedence");
     assert_eq!(get(gateway.address, "/environment").status, 404);
     gateway.program.wait_for("[DEBUG]");
 }

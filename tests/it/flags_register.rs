@@ -262,7 +262,7 @@ fn the_local_health_check_is_local() {
     let gateway = Gateway::start(&[]);
     let (_edge, health) = with_health(&gateway.url(), &[]);
     let other = SocketAddr::from(([127, 0, 0, 2], health.port()));
-    assert!(std::net::TcpStream::connect(other).is_err(), "only where we said");
+    assert!(std::net::TcpStream::connect(other).is_err(), "only at the given path");
     let mut wire = crate::wire::Wire::connect(health);
     assert_eq!(crate::wire::ask(&mut wire, "GET", "/health", &["Host: evil.example"], "").status, 403);
 }

@@ -110,7 +110,7 @@ impl End {
                 other => panic!("{other:?}"),
             }
         }
-        panic!("no frame came")
+        panic!("no frame arrived")
     }
 
     #[track_caller]

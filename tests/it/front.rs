@@ -70,7 +70,7 @@ fn unknown_paths_and_health_need_no_token() {
         assert_eq!((answer.status, &*answer.body), (200, "ok"), "{lines:?}");
     }
     assert_eq!(get(gateway.address, "/status").status, 401);
-    assert_eq!(get(gateway.address, "/servers/nobody/mcp").status, 401, "names are not told");
+    assert_eq!(get(gateway.address, "/servers/nobody/mcp").status, 401, "names are not disclosed");
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn health_without_token_leaves_the_connection_unauthenticated() {
     assert_eq!(ask(&mut healthy, "GET", "/health", &[&own], "").status, 200);
     let mut other = Wire::connect(gateway.address);
     assert_eq!(ask(&mut other, "GET", "/health", &[&own], "").status, 200);
-    assert!(healthy.is_closed(), "it made room for the other one");
+    assert!(healthy.is_closed(), "it was evicted for the other one");
 }
 
 #[test]
@@ -289,17 +289,21 @@ fn endpoint_event_carries_the_prefix() {
         assert_eq!(endpoint(&trusting, "/sse", &[&line]), "/messages", "{bad:?}");
     }
     assert_eq!(endpoint(&trusting, "/sse", &[forwarded, forwarded]), "/messages", "two of them");
-    assert_eq!(endpoint(&Gateway::start(&[]), "/sse", &[forwarded]), "/messages", "nobody is trusted");
+    assert_eq!(endpoint(&Gateway::start(&[]), "/sse", &[forwarded]), "/messages", "no proxy is trusted");
 
     let public =
         Gateway::start(&["--public-url", "https://gw.example/base/", "--trusted-proxy", "127.0.0.1"]);
     let _edge = public.edge("s");
     assert_eq!(endpoint(&public, "/sse", &[]), "/base/messages");
     assert_eq!(endpoint(&public, "/servers/s/sse", &[]), "/base/servers/s/messages");
-    assert_eq!(endpoint(&public, "/sse", &[forwarded]), "/gate/way/messages", "the proxy knows better");
+    assert_eq!(
+        endpoint(&public, "/sse", &[forwarded]),
+        "/gate/way/messages",
+        "the proxy's value takes precedence"
+    );
     let mut wire = Wire::connect(public.address);
     let hosted = ["Host: gw.example", "Origin: https://gw.example"];
-    assert_eq!(ask(&mut wire, "GET", "/status", &hosted, "").status, 200, "its host is ours");
+    assert_eq!(ask(&mut wire, "GET", "/status", &hosted, "").status, 200, "its host is accepted");
     assert_eq!(ask(&mut wire, "GET", "/status", &["Host: other.example"], "").status, 403);
 }
 

@@ -174,7 +174,7 @@ fn a_server_that_is_slower_than_the_gateway_waits_is_registered_later() {
     edge.program.wait_for("initialize timed out after 1 s");
     std::fs::write(&gate, "").unwrap();
     edge.program.wait_for("registered: ");
-    assert_eq!(edge.count("\"initialize\""), 1, "the server runs on");
+    assert_eq!(edge.count("\"initialize\""), 1, "the server keeps running");
 }
 
 fn gateway_edge(gateway: &Gateway, server: &[&str]) -> Edge {

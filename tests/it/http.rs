@@ -204,7 +204,10 @@ impl Talk {
         while !left.is_empty() {
             give(&mut self.conn, &mut left);
             if !left.is_empty() {
-                assert!(matches!(self.conn.next(self.now), Step::Read), "does not want more");
+                assert!(
+                    matches!(self.conn.next(self.now), Step::Read),
+                    "the connection requests no more bytes"
+                );
             }
         }
         self.conn.next(self.now)

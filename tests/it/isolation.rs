@@ -92,7 +92,7 @@ fn each_session_has_a_process_of_its_own() {
         let mut first = Peer::ready(&gateway, place);
         let mut second = Peer::ready(&gateway, place);
         if !place.single {
-            assert_eq!(processes(&edge), [0; 0], "a session at the aggregate has not touched it");
+            assert_eq!(processes(&edge), [0; 0], "a session at the aggregate has not used it");
             first.ask("tools/list", "{}");
             first.ask("logging/setLevel", r#"{"level":"error"}"#);
             assert_eq!(processes(&edge), [0; 0]);

@@ -340,7 +340,7 @@ fn resume_delivers_each_call_once() {
     let got = judge(&world, &board);
     let [failed, absent] = [&board.failed, &board.absent].map(|count| count.load(Ordering::SeqCst));
     assert_eq!([failed, absent], [0, 0], "calls that failed, calls that found no server");
-    assert_eq!(got, board.answered(), "what the server got and what was answered");
+    assert_eq!(got, board.answered(), "calls received and calls answered");
 }
 
 #[test]

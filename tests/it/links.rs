@@ -48,7 +48,7 @@ fn the_same_id_takes_over() {
     second.program.wait_for("registered");
     client.tools_until(|tools| tools.len() == 17);
     assert_eq!(client.call_text("s_pid", "{}"), second.server_pid().to_string());
-    assert!(first.program.is_running(), "it was registered: so it waits");
+    assert!(first.program.is_running(), "once registered, it retries");
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn a_restarted_gateway_gets_the_same_server_back() {
         gateway = gateway.again(&[]);
         gateway.program.wait_for("server 's' offers 16 tools");
         let mut client = gateway.client();
-        assert_eq!(client.call_text("s_pid", "{}"), pid, "the child lives on");
+        assert_eq!(client.call_text("s_pid", "{}"), pid, "the child keeps running");
         assert_eq!((edge.count("\"initialize\""), edge.count("notifications/initialized")), (1, 1));
         assert_eq!(edge.count("tools/list"), 1 + round);
     }
@@ -164,7 +164,7 @@ fn an_answer_to_an_earlier_link_is_dropped() {
         .collect();
     let asked =
         edge.got().iter().filter(|line| line.contains("\"id\"") && !line.contains("cancelled")).count();
-    assert_eq!(ids.len(), asked, "no id twice in the life of a server");
+    assert_eq!(ids.len(), asked, "each id is used once in the life of a server");
 }
 
 #[test]

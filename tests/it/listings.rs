@@ -183,7 +183,7 @@ fn a_server_gets_the_first_subscribe_and_the_last_unsubscribe() {
     // A session's subscriptions end with it.
     second.send("DELETE", &[], "").answer();
     assert!(two.two.wait_for("resources/unsubscribe").contains(r#""uri":"a://one""#));
-    assert_eq!(two.one.count("subscribe"), 0, "the other server hears nothing of it");
+    assert_eq!(two.one.count("subscribe"), 0, "the other server gets no request");
 }
 
 #[test]
@@ -254,7 +254,7 @@ fn each_client_has_a_log_level_of_its_own() {
     });
     assert_eq!(seen, [vec!["emergency"], vec!["debug", "error", "emergency"], vec![]]);
     let last = two.one.got().iter().rfind(|line| line.contains("logging/setLevel")).cloned();
-    assert!(last.is_some_and(|line| line.contains("debug")), "others still want it");
+    assert!(last.is_some_and(|line| line.contains("debug")), "others are still subscribed");
 }
 
 #[test]

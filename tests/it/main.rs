@@ -85,7 +85,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Runs a future to its end, or fails the test after [`TIMEOUT`].
 #[track_caller]
 fn run<T>(work: impl Future<Output = T>) -> T {
-    reactor::block_on(within(TIMEOUT, work)).unwrap().expect("the test takes too long")
+    reactor::block_on(within(TIMEOUT, work)).unwrap().expect("the test timed out")
 }
 
 /// Waits for a condition that the other side brings about; [`run`] limits the time.

@@ -85,7 +85,7 @@ fn work(gateway: &Gateway, client: usize, servers: usize, calls: usize, max: usi
         match member(&message, "id") {
             Some(id) => {
                 let (expected, steps) =
-                    waiting.remove(&id).unwrap_or_else(|| panic!("nobody asked: {message}"));
+                    waiting.remove(&id).unwrap_or_else(|| panic!("unexpected request: {message}"));
                 assert_eq!(steps, 0, "progress is lost: {message}");
                 check(&message, &expected);
                 done += 1;
@@ -93,7 +93,8 @@ fn work(gateway: &Gateway, client: usize, servers: usize, calls: usize, max: usi
             None => {
                 let params = member(&message, "params").unwrap_or_default();
                 let token = member(&params, "progressToken").unwrap_or_default();
-                let (_, steps) = waiting.get_mut(&token).unwrap_or_else(|| panic!("nobody waits: {message}"));
+                let (_, steps) =
+                    waiting.get_mut(&token).unwrap_or_else(|| panic!("unexpected response: {message}"));
                 *steps -= 1;
             }
         }
@@ -166,7 +167,7 @@ fn foreign_text_makes_no_lines_in_a_log() {
     edge.program.wait_for("shouted");
     for program in [&gateway.program, &edge.program] {
         for line in program.log().lines() {
-            assert!(line.starts_with("20") && line.contains("Z ["), "a line that is not ours: {line:?}");
+            assert!(line.starts_with("20") && line.contains("Z ["), "not a log line: {line:?}");
             assert!(!line.contains(|character: char| character.is_control()), "{line:?}");
             assert!(line.len() < 600, "{} bytes: {line:?}", line.len());
         }

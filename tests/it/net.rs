@@ -195,7 +195,7 @@ fn no_descriptors() {
         };
         let took = future::or(accepted, free).await;
         assert!(took >= Duration::from_millis(1500) && took < Duration::from_secs(10), "{took:?}");
-        assert!(cpu_time() - before < Duration::from_millis(300), "it spins");
+        assert!(cpu_time() - before < Duration::from_millis(300), "the accept loop spins");
         let warnings = WARNINGS.lock().unwrap();
         assert!(matches!(warnings.len(), 1..=3), "{warnings:?}");
         assert!(warnings[0].contains("cannot accept"), "{warnings:?}");
@@ -553,6 +553,6 @@ fn mismatched_key_and_certificate_are_reported() {
             assert!(fault.to_string().contains(word), "{word:?} in: {fault}");
         }
     }
-    let fault = Connector::new(&trusting(good.key)).err().expect("a key is no authority");
+    let fault = Connector::new(&trusting(good.key)).err().expect("a key is not a CA certificate");
     assert!(fault.to_string().contains("--ssl-ca-cert"), "{fault}");
 }

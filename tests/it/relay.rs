@@ -341,7 +341,7 @@ mod tests {
         eventually("all is counted", || (relay.passed(Way::Up), relay.passed(Way::Down)) == (8, 6));
         assert_eq!(relay.taken(), 1);
         drop(near);
-        assert_eq!(far.read(&mut [0]).unwrap(), 0, "the end passes, too");
+        assert_eq!(far.read(&mut [0]).unwrap(), 0, "the end is forwarded, too");
         drop(far);
         eventually("the connection is over", || relay.open() == 0);
     }

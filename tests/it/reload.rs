@@ -242,8 +242,8 @@ fn certificates_are_changed_without_dropping_a_connection() {
     let said = reloaded.reload();
     assert!(said.contains("reloaded tokens and certificates"), "{said}");
     assert_eq!(try_health(&mut dial(address, &second, None)).unwrap(), 200);
-    assert!(try_health(&mut dial(address, &first, None)).is_err(), "the old one is not shown any more");
-    assert_eq!(try_health(&mut old).unwrap(), 200, "what is up stays up");
+    assert!(try_health(&mut dial(address, &first, None)).is_err(), "the old one is not presented any more");
+    assert_eq!(try_health(&mut old).unwrap(), 200, "existing connections stay");
     assert_eq!(edge.program.log().matches("registered: ").count(), 1);
 }
 

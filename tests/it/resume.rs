@@ -112,7 +112,7 @@ fn a_resuming_edge_without_answer_sends_no_close() {
     let end = gateway.0.read();
     assert!(end.is_err(), "{end:?}");
     let mut gateway = End::accept(&listener);
-    assert!(gateway.next().contains("\"token\":\"t\""), "and it tries again");
+    assert!(gateway.next().contains("\"token\":\"t\""), "the edge reconnects");
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn a_resume_replaces_a_live_link() {
     let World { gateway, mut client, mut end, token, waiting, upstream } = world(&[], None);
     let mut second = End::connect(gateway.address, None);
     assert_eq!(granted(&second.introduce(&back(&token, HEARD))).1, Some(SENT));
-    assert!(end.0.read().is_err(), "the old link is over");
+    assert!(end.0.read().is_err(), "the old link is closed");
     second.say(&result(&upstream, "by the second"));
     assert!(client.answer(&waiting).contains("by the second"));
 }
@@ -231,7 +231,7 @@ fn calls_time_out_while_the_link_is_lost() {
     gateway.program.wait_for("server 's' is reconnecting");
     let why = client.answer(&waiting);
     assert!(why.contains("did not respond within 1 s"), "{why}");
-    assert_eq!(client.tools().len(), 2, "the server is still waited for");
+    assert_eq!(client.tools().len(), 2, "calls still wait for the server");
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn calls_beyond_the_queue_fail_at_once() {
     (0..4).for_each(|_| drop(client.begin_call("s_t", "{}")));
     let refused = client.call("s_t", "{}");
     assert!(refused.contains("-32000") && refused.contains("the link to server 's'"), "{refused}");
-    assert_eq!(client.rest(), [""; 0], "the others wait");
+    assert_eq!(client.rest(), [""; 0], "the other calls still wait");
 }
 
 /// The edge starts anew if its gateway has no session to resume, and cancels at its server the

@@ -237,7 +237,7 @@ fn a_token_claims_its_own_names_only() {
     for name in ["files", "cam", "File", "a-cam-1"] {
         let why = Link::register(&gateway, "r", "x", name).refused(4403);
         assert!(why.contains("the token does not allow the name") && why.contains("register["), "{why}");
-        assert!(!why.contains("box") && !why.contains("cam-*"), "the rules are nobody's business: {why}");
+        assert!(!why.contains("box") && !why.contains("cam-*"), "the token rules are not disclosed: {why}");
     }
     // An edge without a name is named after its id, and that name is checked.
     let mut wire = Link::register(&gateway, "r", "x", "file");

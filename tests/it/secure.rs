@@ -112,7 +112,7 @@ fn all_transports_work_over_tls() {
         assert_eq!(wire.head().unwrap().status, status, "{target}");
         let mut plain = Wire::connect(gateway.address);
         plain.send(text("GET", target, &[&[host.as_str()], extra].concat(), ""));
-        assert!(plain.head().is_err(), "nothing is served in the clear");
+        assert!(plain.head().is_err(), "nothing is served without TLS");
     }
     let log = gateway.program.log();
     assert!(log.contains("https://") && log.contains("wss://") && !log.contains("http://"), "{log}");
@@ -128,7 +128,7 @@ fn silent_connections_delay_nobody() {
     let mut wire = dial(gateway.address, shared(), None);
     wire.send(text("GET", "/health", &[&host(gateway.address)], ""));
     assert_eq!(wire.answer().status, 200);
-    assert!(!gateway.program.log().contains("handshake"), "none of them was given up yet");
+    assert!(!gateway.program.log().contains("handshake"), "none of them has timed out yet");
 }
 
 #[test]

@@ -90,7 +90,7 @@ impl Events {
     /// Returns the next event.
     #[track_caller]
     pub fn next(&mut self) -> Event {
-        self.try_next().unwrap().expect("the stream goes on")
+        self.try_next().unwrap().expect("the stream has not ended")
     }
 
     /// Returns the next event's message.

@@ -1,12 +1,15 @@
-//! A seeded world in virtual time: clients, gateway, links, edges and children made of the real tables and machines, without
-//! a socket, a clock or a thread. The seed decides delays, losses, repeats, cuts, partitions, restarts of the gateway, of
-//! edges and of children, cancellations and who leaves when; after each step the promises of the gateway are checked.
-//! Some worlds are gentle: their lines are cut as often as others', but nothing is started anew, and there no call may
-//! hear that its link is gone.
+//! A seeded simulation in virtual time: clients, gateway, links, edges and children made of the real
+//! tables and state machines, without sockets, clocks or threads. The seed decides delays, losses,
+//! duplicates, cuts, partitions, restarts of the gateway, edges and children, cancellations and the
+//! end of each client. The invariants of the gateway are checked after each step. Some worlds are
+//! gentle: links are cut as often as in others, but no program restarts, and no call may fail
+//! because of a lost link.
 //!
-//! `MCPPORT_SEEDS=10000` runs so many seeds (otherwise 2 000); `MCPPORT_SEED=7` runs that one and tells what happens.
+//! `MCPPORT_SEEDS=10000` runs this many seeds (otherwise 2 000); `MCPPORT_SEED=7` runs that one and
+//! prints its events.
 //!
-//! What stands between the machines here is what `gateway` and `register` do with queues and sockets.
+//! The code here that connects the state machines does what `gateway` and `register` do with queues
+//! and sockets.
 
 mod child;
 mod client;
@@ -37,7 +40,7 @@ use self::{
     line::{Line, Timers},
 };
 
-/// Numbers from a seed (SplitMix64).
+/// A random number generator with a seed (SplitMix64).
 pub struct Random(pub u64);
 
 impl Random {
@@ -53,12 +56,12 @@ impl Random {
         self.next() as u32
     }
 
-    /// A number below a bound.
+    /// Returns a number below a bound.
     pub fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound.max(1) as u64) as usize
     }
 
-    /// True in so many of a hundred cases.
+    /// Returns true with this probability in percent.
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
@@ -68,35 +71,35 @@ impl Random {
     }
 }
 
-/// What travels on a connection.
+/// Data in transit on a connection.
 #[derive(Debug)]
 pub enum Frame {
     Text(String),
     Ping,
     Pong,
-    /// The end, with a word about why.
+    /// A close frame, with the reason.
     Farewell,
-    /// The end without a word.
+    /// The end without a close frame.
     End,
 }
 
 #[derive(Debug)]
 enum Event {
-    /// A client does something.
+    /// A client performs an action.
     Act(usize),
     /// A frame arrives at the edge.
     Down(usize, Frame),
     /// A frame arrives at the gateway.
     Up(usize, Frame),
-    /// A child, of this number, writes a line.
+    /// The child with this number writes a line.
     Line(usize, u64, String),
     /// A child ends.
     Crash(usize),
-    /// The child after the one of this number is started.
+    /// The successor of the child with this number starts.
     Start(usize, u64),
-    /// An edge connects, if it still means the attempt of this number.
+    /// An edge connects, unless its attempt with this number was replaced.
     Dial(usize, u32),
-    /// Something happens to a box, its line or its program.
+    /// A fault of an edge, its connection or its program.
     Fault(usize, Fault),
     /// The gateway is killed.
     Kill,
@@ -104,15 +107,15 @@ enum Event {
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
-    /// The connection is reset: both ends know, or the edge alone, or nobody.
+    /// The connection is reset: both ends notice, or only the edge, or neither.
     Reset { edge: bool, gateway: bool },
-    /// The connection ends for the edge alone; what it had sent still arrives.
+    /// The connection ends for the edge only; its sent frames still arrive.
     Leave,
-    /// What goes in one direction goes nowhere, and nobody is told.
+    /// Frames in one direction are lost silently.
     Deaf(Way),
-    /// In these directions nothing moves for a while; what was sent arrives after it.
+    /// Frames in these directions are delayed for a while.
     Partition(&'static [Way]),
-    /// The program at the edge is killed and started anew.
+    /// The program at the edge is killed and restarted.
     Restart,
 }
 
@@ -132,7 +135,7 @@ impl Way {
     }
 }
 
-/// What happens in gentle worlds, too.
+/// Faults that also happen in gentle worlds.
 const FAULTS: [Fault; 9] = [
     Fault::Leave,
     Fault::Reset { edge: true, gateway: true },
@@ -145,10 +148,10 @@ const FAULTS: [Fault; 9] = [
     Fault::Partition(&[Way::Down]),
 ];
 
-/// Bytes of a frame that each end accepts.
+/// Maximum frame size in bytes at each end.
 const MESSAGE_BYTES: usize = 1500;
 
-/// What makes a message larger than that.
+/// Padding that makes a message larger than that.
 fn padding() -> String {
     "x".repeat(MESSAGE_BYTES)
 }
@@ -157,22 +160,22 @@ fn padding() -> String {
 struct End {
     up: bool,
     timers: Timers,
-    /// When the last frame towards this end arrives: frames do not overtake.
+    /// Arrival time of the last frame towards this end: frames stay in order.
     last: Instant,
-    /// What is sent to it is lost.
+    /// Frames sent to it are lost.
     lost: bool,
 }
 
 /// A connection of an edge.
 pub struct Wire {
     place: usize,
-    /// What it carries at the gateway.
+    /// The state of the connection at the gateway.
     pub talk: Option<usize>,
     /// The receiving ends of both directions.
     ends: [End; 2],
 }
 
-/// Everything but the programs and the clients.
+/// The network: everything but the programs and the clients.
 pub struct Net {
     pub now: Instant,
     pub random: Random,
@@ -181,7 +184,7 @@ pub struct Net {
     agenda: BTreeMap<(Instant, u64), Event>,
     number: u64,
     pub wires: Vec<Wire>,
-    /// Until when nothing moves, by box and direction.
+    /// End of the present delay, by edge and direction.
     held: Vec<[Instant; 2]>,
     loud: bool,
 }
@@ -198,12 +201,12 @@ impl Net {
         }
     }
 
-    /// When a box can be reached both ways.
+    /// Returns when an edge can be reached in both directions.
     fn held_until(&self, place: usize) -> Instant {
         self.held[place][0].max(self.held[place][1])
     }
 
-    /// A new connection from a box.
+    /// Opens a connection from an edge.
     fn connect(&mut self, place: usize) -> usize {
         let (now, limits) = (self.now, &self.limits.link);
         let end = |max| {
@@ -235,7 +238,7 @@ impl Net {
         }
     }
 
-    /// A larger frame than the other end accepts would end the link.
+    /// Asserts that the other end accepts the size of a frame, which would end the link otherwise.
     fn check_size(&self, frame: &Frame) {
         if let Frame::Text(text) = frame {
             assert!(text.len() <= self.limits.link.message_bytes, "a frame of {} bytes", text.len());
@@ -254,14 +257,14 @@ impl Net {
         Some(end.last - now)
     }
 
-    /// The gateway's end is gone. The edge is told nothing but that.
+    /// The gateway's end is gone. The edge gets no close frame.
     pub fn hang_up(&mut self, wire: usize) {
         if std::mem::replace(&mut self.wires[wire].ends[Way::Up as usize].up, false) {
             self.send(wire, Way::Down, Frame::End);
         }
     }
 
-    /// The gateway ends a connection, and says why.
+    /// The gateway closes a connection, with the reason.
     pub fn close_with_frame(&mut self, wire: usize) {
         if std::mem::replace(&mut self.wires[wire].ends[Way::Up as usize].up, false) {
             self.send(wire, Way::Down, Frame::Farewell);
@@ -276,7 +279,7 @@ struct World {
     gentle: bool,
 }
 
-/// The limits of a world.
+/// Returns the limits of a world.
 fn limits(random: &mut Random, gentle: bool) -> Limits {
     let window = Duration::from_secs([0, 5, 30][random.below(3)]);
     let link = LinkLimits {
@@ -332,7 +335,8 @@ impl World {
         Self { net, gateway, boxes, gentle }
     }
 
-    /// Runs until every client has what it asked for; then ends everything. Returns how much happened.
+    /// Runs until every client has all its responses, then ends everything. Returns counts of the
+    /// events.
     fn run(mut self) -> (u64, Vec<String>) {
         while !self.gateway.clients.iter().all(Client::is_done) {
             assert!(
@@ -416,7 +420,7 @@ impl World {
         }
     }
 
-    /// What a connection waits for, at both ends: signs of life, and before that the first frame.
+    /// Returns the timers of a connection at both ends: heartbeat, and before that the first frame.
     fn deadline(&self, wire: usize) -> Option<Instant> {
         let limits = &self.net.limits.link;
         let due = |way: Way| match &self.net.wires[wire].ends[way as usize] {
@@ -430,7 +434,7 @@ impl World {
         due(Way::Up).into_iter().chain(due(Way::Down)).min()
     }
 
-    /// What is due.
+    /// Runs the due timers.
     fn timers(&mut self) {
         for wire in 0..self.net.wires.len() {
             self.timer(wire, Way::Up);
@@ -515,7 +519,7 @@ impl World {
         }
     }
 
-    /// A connection has ended for the gateway. `accident`: nobody said a word.
+    /// A connection has ended for the gateway. `accident`: without a close frame.
     fn gateway_down(&mut self, wire: usize, accident: bool, why: &str) {
         match accident {
             true => self.net.hang_up(wire),
@@ -524,7 +528,7 @@ impl World {
         self.gateway.wire_down(&mut self.net, wire, accident, why);
     }
 
-    /// A connection has ended for its edge. `accident`: nobody said a word.
+    /// A connection has ended for its edge. `accident`: without a close frame.
     fn edge_down(&mut self, wire: usize, accident: bool) {
         if !std::mem::replace(&mut self.net.wires[wire].ends[Way::Down as usize].up, false) {
             return;
@@ -539,7 +543,7 @@ impl World {
         let wire = self.boxes[place].wire();
         self.net.say(|| format!("{fault:?} of box {place}, connection {wire:?}"));
         if self.net.random.chance(30) {
-            // One seldom comes alone: the next may meet an edge that is just coming back.
+            // Faults often come in pairs: the second may hit an edge that is reconnecting.
             let (after, next) = (self.net.random.millis(0, 400), self.net.random.below(2 * FAULTS.len()));
             let next = FAULTS.get(next).copied().unwrap_or(Fault::Leave);
             self.net.plan(after, Event::Fault(place, next));
@@ -558,7 +562,7 @@ impl World {
             }
             Fault::Reset { edge, gateway } => {
                 let Some(wire) = wire else { return };
-                // What is under way is lost.
+                // Frames in transit are lost.
                 self.net.wires[wire].ends.iter_mut().for_each(|end| end.lost = true);
                 if edge {
                     self.edge_down(wire, true);
@@ -578,7 +582,7 @@ impl World {
     }
 }
 
-/// Names the seed when a check fails.
+/// Prints the seed if a check fails.
 struct Named(u64);
 
 impl Drop for Named {
@@ -630,10 +634,10 @@ fn every_call_is_answered_once_and_to_its_caller() {
     }
 }
 
-/// In the error for an answer that the gateway would not accept.
+/// Part of the error for a response that the gateway would not accept.
 pub const TOO_LARGE: &str = "the answer is too large";
 
-/// What clients get to see, all of it often enough for the checks to mean something.
+/// Parts of messages that clients must receive, often enough for the checks to be meaningful.
 const SIGHTS: [&str; 11] = [
     "\"result\":{\"nonce\"",
     "\"code\":7,",

@@ -47,7 +47,7 @@ impl World {
         assert_eq!(self.session.call_text(&format!("{name}_echo"), json!({"text": "small"})), "small");
         self.session.call_text(&format!("{name}_release"), json!({"key": "k"}));
         let answer = value(&held.answer().body);
-        assert_eq!(answer["result"]["content"][0]["text"], "k", "the call beside it is answered");
+        assert_eq!(answer["result"]["content"][0]["text"], "k", "the other call is answered");
     }
 
     /// No link was lost or replaced.

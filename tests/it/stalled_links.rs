@@ -72,7 +72,7 @@ fn freeze(ways: &[Way]) {
     relay.restore();
     client.tools_until(|tools| has(tools, "s"));
     assert_eq!(client.call_text("s_echo", r#"{"text":"back"}"#), "back");
-    assert!(relay.taken() > 1, "the edge came back over a new connection");
+    assert!(relay.taken() > 1, "the edge reconnected over a new connection");
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn an_idle_link_stays_up() {
     thread::sleep(DEAD * 10);
     let after = Way::BOTH.map(|way| relay.passed(way));
     assert!(after[0] > before[0] && after[1] > before[1], "pings and answers: {before:?}, {after:?}");
-    assert_eq!((relay.taken(), relay.open()), (1, 1), "the first link is the last");
+    assert_eq!((relay.taken(), relay.open()), (1, 1), "the link was not replaced");
     assert_eq!(client.call_text("s_echo", r#"{"text":"still here"}"#), "still here");
     assert_eq!(client.rest(), [""; 0]);
 }

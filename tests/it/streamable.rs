@@ -573,7 +573,7 @@ fn a_stream_is_taken_over_from_a_connection_that_is_stuck() {
     for number in 0..16 {
         assert_eq!(fresh.message()["params"]["number"], number);
     }
-    assert!(begun.elapsed() < Limits::default().http.write_stall / 2, "nobody waits for the old connection");
+    assert!(begun.elapsed() < Limits::default().http.write_stall / 2, "nothing waits for the old connection");
     say(16);
     assert_eq!(fresh.message()["params"]["number"], 16);
 }

@@ -73,7 +73,7 @@ fn the_link_stays_up_when_the_server_crashes() {
     let initialize: Vec<&String> = got.iter().filter(|line| line.contains("\"initialize\"")).collect();
     assert!(initialize.iter().all(|line| *line == initialize[0]), "{initialize:?}");
     assert_eq!(edge.program.log().matches("registered: ").count(), 1, "the link stayed");
-    assert!(client.rest().iter().all(|message| !message.contains("\"id\"")), "nobody is answered twice");
+    assert!(client.rest().iter().all(|message| !message.contains("\"id\"")), "no request is answered twice");
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn time_from_a_kill_to_the_first_good_call() {
     until_served(&mut client, "s_pid");
     let elapsed = killed.elapsed();
     println!("kill -9 of a server to the first good call: {} ms", elapsed.as_millis());
-    assert!(elapsed >= Duration::from_millis(750), "the first delay is not under three quarters of a second");
+    assert!(elapsed >= Duration::from_millis(750), "the first delay is at least three quarters of a second");
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn an_answer_that_is_too_large_costs_its_call_alone() {
         let answer = client.call("s_say", &format!(r#"{{"line":"{line}","pad":{}}}"#, 5 << 20));
         assert_eq!(error(&answer), (-32603, words.to_owned()));
     }
-    assert_eq!(client.call_text("s_pid", "{}"), pid, "the server goes on");
+    assert_eq!(client.call_text("s_pid", "{}"), pid, "the server keeps running");
     client.call("s_release", r#"{"key":"k"}"#);
     assert!(client.answer(&held).contains("\"k\""));
     assert_eq!(edge.program.log().matches("4194304").count(), 2, "logged once each");
@@ -416,7 +416,7 @@ fn a_hostile_gateway_cannot_control_the_edge() {
         }
     }
     assert_eq!(holdings(&edge.program), before);
-    assert_eq!(before.1.len(), 1, "its server is all that it started");
+    assert_eq!(before.1.len(), 1, "it started no process but its server");
 }
 
 fn bounded(stream: &TcpStream) {

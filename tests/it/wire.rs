@@ -393,7 +393,7 @@ impl Client {
 
     #[track_caller]
     fn read_event(&mut self) -> (String, String) {
-        self.try_event().unwrap().expect("the event stream goes on")
+        self.try_event().unwrap().expect("the event stream has not ended")
     }
 
     /// Returns the next event's name and data, or `None` at the regular end of the stream.

@@ -51,7 +51,7 @@ fn an_endless_resume_window_is_accepted() {
         r#"{{"status":"received","id":"x","message":"m","capabilities":{{"mcpport":{{"resume":{{"token":"t","window":{window}}}}}}}}}"#
     ));
     drop(end);
-    assert!(next(&listener).next().contains("\"token\":\"t\""), "it comes back");
+    assert!(next(&listener).next().contains("\"token\":\"t\""), "it reconnects");
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn an_edge_stopped_while_registering_closes_with_1001() {
     // The gateway has accepted it, and its response is in transit.
     edge.program.signal(Signal::TERM);
     assert_eq!(end.close_reason().0, 1001);
-    assert!(edge.program.is_running(), "it is told before the server ends");
+    assert!(edge.program.is_running(), "the link closes before the server exits");
     assert_eq!(edge.program.ended().code, Some(0));
 }
 
@@ -171,7 +171,7 @@ fn a_slow_line_is_not_taken_for_a_peer_that_acknowledges_nothing() {
     for id in &open {
         assert!(client.answer(id).contains("xxx"));
     }
-    assert_eq!(relay.taken(), 1, "the line is slow, and not dead");
+    assert_eq!(relay.taken(), 1, "the connection is slow, not dead");
 }
 
 #[test]

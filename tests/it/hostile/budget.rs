@@ -272,7 +272,7 @@ fn subscriptions_are_charged() {
     let paid = bytes(gateway.address) - before;
     assert!((300_000..400_000).contains(&paid), "{paid} bytes");
     assert_eq!(session.send("DELETE", &[], "").answer().status, 204);
-    assert!(bytes(gateway.address) <= before, "they are given back with the session");
+    assert!(bytes(gateway.address) <= before, "they are credited when the session ends");
 }
 
 /// The `initialize` params of sessions, and long URIs that they subscribe to: refused if there is

@@ -24,7 +24,7 @@ fn log_levels_do_not_count_as_calls() {
         }
         assert_eq!(other.call_text("s_echo", json!({"text": "good"})), "good", "round {round}");
     }
-    assert_eq!(edge.count("logging/setLevel"), 1, "the next one goes out when this one is answered");
+    assert_eq!(edge.count("logging/setLevel"), 1, "the next request is sent when this one is answered");
 }
 
 /// A log level that is set while another request runs is not lost.
@@ -173,6 +173,6 @@ fn connections_of_a_proxy_authenticate_nobody() {
         assert_eq!(health(&format!("guess-{guess}"), "192.0.2.1"), 401);
     }
     assert_eq!(health("guess-10", "192.0.2.1"), 429);
-    assert_eq!(health("right", "192.0.2.1"), 429, "who guesses does not learn when he is right");
+    assert_eq!(health("right", "192.0.2.1"), 429, "a throttled client cannot tell whether a guess is right");
     assert_eq!(health("right", "192.0.2.9"), 200);
 }

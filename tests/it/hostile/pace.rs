@@ -61,7 +61,7 @@ fn a_slow_body_is_answered() {
     assert_eq!(wire.answer().status, 408);
     let mut wire = Wire::connect(gateway.address);
     wire.send(post("Content-Length: 10001"));
-    assert_eq!(wire.answer().status, 413, "and nothing of it was sent");
+    assert_eq!(wire.answer().status, 413, "nothing of it was sent");
     let mut wire = Wire::connect(gateway.address);
     wire.send(post("Transfer-Encoding: chunked"));
     wire.send(format!("2711\r\n{}\r\n", "x".repeat(10_001)));
@@ -111,7 +111,7 @@ fn a_client_that_reads_no_response_is_closed() {
     let begun = Instant::now();
     // The buffers of both sides do not hold this much.
     while stream.write_all(request.as_bytes()).is_ok() {
-        assert!(begun.elapsed() < crate::TIMEOUT, "it is served for ever");
+        assert!(begun.elapsed() < crate::TIMEOUT, "the connection is never closed");
     }
     assert_eq!(get(gateway.address, "/health").status, 200);
 }

@@ -19,7 +19,7 @@ use crate::{
 fn error(session: &Session, id: i64, tool: &str, arguments: Value) -> Value {
     let begun = Instant::now();
     let answer = session.post(&call(id, tool, arguments));
-    assert!(begun.elapsed() < Duration::from_secs(5), "who is refused does not wait");
+    assert!(begun.elapsed() < Duration::from_secs(5), "refusals are immediate");
     value(&answer.body)["error"].clone()
 }
 
@@ -45,7 +45,7 @@ fn calls_have_limits() {
     assert_eq!(two.call_text("o_echo", json!({"text": "other"})), "other");
     assert_eq!(counter(gateway.address, "busy"), 2);
     let three = Session::open(gateway.address, "/servers/s/mcp");
-    assert!(error(&three, 1, "release", json!({"key": "k1"}))["message"].is_string(), "full is full");
+    assert!(error(&three, 1, "release", json!({"key": "k1"}))["message"].is_string(), "the limit holds");
     // One of them is cancelled, which frees a slot for the call that ends the others.
     let cancelled = json!({"requestId": 12, "reason": "enough"});
     let told = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": cancelled});

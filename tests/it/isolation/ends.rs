@@ -73,7 +73,7 @@ fn a_crash_is_reported_to_its_own_session_only() {
         assert_eq!(other.pid(), untouched, "{place:?}");
         drop((victim, other));
     }
-    assert!(edge.program.offspring().contains(&edge.server_pid()), "the shared one lives on");
+    assert!(edge.program.offspring().contains(&edge.server_pid()), "the shared process keeps running");
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn a_new_link_is_not_confused_with_the_old() {
     let mut new = Peer::ready(&gateway, place);
     let held = new.begin_call("hold", r#"{"key":"k"}"#);
     edge.wait_for("\"hold\"");
-    assert!(processes(&edge).contains(&pid), "the old process is not gone yet");
+    assert!(processes(&edge).contains(&pid), "the old process has not ended yet");
     eventually("it is gone", || !processes(&edge).contains(&pid));
     edge.program.wait_for("server process exited");
     new.call("release", r#"{"key":"k"}"#);
@@ -328,7 +328,7 @@ fn a_session_that_ended_gets_no_process() {
     let (first, rest) = request.split_at(request.len() - 10);
     let mut wire = Wire::connect(gateway.address);
     wire.send(first.replacen("\r\n", "\r\nExpect: 100-continue\r\n", 1));
-    assert_eq!(wire.head().unwrap().status, 100, "its session was found");
+    assert_eq!(wire.head().unwrap().status, 100, "its session exists");
     peer.hang_up();
     eventually("the session is over", || peer.is_over());
     wire.send(rest);

@@ -115,7 +115,7 @@ fn a_flood_in_one_session_does_not_stop_the_others() {
             assert_eq!(peer.call_text("echo", r#"{"text":"hello"}"#), "hello");
         }
     }
-    assert!(loud.iter_mut().any(|peer| peer.rest().is_empty()), "the flood was over before");
+    assert!(loud.iter_mut().any(|peer| peer.rest().is_empty()), "the flood ended too early");
 }
 
 #[test]
