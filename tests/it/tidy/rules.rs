@@ -22,10 +22,16 @@ fn is_test(root: &Path, path: &str) -> bool {
         .any(|text| text.lines().map(str::trim_start).collect::<Vec<_>>().join("\n").contains(&test))
 }
 
-#[test]
-fn every_rule_names_existing_tests() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = fs::read_to_string(root.join("tests/rules.txt")).unwrap();
+/// Whether a fuzz target exists and is built.
+fn is_fuzz_target(root: &Path, name: &str) -> bool {
+    let manifest = fs::read_to_string(root.join("tests/fuzz/Cargo.toml")).unwrap();
+    let path = format!("targets/{name}.rs");
+    manifest.contains(&format!("name = \"{name}\"\npath = \"{path}\"\n"))
+        && root.join("tests/fuzz").join(path).exists()
+}
+
+/// Returns what is wrong with a table of rules.
+fn complaints(root: &Path, text: &str) -> Vec<String> {
     let mut complaints = Vec::new();
     let mut next = 1;
     for line in text.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty()) {
@@ -43,7 +49,7 @@ fn every_rule_names_existing_tests() {
         }
         for name in names.split_whitespace() {
             let there = match name.split_once(':') {
-                Some(("fuzz", target)) => root.join(format!("tests/fuzz/targets/{target}.rs")).exists(),
+                Some(("fuzz", target)) => is_fuzz_target(root, target),
                 Some(("script", path)) => root.join(path).exists(),
                 _ => is_test(root, name),
             };
@@ -55,5 +61,32 @@ fn every_rule_names_existing_tests() {
     if next != 41 {
         complaints.push(format!("{} rules, not 40", next - 1));
     }
-    super::check("tests/rules.txt", &complaints);
+    complaints
+}
+
+#[test]
+fn every_rule_names_existing_tests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("tests/rules.txt")).unwrap();
+    super::check("tests/rules.txt", &complaints(root, &text));
+}
+
+#[test]
+fn a_renamed_test_is_missed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let own = "tidy::rules::a_renamed_test_is_missed";
+    let missed = |names: &str| {
+        let text = (1..=40).map(|number| format!("{number} | A rule. | {names} |\n")).collect::<String>();
+        complaints(root, &text).len() / 40
+    };
+    assert_eq!(missed(&format!("{own} sse::tests::events_round_trip fuzz:head script:scripts/rules.sh")), 0);
+    // A test of another name, in another module, a helper function, a unit test named as one of `tests/it`.
+    assert_eq!(
+        missed(
+            "tidy::rules::renamed tidy::a_renamed_test_is_missed tidy::rules::is_test sse::events_round_trip"
+        ),
+        4
+    );
+    assert_eq!(missed("fuzz:renamed script:scripts/renamed.sh"), 2);
+    assert_eq!(missed(""), 1);
 }
