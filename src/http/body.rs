@@ -7,7 +7,7 @@
 use super::Refusal;
 use super::head::{Request, Version};
 use super::types::StatusCode;
-use crate::limits::HttpLimits;
+use crate::{limits::HttpLimits, util};
 
 /// How the body of a request is delimited.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,16 +46,12 @@ pub fn framing(request: &Request) -> Result<Framing, Refusal> {
     }
 }
 
-/// Parses a decimal length in its only accepted spelling: digits, without leading zeros.
+/// Parses a decimal length in its only accepted spelling.
 fn parse_length(text: &str) -> Result<u64, Refusal> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let plain = text == "0" || !text.starts_with('0');
     // A number of 20 digits may still fit in 64 bits, but no body is that long; 19 digits always
     // fit.
-    if !digits || !plain || text.len() > DIGITS {
-        return Err(Refusal::bad("malformed Content-Length"));
-    }
-    text.parse().map_err(|_| Refusal::bad("malformed Content-Length"))
+    let length = util::parse::digits(text).filter(|_| text.len() <= DIGITS);
+    length.ok_or_else(|| Refusal::bad("malformed Content-Length"))
 }
 
 /// Decoder of one chunked body.

@@ -4,7 +4,7 @@
 //! or `1e0`.
 
 use super::unquote;
-use crate::limits::ID_BYTES;
+use crate::{limits::ID_BYTES, util};
 
 /// Returns the non-negative integer that an id or a progress token represents: a JSON number, or a
 /// string that contains one. `None` for anything else, for values above `u64::MAX`, and for raw
@@ -28,7 +28,7 @@ pub fn is_same(one: &str, other: &str) -> bool {
 fn whole(text: &str) -> Option<u64> {
     let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     if is_digits(text) {
-        return text.parse().ok().filter(|_| text == "0" || !text.starts_with('0'));
+        return util::parse::digits(text);
     }
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
     let (before, after) = mantissa.split_once('.').unwrap_or((mantissa, "0"));

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::limits::SessionLimits;
+use crate::{limits::SessionLimits, util::parse::digits};
 
 #[derive(Debug)]
 struct Event {
@@ -80,7 +80,7 @@ pub fn event_id(stream: u32, number: u64) -> String {
 /// Parses the id of an event.
 pub fn read_event_id(id: &str) -> Option<(u32, u64)> {
     let (stream, number) = id.split_once('-')?;
-    Some((stream.parse().ok()?, number.parse().ok()?))
+    Some((digits(stream)?.try_into().ok()?, digits(number)?))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{jsonrpc::is_same, limits};
+use crate::{jsonrpc::is_same, limits, util};
 
 /// Error: too many requests wait for the client ([`limits::SERVER_REQUESTS`]).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -51,7 +51,7 @@ impl<U> PendingServerRequests<U> {
     /// Removes the request that a response of the client answers; `id` is as the client wrote it.
     /// Returns the server and its own id, or `None` if there is no such request.
     pub fn end(&mut self, id: &str) -> Option<(U, Box<str>)> {
-        let number = id.parse().ok().filter(|_| id.bytes().all(|byte| byte.is_ascii_digit()))?;
+        let number = util::parse::digits(id)?;
         self.open.remove(&number).map(|request| (request.server, request.id))
     }
 

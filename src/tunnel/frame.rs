@@ -14,6 +14,8 @@
 //! by such a number and a space or the end, except a negative number, which is not a valid frame
 //! anyway.
 
+use crate::util::parse::digits;
+
 /// A parsed frame.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Frame<'a> {
@@ -36,19 +38,14 @@ pub fn read(frame: &str) -> Frame<'_> {
         return Frame::Plain(frame);
     }
     let (number, text) = rest.split_once(' ').unwrap_or((rest, ""));
-    let number = Some(number).filter(|number| is_number(number)).and_then(|number| number.parse().ok());
+    // Channels count from 1, and each has only one spelling.
+    let number = digits(number).and_then(|number| u32::try_from(number).ok()).filter(|number| *number > 0);
     match (kind, number) {
         ("#", Some(channel)) => Frame::Message(channel, text),
         ("+", Some(channel)) if text.is_empty() => Frame::Open(channel),
         ("-", Some(channel)) => Frame::Close(channel, text),
         _ => Frame::Plain(frame),
     }
-}
-
-/// Whether `text` is a number in canonical form, without leading zeros, so that each channel has
-/// only one spelling.
-fn is_number(text: &str) -> bool {
-    text.starts_with(|first: char| first != '0') && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Returns the frame for a message of a channel.

@@ -8,7 +8,7 @@ use crate::{
     jsonrpc::{find, object, quote, unquote},
     limits::{RESUME_LONGEST, SERVER_ID},
     secret::Secret,
-    util,
+    util::{self, parse::digits},
 };
 
 /// A registration: the first frame of an edge.
@@ -102,13 +102,14 @@ impl Registration {
         let ours =
             call && at(&["params", "capabilities", "mcpport"])?.is_some_and(|value| value.starts_with('{'));
         let sessions = at(&["params", "capabilities", "mcpport", "sessions", "max"])?;
-        let sessions = sessions.filter(|_| ours).and_then(|max| max.parse().ok()).filter(|max| *max > 0);
+        let sessions = sessions.filter(|_| ours).and_then(digits).and_then(|max| u32::try_from(max).ok());
+        let sessions = sessions.filter(|max| *max > 0);
         let (id, name) = (read_id(id)?, read_name(name, longest_name)?);
         let resume = |member| at(&["params", "capabilities", "mcpport", "resume", member]);
         let resumes =
             at(&["params", "capabilities", "mcpport", "resume"])?.is_some_and(|value| value.starts_with('{'));
         let token = resume("token")?.and_then(unquote).map(|token| Secret::new(token.as_ref()));
-        let received = resume("received")?.and_then(|count| count.parse().ok());
+        let received = resume("received")?.and_then(digits);
         let claim = token.zip(received).map(|(token, received)| Claim { token, received });
         let message_bytes = at(&["params", "capabilities", "mcpport", "message_bytes"])?;
         let message_bytes = message_bytes.filter(|_| ours).and_then(read_size);
@@ -177,7 +178,7 @@ fn read_name(raw: Option<&str>, longest: usize) -> Result<Option<String>, Invali
 
 /// Parses a size in bytes: a whole number from 1. Any other value means no limit.
 fn read_size(raw: &str) -> Option<usize> {
-    raw.parse().ok().filter(|size| *size > 0)
+    digits(raw).and_then(|size| usize::try_from(size).ok()).filter(|size| *size > 0)
 }
 
 /// A status frame: a message between the gateway and the edge program itself.
@@ -224,10 +225,10 @@ impl Status {
         let sessions = at(&["capabilities", "mcpport", "sessions"])?.is_some();
         let resume = |member| at(&["capabilities", "mcpport", "resume", member]);
         let token = resume("token")?.and_then(unquote).map(|token| Secret::new(token.as_ref()));
-        let window = resume("window")?.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+        let window = resume("window")?.and_then(digits).map(Duration::from_secs);
         // Bound the value: adding a huge window to an `Instant` would panic.
         let window = window.map(|window| window.min(RESUME_LONGEST));
-        let received = resume("received")?.and_then(|count| count.parse().ok());
+        let received = resume("received")?.and_then(digits);
         let resume = token.zip(window).map(|(token, window)| ResumeGrant { token, window, received });
         let (status, message) = (text(&["status"])??, text(&["message"])?.unwrap_or_default());
         let message_bytes = at(&["capabilities", "mcpport", "message_bytes"])?.and_then(read_size);

@@ -24,7 +24,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use crate::limits::LinkLimits;
+use crate::{limits::LinkLimits, util};
 
 /// The state needed to resume a link session over another connection. `F` is a frame that is cheap
 /// to clone.
@@ -168,9 +168,7 @@ impl<F: Clone> Default for Resume<F> {
 /// Parses an acknowledgement frame. Returns `None` for any other frame; no JSON text begins with
 /// `*`.
 pub fn read(frame: &str) -> Option<u64> {
-    let count = frame.strip_prefix('*')?;
-    let plain = count.bytes().all(|byte| byte.is_ascii_digit()) && (count == "0" || !count.starts_with('0'));
-    count.parse().ok().filter(|_| plain)
+    frame.strip_prefix('*').and_then(util::parse::digits)
 }
 
 #[cfg(test)]

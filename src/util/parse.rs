@@ -1,6 +1,15 @@
-//! Parses durations and sizes in the form used for flags.
+//! Parses numbers: decimal digits from the network, and durations and sizes in the form used for
+//! flags.
 
 use std::time::Duration;
+
+/// Parses a number in its only canonical spelling: ASCII digits, without a sign (which `str::parse`
+/// accepts) or leading zeros. `None` for anything else and for values above `u64::MAX`.
+pub fn digits(text: &str) -> Option<u64> {
+    let canonical = text == "0" || !text.starts_with('0');
+    let plain = canonical && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| plain)
+}
 
 /// Parses a duration: `10` (seconds), `10s`, `500ms`, `2m`, `1h`.
 pub fn duration(typed: &str) -> Option<Duration> {
@@ -41,6 +50,30 @@ pub fn size(bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn digits_have_one_spelling() {
+        for (text, number) in [("0", 0), ("7", 7), ("120", 120), ("18446744073709551615", u64::MAX)] {
+            assert_eq!(digits(text), Some(number), "{text}");
+        }
+        for text in [
+            "",
+            "00",
+            "01",
+            "+1",
+            "-0",
+            "-1",
+            " 1",
+            "1 ",
+            "1.0",
+            "1e3",
+            "0x1",
+            "\u{661}",
+            "18446744073709551616",
+        ] {
+            assert_eq!(digits(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn sizes() {
