@@ -8,10 +8,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
 };
 
-use crate::limits::HttpLimits;
+use crate::{limits::HttpLimits, util::address::ClientAddress};
 
 /// The reason why a connection is rejected.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,7 +39,7 @@ pub struct ConnectionLimiter<H> {
     /// Connections from loopback. They have a limit of their own, since a proxy on this machine
     /// connects on behalf of many clients.
     loopback: usize,
-    addresses: HashMap<IpAddr, usize>,
+    addresses: HashMap<ClientAddress, usize>,
     /// Unauthenticated connections by number, so in the order of arrival.
     unauthenticated: BTreeMap<u64, H>,
     limits: HttpLimits,
@@ -93,7 +93,7 @@ impl<H> ConnectionLimiter<H> {
         let (count, _) = self.count(from);
         *count = count.saturating_sub(1);
         if *count == 0 {
-            self.addresses.remove(&network(from));
+            self.addresses.remove(&ClientAddress::of(from));
         }
     }
 
@@ -117,19 +117,7 @@ impl<H> ConnectionLimiter<H> {
         if from.is_loopback() {
             return (&mut self.loopback, self.limits.connections_from_loopback);
         }
-        (self.addresses.entry(network(from)).or_default(), self.limits.connections_per_address)
-    }
-}
-
-/// Returns the address as it is counted. A subscriber has one IPv4 address, or an IPv6 network of
-/// 64 bits in which every machine can choose its address.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
+        (self.addresses.entry(ClientAddress::of(from)).or_default(), self.limits.connections_per_address)
     }
 }
 

@@ -23,29 +23,11 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use crate::limits::GuessLimits;
-
-/// A client address as it is counted: an IPv4 address, or the /64 network of an IPv6 address, which
-/// one customer has.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct ClientAddress(IpAddr);
-
-impl ClientAddress {
-    /// Returns the address as it is counted. An IPv4-mapped IPv6 address counts as IPv4.
-    pub fn of(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V6(address) => {
-                let network = address.to_bits() & !u128::from(u64::MAX);
-                IpAddr::V6(Ipv6Addr::from_bits(network))
-            }
-            address => address,
-        })
-    }
-}
+use crate::{limits::GuessLimits, util::address::ClientAddress};
 
 /// Returns the address that a request comes from: the peer of its connection or, if that is a
 /// trusted proxy, the client that it names in `X-Forwarded-For`.

@@ -23,7 +23,7 @@ use crate::{
     auth::{
         self, Denied, Permissions, Principal, Tokens,
         rule::Rule,
-        throttle::{ClientAddress, GuessThrottle, GuessVerdict},
+        throttle::{GuessThrottle, GuessVerdict},
     },
     config::GatewayConfig,
     error::FatalError,
@@ -31,6 +31,7 @@ use crate::{
     net::{text_file, tls::Acceptor},
     session::Full,
     tunnel::close::CloseReason,
+    util::address::ClientAddress,
 };
 
 /// The token table and the throttle of wrong tokens.

@@ -1,9 +1,10 @@
 //! Small pure helpers that every layer may use.
 //!
-//! - [`name`]: valid names, edit distance. [`parse`]: durations and sizes. [`time`]: dates, RFC
-//!   3339. [`uuid`]: random ids.
+//! - [`address`]: client addresses as limits count them. [`name`]: valid names, edit distance.
+//!   [`parse`]: numbers, durations and sizes. [`time`]: dates, RFC 3339. [`uuid`]: random ids.
 //! - [`escape`]: untrusted text escaped for a log line.
 
+pub mod address;
 pub mod escape;
 pub mod name;
 pub mod parse;
