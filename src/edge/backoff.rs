@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::limits::LinkLimits;
+use crate::{limits::LinkLimits, util::backoff};
 
 /// Why the last link, or the attempt to open one, ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -45,10 +45,9 @@ impl Backoff {
             LinkFailure::Suspended => limits.resume_retry.min(limits.backoff_cap),
             LinkFailure::Refused => limits.backoff_refused,
         };
-        let factor = 1u32.checked_shl(self.attempts).unwrap_or(u32::MAX);
-        let ceiling = limits.backoff_base.saturating_mul(factor).min(cap);
-        self.attempts = self.attempts.saturating_add(1).min(31);
-        ceiling.mul_f64(f64::from(random) / f64::from(u32::MAX))
+        let ceiling = backoff::doubled(limits.backoff_base, self.attempts, cap);
+        self.attempts = self.attempts.saturating_add(1);
+        backoff::less_random(ceiling, 1.0, u32::MAX - random)
     }
 }
 

@@ -16,7 +16,7 @@
 
 use std::time::Duration;
 
-use crate::{config::Restart, limits::ChildLimits};
+use crate::{config::Restart, limits::ChildLimits, util::backoff};
 
 /// How a run of the server ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -54,10 +54,9 @@ impl Restarts {
         if alive >= limits.restart_reset {
             self.failures = 0;
         }
-        let factor = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);
-        self.failures = self.failures.saturating_add(1).min(31);
-        let whole = limits.restart_base.saturating_mul(factor).min(limits.restart_cap);
-        Some(whole.mul_f64(1.0 - f64::from(random) / f64::from(u32::MAX) / 4.0))
+        let whole = backoff::doubled(limits.restart_base, self.failures, limits.restart_cap);
+        self.failures = self.failures.saturating_add(1);
+        Some(backoff::less_random(whole, 0.25, random))
     }
 }
 

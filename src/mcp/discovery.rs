@@ -18,7 +18,7 @@ use crate::{
         LATEST,
         listing::{ListItem, ListKind},
     },
-    util,
+    util::{self, backoff},
 };
 
 /// A request to send to the server.
@@ -183,8 +183,8 @@ impl Discovery {
     /// Returns the pause between the last list failure and the next attempt. It doubles with each
     /// failure, up to a cap.
     pub fn retry_pause(&self) -> Duration {
-        let factor = 1u32.checked_shl(self.failures.saturating_sub(1)).unwrap_or(u32::MAX);
-        self.limits.list_pause.saturating_mul(factor).min(self.limits.list_retry_cap)
+        let before = self.failures.saturating_sub(1);
+        backoff::doubled(self.limits.list_pause, before, self.limits.list_retry_cap)
     }
 
     /// Makes the failed lists due again, for [`Discovery::relist`], once the pause is over.

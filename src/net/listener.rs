@@ -24,7 +24,7 @@ use crate::{
     limits,
     log_throttle::{LeftOut, LogThrottle},
     runtime::{async_fd::AsyncFd, reactor::IoInterest},
-    util,
+    util::{self, backoff},
 };
 
 /// Opens the listening sockets for `--host` and `--port`. If `port` is 0, the system chooses one
@@ -197,21 +197,23 @@ impl Listener {
 /// The pause after failed accepts, and the rate limit of their log lines.
 #[derive(Debug, Default)]
 struct AcceptBackoff {
-    pause: Duration,
+    /// Since the last successful accept.
+    failures: u32,
     throttle: LogThrottle,
 }
 
 impl AcceptBackoff {
     /// Records a successful accept: the next failure starts with a short pause again.
     fn worked(&mut self) {
-        self.pause = Duration::ZERO;
+        self.failures = 0;
     }
 
     /// Records a failed accept. Returns how long to pause, and, if a log line is due, how many
     /// lines were suppressed before it.
     fn failed(&mut self, now: Instant) -> (Duration, Option<LeftOut>) {
-        self.pause = (self.pause * 2).clamp(limits::ACCEPT_PAUSE_FIRST, limits::ACCEPT_PAUSE_LONGEST);
-        (self.pause, self.throttle.due(now, "accept", "", limits::LOG_WARNINGS))
+        let pause = backoff::doubled(limits::ACCEPT_PAUSE_FIRST, self.failures, limits::ACCEPT_PAUSE_LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        (pause, self.throttle.due(now, "accept", "", limits::LOG_WARNINGS))
     }
 }
 

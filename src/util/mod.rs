@@ -2,9 +2,10 @@
 //!
 //! - [`address`]: client addresses as limits count them. [`name`]: valid names, edit distance.
 //!   [`parse`]: numbers, durations and sizes. [`time`]: dates, RFC 3339. [`uuid`]: random ids.
-//! - [`escape`]: untrusted text escaped for a log line.
+//! - [`backoff`]: exponential delays with jitter. [`escape`]: untrusted text escaped for a log line.
 
 pub mod address;
+pub mod backoff;
 pub mod escape;
 pub mod name;
 pub mod parse;
