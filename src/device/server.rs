@@ -14,10 +14,8 @@ use serde_json::{Map, Value, json};
 use super::machine::Machine;
 use super::tools::Tool;
 use super::{disks, network, system};
-use crate::util::escape::show;
+use crate::{mcp, util::escape::show};
 
-/// Supported protocol versions, newest first.
-const VERSIONS: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
 const SUMMARY: &str = "device://summary";
 const DIAGNOSE: &str = "diagnose";
 const INSTRUCTIONS: &str = "Reports on the host that this server runs on: system, disks, network, processes and log files. \
@@ -227,9 +225,8 @@ fn whole_list(params: &Map<String, Value>, name: &str, entries: Value) -> Result
 /// Accepts a known version, and offers the newest for any other.
 fn initialize(params: &Map<String, Value>) -> Result<Value, Failure> {
     let asked = text(params, "protocolVersion")?;
-    let version = VERSIONS.into_iter().find(|version| *version == asked).unwrap_or(VERSIONS[0]);
     Ok(json!({
-        "protocolVersion": version,
+        "protocolVersion": mcp::negotiate(asked),
         "capabilities": { "tools": {}, "resources": {}, "prompts": {} },
         "serverInfo": {
             "name": "mcpport-device", "title": "mcpport device", "version": env!("CARGO_PKG_VERSION"),

@@ -7,11 +7,11 @@
 
 use crate::{
     jsonrpc::{Message, Span, elements, find, quote, unquote},
-    mcp::VERSIONS,
+    mcp::version::{V2025_03_26, V2025_06_18, VERSIONS},
 };
 
 /// Content types, each with the protocol version that introduced it.
-const NEWER: [(&str, &str); 2] = [("audio", "2025-03-26"), ("resource_link", "2025-06-18")];
+const NEWER: [(&str, &str); 2] = [("audio", V2025_03_26), ("resource_link", V2025_06_18)];
 
 /// Returns the edits that adapt a response to `method` for a client, in text order. Empty for all
 /// methods but `tools/call` and `prompts/get`, and whenever the client is not older than the

@@ -9,25 +9,11 @@ pub mod exposed_name;
 pub mod listing;
 pub mod log_level;
 pub mod resource_links;
+pub mod version;
+
+pub use version::{LATEST, VERSIONS, negotiate, version_of};
 
 use crate::jsonrpc;
-
-/// Protocol versions that start with `initialize`, oldest first.
-pub const VERSIONS: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
-/// The version that we offer, and that we answer with when a client requests an unknown one.
-pub const LATEST: &str = "2025-11-25";
-
-/// Returns the version for the `initialize` result (MCP lifecycle, version negotiation): the
-/// requested one if we know it, otherwise [`LATEST`].
-pub fn negotiate(asked: &str) -> &'static str {
-    VERSIONS.iter().find(|known| **known == asked).copied().unwrap_or(LATEST)
-}
-
-/// Returns the version in a result of `initialize` or in its params.
-pub fn version_of(raw: &str) -> Option<String> {
-    let span = jsonrpc::find(raw, 0..raw.len(), &["protocolVersion"]).ok()??;
-    jsonrpc::unquote(&raw[span]).map(|version| version.into_owned())
-}
 
 /// Returns the instructions in a result of `initialize`.
 pub fn instructions_of(raw: &str) -> Option<String> {
@@ -83,16 +69,6 @@ pub const LIST_SERVERS: &str = r#"{"name":"list_servers","description":"List all
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions() {
-        for version in VERSIONS {
-            assert_eq!(negotiate(version), version);
-        }
-        for other in ["", "2026-07-28", "0.1.0", "2025-06-18 "] {
-            assert_eq!(negotiate(other), LATEST);
-        }
-    }
 
     #[test]
     fn built_in_results_are_valid_json() {

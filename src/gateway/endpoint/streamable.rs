@@ -32,7 +32,10 @@ use crate::{
     hub::doors::Responder,
     jsonrpc::{self, Kind, Malformed, Message, elements},
     limits::{self, LOG_WARNINGS},
-    mcp,
+    mcp::{
+        self,
+        version::{allows_batches, allows_empty_events},
+    },
     net::{
         http_conn::HttpConnection,
         outbox::{Received, Receiver},
@@ -255,7 +258,7 @@ fn take(exchange: &Exchange<'_>, scope: Scope) -> Result<Posted, Response> {
 /// Parses the messages of a batch. Only protocol version 2025-03-26 has batches, and `initialize`
 /// is not allowed in one.
 fn read_batch<'a>(body: &'a str, client: &Session, gateway: &Gateway) -> Result<Vec<Message<'a>>, Response> {
-    if client.info().version != "2025-03-26" {
+    if !allows_batches(&client.info().version) {
         return Err(bad_request(Malformed::Batch.reason()));
     }
     let start = body.len() - body.trim_start().len();
@@ -472,9 +475,7 @@ async fn stream(
     exchange.start_stream(event_stream::head());
     let Exchange { gateway, web, .. } = exchange;
     let mut first = Vec::new();
-    if client.info().version == "2025-11-25" && attached.sent == 0 {
-        // Only clients of this version handle an event with empty data (MCP 2025-11-25,
-        // basic/transports, resumability).
+    if allows_empty_events(&client.info().version) && attached.sent == 0 {
         sse::retry(gateway.config.limits.session.retry, &mut first);
         sse::id(&event_id(attached.id, 0), &mut first);
         sse::event("message", "", &mut first);
