@@ -6,6 +6,7 @@ use crate::{
     command::CommandLine,
     limits::{self, Limits},
     secret::Secret,
+    util,
 };
 
 /// Configuration of `mcpport gateway`.
@@ -166,8 +167,7 @@ pub struct GatewayUrl {
 impl GatewayUrl {
     /// Returns `host:port` as in the `Host` header field and in messages.
     pub fn authority(&self) -> String {
-        let (host, port) = (&self.host, self.port);
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+        util::authority::join(&self.host, self.port)
     }
 }
 

@@ -4,11 +4,12 @@
 //! upgrade. A page that a browser loaded from elsewhere can reach a loopback port under a host name
 //! of its own, but it cannot hide that name.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 
 use crate::{
     http::{head::Request, types::Method},
     limits,
+    util::authority::{self, Authority, Host},
 };
 
 /// The route of a request. `Some` names the server whose endpoint it is; `None` is the endpoint of
@@ -192,9 +193,9 @@ impl Policy {
     }
 
     fn is_our_host(&self, host: &str) -> bool {
-        let name = without_port(host);
-        is_loopback_name(name)
-            || is_address(name)
+        let Some(Authority { written: name, host: named, .. }) = authority::parse(host) else { return false };
+        is_loopback(named)
+            || is_address(named)
             || self
                 .public_hosts
                 .iter()
@@ -207,7 +208,8 @@ impl Policy {
         }
         let Some((scheme, authority)) = origin.split_once("://") else { return false };
         let web = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
-        web && (is_loopback_name(without_port(authority)) || authority.eq_ignore_ascii_case(host))
+        web && (authority::parse(authority).is_some_and(|authority| is_loopback(authority.host))
+            || authority.eq_ignore_ascii_case(host))
     }
 }
 
@@ -217,33 +219,23 @@ fn is_from_another_site(request: &Request) -> bool {
     request.fields("sec-fetch-site").any(|site| !matches!(site, "none" | "same-origin"))
 }
 
-/// Strips the port from `name:port` or `[address]:port`. Returns anything else unchanged; it then
-/// matches none of our names.
-fn without_port(host: &str) -> &str {
-    let (name, rest) = match host.find(']') {
-        Some(end) if host.starts_with('[') => host.split_at(end + 1),
-        _ => host.split_at(host.find(':').unwrap_or(host.len())),
-    };
-    let port = rest.strip_prefix(':').unwrap_or(rest);
-    let plain = rest.is_empty() || (rest.starts_with(':') && port.bytes().all(|byte| byte.is_ascii_digit()));
-    if plain { name } else { host }
-}
-
-fn is_loopback_name(name: &str) -> bool {
-    name.eq_ignore_ascii_case("localhost")
-        || name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
-        || in_brackets(name).is_some_and(|address| address.is_loopback())
+fn is_loopback(host: Host<'_>) -> bool {
+    match host {
+        Host::Name(name) => {
+            name.eq_ignore_ascii_case("localhost")
+                || name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+        }
+        Host::V6(address) => address.is_loopback(),
+    }
 }
 
 /// Whether a host is an IP address, which cannot be rebound. The unspecified address does not
 /// count: it is meant for binding, and no client has a reason to name it as a `Host`.
-fn is_address(name: &str) -> bool {
-    name.parse::<Ipv4Addr>().is_ok_and(|address| !address.is_unspecified())
-        || in_brackets(name).is_some_and(|address| !address.is_unspecified())
-}
-
-fn in_brackets(name: &str) -> Option<Ipv6Addr> {
-    name.strip_prefix('[')?.strip_suffix(']')?.parse().ok()
+fn is_address(host: Host<'_>) -> bool {
+    match host {
+        Host::Name(name) => name.parse::<Ipv4Addr>().is_ok_and(|address| !address.is_unspecified()),
+        Host::V6(address) => !address.is_unspecified(),
+    }
 }
 
 #[cfg(test)]

@@ -27,7 +27,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{limits::GuessLimits, util::address::ClientAddress};
+use crate::{
+    limits::GuessLimits,
+    util::{address::ClientAddress, authority::unbracketed},
+};
 
 /// Returns the address that a request comes from: the peer of its connection or, if that is a
 /// trusted proxy, the client that it names in `X-Forwarded-For`.
@@ -53,8 +56,7 @@ pub fn origin<'a>(
 /// brackets.
 fn address(text: &str) -> Option<IpAddr> {
     let socket = || text.parse::<SocketAddr>().ok().map(|socket| socket.ip());
-    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-    bare.parse().ok().or_else(socket)
+    unbracketed(text).parse().ok().or_else(socket)
 }
 
 /// Wrong tokens from one address.

@@ -1,12 +1,6 @@
 //! Parses the values of single flags. Each error names its flag and never contains a secret.
 
-use std::{
-    fmt::Display,
-    net::{IpAddr, Ipv6Addr},
-    ops::RangeInclusive,
-    str::FromStr,
-    time::Duration,
-};
+use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use log::LevelFilter;
 
@@ -17,7 +11,10 @@ use crate::{
     limits::{SERVER_ID, THREADS},
     router::{self, REGISTER_PATH},
     secret::Secret,
-    util,
+    util::{
+        self,
+        authority::{self, Authority, Host},
+    },
 };
 
 /// Parses every value of a flag that may be repeated.
@@ -228,27 +225,14 @@ pub fn gateway_url(typed: &str) -> Result<GatewayUrl, FatalError> {
 /// Returns the host without brackets, and the port if there is one. `None` if the authority does
 /// not have the form of RFC 3986 3.2.
 fn host_and_port(authority: &str) -> Option<(String, Option<u16>)> {
-    let (host, port) = match authority.strip_prefix('[') {
-        Some(rest) => {
-            let (address, port) = rest.split_once(']')?;
-            (address.parse::<Ipv6Addr>().ok()?.to_string(), port)
-        }
-        None => {
-            let (name, port) = authority.split_at(authority.find(':').unwrap_or(authority.len()));
-            let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-            (
-                Some(name).filter(|name| !name.is_empty() && name.bytes().all(usual))?.to_ascii_lowercase(),
-                port,
-            )
-        }
+    let Authority { host, port, .. } = authority::parse(authority)?;
+    let host = match host {
+        Host::Name(name) => name.to_ascii_lowercase(),
+        Host::V6(address) => address.to_string(),
     };
-    let port = match port.strip_prefix(':') {
-        None if port.is_empty() => None,
-        // A colon without a port is valid and means the default port (RFC 3986 3.2.3).
-        Some("") => None,
-        // `parse` would accept a leading plus sign, which is not allowed in a port.
-        Some(digits) if !digits.starts_with('+') => Some(digits.parse().ok().filter(|port| *port != 0)?),
-        _ => return None,
+    let port = match port {
+        None | Some("") => None,
+        Some(digits) => Some(digits.parse().ok().filter(|port| *port != 0)?),
     };
     Some((host, port))
 }

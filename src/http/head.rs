@@ -8,11 +8,13 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::mem::MaybeUninit;
-use std::net::Ipv6Addr;
 
 use super::Refusal;
 use super::types::{Method, StatusCode};
-use crate::limits::{HTTP_FIELDS, HttpLimits};
+use crate::{
+    limits::{HTTP_FIELDS, HttpLimits},
+    util::authority,
+};
 
 /// Finds the end of a head. Pass all bytes of the connection from the first byte of the head, and
 /// more of them with each call; it remembers how far it has searched.
@@ -412,19 +414,8 @@ fn absolute_host(target: &str) -> Option<(usize, usize)> {
 /// Whether the text is `host` or `host:port`, without user information and with valid characters
 /// only.
 fn is_authority(text: &str) -> bool {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((address, rest)) if address.parse::<Ipv6Addr>().is_ok() => ("6", rest),
-            _ => return false,
-        },
-        None => text.split_at(text.find(':').unwrap_or(text.len())),
-    };
-    let good_host = !host.is_empty() && host.bytes().all(crate::util::name::is_name_byte);
-    let good_port = match port.strip_prefix(':') {
-        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.parse::<u16>().is_ok(),
-        None => port.is_empty(),
-    };
-    good_host && good_port
+    let port = |port: &str| port.parse::<u16>().is_ok();
+    authority::parse(text).is_some_and(|authority| authority.port.is_none_or(port))
 }
 
 /// Whether a name equals `plain` once `_` and `-` are removed and case is ignored.

@@ -60,7 +60,7 @@ fn addresses(host: Option<&str>, port: u16) -> Result<Vec<SocketAddr>, FatalErro
     if host.is_empty() || host.eq_ignore_ascii_case("localhost") {
         return Ok(vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]);
     }
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let bare = util::authority::unbracketed(host);
     if let Ok(address) = bare.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address.to_canonical(), port)]);
     }

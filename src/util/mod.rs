@@ -1,10 +1,11 @@
 //! Small pure helpers that every layer may use.
 //!
-//! - [`address`]: client addresses as limits count them. [`name`]: valid names, edit distance.
+//! - [`address`]: client addresses as limits count them. [`authority`]: `host:port`. [`name`]: valid names, edit distance.
 //!   [`parse`]: numbers, durations and sizes. [`time`]: dates, RFC 3339. [`uuid`]: random ids.
 //! - [`backoff`]: exponential delays with jitter. [`escape`]: untrusted text escaped for a log line.
 
 pub mod address;
+pub mod authority;
 pub mod backoff;
 pub mod escape;
 pub mod name;

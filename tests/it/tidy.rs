@@ -17,6 +17,7 @@ const SIDEWAYS: &[(&str, &str, &str)] = &[
     ("config", "command", "a configuration holds a command line"),
     ("config", "limits", "and limits"),
     ("config", "secret", "and tokens"),
+    ("config", "util", "and writes `host:port`"),
     ("catalog", "auth", "a server belongs to a principal"),
     ("session", "auth", "so does a session"),
     ("hub", "catalog", "an instance is one of a registered server"),
