@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use futures_lite::{AsyncReadExt, AsyncWriteExt};
+use futures_lite::AsyncWriteExt;
 
 use super::Gateway;
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         types::StatusCode,
     },
     limits::{LOG_LINK_EVENTS, LOG_WARNINGS, LogLimit},
-    net::{clock, stream::Stream, timeout},
+    net::{clock, drain::drain, stream::Stream, timeout},
     runtime::{
         executor,
         shutdown::{Shutdown, ShutdownTrigger},
@@ -141,23 +141,16 @@ pub fn reject(gateway: &Arc<Gateway>, stream: Stream, why: Rejection) {
     executor::spawn_guarded(told, || {});
 }
 
-/// Writes a response, then reads and discards what the peer was sending. Closing with unread data
-/// would send a TCP reset, which can destroy the response in flight.
+/// Writes a response, then reads and discards what the peer was sending, see [`drain`].
 async fn tell(
     mut stream: Stream,
     response: &Response,
-    (time, mut bytes): (std::time::Duration, usize),
+    (time, bytes): (std::time::Duration, usize),
 ) -> std::io::Result<()> {
     let mut out = Vec::new();
     response::whole(response, Some(clock::date()), true, false, &mut out);
     stream.write_all(&out).await?;
     stream.finish(time).await?;
-    let mut rest = [0; 512];
-    loop {
-        let count = stream.read(&mut rest).await?;
-        if count == 0 || count > bytes {
-            return Ok(());
-        }
-        bytes -= count;
-    }
+    drain(&mut stream, bytes).await;
+    Ok(())
 }

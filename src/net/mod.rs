@@ -9,6 +9,7 @@
 //! - [`tls`]: certificates and keys from files, both sides of the handshake, readable errors.
 //! - [`http_conn`]: drives the state machine of an HTTP connection (`http::conn`) over a stream.
 //! - [`ws_link`]: drives the WebSocket between edge and gateway, one task per link.
+//! - [`drain`]: reads what a peer still sends before its connection is closed.
 //! - [`outbound`]: the outgoing side of a link, over one or more connections.
 //! - [`outbox`]: the bounded queue of outgoing messages in front of a writer.
 //! - [`budget`]: the memory budget for everything buffered for peers, divided among principals.
@@ -21,6 +22,7 @@
 
 pub mod budget;
 pub mod clock;
+pub mod drain;
 pub mod http_conn;
 pub mod listener;
 pub mod logger;

@@ -16,7 +16,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use futures_lite::AsyncReadExt;
 use futures_rustls::{
     TlsAcceptor, TlsConnector, TlsStream,
     pki_types::ServerName,
@@ -27,6 +26,7 @@ use futures_rustls::{
 };
 
 use super::{
+    drain::drain,
     stream::{Stream, TcpSocket},
     timeout,
 };
@@ -105,24 +105,13 @@ impl Acceptor {
     }
 }
 
-/// Lets a rejected client read the alert. Closing a socket with unread bytes would reset the
-/// connection and lose the alert.
+/// Lets a rejected client read the alert, see [`drain`].
 async fn linger(mut socket: TcpSocket) {
     if socket.get_ref().shutdown(Shutdown::Write).is_err() {
         return;
     }
-    let unread = async {
-        let mut scratch = vec![0; limits::LINGER];
-        let mut left = limits::LINGER;
-        while let Ok(some @ 1..) = socket.read(&mut scratch).await {
-            left = left.saturating_sub(some);
-            if left == 0 {
-                return;
-            }
-        }
-    };
     // The alert may be lost for a client that still sends after that.
-    let _ = timeout::within(limits::CLOSE, unread).await;
+    let _ = timeout::within(limits::CLOSE, drain(&mut socket, limits::LINGER)).await;
 }
 
 /// The client side: turns a connection to a gateway into a TLS connection.

@@ -31,7 +31,13 @@ use futures_sink::Sink;
 use smol::Timer;
 
 pub use self::metered::Metered;
-use super::{budget::Account, outbound::Outbound, stream::Stream, timeout};
+use super::{
+    budget::Account,
+    drain::{Drained, drain},
+    outbound::Outbound,
+    stream::Stream,
+    timeout,
+};
 use crate::{
     limits::{LINK_BURST, LinkLimits},
     runtime::pacer::Pacer,
@@ -265,20 +271,13 @@ async fn close_handshake(
         let _ = poll_fn(|context| Pin::new(&mut *socket).poll_flush(context)).await;
         let stream = &mut socket.get_mut().inner;
         stream.finish(limits.close_time).await.ok()?;
-        let mut rest = [0; 512];
-        let mut left = limits.close_bytes;
-        while left > 0 {
-            let count = futures_lite::AsyncReadExt::read(stream, &mut rest).await.ok()?;
-            if count == 0 {
-                return Some(());
-            }
-            left = left.saturating_sub(count);
-            // Yields, so that the time limit is checked even if the peer never stops sending.
-            future::yield_now().await;
+        match drain(stream, limits.close_bytes).await {
+            Drained::Ended => Some(()),
+            Drained::Failed => None,
+            // The peer has until the time limit to read our Close frame. Reading any more of its
+            // data would only serve a flood.
+            Drained::TooMuch => std::future::pending().await,
         }
-        // The peer has until the time limit to read our Close frame. Reading any more of its data
-        // would only serve a flood.
-        std::future::pending().await
     };
     // A peer that does not read is not waited for.
     let _ = timeout::within(limits.close_time, closing).await;
