@@ -14,7 +14,11 @@ use serde_json::{Map, Value, json};
 use super::machine::Machine;
 use super::tools::Tool;
 use super::{disks, network, system};
-use crate::{mcp, util::escape::show};
+use crate::{
+    jsonrpc::{self, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, NO_RESOURCE, PARSE_ERROR},
+    mcp,
+    util::escape::show,
+};
 
 const SUMMARY: &str = "device://summary";
 const DIAGNOSE: &str = "diagnose";
@@ -22,20 +26,13 @@ const INSTRUCTIONS: &str = "Reports on the host that this server runs on: system
      Everything is read-only. Start with `system` and `disks`; the prompt `diagnose` shows a way \
      through.";
 
-/// JSON-RPC 2.0 error codes, and the MCP code for an unknown resource.
-const PARSE_ERROR: i32 = -32700;
-const INVALID_REQUEST: i32 = -32600;
-const METHOD_NOT_FOUND: i32 = -32601;
-const INVALID_PARAMS: i32 = -32602;
-const RESOURCE_NOT_FOUND: i32 = -32002;
-
 /// The MCP server.
 pub struct DeviceServer {
     machine: Machine,
 }
 
 /// An error response: its code and a one-line message.
-struct Failure(i32, String);
+struct Failure(i64, String);
 
 impl Failure {
     fn params(reason: impl Into<String>) -> Self {
@@ -120,7 +117,7 @@ impl DeviceServer {
     fn resource(&self, params: &Map<String, Value>) -> Result<Value, Failure> {
         let uri = text(params, "uri")?;
         if uri != SUMMARY {
-            return Err(Failure(RESOURCE_NOT_FOUND, format!("unknown resource {}", show(uri))));
+            return Err(Failure(NO_RESOURCE, format!("unknown resource {}", show(uri))));
         }
         let mut page = String::from("# This host\n");
         for (title, report) in [
@@ -189,11 +186,8 @@ fn string(raw: &str) -> Option<String> {
 /// Formats a response as one line; `id` is raw JSON.
 fn answer(id: &str, result: Result<Value, Failure>) -> String {
     match result {
-        Ok(result) => format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#),
-        Err(Failure(code, message)) => {
-            let error = json!({ "code": code, "message": message });
-            format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{error}}}"#)
-        }
+        Ok(result) => jsonrpc::result(id, &result.to_string()),
+        Err(Failure(code, message)) => jsonrpc::error(id, code, &message),
     }
 }
 

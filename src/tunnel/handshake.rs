@@ -5,7 +5,7 @@
 use std::{borrow::Cow, time::Duration};
 
 use crate::{
-    jsonrpc::{find, object, quote, unquote},
+    jsonrpc::{self, find, object, quote, unquote},
     limits::{RESUME_LONGEST, SERVER_ID},
     secret::Secret,
     util::{self, parse::digits},
@@ -131,12 +131,12 @@ impl Registration {
         let resume = claim.map_or_else(String::new, |claim| {
             format!("\"token\":{},\"received\":{}", quote(claim.token.expose()), claim.received)
         });
-        format!(
-            "{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"register\",\"params\":{{\"name\":{},\"version\":\"{}\",\"capabilities\":{{\"mcpport\":{{\"message_bytes\":{message_bytes},\"resume\":{{{resume}}}{sessions}}}}}}}}}",
-            quote(id),
+        let params = format!(
+            "{{\"name\":{},\"version\":\"{}\",\"capabilities\":{{\"mcpport\":{{\"message_bytes\":{message_bytes},\"resume\":{{{resume}}}{sessions}}}}}}}",
             quote(name),
             env!("CARGO_PKG_VERSION"),
-        )
+        );
+        jsonrpc::request(&quote(id), "register", &params)
     }
 }
 
