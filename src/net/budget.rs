@@ -17,12 +17,12 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, MutexGuard, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
-use crate::limits;
+use crate::{limits, runtime::lock::Lock};
 
 /// A holder of bytes for an absent client.
 pub trait Evict: Send + Sync {
@@ -39,7 +39,7 @@ struct BudgetState {
     size: usize,
     used: AtomicUsize,
     shared: AtomicBool,
-    idle: Mutex<IdleRegistry>,
+    idle: Lock<IdleRegistry>,
 }
 
 #[derive(Default)]
@@ -72,7 +72,7 @@ pub enum Priority {
 impl Budget {
     /// Creates a budget of `size` bytes. It is not shared: one account may take all of it.
     pub fn new(size: usize) -> Self {
-        let idle = Mutex::default();
+        let idle = Lock::default();
         Self(Arc::new(BudgetState { size, used: AtomicUsize::new(0), shared: AtomicBool::new(false), idle }))
     }
 
@@ -209,8 +209,7 @@ impl Account {
 
 impl BudgetState {
     fn registry(&self) -> MutexGuard<'_, IdleRegistry> {
-        // Each change of the registry is complete in itself, so a poisoned lock can still be used.
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock()
     }
 }
 
@@ -298,23 +297,23 @@ mod tests {
     use super::*;
 
     /// Test data held for an absent client.
-    struct Kept(Mutex<Charge>);
+    struct Kept(Lock<Charge>);
 
     impl Kept {
         fn new(account: &Account, bytes: usize) -> Arc<Self> {
             let mut charge = account.charge();
             assert!(charge.resize(bytes));
-            Arc::new(Self(Mutex::new(charge)))
+            Arc::new(Self(Lock::new(charge)))
         }
 
         fn bytes(&self) -> usize {
-            self.0.lock().unwrap().bytes()
+            self.0.lock().bytes()
         }
     }
 
     impl Evict for Kept {
         fn evict(&self) {
-            assert!(self.0.lock().unwrap().resize(0));
+            assert!(self.0.lock().resize(0));
         }
     }
 

@@ -7,12 +7,16 @@
 use std::{
     collections::VecDeque,
     io::{self, Write},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, MutexGuard},
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::{limits, util};
+use crate::{
+    limits,
+    runtime::lock::{self, Lock},
+    util,
+};
 
 /// Lines waiting for the writer thread.
 #[derive(Debug, Default)]
@@ -63,15 +67,14 @@ fn gap(count: u64) -> String {
 
 #[derive(Debug, Default)]
 struct LoggerState {
-    buffer: Mutex<Buffer>,
+    buffer: Lock<Buffer>,
     /// Notified when a line was added, or when the thread has written everything.
     changed: Condvar,
 }
 
 impl LoggerState {
     fn buffer(&self) -> MutexGuard<'_, Buffer> {
-        // Each change is complete in itself, so a poisoned lock can still be used.
-        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.buffer.lock()
     }
 }
 
@@ -101,7 +104,7 @@ impl LogWriter {
             if left.is_zero() {
                 return;
             }
-            buffer = self.0.changed.wait_timeout(buffer, left).unwrap_or_else(PoisonError::into_inner).0;
+            buffer = lock::wait(&self.0.changed, buffer, Some(left));
         }
     }
 }
@@ -133,7 +136,7 @@ fn drain(shared: &LoggerState, mut output: impl Write) {
             }
             None => {
                 shared.changed.notify_all();
-                buffer = shared.changed.wait(buffer).unwrap_or_else(PoisonError::into_inner);
+                buffer = lock::wait(&shared.changed, buffer, None);
             }
         }
     }

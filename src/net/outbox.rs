@@ -9,12 +9,12 @@ use std::{
     collections::VecDeque,
     fmt,
     future::poll_fn,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak},
+    sync::{Arc, Weak},
     task::{Context, Poll, Waker},
 };
 
 use super::budget::{Account, Evict, Idle};
-use crate::limits;
+use crate::{limits, runtime::lock::Lock};
 
 /// Why a message was not accepted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -37,10 +37,10 @@ pub enum Received<E> {
 }
 
 /// The writing side.
-pub struct Sender<E>(Arc<Mutex<QueueState<E>>>);
+pub struct Sender<E>(Arc<Lock<QueueState<E>>>);
 
 /// The reading side.
-pub struct Receiver<E>(Arc<Mutex<QueueState<E>>>);
+pub struct Receiver<E>(Arc<Lock<QueueState<E>>>);
 
 struct QueueState<E> {
     messages: VecDeque<String>,
@@ -84,7 +84,7 @@ pub fn with_account<E>(
     max_bytes: usize,
     account: Option<Account>,
 ) -> (Sender<E>, Receiver<E>) {
-    let state = Arc::new(Mutex::new(QueueState {
+    let state = Arc::new(Lock::new(QueueState {
         messages: VecDeque::new(),
         bytes: 0,
         in_flight_bytes: 0,
@@ -99,11 +99,6 @@ pub fn with_account<E>(
         writers: Vec::new(),
     }));
     (Sender(state.clone()), Receiver(state))
-}
-
-fn lock<E>(state: &Mutex<QueueState<E>>) -> MutexGuard<'_, QueueState<E>> {
-    // The state is consistent between any two statements, so a poisoned lock can still be used.
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<E> QueueState<E> {
@@ -193,14 +188,9 @@ impl<E> Drop for QueueState<E> {
     }
 }
 
-impl<E: Send> Evict for Mutex<QueueState<E>> {
+impl<E: Send> Evict for Lock<QueueState<E>> {
     fn evict(&self) {
-        let state = match self.try_lock() {
-            Ok(state) => Some(state),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        };
-        let Some(mut state) = state else { return };
+        let Some(mut state) = self.try_lock() else { return };
         match state.parked {
             None => {}
             Some(Parked::Closed) => drop(state.close()),
@@ -269,7 +259,7 @@ impl<E> Sender<E> {
     /// Runs `push` on the state, and wakes the reader if it succeeded.
     fn put<R>(&self, push: impl FnOnce(&mut QueueState<E>) -> Result<(), R>) -> Result<(), R> {
         let waker = {
-            let mut state = lock(&self.0);
+            let mut state = self.0.lock();
             push(&mut state)?;
             state.reader.take()
         };
@@ -286,7 +276,7 @@ impl<E> Sender<E> {
         let mut message = Some(message);
         poll_fn(|context| {
             let Some(waiting) = message.take() else { return Poll::Ready(Ok(())) };
-            let mut state = lock(&self.0);
+            let mut state = self.0.lock();
             match state.push(waiting, 0, 0) {
                 Ok(()) => {
                     let waker = state.reader.take();
@@ -311,7 +301,7 @@ impl<E> Sender<E> {
     /// Ends the queue. Messages in it can still be read. Only the first reason counts.
     pub fn end(&self, reason: E) {
         let wakers = {
-            let mut state = lock(&self.0);
+            let mut state = self.0.lock();
             state.end.get_or_insert(reason);
             state.reader.take().into_iter().chain(std::mem::take(&mut state.writers)).collect::<Vec<_>>()
         };
@@ -321,18 +311,18 @@ impl<E> Sender<E> {
     /// Whether the reader has taken all messages and has since come back for more, so that it holds
     /// none of them any longer.
     pub fn is_settled(&self) -> bool {
-        let state = lock(&self.0);
+        let state = self.0.lock();
         state.messages.is_empty() && state.bytes + state.held == 0
     }
 
     /// Whether an equal message is waiting to be read.
     pub fn has(&self, message: &str) -> bool {
-        lock(&self.0).messages.iter().any(|waiting| waiting == message)
+        self.0.lock().messages.iter().any(|waiting| waiting == message)
     }
 
     /// Whether the queue no longer accepts messages.
     pub fn is_closed(&self) -> bool {
-        let state = lock(&self.0);
+        let state = self.0.lock();
         state.receiver_dropped || state.end.is_some()
     }
 }
@@ -341,7 +331,7 @@ impl<E: Clone> Receiver<E> {
     /// Takes all messages. They stay charged until the next call, because the reader holds them in
     /// memory while it writes them.
     pub fn poll_take(&mut self, context: &mut Context<'_>, into: &mut VecDeque<String>) -> Poll<Received<E>> {
-        lock(&self.0).settle();
+        self.0.lock().settle();
         self.poll_take_more(context, into)
     }
 
@@ -352,7 +342,7 @@ impl<E: Clone> Receiver<E> {
         context: &mut Context<'_>,
         into: &mut VecDeque<String>,
     ) -> Poll<Received<E>> {
-        let mut state = lock(&self.0);
+        let mut state = self.0.lock();
         if state.messages.is_empty() {
             if let Some(reason) = &state.end {
                 return Poll::Ready(Received::Ended(reason.clone()));
@@ -383,7 +373,7 @@ impl<E: Clone> Receiver<E> {
         into: &mut VecDeque<String>,
         bytes: usize,
     ) -> Poll<Received<E>> {
-        let mut state = lock(&self.0);
+        let mut state = self.0.lock();
         state.settle();
         while state.in_flight_bytes < bytes
             && let Some(message) = state.messages.pop_front()
@@ -411,19 +401,19 @@ impl<E: Clone> Receiver<E> {
     where
         E: Send + 'static,
     {
-        let mut state = lock(&self.0);
+        let mut state = self.0.lock();
         state.settle();
         state.parked = Some(parked);
         let account = state.account.clone();
         drop(state);
-        let queue: Weak<Mutex<QueueState<E>>> = Arc::downgrade(&self.0);
+        let queue: Weak<Lock<QueueState<E>>> = Arc::downgrade(&self.0);
         account.map(|account| account.idle(queue))
     }
 
     /// Marks the queue as having a reader again. Returns false if it was closed meanwhile and its
     /// messages are lost.
     pub fn unpark(&self) -> bool {
-        let mut state = lock(&self.0);
+        let mut state = self.0.lock();
         state.parked = None;
         !state.receiver_dropped
     }
@@ -434,7 +424,7 @@ impl<E: Clone> Receiver<E> {
         E: Clone,
     {
         poll_fn(|context| {
-            let mut state = lock(&self.0);
+            let mut state = self.0.lock();
             if let Some(end) = &state.end {
                 return Poll::Ready(end.clone());
             }
@@ -452,7 +442,7 @@ impl<E: Clone> Receiver<E> {
 
 impl<E> Drop for Receiver<E> {
     fn drop(&mut self) {
-        let (messages, writers) = lock(&self.0).close();
+        let (messages, writers) = self.0.lock().close();
         drop(messages);
         writers.into_iter().for_each(Waker::wake);
     }
@@ -466,7 +456,7 @@ impl<E> Clone for Sender<E> {
 
 impl<E> fmt::Debug for Sender<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = lock(&self.0);
+        let state = self.0.lock();
         write!(f, "Sender({} messages, {} bytes)", state.messages.len(), state.bytes)
     }
 }
@@ -625,7 +615,7 @@ mod tests {
             let mut waiting = Box::pin(sender.send_wait("b".into()));
             assert!(futures_lite::future::poll_once(&mut waiting).await.is_none());
             assert!(futures_lite::future::poll_once(&mut waiting).await.is_none());
-            assert_eq!(lock(&sender.0).writers.len(), 1);
+            assert_eq!(sender.0.lock().writers.len(), 1);
             let mut taken = VecDeque::new();
             receiver.take(&mut taken).await;
             assert_eq!(waiting.await, Ok(()));

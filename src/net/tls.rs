@@ -10,11 +10,7 @@ mod explain;
 mod files;
 mod verify;
 
-use std::{
-    io,
-    net::Shutdown,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{io, net::Shutdown, sync::Arc};
 
 use futures_rustls::{
     TlsAcceptor, TlsConnector, TlsStream,
@@ -34,6 +30,7 @@ use crate::{
     config::{ClientTls, ServerTls},
     error::FatalError,
     limits,
+    runtime::lock::Lock,
 };
 
 /// Flag for the file of the private key.
@@ -46,7 +43,7 @@ const AUTHORITY: &str = "--ssl-ca-cert";
 /// The server side: turns an accepted connection into a TLS connection. Clones share their
 /// settings.
 #[derive(Clone)]
-pub struct Acceptor(Arc<Mutex<TlsAcceptor>>);
+pub struct Acceptor(Arc<Lock<TlsAcceptor>>);
 
 impl Acceptor {
     /// Reads the files and checks that certificate and key belong together.
@@ -71,19 +68,18 @@ impl Acceptor {
         let config = builder
             .with_single_cert(chain, key)
             .map_err(|error| files::mismatch(&error, &settings.certificate, &settings.key))?;
-        Ok(Self(Arc::new(Mutex::new(TlsAcceptor::from(Arc::new(config))))))
+        Ok(Self(Arc::new(Lock::new(TlsAcceptor::from(Arc::new(config))))))
     }
 
     /// Takes over the settings of `other` for new handshakes. Existing connections stay, but their
     /// TLS sessions cannot be resumed under the new settings without a full handshake.
     pub fn replace(&self, other: Self) {
         let new = other.current();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = new;
+        *self.0.lock() = new;
     }
 
     fn current(&self) -> TlsAcceptor {
-        // It is always replaced as a whole, so a poisoned lock can still be used.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     /// Performs the handshake with a client that has just connected.

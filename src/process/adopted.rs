@@ -10,10 +10,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     process::{self, Command},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Instant,
 };
@@ -26,10 +23,10 @@ use rustix::process::{
 use smol::Timer;
 
 use super::within;
-use crate::limits;
+use crate::{limits, runtime::lock::Lock};
 
 /// Pids of the children that [`spawn`] started and that are not yet reaped.
-static STARTED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+static STARTED: Lock<BTreeSet<i32>> = Lock::new(BTreeSet::new());
 /// Set by [`adopt`]: from then on every child is either in [`STARTED`] or adopted.
 static ADOPTING: AtomicBool = AtomicBool::new(false);
 
@@ -40,17 +37,13 @@ pub(super) struct Started(i32);
 
 impl Drop for Started {
     fn drop(&mut self) {
-        started().remove(&self.0);
+        STARTED.lock().remove(&self.0);
     }
-}
-
-fn started() -> MutexGuard<'static, BTreeSet<i32>> {
-    STARTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Starts a command. Holds the lock, so that [`reap`] cannot take the new child for an orphan.
 pub(super) fn spawn(command: &mut Command) -> io::Result<(process::Child, Started)> {
-    let mut started = started();
+    let mut started = STARTED.lock();
     let child = command.spawn()?;
     let number = Pid::from_child(&child).as_raw_pid();
     started.insert(number);
@@ -84,7 +77,7 @@ pub fn adopt() -> impl Future<Output = ()> {
 /// Reaps adopted children that have ended. Returns those that still run.
 fn reap() -> Vec<Pid> {
     // Held so that a child that is being started is not taken for an orphan.
-    let started = started();
+    let started = STARTED.lock();
     let adopted = children().into_iter().filter(|child| !started.contains(&child.as_raw_pid()));
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     adopted.filter(|child| matches!(waitid(WaitId::Pid(*child), options), Ok(None))).collect()
@@ -98,7 +91,7 @@ pub(super) async fn end_helpers() {
     }
     let ending = async {
         // The server that an orphan came from is unknown, so orphans live until no server is left.
-        while started().is_empty() {
+        while STARTED.lock().is_empty() {
             let helpers = reap();
             if helpers.is_empty() {
                 return;
@@ -125,7 +118,7 @@ pub fn end_all() {
     let begun = Instant::now();
     while begun.elapsed() < limits::CLOSE {
         let helpers = reap();
-        if helpers.is_empty() && started().is_empty() {
+        if helpers.is_empty() && STARTED.lock().is_empty() {
             return;
         }
         for helper in helpers {

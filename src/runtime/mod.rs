@@ -7,11 +7,13 @@
 //!   it.
 //! - [`notify`]: wake flags, so that a future that was not woken is not polled.
 //! - [`busy_poll`]: decides when an idle thread stays awake for a moment.
+//! - [`lock`]: a mutex that a panic does not poison.
 //! - [`signals`]: SIGTERM, SIGINT and SIGHUP as a future.
 
 pub mod async_fd;
 pub mod busy_poll;
 pub mod executor;
+pub mod lock;
 pub mod notify;
 pub mod pacer;
 pub mod reactor;
