@@ -57,7 +57,7 @@ impl Gateway {
             for client in chunk {
                 let Some(since) = client.initialized_at() else { continue };
                 for (notification, _) in due.iter().filter(|(_, changed)| since <= *changed) {
-                    client.notify(&jsonrpc::notification(notification, None), &self.stats);
+                    client.stream().notice(&jsonrpc::notification(notification, None), &self.stats);
                 }
             }
             future::yield_now().await;

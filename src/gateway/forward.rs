@@ -326,7 +326,7 @@ impl Gateway {
     /// Notifies the sessions at a server's own endpoint that a list changed.
     fn notify_server_sessions(&self, upstream: &Upstream, notification: &str) {
         for client in self.server_sessions(upstream.name()) {
-            client.notify(notification, &self.stats);
+            client.stream().notice(notification, &self.stats);
         }
     }
 
@@ -336,7 +336,7 @@ impl Gateway {
         let id = id.map(|(_, id)| id);
         for client in self.server_sessions(upstream.name()) {
             if self.may_see_task(client.principal(), upstream, id.as_deref()) {
-                client.send(message.splice(&[]), &self.stats);
+                client.stream().send(message.splice(&[]), &self.stats);
             }
         }
     }
@@ -368,7 +368,7 @@ impl Gateway {
                 let clients: Vec<Arc<Session>> =
                     self.sessions().with_level(upstream.name(), level).cloned().collect();
                 for client in clients.iter().filter(|client| client.is_initialized()) {
-                    client.send(message.splice(&[]), &self.stats);
+                    client.stream().send(message.splice(&[]), &self.stats);
                 }
             }
             "notifications/resources/updated" => self.broadcast_update(upstream, message, None),
@@ -378,7 +378,7 @@ impl Gateway {
             }
             _ => {
                 for client in self.server_sessions(upstream.name()) {
-                    client.send(message.splice(&[]), &self.stats);
+                    client.stream().send(message.splice(&[]), &self.stats);
                 }
             }
         }
@@ -402,7 +402,7 @@ impl Gateway {
                 }
                 _ => quote(&updated),
             };
-            client.send(message.splice(&[(span.clone(), &uri)]), &self.stats);
+            client.stream().send(message.splice(&[(span.clone(), &uri)]), &self.stats);
         }
     }
 }

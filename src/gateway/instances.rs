@@ -214,7 +214,7 @@ impl Gateway {
             Some((responder, client_token)) => {
                 responder.send(edit::progress(message, span, &client_token), &self.stats)
             }
-            None if *client.scope() != Scope::All => client.send(message.splice(&[]), &self.stats),
+            None if *client.scope() != Scope::All => client.stream().send(message.splice(&[]), &self.stats),
             None => self.stats.unmatched.add(),
         }
     }
@@ -286,7 +286,7 @@ impl Gateway {
     fn to_client(&self, client: &Session, instance: &Upstream, text: String, related: bool) {
         match Self::newest_responder(instance).filter(|_| related) {
             Some(responder) => responder.send(text, &self.stats),
-            None => client.send(text, &self.stats),
+            None => client.stream().send(text, &self.stats),
         }
     }
 
@@ -296,7 +296,7 @@ impl Gateway {
     fn send_server_request(&self, client: &Session, instance: &Upstream, text: String) -> bool {
         match Self::newest_responder(instance) {
             Some(responder) => responder.request(text),
-            None => client.keep(text, &self.stats),
+            None => client.stream().request(text, &self.stats),
         }
     }
 

@@ -10,7 +10,7 @@
 //! - `link`: registers a server over a link, and resumes it. `driver`: handles the frames of a
 //!   registered server. `upstream`: a registered server, as the rest of the gateway sees it.
 //! - `session`: a client session, as the rest of the gateway sees it. `responder`: where the
-//!   answers to its requests go.
+//!   responses to its requests go. `session_stream`: where everything else goes.
 //! - `changes`: notifies clients of changed lists.
 //! - `instances`: server processes that belong to one session.
 //! - `dispatch`: handles a client's message. `forward`: messages to and from one server. `tasks`:
@@ -37,6 +37,7 @@ mod instances;
 mod link;
 mod responder;
 mod session;
+mod session_stream;
 mod shares;
 mod streams;
 mod tasks;
@@ -251,7 +252,7 @@ impl Gateway {
 
     /// Ends a session: cancels its calls, and ends its streams and isolated instances.
     fn close(&self, client: &Session, reason: &str) {
-        client.end();
+        client.stream().end();
         let open = client.calls().end_all();
         // Remove the session after ending its calls: a task that opens it checks them after
         // inserting it.
@@ -262,7 +263,7 @@ impl Gateway {
         }
         // Close the streams after the calls, so that those being read still carry the calls'
         // errors.
-        client.streams().close();
+        client.stream().close();
         self.unsubscribe_all(client);
         self.end_instances(client);
     }

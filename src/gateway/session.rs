@@ -6,18 +6,17 @@ use std::{
     time::Instant,
 };
 
-use super::{responder::StreamResponder, streams::Streams};
+use super::{responder::StreamResponder, session_stream::SessionStreams, streams::Streams};
 use crate::{
     auth::Principal,
-    hub::{doors::Responder, key::InstanceKey},
+    hub::{
+        doors::{Responder, SessionStream},
+        key::InstanceKey,
+    },
     jsonrpc::quote,
     limits::SessionLimits,
     mcp::{LATEST, log_level::Level},
-    metrics::Stats,
-    net::{
-        budget::{Account, Charge},
-        outbox::SendError,
-    },
+    net::budget::{Account, Charge},
     session::{Calls, PendingServerRequests},
     util,
 };
@@ -87,23 +86,18 @@ pub struct Session {
     /// The account that pays for the bytes buffered for it.
     account: Account,
     scope: Scope,
-    /// Whether it uses the 2024-11-05 transport, with one event stream for everything. Otherwise
-    /// responses go to the POST that carried the request.
-    legacy: bool,
-    /// Where messages that belong to no request go, and in the 2024-11-05 transport everything
-    /// else too.
-    outbox: Arc<StreamResponder>,
     calls: Mutex<Calls<InstanceKey>>,
     info: Mutex<ClientInfo>,
     charges: Mutex<SessionCharges>,
-    streams: Streams,
+    streams: Arc<SessionStreams>,
     instances: Mutex<SessionInstances>,
     /// Requests of servers that wait for the client's response.
     server_requests: Mutex<PendingServerRequests<InstanceKey>>,
 }
 
 impl Session {
-    /// Creates a session; `outbox` takes the messages that belong to no request.
+    /// Creates a session. `legacy`: it uses the 2024-11-05 transport. `outbox` takes the messages
+    /// that belong to no request.
     pub fn new(
         id: String,
         (principal, account): (Principal, Account),
@@ -116,7 +110,8 @@ impl Session {
         let client_info =
             ClientInfo { initialized: None, version: LATEST.into(), level: None, capabilities, info };
         let calls = Mutex::new(Calls::new(limits));
-        let (client_info, streams) = (Mutex::new(client_info), Streams::new(limits, &account));
+        let client_info = Mutex::new(client_info);
+        let streams = Arc::new(SessionStreams::new(name_of(&id), legacy, outbox, &account, limits));
         let paid = Mutex::new(SessionCharges { info: account.charge(), subscriptions: account.charge() });
         let (instances, server_requests) = (Mutex::default(), Mutex::default());
         Arc::new(Self {
@@ -124,8 +119,6 @@ impl Session {
             principal,
             account,
             scope,
-            legacy,
-            outbox: Arc::new(outbox),
             calls,
             info: client_info,
             charges: paid,
@@ -157,59 +150,27 @@ impl Session {
 
     /// Returns whether it uses the 2024-11-05 transport.
     pub fn is_legacy(&self) -> bool {
-        self.legacy
+        self.streams.is_legacy()
     }
 
     /// Returns its event streams, for the Streamable transport.
     pub fn streams(&self) -> &Streams {
-        &self.streams
+        self.streams.streams()
     }
 
-    /// Returns whether it has open streams or running calls.
-    pub fn is_busy(&self) -> bool {
-        self.open_streams() > 0 || !self.calls().is_empty()
-    }
-
-    /// Returns the number of open event streams.
-    pub fn open_streams(&self) -> usize {
-        if self.legacy { 1 } else { self.streams.attached() }
+    /// Returns where its messages go that belong to no request.
+    pub fn stream(&self) -> &dyn SessionStream {
+        &*self.streams
     }
 
     /// Returns where the responses to its requests go in the 2024-11-05 transport.
     pub fn responder(&self) -> Arc<dyn Responder> {
-        self.outbox.clone()
+        self.streams.responder()
     }
 
-    /// Queues a message that belongs to no request. In the Streamable transport such a message is
-    /// dropped unless the client has opened the standalone stream.
-    pub fn send(&self, message: String, stats: &Stats) {
-        if (self.legacy || self.streams.was_listened_to()) && !self.keep(message, stats) {
-            // The stream is parked or not read; the session continues without this message.
-            log::debug!("client {}: dropped a message: its stream is full", self.name());
-        }
-    }
-
-    /// Queues a notification as [`Session::send`] does, unless an identical one is already queued.
-    pub fn notify(&self, notice: &str, stats: &Stats) {
-        if !self.outbox.queue().has(notice) {
-            self.send(notice.to_owned(), stats);
-        }
-    }
-
-    /// Queues a message even if no client listens yet: a server's request, which needs an answer.
-    /// Returns false if there is no room for it. On the 2024-11-05 transport the stream ends
-    /// instead.
-    pub fn keep(&self, message: String, stats: &Stats) -> bool {
-        if self.legacy {
-            self.outbox.send(message, stats);
-            return true;
-        }
-        !matches!(self.outbox.queue().send(message), Err(SendError::Full | SendError::Memory))
-    }
-
-    /// Ends the client's event stream after the queued messages.
-    pub fn end(&self) {
-        self.outbox.queue().end(());
+    /// Returns whether it has open streams or running calls.
+    pub fn is_busy(&self) -> bool {
+        self.streams.open_streams() > 0 || !self.calls().is_empty()
     }
 
     // These ignore lock poisoning: each change of a table is complete in itself, so a panic
@@ -264,6 +225,11 @@ impl Session {
     /// Returns the session's name for logs: the first 6 characters of the id, since the whole is a
     /// secret.
     pub fn name(&self) -> util::escape::Shown<'_> {
-        util::escape::show(self.id.get(..6).unwrap_or_default())
+        util::escape::show(name_of(&self.id))
     }
+}
+
+/// Returns the part of a session id that appears in logs.
+fn name_of(id: &str) -> &str {
+    id.get(..6).unwrap_or_default()
 }

@@ -36,3 +36,28 @@ pub trait Responder: Debug + Send + Sync {
     /// Ends a request that the client cancelled; `id` is the client's own, as raw JSON.
     fn cancelled(&self, id: &str, stats: &Stats);
 }
+
+/// The streams of a session, for what belongs to no request. None of the methods blocks or waits.
+pub trait SessionStream: Debug + Send + Sync {
+    /// Returns the number of streams that a client reads.
+    fn open_streams(&self) -> usize;
+
+    /// Queues a message. It is lost if the client reads no stream that takes it, or if there is no
+    /// room for it.
+    fn send(&self, message: String, stats: &Stats);
+
+    /// Queues a notification as [`send`](Self::send) does, unless an identical one is already
+    /// queued.
+    fn notice(&self, notice: &str, stats: &Stats);
+
+    /// Queues a server's request even if no client reads yet, since the server waits for the
+    /// answer. Returns false if there is no room for it.
+    fn request(&self, message: String, stats: &Stats) -> bool;
+
+    /// Ends the stream after the queued messages.
+    fn end(&self);
+
+    /// Ends all streams, since the session has ended. Streams that are read still carry what was
+    /// queued before.
+    fn close(&self);
+}

@@ -124,7 +124,7 @@ impl Gateway {
         let clients: Vec<Arc<Session>> = self.sessions().all().cloned().collect();
         let (sessions, mut streams) = (clients.len(), 0);
         for chunk in clients.chunks(limits::YIELD_EVERY) {
-            streams += chunk.iter().map(|client| client.open_streams()).sum::<usize>();
+            streams += chunk.iter().map(|client| client.stream().open_streams()).sum::<usize>();
             future::yield_now().await;
         }
         let sizes = [
