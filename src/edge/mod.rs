@@ -5,8 +5,8 @@
 //! - [`link`]: a session on the link: passes frames to the child and the child's lines to the
 //!   gateway.
 //! - [`state`]: what the tasks share, behind one lock.
-//! - [`proxy`]: the state machine between gateway and child: handshake, request ids, dropped
-//!   messages. Pure.
+//! - [`proxy`]: the state machine between gateway and child: handshake, held and dropped messages.
+//!   Pure, as is [`request_ids`]: the ids of the gateway at the child.
 //! - [`backend`]: one run of the server; a child process with its pipes.
 //! - [`supervisor`]: starts the shared server and restarts it when it has ended; [`restart`] decides
 //!   whether and when.
@@ -33,6 +33,7 @@ mod link;
 mod open_requests;
 pub mod proxy;
 mod redial;
+mod request_ids;
 pub mod restart;
 mod state;
 mod supervisor;

@@ -2,8 +2,7 @@
 //! which ids.
 //!
 //! The child outlives a link. The edge therefore answers a repeated `initialize` with the child's
-//! stored result, and shifts the request ids of each later link by an offset. A late response to a
-//! request of an earlier link can then never pass for the response to a new one.
+//! stored result, and shifts the request ids of each later link (`edge::request_ids`).
 //!
 //! A link outlives a child, too. When the child ends, the edge answers its open requests and those
 //! that arrive while it is down with errors. The next child gets the stored `initialize`; messages
@@ -14,17 +13,17 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    mem,
-    time::Instant,
-};
+use std::{collections::VecDeque, mem, time::Instant};
 
+use super::request_ids::{Answered, Rejected, RequestIds};
 use crate::{
-    jsonrpc::{self, Kind, Message, Span, decimal, edit, find, is_same, unquote},
-    limits::{EDGE_HELD, EDGE_HELD_BYTES, EDGE_OPEN, ID_BYTES},
+    jsonrpc::{self, Kind, Message, edit, find, is_same, unquote},
+    limits::{EDGE_HELD, EDGE_HELD_BYTES},
     tunnel::handshake::Status,
 };
+
+/// The error message for a request that arrives while the edge program is stopping.
+pub const STOPPING: &str = "the edge is stopping";
 
 /// The outcome of a frame from the gateway.
 #[derive(Debug, Eq, PartialEq)]
@@ -63,37 +62,43 @@ pub enum ToGateway {
     Noise,
 }
 
-/// The state of the child's `initialize`.
+/// The child as the gateway's messages find it. Nothing outside it depends on it.
 #[derive(Clone, Debug, Default)]
-enum InitializeState {
-    /// Not sent.
+enum ChildState {
+    /// It runs, and no gateway has initialized it. Messages pass.
     #[default]
-    None,
-    /// Sent and not answered.
-    Asked,
-    /// Answered with this result.
-    Known(String),
+    Uninitialized,
+    /// It runs and has got the gateway's `initialize`. Other messages pass.
+    Initializing(PendingInitialize),
+    /// It runs and has answered `initialize` with `result`. Messages pass; a repeated `initialize`
+    /// is answered with `result`.
+    Initialized { request: InitializeRequest, result: String },
+    /// It was restarted and has got the stored `initialize`. Messages are held. `has_asked`: it has
+    /// sent a request.
+    Reinitializing { pending: PendingInitialize, held: HeldFrames, has_asked: bool },
+    /// It has ended for the reason `why` and is restarted at `due`, if ever. Requests are refused.
+    /// The next child gets `pending`.
+    Down { why: String, due: Option<Instant>, pending: Option<PendingInitialize> },
 }
 
 /// The gateway's `initialize` request, stored for each restart of the child.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct InitializeRequest {
     /// The request as sent to the child.
     line: String,
     /// The raw id as sent to the child.
     id: String,
+    /// The gateway has sent `notifications/initialized` after it. It does so once, so the edge
+    /// repeats it to each new child.
+    told: bool,
 }
 
-/// Which messages the child accepts.
+/// An `initialize` that the present or the next child has to answer.
 #[derive(Clone, Debug, Default)]
-enum ChildPhase {
-    /// All.
-    #[default]
-    Up,
-    /// It was restarted and has not answered `initialize`: messages are held.
-    Initializing(HeldFrames),
-    /// None: it has ended for the reason `why` and is restarted at `due`, if ever.
-    Down { why: String, due: Option<Instant> },
+struct PendingInitialize {
+    request: InitializeRequest,
+    /// The id under which the current link waits for the response.
+    waiting: Option<String>,
 }
 
 /// Held frames in order of arrival.
@@ -106,51 +111,92 @@ struct HeldFrames {
 /// The state of the proxy.
 #[derive(Clone, Debug, Default)]
 pub struct ProxyState {
-    /// Added to the gateway's ids on their way to the child.
-    offset: u64,
-    /// Greater than every id sent to the child.
-    next: u64,
-    /// Requests that the child has not answered, by the id sent to the child.
-    open: BTreeSet<u64>,
-    /// The same for ids that are not shifted, raw.
-    others: BTreeSet<String>,
-    phase: ChildPhase,
-    initialize_request: Option<InitializeRequest>,
-    initialize_state: InitializeState,
-    /// The id under which the current link waits for the response to `initialize`.
-    pending_initialize_id: Option<String>,
-    /// The gateway has sent `notifications/initialized`.
-    initialized: bool,
+    child: ChildState,
+    ids: RequestIds,
     /// The current gateway reads status frames.
     reads_status_frames: bool,
-    /// The current gateway uses strings that contain a number as progress tokens.
-    text_tokens: bool,
-    /// This child has sent a request.
-    has_asked: bool,
     /// New requests are refused.
     stopping: bool,
+}
+
+impl InitializeRequest {
+    /// Whether this is its id, in whatever form the child returns it.
+    fn has_id(&self, raw: &str) -> bool {
+        is_same(&self.id, raw) || is_same_text(&self.id, raw)
+    }
+
+    /// Returns the state of a child that was up and has answered with `result`, or refused.
+    fn answered(self, result: Option<&str>) -> ChildState {
+        match result {
+            Some(result) => ChildState::Initialized { request: self, result: result.to_owned() },
+            None => ChildState::Uninitialized,
+        }
+    }
+}
+
+impl ChildState {
+    /// Returns the `initialize` that the child has got and not answered.
+    fn asked(&self) -> Option<&InitializeRequest> {
+        match self {
+            Self::Initializing(pending) | Self::Reinitializing { pending, .. } => Some(&pending.request),
+            Self::Uninitialized | Self::Initialized { .. } | Self::Down { .. } => None,
+        }
+    }
+
+    /// Returns the `initialize` that the present or the next child has to answer.
+    fn pending(&mut self) -> Option<&mut PendingInitialize> {
+        match self {
+            Self::Initializing(pending) | Self::Reinitializing { pending, .. } => Some(pending),
+            Self::Down { pending, .. } => pending.as_mut(),
+            Self::Uninitialized | Self::Initialized { .. } => None,
+        }
+    }
+
+    /// Returns the `initialize` for the next child.
+    fn into_pending(self) -> Option<PendingInitialize> {
+        match self {
+            Self::Initializing(pending) | Self::Reinitializing { pending, .. } => Some(pending),
+            Self::Initialized { request, .. } => Some(PendingInitialize { request, waiting: None }),
+            Self::Down { pending, .. } => pending,
+            Self::Uninitialized => None,
+        }
+    }
+}
+
+impl HeldFrames {
+    /// Appends a frame. Returns false at the limits [`EDGE_HELD`] and [`EDGE_HELD_BYTES`].
+    fn push(&mut self, frame: &str) -> bool {
+        let bytes = self.bytes + frame.len();
+        let fits = self.frames.len() < EDGE_HELD && bytes <= EDGE_HELD_BYTES;
+        if fits {
+            self.frames.push_back(frame.to_owned());
+            self.bytes = bytes;
+        }
+        fits
+    }
+
+    /// Returns the raw ids of the requests.
+    fn request_ids(&self) -> impl Iterator<Item = String> {
+        let messages = self.frames.iter().filter_map(|frame| Message::read(frame).ok());
+        messages.filter_map(|message| message.id().map(str::to_owned))
+    }
 }
 
 impl ProxyState {
     /// Handles the loss of the link. Returns `notifications/cancelled` lines for the child's open
     /// requests.
     pub fn disconnected(&mut self) -> Vec<String> {
-        (self.pending_initialize_id, self.reads_status_frames, self.text_tokens) = (None, false, false);
-        self.others.clear();
-        if let ChildPhase::Initializing(held) = &mut self.phase {
-            *held = HeldFrames::default();
+        self.reads_status_frames = false;
+        if let Some(pending) = self.child.pending() {
+            pending.waiting = None;
         }
-        let open = mem::take(&mut self.open);
-        if self.next >= SMALL {
-            // The ids would soon exceed 2^53 and lose precision. Starting again at 0 only risks
-            // that a late response is taken for a new one.
-            self.next = 0;
-            if matches!((&self.initialize_state, &self.phase), (InitializeState::Asked, ChildPhase::Up)) {
-                (self.initialize_state, self.initialize_request, self.initialized) =
-                    (InitializeState::None, None, false);
-            }
+        let (open, ids_begin_again) = self.ids.next_link();
+        match &mut self.child {
+            // A new request may get the id of this one, so its response could not be told apart.
+            ChildState::Initializing(_) if ids_begin_again => self.child = ChildState::Uninitialized,
+            ChildState::Reinitializing { held, .. } => *held = HeldFrames::default(),
+            _ => {}
         }
-        self.offset = self.next;
         open.into_iter().map(|id| edit::cancelled(id, "the link to the gateway was lost")).collect()
     }
 
@@ -158,29 +204,23 @@ impl ProxyState {
     /// ended; `due` is the time of the restart, if any. Returns error responses for the gateway,
     /// one for each open or held request except `initialize`.
     pub fn child_gone(&mut self, why: &str, due: Option<Instant>) -> Vec<String> {
-        self.has_asked = false;
-        let moved =
-            mem::take(&mut self.open).into_iter().map(|id| (id.saturating_sub(self.offset)).to_string());
-        let mut ids: Vec<String> = moved.chain(mem::take(&mut self.others)).collect();
-        if let ChildPhase::Initializing(held) =
-            mem::replace(&mut self.phase, ChildPhase::Down { why: why.into(), due })
-        {
-            let held = held.frames.iter().filter_map(|frame| Message::read(frame).ok());
-            ids.extend(held.filter_map(|message| message.id().map(str::to_owned)));
+        let mut ids = self.ids.fail_all();
+        if let ChildState::Reinitializing { held, .. } = &self.child {
+            ids.extend(held.request_ids());
         }
+        let pending = mem::take(&mut self.child).into_pending();
+        self.child = ChildState::Down { why: why.into(), due, pending };
         ids.iter().map(|id| jsonrpc::error(id, jsonrpc::INTERNAL_ERROR, why)).collect()
     }
 
     /// Handles the start of a new child. Returns the `initialize` line to send to it first, if
     /// there is one.
     pub fn child_back(&mut self) -> Option<String> {
-        let Some(request) = &self.initialize_request else {
-            self.phase = ChildPhase::Up;
-            return None;
-        };
-        (self.phase, self.initialize_state) =
-            (ChildPhase::Initializing(HeldFrames::default()), InitializeState::Asked);
-        Some(request.line.clone())
+        let pending = mem::take(&mut self.child).into_pending()?;
+        let line = pending.request.line.clone();
+        let held = HeldFrames::default();
+        self.child = ChildState::Reinitializing { pending, held, has_asked: false };
+        Some(line)
     }
 
     /// Records that the gateway of the current link reads status frames.
@@ -196,21 +236,23 @@ impl ProxyState {
     /// Returns the number of requests that the child has not answered, plus the frames held until
     /// it is initialized.
     pub fn running(&self) -> usize {
-        let held = match &self.phase {
-            ChildPhase::Initializing(held) => held.frames.len(),
-            ChildPhase::Up | ChildPhase::Down { .. } => 0,
-        };
-        self.open.len() + self.others.len() + held
+        match &self.child {
+            ChildState::Reinitializing { held, .. } => self.ids.count() + held.frames.len(),
+            _ => self.ids.count(),
+        }
     }
 
     /// Whether the child accepts requests.
     pub fn is_up(&self) -> bool {
-        matches!(self.phase, ChildPhase::Up)
+        match &self.child {
+            ChildState::Uninitialized | ChildState::Initializing(_) | ChildState::Initialized { .. } => true,
+            ChildState::Reinitializing { .. } | ChildState::Down { .. } => false,
+        }
     }
 
     /// Whether the child was restarted and has not answered `initialize` yet.
     pub fn is_initializing(&self) -> bool {
-        matches!(self.phase, ChildPhase::Initializing(_))
+        matches!(self.child, ChildState::Reinitializing { .. })
     }
 
     /// Handles a frame from the gateway.
@@ -222,48 +264,94 @@ impl ProxyState {
         if let (true, Kind::Request, Some(id)) = (self.stopping, message.kind(), message.id()) {
             return ToChild::Gateway(jsonrpc::error(id, jsonrpc::DOWN, STOPPING));
         }
-        match (message.kind(), message.method(), &self.phase) {
-            (Kind::Request, "initialize", _) => self.initialize(&message),
-            (Kind::Notification, "notifications/initialized", phase) => {
-                let is_up = matches!(phase, ChildPhase::Up);
-                // Remember it only together with an `initialize`. Otherwise the one that follows
-                // the next `initialize` would be dropped.
-                let is_stored = self.initialize_request.is_some();
-                match is_stored && mem::replace(&mut self.initialized, true) {
-                    true => ToChild::Drop("initialized: the child is already initialized"),
-                    false if is_up => ToChild::Child(message.splice(&[])),
-                    false if !is_stored => ToChild::Drop("initialized: the child is down"),
+        match (message.kind(), message.method()) {
+            (Kind::Request, "initialize") => return self.on_initialize(&message),
+            (Kind::Notification, "notifications/initialized") => return self.on_initialized(&message),
+            _ => {}
+        }
+        match &mut self.child {
+            ChildState::Uninitialized | ChildState::Initialized { .. } => pass(&mut self.ids, &message, None),
+            ChildState::Initializing(pending) => pass(&mut self.ids, &message, Some(&pending.request)),
+            ChildState::Reinitializing { held, has_asked, .. } => hold(held, *has_asked, &message),
+            ChildState::Down { why, due, .. } => reject(&message, why, *due, now),
+        }
+    }
+
+    /// Handles the gateway's `initialize`.
+    fn on_initialize(&mut self, message: &Message<'_>) -> ToChild {
+        let id = message.id().unwrap_or_default();
+        match &mut self.child {
+            ChildState::Initialized { result, .. } => ToChild::Gateway(jsonrpc::result(id, result)),
+            ChildState::Initializing(pending)
+            | ChildState::Reinitializing { pending, .. }
+            | ChildState::Down { pending: Some(pending), .. } => {
+                pending.waiting = Some(id.to_owned());
+                ToChild::Drop("a second initialize: an earlier one is pending")
+            }
+            ChildState::Uninitialized | ChildState::Down { pending: None, .. } => {
+                self.first_initialize(message, id)
+            }
+        }
+    }
+
+    /// Stores an `initialize`, for a child that is up or down and has none. The current link waits
+    /// for the response under `id`.
+    fn first_initialize(&mut self, message: &Message<'_>, id: &str) -> ToChild {
+        let line = match self.ids.shift(message) {
+            Ok(line) => line,
+            Err(why) => return refuse(message, &why),
+        };
+        let request = InitializeRequest { line: line.clone(), id: self.ids.at_child(id), told: false };
+        let first = PendingInitialize { request, waiting: Some(id.to_owned()) };
+        if let ChildState::Down { pending, .. } = &mut self.child {
+            *pending = Some(first);
+            return ToChild::Drop("initialize: deferred until the child is up");
+        }
+        self.child = ChildState::Initializing(first);
+        ToChild::Child(line)
+    }
+
+    /// Handles the gateway's `notifications/initialized`.
+    fn on_initialized(&mut self, message: &Message<'_>) -> ToChild {
+        const ALREADY: ToChild = ToChild::Drop("initialized: the child is already initialized");
+        match &mut self.child {
+            // Nothing is remembered: the next `initialize` is followed by its own.
+            ChildState::Uninitialized => ToChild::Child(message.splice(&[])),
+            ChildState::Down { pending: None, .. } => ToChild::Drop("initialized: the child is down"),
+            ChildState::Initializing(PendingInitialize { request, .. })
+            | ChildState::Initialized { request, .. } => match mem::replace(&mut request.told, true) {
+                true => ALREADY,
+                false => ToChild::Child(message.splice(&[])),
+            },
+            ChildState::Reinitializing { pending, .. } | ChildState::Down { pending: Some(pending), .. } => {
+                match mem::replace(&mut pending.request.told, true) {
+                    true => ALREADY,
                     // The child gets the notification as soon as it is initialized.
                     false => ToChild::Drop("initialized: deferred until the child is initialized"),
                 }
             }
-            (.., ChildPhase::Up) => self.pass(&message),
-            (.., ChildPhase::Initializing(_)) => self.hold(&message),
-            (.., ChildPhase::Down { why, due }) => reject(&message, why, *due, now),
         }
     }
 
     /// Handles a line from the child.
     pub fn on_child_line(&mut self, line: &str) -> ToGateway {
-        if matches!(self.phase, ChildPhase::Down { .. }) {
+        if matches!(self.child, ChildState::Down { .. }) {
             return ToGateway::Stale;
         }
         let Ok(message) = Message::read(line) else { return ToGateway::Noise };
         match message.kind() {
-            Kind::Response => self.answer(&message),
+            Kind::Response => self.on_response(&message),
             Kind::Notification if message.method() == "notifications/progress" => {
-                let Ok(span) = message.param(&["progressToken"]) else { return ToGateway::Noise };
-                let raw = span.clone().map(|span| &line[span]);
-                match raw.and_then(|raw| self.known_token(raw)).zip(span) {
-                    Some((token, _)) if token < self.offset => ToGateway::Stale,
-                    Some((token, span)) => {
-                        ToGateway::Gateway(message.splice(&[(span, &(token - self.offset).to_string())]))
-                    }
-                    None => ToGateway::Gateway(message.splice(&[])),
+                match self.ids.progress(&message) {
+                    Ok(Some(frame)) => ToGateway::Gateway(frame),
+                    Ok(None) => ToGateway::Stale,
+                    Err(_) => ToGateway::Noise,
                 }
             }
             kind => {
-                self.has_asked |= kind == Kind::Request;
+                if let ChildState::Reinitializing { has_asked, .. } = &mut self.child {
+                    *has_asked |= kind == Kind::Request;
+                }
                 ToGateway::Gateway(message.splice(&[]))
             }
         }
@@ -273,234 +361,69 @@ impl ProxyState {
     /// `message`. Without an id, the response can only belong to the one open request, if there is
     /// exactly one.
     pub fn unusable(&mut self, id: Option<&str>, message: &str) -> ToGateway {
-        if matches!(self.phase, ChildPhase::Down { .. }) {
+        if matches!(self.child, ChildState::Down { .. }) {
             return ToGateway::Stale;
         }
-        let initialize = self
-            .initialize_request
-            .as_ref()
-            .filter(|_| matches!(self.initialize_state, InitializeState::Asked));
+        let asked = self.child.asked();
         let id = match id {
             Some(id) => Some(id.to_owned()),
-            None if self.open.len() + self.others.len() + usize::from(initialize.is_some()) == 1 => {
-                let number = self.open.first().map(u64::to_string);
-                number
-                    .or_else(|| self.others.first().cloned())
-                    .or_else(|| initialize.map(|request| request.id.clone()))
+            None if self.ids.count() + usize::from(asked.is_some()) == 1 => {
+                self.ids.first().or_else(|| asked.map(|request| request.id.clone()))
             }
             None => None,
         };
-        match id.filter(|id| self.is_open(id)) {
+        let is_open = |id: &String| asked.is_some_and(|request| request.has_id(id)) || self.ids.is_open(id);
+        match id.filter(is_open) {
             Some(id) => self.on_child_line(&jsonrpc::error(&id, jsonrpc::INTERNAL_ERROR, message)),
             None => ToGateway::Noise,
         }
     }
 
-    /// Whether the request with this id, as sent to the child, is still open.
-    fn is_open(&self, id: &str) -> bool {
-        let number = decimal(id);
-        let text = number.map(|number| format!("\"{number}\""));
+    /// Handles a response of the child.
+    fn on_response(&mut self, message: &Message<'_>) -> ToGateway {
         let is_initialize =
-            matches!(self.initialize_state, InitializeState::Asked) && self.is_initialize_id(id);
-        is_initialize
-            || number.is_some_and(|number| self.open.contains(&number))
-            || self.others.contains(id)
-            || text.is_some_and(|text| self.others.contains(&text))
-    }
-
-    /// Handles a message for a child that is up, other than `initialize` and
-    /// `notifications/initialized`.
-    fn pass(&mut self, message: &Message<'_>) -> ToChild {
-        match (message.kind(), message.method()) {
-            (Kind::Request, _) => self.ask(message),
-            (Kind::Notification, "notifications/cancelled") => self.cancel(message),
-            _ => ToChild::Child(message.splice(&[])),
-        }
-    }
-
-    /// Handles a message for a child that is not initialized yet.
-    fn hold(&mut self, message: &Message<'_>) -> ToChild {
-        if message.kind() == Kind::Response {
-            // Pass a response only if this child has sent a request. Otherwise it answers a request
-            // of the previous child.
-            return if self.has_asked {
-                ToChild::Child(message.splice(&[]))
-            } else {
-                ToChild::Drop("a response without a pending request")
-            };
-        }
-        let ChildPhase::Initializing(held) = &mut self.phase else {
-            return ToChild::Drop("a message: the child is not initializing");
-        };
-        let bytes = held.bytes + message.text().len();
-        if held.frames.len() < EDGE_HELD && bytes <= EDGE_HELD_BYTES {
-            held.frames.push_back(message.text().to_owned());
-            held.bytes = bytes;
-            return ToChild::Held;
-        }
-        match message.id() {
-            Some(id) => {
-                let why = "the server is starting, and too many calls are waiting for it";
-                ToChild::Gateway(jsonrpc::error(id, jsonrpc::BUSY, why))
+            self.child.asked().zip(message.id()).is_some_and(|(request, id)| request.has_id(id));
+        match &mut self.child {
+            ChildState::Initializing(pending) if is_initialize => {
+                let PendingInitialize { request, waiting } = mem::take(pending);
+                self.child = request.answered(message.result());
+                waiting.map_or(ToGateway::Stale, |id| ToGateway::Gateway(message.with_id(&id)))
             }
-            None => ToChild::Drop("a notification: the queue is full"),
+            ChildState::Reinitializing { pending, held, .. } if is_initialize => {
+                if pending.waiting.is_none() && message.result().is_none() {
+                    return ToGateway::Refused;
+                }
+                let (PendingInitialize { request, waiting }, held) = (mem::take(pending), mem::take(held));
+                self.child = request.answered(message.result());
+                self.ready(waiting.map(|id| message.with_id(&id)), &held)
+            }
+            _ => match self.ids.answer(message) {
+                Answered::Matched(frame) => ToGateway::Gateway(frame),
+                Answered::Unmatched(frame) => ToGateway::Unmatched(frame),
+                Answered::Stale => ToGateway::Stale,
+            },
         }
     }
 
-    fn cancel(&mut self, message: &Message<'_>) -> ToChild {
-        let Ok(span) = message.param(&["requestId"]) else {
-            return ToChild::Drop("a cancellation with an ambiguous request id");
-        };
-        if let Some(raw) = span.clone().map(|span| &message.text()[span]) {
-            let theirs = self.to_child(raw);
-            let known = theirs.map_or_else(|| raw.to_owned(), |id| id.to_string());
-            if matches!(self.initialize_state, InitializeState::Asked) && self.is_initialize_id(&known) {
-                return ToChild::Drop("a cancellation of initialize");
+    /// Releases the held messages to a restarted child that has answered `initialize`. `answer` is
+    /// the response for the gateway, if it waits for one.
+    ///
+    /// The child may have refused. It gets the held messages all the same: the gateway gets the
+    /// error and sends `initialize` again.
+    fn ready(&mut self, answer: Option<String>, held: &HeldFrames) -> ToGateway {
+        let (mut lines, mut frames) = (Vec::new(), Vec::from_iter(answer));
+        if let ChildState::Initialized { request, result } = &self.child {
+            if request.told {
+                // The gateway sends this once. It comes before the held messages.
+                lines.push(jsonrpc::notification("notifications/initialized", None));
             }
-            match theirs {
-                Some(id) => self.open.remove(&id),
-                None => self.others.remove(raw),
-            };
-        }
-        ToChild::Child(self.remap_ids(message, span.into_iter(), Self::to_child))
-    }
-
-    fn initialize(&mut self, message: &Message<'_>) -> ToChild {
-        let id = message.id().unwrap_or_default().to_owned();
-        match (&self.phase, &self.initialize_state) {
-            (ChildPhase::Up, InitializeState::Known(result)) => {
-                return ToChild::Gateway(jsonrpc::result(&id, result));
-            }
-            (ChildPhase::Up, InitializeState::None) => {}
-            (ChildPhase::Down { .. }, _) if self.initialize_request.is_none() => {}
-            _ => {
-                self.pending_initialize_id = Some(id);
-                return ToChild::Drop("a second initialize: an earlier one is pending");
+            // A gateway that gets the response to `initialize` lists after it anyway.
+            if frames.is_empty() {
+                frames = announcement(result, self.reads_status_frames);
             }
         }
-        let line = match self.request(message) {
-            Ok(line) => line,
-            Err(refused) => return refused,
-        };
-        let theirs = self.to_child(&id).map_or_else(|| id.clone(), |id| id.to_string());
-        self.initialize_request = Some(InitializeRequest { line: line.clone(), id: theirs });
-        self.pending_initialize_id = Some(id);
-        if !self.is_up() {
-            return ToChild::Drop("initialize: deferred until the child is up");
-        }
-        self.initialize_state = InitializeState::Asked;
-        ToChild::Child(line)
-    }
-
-    fn ask(&mut self, message: &Message<'_>) -> ToChild {
-        let line = match self.request(message) {
-            Ok(line) => line,
-            Err(refused) => return refused,
-        };
-        let raw = message.id().unwrap_or_default();
-        match self.to_child(raw) {
-            Some(id) => remember(&mut self.open, id),
-            None if raw.len() <= ID_BYTES => remember(&mut self.others, raw.to_owned()),
-            None => {}
-        }
-        ToChild::Child(line)
-    }
-
-    /// Returns the request as the child gets it, or the outcome if it is not forwarded.
-    fn request(&mut self, message: &Message<'_>) -> Result<String, ToChild> {
-        let Ok(token) = message.param(&["_meta", "progressToken"]) else {
-            return Err(ToChild::Drop("a request with an ambiguous progress token"));
-        };
-        let mut spans: Vec<Span> = message.id_span().into_iter().chain(token.clone()).collect();
-        spans.sort_by_key(|span| span.start);
-        if spans.iter().any(|span| number(&message.text()[span.clone()], EXACT).is_some_and(|id| id >= SMALL))
-        {
-            // On the way back, the id could not be told from a shifted one.
-            let why = "request ids and progress tokens from 2^52 to 2^53 are not supported";
-            let id = message.id().unwrap_or_default();
-            return Err(ToChild::Gateway(jsonrpc::error(id, jsonrpc::INVALID_REQUEST, why)));
-        }
-        let token = token.map(|span| &message.text()[span]);
-        self.text_tokens |=
-            token.is_some_and(|token| number(token, EXACT).is_none() && decimal(token).is_some());
-        if let Some(id) = message.id().and_then(|id| self.to_child(id)) {
-            self.next = self.next.max(id + 1);
-        }
-        Ok(self.remap_ids(message, spans.into_iter(), Self::to_child))
-    }
-
-    fn answer(&mut self, message: &Message<'_>) -> ToGateway {
-        let Some(raw) = message.id() else { return ToGateway::Gateway(message.splice(&[])) };
-        if matches!(self.initialize_state, InitializeState::Asked) && self.is_initialize_id(raw) {
-            return self.on_initialize_result(message);
-        }
-        if self.others.remove(raw) {
-            return ToGateway::Gateway(message.splice(&[]));
-        }
-        let Some(id) = decimal(raw).filter(|id| *id < EXACT) else {
-            return ToGateway::Unmatched(message.splice(&[]));
-        };
-        let known = self.open.remove(&id);
-        let text = format!("\"{id}\"");
-        if !known && self.others.remove(&text) {
-            return ToGateway::Gateway(message.with_id(&text));
-        }
-        if id < self.offset {
-            return ToGateway::Stale;
-        }
-        let answer = message.with_id(&(id - self.offset).to_string());
-        // The gateway may have cancelled the request, and drops the response itself then.
-        if known || id < self.next { ToGateway::Gateway(answer) } else { ToGateway::Unmatched(answer) }
-    }
-
-    /// Returns the number of a progress token that the gateway sent as a number, in whatever form
-    /// the child returned it.
-    fn known_token(&self, raw: &str) -> Option<u64> {
-        let exact = number(raw, EXACT);
-        exact.or_else(|| decimal(raw).filter(|token| *token < EXACT && !self.text_tokens))
-    }
-
-    /// Whether this is the id of `initialize`, as sent to the child.
-    fn is_initialize_id(&self, raw: &str) -> bool {
-        self.initialize_request
-            .as_ref()
-            .is_some_and(|request| is_same(&request.id, raw) || is_same_text(&request.id, raw))
-    }
-
-    /// Handles the child's response to `initialize`.
-    fn on_initialize_result(&mut self, message: &Message<'_>) -> ToGateway {
-        let anew = self.is_initializing();
-        if anew && message.result().is_none() && self.pending_initialize_id.is_none() {
-            return ToGateway::Refused;
-        }
-        match message.result() {
-            Some(result) => self.initialize_state = InitializeState::Known(result.to_owned()),
-            // The child needs the notification after the next successful `initialize`, even if an
-            // earlier child got it.
-            None => {
-                (self.initialize_state, self.initialize_request, self.initialized) =
-                    (InitializeState::None, None, false)
-            }
-        }
-        let answer = self.pending_initialize_id.take().map(|id| message.with_id(&id));
-        match mem::take(&mut self.phase) {
-            ChildPhase::Initializing(held) => self.ready(answer, held),
-            _ => answer.map_or(ToGateway::Stale, ToGateway::Gateway),
-        }
-    }
-
-    /// Releases the held messages to a restarted child that is now initialized.
-    fn ready(&mut self, answer: Option<String>, held: HeldFrames) -> ToGateway {
-        let mut lines = Vec::new();
-        if self.initialized {
-            // The gateway sends this once, so the edge repeats it for each new child, before the
-            // held messages.
-            lines.push(jsonrpc::notification("notifications/initialized", None));
-        }
-        // A gateway that gets the response to `initialize` lists after it anyway.
-        let mut frames = answer.map_or_else(|| self.announcement(), |answer| vec![answer]);
         for frame in &held.frames {
-            match Message::read(frame).map(|message| self.pass(&message)) {
+            match Message::read(frame).map(|message| pass(&mut self.ids, &message, None)) {
                 Ok(ToChild::Child(line)) => lines.push(line),
                 Ok(ToChild::Gateway(frame)) => frames.push(frame),
                 _ => {}
@@ -508,47 +431,47 @@ impl ProxyState {
         }
         ToGateway::Ready { lines, frames }
     }
+}
 
-    /// Returns the frames that make the gateway list again. For our gateway the status frame comes
-    /// first, so that it treats the notifications after it as part of the restart.
-    fn announcement(&self) -> Vec<String> {
-        let InitializeState::Known(result) = &self.initialize_state else { return Vec::new() };
-        let declared =
-            |what: &str| matches!(find(result, 0..result.len(), &["capabilities", what]), Ok(Some(_)));
-        // Some servers have tools without declaring the capability.
-        let kinds =
-            ["tools", "prompts", "resources"].into_iter().filter(|kind| *kind == "tools" || declared(kind));
-        let changed =
-            kinds.map(|kind| jsonrpc::notification(&format!("notifications/{kind}/list_changed"), None));
-        self.reads_status_frames.then(Status::restarted).into_iter().chain(changed).collect()
-    }
-
-    /// Returns the message with its numeric ids shifted; other ids stay unchanged.
-    fn remap_ids(
-        &self,
-        message: &Message<'_>,
-        spans: impl Iterator<Item = Span>,
-        moved: fn(&Self, &str) -> Option<u64>,
-    ) -> String {
-        let new: Vec<(Span, String)> = spans
-            .filter_map(|span| Some((span.clone(), moved(self, &message.text()[span])?.to_string())))
-            .collect();
-        let edits: Vec<(Span, &str)> = new.iter().map(|(span, text)| (span.clone(), text.as_str())).collect();
-        message.splice(if self.offset == 0 { &[] } else { &edits })
-    }
-
-    fn to_child(&self, raw: &str) -> Option<u64> {
-        number(raw, SMALL).map(|id| id + self.offset)
+/// Handles a message for a child that is up, other than `initialize` and
+/// `notifications/initialized`. `asked` is the `initialize` that it has not answered.
+fn pass(ids: &mut RequestIds, message: &Message<'_>, asked: Option<&InitializeRequest>) -> ToChild {
+    match (message.kind(), message.method()) {
+        (Kind::Request, _) => match ids.forward(message) {
+            Ok(line) => ToChild::Child(line),
+            Err(why) => refuse(message, &why),
+        },
+        (Kind::Notification, "notifications/cancelled") => cancel(ids, message, asked),
+        _ => ToChild::Child(message.splice(&[])),
     }
 }
 
-/// Adds an open request. At the limit [`EDGE_OPEN`], forgets the smallest id first: among numbers
-/// that is the oldest request, which is the least likely to be awaited.
-fn remember<T: Ord>(open: &mut BTreeSet<T>, id: T) {
-    if open.len() >= EDGE_OPEN {
-        open.pop_first();
+/// Handles a cancellation. `initialize` cannot be cancelled: later links need its result.
+fn cancel(ids: &mut RequestIds, message: &Message<'_>, asked: Option<&InitializeRequest>) -> ToChild {
+    let Ok(id) = message.param(&["requestId"]) else {
+        return ToChild::Drop("a cancellation with an ambiguous request id");
+    };
+    let raw = id.clone().map(|id| &message.text()[id]);
+    if asked.zip(raw).is_some_and(|(request, raw)| request.has_id(&ids.at_child(raw))) {
+        return ToChild::Drop("a cancellation of initialize");
     }
-    open.insert(id);
+    ToChild::Child(ids.cancel(message, id))
+}
+
+/// Handles a message for a restarted child that is not initialized yet. `has_asked`: the child has
+/// sent a request.
+fn hold(held: &mut HeldFrames, has_asked: bool, message: &Message<'_>) -> ToChild {
+    match (message.kind(), message.id()) {
+        (Kind::Response, _) if has_asked => ToChild::Child(message.splice(&[])),
+        // It answers a request of the previous child.
+        (Kind::Response, _) => ToChild::Drop("a response without a pending request"),
+        _ if held.push(message.text()) => ToChild::Held,
+        (_, Some(id)) => {
+            let why = "the server is starting, and too many calls are waiting for it";
+            ToChild::Gateway(jsonrpc::error(id, jsonrpc::BUSY, why))
+        }
+        (_, None) => ToChild::Drop("a notification: the queue is full"),
+    }
 }
 
 /// Returns the outcome of a message that arrives while the child is down: an error for requests.
@@ -564,22 +487,34 @@ fn reject(message: &Message<'_>, why: &str, due: Option<Instant>, now: Instant) 
     ToChild::Gateway(jsonrpc::error(id, jsonrpc::DOWN, &text))
 }
 
-/// The error message for a request that arrives while the edge program is stopping.
-pub const STOPPING: &str = "the edge is stopping";
-/// Integers below this are exact in every JSON reader (2^53, the precision of a double).
-const EXACT: u64 = 1 << 53;
-/// Gateway ids below this are shifted. The offset is below it too, so that the sum stays exact.
-const SMALL: u64 = 1 << 52;
+/// Returns the outcome of a request that cannot be forwarded.
+fn refuse(message: &Message<'_>, why: &Rejected) -> ToChild {
+    match why {
+        Rejected::AmbiguousToken => ToChild::Drop("a request with an ambiguous progress token"),
+        Rejected::LargeNumber => {
+            let why = "request ids and progress tokens from 2^52 to 2^53 are not supported";
+            let id = message.id().unwrap_or_default();
+            ToChild::Gateway(jsonrpc::error(id, jsonrpc::INVALID_REQUEST, why))
+        }
+    }
+}
+
+/// Returns the frames that make the gateway list again what a child has that answered `initialize`
+/// with `result`. If the gateway reads status frames, one of those comes first, so that it treats
+/// the notifications after it as part of the restart.
+fn announcement(result: &str, reads_status_frames: bool) -> Vec<String> {
+    let declared = |what: &str| matches!(find(result, 0..result.len(), &["capabilities", what]), Ok(Some(_)));
+    // Some servers have tools without declaring the capability.
+    let kinds =
+        ["tools", "prompts", "resources"].into_iter().filter(|kind| *kind == "tools" || declared(kind));
+    let changed =
+        kinds.map(|kind| jsonrpc::notification(&format!("notifications/{kind}/list_changed"), None));
+    reads_status_frames.then(Status::restarted).into_iter().chain(changed).collect()
+}
 
 /// Whether two raw JSON strings are equal after unescaping.
 fn is_same_text(one: &str, other: &str) -> bool {
     one.starts_with('"') && other.starts_with('"') && unquote(one) == unquote(other)
-}
-
-/// Parses a number below `bound` that consists of digits only.
-fn number(raw: &str, bound: u64) -> Option<u64> {
-    let plain = raw.bytes().all(|byte| byte.is_ascii_digit());
-    raw.parse().ok().filter(|number| plain && *number < bound)
 }
 
 #[cfg(test)]
@@ -590,6 +525,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::{
+        edge::request_ids::{EXACT, SMALL},
+        limits::{EDGE_OPEN, ID_BYTES},
+    };
 
     impl ProxyState {
         /// Handles a frame from the gateway when the time does not matter.

@@ -62,8 +62,14 @@ const WORLDLY: &[(&str, &str, &str)] = &[(
 )];
 
 /// Files in higher layers that must be as pure as the lower layers.
-const PURE: &[&str] =
-    &["edge/backend/lines.rs", "edge/backoff.rs", "edge/proxy.rs", "edge/redial.rs", "edge/restart.rs"];
+const PURE: &[&str] = &[
+    "edge/backend/lines.rs",
+    "edge/backoff.rs",
+    "edge/proxy.rs",
+    "edge/redial.rs",
+    "edge/request_ids.rs",
+    "edge/restart.rs",
+];
 
 /// The attribute of these files.
 const NO_CLOCK: &str = "#![cfg_attr(not(test), deny(clippy::disallowed_methods, ";

@@ -1,0 +1,228 @@
+//! The ids of a gateway's requests, and its progress tokens, as a child sees them that outlives
+//! the link.
+//!
+//! Each later link shifts numbers by an offset, so that a late response to a request of an earlier
+//! link cannot pass for the response to a new one. Other ids stay as they are. The open requests
+//! are stored, to fail them when the child ends and to cancel them when the link is lost.
+//!
+//! Pure; `edge::proxy` uses it for all messages but `initialize`, whose id it stores itself.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
+
+use std::{collections::BTreeSet, mem};
+
+use crate::{
+    jsonrpc::{Malformed, Message, Span, decimal},
+    limits::{EDGE_OPEN, ID_BYTES},
+};
+
+/// Integers below this are exact in every JSON reader (2^53, the precision of a double).
+pub const EXACT: u64 = 1 << 53;
+/// Gateway ids below this are shifted. The offset is below it too, so that the sum stays exact.
+pub const SMALL: u64 = 1 << 52;
+
+/// Why a request is not forwarded.
+#[derive(Debug)]
+pub enum Rejected {
+    /// It has two progress tokens.
+    AmbiguousToken,
+    /// Its id or its progress token is from [`SMALL`] to [`EXACT`]. On the way back, it could not
+    /// be told from a shifted one.
+    LargeNumber,
+}
+
+/// A response of the child, as the gateway gets it.
+#[derive(Debug)]
+pub enum Answered {
+    /// The response to a request of this link.
+    Matched(String),
+    /// A response although no request with its id was sent.
+    Unmatched(String),
+    /// The response to a request of an earlier link.
+    Stale,
+}
+
+/// The ids on the current link, and the open requests.
+#[derive(Clone, Debug, Default)]
+pub struct RequestIds {
+    /// Added to the gateway's numbers on their way to the child.
+    offset: u64,
+    /// Greater than every number sent to the child.
+    next: u64,
+    /// Requests that the child has not answered, by the id sent to the child.
+    open: BTreeSet<u64>,
+    /// The same for ids that are not shifted, raw.
+    others: BTreeSet<String>,
+    /// The gateway uses strings that contain a number as progress tokens.
+    text_tokens: bool,
+}
+
+impl RequestIds {
+    /// Number of open requests.
+    pub fn count(&self) -> usize {
+        self.open.len() + self.others.len()
+    }
+
+    /// Returns an open request's raw id, as sent to the child.
+    pub fn first(&self) -> Option<String> {
+        self.open.first().map(u64::to_string).or_else(|| self.others.first().cloned())
+    }
+
+    /// Whether the request with this id is open, in whatever form the child returns the id.
+    pub fn is_open(&self, id: &str) -> bool {
+        let number = decimal(id);
+        let text = number.map(|number| format!("\"{number}\""));
+        number.is_some_and(|number| self.open.contains(&number))
+            || self.others.contains(id)
+            || text.is_some_and(|text| self.others.contains(&text))
+    }
+
+    /// Returns a raw id of the gateway as the child gets it.
+    pub fn at_child(&self, raw: &str) -> String {
+        self.shifted(raw).map_or_else(|| raw.to_owned(), |id| id.to_string())
+    }
+
+    /// Returns a request as the child gets it, and counts it as open.
+    ///
+    /// # Errors
+    /// See [`RequestIds::shift`].
+    pub fn forward(&mut self, message: &Message<'_>) -> Result<String, Rejected> {
+        let line = self.shift(message)?;
+        let raw = message.id().unwrap_or_default();
+        match self.shifted(raw) {
+            Some(id) => remember(&mut self.open, id),
+            None if raw.len() <= ID_BYTES => remember(&mut self.others, raw.to_owned()),
+            None => {}
+        }
+        Ok(line)
+    }
+
+    /// Returns a request with its id and its progress token shifted.
+    ///
+    /// # Errors
+    /// [`Rejected`]; nothing has changed then.
+    pub fn shift(&mut self, message: &Message<'_>) -> Result<String, Rejected> {
+        let token = message.param(&["_meta", "progressToken"]).map_err(|_| Rejected::AmbiguousToken)?;
+        let mut spans: Vec<Span> = message.id_span().into_iter().chain(token.clone()).collect();
+        spans.sort_by_key(|span| span.start);
+        let text = message.text();
+        let is_large = |raw: &str| number(raw, EXACT).is_some_and(|number| number >= SMALL);
+        if spans.iter().any(|span| is_large(&text[span.clone()])) {
+            return Err(Rejected::LargeNumber);
+        }
+        let token = token.map(|span| &text[span]);
+        self.text_tokens |=
+            token.is_some_and(|token| number(token, EXACT).is_none() && decimal(token).is_some());
+        if let Some(id) = message.id().and_then(|id| self.shifted(id)) {
+            self.next = self.next.max(id + 1);
+        }
+        Ok(self.splice(message, spans))
+    }
+
+    /// Returns a cancellation as the child gets it, and closes the request. `id`: the span of the
+    /// request's id, if there is one.
+    pub fn cancel(&mut self, message: &Message<'_>, id: Option<Span>) -> String {
+        if let Some(raw) = id.clone().map(|id| &message.text()[id]) {
+            match self.shifted(raw) {
+                Some(id) => self.open.remove(&id),
+                None => self.others.remove(raw),
+            };
+        }
+        self.splice(message, id.into_iter().collect())
+    }
+
+    /// Returns a response of the child with the gateway's id, and closes the request.
+    pub fn answer(&mut self, message: &Message<'_>) -> Answered {
+        let Some(raw) = message.id() else { return Answered::Matched(message.splice(&[])) };
+        if self.others.remove(raw) {
+            return Answered::Matched(message.splice(&[]));
+        }
+        let Some(id) = decimal(raw).filter(|id| *id < EXACT) else {
+            return Answered::Unmatched(message.splice(&[]));
+        };
+        let known = self.open.remove(&id);
+        let text = format!("\"{id}\"");
+        if !known && self.others.remove(&text) {
+            return Answered::Matched(message.with_id(&text));
+        }
+        if id < self.offset {
+            return Answered::Stale;
+        }
+        let answer = message.with_id(&(id - self.offset).to_string());
+        // The gateway may have cancelled the request, and drops the response itself then.
+        if known || id < self.next { Answered::Matched(answer) } else { Answered::Unmatched(answer) }
+    }
+
+    /// Returns a progress notification of the child with the gateway's token; `None` if it belongs
+    /// to a request of an earlier link.
+    ///
+    /// # Errors
+    /// [`Malformed`]: it has two tokens.
+    pub fn progress(&self, message: &Message<'_>) -> Result<Option<String>, Malformed> {
+        let span = message.param(&["progressToken"])?;
+        let token = span.clone().and_then(|span| self.known_token(&message.text()[span]));
+        let Some((token, span)) = token.zip(span) else { return Ok(Some(message.splice(&[]))) };
+        let token = token.checked_sub(self.offset);
+        Ok(token.map(|token| message.splice(&[(span, &token.to_string())])))
+    }
+
+    /// Returns the number of a progress token that the gateway sent as a number, in whatever form
+    /// the child returned it.
+    fn known_token(&self, raw: &str) -> Option<u64> {
+        let exact = number(raw, EXACT);
+        exact.or_else(|| decimal(raw).filter(|token| *token < EXACT && !self.text_tokens))
+    }
+
+    /// Closes all open requests, because the child has ended. Returns the gateway's ids, raw.
+    pub fn fail_all(&mut self) -> Vec<String> {
+        let open = mem::take(&mut self.open).into_iter();
+        let shifted = open.map(|id| (id.saturating_sub(self.offset)).to_string());
+        shifted.chain(mem::take(&mut self.others)).collect()
+    }
+
+    /// Closes all open requests, because the link is lost. Returns the child's ids of those to
+    /// cancel, and whether ids begin again at 0.
+    pub fn next_link(&mut self) -> (BTreeSet<u64>, bool) {
+        self.text_tokens = false;
+        self.others.clear();
+        // The ids would soon exceed 2^53 and lose precision. Starting again at 0 only risks that a
+        // late response is taken for a new one.
+        let begins_again = self.next >= SMALL;
+        if begins_again {
+            self.next = 0;
+        }
+        self.offset = self.next;
+        (mem::take(&mut self.open), begins_again)
+    }
+
+    /// Returns the number of a raw id at the child, if it is one that is shifted.
+    fn shifted(&self, raw: &str) -> Option<u64> {
+        number(raw, SMALL).map(|id| id + self.offset)
+    }
+
+    /// Returns the message with the numbers at `spans` shifted; other values stay unchanged.
+    fn splice(&self, message: &Message<'_>, spans: Vec<Span>) -> String {
+        if self.offset == 0 {
+            return message.splice(&[]);
+        }
+        let new = |span: Span| Some((span.clone(), self.shifted(&message.text()[span])?.to_string()));
+        let new: Vec<(Span, String)> = spans.into_iter().filter_map(new).collect();
+        let edits: Vec<(Span, &str)> = new.iter().map(|(span, text)| (span.clone(), text.as_str())).collect();
+        message.splice(&edits)
+    }
+}
+
+/// Adds an open request. At the limit [`EDGE_OPEN`], forgets the smallest id first: among numbers
+/// that is the oldest request, which is the least likely to be awaited.
+fn remember<T: Ord>(open: &mut BTreeSet<T>, id: T) {
+    if open.len() >= EDGE_OPEN {
+        open.pop_first();
+    }
+    open.insert(id);
+}
+
+/// Parses a number below `bound` that consists of digits only.
+fn number(raw: &str, bound: u64) -> Option<u64> {
+    let plain = raw.bytes().all(|byte| byte.is_ascii_digit());
+    raw.parse().ok().filter(|number| plain && *number < bound)
+}
