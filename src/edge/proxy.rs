@@ -62,6 +62,25 @@ pub enum ToGateway {
     Noise,
 }
 
+/// Why the input queue of the child did not take a line.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NotTaken {
+    /// It is full.
+    Full,
+    /// It is closed, because the child has exited.
+    Closed,
+}
+
+impl NotTaken {
+    /// Returns the reason for logs and errors.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Full => "the server does not read its input",
+            Self::Closed => "the server has exited",
+        }
+    }
+}
+
 /// The child as the gateway's messages find it. Nothing outside it depends on it.
 #[derive(Clone, Debug, Default)]
 enum ChildState {
@@ -331,6 +350,30 @@ impl ProxyState {
                 }
             }
         }
+    }
+
+    /// Takes back a line, just returned as [`ToChild::Child`], that the child's queue did not take.
+    /// Returns an error if it is a request. An `initialize` for a child that has exited is kept for
+    /// the next child instead.
+    pub fn not_taken(&mut self, line: &str, why: NotTaken) -> ToChild {
+        let request = Message::read(line).ok().filter(|message| message.kind() == Kind::Request);
+        let Some(raw) = request.as_ref().and_then(Message::id) else {
+            return ToChild::Drop("a message that the child did not take");
+        };
+        let is_initialize =
+            matches!(&self.child, ChildState::Initializing(pending) if pending.request.id == raw);
+        let code = match why {
+            // [`ProxyState::child_gone`] follows.
+            NotTaken::Closed if is_initialize => {
+                return ToChild::Drop("initialize for a child that has exited");
+            }
+            NotTaken::Closed => jsonrpc::DOWN,
+            NotTaken::Full => jsonrpc::BUSY,
+        };
+        if is_initialize {
+            self.child = ChildState::Uninitialized;
+        }
+        ToChild::Gateway(jsonrpc::error(&self.ids.take_back(raw), code, why.reason()))
     }
 
     /// Handles a line from the child.
@@ -1123,5 +1166,47 @@ mod tests {
         for id in [None, Some("2"), Some("1")] {
             assert_eq!(proxy.unusable(id, "no"), ToGateway::Stale, "{id:?}");
         }
+    }
+    #[test]
+    fn a_request_that_the_child_does_not_take_is_answered() {
+        let mut proxy = running(true);
+        proxy.gets(&call(2));
+        proxy.disconnected();
+        let text = r#"{"jsonrpc":"2.0","id":"a","method":"m"}"#;
+        for (why, code) in [(NotTaken::Full, jsonrpc::BUSY), (NotTaken::Closed, jsonrpc::DOWN)] {
+            for (frame, id) in [(call(7).as_str(), "7"), (text, "\"a\"")] {
+                let ToChild::Child(line) = proxy.gets(frame) else { panic!("no line") };
+                let error = jsonrpc::error(id, code, why.reason());
+                assert_eq!(proxy.not_taken(&line, why), ToChild::Gateway(error));
+                assert_eq!(proxy.running(), 0);
+            }
+            assert!(matches!(proxy.not_taken(&changed("roots"), why), ToChild::Drop(_)));
+            assert!(matches!(proxy.not_taken(&answer(1), why), ToChild::Drop(_)));
+        }
+    }
+
+    #[test]
+    fn an_initialize_that_a_full_child_does_not_take_is_asked_again() {
+        let mut proxy = ProxyState::default();
+        proxy.gets(&call(1));
+        proxy.disconnected();
+        assert_eq!(proxy.gets(&initialize_request(1)), ToChild::Child(initialize_request(3)));
+        let error = jsonrpc::error("1", jsonrpc::BUSY, NotTaken::Full.reason());
+        assert_eq!(proxy.not_taken(&initialize_request(3), NotTaken::Full), ToChild::Gateway(error));
+        assert!(matches!(proxy.gets(&initialize_request(2)), ToChild::Child(_)));
+    }
+
+    #[test]
+    fn an_initialize_for_an_exited_child_waits_for_the_next() {
+        let mut proxy = ProxyState::default();
+        proxy.gets(&initialize_request(1));
+        assert!(matches!(proxy.not_taken(&initialize_request(1), NotTaken::Closed), ToChild::Drop(_)));
+        assert!(proxy.child_gone("x", None).is_empty());
+        assert_eq!(proxy.child_back(), Some(initialize_request(1)));
+        let frames = vec![initialize_response(1, "{}")];
+        assert_eq!(
+            proxy.on_child_line(&initialize_response(1, "{}")),
+            ToGateway::Ready { lines: vec![], frames }
+        );
     }
 }

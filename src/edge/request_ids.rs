@@ -131,6 +131,21 @@ impl RequestIds {
         self.splice(message, id.into_iter().collect())
     }
 
+    /// Closes a request that the child did not get. `raw` is its id at the child; returns the
+    /// gateway's.
+    pub fn take_back(&mut self, raw: &str) -> String {
+        match number(raw, EXACT) {
+            Some(id) => {
+                self.open.remove(&id);
+                id.saturating_sub(self.offset).to_string()
+            }
+            None => {
+                self.others.remove(raw);
+                raw.to_owned()
+            }
+        }
+    }
+
     /// Returns a response of the child with the gateway's id, and closes the request.
     pub fn answer(&mut self, message: &Message<'_>) -> Answered {
         let Some(raw) = message.id() else { return Answered::Matched(message.splice(&[])) };

@@ -17,8 +17,7 @@ use super::{
     uplink::Uplink,
 };
 use crate::{
-    edge::proxy::{ProxyState, ToChild, ToGateway},
-    jsonrpc::{self, Kind, Message},
+    edge::proxy::{NotTaken, ProxyState, ToChild, ToGateway},
     limits::{self, LOG_WARNINGS},
     log_throttle::LogThrottle,
     net::{
@@ -243,26 +242,17 @@ impl EdgeState {
             (ToChild::Child(line), Some(input)) => (line, input),
             (other, _) => return Some(other),
         };
-        let begins = |line: &str| Message::read(line).is_ok_and(|message| message.method() == "initialize");
-        let (code, why, line) = match input.try_send(line) {
-            Ok(()) => return None,
-            // The child has exited, and the supervisor is about to notice. The next child gets the
-            // `initialize`.
-            Err((SendError::Closed, line)) if begins(&line) => {
-                return Some(ToChild::Drop("initialize for a child that has exited"));
-            }
-            Err((SendError::Full | SendError::Memory, line)) => {
-                (jsonrpc::BUSY, "the server does not read its input", line)
-            }
-            Err((SendError::Closed, line)) => (jsonrpc::DOWN, "the server has exited", line),
+        let Err((error, line)) = input.try_send(line) else { return None };
+        let why = match error {
+            SendError::Full | SendError::Memory => NotTaken::Full,
+            SendError::Closed => NotTaken::Closed,
         };
-        self.warn_throttled(why, &format!("rejected a message for the server: {why}"));
-        let message = Message::read(&line).ok().filter(|message| message.kind() == Kind::Request)?;
-        // The proxy maps the id back to the one that the gateway uses.
-        match server.proxy.on_child_line(&jsonrpc::error(message.id()?, code, why)) {
-            ToGateway::Gateway(frame) | ToGateway::Unmatched(frame) => Some(ToChild::Gateway(frame)),
-            _ => None,
+        let outcome = server.proxy.not_taken(&line, why);
+        if why == NotTaken::Full || matches!(outcome, ToChild::Gateway(_)) {
+            let reason = why.reason();
+            self.warn_throttled(reason, &format!("rejected a message for the server: {reason}"));
         }
+        Some(outcome)
     }
 
     /// Refuses new requests from now on, also for the per-session processes.
@@ -389,6 +379,7 @@ mod tests {
     use super::*;
     use crate::{
         edge::tests::{FakeServers, config},
+        jsonrpc,
         net::outbox::{self, Receiver},
         runtime::tasks::TaskGroup,
     };
