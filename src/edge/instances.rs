@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     fmt::Display,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     time::Instant,
 };
 
@@ -26,6 +26,7 @@ use crate::{
     log_throttle::LogThrottle,
     net::outbox::{self, Receiver, SendError},
     runtime::{
+        lock::Lock,
         shutdown::{Shutdown, ShutdownTrigger},
         task_tracker::{TaskGuard, TaskTracker},
         tasks::Spawner,
@@ -39,7 +40,7 @@ pub struct Instances {
     /// Most sessions at a time.
     max: usize,
     start: StartBackend,
-    table: Mutex<InstanceTable>,
+    table: Lock<InstanceTable>,
     /// One permit per running process, up to `--max-sessions`. A process that is being stopped
     /// keeps its permit.
     permits: Semaphore,
@@ -48,7 +49,7 @@ pub struct Instances {
     delivering: TaskTracker,
     spawner: Spawner,
     /// Limits how often log lines that the gateway can trigger at will are written.
-    throttle: Mutex<LogThrottle>,
+    throttle: Lock<LogThrottle>,
 }
 
 #[derive(Debug, Default)]
@@ -136,23 +137,22 @@ impl Instances {
             limits: config.limits.clone(),
             max,
             start,
-            table: Mutex::default(),
+            table: Lock::default(),
             permits: Semaphore::new(max),
             tasks: TaskTracker::new(),
             delivering: TaskTracker::new(),
             spawner,
-            throttle: Mutex::default(),
+            throttle: Lock::default(),
         })
     }
 
     fn table(&self) -> MutexGuard<'_, InstanceTable> {
-        // Each change of the table is atomic, so a poisoned lock leaves it consistent.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 
     /// Writes a throttled log line, for events that the gateway can trigger at will.
     fn log(&self, level: log::Level, kind: &'static str, line: impl Display) {
-        let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut throttle = self.throttle.lock();
         if let Some(left_out) = throttle.due(Instant::now(), kind, "", LOG_GROUPS) {
             log::log!(level, "{line}{left_out}");
         }

@@ -3,24 +3,21 @@
 //! `edge::instances` adds the requests that it sends, and whoever reads the output of the process
 //! removes those that are answered.
 
-use std::{
-    collections::HashSet,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashSet, sync::MutexGuard};
 
 use crate::{
     jsonrpc::decimal,
     limits::{EDGE_OPEN, ID_BYTES},
+    runtime::lock::Lock,
 };
 
 /// The ids of the requests that one session's process has not answered.
 #[derive(Debug, Default)]
-pub struct OpenRequests(Mutex<HashSet<String>>);
+pub struct OpenRequests(Lock<HashSet<String>>);
 
 impl OpenRequests {
     fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
-        // Each change is atomic, so a poisoned lock leaves the set consistent.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Adds a request that is sent to the process.

@@ -5,7 +5,7 @@
 //! step.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     time::Instant,
 };
 
@@ -24,7 +24,7 @@ use crate::{
         outbound::Unacknowledged,
         outbox::{SendError, Sender},
     },
-    runtime::task_tracker::TaskTracker,
+    runtime::{lock::Lock, task_tracker::TaskTracker},
     tunnel::close::CloseReason,
 };
 
@@ -33,13 +33,13 @@ pub struct EdgeState {
     /// Guards the order of what the proxy decides and what is put on a queue. Taken for each frame
     /// and line, and by supervisor and health check; while it is held, only the locks of the queues
     /// are taken.
-    tables: Mutex<Tables>,
+    tables: Lock<Tables>,
     /// One guard for each line of the server that waits for space in the queue of the link.
     delivering: TaskTracker,
     instances: Arc<Instances>,
     /// Limits how often warnings about unexpected messages of the server are logged. Never held
     /// together with another lock but `tables`.
-    log_throttle: Mutex<LogThrottle>,
+    log_throttle: Lock<LogThrottle>,
 }
 
 #[derive(Debug, Default)]
@@ -105,18 +105,17 @@ impl EdgeState {
     /// Creates the state without a server or a link. `instances` are the processes of single
     /// sessions.
     pub fn new(instances: Arc<Instances>) -> Arc<Self> {
-        let (tables, delivering, throttle) = (Mutex::default(), TaskTracker::new(), Mutex::default());
+        let (tables, delivering, throttle) = (Lock::default(), TaskTracker::new(), Lock::default());
         Arc::new(Self { tables, delivering, instances, log_throttle: throttle })
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
-        // Each change is atomic, so a poisoned lock leaves the state consistent.
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tables.lock()
     }
 
     /// Logs a warning about the server, at most once a second per `kind`, with the number left out.
     fn warn_throttled(&self, kind: &'static str, what: &str) {
-        let mut throttle = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut throttle = self.log_throttle.lock();
         if let Some(left_out) = throttle.due(Instant::now(), kind, "", LOG_WARNINGS) {
             log::warn!("{what}{left_out}");
         }

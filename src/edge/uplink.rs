@@ -1,16 +1,14 @@
 //! The queue towards the gateway: for the shared server, or for one channel of the link. It knows
 //! the size of the largest frame that the gateway accepts.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use crate::{
     jsonrpc::Message,
     limits::LOG_WARNINGS,
     log_throttle::LogThrottle,
     net::outbox::{SendError, Sender},
+    runtime::lock::Lock,
     tunnel::{close::CloseReason, frame, oversize::Oversize},
 };
 
@@ -23,7 +21,7 @@ pub struct Uplink {
     /// The channel that messages are sent on; `None`: as plain frames, for the shared server.
     channel: Option<u32>,
     /// Limits how often messages that are too large are logged.
-    oversized: Arc<Mutex<LogThrottle>>,
+    oversized: Arc<Lock<LogThrottle>>,
 }
 
 impl Uplink {
@@ -77,7 +75,7 @@ impl Uplink {
             "the server's message has {bytes} bytes, and the gateway accepts at most {} (see --max-message-bytes at the gateway)",
             self.accepts
         );
-        let mut oversized = self.oversized.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut oversized = self.oversized.lock();
         if let Some(left_out) = oversized.due(Instant::now(), "oversize", "", LOG_WARNINGS) {
             log::warn!("{why}{left_out}");
         }

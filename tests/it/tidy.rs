@@ -92,6 +92,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("serde_json", &["jsonrpc", "device/"]),
     ("webpki_roots", &["net/tls"]),
     ("std::process::Command", &["process"]),
+    // Everywhere else: `runtime::lock`. `reactor` and `notify` are below it.
+    ("std::sync::Mutex", &["runtime/lock", "runtime/reactor", "runtime/notify", "gateway"]),
     ("smol::process", &["process"]),
 ];
 
