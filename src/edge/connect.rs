@@ -1,15 +1,5 @@
 //! Opens a link to the gateway: name lookup, TCP, TLS and the upgrade request. Each failure is
-//! reported in one line.
-//!
-//! How the edge reacts to a failure before and after its first registration. Before it,
-//! `--require-gateway` turns "retries" into "exits" in the first two rows:
-//!
-//! | failure | first, with a terminal | first, without one | later |
-//! |---|---|---|---|
-//! | no connection, 429, 503, 5xx | retries | retries | retries |
-//! | 401, 403, 404 of a proxy; certificate not trusted; server too slow | exits | retries | retries |
-//! | refusal by the gateway: HTTP with a [`REFUSAL`] field, or a link closed | exits | exits | retries, less often |
-//! | too many takeovers of the server id | retries, less often | the same | the same |
+//! reported in one line. `edge::redial` decides what follows it.
 
 use std::io;
 

@@ -3,6 +3,16 @@
 //!
 //! Pure. `edge::connect` and `edge::link` report the [`Outcome`], [`super::backoff`] computes the
 //! delay, and `edge::keep_linked` waits.
+//!
+//! How the edge reacts to a failure before and after its first registration. Before it,
+//! `--require-gateway` turns "retries" into "exits" in the first two rows:
+//!
+//! | failure | first, with a terminal | first, without one | later |
+//! |---|---|---|---|
+//! | no connection, 429, 503, 5xx | retries | retries | retries |
+//! | 401, 403, 404 of a proxy; certificate not trusted; server too slow | exits | retries | retries |
+//! | refusal by the gateway: HTTP with a `Mcpport-Refusal` field, or a link closed | exits | exits | retries, less often |
+//! | too many takeovers of the server id | retries, less often | the same | the same |
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
 
@@ -27,14 +37,14 @@ pub enum Outcome {
     Stopped,
 }
 
-/// What the decision depends on beside the outcome.
+/// What the decision depends on besides the outcome.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
     /// The gateway has accepted a registration since the program started.
     pub was_registered: bool,
     /// The program is to end if the first attempt fails (`--require-gateway`).
     pub require_gateway: bool,
-    /// A person sees how the program ends.
+    /// A terminal is attached, so a person sees how the program ends.
     pub has_terminal: bool,
     /// The end of the resume window of a session that waits to be resumed.
     pub suspended_until: Option<Instant>,
