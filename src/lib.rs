@@ -37,7 +37,7 @@
 //! | 5 shell | `main`, [`cli`], [`demo`] |
 //! | 4 programs | [`gateway`], [`edge`] (`mcpport register`), [`device`] (none imports another) |
 //! | 3 io | [`net`]: sockets, TLS, HTTP and link drivers; [`runtime`]; [`process`]: child processes |
-//! | 2 state | [`hub`], [`auth`], [`catalog`], [`session`], [`router`], [`admission`], [`metrics`], [`log_throttle`] |
+//! | 2 state | [`hub`], [`auth`], [`catalog`], [`session`], [`router`], [`admission`], [`metrics`], [`budget`], [`log_throttle`] |
 //! | 1 protocol | [`http`], [`sse`], [`jsonrpc`], [`mcp`], [`ndjson`], [`tunnel`] |
 //! | 0 ground | [`limits`], [`config`], [`command`], [`error`], [`secret`], [`util`] |
 //!
@@ -107,6 +107,7 @@
 
 pub mod admission;
 pub mod auth;
+pub mod budget;
 pub mod catalog;
 pub mod cli;
 pub mod command;

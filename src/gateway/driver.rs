@@ -16,6 +16,7 @@ use super::{
     upstream::{Caller, Upstream},
 };
 use crate::{
+    budget::{Account, Charge},
     catalog::UpstreamKey,
     hub::mux::Routed,
     jsonrpc::{self, Malformed, Message, Span, edit, tolerant::Unusable},
@@ -25,7 +26,6 @@ use crate::{
         discovery::{Discovery, DiscoveryRequest, DiscoveryStep},
         listing::{ListItem, ListKind},
     },
-    net::budget::{Account, Charge},
     tunnel::{
         CLOSE_LATER,
         close::CloseReason,

@@ -61,6 +61,7 @@ use self::{
 use crate::{
     admission::ConnectionLimiter,
     auth::{Principal, Tokens},
+    budget::{Account, Budget},
     catalog::Catalog,
     config::GatewayConfig,
     error::FatalError,
@@ -70,7 +71,7 @@ use crate::{
     mcp,
     metrics::Stats,
     net::{
-        budget::{Account, Budget},
+        idle,
         listener::{self, Listener},
         machine, outbox,
         stream::Stream,
@@ -150,7 +151,7 @@ impl Gateway {
         let built_in = [("list_servers", mcp::LIST_SERVERS)];
         let mut sessions = Sessions::new(&config.limits.session);
         sessions.share(tokens.have_several_clients());
-        let budget = Budget::new(memory(&config.limits.memory));
+        let budget = idle::budget(memory(&config.limits.memory));
         budget.share(tokens.have_several());
         Self {
             policy,

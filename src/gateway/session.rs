@@ -9,6 +9,7 @@ use std::{
 use super::{responder::StreamResponder, session_stream::SessionStreams, streams::Streams};
 use crate::{
     auth::Principal,
+    budget::{Account, Charge},
     hub::{
         doors::{Responder, SessionStream},
         key::InstanceKey,
@@ -16,7 +17,6 @@ use crate::{
     jsonrpc::quote,
     limits::SessionLimits,
     mcp::{LATEST, log_level::Level},
-    net::budget::{Account, Charge},
     session::{Calls, PendingServerRequests},
     util,
 };

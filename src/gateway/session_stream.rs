@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use super::{responder::StreamResponder, streams::Streams};
 use crate::{
+    budget::Account,
     hub::doors::{Responder, SessionStream},
     limits::SessionLimits,
     metrics::Stats,
-    net::{budget::Account, outbox::SendError},
+    net::outbox::SendError,
     util,
 };
 

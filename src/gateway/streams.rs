@@ -10,9 +10,9 @@ use std::{
 };
 
 use crate::{
+    budget::{Account, Charge, Evict, Idle},
     limits::SessionLimits,
     net::{
-        budget::{Account, Charge, Evict, Idle},
         outbox::{Parked, Receiver},
         timeout,
     },
@@ -293,7 +293,7 @@ mod tests {
     use std::{future::Future, pin::pin, task::Context};
 
     use super::*;
-    use crate::net::{budget::Budget, outbox};
+    use crate::{budget::Budget, net::outbox};
 
     /// If a client reconnects twice while the old connection still holds the stream, the latest
     /// connection gets it, and the one before fails at once.

@@ -19,6 +19,7 @@ use super::{
     shares::{self, Share, Shares},
 };
 use crate::{
+    budget::{Account, Budget, Charge},
     catalog::UpstreamKey,
     hub::{
         doors::Responder,
@@ -33,10 +34,7 @@ use crate::{
     log_throttle::LogThrottle,
     mcp::{self, compat, log_level::Level},
     metrics::Stats,
-    net::{
-        budget::{Account, Budget, Charge},
-        outbox::{SendError, Sender},
-    },
+    net::outbox::{SendError, Sender},
     session::{self, CallId, Run},
     tunnel::{close::CloseReason, frame},
     util,

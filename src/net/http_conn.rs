@@ -14,13 +14,9 @@ use std::{
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use smol::Timer;
 
-use super::{
-    budget::{Account, Charge},
-    clock,
-    stream::Stream,
-    timeout,
-};
+use super::{clock, stream::Stream, timeout};
 use crate::{
+    budget::{Account, Charge},
     http::{
         conn::{Conn, Step},
         response::Response,

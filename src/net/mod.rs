@@ -12,7 +12,7 @@
 //! - [`drain`]: reads what a peer still sends before its connection is closed.
 //! - [`outbound`]: the outgoing side of a link, over one or more connections.
 //! - [`outbox`]: the bounded queue of outgoing messages in front of a writer.
-//! - [`budget`]: the memory budget for everything buffered for peers, divided among principals.
+//! - [`idle`]: the registry of bytes held for absent clients, evicted when memory is needed.
 //! - [`timeout`]: waits with a time limit.
 //! - [`random`]: ids and jitter.
 //! - [`clock`]: the time of day.
@@ -20,10 +20,10 @@
 //! - [`logger`]: a bounded buffer between the log and stderr, written by its own thread.
 //! - [`text_file`]: small hand-written files (tokens, header fields).
 
-pub mod budget;
 pub mod clock;
 pub mod drain;
 pub mod http_conn;
+pub mod idle;
 pub mod listener;
 pub mod logger;
 pub mod machine;

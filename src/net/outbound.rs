@@ -19,11 +19,9 @@ use std::{
 use async_tungstenite::tungstenite::Utf8Bytes;
 use futures_lite::future;
 
-use super::{
-    budget::{Account, Charge},
-    outbox::{Received, Receiver},
-};
+use super::outbox::{Received, Receiver};
 use crate::{
+    budget::{Account, Charge},
     limits::LinkLimits,
     tunnel::{
         close::CloseReason,
@@ -202,7 +200,7 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
-    use crate::net::{budget::Budget, outbox};
+    use crate::{budget::Budget, net::outbox};
 
     #[test]
     fn unacknowledged_frames_are_charged() {

@@ -13,8 +13,11 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use super::budget::{Account, Evict, Idle};
-use crate::{limits, runtime::lock::Lock};
+use crate::{
+    budget::{Account, Evict, Idle},
+    limits,
+    runtime::lock::Lock,
+};
 
 /// Why a message was not accepted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -472,7 +475,7 @@ mod tests {
     use smol::block_on;
 
     use super::*;
-    use crate::net::budget::Budget;
+    use crate::{budget::Budget, net::idle};
 
     #[test]
     fn bounds_hold_and_one_large_message_passes() {
@@ -557,7 +560,7 @@ mod tests {
 
     #[test]
     fn parked_queues_are_evicted_before_a_reader_is_refused() {
-        let budget = Budget::new(30);
+        let budget = idle::budget(30);
         let account = budget.account();
         let queue = || with_account::<()>(9, 30, Some(account.clone()));
         let queues = [queue(), queue(), queue()];

@@ -32,13 +32,13 @@ use smol::Timer;
 
 pub use self::metered::Metered;
 use super::{
-    budget::Account,
     drain::{Drained, drain},
     outbound::Outbound,
     stream::Stream,
     timeout,
 };
 use crate::{
+    budget::Account,
     limits::{LINK_BURST, LinkLimits},
     runtime::pacer::Pacer,
     tunnel::{

@@ -12,11 +12,11 @@ use std::{
 
 use async_tungstenite::tungstenite::{handshake::client::generate_key, http::Request};
 use mcpport::{
+    budget::Budget,
     http::{conn::Step, response::Response, types::StatusCode, upgrade::Upgrade},
     limits::Limits,
     ndjson::Lines,
     net::{
-        budget::Budget,
         http_conn::HttpConnection,
         listener,
         outbound::Outbound,

@@ -14,8 +14,9 @@ use std::{
 use async_tungstenite::tungstenite::{client::IntoClientRequest, handshake::derive_accept_key};
 use futures_lite::future;
 use mcpport::{
+    budget::Budget,
     limits::LinkLimits,
-    net::{budget::Budget, listener, outbound::Outbound, outbox, stream::Stream, ws_link},
+    net::{listener, outbound::Outbound, outbox, stream::Stream, ws_link},
     runtime::pacer::Pacer,
     tunnel::{
         close::{CloseReason, LinkEnd},

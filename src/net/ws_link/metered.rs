@@ -13,11 +13,9 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use smol::Timer;
 
 use crate::{
+    budget::{Account, Charge},
     limits::{self, LinkLimits},
-    net::{
-        budget::{Account, Charge},
-        stream::Stream,
-    },
+    net::stream::Stream,
     tunnel::frame_header::{Found, FrameHeaderScanner},
 };
 

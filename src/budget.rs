@@ -7,28 +7,38 @@
 //!
 //! Bytes held for an absent client can be [registered](Account::idle): they are evicted, oldest
 //! first, before a request is refused. Taking and giving are two atomic operations each; only that
-//! registry needs a lock.
+//! registry needs a lock, so it is behind a trait: `net::idle` implements it.
 //!
 //! The HTTP side answers a refused body with 413 and a refused request with 503, and replaces a
 //! refused response by an error that names `--max-memory`. A large frame of a link waits
 //! (`memory_wait` in [`limits::LinkLimits`]); then its link is closed with code 1013.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     sync::{
-        Arc, MutexGuard, Weak,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
-use crate::{limits, runtime::lock::Lock};
+use crate::limits;
 
 /// A holder of bytes for an absent client.
 pub trait Evict: Send + Sync {
     /// Drops the bytes, and returns them to their account. Must not wait for a lock: the caller
     /// that needs the bytes may hold it.
     fn evict(&self);
+}
+
+/// The registry of the bytes held for absent clients.
+pub trait Reclaim: Send + Sync {
+    /// Adds bytes that are charged to `account`. Returns the number of the entry.
+    fn add(&self, account: Account, holder: Weak<dyn Evict>) -> u64;
+    /// Removes an entry.
+    fn remove(&self, entry: u64);
+    /// Evicts until `bytes` can be taken from `account`, and takes them. Returns false, and takes
+    /// nothing, if there is not enough to evict.
+    fn take(&self, account: &Account, bytes: usize) -> bool;
 }
 
 /// A budget of bytes; see the module documentation.
@@ -39,13 +49,7 @@ struct BudgetState {
     size: usize,
     used: AtomicUsize,
     shared: AtomicBool,
-    idle: Lock<IdleRegistry>,
-}
-
-#[derive(Default)]
-struct IdleRegistry {
-    last: u64,
-    entries: BTreeMap<u64, (Arc<AccountState>, Weak<dyn Evict>)>,
+    registry: Option<Box<dyn Reclaim>>,
 }
 
 /// The bytes held by one principal.
@@ -70,10 +74,20 @@ pub enum Priority {
 }
 
 impl Budget {
-    /// Creates a budget of `size` bytes. It is not shared: one account may take all of it.
+    /// Creates a budget of `size` bytes that evicts nothing. It is not shared: one account may take
+    /// all of it.
     pub fn new(size: usize) -> Self {
-        let idle = Lock::default();
-        Self(Arc::new(BudgetState { size, used: AtomicUsize::new(0), shared: AtomicBool::new(false), idle }))
+        Self::create(size, None)
+    }
+
+    /// Like [`Budget::new`], but bytes held for absent clients are evicted when others need them.
+    pub fn evicting(size: usize, registry: Box<dyn Reclaim>) -> Self {
+        Self::create(size, Some(registry))
+    }
+
+    fn create(size: usize, registry: Option<Box<dyn Reclaim>>) -> Self {
+        let (used, shared) = Default::default();
+        Self(Arc::new(BudgetState { size, used, shared, registry }))
     }
 
     /// Sets whether there are several principals, so that none may take the whole budget.
@@ -102,7 +116,8 @@ impl Account {
     /// nothing, if there is not enough.
     #[must_use]
     pub fn take(&self, bytes: usize) -> bool {
-        self.try_take(bytes, Priority::Normal) || self.take_evicting(bytes)
+        self.try_take(bytes, Priority::Normal)
+            || self.0.budget.registry.as_ref().is_some_and(|registry| registry.take(self, bytes))
     }
 
     /// Whether `bytes` could be taken, evicting data held for absent clients if necessary.
@@ -178,38 +193,9 @@ impl Account {
 
     /// Registers bytes held for an absent client, for as long as the returned entry lives.
     pub fn idle(&self, holder: Weak<dyn Evict>) -> Idle {
-        let mut registry = self.0.budget.registry();
-        registry.last += 1;
-        let number = registry.last;
-        registry.entries.insert(number, (self.0.clone(), holder));
-        Idle { total: self.0.budget.clone(), number }
-    }
-
-    /// Evicts data held for absent clients until `bytes` can be taken: first of this account, then
-    /// of accounts that hold more.
-    fn take_evicting(&self, bytes: usize) -> bool {
-        let own_account = |owner: &Arc<AccountState>| Arc::ptr_eq(owner, &self.0);
-        let mine = self.used().saturating_add(bytes);
-        let richer =
-            |owner: &Arc<AccountState>| !own_account(owner) && owner.used.load(Ordering::Relaxed) > mine;
-        let registry = self.0.budget.registry();
-        let candidates = |which: &dyn Fn(&Arc<AccountState>) -> bool| {
-            for (_, holder) in registry.entries.values().filter(|(owner, _)| which(owner)) {
-                let Some(holder) = holder.upgrade() else { continue };
-                holder.evict();
-                if self.try_take(bytes, Priority::Normal) {
-                    return true;
-                }
-            }
-            false
-        };
-        candidates(&own_account) || candidates(&richer)
-    }
-}
-
-impl BudgetState {
-    fn registry(&self) -> MutexGuard<'_, IdleRegistry> {
-        self.idle.lock()
+        let budget = self.0.budget.clone();
+        let entry = budget.registry.as_ref().map(|registry| registry.add(self.clone(), holder));
+        Idle { budget, entry }
     }
 }
 
@@ -222,13 +208,15 @@ impl fmt::Debug for BudgetState {
 /// An entry in the registry of evictable data. Dropping it removes the entry.
 #[derive(Debug)]
 pub struct Idle {
-    total: Arc<BudgetState>,
-    number: u64,
+    budget: Arc<BudgetState>,
+    entry: Option<u64>,
 }
 
 impl Drop for Idle {
     fn drop(&mut self) {
-        self.total.registry().entries.remove(&self.number);
+        if let (Some(registry), Some(entry)) = (&self.budget.registry, self.entry) {
+            registry.remove(entry);
+        }
     }
 }
 
@@ -296,32 +284,6 @@ impl Drop for Charge {
 mod tests {
     use super::*;
 
-    /// Test data held for an absent client.
-    struct Kept(Lock<Charge>);
-
-    impl Kept {
-        fn new(account: &Account, bytes: usize) -> Arc<Self> {
-            let mut charge = account.charge();
-            assert!(charge.resize(bytes));
-            Arc::new(Self(Lock::new(charge)))
-        }
-
-        fn bytes(&self) -> usize {
-            self.0.lock().bytes()
-        }
-    }
-
-    impl Evict for Kept {
-        fn evict(&self) {
-            assert!(self.0.lock().resize(0));
-        }
-    }
-
-    fn idle(account: &Account, kept: &Arc<Kept>) -> Idle {
-        let weak: Weak<Kept> = Arc::downgrade(kept);
-        account.idle(weak)
-    }
-
     #[test]
     fn charges_are_given_back() {
         let budget = Budget::new(1000);
@@ -368,34 +330,5 @@ mod tests {
         account.give(101 * small + large);
         assert!(account.try_take(32 * small, Priority::Spare));
         assert!(!account.try_take(1, Priority::Spare));
-    }
-
-    #[test]
-    fn buffers_of_absent_clients_are_evicted_first() {
-        let budget = Budget::new(1000);
-        let account = budget.account();
-        let kept = [300, 300, 300].map(|bytes| Kept::new(&account, bytes));
-        let entries: Vec<Idle> = kept.iter().map(|kept| idle(&account, kept)).collect();
-        assert!(account.take(300));
-        assert_eq!(kept.each_ref().map(|kept| kept.bytes()), [0, 300, 300]);
-        drop(entries);
-        assert!(!account.take(300), "nobody is away any more");
-    }
-
-    #[test]
-    fn eviction_spares_smaller_accounts() {
-        let budget = Budget::new(1000);
-        budget.share(true);
-        let (rich, poor) = (budget.account(), budget.account());
-        let (his, hers) = (Kept::new(&rich, 400), Kept::new(&poor, 200));
-        let _entries = [idle(&rich, &his), idle(&poor, &hers)];
-        assert!(!rich.take(700));
-        assert_eq!((his.bytes(), hers.bytes()), (0, 200), "his own only");
-        let his = Kept::new(&rich, 400);
-        let _entry = idle(&rich, &his);
-        assert!(poor.take(250));
-        assert_eq!((his.bytes(), hers.bytes()), (400, 0), "her own first");
-        assert!(poor.take(100), "then of who has more");
-        assert_eq!(his.bytes(), 0);
     }
 }
