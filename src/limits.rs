@@ -754,7 +754,7 @@ pub struct LogLimit {
 /// Warnings about an event that repeats.
 pub const LOG_WARNINGS: LogLimit = LogLimit { source: 1, all: 100 };
 /// Lines that come in groups: a bad list causes several remarks, several calls time out together,
-/// and hundreds of lines help nobody.
+/// and nobody reads hundreds of lines.
 pub const LOG_GROUPS: LogLimit = LogLimit { source: 20, all: 100 };
 /// Events of a link (registered, lists, reconnecting, resumed, gone). A server reports each of its
 /// four kinds of lists at most twice in a second, and when a whole fleet reconnects at once, each

@@ -1,4 +1,4 @@
-//! The streams of a client session: what belongs to no request goes here. It is the
+//! The streams of a client session, for messages that belong to no request. Implements the
 //! [`SessionStream`] of the hub; the endpoints attach connections to it.
 
 use std::sync::Arc;

@@ -52,7 +52,7 @@ pub(super) fn spawn(command: &mut Command) -> io::Result<(process::Child, Starte
 
 /// Makes this process the parent of orphaned descendants, and reaps them for as long as the future
 /// runs. Only for a program whose children are all started by [`super::Child`]. Call it before the
-/// first child starts: an orphan of an earlier moment goes to process 1.
+/// first child starts: process 1 adopts earlier orphans.
 pub fn adopt() -> impl Future<Output = ()> {
     let signals = Signals::new([Signal::Child]);
     // Process 1 adopts orphans without this call.

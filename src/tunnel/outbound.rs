@@ -22,13 +22,13 @@ pub struct OutboundFrames<F> {
     resume: Option<Resume<F>>,
 }
 
-/// Asks for memory to keep sent frames until they are acknowledged.
+/// A request for memory to keep sent frames until they are acknowledged.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Retain {
-    /// The frame is sent only if so many bytes, in all, are free.
+    /// The frame is sent only if this many bytes in total can be kept.
     IfFree(usize),
-    /// The frame is sent even if so many bytes are not free: no other frame is kept, so no
-    /// acknowledgement is to come that would free memory.
+    /// The frame is sent in any case: no other frame is kept, so no acknowledgement will free
+    /// memory.
     Anyway(usize),
 }
 

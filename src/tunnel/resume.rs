@@ -5,13 +5,13 @@
 //! |---|---|
 //! | `"resume":{}` in the registration | the edge can resume |
 //! | `"resume":{"token":T,"window":S}` in the answer | so can the gateway, up to S seconds after a drop |
-//! | `"resume":{"token":T,"received":N}` in a later registration | the edge comes back, and has received N frames |
+//! | `"resume":{"token":T,"received":N}` in a later registration | the edge reconnects, and has received N frames |
 //! | `"resume":{"token":T,"window":S,"received":M}` in its answer | resumed: the gateway has received M frames |
 //! | `*N` | the sender has received N frames in all |
 //!
 //! Text frames are counted from 1 in each direction, except the registration, its answer and `*N`
 //! itself. After a resumed registration each end first resends the frames that the other has not
-//! received, in order, and goes on from there. Without `received` in the answer the gateway begins
+//! received, in order, and continues from there. Without `received` in the answer the gateway begins
 //! a new session and nothing is resent.
 //!
 //! An end acknowledges at least every [`ack_every`](LinkLimits::ack_every) frames or

@@ -1,16 +1,16 @@
-//! The edge's end of a link, against any gateway and any child: frames, lines, reconnects and restarts in any order. Events
-//! are separated by a record separator; the first letter of an event says what it is.
+//! The edge's end of a link, against any gateway and any child: frames, lines, reconnects and
+//! restarts in any order. Events are separated by a record separator and begin with a letter:
 //!
 //! | event | meaning |
 //! |---|---|
 //! | `d FRAME`, `u LINE` | any text from the gateway, from the child |
 //! | `i` | the gateway initializes, unless it did so on this link before |
-//! | `qN` | it asks something under the id N, unless it did so on this link before |
+//! | `qN` | it sends a request with the id N, unless it did so on this link before |
 //! | `cN` | it cancels N |
-//! | `h` | the child answers `initialize`, if it was asked |
-//! | `aN`, `pN`, `eN` | the child answers the Nth question of all, if it got it, tells its progress, or refuses it |
-//! | `k`, `b` | the child ends; it is there again |
-//! | `x` | the link is lost, and another comes |
+//! | `h` | the child answers a pending `initialize` |
+//! | `aN`, `pN`, `eN` | the child sends a result, progress or an error for the Nth request of all, if it got it |
+//! | `k`, `b` | the child exits; it is restarted |
+//! | `x` | the link is lost, and a new one is opened |
 //! | anything else | a frame of a channel |
 #![no_main]
 
