@@ -7,24 +7,23 @@ use std::sync::Arc;
 
 use super::{
     Gateway,
-    responder::NO_MEMORY,
     session::{Scope, Session},
-    upstream::{Declined, Upstream},
+    upstream::Upstream,
 };
 use crate::{
     catalog::Target,
-    hub::doors::Responder,
+    hub::{
+        doors::Responder,
+        error::{CallError, LONE_SURROGATE},
+    },
     jsonrpc::{self, Kind as MessageKind, Message, Span, unquote},
     limits::{self, LOG_GROUPS},
     mcp::{self, listing::ListKind, log_level::Level},
-    session, util,
+    util,
 };
 
-/// A JSON-RPC error code and message to answer a request with.
-pub type RpcError = (i64, String);
-
 /// The outcome of a request.
-pub enum Answer {
+pub enum Outcome {
     /// The result, available at once.
     Now(String),
     /// The response follows later, mostly from a server.
@@ -49,32 +48,29 @@ impl Gateway {
         match message.kind() {
             MessageKind::Request => {
                 let id = message.id().unwrap_or_default();
-                let too_long =
-                    |what: &str| Err((jsonrpc::INVALID_REQUEST, format!("the {what} is too long")));
                 // Id and method are limited in length because both are kept while the call runs.
                 // The request is counted before the draining flag is read: the drain waits for
                 // every request that passes it.
                 responder.begin();
                 let answer = match () {
                     () if self.draining.is_triggered() && message.method() != "ping" => {
-                        Err((jsonrpc::BUSY, "the gateway is stopping".into()))
+                        Err(CallError::Draining)
                     }
-                    () if id.len() > limits::ID_BYTES => too_long("request id"),
-                    () if message.method().len() > limits::METHOD_BYTES => too_long("method"),
-                    () if message.has_lone_surrogate() => Err(unreadable()),
-                    () if is_notification(message.method()) => {
-                        Err((jsonrpc::INVALID_REQUEST, "a notification must not have an id".into()))
-                    }
+                    () if id.len() > limits::ID_BYTES => Err(CallError::IdTooLong),
+                    () if message.method().len() > limits::METHOD_BYTES => Err(CallError::MethodTooLong),
+                    () if message.has_lone_surrogate() => Err(CallError::LoneSurrogate),
+                    () if is_notification(message.method()) => Err(CallError::NotificationWithId),
                     () => self.request(client, message, responder),
                 };
                 match answer {
-                    Ok(Answer::Now(result)) => responder.finish(jsonrpc::result(id, &result), &self.stats),
-                    Ok(Answer::Later) => {}
-                    Err((code, why)) => {
-                        if code == jsonrpc::BUSY {
+                    Ok(Outcome::Now(result)) => responder.finish(jsonrpc::result(id, &result), &self.stats),
+                    Ok(Outcome::Later) => {}
+                    Err(why) => {
+                        let error = why.rpc();
+                        if error.code == jsonrpc::BUSY {
                             self.stats.busy.add();
                         }
-                        responder.finish(jsonrpc::error(id, code, &why), &self.stats);
+                        responder.finish(error.response(id), &self.stats);
                     }
                 }
             }
@@ -88,11 +84,11 @@ impl Gateway {
         client: &Arc<Session>,
         message: &Message<'_>,
         responder: &Arc<dyn Responder>,
-    ) -> Result<Answer, RpcError> {
+    ) -> Result<Outcome, CallError> {
         if let Some(upstream) = self.isolated(client) {
             return match message.method() {
-                "ping" => Ok(Answer::Now("{}".into())),
-                "initialize" if client.is_initialized() => Err(initialized_already()),
+                "ping" => Ok(Outcome::Now("{}".into())),
+                "initialize" if client.is_initialized() => Err(CallError::AlreadyInitialized),
                 "initialize" => self.forward(client, &upstream, message, None, responder),
                 "server/discover" => Err(unknown_method(message)),
                 _ if !client.instances().by_server.is_empty() => {
@@ -101,17 +97,17 @@ impl Gateway {
                 _ if client.is_initialized() => {
                     // The session was initialized while all sessions shared the server's process.
                     self.close(client, "the server's session mode has changed");
-                    Err((jsonrpc::INVALID_REQUEST, "the session has ended; begin with initialize".into()))
+                    Err(CallError::SessionReplaced)
                 }
-                _ => Err((jsonrpc::INVALID_REQUEST, "begin with initialize".into())),
+                _ => Err(CallError::NotInitialized),
             };
         }
         match (message.method(), client.scope()) {
-            ("initialize", _) => self.initialize(client, message).map(Answer::Now),
-            ("ping", _) => Ok(Answer::Now("{}".into())),
+            ("initialize", _) => self.initialize(client, message).map(Outcome::Now),
+            ("ping", _) => Ok(Outcome::Now("{}".into())),
             // Part of the stateless protocol. Clients that probe with it fall back on this error.
             ("server/discover", _) => Err(unknown_method(message)),
-            ("logging/setLevel", _) => self.set_level(client, message).map(Answer::Now),
+            ("logging/setLevel", _) => self.set_level(client, message).map(Outcome::Now),
             (_, Scope::Server(name)) => {
                 let upstream = self.catalog().server(name);
                 let upstream = upstream.ok_or_else(|| not_connected(name))?;
@@ -178,10 +174,10 @@ impl Gateway {
         client: &Arc<Session>,
         message: &Message<'_>,
         responder: &Arc<dyn Responder>,
-    ) -> Result<Answer, RpcError> {
+    ) -> Result<Outcome, CallError> {
         let method = message.method();
         if let Some(kind) = ListKind::of_method(method) {
-            return self.list(kind, message).map(Answer::Now);
+            return self.list(kind, message).map(Outcome::Now);
         }
         match method {
             "tools/call" => match self.find(ListKind::Tool, message, &["name"])? {
@@ -205,7 +201,7 @@ impl Gateway {
                         let (upstream, rename) = self.find_resource(message, &["ref", "uri"])?;
                         self.forward(client, &upstream, message, Some(rename), responder)
                     }
-                    _ => Err((jsonrpc::INVALID_PARAMS, "completion for an unknown reference type".into())),
+                    _ => Err(CallError::UnknownReference),
                 }
             }
             _ => Err(unknown_method(message)),
@@ -216,10 +212,10 @@ impl Gateway {
         &self,
         client: &Arc<Session>,
         kind: ListKind,
-        path: &[&str],
+        path: &'static [&'static str],
         message: &Message<'_>,
         responder: &Arc<dyn Responder>,
-    ) -> Result<Answer, RpcError> {
+    ) -> Result<Outcome, CallError> {
         match self.find(kind, message, path)? {
             FoundTool::Own => Err(unknown_method(message)),
             FoundTool::Server(upstream, rename) => {
@@ -229,30 +225,29 @@ impl Gateway {
     }
 
     /// Looks up the tool, prompt or resource that the parameter at `path` names.
-    fn find(&self, kind: ListKind, message: &Message<'_>, path: &[&str]) -> Result<FoundTool, RpcError> {
+    fn find(
+        &self,
+        kind: ListKind,
+        message: &Message<'_>,
+        path: &'static [&'static str],
+    ) -> Result<FoundTool, CallError> {
         let (span, name) = needed_param(message, path)?;
         match self.catalog().find(kind, &name) {
             Some(Target::Server { handle, key }) => Ok(FoundTool::Server(handle, (span, key))),
             Some(Target::Own) => Ok(FoundTool::Own),
-            Some(Target::Several(names)) => {
-                Err((jsonrpc::INVALID_PARAMS, ambiguous(kind.noun(), &name, &names)))
-            }
-            None => Err((
-                jsonrpc::INVALID_PARAMS,
-                format!("unknown {}: {}", kind.noun(), util::escape::show(&name)),
-            )),
+            Some(Target::Several(forms)) => Err(CallError::Ambiguous { kind, name, forms }),
+            None => Err(CallError::Unknown { kind, name }),
         }
     }
 
     fn find_resource(
         &self,
         message: &Message<'_>,
-        path: &[&str],
-    ) -> Result<(Arc<Upstream>, (Span, String)), RpcError> {
+        path: &'static [&'static str],
+    ) -> Result<(Arc<Upstream>, (Span, String)), CallError> {
         let (span, uri) = needed_param(message, path)?;
         if uri.len() > limits::URI_BYTES {
-            let why = format!("the URI is too long: more than {} bytes", limits::URI_BYTES);
-            return Err((jsonrpc::INVALID_PARAMS, why));
+            return Err(CallError::UriTooLong);
         }
         let catalog = self.catalog();
         let target = match path {
@@ -262,24 +257,24 @@ impl Gateway {
         };
         match target {
             Some(Target::Server { handle, key }) => Ok((handle, (span, key))),
-            Some(Target::Several(uris)) => {
-                Err((jsonrpc::NO_RESOURCE, ambiguous(ListKind::Resource.noun(), &uri, &uris)))
+            Some(Target::Several(forms)) => {
+                Err(CallError::Ambiguous { kind: ListKind::Resource, name: uri, forms })
             }
-            _ => Err((jsonrpc::NO_RESOURCE, format!("no such resource: {}", util::escape::show(&uri)))),
+            _ => Err(CallError::NoResource { uri }),
         }
     }
 
-    fn list(&self, kind: ListKind, message: &Message<'_>) -> Result<String, RpcError> {
+    fn list(&self, kind: ListKind, message: &Message<'_>) -> Result<String, CallError> {
         // Some clients send the cursor of the first page as null or as an empty string.
         let is_null =
             matches!(message.param(&["cursor"]), Ok(Some(span)) if &message.text()[span.clone()] == "null");
         let cursor = if is_null { None } else { string_param(message, &["cursor"])? };
         let cursor = cursor.map(|(_, cursor)| cursor).filter(|cursor| !cursor.is_empty());
         let page = self.catalog().list(kind, cursor.as_deref());
-        page.ok_or_else(|| (jsonrpc::INVALID_PARAMS, "invalid cursor".into()))
+        page.ok_or(CallError::BadCursor)
     }
 
-    fn initialize(&self, client: &Session, message: &Message<'_>) -> Result<String, RpcError> {
+    fn initialize(&self, client: &Session, message: &Message<'_>) -> Result<String, CallError> {
         let asked =
             string_param(message, &["protocolVersion"])?.map(|(_, version)| version).unwrap_or_default();
         let (version, result) = match client.scope() {
@@ -301,10 +296,10 @@ impl Gateway {
         let (capabilities, info) = (raw("capabilities"), raw("clientInfo"));
         if !client.charges().info.resize(capabilities.len() + info.len()) {
             self.stats.memory_refusals.add();
-            return Err((jsonrpc::BUSY, NO_MEMORY.into()));
+            return Err(CallError::NoMemory);
         }
         if !client.initialized(&version) {
-            return Err(initialized_already());
+            return Err(CallError::AlreadyInitialized);
         }
         let mut client_info = client.info();
         (client_info.capabilities, client_info.info) = (capabilities, info);
@@ -313,9 +308,8 @@ impl Gateway {
 
     /// Stores the client's log level, and requests from each shared server the lowest level of all
     /// its sessions.
-    fn set_level(&self, client: &Session, message: &Message<'_>) -> Result<String, RpcError> {
-        let level =
-            Level::of(message).ok_or_else(|| (jsonrpc::INVALID_PARAMS, "unknown log level".to_owned()))?;
+    fn set_level(&self, client: &Session, message: &Message<'_>) -> Result<String, CallError> {
+        let level = Level::of(message).ok_or(CallError::UnknownLevel)?;
         let servers: Vec<Arc<Upstream>> = match client.scope() {
             Scope::All => self.catalog().all().map(|(_, upstream)| upstream.clone()).collect(),
             Scope::Server(name) => self.catalog().server(name).into_iter().collect(),
@@ -355,103 +349,40 @@ fn is_notification(method: &str) -> bool {
 
 /// Returns why a message without an id is refused, or `None` if it is accepted. The checks on
 /// requests depend on their method; they must not be bypassed by leaving out the id.
-pub fn refused_notification(message: &Message<'_>) -> Option<String> {
+pub fn refused_notification(message: &Message<'_>) -> Option<&'static str> {
     match message.kind() {
         MessageKind::Notification if !is_notification(message.method()) => {
-            Some("only notifications/* may omit the id; a request must have one".into())
+            Some("only notifications/* may omit the id; a request must have one")
         }
-        MessageKind::Notification if message.has_lone_surrogate() => Some(unreadable().1),
+        MessageKind::Notification if message.has_lone_surrogate() => Some(LONE_SURROGATE),
         _ => None,
     }
-}
-
-/// Returns the error for a message with a lone surrogate, which the servers of most SDKs drop
-/// without a response.
-pub fn unreadable() -> RpcError {
-    (jsonrpc::INVALID_PARAMS, "a string in the params contains an unpaired surrogate".into())
 }
 
 /// Returns a string parameter and its position in the message.
 ///
 /// # Errors
 /// The parameter appears more than once, or is not a string.
-pub fn string_param(message: &Message<'_>, path: &[&str]) -> Result<Option<(Span, String)>, RpcError> {
-    let span = message.param(path).map_err(|why| (why.code(), why.reason().to_owned()))?;
-    let Some(span) = span else { return Ok(None) };
+pub fn string_param(
+    message: &Message<'_>,
+    path: &'static [&'static str],
+) -> Result<Option<(Span, String)>, CallError> {
+    let Some(span) = message.param(path)? else { return Ok(None) };
     match unquote(&message.text()[span.clone()]) {
         Some(value) => Ok(Some((span, value.into_owned()))),
-        None => Err((jsonrpc::INVALID_PARAMS, format!("{} is not a string", path.join(".")))),
+        None => Err(CallError::NotText { path }),
     }
 }
 
-fn needed_param(message: &Message<'_>, path: &[&str]) -> Result<(Span, String), RpcError> {
-    string_param(message, path)?.ok_or_else(|| {
-        (
-            jsonrpc::INVALID_PARAMS,
-            format!("missing {} in {}", path.join("."), util::escape::show(message.method())),
-        )
-    })
+fn needed_param(message: &Message<'_>, path: &'static [&'static str]) -> Result<(Span, String), CallError> {
+    string_param(message, path)?
+        .ok_or_else(|| CallError::Missing { path, method: message.method().to_owned() })
 }
 
-/// Returns the error message for a name or a URI that is ambiguous between several servers.
-fn ambiguous(noun: &str, name: &str, others: &[String]) -> String {
-    let others: Vec<String> = others.iter().map(|other| util::escape::show(other).to_string()).collect();
-    format!("ambiguous {noun}: {}; use {}", util::escape::show(name), others.join(" or "))
+fn unknown_method(message: &Message<'_>) -> CallError {
+    CallError::UnknownMethod(message.method().to_owned())
 }
 
-fn unknown_method(message: &Message<'_>) -> RpcError {
-    (jsonrpc::METHOD_NOT_FOUND, format!("method not found: {}", util::escape::show(message.method())))
-}
-
-fn initialized_already() -> RpcError {
-    (jsonrpc::INVALID_REQUEST, "the session is already initialized".into())
-}
-
-fn not_connected(server: &str) -> RpcError {
-    (jsonrpc::INTERNAL_ERROR, format!("server '{}' is not connected", util::escape::show(server)))
-}
-
-/// Returns the JSON-RPC error for a call that was not forwarded.
-pub fn declined(why: Declined, server: &str) -> RpcError {
-    let invalid = |text: &str| (jsonrpc::INVALID_REQUEST, text.to_owned());
-    match why {
-        Declined::Session(session::CallRefused::Busy) => {
-            (jsonrpc::BUSY, "too many running calls of this session (--max-calls-per-session)".into())
-        }
-        Declined::Session(session::CallRefused::Repeated) => {
-            invalid("a call with this id is already running")
-        }
-        Declined::Session(session::CallRefused::Ended) => invalid("the session has ended"),
-        Declined::Instances => {
-            (jsonrpc::BUSY, format!("server '{server}' has reached its session limit (--max-sessions)"))
-        }
-        Declined::Server => {
-            (jsonrpc::BUSY, format!("server '{server}' has too many running calls (--max-calls-per-server)"))
-        }
-        Declined::ServerShare => (
-            jsonrpc::BUSY,
-            format!(
-                "this principal has reached its share of running calls of server '{server}' (half of --max-calls-per-server)"
-            ),
-        ),
-        Declined::InstancesShare => (
-            jsonrpc::BUSY,
-            format!(
-                "this principal has reached its share of sessions of server '{server}' (half of --max-sessions)"
-            ),
-        ),
-        Declined::Starting => (
-            jsonrpc::BUSY,
-            format!("too many messages are waiting for this session's process of server '{server}' to start"),
-        ),
-        Declined::TooLarge(bytes, max) => (
-            jsonrpc::INVALID_REQUEST,
-            format!(
-                "the message has {bytes} bytes, and the edge of server '{server}' accepts at most {max} (see --max-message-bytes at register)"
-            ),
-        ),
-        Declined::Memory => (jsonrpc::BUSY, NO_MEMORY.into()),
-        Declined::Link => (jsonrpc::BUSY, format!("the link to server '{server}' is congested")),
-        Declined::Gone => (jsonrpc::INTERNAL_ERROR, format!("server '{server}' disconnected")),
-    }
+fn not_connected(server: &str) -> CallError {
+    CallError::NotConnected { server: server.to_owned() }
 }

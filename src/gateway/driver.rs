@@ -11,14 +11,16 @@ use std::{
 
 use super::{
     Gateway,
-    responder::NO_MEMORY,
     shares::Share,
     upstream::{Caller, Upstream},
 };
 use crate::{
     budget::{Account, Charge},
     catalog::UpstreamKey,
-    hub::mux::Routed,
+    hub::{
+        error::{NO_MEMORY, ServerRequestError},
+        mux::Routed,
+    },
     jsonrpc::{self, Malformed, Message, Span, edit, tolerant::Unusable},
     limits::{CHANNEL_TICK, INSTRUCTIONS, LOG_GROUPS},
     mcp::{
@@ -33,7 +35,6 @@ use crate::{
         handler::LinkHandler,
         handshake::Status,
     },
-    util,
 };
 
 /// A server's registration in the catalog.
@@ -360,10 +361,7 @@ impl UpstreamDriver {
         let id = message.id().unwrap_or_default();
         let answer = match message.method() {
             "ping" => jsonrpc::result(id, "{}"),
-            other => {
-                let text = format!("method not found: {}", util::escape::show(other));
-                jsonrpc::error(id, jsonrpc::METHOD_NOT_FOUND, &text)
-            }
+            other => ServerRequestError::UnknownMethod(other.to_owned()).rpc().response(id),
         };
         let _ = self.upstream.link().send_reserved(answer);
     }

@@ -4,14 +4,12 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
-    dispatch::{Answer, RpcError, declined, string_param},
-    responder::NO_MEMORY,
+    dispatch::{Outcome, string_param},
     session::{Scope, Session},
-    tasks::NOT_FOUND,
     upstream::{Call, Caller, Upstream, deliver, fail, uri_params},
 };
 use crate::{
-    hub::{doors::Responder, mux::Pending},
+    hub::{doors::Responder, error::CallError, mux::Pending},
     jsonrpc::{self, Message, Span, edit, quote, unquote},
     limits::{self, LOG_GROUPS},
     mcp::{listing::ListKind, log_level::Level, resource_links},
@@ -37,7 +35,7 @@ impl Gateway {
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
         responder: &Arc<dyn Responder>,
-    ) -> Result<Answer, RpcError> {
+    ) -> Result<Outcome, CallError> {
         match message.method() {
             "resources/subscribe" | "resources/unsubscribe" => match string_param(message, &["uri"])? {
                 Some(named) => self.resource(client, upstream, message, named, responder),
@@ -59,7 +57,7 @@ impl Gateway {
         message: &Message<'_>,
         named: Option<Named>,
         responder: &Arc<dyn Responder>,
-    ) -> Result<Answer, RpcError> {
+    ) -> Result<Outcome, CallError> {
         self.forward_as(client, upstream, message, named, responder, None)
     }
 
@@ -72,23 +70,23 @@ impl Gateway {
         named: Option<Named>,
         responder: &Arc<dyn Responder>,
         number: Option<u64>,
-    ) -> Result<Answer, RpcError> {
-        let token = edit::token(message).map_err(|why| (why.code(), why.reason().to_owned()))?;
+    ) -> Result<Outcome, CallError> {
+        let token = edit::token(message)?;
         if token.as_ref().is_some_and(|span| span.len() > limits::ID_BYTES) {
-            return Err((jsonrpc::INVALID_PARAMS, "the progress token is too long".into()));
+            return Err(CallError::TokenTooLong);
         }
         let timeout = match message.method() {
             "tools/call" | "tasks/result" | "initialize" => self.config.timeout_run_tool,
             _ => self.config.timeout_rpc,
         };
         let instance = self.instance_for(client, upstream);
-        let upstream = instance.map_err(|why| declined(why, upstream.name()))?;
+        let upstream = instance.map_err(|why| CallError::declined(why, upstream.name()))?;
         let rename = named.as_ref().map(|(span, uri)| (span.clone(), uri.as_str()));
         let (responder, several) = (responder.clone(), self.authn.tokens().have_several_clients());
         let call = Call { message, rename, token, timeout, responder, several, number };
         self.stats.calls.add();
         let passed = upstream.call(Instant::now(), client, &call);
-        passed.map(|()| Answer::Later).map_err(|why| declined(why, upstream.name()))
+        passed.map(|()| Outcome::Later).map_err(|why| CallError::declined(why, upstream.name()))
     }
 
     /// Handles `resources/read`, `resources/subscribe` and `resources/unsubscribe`. Subscriptions
@@ -100,7 +98,7 @@ impl Gateway {
         message: &Message<'_>,
         named: Named,
         responder: &Arc<dyn Responder>,
-    ) -> Result<Answer, RpcError> {
+    ) -> Result<Outcome, CallError> {
         let (span, server_uri) = &named;
         let _ordered = (message.method() != "resources/read").then(|| self.subscription_order());
         let mut asked = None;
@@ -109,23 +107,23 @@ impl Gateway {
                 // The URI is limited in length because it is kept as long as the session.
                 let longest = self.config.limits.catalog.uri;
                 if server_uri.chars().count() > longest {
-                    let why = format!("the URI is too long to subscribe to: more than {longest} characters");
-                    return Err((jsonrpc::INVALID_PARAMS, why));
+                    return Err(CallError::SubscriptionTooLong { max: longest });
                 }
                 // Starts the instance before the subscription is added: a new instance is sent the
                 // earlier subscriptions first, and then this one.
-                self.instance_for(client, upstream).map_err(|why| declined(why, upstream.name()))?;
+                self.instance_for(client, upstream)
+                    .map_err(|why| CallError::declined(why, upstream.name()))?;
                 let number = client.calls().reserve();
                 let mut subscriptions = self.subscriptions();
                 if subscriptions.count(client.id()) >= self.config.limits.session.subscriptions {
-                    return Err((jsonrpc::BUSY, "the session has too many subscriptions".into()));
+                    return Err(CallError::TooManySubscriptions);
                 }
                 let uri = unquote(&message.text()[span.clone()]).unwrap_or_default().into_owned();
                 asked = Some(number);
                 let subscriber = Subscriber { session: client.id().to_owned(), uri, asked };
                 if !charge_subscriptions(&subscriptions, client, subscriber.bytes(server_uri)) {
                     self.stats.memory_refusals.add();
-                    return Err((jsonrpc::BUSY, NO_MEMORY.into()));
+                    return Err(CallError::NoMemory);
                 }
                 subscriptions.add(upstream.name(), server_uri, subscriber);
                 charge_subscriptions(&subscriptions, client, 0);
@@ -138,7 +136,7 @@ impl Gateway {
                     Some(_) => client.instances().by_server.contains_key(upstream.name()),
                 };
                 if !told {
-                    return Ok(Answer::Now("{}".into()));
+                    return Ok(Outcome::Now("{}".into()));
                 }
             }
             _ => {}
@@ -174,7 +172,7 @@ impl Gateway {
         if let Caller::Session(client, ..) = &pending.caller
             && self.is_of_foreign_task(client, upstream, &pending.method, answer)
         {
-            return fail(pending, jsonrpc::INVALID_PARAMS, NOT_FOUND, &self.stats);
+            return fail(pending, &CallError::TaskNotFound, &self.stats);
         }
         let mut edits = self.settle(upstream, &pending, answer);
         edits.extend(self.links(upstream, &pending, answer));
@@ -278,7 +276,7 @@ impl Gateway {
                 if let Some(client) = client.filter(|client| client.is_initialized())
                     && let Err(why) = self.instance_for(&client, upstream)
                 {
-                    let (name, why) = (client.name(), declined(why, upstream.name()).1);
+                    let (name, why) = (client.name(), why.message(upstream.name()));
                     let line = format_args!("client {name} gets no notifications of changes: {why}");
                     self.log_throttled(log::Level::Warn, "no_changes", upstream.name(), LOG_GROUPS, line);
                 }

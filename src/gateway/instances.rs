@@ -14,13 +14,15 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     Gateway,
-    dispatch::declined,
-    responder::NO_MEMORY,
     session::{Scope, Session},
-    upstream::{Caller, Declined, Upstream, uri_params},
+    upstream::{Caller, Upstream, uri_params},
 };
 use crate::{
-    hub::{doors::Responder, mux::Routed},
+    hub::{
+        doors::Responder,
+        error::{Declined, NO_MEMORY, ServerRequestError},
+        mux::Routed,
+    },
     jsonrpc::{
         self, Kind, Malformed, Message, edit,
         tolerant::{self, Unusable},
@@ -229,21 +231,21 @@ impl Gateway {
         message: &Message<'_>,
     ) {
         let id = message.id().unwrap_or_default();
-        let refuse = |code: i64, why: &str| {
+        let refuse = |why: ServerRequestError| {
             // Best effort: a server that floods its link with requests may miss a response.
-            let _ = instance.send_now(jsonrpc::error(id, code, why));
+            let _ = instance.send_now(why.rpc().response(id));
         };
         if id.len() > limits::ID_BYTES {
-            return refuse(jsonrpc::INVALID_REQUEST, "the request id is too long");
+            return refuse(ServerRequestError::IdTooLong);
         }
         let request_number = client.server_requests().begin(now, instance.key(), id);
         let Ok(number) = request_number else {
-            return refuse(jsonrpc::BUSY, "too many requests are pending at the client");
+            return refuse(ServerRequestError::TooMany);
         };
         let number = number.to_string();
         if !self.send_server_request(client, instance, message.with_id(&number)) {
             client.server_requests().end(&number);
-            refuse(jsonrpc::BUSY, "the client does not read its requests");
+            refuse(ServerRequestError::NotRead);
         }
     }
 
@@ -253,12 +255,10 @@ impl Gateway {
         let ended = ended.and_then(|(key, own)| Some((self.upstream(key)?, own)));
         let Some((instance, own)) = ended else { return self.stats.unmatched.add() };
         let answer = message.with_id(&own);
-        let failed = |why: &str| jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, why);
+        let failed = |why: ServerRequestError| why.rpc().response(&own);
         let answer = match instance.excess(&answer) {
-            _ if message.has_lone_surrogate() => {
-                failed("the client's response contains an unpaired surrogate")
-            }
-            Some(why) => failed(&declined(why, instance.name()).1),
+            _ if message.has_lone_surrogate() => failed(ServerRequestError::LoneSurrogate),
+            Some(why) => failed(ServerRequestError::Declined { why, server: instance.name().to_owned() }),
             None => answer,
         };
         self.send_answer(&instance, answer);
@@ -269,8 +269,8 @@ impl Gateway {
     pub fn on_refused_client_response(&self, client: &Session, body: &[u8], why: Malformed) {
         let ended = tolerant::answer_id(body).and_then(|id| client.server_requests().end(&id));
         if let Some((instance, own)) = ended.and_then(|(key, own)| Some((self.upstream(key)?, own))) {
-            let why = format!("invalid response from the client: {}", why.reason());
-            self.send_answer(&instance, jsonrpc::error(&own, jsonrpc::INTERNAL_ERROR, &why));
+            let error = ServerRequestError::InvalidResponse(why).rpc();
+            self.send_answer(&instance, error.response(&own));
         }
     }
 
@@ -391,8 +391,8 @@ impl Gateway {
             let timeout = self.config.timeout_run_tool;
             let overdue = client.server_requests().overdue(now, timeout, |server| *server == instance.key());
             for (number, request_id) in overdue {
-                let why = "the client did not respond in time";
-                let _ = instance.send_now(jsonrpc::error(&request_id, jsonrpc::TIMED_OUT, why));
+                let error = ServerRequestError::TimedOut.rpc();
+                let _ = instance.send_now(error.response(&request_id));
                 self.send_server_request(
                     &client,
                     &instance,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    hub::doors::Responder,
+    hub::{doors::Responder, error::NO_MEMORY},
     jsonrpc::{self, Message},
     limits,
     metrics::Stats,
@@ -212,8 +212,6 @@ fn reason(refused: SendError) -> &'static str {
 }
 
 const CROWDED_OUT: &str = "the responses of this batch are too large together; send single requests";
-/// The error text for an exhausted memory budget.
-pub const NO_MEMORY: &str = "the gateway's memory budget (--max-memory) is used up; try again";
 
 /// Returns an error response with the id of the response that it replaces.
 fn replaced(answer: &str, code: i64, why: &str) -> String {

@@ -6,20 +6,14 @@
 //! a gateway. A task whose owner may have been forgotten is not, if several principals have client
 //! tokens. Neither is shown in lists or notifications to any of several principals.
 
-use super::{
-    Gateway,
-    dispatch::{RpcError, string_param},
-    session::Session,
-    upstream::Upstream,
-};
+use super::{Gateway, dispatch::string_param, session::Session, upstream::Upstream};
 use crate::{
     auth::Principal,
-    jsonrpc::{self, Message, Span, elements, find, unquote},
+    hub::error::CallError,
+    jsonrpc::{Message, Span, elements, find, unquote},
     session::TaskOwner,
 };
 
-/// The error text that servers use for an unknown task id.
-pub const NOT_FOUND: &str = "task not found";
 /// Key in `_meta` under which a result names its task (MCP 2025-11-25, tasks).
 const RELATED: &str = "io.modelcontextprotocol/related-task";
 
@@ -33,12 +27,12 @@ impl Gateway {
         client: &Session,
         upstream: &Upstream,
         message: &Message<'_>,
-    ) -> Result<(), RpcError> {
+    ) -> Result<(), CallError> {
         let Some((_, id)) = string_param(message, &["taskId"])? else { return Ok(()) };
         if self.may_have_task(client.principal(), upstream, &id) {
             Ok(())
         } else {
-            Err((jsonrpc::INVALID_PARAMS, NOT_FOUND.into()))
+            Err(CallError::TaskNotFound)
         }
     }
 

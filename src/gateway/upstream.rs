@@ -14,7 +14,6 @@ use std::{
 };
 
 use super::{
-    responder::NO_MEMORY,
     session::Session,
     shares::{self, Share, Shares},
 };
@@ -23,6 +22,7 @@ use crate::{
     catalog::UpstreamKey,
     hub::{
         doors::Responder,
+        error::{CallError, Declined},
         key::InstanceKey,
         mux::{self, Mux, Pending},
     },
@@ -35,7 +35,7 @@ use crate::{
     mcp::{self, compat, log_level::Level},
     metrics::Stats,
     net::outbox::{SendError, Sender},
-    session::{self, CallId, Run},
+    session::{CallId, Run},
     tunnel::{close::CloseReason, frame},
     util,
 };
@@ -73,38 +73,12 @@ pub struct Call<'a> {
     pub number: Option<u64>,
 }
 
-/// Why a call is not passed on.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Declined {
-    /// The session does not admit it.
-    Session(session::CallRefused),
-    /// The server has too many running calls.
-    Server,
-    /// The client's principal has its share of the running calls of a shared server.
-    ServerShare,
-    /// The client's principal has its share of the server's isolated instances.
-    InstancesShare,
-    /// The server has its maximum number of isolated instances.
-    Instances,
-    /// Too many messages wait for the isolated instance to be initialized.
-    Starting,
-    /// The size of the frame, and the largest that the server's edge accepts, in bytes.
-    TooLarge(usize, usize),
-    /// The link does not keep up.
-    Link,
-    /// The memory budget is used up.
-    Memory,
-    /// The link is gone.
-    Gone,
-}
-
-impl Declined {
-    fn by_link(refused: SendError) -> Self {
-        match refused {
-            SendError::Full => Self::Link,
-            SendError::Memory => Self::Memory,
-            SendError::Closed => Self::Gone,
-        }
+/// Returns why a call is not passed on that the link did not take.
+fn declined_by_link(refused: SendError) -> Declined {
+    match refused {
+        SendError::Full => Declined::Link,
+        SendError::Memory => Declined::Memory,
+        SendError::Closed => Declined::Gone,
     }
 }
 
@@ -333,7 +307,7 @@ impl Upstream {
         let each = shares::limit(pool.max as usize, several);
         let share = pool.shares.take(client.principal(), each).ok_or(Declined::InstancesShare)?;
         let number = channels.last.checked_add(1).ok_or(Declined::Gone)?;
-        self.link.send(frame::open(number)).map_err(Declined::by_link)?;
+        self.link.send(frame::open(number)).map_err(declined_by_link)?;
         channels.last = number;
         let account = client.account().clone();
         let (client, shared) = (Arc::downgrade(client), Arc::downgrade(self));
@@ -444,8 +418,7 @@ impl Upstream {
             held.into_iter().filter_map(|(id, text)| self.send_now(text).err().and(id)).collect()
         };
         for pending in lost.into_iter().filter_map(|id| self.mux().close(id)) {
-            let why = format!("the link to server '{}' is congested", self.name);
-            fail(pending, jsonrpc::BUSY, &why, stats);
+            fail(pending, &CallError::declined(Declined::Link, &self.name), stats);
         }
     }
 
@@ -638,7 +611,7 @@ impl Upstream {
             }
             let sent = match self.excess(&text) {
                 Some(declined) => Err(declined),
-                None => self.send_call(Some(upstream_id), text).map_err(Declined::by_link),
+                None => self.send_call(Some(upstream_id), text).map_err(declined_by_link),
             };
             let Err(declined) = sent else { return Ok(()) };
             mux.close(upstream_id);
@@ -762,17 +735,17 @@ impl Upstream {
         if matches!(pending.caller, Caller::Discovery | Caller::Initialize) {
             return Some(pending.caller);
         }
-        let text = format!("invalid response from server '{}': {}", self.name, answer.why);
-        fail(pending, jsonrpc::INTERNAL_ERROR, &text, stats);
+        let why = CallError::InvalidResponse { server: self.name.clone(), why: answer.why };
+        fail(pending, &why, stats);
         None
     }
 
     /// Fails all pending requests, since the link is gone.
     pub fn fail_all(&self, reason: &str, stats: &Stats) {
         let pending = self.mux().drain();
+        let why = CallError::Disconnected { server: self.name.clone(), reason: reason.to_owned() };
         for pending in pending {
-            let text = format!("server '{}' disconnected: {reason}", self.name);
-            fail(pending, jsonrpc::INTERNAL_ERROR, &text, stats);
+            fail(pending, &why, stats);
         }
     }
 
@@ -791,8 +764,8 @@ impl Upstream {
             if matches!(pending.caller, Caller::Discovery | Caller::Initialize) {
                 gateway_requests.push(pending);
             } else {
-                let text = format!("server '{}' did not respond within {seconds} s", self.name);
-                fail(pending, jsonrpc::TIMED_OUT, &text, stats);
+                let why = CallError::TimedOut { server: self.name.clone(), after: pending.timeout };
+                fail(pending, &why, stats);
             }
         }
         gateway_requests
@@ -827,8 +800,7 @@ pub fn deliver(
         if let (Some(result), "initialize") = (message.result(), &*pending.method) {
             if asked.is_some_and(|instance| instance.set_initialize_result(result).is_err()) {
                 stats.memory_refusals.add();
-                let error = jsonrpc::error(&id, jsonrpc::BUSY, NO_MEMORY);
-                return responder.finish(error, stats);
+                return responder.finish(CallError::NoMemory.rpc().response(&id), stats);
             }
             client.initialized(&mcp::version_of(result).unwrap_or_default());
         }
@@ -887,10 +859,10 @@ fn edited(message: &Message<'_>, id: &str, mut edits: Vec<(Span, String)>) -> St
 }
 
 /// Fails a request with an error from the gateway.
-pub fn fail(pending: Pending<Caller>, code: i64, text: &str, stats: &Stats) {
+pub fn fail(pending: Pending<Caller>, why: &CallError, stats: &Stats) {
     if let Caller::Session(client, id, responder, _share) = pending.caller {
         client.calls().end(&id);
-        responder.finish(jsonrpc::error(&id, code, text), stats);
+        responder.finish(why.rpc().response(&id), stats);
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! - [`doors`]: traits of what the hub needs: where a response goes, and the streams of a
 //!   session.
+//! - [`error`]: why a request is refused or fails, with the code and the text of each reason.
 //! - [`key`]: keys of server processes.
 //! - [`mux`]: gives each request on a link its own id, and matches responses to callers.
 
 pub mod doors;
+pub mod error;
 pub mod key;
 pub mod mux;

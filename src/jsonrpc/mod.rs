@@ -5,6 +5,7 @@
 //! `tunnel` and `mcp` build on this module; it does not know what any method means.
 
 pub mod edit;
+mod error;
 mod id;
 mod scan;
 mod strict;
@@ -12,82 +13,15 @@ pub mod tolerant;
 
 use std::{borrow::Cow, fmt::Write, ops::Range};
 
+pub use error::{
+    BUSY, CANCELLED, DOWN, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, Malformed,
+    NO_RESOURCE, PARSE_ERROR, RpcError, TIMED_OUT,
+};
 pub use id::{decimal, is_same};
 pub use scan::{elements, members};
 
 /// The byte range of a value in its text.
 pub type Span = Range<usize>;
-
-/// The text is not JSON (JSON-RPC 2.0, section 5.1).
-pub const PARSE_ERROR: i64 = -32700;
-/// The JSON is not a valid message.
-pub const INVALID_REQUEST: i64 = -32600;
-/// The method is not supported.
-pub const METHOD_NOT_FOUND: i64 = -32601;
-/// The params do not fit the method.
-pub const INVALID_PARAMS: i64 = -32602;
-/// The upstream server failed or disconnected.
-pub const INTERNAL_ERROR: i64 = -32603;
-/// A limit of the gateway is reached; the client may retry later.
-pub const BUSY: i64 = -32000;
-/// The resource does not exist (MCP, up to 2025-11-25).
-pub const NO_RESOURCE: i64 = -32002;
-/// The server is down and has not seen the request; the message gives the time of the next start.
-/// This code is our own. It lies outside the range that JSON-RPC reserves (section 5.1), because
-/// clients associate a specific meaning with each code in that range.
-pub const DOWN: i64 = -31002;
-/// The request was cancelled. MCP SDKs use this code.
-pub const CANCELLED: i64 = -32800;
-/// No response arrived within the time limit. MCP SDKs use this code.
-pub const TIMED_OUT: i64 = -32001;
-
-/// The reason why a text is not a single valid message.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Malformed {
-    /// Not JSON.
-    Syntax,
-    /// Nested deeper than [`crate::limits::JSON_DEPTH`].
-    Depth,
-    /// An array, that is, a batch.
-    Batch,
-    /// A JSON value other than an object or an array.
-    NotObject,
-    /// A member that the gateway reads occurs twice.
-    Duplicate,
-    /// The members do not form a request, a notification or a response.
-    Envelope,
-    /// A string in the envelope has a lone surrogate, which UTF-8 cannot encode.
-    Surrogate,
-    /// JSON readers may disagree about a member that the gateway reads, because of the case of its
-    /// name or because of the character U+0000.
-    Twin,
-}
-
-impl Malformed {
-    /// Returns the error code for the response.
-    pub fn code(self) -> i64 {
-        match self {
-            Self::Syntax => PARSE_ERROR,
-            _ => INVALID_REQUEST,
-        }
-    }
-
-    /// Returns the reason as text for the error message.
-    pub fn reason(self) -> &'static str {
-        match self {
-            Self::Batch => "batches are not supported; send one message",
-            Self::Depth => "the JSON is nested too deeply",
-            Self::Duplicate => "duplicate member in the message",
-            Self::Envelope => "not a JSON-RPC 2.0 request, notification or response",
-            Self::NotObject => "a message must be a JSON object",
-            Self::Surrogate => "a string in the message contains an unpaired surrogate",
-            Self::Syntax => "not valid JSON",
-            Self::Twin => {
-                "a member name differs only in case from one of JSON-RPC or MCP, or a string contains U+0000"
-            }
-        }
-    }
-}
 
 /// The kind of a message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -447,13 +381,30 @@ pub fn result(id: &str, result: &str) -> String {
 /// Builds a response with an error. `id` is raw JSON; `null` when the id of the request could not
 /// be read.
 pub fn error(id: &str, code: i64, message: &str) -> String {
+    error_with_data(id, code, message, None)
+}
+
+impl RpcError {
+    /// Builds the response to a request. `id` is raw JSON; `null` when the id of the request could
+    /// not be read.
+    pub fn response(&self, id: &str) -> String {
+        error_with_data(id, self.code, &self.message, self.data.as_deref())
+    }
+}
+
+/// Same as [`error()`], with additional data (raw JSON) in the error object.
+fn error_with_data(id: &str, code: i64, message: &str, data: Option<&str>) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = write!(
         out,
-        "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{{\"code\":{code},\"message\":{}}}}}",
+        "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{{\"code\":{code},\"message\":{}",
         quote(message)
     );
+    if let Some(data) = data {
+        let _ = write!(out, ",\"data\":{data}");
+    }
+    out.push_str("}}");
     out
 }
 

@@ -22,6 +22,7 @@ const SIDEWAYS: &[(&str, &str, &str)] = &[
     ("session", "auth", "so does a session"),
     ("hub", "catalog", "an instance is one of a registered server"),
     ("hub", "metrics", "a responder counts what finds no room"),
+    ("hub", "session", "a call is refused by its session"),
     ("mcp", "jsonrpc", "MCP messages are JSON-RPC"),
     ("net", "runtime", "sockets are polled by the reactor"),
     ("process", "net", "waits are bounded by `net::timeout`"),

@@ -7,10 +7,10 @@ use crate::{
     gateway::{
         event_stream,
         exchange::{Exchange, busy},
-        responder::NO_MEMORY,
         session::{Scope, Session},
     },
     http::{response::Response, types::StatusCode},
+    hub::error::NO_MEMORY,
     jsonrpc::{self, Message},
     limits,
     net::{outbox::Receiver, random},

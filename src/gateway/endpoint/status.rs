@@ -10,7 +10,7 @@ use futures_lite::future;
 use crate::{
     auth::Principal,
     catalog::{Catalog, UpstreamKey},
-    gateway::{Gateway, dispatch::Answer, session::Session, upstream::Upstream},
+    gateway::{Gateway, dispatch::Outcome, session::Session, upstream::Upstream},
     http::{response::Response, types::StatusCode},
     hub::doors::Responder,
     jsonrpc::{self, Message, quote},
@@ -82,12 +82,12 @@ impl Gateway {
         client: &Session,
         message: &Message<'_>,
         responder: &Arc<dyn Responder>,
-    ) -> Answer {
+    ) -> Outcome {
         let viewer = client.principal();
         if self.catalog().len() <= limits::YIELD_EVERY {
             let mut list = ServerList::new(viewer);
             list.add(&self.catalog(), usize::MAX);
-            return Answer::Now(list.result());
+            return Outcome::Now(list.result());
         }
         let (gateway, responder) = (self.clone(), responder.clone());
         let id = message.id().unwrap_or_default().to_owned();
@@ -104,7 +104,7 @@ impl Gateway {
             let text = "internal error in the gateway";
             failed.finish(jsonrpc::error(&its_id, jsonrpc::INTERNAL_ERROR, text), &watching.stats);
         });
-        Answer::Later
+        Outcome::Later
     }
 
     fn counters(&self) -> String {

@@ -19,7 +19,7 @@ use crate::{
         dispatch::refused_notification,
         event_stream::{self, EventIds, StreamEnd},
         exchange::Exchange,
-        responder::{NO_MEMORY, PostResponder},
+        responder::PostResponder,
         session::{Scope, Session},
         streams::{Attached, NotAttached, STANDALONE},
     },
@@ -29,7 +29,7 @@ use crate::{
         response::Response,
         types::{Method, StatusCode},
     },
-    hub::doors::Responder,
+    hub::{doors::Responder, error::NO_MEMORY},
     jsonrpc::{self, Kind, Malformed, Message, elements},
     limits::{self, LOG_WARNINGS},
     mcp::{
@@ -241,7 +241,7 @@ fn take(exchange: &Exchange<'_>, scope: Scope) -> Result<Posted, Response> {
     let messages = if batch { read_batch(body, &client, exchange.gateway)? } else { messages };
     // Checked before any message is forwarded.
     if let Some(why) = messages.iter().find_map(refused_notification) {
-        return Err(bad_request(&why));
+        return Err(bad_request(why));
     }
     let requests = messages.iter().filter(|message| message.kind() == Kind::Request).count();
     let (sender, queue) = exchange.gateway.client_queue(client.account());
