@@ -168,7 +168,7 @@ impl Gateway {
         }
         let unused = self.sessions().make_room(now, principal, |client| client.is_busy());
         let Some(unused) = unused else { return opened };
-        self.close(&unused, "evicted by a newer session");
+        self.close(now, &unused, "evicted by a newer session");
         self.try_session(now, client, principal)
     }
 
@@ -201,7 +201,7 @@ impl Gateway {
             Err(fault) => log::error!("not reloaded, keeping the current tokens and certificates: {fault}"),
             Ok((tokens, tls)) => {
                 let certificates = acceptor.zip(tls).map(|(old, new)| old.replace(new)).is_some();
-                let (sessions, links) = self.apply(tokens);
+                let (sessions, links) = self.apply(Instant::now(), tokens);
                 let what = if certificates { "tokens and certificates" } else { "tokens" };
                 log::info!(
                     "reloaded {what}: closed {sessions} sessions and {links} links whose tokens were revoked"
@@ -211,7 +211,7 @@ impl Gateway {
     }
 
     /// Replaces the token table. Returns the number of sessions and links that are closed by it.
-    fn apply(&self, tokens: Tokens) -> (usize, usize) {
+    fn apply(&self, now: Instant, tokens: Tokens) -> (usize, usize) {
         let tokens = Arc::new(tokens);
         self.authn.replace(tokens.clone());
         self.budget.share(tokens.have_several());
@@ -222,7 +222,7 @@ impl Gateway {
         };
         self.tasks().expel(|principal| tokens.may_call(principal));
         for client in &clients {
-            self.close(client, "token revoked");
+            self.close(now, client, "token revoked");
         }
         let servers = self.catalog().unauthorized(|principal, name| tokens.may_claim(principal, name));
         for server in &servers {

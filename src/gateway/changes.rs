@@ -20,11 +20,10 @@ impl Gateway {
     }
 
     /// Records that lists changed. Sessions of the aggregate endpoint are notified soon.
-    pub fn lists_changed(&self, kinds: &[ListKind]) {
+    pub fn lists_changed(&self, now: Instant, kinds: &[ListKind]) {
         if kinds.is_empty() {
             return;
         }
-        let now = Instant::now();
         let mut changes = self.changes();
         kinds.iter().for_each(|kind| changes.add(now, kind.changed()));
         drop(changes);

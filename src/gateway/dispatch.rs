@@ -3,7 +3,9 @@
 //! - Here: requests that the gateway answers itself, and the aggregate of all servers.
 //! - `forward`: requests and notifications for one server.
 
-use std::sync::Arc;
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
+
+use std::{sync::Arc, time::Instant};
 
 use super::{
     Gateway,
@@ -35,6 +37,7 @@ impl Gateway {
     /// or none if the client cancels it on the 2024-11-05 transport.
     pub fn dispatch(
         self: &Arc<Self>,
+        now: Instant,
         client: &Arc<Session>,
         message: &Message<'_>,
         responder: &Arc<dyn Responder>,
@@ -60,7 +63,7 @@ impl Gateway {
                     () if message.method().len() > limits::METHOD_BYTES => Err(CallError::MethodTooLong),
                     () if message.has_lone_surrogate() => Err(CallError::LoneSurrogate),
                     () if is_notification(message.method()) => Err(CallError::NotificationWithId),
-                    () => self.request(client, message, responder),
+                    () => self.request(now, client, message, responder),
                 };
                 match answer {
                     Ok(Outcome::Now(result)) => responder.finish(jsonrpc::result(id, &result), &self.stats),
@@ -74,13 +77,14 @@ impl Gateway {
                     }
                 }
             }
-            MessageKind::Notification => self.notification(client, message),
-            MessageKind::Response => self.on_client_response(client, message),
+            MessageKind::Notification => self.notification(now, client, message),
+            MessageKind::Response => self.on_client_response(now, client, message),
         }
     }
 
     fn request(
         self: &Arc<Self>,
+        now: Instant,
         client: &Arc<Session>,
         message: &Message<'_>,
         responder: &Arc<dyn Responder>,
@@ -89,31 +93,31 @@ impl Gateway {
             return match message.method() {
                 "ping" => Ok(Outcome::Now("{}".into())),
                 "initialize" if client.is_initialized() => Err(CallError::AlreadyInitialized),
-                "initialize" => self.forward(client, &upstream, message, None, responder),
+                "initialize" => self.forward(now, client, &upstream, message, None, responder),
                 "server/discover" => Err(unknown_method(message)),
                 _ if !client.instances().by_server.is_empty() => {
-                    self.ask_server(client, &upstream, message, responder)
+                    self.ask_server(now, client, &upstream, message, responder)
                 }
                 _ if client.is_initialized() => {
                     // The session was initialized while all sessions shared the server's process.
-                    self.close(client, "the server's session mode has changed");
+                    self.close(now, client, "the server's session mode has changed");
                     Err(CallError::SessionReplaced)
                 }
                 _ => Err(CallError::NotInitialized),
             };
         }
         match (message.method(), client.scope()) {
-            ("initialize", _) => self.initialize(client, message).map(Outcome::Now),
+            ("initialize", _) => self.initialize(now, client, message).map(Outcome::Now),
             ("ping", _) => Ok(Outcome::Now("{}".into())),
             // Part of the stateless protocol. Clients that probe with it fall back on this error.
             ("server/discover", _) => Err(unknown_method(message)),
-            ("logging/setLevel", _) => self.set_level(client, message).map(Outcome::Now),
+            ("logging/setLevel", _) => self.set_level(now, client, message).map(Outcome::Now),
             (_, Scope::Server(name)) => {
                 let upstream = self.catalog().server(name);
                 let upstream = upstream.ok_or_else(|| not_connected(name))?;
-                self.ask_server(client, &upstream, message, responder)
+                self.ask_server(now, client, &upstream, message, responder)
             }
-            (_, Scope::All) => self.ask_all(client, message, responder),
+            (_, Scope::All) => self.ask_all(now, client, message, responder),
         }
     }
 
@@ -124,7 +128,7 @@ impl Gateway {
         self.catalog().server(name).filter(|upstream| upstream.instance_pool().is_some())
     }
 
-    fn notification(&self, client: &Arc<Session>, message: &Message<'_>) {
+    fn notification(&self, now: Instant, client: &Arc<Session>, message: &Message<'_>) {
         if let Some(why) = refused_notification(message) {
             let method = util::escape::show(message.method());
             let name = client.name().to_string();
@@ -139,7 +143,7 @@ impl Gateway {
             if for_instances { self.instances_of(client) } else { Vec::new() };
         for instance in &instances {
             // Best effort: a notification has no response that could report the failure.
-            let _ = instance.send(message.splice(&[]));
+            let _ = instance.send(now, message.splice(&[]));
         }
         if !instances.is_empty() {
             return;
@@ -149,7 +153,7 @@ impl Gateway {
                 let Ok(Some(span)) = message.param(&["requestId"]) else { return };
                 let ended = client.calls().cancel(&message.text()[span.clone()]);
                 if let Some((upstream, id)) = ended.and_then(|(key, id)| Some((self.upstream(key)?, id))) {
-                    upstream.cancel(id, Ok((message, span)), &self.stats);
+                    upstream.cancel(now, id, Ok((message, span)), &self.stats);
                 }
             }
             // The gateway itself has sent `initialized` to a shared server. It declared no roots,
@@ -161,7 +165,7 @@ impl Gateway {
             (_, Scope::Server(name)) => {
                 let upstream = self.catalog().server(name);
                 if let Some(upstream) = upstream.filter(|upstream| upstream.instance_pool().is_none()) {
-                    let _ = upstream.send(message.splice(&[]));
+                    let _ = upstream.send(now, message.splice(&[]));
                 }
             }
             (_, Scope::All) => {}
@@ -171,6 +175,7 @@ impl Gateway {
     /// Handles a request at the aggregate of all servers.
     fn ask_all(
         self: &Arc<Self>,
+        now: Instant,
         client: &Arc<Session>,
         message: &Message<'_>,
         responder: &Arc<dyn Responder>,
@@ -183,23 +188,28 @@ impl Gateway {
             "tools/call" => match self.find(ListKind::Tool, message, &["name"])? {
                 FoundTool::Own => Ok(self.list_servers(client, message, responder)),
                 FoundTool::Server(upstream, rename) => {
-                    self.forward(client, &upstream, message, Some(rename), responder)
+                    self.forward(now, client, &upstream, message, Some(rename), responder)
                 }
             },
-            "prompts/get" => self.forward_found(client, ListKind::Prompt, &["name"], message, responder),
+            "prompts/get" => self.forward_found(now, client, ListKind::Prompt, &["name"], message, responder),
             "resources/read" | "resources/subscribe" | "resources/unsubscribe" => {
                 let (upstream, rename) = self.find_resource(message, &["uri"])?;
-                self.resource(client, &upstream, message, rename, responder)
+                self.resource(now, client, &upstream, message, rename, responder)
             }
             "completion/complete" => {
                 let kind = string_param(message, &["ref", "type"])?.map(|(_, kind)| kind);
                 match kind.as_deref() {
-                    Some("ref/prompt") => {
-                        self.forward_found(client, ListKind::Prompt, &["ref", "name"], message, responder)
-                    }
+                    Some("ref/prompt") => self.forward_found(
+                        now,
+                        client,
+                        ListKind::Prompt,
+                        &["ref", "name"],
+                        message,
+                        responder,
+                    ),
                     Some("ref/resource") => {
                         let (upstream, rename) = self.find_resource(message, &["ref", "uri"])?;
-                        self.forward(client, &upstream, message, Some(rename), responder)
+                        self.forward(now, client, &upstream, message, Some(rename), responder)
                     }
                     _ => Err(CallError::UnknownReference),
                 }
@@ -210,6 +220,7 @@ impl Gateway {
 
     fn forward_found(
         &self,
+        now: Instant,
         client: &Arc<Session>,
         kind: ListKind,
         path: &'static [&'static str],
@@ -219,7 +230,7 @@ impl Gateway {
         match self.find(kind, message, path)? {
             FoundTool::Own => Err(unknown_method(message)),
             FoundTool::Server(upstream, rename) => {
-                self.forward(client, &upstream, message, Some(rename), responder)
+                self.forward(now, client, &upstream, message, Some(rename), responder)
             }
         }
     }
@@ -274,7 +285,7 @@ impl Gateway {
         page.ok_or(CallError::BadCursor)
     }
 
-    fn initialize(&self, client: &Session, message: &Message<'_>) -> Result<String, CallError> {
+    fn initialize(&self, now: Instant, client: &Session, message: &Message<'_>) -> Result<String, CallError> {
         let asked =
             string_param(message, &["protocolVersion"])?.map(|(_, version)| version).unwrap_or_default();
         let (version, result) = match client.scope() {
@@ -298,7 +309,7 @@ impl Gateway {
             self.stats.memory_refusals.add();
             return Err(CallError::NoMemory);
         }
-        if !client.initialized(&version) {
+        if !client.initialized(now, &version) {
             return Err(CallError::AlreadyInitialized);
         }
         let mut client_info = client.info();
@@ -308,7 +319,7 @@ impl Gateway {
 
     /// Stores the client's log level, and requests from each shared server the lowest level of all
     /// its sessions.
-    fn set_level(&self, client: &Session, message: &Message<'_>) -> Result<String, CallError> {
+    fn set_level(&self, now: Instant, client: &Session, message: &Message<'_>) -> Result<String, CallError> {
         let level = Level::of(message).ok_or(CallError::UnknownLevel)?;
         let servers: Vec<Arc<Upstream>> = match client.scope() {
             Scope::All => self.catalog().all().map(|(_, upstream)| upstream.clone()).collect(),
@@ -327,11 +338,11 @@ impl Gateway {
         client.info().level = Some(level);
         self.sessions().set_level(client.id(), Some(level));
         for upstream in servers.iter().filter(|upstream| upstream.instance_pool().is_none()) {
-            self.send_level(upstream);
+            self.send_level(now, upstream);
         }
         let instances = self.instances_of(client);
         for instance in instances {
-            self.send_level_to_instance(client, &instance);
+            self.send_level_to_instance(now, client, &instance);
         }
         Ok("{}".into())
     }

@@ -110,7 +110,8 @@ impl Drop for UpstreamDriver {
         let why = self.close_reason.take().unwrap_or_else(|| "internal error in the gateway".into());
         let removed = self.gateway.catalog().remove(self.catalog_guard.key);
         self.upstream.fail_all(&why, &self.gateway.stats);
-        self.gateway.end_all_instances(&self.upstream, &why);
+        let now = Instant::now();
+        self.gateway.end_all_instances(now, &self.upstream, &why);
         self.gateway.tasks().end(self.upstream.run());
         let name = self.upstream.name();
         self.gateway.log_link_event(
@@ -120,7 +121,7 @@ impl Drop for UpstreamDriver {
             format_args!("server '{name}' removed: {why}"),
         );
         if let Some((_, kinds)) = removed {
-            self.gateway.lists_changed(&kinds);
+            self.gateway.lists_changed(now, &kinds);
         }
     }
 }
@@ -198,7 +199,7 @@ impl UpstreamDriver {
                 return Ok(());
             }
             (Frame::Close(number, reason), Some(_)) => {
-                gateway.instance_gone(&self.upstream, number, reason);
+                gateway.instance_gone(now, &self.upstream, number, reason);
                 return Ok(());
             }
             _ if self.reads_status_frames => {
@@ -270,7 +271,7 @@ impl UpstreamDriver {
                 self.relist(gateway, now)
             }
             Ok(Routed::Answer(pending)) => {
-                gateway.conclude(&self.upstream, pending, message);
+                gateway.conclude(now, &self.upstream, pending, message);
                 gateway.resubscribe(now, &self.upstream, &mut self.pending_subscriptions);
                 Ok(())
             }
@@ -404,7 +405,7 @@ impl UpstreamDriver {
             DiscoveryStep::Request(request) => self.send_request(gateway, now, request),
             DiscoveryStep::ListComplete(kind, items, next) => {
                 if self.charge_list(kind, &items) {
-                    self.store_list(gateway, kind, items);
+                    self.store_list(gateway, now, kind, items);
                 } else if self.listed {
                     gateway.stats.memory_refusals.add();
                     self.discovery.postpone(kind);
@@ -498,7 +499,7 @@ impl UpstreamDriver {
         gateway.catalog().set_instructions(self.catalog_guard.key, &instructions);
     }
 
-    fn store_list(&mut self, gateway: &Gateway, kind: ListKind, items: Vec<ListItem>) {
+    fn store_list(&mut self, gateway: &Gateway, now: Instant, kind: ListKind, items: Vec<ListItem>) {
         // Never an error here: the memory is charged to this server already.
         if self.upstream.set_initialize_result(self.discovery.initialize_result()) == Ok(true) {
             self.set_instructions(gateway);
@@ -516,7 +517,7 @@ impl UpstreamDriver {
             gateway.log_throttled(log::Level::Warn, "remark", name, LOG_GROUPS, line);
         }
         if changed.is_some() {
-            gateway.lists_changed(&[kind]);
+            gateway.lists_changed(now, &[kind]);
             // Logged last: a client that connects after this line appeared must not get a
             // notification of this change.
             let plural = if count == 1 { "" } else { "s" };
@@ -532,7 +533,7 @@ impl UpstreamDriver {
         // Instances keep running, and keep their subscriptions, when the instance used for listing
         // restarts.
         if first || (renewed && self.upstream.instance_pool().is_none()) {
-            self.pending_subscriptions = gateway.pending_subscriptions(&self.upstream).into();
+            self.pending_subscriptions = gateway.pending_subscriptions(now, &self.upstream).into();
             gateway.resubscribe(now, &self.upstream, &mut self.pending_subscriptions);
         }
         if first && self.reads_status_frames {

@@ -1,5 +1,7 @@
 //! Forwards client requests to one server, and that server's notifications to its clients.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
+
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
@@ -31,6 +33,7 @@ impl Gateway {
     /// subscriptions are counted and task requests are checked where sessions share the server.
     pub fn ask_server(
         &self,
+        now: Instant,
         client: &Arc<Session>,
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
@@ -38,38 +41,39 @@ impl Gateway {
     ) -> Result<Outcome, CallError> {
         match message.method() {
             "resources/subscribe" | "resources/unsubscribe" => match string_param(message, &["uri"])? {
-                Some(named) => self.resource(client, upstream, message, named, responder),
-                None => self.forward(client, upstream, message, None, responder),
+                Some(named) => self.resource(now, client, upstream, message, named, responder),
+                None => self.forward(now, client, upstream, message, None, responder),
             },
             "tasks/get" | "tasks/result" | "tasks/cancel" if upstream.instance_pool().is_none() => {
                 self.may_ask_for_task(client, upstream, message)?;
-                self.forward(client, upstream, message, None, responder)
+                self.forward(now, client, upstream, message, None, responder)
             }
-            _ => self.forward(client, upstream, message, None, responder),
+            _ => self.forward(now, client, upstream, message, None, responder),
         }
     }
 
     /// Forwards a request to a server.
     pub fn forward(
         &self,
+        now: Instant,
         client: &Arc<Session>,
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
         named: Option<Named>,
         responder: &Arc<dyn Responder>,
     ) -> Result<Outcome, CallError> {
-        self.forward_as(client, upstream, message, named, responder, None)
+        self.forward_as(now, client, upstream, message, named, (responder, None))
     }
 
     /// Forwards a request, as the session's call `number` if that was reserved for it.
     fn forward_as(
         &self,
+        now: Instant,
         client: &Arc<Session>,
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
         named: Option<Named>,
-        responder: &Arc<dyn Responder>,
-        number: Option<u64>,
+        (responder, number): (&Arc<dyn Responder>, Option<u64>),
     ) -> Result<Outcome, CallError> {
         let token = edit::token(message)?;
         if token.as_ref().is_some_and(|span| span.len() > limits::ID_BYTES) {
@@ -79,13 +83,13 @@ impl Gateway {
             "tools/call" | "tasks/result" | "initialize" => self.config.timeout_run_tool,
             _ => self.config.timeout_rpc,
         };
-        let instance = self.instance_for(client, upstream);
+        let instance = self.instance_for(now, client, upstream);
         let upstream = instance.map_err(|why| CallError::declined(why, upstream.name()))?;
         let rename = named.as_ref().map(|(span, uri)| (span.clone(), uri.as_str()));
         let (responder, several) = (responder.clone(), self.authn.tokens().have_several_clients());
         let call = Call { message, rename, token, timeout, responder, several, number };
         self.stats.calls.add();
-        let passed = upstream.call(Instant::now(), client, &call);
+        let passed = upstream.call(now, client, &call);
         passed.map(|()| Outcome::Later).map_err(|why| CallError::declined(why, upstream.name()))
     }
 
@@ -93,6 +97,7 @@ impl Gateway {
     /// are counted over all sessions.
     pub fn resource(
         &self,
+        now: Instant,
         client: &Arc<Session>,
         upstream: &Arc<Upstream>,
         message: &Message<'_>,
@@ -111,7 +116,7 @@ impl Gateway {
                 }
                 // Starts the instance before the subscription is added: a new instance is sent the
                 // earlier subscriptions first, and then this one.
-                self.instance_for(client, upstream)
+                self.instance_for(now, client, upstream)
                     .map_err(|why| CallError::declined(why, upstream.name()))?;
                 let number = client.calls().reserve();
                 let mut subscriptions = self.subscriptions();
@@ -141,7 +146,7 @@ impl Gateway {
             }
             _ => {}
         }
-        let passed = self.forward_as(client, upstream, message, Some(named), responder, asked);
+        let passed = self.forward_as(now, client, upstream, message, Some(named), (responder, asked));
         if let (Err(_), Some(number)) = (&passed, asked) {
             // The server was not asked, so the subscription is removed here. If the session has
             // ended meanwhile, nothing else would remove it.
@@ -168,15 +173,21 @@ impl Gateway {
     }
 
     /// Delivers a server's response to the pending request that it answers.
-    pub fn conclude(&self, upstream: &Upstream, pending: Pending<Caller>, answer: &Message<'_>) {
+    pub fn conclude(
+        &self,
+        now: Instant,
+        upstream: &Upstream,
+        pending: Pending<Caller>,
+        answer: &Message<'_>,
+    ) {
         if let Caller::Session(client, ..) = &pending.caller
             && self.is_of_foreign_task(client, upstream, &pending.method, answer)
         {
             return fail(pending, &CallError::TaskNotFound, &self.stats);
         }
-        let mut edits = self.settle(upstream, &pending, answer);
+        let mut edits = self.settle(now, upstream, &pending, answer);
         edits.extend(self.links(upstream, &pending, answer));
-        deliver(upstream, pending, answer, edits, &self.stats);
+        deliver(now, upstream, pending, answer, edits, &self.stats);
     }
 
     /// Returns replacements for the URIs in a response that would lead a client of the aggregate to
@@ -212,6 +223,7 @@ impl Gateway {
     /// because another one may be wanted by now.
     fn settle(
         &self,
+        now: Instant,
         upstream: &Upstream,
         pending: &Pending<Caller>,
         answer: &Message<'_>,
@@ -225,13 +237,13 @@ impl Gateway {
                 self.settle_subscription(client, upstream, id.number(), answer.error().is_none());
             }
             (Caller::Ignored, "logging/setLevel") => match upstream.instance() {
-                None => self.send_level(upstream),
+                None => self.send_level(now, upstream),
                 Some(isolated) => {
                     isolated
                         .client
                         .upgrade()
                         .iter()
-                        .for_each(|client| self.send_level_to_instance(client, upstream));
+                        .for_each(|client| self.send_level_to_instance(now, client, upstream));
                 }
             },
             _ => {}
@@ -241,7 +253,7 @@ impl Gateway {
 
     /// Removes all subscriptions of a session that ended, and unsubscribes from resources that no
     /// session is subscribed to any more.
-    pub fn unsubscribe_all(&self, client: &Session) {
+    pub fn unsubscribe_all(&self, now: Instant, client: &Session) {
         let _ordered = self.subscription_order();
         let unwanted = {
             let mut subscriptions = self.subscriptions();
@@ -253,12 +265,7 @@ impl Gateway {
             let upstream = self.catalog().server(&server);
             if let Some(upstream) = upstream.filter(|upstream| upstream.instance_pool().is_none()) {
                 let params = uri_params(&uri);
-                upstream.send_request(
-                    Instant::now(),
-                    "resources/unsubscribe",
-                    &params,
-                    self.config.timeout_rpc,
-                );
+                upstream.send_request(now, "resources/unsubscribe", &params, self.config.timeout_rpc);
             }
         }
     }
@@ -266,7 +273,7 @@ impl Gateway {
     /// Restores the log level of a server that is back. Returns the resources to subscribe to
     /// again. Where sessions have their own instances, starts those of the subscribed sessions
     /// instead.
-    pub fn pending_subscriptions(&self, upstream: &Arc<Upstream>) -> Vec<String> {
+    pub fn pending_subscriptions(&self, now: Instant, upstream: &Arc<Upstream>) -> Vec<String> {
         let _ordered = self.subscription_order();
         if upstream.instance_pool().is_some() {
             // The instances that had these subscriptions are gone with the old link.
@@ -274,7 +281,7 @@ impl Gateway {
             for session in subscribed {
                 let client = self.sessions().peek(&session).cloned();
                 if let Some(client) = client.filter(|client| client.is_initialized())
-                    && let Err(why) = self.instance_for(&client, upstream)
+                    && let Err(why) = self.instance_for(now, &client, upstream)
                 {
                     let (name, why) = (client.name(), why.message(upstream.name()));
                     let line = format_args!("client {name} gets no notifications of changes: {why}");
@@ -284,7 +291,7 @@ impl Gateway {
             return Vec::new();
         }
         upstream.forget_level();
-        self.send_level(upstream);
+        self.send_level(now, upstream);
         // Sessions at the server's own endpoint may have listed it before, when it offered
         // something else.
         for kind in [ListKind::Tool, ListKind::Prompt, ListKind::Resource] {
@@ -345,10 +352,10 @@ impl Gateway {
     }
 
     /// Requests log messages from the lowest level that any session wants.
-    pub fn send_level(&self, upstream: &Upstream) {
+    pub fn send_level(&self, now: Instant, upstream: &Upstream) {
         let lowest = self.sessions().lowest_level(upstream.name());
         if let Some(level) = lowest.filter(|_| upstream.has("logging")) {
-            upstream.send_level(Instant::now(), level, self.config.timeout_rpc);
+            upstream.send_level(now, level, self.config.timeout_rpc);
         }
     }
 

@@ -10,6 +10,8 @@
 //! subscriptions. No other lock is taken while one of a session's or a server's tables is held,
 //! except for a session's calls and, under that, the mux.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
+
 use std::{sync::Arc, time::Instant};
 
 use super::{
@@ -42,6 +44,7 @@ impl Gateway {
     /// frames.
     pub fn instance_for(
         &self,
+        now: Instant,
         client: &Arc<Session>,
         upstream: &Arc<Upstream>,
     ) -> Result<Arc<Upstream>, Declined> {
@@ -67,7 +70,7 @@ impl Gateway {
         log::debug!("starting a process for client {} at server '{}'", client.name(), upstream.name());
         if whole {
             let initialize_params = client.info().initialize_params();
-            instance.send_initialize(Instant::now(), &initialize_params, self.config.timeout_run_tool);
+            instance.send_initialize(now, &initialize_params, self.config.timeout_run_tool);
         }
         Ok(instance)
     }
@@ -102,7 +105,7 @@ impl Gateway {
         instance.log_unusable(now, answer);
         if let Some(Caller::Initialize) = instance.fail_unusable(answer, &self.stats) {
             let why = format!("invalid response to initialize: {}", answer.why);
-            self.end_instance(instance, &why, true);
+            self.end_instance(now, instance, &why, true);
         }
     }
 
@@ -117,7 +120,7 @@ impl Gateway {
             (Kind::Response, _) => self.on_instance_answer(now, client, instance, message),
             (Kind::Request, "ping") => {
                 // Best effort: dropped if the link's queue is full.
-                let _ = instance.send_now(jsonrpc::result(message.id().unwrap_or_default(), "{}"));
+                let _ = instance.send_now(now, jsonrpc::result(message.id().unwrap_or_default(), "{}"));
             }
             (Kind::Request, _) => self.forward_server_request(now, client, instance, message),
             (Kind::Notification, "notifications/cancelled") => {
@@ -154,19 +157,22 @@ impl Gateway {
                 match message.result() {
                     Some(result) if instance.set_initialize_result(result).is_err() => {
                         self.stats.memory_refusals.add();
-                        self.end_instance(instance, NO_MEMORY, true);
+                        self.end_instance(now, instance, NO_MEMORY, true);
                     }
                     Some(_) => {
-                        instance
-                            .on_initialized(self.initial_subscriptions(now, client, instance), &self.stats);
+                        instance.on_initialized(
+                            now,
+                            self.initial_subscriptions(now, client, instance),
+                            &self.stats,
+                        );
                     }
                     None => {
                         let why = format!("initialize failed: {}", error_text(message));
-                        self.end_instance(instance, &why, true);
+                        self.end_instance(now, instance, &why, true);
                     }
                 }
             }
-            Ok(Routed::Answer(pending)) => self.conclude(instance, pending, message),
+            Ok(Routed::Answer(pending)) => self.conclude(now, instance, pending, message),
             _ => {
                 self.stats.unmatched.add();
                 instance.log_unmatched(now, message);
@@ -233,7 +239,7 @@ impl Gateway {
         let id = message.id().unwrap_or_default();
         let refuse = |why: ServerRequestError| {
             // Best effort: a server that floods its link with requests may miss a response.
-            let _ = instance.send_now(why.rpc().response(id));
+            let _ = instance.send_now(now, why.rpc().response(id));
         };
         if id.len() > limits::ID_BYTES {
             return refuse(ServerRequestError::IdTooLong);
@@ -250,7 +256,7 @@ impl Gateway {
     }
 
     /// Forwards a client's response to the instance that sent the request.
-    pub fn on_client_response(&self, client: &Session, message: &Message<'_>) {
+    pub fn on_client_response(&self, now: Instant, client: &Session, message: &Message<'_>) {
         let ended = message.id().and_then(|id| client.server_requests().end(id));
         let ended = ended.and_then(|(key, own)| Some((self.upstream(key)?, own)));
         let Some((instance, own)) = ended else { return self.stats.unmatched.add() };
@@ -261,23 +267,23 @@ impl Gateway {
             Some(why) => failed(ServerRequestError::Declined { why, server: instance.name().to_owned() }),
             None => answer,
         };
-        self.send_answer(&instance, answer);
+        self.send_answer(now, &instance, answer);
     }
 
     /// Handles a client's message that was refused. If it is the response to an instance's request,
     /// that request fails at once, because no other response will follow.
-    pub fn on_refused_client_response(&self, client: &Session, body: &[u8], why: Malformed) {
+    pub fn on_refused_client_response(&self, now: Instant, client: &Session, body: &[u8], why: Malformed) {
         let ended = tolerant::answer_id(body).and_then(|id| client.server_requests().end(&id));
         if let Some((instance, own)) = ended.and_then(|(key, own)| Some((self.upstream(key)?, own))) {
             let error = ServerRequestError::InvalidResponse(why).rpc();
-            self.send_answer(&instance, error.response(&own));
+            self.send_answer(now, &instance, error.response(&own));
         }
     }
 
-    fn send_answer(&self, instance: &Arc<Upstream>, answer: String) {
-        if matches!(instance.send_now(answer), Err(SendError::Full | SendError::Memory)) {
+    fn send_answer(&self, now: Instant, instance: &Arc<Upstream>, answer: String) {
+        if matches!(instance.send_now(now, answer), Err(SendError::Full | SendError::Memory)) {
             // The server would wait for the response forever.
-            self.end_instance(instance, "the link is congested", true);
+            self.end_instance(now, instance, "the link is congested", true);
         }
     }
 
@@ -315,25 +321,25 @@ impl Gateway {
     }
 
     /// Sends the session's log level to its instance.
-    pub fn send_level_to_instance(&self, client: &Session, instance: &Upstream) {
+    pub fn send_level_to_instance(&self, now: Instant, client: &Session, instance: &Upstream) {
         let Some(level) = client.info().level else { return };
         if instance.has("logging") {
-            instance.send_level(Instant::now(), level, self.config.timeout_rpc);
+            instance.send_level(now, level, self.config.timeout_rpc);
         }
     }
 
     /// Handles the edge's report that an instance ended or could not be started.
-    pub fn instance_gone(&self, shared: &Upstream, number: u32, reason: &str) {
+    pub fn instance_gone(&self, now: Instant, shared: &Upstream, number: u32, reason: &str) {
         let instance = shared.instance_pool().and_then(|pool| pool.get(number));
         if let Some(instance) = instance {
             let reason = format!("its process for this session exited: {}", util::escape::show(reason));
-            self.end_instance(&instance, &reason, false);
+            self.end_instance(now, &instance, &reason, false);
         }
     }
 
     /// Ends an instance: fails its calls, and closes the session if that is at the server's own
     /// endpoint. `tell`: also tell the edge.
-    pub fn end_instance(&self, instance: &Arc<Upstream>, reason: &str, tell: bool) {
+    pub fn end_instance(&self, now: Instant, instance: &Arc<Upstream>, reason: &str, tell: bool) {
         let Some(isolated) = instance.instance() else { return };
         let shared = isolated.shared.upgrade();
         let pool = shared.as_ref().and_then(|shared| shared.instance_pool());
@@ -351,27 +357,27 @@ impl Gateway {
         };
         if removed && *client.scope() != Scope::All {
             // The instance held the session's state, which is lost.
-            self.close(&client, reason);
+            self.close(now, &client, reason);
         }
     }
 
     /// Ends all instances of a session that has ended.
-    pub fn end_instances(&self, client: &Session) {
+    pub fn end_instances(&self, now: Instant, client: &Session) {
         let instances = {
             let mut table = client.instances();
             table.ended = true;
             std::mem::take(&mut table.by_server)
         };
         for instance in instances.into_values().filter_map(|key| self.upstream(key)) {
-            self.end_instance(&instance, "the session ended", true);
+            self.end_instance(now, &instance, "the session ended", true);
         }
     }
 
     /// Ends all instances behind a link that is gone.
-    pub fn end_all_instances(&self, shared: &Upstream, reason: &str) {
+    pub fn end_all_instances(&self, now: Instant, shared: &Upstream, reason: &str) {
         let instances = shared.instance_pool().map(|pool| pool.end()).unwrap_or_default();
         for instance in instances {
-            self.end_instance(&instance, reason, false);
+            self.end_instance(now, &instance, reason, false);
         }
     }
 
@@ -382,7 +388,7 @@ impl Gateway {
         let instances = shared.instance_pool().map(|pool| pool.all()).unwrap_or_default();
         for instance in instances {
             if !instance.expire(now, &self.stats).is_empty() {
-                self.end_instance(&instance, "initialize timed out", true);
+                self.end_instance(now, &instance, "initialize timed out", true);
                 continue;
             }
             let Some(client) = instance.instance().and_then(|isolated| isolated.client.upgrade()) else {
@@ -392,7 +398,7 @@ impl Gateway {
             let overdue = client.server_requests().overdue(now, timeout, |server| *server == instance.key());
             for (number, request_id) in overdue {
                 let error = ServerRequestError::TimedOut.rpc();
-                let _ = instance.send_now(error.response(&request_id));
+                let _ = instance.send_now(now, error.response(&request_id));
                 self.send_server_request(
                     &client,
                     &instance,

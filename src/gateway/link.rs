@@ -461,6 +461,7 @@ impl Candidate<'_> {
     /// Reserves the name in the catalog, if the token allows the name and no other server has it.
     fn claim(
         &self,
+        now: Instant,
         id: &str,
         name: &str,
         upstream: &Arc<Upstream>,
@@ -483,7 +484,7 @@ impl Candidate<'_> {
             let why = "this principal has reached its share of the registered servers (half of --max-links)";
             CloseReason::new(CLOSE_LATER, why)
         })?;
-        if catalog.take_over(Instant::now(), id, self.principal, is_linked).is_err() {
+        if catalog.take_over(now, id, self.principal, is_linked).is_err() {
             let why =
                 "too many takeovers by this server id in the last minute; is it used twice (--server-id)?";
             return Err(CloseReason::new(CLOSE_TOO_OFTEN, why));
@@ -501,16 +502,17 @@ impl Candidate<'_> {
     /// Adds the server to the catalog, and closes the one that had its id.
     fn enter(&self, id: &str, name: &str, upstream: &Arc<Upstream>) -> Result<CatalogGuard, CloseReason> {
         let gateway = self.gateway;
-        let (catalog_guard, replaced) = self.claim(id, name, upstream)?;
+        let now = Instant::now();
+        let (catalog_guard, replaced) = self.claim(now, id, name, upstream)?;
         if let Some(old) = replaced {
             let line = format_args!("server '{}' registered again; closing its old link", old.name());
             gateway.log_link_event(log::Level::Info, "registered_anew", old.name(), line);
             let why = "it registered again over another link";
             old.fail_all(why, &gateway.stats);
-            gateway.end_all_instances(&old, why);
+            gateway.end_all_instances(now, &old, why);
             old.link()
                 .end(CloseReason::new(CLOSE_REPLACED, "the same server id registered over another link"));
-            gateway.lists_changed(&ListKind::ALL);
+            gateway.lists_changed(now, &ListKind::ALL);
         }
         Ok(catalog_guard)
     }

@@ -252,7 +252,7 @@ impl Gateway {
     }
 
     /// Ends a session: cancels its calls, and ends its streams and isolated instances.
-    fn close(&self, client: &Session, reason: &str) {
+    fn close(&self, now: Instant, client: &Session, reason: &str) {
         client.stream().end();
         let open = client.calls().end_all();
         // Remove the session after ending its calls: a task that opens it checks them after
@@ -260,13 +260,13 @@ impl Gateway {
         self.sessions().close(client.id());
         log::debug!("client {} closed: reason=\"{reason}\" cancelled_calls={}", client.name(), open.len());
         for (upstream, id) in open.into_iter().filter_map(|(key, id)| Some((self.upstream(key)?, id))) {
-            upstream.cancel(id, Err(reason), &self.stats);
+            upstream.cancel(now, id, Err(reason), &self.stats);
         }
         // Close the streams after the calls, so that those being read still carry the calls'
         // errors.
         client.stream().close();
-        self.unsubscribe_all(client);
-        self.end_instances(client);
+        self.unsubscribe_all(now, client);
+        self.end_instances(now, client);
     }
 
     /// Waits up to [`limits::DRAIN_CALLS`] until the running calls are answered, then fails the
@@ -289,9 +289,10 @@ impl Gateway {
         loop {
             let step = async {
                 Timer::after(limits::SWEEP.min(self.config.limits.session.idle)).await;
-                let idle = self.sessions().expire(Instant::now(), |client| client.is_busy());
+                let now = Instant::now();
+                let idle = self.sessions().expire(now, |client| client.is_busy());
                 for client in idle {
-                    self.close(&client, "idle timeout");
+                    self.close(now, &client, "idle timeout");
                 }
             };
             self.step("ending idle sessions", step).await;

@@ -201,14 +201,14 @@ impl Session {
         self.server_requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Marks the session as initialized with this version. Returns false if it already was.
-    pub fn initialized(&self, version: &str) -> bool {
+    /// Marks the session as initialized at `now` with this version. Returns false if it already was.
+    pub fn initialized(&self, now: Instant, version: &str) -> bool {
         let mut client_info = self.info();
         if client_info.initialized.is_some() {
             return false;
         }
         version.clone_into(&mut client_info.version);
-        client_info.initialized = Some(Instant::now());
+        client_info.initialized = Some(now);
         true
     }
 

@@ -6,6 +6,8 @@
 //! a gateway. A task whose owner may have been forgotten is not, if several principals have client
 //! tokens. Neither is shown in lists or notifications to any of several principals.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
+
 use super::{Gateway, dispatch::string_param, session::Session, upstream::Upstream};
 use crate::{
     auth::Principal,

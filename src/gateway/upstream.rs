@@ -347,8 +347,8 @@ impl Upstream {
     ///
     /// # Errors
     /// [`SendError`]: the link does not keep up or is gone, or memory is used up.
-    pub fn send(&self, text: String) -> Result<(), SendError> {
-        if self.is_too_large(&text) { Ok(()) } else { self.send_call(None, text) }
+    pub fn send(&self, now: Instant, text: String) -> Result<(), SendError> {
+        if self.is_too_large(now, &text) { Ok(()) } else { self.send_call(now, None, text) }
     }
 
     /// Returns [`Declined::TooLarge`] if a message in its frame is larger than the edge accepts.
@@ -360,19 +360,19 @@ impl Upstream {
 
     /// Returns whether a message is too large for the edge, and logs that. For messages without a
     /// caller that could be answered with an error.
-    fn is_too_large(&self, text: &str) -> bool {
+    fn is_too_large(&self, now: Instant, text: &str) -> bool {
         let Some(Declined::TooLarge(bytes, max)) = self.excess(text) else { return false };
         let what = format!(
             "was not sent a message of {bytes} bytes: its edge accepts at most {max} (see --max-message-bytes at register)"
         );
-        self.warn_throttled(Instant::now(), "too_large", &what);
+        self.warn_throttled(now, "too_large", &what);
         true
     }
 
-    fn send_call(&self, id: Option<u64>, text: String) -> Result<(), SendError> {
+    fn send_call(&self, now: Instant, id: Option<u64>, text: String) -> Result<(), SendError> {
         match &self.instance {
             None => self.link.send(text),
-            Some(instance) => instance.hold(id, text)?.map_or(Ok(()), |text| self.send_now(text)),
+            Some(instance) => instance.hold(id, text)?.map_or(Ok(()), |text| self.send_now(now, text)),
         }
     }
 
@@ -386,8 +386,8 @@ impl Upstream {
     ///
     /// # Errors
     /// [`SendError`]: the link does not keep up or is gone, or memory is used up.
-    pub fn send_now(&self, text: String) -> Result<(), SendError> {
-        if self.is_too_large(&text) { Ok(()) } else { self.link.send(self.frame(text)) }
+    pub fn send_now(&self, now: Instant, text: String) -> Result<(), SendError> {
+        if self.is_too_large(now, &text) { Ok(()) } else { self.link.send(self.frame(text)) }
     }
 
     /// Sends a message regardless of the queue's limits: one that an instance gets at most once and
@@ -406,7 +406,7 @@ impl Upstream {
 
     /// Handles a successful `initialize` of the instance: sends `notifications/initialized`, then
     /// `first`, then the held messages. Held calls that the link does not take fail.
-    pub fn on_initialized(&self, first: Vec<String>, stats: &Stats) {
+    pub fn on_initialized(&self, now: Instant, first: Vec<String>, stats: &Stats) {
         let Some(instance) = &self.instance else { return };
         self.send_once(jsonrpc::notification("notifications/initialized", None));
         first.into_iter().for_each(|text| self.send_once(text));
@@ -415,7 +415,7 @@ impl Upstream {
             let mut waiting = instance.waiting();
             let held = waiting.take().unwrap_or_default();
             instance.release(&held);
-            held.into_iter().filter_map(|(id, text)| self.send_now(text).err().and(id)).collect()
+            held.into_iter().filter_map(|(id, text)| self.send_now(now, text).err().and(id)).collect()
         };
         for pending in lost.into_iter().filter_map(|id| self.mux().close(id)) {
             fail(pending, &CallError::declined(Declined::Link, &self.name), stats);
@@ -611,7 +611,7 @@ impl Upstream {
             }
             let sent = match self.excess(&text) {
                 Some(declined) => Err(declined),
-                None => self.send_call(Some(upstream_id), text).map_err(declined_by_link),
+                None => self.send_call(now, Some(upstream_id), text).map_err(declined_by_link),
             };
             let Err(declined) = sent else { return Ok(()) };
             mux.close(upstream_id);
@@ -637,7 +637,7 @@ impl Upstream {
     pub fn send_request(&self, now: Instant, method: &str, params: &str, timeout: Duration) {
         if let Some(request) = self.request(now, method, params, timeout) {
             // A request that could not be sent is removed from the table at its timeout.
-            let _ = self.send_now(request);
+            let _ = self.send_now(now, request);
         }
     }
 
@@ -653,7 +653,7 @@ impl Upstream {
         // This fails only if the link is gone, and all subscriptions with it.
         let Ok(id) = self.mux().open_own(now, Caller::Ignored, method, timeout) else { return true };
         let params = uri_params(uri);
-        let sent = self.send_now(jsonrpc::request(&id.to_string(), method, &params));
+        let sent = self.send_now(now, jsonrpc::request(&id.to_string(), method, &params));
         let sent = !matches!(sent, Err(SendError::Full | SendError::Memory));
         if !sent {
             self.mux().close(id);
@@ -665,7 +665,7 @@ impl Upstream {
     pub fn send_level(&self, now: Instant, level: Level, timeout: Duration) {
         if let Some(request) = self.level_request(now, level, timeout) {
             // A request that could not be sent is removed from the table at its timeout.
-            let _ = self.send_now(request);
+            let _ = self.send_now(now, request);
         }
     }
 
@@ -704,7 +704,13 @@ impl Upstream {
 
     /// Cancels a request at the server. `notification`: the client's own with the position of its
     /// request id, or else the reason.
-    pub fn cancel(&self, upstream_id: u64, notification: Result<(&Message<'_>, Span), &str>, stats: &Stats) {
+    pub fn cancel(
+        &self,
+        now: Instant,
+        upstream_id: u64,
+        notification: Result<(&Message<'_>, Span), &str>,
+        stats: &Stats,
+    ) {
         let Some(pending) = self.mux().close(upstream_id) else { return };
         let text = match notification {
             Ok((message, span)) => edit::cancellation(message, span, upstream_id),
@@ -717,7 +723,7 @@ impl Upstream {
             None => text,
         };
         // Best effort: if the link is full, the server's late response is dropped as a stray.
-        let _ = self.send(text);
+        let _ = self.send(now, text);
         if let Caller::Session(_, id, responder, _) = pending.caller {
             responder.cancelled(&id, stats);
         }
@@ -759,7 +765,7 @@ impl Upstream {
             let seconds = pending.timeout.as_secs_f64();
             self.log_expired(now, &pending.method, seconds);
             if &*pending.method != "initialize" {
-                let _ = self.send(edit::cancelled(id, "the request timed out"));
+                let _ = self.send(now, edit::cancelled(id, "the request timed out"));
             }
             if matches!(pending.caller, Caller::Discovery | Caller::Initialize) {
                 gateway_requests.push(pending);
@@ -775,6 +781,7 @@ impl Upstream {
 /// Delivers a response from `upstream` to its caller, under the client's own id and with these
 /// edits.
 pub fn deliver(
+    now: Instant,
     upstream: &Upstream,
     pending: Pending<Caller>,
     message: &Message<'_>,
@@ -792,7 +799,7 @@ pub fn deliver(
             edits.iter().map(|(span, new)| (span.clone(), new.as_str())).collect();
         let text = message.splice(&changes);
         if let Ok(changed) = Message::read(&text) {
-            return deliver(upstream, pending, &changed, Vec::new(), stats);
+            return deliver(now, upstream, pending, &changed, Vec::new(), stats);
         }
     }
     if let Caller::Session(client, id, responder, _share) = pending.caller {
@@ -802,7 +809,7 @@ pub fn deliver(
                 stats.memory_refusals.add();
                 return responder.finish(CallError::NoMemory.rpc().response(&id), stats);
             }
-            client.initialized(&mcp::version_of(result).unwrap_or_default());
+            client.initialized(now, &mcp::version_of(result).unwrap_or_default());
         }
         let edits = edits.into_iter().chain(fit(&client, asked, &pending.method, message));
         responder.finish(edited(message, &id, edits.collect()), stats);
@@ -909,7 +916,7 @@ mod tests {
                     loop {
                         let ended = client.calls().cancel("1");
                         if let Some((_, id)) = ended {
-                            return upstream.cancel(id, Err("test"), &stats);
+                            return upstream.cancel(Instant::now(), id, Err("test"), &stats);
                         }
                         thread::yield_now();
                     }

@@ -70,6 +70,10 @@ const PURE: &[&str] = &[
     "edge/redial.rs",
     "edge/request_ids.rs",
     "edge/restart.rs",
+    "gateway/dispatch.rs",
+    "gateway/forward.rs",
+    "gateway/instances.rs",
+    "gateway/tasks.rs",
 ];
 
 /// The attribute of these files.

@@ -42,7 +42,7 @@ struct LegacySession<'a> {
 
 impl Drop for LegacySession<'_> {
     fn drop(&mut self) {
-        self.gateway.close(self.client, "the client closed its event stream");
+        self.gateway.close(Instant::now(), self.client, "the client closed its event stream");
     }
 }
 
@@ -91,11 +91,11 @@ pub async fn messages(exchange: &mut Exchange<'_>) -> io::Result<Option<Response
     let text = std::str::from_utf8(body).map_err(|_| jsonrpc::Malformed::Syntax);
     Ok(Some(match text.and_then(Message::read_strict) {
         Ok(message) => {
-            exchange.gateway.dispatch(&client, &message, &client.responder());
+            exchange.gateway.dispatch(Instant::now(), &client, &message, &client.responder());
             Response::new(StatusCode::Accepted).text("Accepted")
         }
         Err(why) => {
-            exchange.gateway.on_refused_client_response(&client, body, why);
+            exchange.gateway.on_refused_client_response(Instant::now(), &client, body, why);
             let error = jsonrpc::error("null", why.code(), why.reason());
             Response::new(StatusCode::BadRequest).json(error)
         }

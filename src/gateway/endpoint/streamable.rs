@@ -163,7 +163,7 @@ fn session(exchange: &Exchange<'_>, scope: &Scope) -> Result<Arc<Session>, Respo
 fn delete(exchange: &Exchange<'_>, scope: &Scope) -> Response {
     match session(exchange, scope) {
         Ok(client) => {
-            exchange.gateway.close(&client, "the client ended its session");
+            exchange.gateway.close(Instant::now(), &client, "the client ended its session");
             Response::new(StatusCode::NoContent)
         }
         Err(response) => response,
@@ -216,7 +216,7 @@ fn take(exchange: &Exchange<'_>, scope: Scope) -> Result<Posted, Response> {
     let body = exchange.web.conn.body();
     let malformed = |why: Malformed| {
         if let Ok(client) = session(exchange, &scope) {
-            exchange.gateway.on_refused_client_response(&client, body, why);
+            exchange.gateway.on_refused_client_response(Instant::now(), &client, body, why);
         }
         refuse(StatusCode::BadRequest, "null", why.code(), why.reason())
     };
@@ -250,7 +250,7 @@ fn take(exchange: &Exchange<'_>, scope: Scope) -> Result<Posted, Response> {
     let responder = Arc::new(PostResponder::new(sender, requests, max, running));
     let answered: Arc<dyn Responder> = responder.clone();
     for message in &messages {
-        exchange.gateway.dispatch(&client, message, &answered);
+        exchange.gateway.dispatch(Instant::now(), &client, message, &answered);
     }
     Ok(if requests == 0 { Posted::Accepted } else { Posted::Asked { client, queue, responder, batch } })
 }
@@ -265,7 +265,7 @@ fn read_batch<'a>(body: &'a str, client: &Session, gateway: &Gateway) -> Result<
     let mut messages = Vec::new();
     for span in elements(body, start..body.len()) {
         let message = Message::read_strict(&body[span.clone()]).map_err(|why| {
-            gateway.on_refused_client_response(client, body[span].as_bytes(), why);
+            gateway.on_refused_client_response(Instant::now(), client, body[span].as_bytes(), why);
             refuse(StatusCode::BadRequest, "null", why.code(), why.reason())
         })?;
         if message.method() == "initialize" {
@@ -303,7 +303,7 @@ fn initialize(exchange: &Exchange<'_>, scope: Scope, message: &Message<'_>) -> R
     let (max, running) = (gateway.config.limits.session.batch_bytes, &gateway.running);
     let responder = Arc::new(PostResponder::new(sender, 1, max, running));
     let answered: Arc<dyn Responder> = responder.clone();
-    gateway.dispatch(&client, message, &answered);
+    gateway.dispatch(Instant::now(), &client, message, &answered);
     Ok(Posted::Begun { client, queue, responder })
 }
 
@@ -326,16 +326,16 @@ async fn open(
     let answer = match gathered {
         Ok(Gathered::Complete | Gathered::Begun) => answers.pop_front().unwrap_or_default(),
         Ok(Gathered::Gone) | Err(_) => {
-            gateway.close(client, "the client disconnected before its session began");
+            gateway.close(Instant::now(), client, "the client disconnected before its session began");
             return gathered.map(|_| None);
         }
     };
     if !client.is_initialized() {
-        gateway.close(client, "initialize failed");
+        gateway.close(Instant::now(), client, "initialize failed");
         return Ok(Some(Response::new(StatusCode::Ok).json(answer)));
     }
     if let Err(refusal) = exchange.open_session(client) {
-        gateway.close(client, "the session could not be opened");
+        gateway.close(Instant::now(), client, "the session could not be opened");
         return Ok(Some(refusal));
     }
     if client.calls().have_ended() {
