@@ -15,10 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    Gateway,
-    session::{Scope, Session},
-};
+use super::{Gateway, session::Session};
 use crate::{
     auth::{
         self, Denied, Permissions, Principal, Tokens,
@@ -27,6 +24,7 @@ use crate::{
     },
     config::GatewayConfig,
     error::FatalError,
+    hub::session::Scope,
     limits::GuessLimits,
     net::{text_file, tls::Acceptor},
     session::Full,

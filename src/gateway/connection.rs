@@ -9,7 +9,6 @@ use super::{
     endpoint::{legacy_sse, streamable},
     exchange::{Buffers, Cors, Exchange, busy},
     link::{self, Permits, RegisteredLink},
-    session::Scope,
     shares::Share,
 };
 use crate::{
@@ -22,6 +21,7 @@ use crate::{
         types::{Method, StatusCode},
         upgrade::Upgrade,
     },
+    hub::session::Scope,
     net::{http_conn::HttpConnection, stream::Stream, ws_link},
     router::{self, Forbidden, Route, Unrouted},
     tunnel::REFUSAL,

@@ -19,22 +19,17 @@ use crate::{
     catalog::UpstreamKey,
     hub::{
         error::{NO_MEMORY, ServerRequestError},
+        incoming::{self, Incoming, Part, UnexpectedChannel},
         mux::Routed,
     },
-    jsonrpc::{self, Malformed, Message, Span, edit, tolerant::Unusable},
+    jsonrpc::{self, Message, Span, edit, tolerant::Unusable},
     limits::{CHANNEL_TICK, INSTRUCTIONS, LOG_GROUPS},
     mcp::{
         self,
         discovery::{Discovery, DiscoveryRequest, DiscoveryStep},
         listing::{ListItem, ListKind},
     },
-    tunnel::{
-        CLOSE_LATER,
-        close::CloseReason,
-        frame::{self, Frame},
-        handler::LinkHandler,
-        handshake::Status,
-    },
+    tunnel::{CLOSE_LATER, close::CloseReason, handler::LinkHandler, handshake::Status},
 };
 
 /// A server's registration in the catalog.
@@ -189,52 +184,34 @@ impl UpstreamDriver {
     }
 
     fn on_frame(&mut self, gateway: &Gateway, now: Instant, frame: &str) -> Result<(), CloseReason> {
-        let frame = match (frame::read(frame), self.upstream.instance_pool()) {
-            (Frame::Plain(frame), _) => frame,
-            (Frame::Message(number, text), Some(pool)) => {
+        let pool = self.upstream.instance_pool();
+        let text = match Incoming::read(frame, pool.is_some(), self.reads_status_frames) {
+            Ok(Incoming::Shared(text)) => text,
+            Ok(Incoming::Instance(channel, text)) => {
                 // The session of this instance may have ended already.
-                if let Some(instance) = pool.get(number) {
+                if let Some(instance) = pool.and_then(|pool| pool.get(channel)) {
                     gateway.on_instance_message(now, &instance, text);
                 }
                 return Ok(());
             }
-            (Frame::Close(number, reason), Some(_)) => {
-                gateway.instance_gone(now, &self.upstream, number, reason);
+            Ok(Incoming::Closed(channel, reason)) => {
+                gateway.instance_gone(now, &self.upstream, channel, reason);
                 return Ok(());
             }
-            _ if self.reads_status_frames => {
+            Err(UnexpectedChannel) => {
                 return Err(CloseReason::new(1008, "channel frame without negotiated sessions"));
             }
-            // An edge that is the original program forwards whatever its server prints.
-            _ => frame,
         };
-        match Message::read(frame) {
-            Ok(message) if message.is_clean() => self.on_valid_message(gateway, now, &message),
-            Err(_)
-                if self.reads_status_frames
-                    && Status::read(frame).is_some_and(|status| status.status == "restarted") =>
-            {
-                self.on_restart(gateway, now)
-            }
-            read => self.on_invalid_frame(gateway, now, frame, read),
-        }
+        incoming::parts(text, self.reads_status_frames, |part| self.on_part(gateway, now, part))
     }
 
-    /// Handles a frame that is not one clean message: other edge programs forward whatever their
-    /// server prints.
-    fn on_invalid_frame(
-        &mut self,
-        gateway: &Gateway,
-        now: Instant,
-        frame: &str,
-        read: Result<Message<'_>, Malformed>,
-    ) -> Result<(), CloseReason> {
-        for part in self.upstream.usable_parts(now, &gateway.stats, frame, read) {
-            match part.as_deref().map(Message::read) {
-                Ok(Ok(message)) => self.on_valid_message(gateway, now, &message)?,
-                Ok(Err(_)) => {}
-                Err(answer) => self.on_unusable_answer(gateway, now, answer)?,
-            }
+    fn on_part(&mut self, gateway: &Gateway, now: Instant, part: Part<'_>) -> Result<(), CloseReason> {
+        match part {
+            Part::Message(message) => self.on_valid_message(gateway, now, message)?,
+            Part::Unusable(answer) => self.on_unusable_answer(gateway, now, answer)?,
+            Part::Noise(malformed) => self.upstream.on_noise(now, malformed, &gateway.stats),
+            Part::Twin => self.upstream.log_twin(now),
+            Part::Restarted => self.on_restart(gateway, now)?,
         }
         Ok(())
     }

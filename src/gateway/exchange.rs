@@ -5,13 +5,11 @@
 
 use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
-use super::{
-    Gateway,
-    session::{Scope, Session},
-};
+use super::{Gateway, session::Session};
 use crate::{
     auth::Principal,
     http::{conn::Step, head::Request, response::Response, types::StatusCode},
+    hub::session::Scope,
     net::{http_conn::HttpConnection, outbox::Receiver},
     router::Policy,
     session,

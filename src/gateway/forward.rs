@@ -6,15 +6,22 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
-    dispatch::{Outcome, string_param},
-    session::{Scope, Session},
+    dispatch::{Outcome, checked},
+    session::Session,
     upstream::{Call, Caller, Upstream, deliver, fail, uri_params},
 };
 use crate::{
-    hub::{doors::Responder, error::CallError, mux::Pending},
-    jsonrpc::{self, Message, Span, edit, quote, unquote},
+    hub::{
+        conclusion::{self, Edit, Tasks},
+        doors::Responder,
+        error::CallError,
+        mux::Pending,
+        request::{Named, Request, ResourceMethod, What, string_param},
+        session::Scope,
+    },
+    jsonrpc::{self, Message, quote, unquote},
     limits::{self, LOG_GROUPS},
-    mcp::{listing::ListKind, log_level::Level, resource_links},
+    mcp::{listing::ListKind, log_level::Level},
     session::{Subscriber, Subscriptions},
 };
 
@@ -24,10 +31,6 @@ fn charge_subscriptions(subscriptions: &Subscriptions, client: &Session, more: u
     client.charges().subscriptions.resize(subscriptions.bytes(client.id()) + more)
 }
 
-/// The position of the client's name for an item in the message, and the server's own name for that
-/// item.
-type Named = (Span, String);
-
 impl Gateway {
     /// Handles a request at the endpoint of one server. It is forwarded unchanged, except that
     /// subscriptions are counted and task requests are checked where sessions share the server.
@@ -36,19 +39,23 @@ impl Gateway {
         now: Instant,
         client: &Arc<Session>,
         upstream: &Arc<Upstream>,
-        message: &Message<'_>,
+        request: &Request<'_>,
         responder: &Arc<dyn Responder>,
     ) -> Result<Outcome, CallError> {
-        match message.method() {
-            "resources/subscribe" | "resources/unsubscribe" => match string_param(message, &["uri"])? {
-                Some(named) => self.resource(now, client, upstream, message, named, responder),
-                None => self.forward(now, client, upstream, message, None, responder),
-            },
-            "tasks/get" | "tasks/result" | "tasks/cancel" if upstream.instance_pool().is_none() => {
-                self.may_ask_for_task(client, upstream, message)?;
-                self.forward(now, client, upstream, message, None, responder)
+        match &request.what {
+            What::Resource(method, uri) => {
+                let named = checked(uri)?.clone();
+                self.resource(now, client, upstream, request, (*method, named), responder)
             }
-            _ => self.forward(now, client, upstream, message, None, responder),
+            What::Task(task) if upstream.instance_pool().is_none() => {
+                if let Some(id) = checked(task)?
+                    && !self.may_have_task(client.principal(), upstream, id)
+                {
+                    return Err(CallError::TaskNotFound);
+                }
+                self.forward(now, client, upstream, request, None, responder)
+            }
+            _ => self.forward(now, client, upstream, request, None, responder),
         }
     }
 
@@ -58,11 +65,11 @@ impl Gateway {
         now: Instant,
         client: &Arc<Session>,
         upstream: &Arc<Upstream>,
-        message: &Message<'_>,
+        request: &Request<'_>,
         named: Option<Named>,
         responder: &Arc<dyn Responder>,
     ) -> Result<Outcome, CallError> {
-        self.forward_as(now, client, upstream, message, named, (responder, None))
+        self.forward_as(now, client, upstream, request, named, (responder, None))
     }
 
     /// Forwards a request, as the session's call `number` if that was reserved for it.
@@ -71,14 +78,12 @@ impl Gateway {
         now: Instant,
         client: &Arc<Session>,
         upstream: &Arc<Upstream>,
-        message: &Message<'_>,
+        request: &Request<'_>,
         named: Option<Named>,
         (responder, number): (&Arc<dyn Responder>, Option<u64>),
     ) -> Result<Outcome, CallError> {
-        let token = edit::token(message)?;
-        if token.as_ref().is_some_and(|span| span.len() > limits::ID_BYTES) {
-            return Err(CallError::TokenTooLong);
-        }
+        let message = request.message;
+        let token = checked(&request.token)?.clone();
         let timeout = match message.method() {
             "tools/call" | "tasks/result" | "initialize" => self.config.timeout_run_tool,
             _ => self.config.timeout_rpc,
@@ -100,15 +105,15 @@ impl Gateway {
         now: Instant,
         client: &Arc<Session>,
         upstream: &Arc<Upstream>,
-        message: &Message<'_>,
-        named: Named,
+        request: &Request<'_>,
+        (method, named): (ResourceMethod, Named),
         responder: &Arc<dyn Responder>,
     ) -> Result<Outcome, CallError> {
         let (span, server_uri) = &named;
-        let _ordered = (message.method() != "resources/read").then(|| self.subscription_order());
+        let _ordered = (method != ResourceMethod::Read).then(|| self.subscription_order());
         let mut asked = None;
-        match message.method() {
-            "resources/subscribe" => {
+        match method {
+            ResourceMethod::Subscribe => {
                 // The URI is limited in length because it is kept as long as the session.
                 let longest = self.config.limits.catalog.uri;
                 if server_uri.chars().count() > longest {
@@ -123,7 +128,7 @@ impl Gateway {
                 if subscriptions.count(client.id()) >= self.config.limits.session.subscriptions {
                     return Err(CallError::TooManySubscriptions);
                 }
-                let uri = unquote(&message.text()[span.clone()]).unwrap_or_default().into_owned();
+                let uri = unquote(&request.message.text()[span.clone()]).unwrap_or_default().into_owned();
                 asked = Some(number);
                 let subscriber = Subscriber { session: client.id().to_owned(), uri, asked };
                 if !charge_subscriptions(&subscriptions, client, subscriber.bytes(server_uri)) {
@@ -133,7 +138,7 @@ impl Gateway {
                 subscriptions.add(upstream.name(), server_uri, subscriber);
                 charge_subscriptions(&subscriptions, client, 0);
             }
-            "resources/unsubscribe" => {
+            ResourceMethod::Unsubscribe => {
                 let last = self.unsubscribe(client, upstream, server_uri);
                 let told = match upstream.instance_pool() {
                     // The server keeps its subscription while other sessions are subscribed.
@@ -144,9 +149,9 @@ impl Gateway {
                     return Ok(Outcome::Now("{}".into()));
                 }
             }
-            _ => {}
+            ResourceMethod::Read => {}
         }
-        let passed = self.forward_as(now, client, upstream, message, Some(named), (responder, asked));
+        let passed = self.forward_as(now, client, upstream, request, Some(named), (responder, asked));
         if let (Err(_), Some(number)) = (&passed, asked) {
             // The server was not asked, so the subscription is removed here. If the session has
             // ended meanwhile, nothing else would remove it.
@@ -180,75 +185,78 @@ impl Gateway {
         pending: Pending<Caller>,
         answer: &Message<'_>,
     ) {
-        if let Caller::Session(client, ..) = &pending.caller
-            && self.is_of_foreign_task(client, upstream, &pending.method, answer)
-        {
-            return fail(pending, &CallError::TaskNotFound, &self.stats);
+        let edits = match (&pending.caller, &*pending.method) {
+            (Caller::Session(client, id, ..), method) => {
+                let edits = self.settle_tasks(client, upstream, method, answer);
+                if method == "resources/subscribe" {
+                    // A refused subscription is not counted.
+                    self.settle_subscription(client, upstream, id.number(), answer.error().is_none());
+                }
+                edits.map(|mut edits| {
+                    edits.extend(self.links(client, upstream, method, answer));
+                    edits
+                })
+            }
+            (Caller::Ignored, "logging/setLevel") => {
+                // Another level may be wanted by now.
+                match upstream.instance() {
+                    None => self.send_level(now, upstream),
+                    Some(isolated) => {
+                        let client = isolated.client.upgrade();
+                        client.iter().for_each(|client| self.send_level_to_instance(now, client, upstream));
+                    }
+                }
+                Ok(Vec::new())
+            }
+            _ => Ok(Vec::new()),
+        };
+        match edits {
+            Ok(edits) => deliver(now, upstream, pending, answer, edits, &self.stats),
+            Err(why) => fail(pending, &why, &self.stats),
         }
-        let mut edits = self.settle(now, upstream, &pending, answer);
-        edits.extend(self.links(upstream, &pending, answer));
-        deliver(now, upstream, pending, answer, edits, &self.stats);
+    }
+
+    /// Records or checks the tasks that a response mentions. Returns the changes to make in it.
+    ///
+    /// # Errors
+    /// The response is about a task of another principal: the request may have been sent before the
+    /// gateway knew the owner of this id.
+    fn settle_tasks(
+        &self,
+        client: &Session,
+        upstream: &Upstream,
+        method: &str,
+        answer: &Message<'_>,
+    ) -> Result<Vec<Edit>, CallError> {
+        if upstream.instance().is_some() {
+            return Ok(Vec::new());
+        }
+        let principal = client.principal();
+        match Tasks::read(method, upstream.has_tasks(), answer) {
+            Tasks::Unnamed => {}
+            Tasks::Created(id) => self.tasks().begin(upstream.run(), &id, principal),
+            Tasks::About(id) if self.may_have_task(principal, upstream, &id) => {}
+            Tasks::About(_) => return Err(CallError::TaskNotFound),
+            Tasks::Listed(list) => {
+                return Ok(list.only(answer.text(), |id| self.may_see_task(principal, upstream, id)));
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// Returns replacements for the URIs in a response that would lead a client of the aggregate to
     /// another server than the one that sent them.
-    fn links(
-        &self,
-        upstream: &Upstream,
-        pending: &Pending<Caller>,
-        answer: &Message<'_>,
-    ) -> Vec<(Span, String)> {
-        let method = &*pending.method;
-        let at_all = |client: &Session| *client.scope() == Scope::All;
-        match (&pending.caller, answer.result_span()) {
-            (Caller::Session(client, ..), Some(result))
-                if at_all(client)
-                    && matches!(method, "tools/call" | "prompts/get" | "resources/read")
-                    && (method == "resources/read" || resource_links::may_link(answer)) =>
-            {
-                let found = resource_links::in_result(method, answer.text(), result);
-                if found.is_empty() {
-                    return Vec::new();
-                }
-                let catalog = self.catalog();
-                let linked = found.into_iter().map(|(span, uri)| (span, catalog.link(upstream.name(), &uri)));
-                linked.filter_map(|(span, uri)| Some((span, quote(&uri?)))).collect()
-            }
-            _ => Vec::new(),
+    fn links(&self, client: &Session, upstream: &Upstream, method: &str, answer: &Message<'_>) -> Vec<Edit> {
+        if *client.scope() != Scope::All {
+            return Vec::new();
         }
-    }
-
-    /// Updates the gateway's state from a response, and returns the changes to make in it. A
-    /// refused subscription is not counted. After `logging/setLevel` the level is compared again,
-    /// because another one may be wanted by now.
-    fn settle(
-        &self,
-        now: Instant,
-        upstream: &Upstream,
-        pending: &Pending<Caller>,
-        answer: &Message<'_>,
-    ) -> Vec<(Span, String)> {
-        match (&pending.caller, &*pending.method) {
-            (Caller::Session(client, ..), "tools/call") => self.note_task(client, upstream, answer),
-            (Caller::Session(client, ..), "tasks/list") if upstream.instance().is_none() => {
-                return self.only_own_tasks(client, upstream, answer);
-            }
-            (Caller::Session(client, id, ..), "resources/subscribe") => {
-                self.settle_subscription(client, upstream, id.number(), answer.error().is_none());
-            }
-            (Caller::Ignored, "logging/setLevel") => match upstream.instance() {
-                None => self.send_level(now, upstream),
-                Some(isolated) => {
-                    isolated
-                        .client
-                        .upgrade()
-                        .iter()
-                        .for_each(|client| self.send_level_to_instance(now, client, upstream));
-                }
-            },
-            _ => {}
+        let found = conclusion::links(method, answer);
+        if found.is_empty() {
+            return Vec::new();
         }
-        Vec::new()
+        let catalog = self.catalog();
+        let linked = found.into_iter().map(|(span, uri)| (span, catalog.link(upstream.name(), &uri)));
+        linked.filter_map(|(span, uri)| Some((span, quote(&uri?)))).collect()
     }
 
     /// Removes all subscriptions of a session that ended, and unsubscribes from resources that no

@@ -12,18 +12,20 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
 
-use std::{sync::Arc, time::Instant};
+use std::{convert::Infallible, sync::Arc, time::Instant};
 
 use super::{
     Gateway,
-    session::{Scope, Session},
+    session::Session,
     upstream::{Caller, Upstream, uri_params},
 };
 use crate::{
     hub::{
         doors::Responder,
         error::{Declined, NO_MEMORY, ServerRequestError},
+        incoming::{self, Part},
         mux::Routed,
+        session::Scope,
     },
     jsonrpc::{
         self, Kind, Malformed, Message, edit,
@@ -84,20 +86,18 @@ impl Gateway {
     /// Handles a message from a session's instance.
     pub fn on_instance_message(&self, now: Instant, instance: &Arc<Upstream>, text: &str) {
         let Some(client) = instance.instance().and_then(|isolated| isolated.client.upgrade()) else { return };
-        match Message::read(text) {
-            Ok(message) if message.is_clean() => {
-                self.on_valid_instance_message(now, &client, instance, &message)
+        let each = |part: Part<'_>| -> Result<(), Infallible> {
+            match part {
+                Part::Message(message) => self.on_valid_instance_message(now, &client, instance, message),
+                Part::Unusable(answer) => self.on_unusable_instance_answer(now, instance, answer),
+                Part::Noise(malformed) => instance.on_noise(now, malformed, &self.stats),
+                Part::Twin => instance.log_twin(now),
+                // Only the shared process sends status frames.
+                Part::Restarted => {}
             }
-            read => {
-                for part in instance.usable_parts(now, &self.stats, text, read) {
-                    match part.as_deref().map(Message::read) {
-                        Ok(Ok(message)) => self.on_valid_instance_message(now, &client, instance, &message),
-                        Ok(Err(_)) => {}
-                        Err(answer) => self.on_unusable_instance_answer(now, instance, answer),
-                    }
-                }
-            }
-        }
+            Ok(())
+        };
+        let Ok(()) = incoming::parts(text, false, each);
     }
 
     /// Handles a response that cannot be used: fails the request that it belongs to.

@@ -13,6 +13,7 @@ use crate::{
     hub::{
         doors::{Responder, SessionStream},
         key::InstanceKey,
+        session::Scope,
     },
     jsonrpc::quote,
     limits::SessionLimits,
@@ -20,15 +21,6 @@ use crate::{
     session::{Calls, PendingServerRequests},
     util,
 };
-
-/// The servers that a client sees.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Scope {
-    /// All servers, under exposed names.
-    All,
-    /// One server, under its own names.
-    Server(String),
-}
 
 /// The client's `initialize` params, and the state negotiated with it.
 #[derive(Clone, Debug)]

@@ -21,15 +21,13 @@ use crate::{
     budget::{Account, Budget, Charge},
     catalog::UpstreamKey,
     hub::{
+        conclusion::{self, Edit},
         doors::Responder,
         error::{CallError, Declined},
         key::InstanceKey,
         mux::{self, Mux, Pending},
     },
-    jsonrpc::{
-        self, Kind, Malformed, Message, Span, decimal, edit,
-        tolerant::{self, MessagePart, Unusable},
-    },
+    jsonrpc::{self, Kind, Malformed, Message, Span, decimal, edit, tolerant::Unusable},
     limits::{self, LOG_GROUPS, LOG_WARNINGS, LinkLimits},
     log_throttle::LogThrottle,
     mcp::{self, compat, log_level::Level},
@@ -501,41 +499,17 @@ impl Upstream {
         self.warn_throttled(now, "unusable", &format!("sent an invalid response: {}", answer.why));
     }
 
-    /// Returns what can be used of a frame that is not one clean message (`read` is how it was
-    /// read): messages on one line, and responses that fail their request. The rest is logged.
-    pub fn usable_parts(
-        &self,
-        now: Instant,
-        stats: &Stats,
-        frame: &str,
-        read: Result<Message<'_>, Malformed>,
-    ) -> Vec<Result<String, Unusable>> {
-        if read.as_ref().is_ok_and(Message::has_twin) {
-            self.log_twin(now);
-        }
-        let malformed = read.err();
-        let usable = |part| match part {
-            MessagePart::Message(text) => Some(Ok(text)),
-            MessagePart::Unusable(answer) => Some(Err(answer)),
-            MessagePart::Noise => {
-                stats.unmatched.add();
-                self.log_noise(now, malformed);
-                None
-            }
-        };
-        tolerant::parts(frame.as_bytes()).into_iter().filter_map(usable).collect()
-    }
-
     /// Logs a message with a member that some parsers take for a JSON-RPC member, throttled
     /// likewise.
-    fn log_twin(&self, now: Instant) {
+    pub fn log_twin(&self, now: Instant) {
         let what = "sent a member whose name differs only in case from a JSON-RPC member; removed it";
         self.warn_throttled(now, "twin", what);
     }
 
-    /// Logs a frame that is not a message. One with a duplicate member was probably meant to be a
-    /// message, so it gets a warning.
-    fn log_noise(&self, now: Instant, malformed: Option<Malformed>) {
+    /// Counts and logs text that is not a message. Text with a duplicate member was probably meant
+    /// to be a message, so it gets a warning.
+    pub fn on_noise(&self, now: Instant, malformed: Option<Malformed>, stats: &Stats) {
+        stats.unmatched.add();
         match malformed {
             Some(why @ Malformed::Duplicate) => {
                 self.warn_throttled(now, "duplicate", &format!("sent an invalid message: {}", why.reason()));
@@ -785,35 +759,32 @@ pub fn deliver(
     upstream: &Upstream,
     pending: Pending<Caller>,
     message: &Message<'_>,
-    mut edits: Vec<(Span, String)>,
+    edits: Vec<Edit>,
     stats: &Stats,
 ) {
-    if let Caller::Session(client, ..) = &pending.caller
-        && !edits.is_empty()
-        && compat::concerns(&client.info().version)
-    {
-        // Apply these edits first: the texts that `compat` puts in place of unknown content types
-        // must contain the edited values.
-        edits.sort_unstable_by_key(|(span, _)| span.start);
-        let changes: Vec<(Span, &str)> =
-            edits.iter().map(|(span, new)| (span.clone(), new.as_str())).collect();
-        let text = message.splice(&changes);
-        if let Ok(changed) = Message::read(&text) {
-            return deliver(now, upstream, pending, &changed, Vec::new(), stats);
+    let Caller::Session(client, id, responder, _share) = pending.caller else { return };
+    let asked = client.calls().end(&id).map(|_| upstream);
+    if let (Some(result), "initialize") = (message.result(), &*pending.method) {
+        if asked.is_some_and(|instance| instance.set_initialize_result(result).is_err()) {
+            stats.memory_refusals.add();
+            return responder.finish(CallError::NoMemory.rpc().response(&id), stats);
         }
+        client.initialized(now, &mcp::version_of(result).unwrap_or_default());
     }
-    if let Caller::Session(client, id, responder, _share) = pending.caller {
-        let asked = client.calls().end(&id).map(|_| upstream);
-        if let (Some(result), "initialize") = (message.result(), &*pending.method) {
-            if asked.is_some_and(|instance| instance.set_initialize_result(result).is_err()) {
-                stats.memory_refusals.add();
-                return responder.finish(CallError::NoMemory.rpc().response(&id), stats);
-            }
-            client.initialized(now, &mcp::version_of(result).unwrap_or_default());
-        }
-        let edits = edits.into_iter().chain(fit(&client, asked, &pending.method, message));
-        responder.finish(edited(message, &id, edits.collect()), stats);
-    }
+    let versions = versions(&client, asked);
+    let versions = versions.as_ref().map(|(client, server)| (client.as_str(), server.as_str()));
+    responder.finish(conclusion::response(message, &id, &pending.method, edits, versions), stats);
+}
+
+/// Returns the versions of a client and of the server that it asked, if they can make a difference
+/// to a response.
+fn versions(client: &Session, asked: Option<&Upstream>) -> Option<(String, String)> {
+    let version = {
+        let info = client.info();
+        compat::concerns(&info.version).then(|| info.version.clone())
+    };
+    let (version, result) = (version?, asked?.initialize_result()?);
+    Some((version, mcp::version_of(&result)?))
 }
 
 /// Returns the log kind and text for a response or progress notification without a pending request.
@@ -842,29 +813,6 @@ pub fn uri_params(uri: &str) -> String {
     format!("{{\"uri\":{}}}", jsonrpc::quote(uri))
 }
 
-/// Returns the edits for the client's version: they replace content types that it does not know.
-fn fit(
-    client: &Session,
-    asked: Option<&Upstream>,
-    method: &str,
-    message: &Message<'_>,
-) -> Vec<(Span, String)> {
-    let version = client.info().version.clone();
-    let initialize_result =
-        asked.filter(|_| compat::concerns(&version)).and_then(Upstream::initialize_result);
-    let server = initialize_result.and_then(|initialize_result| mcp::version_of(&initialize_result));
-    server.map(|server| compat::edits(method, &version, &server, message)).unwrap_or_default()
-}
-
-/// Returns a response with the client's id and these edits.
-fn edited(message: &Message<'_>, id: &str, mut edits: Vec<(Span, String)>) -> String {
-    let Some(span) = message.id_span().filter(|_| !edits.is_empty()) else { return message.with_id(id) };
-    edits.push((span, id.to_owned()));
-    edits.sort_unstable_by_key(|(span, _)| span.start);
-    let edits: Vec<(Span, &str)> = edits.iter().map(|(span, new)| (span.clone(), new.as_str())).collect();
-    message.splice(&edits)
-}
-
 /// Fails a request with an error from the gateway.
 pub fn fail(pending: Pending<Caller>, why: &CallError, stats: &Stats) {
     if let Caller::Session(client, id, responder, _share) = pending.caller {
@@ -881,12 +829,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        auth::Principal,
-        catalog::Catalog,
-        gateway::{responder::StreamResponder, session::Scope},
-        limits::Limits,
-        net::outbox,
-        runtime::task_tracker::TaskTracker,
+        auth::Principal, catalog::Catalog, gateway::responder::StreamResponder, hub::session::Scope,
+        limits::Limits, net::outbox, runtime::task_tracker::TaskTracker,
     };
 
     /// With several threads, a client may cancel a call over another connection while the call is

@@ -7,10 +7,10 @@ use crate::{
     gateway::{
         event_stream,
         exchange::{Exchange, busy},
-        session::{Scope, Session},
+        session::Session,
     },
     http::{response::Response, types::StatusCode},
-    hub::error::NO_MEMORY,
+    hub::{error::NO_MEMORY, session::Scope},
     jsonrpc::{self, Message},
     limits,
     net::{outbox::Receiver, random},

@@ -16,11 +16,10 @@ use futures_lite::AsyncRead;
 use crate::{
     gateway::{
         Gateway,
-        dispatch::refused_notification,
         event_stream::{self, EventIds, StreamEnd},
         exchange::Exchange,
         responder::PostResponder,
-        session::{Scope, Session},
+        session::Session,
         streams::{Attached, NotAttached, STANDALONE},
     },
     http::{
@@ -29,7 +28,7 @@ use crate::{
         response::Response,
         types::{Method, StatusCode},
     },
-    hub::{doors::Responder, error::NO_MEMORY},
+    hub::{doors::Responder, error::NO_MEMORY, request::refused_notification, session::Scope},
     jsonrpc::{self, Kind, Malformed, Message, elements},
     limits::{self, LOG_WARNINGS},
     mcp::{

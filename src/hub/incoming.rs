@@ -1,0 +1,193 @@
+//! Frames of servers, parsed before any table is looked at.
+//!
+//! [`Incoming`] says which process a frame belongs to; [`parts`] splits its text into messages,
+//! since other edge programs forward whatever their server prints. `gateway::driver` and
+//! `gateway::instances` handle the parts.
+
+use crate::{
+    jsonrpc::{
+        Malformed, Message,
+        tolerant::{self, MessagePart, Unusable},
+    },
+    tunnel::{
+        frame::{self, Frame},
+        handshake::Status,
+    },
+};
+
+/// A frame of a link.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Incoming<'f> {
+    /// Text of the process that all sessions share.
+    Shared(&'f str),
+    /// Text of the isolated instance on a channel.
+    Instance(u32, &'f str),
+    /// The edge has closed a channel, with the reason.
+    Closed(u32, &'f str),
+}
+
+/// A channel frame on a link for which channels were not agreed on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct UnexpectedChannel;
+
+impl<'f> Incoming<'f> {
+    /// Parses a frame. `isolated`: the server can have isolated instances. `ours`: the edge is
+    /// mcpport's own.
+    ///
+    /// # Errors
+    /// [`UnexpectedChannel`], if an edge of ours uses channels that were not agreed on.
+    pub fn read(frame: &'f str, isolated: bool, ours: bool) -> Result<Self, UnexpectedChannel> {
+        match frame::read(frame) {
+            Frame::Plain(text) => Ok(Self::Shared(text)),
+            Frame::Message(channel, text) if isolated => Ok(Self::Instance(channel, text)),
+            Frame::Close(channel, reason) if isolated => Ok(Self::Closed(channel, reason)),
+            _ if ours => Err(UnexpectedChannel),
+            // An edge that is the original program forwards whatever its server prints.
+            _ => Ok(Self::Shared(frame)),
+        }
+    }
+}
+
+/// A part of the text of a frame.
+#[derive(Debug)]
+pub enum Part<'a> {
+    /// A message that can be passed on as it is.
+    Message(&'a Message<'a>),
+    /// A response that cannot be used: its request fails.
+    Unusable(&'a Unusable),
+    /// Text that is not a message, with the defect if the whole text has one.
+    Noise(Option<Malformed>),
+    /// The message that follows had a member that some readers take for a JSON-RPC member. It was
+    /// removed.
+    Twin,
+    /// The edge has restarted the server.
+    Restarted,
+}
+
+/// Calls `each` for every part of a text. `status`: the edge is mcpport's own, and sends status
+/// frames.
+///
+/// # Errors
+/// The first error of `each`; the parts after it are left out.
+pub fn parts<E>(text: &str, status: bool, mut each: impl FnMut(Part<'_>) -> Result<(), E>) -> Result<(), E> {
+    let malformed = match Message::read(text) {
+        Ok(message) if message.is_clean() => return each(Part::Message(&message)),
+        Ok(message) => {
+            if message.has_twin() {
+                each(Part::Twin)?;
+            }
+            None
+        }
+        Err(_) if status && is_restart(text) => return each(Part::Restarted),
+        Err(why) => Some(why),
+    };
+    for part in tolerant::parts(text.as_bytes()) {
+        match part {
+            MessagePart::Message(text) => {
+                // A part that was repaired can always be read.
+                if let Ok(message) = Message::read(&text) {
+                    each(Part::Message(&message))?;
+                }
+            }
+            MessagePart::Unusable(answer) => each(Part::Unusable(&answer))?,
+            MessagePart::Noise => each(Part::Noise(malformed))?,
+        }
+    }
+    Ok(())
+}
+
+fn is_restart(text: &str) -> bool {
+    Status::read(text).is_some_and(|status| status.status == "restarted")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_routed_by_channel() {
+        use Incoming::*;
+        for (frame, isolated, ours, expected) in [
+            ("{}", false, false, Some(Shared("{}"))),
+            ("{}", true, true, Some(Shared("{}"))),
+            ("#3 {}", true, true, Some(Instance(3, "{}"))),
+            ("#3 {}", true, false, Some(Instance(3, "{}"))),
+            ("-3 why", true, true, Some(Closed(3, "why"))),
+            ("#0 {}", true, true, Some(Shared("#0 {}"))),
+            ("#3 {}", false, false, Some(Shared("#3 {}"))),
+            ("-3 why", false, false, Some(Shared("-3 why"))),
+            ("+3", true, false, Some(Shared("+3"))),
+            ("+3", true, true, None),
+            ("#3 {}", false, true, None),
+            ("-3 why", false, true, None),
+        ] {
+            let read = Incoming::read(frame, isolated, ours);
+            assert_eq!(read, expected.ok_or(UnexpectedChannel), "{frame}");
+        }
+    }
+
+    /// Returns a description of all parts.
+    fn all(text: &str, status: bool) -> Vec<String> {
+        let mut all = Vec::new();
+        let each = |part: Part<'_>| {
+            all.push(match part {
+                Part::Message(message) => {
+                    assert!(message.is_clean(), "{}", message.text());
+                    message.text().to_owned()
+                }
+                other => format!("{other:?}"),
+            });
+            Ok::<(), ()>(())
+        };
+        assert_eq!(parts(text, status, each), Ok(()));
+        all
+    }
+
+    #[test]
+    fn every_odd_frame_gives_its_parts() {
+        let answer = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
+        let unusable = |id: &str, why: &str| format!(r#"Unusable(Unusable {{ id: {id}, why: "{why}" }})"#);
+        for (text, expected) in [
+            (answer.to_owned(), vec![answer.to_owned()]),
+            (
+                "{\"jsonrpc\":\"2.0\",\n\"id\":1,\"result\":{}}".into(),
+                vec![r#"{"jsonrpc":"2.0", "id":1,"result":{}}"#.to_owned()],
+            ),
+            (format!("\u{feff}{answer}"), vec![answer.into()]),
+            (format!("[{answer},{answer}]"), vec![answer.into(), answer.into()]),
+            (format!("[{answer},7]"), vec![answer.into(), "Noise(Some(Batch))".into()]),
+            (r#"{"jsonrpc":"2.0","ID":2,"id":1,"result":{}}"#.into(), vec!["Twin".into(), answer.into()]),
+            (r#"{"jsonrpc":"2.0","id":1,"result":{},"error":null}"#.into(), vec![answer.into()]),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"result":{"#.into(),
+                vec![unusable(r#"Some("1")"#, "invalid or truncated JSON")],
+            ),
+            ("listening on port 3".into(), vec!["Noise(Some(Syntax))".into()]),
+            ("{}".into(), vec!["Noise(Some(Envelope))".into()]),
+            ("7".into(), vec!["Noise(Some(NotObject))".into()]),
+            ("[]".into(), vec![]),
+        ] {
+            assert_eq!(all(&text, false), expected, "{text}");
+            assert_eq!(all(&text, true), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_an_edge_of_ours_reports_a_restart() {
+        let restarted = r#"{"status":"restarted","id":"s","message":"m"}"#;
+        assert_eq!(all(restarted, true), ["Restarted"]);
+        assert_eq!(all(restarted, false), ["Noise(Some(Envelope))"]);
+        assert_eq!(all(&restarted.replace("restarted", "other"), true), ["Noise(Some(Envelope))"]);
+    }
+
+    #[test]
+    fn an_error_ends_the_parts() {
+        let answer = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
+        let mut seen = 0;
+        let ended = parts(&format!("[{answer},{answer}]"), false, |_| {
+            seen += 1;
+            Err(seen)
+        });
+        assert_eq!((ended, seen), (Err(1), 1));
+    }
+}
