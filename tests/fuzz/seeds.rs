@@ -58,6 +58,7 @@ fn messages(corpus: &Path) {
     for (number, message) in MESSAGES.iter().enumerate() {
         save(corpus, "envelope", number, message.as_bytes());
         save(corpus, "register", number, message.as_bytes());
+        save(corpus, "incoming", number, message.as_bytes());
     }
     for (number, frame) in ["#1 {}", "+7", "-7 gone", "-1", "#4294967296 x", "#01 "].iter().enumerate() {
         save(corpus, "control", number, frame.as_bytes());
