@@ -4,7 +4,10 @@
 //! apply sequences of events to a [`ProxyState`] and check each step against the table, together
 //! with the numbers of errors, cancellations and held messages.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Instant,
+};
 
 use super::{ProxyState, ToChild, ToGateway};
 use crate::jsonrpc::{self, Message};
@@ -195,6 +198,8 @@ struct Model {
     open: Vec<(u64, String)>,
     /// Held messages: calls, cancelled calls and others, with the id of the call.
     held: Vec<(Event, u64)>,
+    /// What has happened so far.
+    sequence: Vec<Event>,
 }
 
 impl Model {
@@ -210,6 +215,7 @@ impl Model {
             asked: String::new(),
             open: Vec::new(),
             held: Vec::new(),
+            sequence: Vec::new(),
         }
     }
 
@@ -226,22 +232,22 @@ impl Model {
     }
 
     /// Applies an event and checks what follows. Returns false if it cannot happen.
-    #[track_caller]
-    fn step(&mut self, event: Event, before: &[Event]) -> bool {
+    fn step(&mut self, event: Event) -> bool {
         let (true, Some((state, output))) = (self.allows(event), row(self.state, event)) else {
             return false;
         };
         let from = self.state;
-        self.state = state;
+        (self.state, self.sequence) = (state, [&*self.sequence, &[event]].concat());
         let found = self.apply(event);
-        assert_eq!(found, output, "{event:?} in {from:?} after {before:?}");
+        assert_eq!(found, output, "{event:?} in {from:?}: {:?}", self.sequence);
         let is_up =
             matches!(state, State::Uninitialized | State::Initializing { .. } | State::Initialized { .. });
         let is_initializing = matches!(state, State::Reinitializing { .. });
         assert_eq!(
             (self.proxy.is_up(), self.proxy.is_initializing(), self.proxy.running()),
             (is_up, is_initializing, self.open.len() + self.held.len()),
-            "{event:?} in {from:?} after {before:?}"
+            "{event:?} in {from:?}: {:?}",
+            self.sequence
         );
         true
     }
@@ -262,7 +268,7 @@ impl Model {
             Event::Gone => {
                 let failed = self.proxy.child_gone("it has ended", None);
                 let calls = self.held.drain(..).filter(|(event, _)| *event == Event::Call).count();
-                assert_eq!(failed.len(), self.open.drain(..).count() + calls);
+                assert_eq!(failed.len(), self.open.drain(..).count() + calls, "{:?}", self.sequence);
                 Output::Failed
             }
             Event::Back => match self.proxy.child_back() {
@@ -274,7 +280,7 @@ impl Model {
             },
             Event::Cut => {
                 let cancelled = self.proxy.disconnected();
-                assert_eq!(cancelled.len(), self.open.drain(..).count());
+                assert_eq!(cancelled.len(), self.open.drain(..).count(), "{:?}", self.sequence);
                 self.held.clear();
                 (self.call, self.initialize) = (None, None);
                 Output::Cancelled
@@ -316,7 +322,7 @@ impl Model {
                 Output::Child
             }
             ToChild::Gateway(frame) => {
-                assert_eq!(id_of(&frame), last, "a response to what was asked");
+                assert_eq!(id_of(&frame), last, "{:?}", self.sequence);
                 Output::Gateway
             }
             ToChild::Held => {
@@ -346,7 +352,7 @@ impl Model {
         match output {
             ToGateway::Gateway(frame) => {
                 if matches!(event, Event::Result | Event::Error | Event::Unusable) {
-                    assert_eq!(id_of(&frame), self.waiting.to_string());
+                    assert_eq!(id_of(&frame), self.waiting.to_string(), "{:?}", self.sequence);
                 }
                 Output::Gateway
             }
@@ -364,9 +370,9 @@ impl Model {
     /// The child send_frame the held messages in order, after `notifications/initialized`.
     fn ready(&mut self, lines: &[String], frames: &[String]) {
         let told = usize::from(matches!(self.state, State::Initialized { told: true }));
-        assert_eq!((lines.len(), frames.len()), (told + self.held.len(), 1));
+        assert_eq!((lines.len(), frames.len()), (told + self.held.len(), 1), "{:?}", self.sequence);
         if let Some(id) = Message::read(&frames[0]).unwrap().id() {
-            assert_eq!(id, self.waiting.to_string());
+            assert_eq!(id, self.waiting.to_string(), "{:?}", self.sequence);
         }
         let is_done = |line: &String| line.contains("notifications/initialized");
         assert_eq!(lines.iter().position(is_done), (told == 1).then_some(0));
@@ -380,18 +386,19 @@ fn id_of(text: &str) -> String {
     Message::read(text).unwrap().id().unwrap().to_owned()
 }
 
-fn walk(model: &Model, sequence: &mut Vec<Event>, depth: usize, steps: &mut usize) {
-    if sequence.len() == depth {
-        return;
-    }
-    for event in EVENTS {
+/// Returns what each event that can happen leads to.
+fn steps(model: &Model) -> impl Iterator<Item = Model> {
+    EVENTS.into_iter().filter_map(|event| {
         let mut next = model.clone();
-        if next.step(event, sequence) {
-            *steps += 1;
-            sequence.push(event);
-            walk(&next, sequence, depth, steps);
-            sequence.pop();
-        }
+        next.step(event).then_some(next)
+    })
+}
+
+/// Walks all sequences of up to `depth` more events. Returns how many there are.
+fn walk(model: &Model, depth: usize) -> usize {
+    match depth {
+        0 => 0,
+        _ => steps(model).map(|next| 1 + walk(&next, depth - 1)).sum(),
     }
 }
 
@@ -399,25 +406,21 @@ fn walk(model: &Model, sequence: &mut Vec<Event>, depth: usize, steps: &mut usiz
 #[test]
 fn every_short_sequence_follows_the_table() {
     let depth = std::env::var("MCPPORT_DEPTH").map_or(5, |depth| depth.parse().unwrap());
-    let mut steps = 0;
-    walk(&Model::new(), &mut Vec::new(), depth, &mut steps);
-    assert!(steps > 40_000, "{steps}");
+    let sequences = walk(&Model::new(), depth);
+    assert!(sequences > 40_000, "{sequences}");
 }
 
+/// Every state, with and without open calls and held messages.
 #[test]
 fn every_state_follows_the_table() {
     let mut seen = HashMap::new();
-    let mut next = vec![(Model::new(), Vec::new())];
-    while let Some((model, sequence)) = next.pop() {
-        if seen.insert(model.state, sequence.clone()).is_some() {
-            continue;
-        }
-        for event in EVENTS {
-            let mut after = model.clone();
-            if after.step(event, &sequence) {
-                next.push((after, [sequence.as_slice(), &[event]].concat()));
-            }
+    let mut next = vec![Model::new()];
+    while let Some(model) = next.pop() {
+        let key = (model.state, model.open.is_empty(), model.held.is_empty());
+        if seen.insert(key, model.sequence.clone()).is_none() {
+            next.extend(steps(&model));
         }
     }
-    assert_eq!(seen.len(), 20, "{seen:#?}");
+    let states: HashSet<State> = seen.keys().map(|(state, ..)| *state).collect();
+    assert_eq!((states.len(), seen.len()), (20, 35), "{seen:#?}");
 }
