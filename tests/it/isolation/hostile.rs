@@ -179,10 +179,7 @@ fn a_broken_edge_affects_no_other() {
     end.request("#1 ", "x");
     end.say("-1 it is tired\u{7}");
     let answer = peer.answer(&call);
-    assert!(
-        answer.contains("the gateway stops accepting") && answer.contains("server 's' disconnected"),
-        "{answer}"
-    );
+    assert!(answer.contains("it is tired") && answer.contains("server 's' disconnected"), "{answer}");
     peer.ended();
     for late in ["-1 again", "#1 {}", r##"#1 {"jsonrpc":"2.0","method":"x"}"##] {
         end.say(late);
