@@ -7,17 +7,22 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, Wake, Waker},
 };
 
+use super::sync::{AtomicBool, Mutex, Ordering, locked};
+
 /// A sticky flag that wakes the task that registered last.
+///
+/// A waiting task calls [`Self::register`], then [`Self::take`], and only then looks at what the
+/// flag announces. In this order every [`Self::set`] is either seen by `take` or wakes the task.
 #[derive(Debug, Default)]
 pub struct WakeFlag {
+    /// Set by any thread, cleared by the waiting task.
     is_set: AtomicBool,
+    /// Locked by the waiting task to replace the waker, and by a thread that sets the flag to copy
+    /// it; never while the waker is called.
     task: Mutex<Option<Waker>>,
 }
 
@@ -30,8 +35,7 @@ impl WakeFlag {
 
     /// Registers the waker to call when the flag is set. It replaces the previous waker.
     pub fn register(&self, task: &Waker) {
-        // The waker is replaced as a whole, so a panic elsewhere cannot corrupt it.
-        let mut held = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = locked(&self.task);
         if !held.as_ref().is_some_and(|held| held.will_wake(task)) {
             *held = Some(task.clone());
         }
@@ -42,12 +46,14 @@ impl WakeFlag {
         if self.is_set.swap(true, Ordering::AcqRel) {
             return;
         }
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // The lock ends with this line: the waker may run code that registers again.
+        let task = locked(&self.task).clone();
         task.into_iter().for_each(Waker::wake);
     }
 
     /// Clears the flag and returns whether it was set. Call [`Self::register`] first, else a `set`
-    /// in between wakes nobody.
+    /// in between wakes nobody; and look at what the flag announces afterwards, else a `set` in
+    /// between is cleared unseen.
     pub fn take(&self) -> bool {
         self.is_set.swap(false, Ordering::AcqRel)
     }
@@ -67,7 +73,9 @@ impl Wake for WakeFlag {
 #[derive(Debug)]
 pub struct PollIfWoken<F> {
     future: Pin<Box<F>>,
+    /// Set by `waker`; wakes the task that polls this.
     flag: Arc<WakeFlag>,
+    /// The waker that the future is polled with.
     waker: Waker,
 }
 

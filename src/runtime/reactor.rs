@@ -1,5 +1,4 @@
-//! The reactor: one poller for all sockets and pipes, and the threads that sleep until it reports
-//! events.
+//! The reactor: one poller for all sockets and pipes of the process.
 //!
 //! A descriptor is registered once (edge-triggered), and waiting for events costs one system call.
 //! The reactor of `async-io` re-arms each descriptor, its timer and its own notifier on every wait:
@@ -10,21 +9,34 @@
 //! Before it sleeps, the polling thread stays awake for a moment if `busy_poll` says that this
 //! pays: it yields the processor and polls without waiting.
 //!
-//! `async_fd` reads and writes on top of this module; `executor` runs its tasks on the threads that
-//! sleep here.
+//! `handoff` decides which thread polls, and holds the rule by which it passes the poller on.
+//! `async_fd` reads and writes on top of this module; `executor` runs its tasks in [`block_on`].
+//!
+//! # Locks
+//!
+//! | field | locked or written | by |
+//! |---|---|---|
+//! | [`Reactor::registry`] | never: the kernel synchronizes it | any thread that registers or deregisters a descriptor |
+//! | [`Reactor::waker`] | never; one `write` to an eventfd | any thread that wakes the polling thread |
+//! | [`Reactor::handoff`] | see `handoff`; its lock also guards [`Poller`] | the polling thread |
+//! | [`Reactor::registrations`] | for one insertion, removal or look-up | a thread that registers or deregisters a descriptor; the polling thread, once per event, before it sets the flags |
+//! | [`Reactor::may_busy_poll`] | atomic, relaxed | written once at start, read before each wait |
+//! | [`Readiness::read`], [`Readiness::write`] | see `notify` | set by the polling thread, cleared by the task that reads or writes |
+//!
+//! The polling thread locks `registrations` while it holds the poller; nothing is locked the other
+//! way round. No lock is held while a waker is called, except the poller itself, for which other
+//! threads do not wait.
 
 use std::{
     collections::HashMap,
     future::Future,
     io,
     os::fd::{AsFd, AsRawFd, RawFd},
-    pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, Wake, Waker},
-    thread::{self, Thread},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -34,7 +46,12 @@ use mio::{
     unix::SourceFd,
 };
 
-use super::{busy_poll::BusyPoll, notify::WakeFlag};
+use super::{
+    busy_poll::BusyPoll,
+    handoff::{EventSource, Handoff},
+    notify::WakeFlag,
+    sync::locked,
+};
 use crate::limits;
 
 /// Runs a future on this thread until it is done. While the future is pending, the thread waits for
@@ -44,18 +61,7 @@ use crate::limits;
 /// The system's error, when no descriptor is left for the poller; the future is then not run.
 pub fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
     let reactor = Reactor::get()?;
-    let _handoff = HandoffGuard(reactor);
-    let parker = Arc::new(Parker::new());
-    let waker = Waker::from(parker.clone());
-    let mut future = pin!(future);
-    loop {
-        // Cleared before the poll, not after it: a wake-up during the poll causes another poll.
-        parker.woken.store(false, Ordering::SeqCst);
-        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return Ok(value);
-        }
-        reactor.wait(&parker);
-    }
+    Ok(reactor.handoff.block_on(reactor, future))
 }
 
 /// Sets whether the polling thread may busy-poll; the default is true. Applies to the next wait.
@@ -83,7 +89,9 @@ pub enum IoInterest {
 #[derive(Debug)]
 pub struct FdRegistration {
     descriptor: RawFd,
+    /// Key of the entry in [`Registrations`], and of the events.
     token: Token,
+    /// Shared with that entry.
     readiness: Arc<Readiness>,
 }
 
@@ -94,6 +102,7 @@ pub struct Readiness {
     pub read: WakeFlag,
     /// Set when there is free space to write.
     pub write: WakeFlag,
+    /// Set by the polling thread before it sets the flags, and never cleared.
     closed: AtomicBool,
 }
 
@@ -143,23 +152,21 @@ impl Drop for FdRegistration {
     }
 }
 
+/// The reactor of the process; see the table in the module documentation.
 #[derive(Debug)]
 struct Reactor {
     registry: Registry,
-    /// Wakes the thread that holds the poller.
     waker: mio::Waker,
-    poller: Mutex<Poller>,
+    handoff: Handoff<&'static Reactor>,
     registrations: Mutex<Registrations>,
-    /// Threads that are parked while another holds the poller.
-    parked: Mutex<Vec<Arc<Parker>>>,
-    /// Flag `--busy-poll`. Set once at start, read before each wait.
     may_busy_poll: AtomicBool,
 }
 
-/// The state of the thread that polls the system.
+/// The state of the thread that polls the system, owned by [`Handoff`]'s lock.
 #[derive(Debug)]
 struct Poller {
     poll: mio::Poll,
+    /// Events of the last wait.
     events: Events,
     busy_poll: BusyPoll,
 }
@@ -203,6 +210,7 @@ impl Poller {
 /// not reach its successor.
 #[derive(Debug, Default)]
 struct Registrations {
+    /// The token given last.
     last: usize,
     by_token: HashMap<Token, Arc<Readiness>>,
 }
@@ -220,6 +228,7 @@ impl Registrations {
     }
 }
 
+/// Token of the waker that interrupts a wait.
 const WAKE_TOKEN: Token = Token(usize::MAX);
 
 impl Reactor {
@@ -239,50 +248,14 @@ impl Reactor {
         Ok(Self {
             waker: mio::Waker::new(&registry, WAKE_TOKEN)?,
             registry,
-            poller: Mutex::new(Poller::new(poll)),
+            handoff: Handoff::new(Poller::new(poll)),
             registrations: Mutex::default(),
-            parked: Mutex::default(),
             may_busy_poll: AtomicBool::new(true),
         })
     }
 
-    /// Sleeps until this thread is woken, or has dispatched events for any thread.
-    fn wait(&self, parker: &Arc<Parker>) {
-        if let Some(poller) = self.try_poller() {
-            return self.poll_events(poller, parker);
-        }
-        locked(&self.parked).push(parker.clone());
-        // Retry: the poller may have been released before this thread was listed as parked.
-        match self.try_poller() {
-            Some(poller) => self.poll_events(poller, parker),
-            None => parker.park(),
-        }
-        locked(&self.parked).retain(|other| !Arc::ptr_eq(other, parker));
-    }
-
-    fn try_poller(&self) -> Option<MutexGuard<'_, Poller>> {
-        match self.poller.try_lock() {
-            Ok(poller) => Some(poller),
-            Err(TryLockError::Poisoned(poller)) => Some(poller.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    /// Waits for events and sets the wake flags of their descriptors.
-    fn poll_events(&self, mut poller: MutexGuard<'_, Poller>, parker: &Parker) {
-        parker.is_polling.store(true, Ordering::SeqCst);
-        if parker.woken.load(Ordering::SeqCst) {
-            poller.poll_once(Some(Duration::ZERO));
-        } else {
-            poller.wait(self.may_busy_poll.load(Ordering::Relaxed));
-        }
-        parker.is_polling.store(false, Ordering::SeqCst);
-        for event in &poller.events {
-            self.dispatch(event);
-        }
-    }
-
-    fn dispatch(&self, event: &Event) {
+    /// Sets the wake flags that an event is for.
+    fn dispatch_event(&self, event: &Event) {
         // No entry: the event is the waker's, or the descriptor was deregistered.
         let Some(readiness) = locked(&self.registrations).by_token.get(&event.token()).cloned() else {
             return;
@@ -300,61 +273,27 @@ impl Reactor {
     }
 }
 
-/// Hands the poller to a parked thread when a thread leaves [`block_on`].
-struct HandoffGuard(&'static Reactor);
+impl EventSource for &'static Reactor {
+    type Poller = Poller;
 
-impl Drop for HandoffGuard {
-    fn drop(&mut self) {
-        let parker = locked(&self.0.parked).pop();
-        parker.into_iter().for_each(Wake::wake);
-    }
-}
-
-/// A thread that runs [`block_on`] and can be woken.
-#[derive(Debug)]
-struct Parker {
-    thread: Thread,
-    woken: AtomicBool,
-    /// It sleeps in the poller, and is not parked.
-    is_polling: AtomicBool,
-}
-
-impl Parker {
-    fn new() -> Self {
-        Self { thread: thread::current(), woken: AtomicBool::new(false), is_polling: AtomicBool::new(false) }
-    }
-
-    fn park(&self) {
-        while !self.woken.load(Ordering::SeqCst) {
-            thread::park();
+    fn wait(&self, poller: &mut Poller, may_block: bool) {
+        if may_block {
+            poller.wait(self.may_busy_poll.load(Ordering::Relaxed));
+        } else {
+            poller.poll_once(Some(Duration::ZERO));
         }
     }
-}
 
-impl Wake for Parker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        // Both sides store first and load then, so at least one of them sees the other's store.
-        if self.woken.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        if !self.is_polling.load(Ordering::SeqCst) {
-            return self.thread.unpark();
-        }
-        if let Ok(reactor) = Reactor::get() {
-            // Fails only if the descriptor is gone, which lives as long as the program.
-            let _ = reactor.waker.wake();
+    fn dispatch(&self, poller: &mut Poller) {
+        for event in &poller.events {
+            self.dispatch_event(event);
         }
     }
-}
 
-/// Locks a mutex and ignores poison: each value here is changed in single steps, so a panic
-/// elsewhere cannot leave it inconsistent.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    fn interrupt(&self) {
+        // Fails only if the descriptor is gone, which lives as long as the program.
+        let _ = self.waker.wake();
+    }
 }
 
 #[cfg(test)]
@@ -364,6 +303,7 @@ mod tests {
         io::{Read, Write},
         os::unix::net::UnixStream,
         sync::mpsc,
+        task::Poll,
     };
 
     use futures_lite::future;
