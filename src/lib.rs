@@ -72,7 +72,8 @@
 //! chooses (`in_process`), a connection that can be cut or frozen (`relay`), the seeded
 //! `simulation`, and the architecture rules (`tidy`). `tests/fake` is the stdio server that they
 //! run, `tests/vectors` holds literal bytes with the expected verdicts, `tests/fuzz` holds fuzz
-//! targets and `tests/bench` benchmarks. `tests/rules.txt` lists what the program promises, and the
+//! targets and `tests/bench` benchmarks; `tests/loom` models the threads of the runtime in every
+//! order of their steps. `tests/rules.txt` lists what the program promises, and the
 //! tests that show each promise.
 //!
 //! | to run | command |
@@ -84,6 +85,7 @@
 //! | a thousand cuts of the connection | `MCPPORT_CUTS=1000 cargo test --test it -- link_cuts --nocapture` |
 //! | what hostile peers cost | `MCPPORT_FIGURES=1 cargo test --test it -- hostile::figures --nocapture` |
 //! | leaks, after ten minutes under load | `scripts/soak.sh` |
+//! | the threads of the runtime in every order of steps | `LOOM_MAX_PREEMPTIONS=4 cargo test --release --manifest-path tests/loom/Cargo.toml --test models` |
 //! | fuzz targets, 30 s each; needs a C++ compiler | `scripts/fuzz.sh` |
 //! | official SDKs and servers, and the Python mcpport; installs them below `target/` | `scripts/peers.sh` |
 //! | the official conformance suite | `scripts/conformance.sh` |

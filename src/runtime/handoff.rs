@@ -33,6 +33,7 @@
 //! takes the locks of `reactor` and `notify` one at a time, below `poller`.
 //!
 //! The system's events are behind [`EventSource`]; the only one in the program is `reactor`'s.
+//! `tests/loom` runs this module with a model of it in every order of steps.
 
 use std::{
     future::Future,

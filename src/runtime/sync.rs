@@ -1,6 +1,7 @@
 //! The primitives of `notify` and `handoff`: locks, atomics and parking of the standard library.
 //!
-//! They take these names from here alone, so that a model checker can replace them.
+//! They take these names from here alone: `tests/loom` compiles the two modules with loom's versions
+//! in place of this module, and runs them in every order of steps.
 
 pub use std::{
     sync::{
