@@ -4,8 +4,34 @@
 //! µs on a virtual machine, six times a call). A thread that stays awake, and yields to other
 //! threads that want to run, sees the next event without that cost: a single call takes a third of
 //! the time and uses less processor time. This pays only while the next event comes at once, so
-//! each wait that timed out counts against the next one. `reactor` asks before it waits. This
-//! module does no IO and reads no clock.
+//! each wait that timed out counts against the next one. `reactor` asks before it waits, unless
+//! `--busy-poll off` forbids it. This module does no IO and reads no clock.
+//!
+//! # Cost
+//!
+//! CPU time of gateway and register together, in percent of one processor, with `--busy-poll` on
+//! and off. Small `tools/call` requests; client, both programs and an echo server are bound to one
+//! or to both processors of a virtual machine (x86-64, Linux 6.18, release build) and scheduled
+//! before all other programs (`chrt -r 1`). Mean of two runs, which differ by up to 15 percent.
+//!
+//! | processors | load | on | off |
+//! |---|---|---|---|
+//! | 1 | idle | 0.00 % | 0.00 % |
+//! | 1 | 100 calls/s | 2.1 %, median 340 µs | 2.0 %, median 340 µs |
+//! | 1 | one client without pause | 69 %, 19 300 calls/s, median 47 µs | 66 %, 20 100 calls/s, median 45 µs |
+//! | 1 | 16 clients without pause | 54 %, 38 000 calls/s | 55 %, 40 900 calls/s |
+//! | 2 | idle | 0.00 % | 0.00 % |
+//! | 2 | 100 calls/s | 3.7 %, median 435 µs | 3.5 %, median 415 µs |
+//! | 2 | 180 calls/s (pauses of 5 ms) | 6.3 % | 5.7 % |
+//! | 2 | 740 calls/s (pauses of 1 ms) | 19 % | 18 % |
+//! | 2 | one client without pause | 155 %, 20 300 calls/s, median 43 µs | 88 %, 6 300 calls/s, median 150 µs |
+//! | 2 | 16 clients without pause | 115 %, 54 800 calls/s | 113 %, 55 500 calls/s |
+//!
+//! So a client that sends one call after the other, as an agent does, is served three times as fast
+//! on two processors, for 76 µs of CPU time per call instead of 140 µs; no processor sleeps
+//! meanwhile, and that is the price. With one processor, many clients or pauses it changes little:
+//! at most a tenth more CPU time. `off` is for a machine whose other programs must not compete with
+//! a thread that stays awake.
 
 use std::time::Duration;
 

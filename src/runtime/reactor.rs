@@ -4,7 +4,7 @@
 //! The reactor of `async-io` re-arms each descriptor, its timer and its own notifier on every wait:
 //! with it a call through gateway and register costs 32 system calls, with this one 12. Rare events
 //! stay with `async-io` (timers, signals, processes, connecting), on a thread of its own that wakes
-//! ours.
+//! ours; `runtime` says what that costs.
 //!
 //! Before it sleeps, the polling thread stays awake for a moment if `busy_poll` says that this
 //! pays: it yields the processor and polls without waiting.
