@@ -22,6 +22,7 @@ pub struct AsyncFd<T> {
     // Declared before `io`: fields drop in this order, and the registration must end before the
     // descriptor is closed.
     registration: FdRegistration,
+    /// The descriptor, used by the tasks that own this value only; no lock.
     io: T,
     /// The last read emptied the descriptor; wait for readiness before the next read.
     drained: bool,

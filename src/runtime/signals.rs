@@ -20,6 +20,7 @@ use futures_lite::StreamExt;
 /// Listens for stop requests until dropped. Create it early: signals that arrive before have their
 /// default effect.
 pub struct StopSignals {
+    /// The stream of signals that arrived.
     signals: Signals,
     /// Action for SIGHUP, in place of a stop request.
     hangup: Option<Box<dyn Fn() + Send>>,

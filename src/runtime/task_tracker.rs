@@ -13,6 +13,7 @@ pub struct TaskTracker(Arc<Count>);
 
 #[derive(Debug)]
 struct Count {
+    /// Guards in existence. The thread that drops the last one sends the message.
     running: AtomicUsize,
     /// Holds a message after the last task ended.
     idle: (Sender<()>, Receiver<()>),

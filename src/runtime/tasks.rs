@@ -14,7 +14,8 @@ use smol::Executor;
 
 use super::{executor, notify};
 
-/// A set of tasks. Dropping it drops the tasks.
+/// A set of tasks. Dropping it drops the tasks. Holds the only strong reference to its executor:
+/// spawning upgrades a weak one for a moment.
 #[derive(Debug)]
 pub struct TaskGroup(Arc<Executor<'static>>);
 
