@@ -1,8 +1,8 @@
-//! The edge's session on a link: passes frames from the gateway to the child and the child's lines
-//! to the gateway. A session may outlive its link if the gateway supports resuming.
+//! The edge's session on a link: registers with the gateway, and handles its frames until the link
+//! ends. A session may outlive its link if the gateway supports resuming.
 //!
-//! `edge::proxy` decides what happens to each frame and line; `tunnel::resume` defines how a
-//! session is resumed.
+//! `edge::state` passes on a message for the shared server, and `edge::instances` one for the process
+//! of a session. `tunnel::resume` defines how a link is resumed.
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 

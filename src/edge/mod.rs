@@ -2,12 +2,11 @@
 //! gateway over one outbound link.
 //!
 //! - [`connect`]: opens a link to the gateway, or reports in one line why it cannot.
-//! - [`link`]: a session on the link: passes frames to the child and the child's lines to the
-//!   gateway.
-//! - [`state`]: what the tasks share, behind one lock.
+//! - [`link`]: a session on the link: the registration, and what the gateway's frames mean.
+//! - [`state`]: what the tasks share, behind one lock: the proxy, and the queues on both its sides.
 //! - [`proxy`]: the state machine between gateway and child: handshake, held and dropped messages.
 //!   Pure, as is [`request_ids`]: the ids of the gateway at the child.
-//! - [`backend`]: one run of the server; a child process with its pipes.
+//! - [`backend`]: one run of a server; so far a child process with its pipes.
 //! - [`supervisor`]: starts the shared server and restarts it when it has ended; [`restart`] decides
 //!   whether and when.
 //! - [`instances`]: one child per client session; [`open_requests`]: what it has not answered.

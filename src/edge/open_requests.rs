@@ -1,7 +1,7 @@
 //! The open requests of the process of one client session.
 //!
-//! `edge::instances` adds the requests that it sends, and whoever reads the output of the process
-//! removes those that are answered.
+//! `edge::instances` adds the requests that it sends to the process, and removes those that are
+//! answered or cancelled.
 
 use std::{collections::HashSet, sync::MutexGuard};
 

@@ -9,7 +9,7 @@
 //! that arrive before its result are held, and the gateway is made to list again. Only `initialize`
 //! never fails: it waits for the next child.
 //!
-//! Pure; `edge::link` drives it.
+//! Pure; `edge::state` drives it.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
 

@@ -4,7 +4,7 @@
 //! nothing of its kind; `edge::serve` chooses it.
 //!
 //! A backend gives the messages of its server to a [`LineSink`], which forwards them: those of the
-//! shared server in `edge::link`, those of a session's own process in `edge::instances`. [`lines`]
+//! shared server in `edge::state`, those of a session's own process in `edge::instances`. [`lines`]
 //! finds the messages in a line of output.
 
 pub mod lines;
