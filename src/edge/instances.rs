@@ -8,7 +8,6 @@ use std::{
     collections::HashMap,
     fmt::Display,
     sync::{Arc, MutexGuard},
-    time::Instant,
 };
 
 use smol::lock::Semaphore;
@@ -16,6 +15,7 @@ use smol::lock::Semaphore;
 use super::{
     backend::{self, BackendEnd, BackendIo, Delivery, LineOutcome, LineSink, StartBackend},
     open_requests::OpenRequests,
+    throttled_log::ThrottledLog,
     uplink::Uplink,
 };
 use crate::{
@@ -23,7 +23,6 @@ use crate::{
     edge::proxy::STOPPING,
     jsonrpc::{self, Kind, Message},
     limits::{LOG_GROUPS, Limits},
-    log_throttle::LogThrottle,
     net::outbox::{self, Receiver, SendError},
     runtime::{
         lock::Lock,
@@ -48,8 +47,7 @@ pub struct Instances {
     /// One guard for each message of a process that waits for space in the queue of the link.
     delivering: TaskTracker,
     spawner: Spawner,
-    /// Limits how often log lines that the gateway can trigger at will are written.
-    throttle: Lock<LogThrottle>,
+    log: Arc<ThrottledLog>,
 }
 
 #[derive(Debug, Default)]
@@ -131,7 +129,12 @@ impl LineSink for InstanceSink {
 
 impl Instances {
     /// Creates an empty table. `start` starts the process of a session. Cancelling the task group of `spawner` also kills the processes.
-    pub fn new(config: &RegisterConfig, start: StartBackend, spawner: Spawner) -> Arc<Self> {
+    pub fn new(
+        config: &RegisterConfig,
+        start: StartBackend,
+        spawner: Spawner,
+        log: Arc<ThrottledLog>,
+    ) -> Arc<Self> {
         let max = config.sessions.unwrap_or_default() as usize;
         Arc::new(Self {
             limits: config.limits.clone(),
@@ -142,7 +145,7 @@ impl Instances {
             tasks: TaskTracker::new(),
             delivering: TaskTracker::new(),
             spawner,
-            throttle: Lock::default(),
+            log,
         })
     }
 
@@ -152,10 +155,7 @@ impl Instances {
 
     /// Writes a throttled log line, for events that the gateway can trigger at will.
     fn log(&self, level: log::Level, kind: &'static str, line: impl Display) {
-        let mut throttle = self.throttle.lock();
-        if let Some(left_out) = throttle.due(Instant::now(), kind, "", LOG_GROUPS) {
-            log::log!(level, "{line}{left_out}");
-        }
+        self.log.line(level, kind, LOG_GROUPS, line);
     }
 
     /// Opens a channel for the gateway. Its process starts as soon as a permit is free; otherwise
@@ -323,9 +323,9 @@ mod tests {
     fn a_response_counts_until_it_is_queued() {
         let (config, group) = (RegisterConfig { sessions: Some(1), ..config() }, TaskGroup::new());
         let servers = FakeServers::new([Behaviour::Serves]);
-        let instances = Instances::new(&config, servers.start(), group.spawner());
+        let instances = Instances::new(&config, servers.start(), group.spawner(), Arc::default());
         let (queue, mut frames) = outbox::bounded(1, 1 << 20);
-        let link = Uplink::new(queue, None);
+        let link = Uplink::new(queue, None, Arc::default());
         let call = r#"{"jsonrpc":"2.0","id":1,"method":"m"}"#;
         smol::block_on(group.run(async {
             instances.start(7, &link).unwrap();
@@ -358,9 +358,9 @@ mod tests {
     fn an_unusable_response_fails_the_open_request() {
         let (config, group) = (RegisterConfig { sessions: Some(1), ..config() }, TaskGroup::new());
         let servers = FakeServers::new([Behaviour::Serves]);
-        let instances = Instances::new(&config, servers.start(), group.spawner());
+        let instances = Instances::new(&config, servers.start(), group.spawner(), Arc::default());
         let (queue, mut frames) = outbox::bounded(8, 1 << 20);
-        let link = Uplink::new(queue, None);
+        let link = Uplink::new(queue, None, Arc::default());
         smol::block_on(group.run(async {
             instances.start(7, &link).unwrap();
             let server = servers.next().await;

@@ -161,7 +161,7 @@ fn resume_or_begin<'a>(
     if grant.is_some() {
         outbound.count();
     }
-    (LinkSession::new(state, config, Uplink::new(sender, accepts)), outbound)
+    (LinkSession::new(state, config, Uplink::new(sender, accepts, state.log().clone())), outbound)
 }
 
 /// The edge's session on a link.

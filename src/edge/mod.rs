@@ -12,7 +12,7 @@
 //! - [`instances`]: one child per client session; [`open_requests`]: what it has not answered.
 //! - [`uplink`]: the queue towards the gateway.
 //! - [`redial`]: decides what follows an attempt. [`backoff`]: delays between attempts.
-//! - [`health`]: the local health check.
+//! - [`health`]: the local health check. [`throttled_log`]: log lines at a limited rate.
 //!
 //! The child outlives a link. Network input never names a program: the edge only ever starts the
 //! command of `--stdio`. The gateway can start processes only with `--sessions isolated`, and at
@@ -36,6 +36,7 @@ mod request_ids;
 pub mod restart;
 mod state;
 mod supervisor;
+mod throttled_log;
 mod uplink;
 
 use std::{sync::Arc, time::Instant};
@@ -50,6 +51,7 @@ use self::{
     redial::{Facts, Next, Outcome, Redial},
     state::EdgeState,
     supervisor::Supervisor,
+    throttled_log::ThrottledLog,
 };
 use crate::{
     config::RegisterConfig,
@@ -83,9 +85,9 @@ async fn serve(
 ) -> Result<(), FatalError> {
     let dialer = Dialer::new(&config)?;
     let health = health::bind(&config)?;
-    let start = stdio::starter(&config);
-    let instances = Instances::new(&config, start.clone(), spawner);
-    let state = EdgeState::new(instances.clone());
+    let (start, log) = (stdio::starter(&config), Arc::new(ThrottledLog::default()));
+    let instances = Instances::new(&config, start.clone(), spawner, log.clone());
+    let state = EdgeState::new(instances.clone(), log);
     let mut supervisor = Supervisor::start(&config, &state, start, signals::has_terminal())?;
     let (trigger, stopped) = crate::runtime::shutdown::shutdown();
     let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));

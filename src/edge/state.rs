@@ -14,12 +14,12 @@ use smol::Timer;
 use super::{
     backend::{Delivery, LineOutcome, LineSink},
     instances::Instances,
+    throttled_log::ThrottledLog,
     uplink::Uplink,
 };
 use crate::{
     edge::proxy::{NotTaken, ProxyState, ToChild, ToGateway},
     limits::{self, LOG_WARNINGS},
-    log_throttle::LogThrottle,
     net::{
         outbound::Unacknowledged,
         outbox::{SendError, Sender},
@@ -32,14 +32,12 @@ use crate::{
 pub struct EdgeState {
     /// Guards the order of what the proxy decides and what is put on a queue. Taken for each frame
     /// and line, and by supervisor and health check; while it is held, only the locks of the queues
-    /// are taken.
+    /// and of the log are taken.
     tables: Lock<Tables>,
     /// One guard for each line of the server that waits for space in the queue of the link.
     delivering: TaskTracker,
     instances: Arc<Instances>,
-    /// Limits how often warnings about unexpected messages of the server are logged. Never held
-    /// together with another lock but `tables`.
-    log_throttle: Lock<LogThrottle>,
+    log: Arc<ThrottledLog>,
 }
 
 #[derive(Debug, Default)]
@@ -104,9 +102,8 @@ impl LinkState {
 impl EdgeState {
     /// Creates the state without a server or a link. `instances` are the processes of single
     /// sessions.
-    pub fn new(instances: Arc<Instances>) -> Arc<Self> {
-        let (tables, delivering, throttle) = (Lock::default(), TaskTracker::new(), Lock::default());
-        Arc::new(Self { tables, delivering, instances, log_throttle: throttle })
+    pub fn new(instances: Arc<Instances>, log: Arc<ThrottledLog>) -> Arc<Self> {
+        Arc::new(Self { tables: Lock::default(), delivering: TaskTracker::new(), instances, log })
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
@@ -115,10 +112,7 @@ impl EdgeState {
 
     /// Logs a warning about the server, at most once a second per `kind`, with the number left out.
     fn warn_throttled(&self, kind: &'static str, what: &str) {
-        let mut throttle = self.log_throttle.lock();
-        if let Some(left_out) = throttle.due(Instant::now(), kind, "", LOG_WARNINGS) {
-            log::warn!("{what}{left_out}");
-        }
+        self.log.line(log::Level::Warn, kind, LOG_WARNINGS, what);
     }
 
     /// Whether the gateway has accepted the current registration.
@@ -322,6 +316,11 @@ impl EdgeState {
         self.lock().server.proxy.gateway_reads_status_frames();
     }
 
+    /// Returns the log of the program.
+    pub fn log(&self) -> &Arc<ThrottledLog> {
+        &self.log
+    }
+
     /// Returns the processes of single sessions.
     pub fn instances(&self) -> &Arc<Instances> {
         &self.instances
@@ -389,9 +388,12 @@ mod tests {
     /// The state with a link whose queue holds one frame.
     fn linked() -> (Arc<EdgeState>, Receiver<CloseReason>) {
         let start = FakeServers::new([]).start();
-        let state = EdgeState::new(Instances::new(&config(), start, TaskGroup::new().spawner()));
+        let state = EdgeState::new(
+            Instances::new(&config(), start, TaskGroup::new().spawner(), Arc::default()),
+            Arc::default(),
+        );
         let (queue, frames) = outbox::bounded(1, 1 << 20);
-        assert!(state.link_up(Uplink::new(queue, None), Unacknowledged::default()));
+        assert!(state.link_up(Uplink::new(queue, None, Arc::default()), Unacknowledged::default()));
         (state, frames)
     }
 

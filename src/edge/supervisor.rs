@@ -198,7 +198,10 @@ mod tests {
     ) -> (Option<String>, usize) {
         let servers = FakeServers::new(runs.iter().cloned());
         let group = TaskGroup::new();
-        let state = EdgeState::new(Instances::new(config, servers.start(), group.spawner()));
+        let state = EdgeState::new(
+            Instances::new(config, servers.start(), group.spawner(), Arc::default()),
+            Arc::default(),
+        );
         let mut supervisor = match Supervisor::start(config, &state, servers.start(), has_terminal) {
             Ok(supervisor) => supervisor,
             Err(fault) => return (Some(fault.to_string()), servers.starts()),
@@ -287,7 +290,10 @@ mod tests {
         config.limits.child.initialize_time = Duration::from_millis(20);
         let servers = FakeServers::new([Behaviour::Ends, Behaviour::Serves, Behaviour::Serves]);
         let group = TaskGroup::new();
-        let state = EdgeState::new(Instances::new(&config, servers.start(), group.spawner()));
+        let state = EdgeState::new(
+            Instances::new(&config, servers.start(), group.spawner(), Arc::default()),
+            Arc::default(),
+        );
         let mut supervisor = Supervisor::start(&config, &state, servers.start(), false).unwrap();
         let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize"}"#;
         assert!(state.on_gateway_frame(Instant::now(), initialize).is_none());

@@ -1,14 +1,13 @@
 //! The queue towards the gateway: for the shared server, or for one channel of the link. It knows
 //! the size of the largest frame that the gateway accepts.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
+use super::throttled_log::ThrottledLog;
 use crate::{
     jsonrpc::Message,
     limits::LOG_WARNINGS,
-    log_throttle::LogThrottle,
     net::outbox::{SendError, Sender},
-    runtime::lock::Lock,
     tunnel::{close::CloseReason, frame, oversize::Oversize},
 };
 
@@ -20,15 +19,14 @@ pub struct Uplink {
     accepts: usize,
     /// The channel that messages are sent on; `None`: as plain frames, for the shared server.
     channel: Option<u32>,
-    /// Limits how often messages that are too large are logged.
-    oversized: Arc<Lock<LogThrottle>>,
+    log: Arc<ThrottledLog>,
 }
 
 impl Uplink {
     /// Wraps `queue`, without a channel. `accepts` is the largest frame in bytes that the gateway
     /// accepts, if it announced one.
-    pub fn new(queue: Sender<CloseReason>, accepts: Option<usize>) -> Self {
-        Self { queue, accepts: accepts.unwrap_or(usize::MAX), channel: None, oversized: Arc::default() }
+    pub fn new(queue: Sender<CloseReason>, accepts: Option<usize>, log: Arc<ThrottledLog>) -> Self {
+        Self { queue, accepts: accepts.unwrap_or(usize::MAX), channel: None, log }
     }
 
     /// Returns the same queue for the messages of channel `number`.
@@ -75,10 +73,7 @@ impl Uplink {
             "the server's message has {bytes} bytes, and the gateway accepts at most {} (see --max-message-bytes at the gateway)",
             self.accepts
         );
-        let mut oversized = self.oversized.lock();
-        if let Some(left_out) = oversized.due(Instant::now(), "oversize", "", LOG_WARNINGS) {
-            log::warn!("{why}{left_out}");
-        }
+        self.log.line(log::Level::Warn, "oversize", LOG_WARNINGS, &why);
         match Message::read(text).map(|message| Oversize::of(&message, &why)) {
             Ok(Oversize::Response(error)) => Ok(error),
             Ok(Oversize::Refusal(error)) => Err(Some(error)),
@@ -95,7 +90,7 @@ mod tests {
     #[test]
     fn a_message_larger_than_the_gateway_accepts_is_replaced() {
         let (queue, _frames) = outbox::bounded(8, 1 << 20);
-        let plain = Uplink::new(queue, Some(500));
+        let plain = Uplink::new(queue, Some(500), Arc::default());
         let channel = plain.on_channel(7);
         let message = |head: &str, bytes: usize| {
             let rest = bytes - head.len() - "\"}".len();
@@ -120,7 +115,7 @@ mod tests {
     #[test]
     fn messages_go_out_on_the_channel_of_the_uplink() {
         let (queue, mut frames) = outbox::bounded::<CloseReason>(8, 1 << 20);
-        let plain = Uplink::new(queue, None);
+        let plain = Uplink::new(queue, None, Arc::default());
         let error = jsonrpc::error("1", jsonrpc::BUSY, "x");
         plain.send_error(error.clone()).unwrap();
         plain.on_channel(7).send_error(error.clone()).unwrap();

@@ -174,7 +174,7 @@ mod tests {
     fn a_delivery_counts_until_all_its_frames_are_queued() {
         let (queue, mut frames) = outbox::bounded::<CloseReason>(2, 1 << 10);
         let delivering = TaskTracker::new();
-        let mut delivery = Delivery::new(Uplink::new(queue, None), delivering.track());
+        let mut delivery = Delivery::new(Uplink::new(queue, None, Arc::default()), delivering.track());
         for frame in ["a", "b", "c"] {
             delivery.add(frame.to_owned()).unwrap();
         }
@@ -195,7 +195,7 @@ mod tests {
     fn a_delivery_to_a_closed_link_ends() {
         let (queue, frames) = outbox::bounded::<CloseReason>(1, 1 << 10);
         let delivering = TaskTracker::new();
-        let mut delivery = Delivery::new(Uplink::new(queue, None), delivering.track());
+        let mut delivery = Delivery::new(Uplink::new(queue, None, Arc::default()), delivering.track());
         delivery.add("a".to_owned()).unwrap();
         delivery.add("b".to_owned()).unwrap();
         drop(frames);
