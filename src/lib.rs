@@ -37,7 +37,7 @@
 //! | 5 shell | `main`, [`cli`], [`demo`] |
 //! | 4 programs | [`gateway`], [`edge`] (`mcpport register`), [`device`] (none imports another) |
 //! | 3 io | [`net`]: sockets, TLS, HTTP and link drivers; [`runtime`]; [`process`]: child processes |
-//! | 2 state | [`hub`], [`auth`], [`catalog`], [`session`], [`router`], [`admission`], [`metrics`], [`budget`], [`log_throttle`] |
+//! | 2 state | [`hub`], [`auth`], [`catalog`], [`session`], [`router`], [`admission`], [`metrics`], [`budget`], [`queue`], [`log_throttle`] |
 //! | 1 protocol | [`http`], [`sse`], [`jsonrpc`], [`mcp`], [`ndjson`], [`tunnel`] |
 //! | 0 ground | [`limits`], [`config`], [`command`], [`error`], [`secret`], [`util`] |
 //!
@@ -137,6 +137,7 @@ pub mod ndjson;
 pub mod net;
 #[allow(clippy::disallowed_methods, reason = "reads the clock: waits for processes have deadlines")]
 pub mod process;
+pub mod queue;
 pub mod router;
 #[allow(clippy::disallowed_methods, reason = "reads the clock: the reactor has timers")]
 pub mod runtime;

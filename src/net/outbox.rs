@@ -1,9 +1,9 @@
 //! A bounded queue of messages from many tasks to the one task that writes them.
 //!
-//! Both the number of messages and their bytes are bounded. A message larger than the byte limit is
-//! still accepted if the queue is empty. The bytes of a queue may be charged to an [`Account`],
-//! which bounds all queues together. The reader takes all messages at once, so that it can write
-//! them at once. The lock is never held across an await.
+//! [`Queue`] decides which message is accepted and which bytes are charged. This adds what needs a
+//! lock: senders and a reader in different tasks, the end, and eviction while there is no reader. The
+//! reader takes all messages at once, so that it can write them at once. The lock is never held
+//! across an await.
 
 use std::{
     collections::VecDeque,
@@ -13,22 +13,12 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+pub use crate::queue::SendError;
 use crate::{
     budget::{Account, Evict, Idle},
-    limits,
+    queue::Queue,
     runtime::lock::Lock,
 };
-
-/// Why a message was not accepted.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum SendError {
-    /// The message or byte limit is reached: the reader does not keep up.
-    Full,
-    /// The memory budget is exhausted.
-    Memory,
-    /// The queue was ended or closed, or its receiver is gone.
-    Closed,
-}
 
 /// The result of a read.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -46,18 +36,7 @@ pub struct Sender<E>(Arc<Lock<QueueState<E>>>);
 pub struct Receiver<E>(Arc<Lock<QueueState<E>>>);
 
 struct QueueState<E> {
-    messages: VecDeque<String>,
-    /// Bytes of the queued messages, and of those last taken by [`Receiver::poll_take_some`]
-    /// (`in_flight_bytes`).
-    bytes: usize,
-    in_flight_bytes: usize,
-    /// Bytes of other taken messages that may not be written yet. They stay charged to the account,
-    /// but do not count against `max_bytes`.
-    held: usize,
-    max_messages: usize,
-    max_bytes: usize,
-    /// The account that `bytes` and `held` are charged to.
-    account: Option<Account>,
+    queue: Queue,
     end: Option<E>,
     receiver_dropped: bool,
     /// Set while there is no reader: the messages may then be dropped.
@@ -88,13 +67,7 @@ pub fn with_account<E>(
     account: Option<Account>,
 ) -> (Sender<E>, Receiver<E>) {
     let state = Arc::new(Lock::new(QueueState {
-        messages: VecDeque::new(),
-        bytes: 0,
-        in_flight_bytes: 0,
-        held: 0,
-        max_messages,
-        max_bytes,
-        account,
+        queue: Queue::new(max_messages, max_bytes, account),
         end: None,
         receiver_dropped: false,
         parked: None,
@@ -105,89 +78,39 @@ pub fn with_account<E>(
 }
 
 impl<E> QueueState<E> {
-    /// Adds a message if it fits, with limits raised by `more` messages and `burst` bytes.
+    /// See [`Queue::push`].
     fn push(&mut self, message: String, more: usize, burst: usize) -> Result<(), (SendError, String)> {
         if self.is_closed() {
             return Err((SendError::Closed, message));
         }
-        let max_messages = self.max_messages.saturating_add(more);
-        let max_bytes = self.max_bytes.saturating_add(burst);
-        let fits = self.messages.len() < max_messages && self.bytes + message.len() <= max_bytes;
-        if !fits && !self.messages.is_empty() {
-            return Err((SendError::Full, message));
-        }
-        if self.account.as_ref().is_some_and(|account| !account.take(message.len())) {
-            return Err((SendError::Memory, message));
-        }
-        self.add(message);
-        Ok(())
+        self.queue.push(message, more, burst)
     }
 
-    /// Adds a message, using the capacity reserved beyond the limits.
+    /// See [`Queue::push_reserved`].
     fn push_reserved(&mut self, message: String) -> Result<(), SendError> {
-        let max_messages = self.max_messages.saturating_add(limits::RESERVED_MESSAGES);
-        let max_bytes = self.max_bytes.saturating_add(limits::RESERVED_BYTES);
-        if self.messages.len() >= max_messages || self.bytes + message.len() > max_bytes {
-            return self.push(message, 0, 0).map_err(|(refused, _)| refused);
+        if self.is_closed() {
+            return Err(SendError::Closed);
         }
-        self.push_unbounded(message)
+        self.queue.push_reserved(message)
     }
 
-    /// Adds a message regardless of the limits.
+    /// See [`Queue::push_unbounded`].
     fn push_unbounded(&mut self, message: String) -> Result<(), SendError> {
         if self.is_closed() {
             return Err(SendError::Closed);
         }
-        if let Some(account) = &self.account {
-            account.force(message.len());
-        }
-        self.add(message);
+        self.queue.push_unbounded(message);
         Ok(())
-    }
-
-    /// Adds a message whose bytes are already charged.
-    fn add(&mut self, message: String) {
-        self.bytes += message.len();
-        self.messages.push_back(message);
     }
 
     fn is_closed(&self) -> bool {
         self.receiver_dropped || self.end.is_some()
     }
 
-    /// Returns bytes to the account.
-    fn release(&self, bytes: usize) {
-        if let Some(account) = self.account.as_ref().filter(|_| bytes > 0) {
-            account.give(bytes);
-        }
-    }
-
-    /// Releases the bytes of the messages last taken, which have now been written.
-    fn settle(&mut self) {
-        let in_flight_bytes = std::mem::take(&mut self.in_flight_bytes);
-        self.bytes -= in_flight_bytes;
-        let held = std::mem::take(&mut self.held);
-        self.release(in_flight_bytes + held);
-    }
-
-    /// Releases all bytes.
-    fn release_all(&mut self) {
-        let all = std::mem::take(&mut self.bytes) + std::mem::take(&mut self.held);
-        self.in_flight_bytes = 0;
-        self.release(all);
-    }
-
     /// Closes the queue for good. Returns what was in it, to be dropped without holding the lock.
     fn close(&mut self) -> (VecDeque<String>, Vec<Waker>) {
         self.receiver_dropped = true;
-        self.release_all();
-        (std::mem::take(&mut self.messages), std::mem::take(&mut self.writers))
-    }
-}
-
-impl<E> Drop for QueueState<E> {
-    fn drop(&mut self) {
-        self.release_all();
+        (self.queue.clear(), std::mem::take(&mut self.writers))
     }
 }
 
@@ -197,10 +120,7 @@ impl<E: Send> Evict for Lock<QueueState<E>> {
         match state.parked {
             None => {}
             Some(Parked::Closed) => drop(state.close()),
-            Some(Parked::Emptied) => {
-                state.release_all();
-                state.messages = VecDeque::new();
-            }
+            Some(Parked::Emptied) => drop(state.queue.clear()),
         }
     }
 }
@@ -314,13 +234,12 @@ impl<E> Sender<E> {
     /// Whether the reader has taken all messages and has since come back for more, so that it holds
     /// none of them any longer.
     pub fn is_settled(&self) -> bool {
-        let state = self.0.lock();
-        state.messages.is_empty() && state.bytes + state.held == 0
+        self.0.lock().queue.is_settled()
     }
 
     /// Whether an equal message is waiting to be read.
     pub fn has(&self, message: &str) -> bool {
-        self.0.lock().messages.iter().any(|waiting| waiting == message)
+        self.0.lock().queue.has(message)
     }
 
     /// Whether the queue no longer accepts messages.
@@ -334,7 +253,7 @@ impl<E: Clone> Receiver<E> {
     /// Takes all messages. They stay charged until the next call, because the reader holds them in
     /// memory while it writes them.
     pub fn poll_take(&mut self, context: &mut Context<'_>, into: &mut VecDeque<String>) -> Poll<Received<E>> {
-        self.0.lock().settle();
+        self.0.lock().queue.settle();
         self.poll_take_more(context, into)
     }
 
@@ -346,7 +265,7 @@ impl<E: Clone> Receiver<E> {
         into: &mut VecDeque<String>,
     ) -> Poll<Received<E>> {
         let mut state = self.0.lock();
-        if state.messages.is_empty() {
+        if state.queue.is_empty() {
             if let Some(reason) = &state.end {
                 return Poll::Ready(Received::Ended(reason.clone()));
             }
@@ -355,13 +274,7 @@ impl<E: Clone> Receiver<E> {
             }
             return Poll::Pending;
         }
-        state.held += std::mem::take(&mut state.bytes);
-        state.in_flight_bytes = 0;
-        if into.is_empty() {
-            std::mem::swap(into, &mut state.messages);
-        } else {
-            into.append(&mut state.messages);
-        }
+        state.queue.take_all(into);
         let writers = std::mem::take(&mut state.writers);
         drop(state);
         writers.into_iter().for_each(Waker::wake);
@@ -377,20 +290,11 @@ impl<E: Clone> Receiver<E> {
         bytes: usize,
     ) -> Poll<Received<E>> {
         let mut state = self.0.lock();
-        state.settle();
-        while state.in_flight_bytes < bytes
-            && let Some(message) = state.messages.pop_front()
-        {
-            state.in_flight_bytes += message.len();
-            into.push_back(message);
-        }
+        state.queue.settle();
+        state.queue.take_some(into, bytes);
         if into.is_empty() {
             drop(state);
             return self.poll_take(context, into);
-        }
-        if state.messages.is_empty() {
-            // Frees the memory of a burst, which would otherwise be held until the queue ends.
-            state.messages = VecDeque::new();
         }
         let writers = std::mem::take(&mut state.writers);
         drop(state);
@@ -405,9 +309,9 @@ impl<E: Clone> Receiver<E> {
         E: Send + 'static,
     {
         let mut state = self.0.lock();
-        state.settle();
+        state.queue.settle();
         state.parked = Some(parked);
-        let account = state.account.clone();
+        let account = state.queue.account().cloned();
         drop(state);
         let queue: Weak<Lock<QueueState<E>>> = Arc::downgrade(&self.0);
         account.map(|account| account.idle(queue))
@@ -460,7 +364,7 @@ impl<E> Clone for Sender<E> {
 impl<E> fmt::Debug for Sender<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.0.lock();
-        write!(f, "Sender({} messages, {} bytes)", state.messages.len(), state.bytes)
+        write!(f, "Sender({} messages, {} bytes)", state.queue.len(), state.queue.bytes())
     }
 }
 
@@ -475,7 +379,7 @@ mod tests {
     use smol::block_on;
 
     use super::*;
-    use crate::{budget::Budget, net::idle};
+    use crate::{budget::Budget, limits, net::idle};
 
     #[test]
     fn bounds_hold_and_one_large_message_passes() {

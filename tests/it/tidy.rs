@@ -20,6 +20,7 @@ const SIDEWAYS: &[(&str, &str, &str)] = &[
     ("config", "util", "and writes `host:port`"),
     ("catalog", "auth", "a server belongs to a principal"),
     ("session", "auth", "so does a session"),
+    ("queue", "budget", "queued bytes are charged to an account"),
     ("hub", "catalog", "an instance is one of a registered server"),
     ("hub", "metrics", "a responder counts what finds no room"),
     ("hub", "session", "a call is refused by its session"),
