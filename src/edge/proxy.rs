@@ -81,7 +81,7 @@ impl NotTaken {
     }
 }
 
-/// The child as the gateway's messages find it. Nothing outside it depends on it.
+/// The state of the child, with the data that exists only in that state.
 #[derive(Clone, Debug, Default)]
 enum ChildState {
     /// It runs, and no gateway has initialized it. Messages pass.
@@ -308,19 +308,19 @@ impl ProxyState {
                 ToChild::Drop("a second initialize: an earlier one is pending")
             }
             ChildState::Uninitialized | ChildState::Down { pending: None, .. } => {
-                self.first_initialize(message, id)
+                self.store_initialize(message, id)
             }
         }
     }
 
     /// Stores an `initialize`, for a child that is up or down and has none. The current link waits
     /// for the response under `id`.
-    fn first_initialize(&mut self, message: &Message<'_>, id: &str) -> ToChild {
+    fn store_initialize(&mut self, message: &Message<'_>, id: &str) -> ToChild {
         let line = match self.ids.shift(message) {
             Ok(line) => line,
             Err(why) => return refuse(message, &why),
         };
-        let request = InitializeRequest { line: line.clone(), id: self.ids.at_child(id), told: false };
+        let request = InitializeRequest { line: line.clone(), id: self.ids.child_id(id), told: false };
         let first = PendingInitialize { request, waiting: Some(id.to_owned()) };
         if let ChildState::Down { pending, .. } = &mut self.child {
             *pending = Some(first);
@@ -411,7 +411,7 @@ impl ProxyState {
         let id = match id {
             Some(id) => Some(id.to_owned()),
             None if self.ids.count() + usize::from(asked.is_some()) == 1 => {
-                self.ids.first().or_else(|| asked.map(|request| request.id.clone()))
+                self.ids.first_open().or_else(|| asked.map(|request| request.id.clone()))
             }
             None => None,
         };
@@ -495,7 +495,7 @@ fn cancel(ids: &mut RequestIds, message: &Message<'_>, asked: Option<&Initialize
         return ToChild::Drop("a cancellation with an ambiguous request id");
     };
     let raw = id.clone().map(|id| &message.text()[id]);
-    if asked.zip(raw).is_some_and(|(request, raw)| request.has_id(&ids.at_child(raw))) {
+    if asked.zip(raw).is_some_and(|(request, raw)| request.has_id(&ids.child_id(raw))) {
         return ToChild::Drop("a cancellation of initialize");
     }
     ToChild::Child(ids.cancel(message, id))

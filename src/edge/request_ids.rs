@@ -1,9 +1,9 @@
-//! The ids of a gateway's requests, and its progress tokens, as a child sees them that outlives
-//! the link.
+//! Maps the gateway's request ids and progress tokens to those that the child gets, and back.
 //!
-//! Each later link shifts numbers by an offset, so that a late response to a request of an earlier
-//! link cannot pass for the response to a new one. Other ids stay as they are. The open requests
-//! are stored, to fail them when the child ends and to cancel them when the link is lost.
+//! The child outlives a link. Numbers of each later link are therefore shifted by an offset, so that
+//! a late response to a request of an earlier link cannot pass for the response to a new one. Other
+//! ids stay as they are. The open requests are stored, to fail them when the child ends and to
+//! cancel them when the link is lost.
 //!
 //! Pure; `edge::proxy` uses it for all messages but `initialize`, whose id it stores itself.
 
@@ -64,7 +64,7 @@ impl RequestIds {
     }
 
     /// Returns an open request's raw id, as sent to the child.
-    pub fn first(&self) -> Option<String> {
+    pub fn first_open(&self) -> Option<String> {
         self.open.first().map(u64::to_string).or_else(|| self.others.first().cloned())
     }
 
@@ -78,7 +78,7 @@ impl RequestIds {
     }
 
     /// Returns a raw id of the gateway as the child gets it.
-    pub fn at_child(&self, raw: &str) -> String {
+    pub fn child_id(&self, raw: &str) -> String {
         self.shifted(raw).map_or_else(|| raw.to_owned(), |id| id.to_string())
     }
 
