@@ -38,11 +38,11 @@
 use std::{
     future::Future,
     pin::pin,
-    sync::{Arc, TryLockError},
+    sync::Arc,
     task::{Context, Poll, Wake, Waker},
 };
 
-use super::sync::{self, AtomicU8, Mutex, MutexGuard, Ordering, Thread, locked};
+use super::sync::{self, AtomicU8, Lock, MutexGuard, Ordering, Thread};
 
 /// The system's queue of events.
 pub trait EventSource: Clone + Send + Sync + 'static {
@@ -62,16 +62,17 @@ pub trait EventSource: Clone + Send + Sync + 'static {
 /// The poller, and the threads that sleep while another one has it.
 #[derive(Debug)]
 pub struct Handoff<S: EventSource> {
-    /// Held by the thread that waits for events and dispatches them.
-    poller: Mutex<S::Poller>,
+    /// Held by the thread that waits for events and dispatches them. A panic during dispatch leaves
+    /// it usable: the next wait replaces its events.
+    poller: Lock<S::Poller>,
     /// Threads that are parked or about to be.
-    parked: Mutex<Vec<Arc<Parker<S>>>>,
+    parked: Lock<Vec<Arc<Parker<S>>>>,
 }
 
 impl<S: EventSource> Handoff<S> {
     /// Creates the shared state of all threads that use this poller.
     pub fn new(poller: S::Poller) -> Self {
-        Self { poller: Mutex::new(poller), parked: Mutex::default() }
+        Self { poller: Lock::new(poller), parked: Lock::default() }
     }
 
     /// Runs a future on this thread until it is done. While it is pending, the thread waits for
@@ -93,25 +94,16 @@ impl<S: EventSource> Handoff<S> {
 
     /// Sleeps until this thread is woken, or has dispatched events for any thread.
     fn wait(&self, parker: &Arc<Parker<S>>) {
-        if let Some(poller) = self.try_poller() {
+        if let Some(poller) = self.poller.try_lock() {
             return poll_events(poller, parker);
         }
-        locked(&self.parked).push(parker.clone());
+        self.parked.lock().push(parker.clone());
         // Rule 5: the poller may have been released before this thread was listed.
-        match self.try_poller() {
+        match self.poller.try_lock() {
             Some(poller) => poll_events(poller, parker),
             None => parker.park(),
         }
-        locked(&self.parked).retain(|other| !Arc::ptr_eq(other, parker));
-    }
-
-    fn try_poller(&self) -> Option<MutexGuard<'_, S::Poller>> {
-        match self.poller.try_lock() {
-            Ok(poller) => Some(poller),
-            // A panic during dispatch leaves the poller usable: the next wait replaces its events.
-            Err(TryLockError::Poisoned(poller)) => Some(poller.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        self.parked.lock().retain(|other| !Arc::ptr_eq(other, parker));
     }
 }
 
@@ -131,7 +123,7 @@ struct HandoffGuard<'a, S: EventSource>(&'a Handoff<S>);
 
 impl<S: EventSource> Drop for HandoffGuard<'_, S> {
     fn drop(&mut self) {
-        let parker = locked(&self.0.parked).pop();
+        let parker = self.0.parked.lock().pop();
         parker.into_iter().for_each(Wake::wake);
     }
 }

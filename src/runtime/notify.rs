@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use super::sync::{AtomicBool, Mutex, Ordering, locked};
+use super::sync::{AtomicBool, Lock, Ordering};
 
 /// A sticky flag that wakes the task that registered last.
 ///
@@ -23,7 +23,7 @@ pub struct WakeFlag {
     is_set: AtomicBool,
     /// Locked by the waiting task to replace the waker, and by a thread that sets the flag to copy
     /// it; never while the waker is called.
-    task: Mutex<Option<Waker>>,
+    task: Lock<Option<Waker>>,
 }
 
 impl WakeFlag {
@@ -35,7 +35,7 @@ impl WakeFlag {
 
     /// Registers the waker to call when the flag is set. It replaces the previous waker.
     pub fn register(&self, task: &Waker) {
-        let mut held = locked(&self.task);
+        let mut held = self.task.lock();
         if !held.as_ref().is_some_and(|held| held.will_wake(task)) {
             *held = Some(task.clone());
         }
@@ -47,7 +47,7 @@ impl WakeFlag {
             return;
         }
         // The lock ends with this line: the waker may run code that registers again.
-        let task = locked(&self.task).clone();
+        let task = self.task.lock().clone();
         task.into_iter().for_each(Waker::wake);
     }
 

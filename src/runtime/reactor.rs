@@ -33,7 +33,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, RawFd},
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -49,8 +49,8 @@ use mio::{
 use super::{
     busy_poll::BusyPoll,
     handoff::{EventSource, Handoff},
+    lock::Lock,
     notify::WakeFlag,
-    sync::locked,
 };
 use crate::limits;
 
@@ -128,7 +128,7 @@ impl FdRegistration {
             IoInterest::Both => Interest::READABLE | Interest::WRITABLE,
         };
         let readiness = Arc::new(Readiness::default());
-        let token = locked(&reactor.registrations).add(&readiness);
+        let token = reactor.registrations.lock().add(&readiness);
         // Created before the descriptor is registered, so that its drop removes the table entry if
         // that fails.
         let registration = Self { descriptor, token, readiness };
@@ -147,7 +147,7 @@ impl Drop for FdRegistration {
         if let Ok(reactor) = Reactor::get() {
             // Fails for a descriptor that was never registered.
             let _ = SourceFd(&self.descriptor).deregister(&reactor.registry);
-            locked(&reactor.registrations).by_token.remove(&self.token);
+            reactor.registrations.lock().by_token.remove(&self.token);
         }
     }
 }
@@ -158,7 +158,7 @@ struct Reactor {
     registry: Registry,
     waker: mio::Waker,
     handoff: Handoff<&'static Reactor>,
-    registrations: Mutex<Registrations>,
+    registrations: Lock<Registrations>,
     may_busy_poll: AtomicBool,
 }
 
@@ -249,7 +249,7 @@ impl Reactor {
             waker: mio::Waker::new(&registry, WAKE_TOKEN)?,
             registry,
             handoff: Handoff::new(Poller::new(poll)),
-            registrations: Mutex::default(),
+            registrations: Lock::default(),
             may_busy_poll: AtomicBool::new(true),
         })
     }
@@ -257,7 +257,7 @@ impl Reactor {
     /// Sets the wake flags that an event is for.
     fn dispatch_event(&self, event: &Event) {
         // No entry: the event is the waker's, or the descriptor was deregistered.
-        let Some(readiness) = locked(&self.registrations).by_token.get(&event.token()).cloned() else {
+        let Some(readiness) = self.registrations.lock().by_token.get(&event.token()).cloned() else {
             return;
         };
         let broken = event.is_error();

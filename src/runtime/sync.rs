@@ -5,14 +5,10 @@
 
 pub use std::{
     sync::{
-        Mutex, MutexGuard,
+        MutexGuard,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     thread::{Thread, current, park},
 };
 
-/// Locks a mutex and ignores poison: each value that is locked this way is changed in single steps,
-/// so a panic elsewhere cannot leave it inconsistent.
-pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
+pub use super::lock::Lock;

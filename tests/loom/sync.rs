@@ -5,15 +5,31 @@
 
 use std::sync::Arc;
 
-use loom::sync::Condvar;
+use loom::sync::{Condvar, Mutex};
 pub use loom::sync::{
-    Mutex, MutexGuard,
+    MutexGuard,
     atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
-/// Locks a mutex.
-pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+/// Replaces `src/runtime/lock.rs`. Loom's mutex is never poisoned.
+#[derive(Debug, Default)]
+pub struct Lock<T>(Mutex<T>);
+
+impl<T> Lock<T> {
+    /// Creates a lock.
+    pub fn new(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    /// Waits for the lock, and takes it.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap()
+    }
+
+    /// Takes the lock unless somebody holds it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.0.try_lock().ok()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -38,9 +54,9 @@ pub fn current() -> Thread {
 /// Waits until the thread is unparked, or returns at once if that has happened already.
 pub fn park() {
     let token = current().0;
-    let mut is_there = locked(&token.is_there);
+    let mut is_there = token.is_there.lock().unwrap();
     while !*is_there {
-        is_there = token.changed.wait(is_there).unwrap_or_else(std::sync::PoisonError::into_inner);
+        is_there = token.changed.wait(is_there).unwrap();
     }
     *is_there = false;
 }
@@ -48,7 +64,7 @@ pub fn park() {
 impl Thread {
     /// Ends the current call of [`park`] of this thread, or its next one.
     pub fn unpark(&self) {
-        *locked(&self.0.is_there) = true;
+        *self.0.is_there.lock().unwrap() = true;
         self.0.changed.notify_one();
     }
 }
