@@ -98,8 +98,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("serde_json", &["jsonrpc", "device/"]),
     ("webpki_roots", &["net/tls"]),
     ("std::process::Command", &["process"]),
-    // Everywhere else: `runtime::lock`. `reactor` and `notify` are below it.
-    ("std::sync::Mutex", &["runtime/lock", "runtime/reactor", "runtime/notify", "gateway"]),
+    // Everywhere else: `runtime::lock`. `sync` is for the modules that loom compiles, and the reactor.
+    ("std::sync::Mutex", &["runtime/lock", "runtime/sync", "runtime/reactor", "gateway"]),
     ("smol::process", &["process"]),
 ];
 
