@@ -14,6 +14,7 @@ use std::{collections::BTreeSet, mem};
 use crate::{
     jsonrpc::{Malformed, Message, Span, decimal},
     limits::{EDGE_OPEN, ID_BYTES},
+    util,
 };
 
 /// Integers below this are exact in every JSON reader (2^53, the precision of a double).
@@ -238,6 +239,5 @@ fn remember<T: Ord>(open: &mut BTreeSet<T>, id: T) {
 
 /// Parses a number below `bound` that consists of digits only.
 fn number(raw: &str, bound: u64) -> Option<u64> {
-    let plain = raw.bytes().all(|byte| byte.is_ascii_digit());
-    raw.parse().ok().filter(|number| plain && *number < bound)
+    util::parse::digits(raw).filter(|number| *number < bound)
 }
