@@ -98,8 +98,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("serde_json", &["jsonrpc", "device/"]),
     ("webpki_roots", &["net/tls"]),
     ("std::process::Command", &["process"]),
-    // Everywhere else: `runtime::lock`. `sync` is for the modules that loom compiles, and the reactor.
-    ("std::sync::Mutex", &["runtime/lock", "runtime/sync", "runtime/reactor", "gateway"]),
+    // Everywhere else: `runtime::lock`.
+    ("std::sync::Mutex", &["runtime/lock", "gateway"]),
     ("smol::process", &["process"]),
 ];
 
