@@ -218,3 +218,48 @@ fn replaced(answer: &str, code: i64, why: &str) -> String {
     let id = Message::read(answer).ok().and_then(|message| message.id()).unwrap_or("null");
     jsonrpc::error(id, code, why)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use futures_lite::future;
+
+    use super::*;
+    use crate::net::outbox::{self, Receiver};
+
+    fn taken(queue: &mut Receiver<()>) -> VecDeque<String> {
+        let mut messages = VecDeque::new();
+        future::block_on(queue.take(&mut messages));
+        messages
+    }
+
+    #[test]
+    fn a_post_ends_with_its_last_response() {
+        let (tracker, stats) = (TaskTracker::new(), Stats::default());
+        let (sender, mut queue) = outbox::bounded(9, 99);
+        let post = PostResponder::new(sender, 2, 99, &tracker);
+        post.begin();
+        post.begin();
+        post.finish("one".into(), &stats);
+        assert_eq!((taken(&mut queue), post.is_closed(), tracker.len()), (["one".into()].into(), false, 1));
+        assert!(!post.had_other());
+        post.cancelled("7", &stats);
+        assert!(post.is_closed() && tracker.is_empty());
+        let error = taken(&mut queue).pop_front().unwrap();
+        assert!(error.contains("\"id\":7") && error.contains(&jsonrpc::CANCELLED.to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_stream_stays_open_and_leaves_cancelled_requests_unanswered() {
+        let (tracker, stats) = (TaskTracker::new(), Stats::default());
+        let (sender, mut queue) = outbox::bounded(9, 99);
+        let stream = StreamResponder::new(sender, 0, &tracker);
+        stream.begin();
+        stream.begin();
+        stream.cancelled("7", &stats);
+        stream.finish("two".into(), &stats);
+        assert_eq!((taken(&mut queue), stream.is_closed()), (["two".into()].into(), false));
+        assert!(tracker.is_empty());
+    }
+}
