@@ -224,7 +224,7 @@ impl Gateway {
         }
         let servers = self.catalog().unauthorized(|principal, name| tokens.may_claim(principal, name));
         for server in &servers {
-            server.link().end(CloseReason::new(1008, "the token of this registration was revoked"));
+            server.link().close(CloseReason::new(1008, "the token of this registration was revoked"));
         }
         (clients.len(), servers.len())
     }

@@ -18,6 +18,7 @@ use crate::{
     budget::{Account, Charge},
     catalog::UpstreamKey,
     hub::{
+        doors::Room,
         error::{NO_MEMORY, ServerRequestError},
         incoming::{self, Incoming, Part, UnexpectedChannel},
         mux::Routed,
@@ -341,7 +342,7 @@ impl UpstreamDriver {
             "ping" => jsonrpc::result(id, "{}"),
             other => ServerRequestError::UnknownMethod(other.to_owned()).rpc().response(id),
         };
-        let _ = self.upstream.link().send_reserved(answer);
+        let _ = self.upstream.link().send(answer, Room::Reserved);
     }
 
     /// Sends a discovery request.
@@ -368,7 +369,7 @@ impl UpstreamDriver {
         for frame in frames {
             self.upstream
                 .link()
-                .send_reserved(frame)
+                .send(frame, Room::Reserved)
                 .map_err(|_| CloseReason::new(1013, "the link is congested"))?;
         }
         Ok(())
@@ -514,7 +515,7 @@ impl UpstreamDriver {
             gateway.resubscribe(now, &self.upstream, &mut self.pending_subscriptions);
         }
         if first && self.reads_status_frames {
-            let _ = self.upstream.link().send_reserved(Status::registered(&self.id, self.tools));
+            let _ = self.upstream.link().send(Status::registered(&self.id, self.tools), Room::Reserved);
         }
     }
 
@@ -533,7 +534,7 @@ impl UpstreamDriver {
             return Ok(());
         }
         if self.reads_status_frames {
-            let _ = self.upstream.link().send_reserved(Status::error(why));
+            let _ = self.upstream.link().send(Status::error(why), Room::Reserved);
         }
         Err(CloseReason::new(1008, why))
     }

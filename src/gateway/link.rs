@@ -24,6 +24,7 @@ use super::{
 use crate::{
     auth::Principal,
     catalog::{NameTaken, UpstreamKey},
+    hub::doors::{Room, Transport},
     limits::{self, LinkLimits},
     mcp::listing::ListKind,
     net::{
@@ -32,6 +33,7 @@ use crate::{
         outbox, timeout,
         ws_link::{self, WebSocket},
     },
+    queue::SendError,
     runtime::{shutdown::ShutdownTrigger, task_tracker::TaskGuard},
     secret::Secret,
     session,
@@ -228,13 +230,13 @@ impl ServerRegistration {
     async fn run(mut self: Box<Self>, socket: WebSocket, permits: Permits) {
         let Self { driver, outbound, claims, limits, .. } = &mut *self;
         let stopped = driver.gateway().stopped.clone();
-        let queue = driver.upstream().link().clone();
+        let link = driver.upstream().link().clone();
         let pacer = driver.gateway().ends.clone();
         let driving =
             async { Wakeup::Ended(ws_link::drive(socket, outbound, driver, Some(&pacer), limits).await) };
         let stopping = async {
             stopped.wait().await;
-            queue.end(gateway_stops());
+            link.close(gateway_stops());
             future::pending().await
         };
         match future::or(driving, future::or(claimed(claims), stopping)).await {
@@ -425,7 +427,7 @@ impl Candidate<'_> {
         let sessions = registration.sessions;
         let accepts = registration.message_bytes;
         let key = self.gateway.catalog().reserve();
-        let upstream = Upstream::new(key, name.clone(), &limits.link, sender, accepts, sessions);
+        let upstream = Upstream::new(key, name.clone(), &limits.link, Arc::new(sender), accepts, sessions);
         let catalog_guard = self.enter(&id, &name, &upstream)?;
         let resumable = token.clone().map(|token| {
             Resumable::new(self.gateway, catalog_guard.key, ResumeHandle { token, claims: claimant })
@@ -511,7 +513,7 @@ impl Candidate<'_> {
             old.fail_all(why, &gateway.stats);
             gateway.end_all_instances(now, &old, why);
             old.link()
-                .end(CloseReason::new(CLOSE_REPLACED, "the same server id registered over another link"));
+                .close(CloseReason::new(CLOSE_REPLACED, "the same server id registered over another link"));
             gateway.lists_changed(now, &ListKind::ALL);
         }
         Ok(catalog_guard)
@@ -543,6 +545,25 @@ pub type Permits = (TaskGuard, Share, ConnectionPermit);
 fn release_permits((guard, share, permit): Permits) -> Option<ShutdownTrigger> {
     drop((guard, share));
     permit.release()
+}
+
+/// The queue of a link; its other end is written to the WebSocket.
+impl Transport for outbox::Sender<CloseReason> {
+    fn send(&self, frame: String, room: Room) -> Result<(), SendError> {
+        match room {
+            Room::Normal => self.send(frame),
+            Room::Reserved => self.send_reserved(frame),
+            Room::Unbounded => self.send_unbounded(frame),
+        }
+    }
+
+    fn close(&self, reason: CloseReason) {
+        self.end(reason);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed()
+    }
 }
 
 fn is_linked(server: &Arc<Upstream>) -> bool {

@@ -1,8 +1,8 @@
 //! A registered server, as the rest of the gateway sees it: passes calls on and delivers the
 //! responses.
 //!
-//! The table of pending requests is `hub::mux`. Frames go out through a queue; `link` owns its
-//! other end.
+//! The table of pending requests is `hub::mux`. Frames go out through a [`Transport`], which `link`
+//! implements.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use crate::{
     catalog::UpstreamKey,
     hub::{
         conclusion::{self, Edit},
-        doors::Responder,
+        doors::{Responder, Room, Transport},
         error::{CallError, Declined},
         key::InstanceKey,
         mux::{self, Mux, Pending},
@@ -32,9 +32,9 @@ use crate::{
     log_throttle::LogThrottle,
     mcp::{self, compat, log_level::Level},
     metrics::Stats,
-    net::outbox::{SendError, Sender},
+    queue::SendError,
     session::{CallId, Run},
-    tunnel::{close::CloseReason, frame},
+    tunnel::frame,
     util,
 };
 
@@ -89,7 +89,7 @@ pub struct Upstream {
     /// Running calls by principal, and (`max`) their limit in total.
     shares: Shares,
     max: usize,
-    link: Sender<CloseReason>,
+    link: Arc<dyn Transport>,
     /// Largest frame that its edge accepts, in bytes.
     accepts: usize,
     /// The server's `initialize` result, raw JSON. It may change when the server is restarted.
@@ -243,7 +243,7 @@ impl Upstream {
         key: UpstreamKey,
         name: String,
         limits: &LinkLimits,
-        link: Sender<CloseReason>,
+        link: Arc<dyn Transport>,
         accepts: Option<usize>,
         max_instances: Option<u32>,
     ) -> Arc<Self> {
@@ -262,7 +262,7 @@ impl Upstream {
     }
 
     /// Creates the state common to a server and an isolated instance, before initialization.
-    fn bare(key: InstanceKey, name: String, max: usize, link: Sender<CloseReason>, accepts: usize) -> Self {
+    fn bare(key: InstanceKey, name: String, max: usize, link: Arc<dyn Transport>, accepts: usize) -> Self {
         Self {
             key,
             name,
@@ -305,7 +305,7 @@ impl Upstream {
         let each = shares::limit(pool.max as usize, several);
         let share = pool.shares.take(client.principal(), each).ok_or(Declined::InstancesShare)?;
         let number = channels.last.checked_add(1).ok_or(Declined::Gone)?;
-        self.link.send(frame::open(number)).map_err(declined_by_link)?;
+        self.link.send(frame::open(number), Room::Normal).map_err(declined_by_link)?;
         channels.last = number;
         let account = client.account().clone();
         let (client, shared) = (Arc::downgrade(client), Arc::downgrade(self));
@@ -369,7 +369,7 @@ impl Upstream {
 
     fn send_call(&self, now: Instant, id: Option<u64>, text: String) -> Result<(), SendError> {
         match &self.instance {
-            None => self.link.send(text),
+            None => self.link.send(text, Room::Normal),
             Some(instance) => instance.hold(id, text)?.map_or(Ok(()), |text| self.send_now(now, text)),
         }
     }
@@ -385,14 +385,14 @@ impl Upstream {
     /// # Errors
     /// [`SendError`]: the link does not keep up or is gone, or memory is used up.
     pub fn send_now(&self, now: Instant, text: String) -> Result<(), SendError> {
-        if self.is_too_large(now, &text) { Ok(()) } else { self.link.send(self.frame(text)) }
+        if self.is_too_large(now, &text) { Ok(()) } else { self.link.send(self.frame(text), Room::Normal) }
     }
 
     /// Sends a message regardless of the queue's limits: one that an instance gets at most once and
     /// cannot do without.
     fn send_once(&self, text: String) {
         // Fails only if the link is gone, which ends the instance anyway.
-        let _ = self.link.send_unbounded(self.frame(text));
+        let _ = self.link.send(self.frame(text), Room::Unbounded);
     }
 
     fn frame(&self, text: String) -> String {
@@ -425,7 +425,7 @@ impl Upstream {
         if let Some(instance) = &self.instance {
             // Ignores the queue's limits: there is one such frame per channel, and without it the
             // process would run as long as the link.
-            let _ = self.link.send_unbounded(frame::close(instance.number, reason));
+            let _ = self.link.send(frame::close(instance.number, reason), Room::Unbounded);
         }
     }
 
@@ -439,8 +439,8 @@ impl Upstream {
         &self.name
     }
 
-    /// Returns the queue towards the edge.
-    pub fn link(&self) -> &Sender<CloseReason> {
+    /// Returns what carries frames to its edge.
+    pub fn link(&self) -> &Arc<dyn Transport> {
         &self.link
     }
 
@@ -840,7 +840,7 @@ mod tests {
         let limits = Limits::default();
         let (link, mut frames) = outbox::bounded(limits.link.queue_messages, limits.link.queue_bytes);
         let mut catalog = Catalog::<()>::new(&[], &limits.catalog);
-        let upstream = Upstream::new(catalog.reserve(), "s".into(), &limits.link, link, None, None);
+        let upstream = Upstream::new(catalog.reserve(), "s".into(), &limits.link, Arc::new(link), None, None);
         let (outbox, _) = outbox::bounded(1, 1);
         let outbox = StreamResponder::new(outbox, 0, &TaskTracker::new());
         let owner = (Principal::ANONYMOUS, Budget::new(limits.memory.bytes).account());

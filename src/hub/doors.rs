@@ -1,9 +1,9 @@
-//! The doors of the hub: what it needs of its clients, as traits. The programs implement them over
+//! The doors of the hub: what it needs of clients and links, as traits. The programs implement them over
 //! sockets, tests over plain lists.
 
 use std::fmt::Debug;
 
-use crate::metrics::Stats;
+use crate::{metrics::Stats, queue::SendError, tunnel::close::CloseReason};
 
 /// Where the response to a request goes, and the messages that belong to the request.
 ///
@@ -60,4 +60,31 @@ pub trait SessionStream: Debug + Send + Sync {
     /// Ends all streams, since the session has ended. Streams that are read still carry what was
     /// queued before.
     fn close(&self);
+}
+
+/// How much room a frame may take on a link.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Room {
+    /// The room for messages that are passed on.
+    Normal,
+    /// Also the capacity reserved for messages of the gateway itself, so that those passed on, whose
+    /// senders can wait, do not keep them out.
+    Reserved,
+    /// Any: for frames that are bounded elsewhere and must not be lost.
+    Unbounded,
+}
+
+/// Carries frames to an edge. None of the methods blocks or waits.
+pub trait Transport: Debug + Send + Sync {
+    /// Queues a frame.
+    ///
+    /// # Errors
+    /// [`SendError`], with the reason. With [`Room::Unbounded`] only [`SendError::Closed`].
+    fn send(&self, frame: String, room: Room) -> Result<(), SendError>;
+
+    /// Closes the link after the queued frames. Only the first reason counts.
+    fn close(&self, reason: CloseReason);
+
+    /// Returns whether the link takes no more frames.
+    fn is_closed(&self) -> bool;
 }

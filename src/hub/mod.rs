@@ -1,7 +1,7 @@
 //! Gateway state without IO: pure, no socket and no clock.
 //!
-//! - [`doors`]: traits of what the hub needs: where a response goes, and the streams of a
-//!   session.
+//! - [`doors`]: traits of what the hub needs: where a response goes, the streams of a
+//!   session, and what carries frames to an edge.
 //! - [`error`]: why a request is refused or fails, with the code and the text of each reason.
 //! - [`request`]: what a client's message asks for.
 //! - [`incoming`]: the parts of a server's frame.

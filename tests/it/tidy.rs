@@ -23,6 +23,7 @@ const SIDEWAYS: &[(&str, &str, &str)] = &[
     ("queue", "budget", "queued bytes are charged to an account"),
     ("hub", "catalog", "an instance is one of a registered server"),
     ("hub", "metrics", "a responder counts what finds no room"),
+    ("hub", "queue", "a link refuses a frame as its queue does"),
     ("hub", "session", "a call is refused by its session"),
     ("mcp", "jsonrpc", "MCP messages are JSON-RPC"),
     ("net", "runtime", "sockets are polled by the reactor"),
