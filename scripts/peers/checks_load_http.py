@@ -218,9 +218,9 @@ async def storm(port, clients, servers, calls, isolated, seed):
             stack.push_async_callback(client.close)
             return Session(number, client, names, seed, alone)
 
-        doors = [("/mcp", servers, False), *((f"/servers/{name}/mcp", [name], True) for name in servers)]
-        doors = [door for _ in range(clients) for door in doors]
-        sessions = await asyncio.gather(*(session(number, *door) for number, door in enumerate(doors)))
+        endpoints = [("/mcp", servers, False), *((f"/servers/{name}/mcp", [name], True) for name in servers)]
+        endpoints = [endpoint for _ in range(clients) for endpoint in endpoints]
+        sessions = await asyncio.gather(*(session(number, *endpoint) for number, endpoint in enumerate(endpoints)))
         await asyncio.gather(*(session.look() for session in sessions))
         heard = [await phase(sessions, calls // 2, isolated, number) for number in range(2)]
         await need_counts(sessions, isolated)

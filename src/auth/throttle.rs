@@ -305,7 +305,7 @@ mod tests {
         }
         let now = start + Duration::from_secs(1);
         assert_eq!(guesses.len(), limits.addresses);
-        assert!(guesses.look(now, worst).is_err(), "a crowd does not open the door again");
+        assert!(guesses.look(now, worst).is_err(), "failures from many addresses do not end the throttling");
         // Expired records are removed first, however many guesses they have.
         let later = start + MINUTE + MINUTE;
         guesses.wrong(later, source("198.51.100.1"), Some(1));

@@ -11,8 +11,8 @@ use super::{Gateway, session::Session, upstream::Upstream};
 use crate::{
     catalog::Target,
     hub::{
-        doors::Responder,
         error::CallError,
+        peers::Responder,
         request::{InitializeParams, Named, Notification, Reference, Request, What},
         session::Scope,
     },

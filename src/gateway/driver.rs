@@ -18,10 +18,10 @@ use crate::{
     budget::{Account, Charge},
     catalog::UpstreamKey,
     hub::{
-        doors::Room,
         error::{NO_MEMORY, ServerRequestError},
         incoming::{self, Incoming, Part, UnexpectedChannel},
         mux::Routed,
+        peers::Room,
     },
     jsonrpc::{self, Message, Span, edit, tolerant::Unusable},
     limits::{CHANNEL_TICK, INSTRUCTIONS, LOG_GROUPS},

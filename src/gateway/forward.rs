@@ -13,9 +13,9 @@ use super::{
 use crate::{
     hub::{
         conclusion::{self, Edit, Tasks},
-        doors::Responder,
         error::CallError,
         mux::Pending,
+        peers::Responder,
         request::{Named, Request, ResourceMethod, What, string_param},
         session::Scope,
     },

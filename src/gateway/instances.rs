@@ -21,10 +21,10 @@ use super::{
 };
 use crate::{
     hub::{
-        doors::Responder,
         error::{Declined, NO_MEMORY, ServerRequestError},
         incoming::{self, Part},
         mux::Routed,
+        peers::Responder,
         session::Scope,
     },
     jsonrpc::{

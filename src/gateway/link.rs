@@ -24,7 +24,7 @@ use super::{
 use crate::{
     auth::Principal,
     catalog::{NameTaken, UpstreamKey},
-    hub::doors::{Room, Transport},
+    hub::peers::{Room, Transport},
     limits::{self, LinkLimits},
     mcp::listing::ListKind,
     net::{

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    hub::{doors::Responder, error::NO_MEMORY},
+    hub::{error::NO_MEMORY, peers::Responder},
     jsonrpc::{self, Message},
     limits,
     metrics::Stats,

@@ -11,8 +11,8 @@ use crate::{
     auth::Principal,
     budget::{Account, Charge},
     hub::{
-        doors::{Responder, SessionStream},
         key::InstanceKey,
+        peers::{Responder, SessionStream},
         session::Scope,
     },
     jsonrpc::quote,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{responder::StreamResponder, streams::Streams};
 use crate::{
     budget::Account,
-    hub::doors::{Responder, SessionStream},
+    hub::peers::{Responder, SessionStream},
     limits::SessionLimits,
     metrics::Stats,
     net::outbox::SendError,

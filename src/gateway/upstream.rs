@@ -22,10 +22,10 @@ use crate::{
     catalog::UpstreamKey,
     hub::{
         conclusion::{self, Edit},
-        doors::{Responder, Room, Transport},
         error::{CallError, Declined},
         key::InstanceKey,
         mux::{self, Mux, Pending},
+        peers::{Responder, Room, Transport},
     },
     jsonrpc::{self, Kind, Malformed, Message, Span, decimal, edit, tolerant::Unusable},
     limits::{self, LOG_GROUPS, LOG_WARNINGS, LinkLimits},

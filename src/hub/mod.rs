@@ -1,6 +1,6 @@
 //! Gateway state without IO: pure, no socket and no clock.
 //!
-//! - [`doors`]: traits of what the hub needs: where a response goes, the streams of a
+//! - [`peers`]: traits of what the hub needs: where a response goes, the streams of a
 //!   session, and what carries frames to an edge.
 //! - [`error`]: why a request is refused or fails, with the code and the text of each reason.
 //! - [`request`]: what a client's message asks for.
@@ -11,10 +11,10 @@
 //! - [`mux`]: gives each request on a link its own id, and matches responses to callers.
 
 pub mod conclusion;
-pub mod doors;
 pub mod error;
 pub mod incoming;
 pub mod key;
 pub mod mux;
+pub mod peers;
 pub mod request;
 pub mod session;

@@ -12,7 +12,7 @@ use crate::{
     catalog::{Catalog, UpstreamKey},
     gateway::{Gateway, dispatch::Outcome, session::Session, upstream::Upstream},
     http::{response::Response, types::StatusCode},
-    hub::doors::Responder,
+    hub::peers::Responder,
     jsonrpc::{self, Message, quote},
     limits,
     runtime::executor,

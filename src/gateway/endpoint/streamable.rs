@@ -28,7 +28,7 @@ use crate::{
         response::Response,
         types::{Method, StatusCode},
     },
-    hub::{doors::Responder, error::NO_MEMORY, request::refused_notification, session::Scope},
+    hub::{error::NO_MEMORY, peers::Responder, request::refused_notification, session::Scope},
     jsonrpc::{self, Kind, Malformed, Message, elements},
     limits::{self, LOG_WARNINGS},
     mcp::{

@@ -1,5 +1,5 @@
-//! The doors of the hub: what it needs of clients and links, as traits. The programs implement them over
-//! sockets, tests over plain lists.
+//! The clients and links that the hub sends to, as traits. The gateway implements them over queues
+//! of sockets, tests over plain lists.
 
 use std::fmt::Debug;
 
