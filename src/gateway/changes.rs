@@ -20,11 +20,14 @@ impl Gateway {
     }
 
     /// Records that lists changed. Sessions of the aggregate endpoint are notified soon.
-    pub fn lists_changed(&self, now: Instant, kinds: &[ListKind]) {
+    pub fn lists_changed(&self, kinds: &[ListKind]) {
         if kinds.is_empty() {
             return;
         }
         let mut changes = self.changes();
+        // Read after the change and under the lock: with an earlier time, a session that was
+        // initialized meanwhile and has the old lists would be taken for one that has the new.
+        let now = Instant::now();
         kinds.iter().for_each(|kind| changes.add(now, kind.changed()));
         drop(changes);
         // A full channel has a wake-up pending already; a closed one means that the gateway has

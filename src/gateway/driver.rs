@@ -117,7 +117,7 @@ impl Drop for UpstreamDriver {
             format_args!("server '{name}' removed: {why}"),
         );
         if let Some((_, kinds)) = removed {
-            self.gateway.lists_changed(now, &kinds);
+            self.gateway.lists_changed(&kinds);
         }
     }
 }
@@ -383,7 +383,7 @@ impl UpstreamDriver {
             DiscoveryStep::Request(request) => self.send_request(gateway, now, request),
             DiscoveryStep::ListComplete(kind, items, next) => {
                 if self.charge_list(kind, &items) {
-                    self.store_list(gateway, now, kind, items);
+                    self.store_list(gateway, kind, items);
                 } else if self.listed {
                     gateway.stats.memory_refusals.add();
                     self.discovery.postpone(kind);
@@ -477,7 +477,7 @@ impl UpstreamDriver {
         gateway.catalog().set_instructions(self.catalog_guard.key, &instructions);
     }
 
-    fn store_list(&mut self, gateway: &Gateway, now: Instant, kind: ListKind, items: Vec<ListItem>) {
+    fn store_list(&mut self, gateway: &Gateway, kind: ListKind, items: Vec<ListItem>) {
         // Never an error here: the memory is charged to this server already.
         if self.upstream.set_initialize_result(self.discovery.initialize_result()) == Ok(true) {
             self.set_instructions(gateway);
@@ -495,7 +495,7 @@ impl UpstreamDriver {
             gateway.log_throttled(log::Level::Warn, "remark", name, LOG_GROUPS, line);
         }
         if changed.is_some() {
-            gateway.lists_changed(now, &[kind]);
+            gateway.lists_changed(&[kind]);
             // Logged last: a client that connects after this line appeared must not get a
             // notification of this change.
             let plural = if count == 1 { "" } else { "s" };

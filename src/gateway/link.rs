@@ -514,7 +514,7 @@ impl Candidate<'_> {
             gateway.end_all_instances(now, &old, why);
             old.link()
                 .close(CloseReason::new(CLOSE_REPLACED, "the same server id registered over another link"));
-            gateway.lists_changed(now, &ListKind::ALL);
+            gateway.lists_changed(&ListKind::ALL);
         }
         Ok(catalog_guard)
     }
