@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::limits::{self, LogLimit};
@@ -102,6 +102,44 @@ impl LogThrottle {
     }
 }
 
+/// A rate limit: a number of lines in each window of time.
+#[derive(Debug)]
+pub struct LineBudget {
+    lines: u32,
+    window: Duration,
+    since: Option<Instant>,
+    used: u32,
+    dropped: u64,
+}
+
+impl LineBudget {
+    /// Allows `lines` in each `window`.
+    pub fn new(lines: u32, window: Duration) -> Self {
+        Self { lines, window, since: None, used: 0, dropped: 0 }
+    }
+
+    /// Returns whether one more line may pass. When a new window begins, calls `report` with the
+    /// number of lines that the old one dropped.
+    pub fn spend(&mut self, now: Instant, report: impl FnOnce(u64)) -> bool {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= self.window) {
+            report(self.dropped());
+            (self.since, self.used) = (Some(now), 0);
+        }
+        let passes = self.used < self.lines;
+        if passes {
+            self.used += 1;
+        } else {
+            self.dropped += 1;
+        }
+        passes
+    }
+
+    /// Returns the number of lines dropped since the last call.
+    pub fn dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -165,5 +203,20 @@ mod tests {
     fn suppressed_log_lines_are_counted() {
         let told = [(0, 0), (3, 0), (0, 4)].map(|(same, others)| LeftOut { same, others }.to_string());
         assert_eq!(told, ["", " (3 more were not logged)", " (0 more were not logged, and 4 of others)"]);
+    }
+
+    #[test]
+    fn a_line_budget_limits_each_window() {
+        let start = Instant::now();
+        let mut budget = LineBudget::new(2, Duration::from_secs(1));
+        let mut reports = Vec::new();
+        let passed: Vec<bool> = [0, 1, 2, 999, 1000, 1001, 1002, 5000]
+            .map(|millis| {
+                budget.spend(start + Duration::from_millis(millis), |dropped| reports.push(dropped))
+            })
+            .into();
+        assert_eq!(passed, [true, true, false, false, true, true, false, true]);
+        assert_eq!(reports, [0, 2, 1]);
+        assert_eq!(budget.dropped(), 0);
     }
 }

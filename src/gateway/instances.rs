@@ -33,7 +33,7 @@ use crate::{
     },
     limits,
     mcp::discovery::error_text,
-    net::outbox::SendError,
+    queue::SendError,
     session, util,
 };
 

@@ -49,7 +49,7 @@ use rustix::{
 pub use self::{
     adopted::{adopt, end_all},
     format::is_unfit,
-    stderr::{LineBudget, log_stderr},
+    stderr::log_stderr,
 };
 use crate::{
     command::CommandLine,

@@ -1,16 +1,14 @@
 //! Logs a child's stderr line by line, clipped, escaped, and at a bounded rate. The pipe is always
 //! read, so that a child that writes much never blocks on it.
 
-use std::{
-    fmt,
-    time::{Duration, Instant},
-};
+use std::{fmt, time::Instant};
 
 use futures_lite::{AsyncReadExt, future};
 
 use super::Stderr;
 use crate::{
     limits::{self, ChildLimits},
+    log_throttle::LineBudget,
     util,
 };
 
@@ -89,49 +87,9 @@ impl fmt::Display for Clip {
     }
 }
 
-/// A rate limit: a number of lines in each window of time.
-#[derive(Debug)]
-pub struct LineBudget {
-    lines: u32,
-    window: Duration,
-    since: Option<Instant>,
-    used: u32,
-    dropped: u64,
-}
-
-impl LineBudget {
-    /// Allows `lines` in each `window`.
-    pub fn new(lines: u32, window: Duration) -> Self {
-        Self { lines, window, since: None, used: 0, dropped: 0 }
-    }
-
-    /// Returns whether one more line may pass. When a new window begins, calls `report` with the
-    /// number of lines that the old one dropped.
-    pub fn spend(&mut self, now: Instant, report: impl FnOnce(u64)) -> bool {
-        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= self.window) {
-            report(self.dropped());
-            (self.since, self.used) = (Some(now), 0);
-        }
-        let passes = self.used < self.lines;
-        if passes {
-            self.used += 1;
-        } else {
-            self.dropped += 1;
-        }
-        passes
-    }
-
-    /// Returns the number of lines dropped since the last call.
-    pub fn dropped(&mut self) -> u64 {
-        std::mem::take(&mut self.dropped)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
-    use super::{Clip, LineBudget};
+    use super::Clip;
 
     #[test]
     fn lines_are_clipped_and_escaped() {
@@ -155,20 +113,5 @@ mod tests {
         let mut clip = Clip::new(4);
         assert!(clip.line(&mut &b"\xff\xc3\xa9\xf0\x9f\n"[..]));
         assert_eq!(clip.to_string(), "\u{fffd}é\u{fffd}… (1 bytes more)");
-    }
-
-    #[test]
-    fn budget() {
-        let start = Instant::now();
-        let mut budget = LineBudget::new(2, Duration::from_secs(1));
-        let mut reports = Vec::new();
-        let passed: Vec<bool> = [0, 1, 2, 999, 1000, 1001, 1002, 5000]
-            .map(|millis| {
-                budget.spend(start + Duration::from_millis(millis), |dropped| reports.push(dropped))
-            })
-            .into();
-        assert_eq!(passed, [true, true, false, false, true, true, false, true]);
-        assert_eq!(reports, [0, 2, 1]);
-        assert_eq!(budget.dropped(), 0);
     }
 }

@@ -64,7 +64,12 @@ const WORLDLY: &[(&str, &str, &str)] = &[(
     "a pure function: the SHA-1 of RFC 6455, section 4.2.2",
 )];
 
-/// Files in higher layers that must be as pure as the lower layers.
+/// Modules with I/O or locks of their own, which the files of [`PURE`] may not use either. The layers
+/// keep the lower modules from them.
+const INPUT_OUTPUT: &[&str] = &["crate::net", "crate::process", "crate::runtime"];
+
+/// Files in higher layers that must be as pure as the lower layers. Those of `gateway` still reach
+/// locks through the methods of `Gateway`.
 const PURE: &[&str] = &[
     "edge/backend/lines.rs",
     "edge/backoff.rs",
@@ -255,11 +260,13 @@ fn lower_layers_are_pure() {
     for source in sources.iter().filter(|source| {
         PURE.contains(&source.name.as_str()) || layers.get(&source.top).is_some_and(|layer| *layer <= 2)
     }) {
-        if PURE.contains(&source.name.as_str()) && !source.text.contains(NO_CLOCK) {
+        let pure = PURE.contains(&source.name.as_str());
+        if pure && !source.text.contains(NO_CLOCK) {
             complaints.push(format!("src/{}: a pure file has {NO_CLOCK}", source.name));
         }
         for (place, path) in paths(&source.code) {
-            let worldly = WORLD.iter().any(|world| path.starts_with(world));
+            let own = pure && INPUT_OUTPUT.iter().any(|module| path.starts_with(module));
+            let worldly = own || WORLD.iter().any(|world| path.starts_with(world));
             let allowed = WORLDLY.iter().any(|(file, name, _)| *file == source.name && path == *name);
             if worldly && !allowed {
                 complaints.push(at(source, place, &path));
@@ -344,8 +351,29 @@ fn tests_end_a_file() {
     for source in source::all() {
         let mut lines = source.text.lines().skip_while(|line| *line != "#[cfg(test)]").skip(1);
         let begun = lines.next().is_none_or(|line| line.starts_with("mod "));
-        let items = ["pub ", "fn ", "use ", "impl", "struct ", "enum ", "const ", "static ", "type "];
-        if !begun || lines.any(|line| items.iter().any(|item| line.starts_with(item))) {
+        // Items at the margin, where the lines of a long string may stand, too.
+        let words = [
+            "pub",
+            "fn",
+            "async",
+            "unsafe",
+            "use",
+            "impl",
+            "struct",
+            "enum",
+            "union",
+            "const",
+            "static",
+            "type",
+            "trait",
+            "extern",
+            "macro_rules!",
+        ];
+        let is_item = |line: &str| {
+            let word = line.split([' ', '<', '(']).next().unwrap_or_default();
+            words.contains(&word) || line.starts_with("#[") && line != "#[cfg(test)]"
+        };
+        if !begun || lines.any(is_item) {
             complaints.push(format!("src/{}", source.name));
         }
     }

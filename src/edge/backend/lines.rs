@@ -11,7 +11,7 @@ use super::{LineOutcome, LineSink};
 use crate::{
     jsonrpc::tolerant::{self, MessagePart},
     limits::{self, ChildLimits},
-    process::LineBudget,
+    log_throttle::LineBudget,
     util,
 };
 
