@@ -1167,6 +1167,7 @@ mod tests {
             assert_eq!(proxy.unusable(id, "no"), ToGateway::Stale, "{id:?}");
         }
     }
+
     #[test]
     fn a_request_that_the_child_does_not_take_is_answered() {
         let mut proxy = running(true);

@@ -110,7 +110,8 @@ impl EdgeState {
         self.tables.lock()
     }
 
-    /// Logs a warning about the server, at most once a second per `kind`, with the number left out.
+    /// Logs a warning about the server, at most [`LOG_WARNINGS`] per `kind`, with the number left
+    /// out.
     fn warn_throttled(&self, kind: &'static str, what: &str) {
         self.log.line(log::Level::Warn, kind, LOG_WARNINGS, what);
     }

@@ -85,7 +85,7 @@ fn work(gateway: &Gateway, client: usize, servers: usize, calls: usize, max: usi
         match member(&message, "id") {
             Some(id) => {
                 let (expected, steps) =
-                    waiting.remove(&id).unwrap_or_else(|| panic!("unexpected request: {message}"));
+                    waiting.remove(&id).unwrap_or_else(|| panic!("unexpected response: {message}"));
                 assert_eq!(steps, 0, "progress is lost: {message}");
                 check(&message, &expected);
                 done += 1;
@@ -94,7 +94,7 @@ fn work(gateway: &Gateway, client: usize, servers: usize, calls: usize, max: usi
                 let params = member(&message, "params").unwrap_or_default();
                 let token = member(&params, "progressToken").unwrap_or_default();
                 let (_, steps) =
-                    waiting.get_mut(&token).unwrap_or_else(|| panic!("unexpected response: {message}"));
+                    waiting.get_mut(&token).unwrap_or_else(|| panic!("unexpected progress: {message}"));
                 *steps -= 1;
             }
         }

@@ -101,7 +101,7 @@ enum Output {
     Failed,
     /// Cancellations of the calls that the child did not answer.
     Cancelled,
-    /// The next child send_frame the stored `initialize`, or nothing.
+    /// The next child gets the stored `initialize`, or nothing.
     Stored,
     Nothing,
 }
@@ -334,7 +334,7 @@ impl Model {
         }
     }
 
-    /// The child send_frame a line, other than `initialize`.
+    /// The child sends a line, other than `initialize`.
     fn on_line_at_child(&mut self, event: Event, id: u64, line: &str) {
         match event {
             Event::Call => self.open.push((id, id_of(line))),
@@ -367,7 +367,7 @@ impl Model {
         }
     }
 
-    /// The child send_frame the held messages in order, after `notifications/initialized`.
+    /// The child gets the held messages in order, after `notifications/initialized`.
     fn ready(&mut self, lines: &[String], frames: &[String]) {
         let told = usize::from(matches!(self.state, State::Initialized { told: true }));
         assert_eq!((lines.len(), frames.len()), (told + self.held.len(), 1), "{:?}", self.sequence);

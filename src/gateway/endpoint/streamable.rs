@@ -420,7 +420,7 @@ enum Gathered {
     Complete,
     /// Another message came first, or nothing came for too long.
     Begun,
-    /// The client closed the exchange.
+    /// The client closed the connection.
     Gone,
 }
 
