@@ -161,8 +161,9 @@ impl<E> Sender<E> {
     }
 
     /// Like [`Sender::send`], for messages that this end generates itself. They have reserved
-    /// capacity beyond the limits ([`limits::RESERVED_MESSAGES`], [`limits::RESERVED_BYTES`]), so
-    /// that forwarded messages, whose senders can wait, do not keep them out.
+    /// capacity beyond the limits ([`crate::limits::RESERVED_MESSAGES`],
+    /// [`crate::limits::RESERVED_BYTES`]), so that forwarded messages, whose senders can wait, do
+    /// not keep them out.
     ///
     /// # Errors
     /// [`SendError`] with the reason.
