@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use super::UpstreamKey;
+use super::key::UpstreamKey;
 use crate::{
     jsonrpc::quote,
     limits::{AMBIGUOUS_SERVERS, CatalogLimits, LIST_PAGE, YIELD_EVERY},

@@ -5,6 +5,7 @@
 
 mod index;
 mod instructions;
+mod key;
 mod templates;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
     time::Instant,
 };
 
+pub use self::key::UpstreamKey;
 use self::{
     index::{Lookup, NameIndex},
     instructions::Instructions,
@@ -29,10 +31,6 @@ use crate::{
     },
     util,
 };
-
-/// The key of a registration in the catalog. Never reused.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct UpstreamKey(u64);
 
 /// The result of looking up an item by the name or URI that clients use.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use super::UpstreamKey;
+use super::key::UpstreamKey;
 use crate::limits::{AMBIGUOUS_SERVERS, TEMPLATE_WORK};
 
 /// Templates by server.

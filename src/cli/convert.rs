@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use log::LevelFilter;
 
 use super::{
-    Command,
     args::{DemoArgs, DeviceArgs, GatewayArgs, RegisterArgs},
+    command::Command,
     environment::{self, Environment},
     values,
 };

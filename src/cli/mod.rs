@@ -5,6 +5,7 @@
 //! line that names the flag.
 
 mod args;
+mod command;
 mod convert;
 mod environment;
 mod limits;
@@ -12,32 +13,12 @@ mod values;
 
 use argh::FromArgs;
 
-pub use self::environment::Environment;
 use self::{
     args::{DemoArgs, DeviceArgs, Flag, GatewayArgs, RegisterArgs, Takes},
     environment::variable,
 };
-use crate::{
-    config::{GatewayConfig, RegisterConfig},
-    demo, device,
-    error::FatalError,
-    util,
-};
-
-/// The parsed command.
-#[derive(Debug)]
-pub enum Command {
-    /// Run a gateway.
-    Gateway(Box<GatewayConfig>, log::LevelFilter),
-    /// Run a stdio server and register it at a gateway.
-    Register(Box<RegisterConfig>, log::LevelFilter),
-    /// Run the built-in device server.
-    Device(device::DeviceOptions),
-    /// Run the demo.
-    Demo(demo::DemoOptions, log::LevelFilter),
-    /// Print this text and exit.
-    Print(String),
-}
+pub use self::{command::Command, environment::Environment};
+use crate::{error::FatalError, util};
 
 /// Parses the command line (without the program's own name) and the environment.
 ///

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::Restart;
+use crate::config::{GatewayConfig, RegisterConfig, Restart};
 
 fn run(line: &[&str], environment: &[(&str, &str)]) -> Result<Command, FatalError> {
     let typed: Vec<String> = line.iter().map(|word| (*word).to_owned()).collect();

@@ -3,7 +3,7 @@
 //! JSON-RPC requires a response to carry the id unchanged. Some servers turn `1` into `"1"`, `1.0`
 //! or `1e0`.
 
-use super::unquote;
+use super::text::unquote;
 use crate::{limits::ID_BYTES, util};
 
 /// Returns the non-negative integer that an id or a progress token represents: a JSON number, or a

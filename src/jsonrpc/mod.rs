@@ -9,9 +9,10 @@ mod error;
 mod id;
 mod scan;
 mod strict;
+mod text;
 pub mod tolerant;
 
-use std::{borrow::Cow, fmt::Write, ops::Range};
+use std::{borrow::Cow, fmt::Write};
 
 pub use error::{
     BUSY, CANCELLED, DOWN, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, Malformed,
@@ -19,9 +20,7 @@ pub use error::{
 };
 pub use id::{decimal, is_same};
 pub use scan::{elements, members};
-
-/// The byte range of a value in its text.
-pub type Span = Range<usize>;
+pub use text::{Span, quote, unquote};
 
 /// The kind of a message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -312,22 +311,6 @@ pub fn object(text: &str) -> Option<Span> {
 /// Whether the text is a single JSON value.
 fn is_value(text: &str) -> bool {
     scan::value(text)
-}
-
-/// Returns the content of a JSON string, given its quoted form. `None` when it is not a string or
-/// UTF-8 cannot encode it.
-pub fn unquote(raw: &str) -> Option<Cow<'_, str>> {
-    let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
-    if inner.contains('\\') {
-        serde_json::from_str(raw).ok().map(Cow::Owned)
-    } else {
-        Some(Cow::Borrowed(inner))
-    }
-}
-
-/// Returns a string as a quoted JSON string.
-pub fn quote(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
 }
 
 /// Finds a value in validated JSON, by member names from the value at `span` inwards.

@@ -4,8 +4,9 @@
 //! hold most bytes of a large result.
 
 use super::{
-    Malformed, Span,
+    error::Malformed,
     strict::{self, MemberNames, NameMatch},
+    text::Span,
 };
 use crate::limits::JSON_DEPTH;
 

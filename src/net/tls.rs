@@ -21,6 +21,7 @@ use futures_rustls::{
     },
 };
 
+use self::files::{CERTIFICATE, KEY};
 use super::{
     drain::drain,
     stream::{Stream, TcpSocket},
@@ -33,10 +34,6 @@ use crate::{
     runtime::lock::Lock,
 };
 
-/// Flag for the file of the private key.
-const KEY: &str = "--ssl-keyfile";
-/// Flag for the file of the certificate.
-const CERTIFICATE: &str = "--ssl-certfile";
 /// Flag for the file of the trusted authorities.
 const AUTHORITY: &str = "--ssl-ca-cert";
 

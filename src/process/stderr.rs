@@ -3,9 +3,8 @@
 
 use std::{fmt, time::Instant};
 
-use futures_lite::{AsyncReadExt, future};
+use futures_lite::{AsyncRead, AsyncReadExt, future};
 
-use super::Stderr;
 use crate::{
     limits::{self, ChildLimits},
     log_throttle::LineBudget,
@@ -14,7 +13,7 @@ use crate::{
 
 /// Logs stderr until the child closes it, each line after the server's `name`. Run it as a task of
 /// its own. Dropping it closes the pipe, and a child that writes then gets SIGPIPE.
-pub async fn log_stderr(mut stderr: Stderr, name: &str, limits: &ChildLimits) {
+pub async fn log_stderr(mut stderr: impl AsyncRead + Unpin, name: &str, limits: &ChildLimits) {
     let mut clip = Clip::new(limits.stderr_line);
     let mut budget = LineBudget::new(limits.stderr_lines, limits::LOG_EVERY);
     let mut scratch = vec![0; limits::LINE_READ];

@@ -10,8 +10,12 @@ use futures_rustls::{
     rustls::{self, InconsistentKeys, RootCertStore},
 };
 
-use super::{CERTIFICATE, KEY};
 use crate::error::FatalError;
+
+/// Flag for the file of the private key.
+pub const KEY: &str = "--ssl-keyfile";
+/// Flag for the file of the certificate.
+pub const CERTIFICATE: &str = "--ssl-certfile";
 
 /// Returns all certificates of a file, at least one.
 pub fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, FatalError> {
