@@ -13,17 +13,19 @@ use mcpport::{
         exposed_name::exposed,
         listing::ListKind,
     },
-    net::outbox::Sender,
     secret::Secret,
     session::{self, CallId, Calls, Sessions},
     tunnel::{
-        close::CloseReason,
         handshake::{Claim, Registration, ResumeGrant, Status},
         outbound::TextFrame,
     },
 };
 
-use super::{Frame, Net, Way, child, client::Client, line::Line};
+use super::{
+    Frame, Net, Way, child,
+    client::Client,
+    line::{Line, Queue},
+};
 
 /// The caller that waits for an answer.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ struct Talk {
     /// Maximum frame size in bytes that the edge accepts.
     accepts: usize,
     server: Server,
-    queue: Sender<CloseReason>,
+    queue: Queue,
     /// `None` only while it handles a frame.
     line: Option<Line>,
     /// The current connection.
@@ -261,14 +263,14 @@ impl Gateway {
     /// Queues a client's frame for a server, and sends it if that is possible now. Returns false if
     /// the queue is full.
     fn send(&mut self, net: &mut Net, link: usize, frame: String) -> bool {
-        let fits = self.talks[link].queue.send(frame).is_ok();
+        let fits = self.talks[link].queue.send(frame);
         self.pump(net, link);
         fits
     }
 
     /// Like [`Gateway::send`], for a frame of the gateway itself.
     fn send_reserved(&mut self, net: &mut Net, link: usize, frame: String) -> bool {
-        let fits = self.talks[link].queue.send_reserved(frame).is_ok();
+        let fits = self.talks[link].queue.send_reserved(frame);
         self.pump(net, link);
         fits
     }

@@ -1,7 +1,9 @@
 //! One end of a simulated link: the real outgoing side and the real timers, without a socket.
 
 use std::{
+    cell::RefCell,
     hash::{DefaultHasher, Hash, Hasher},
+    rc::Rc,
     task::{Context, Waker},
     time::Instant,
 };
@@ -25,30 +27,66 @@ use super::{Frame, Net, Way};
 /// The frames sent and received by one end, over one or more connections.
 pub struct Line {
     pub outbound: Outbound,
-    /// The queue of the outgoing side.
-    pub queue: Sender<CloseReason>,
-    /// Running hashes of the counted frames, each including all earlier frames: those sent for the
-    /// first time, and those received.
-    said: Vec<u64>,
-    heard: Vec<u64>,
+    pub queue: Queue,
+    /// The counted frames that were received.
+    heard: Book,
 }
 
+/// The queue of an outgoing side. It records each frame that it takes, so that what the other end
+/// receives is compared with what the program wanted to send, and not with what the link says that
+/// it sent.
+#[derive(Clone)]
+pub struct Queue {
+    sender: Sender<CloseReason>,
+    said: Rc<RefCell<Book>>,
+}
+
+/// Running hashes of frames, each including all earlier frames.
+type Book = Vec<u64>;
+
 /// Appends the running hash for a frame.
-fn note(book: &mut Vec<u64>, frame: &str) {
+fn note(book: &mut Book, frame: &str) {
     let mut hasher = DefaultHasher::new();
     (book.last(), frame).hash(&mut hasher);
     book.push(hasher.finish());
 }
 
+impl Queue {
+    /// Queues a frame. Returns false if the queue is full.
+    pub fn send(&self, frame: String) -> bool {
+        self.noted(frame, |frame| self.sender.send(frame).is_ok())
+    }
+
+    /// Like [`Queue::send`], for a frame of the program itself.
+    pub fn send_reserved(&self, frame: String) -> bool {
+        self.noted(frame, |frame| self.sender.send_reserved(frame).is_ok())
+    }
+
+    /// Queues a frame beyond the limits.
+    pub fn send_unbounded(&self, frame: String) {
+        let taken = self.noted(frame, |frame| self.sender.send_unbounded(frame).is_ok());
+        assert!(taken, "nobody ends this queue");
+    }
+
+    fn noted(&self, frame: String, send: impl FnOnce(String) -> bool) -> bool {
+        let text = frame.clone();
+        let taken = send(frame);
+        if taken {
+            note(&mut self.said.borrow_mut(), &text);
+        }
+        taken
+    }
+}
+
 impl Line {
     /// Creates a line. `counted`: it can be resumed over another connection.
     pub fn new(counted: bool, limits: &LinkLimits) -> Self {
-        let (queue, receiver) = outbox::bounded(limits.queue_messages, limits.queue_bytes);
+        let (sender, receiver) = outbox::bounded(limits.queue_messages, limits.queue_bytes);
         let mut outbound = Outbound::new(receiver);
         if counted {
             outbound.count();
         }
-        Self { outbound, queue, said: Vec::new(), heard: Vec::new() }
+        Self { outbound, queue: Queue { sender, said: Rc::default() }, heard: Book::new() }
     }
 
     /// Sends all frames that may be sent now over a connection.
@@ -56,12 +94,7 @@ impl Line {
         loop {
             let ended = self.outbound.poll_fill(&mut Context::from_waker(Waker::noop()));
             assert_eq!(ended, None, "nobody ends a queue here");
-            let before = self.outbound.unacknowledged().count();
             let Some(frame) = self.outbound.next(&net.limits.link) else { break };
-            // Acknowledgements and frames sent again are not counted.
-            if self.outbound.unacknowledged().count() > before {
-                note(&mut self.said, &frame);
-            }
             net.send(wire, way, Frame::Text(frame.to_string()));
         }
         if self.outbound.is_blocked_on_acks(&net.limits.link) {
@@ -94,11 +127,12 @@ impl Line {
         Observed { unacknowledged_bytes: self.outbound.unacknowledged_bytes(), has_unflushed: false }
     }
 
-    /// Checks that each end received the frames that the other sent, from the first on, in order
+    /// Checks that each end received the frames that the other queued, from the first on, in order
     /// and exactly once.
     pub fn check_against(&self, other: &Self) {
-        for (heard, said) in [(&self.heard, &other.said), (&other.heard, &self.said)] {
-            assert!(heard.len() <= said.len(), "{} frames came, and {} were sent", heard.len(), said.len());
+        for (near, far) in [(self, other), (other, self)] {
+            let (heard, said) = (&near.heard, far.queue.said.borrow());
+            assert!(heard.len() <= said.len(), "{} frames came, and {} were queued", heard.len(), said.len());
             assert_eq!(heard.last(), heard.len().checked_sub(1).and_then(|last| said.get(last)));
         }
     }
