@@ -347,11 +347,12 @@ impl World {
             self.timers();
             self.check();
         }
-        let history: Vec<String> =
+        let mut history: Vec<String> =
             self.gateway.clients.iter_mut().map(|client| std::mem::take(&mut client.history)).collect();
         let lost = |line: &str| line.contains("\"code\":-32603,") && !line.contains(TOO_LARGE);
         let failed = history.iter().any(|history| history.lines().any(lost));
         assert!(!self.gentle || !failed, "a call is lost although nothing but lines was");
+        history.extend(self.boxes.iter().map(|edge_box| format!("{RELISTED}\n").repeat(edge_box.relisted)));
         self.gateway.end(&mut self.net);
         self.check();
         self.gateway.check_empty();
@@ -637,8 +638,12 @@ fn every_call_is_answered_once_and_to_its_caller() {
 /// Part of the error for a response that the gateway would not accept.
 pub const TOO_LARGE: &str = "the answer is too large";
 
-/// Parts of messages that clients must receive, often enough for the checks to be meaningful.
-const SIGHTS: [&str; 11] = [
+/// A line for each new child whose tools the gateway listed because it was told to.
+const RELISTED: &str = "a new child is listed";
+
+/// Parts of messages that clients must receive, and other events, which must happen often enough
+/// for the checks to be meaningful.
+const SIGHTS: [&str; 12] = [
     "\"result\":{\"nonce\"",
     "\"code\":7,",
     "\"code\":-32000,",
@@ -650,6 +655,7 @@ const SIGHTS: [&str; 11] = [
     "unknown tool",
     "notifications/progress",
     "list_changed",
+    RELISTED,
 ];
 
 #[test]

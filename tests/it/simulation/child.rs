@@ -1,6 +1,9 @@
 //! A simulated stdio server: slow, noisy, sometimes silent, with repeated and unsolicited messages.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
 
 use mcpport::jsonrpc::{self, Kind, Message, unquote};
 
@@ -8,6 +11,9 @@ use super::{Random, padding};
 
 /// The tools of every server.
 pub const TOOLS: [&str; 2] = ["echo", "slow"];
+
+/// Part of every response to `initialize`, and of nothing else.
+pub const INITIALIZED: &str = "\"protocolVersion\"";
 
 /// Returns the server name that an edge registers.
 pub fn name(place: usize) -> String {
@@ -25,6 +31,9 @@ pub struct Child {
     /// Whether it got `notifications/initialized`.
     told: bool,
     ended: bool,
+    /// Ids of the requests, other than `initialize`, that it has neither answered nor been told to
+    /// drop.
+    open: BTreeSet<String>,
     /// Ids of answered requests; later messages about them are late.
     answered: Vec<String>,
 }
@@ -41,6 +50,7 @@ impl Child {
             initialized: false,
             told: false,
             ended: false,
+            open: BTreeSet::new(),
             answered: Vec::new(),
         }
     }
@@ -55,18 +65,42 @@ impl Child {
         !std::mem::replace(&mut self.ended, true)
     }
 
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Returns the number of open requests other than `initialize`.
+    pub fn open(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Handles a line that reaches the edge.
+    pub fn wrote(&mut self, line: &str) {
+        let message = Message::read(line).ok().filter(|message| message.kind() == Kind::Response);
+        if let Some(id) = message.as_ref().and_then(Message::id) {
+            self.open.remove(id);
+        }
+    }
+
     /// Handles a line on stdin.
     pub fn read(&mut self, line: &str, random: &mut Random) -> Lines {
         assert!(!line.contains(['\n', '\r']), "{line}");
         assert!(!self.ended, "a dead child gets {line}");
         let message = Message::read(line).expect("the edge hands on messages only");
         self.told |= message.method() == "notifications/initialized";
+        if message.method() == "notifications/cancelled" {
+            let id = message.param(&["requestId"]).unwrap().expect("a cancellation names its request");
+            self.open.remove(&line[id]);
+        }
         if message.kind() != Kind::Request {
             return Vec::new();
         }
         assert!(self.told || message.method() == "initialize", "too early: {line}");
         let id = message.id().unwrap_or_default().to_owned();
         assert!(self.seen.insert(id.clone()), "the child of box {} gets id {id} twice", self.place);
+        if message.method() != "initialize" {
+            self.open.insert(id.clone());
+        }
         let mut lines = match message.method() {
             "initialize" => self.initialize(&id, random),
             "tools/list" => vec![(random.millis(0, 300), jsonrpc::result(&id, &listing()))],

@@ -1,7 +1,10 @@
 //! A simulated edge: the real proxy state, backoff and heartbeat, with a child and a program that
 //! may both crash.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use mcpport::{
     config::Restart,
@@ -10,7 +13,7 @@ use mcpport::{
         proxy::{ProxyState, ToChild, ToGateway},
         restart::{Ending, Restarts},
     },
-    jsonrpc::Message,
+    jsonrpc::{Kind, Message},
     secret::Secret,
     tunnel::{
         handshake::{Claim, Registration, ResumeGrant, Status},
@@ -54,6 +57,14 @@ pub struct EdgeBox {
     /// The queue of the current line, or of the suspended one.
     queue: Option<Queue>,
     suspended: Option<Suspended>,
+    /// Ids of the gateway's requests on the current line, or the suspended one, that have no
+    /// response: `initialize`, and others that are not cancelled either.
+    initializes: BTreeSet<String>,
+    open: BTreeSet<String>,
+    /// The gateway is told that there is a new child, and has not listed its tools.
+    announced: bool,
+    /// How often the gateway listed the tools of a new child on the line on which it was told.
+    pub relisted: usize,
     backoff: Backoff,
     dialed_at: Instant,
     /// Number of the latest planned connection attempt; earlier ones are void.
@@ -74,6 +85,10 @@ impl EdgeBox {
             live: None,
             queue: None,
             suspended: None,
+            initializes: BTreeSet::new(),
+            open: BTreeSet::new(),
+            announced: false,
+            relisted: 0,
             backoff: Backoff::default(),
             dialed_at: net.now,
             dials: 0,
@@ -148,12 +163,22 @@ impl EdgeBox {
         self.lost(net, Duration::ZERO);
     }
 
-    /// Gives up the calls in flight.
+    /// Gives up the calls in flight. The child is told about each of them.
     fn link_down(&mut self, net: &mut Net) {
+        self.forget_line();
+        let open = if self.child.has_ended() { 0 } else { self.child.open() };
+        let lines = self.edge.disconnected();
+        assert_eq!(lines.len(), open, "not every open request is cancelled, and nothing else");
+        lines.iter().for_each(|line| self.hand_down(net, line));
+        assert!(self.child.has_ended() || self.child.open() == 0, "another request is cancelled");
+    }
+
+    /// The line and all requests on it are gone.
+    fn forget_line(&mut self) {
         self.queue = None;
-        for line in self.edge.disconnected() {
-            self.hand_down(net, &line);
-        }
+        self.initializes.clear();
+        self.open.clear();
+        self.announced = false;
     }
 
     /// Handles a text frame from the gateway.
@@ -173,11 +198,27 @@ impl EdgeBox {
     }
 
     fn message(&mut self, net: &mut Net, text: &str) {
+        self.record(text);
         match self.edge.on_gateway_frame(net.now, text) {
             ToChild::Child(line) => self.hand_down(net, &line),
             ToChild::Gateway(frame) => self.send(frame),
             ToChild::Status(status) => assert_ne!(status.status, "error", "{}", status.message),
             ToChild::Held | ToChild::Drop(_) => {}
+        }
+    }
+
+    /// Records a request of the gateway, or its cancellation.
+    fn record(&mut self, text: &str) {
+        let Ok(message) = Message::read(text) else { return };
+        let id = message.id().unwrap_or_default().to_owned();
+        match (message.kind(), message.method()) {
+            (Kind::Request, "initialize") => assert!(self.initializes.insert(id)),
+            (Kind::Request, _) => assert!(self.open.insert(id)),
+            (Kind::Notification, "notifications/cancelled") => {
+                let id = message.param(&["requestId"]).unwrap().expect("our gateway names the request");
+                self.open.remove(&text[id]);
+            }
+            _ => {}
         }
     }
 
@@ -238,11 +279,16 @@ impl EdgeBox {
             line.check(&net.limits.link);
         }
         assert!(self.live.is_none() || self.wire.is_some());
+        let waits = self.child.has_ended() && !self.open.is_empty();
+        assert!(!waits, "the child of box {} is down, and {:?} have no answer", self.place, self.open);
     }
 
     // ---- the child
 
     fn hand_down(&mut self, net: &mut Net, line: &str) {
+        if line.contains("\"tools/list\"") && std::mem::take(&mut self.announced) {
+            self.relisted += 1;
+        }
         for (after, line) in self.child.read(line, &mut net.random) {
             net.plan(after, Event::Line(self.place, self.births, line));
         }
@@ -253,9 +299,11 @@ impl EdgeBox {
         if birth != self.births {
             return;
         }
+        self.child.wrote(line);
         match self.edge.on_child_line(line) {
             ToGateway::Gateway(frame) | ToGateway::Unmatched(frame) => self.fit(net, frame),
             ToGateway::Ready { lines, frames } => {
+                self.check_ready(&frames);
                 lines.iter().for_each(|line| self.hand_down(net, line));
                 frames.into_iter().for_each(|frame| self.send(frame));
             }
@@ -263,6 +311,21 @@ impl EdgeBox {
             ToGateway::Stale | ToGateway::Noise => {}
         }
         self.pump(net);
+    }
+
+    /// Checks that the gateway lists the tools of a new child: after the response to `initialize`,
+    /// or because it is told that they changed.
+    fn check_ready(&mut self, frames: &[String]) {
+        if frames.iter().any(|frame| frame.contains(child::INITIALIZED)) {
+            return;
+        }
+        let changed = frames.iter().any(|frame| frame.contains("notifications/tools/list_changed"));
+        assert!(changed, "nobody hears of the new child of box {}", self.place);
+        if self.queue.is_some() {
+            let status = frames.first().and_then(|frame| Status::read(frame));
+            assert!(status.is_some_and(|status| status.status == "restarted"), "{frames:?}");
+            self.announced = true;
+        }
     }
 
     /// Sends a frame, or replaces one that is too large for the gateway.
@@ -278,7 +341,13 @@ impl EdgeBox {
     }
 
     /// Queues a frame for the current connection, or for the resumed one.
-    fn send(&self, frame: String) {
+    fn send(&mut self, frame: String) {
+        let message = Message::read(&frame).ok().filter(|message| message.kind() == Kind::Response);
+        if let Some(id) = message.as_ref().and_then(Message::id) {
+            let asked = self.initializes.remove(id);
+            assert!(asked || !frame.contains(child::INITIALIZED), "this line did not ask for {frame}");
+            self.open.remove(id);
+        }
         if let Some(queue) = &self.queue {
             // Beyond the limits: the real sender waits for space.
             queue.send_unbounded(frame);
@@ -293,6 +362,7 @@ impl EdgeBox {
         let (alive, random) = (net.now - self.started, net.random.number());
         let (policy, limits) = (Restart::OnFailure, &net.limits.child);
         let delay = self.restarts.next(policy, Ending::Failed, alive, random, limits).unwrap();
+        self.announced = false;
         for frame in self.edge.child_gone("the server crashed", Some(net.now + delay)) {
             self.send(frame);
         }
@@ -319,7 +389,7 @@ impl EdgeBox {
         self.births += 1;
         self.child.begin_again();
         (self.edge, self.live, self.suspended, self.wire) = (ProxyState::default(), None, None, None);
-        self.queue = None;
+        self.forget_line();
         (self.backoff, self.restarts, self.started) = (Backoff::default(), Restarts::default(), net.now);
         let after = net.random.millis(100, 4000);
         self.plan_dial(net, after);
