@@ -137,6 +137,17 @@ impl Session {
     /// Opens a session as a client of some version, with its own header lines.
     #[track_caller]
     pub fn open_as(address: SocketAddr, path: &str, version: &str, lines: &[&str]) -> Self {
+        Self::try_open_as(address, path, version, lines)
+            .unwrap_or_else(|answer| panic!("no session: {answer:?}"))
+    }
+
+    /// Same as `open_as`, but returns the answer to `initialize` if it is an error.
+    pub fn try_open_as(
+        address: SocketAddr,
+        path: &str,
+        version: &str,
+        lines: &[&str],
+    ) -> Result<Self, Answer> {
         let lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
         let (path, version) = (path.to_owned(), version.to_owned());
         let mut session = Self {
@@ -149,12 +160,13 @@ impl Session {
         };
         let answer = session.post(&initialize_request(&version));
         assert_eq!(answer.status, 200, "{answer:?}");
-        session.id = answer.field("mcp-session-id").expect("a session has an id").to_owned();
+        let Some(id) = answer.field("mcp-session-id").map(str::to_owned) else { return Err(answer) };
+        session.id = id;
         session.initialize_result = value(&answer.body)["result"].clone();
         session.version = session.initialize_result["protocolVersion"].as_str().unwrap().to_owned();
         let told = session.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
         assert_eq!((told.status, told.body.as_str()), (202, ""));
-        session
+        Ok(session)
     }
 
     /// The header lines of every request.

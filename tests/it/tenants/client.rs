@@ -14,6 +14,9 @@ use crate::{
     wire::{host, tcp, text},
 };
 
+/// How often to try to open a session.
+const TRIES: usize = 20;
+
 /// Open sessions and streams of one principal.
 pub struct Client {
     who: usize,
@@ -38,7 +41,9 @@ pub fn open(address: SocketAddr, who: usize, world: &World) -> Client {
         ("/servers/s0/mcp", "2025-03-26"),
         ("/mcp", "2025-03-26"),
     ] {
-        let session = Session::open_as(address, path, version, &[&token(who)]);
+        // The timeouts are short, so a busy machine may not make the first.
+        let open = |_| Session::try_open_as(address, path, version, &[&token(who)]).ok();
+        let session = (0..TRIES).find_map(open).expect("a session");
         let lines: Vec<String> = session.lines();
         let with_accept: Vec<&str> =
             lines.iter().map(String::as_str).chain(["Accept: text/event-stream"]).collect();
