@@ -90,12 +90,16 @@ impl Gateway {
         request: &Request<'_>,
         responder: &Arc<dyn Responder>,
     ) -> Result<Outcome, CallError> {
+        match &request.what {
+            What::Ping => return Ok(Outcome::Now("{}".into())),
+            // Part of the stateless protocol. Clients that probe with it fall back on this error.
+            What::Discover => return Err(unknown_method(request)),
+            _ => {}
+        }
         if let Some(upstream) = self.isolated(client) {
             return match &request.what {
-                What::Ping => Ok(Outcome::Now("{}".into())),
                 What::Initialize(_) if client.is_initialized() => Err(CallError::AlreadyInitialized),
                 What::Initialize(_) => self.forward(now, client, &upstream, request, None, responder),
-                What::Discover => Err(unknown_method(request)),
                 _ if !client.instances().by_server.is_empty() => {
                     self.ask_server(now, client, &upstream, request, responder)
                 }
@@ -109,9 +113,6 @@ impl Gateway {
         }
         match (&request.what, client.scope()) {
             (What::Initialize(params), _) => self.initialize(now, client, checked(params)?).map(Outcome::Now),
-            (What::Ping, _) => Ok(Outcome::Now("{}".into())),
-            // Part of the stateless protocol. Clients that probe with it fall back on this error.
-            (What::Discover, _) => Err(unknown_method(request)),
             (What::SetLevel(level), _) => {
                 let level = level.ok_or(CallError::UnknownLevel)?;
                 self.set_level(now, client, request, level).map(Outcome::Now)

@@ -32,7 +32,7 @@ pub enum StreamEnd {
     /// Everything was written, and no more messages will come.
     Complete,
     /// Another connection takes the stream over.
-    Wanted,
+    TakenOver,
 }
 
 /// The ids of the events of a stream, with which a client can resume it.
@@ -156,7 +156,7 @@ async fn next(
     poll_fn(|context| {
         // Checked before the messages: a constant flow of messages must not delay a takeover.
         if wanted.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Ok(Wake::End(StreamEnd::Wanted)));
+            return Poll::Ready(Ok(Wake::End(StreamEnd::TakenOver)));
         }
         let mut messages = VecDeque::new();
         match queue.poll_take_some(context, &mut messages, gateway.config.limits.session.write_bytes) {

@@ -109,37 +109,14 @@ impl Gateway {
         (method, named): (ResourceMethod, Named),
         responder: &Arc<dyn Responder>,
     ) -> Result<Outcome, CallError> {
-        let (span, server_uri) = &named;
         let _ordered = (method != ResourceMethod::Read).then(|| self.subscription_order());
         let mut asked = None;
         match method {
             ResourceMethod::Subscribe => {
-                // The URI is limited in length because it is kept as long as the session.
-                let longest = self.config.limits.catalog.uri;
-                if server_uri.chars().count() > longest {
-                    return Err(CallError::SubscriptionTooLong { max: longest });
-                }
-                // Starts the instance before the subscription is added: a new instance is sent the
-                // earlier subscriptions first, and then this one.
-                self.instance_for(now, client, upstream)
-                    .map_err(|why| CallError::declined(why, upstream.name()))?;
-                let number = client.calls().reserve();
-                let mut subscriptions = self.subscriptions();
-                if subscriptions.count(client.id()) >= self.config.limits.session.subscriptions {
-                    return Err(CallError::TooManySubscriptions);
-                }
-                let uri = unquote(&request.message.text()[span.clone()]).unwrap_or_default().into_owned();
-                asked = Some(number);
-                let subscriber = Subscriber { session: client.id().to_owned(), uri, asked };
-                if !charge_subscriptions(&subscriptions, client, subscriber.bytes(server_uri)) {
-                    self.stats.memory_refusals.add();
-                    return Err(CallError::NoMemory);
-                }
-                subscriptions.add(upstream.name(), server_uri, subscriber);
-                charge_subscriptions(&subscriptions, client, 0);
+                asked = Some(self.subscribe(now, client, upstream, request, &named)?)
             }
             ResourceMethod::Unsubscribe => {
-                let last = self.unsubscribe(client, upstream, server_uri);
+                let last = self.unsubscribe(client, upstream, &named.1);
                 let told = match upstream.instance_pool() {
                     // The server keeps its subscription while other sessions are subscribed.
                     None => last,
@@ -158,6 +135,40 @@ impl Gateway {
             self.settle_subscription(client, upstream, number, false);
         }
         passed
+    }
+
+    /// Adds a session's subscription to a resource, before its server is asked. Returns the number
+    /// in the session that is reserved for the call.
+    fn subscribe(
+        &self,
+        now: Instant,
+        client: &Arc<Session>,
+        upstream: &Arc<Upstream>,
+        request: &Request<'_>,
+        (span, server_uri): &Named,
+    ) -> Result<u64, CallError> {
+        // The URI is limited in length because it is kept as long as the session.
+        let longest = self.config.limits.catalog.uri;
+        if server_uri.chars().count() > longest {
+            return Err(CallError::SubscriptionTooLong { max: longest });
+        }
+        // Starts the instance before the subscription is added: a new instance is sent the earlier
+        // subscriptions first, and then this one.
+        self.instance_for(now, client, upstream).map_err(|why| CallError::declined(why, upstream.name()))?;
+        let number = client.calls().reserve();
+        let mut subscriptions = self.subscriptions();
+        if subscriptions.count(client.id()) >= self.config.limits.session.subscriptions {
+            return Err(CallError::TooManySubscriptions);
+        }
+        let uri = unquote(&request.message.text()[span.clone()]).unwrap_or_default().into_owned();
+        let subscriber = Subscriber { session: client.id().to_owned(), uri, asked: Some(number) };
+        if !charge_subscriptions(&subscriptions, client, subscriber.bytes(server_uri)) {
+            self.stats.memory_refusals.add();
+            return Err(CallError::NoMemory);
+        }
+        subscriptions.add(upstream.name(), server_uri, subscriber);
+        charge_subscriptions(&subscriptions, client, 0);
+        Ok(number)
     }
 
     /// Removes a session's subscription to a resource. Returns true if no session is subscribed to

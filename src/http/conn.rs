@@ -167,12 +167,6 @@ impl Conn {
         if length > self.limits.read_burst { length } else { 0 }
     }
 
-    /// Returns the size in bytes of the buffer that holds a large, complete body; otherwise 0.
-    pub fn body_held(&self) -> usize {
-        let large = matches!(self.state, State::Whole { .. }) && self.buffer.len() > self.limits.read_burst;
-        if large { self.buffer.len() } else { 0 }
-    }
-
     /// Rejects the request because there is no memory for its body. [`Conn::next`] returns the
     /// refusal.
     pub fn refuse_body(&mut self) {

@@ -501,7 +501,7 @@ async fn stream(
     client.streams().detach(attached);
     match ended {
         // The new connection has the stream by now. The old one may go on with other requests.
-        Ok(StreamEnd::Wanted) => event_stream::write_all(web, &[]).await.map(|_| ()),
+        Ok(StreamEnd::TakenOver) => event_stream::write_all(web, &[]).await.map(|_| ()),
         ended => ended.map(|_| ()),
     }
 }
