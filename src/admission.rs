@@ -2,7 +2,7 @@
 //!
 //! Does no I/O. The gateway's accept loop asks for admission before it serves a connection, and
 //! releases the connection when it ends. A connection is *unauthenticated* until it sends a request
-//! that is let in. The number of these is limited, and one more evicts the oldest. Silent peers
+//! that is accepted. The number of these is limited, and one more evicts the oldest. Silent peers
 //! therefore never keep others out, however many connect, since a peer that sends a request is
 //! authenticated within milliseconds.
 

@@ -590,7 +590,7 @@ pub const DRAIN: Duration = Duration::from_secs(2);
 /// same process.
 pub const CLAIM: Duration = Duration::from_secs(2);
 /// Longest resume window that an edge accepts from a gateway; after a longer absence the session
-/// starts anew.
+/// is a new one.
 pub const RESUME_LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of a path prefix in `X-Forwarded-Prefix` or `--public-url`.
 pub const PREFIX: usize = 256;

@@ -128,15 +128,15 @@ enum Resolution {
 impl<H: Clone> Catalog<H> {
     /// Creates a catalog with the gateway's own tools, given as name and description.
     pub fn new(built_in: &[(&str, &str)], limits: &CatalogLimits) -> Self {
-        let mut boards: BTreeMap<ListKind, NameIndex> =
+        let mut indexes: BTreeMap<ListKind, NameIndex> =
             ListKind::ALL.into_iter().map(|kind| (kind, NameIndex::new(kind, limits))).collect();
-        if let Some(tools) = boards.get_mut(&ListKind::Tool) {
+        if let Some(tools) = indexes.get_mut(&ListKind::Tool) {
             built_in.iter().for_each(|(name, listed)| tools.add_own(name, listed));
         }
         let (servers, ids, names) = (BTreeMap::new(), HashMap::new(), HashMap::new());
         let (with_resources, only, templates) = (BTreeSet::new(), Only::default(), Templates::default());
         let instructions = Instructions::default();
-        Self { last: 0, servers, ids, names, with_resources, only, templates, indexes: boards, instructions }
+        Self { last: 0, servers, ids, names, with_resources, only, templates, indexes, instructions }
     }
 
     /// Returns the key for a registration that is about to be made.
@@ -160,9 +160,9 @@ impl<H: Clone> Catalog<H> {
         self.register_as(key, id, name, principal, handle).map(|replaced| (key, replaced))
     }
 
-    /// Registers a server that offers nothing yet, under a reserved key. If the same principal already has a server with
-    /// this id, the new one replaces it, and the old handle is returned so that the caller can
-    /// close its link.
+    /// Registers a server that offers nothing yet, under a reserved key. If the same principal
+    /// already has a server with this id, the new one replaces it, and the old handle is returned so
+    /// that the caller can close its link.
     ///
     /// # Errors
     /// [`NameTaken`] if another server has the name.

@@ -67,9 +67,9 @@ mod tests {
     use crate::budget::{Charge, Idle};
 
     /// Test data held for an absent client.
-    struct Kept(Lock<Charge>);
+    struct Held(Lock<Charge>);
 
-    impl Kept {
+    impl Held {
         fn new(account: &Account, bytes: usize) -> Arc<Self> {
             let mut charge = account.charge();
             assert!(charge.resize(bytes));
@@ -81,14 +81,14 @@ mod tests {
         }
     }
 
-    impl Evict for Kept {
+    impl Evict for Held {
         fn evict(&self) {
             assert!(self.0.lock().resize(0));
         }
     }
 
-    fn idle(account: &Account, kept: &Arc<Kept>) -> Idle {
-        let weak: Weak<Kept> = Arc::downgrade(kept);
+    fn idle(account: &Account, kept: &Arc<Held>) -> Idle {
+        let weak: Weak<Held> = Arc::downgrade(kept);
         account.idle(weak)
     }
 
@@ -96,7 +96,7 @@ mod tests {
     fn buffers_of_absent_clients_are_evicted_first() {
         let budget = budget(1000);
         let account = budget.account();
-        let kept = [300, 300, 300].map(|bytes| Kept::new(&account, bytes));
+        let kept = [300, 300, 300].map(|bytes| Held::new(&account, bytes));
         let entries: Vec<Idle> = kept.iter().map(|kept| idle(&account, kept)).collect();
         assert!(account.take(300));
         assert_eq!(kept.each_ref().map(|kept| kept.bytes()), [0, 300, 300]);
@@ -109,11 +109,11 @@ mod tests {
         let budget = budget(1000);
         budget.share(true);
         let (rich, poor) = (budget.account(), budget.account());
-        let (his, hers) = (Kept::new(&rich, 400), Kept::new(&poor, 200));
+        let (his, hers) = (Held::new(&rich, 400), Held::new(&poor, 200));
         let _entries = [idle(&rich, &his), idle(&poor, &hers)];
         assert!(!rich.take(700));
         assert_eq!((his.bytes(), hers.bytes()), (0, 200), "his own only");
-        let his = Kept::new(&rich, 400);
+        let his = Held::new(&rich, 400);
         let _entry = idle(&rich, &his);
         assert!(poor.take(250));
         assert_eq!((his.bytes(), hers.bytes()), (400, 0), "her own first");
