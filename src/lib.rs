@@ -58,7 +58,7 @@
 //! | a number | [`limits`], with its reason |
 //! | a route or its access rules | [`router`], then `gateway::connection` |
 //! | the wire format of the link | [`tunnel`]: its module documentation describes every frame |
-//! | how an MCP method is forwarded | [`hub::request`] (its params), `gateway::dispatch`, `gateway::forward`; limits of lists: [`mcp`] |
+//! | how an MCP method is forwarded | [`hub::request`] (its params), [`hub::call`] (where it goes), [`hub::frame`] (the way back); limits of lists: [`mcp`] |
 //! | the tools of `device` | `device::tools`, and one file for each subject |
 //! | an error message | [`hub::error`] for requests; otherwise the code that detects the error; [`error`] if it ends the program |
 //!

@@ -509,6 +509,10 @@ impl Default for DeviceLimits {
     }
 }
 
+/// Size of the largest message that is copied while the hub is locked, in bytes: copying it takes
+/// less time than to enter the hub a second time.
+pub const SPLICE_IN_HUB: usize = 4 << 10;
+
 /// Memory budget of the gateway in bytes, unless `--max-memory` is set: half of the smallest VPS
 /// sold (512 MiB), and at most half of the memory that the process may use.
 ///

@@ -21,6 +21,18 @@ pub enum SendError {
     Closed,
 }
 
+/// How much room a message may take in a queue.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Room {
+    /// The room for messages that are passed on.
+    Normal,
+    /// Also the capacity reserved for messages of the program itself, so that those passed on, whose
+    /// senders can wait, do not keep them out.
+    Reserved,
+    /// Any: for messages that are bounded elsewhere and must not be lost.
+    Unbounded,
+}
+
 /// Messages between their senders and the one reader that writes them.
 #[derive(Debug)]
 pub struct Queue {

@@ -1,22 +1,16 @@
 //! Connection permits, and the 503 or 429 sent when no permit is left.
 
-use std::{
-    fmt::Display,
-    net::IpAddr,
-    sync::{Arc, PoisonError},
-    time::Instant,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use futures_lite::AsyncWriteExt;
 
-use super::Gateway;
+use super::state::Gateway;
 use crate::{
     admission::Rejection,
     http::{
         response::{self, Response},
         types::StatusCode,
     },
-    limits::{LOG_LINK_EVENTS, LOG_WARNINGS, LogLimit},
     net::{clock, drain::drain, stream::Stream, timeout},
     runtime::{
         executor,
@@ -42,7 +36,7 @@ impl ConnectionPermit {
     /// [`Rejection`], with the limit that is reached.
     pub fn acquire(gateway: &Arc<Gateway>, address: IpAddr) -> Result<(Self, Shutdown), Rejection> {
         let (trigger, evicted) = crate::runtime::shutdown::shutdown();
-        let admitted = gateway.connections().admit(address, trigger)?;
+        let admitted = gateway.connections.lock().admit(address, trigger)?;
         if admitted.evicted.is_some() {
             gateway.stats.evicted.add();
             let line = "closed an idle connection to admit another";
@@ -56,7 +50,7 @@ impl ConnectionPermit {
     /// Marks the connection as authenticated, so that it is no longer evicted for newer ones.
     pub fn authenticated(&mut self) {
         if self.eviction_trigger.is_none() {
-            self.eviction_trigger = self.gateway.connections().authenticated(self.number);
+            self.eviction_trigger = self.gateway.connections.lock().authenticated(self.number);
         }
     }
 
@@ -69,44 +63,7 @@ impl ConnectionPermit {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.gateway.connections().release(self.number, self.address);
-    }
-}
-
-impl Gateway {
-    /// Logs a warning that peers can cause at will: at most one per kind and source in each
-    /// [`LOG_EVERY`](crate::limits::LOG_EVERY).
-    pub(super) fn warn_throttled(&self, kind: &'static str, source: impl ToString, line: impl Display) {
-        self.log_throttled(log::Level::Warn, kind, &source.to_string(), LOG_WARNINGS, line);
-    }
-
-    /// Logs a state change of a link, throttled by the name of its server.
-    pub(super) fn log_link_event(
-        &self,
-        level: log::Level,
-        kind: &'static str,
-        server: &str,
-        line: impl Display,
-    ) {
-        self.log_throttled(level, kind, server, LOG_LINK_EVENTS, line);
-    }
-
-    /// Logs a line that a peer can cause at will, throttled by `kind` and `source` (a name or an
-    /// address) within `limit`.
-    pub(super) fn log_throttled(
-        &self,
-        level: log::Level,
-        kind: &'static str,
-        source: &str,
-        limit: LogLimit,
-        line: impl Display,
-    ) {
-        let now = Instant::now();
-        let due =
-            self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner).due(now, kind, source, limit);
-        if let Some(left_out) = due {
-            log::log!(level, "{line}{left_out}");
-        }
+        self.gateway.connections.lock().release(self.number, self.address);
     }
 }
 

@@ -1,21 +1,14 @@
-//! Authentication: the token table, throttling of wrong tokens, and reload on SIGHUP.
+//! Authentication: the token table, and the throttling of wrong tokens.
 //!
 //! Permissions are looked up at each use and never cached: for each request, when a session opens,
-//! and when a server registers. When the table changes, whatever its principal is no longer
-//! permitted to have is closed; see [`Gateway::reload`].
-//!
-//! SIGHUP reloads the token file, the certificate, its key and the client CA: all of them, or none
-//! if one cannot be used. Tokens from flags and the environment stay. Sessions without a valid token
-//! are closed, and so are links, with code 1008. If a terminal is attached, SIGHUP still stops the
-//! gateway, since it means that the terminal was closed (`runtime::signals`).
+//! and when a server registers. `reload` replaces the table at run time.
 
 use std::{
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{Gateway, session::Session};
 use crate::{
     auth::{
         self, Denied, Permissions, Principal, Tokens,
@@ -24,19 +17,17 @@ use crate::{
     },
     config::GatewayConfig,
     error::FatalError,
-    hub::session::Scope,
     limits::GuessLimits,
-    net::{text_file, tls::Acceptor},
-    session::Full,
-    tunnel::close::CloseReason,
+    net::text_file,
+    runtime::lock::Lock,
     util::address::ClientAddress,
 };
 
 /// The token table and the throttle of wrong tokens.
 #[derive(Debug)]
 pub struct Authenticator {
-    tokens: Mutex<Arc<Tokens>>,
-    guesses: Mutex<GuessThrottle>,
+    tokens: Lock<Arc<Tokens>>,
+    guesses: Lock<GuessThrottle>,
 }
 
 /// Why a request is not authenticated.
@@ -63,23 +54,17 @@ pub struct AuthRequest<'a, F> {
 impl Authenticator {
     /// Creates an authenticator with no wrong tokens counted.
     pub fn new(tokens: Tokens, limits: &GuessLimits) -> Self {
-        Self { tokens: Mutex::new(Arc::new(tokens)), guesses: Mutex::new(GuessThrottle::new(limits)) }
+        Self { tokens: Lock::new(Arc::new(tokens)), guesses: Lock::new(GuessThrottle::new(limits)) }
     }
 
     /// Returns the current token table.
     pub fn tokens(&self) -> Arc<Tokens> {
-        // The table is only replaced as a whole, so a panic elsewhere cannot leave it half changed.
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.tokens.lock().clone()
     }
 
-    fn replace(&self, tokens: Arc<Tokens>) {
-        *self.tokens.lock().unwrap_or_else(PoisonError::into_inner) = tokens;
-    }
-
-    fn guesses(&self) -> MutexGuard<'_, GuessThrottle> {
-        // Ignoring the poison is safe: a panic between two statements leaves at most a wrong count,
-        // and entries last a minute.
-        self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Replaces the token table.
+    pub fn replace(&self, tokens: Arc<Tokens>) {
+        *self.tokens.lock() = tokens;
     }
 
     /// Authenticates a request and returns its permissions. Without configured tokens every request
@@ -103,7 +88,8 @@ impl Authenticator {
             Err(why) => return Err(AuthError::Denied(why)),
         };
         let found = tokens.find(&digest);
-        if let Err(wait) = self.guesses().look(now, from) {
+        let looked = self.guesses.lock().look(now, from);
+        if let Err(wait) = looked {
             // A correct token and a wrong one get the same error, so that guessing gains nothing.
             // Principals that are already authenticated are exempt, see `auth::throttle`.
             let known = |grant: &Permissions| {
@@ -115,7 +101,7 @@ impl Authenticator {
     }
 
     fn wrong(&self, now: Instant, from: ClientAddress, token: Option<u128>) -> AuthError {
-        match self.guesses().wrong(now, from, token) {
+        match self.guesses.lock().wrong(now, from, token) {
             GuessVerdict::Wrong => AuthError::Denied(Denied::Wrong),
             GuessVerdict::Wait(wait) => AuthError::Throttled(wait),
         }
@@ -147,87 +133,6 @@ pub fn read(config: &GatewayConfig) -> Result<Tokens, FatalError> {
         }
     }
     Tokens::new(rules).map_err(|why| FatalError::usage(format!("--auth-token: {why}")))
-}
-
-impl Gateway {
-    /// Opens a session. At the session limit, first closes an idle session of the same principal.
-    ///
-    /// # Errors
-    /// [`Full`] at a session limit, or if the token was revoked concurrently.
-    pub(super) fn open_session(
-        &self,
-        now: Instant,
-        client: &Arc<Session>,
-        principal: Principal,
-    ) -> Result<(), Full> {
-        let opened = self.try_session(now, client, principal);
-        if opened.is_ok() {
-            return opened;
-        }
-        let unused = self.sessions().make_room(now, principal, |client| client.is_busy());
-        let Some(unused) = unused else { return opened };
-        self.close(now, &unused, "evicted by a newer session");
-        self.try_session(now, client, principal)
-    }
-
-    fn try_session(&self, now: Instant, client: &Arc<Session>, principal: Principal) -> Result<(), Full> {
-        // Checked while the session table is locked: a reload replaces the tokens before it looks
-        // at that table, so it finds every session opened under the old tokens.
-        let mut sessions = self.sessions();
-        if !self.authn.tokens().may_call(principal) {
-            return Err(Full::All);
-        }
-        let server = match client.scope() {
-            Scope::All => None,
-            Scope::Server(name) => Some(name.as_str()),
-        };
-        sessions.open_at(now, client.id().to_owned(), principal, server, client.clone())
-    }
-
-    /// Reloads the tokens and the certificates, all or nothing: if a file cannot be used,
-    /// everything stays as it was and one error is logged. Sessions and links stay open as long as
-    /// their principal is still permitted to have them.
-    pub(super) async fn reload(self: Arc<Self>, acceptor: Option<Acceptor>) {
-        let gateway = self.clone();
-        // Reading may block: the file may be a pipe or on a network file system.
-        let read = smol::unblock(move || {
-            let config = &gateway.config;
-            let tls = config.tls.as_ref().map(Acceptor::new).transpose()?;
-            read(config).map(|tokens| (tokens, tls))
-        });
-        match read.await {
-            Err(fault) => log::error!("not reloaded, keeping the current tokens and certificates: {fault}"),
-            Ok((tokens, tls)) => {
-                let certificates = acceptor.zip(tls).map(|(old, new)| old.replace(new)).is_some();
-                let (sessions, links) = self.apply(Instant::now(), tokens);
-                let what = if certificates { "tokens and certificates" } else { "tokens" };
-                log::info!(
-                    "reloaded {what}: closed {sessions} sessions and {links} links whose tokens were revoked"
-                );
-            }
-        }
-    }
-
-    /// Replaces the token table. Returns the number of sessions and links that are closed by it.
-    fn apply(&self, now: Instant, tokens: Tokens) -> (usize, usize) {
-        let tokens = Arc::new(tokens);
-        self.authn.replace(tokens.clone());
-        self.budget.share(tokens.have_several());
-        let clients = {
-            let mut sessions = self.sessions();
-            sessions.share(tokens.have_several_clients());
-            sessions.expel(|principal| tokens.may_call(principal))
-        };
-        self.tasks().expel(|principal| tokens.may_call(principal));
-        for client in &clients {
-            self.close(now, client, "token revoked");
-        }
-        let servers = self.catalog().unauthorized(|principal, name| tokens.may_claim(principal, name));
-        for server in &servers {
-            server.link().close(CloseReason::new(1008, "the token of this registration was revoked"));
-        }
-        (clients.len(), servers.len())
-    }
 }
 
 #[cfg(test)]

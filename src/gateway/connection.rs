@@ -3,13 +3,13 @@
 use std::{borrow::Cow, io, sync::Arc, time::Instant};
 
 use super::{
-    Gateway,
     accept::ConnectionPermit,
     authn::{AuthError, AuthRequest},
-    endpoint::{legacy_sse, streamable},
+    endpoint::{legacy_sse, status, streamable},
     exchange::{Buffers, Cors, Exchange, busy},
-    link::{self, Permits, RegisteredLink},
+    link::{self, Permits, RegisteredLink, ResumeHandles},
     shares::Share,
+    state::Gateway,
 };
 use crate::{
     auth::{Denied, Permissions, Principal, throttle::origin},
@@ -21,7 +21,7 @@ use crate::{
         types::{Method, StatusCode},
         upgrade::Upgrade,
     },
-    hub::session::Scope,
+    hub::{entry::Enter, session::Scope},
     net::{http_conn::HttpConnection, stream::Stream, ws_link},
     router::{self, Forbidden, Route, Unrouted},
     tunnel::REFUSAL,
@@ -30,6 +30,7 @@ use crate::{
 /// A client's HTTP connection and the permit that it holds.
 pub struct Connection {
     gateway: Arc<Gateway>,
+    resume_handles: Arc<ResumeHandles>,
     web: HttpConnection,
     permit: ConnectionPermit,
     /// The principal authenticated last over this connection.
@@ -58,7 +59,7 @@ impl NewLink {
         let Self { connection, upgrade, principal, share } = *self;
         let guard = connection.gateway.links.track();
         let peer = connection.web.stream.peer();
-        let Connection { gateway, web, permit, .. } = connection;
+        let Connection { gateway, resume_handles, web, permit, .. } = connection;
         let (stream, leftover) = match web.upgrade(&upgrade).await {
             Ok(upgraded) => upgraded,
             Err(error) => {
@@ -68,17 +69,22 @@ impl NewLink {
         };
         let account = gateway.account(principal);
         let socket = ws_link::accepted(stream, leftover, &account, &gateway.config.limits.link).await;
-        let link = link::enter(gateway, socket, principal, peer).await?;
+        let link = link::enter((gateway, resume_handles), socket, principal, peer).await?;
         Some((link, (guard, share, permit)))
     }
 }
 
 impl Connection {
     /// Creates the state of an accepted connection, after its TLS handshake.
-    pub fn new(gateway: Arc<Gateway>, stream: Stream, permit: ConnectionPermit) -> Self {
+    pub fn new(
+        gateway: Arc<Gateway>,
+        resume_handles: Arc<ResumeHandles>,
+        stream: Stream,
+        permit: ConnectionPermit,
+    ) -> Self {
         let (draining, stopped) = (gateway.draining.clone(), gateway.stopped.clone());
         let web = HttpConnection::new(stream, &gateway.config.limits.http, draining, stopped);
-        Self { gateway, web, permit, authenticated: None, buffers: Buffers::default() }
+        Self { gateway, resume_handles, web, permit, authenticated: None, buffers: Buffers::default() }
     }
 
     /// Serves requests until the connection ends or is upgraded to a link.
@@ -202,7 +208,7 @@ impl Connection {
         let (gateway, peer) = (&self.gateway, self.web.stream.peer());
         let owner = || {
             let id = request.field("mcp-session-id").map(Cow::Borrowed);
-            id.or_else(|| request.query("session_id")).and_then(|id| gateway.sessions().owner(&id))
+            id.or_else(|| request.query("session_id")).and_then(|id| gateway.enter(|hub, _| hub.owner(&id)))
         };
         let fields = request.fields("authorization");
         let from = origin(peer.ip(), &gateway.config.trusted_proxies, request.fields("x-forwarded-for"));
@@ -278,7 +284,7 @@ impl Connection {
             self.gateway.warn_throttled("links", peer.ip(), line);
             return Err(busy("too many registered servers (--max-links)\n"));
         }
-        let share = self.gateway.link_shares.take(principal, self.gateway.links_each());
+        let share = self.gateway.link_shares.take(principal, self.gateway.enter(|hub, _| hub.links_each()));
         let share = share.ok_or_else(|| {
             let peer = self.web.stream.peer();
             let line = format_args!(
@@ -298,7 +304,7 @@ async fn respond(exchange: &mut Exchange<'_>, route: Route<'_>) -> io::Result<Op
     Ok(match route {
         Route::Health => Some(Response::new(StatusCode::Ok).field("Cache-Control", "no-store").text("ok")),
         Route::Preflight => Some(preflight(exchange.request)),
-        Route::Status => Some(exchange.gateway.status(exchange.principal).await),
+        Route::Status => Some(status::status(exchange.gateway, exchange.principal).await),
         Route::Messages => legacy_sse::messages(exchange).await?,
         Route::Mcp(name) => streamable::serve(exchange, scope(name)).await?,
         Route::EventStream(name) => match legacy_sse::admit(exchange, scope(name)) {

@@ -12,7 +12,7 @@ use std::{
 use futures_lite::{AsyncRead, future};
 use smol::Timer;
 
-use super::{Gateway, streams::Streams};
+use super::{state::Gateway, streams::Streams};
 use crate::{
     http::{conn::Step, response::Response, types::StatusCode},
     net::{

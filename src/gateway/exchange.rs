@@ -5,11 +5,11 @@
 
 use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
 
-use super::{Gateway, session::Session};
+use super::state::Gateway;
 use crate::{
     auth::Principal,
     http::{conn::Step, head::Request, response::Response, types::StatusCode},
-    hub::session::Scope,
+    hub::{entry::Enter, key::SessionKey, session::Scope},
     net::{http_conn::HttpConnection, outbox::Receiver},
     router::Policy,
     session,
@@ -137,19 +137,20 @@ impl<'a> Exchange<'a> {
     /// The response that refuses the session.
     pub fn need_connected(&self, scope: &Scope) -> Result<(), Response> {
         match scope {
-            Scope::Server(name) if self.gateway.catalog().server(name).is_none() => {
+            Scope::Server(name) if !self.gateway.enter(|hub, _| hub.is_connected(name)) => {
                 Err(Response::new(StatusCode::NotFound).text("no such server is connected\n"))
             }
             _ => Ok(()),
         }
     }
 
-    /// Opens a session.
+    /// Lets clients find a session.
     ///
     /// # Errors
     /// The response that refuses it: 503 or 429, at a session limit.
-    pub fn open_session(&self, client: &Arc<Session>) -> Result<(), Response> {
-        self.gateway.open_session(Instant::now(), client, self.principal).map_err(no_session)
+    pub fn open_session(&self, session: SessionKey) -> Result<(), Response> {
+        let now = Instant::now();
+        self.gateway.enter(|hub, fx| hub.open_session(now, session, fx)).map_err(no_session)
     }
 }
 

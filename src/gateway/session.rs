@@ -1,227 +1,202 @@
-//! A client session, as the rest of the gateway sees it.
+//! A client session, as its transport sees it: what never changes of it, and its streams. What
+//! changes is in the hub.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
-};
+use std::{any::Any, sync::Arc, time::Instant};
 
-use super::{responder::StreamResponder, session_stream::SessionStreams, streams::Streams};
+use super::{responder::StreamResponder, state::Gateway, streams::Streams};
 use crate::{
     auth::Principal,
-    budget::{Account, Charge},
+    budget::Account,
     hub::{
-        key::InstanceKey,
+        entry::{Client, Enter},
+        key::SessionKey,
         peers::{Responder, SessionStream},
-        session::Scope,
+        session::{NewSession, Scope, SessionView, name_of},
     },
-    jsonrpc::quote,
-    limits::SessionLimits,
-    mcp::{LATEST, log_level::Level},
-    session::{Calls, PendingServerRequests},
+    metrics::Stats,
+    net::outbox::{Receiver, SendError},
     util,
 };
 
-/// The client's `initialize` params, and the state negotiated with it.
-#[derive(Clone, Debug)]
-pub struct ClientInfo {
-    /// When the session was initialized.
-    pub initialized: Option<Instant>,
-    /// The negotiated protocol version.
-    pub version: String,
-    /// The lowest level of log messages that the client wants.
-    pub level: Option<Level>,
-    /// Its `capabilities`, raw JSON, for its isolated instances.
-    pub capabilities: String,
-    /// Its `clientInfo`, raw JSON, likewise.
-    pub info: String,
-}
-
-impl ClientInfo {
-    /// Returns the `initialize` params for its isolated instances.
-    pub fn initialize_params(&self) -> String {
-        let (version, capabilities, info) = (quote(&self.version), &self.capabilities, &self.info);
-        format!("{{\"protocolVersion\":{version},\"capabilities\":{capabilities},\"clientInfo\":{info}}}")
-    }
-}
-
-/// Memory charges held for the lifetime of a session.
-#[derive(Debug)]
-pub struct SessionCharges {
-    /// For its [`ClientInfo`].
-    pub info: Charge,
-    /// For its subscriptions.
-    pub subscriptions: Charge,
-}
-
-/// The isolated instances of a session.
-#[derive(Debug, Default)]
-pub struct SessionInstances {
-    /// By server name.
-    pub by_server: HashMap<String, InstanceKey>,
-    /// Whether the session has ended; no more instances are added then.
-    pub ended: bool,
-}
-
-impl SessionInstances {
-    /// Returns all instances.
-    pub fn all(&self) -> Vec<InstanceKey> {
-        self.by_server.values().copied().collect()
-    }
-}
-
-/// A client session.
+/// A session, looked up for one request.
 #[derive(Debug)]
 pub struct Session {
-    id: String,
-    principal: Principal,
-    /// The account that pays for the bytes buffered for it.
-    account: Account,
-    scope: Scope,
-    calls: Mutex<Calls<InstanceKey>>,
-    info: Mutex<ClientInfo>,
-    charges: Mutex<SessionCharges>,
+    /// Its key in the hub.
+    pub key: SessionKey,
+    /// The protocol version negotiated so far.
+    pub version: Arc<str>,
     streams: Arc<SessionStreams>,
-    instances: Mutex<SessionInstances>,
-    /// Requests of servers that wait for the client's response.
-    server_requests: Mutex<PendingServerRequests<InstanceKey>>,
 }
 
 impl Session {
-    /// Creates a session. `legacy`: it uses the 2024-11-05 transport. `outbox` takes the messages
-    /// that belong to no request.
-    pub fn new(
+    /// Creates a session that no client can find yet. `legacy`: it uses the 2024-11-05 transport.
+    /// Returns it with the reading end of its queue for what belongs to no request.
+    pub fn begin(
+        gateway: &Arc<Gateway>,
         id: String,
-        (principal, account): (Principal, Account),
+        principal: Principal,
         scope: Scope,
         legacy: bool,
-        outbox: StreamResponder,
-        limits: &SessionLimits,
-    ) -> Arc<Self> {
-        let (capabilities, info) = ("{}".into(), "{}".into());
-        let client_info =
-            ClientInfo { initialized: None, version: LATEST.into(), level: None, capabilities, info };
-        let calls = Mutex::new(Calls::new(limits));
-        let client_info = Mutex::new(client_info);
-        let streams = Arc::new(SessionStreams::new(name_of(&id), legacy, outbox, &account, limits));
-        let paid = Mutex::new(SessionCharges { info: account.charge(), subscriptions: account.charge() });
-        let (instances, server_requests) = (Mutex::default(), Mutex::default());
-        Arc::new(Self {
-            id,
-            principal,
-            account,
-            scope,
-            calls,
-            info: client_info,
-            charges: paid,
-            streams,
-            instances,
-            server_requests,
-        })
+    ) -> (SessionGuard, Receiver<()>) {
+        let account = gateway.account(principal);
+        let (outbox, receiver) = gateway.session_outbox(&account);
+        let streams = Arc::new(SessionStreams {
+            id: id.clone(),
+            scope: scope.clone(),
+            account: account.clone(),
+            legacy,
+            outbox: Arc::new(outbox),
+            streams: Streams::new(&gateway.config.limits.session, &account),
+        });
+        let new = NewSession { id, principal, account, scope, stream: streams.clone() };
+        let key = gateway.enter(|hub, _| hub.begin_session(new));
+        let version = Arc::from("");
+        let guard = SessionGuard {
+            gateway: gateway.clone(),
+            session: Self { key, version, streams },
+            reason: Some("the client disconnected before its session began"),
+        };
+        (guard, receiver)
+    }
+
+    /// Returns the session to the principal that opened it, and counts as a use.
+    pub fn find(gateway: &Gateway, id: &str, principal: Principal) -> Option<Self> {
+        let now = Instant::now();
+        let SessionView { key, version, stream } = gateway.enter(|hub, _| hub.session(now, id, principal))?;
+        let streams = stream.into_any().downcast().ok()?;
+        Some(Self { key, version, streams })
     }
 
     /// Returns the session's id.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.streams.id
     }
 
-    /// Returns the principal that owns the session.
-    pub fn principal(&self) -> Principal {
-        self.principal
+    /// Returns what the hub needs to know of the sender of a message.
+    pub fn client(&self) -> Client<'_> {
+        Client { key: self.key, id: self.id(), scope: &self.streams.scope }
     }
 
     /// Returns the account that pays for the bytes buffered for it.
     pub fn account(&self) -> &Account {
-        &self.account
+        &self.streams.account
     }
 
     /// Returns the servers that it sees.
     pub fn scope(&self) -> &Scope {
-        &self.scope
+        &self.streams.scope
     }
 
     /// Returns whether it uses the 2024-11-05 transport.
     pub fn is_legacy(&self) -> bool {
-        self.streams.is_legacy()
+        self.streams.legacy
     }
 
     /// Returns its event streams, for the Streamable transport.
     pub fn streams(&self) -> &Streams {
-        self.streams.streams()
-    }
-
-    /// Returns where its messages go that belong to no request.
-    pub fn stream(&self) -> &dyn SessionStream {
-        &*self.streams
+        &self.streams.streams
     }
 
     /// Returns where the responses to its requests go in the 2024-11-05 transport.
     pub fn responder(&self) -> Arc<dyn Responder> {
-        self.streams.responder()
+        self.streams.outbox.clone()
     }
 
-    /// Returns whether it has open streams or running calls.
-    pub fn is_busy(&self) -> bool {
-        self.streams.open_streams() > 0 || !self.calls().is_empty()
-    }
-
-    // These ignore lock poisoning: each change of a table is complete in itself, so a panic
-    // elsewhere does not corrupt it.
-
-    /// Returns the running calls.
-    pub fn calls(&self) -> MutexGuard<'_, Calls<InstanceKey>> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the client's data from `initialize`.
-    pub fn info(&self) -> MutexGuard<'_, ClientInfo> {
-        self.info.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the session's memory charges.
-    pub fn charges(&self) -> MutexGuard<'_, SessionCharges> {
-        self.charges.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns its isolated instances.
-    pub fn instances(&self) -> MutexGuard<'_, SessionInstances> {
-        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the requests of servers that wait for the client's response.
-    pub fn server_requests(&self) -> MutexGuard<'_, PendingServerRequests<InstanceKey>> {
-        self.server_requests.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Marks the session as initialized at `now` with this version. Returns false if it already was.
-    pub fn initialized(&self, now: Instant, version: &str) -> bool {
-        let mut client_info = self.info();
-        if client_info.initialized.is_some() {
-            return false;
-        }
-        version.clone_into(&mut client_info.version);
-        client_info.initialized = Some(now);
-        true
-    }
-
-    /// Returns whether the session is initialized, so that notifications may be sent.
-    pub fn is_initialized(&self) -> bool {
-        self.initialized_at().is_some()
-    }
-
-    /// Returns when the session was initialized.
-    pub fn initialized_at(&self) -> Option<Instant> {
-        self.info().initialized
-    }
-
-    /// Returns the session's name for logs: the first 6 characters of the id, since the whole is a
-    /// secret.
+    /// Returns the session's name for logs.
     pub fn name(&self) -> util::escape::Shown<'_> {
-        util::escape::show(name_of(&self.id))
+        name_of(self.id())
     }
 }
 
-/// Returns the part of a session id that appears in logs.
-fn name_of(id: &str) -> &str {
-    id.get(..6).unwrap_or_default()
+/// Closes a session when dropped, so also when its task is cancelled or panics.
+#[derive(Debug)]
+pub struct SessionGuard {
+    gateway: Arc<Gateway>,
+    session: Session,
+    /// Why the session is closed; `None`: it stays open.
+    reason: Option<&'static str>,
+}
+
+impl SessionGuard {
+    /// Returns the session.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Sets why the session is closed.
+    pub fn set_reason(&mut self, reason: &'static str) {
+        self.reason = Some(reason);
+    }
+
+    /// Leaves the session open.
+    pub fn keep(mut self) {
+        self.reason = None;
+    }
+}
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        if let Some(reason) = self.reason {
+            let key = self.session.key;
+            self.gateway.enter(|hub, fx| hub.close_session(Instant::now(), key, reason, fx));
+        }
+    }
+}
+
+/// The streams of a session, and what never changes of it.
+#[derive(Debug)]
+struct SessionStreams {
+    id: String,
+    scope: Scope,
+    /// The account that pays for the bytes buffered for it.
+    account: Account,
+    /// Whether it uses the 2024-11-05 transport, with one event stream for everything. Otherwise
+    /// responses go to the POST that carried the request.
+    legacy: bool,
+    /// Where messages that belong to no request go, and in the 2024-11-05 transport everything
+    /// else too.
+    outbox: Arc<StreamResponder>,
+    streams: Streams,
+}
+
+impl SessionStream for SessionStreams {
+    fn open_streams(&self) -> usize {
+        if self.legacy { 1 } else { self.streams.attached() }
+    }
+
+    /// In the Streamable transport the message is dropped unless the client has opened the
+    /// standalone stream.
+    fn send(&self, message: String, stats: &Stats) {
+        if (self.legacy || self.streams.was_listened_to()) && !self.request(message, stats) {
+            // The stream is parked or not read; the session continues without this message.
+            log::debug!("client {}: dropped a message: its stream is full", name_of(&self.id));
+        }
+    }
+
+    fn notice(&self, notice: &str, stats: &Stats) {
+        if !self.outbox.queue().has(notice) {
+            self.send(notice.to_owned(), stats);
+        }
+    }
+
+    /// On the 2024-11-05 transport the stream ends if there is no room.
+    fn request(&self, message: String, stats: &Stats) -> bool {
+        if self.legacy {
+            self.outbox.send(message, stats);
+            return true;
+        }
+        !matches!(self.outbox.queue().send(message), Err(SendError::Full | SendError::Memory))
+    }
+
+    fn end(&self) {
+        self.outbox.queue().end(());
+    }
+
+    fn close(&self) {
+        self.streams.close();
+    }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
 }

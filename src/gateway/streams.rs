@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
+        Arc, Weak,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -16,7 +16,10 @@ use crate::{
         outbox::{Parked, Receiver},
         timeout,
     },
-    runtime::shutdown::{Shutdown, ShutdownTrigger},
+    runtime::{
+        lock::Lock,
+        shutdown::{Shutdown, ShutdownTrigger},
+    },
     session::Replay,
 };
 
@@ -92,12 +95,10 @@ impl ReplayBuffer {
     }
 }
 
-impl Evict for Mutex<ReplayBuffer> {
+impl Evict for Lock<ReplayBuffer> {
     fn evict(&self) {
-        match self.try_lock() {
-            Ok(mut buffer) => buffer.trim(0),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().trim(0),
-            Err(TryLockError::WouldBlock) => {}
+        if let Some(mut buffer) = self.try_lock() {
+            buffer.trim(0);
         }
     }
 }
@@ -154,8 +155,8 @@ impl StreamTable {
 #[derive(Debug)]
 pub struct Streams {
     last: AtomicU32,
-    table: Mutex<StreamTable>,
-    replay_buffer: Arc<Mutex<ReplayBuffer>>,
+    table: Lock<StreamTable>,
+    replay_buffer: Arc<Lock<ReplayBuffer>>,
     max: usize,
 }
 
@@ -165,29 +166,20 @@ impl Streams {
         let buffer = ReplayBuffer { replay: Replay::new(limits), charge: account.charge() };
         Self {
             last: AtomicU32::new(STANDALONE),
-            table: Mutex::default(),
-            replay_buffer: Arc::new(Mutex::new(buffer)),
+            table: Lock::default(),
+            replay_buffer: Arc::new(Lock::new(buffer)),
             max: limits.parked,
         }
     }
 
     /// Adds the standalone stream, parked until the client opens it.
     pub fn give_standalone(&self, queue: Receiver<()>) {
-        self.table().parked.push((STANDALONE, ParkedStream::new(STANDALONE, Some(queue), 0)));
-    }
-
-    fn table(&self) -> MutexGuard<'_, StreamTable> {
-        // Each change of the table is complete in itself, so a panic elsewhere does not corrupt it.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn replay_buffer(&self) -> MutexGuard<'_, ReplayBuffer> {
-        self.replay_buffer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().parked.push((STANDALONE, ParkedStream::new(STANDALONE, Some(queue), 0)));
     }
 
     /// Keeps a sent event for replay, as far as the budget allows; drops the oldest events first.
     pub fn keep(&self, stream: u32, number: u64, text: String) {
-        let mut buffer = self.replay_buffer();
+        let mut buffer = self.replay_buffer.lock();
         buffer.replay.keep(stream, number, text);
         let bytes = buffer.replay.bytes();
         if !buffer.charge.resize_spare(bytes) {
@@ -198,13 +190,13 @@ impl Streams {
 
     /// Returns the events sent on a stream after an event; see [`Replay::after`].
     pub fn after(&self, stream: u32, seen: u64, last: u64) -> Option<(Vec<(u64, String)>, bool)> {
-        self.replay_buffer().replay.after(stream, seen, last)
+        self.replay_buffer.lock().replay.after(stream, seen, last)
     }
 
     /// Creates a stream for the response to a request, attached to the caller's connection.
     pub fn begin(&self, queue: Receiver<()>) -> Attached {
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.table().hold(id, ParkedStream { queue: Some(queue), sent: 0, _idle: None })
+        self.table.lock().hold(id, ParkedStream { queue: Some(queue), sent: 0, _idle: None })
     }
 
     /// Attaches a stream even if another connection holds it: that connection may be dead without
@@ -214,7 +206,7 @@ impl Streams {
     /// [`NotAttached`], with the reason.
     pub async fn take_over(&self, id: u32, limits: &SessionLimits) -> Result<Attached, NotAttached> {
         let receiver = {
-            let mut table = self.table();
+            let mut table = self.table.lock();
             if let Some(parked) = table.take(id) {
                 return Ok(table.hold(id, parked.wake()?));
             }
@@ -233,7 +225,7 @@ impl Streams {
             }
         };
         let parked = parked.ok_or(NotAttached::Taken)?;
-        Ok(self.table().hold(id, parked.wake()?))
+        Ok(self.table.lock().hold(id, parked.wake()?))
     }
 
     /// Detaches a stream from its connection: hands it to the connection that wants it, or parks it
@@ -241,7 +233,7 @@ impl Streams {
     pub fn detach(&self, attached: Attached) {
         let Attached { id, queue, sent, .. } = attached;
         let mut parked = ParkedStream::new(id, queue, sent);
-        let mut table = self.table();
+        let mut table = self.table.lock();
         let held = table.held.remove(&id);
         if table.closed {
             return;
@@ -260,31 +252,31 @@ impl Streams {
         table.make_room(self.max);
         table.parked.push((id, parked));
         if table.held.is_empty() {
-            let buffer: Weak<Mutex<ReplayBuffer>> = Arc::downgrade(&self.replay_buffer);
-            table.idle = Some(self.replay_buffer().charge.account().idle(buffer));
+            let buffer: Weak<Lock<ReplayBuffer>> = Arc::downgrade(&self.replay_buffer);
+            table.idle = Some(self.replay_buffer.lock().charge.account().idle(buffer));
         }
     }
 
     /// Ends all streams, since the session has ended.
     pub fn close(&self) {
-        let mut table = self.table();
+        let mut table = self.table.lock();
         table.closed = true;
         table.parked.clear();
         table.held.clear();
         table.idle = None;
         // Free the sent events now: the session may still be referenced, but its streams cannot be
         // resumed.
-        self.replay_buffer().trim(0);
+        self.replay_buffer.lock().trim(0);
     }
 
     /// Returns whether the client has ever opened the standalone stream.
     pub fn was_listened_to(&self) -> bool {
-        self.table().listened
+        self.table.lock().listened
     }
 
     /// Returns the number of streams attached to connections.
     pub fn attached(&self) -> usize {
-        self.table().held.len()
+        self.table.lock().held.len()
     }
 }
 

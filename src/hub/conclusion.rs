@@ -1,9 +1,12 @@
 //! Responses of servers on their way to a client: what they mention that the gateway must look up,
 //! and the text that the client gets.
 //!
-//! All scans and copies of a response are here. `gateway::forward` looks up tasks and links in its
-//! tables in between.
+//! All scans and copies of a response are here, without the lock of the hub. In between, the hub
+//! looks up the tasks and links that they find.
 
+use std::sync::Arc;
+
+use super::{instance::ClientCall, key::InstanceKey};
 use crate::{
     jsonrpc::{Message, Span, elements, find, unquote},
     mcp::{compat, resource_links},
@@ -14,6 +17,34 @@ const RELATED: &str = "io.modelcontextprotocol/related-task";
 
 /// A change in a response: what to replace, and by what.
 pub type Edit = (Span, String);
+
+/// The response to a client's call. The call is no longer pending, so only the holder of this can
+/// answer it.
+#[derive(Debug)]
+pub struct Conclusion<'m> {
+    /// The response as the server sent it.
+    pub message: &'m Message<'m>,
+    /// The call.
+    pub call: ClientCall,
+    /// Its method.
+    pub method: Box<str>,
+    /// The process that has answered.
+    pub from: InstanceKey,
+    /// The protocol versions of the client and of the server, if they make a difference.
+    pub versions: Option<(Arc<str>, Arc<str>)>,
+    /// Whether the client sees all servers.
+    pub sees_all: bool,
+    /// Whether the process is shared and declares tasks.
+    pub has_tasks: bool,
+}
+
+impl Conclusion<'_> {
+    /// Returns the response for the client, with these edits.
+    pub fn response(&self, edits: Vec<Edit>) -> String {
+        let versions = self.versions.as_ref().map(|(client, server)| (&**client, &**server));
+        response(self.message, &self.call.id, &self.method, edits, versions)
+    }
+}
 
 /// The tasks that a response mentions and whose owner matters.
 #[derive(Debug, Eq, PartialEq)]

@@ -1,14 +1,16 @@
 //! Frames of servers, parsed before any table is looked at.
 //!
 //! [`Incoming`] says which process a frame belongs to; [`parts`] splits its text into messages,
-//! since other edge programs forward whatever their server prints. `gateway::driver` and
-//! `gateway::instances` handle the parts.
+//! since other edge programs forward whatever their server prints. [`Notice`] says what a
+//! notification is about.
 
+use super::request::{Named, string_param};
 use crate::{
     jsonrpc::{
-        Malformed, Message,
+        Kind, Malformed, Message, Span,
         tolerant::{self, MessagePart, Unusable},
     },
+    mcp::log_level::Level,
     tunnel::{
         frame::{self, Frame},
         handshake::Status,
@@ -94,6 +96,50 @@ pub fn parts<E>(text: &str, status: bool, mut each: impl FnMut(Part<'_>) -> Resu
         }
     }
     Ok(())
+}
+
+/// What a notification of a server is about.
+#[derive(Debug, Eq, PartialEq)]
+pub enum Notice {
+    /// The progress of a request; the position of its token, unless that is missing or ambiguous.
+    Progress(Option<Span>),
+    /// The cancellation of a request; the position of its id likewise.
+    Cancelled(Option<Span>),
+    /// A log message, of this level if that is known.
+    Log(Option<Level>),
+    /// The update of a resource, with the server's own URI, if that is known.
+    Updated(Option<Named>),
+    /// The status of a task, with its id if there is one.
+    Task(Option<String>),
+    /// A task whose id is ambiguous or not a string.
+    UnknownTask,
+    /// The change of a list.
+    ListChanged,
+    /// Anything else, or no notification.
+    Other,
+}
+
+impl Notice {
+    /// Parses a message of a server.
+    pub fn read(message: &Message<'_>) -> Self {
+        if message.kind() != Kind::Notification {
+            return Self::Other;
+        }
+        match message.method() {
+            "notifications/progress" => Self::Progress(message.param(&["progressToken"]).ok().flatten()),
+            "notifications/cancelled" => Self::Cancelled(message.param(&["requestId"]).ok().flatten()),
+            "notifications/message" => Self::Log(Level::of(message)),
+            "notifications/resources/updated" => {
+                Self::Updated(string_param(message, &["uri"]).ok().flatten())
+            }
+            "notifications/tasks/status" => match string_param(message, &["taskId"]) {
+                Ok(id) => Self::Task(id.map(|(_, id)| id)),
+                Err(_) => Self::UnknownTask,
+            },
+            method if method.ends_with("/list_changed") => Self::ListChanged,
+            _ => Self::Other,
+        }
+    }
 }
 
 fn is_restart(text: &str) -> bool {

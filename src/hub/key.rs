@@ -17,3 +17,7 @@ impl InstanceKey {
         Self { upstream, channel: None }
     }
 }
+
+/// The key of a client session. Never reused, and no secret, unlike the session's id.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SessionKey(pub(super) u64);

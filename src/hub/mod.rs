@@ -1,20 +1,51 @@
-//! Gateway state without IO: pure, no socket and no clock.
+//! The state of the gateway, and all decisions about its messages, without IO: pure, no socket, no
+//! clock and no lock.
 //!
-//! - [`peers`]: traits of what the hub needs: where a response goes, the streams of a
-//!   session, and what carries frames to an edge.
+//! [`Hub`](state::Hub) owns all tables. The program that owns the hub locks it for each
+//! [entry](entry); the time is an argument, and what the hub wants done comes back as
+//! [`Effects`](effect::Effects).
+//!
+//! What the hub uses, in the order in which one uses the other:
+//! - [`key`]: keys of sessions and server processes. [`peers`]: traits of what carries messages to
+//!   clients and edges. [`effect`]: what an entry leaves to be done.
 //! - [`error`]: why a request is refused or fails, with the code and the text of each reason.
-//! - [`request`]: what a client's message asks for.
-//! - [`incoming`]: the parts of a server's frame.
-//! - [`conclusion`]: a server's response on its way to the client.
-//! - [`session`]: what a session sees.
-//! - [`key`]: keys of server processes.
-//! - [`mux`]: gives each request on a link its own id, and matches responses to callers.
+//! - [`request`] and [`incoming`]: parsed messages of clients and servers.
+//! - [`mux`]: gives each request to a process its own id, and matches responses to callers.
+//! - [`link`], [`instance`], [`upstream`], [`session`]: a server's link, one of its processes, the
+//!   whole server, and a client's session. [`conclusion`]: a response on its way to the client.
+//! - [`state`]: the tables.
+//!
+//! What the hub does, each file using those before it:
+//! - `tick`: timers. `fanout`: notifications to several sessions. `tasks`: who may see which task.
+//! - `subscribe`: subscriptions and log levels. `lifecycle`: how sessions, instances and servers
+//!   begin and end. `own`, with [`server_list`]: requests that the gateway answers itself.
+//! - [`call`] and `notify`: messages of clients. `discover` and [`frame`]: messages of servers.
+//!   [`registration`]: new servers.
+//! - [`entry`]: the two ways in.
 
+pub mod call;
 pub mod conclusion;
+mod discover;
+pub mod effect;
+pub mod entry;
 pub mod error;
+pub mod fanout;
+pub mod frame;
 pub mod incoming;
+pub mod instance;
 pub mod key;
+mod lifecycle;
+pub mod link;
 pub mod mux;
+mod notify;
+mod own;
 pub mod peers;
+pub mod registration;
 pub mod request;
+pub mod server_list;
 pub mod session;
+pub mod state;
+mod subscribe;
+mod tasks;
+mod tick;
+pub mod upstream;

@@ -6,7 +6,7 @@
 //! cancellation of id 0) and never reuses one. The same number replaces the client's progress
 //! token.
 //!
-//! Pure: the caller is any type `C`, and time is an argument. `gateway::upstream` drives it.
+//! Pure: the caller is any type `C`, and time is an argument. `hub::instance` uses it.
 
 use std::{
     collections::HashMap,

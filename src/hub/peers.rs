@@ -1,9 +1,13 @@
 //! The clients and links that the hub sends to, as traits. The gateway implements them over queues
 //! of sockets, tests over plain lists.
 
-use std::fmt::Debug;
+use std::{any::Any, fmt::Debug, sync::Arc, task::Waker};
 
-use crate::{metrics::Stats, queue::SendError, tunnel::close::CloseReason};
+use crate::{
+    metrics::Stats,
+    queue::{Room, SendError},
+    tunnel::close::CloseReason,
+};
 
 /// Where the response to a request goes, and the messages that belong to the request.
 ///
@@ -60,27 +64,42 @@ pub trait SessionStream: Debug + Send + Sync {
     /// Ends all streams, since the session has ended. Streams that are read still carry what was
     /// queued before.
     fn close(&self);
+
+    /// Returns the streams as what they are, for the program that created them.
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
-/// How much room a frame may take on a link.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Room {
-    /// The room for messages that are passed on.
-    Normal,
-    /// Also the capacity reserved for messages of the gateway itself, so that those passed on, whose
-    /// senders can wait, do not keep them out.
-    Reserved,
-    /// Any: for frames that are bounded elsewhere and must not be lost.
-    Unbounded,
+/// Tasks to wake when the hub is no longer locked: a wake-up may be a system call.
+#[derive(Debug, Default)]
+pub struct Wakers {
+    /// The first; most entries wake one task at most.
+    first: Option<Waker>,
+    more: Vec<Waker>,
+}
+
+impl Wakers {
+    /// Adds a task.
+    pub fn add(&mut self, waker: Option<Waker>) {
+        let Some(waker) = waker else { return };
+        match &self.first {
+            None => self.first = Some(waker),
+            Some(_) => self.more.push(waker),
+        }
+    }
+
+    /// Wakes all of them.
+    pub fn wake(self) {
+        self.first.into_iter().chain(self.more).for_each(Waker::wake);
+    }
 }
 
 /// Carries frames to an edge. None of the methods blocks or waits.
 pub trait Transport: Debug + Send + Sync {
-    /// Queues a frame.
+    /// Queues a frame. The task that writes it is added to `wakers`.
     ///
     /// # Errors
     /// [`SendError`], with the reason. With [`Room::Unbounded`] only [`SendError::Closed`].
-    fn send(&self, frame: String, room: Room) -> Result<(), SendError>;
+    fn send(&self, frame: String, room: Room, wakers: &mut Wakers) -> Result<(), SendError>;
 
     /// Closes the link after the queued frames. Only the first reason counts.
     fn close(&self, reason: CloseReason);

@@ -1,8 +1,8 @@
 //! Client messages, parsed into what they ask for before any table is looked at.
 //!
-//! All scans of a message that may be megabytes are done here, so that `gateway::dispatch` and
-//! `gateway::forward` only look up names and route. An error in the params is kept as a value,
-//! which the gateway reports in the order of its checks.
+//! All scans of a message that may be megabytes are done here, without the lock of the hub, which then
+//! only looks up names and routes. An error in the params is kept as a value, which the hub reports
+//! in the order of its checks.
 
 use super::{
     error::{CallError, LONE_SURROGATE},

@@ -3,7 +3,7 @@
 //! server reports a change.
 //!
 //! This state machine does no I/O. It returns the next request and takes the responses, one at a
-//! time; `gateway::driver` sends them.
+//! time; `hub` sends them.
 
 use std::{
     collections::{BTreeSet, VecDeque},

@@ -16,7 +16,7 @@ use std::{
 pub use crate::queue::SendError;
 use crate::{
     budget::{Account, Evict, Idle},
-    queue::Queue,
+    queue::{Queue, Room},
     runtime::lock::Lock,
 };
 
@@ -180,15 +180,33 @@ impl<E> Sender<E> {
         self.put(|state| state.push_unbounded(message))
     }
 
+    /// Adds a message, and returns the reader, which is then to be woken: for a caller that holds a
+    /// lock.
+    ///
+    /// # Errors
+    /// [`SendError`] with the reason.
+    pub fn add(&self, message: String, room: Room) -> Result<Option<Waker>, SendError> {
+        self.put_quietly(|state| match room {
+            Room::Normal => state.push(message, 0, 0).map_err(|(refused, _)| refused),
+            Room::Reserved => state.push_reserved(message),
+            Room::Unbounded => state.push_unbounded(message),
+        })
+    }
+
     /// Runs `push` on the state, and wakes the reader if it succeeded.
     fn put<R>(&self, push: impl FnOnce(&mut QueueState<E>) -> Result<(), R>) -> Result<(), R> {
-        let waker = {
-            let mut state = self.0.lock();
-            push(&mut state)?;
-            state.reader.take()
-        };
-        waker.into_iter().for_each(Waker::wake);
+        self.put_quietly(push)?.into_iter().for_each(Waker::wake);
         Ok(())
+    }
+
+    /// Runs `push` on the state, and returns the reader if it succeeded.
+    fn put_quietly<R>(
+        &self,
+        push: impl FnOnce(&mut QueueState<E>) -> Result<(), R>,
+    ) -> Result<Option<Waker>, R> {
+        let mut state = self.0.lock();
+        push(&mut state)?;
+        Ok(state.reader.take())
     }
 
     /// Adds a message as soon as there is room.

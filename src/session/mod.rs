@@ -6,6 +6,7 @@ mod calls;
 mod changes;
 mod replay;
 mod server_requests;
+mod shares;
 mod subscriptions;
 mod task_owners;
 
@@ -20,6 +21,7 @@ pub use self::{
     changes::Changes,
     replay::{Replay, event_id, read_event_id},
     server_requests::{PendingServerRequests, TooMany},
+    shares::{Shares, share_of},
     subscriptions::{Subscriber, Subscriptions},
     task_owners::{Run, TaskOwner, TaskOwners},
 };

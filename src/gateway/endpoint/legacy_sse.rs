@@ -1,16 +1,17 @@
 //! The 2024-11-05 transport (HTTP with SSE): `GET /sse` opens a session and its event stream, `POST
 //! /messages` carries the client's messages.
 
-use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
+use std::{io, ops::ControlFlow, time::Instant};
 
 use crate::{
     gateway::{
+        dispatch::dispatch,
         event_stream,
         exchange::{Exchange, busy},
-        session::Session,
+        session::{Session, SessionGuard},
     },
     http::{response::Response, types::StatusCode},
-    hub::{error::NO_MEMORY, session::Scope},
+    hub::{entry, error::NO_MEMORY, session::Scope},
     jsonrpc::{self, Message},
     limits,
     net::{outbox::Receiver, random},
@@ -21,29 +22,16 @@ use crate::{
 ///
 /// # Errors
 /// The response that refuses it.
-pub fn admit(exchange: &Exchange<'_>, scope: Scope) -> Result<(Arc<Session>, Receiver<()>), Response> {
+pub fn admit(exchange: &Exchange<'_>, scope: Scope) -> Result<(SessionGuard, Receiver<()>), Response> {
     exchange.need_connected(&scope)?;
     let (gateway, principal) = (exchange.gateway, exchange.principal);
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
-    let account = gateway.account(principal);
-    let (outbox, queue) = gateway.session_outbox(&account);
-    let limits = &gateway.config.limits.session;
-    let client = Session::new(session::id(random), (principal, account), scope, true, outbox, limits);
-    exchange.open_session(&client)?;
-    log::debug!("client {} opened an event stream from {}", client.name(), exchange.web.stream.peer());
-    Ok((client, queue))
-}
-
-/// Closes the session when dropped, so also when its task is cancelled or panics.
-struct LegacySession<'a> {
-    client: &'a Session,
-    gateway: &'a crate::gateway::Gateway,
-}
-
-impl Drop for LegacySession<'_> {
-    fn drop(&mut self) {
-        self.gateway.close(Instant::now(), self.client, "the client closed its event stream");
-    }
+    let (mut guard, queue) = Session::begin(gateway, session::id(random), principal, scope, true);
+    guard.set_reason("the client closed its event stream");
+    let session = guard.session();
+    exchange.open_session(session.key)?;
+    log::debug!("client {} opened an event stream from {}", session.name(), exchange.web.stream.peer());
+    Ok((guard, queue))
 }
 
 /// Serves the event stream of an opened session until the client leaves or does not read, or the
@@ -54,10 +42,9 @@ impl Drop for LegacySession<'_> {
 pub async fn serve(
     exchange: &mut Exchange<'_>,
     prefix: String,
-    (client, mut queue): (Arc<Session>, Receiver<()>),
+    (guard, mut queue): (SessionGuard, Receiver<()>),
 ) -> io::Result<()> {
-    let gateway = exchange.gateway;
-    let _session = LegacySession { client: &client, gateway };
+    let (gateway, client) = (exchange.gateway, guard.session());
     exchange.start_stream(event_stream::head());
     let path = match client.scope() {
         Scope::All => gateway.config.messages_path.clone(),
@@ -75,7 +62,7 @@ pub async fn serve(
 pub async fn messages(exchange: &mut Exchange<'_>) -> io::Result<Option<Response>> {
     let found = match exchange.request.query("session_id") {
         None => return Ok(Some(Response::new(StatusCode::BadRequest).text("session_id is missing\n"))),
-        Some(id) => exchange.gateway.sessions().find(Instant::now(), &id, exchange.principal),
+        Some(id) => Session::find(exchange.gateway, &id, exchange.principal),
     };
     let Some(client) = found.filter(|client| client.is_legacy()) else {
         return Ok(Some(Response::new(StatusCode::NotFound).text("unknown session\n")));
@@ -91,11 +78,11 @@ pub async fn messages(exchange: &mut Exchange<'_>) -> io::Result<Option<Response
     let text = std::str::from_utf8(body).map_err(|_| jsonrpc::Malformed::Syntax);
     Ok(Some(match text.and_then(Message::read_strict) {
         Ok(message) => {
-            exchange.gateway.dispatch(Instant::now(), &client, &message, &client.responder());
+            dispatch(exchange.gateway, &client, &message, &client.responder());
             Response::new(StatusCode::Accepted).text("Accepted")
         }
         Err(why) => {
-            exchange.gateway.on_refused_client_response(Instant::now(), &client, body, why);
+            entry::refused_response(&**exchange.gateway, Instant::now(), client.key, body, why);
             let error = jsonrpc::error("null", why.code(), why.reason());
             Response::new(StatusCode::BadRequest).json(error)
         }

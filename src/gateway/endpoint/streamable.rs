@@ -15,11 +15,12 @@ use futures_lite::AsyncRead;
 
 use crate::{
     gateway::{
-        Gateway,
+        dispatch::dispatch,
         event_stream::{self, EventIds, StreamEnd},
         exchange::Exchange,
         responder::PostResponder,
-        session::Session,
+        session::{Session, SessionGuard},
+        state::Gateway,
         streams::{Attached, NotAttached, STANDALONE},
     },
     http::{
@@ -28,7 +29,13 @@ use crate::{
         response::Response,
         types::{Method, StatusCode},
     },
-    hub::{error::NO_MEMORY, peers::Responder, request::refused_notification, session::Scope},
+    hub::{
+        entry::{self, Enter},
+        error::NO_MEMORY,
+        peers::Responder,
+        request::refused_notification,
+        session::Scope,
+    },
     jsonrpc::{self, Kind, Malformed, Message, elements},
     limits::{self, LOG_WARNINGS},
     mcp::{
@@ -134,14 +141,14 @@ impl Form {
 }
 
 /// Returns the session that a request names, or the response that refuses the request.
-fn session(exchange: &Exchange<'_>, scope: &Scope) -> Result<Arc<Session>, Response> {
+fn session(exchange: &Exchange<'_>, scope: &Scope) -> Result<Session, Response> {
     let mut ids = exchange.request.fields(SESSION);
     let id = match (ids.next(), ids.next()) {
         (Some(id), None) => id,
         (None, _) => return Err(bad_request("Mcp-Session-Id is missing; begin with initialize")),
         _ => return Err(bad_request("more than one Mcp-Session-Id")),
     };
-    let found = exchange.gateway.sessions().find(Instant::now(), id, exchange.principal);
+    let found = Session::find(exchange.gateway, id, exchange.principal);
     let found = found.filter(|client| client.scope() == scope && !client.is_legacy());
     let client = found.ok_or_else(|| {
         refuse(
@@ -162,7 +169,8 @@ fn session(exchange: &Exchange<'_>, scope: &Scope) -> Result<Arc<Session>, Respo
 fn delete(exchange: &Exchange<'_>, scope: &Scope) -> Response {
     match session(exchange, scope) {
         Ok(client) => {
-            exchange.gateway.close(Instant::now(), &client, "the client ended its session");
+            let reason = "the client ended its session";
+            exchange.gateway.enter(|hub, fx| hub.close_session(Instant::now(), client.key, reason, fx));
             Response::new(StatusCode::NoContent)
         }
         Err(response) => response,
@@ -183,8 +191,8 @@ async fn post(exchange: &mut Exchange<'_>, scope: Scope) -> io::Result<Option<Re
         Ok(Posted::Asked { client, queue, responder, batch }) => {
             answer(exchange, &client, queue, (&responder, batch), form).await
         }
-        Ok(Posted::Begun { client, queue, responder }) => {
-            let begun = open(exchange, &client, queue, &responder).await?;
+        Ok(Posted::Begun { guard, queue, responder }) => {
+            let begun = open(exchange, guard, queue, &responder).await?;
             match begun {
                 Some(response) if form == Form::Events && response.status() == StatusCode::Ok => {
                     one_event(exchange, &response).await
@@ -200,11 +208,11 @@ async fn post(exchange: &mut Exchange<'_>, scope: Scope) -> io::Result<Option<Re
 /// The outcome of handling the messages of a POST.
 enum Posted {
     /// It has requests. Their responses arrive through `queue`.
-    Asked { client: Arc<Session>, queue: Receiver<()>, responder: Arc<PostResponder>, batch: bool },
+    Asked { client: Session, queue: Receiver<()>, responder: Arc<PostResponder>, batch: bool },
     /// It has only notifications and responses.
     Accepted,
     /// It is an `initialize`. Its response arrives through `queue`.
-    Begun { client: Arc<Session>, queue: Receiver<()>, responder: Arc<PostResponder> },
+    Begun { guard: SessionGuard, queue: Receiver<()>, responder: Arc<PostResponder> },
 }
 
 /// Parses the body and dispatches its messages.
@@ -215,7 +223,7 @@ fn take(exchange: &Exchange<'_>, scope: Scope) -> Result<Posted, Response> {
     let body = exchange.web.conn.body();
     let malformed = |why: Malformed| {
         if let Ok(client) = session(exchange, &scope) {
-            exchange.gateway.on_refused_client_response(Instant::now(), &client, body, why);
+            entry::refused_response(&**exchange.gateway, Instant::now(), client.key, body, why);
         }
         refuse(StatusCode::BadRequest, "null", why.code(), why.reason())
     };
@@ -249,7 +257,7 @@ fn take(exchange: &Exchange<'_>, scope: Scope) -> Result<Posted, Response> {
     let responder = Arc::new(PostResponder::new(sender, requests, max, running));
     let answered: Arc<dyn Responder> = responder.clone();
     for message in &messages {
-        exchange.gateway.dispatch(Instant::now(), &client, message, &answered);
+        dispatch(exchange.gateway, &client, message, &answered);
     }
     Ok(if requests == 0 { Posted::Accepted } else { Posted::Asked { client, queue, responder, batch } })
 }
@@ -257,14 +265,14 @@ fn take(exchange: &Exchange<'_>, scope: Scope) -> Result<Posted, Response> {
 /// Parses the messages of a batch. Only protocol version 2025-03-26 has batches, and `initialize`
 /// is not allowed in one.
 fn read_batch<'a>(body: &'a str, client: &Session, gateway: &Gateway) -> Result<Vec<Message<'a>>, Response> {
-    if !allows_batches(&client.info().version) {
+    if !allows_batches(&client.version) {
         return Err(bad_request(Malformed::Batch.reason()));
     }
     let start = body.len() - body.trim_start().len();
     let mut messages = Vec::new();
     for span in elements(body, start..body.len()) {
         let message = Message::read_strict(&body[span.clone()]).map_err(|why| {
-            gateway.on_refused_client_response(Instant::now(), client, body[span].as_bytes(), why);
+            entry::refused_response(gateway, Instant::now(), client.key, body[span].as_bytes(), why);
             refuse(StatusCode::BadRequest, "null", why.code(), why.reason())
         })?;
         if message.method() == "initialize" {
@@ -293,24 +301,22 @@ fn initialize(exchange: &Exchange<'_>, scope: Scope, message: &Message<'_>) -> R
     exchange.need_connected(&scope)?;
     let (gateway, principal) = (exchange.gateway, exchange.principal);
     let random = random::bytes().map_err(|_| Response::new(StatusCode::InternalServerError))?;
-    let account = gateway.account(principal);
-    let (outbox, standalone) = gateway.session_outbox(&account);
-    let limits = &gateway.config.limits.session;
-    let client = Session::new(session::id(random), (principal, account), scope, false, outbox, limits);
+    let (guard, standalone) = Session::begin(gateway, session::id(random), principal, scope, false);
+    let client = guard.session();
     client.streams().give_standalone(standalone);
     let (sender, queue) = gateway.client_queue(client.account());
     let (max, running) = (gateway.config.limits.session.batch_bytes, &gateway.running);
     let responder = Arc::new(PostResponder::new(sender, 1, max, running));
     let answered: Arc<dyn Responder> = responder.clone();
-    gateway.dispatch(Instant::now(), &client, message, &answered);
-    Ok(Posted::Begun { client, queue, responder })
+    dispatch(gateway, client, message, &answered);
+    Ok(Posted::Begun { guard, queue, responder })
 }
 
 /// Opens the session once `initialize` was answered with a result. Until then its id is not known
 /// to any client.
 async fn open(
     exchange: &mut Exchange<'_>,
-    client: &Arc<Session>,
+    mut guard: SessionGuard,
     mut queue: Receiver<()>,
     responder: &PostResponder,
 ) -> io::Result<Option<Response>> {
@@ -321,36 +327,32 @@ async fn open(
         // Other messages cannot be sent to a client whose session is not open yet.
         answers.retain(|text| is_response(text));
     }
-    let gateway = exchange.gateway;
     let answer = match gathered {
         Ok(Gathered::Complete | Gathered::Begun) => answers.pop_front().unwrap_or_default(),
-        Ok(Gathered::Gone) | Err(_) => {
-            gateway.close(Instant::now(), client, "the client disconnected before its session began");
-            return gathered.map(|_| None);
-        }
+        Ok(Gathered::Gone) | Err(_) => return gathered.map(|_| None),
     };
-    if !client.is_initialized() {
-        gateway.close(Instant::now(), client, "initialize failed");
+    if !is_result(&answer) {
+        guard.set_reason("initialize failed");
         return Ok(Some(Response::new(StatusCode::Ok).json(answer)));
     }
-    if let Err(refusal) = exchange.open_session(client) {
-        gateway.close(Instant::now(), client, "the session could not be opened");
+    // If the session's instance exited right after its response, the session has ended. The client
+    // gets a 404 on its next request.
+    if let Err(refusal) = exchange.open_session(guard.session().key) {
+        guard.set_reason("the session could not be opened");
         return Ok(Some(refusal));
     }
-    if client.calls().have_ended() {
-        // The session's instance exited right after its response, which ends the session. The
-        // client gets a 404 on its next request.
-        gateway.sessions().close(client.id());
-    }
-    log::debug!("client {} opened a session from {}", client.name(), exchange.web.stream.peer());
-    Ok(Some(Response::new(StatusCode::Ok).field(SESSION, client.id()).json(answer)))
+    let session = guard.session();
+    log::debug!("client {} opened a session from {}", session.name(), exchange.web.stream.peer());
+    let response = Response::new(StatusCode::Ok).field(SESSION, session.id()).json(answer);
+    guard.keep();
+    Ok(Some(response))
 }
 
 /// Sends the responses of a POST: as JSON if they come before anything else, as an event stream
 /// otherwise.
 async fn answer(
     exchange: &mut Exchange<'_>,
-    client: &Arc<Session>,
+    client: &Session,
     mut queue: Receiver<()>,
     (responder, batch): (&PostResponder, bool),
     form: Form,
@@ -411,6 +413,10 @@ async fn one_event(exchange: &mut Exchange<'_>, response: &Response) -> io::Resu
     event_stream::write_all(exchange.web, &event).await.map(|_| None)
 }
 
+fn is_result(text: &str) -> bool {
+    Message::read(text).is_ok_and(|message| message.result().is_some())
+}
+
 fn is_response(text: &str) -> bool {
     Message::read(text).is_ok_and(|message| message.kind() == Kind::Response)
 }
@@ -466,7 +472,7 @@ async fn gather(
 /// before its end.
 async fn stream(
     exchange: &mut Exchange<'_>,
-    client: &Arc<Session>,
+    client: &Session,
     mut attached: Attached,
     missed: Vec<(u64, String)>,
     earlier: Vec<String>,
@@ -474,7 +480,7 @@ async fn stream(
     exchange.start_stream(event_stream::head());
     let Exchange { gateway, web, .. } = exchange;
     let mut first = Vec::new();
-    if allows_empty_events(&client.info().version) && attached.sent == 0 {
+    if allows_empty_events(&client.version) && attached.sent == 0 {
         sse::retry(gateway.config.limits.session.retry, &mut first);
         sse::id(&event_id(attached.id, 0), &mut first);
         sse::event("message", "", &mut first);

@@ -8,20 +8,6 @@ use super::{
     source::{self, Source, paths},
 };
 
-/// Imports that close a cycle today: folder, importing file, imported file (`mod`: the folder's own
-/// `mod.rs`). Without them no folder has a cycle. Only ever shorten this list.
-const PERMITTED: &[(&str, &str, &str)] = &[
-    ("gateway", "accept", "mod"),
-    ("gateway", "authn", "mod"),
-    ("gateway", "connection", "mod"),
-    ("gateway", "dispatch", "mod"),
-    ("gateway", "driver", "mod"),
-    ("gateway", "endpoint", "mod"),
-    ("gateway", "event_stream", "mod"),
-    ("gateway", "link", "mod"),
-    ("gateway", "exchange", "mod"),
-];
-
 /// Imports between files of one folder: folder, importing file, imported file.
 type Imports = BTreeSet<(String, String, String)>;
 
@@ -114,24 +100,15 @@ fn route<'a>(imports: &'a Imports, folder: &str, from: &'a str, to: &str) -> Opt
     None
 }
 
-/// Returns each cycle once, except for those that the permitted imports close, and each permitted
-/// import that closes none.
-fn complaints(imports: &Imports, permitted: &[(&str, &str, &str)]) -> Vec<String> {
+/// Returns each cycle once.
+fn complaints(imports: &Imports) -> Vec<String> {
     let mut complaints = Vec::new();
-    for (folder, from, to) in permitted {
-        let import = (folder.to_string(), from.to_string(), to.to_string());
-        if !imports.contains(&import) || route(imports, folder, to, from).is_none() {
-            complaints
-                .push(format!("src/{folder}: {from} -> {to} closes no cycle; remove it from PERMITTED"));
-        }
-    }
     let mut left = imports.clone();
-    left.retain(|(folder, from, to)| !permitted.contains(&(folder.as_str(), from.as_str(), to.as_str())));
-    for import in left.clone() {
-        let (folder, from, to) = &import;
+    for import in imports {
+        let (folder, from, to) = import;
         if let Some(back) = route(&left, folder, to, from) {
             complaints.push(format!("src/{folder}: {from} -> {}", back.join(" -> ")));
-            left.remove(&import);
+            left.remove(import);
         }
     }
     complaints
@@ -139,7 +116,7 @@ fn complaints(imports: &Imports, permitted: &[(&str, &str, &str)]) -> Vec<String
 
 #[test]
 fn files_of_a_folder_have_no_import_cycle() {
-    check("files import each other", &complaints(&imports(&source::all()), PERMITTED));
+    check("files import each other", &complaints(&imports(&source::all())));
 }
 
 #[cfg(test)]
@@ -160,18 +137,9 @@ mod tests {
             ("hub/request.rs", "pub(super) fn g(call: &super::call::Call) {}\n"),
         ]);
         assert_eq!(
-            complaints(&imports, &[]),
+            complaints(&imports),
             ["src/hub: call -> frame -> request -> call", "src/hub: call -> request -> call"]
         );
-        assert_eq!(complaints(&imports, &[("hub", "request", "call")]), [""; 0]);
-    }
-
-    #[test]
-    fn a_permitted_import_must_close_a_cycle() {
-        let imports = tree(&[("hub/call.rs", "use super::frame::Frame;\n"), ("hub/frame.rs", "")]);
-        for permitted in [("hub", "call", "frame"), ("hub", "frame", "call")] {
-            assert_eq!(complaints(&imports, &[permitted]).len(), 1);
-        }
     }
 
     #[test]
@@ -191,6 +159,6 @@ mod tests {
             import("net/tls", "mod", "files"),
         ];
         assert_eq!(imports, Imports::from(expected));
-        assert_eq!(complaints(&imports, &[]).len(), 2, "stream and tls, and stream, mod and tls");
+        assert_eq!(complaints(&imports).len(), 2, "stream and tls, and stream, mod and tls");
     }
 }

@@ -1,0 +1,366 @@
+//! Requests of clients: which server one goes to, and its way there.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    effect::Effects,
+    error::{CallError, Declined},
+    instance::{Caller, ClientCall, NewCall, declined_by_link},
+    key::{InstanceKey, SessionKey},
+    peers::Responder,
+    request::{Named, Reference, Request, ResourceMethod, What},
+    state::Hub,
+};
+use crate::{
+    auth::Principal,
+    catalog::{Target, UpstreamKey},
+    jsonrpc::{Message, Span, edit},
+    limits::SPLICE_IN_HUB,
+    mcp::listing::ListKind,
+    session::{CallId, CallRefused},
+};
+
+/// A client's request, on its way through the hub.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// When it arrived.
+    pub now: Instant,
+    /// The client's session.
+    pub session: SessionKey,
+    /// The parsed request.
+    pub request: &'a Request<'a>,
+    /// Where the response goes.
+    pub responder: &'a Arc<dyn Responder>,
+}
+
+/// The outcome of a request.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The result, available at once.
+    Now(String),
+    /// The response follows later, mostly from a server.
+    Later,
+    /// The text for the server is to be made without the lock of the hub, and then given to
+    /// [`Hub::commit`].
+    Splice(Ticket),
+    /// The list of all servers is to be made in several steps, for this principal.
+    Servers(Principal),
+}
+
+/// A call that is pending, and whose frame is not queued yet.
+#[derive(Debug)]
+pub struct Ticket {
+    to: InstanceKey,
+    upstream_id: u64,
+    session: SessionKey,
+    id: CallId,
+    /// Position of the name that the client used, and the server's own name to put there.
+    rename: Option<Named>,
+    /// Position of the client's progress token, if the gateway's id replaces it.
+    token: Option<Span>,
+}
+
+impl Ticket {
+    /// Returns the request for the server.
+    pub fn text(&self, message: &Message<'_>) -> String {
+        let rename = self.rename.as_ref().map(|(span, name)| (span.clone(), name.as_str()));
+        edit::request(message, self.upstream_id, rename, self.token.clone())
+    }
+}
+
+impl Hub {
+    /// Handles a client's request. Anything but [`Outcome::Later`] is for the caller to finish.
+    ///
+    /// # Errors
+    /// Why the request is refused; nothing was sent then.
+    pub fn call(&mut self, asked: Asked<'_>, fx: &mut Effects<'_>) -> Result<Outcome, CallError> {
+        let request = asked.request;
+        match (&request.refused, &request.what) {
+            _ if self.draining && request.message.method() != "ping" => return Err(CallError::Draining),
+            (Some(why), _) => return Err(why.clone()),
+            (None, What::Ping) => return Ok(Outcome::Now("{}".into())),
+            // Part of the stateless protocol. Clients that probe with it fall back on this error.
+            (None, What::Discover) => return Err(unknown_method(request)),
+            _ => {}
+        }
+        let session = self.clients.get(&asked.session).ok_or_else(session_ended)?;
+        let own =
+            session.scope.server().map(|name| self.catalog.server(name).ok_or_else(|| not_connected(name)));
+        if let Some(Ok(server)) = &own
+            && self.is_isolating(*server)
+        {
+            return self.call_isolated(asked, *server, fx);
+        }
+        match (&request.what, own) {
+            (What::Initialize(params), _) => self.initialize(asked.now, asked.session, checked(params)?),
+            (What::SetLevel(level), _) => self.set_level(asked, level.ok_or(CallError::UnknownLevel)?, fx),
+            (_, Some(server)) => self.ask_server(asked, server?, fx),
+            (_, None) => self.ask_all(asked, fx),
+        }
+    }
+
+    /// Returns whether a server has an instance for each session.
+    pub(super) fn is_isolating(&self, server: UpstreamKey) -> bool {
+        self.upstreams.get(&server).is_some_and(|upstream| upstream.pool.is_some())
+    }
+
+    /// Handles a request at the endpoint of a server that has an instance for each session.
+    fn call_isolated(
+        &mut self,
+        asked: Asked<'_>,
+        server: UpstreamKey,
+        fx: &mut Effects<'_>,
+    ) -> Result<Outcome, CallError> {
+        let session = self.clients.get(&asked.session).ok_or_else(session_ended)?;
+        match &asked.request.what {
+            What::Initialize(_) if session.is_initialized() => Err(CallError::AlreadyInitialized),
+            What::Initialize(_) => self.forward(asked, server, None, None, fx),
+            _ if !session.instances.is_empty() => self.ask_server(asked, server, fx),
+            _ if session.is_initialized() => {
+                // The session was initialized while all sessions shared the server's process.
+                self.close_session(asked.now, asked.session, "the server's session mode has changed", fx);
+                Err(CallError::SessionReplaced)
+            }
+            _ => Err(CallError::NotInitialized),
+        }
+    }
+
+    /// Handles a request at the endpoint of one server. It is forwarded unchanged, except that
+    /// subscriptions are counted and task requests are checked where sessions share the server.
+    fn ask_server(
+        &mut self,
+        asked: Asked<'_>,
+        server: UpstreamKey,
+        fx: &mut Effects<'_>,
+    ) -> Result<Outcome, CallError> {
+        match &asked.request.what {
+            What::Resource(method, uri) => {
+                let named = checked(uri)?.clone();
+                self.resource(asked, server, (*method, named), fx)
+            }
+            What::Task(task) if !self.is_isolating(server) => {
+                if let Some(id) = checked(task)?
+                    && !self.may_have_task(asked.session, server, id)
+                {
+                    return Err(CallError::TaskNotFound);
+                }
+                self.forward(asked, server, None, None, fx)
+            }
+            _ => self.forward(asked, server, None, None, fx),
+        }
+    }
+
+    /// Handles a request at the aggregate of all servers.
+    fn ask_all(&mut self, asked: Asked<'_>, fx: &mut Effects<'_>) -> Result<Outcome, CallError> {
+        match &asked.request.what {
+            What::List(kind, cursor) => {
+                let page = self.catalog.list(*kind, checked(cursor)?.as_deref());
+                page.map(Outcome::Now).ok_or(CallError::BadCursor)
+            }
+            What::Tool(name) => match self.find(ListKind::Tool, checked(name)?)? {
+                Found::Own => self.list_servers(asked.session),
+                Found::Server(server, named) => self.forward(asked, server, Some(named), None, fx),
+            },
+            What::Prompt(name) => self.forward_prompt(asked, checked(name)?, fx),
+            What::Resource(method, uri) => {
+                let uri = checked(uri)?;
+                let (server, named) = resource_target(self.catalog.find_resource(&uri.1), uri)?;
+                self.resource(asked, server, (*method, named), fx)
+            }
+            What::Complete(reference) => match checked(reference)? {
+                Reference::Prompt(name) => self.forward_prompt(asked, name, fx),
+                Reference::Template(uri) => {
+                    let (server, named) = resource_target(self.catalog.find_template(&uri.1), uri)?;
+                    self.forward(asked, server, Some(named), None, fx)
+                }
+            },
+            _ => Err(unknown_method(asked.request)),
+        }
+    }
+
+    fn forward_prompt(
+        &mut self,
+        asked: Asked<'_>,
+        name: &Named,
+        fx: &mut Effects<'_>,
+    ) -> Result<Outcome, CallError> {
+        match self.find(ListKind::Prompt, name)? {
+            Found::Own => Err(unknown_method(asked.request)),
+            Found::Server(server, named) => self.forward(asked, server, Some(named), None, fx),
+        }
+    }
+
+    /// Looks up a tool or prompt.
+    fn find(&self, kind: ListKind, (span, name): &Named) -> Result<Found, CallError> {
+        match self.catalog.find(kind, name) {
+            Some(Target::Server { handle, key }) => Ok(Found::Server(handle, (span.clone(), key))),
+            Some(Target::Own) => Ok(Found::Own),
+            Some(Target::Several(forms)) => Err(CallError::Ambiguous { kind, name: name.clone(), forms }),
+            None => Err(CallError::Unknown { kind, name: name.clone() }),
+        }
+    }
+
+    /// Forwards a request to a server, as the session's call `number` if that was reserved for it.
+    pub(super) fn forward(
+        &mut self,
+        asked: Asked<'_>,
+        server: UpstreamKey,
+        named: Option<Named>,
+        number: Option<u64>,
+        fx: &mut Effects<'_>,
+    ) -> Result<Outcome, CallError> {
+        let message = asked.request.message;
+        checked(&asked.request.token)?;
+        let process = self.instance_for(asked.now, asked.session, server, fx);
+        let process = process.map_err(|why| self.declined(server, why))?;
+        self.stats.calls.add();
+        let ticket = self.begin(asked, process, named, number).map_err(|why| self.declined(server, why))?;
+        self.set_timer(server, fx);
+        // A subscription is queued at once, so that requests about one resource reach the server in
+        // the order in which they changed the table.
+        let is_subscription = matches!(
+            asked.request.what,
+            What::Resource(ResourceMethod::Subscribe | ResourceMethod::Unsubscribe, _)
+        );
+        if message.text().len() > SPLICE_IN_HUB && !is_subscription {
+            return Ok(Outcome::Splice(ticket));
+        }
+        let text = ticket.text(message);
+        self.commit(&ticket, text, fx).map(|()| Outcome::Later)
+    }
+
+    /// Adds a call to the tables of its session and of its process.
+    fn begin(
+        &mut self,
+        asked: Asked<'_>,
+        process: InstanceKey,
+        named: Option<Named>,
+        number: Option<u64>,
+    ) -> Result<Ticket, Declined> {
+        let several = self.tokens.have_several_clients();
+        let timeout = match asked.request.message.method() {
+            "tools/call" | "tasks/result" | "initialize" => self.config.timeout_run_tool,
+            _ => self.config.timeout_rpc,
+        };
+        let ended = Declined::Session(CallRefused::Ended);
+        let session = self.clients.get_mut(&asked.session).ok_or(ended)?;
+        let upstream = self.upstreams.get_mut(&process.upstream).ok_or(Declined::Gone)?;
+        let (instance, _) = upstream.process(process.channel).ok_or(Declined::Gone)?;
+        let message = asked.request.message;
+        let number = number.unwrap_or_else(|| session.calls.reserve());
+        let raw_id = message.id().unwrap_or_default();
+        let id = session.calls.may_begin_as(number, raw_id, asked.responder.stream_key());
+        let id = id.map_err(Declined::Session)?;
+        let share = instance.take_share(session.principal, several)?;
+        let call =
+            ClientCall { session: asked.session, id: id.clone(), responder: asked.responder.clone(), share };
+        let token = asked.request.token.as_ref().ok().cloned().flatten();
+        let call = NewCall {
+            caller: Caller::Client(call),
+            method: message.method(),
+            token: token.clone().map(|span| &message.text()[span]),
+            timeout,
+        };
+        let upstream_id = instance.open(asked.now, call)?;
+        session.calls.begin(&id, process, upstream_id);
+        // An isolated instance serves one client only, so its progress tokens are unique as they
+        // are.
+        let token = token.filter(|_| process.channel.is_none());
+        Ok(Ticket { to: process, upstream_id, session: asked.session, id, rename: named, token })
+    }
+
+    /// Queues the frame of a pending call. A call that was cancelled meanwhile, or failed with its
+    /// server, is answered already; nothing is sent then.
+    ///
+    /// # Errors
+    /// Why the link does not take the frame; the call is no longer pending then.
+    pub fn commit(&mut self, ticket: &Ticket, text: String, fx: &mut Effects<'_>) -> Result<(), CallError> {
+        let Some((instance, link)) = self.process(ticket.to) else { return Ok(()) };
+        if instance.mux().get(ticket.upstream_id).is_none() {
+            return Ok(());
+        }
+        let sent = match link.excess(ticket.to.channel, &text) {
+            Some(declined) => Err(declined),
+            None => instance.send_call(link, Some(ticket.upstream_id), text, fx).map_err(declined_by_link),
+        };
+        let Err(declined) = sent else { return Ok(()) };
+        instance.close(ticket.upstream_id);
+        let starting = declined == Declined::Link && instance.is_starting();
+        let declined = if starting { Declined::Starting } else { declined };
+        if let Some(session) = self.clients.get_mut(&ticket.session) {
+            session.calls.end(&ticket.id);
+        }
+        Err(self.declined(ticket.to.upstream, declined))
+    }
+
+    /// Returns the error for a call that was not passed to a server.
+    fn declined(&self, server: UpstreamKey, why: Declined) -> CallError {
+        let name = self.upstreams.get(&server).map(|upstream| &**upstream.link.name());
+        CallError::declined(why, name.unwrap_or_default())
+    }
+
+    /// Cancels a call at its process. `notification`: the client's own with the position of its
+    /// request id, or else the reason.
+    pub(super) fn cancel(
+        &mut self,
+        now: Instant,
+        (process, upstream_id): (InstanceKey, u64),
+        notification: Result<(&Message<'_>, Span), &str>,
+        fx: &mut Effects<'_>,
+    ) {
+        let Some((instance, link)) = self.process(process) else { return };
+        let Some(pending) = instance.close(upstream_id) else { return };
+        let text = match notification {
+            Ok((message, span)) => edit::cancellation(message, span, upstream_id),
+            Err(reason) => edit::cancelled(upstream_id, reason),
+        };
+        // The server must stop in any case. Only what the client added can make it too large, so
+        // leave that out.
+        let text = match link.excess(process.channel, &text) {
+            Some(_) => edit::cancelled(upstream_id, "the client cancelled the request"),
+            None => text,
+        };
+        // Best effort: if the link is full, the server's late response is dropped as a stray.
+        let _ = instance.send(link, now, text, fx);
+        if let Caller::Client(call) = pending.caller {
+            fx.cancelled(call.responder, call.id);
+        }
+    }
+}
+
+/// The result of looking up a tool or prompt.
+enum Found {
+    Own,
+    Server(UpstreamKey, Named),
+}
+
+/// Returns the server of a resource, and where to put its own URI for it.
+fn resource_target(
+    target: Option<Target<UpstreamKey>>,
+    (span, uri): &Named,
+) -> Result<(UpstreamKey, Named), CallError> {
+    match target {
+        Some(Target::Server { handle, key }) => Ok((handle, (span.clone(), key))),
+        Some(Target::Several(forms)) => {
+            Err(CallError::Ambiguous { kind: ListKind::Resource, name: uri.clone(), forms })
+        }
+        _ => Err(CallError::NoResource { uri: uri.clone() }),
+    }
+}
+
+/// Returns a parameter, or the error that was found in it.
+pub(super) fn checked<T>(param: &Result<T, CallError>) -> Result<&T, CallError> {
+    param.as_ref().map_err(Clone::clone)
+}
+
+pub(super) fn unknown_method(request: &Request<'_>) -> CallError {
+    CallError::UnknownMethod(request.message.method().to_owned())
+}
+
+pub(super) fn not_connected(server: &str) -> CallError {
+    CallError::NotConnected { server: server.to_owned() }
+}
+
+pub(super) fn session_ended() -> CallError {
+    CallError::declined(Declined::Session(CallRefused::Ended), "")
+}

@@ -1,0 +1,250 @@
+//! The ways into the hub: one for the messages of clients, one for the frames of servers.
+//!
+//! A message is parsed before the hub is entered, and large texts are made between two entries, so
+//! that the lock of the hub is held for microseconds. What happens in between, in another thread, is
+//! for the second entry to find out: it looks its call up again. The simulation runs these very
+//! functions, and other events in between.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    call::{Asked, Outcome},
+    conclusion::{self, Conclusion, Tasks},
+    effect::Effects,
+    error::ServerRequestError,
+    frame::{Mentions, Next},
+    incoming::{self, Incoming, Notice, Part, UnexpectedChannel},
+    instance::Initialized,
+    key::{InstanceKey, SessionKey},
+    peers::Responder,
+    request::{Notification, Request},
+    session::{Scope, name_of},
+    state::Hub,
+};
+use crate::{
+    auth::Principal,
+    catalog::UpstreamKey,
+    jsonrpc::{self, Kind, Malformed, Message, Span, tolerant},
+    limits::LOG_GROUPS,
+    mcp::discovery::error_text,
+    metrics::Stats,
+    tunnel::close::CloseReason,
+    util::escape::show,
+};
+
+/// Enters the hub.
+pub trait Enter {
+    /// Locks the hub for `work`, and does what that leaves to be done once it is unlocked again.
+    fn enter<'m, R>(&self, work: impl FnOnce(&mut Hub, &mut Effects<'m>) -> R) -> R;
+
+    /// Returns the counters.
+    fn stats(&self) -> &Stats;
+}
+
+/// A client's session, as its messages need it.
+#[derive(Clone, Copy, Debug)]
+pub struct Client<'a> {
+    /// The key of the session.
+    pub key: SessionKey,
+    /// Its id.
+    pub id: &'a str,
+    /// The servers that it sees.
+    pub scope: &'a Scope,
+}
+
+/// A list of all servers that a client has called for, and that is made in several steps.
+#[derive(Debug)]
+pub struct ServersWanted {
+    /// The principal of the client.
+    pub viewer: Principal,
+    /// The id of the request, raw JSON.
+    pub id: String,
+}
+
+/// Handles one message of a client. A request gets exactly one response, through `responder`, or
+/// none if the client cancels it on the 2024-11-05 transport. The caller makes the response to a
+/// request that is returned.
+pub fn message(
+    hub: &impl Enter,
+    now: Instant,
+    client: Client<'_>,
+    message: &Message<'_>,
+    responder: &Arc<dyn Responder>,
+) -> Option<ServersWanted> {
+    log::debug!("client {}: {:?} {}", name_of(client.id), message.kind(), show(message.method()));
+    match message.kind() {
+        Kind::Request => return request(hub, now, client, message, responder),
+        Kind::Notification => notification(hub, now, client, message),
+        Kind::Response => response(hub, now, client, message),
+    }
+    None
+}
+
+fn request(
+    hub: &impl Enter,
+    now: Instant,
+    client: Client<'_>,
+    message: &Message<'_>,
+    responder: &Arc<dyn Responder>,
+) -> Option<ServersWanted> {
+    let id = message.id().unwrap_or_default();
+    let request = Request::read(client.scope, message);
+    // The request is counted before the hub refuses new ones: the drain waits for every request that
+    // passes.
+    responder.begin();
+    let asked = Asked { now, session: client.key, request: &request, responder };
+    let outcome = match hub.enter(|hub, fx| hub.call(asked, fx)) {
+        Ok(Outcome::Splice(ticket)) => {
+            let text = ticket.text(message);
+            hub.enter(|hub, fx| hub.commit(&ticket, text, fx)).map(|()| Outcome::Later)
+        }
+        outcome => outcome,
+    };
+    match outcome {
+        Ok(Outcome::Now(result)) => responder.finish(jsonrpc::result(id, &result), hub.stats()),
+        Ok(Outcome::Later | Outcome::Splice(_)) => {}
+        Ok(Outcome::Servers(viewer)) => return Some(ServersWanted { viewer, id: id.to_owned() }),
+        Err(why) => {
+            let error = why.rpc();
+            if error.code == jsonrpc::BUSY {
+                hub.stats().busy.add();
+            }
+            responder.finish(error.response(id), hub.stats());
+        }
+    }
+    None
+}
+
+fn notification(hub: &impl Enter, now: Instant, client: Client<'_>, message: &Message<'_>) {
+    let notification = Notification::read(client.scope, message);
+    hub.enter(|hub, fx| match notification {
+        Err(why) => {
+            let name = name_of(client.id).to_string();
+            let line = || format!("client {name}: dropped {}: {why}", show(message.method()));
+            hub.log_throttled(now, log::Level::Info, ("dropped", &name, LOG_GROUPS), fx, line);
+        }
+        Ok(notification) => hub.notify(now, client.key, (message, notification), fx),
+    });
+}
+
+fn response(hub: &impl Enter, now: Instant, client: Client<'_>, message: &Message<'_>) {
+    let id = message.id().unwrap_or_default();
+    let Some((to, own_id)) = hub.enter(|hub, _| hub.take_server_request(client.key, id)) else {
+        return hub.stats().unmatched.add();
+    };
+    let answer = match message.has_lone_surrogate() {
+        true => Err(ServerRequestError::LoneSurrogate),
+        false => Ok(message.with_id(&own_id)),
+    };
+    hub.enter(|hub, fx| hub.answer_server_request(now, (to, &own_id), answer, fx));
+}
+
+/// Handles a client's message that was refused. If it is the response to an instance's request,
+/// that request fails at once, because no other response will follow.
+pub fn refused_response(hub: &impl Enter, now: Instant, session: SessionKey, body: &[u8], why: Malformed) {
+    let Some(id) = tolerant::answer_id(body) else { return };
+    let asked = hub.enter(|hub, _| hub.take_server_request(session, &id));
+    if let Some((to, own_id)) = asked {
+        let answer = Err(ServerRequestError::InvalidResponse(why));
+        hub.enter(|hub, fx| hub.answer_server_request(now, (to, &own_id), answer, fx));
+    }
+}
+
+/// What a link has agreed on with its edge.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkTraits {
+    /// The server behind it.
+    pub server: UpstreamKey,
+    /// The server can have isolated instances.
+    pub is_isolating: bool,
+    /// The edge is mcpport's own and sends status frames.
+    pub reads_status_frames: bool,
+}
+
+/// Handles a frame of a link.
+///
+/// # Errors
+/// A [`CloseReason`] that ends the link.
+pub fn frame(hub: &impl Enter, now: Instant, link: LinkTraits, frame: &str) -> Result<(), CloseReason> {
+    let (channel, text) = match Incoming::read(frame, link.is_isolating, link.reads_status_frames) {
+        Ok(Incoming::Shared(text)) => (None, text),
+        Ok(Incoming::Instance(channel, text)) => (Some(channel), text),
+        Ok(Incoming::Closed(channel, reason)) => {
+            hub.enter(|hub, fx| hub.instance_gone(now, (link.server, channel), reason, fx));
+            return Ok(());
+        }
+        Err(UnexpectedChannel) => {
+            return Err(CloseReason::new(1008, "channel frame without negotiated sessions"));
+        }
+    };
+    let from = InstanceKey { upstream: link.server, channel };
+    // Only the shared process sends status frames.
+    let has_status = link.reads_status_frames && channel.is_none();
+    incoming::parts(text, has_status, |part| match part {
+        Part::Message(message) => server_message(hub, now, from, message),
+        Part::Unusable(answer) => hub.enter(|hub, fx| hub.on_unusable(now, from, answer, fx)),
+        Part::Noise(malformed) => {
+            hub.enter(|hub, fx| hub.on_noise(now, from, malformed, fx));
+            Ok(())
+        }
+        Part::Twin => {
+            hub.enter(|hub, fx| hub.on_twin(now, from, fx));
+            Ok(())
+        }
+        Part::Restarted => hub.enter(|hub, fx| hub.on_restart(now, from.upstream, fx)),
+    })
+}
+
+fn server_message(
+    hub: &impl Enter,
+    now: Instant,
+    from: InstanceKey,
+    message: &Message<'_>,
+) -> Result<(), CloseReason> {
+    let notice = Notice::read(message);
+    match hub.enter(|hub, fx| hub.on_message(now, from, (message, &notice), fx))? {
+        Next::Done => Ok(()),
+        Next::Conclude(conclusion) => {
+            conclude(hub, now, conclusion);
+            Ok(())
+        }
+        Next::Discover(mut discovery) => {
+            let step = discovery.answered(message);
+            hub.enter(|hub, fx| hub.discovered(now, from.upstream, (discovery, step), fx))
+        }
+        Next::Initialize => {
+            let initialized = message.result().map(Initialized::read).ok_or_else(|| error_text(message));
+            hub.enter(|hub, fx| hub.instance_initialized(now, from, initialized, fx));
+            Ok(())
+        }
+    }
+}
+
+/// Delivers the response to a client's call.
+fn conclude(hub: &impl Enter, now: Instant, conclusion: Conclusion<'_>) {
+    let edits = match mentions(&conclusion) {
+        Some(found) => hub.enter(|hub, _| hub.resolve(now, &conclusion, found)),
+        None => Ok(Vec::new()),
+    };
+    let (id, responder) = (&conclusion.call.id, &conclusion.call.responder);
+    let response = match edits {
+        Ok(edits) => conclusion.response(edits),
+        Err(why) => why.rpc().response(id),
+    };
+    responder.finish(response, hub.stats());
+}
+
+/// Returns what a response mentions, or `None` if that is nothing.
+fn mentions(conclusion: &Conclusion<'_>) -> Option<Mentions> {
+    let Conclusion { message, method, .. } = conclusion;
+    let tasks = match conclusion.from.channel {
+        None => Tasks::read(method, conclusion.has_tasks, message),
+        Some(_) => Tasks::Unnamed,
+    };
+    let links =
+        if conclusion.sees_all { conclusion::links(method, message) } else { Vec::<(Span, String)>::new() };
+    let result = message.result().filter(|_| &**method == "initialize");
+    let found = Mentions { tasks, links, initialized: result.map(Initialized::read) };
+    let is_empty = found.tasks == Tasks::Unnamed && found.links.is_empty() && found.initialized.is_none();
+    (!is_empty).then_some(found)
+}

@@ -1,0 +1,536 @@
+//! Messages of servers: to which call, session or state each belongs.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    conclusion::{Conclusion, Tasks},
+    effect::{Effects, Text},
+    error::{CallError, NO_MEMORY, ServerRequestError},
+    incoming::Notice,
+    instance::{Caller, ClientCall, Initialized},
+    key::{InstanceKey, SessionKey},
+    mux::Pending,
+    peers::Responder,
+    state::Hub,
+};
+use crate::{
+    jsonrpc::{self, Kind, Malformed, Message, Span, decimal, edit, tolerant::Unusable},
+    limits,
+    mcp::{compat, discovery::Discovery},
+    queue::{Room, SendError},
+    tunnel::close::CloseReason,
+};
+
+/// What is to be done with a message without the lock of the hub.
+#[derive(Debug)]
+pub enum Next<'m> {
+    /// Nothing.
+    Done,
+    /// Deliver the response.
+    Conclude(Conclusion<'m>),
+    /// Give it to the discovery, and the outcome to [`Hub::discovered`].
+    Discover(Discovery),
+    /// Parse the result, and give it to [`Hub::instance_initialized`].
+    Initialize,
+}
+
+impl Hub {
+    /// Handles a message of a process.
+    ///
+    /// # Errors
+    /// A [`CloseReason`] that ends the link.
+    pub fn on_message<'m>(
+        &mut self,
+        now: Instant,
+        from: InstanceKey,
+        (message, notice): (&'m Message<'m>, &Notice),
+        fx: &mut Effects<'m>,
+    ) -> Result<Next<'m>, CloseReason> {
+        let next = match (message.kind(), from.channel) {
+            (Kind::Response, _) => self.on_response(now, from, message, fx),
+            (_, None) => {
+                self.on_shared_message(now, from, (message, notice), fx)?;
+                Next::Done
+            }
+            (_, Some(_)) => {
+                if let Some(session) = self.session_of(from) {
+                    self.on_instance_message(now, from, session, (message, notice), fx);
+                }
+                Next::Done
+            }
+        };
+        self.set_timer(from.upstream, fx);
+        Ok(next)
+    }
+
+    /// Returns the session that an isolated instance serves.
+    pub(super) fn session_of(&self, instance: InstanceKey) -> Option<SessionKey> {
+        let pool = self.upstreams.get(&instance.upstream)?.pool.as_ref()?;
+        pool.open.get(&instance.channel?)?.isolated().map(|isolated| isolated.session)
+    }
+
+    fn on_response<'m>(
+        &mut self,
+        now: Instant,
+        from: InstanceKey,
+        message: &'m Message<'m>,
+        fx: &mut Effects<'m>,
+    ) -> Next<'m> {
+        let Some((instance, link)) = self.process(from) else { return Next::Done };
+        let id = message.id().and_then(decimal);
+        let Some(pending) = id.and_then(|id| instance.close(id)) else {
+            link.log_unmatched(now, message, fx);
+            self.stats.unmatched.add();
+            return Next::Done;
+        };
+        match pending.caller {
+            Caller::Discovery => {
+                let listing = self.upstreams.get_mut(&from.upstream).map(|upstream| &mut upstream.listing);
+                let discovery = listing.and_then(|listing| listing.discovery.take());
+                discovery.map_or(Next::Done, Next::Discover)
+            }
+            Caller::Initialize => Next::Initialize,
+            Caller::Ignored => {
+                self.on_own_response(now, from, &pending.method, fx);
+                Next::Done
+            }
+            Caller::Client(call) => {
+                let conclusion = self.conclude(from, (call, pending.method), message);
+                self.resubscribe(now, from.upstream, fx);
+                Next::Conclude(conclusion)
+            }
+        }
+    }
+
+    /// Handles the response to a request that was sent for its effect.
+    fn on_own_response(&mut self, now: Instant, from: InstanceKey, method: &str, fx: &mut Effects<'_>) {
+        if method == "logging/setLevel" {
+            // Another level may be wanted by now.
+            match from.channel {
+                None => self.send_level(now, from.upstream, fx),
+                Some(_) => self.send_level_to_instance(now, from, fx),
+            }
+        }
+        self.resubscribe(now, from.upstream, fx);
+    }
+
+    /// Takes the response to a client's call out of the tables.
+    fn conclude<'m>(
+        &mut self,
+        from: InstanceKey,
+        (call, method): (ClientCall, Box<str>),
+        message: &'m Message<'m>,
+    ) -> Conclusion<'m> {
+        if &*method == "resources/subscribe" {
+            // A refused subscription is not counted.
+            self.settle_subscription(
+                call.session,
+                from.upstream,
+                call.id.number(),
+                message.error().is_none(),
+            );
+        }
+        let upstream = self.upstreams.get(&from.upstream);
+        let (mut versions, mut sees_all) = (None, false);
+        if let Some(session) = self.clients.get_mut(&call.session) {
+            session.calls.end(&call.id);
+            sees_all = session.sees_all();
+            let instance = upstream.and_then(|upstream| match from.channel {
+                None => Some(&upstream.shared),
+                Some(channel) => upstream.pool.as_ref()?.open.get(&channel),
+            });
+            let initialized = instance.and_then(|instance| instance.initialized());
+            versions = initialized
+                .filter(|_| compat::concerns(&session.info.version))
+                .map(|initialized| (session.info.version.clone(), initialized.version.clone()));
+        }
+        let has_tasks =
+            from.channel.is_none() && upstream.is_some_and(|upstream| upstream.shared.has_tasks());
+        Conclusion { message, call, method, from, versions, sees_all, has_tasks }
+    }
+
+    /// Looks up what the response to a client's call mentions. Returns the changes to make in it.
+    ///
+    /// # Errors
+    /// The client gets this error instead.
+    pub fn resolve(
+        &mut self,
+        now: Instant,
+        conclusion: &Conclusion<'_>,
+        found: Mentions,
+    ) -> Result<Vec<(Span, String)>, CallError> {
+        let Mentions { tasks, links, initialized } = found;
+        let (session, from) = (conclusion.call.session, conclusion.from);
+        if let Some(initialized) = initialized {
+            let version = initialized.version.clone();
+            let stored = self.process(from).map(|(instance, _)| instance.set_initialized(initialized));
+            if let Some(Err(_)) = stored {
+                self.stats.memory_refusals.add();
+                return Err(CallError::NoMemory);
+            }
+            if let Some(session) = self.clients.get_mut(&session) {
+                session.initialized(now, &version);
+                self.last_initialized = self.last_initialized.max(Some(now));
+            }
+        }
+        let mut edits = self.settle_tasks(session, from.upstream, tasks, conclusion.message)?;
+        let name = self.name_of(from.upstream);
+        let linked = links.into_iter().map(|(span, uri)| (span, self.catalog.link(&name, &uri)));
+        edits.extend(linked.filter_map(|(span, uri)| Some((span, jsonrpc::quote(&uri?)))));
+        Ok(edits)
+    }
+
+    /// Fails a request with an error from the gateway.
+    pub(super) fn fail(&mut self, pending: Pending<Caller>, why: &CallError, fx: &mut Effects<'_>) {
+        if let Caller::Client(call) = pending.caller {
+            if let Some(session) = self.clients.get_mut(&call.session) {
+                session.calls.end(&call.id);
+            }
+            fx.finish(call.responder, why.rpc().response(&call.id));
+        }
+    }
+
+    /// Handles a response that cannot be used: fails the request that it belongs to.
+    ///
+    /// # Errors
+    /// A [`CloseReason`] that ends the link.
+    pub fn on_unusable(
+        &mut self,
+        now: Instant,
+        from: InstanceKey,
+        answer: &Unusable,
+        fx: &mut Effects<'_>,
+    ) -> Result<(), CloseReason> {
+        let Some((instance, link)) = self.process(from) else { return Ok(()) };
+        link.log_unusable(now, answer, fx);
+        let server = link.name().clone();
+        let Some(pending) = instance.close_unusable(answer) else { return Ok(()) };
+        match pending.caller {
+            Caller::Discovery => {
+                let why = format!("invalid response from the server: {}", answer.why);
+                self.on_discovery_failure(now, from.upstream, &why, fx)?;
+                self.relist(now, from.upstream, fx)?;
+            }
+            Caller::Initialize => {
+                let why = format!("invalid response to initialize: {}", answer.why);
+                self.end_instance(now, from, &why, true, fx);
+            }
+            Caller::Ignored | Caller::Client(_) => {
+                let why = CallError::InvalidResponse { server: server.to_string(), why: answer.why };
+                self.fail(pending, &why, fx);
+            }
+        }
+        self.set_timer(from.upstream, fx);
+        Ok(())
+    }
+
+    /// Counts and logs text of a process that is not a message, with the defect if the whole text
+    /// has one.
+    pub fn on_noise(
+        &mut self,
+        now: Instant,
+        from: InstanceKey,
+        malformed: Option<Malformed>,
+        fx: &mut Effects<'_>,
+    ) {
+        let stats = self.stats.clone();
+        if let Some((_, link)) = self.process(from) {
+            link.on_noise(now, malformed, &stats, fx);
+        }
+    }
+
+    /// Logs a message with a member that some parsers take for a JSON-RPC member.
+    pub fn on_twin(&mut self, now: Instant, from: InstanceKey, fx: &mut Effects<'_>) {
+        if let Some((_, link)) = self.process(from) {
+            link.log_twin(now, fx);
+        }
+    }
+
+    /// Handles a request or notification of the process that all sessions share.
+    fn on_shared_message<'m>(
+        &mut self,
+        now: Instant,
+        from: InstanceKey,
+        (message, notice): (&'m Message<'m>, &Notice),
+        fx: &mut Effects<'m>,
+    ) -> Result<(), CloseReason> {
+        match (message.kind(), notice) {
+            (Kind::Request, _) => self.answer_server(from, message, fx),
+            (_, Notice::Progress(span)) => {
+                self.on_progress(now, from, message, span.clone(), fx);
+                Ok(())
+            }
+            _ => {
+                self.broadcast(from.upstream, message, notice, fx);
+                self.on_list_changed(now, from.upstream, message.method(), fx)
+            }
+        }
+    }
+
+    /// Answers a request of a shared server, which cannot be attributed to a client: `ping` gets a
+    /// result, everything else an error.
+    fn answer_server(
+        &mut self,
+        from: InstanceKey,
+        message: &Message<'_>,
+        fx: &mut Effects<'_>,
+    ) -> Result<(), CloseReason> {
+        let Some(upstream) = self.upstreams.get(&from.upstream) else { return Ok(()) };
+        let id = message.id().unwrap_or_default();
+        let answer = match message.method() {
+            "register" if upstream.reads_status_frames => {
+                return Err(CloseReason::new(1008, "a second registration on one link"));
+            }
+            "ping" => jsonrpc::result(id, "{}"),
+            other => ServerRequestError::UnknownMethod(other.to_owned()).rpc().response(id),
+        };
+        let _ = upstream.link.queue(None, answer, Room::Reserved, fx);
+        Ok(())
+    }
+
+    /// Forwards progress of a shared process to the call that it belongs to; the token is the
+    /// gateway's id of the call.
+    fn on_progress<'m>(
+        &mut self,
+        now: Instant,
+        from: InstanceKey,
+        message: &'m Message<'m>,
+        span: Option<Span>,
+        fx: &mut Effects<'m>,
+    ) {
+        let Some((instance, link)) = self.process(from) else { return };
+        let id = span.clone().and_then(|span| decimal(&message.text()[span]));
+        let pending = id.and_then(|id| Some((id, instance.mux().get(id)?)));
+        let known =
+            pending.and_then(|(id, pending)| Some((id, client_call(pending), pending.token()?.to_owned())));
+        let Some((id, responder, token)) = known else {
+            link.log_unmatched(now, message, fx);
+            return self.stats.unmatched.add();
+        };
+        instance.progressed(now, id);
+        if let (Some(responder), Some(span)) = (responder, span) {
+            fx.send(responder, Text::Of(message, vec![(span, token)]));
+        }
+    }
+
+    /// Handles a request or notification of a session's instance.
+    fn on_instance_message<'m>(
+        &mut self,
+        now: Instant,
+        from: InstanceKey,
+        session: SessionKey,
+        (message, notice): (&'m Message<'m>, &Notice),
+        fx: &mut Effects<'m>,
+    ) {
+        match (message.kind(), notice) {
+            (Kind::Request, _) if message.method() == "ping" => {
+                let answer = jsonrpc::result(message.id().unwrap_or_default(), "{}");
+                self.answer_instance(now, from, answer, fx);
+            }
+            (Kind::Request, _) => self.forward_server_request(now, from, session, message, fx),
+            (_, Notice::Cancelled(None) | Notice::Progress(None)) => {}
+            (_, Notice::Cancelled(Some(span))) => {
+                let Some(session) = self.clients.get_mut(&session) else { return };
+                let request_id = &message.text()[span.clone()];
+                let number = session.server_requests.cancel(|server| *server == from, request_id);
+                if let Some(number) = number {
+                    let cancellation = edit::cancellation(message, span.clone(), number);
+                    self.send_to_client(from, cancellation);
+                }
+            }
+            (_, Notice::Progress(Some(span))) => {
+                self.on_instance_progress(now, from, session, (message, span.clone()), fx);
+            }
+            (_, Notice::Updated(updated)) if self.sees_all(session) => {
+                self.broadcast_update(from.upstream, message, updated.as_ref(), Some(session), fx);
+            }
+            (_, Notice::Log(_)) => {
+                // To the stream of the newest call, if there is one.
+                let text = Text::Of(message, Vec::new());
+                match self.newest_responder(from) {
+                    Some(responder) => fx.send(responder, text),
+                    None => self.deliver_to(session, text, fx),
+                }
+            }
+            _ => self.deliver_to(session, Text::Of(message, Vec::new()), fx),
+        }
+    }
+
+    fn sees_all(&self, session: SessionKey) -> bool {
+        self.clients.get(&session).is_some_and(|session| session.sees_all())
+    }
+
+    fn deliver_to<'m>(&self, session: SessionKey, text: Text<'m>, fx: &mut Effects<'m>) {
+        if let Some(session) = self.clients.get(&session) {
+            fx.deliver(vec![session.stream.clone()], text);
+        }
+    }
+
+    /// Sends an instance a response, whether it is initialized or not. Best effort: dropped if the
+    /// link's queue is full.
+    fn answer_instance(&mut self, now: Instant, to: InstanceKey, answer: String, fx: &mut Effects<'_>) {
+        if let Some((_, link)) = self.process(to) {
+            let _ = link.send(now, to.channel, answer, fx);
+        }
+    }
+
+    /// Handles the parsed response of an instance to the gateway's `initialize`; an error is the
+    /// reason of the instance.
+    pub fn instance_initialized(
+        &mut self,
+        now: Instant,
+        from: InstanceKey,
+        initialized: Result<Initialized, String>,
+        fx: &mut Effects<'_>,
+    ) {
+        let initialized = match initialized {
+            Ok(initialized) => initialized,
+            Err(why) => return self.end_instance(now, from, &format!("initialize failed: {why}"), true, fx),
+        };
+        let Some((instance, _)) = self.process(from) else { return };
+        if instance.set_initialized(initialized).is_err() {
+            self.stats.memory_refusals.add();
+            return self.end_instance(now, from, NO_MEMORY, true, fx);
+        }
+        let first = self.first_requests(now, from);
+        let Some((instance, link)) = self.process(from) else { return };
+        let (lost, server) = (instance.on_initialized(link, now, first, fx), link.name().clone());
+        for pending in lost {
+            self.fail(pending, &CallError::declined(super::error::Declined::Link, &server), fx);
+        }
+        self.set_timer(from.upstream, fx);
+    }
+
+    /// Forwards a progress notification to the call with this token. A task's token outlives its
+    /// call, so at a server's own endpoint an unknown token goes to the session's stream.
+    fn on_instance_progress<'m>(
+        &mut self,
+        now: Instant,
+        from: InstanceKey,
+        session: SessionKey,
+        (message, span): (&'m Message<'m>, Span),
+        fx: &mut Effects<'m>,
+    ) {
+        let Some((instance, _)) = self.process(from) else { return };
+        let found = instance.mux().of_token(&message.text()[span.clone()]);
+        let found =
+            found.and_then(|(id, pending)| Some((id, client_call(pending)?, pending.token()?.to_owned())));
+        match found {
+            Some((id, responder, client_token)) => {
+                instance.progressed(now, id);
+                fx.send(responder, Text::Of(message, vec![(span, client_token)]));
+            }
+            None if !self.sees_all(session) => self.deliver_to(session, Text::Of(message, Vec::new()), fx),
+            None => self.stats.unmatched.add(),
+        }
+    }
+
+    /// Forwards an instance's request to its client, under an id of the gateway: each instance
+    /// numbers its own requests.
+    fn forward_server_request(
+        &mut self,
+        now: Instant,
+        from: InstanceKey,
+        session: SessionKey,
+        message: &Message<'_>,
+        fx: &mut Effects<'_>,
+    ) {
+        let id = message.id().unwrap_or_default();
+        if let Err(why) = self.pass_server_request(now, from, session, message) {
+            // Best effort: a server that floods its link with requests may miss a response.
+            self.answer_instance(now, from, why.rpc().response(id), fx);
+        }
+    }
+
+    fn pass_server_request(
+        &mut self,
+        now: Instant,
+        from: InstanceKey,
+        session: SessionKey,
+        message: &Message<'_>,
+    ) -> Result<(), ServerRequestError> {
+        let id = message.id().unwrap_or_default();
+        if id.len() > limits::ID_BYTES {
+            return Err(ServerRequestError::IdTooLong);
+        }
+        let Some(session) = self.clients.get_mut(&session) else { return Ok(()) };
+        let number = session.server_requests.begin(now, from, id).map_err(|_| ServerRequestError::TooMany)?;
+        let number = number.to_string();
+        if !self.send_to_client(from, message.with_id(&number)) {
+            if let Some(session) = self.session_of(from).and_then(|session| self.clients.get_mut(&session)) {
+                session.server_requests.end(&number);
+            }
+            return Err(ServerRequestError::NotRead);
+        }
+        Ok(())
+    }
+
+    /// Sends the client of an instance a request, or the cancellation of one. On the session's
+    /// stream it is kept until the client reads. Returns false if too much is queued for the client
+    /// already. A cancellation may be lost: the client's response is then dropped as unmatched.
+    pub(super) fn send_to_client(&self, instance: InstanceKey, text: String) -> bool {
+        if let Some(responder) = self.newest_responder(instance) {
+            return responder.request(text);
+        }
+        let session = self.session_of(instance).and_then(|session| self.clients.get(&session));
+        session.is_some_and(|session| session.stream.request(text, &self.stats))
+    }
+
+    /// Returns the responder of the newest call whose client still reads, because a message does
+    /// not say which call it belongs to. `initialize` is skipped: before its response a client
+    /// accepts no other messages.
+    fn newest_responder(&self, instance: InstanceKey) -> Option<Arc<dyn Responder>> {
+        let pool = self.upstreams.get(&instance.upstream)?.pool.as_ref()?;
+        pool.open.get(&instance.channel?)?.mux().newest(|pending| match &pending.caller {
+            Caller::Client(call) if !call.responder.is_closed() && &*pending.method != "initialize" => {
+                Some(call.responder.clone())
+            }
+            _ => None,
+        })
+    }
+
+    /// Takes the request of an instance that a client's response answers; `id` is as the client
+    /// wrote it. Returns the instance and its own id.
+    pub fn take_server_request(&mut self, session: SessionKey, id: &str) -> Option<(InstanceKey, Box<str>)> {
+        self.clients.get_mut(&session)?.server_requests.end(id)
+    }
+
+    /// Sends an instance the response to its request `own_id`.
+    pub fn answer_server_request(
+        &mut self,
+        now: Instant,
+        (to, own_id): (InstanceKey, &str),
+        answer: Result<String, ServerRequestError>,
+        fx: &mut Effects<'_>,
+    ) {
+        let Some((_, link)) = self.process(to) else { return };
+        let answer = answer.and_then(|answer| match link.excess(to.channel, &answer) {
+            Some(why) => Err(ServerRequestError::Declined { why, server: link.name().to_string() }),
+            None => Ok(answer),
+        });
+        let answer = answer.unwrap_or_else(|why| why.rpc().response(own_id));
+        if matches!(link.send(now, to.channel, answer, fx), Err(SendError::Full | SendError::Memory)) {
+            // The server would wait for the response forever.
+            self.end_instance(now, to, "the link is congested", true, fx);
+        }
+    }
+}
+
+/// What the response to a client's call mentions, and the hub knows more about.
+#[derive(Debug)]
+pub struct Mentions {
+    /// Tasks.
+    pub tasks: Tasks,
+    /// URIs that may lead a client of the aggregate to another server.
+    pub links: Vec<crate::mcp::resource_links::ResourceLink>,
+    /// A result of `initialize`.
+    pub initialized: Option<Initialized>,
+}
+
+/// Returns where the response to a client's call goes.
+fn client_call(pending: &Pending<Caller>) -> Option<Arc<dyn Responder>> {
+    match &pending.caller {
+        Caller::Client(call) => Some(call.responder.clone()),
+        _ => None,
+    }
+}
