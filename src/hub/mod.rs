@@ -2,7 +2,7 @@
 //! clock and no lock.
 //!
 //! [`Hub`](state::Hub) owns all tables. The program that owns the hub locks it for each
-//! [entry](entry); the time is an argument, and what the hub wants done comes back as
+//! [`entry`]; the time is an argument, and what the hub wants done comes back as
 //! [`Effects`](effect::Effects).
 //!
 //! What the hub uses, in the order in which one uses the other:
