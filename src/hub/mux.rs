@@ -9,7 +9,7 @@
 //! Pure: the caller is any type `C`, and time is an argument. `hub::instance` uses it.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -69,7 +69,7 @@ pub enum Routed<C> {
 #[derive(Debug)]
 pub struct Mux<C> {
     last: u64,
-    pending: HashMap<u64, Pending<C>>,
+    pending: BTreeMap<u64, Pending<C>>,
     max: usize,
     /// No pending request times out before this. May be too early; `tick` corrects it.
     due: Option<Instant>,
@@ -79,7 +79,7 @@ pub struct Mux<C> {
 impl<C> Mux<C> {
     /// Creates an empty table for at most `max` calls at a time.
     pub fn new(max: usize) -> Self {
-        Self { last: 0, pending: HashMap::new(), max, due: None, gone: false }
+        Self { last: 0, pending: BTreeMap::new(), max, due: None, gone: false }
     }
 
     /// Adds a request, and returns its new id.
@@ -158,8 +158,7 @@ impl<C> Mux<C> {
 
     /// Returns the result of `wanted` for the newest pending request for which it is not `None`.
     pub fn newest<T>(&self, wanted: impl Fn(&Pending<C>) -> Option<T>) -> Option<T> {
-        let found = self.pending.iter().filter_map(|(id, pending)| Some((id, wanted(pending)?)));
-        found.max_by_key(|(id, _)| **id).map(|(_, found)| found)
+        self.pending.values().rev().find_map(wanted)
     }
 
     /// Returns the number of pending requests for which `wanted` is true.
@@ -167,12 +166,12 @@ impl<C> Mux<C> {
         self.pending.values().filter(|pending| wanted(pending)).count()
     }
 
-    /// Returns the pending request with this progress token of the caller (raw JSON), and its id.
+    /// Returns the newest pending request with this progress token of the caller (raw JSON), and its id.
     /// An exact match is preferred; otherwise the same number in another notation matches, since
     /// servers may rewrite numbers.
     pub fn of_token(&self, token: &str) -> Option<(u64, &Pending<C>)> {
         let find = |is_it: &dyn Fn(&str) -> bool| {
-            self.pending.iter().find(|(_, pending)| pending.token().is_some_and(is_it))
+            self.pending.iter().rev().find(|(_, pending)| pending.token().is_some_and(is_it))
         };
         let found = find(&|other| other == token).or_else(|| find(&|other| is_same(other, token)));
         found.map(|(id, pending)| (*id, pending))
@@ -207,7 +206,7 @@ impl<C> Mux<C> {
         if self.due.is_none_or(|due| now < due) {
             return;
         }
-        expired.extend(self.pending.extract_if(|_, pending| pending.deadline <= now));
+        expired.extend(self.pending.extract_if(.., |_, pending| pending.deadline <= now));
         self.due = self.pending.values().map(|pending| pending.deadline).min();
     }
 
@@ -216,11 +215,11 @@ impl<C> Mux<C> {
         self.due
     }
 
-    /// Removes all requests, since the link is gone. Accepts no more, as nothing would end them.
+    /// Removes all requests, since the link is gone, in the order in which they began. Accepts no more, as nothing would end them.
     pub fn drain(&mut self) -> Vec<Pending<C>> {
         self.gone = true;
         self.due = None;
-        self.pending.drain().map(|(_, pending)| pending).collect()
+        std::mem::take(&mut self.pending).into_values().collect()
     }
 
     /// Returns the number of pending requests.

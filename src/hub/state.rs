@@ -5,7 +5,7 @@
 //! program that owns the hub.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -62,13 +62,13 @@ pub struct Hub {
     /// Names and items of the registered servers.
     pub(super) catalog: Catalog<UpstreamKey>,
     /// The registered servers. Every server of the catalog is here.
-    pub(super) upstreams: HashMap<UpstreamKey, Box<Upstream>>,
+    pub(super) upstreams: BTreeMap<UpstreamKey, Box<Upstream>>,
     /// Registered servers by principal, including those whose link is lost.
     pub(super) server_shares: Shares,
     /// The sessions that clients can find, with their ids.
     pub(super) sessions: Sessions<SessionKey>,
     /// All sessions, also those whose `initialize` is not answered yet.
-    pub(super) clients: HashMap<SessionKey, Box<Session>>,
+    pub(super) clients: BTreeMap<SessionKey, Box<Session>>,
     pub(super) last_session: u64,
     /// The latest time at which a session was initialized.
     pub(super) last_initialized: Option<Instant>,
@@ -95,10 +95,10 @@ impl Hub {
             config,
             stats,
             tokens,
-            upstreams: HashMap::new(),
+            upstreams: BTreeMap::new(),
             server_shares: Shares::default(),
             sessions,
-            clients: HashMap::new(),
+            clients: BTreeMap::new(),
             last_session: 0,
             last_initialized: None,
             subscriptions: Subscriptions::default(),

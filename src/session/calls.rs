@@ -1,7 +1,7 @@
 //! The calls that one session has in flight.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, btree_map::Entry},
     ops::Deref,
     sync::Arc,
 };
@@ -48,7 +48,7 @@ impl Deref for CallId {
 /// calls that are answered on the same stream.
 #[derive(Debug)]
 pub struct Calls<U> {
-    open: HashMap<Arc<str>, OpenCall<U>>,
+    open: BTreeMap<Arc<str>, OpenCall<U>>,
     /// Calls whose id another call in `open` has already.
     repeated: Vec<(Arc<str>, OpenCall<U>)>,
     last: u64,
@@ -67,7 +67,7 @@ struct OpenCall<U> {
 impl<U> Calls<U> {
     /// Creates an empty table.
     pub fn new(limits: &SessionLimits) -> Self {
-        let (open, repeated) = (HashMap::new(), Vec::new());
+        let (open, repeated) = (BTreeMap::new(), Vec::new());
         Self { open, repeated, last: 0, max: limits.in_flight, ended: false }
     }
 
@@ -143,12 +143,14 @@ impl<U> Calls<U> {
         Some((open.upstream, open.upstream_id))
     }
 
-    /// Ends the session: no further call may begin. Returns the calls in flight, for the caller to
-    /// cancel.
+    /// Ends the session: no further call may begin. Returns the calls in flight, in the order in which
+    /// they began, for the caller to cancel.
     pub fn end_all(&mut self) -> Vec<(U, u64)> {
         self.ended = true;
-        let all = self.open.drain().chain(self.repeated.drain(..));
-        all.map(|(_, open)| (open.upstream, open.upstream_id)).collect()
+        let open = std::mem::take(&mut self.open).into_values();
+        let mut all: Vec<_> = open.chain(self.repeated.drain(..).map(|(_, open)| open)).collect();
+        all.sort_unstable_by_key(|open| open.number);
+        all.into_iter().map(|open| (open.upstream, open.upstream_id)).collect()
     }
 
     /// Whether the session has ended.
