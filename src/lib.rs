@@ -4,21 +4,54 @@
 //!
 //! ```text
 //!  MCP clients                   gateway                        register (edge box, behind NAT)
-//!  editors, agents --HTTP/SSE--> http -> session -> router        link -> child's stdin
-//!                  <------------ <- mux <- link  <==WebSocket==>  link <- child's stdout
+//!  editors, agents --HTTP/SSE--> http -> router -> hub            link -> child's stdin
+//!                  <------------ <- hub <- link  <==WebSocket==>  link <- child's stdout
 //! ```
 //!
 //! # The path of one call
 //!
+//! All tables of the gateway are in the [`hub`], which has one lock. What a call passes in the
+//! gateway, and the locks that it takes:
+//!
+//! ```text
+//!  client                        | hub, locked            | link of the server
+//!  ------------------------------+------------------------+-------------------------------
+//!  gateway::connection           |                        |
+//!    http, router                |                        |
+//!    gateway::authn (tokens)     |                        |
+//!  gateway::endpoint::streamable |                        |
+//!    gateway::session ---------->| session                |
+//!    jsonrpc                     |                        |
+//!    hub::entry, hub::request -->| call                   |
+//!                                |   catalog              |
+//!                                |   session::Calls       |
+//!                                |   instance, mux        |
+//!                                |   jsonrpc::edit, link -+-> net::outbox (queue)
+//!                                |                        |     net::outbound, net::ws_link
+//!                                |                        |                |
+//!                                |                        |           the edge
+//!                                |                        |                |
+//!                                |                        |     net::ws_link, net::outbound
+//!                                | frame                <-+- hub::entry, hub::incoming
+//!                                |   instance, mux        |
+//!  hub::entry, hub::conclusion <-|   session::Calls       |
+//!  gateway::responder            |                        |
+//!    net::outbox (queue)         |                        |
+//!  gateway::endpoint::streamable |                        |
+//! ```
+//!
 //! 1. [`gateway`] accepts the connection ([`net`]). [`http`] parses the request, [`auth`]
-//!    identifies the principal, and [`router`] matches the path.
-//! 2. The [`session`] is looked up, the message is scanned without parsing its payload
-//!    ([`jsonrpc`]), and the exposed name is looked up in the [`catalog`].
-//! 3. The mux ([`hub::mux`]) gives the call a new id, and the call is sent as one frame on the
-//!    link.
-//! 4. [`edge`] writes it to the child's stdin as one line ([`ndjson`]). The response comes back the
-//!    same way: the mux finds the caller, the client's own id is restored, and the result is sent
-//!    on the caller's stream ([`sse`]), byte for byte as the server wrote it.
+//!    identifies the principal, and [`router`] matches the path. The hub returns the session.
+//! 2. The message is scanned without parsing its payload ([`jsonrpc`]). Then the hub looks up the
+//!    exposed name in the [`catalog`], gives the call a new id ([`hub::mux`]), and queues it as one
+//!    frame for the link.
+//! 3. [`edge`] writes it to the child's stdin as one line ([`ndjson`]). The response comes back the
+//!    same way: the hub finds the caller, and without the lock the client's own id is restored and
+//!    the result queued for the caller's stream ([`sse`]), byte for byte as the server wrote it.
+//!
+//! On the way in the call takes five locks: that of the token table, the hub's twice, and that of
+//! each of the two queues. With tokens it also takes that of the wrong tokens. On the way out it
+//! takes two: the hub's, and that of the client's queue.
 //!
 //! Results pass unchanged, except for resource links that would not lead back to their server
 //! ([`mcp::resource_links`]); errors keep code, message and data, and unknown fields pass. Protocol
