@@ -4,7 +4,7 @@
 //! Frames to servers are not among them: they are queued inside the hub, because their order must
 //! be that of the changes, and because the hub must know whether the link took them.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{any::Any, sync::Arc};
 
 use super::peers::{Responder, SessionStream, Wakers};
 use crate::{
@@ -61,7 +61,7 @@ pub struct Effects<'m> {
     wakers: Wakers,
     list: Vec<Effect<'m>>,
     /// What was removed. Dropped after the entry: it may hold megabytes.
-    removed: Vec<Box<dyn Debug + Send>>,
+    removed: Vec<Box<dyn Any + Send>>,
     /// A list changed: the task that notifies the clients is to be woken.
     pub lists_changed: bool,
     /// The next deadline is now earlier: the task that waits for it is to be woken.
@@ -112,7 +112,7 @@ impl<'m> Effects<'m> {
     }
 
     /// Drops a removed value after the entry.
-    pub fn drop_later(&mut self, removed: impl Debug + Send + 'static) {
+    pub fn drop_later(&mut self, removed: impl Any + Send) {
         self.removed.push(Box::new(removed));
     }
 
