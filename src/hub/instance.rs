@@ -157,6 +157,18 @@ impl Isolated {
         Ok(None)
     }
 
+    /// Returns the bytes of the messages that are held, for the tests.
+    ///
+    /// # Errors
+    /// They are not what is charged.
+    pub fn held_bytes(&self) -> Result<usize, String> {
+        let held = self.held.iter().flatten().map(|(_, text)| text.len()).sum();
+        match self.held_charges.iter().all(|charge| charge.bytes() == held) {
+            true => Ok(held),
+            false => Err(format!("{held} bytes are held, and charged as {:?}", self.held_charges)),
+        }
+    }
+
     /// Stops holding messages, and returns those that were held.
     fn release(&mut self) -> Held {
         self.held_charges.iter_mut().for_each(|charge| charge.resize_anyway(0));
@@ -263,6 +275,18 @@ impl Instance {
                 MuxRefused::Gone => Declined::Gone,
             }
         })
+    }
+
+    /// Returns whether the shares are those of the pending calls, of which there are `calls`, for the
+    /// tests.
+    pub fn has_right_shares(&self, calls: usize) -> bool {
+        let mut shares = Shares::default();
+        for (_, pending) in self.mux.all() {
+            if let Caller::Client(ClientCall { share: Some(principal), .. }) = &pending.caller {
+                let _ = shares.take(*principal, usize::MAX);
+            }
+        }
+        shares == self.shares && calls <= self.max
     }
 
     /// Adds a request of the gateway's own, and returns its id, or `None` if the link is gone.

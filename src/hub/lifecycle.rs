@@ -250,13 +250,9 @@ impl Hub {
     /// Fails the pending calls of some servers, since the gateway is stopping. Returns false if none
     /// had any.
     pub fn fail_calls(&mut self, reason: &str, fx: &mut Effects<'_>) -> bool {
-        let busy: Vec<UpstreamKey> = self
-            .upstreams
-            .iter()
-            .filter(|(_, upstream)| upstream.pending() > 0)
-            .map(|(key, _)| *key)
-            .take(limits::YIELD_EVERY)
-            .collect();
+        let busy = self.upstreams.iter().filter(|(_, upstream)| upstream.pending() > 0);
+        let mut busy: Vec<UpstreamKey> = busy.map(|(key, _)| *key).take(limits::YIELD_EVERY).collect();
+        busy.sort_unstable();
         for key in &busy {
             let Some(upstream) = self.upstreams.get_mut(key) else { continue };
             let name = upstream.link.name().clone();

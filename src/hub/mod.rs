@@ -21,9 +21,10 @@
 //!   begin and end. `own`, with [`server_list`]: requests that the gateway answers itself.
 //! - [`call`] and `notify`: messages of clients. `discover` and [`frame`]: messages of servers.
 //!   [`registration`]: new servers.
-//! - [`entry`]: the two ways in.
+//! - [`entry`]: the two ways in. `check`: whether the tables agree, for tests.
 
 pub mod call;
+mod check;
 pub mod conclusion;
 mod discover;
 pub mod effect;

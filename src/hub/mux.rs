@@ -156,6 +156,11 @@ impl<C> Mux<C> {
         self.pending.get(&id)
     }
 
+    /// Returns all pending requests with their ids.
+    pub fn all(&self) -> impl Iterator<Item = (u64, &Pending<C>)> {
+        self.pending.iter().map(|(id, pending)| (*id, pending))
+    }
+
     /// Returns the result of `wanted` for the newest pending request for which it is not `None`.
     pub fn newest<T>(&self, wanted: impl Fn(&Pending<C>) -> Option<T>) -> Option<T> {
         self.pending.values().rev().find_map(wanted)
@@ -166,8 +171,8 @@ impl<C> Mux<C> {
         self.pending.values().filter(|pending| wanted(pending)).count()
     }
 
-    /// Returns the newest pending request with this progress token of the caller (raw JSON), and its id.
-    /// An exact match is preferred; otherwise the same number in another notation matches, since
+    /// Returns the newest pending request with this progress token of the caller (raw JSON), and its
+    /// id. An exact match is preferred; otherwise the same number in another notation matches, since
     /// servers may rewrite numbers.
     pub fn of_token(&self, token: &str) -> Option<(u64, &Pending<C>)> {
         let find = |is_it: &dyn Fn(&str) -> bool| {
@@ -201,12 +206,14 @@ impl<C> Mux<C> {
         self.pending.remove(&id)
     }
 
-    /// Removes all requests that timed out.
+    /// Removes all requests that timed out, in the order in which they began.
     pub fn tick(&mut self, now: Instant, expired: &mut Vec<(u64, Pending<C>)>) {
         if self.due.is_none_or(|due| now < due) {
             return;
         }
-        expired.extend(self.pending.extract_if(.., |_, pending| pending.deadline <= now));
+        let over = self.pending.iter().filter(|(_, pending)| pending.deadline <= now);
+        let over: Vec<u64> = over.map(|(id, _)| *id).collect();
+        expired.extend(over.into_iter().filter_map(|id| self.pending.remove_entry(&id)));
         self.due = self.pending.values().map(|pending| pending.deadline).min();
     }
 
@@ -215,7 +222,8 @@ impl<C> Mux<C> {
         self.due
     }
 
-    /// Removes all requests, since the link is gone, in the order in which they began. Accepts no more, as nothing would end them.
+    /// Removes all requests, since the link is gone, in the order in which they began. Accepts no
+    /// more, as nothing would end them.
     pub fn drain(&mut self) -> Vec<Pending<C>> {
         self.gone = true;
         self.due = None;

@@ -153,6 +153,12 @@ impl<U> Calls<U> {
         all.into_iter().map(|open| (open.upstream, open.upstream_id)).collect()
     }
 
+    /// Returns the number of each call in flight, its server and its mux id, in no particular order.
+    pub fn all(&self) -> impl Iterator<Item = (u64, &U, u64)> {
+        let open = self.open.values().chain(self.repeated.iter().map(|(_, open)| open));
+        open.map(|open| (open.number, &open.upstream, open.upstream_id))
+    }
+
     /// Whether the session has ended.
     pub fn have_ended(&self) -> bool {
         self.ended

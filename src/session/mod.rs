@@ -11,7 +11,7 @@ mod subscriptions;
 mod task_owners;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -62,8 +62,8 @@ type EvictionOrder = (Instant, u64);
 /// The sessions that use one endpoint: all of them, and those with a log level by that level.
 #[derive(Debug, Default)]
 struct Group {
-    members: HashSet<Arc<str>>,
-    levels: BTreeMap<Level, HashSet<Arc<str>>>,
+    members: BTreeSet<Arc<str>>,
+    levels: BTreeMap<Level, BTreeSet<Arc<str>>>,
 }
 
 /// All open sessions.
@@ -202,7 +202,9 @@ impl<H: Clone> Sessions<H> {
     /// Closes the sessions of principals that may no longer have any. Returns their handles.
     pub fn expel(&mut self, may_stay: impl Fn(Principal) -> bool) -> Vec<H> {
         let out = self.by_principal.iter().filter(|(principal, _)| !may_stay(**principal));
-        let out: Vec<Arc<str>> = out.flat_map(|(_, sessions)| sessions.values().cloned()).collect();
+        let mut out: Vec<Arc<str>> = out.flat_map(|(_, sessions)| sessions.values().cloned()).collect();
+        // In the order of their ids, not in that of a hash table.
+        out.sort_unstable();
         out.iter().filter_map(|id| self.close(id)).collect()
     }
 
@@ -231,7 +233,8 @@ impl<H: Clone> Sessions<H> {
         let idle = self.idle;
         let over = |entry: &SessionEntry<H>| now.duration_since(entry.used) >= idle && !busy(&entry.handle);
         let out = self.open.iter().filter(|(_, entry)| over(entry)).map(|(id, _)| id.clone());
-        let out: Vec<Arc<str>> = out.collect();
+        let mut out: Vec<Arc<str>> = out.collect();
+        out.sort_unstable();
         out.iter().filter_map(|id| self.close(id)).collect()
     }
 
@@ -277,7 +280,7 @@ impl<H: Clone> Sessions<H> {
         [None, Some(Arc::from(server))].into_iter().filter_map(|key| self.by_server.get(&key))
     }
 
-    /// Returns all handles.
+    /// Returns all handles, in no particular order.
     pub fn all(&self) -> impl Iterator<Item = &H> {
         self.open.values().map(|entry| &entry.handle)
     }

@@ -2,7 +2,7 @@
 //! counts its own.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -16,7 +16,7 @@ pub struct TooMany;
 #[derive(Debug)]
 pub struct PendingServerRequests<U> {
     last: u64,
-    open: HashMap<u64, PendingServerRequest<U>>,
+    open: BTreeMap<u64, PendingServerRequest<U>>,
 }
 
 #[derive(Debug)]
@@ -29,7 +29,7 @@ struct PendingServerRequest<U> {
 
 impl<U> Default for PendingServerRequests<U> {
     fn default() -> Self {
-        Self { last: 0, open: HashMap::new() }
+        Self { last: 0, open: BTreeMap::new() }
     }
 }
 
@@ -68,6 +68,11 @@ impl<U> PendingServerRequests<U> {
         Some(number)
     }
 
+    /// Returns the server of each request.
+    pub fn servers(&self) -> impl Iterator<Item = &U> + Clone {
+        self.open.values().map(|request| &request.server)
+    }
+
     /// Removes all requests of a server that is gone.
     pub fn forget(&mut self, is_server: impl Fn(&U) -> bool) {
         self.open.retain(|_, request| !is_server(&request.server));
@@ -84,10 +89,10 @@ impl<U> PendingServerRequests<U> {
         let over = |request: &PendingServerRequest<U>| {
             now.duration_since(request.since) >= timeout && is_server(&request.server)
         };
-        self.open
-            .extract_if(|_, request| over(request))
-            .map(|(number, request)| (number, request.id))
-            .collect()
+        let overdue = self.open.iter().filter(|(_, request)| over(request)).map(|(number, _)| *number);
+        let overdue: Vec<u64> = overdue.collect();
+        let removed = overdue.into_iter().filter_map(|number| self.open.remove_entry(&number));
+        removed.map(|(number, request)| (number, request.id)).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use crate::auth::Principal;
 
 /// Units in use of one resource, counted by principal.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Eq, PartialEq)]
 pub struct Shares(HashMap<Principal, usize>);
 
 /// Returns how many of `max` units one principal may hold: all, or half (at least one) if

@@ -2,7 +2,7 @@
 //! first subscribe and the last unsubscribe request for a resource.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
     sync::Arc,
 };
@@ -32,7 +32,7 @@ impl Subscriber {
 type SubscribedUris = Vec<(String, Option<u64>)>;
 
 /// The sessions that are subscribed to one resource.
-type Subscribers = HashMap<Arc<str>, SubscribedUris>;
+type Subscribers = BTreeMap<Arc<str>, SubscribedUris>;
 
 /// Subscriptions, by the name of the server and its own URI, and by session.
 #[derive(Debug, Default)]
@@ -76,7 +76,7 @@ impl Subscriptions {
             .map_or_else(|| Arc::from(resource), |(resource, _)| resource.clone());
         let subscribers = resources.entry(resource.clone()).or_insert_with(|| {
             self.resources += 1;
-            HashMap::new()
+            Subscribers::new()
         });
         let subscribed = subscribers.entry(id.clone()).or_default();
         if subscribed.iter().any(|(known, _)| *known == uri) {
@@ -180,7 +180,7 @@ impl Subscriptions {
     /// Returns the sessions that are subscribed to any resource of a server.
     pub fn sessions_of(&self, server: &str) -> Vec<Arc<str>> {
         let subscribers = self.servers.get(server).into_iter().flat_map(BTreeMap::values);
-        let sessions: HashSet<&Arc<str>> = subscribers.flat_map(HashMap::keys).collect();
+        let sessions: BTreeSet<&Arc<str>> = subscribers.flat_map(Subscribers::keys).collect();
         sessions.into_iter().cloned().collect()
     }
 
@@ -224,6 +224,11 @@ impl Subscriptions {
             rest = Bound::Excluded(&updated[..resource.len()]);
         }
         found
+    }
+
+    /// Returns the number of sessions that are subscribed to anything.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
     }
 
     /// Returns the number of resources that have a subscriber.

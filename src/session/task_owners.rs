@@ -81,7 +81,8 @@ impl TaskOwners {
             self.forget_oldest(principal);
         } else if self.owned > limits::TASKS_ALL {
             let largest =
-                self.by_principal.iter().max_by_key(|(_, tasks)| tasks.len()).map(|(largest, _)| *largest);
+                self.by_principal.iter().max_by_key(|(principal, tasks)| (tasks.len(), **principal));
+            let largest = largest.map(|(largest, _)| *largest);
             largest.into_iter().for_each(|largest| self.forget_oldest(largest));
         }
     }
