@@ -1,19 +1,21 @@
 //! One end of a simulated link: the real outgoing side and the real timers, without a socket.
 
 use std::{
-    cell::RefCell,
     hash::{DefaultHasher, Hash, Hasher},
-    rc::Rc,
+    sync::{Arc, Mutex},
     task::{Context, Waker},
     time::Instant,
 };
 
 use mcpport::{
+    budget::Account,
+    hub::peers::{Transport, Wakers},
     limits::LinkLimits,
     net::{
         outbound::Outbound,
         outbox::{self, Sender},
     },
+    queue::{Room, SendError},
     tunnel::{
         close::CloseReason,
         first_frame::FirstFrame,
@@ -35,10 +37,10 @@ pub struct Line {
 /// The queue of an outgoing side. It records each frame that it takes, so that what the other end
 /// receives is compared with what the program wanted to send, and not with what the link says that
 /// it sent.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Queue {
     sender: Sender<CloseReason>,
-    said: Rc<RefCell<Book>>,
+    said: Arc<Mutex<Book>>,
 }
 
 /// Running hashes of frames, each including all earlier frames.
@@ -52,48 +54,72 @@ fn note(book: &mut Book, frame: &str) {
 }
 
 impl Queue {
-    /// Queues a frame. Returns false if the queue is full.
-    pub fn send(&self, frame: String) -> bool {
-        self.noted(frame, |frame| self.sender.send(frame).is_ok())
-    }
-
-    /// Like [`Queue::send`], for a frame of the program itself.
-    pub fn send_reserved(&self, frame: String) -> bool {
-        self.noted(frame, |frame| self.sender.send_reserved(frame).is_ok())
-    }
-
     /// Queues a frame beyond the limits.
     pub fn send_unbounded(&self, frame: String) {
-        let taken = self.noted(frame, |frame| self.sender.send_unbounded(frame).is_ok());
-        assert!(taken, "nobody ends this queue");
+        self.add(frame, Room::Unbounded).expect("nobody ends this queue");
     }
 
-    fn noted(&self, frame: String, send: impl FnOnce(String) -> bool) -> bool {
+    /// Whether the queue was ended.
+    pub fn is_ended(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    fn add(&self, frame: String, room: Room) -> Result<Option<Waker>, SendError> {
+        // Two threads never queue frames of one server at the same time.
+        let mut said = self.said.lock().unwrap();
         let text = frame.clone();
-        let taken = send(frame);
-        if taken {
-            note(&mut self.said.borrow_mut(), &text);
-        }
-        taken
+        let waker = self.sender.add(frame, room)?;
+        note(&mut said, &text);
+        Ok(waker)
+    }
+}
+
+impl Transport for Queue {
+    fn send(&self, frame: String, room: Room, wakers: &mut Wakers) -> Result<(), SendError> {
+        wakers.add(self.add(frame, room)?);
+        Ok(())
+    }
+
+    fn close(&self, reason: CloseReason) {
+        self.sender.end(reason);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.sender.is_closed()
     }
 }
 
 impl Line {
     /// Creates a line. `counted`: it can be resumed over another connection.
     pub fn new(counted: bool, limits: &LinkLimits) -> Self {
-        let (sender, receiver) = outbox::bounded(limits.queue_messages, limits.queue_bytes);
+        Self::with_account(counted, limits, None)
+    }
+
+    /// Creates a line whose frames are charged to an account.
+    pub fn with_account(counted: bool, limits: &LinkLimits, account: Option<&Account>) -> Self {
+        let (sender, receiver) =
+            outbox::with_account(limits.queue_messages, limits.queue_bytes, account.cloned());
         let mut outbound = Outbound::new(receiver);
+        if let Some(account) = account {
+            outbound.charge_to(account);
+        }
         if counted {
             outbound.count();
         }
-        Self { outbound, queue: Queue { sender, said: Rc::default() }, heard: Book::new() }
+        Self { outbound, queue: Queue { sender, said: Arc::default() }, heard: Book::new() }
     }
 
     /// Sends all frames that may be sent now over a connection.
     pub fn pump(&mut self, net: &mut Net, wire: usize, way: Way) {
+        assert_eq!(self.pump_to_end(net, wire, way), None, "nobody ends a queue here");
+    }
+
+    /// Sends all frames that may be sent now over a connection. Returns the reason if the queue has
+    /// ended and nothing is left in it.
+    pub fn pump_to_end(&mut self, net: &mut Net, wire: usize, way: Way) -> Option<CloseReason> {
+        let mut ended;
         loop {
-            let ended = self.outbound.poll_fill(&mut Context::from_waker(Waker::noop()));
-            assert_eq!(ended, None, "nobody ends a queue here");
+            ended = self.outbound.poll_fill(&mut Context::from_waker(Waker::noop()));
             let Some(frame) = self.outbound.next(&net.limits.link) else { break };
             net.send(wire, way, Frame::Text(frame.to_string()));
         }
@@ -101,6 +127,7 @@ impl Line {
             let now = net.now;
             net.timers(wire, way.back()).on_blocked_on_acks(now);
         }
+        ended
     }
 
     /// Handles a text frame: an acknowledgement, or a message for `handle`.
@@ -115,12 +142,23 @@ impl Line {
             handle(text);
             Ok(())
         };
-        let kind = self.outbound.on_text(now, text, limits, handle);
-        let kind = kind.expect("an honest peer acknowledges what it received");
+        let kind = self.try_on_text(now, text, limits, handle);
+        kind.expect("an honest peer acknowledges what it received")
+    }
+
+    /// Handles a text frame likewise. Fails if `handle` does.
+    pub fn try_on_text(
+        &mut self,
+        now: Instant,
+        text: &str,
+        limits: &LinkLimits,
+        handle: impl FnOnce(&str) -> Result<(), CloseReason>,
+    ) -> Result<TextFrame, CloseReason> {
+        let kind = self.outbound.on_text(now, text, limits, handle)?;
         if kind == TextFrame::Message && self.outbound.received().is_some() {
             note(&mut self.heard, text);
         }
-        kind
+        Ok(kind)
     }
 
     pub fn observed(&self) -> Observed {
@@ -131,7 +169,7 @@ impl Line {
     /// and exactly once.
     pub fn check_against(&self, other: &Self) {
         for (near, far) in [(self, other), (other, self)] {
-            let (heard, said) = (&near.heard, far.queue.said.borrow());
+            let (heard, said) = (&near.heard, far.queue.said.lock().unwrap());
             assert!(heard.len() <= said.len(), "{} frames came, and {} were queued", heard.len(), said.len());
             assert_eq!(heard.last(), heard.len().checked_sub(1).and_then(|last| said.get(last)));
         }
