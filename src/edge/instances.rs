@@ -28,7 +28,6 @@ use crate::{
         lock::Lock,
         shutdown::{Shutdown, ShutdownTrigger},
         task_tracker::{TaskGuard, TaskTracker},
-        tasks::Spawner,
     },
     tunnel::frame,
 };
@@ -43,10 +42,10 @@ pub struct Instances {
     /// One permit per running process, up to `--max-sessions`. A process that is being stopped
     /// keeps its permit.
     permits: Semaphore,
+    /// One guard for each [`Instance`].
     tasks: TaskTracker,
     /// One guard for each message of a process that waits for space in the queue of the link.
     delivering: TaskTracker,
-    spawner: Spawner,
     log: Arc<ThrottledLog>,
 }
 
@@ -78,14 +77,20 @@ struct OpenInstance {
     _stop: ShutdownTrigger,
 }
 
-/// The state that the task of one session owns.
-struct Instance {
+/// One session with a process of its own. Its channel is open, and its process starts in
+/// [`Instance::run`].
+pub struct Instance {
+    instances: Arc<Instances>,
     number: u32,
     begun: u64,
     channel: Arc<Channel>,
-    lines: Receiver<()>,
+    messages: Receiver<()>,
     stopped: Shutdown,
+    _task: TaskGuard,
 }
+
+/// Starts the task of an instance.
+pub type Spawn = Arc<dyn Fn(Instance) + Send + Sync>;
 
 /// Takes the messages of one session's process.
 struct InstanceSink {
@@ -128,13 +133,8 @@ impl LineSink for InstanceSink {
 }
 
 impl Instances {
-    /// Creates an empty table. `start` starts the process of a session. Cancelling the task group of `spawner` also kills the processes.
-    pub fn new(
-        config: &RegisterConfig,
-        start: StartBackend,
-        spawner: Spawner,
-        log: Arc<ThrottledLog>,
-    ) -> Arc<Self> {
+    /// Creates an empty table. `start` starts the process of a session.
+    pub fn new(config: &RegisterConfig, start: StartBackend, log: Arc<ThrottledLog>) -> Arc<Self> {
         let max = config.sessions.unwrap_or_default() as usize;
         Arc::new(Self {
             limits: config.limits.clone(),
@@ -144,7 +144,6 @@ impl Instances {
             permits: Semaphore::new(max),
             tasks: TaskTracker::new(),
             delivering: TaskTracker::new(),
-            spawner,
             log,
         })
     }
@@ -158,69 +157,52 @@ impl Instances {
         self.log.line(level, kind, LOG_GROUPS, line);
     }
 
-    /// Opens a channel for the gateway. Its process starts as soon as a permit is free; otherwise
-    /// the channel is closed with the reason.
+    /// Opens a channel for the gateway. The caller runs the instance in a task of its own. Returns
+    /// `None` if the channel is closed at once, with the reason.
     ///
     /// # Errors
     /// The queue of the link is full: the gateway sends requests and does not read.
-    pub fn start(self: &Arc<Self>, number: u32, link: &Uplink) -> Result<(), SendError> {
-        let (input, lines) = backend::queue(&self.limits);
+    pub fn open(self: &Arc<Self>, number: u32, link: &Uplink) -> Result<Option<Instance>, SendError> {
+        let (input, messages) = backend::queue(&self.limits);
         let (stop, stopped) = crate::runtime::shutdown::shutdown();
         let (uplink, calls) = (link.on_channel(number), OpenRequests::default());
         let channel = Arc::new(Channel { uplink, calls, input });
         let begun = {
             let mut table = self.table();
             if table.stopping {
-                return link.queue().send_reserved(frame::close(number, STOPPING));
+                link.queue().send_reserved(frame::close(number, STOPPING))?;
+                return Ok(None);
             }
             if table.open.len() >= self.max {
                 let why = "the edge has reached its session limit (--max-sessions)";
                 let line = format_args!("session {number} not started: {why}");
                 self.log(log::Level::Warn, "not_started", line);
-                return link.queue().send_reserved(frame::close(number, why));
+                link.queue().send_reserved(frame::close(number, why))?;
+                return Ok(None);
             }
             table.begun += 1;
             let begun = table.begun;
             table.open.insert(number, OpenInstance { begun, channel: channel.clone(), _stop: stop });
             begun
         };
-        let session = Instance { number, begun, channel, lines, stopped };
-        let (instances, guard) = (self.clone(), self.tasks.track());
-        let task = async move {
-            let _held = guard;
-            instances.run(session).await;
-        };
-        self.spawner.spawn(task, || log::error!("a session task panicked; other sessions are not affected"));
-        Ok(())
-    }
-
-    async fn run(&self, session: Instance) {
-        let (number, begun, channel) = (session.number, session.begun, session.channel.clone());
-        let ended = self.serve(session).await;
-        {
-            let mut table = self.table();
-            if table.open.get(&number).is_none_or(|open| open.begun != begun) {
-                return;
-            }
-            table.open.remove(&number);
-        }
-        if let Some(why) = ended {
-            self.log(log::Level::Info, "ends", format_args!("session {number} ended: {why}"));
-            // Fails only if the link is gone, and then there is nobody to notify.
-            let _ = channel.uplink.queue().send_wait(frame::close(number, &why)).await;
-        }
+        let (instances, task) = (self.clone(), self.tasks.track());
+        Ok(Some(Instance { instances, number, begun, channel, messages, stopped, _task: task }))
     }
 
     /// Runs the process of a session. Returns `None` if it was stopped, otherwise why it exited or
     /// could not start.
-    async fn serve(&self, session: Instance) -> Option<String> {
-        let Instance { channel, lines, stopped, .. } = session;
+    async fn serve(
+        &self,
+        channel: Arc<Channel>,
+        messages: Receiver<()>,
+        stopped: Shutdown,
+    ) -> Option<String> {
         // Processes of closed sessions may still be stopping and holding permits; stopping takes a
         // bounded time.
         let _room = stopped.race(self.permits.acquire()).await?;
         let input = channel.input.clone();
         let sink = Arc::new(InstanceSink { channel, delivering: self.delivering.clone() });
-        let mut server = match (self.start)(BackendIo { input, messages: lines, sink }) {
+        let mut server = match (self.start)(BackendIo { input, messages, sink }) {
             Ok(server) => server,
             Err(fault) => return Some(fault.to_string()),
         };
@@ -305,6 +287,27 @@ impl Instances {
     }
 }
 
+impl Instance {
+    /// Runs the session's process as soon as a permit is free, until one of them ends. If the process
+    /// ends first, closes the channel with the reason. Dropping the future kills the process.
+    pub async fn run(self) {
+        let Self { instances, number, begun, channel, messages, stopped, _task } = self;
+        let ended = instances.serve(channel.clone(), messages, stopped).await;
+        {
+            let mut table = instances.table();
+            if table.open.get(&number).is_none_or(|open| open.begun != begun) {
+                return;
+            }
+            table.open.remove(&number);
+        }
+        if let Some(why) = ended {
+            instances.log(log::Level::Info, "ends", format_args!("session {number} ended: {why}"));
+            // Fails only if the link is gone, and then there is nobody to notify.
+            let _ = channel.uplink.queue().send_wait(frame::close(number, &why)).await;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
@@ -323,12 +326,13 @@ mod tests {
     fn a_response_counts_until_it_is_queued() {
         let (config, group) = (RegisterConfig { sessions: Some(1), ..config() }, TaskGroup::new());
         let servers = FakeServers::new([Behaviour::Serves]);
-        let instances = Instances::new(&config, servers.start(), group.spawner(), Arc::default());
+        let instances = Instances::new(&config, servers.start(), Arc::default());
         let (queue, mut frames) = outbox::bounded(1, 1 << 20);
         let link = Uplink::new(queue, None, Arc::default());
         let call = r#"{"jsonrpc":"2.0","id":1,"method":"m"}"#;
         smol::block_on(group.run(async {
-            instances.start(7, &link).unwrap();
+            let instance = instances.open(7, &link).unwrap().unwrap();
+            group.spawner().spawn(instance.run(), || panic!("the task of the instance panicked"));
             instances.message(7, call).unwrap();
             let mut server = servers.next().await;
             assert_eq!(server.next_message().await, call);
@@ -358,11 +362,12 @@ mod tests {
     fn an_unusable_response_fails_the_open_request() {
         let (config, group) = (RegisterConfig { sessions: Some(1), ..config() }, TaskGroup::new());
         let servers = FakeServers::new([Behaviour::Serves]);
-        let instances = Instances::new(&config, servers.start(), group.spawner(), Arc::default());
+        let instances = Instances::new(&config, servers.start(), Arc::default());
         let (queue, mut frames) = outbox::bounded(8, 1 << 20);
         let link = Uplink::new(queue, None, Arc::default());
         smol::block_on(group.run(async {
-            instances.start(7, &link).unwrap();
+            let instance = instances.open(7, &link).unwrap().unwrap();
+            group.spawner().spawn(instance.run(), || panic!("the task of the instance panicked"));
             let server = servers.next().await;
             assert!(matches!(server.sink.unusable(None, "x"), LineOutcome::Noise));
             instances.message(7, r#"{"jsonrpc":"2.0","id":5,"method":"m"}"#).unwrap();

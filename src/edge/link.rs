@@ -1,12 +1,16 @@
-//! The edge's session on a link: registers with the gateway, and handles its frames until the link
-//! ends. A session may outlive its link if the gateway supports resuming.
+//! The edge's session on a link: the registration, the gateway's answer, its frames, and the end of
+//! the link. A session may outlive its link if the gateway supports resuming.
 //!
-//! `edge::state` passes on a message for the shared server, and `edge::instances` one for the process
-//! of a session. `tunnel::resume` defines how a link is resumed.
+//! Without a socket, tasks or a clock: `edge::run_link` reads and writes the frames. `edge::state`
+//! passes on a message for the shared server, and `edge::instances` one for the process of a session.
+//! `tunnel::resume` defines how a link is resumed.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "time is an argument"))]
+
+use std::{sync::Arc, time::Instant};
 
 use super::{
+    instances::Spawn,
     redial::Outcome,
     state::{EdgeState, Run},
     uplink::Uplink,
@@ -17,9 +21,7 @@ use crate::{
     net::{
         outbound::Outbound,
         outbox::{self, SendError},
-        ws_link::{self, WebSocket},
     },
-    runtime::shutdown::Shutdown,
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
         close::{CloseReason, LinkEnd},
@@ -30,151 +32,134 @@ use crate::{
     util,
 };
 
+/// Builds the registration, the first frame of a link. It claims the suspended session, if there is
+/// one.
+pub fn registration(config: &RegisterConfig, suspended: Option<&Suspended>) -> String {
+    let (max, claim) = (config.limits.link.message_bytes, suspended.map(Suspended::claim));
+    Registration::frame(&config.id, &config.name, max, config.sessions, claim.as_ref())
+}
+
+/// Handles the first frame of the gateway: resumes the suspended session, or begins a new one.
+/// `spawn` starts the processes of client sessions.
+pub fn begin(
+    state: &Arc<EdgeState>,
+    config: &Arc<RegisterConfig>,
+    spawn: &Spawn,
+    suspended: Option<Suspended>,
+    now: Instant,
+    frame: &str,
+) -> Begun {
+    let answer = Status::read(frame);
+    let grant = answer.as_ref().and_then(|status| status.resume.clone());
+    let resumed = suspended.and_then(|suspended| suspended.resume(state, grant.as_ref()));
+    let (session, outbound) = resumed.unwrap_or_else(|| {
+        let accepts = answer.as_ref().and_then(|status| status.message_bytes);
+        LinkSession::new(state, config, spawn, accepts, grant.is_some())
+    });
+    if !state.link_up(session.link.clone(), outbound.unacknowledged()) {
+        return Begun::Stopped;
+    }
+    let mut link = Box::new(RunningLink { session, outbound, grant });
+    match link.session.begin(answer, now, frame) {
+        Ok(()) => Begun::Running(link),
+        Err(why) => Begun::Ended(link, why),
+    }
+}
+
+/// What follows the first frame of the gateway.
+pub enum Begun {
+    /// The link carries frames.
+    Running(Box<RunningLink>),
+    /// The link has to be closed for this reason.
+    Ended(Box<RunningLink>, CloseReason),
+    /// The program is stopping.
+    Stopped,
+}
+
+/// A session and its current link.
+pub struct RunningLink {
+    /// Handles the frames of the gateway.
+    pub session: LinkSession,
+    /// The frames for the gateway.
+    pub outbound: Outbound,
+    grant: Option<ResumeGrant>,
+}
+
+impl RunningLink {
+    /// Handles the end of the link: suspends the session, or gives it up. Returns the outcome of the
+    /// link, and the suspended session.
+    pub fn end(self, now: Instant, ended: LinkEnd) -> (Outcome, Option<Suspended>) {
+        let Self { mut session, outbound, grant } = self;
+        let refusal = session.take_refusal();
+        let (state, config) = (session.state.clone(), session.config.clone());
+        let suspended = match grant.filter(|_| ended.is_accident()) {
+            Some(grant) => {
+                state.suspend();
+                let limits = &config.limits.link;
+                // The gateway may detect the loss later than the edge, by up to `dead_after`.
+                let until = now + grant.window + limits.resume_grace + limits.dead_after;
+                Some(Suspended { session, outbound, grant, until })
+            }
+            None => {
+                state.link_down();
+                None
+            }
+        };
+        (outcome(ended, refusal, &state, &config), suspended)
+    }
+}
+
 /// A session whose link is lost and which the gateway may resume.
-pub struct Suspended<'a> {
-    session: LinkSession<'a>,
+pub struct Suspended {
+    session: LinkSession,
     outbound: Outbound,
     grant: ResumeGrant,
     /// When the gateway stops waiting for it.
     until: Instant,
 }
 
-impl Suspended<'_> {
+impl Suspended {
     /// Returns the time at which the gateway stops waiting; the session must be given up then.
     pub fn until(&self) -> Instant {
         self.until
     }
 
     /// Gives the session up: its open requests are cancelled.
-    pub fn give_up(self, state: &EdgeState) {
+    pub fn give_up(self) {
         log::warn!("resume window expired: cancelled the open requests");
-        state.link_down();
+        self.session.state.link_down();
     }
 
     fn claim(&self) -> Claim {
         Claim { token: self.grant.token.clone(), received: self.outbound.received().unwrap_or_default() }
     }
-}
 
-/// Registers over a new connection and carries frames until the link ends.
-///
-/// `suspended` is the suspended session: the caller's from an earlier link, and afterwards this
-/// one's if its link was lost and can be resumed. `left` is triggered when the program stops.
-pub async fn run<'a>(
-    mut socket: WebSocket,
-    state: &Arc<EdgeState>,
-    config: &'a RegisterConfig,
-    suspended: &mut Option<Suspended<'a>>,
-    left: &Shutdown,
-) -> Outcome {
-    let limits = &config.limits.link;
-    let registered = left.race(register(&mut socket, config, suspended.as_ref())).await;
-    // Stopped while registering. Send a close frame: the gateway may have accepted the
-    // registration.
-    let stops = || Err(LinkEnd::ByUs(CloseReason::new(1001, "the edge is stopping")));
-    let (frame, answer) = match registered.unwrap_or_else(stops) {
-        Ok(answered) => answered,
-        Err(ended) => {
-            // With a suspended session, send no close frame: the gateway may have just resumed it,
-            // and the frame would end it.
-            if suspended.is_none() || left.is_triggered() {
-                ws_link::end(socket, VecDeque::new(), &ended, limits).await;
-            }
-            return outcome(ended, None, state, config);
-        }
-    };
-    let grant = answer.as_ref().and_then(|status| status.resume.clone());
-    let accepts = answer.as_ref().and_then(|status| status.message_bytes);
-    let (mut session, mut outbound) = resume_or_begin(state, config, suspended, grant.as_ref(), accepts);
-    if !state.link_up(session.link.clone(), outbound.unacknowledged()) {
-        return Outcome::Stopped;
-    }
-    let ended = match session.begin(answer, &frame) {
-        Ok(()) => ws_link::drive(socket, &mut outbound, &mut session, None, limits).await,
-        Err(why) => {
-            let ended = LinkEnd::ByUs(why);
-            ws_link::end(socket, VecDeque::new(), &ended, limits).await;
-            ended
-        }
-    };
-    // An error about a child that has exited since does not apply to the next one.
-    let child_ended = !state.is_served() || state.run() != session.run;
-    let refusal = match session.refusal.take() {
-        Some(why) if child_ended => {
-            log::warn!(
-                "the gateway dropped the server, which had already exited: {}",
-                util::escape::show(&why)
-            );
-            None
-        }
-        refusal => refusal,
-    };
-    match grant.filter(|_| ended.is_accident()) {
-        Some(grant) => {
-            state.suspend();
-            // The gateway may detect the loss later than the edge, by up to `dead_after`.
-            let until = Instant::now() + grant.window + limits.resume_grace + limits.dead_after;
-            *suspended = Some(Suspended { session, outbound, grant, until });
-        }
-        None => state.link_down(),
-    }
-    outcome(ended, refusal, state, config)
-}
-
-/// Sends the registration and reads the first frame of the gateway.
-async fn register(
-    socket: &mut WebSocket,
-    config: &RegisterConfig,
-    suspended: Option<&Suspended<'_>>,
-) -> Result<(String, Option<Status>), LinkEnd> {
-    let limits = &config.limits.link;
-    let claim = suspended.map(Suspended::claim);
-    let (max, sessions) = (limits.message_bytes, config.sessions);
-    let registration = Registration::frame(&config.id, &config.name, max, sessions, claim.as_ref());
-    ws_link::send_frame(socket, registration, limits).await?;
-    let frame = ws_link::recv_frame(socket, limits.message_bytes, limits).await?.to_string();
-    let status = Status::read(&frame);
-    Ok((frame, status))
-}
-
-/// Resumes the suspended session if the gateway agrees, or begins a new one. `accepts` is the
-/// largest frame in bytes that the gateway accepts, if it announced one.
-fn resume_or_begin<'a>(
-    state: &Arc<EdgeState>,
-    config: &'a RegisterConfig,
-    suspended: &mut Option<Suspended<'a>>,
-    grant: Option<&ResumeGrant>,
-    accepts: Option<usize>,
-) -> (LinkSession<'a>, Outbound) {
-    if let Some(Suspended { session, mut outbound, .. }) = suspended.take() {
+    /// Resumes the session if the gateway agrees, or gives it up.
+    fn resume(mut self, state: &EdgeState, grant: Option<&ResumeGrant>) -> Option<(LinkSession, Outbound)> {
         let received = grant.and_then(|grant| grant.received);
-        if received.is_some_and(|received| outbound.resume(received).is_ok()) {
+        if received.is_some_and(|received| self.outbound.resume(received).is_ok()) {
             log::info!("link resumed");
-            return (session, outbound);
+            return Some((self.session, self.outbound));
         }
         log::warn!("the gateway did not resume the link: cancelled the open requests");
         state.link_down();
+        None
     }
-    let limits = &config.limits.link;
-    let (sender, receiver) = outbox::bounded(limits.queue_messages, limits.queue_bytes);
-    let mut outbound = Outbound::new(receiver);
-    if grant.is_some() {
-        outbound.count();
-    }
-    (LinkSession::new(state, config, Uplink::new(sender, accepts, state.log().clone())), outbound)
 }
 
 /// The edge's session on a link.
-struct LinkSession<'a> {
+pub struct LinkSession {
     state: Arc<EdgeState>,
     link: Uplink,
+    /// Starts the process of a client session.
+    spawn: Spawn,
     /// The gateway sends status frames, so it reports when the registration is complete.
     sends_status_frames: bool,
     /// The gateway opens a channel for each client session.
     isolated: bool,
     /// Number of the last channel that was opened.
     opened: u32,
-    config: &'a RegisterConfig,
+    config: Arc<RegisterConfig>,
     /// The registration is complete.
     complete: bool,
     /// The reason from the gateway's error status.
@@ -183,7 +168,7 @@ struct LinkSession<'a> {
     run: Run,
 }
 
-impl LinkHandler for LinkSession<'_> {
+impl LinkHandler for LinkSession {
     fn frame(&mut self, now: Instant, frame: &str) -> Result<(), CloseReason> {
         let frame = match frame::read(frame) {
             Frame::Plain(frame) => frame,
@@ -198,7 +183,9 @@ impl LinkHandler for LinkSession<'_> {
             }
             Frame::Open(number) => {
                 self.opened = number;
-                return self.state.instances().start(number, &self.link).map_err(does_not_read);
+                let opened = self.state.instances().open(number, &self.link).map_err(does_not_read)?;
+                opened.into_iter().for_each(|instance| (self.spawn)(instance));
+                return Ok(());
             }
             Frame::Close(number, _) => {
                 self.state.instances().close(number);
@@ -235,15 +222,39 @@ fn does_not_read(_: SendError) -> CloseReason {
     CloseReason::new(1013, "the gateway does not read")
 }
 
-impl<'a> LinkSession<'a> {
-    fn new(state: &Arc<EdgeState>, config: &'a RegisterConfig, link: Uplink) -> Self {
-        let (sends_status_frames, isolated, complete) = (false, false, false);
-        let (state, run) = (state.clone(), state.run());
-        Self { state, link, sends_status_frames, isolated, opened: 0, config, complete, refusal: None, run }
+impl LinkSession {
+    /// Creates a session with its queue. `accepts` is the largest frame in bytes that the gateway
+    /// accepts, if it announced one. `counted`: the gateway can resume it.
+    fn new(
+        state: &Arc<EdgeState>,
+        config: &Arc<RegisterConfig>,
+        spawn: &Spawn,
+        accepts: Option<usize>,
+        counted: bool,
+    ) -> (Self, Outbound) {
+        let limits = &config.limits.link;
+        let (sender, receiver) = outbox::bounded(limits.queue_messages, limits.queue_bytes);
+        let mut outbound = Outbound::new(receiver);
+        if counted {
+            outbound.count();
+        }
+        let session = Self {
+            state: state.clone(),
+            link: Uplink::new(sender, accepts, state.log().clone()),
+            spawn: spawn.clone(),
+            sends_status_frames: false,
+            isolated: false,
+            opened: 0,
+            config: config.clone(),
+            complete: false,
+            refusal: None,
+            run: state.run(),
+        };
+        (session, outbound)
     }
 
     /// Handles the gateway's first frame.
-    fn begin(&mut self, answer: Option<Status>, frame: &str) -> Result<(), CloseReason> {
+    fn begin(&mut self, answer: Option<Status>, now: Instant, frame: &str) -> Result<(), CloseReason> {
         if self.complete {
             self.registered();
         }
@@ -251,9 +262,20 @@ impl<'a> LinkSession<'a> {
             Some(status) => self.status(&status),
             // The original edge program takes any first frame as success. Handle it as a message,
             // so that it is not lost.
-            None => self.frame(Instant::now(), frame)?,
+            None => self.frame(now, frame)?,
         }
         Ok(())
+    }
+
+    /// Returns the reason from the gateway's error status, if it still applies.
+    fn take_refusal(&mut self) -> Option<String> {
+        let why = self.refusal.take()?;
+        // An error about a child that has exited since does not apply to the next one.
+        if self.state.is_served() && self.state.run() == self.run {
+            return Some(why);
+        }
+        log::warn!("the gateway dropped the server, which had already exited: {}", util::escape::show(&why));
+        None
     }
 
     /// Completes the registration on the first MCP message, if the gateway sends no status frames.
@@ -291,6 +313,11 @@ impl<'a> LinkSession<'a> {
     }
 }
 
+/// Returns the outcome of a connection that ended before the first frame of the gateway.
+pub fn failed(ended: LinkEnd, state: &EdgeState, config: &RegisterConfig) -> Outcome {
+    outcome(ended, None, state, config)
+}
+
 /// Maps the end of a link to the outcome that decides about the next attempt. `refusal` is the
 /// reason from the gateway's error status.
 fn outcome(ended: LinkEnd, refusal: Option<String>, state: &EdgeState, config: &RegisterConfig) -> Outcome {
@@ -321,5 +348,266 @@ fn outcome(ended: LinkEnd, refusal: Option<String>, state: &EdgeState, config: &
             Outcome::Refused(format!("the gateway at {gateway} dropped the server: {reason}"))
         }
         (ended, None) => Outcome::Lost(format!("link to {gateway}: {ended}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, sync::Mutex, time::Duration};
+
+    use futures_lite::future;
+
+    use super::*;
+    use crate::{
+        edge::{
+            instances::{Instance, Instances},
+            tests::{FakeServers, config},
+        },
+        jsonrpc,
+        limits::RESERVED_MESSAGES,
+        net::outbox::Receiver,
+        secret::Secret,
+    };
+
+    const CALL: &str = r#"{"jsonrpc":"2.0","id":1,"method":"m"}"#;
+
+    /// An edge whose server runs.
+    struct Edge {
+        config: Arc<RegisterConfig>,
+        state: Arc<EdgeState>,
+        spawn: Spawn,
+        spawned: Arc<Mutex<Vec<Instance>>>,
+        /// What the server gets.
+        messages: Receiver<()>,
+        now: Instant,
+    }
+
+    impl Edge {
+        fn new() -> Self {
+            let config = Arc::new(RegisterConfig { sessions: Some(2), ..config() });
+            let instances = Instances::new(&config, FakeServers::new([]).start(), Arc::default());
+            let state = EdgeState::new(instances, Arc::default());
+            let (input, messages) = outbox::bounded(8, 1 << 20);
+            state.started(input);
+            let spawned = Arc::new(Mutex::new(Vec::new()));
+            let into = spawned.clone();
+            let spawn: Spawn = Arc::new(move |instance| into.lock().unwrap().push(instance));
+            Self { config, state, spawn, spawned, messages, now: Instant::now() }
+        }
+
+        fn begin(&self, suspended: Option<Suspended>, frame: &str) -> Begun {
+            begin(&self.state, &self.config, &self.spawn, suspended, self.now, frame)
+        }
+
+        fn running(&self, suspended: Option<Suspended>, frame: &str) -> Box<RunningLink> {
+            match self.begin(suspended, frame) {
+                Begun::Running(link) => link,
+                Begun::Ended(_, why) => panic!("{why:?}"),
+                Begun::Stopped => panic!("nobody stops it"),
+            }
+        }
+
+        /// Returns what the server got since the last call.
+        fn taken(&mut self) -> VecDeque<String> {
+            let mut taken = VecDeque::new();
+            let _ = smol::block_on(future::poll_once(self.messages.take(&mut taken)));
+            taken
+        }
+
+        /// The server exits, and is restarted.
+        fn restart_server(&self) {
+            self.state.ended("it exited", None);
+            self.state.started(outbox::bounded(8, 1 << 20).0);
+        }
+    }
+
+    /// The gateway's answer to a registration. `received`: it resumes the session.
+    fn received(sessions: bool, received: Option<u64>) -> String {
+        let grant = ResumeGrant { token: Secret::new("t"), window: Duration::from_secs(30), received };
+        Status::received("id", true, 1000, sessions, Some(&grant))
+    }
+
+    fn close(code: u16) -> LinkEnd {
+        LinkEnd::ByPeer(CloseReason::new(code, "why"))
+    }
+
+    fn lost() -> LinkEnd {
+        LinkEnd::Lost("reset".into())
+    }
+
+    #[test]
+    fn the_outcome_depends_on_the_end_and_on_the_error_of_the_gateway() {
+        use Outcome::{Lost, NotNow, Refused, Transient};
+        let dropped = "the gateway at 127.0.0.1:1 dropped the server: no";
+        let rejected = "the gateway at 127.0.0.1:1 rejected the registration: ";
+        let not_now = "the gateway at 127.0.0.1:1 rejected the registration for now: ";
+        let replaced = "replaced at 127.0.0.1:1 by another program with the same server id; see --server-id";
+        let plain = "link to 127.0.0.1:1: ";
+        let closed = |code| format!("{plain}{}", close(code));
+        for (ended, without, with) in [
+            (close(CLOSE_REFUSED), Refused(format!("{rejected}why")), Refused(format!("{rejected}no"))),
+            (close(CLOSE_TOO_OFTEN), NotNow(format!("{not_now}why")), NotNow(format!("{not_now}no"))),
+            (close(CLOSE_REPLACED), Refused(replaced.into()), Refused(replaced.into())),
+            (close(CLOSE_LATER), Lost(closed(CLOSE_LATER)), Transient(dropped.into())),
+            (close(1000), Lost(closed(1000)), Refused(dropped.into())),
+            (lost(), Lost(format!("{plain}{}", lost())), Refused(dropped.into())),
+        ] {
+            for (error, expected) in [(false, &without), (true, &with)] {
+                let edge = Edge::new();
+                let mut link = edge.running(None, &received(false, None));
+                if error {
+                    link.session.frame(edge.now, &Status::error("no")).unwrap();
+                }
+                let (outcome, _) = link.end(edge.now, ended.clone());
+                assert_eq!(format!("{outcome:?}"), format!("{expected:?}"), "{ended:?}, error: {error}");
+            }
+            let edge = Edge::new();
+            let link = edge.running(None, &received(false, None));
+            edge.state.leave("the edge is stopping");
+            assert!(matches!(link.end(edge.now, ended).0, Outcome::Stopped));
+        }
+    }
+
+    /// The gateway drops a server that has exited, and tells so. The next run may be fine.
+    #[test]
+    fn an_error_about_a_server_that_has_exited_is_excused() {
+        let refused = |exited: &dyn Fn(&Edge)| {
+            let edge = Edge::new();
+            let mut link = edge.running(None, &received(false, None));
+            link.session.frame(edge.now, &Status::error("no")).unwrap();
+            exited(&edge);
+            match link.end(edge.now, close(1000)).0 {
+                Outcome::Refused(_) => true,
+                Outcome::Lost(_) => false,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(refused(&|_| {}));
+        assert!(!refused(&|edge| edge.state.ended("it exited", None)));
+        assert!(!refused(&Edge::restart_server));
+    }
+
+    #[test]
+    fn only_an_accident_suspends_a_session_that_the_gateway_may_resume() {
+        let ours = LinkEnd::ByUs(CloseReason::new(1013, "the gateway does not read"));
+        let silent = LinkEnd::Silent(Duration::from_secs(45));
+        let without = Status::received("id", true, 1000, false, None);
+        for (answer, ended, is_suspended) in [
+            (&received(false, None), lost(), true),
+            (&received(false, None), silent, true),
+            (&received(false, None), close(1001), false),
+            (&received(false, None), ours, false),
+            (&without, lost(), false),
+        ] {
+            let mut edge = Edge::new();
+            let mut link = edge.running(None, answer);
+            link.session.frame(edge.now, CALL).unwrap();
+            assert_eq!(edge.taken(), [CALL]);
+            let (_, suspended) = link.end(edge.now, ended.clone());
+            assert_eq!(suspended.is_some(), is_suspended, "{ended:?}");
+            assert_eq!(
+                (edge.state.running(), edge.taken().len()),
+                if is_suspended { (1, 0) } else { (0, 1) }
+            );
+            if let Some(suspended) = suspended {
+                let limits = &edge.config.limits.link;
+                let window = Duration::from_secs(30) + limits.resume_grace + limits.dead_after;
+                assert_eq!(suspended.until(), edge.now + window);
+                suspended.give_up();
+                assert_eq!((edge.state.running(), edge.taken().len()), (0, 1), "it is cancelled");
+            }
+        }
+    }
+
+    #[test]
+    fn a_session_is_resumed_or_given_up() {
+        for (answer, resumes) in [
+            (received(false, Some(0)), true),
+            (received(false, None), false),
+            // The gateway claims to have received more than was sent.
+            (received(false, Some(1)), false),
+            (Status::received("id", true, 1000, false, None), false),
+        ] {
+            let mut edge = Edge::new();
+            assert!(!registration(&edge.config, None).contains("token"));
+            let mut link = edge.running(None, &received(false, None));
+            let counted = link
+                .outbound
+                .on_text(edge.now, CALL, &edge.config.limits.link, |text| link.session.frame(edge.now, text));
+            assert!(counted.is_ok());
+            let (_, suspended) = link.end(edge.now, lost());
+            let claim = registration(&edge.config, suspended.as_ref());
+            assert!(claim.contains(r#""token":"t","received":1"#), "{claim}");
+            let link = edge.running(suspended, &answer);
+            let (running, received) = if resumes { (1, 1) } else { (0, 0) };
+            assert_eq!(edge.state.running(), running, "{answer}");
+            assert_eq!(link.outbound.received().unwrap_or_default(), received, "{answer}");
+            assert_eq!(edge.taken().len(), 2 - running, "the call, and its cancellation");
+        }
+    }
+
+    #[test]
+    fn a_gateway_without_status_frames_registers_by_its_first_message() {
+        let edge = Edge::new();
+        let original = r#"{"status":"received","message":"ok"}"#;
+        let mut link = edge.running(None, original);
+        assert!(!edge.state.is_registered());
+        link.session.frame(edge.now, CALL).unwrap();
+        assert!(edge.state.is_registered());
+        // Its first frame may be a message already.
+        let mut edge = Edge::new();
+        let _link = edge.running(None, CALL);
+        assert!(edge.state.is_registered());
+        assert_eq!(edge.taken(), [CALL]);
+        // Ours says when.
+        let edge = Edge::new();
+        let mut link = edge.running(None, &received(false, None));
+        link.session.frame(edge.now, CALL).unwrap();
+        assert!(!edge.state.is_registered());
+        link.session.frame(edge.now, &Status::registered("id", 1)).unwrap();
+        assert!(edge.state.is_registered());
+        drop(link.end(edge.now, lost()).1.unwrap());
+        assert!(!edge.state.is_registered() && edge.state.was_registered());
+    }
+
+    #[test]
+    fn a_program_that_stops_begins_no_session() {
+        let edge = Edge::new();
+        edge.state.leave("the edge is stopping");
+        assert!(matches!(edge.begin(None, &received(false, None)), Begun::Stopped));
+        assert!(matches!(failed(lost(), &edge.state, &edge.config), Outcome::Stopped));
+    }
+
+    #[test]
+    fn channels_are_opened_only_for_sessions_and_in_order() {
+        let edge = Edge::new();
+        let close = |reason| Err(CloseReason::new(1008, reason));
+        let mut link = edge.running(None, &received(false, None));
+        let frame = |link: &mut RunningLink, frame: String| link.session.frame(edge.now, &frame);
+        let unwanted = close("channel frame without negotiated sessions");
+        assert_eq!(frame(&mut link, frame::open(1)), unwanted);
+        let mut link = edge.running(None, &received(true, None));
+        assert_eq!(frame(&mut link, frame::open(2)), Ok(()));
+        assert_eq!(frame(&mut link, frame::open(2)), close("channel number used before"));
+        assert_eq!(frame(&mut link, frame::open(1)), close("channel number used before"));
+        assert_eq!(frame(&mut link, frame::open(3)), Ok(()));
+        assert_eq!(frame(&mut link, frame::open(4)), Ok(()), "closed with the reason");
+        assert_eq!(edge.spawned.lock().unwrap().len(), 2, "--max-sessions");
+        let frames = smol::block_on(link.outbound.rest());
+        assert!(frames.len() == 1 && frames[0].contains("--max-sessions"), "{frames:?}");
+    }
+
+    #[test]
+    fn a_gateway_that_does_not_read_ends_the_link() {
+        let mut edge = Edge::new();
+        let limits = &mut Arc::get_mut(&mut edge.config).unwrap().limits.link;
+        limits.queue_messages = 1;
+        let mut link = edge.running(None, &received(false, None));
+        edge.state.stop();
+        let refused =
+            (0..RESERVED_MESSAGES + 2).map(|_| link.session.frame(edge.now, CALL)).find(Result::is_err);
+        assert_eq!(refused, Some(Err(CloseReason::new(1013, "the gateway does not read"))));
+        let error = jsonrpc::error("1", jsonrpc::DOWN, "the edge is stopping");
+        assert_eq!(smol::block_on(link.outbound.rest())[0], error);
     }
 }

@@ -2,7 +2,8 @@
 //! gateway over one outbound link.
 //!
 //! - [`connect`]: opens a link to the gateway, or reports in one line why it cannot.
-//! - [`link`]: a session on the link: the registration, and what the gateway's frames mean.
+//! - [`link`]: a session on the link: the registration, and what the gateway's frames mean. Has no
+//!   socket.
 //! - [`state`]: what the tasks share, behind one lock: the proxy, and the queues on both its sides.
 //! - [`proxy`]: the state machine between gateway and child: handshake, held and dropped messages.
 //!   Pure, as is [`request_ids`]: the ids of the gateway at the child.
@@ -39,15 +40,15 @@ mod supervisor;
 mod throttled_log;
 mod uplink;
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use futures_lite::future;
 
 use self::{
     backend::stdio,
     connect::Dialer,
-    instances::Instances,
-    link::Suspended,
+    instances::{Instances, Spawn},
+    link::{Begun, Suspended},
     redial::{Facts, Next, Outcome, Redial},
     state::EdgeState,
     supervisor::Supervisor,
@@ -57,13 +58,17 @@ use crate::{
     config::RegisterConfig,
     error::FatalError,
     limits,
-    net::{random, timeout},
+    net::{
+        random, timeout,
+        ws_link::{self, WebSocket},
+    },
     runtime::{
         notify,
         shutdown::Shutdown,
         signals,
         tasks::{Spawner, TaskGroup},
     },
+    tunnel::close::{CloseReason, LinkEnd},
 };
 
 /// Runs the edge until `stop` is ready, the server ends and is not restarted, or the gateway cannot
@@ -85,14 +90,16 @@ async fn serve(
 ) -> Result<(), FatalError> {
     let dialer = Dialer::new(&config)?;
     let health = health::bind(&config)?;
+    let config = Arc::new(config);
     let (start, log) = (stdio::starter(&config), Arc::new(ThrottledLog::default()));
-    let instances = Instances::new(&config, start.clone(), spawner, log.clone());
+    let instances = Instances::new(&config, start.clone(), log.clone());
     let state = EdgeState::new(instances.clone(), log);
     let mut supervisor = Supervisor::start(&config, &state, start, signals::has_terminal())?;
     let (trigger, stopped) = crate::runtime::shutdown::shutdown();
     let health = health.map(|listeners| health::serve(listeners, state.clone(), &config, stopped));
     let (leaving, left) = crate::runtime::shutdown::shutdown();
-    let mut links = notify::poll_if_woken(keep_linked(&config, &dialer, &state, &left));
+    let spawn = spawn_into(spawner);
+    let mut links = notify::poll_if_woken(keep_linked(&config, &dialer, &state, &spawn, &left));
     let end = future::or(
         async {
             stop.await;
@@ -137,6 +144,14 @@ async fn serve(
     }
 }
 
+/// Runs each instance in a task of the program. Cancelling the task group also kills the processes.
+fn spawn_into(spawner: Spawner) -> Spawn {
+    Arc::new(move |instance| {
+        let panicked = || log::error!("a session task panicked; other sessions are not affected");
+        spawner.spawn(instance.run(), panicked);
+    })
+}
+
 /// Waits at shutdown until the running calls are answered and the gateway has acknowledged the
 /// answers, for at most [`limits::DRAIN_CALLS`].
 async fn drain(state: &EdgeState) -> RunEnd {
@@ -174,19 +189,20 @@ enum RunEnd {
 /// Keeps a link open: reconnects with a backoff whenever it is lost. `left` is triggered when the
 /// program stops.
 async fn keep_linked(
-    config: &RegisterConfig,
+    config: &Arc<RegisterConfig>,
     dialer: &Dialer,
     state: &Arc<EdgeState>,
+    spawn: &Spawn,
     left: &Shutdown,
 ) -> Result<(), FatalError> {
     let limits = &config.limits.link;
     let mut redial = Redial::default();
-    let mut suspended: Option<Suspended<'_>> = None;
+    let mut suspended = None;
     loop {
         let started = Instant::now();
         // Box both futures: an idle edge then does not keep the memory that the handshake needed.
         let outcome = match left.race(Box::pin(dialer.dial())).await {
-            Some(Ok(socket)) => Box::pin(link::run(socket, state, config, &mut suspended, left)).await,
+            Some(Ok(socket)) => Box::pin(run_link(socket, state, config, spawn, &mut suspended, left)).await,
             Some(Err(outcome)) => outcome,
             None => Outcome::Stopped,
         };
@@ -200,7 +216,7 @@ async fn keep_linked(
         let delay = match redial.after(Instant::now(), outcome, &facts, alive, random, limits) {
             Next::Wait { delay, give_up } => {
                 if let Some(late) = suspended.take_if(|_| give_up) {
-                    late.give_up(state);
+                    late.give_up();
                 }
                 delay
             }
@@ -212,6 +228,56 @@ async fn keep_linked(
             return Ok(());
         }
     }
+}
+
+/// Registers over a new connection and carries frames until the link ends.
+///
+/// `suspended` is the suspended session: the caller's from an earlier link, and afterwards this
+/// one's if its link was lost and can be resumed. `left` is triggered when the program stops.
+async fn run_link(
+    mut socket: WebSocket,
+    state: &Arc<EdgeState>,
+    config: &Arc<RegisterConfig>,
+    spawn: &Spawn,
+    suspended: &mut Option<Suspended>,
+    left: &Shutdown,
+) -> Outcome {
+    let limits = &config.limits.link;
+    let registration = link::registration(config, suspended.as_ref());
+    let answered = left.race(async {
+        ws_link::send_frame(&mut socket, registration, limits).await?;
+        ws_link::recv_frame(&mut socket, limits.message_bytes, limits).await
+    });
+    // Stopped while registering. Send a close frame: the gateway may have accepted the
+    // registration.
+    let stops = || Err(LinkEnd::ByUs(CloseReason::new(1001, "the edge is stopping")));
+    let frame = match answered.await.unwrap_or_else(stops) {
+        Ok(frame) => frame,
+        Err(ended) => {
+            // With a suspended session, send no close frame: the gateway may have just resumed it,
+            // and the frame would end it.
+            if suspended.is_none() || left.is_triggered() {
+                ws_link::end(socket, VecDeque::new(), &ended, limits).await;
+            }
+            return link::failed(ended, state, config);
+        }
+    };
+    let (link, ended) = match link::begin(state, config, spawn, suspended.take(), Instant::now(), &frame) {
+        Begun::Stopped => return Outcome::Stopped,
+        Begun::Ended(link, why) => {
+            let ended = LinkEnd::ByUs(why);
+            ws_link::end(socket, VecDeque::new(), &ended, limits).await;
+            (link, ended)
+        }
+        Begun::Running(mut link) => {
+            drop(frame);
+            let ended = ws_link::drive(socket, &mut link.outbound, &mut link.session, None, limits).await;
+            (link, ended)
+        }
+    };
+    let (outcome, kept) = link.end(Instant::now(), ended);
+    *suspended = kept;
+    outcome
 }
 
 #[cfg(test)]

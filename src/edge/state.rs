@@ -380,7 +380,6 @@ mod tests {
         edge::tests::{FakeServers, config},
         jsonrpc,
         net::outbox::{self, Receiver},
-        runtime::tasks::TaskGroup,
     };
 
     const CALL: &str = r#"{"jsonrpc":"2.0","id":1,"method":"m"}"#;
@@ -389,10 +388,7 @@ mod tests {
     /// The state with a link whose queue holds one frame.
     fn linked() -> (Arc<EdgeState>, Receiver<CloseReason>) {
         let start = FakeServers::new([]).start();
-        let state = EdgeState::new(
-            Instances::new(&config(), start, TaskGroup::new().spawner(), Arc::default()),
-            Arc::default(),
-        );
+        let state = EdgeState::new(Instances::new(&config(), start, Arc::default()), Arc::default());
         let (queue, frames) = outbox::bounded(1, 1 << 20);
         assert!(state.link_up(Uplink::new(queue, None, Arc::default()), Unacknowledged::default()));
         (state, frames)

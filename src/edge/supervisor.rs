@@ -180,12 +180,9 @@ impl<'a> Supervisor<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        edge::{
-            instances::Instances,
-            tests::{Behaviour, FakeServers, config},
-        },
-        runtime::tasks::TaskGroup,
+    use crate::edge::{
+        instances::Instances,
+        tests::{Behaviour, FakeServers, config},
     };
 
     /// Supervises servers that run as given, until the program ends or has started `starts` of
@@ -197,11 +194,7 @@ mod tests {
         starts: usize,
     ) -> (Option<String>, usize) {
         let servers = FakeServers::new(runs.iter().cloned());
-        let group = TaskGroup::new();
-        let state = EdgeState::new(
-            Instances::new(config, servers.start(), group.spawner(), Arc::default()),
-            Arc::default(),
-        );
+        let state = EdgeState::new(Instances::new(config, servers.start(), Arc::default()), Arc::default());
         let mut supervisor = match Supervisor::start(config, &state, servers.start(), has_terminal) {
             Ok(supervisor) => supervisor,
             Err(fault) => return (Some(fault.to_string()), servers.starts()),
@@ -289,11 +282,7 @@ mod tests {
         let mut config = with(Restart::OnFailure);
         config.limits.child.initialize_time = Duration::from_millis(20);
         let servers = FakeServers::new([Behaviour::Ends, Behaviour::Serves, Behaviour::Serves]);
-        let group = TaskGroup::new();
-        let state = EdgeState::new(
-            Instances::new(&config, servers.start(), group.spawner(), Arc::default()),
-            Arc::default(),
-        );
+        let state = EdgeState::new(Instances::new(&config, servers.start(), Arc::default()), Arc::default());
         let mut supervisor = Supervisor::start(&config, &state, servers.start(), false).unwrap();
         let initialize = r#"{"jsonrpc":"2.0","id":1,"method":"initialize"}"#;
         assert!(state.on_gateway_frame(Instant::now(), initialize).is_none());
