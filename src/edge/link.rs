@@ -176,16 +176,16 @@ impl LinkHandler for LinkSession {
                 return Err(CloseReason::new(1008, "channel frame without negotiated sessions"));
             }
             Frame::Message(number, text) => {
-                return self.state.instances().message(number, text).map_err(does_not_read);
+                return queued(self.state.instances().message(number, text));
             }
             Frame::Open(number) if number <= self.opened => {
                 return Err(CloseReason::new(1008, "channel number used before"));
             }
             Frame::Open(number) => {
                 self.opened = number;
-                let opened = self.state.instances().open(number, &self.link).map_err(does_not_read)?;
-                opened.into_iter().for_each(|instance| (self.spawn)(instance));
-                return Ok(());
+                return queued(self.state.instances().open(number, &self.link).map(|opened| {
+                    opened.into_iter().for_each(|instance| (self.spawn)(instance));
+                }));
             }
             Frame::Close(number, _) => {
                 self.state.instances().close(number);
@@ -199,7 +199,7 @@ impl LinkHandler for LinkSession {
                 if let Ok(frame) = self.link.frame(frame) {
                     // Bounded: a gateway that sends requests and does not read must not fill the
                     // memory.
-                    self.link.queue().send_reserved(frame).map_err(does_not_read)?;
+                    queued(self.link.queue().send_reserved(frame))?;
                 }
                 self.on_first_message();
             }
@@ -218,8 +218,13 @@ impl LinkHandler for LinkSession {
     }
 }
 
-fn does_not_read(_: SendError) -> CloseReason {
-    CloseReason::new(1013, "the gateway does not read")
+/// Ends the link if the gateway does not read what the edge sends on its own behalf.
+fn queued(sent: Result<(), SendError>) -> Result<(), CloseReason> {
+    match sent {
+        // A closed queue has its own reason, with which the link ends.
+        Ok(()) | Err(SendError::Closed) => Ok(()),
+        Err(SendError::Full | SendError::Memory) => Err(CloseReason::new(1013, "the gateway does not read")),
+    }
 }
 
 impl LinkSession {
@@ -353,7 +358,12 @@ fn outcome(ended: LinkEnd, refusal: Option<String>, state: &EdgeState, config: &
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::VecDeque, sync::Mutex, time::Duration};
+    use std::{
+        collections::VecDeque,
+        sync::Mutex,
+        task::{Context, Waker},
+        time::Duration,
+    };
 
     use futures_lite::future;
 
@@ -595,6 +605,20 @@ mod tests {
         assert_eq!(edge.spawned.lock().unwrap().len(), 2, "--max-sessions");
         let frames = smol::block_on(link.outbound.rest());
         assert!(frames.len() == 1 && frames[0].contains("--max-sessions"), "{frames:?}");
+    }
+
+    /// The gateway must not be told that it does not read.
+    #[test]
+    fn a_frame_after_the_stop_does_not_change_the_reason_of_the_end() {
+        let edge = Edge::new();
+        let mut link = edge.running(None, &received(true, None));
+        edge.state.stop();
+        edge.state.leave("the edge is stopping");
+        for text in [CALL.to_owned(), frame::open(1)] {
+            assert_eq!(link.session.frame(edge.now, &text), Ok(()));
+        }
+        let reason = link.outbound.poll_fill(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(reason, Some(CloseReason::new(1001, "the edge is stopping")));
     }
 
     #[test]
