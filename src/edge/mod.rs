@@ -24,21 +24,21 @@
 //! has acknowledged the answers, closes the link, and then stops the child. A second signal exits
 //! at once. Exit codes: [`FatalError::exit_code`].
 
-mod backend;
+pub mod backend;
 pub mod backoff;
 mod connect;
 mod health;
-mod instances;
-mod link;
+pub mod instances;
+pub mod link;
 mod open_requests;
 pub mod proxy;
-mod redial;
+pub mod redial;
 mod request_ids;
 pub mod restart;
-mod state;
+pub mod state;
 mod supervisor;
-mod throttled_log;
-mod uplink;
+pub mod throttled_log;
+pub mod uplink;
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 

@@ -262,11 +262,16 @@ impl EdgeState {
 
     /// Waits until every running call is answered and the responses are queued on the link.
     pub async fn answered(&self) {
-        // Check in this order: a response counts as being delivered before its call stops counting
-        // as running.
-        while self.running() > 0 || !self.delivering.is_empty() || self.instances.is_delivering() {
+        while !self.is_answered() {
             Timer::after(limits::DRAIN_POLL).await;
         }
+    }
+
+    /// Whether every running call is answered and the responses are queued on the link.
+    pub fn is_answered(&self) -> bool {
+        // Check in this order: a response counts as being delivered before its call stops counting
+        // as running.
+        self.running() == 0 && self.delivering.is_empty() && !self.instances.is_delivering()
     }
 
     /// Waits until the gateway has received everything queued on the link, if it acknowledges

@@ -127,6 +127,11 @@ impl Outbound {
         }
     }
 
+    /// Returns the messages that were taken from the queue and not sent yet.
+    pub fn waiting(&self) -> impl Iterator<Item = &str> {
+        self.frames.waiting()
+    }
+
     /// Whether a frame is to be sent, now or after an acknowledgement.
     pub fn has_frame(&self) -> bool {
         self.frames.has_frame()

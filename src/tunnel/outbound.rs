@@ -58,6 +58,11 @@ impl<F: AsRef<str> + Clone + From<String>> OutboundFrames<F> {
         &mut self.messages
     }
 
+    /// Returns the messages to be sent, in order.
+    pub fn waiting(&self) -> impl Iterator<Item = &str> {
+        self.messages.iter().map(String::as_str)
+    }
+
     /// Whether a frame is to be sent, now or after an acknowledgement.
     pub fn has_frame(&self) -> bool {
         !self.first.is_empty() || !self.messages.is_empty()
