@@ -1,17 +1,17 @@
-//! A seeded simulation in virtual time: clients, the gateway's real hub, links, edges and children made
-//! of the real state machines, without sockets, clocks or threads. The seed decides delays, losses,
-//! duplicates, cuts, partitions, restarts of the gateway, edges and children, cancellations, the end of
-//! each session, and what another thread does between two entries into the hub. The tables of the hub
-//! are checked after each step. Some worlds are
-//! gentle: links are cut as often as in others, but no program restarts, and no call may fail
-//! because of a lost link.
+//! A seeded simulation in virtual time: clients, the gateway's real hub, links, the real edges and
+//! their servers, without sockets, clocks or threads. The seed decides delays, losses, duplicates, cuts,
+//! partitions, restarts of the gateway, edges and servers, cancellations, the end of each session, and
+//! what another thread does between two entries into the hub. The tables of the hub are checked after
+//! each step. Some worlds are gentle: links are cut as often as in others, but no program restarts, and
+//! no call may fail because of a lost link. In some worlds, the gateway and the edges use none of our
+//! extensions.
 //!
 //! `MCPPORT_SEEDS=10000` runs this many seeds (otherwise 2 000); `MCPPORT_SEED=7` runs that one and
 //! prints its events.
 //!
 //! `gateway` and `entry` are the transports around the hub, in place of queues and sockets; `client`
-//! checks what clients receive. The code of `edge` that connects the state machines does what
-//! `register` does.
+//! checks what clients receive. `edge` and `server` drive the state, link session, queues and readers of
+//! the edge, in place of sockets, processes and timers; `watch` checks what the edges do.
 
 mod child;
 mod client;
@@ -21,6 +21,8 @@ mod gateway;
 mod line;
 mod names;
 mod peers;
+mod server;
+mod watch;
 
 use std::{
     collections::BTreeMap,
@@ -31,16 +33,18 @@ use std::{
 use mcpport::{
     limits::{ChildLimits, Limits, LinkLimits, SessionLimits},
     tunnel::{
-        close::LinkEnd,
+        CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
+        close::{CloseReason, LinkEnd},
         first_frame::FirstFrame,
+        handshake::Status,
         link_timers::{LinkTimers, Observed, TimerAction},
     },
 };
 
 use self::{
-    edge::EdgeBox,
+    edge::{EdgeBox, Ends},
     gateway::Gateway,
-    line::{Line, Timers},
+    line::Timers,
 };
 
 /// A random number generator with a seed (SplitMix64).
@@ -80,8 +84,8 @@ pub enum Frame {
     Text(String),
     Ping,
     Pong,
-    /// A close frame, with the reason.
-    Farewell,
+    /// A close frame.
+    Farewell(CloseReason),
     /// The end without a close frame.
     End,
 }
@@ -96,12 +100,18 @@ enum Event {
     Up(usize, Frame),
     /// The child with this number writes a line.
     Line(usize, u64, String),
+    /// The child with this number reads its stdin.
+    Read(usize, u64),
     /// A child ends.
     Crash(usize),
+    /// The edge notices that the child with this number has ended.
+    Exit(usize, u64),
     /// The successor of the child with this number starts.
     Start(usize, u64),
     /// An edge connects, unless its attempt with this number was replaced.
     Dial(usize, u32),
+    /// The attempt of an edge with this number fails.
+    Unreachable(usize, u32),
     /// A fault of an edge, its connection or its program.
     Fault(usize, Fault),
     /// The gateway is killed.
@@ -120,6 +130,8 @@ enum Fault {
     Partition(&'static [Way]),
     /// The program at the edge is killed and restarted.
     Restart,
+    /// The program at the edge is stopped and restarted.
+    Stop,
 }
 
 /// A direction.
@@ -187,8 +199,12 @@ pub struct Net {
     agenda: BTreeMap<(Instant, u64), Event>,
     number: u64,
     pub wires: Vec<Wire>,
+    /// The connections that are up at an end.
+    live: Vec<usize>,
     /// End of the present delay, by edge and direction.
     held: Vec<[Instant; 2]>,
+    /// Neither the gateway nor the edges use our extensions.
+    pub original: bool,
     loud: bool,
 }
 
@@ -218,6 +234,7 @@ impl Net {
         };
         let ends = [end(limits.register_bytes), end(limits.message_bytes)];
         self.wires.push(Wire { place, talk: None, ends });
+        self.live.push(self.wires.len() - 1);
         self.wires.len() - 1
     }
 
@@ -270,7 +287,7 @@ impl Net {
     /// The gateway closes a connection, with the reason.
     pub fn close_with_frame(&mut self, wire: usize) {
         if std::mem::replace(&mut self.wires[wire].ends[Way::Up as usize].up, false) {
-            self.send(wire, Way::Down, Frame::Farewell);
+            self.send(wire, Way::Down, Frame::Farewell(CloseReason::new(1001, "the gateway closes it")));
         }
     }
 }
@@ -294,7 +311,7 @@ fn limits(random: &mut Random, gentle: bool) -> Limits {
         resume_window: if gentle { Duration::from_secs(3600) } else { window },
         resume_messages: 2 + random.below(8),
         ack_every: 1 + random.below(4) as u64,
-        queue_messages: if gentle { 256 } else { 4 + random.below(16) },
+        queue_messages: if gentle { 256 } else { 2 + random.below(12) },
         ..LinkLimits::default()
     };
     let session = SessionLimits { in_flight: 2 + random.below(4), ..SessionLimits::default() };
@@ -304,6 +321,8 @@ fn limits(random: &mut Random, gentle: bool) -> Limits {
         restart_reset: Duration::from_secs(5),
         ..ChildLimits::default()
     };
+    let queue_messages = if gentle { child.queue_messages } else { 2 + random.below(4) };
+    let child = ChildLimits { queue_messages, ..child };
     Limits { link, session, child, ..Limits::default() }
 }
 
@@ -312,13 +331,20 @@ impl World {
         let (mut random, start, gentle) = (Random(seed), Instant::now(), seed.is_multiple_of(3));
         let limits = limits(&mut random, gentle);
         let (clients, servers) = (1 + random.below(5), 1 + random.below(4));
-        let (agenda, wires, held) = (BTreeMap::new(), Vec::new(), vec![[start; 2]; servers]);
-        let mut net = Net { now: start, random, limits, start, agenda, number: 0, wires, held, loud };
+        let (agenda, wires, live) = Default::default();
+        let held = vec![[start; 2]; servers];
+        let original = !gentle && random.chance(12);
+        let mut net =
+            Net { now: start, random, limits, start, agenda, number: 0, wires, live, held, original, loud };
         for place in 0..servers {
             for _ in 0..net.random.below(6) {
                 let (at, fault) = (net.random.millis(500, 30_000), FAULTS[net.random.below(FAULTS.len())]);
-                let restarts = net.random.chance(20) && !gentle;
-                net.plan(at, Event::Fault(place, if restarts { Fault::Restart } else { fault }));
+                let fault = match net.random.below(100) {
+                    0..15 if !gentle => Fault::Restart,
+                    15..45 if !gentle => Fault::Stop,
+                    _ => fault,
+                };
+                net.plan(at, Event::Fault(place, fault));
             }
             for _ in 0..net.random.below(if gentle { 1 } else { 4 }) {
                 let at = net.random.millis(100, 30_000);
@@ -334,7 +360,11 @@ impl World {
             net.plan(at, Event::Act(place));
         }
         let gateway = Gateway::new(&mut net, clients, servers, gentle);
-        let boxes = (0..servers).map(|place| EdgeBox::new(&mut net, place)).collect();
+        let boxes = (0..servers).map(|place| {
+            let is_slow = !gentle && net.random.chance(60);
+            EdgeBox::new(&mut net, place, is_slow)
+        });
+        let boxes = boxes.collect();
         Self { net, gateway, boxes, gentle }
     }
 
@@ -348,33 +378,41 @@ impl World {
             );
             self.step();
             self.timers();
+            self.edges_end();
             self.check();
         }
         let mut history = self.gateway.histories();
         let lost = |line: &str| line.contains("\"code\":-32603,") && line.contains("disconnected");
         let failed = history.iter().any(|history| history.lines().any(lost));
         assert!(!self.gentle || !failed, "a call is lost although nothing but lines was");
-        history.extend(self.boxes.iter().map(|edge_box| format!("{RELISTED}\n").repeat(edge_box.relisted)));
+        history.extend(
+            self.boxes.iter().map(|edge_box| format!("{RELISTED}\n").repeat(edge_box.watch.relisted)),
+        );
         self.gateway.end(&mut self.net);
         self.check();
         self.gateway.check_empty(&self.net);
         (self.net.number, history)
     }
 
-    fn check(&self) {
+    fn check(&mut self) {
         self.gateway.check(&self.net);
-        for edge_box in &self.boxes {
+        for edge_box in &mut self.boxes {
             edge_box.check(&self.net);
             let both =
                 edge_box.counted().and_then(|(line, token)| Some((line, self.gateway.counted(token)?)));
             if let Some((near, far)) = both {
-                near.check_against(far);
+                near.check_against(far.books());
             }
         }
     }
 
     fn step(&mut self) {
-        let wires = (0..self.net.wires.len()).filter_map(|wire| self.deadline(wire));
+        let now = self.net.now;
+        let wires = self.net.live.iter().filter_map(|wire| {
+            let due = self.deadline(*wire)?;
+            assert!(due > now, "a deadline of connection {wire} is past");
+            Some(due)
+        });
         let boxes = self.boxes.iter().filter_map(|edge_box| edge_box.deadline(&self.net));
         let wake = wires.chain(boxes).chain(self.gateway.deadline(&self.net)).min();
         let Some(next) = self.net.agenda.first_entry() else {
@@ -402,33 +440,30 @@ impl World {
             }
             Event::Up(wire, frame) => self.at_gateway(wire, frame),
             Event::Down(wire, frame) => self.at_edge(wire, frame),
-            Event::Line(place, birth, line) => self.boxes[place].said(net, birth, &line),
+            Event::Line(place, birth, line) => self.boxes[place].wrote(net, birth, line),
+            Event::Read(place, birth) => self.boxes[place].reads(net, birth),
             Event::Crash(place) => self.boxes[place].crash(net),
+            Event::Exit(place, birth) => self.boxes[place].exited(net, birth),
             Event::Start(place, birth) => self.boxes[place].start(net, birth),
             Event::Dial(place, number) => {
                 let there = net.now >= self.gateway.there;
                 self.boxes[place].dial(net, number, there);
             }
+            Event::Unreachable(place, number) => self.boxes[place].unreachable(net, number),
             Event::Fault(place, fault) => self.fault(place, fault),
             Event::Kill => self.gateway.restart(net),
         }
     }
 
-    /// The line that a connection carries, at the end that receives in this direction.
-    fn line(&self, wire: usize, way: Way) -> Option<&Line> {
-        let wire = &self.net.wires[wire];
-        match way {
-            Way::Up => wire.talk.map(|talk| self.gateway.line(talk)),
-            Way::Down => self.boxes[wire.place].line(),
-        }
-    }
-
-    /// What the timers of an open connection depend on. A connection whose edge is still to answer a
-    /// ping carries no line.
+    /// What the timers of an open connection depend on, at the end that receives in this direction. A
+    /// connection whose edge is still to answer a ping carries no line.
     fn observed(&self, wire: usize, way: Way) -> Observed {
-        let line = self.line(wire, way);
-        assert!(line.is_some() || way == Way::Up, "an open connection carries a line");
-        line.map_or(Observed { unacknowledged_bytes: 0, has_unflushed: false }, Line::observed)
+        let Wire { talk, place, .. } = self.net.wires[wire];
+        let nothing = Observed { unacknowledged_bytes: 0, has_unflushed: false };
+        match way {
+            Way::Up => talk.map_or(nothing, |talk| self.gateway.line(talk).observed()),
+            Way::Down => self.boxes[place].observed().expect("an open connection carries frames"),
+        }
     }
 
     /// Returns the timers of a connection at both ends: heartbeat, and before that the first frame.
@@ -446,11 +481,11 @@ impl World {
 
     /// Runs the due timers.
     fn timers(&mut self) {
-        for wire in 0..self.net.wires.len() {
+        let wires = &self.net.wires;
+        self.net.live.retain(|wire| wires[*wire].ends.iter().any(|end| end.up));
+        for wire in self.net.live.clone() {
             self.timer(wire, Way::Up);
             self.timer(wire, Way::Down);
-            let due = self.deadline(wire);
-            assert!(due.is_none_or(|due| due > self.net.now), "a deadline of connection {wire} is past");
         }
         self.gateway.tick(&mut self.net);
         for edge_box in &mut self.boxes {
@@ -480,10 +515,7 @@ impl World {
             (Ok(TimerAction::Nothing), _) => {}
             (Ok(TimerAction::Ping), way) => self.net.send(wire, way.back(), Frame::Ping),
             (Err(end), Way::Up) => self.gateway_down(wire, end.is_accident(), &end.to_string()),
-            (Err(end), Way::Down) => {
-                let keeps = self.boxes[self.net.wires[wire].place].keeps();
-                self.edge_down(wire, end.is_accident() || keeps);
-            }
+            (Err(end), Way::Down) => self.edge_down(wire, end),
         }
     }
 
@@ -494,7 +526,11 @@ impl World {
         }
         match frame {
             Frame::Text(text) => {
+                let is_first = matches!(end.timers, Timers::First(_));
                 end.timers.on_text(now, text.len());
+                if is_first && !self.gentle && self.net.random.chance(6) {
+                    return self.refuse(wire);
+                }
                 self.gateway.frame(&mut self.net, wire, &text);
             }
             Frame::Ping | Frame::Pong => {
@@ -505,7 +541,7 @@ impl World {
                     self.gateway.pong(&mut self.net, wire);
                 }
             }
-            Frame::Farewell => self.gateway_down(wire, false, "closed"),
+            Frame::Farewell(why) => self.gateway_down(wire, false, &why.reason),
             Frame::End => self.gateway_down(wire, true, "lost"),
         }
     }
@@ -527,9 +563,20 @@ impl World {
                     self.net.send(wire, Way::Up, Frame::Pong);
                 }
             }
-            Frame::Farewell => self.edge_down(wire, false),
-            Frame::End => self.edge_down(wire, true),
+            Frame::Farewell(why) => self.edge_down(wire, LinkEnd::ByPeer(why)),
+            Frame::End => self.edge_down(wire, LinkEnd::Lost("it ended".into())),
         }
+    }
+
+    /// The gateway refuses a registration, for any of its reasons.
+    fn refuse(&mut self, wire: usize) {
+        let codes = [CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN];
+        let code = codes[self.net.random.below(codes.len())];
+        if self.net.random.chance(50) {
+            self.net.send(wire, Way::Down, Frame::Text(Status::error("refused")));
+        }
+        self.net.wires[wire].ends[Way::Up as usize].up = false;
+        self.net.send(wire, Way::Down, Frame::Farewell(CloseReason::new(code, "refused")));
     }
 
     /// A connection has ended for the gateway. `accident`: without a close frame.
@@ -541,15 +588,42 @@ impl World {
         self.gateway.wire_down(&mut self.net, wire, accident, why);
     }
 
-    /// A connection has ended for its edge. `accident`: without a close frame.
-    fn edge_down(&mut self, wire: usize, accident: bool) {
+    /// A connection has ended for its edge.
+    fn edge_down(&mut self, wire: usize, end: LinkEnd) {
         if !std::mem::replace(&mut self.net.wires[wire].ends[Way::Down as usize].up, false) {
             return;
         }
-        self.net.send(wire, Way::Up, if accident { Frame::End } else { Frame::Farewell });
-        let place = self.net.wires[wire].place;
-        assert_eq!(self.boxes[place].wire(), Some(wire), "an edge has one connection at a time");
-        self.boxes[place].wire_down(&mut self.net, accident);
+        let edge_box = &mut self.boxes[self.net.wires[wire].place];
+        assert_eq!(edge_box.wire(), Some(wire), "an edge has one connection at a time");
+        let frame = match &end {
+            LinkEnd::ByUs(why) | LinkEnd::ByPeer(why) if !edge_box.leaves_silently() => {
+                Frame::Farewell(why.clone())
+            }
+            _ => Frame::End,
+        };
+        self.net.send(wire, Way::Up, frame);
+        edge_box.wire_down(&mut self.net, end);
+    }
+
+    /// Ends what edges have to end.
+    fn edges_end(&mut self) {
+        for place in 0..self.boxes.len() {
+            while let Some(ends) = self.boxes[place].ends.take() {
+                match ends {
+                    Ends::Close(wire, why) => self.edge_down(wire, LinkEnd::ByUs(why)),
+                    Ends::Program => self.restart(place),
+                }
+            }
+        }
+    }
+
+    /// The program of an edge ends at once, and is started again.
+    fn restart(&mut self, place: usize) {
+        if let Some(wire) = self.boxes[place].wire() {
+            self.net.wires[wire].ends[Way::Down as usize].up = false;
+            self.net.send(wire, Way::Up, Frame::End);
+        }
+        self.boxes[place].restart(&mut self.net);
     }
 
     fn fault(&mut self, place: usize, fault: Fault) {
@@ -569,7 +643,9 @@ impl World {
                     *held = until.max(*held);
                 }
             }
-            Fault::Leave => wire.into_iter().for_each(|wire| self.edge_down(wire, true)),
+            Fault::Leave => {
+                wire.into_iter().for_each(|wire| self.edge_down(wire, LinkEnd::Lost("it ended".into())));
+            }
             Fault::Deaf(way) => {
                 wire.into_iter().for_each(|wire| self.net.wires[wire].ends[way as usize].lost = true);
             }
@@ -578,19 +654,14 @@ impl World {
                 // Frames in transit are lost.
                 self.net.wires[wire].ends.iter_mut().for_each(|end| end.lost = true);
                 if edge {
-                    self.edge_down(wire, true);
+                    self.edge_down(wire, LinkEnd::Lost("reset".into()));
                 }
                 if gateway && self.net.wires[wire].ends[Way::Up as usize].up {
                     self.gateway_down(wire, true, "reset");
                 }
             }
-            Fault::Restart => {
-                if let Some(wire) = wire {
-                    self.net.wires[wire].ends[Way::Down as usize].up = false;
-                    self.net.send(wire, Way::Up, Frame::End);
-                }
-                self.boxes[place].restart(&mut self.net);
-            }
+            Fault::Restart => self.restart(place),
+            Fault::Stop => self.boxes[place].stop(&self.net),
         }
     }
 }
@@ -648,14 +719,14 @@ fn every_call_is_answered_once_and_to_its_caller() {
 }
 
 /// Part of the error for a response that the gateway would not accept.
-pub const TOO_LARGE: &str = "the answer is too large";
+const TOO_LARGE: &str = "the gateway accepts at most";
 
 /// A line for each new child whose tools the gateway listed because it was told to.
 const RELISTED: &str = "a new child is listed";
 
 /// Parts of messages that clients must receive, and other events, which must happen often enough
 /// for the checks to be meaningful.
-const SIGHTS: [&str; 12] = [
+const SIGHTS: [&str; 14] = [
     "\"result\":{\"nonce\"",
     "\"code\":7,",
     "\"code\":-32000,",
@@ -664,6 +735,8 @@ const SIGHTS: [&str; 12] = [
     "\"code\":-32603,",
     "\"code\":-32600,",
     TOO_LARGE,
+    "the server does not read its input",
+    "the edge is stopping",
     "unknown tool",
     "notifications/progress",
     "list_changed",

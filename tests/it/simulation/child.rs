@@ -25,6 +25,8 @@ pub fn name(place: usize) -> String {
 
 pub struct Child {
     place: usize,
+    /// It may write messages that are larger than our gateway accepts.
+    is_large: bool,
     /// Nonces of all calls to this child and its predecessors. No call may arrive twice, whatever
     /// crashes or reconnects.
     calls: HashSet<String>,
@@ -36,7 +38,7 @@ pub struct Child {
     ended: bool,
     /// Ids of the requests, other than `initialize`, that it has neither answered nor been told to
     /// drop.
-    open: BTreeSet<String>,
+    pub open: BTreeSet<String>,
     /// Ids of answered requests; later messages about them are late.
     answered: Vec<String>,
 }
@@ -45,9 +47,10 @@ pub struct Child {
 type Lines = Vec<(Duration, String)>;
 
 impl Child {
-    pub fn new(place: usize) -> Self {
+    pub fn new(place: usize, is_large: bool) -> Self {
         Self {
             place,
+            is_large,
             calls: HashSet::new(),
             seen: HashSet::new(),
             initialized: false,
@@ -60,7 +63,7 @@ impl Child {
 
     /// Replaces the child with a new one on the same edge.
     pub fn begin_again(&mut self) {
-        *self = Self { calls: std::mem::take(&mut self.calls), ..Self::new(self.place) };
+        *self = Self { calls: std::mem::take(&mut self.calls), ..Self::new(self.place, self.is_large) };
     }
 
     /// Ends the child. Returns false if it had already ended.
@@ -70,11 +73,6 @@ impl Child {
 
     pub fn has_ended(&self) -> bool {
         self.ended
-    }
-
-    /// Returns the number of open requests other than `initialize`.
-    pub fn open(&self) -> usize {
-        self.open.len()
     }
 
     /// Handles a line that reaches the edge.
@@ -140,7 +138,7 @@ impl Child {
             lines.push((at, progress(id, nonce)));
         }
         if random.chance(90) {
-            let answer = if random.chance(5) {
+            let answer = if random.chance(5) && self.is_large {
                 jsonrpc::result(id, &format!("{{\"nonce\":{nonce},\"x\":\"{}\"}}", padding()))
             } else if random.chance(90) {
                 jsonrpc::result(id, &format!("{{\"nonce\":{nonce}}}"))
@@ -171,8 +169,10 @@ impl Child {
             7 => progress("1000000", "-1"),
             8 => jsonrpc::notification("notifications/message", Some("{}")),
             9 => "{\"status\":\"error\",\"message\":\"not the gateway\"}".to_owned(),
-            10 => jsonrpc::request("3", "ping", &format!("[\"{}\"]", padding())),
-            11 => jsonrpc::notification("notifications/message", Some(&format!("[\"{}\"]", padding()))),
+            10 if self.is_large => jsonrpc::request("3", "ping", &format!("[\"{}\"]", padding())),
+            11 if self.is_large => {
+                jsonrpc::notification("notifications/message", Some(&format!("[\"{}\"]", padding())))
+            }
             _ => return,
         };
         lines.push((random.millis(0, 2000), unasked));

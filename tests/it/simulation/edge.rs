@@ -1,109 +1,140 @@
-//! A simulated edge: the real proxy state, backoff and heartbeat, with a child and a program that
-//! may both crash.
+//! A simulated edge: the real state, link session and redial, with a server that may crash. Does what
+//! `edge::serve` does with sockets, tasks and timers.
 
 use std::{
-    collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use mcpport::{
-    config::Restart,
+    command::CommandLine,
+    config::{ClientTls, GatewayUrl, RegisterConfig, Restart},
     edge::{
-        backoff::{Backoff, LinkFailure},
-        proxy::{ProxyState, ToChild, ToGateway},
-        restart::{Ending, Restarts},
+        instances::{Instances, Spawn},
+        link::{self, Begun, RunningLink, Suspended},
+        redial::{Facts, Next, Outcome, Redial},
+        state::EdgeState,
     },
-    jsonrpc::{Kind, Message},
-    secret::Secret,
+    limits::{self, Limits},
     tunnel::{
-        handshake::{Claim, Registration, ResumeGrant, Status},
+        close::{CloseReason, LinkEnd},
+        handler::LinkHandler,
+        handshake::Status,
+        link_timers::Observed,
         outbound::TextFrame,
-        oversize::Oversize,
     },
 };
 
 use super::{
-    Event, Frame, Net, TOO_LARGE, Way,
-    child::{self, Child},
-    line::{Line, Queue},
+    Event, Frame, Net, Way, child,
+    line::{self, Books},
+    server::Server,
+    watch::Watch,
 };
 
-/// A suspended registration that may be resumed.
-struct Suspended {
-    line: Line,
-    token: Secret,
-    until: Instant,
+/// The current connection.
+enum EdgeLink {
+    None,
+    /// The gateway has not answered the registration.
+    Registering(usize),
+    Running(usize, Box<RunningLink>),
 }
 
-/// The current connection, after the gateway's answer to the registration.
-struct Live {
-    line: Line,
-    grant: Option<ResumeGrant>,
+/// How a program stops.
+#[derive(Clone, Copy)]
+enum Stopping {
+    No,
+    /// It waits for the running calls, until this time.
+    Draining(Instant),
+    /// It closes the link, until this time.
+    Leaving(Instant),
+}
+
+/// Something that the edge does to its own connection.
+pub enum Ends {
+    /// It closes the connection.
+    Close(usize, CloseReason),
+    /// The program ends, and is started again later.
+    Program,
 }
 
 pub struct EdgeBox {
     place: usize,
-    edge: ProxyState,
-    child: Child,
-    /// Number of the current child; lines of earlier children are dropped.
-    births: u64,
-    started: Instant,
-    restarts: Restarts,
-    /// Maximum frame size in bytes that the gateway accepts.
-    accepts: usize,
-    /// The current connection.
-    wire: Option<usize>,
-    live: Option<Live>,
-    /// The queue of the current line, or of the suspended one.
-    queue: Option<Queue>,
+    config: Arc<RegisterConfig>,
+    spawn: Spawn,
+    state: Arc<EdgeState>,
+    server: Server,
+    link: EdgeLink,
     suspended: Option<Suspended>,
-    /// Ids of the gateway's requests on the current line, or the suspended one, that have no
-    /// response: `initialize`, and others that are not cancelled either.
-    initializes: BTreeSet<String>,
-    open: BTreeSet<String>,
-    /// The gateway is told that there is a new child, and has not listed its tools.
-    announced: bool,
-    /// How often the gateway listed the tools of a new child on the line on which it was told.
-    pub relisted: usize,
-    backoff: Backoff,
+    redial: Redial,
+    stopping: Stopping,
+    pub ends: Option<Ends>,
+    pub watch: Watch,
+    /// Something happened since the last check.
+    has_changed: bool,
     dialed_at: Instant,
     /// Number of the latest planned connection attempt; earlier ones are void.
     dials: u32,
 }
 
+fn config(place: usize, limits: &Limits) -> RegisterConfig {
+    RegisterConfig {
+        command: CommandLine::Shell(String::new()),
+        gateway: GatewayUrl { tls: false, host: "gateway".into(), port: 1, target: "/".into() },
+        name: child::name(place),
+        id: format!("id-{place}"),
+        headers: Vec::new(),
+        header_file: None,
+        tls: ClientTls::default(),
+        sessions: None,
+        restart: Restart::OnFailure,
+        require_gateway: false,
+        port: 0,
+        cors: false,
+        health_paths: Vec::new(),
+        threads: 1,
+        busy_poll: false,
+        limits: limits.clone(),
+    }
+}
+
+/// Creates the state of a program that starts.
+fn state(config: &RegisterConfig) -> Arc<EdgeState> {
+    let start = Arc::new(|_| panic!("nobody opens a channel"));
+    EdgeState::new(Instances::new(config, start, Arc::default()), Arc::default())
+}
+
 impl EdgeBox {
-    pub fn new(net: &mut Net, place: usize) -> Self {
+    pub fn new(net: &mut Net, place: usize, is_slow: bool) -> Self {
+        let config = Arc::new(config(place, &net.limits));
         let mut edge_box = Self {
             place,
-            edge: ProxyState::default(),
-            child: Child::new(place),
-            births: 0,
-            started: net.now,
-            restarts: Restarts::default(),
-            accepts: usize::MAX,
-            wire: None,
-            live: None,
-            queue: None,
+            spawn: Arc::new(|_| panic!("nobody opens a channel")),
+            state: state(&config),
+            config,
+            server: Server::new(net, place, is_slow),
+            link: EdgeLink::None,
             suspended: None,
-            initializes: BTreeSet::new(),
-            open: BTreeSet::new(),
-            announced: false,
-            relisted: 0,
-            backoff: Backoff::default(),
+            redial: Redial::default(),
+            stopping: Stopping::No,
+            ends: None,
+            watch: Watch::default(),
+            has_changed: true,
             dialed_at: net.now,
             dials: 0,
         };
+        edge_box.server.begin_again(net, &edge_box.state);
         edge_box.plan_dial(net, Duration::ZERO);
         edge_box
     }
 
-    pub fn wire(&self) -> Option<usize> {
-        self.wire
-    }
+    // ---- connections
 
-    /// Whether there is a suspended registration.
-    pub fn keeps(&self) -> bool {
-        self.suspended.is_some()
+    pub fn wire(&self) -> Option<usize> {
+        match self.link {
+            EdgeLink::None => None,
+            EdgeLink::Registering(wire) | EdgeLink::Running(wire, _) => Some(wire),
+        }
     }
 
     fn plan_dial(&mut self, net: &mut Net, after: Duration) {
@@ -120,280 +151,285 @@ impl EdgeBox {
         let held = net.held_until(self.place).saturating_duration_since(net.now);
         if !there || held > net.limits.link.connect_time {
             let after = if there { net.limits.link.connect_time } else { Duration::ZERO };
-            return self.lost(net, after);
+            return net.plan(after, Event::Unreachable(self.place, number));
         }
         if !held.is_zero() {
             return self.plan_dial(net, held);
         }
         let wire = net.connect(self.place);
-        self.wire = Some(wire);
-        let claim = self.suspended.as_ref().map(|suspended| Claim {
-            token: suspended.token.clone(),
-            received: suspended.line.outbound.received().expect("what is kept is counted"),
-        });
-        let (id, name) = (format!("id-{}", self.place), child::name(self.place));
-        let max = net.limits.link.message_bytes;
-        net.send(wire, Way::Up, Frame::Text(Registration::frame(&id, &name, max, None, claim.as_ref())));
+        self.link = EdgeLink::Registering(wire);
+        let registration = link::registration(&self.config, self.suspended.as_ref());
+        net.send(wire, Way::Up, Frame::Text(registration));
     }
 
-    /// Plans the next attempt after a failed attempt or a lost connection.
-    fn lost(&mut self, net: &mut Net, after: Duration) {
-        if self.suspended.take_if(|suspended| suspended.until <= net.now).is_some() {
-            self.link_down(net);
+    /// A connection attempt fails.
+    pub fn unreachable(&mut self, net: &mut Net, number: u32) {
+        if number == self.dials {
+            self.redial(net, Outcome::Lost("cannot connect".into()));
         }
-        let failure = if self.suspended.is_some() { LinkFailure::Suspended } else { LinkFailure::Lost };
+    }
+
+    /// Plans what follows an attempt.
+    fn redial(&mut self, net: &mut Net, outcome: Outcome) {
+        let facts = Facts {
+            was_registered: self.state.was_registered(),
+            require_gateway: self.config.require_gateway,
+            has_terminal: false,
+            suspended_until: self.suspended.as_ref().map(Suspended::until),
+        };
         let (alive, random) = (net.now - self.dialed_at, net.random.number());
-        let delay = self.backoff.next(failure, alive, random, &net.limits.link);
-        self.plan_dial(net, after + delay);
-    }
-
-    /// The connection has ended at this end. `accident`: without a close frame.
-    pub fn wire_down(&mut self, net: &mut Net, accident: bool) {
-        self.wire = None;
-        if let Some(live) = self.live.take() {
-            let limits = &net.limits.link;
-            match live.grant.filter(|_| accident) {
-                Some(ResumeGrant { token, window, .. }) => {
-                    let until = net.now + window + limits.resume_grace + limits.dead_after;
-                    self.suspended = Some(Suspended { line: live.line, token, until });
+        match self.redial.after(net.now, outcome, &facts, alive, random, &net.limits.link) {
+            Next::Wait { delay, give_up } => {
+                if let Some(late) = self.suspended.take_if(|_| give_up) {
+                    self.gives_up(net, |_| late.give_up());
                 }
-                None => self.link_down(net),
+                self.plan_dial(net, delay);
             }
+            Next::Stop | Next::Fail(_) => self.ends = Some(Ends::Program),
         }
-        self.lost(net, Duration::ZERO);
     }
 
-    /// Gives up the calls in flight. The child is told about each of them.
-    fn link_down(&mut self, net: &mut Net) {
-        self.forget_line();
-        let open = if self.child.has_ended() { 0 } else { self.child.open() };
-        let lines = self.edge.disconnected();
-        assert_eq!(lines.len(), open, "not every open request is cancelled, and nothing else");
-        lines.iter().for_each(|line| self.hand_down(net, line));
-        assert!(self.child.has_ended() || self.child.open() == 0, "another request is cancelled");
+    /// Runs `give_up`, which gives up the session on a link. The child is told about each open
+    /// request, as far as its queue has space. A slow one may also have missed earlier cancellations.
+    fn gives_up<T>(&mut self, net: &mut Net, give_up: impl FnOnce(&mut Self) -> T) -> T {
+        self.server.read(net, &mut self.watch);
+        let open = self.server.child.open.len();
+        let done = give_up(self);
+        self.watch.forget();
+        assert_eq!(self.state.running(), 0, "a request is still open");
+        if !self.server.child.has_ended() {
+            self.server.read(net, &mut self.watch);
+            let missed = open.saturating_sub(net.limits.child.queue_messages);
+            let left = self.server.child.open.len();
+            assert!(left == missed || self.server.is_slow, "{left} open requests are not cancelled");
+            self.server.child.open.clear();
+        }
+        done
     }
 
-    /// The line and all requests on it are gone.
-    fn forget_line(&mut self) {
-        self.queue = None;
-        self.initializes.clear();
-        self.open.clear();
-        self.announced = false;
+    /// The connection has ended at this end.
+    pub fn wire_down(&mut self, net: &mut Net, end: LinkEnd) {
+        let outcome = match std::mem::replace(&mut self.link, EdgeLink::None) {
+            EdgeLink::None => panic!("box {} has no connection", self.place),
+            EdgeLink::Registering(_) => link::failed(end, &self.state, &self.config),
+            EdgeLink::Running(_, running) => self.running_down(net, *running, end),
+        };
+        self.redial(net, outcome);
     }
+
+    fn running_down(&mut self, net: &mut Net, running: RunningLink, end: LinkEnd) -> Outcome {
+        if end.is_accident() && self.watch.token().is_some() {
+            let (outcome, suspended) = running.end(net.now, end);
+            assert!(suspended.is_some(), "the session can be resumed");
+            self.suspended = suspended;
+            return outcome;
+        }
+        let now = net.now;
+        self.gives_up(net, |_| {
+            let (outcome, suspended) = running.end(now, end);
+            assert!(suspended.is_none(), "the session cannot be resumed");
+            outcome
+        })
+    }
+
+    /// Whether a close frame would end a session that the gateway may have just resumed.
+    pub fn leaves_silently(&self) -> bool {
+        self.suspended.is_some() && !self.state.is_leaving()
+    }
+
+    // ---- frames
 
     /// Handles a text frame from the gateway.
     pub fn frame(&mut self, net: &mut Net, wire: usize, text: &str) {
-        match self.live.take() {
-            None => self.answered(net, text),
-            Some(mut live) => {
-                let (now, limits) = (net.now, net.limits.link.clone());
-                let kind = live.line.on_text(now, text, &limits, |text| self.message(net, text));
-                self.live = Some(live);
-                if kind == TextFrame::Acknowledgement {
-                    net.timers(wire, Way::Down).on_acknowledged();
+        match &mut self.link {
+            EdgeLink::None => panic!("box {} has no connection", self.place),
+            EdgeLink::Registering(_) => self.begin(net, wire, text),
+            EdgeLink::Running(_, running) => {
+                let (outbound, session, watch) =
+                    (&mut running.outbound, &mut running.session, &mut self.watch);
+                let handle = |text: &str| {
+                    watch.asked(text);
+                    session.frame(net.now, text)
+                };
+                let kind = outbound.on_text(net.now, text, &self.config.limits.link, handle);
+                match kind.expect("an honest gateway breaks no rule") {
+                    TextFrame::Acknowledgement => net.timers(wire, Way::Down).on_acknowledged(),
+                    TextFrame::Message if outbound.received().is_some() => self.watch.books.heard(text),
+                    TextFrame::Message => {}
                 }
             }
         }
-        self.pump(net);
-    }
-
-    fn message(&mut self, net: &mut Net, text: &str) {
-        self.record(text);
-        match self.edge.on_gateway_frame(net.now, text) {
-            ToChild::Child(line) => self.hand_down(net, &line),
-            ToChild::Gateway(frame) => self.send(frame),
-            ToChild::Status(status) => {
-                let honest = ["crashed", "down", "timed out"].iter().any(|why| status.message.contains(why));
-                assert!(status.status != "error" || honest, "{}", status.message);
-            }
-            ToChild::Held | ToChild::Drop(_) => {}
-        }
-    }
-
-    /// Records a request of the gateway, or its cancellation.
-    fn record(&mut self, text: &str) {
-        let Ok(message) = Message::read(text) else { return };
-        let id = message.id().unwrap_or_default().to_owned();
-        match (message.kind(), message.method()) {
-            (Kind::Request, "initialize") => assert!(self.initializes.insert(id)),
-            (Kind::Request, _) => assert!(self.open.insert(id)),
-            (Kind::Notification, "notifications/cancelled") => {
-                let id = message.param(&["requestId"]).unwrap().expect("our gateway names the request");
-                self.open.remove(&text[id]);
-            }
-            _ => {}
-        }
+        self.settle(net);
     }
 
     /// Handles the gateway's first frame: the registration is resumed or new.
-    fn answered(&mut self, net: &mut Net, text: &str) {
-        let status = Status::read(text).expect("the gateway answers a registration");
-        assert_eq!(status.status, "received", "{}", status.message);
-        self.accepts = status.message_bytes.expect("our gateway tells it");
-        let received = status.resume.as_ref().and_then(|grant| grant.received);
-        if let Some(mut suspended) = self.suspended.take() {
-            if let Some(received) = received {
-                let resumed = suspended.line.outbound.resume(received);
-                assert_eq!(resumed, Ok(()), "what the gateway has not, we have");
-                self.live = Some(Live { line: suspended.line, grant: status.resume });
-                return;
+    fn begin(&mut self, net: &mut Net, wire: usize, text: &str) {
+        let answer = Status::read(text).expect("the gateway answers a registration");
+        let received = answer.resume.as_ref().and_then(|grant| grant.received);
+        let suspended = self.suspended.take();
+        assert!(received.is_none() || suspended.is_some(), "there is nothing to resume");
+        let is_new = suspended.is_some() && received.is_none();
+        let now = net.now;
+        let begin = |edge_box: &mut Self| {
+            link::begin(&edge_box.state, &edge_box.config, &edge_box.spawn, suspended, now, text)
+        };
+        let begun = if is_new { self.gives_up(net, begin) } else { begin(self) };
+        match begun {
+            Begun::Running(running) => {
+                let counted = answer.resume.as_ref().map(|_| self.watch.books.received());
+                assert_eq!(running.outbound.received(), counted, "what the gateway has not, we have");
+                self.watch.begins(&answer, running.outbound.unacknowledged());
+                self.link = EdgeLink::Running(wire, running);
             }
-            self.link_down(net);
+            Begun::Ended(_, why) => panic!("an honest gateway breaks no rule: {why:?}"),
+            Begun::Stopped => self.ends = Some(Ends::Program),
         }
-        assert_eq!(received, None, "there is nothing to go on with");
-        let line = Line::new(status.resume.is_some(), &net.limits.link);
-        self.queue = Some(line.queue.clone());
-        self.live = Some(Live { line, grant: status.resume });
-        self.edge.gateway_reads_status_frames();
     }
 
-    /// Sends all frames that may be sent now.
-    fn pump(&mut self, net: &mut Net) {
-        if let (Some(wire), Some(live)) = (self.wire, &mut self.live) {
-            live.line.pump(net, wire, Way::Up);
+    /// Sends and reads all that can be sent and read now.
+    fn settle(&mut self, net: &mut Net) {
+        self.has_changed = true;
+        loop {
+            self.pump(net);
+            if !self.server.forward(&self.state, &mut self.watch) {
+                break;
+            }
         }
+        self.server.plan_read(net, &mut self.watch);
+    }
+
+    fn pump(&mut self, net: &mut Net) {
+        let EdgeLink::Running(wire, running) = &mut self.link else { return };
+        let watch = &mut self.watch;
+        let Some(why) = line::pump(&mut running.outbound, net, *wire, Way::Up, |frame| watch.said(frame))
+        else {
+            return;
+        };
+        self.ends = Some(Ends::Close(*wire, why));
     }
 
     pub fn deadline(&self, net: &Net) -> Option<Instant> {
-        self.live.as_ref().and_then(|live| live.line.outbound.deadline(&net.limits.link))
+        let owed = match &self.link {
+            EdgeLink::Running(_, running) => running.outbound.deadline(&net.limits.link),
+            EdgeLink::None | EdgeLink::Registering(_) => None,
+        };
+        let stop = match self.stopping {
+            Stopping::No => None,
+            Stopping::Draining(until) | Stopping::Leaving(until) => Some(until),
+        };
+        owed.into_iter().chain(stop).min()
     }
 
     pub fn tick(&mut self, net: &mut Net) {
-        if let Some(live) = &mut self.live {
-            live.line.outbound.tick(net.now, &net.limits.link);
+        if let EdgeLink::Running(_, running) = &mut self.link
+            && running.outbound.deadline(&net.limits.link).is_some_and(|due| due <= net.now)
+        {
+            running.outbound.tick(net.now, &net.limits.link);
+            self.settle(net);
         }
-        self.pump(net);
+        self.stop_on(net);
     }
 
-    /// Returns the line of the current connection, if the gateway has answered on it.
-    pub fn line(&self) -> Option<&Line> {
-        self.live.as_ref().map(|live| &live.line)
-    }
-
-    /// Returns the line of a resumable registration, and its token.
-    pub fn counted(&self) -> Option<(&Line, &str)> {
-        let live =
-            self.live.as_ref().and_then(|live| Some((&live.line, live.grant.as_ref()?.token.expose())));
-        live.or_else(|| self.suspended.as_ref().map(|suspended| (&suspended.line, suspended.token.expose())))
-    }
-
-    pub fn check(&self, net: &Net) {
-        if let Some((line, _)) = self.counted() {
-            line.check(&net.limits.link);
-        }
-        assert!(self.live.is_none() || self.wire.is_some());
-        let waits = self.child.has_ended() && !self.open.is_empty();
-        assert!(!waits, "the child of box {} is down, and {:?} have no answer", self.place, self.open);
-    }
-
-    // ---- the child
-
-    fn hand_down(&mut self, net: &mut Net, line: &str) {
-        if line.contains("\"tools/list\"") && std::mem::take(&mut self.announced) {
-            self.relisted += 1;
-        }
-        for (after, line) in self.child.read(line, &mut net.random) {
-            net.plan(after, Event::Line(self.place, self.births, line));
+    /// Returns what the timers of the current connection depend on, if the gateway has answered.
+    pub fn observed(&self) -> Option<Observed> {
+        match &self.link {
+            EdgeLink::Running(_, running) => Some(line::observed(&running.outbound)),
+            EdgeLink::None | EdgeLink::Registering(_) => None,
         }
     }
 
-    /// Handles a line written by a child.
-    pub fn said(&mut self, net: &mut Net, birth: u64, line: &str) {
-        if birth != self.births {
+    /// Returns the frames of a resumable registration, and its token.
+    pub fn counted(&self) -> Option<(&Books, &str)> {
+        self.watch.token().map(|token| (&self.watch.books, token))
+    }
+
+    pub fn check(&mut self, net: &Net) {
+        if !std::mem::take(&mut self.has_changed) {
             return;
         }
-        self.child.wrote(line);
-        match self.edge.on_child_line(line) {
-            ToGateway::Gateway(frame) | ToGateway::Unmatched(frame) => self.fit(net, frame),
-            ToGateway::Ready { lines, frames } => {
-                self.check_ready(&frames);
-                lines.iter().for_each(|line| self.hand_down(net, line));
-                frames.into_iter().for_each(|frame| self.send(frame));
-            }
-            ToGateway::Refused => panic!("an honest child refuses"),
-            ToGateway::Stale | ToGateway::Noise => {}
-        }
-        self.pump(net);
-    }
-
-    /// Checks that the gateway lists the tools of a new child: after the response to `initialize`,
-    /// or because it is told that they changed.
-    fn check_ready(&mut self, frames: &[String]) {
-        if frames.iter().any(|frame| frame.contains(child::INITIALIZED)) {
-            return;
-        }
-        let changed = frames.iter().any(|frame| frame.contains("notifications/tools/list_changed"));
-        assert!(changed, "nobody hears of the new child of box {}", self.place);
-        if self.queue.is_some() {
-            let status = frames.first().and_then(|frame| Status::read(frame));
-            assert!(status.is_some_and(|status| status.status == "restarted"), "{frames:?}");
-            self.announced = true;
+        self.watch.check(net.limits.link.resume_messages);
+        let EdgeLink::Running(_, running) = &self.link else { return };
+        if !running.outbound.has_frame() && !self.server.is_delivering() {
+            // Held notifications count as running.
+            let holds = self.state.is_initializing(self.state.run());
+            self.watch.check_idle(self.place, (!holds).then(|| self.state.running()));
         }
     }
 
-    /// Sends a frame, or replaces one that is too large for the gateway.
-    fn fit(&mut self, net: &mut Net, frame: String) {
-        if frame.len() <= self.accepts {
-            return self.send(frame);
-        }
-        match Oversize::of(&Message::read(&frame).expect("a message"), TOO_LARGE) {
-            Oversize::Response(error) => self.send(error),
-            Oversize::Refusal(error) => self.hand_down(net, &error),
-            Oversize::Dropped => {}
-        }
+    // ---- the server
+
+    /// A child writes a line.
+    pub fn wrote(&mut self, net: &mut Net, birth: u64, line: String) {
+        self.server.wrote(birth, line);
+        self.settle(net);
     }
 
-    /// Queues a frame for the current connection, or for the resumed one.
-    fn send(&mut self, frame: String) {
-        let message = Message::read(&frame).ok().filter(|message| message.kind() == Kind::Response);
-        if let Some(id) = message.as_ref().and_then(Message::id) {
-            let asked = self.initializes.remove(id);
-            assert!(asked || !frame.contains(child::INITIALIZED), "this line did not ask for {frame}");
-            self.open.remove(id);
-        }
-        if let Some(queue) = &self.queue {
-            // Beyond the limits: the real sender waits for space.
-            queue.send_unbounded(frame);
-        }
+    pub fn reads(&mut self, net: &mut Net, birth: u64) {
+        self.server.reads(net, &mut self.watch, birth);
+        self.settle(net);
     }
 
-    /// Crashes the child; a new one starts after a delay.
     pub fn crash(&mut self, net: &mut Net) {
-        if !self.child.end() {
-            return;
-        }
-        let (alive, random) = (net.now - self.started, net.random.number());
-        let (policy, limits) = (Restart::OnFailure, &net.limits.child);
-        let delay = self.restarts.next(policy, Ending::Failed, alive, random, limits).unwrap();
-        self.announced = false;
-        for frame in self.edge.child_gone("the server crashed", Some(net.now + delay)) {
-            self.send(frame);
-        }
-        net.plan(delay, Event::Start(self.place, self.births));
-        self.pump(net);
+        self.server.crash(net);
     }
 
-    /// Starts the next child, unless the whole program was restarted meanwhile.
+    pub fn exited(&mut self, net: &mut Net, birth: u64) {
+        if self.server.exited(net, &self.state, birth) {
+            self.watch.child_is_gone();
+            self.settle(net);
+        }
+    }
+
     pub fn start(&mut self, net: &mut Net, birth: u64) {
-        if birth != self.births {
-            return;
-        }
-        self.births += 1;
-        self.child.begin_again();
-        self.started = net.now;
-        if let Some(line) = self.edge.child_back() {
-            self.hand_down(net, &line);
+        self.server.start(net, &self.state, birth);
+        self.settle(net);
+    }
+
+    // ---- the program
+
+    /// The program gets SIGTERM.
+    pub fn stop(&mut self, net: &Net) {
+        if let Stopping::No = self.stopping {
+            self.state.stop();
+            self.stopping = Stopping::Draining(net.now + limits::DRAIN_CALLS);
         }
     }
 
-    /// Kills and restarts the program and its child. It loses all state; the connection ends
-    /// without a close frame.
+    /// Goes on with a stop.
+    fn stop_on(&mut self, net: &mut Net) {
+        match self.stopping {
+            Stopping::Draining(until) => {
+                let is_drained = self.state.is_answered() && self.state.is_delivered();
+                if is_drained {
+                    self.watch.check_answered();
+                } else if net.now < until {
+                    return;
+                }
+                self.stopping = Stopping::Leaving(net.now + limits::CLOSE);
+                let why = "the edge is stopping";
+                self.state.leave(why);
+                match self.link {
+                    EdgeLink::None => self.ends = Some(Ends::Program),
+                    EdgeLink::Registering(wire) => {
+                        self.ends = Some(Ends::Close(wire, CloseReason::new(1001, why)));
+                    }
+                    // The end of the queue closes it.
+                    EdgeLink::Running(..) => self.settle(net),
+                }
+            }
+            Stopping::Leaving(until) if net.now >= until => self.ends = Some(Ends::Program),
+            Stopping::No | Stopping::Leaving(_) => {}
+        }
+    }
+
+    /// The program and its child end at once, and are started again. All state is lost; the
+    /// connection ends without a close frame.
     pub fn restart(&mut self, net: &mut Net) {
-        self.births += 1;
-        self.child.begin_again();
-        (self.edge, self.live, self.suspended, self.wire) = (ProxyState::default(), None, None, None);
-        self.forget_line();
-        (self.backoff, self.restarts, self.started) = (Backoff::default(), Restarts::default(), net.now);
+        self.state = state(&self.config);
+        (self.link, self.suspended, self.redial) = (EdgeLink::None, None, Redial::default());
+        (self.stopping, self.ends) = (Stopping::No, None);
+        self.watch.forget();
+        self.server.begin_again(net, &self.state);
         let after = net.random.millis(100, 4000);
         self.plan_dial(net, after);
     }

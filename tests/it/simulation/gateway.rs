@@ -192,7 +192,7 @@ impl Gateway {
         let (mut line, traits) = (line.take().expect("one frame at a time"), *traits);
         let (now, limits) = (net.now, net.limits.link.clone());
         let entry = self.shared.entry(now);
-        let handled = line.try_on_text(now, text, &limits, |text| entry::frame(&entry, now, traits, text));
+        let handled = line.on_text(now, text, &limits, |text| entry::frame(&entry, now, traits, text));
         self.links[link].line = Some(line);
         match handled {
             Ok(TextFrame::Acknowledgement) => net.timers(wire, Way::Up).on_acknowledged(),
@@ -205,7 +205,11 @@ impl Gateway {
     /// Handles the first frame of a connection. If a link of its server appears to be alive, the
     /// edge has to answer a ping first: the frame may be late.
     fn first_frame(&mut self, net: &mut Net, wire: usize, text: &str) {
-        let registration = Registration::read(text, net.limits.catalog.server_name).unwrap();
+        let mut registration = Registration::read(text, net.limits.catalog.server_name).unwrap();
+        if net.original {
+            (registration.reads_status_frames, registration.resumes) = (false, false);
+            (registration.claim, registration.sessions) = (None, None);
+        }
         if self.shared.hub.borrow().would_take_over(&registration, self.edges[0]) {
             net.send(wire, Way::Down, Frame::Ping);
             self.probed.push(Probed { wire, registration });
@@ -252,7 +256,7 @@ impl Gateway {
         let resumes = registration.resumes && !limits.resume_window.is_zero();
         let token = resumes.then(|| Secret::new(format!("{} of start {}", net.random.number(), self.starts)));
         let account = self.shared.account(EDGES);
-        let line = Line::with_account(resumes, limits, Some(&account));
+        let line = Line::new(resumes, limits, &account);
         let (is_isolating, reads_status_frames) =
             (registration.sessions.is_some(), registration.reads_status_frames);
         let new = NewUpstream {
@@ -367,7 +371,7 @@ impl Gateway {
             let talk = &mut self.links[link];
             let ended = match (&mut talk.line, talk.wire) {
                 (None, _) => None,
-                (Some(line), Some(wire)) => line.pump_to_end(net, wire, Way::Down),
+                (Some(line), Some(wire)) => line.pump(net, wire, Way::Down),
                 (Some(_), None) if talk.queue.is_ended() => Some(CloseReason::new(1001, "taken")),
                 (Some(_), None) => None,
             };

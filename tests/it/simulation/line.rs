@@ -26,11 +26,17 @@ use mcpport::{
 
 use super::{Frame, Net, Way};
 
-/// The frames sent and received by one end, over one or more connections.
+/// The frames sent and received by the gateway's end, over one or more connections.
 pub struct Line {
     pub outbound: Outbound,
     pub queue: Queue,
-    /// The counted frames that were received.
+    books: Books,
+}
+
+/// The frames that one end has queued, and the counted ones that it has received.
+#[derive(Default)]
+pub struct Books {
+    said: Arc<Mutex<Book>>,
     heard: Book,
 }
 
@@ -53,12 +59,34 @@ fn note(book: &mut Book, frame: &str) {
     book.push(hasher.finish());
 }
 
-impl Queue {
-    /// Queues a frame beyond the limits.
-    pub fn send_unbounded(&self, frame: String) {
-        self.add(frame, Room::Unbounded).expect("nobody ends this queue");
+impl Books {
+    /// Records a frame that is queued.
+    pub fn said(&self, frame: &str) {
+        note(&mut self.said.lock().unwrap(), frame);
     }
 
+    /// Records a counted frame that is received.
+    pub fn heard(&mut self, frame: &str) {
+        note(&mut self.heard, frame);
+    }
+
+    /// Returns the number of counted frames that are received.
+    pub fn received(&self) -> u64 {
+        self.heard.len() as u64
+    }
+
+    /// Checks that each end received the frames that the other queued, from the first on, in order
+    /// and exactly once.
+    pub fn check_against(&self, other: &Self) {
+        for (near, far) in [(self, other), (other, self)] {
+            let (heard, said) = (&near.heard, far.said.lock().unwrap());
+            assert!(heard.len() <= said.len(), "{} frames came, and {} were queued", heard.len(), said.len());
+            assert_eq!(heard.last(), heard.len().checked_sub(1).and_then(|last| said.get(last)));
+        }
+    }
+}
+
+impl Queue {
     /// Whether the queue was ended.
     pub fn is_ended(&self) -> bool {
         self.sender.is_closed()
@@ -90,64 +118,28 @@ impl Transport for Queue {
 }
 
 impl Line {
-    /// Creates a line. `counted`: it can be resumed over another connection.
-    pub fn new(counted: bool, limits: &LinkLimits) -> Self {
-        Self::with_account(counted, limits, None)
-    }
-
-    /// Creates a line whose frames are charged to an account.
-    pub fn with_account(counted: bool, limits: &LinkLimits, account: Option<&Account>) -> Self {
+    /// Creates a line whose frames are charged to an account. `counted`: it can be resumed over
+    /// another connection.
+    pub fn new(counted: bool, limits: &LinkLimits, account: &Account) -> Self {
         let (sender, receiver) =
-            outbox::with_account(limits.queue_messages, limits.queue_bytes, account.cloned());
+            outbox::with_account(limits.queue_messages, limits.queue_bytes, Some(account.clone()));
         let mut outbound = Outbound::new(receiver);
-        if let Some(account) = account {
-            outbound.charge_to(account);
-        }
+        outbound.charge_to(account);
         if counted {
             outbound.count();
         }
-        Self { outbound, queue: Queue { sender, said: Arc::default() }, heard: Book::new() }
-    }
-
-    /// Sends all frames that may be sent now over a connection.
-    pub fn pump(&mut self, net: &mut Net, wire: usize, way: Way) {
-        assert_eq!(self.pump_to_end(net, wire, way), None, "nobody ends a queue here");
+        let books = Books::default();
+        Self { outbound, queue: Queue { sender, said: books.said.clone() }, books }
     }
 
     /// Sends all frames that may be sent now over a connection. Returns the reason if the queue has
     /// ended and nothing is left in it.
-    pub fn pump_to_end(&mut self, net: &mut Net, wire: usize, way: Way) -> Option<CloseReason> {
-        let mut ended;
-        loop {
-            ended = self.outbound.poll_fill(&mut Context::from_waker(Waker::noop()));
-            let Some(frame) = self.outbound.next(&net.limits.link) else { break };
-            net.send(wire, way, Frame::Text(frame.to_string()));
-        }
-        if self.outbound.is_blocked_on_acks(&net.limits.link) {
-            let now = net.now;
-            net.timers(wire, way.back()).on_blocked_on_acks(now);
-        }
-        ended
+    pub fn pump(&mut self, net: &mut Net, wire: usize, way: Way) -> Option<CloseReason> {
+        pump(&mut self.outbound, net, wire, way, |_| {})
     }
 
-    /// Handles a text frame: an acknowledgement, or a message for `handle`.
+    /// Handles a text frame: an acknowledgement, or a message for `handle`. Fails if `handle` does.
     pub fn on_text(
-        &mut self,
-        now: Instant,
-        text: &str,
-        limits: &LinkLimits,
-        handle: impl FnOnce(&str),
-    ) -> TextFrame {
-        let handle = |text: &str| {
-            handle(text);
-            Ok(())
-        };
-        let kind = self.try_on_text(now, text, limits, handle);
-        kind.expect("an honest peer acknowledges what it received")
-    }
-
-    /// Handles a text frame likewise. Fails if `handle` does.
-    pub fn try_on_text(
         &mut self,
         now: Instant,
         text: &str,
@@ -156,29 +148,56 @@ impl Line {
     ) -> Result<TextFrame, CloseReason> {
         let kind = self.outbound.on_text(now, text, limits, handle)?;
         if kind == TextFrame::Message && self.outbound.received().is_some() {
-            note(&mut self.heard, text);
+            self.books.heard(text);
         }
         Ok(kind)
     }
 
     pub fn observed(&self) -> Observed {
-        Observed { unacknowledged_bytes: self.outbound.unacknowledged_bytes(), has_unflushed: false }
+        observed(&self.outbound)
     }
 
-    /// Checks that each end received the frames that the other queued, from the first on, in order
-    /// and exactly once.
-    pub fn check_against(&self, other: &Self) {
-        for (near, far) in [(self, other), (other, self)] {
-            let (heard, said) = (&near.heard, far.queue.said.lock().unwrap());
-            assert!(heard.len() <= said.len(), "{} frames came, and {} were queued", heard.len(), said.len());
-            assert_eq!(heard.last(), heard.len().checked_sub(1).and_then(|last| said.get(last)));
-        }
+    pub fn books(&self) -> &Books {
+        &self.books
     }
 
     pub fn check(&self, limits: &LinkLimits) {
         let kept = self.outbound.unacknowledged().count();
         assert!(kept <= limits.resume_messages, "{kept} frames are kept");
     }
+}
+
+/// Does what `net::ws_link` does to write: sends all frames that may be sent now over a connection.
+/// `taken` gets each frame of the queue, in order. Returns the reason if the queue has ended and
+/// nothing is left in it.
+pub fn pump(
+    outbound: &mut Outbound,
+    net: &mut Net,
+    wire: usize,
+    way: Way,
+    mut taken: impl FnMut(&str),
+) -> Option<CloseReason> {
+    let ended = loop {
+        let is_fresh = outbound.waiting().next().is_none();
+        let ended = outbound.poll_fill(&mut Context::from_waker(Waker::noop()));
+        if is_fresh {
+            outbound.waiting().for_each(&mut taken);
+        }
+        match outbound.next(&net.limits.link) {
+            Some(frame) => net.send(wire, way, Frame::Text(frame.to_string())),
+            None => break ended,
+        }
+    };
+    if outbound.is_blocked_on_acks(&net.limits.link) {
+        let now = net.now;
+        net.timers(wire, way.back()).on_blocked_on_acks(now);
+    }
+    ended
+}
+
+/// What the timers of a connection depend on.
+pub fn observed(outbound: &Outbound) -> Observed {
+    Observed { unacknowledged_bytes: outbound.unacknowledged_bytes(), has_unflushed: false }
 }
 
 /// The timers of one end of a connection.
