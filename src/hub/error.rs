@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use crate::{
     jsonrpc::{
-        BUSY, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, Malformed, NO_RESOURCE,
-        RpcError, TIMED_OUT,
+        BUSY, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, MODERN_BUSY, Malformed,
+        NO_RESOURCE, RpcError, TIMED_OUT, quote,
     },
     limits,
     mcp::listing::ListKind,
@@ -232,6 +232,26 @@ impl CallError {
             }
         }
     }
+}
+
+/// Returns the error for the response to a client of MCP 2026-07-28, which uses fewer codes: a
+/// missing resource is an invalid parameter, and no code of the range that JSON-RPC reserves has a
+/// meaning of our own.
+pub fn modern_error(why: &CallError) -> RpcError {
+    let error = why.rpc();
+    let code = match error.code {
+        BUSY => MODERN_BUSY,
+        TIMED_OUT => INTERNAL_ERROR,
+        NO_RESOURCE => INVALID_PARAMS,
+        code => code,
+    };
+    let uri = match why {
+        CallError::NoResource { uri } | CallError::Ambiguous { kind: ListKind::Resource, name: uri, .. } => {
+            Some(uri)
+        }
+        _ => None,
+    };
+    RpcError { code, data: uri.map(|uri| format!("{{\"uri\":{}}}", quote(uri))), ..error }
 }
 
 /// Why a call is not passed on to its server.
@@ -474,6 +494,57 @@ mod tests {
         for (error, code, text) in &rows {
             assert_eq!(error.rpc(), RpcError::new(*code, *text));
             seen.push(variant(error));
+        }
+        seen.dedup();
+        assert_eq!(seen, (0..=28).collect::<Vec<usize>>(), "a variant has no row");
+    }
+
+    #[test]
+    fn modern_clients_get_codes_of_their_version() {
+        use CallError::*;
+        let text = |text: &str| text.to_owned();
+        let resource =
+            |name: &str| Ambiguous { kind: ListKind::Resource, name: text(name), forms: vec![text("a+u:x")] };
+        let tool = Ambiguous { kind: ListKind::Tool, name: text("t"), forms: vec![text("a_t")] };
+        let path: &[&str] = &["name"];
+        let server = || text("s");
+        let mut seen: Vec<usize> = Vec::new();
+        for (error, code, data) in [
+            (Draining, -31000, None),
+            (IdTooLong, -32600, None),
+            (MethodTooLong, -32600, None),
+            (LoneSurrogate, -32602, None),
+            (NotificationWithId, -32600, None),
+            (Malformed(crate::jsonrpc::Malformed::Syntax), -32700, None),
+            (TokenTooLong, -32602, None),
+            (Missing { path, method: text("tools/call") }, -32602, None),
+            (NotText { path }, -32602, None),
+            (Unknown { kind: ListKind::Tool, name: text("t") }, -32602, None),
+            (tool, -32602, None),
+            (resource("u:\"x"), -32602, Some(r#"{"uri":"u:\"x"}"#)),
+            (NoResource { uri: text("u:\r") }, -32602, Some(r#"{"uri":"u:\r"}"#)),
+            (UriTooLong, -32602, None),
+            (SubscriptionTooLong { max: 9 }, -32602, None),
+            (UnknownMethod(text("x")), -32601, None),
+            (UnknownReference, -32602, None),
+            (BadCursor, -32602, None),
+            (UnknownLevel, -32602, None),
+            (NotConnected { server: server() }, -32603, None),
+            (AlreadyInitialized, -32600, None),
+            (NotInitialized, -32600, None),
+            (SessionReplaced, -32600, None),
+            (TooManySubscriptions, -31000, None),
+            (NoMemory, -31000, None),
+            (TaskNotFound, -32602, None),
+            (CallError::declined(super::Declined::Server, "s"), -31000, None),
+            (CallError::declined(super::Declined::Gone, "s"), -32603, None),
+            (Disconnected { server: server(), reason: text("why") }, -32603, None),
+            (TimedOut { server: server(), after: Duration::from_secs(1) }, -32603, None),
+            (InvalidResponse { server: server(), why: "not UTF-8" }, -32603, None),
+        ] {
+            let expected = RpcError { code, data: data.map(str::to_owned), ..error.rpc() };
+            assert_eq!(modern_error(&error), expected);
+            seen.push(variant(&error));
         }
         seen.dedup();
         assert_eq!(seen, (0..=28).collect::<Vec<usize>>(), "a variant has no row");

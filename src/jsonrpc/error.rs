@@ -17,6 +17,15 @@ pub const INTERNAL_ERROR: i64 = -32603;
 pub const BUSY: i64 = -32000;
 /// The resource does not exist (MCP, up to 2025-11-25).
 pub const NO_RESOURCE: i64 = -32002;
+/// A header of the request differs from its body (MCP 2026-07-28).
+pub const HEADER_MISMATCH: i64 = -32020;
+/// The request needs a capability that its client did not declare (MCP 2026-07-28).
+pub const MISSING_CAPABILITY: i64 = -32021;
+/// The protocol version of the request is not supported (MCP 2026-07-28).
+pub const UNSUPPORTED_VERSION: i64 = -32022;
+/// Same as [`BUSY`], for clients of MCP 2026-07-28, which forbids new meanings for codes in the range
+/// that JSON-RPC reserves. This code is our own.
+pub const MODERN_BUSY: i64 = -31000;
 /// The server is down and has not seen the request; the message gives the time of the next start.
 /// This code is our own. It lies outside the range that JSON-RPC reserves (section 5.1), because
 /// clients associate a specific meaning with each code in that range.

@@ -15,8 +15,9 @@ pub mod tolerant;
 use std::{borrow::Cow, fmt::Write};
 
 pub use error::{
-    BUSY, CANCELLED, DOWN, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, Malformed,
-    NO_RESOURCE, PARSE_ERROR, RpcError, TIMED_OUT,
+    BUSY, CANCELLED, DOWN, HEADER_MISMATCH, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST,
+    METHOD_NOT_FOUND, MISSING_CAPABILITY, MODERN_BUSY, Malformed, NO_RESOURCE, PARSE_ERROR, RpcError,
+    TIMED_OUT, UNSUPPORTED_VERSION,
 };
 pub use id::{decimal, is_same};
 pub use scan::{elements, members};

@@ -11,7 +11,7 @@ pub mod log_level;
 pub mod resource_links;
 pub mod version;
 
-pub use version::{LATEST, VERSIONS, negotiate, version_of};
+pub use version::{Era, LATEST, MODERN, VERSIONS, era, negotiate, version_of};
 
 use crate::jsonrpc;
 
