@@ -51,6 +51,23 @@ pub struct Message<'a> {
     line_breaks: bool,
     lone_surrogate: bool,
     escaped_letter: bool,
+    stateless: bool,
+}
+
+/// Where the params of a message are, or would be.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ParamsPlace {
+    /// An object.
+    Object(Span),
+    /// An array.
+    Array(Span),
+    /// A `null` in place of params. [`Message::splice`] writes it as `{}` unless an edit replaces it.
+    Null(Span),
+    /// There are none. A member `,"params":…` can be inserted at `end`, behind all others.
+    Absent {
+        /// The position of the closing brace of the message.
+        end: usize,
+    },
 }
 
 impl<'a> Message<'a> {
@@ -77,7 +94,7 @@ impl<'a> Message<'a> {
         let scanned = scan::envelope(text, strict, &mut |key, value| parts.take(text, key, value))?;
         let mut message = parts.into_message(text)?;
         (message.line_breaks, message.lone_surrogate) = (scanned.line_breaks, scanned.lone_surrogate);
-        message.escaped_letter = scanned.escaped_letter;
+        (message.escaped_letter, message.stateless) = (scanned.escaped_letter, scanned.stateless);
         Ok(message)
     }
 
@@ -91,6 +108,12 @@ impl<'a> Message<'a> {
     /// the text may miss that word.
     pub fn has_escaped_letter(&self) -> bool {
         self.escaped_letter
+    }
+
+    /// Whether `params._meta` names a protocol version, as in every request of MCP 2026-07-28. Always
+    /// false for a message from [`Message::read`], which does not look into the params.
+    pub fn is_stateless(&self) -> bool {
+        self.stateless
     }
 
     /// Whether some readers take another member for a JSON-RPC member, because they ignore the case
@@ -130,6 +153,16 @@ impl<'a> Message<'a> {
     /// [`Message::with_id`] write as `{}`.
     pub fn params(&self) -> Option<&'a str> {
         self.params.clone().map(|span| &self.text[span])
+    }
+
+    /// Returns where the params are, or would be.
+    pub fn params_place(&self) -> ParamsPlace {
+        match (&self.params, &self.null_params) {
+            (Some(span), _) if self.text[span.clone()].starts_with('{') => ParamsPlace::Object(span.clone()),
+            (Some(span), _) => ParamsPlace::Array(span.clone()),
+            (None, Some(null)) => ParamsPlace::Null(null.clone()),
+            (None, None) => ParamsPlace::Absent { end: self.text.rfind('}').unwrap_or(self.text.len()) },
+        }
     }
 
     /// Returns the result as written.
@@ -282,6 +315,7 @@ impl Parts {
             line_breaks: false,
             lone_surrogate: false,
             escaped_letter: false,
+            stateless: false,
         })
     }
 }
@@ -459,13 +493,26 @@ mod tests {
             let twins = ["progresstoken", "progre\u{17f}\u{17f}Token", "progressTo\\u212aen"];
             refused.extend(names(&twins, &|member| params(&format!(r#"{{"{inner}":{{"a":[],{member}}}}}"#))));
         }
+        let keys = ["protocolVersion", "clientCapabilities", "clientInfo", "logLevel", "subscriptionId"];
+        for key in keys.map(|key| format!("io.modelcontextprotocol/{key}")) {
+            refused.push(params(&format!(r#"{{"_meta":{{"{}":1}}}}"#, key.to_ascii_uppercase())));
+            refused.push(params(&format!(r#"{{"_meta":{{"{}":"\u0000"}}}}"#, key)));
+        }
+        let twins = ["Arguments", "inputresponses", "requeststate", "Notifications"];
+        refused.extend(names(&twins, &|member| params(&format!("{{{member}}}"))));
         let twins = ["Type", "NAME", "urI"];
         refused.extend(names(&twins, &|member| params(&format!(r#"{{"ref":{{{member}}}}}"#))));
         refused.push(params(r#"{"taskId":"a\u0000"}"#));
         for text in &refused {
             assert_eq!(Message::read_strict(text).err(), Some(Malformed::Twin), "{text}");
         }
-        for twice in [r#"{"uri":"a","ur\u0069":"b"}"#, r#"{"_meta":{"progressToken":1,"progressToken":1}}"#] {
+        for twice in [
+            r#"{"uri":"a","ur\u0069":"b"}"#,
+            r#"{"_meta":{"progressToken":1,"progressToken":1}}"#,
+            r#"{"_meta":{"io.modelcontextprotocol/logLevel":1,"io.modelcontextprotocol/logLevel":1}}"#,
+            r#"{"requestState":"a","inputResponses":{},"requestState":"a"}"#,
+            r#"{"arguments":{},"argument\u0073":{}}"#,
+        ] {
             assert_eq!(Message::read_strict(&params(twice)).err(), Some(Malformed::Duplicate), "{twice}");
         }
     }
@@ -540,6 +587,67 @@ mod tests {
         assert_eq!((message.params(), message.param(&["x"])), (None, Ok(None)));
         assert_eq!(message.with_id("2"), r#"{"jsonrpc":"2.0","params": {} ,"id":2,"method":"m"}"#);
         assert_eq!(message.splice(&[]), text.replace("null", "{}"));
+    }
+
+    #[test]
+    fn params_can_be_added_or_extended() {
+        for (text, expected) in [
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"m"}"#,
+                r#"{"jsonrpc":"2.0","id":1,"method":"m","params":{"x":1}}"#,
+            ),
+            (
+                "{\"method\":\"m}\" ,\n\"jsonrpc\":\"2.0\" }\r\n",
+                "{\"method\":\"m}\" , \"jsonrpc\":\"2.0\" ,\"params\":{\"x\":1}}  ",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","params": null ,"method":"m"}"#,
+                r#"{"jsonrpc":"2.0","params": {"x":1} ,"method":"m"}"#,
+            ),
+            (
+                r#"{"jsonrpc":"2.0","params": {} ,"method":"m"}"#,
+                r#"{"jsonrpc":"2.0","params": {"x":1} ,"method":"m"}"#,
+            ),
+            (
+                r#"{"jsonrpc":"2.0","params": [1] ,"method":"m"}"#,
+                r#"{"jsonrpc":"2.0","params": [1] ,"method":"m"}"#,
+            ),
+        ] {
+            let message = Message::read_strict(text).unwrap();
+            let out = match message.params_place() {
+                ParamsPlace::Object(span) => message.splice(&[(span.start + 1..span.start + 1, r#""x":1"#)]),
+                ParamsPlace::Null(span) => message.splice(&[(span, r#"{"x":1}"#)]),
+                ParamsPlace::Absent { end } => message.splice(&[(end..end, r#","params":{"x":1}"#)]),
+                ParamsPlace::Array(span) => {
+                    assert_eq!(&text[span], "[1]");
+                    message.splice(&[])
+                }
+            };
+            assert_eq!(out, expected);
+            assert!(Message::read(&out).is_ok(), "{out}");
+        }
+    }
+
+    #[test]
+    fn stateless_requests_are_known_by_the_version_in_their_meta() {
+        const KEY: &str = "io.modelcontextprotocol/protocolVersion";
+        for (params, stateless) in [
+            (format!(r#"{{"_meta":{{"{KEY}":"2026-07-28"}}}}"#), true),
+            (format!(r#"{{"x":{{}},"_meta":{{"a":[1],"{}":null}}}}"#, KEY.replace('.', "\\u002e")), true),
+            (format!(r#"{{"_meta":{{"x":{{"{KEY}":"2026-07-28"}}}},"{KEY}":1}}"#), false),
+            (format!(r#"{{"x":{{"_meta":{{"{KEY}":"2026-07-28"}}}}}}"#), false),
+            (format!(r#"{{"_meta":["{KEY}"],"ref":{{"{KEY}":1}},"arguments":{{"{KEY}":1}}}}"#), false),
+            (format!(r#"{{"_meta":{{"{KEY}s":1}}}}"#), false),
+            (String::from("{}"), false),
+        ] {
+            let text = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"m","params":{params}}}"#);
+            assert_eq!(
+                Message::read_strict(&text).map(|message| message.is_stateless()),
+                Ok(stateless),
+                "{text}"
+            );
+            assert!(!Message::read(&text).unwrap().is_stateless());
+        }
     }
 
     #[test]

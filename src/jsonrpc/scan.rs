@@ -18,6 +18,8 @@ pub(super) struct Scanned {
     pub lone_surrogate: bool,
     /// A string has a lowercase ASCII letter written as an escape. Common encoders do not do that.
     pub escaped_letter: bool,
+    /// `params._meta` has the version of a stateless request. Only known for a strict scan.
+    pub stateless: bool,
 }
 
 /// Scans an object that makes up the whole text, and passes the spans of each member's key and
@@ -51,8 +53,8 @@ pub(super) fn envelope(
     };
     scanner.end()?;
     sound.and(scanner.flaw.map_or(Ok(()), Err))?;
-    let JsonScanner { line_breaks, lone_surrogate, escaped_letter, .. } = scanner;
-    Ok(Scanned { line_breaks, lone_surrogate, escaped_letter })
+    let JsonScanner { line_breaks, lone_surrogate, escaped_letter, stateless, .. } = scanner;
+    Ok(Scanned { line_breaks, lone_surrogate, escaped_letter, stateless })
 }
 
 /// Whether the text is a single value.
@@ -106,6 +108,8 @@ struct JsonScanner<'a> {
     null_character: bool,
     /// A string had a lowercase ASCII letter written as an escape.
     escaped_letter: bool,
+    /// `params._meta` had the version of a stateless request.
+    stateless: bool,
     /// The first violation of the rules for a client's message.
     flaw: Option<Malformed>,
 }
@@ -119,6 +123,7 @@ impl<'a> JsonScanner<'a> {
             lone_surrogate: false,
             null_character: false,
             escaped_letter: false,
+            stateless: false,
             flaw: None,
         }
     }
@@ -209,6 +214,7 @@ impl<'a> JsonScanner<'a> {
             }
         }
         self.lone_surrogate |= earlier;
+        self.stateless |= matches!(found, NameMatch::Name(_, inner) if inner.is_version());
         match found {
             NameMatch::Name(position, _) if *seen & 1 << position != 0 => self.note(Malformed::Duplicate),
             NameMatch::Name(position, _) => *seen |= 1 << position,

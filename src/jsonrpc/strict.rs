@@ -13,6 +13,9 @@ pub(super) struct MemberNames(&'static [(&'static str, &'static MemberNames)]);
 
 static NONE: MemberNames = MemberNames(&[]);
 
+/// What is checked in the value of [`VERSION_KEY`]: nothing.
+static VERSION: MemberNames = MemberNames(&[]);
+
 /// The members of a message (JSON-RPC 2.0, sections 4 and 5).
 pub(super) static ENVELOPE: MemberNames = MemberNames(&[
     ("jsonrpc", &NONE),
@@ -25,18 +28,32 @@ pub(super) static ENVELOPE: MemberNames = MemberNames(&[
 
 static PARAMS: MemberNames = MemberNames(&[
     ("_meta", &META),
+    ("arguments", &NONE),
     ("cursor", &NONE),
+    ("inputResponses", &NONE),
     ("level", &NONE),
     ("name", &NONE),
+    ("notifications", &NONE),
     ("progressToken", &NONE),
     ("protocolVersion", &NONE),
     ("ref", &REFERENCE),
     ("requestId", &NONE),
+    ("requestState", &NONE),
     ("taskId", &NONE),
     ("uri", &NONE),
 ]);
 
-static META: MemberNames = MemberNames(&[("progressToken", &NONE)]);
+/// The key in `_meta` that every request of MCP 2026-07-28 has.
+const VERSION_KEY: &str = "io.modelcontextprotocol/protocolVersion";
+
+static META: MemberNames = MemberNames(&[
+    ("progressToken", &NONE),
+    (VERSION_KEY, &VERSION),
+    ("io.modelcontextprotocol/clientCapabilities", &NONE),
+    ("io.modelcontextprotocol/clientInfo", &NONE),
+    ("io.modelcontextprotocol/logLevel", &NONE),
+    ("io.modelcontextprotocol/subscriptionId", &NONE),
+]);
 
 static REFERENCE: MemberNames = MemberNames(&[("name", &NONE), ("type", &NONE), ("uri", &NONE)]);
 
@@ -71,6 +88,11 @@ impl MemberNames {
             }
         }
         NameMatch::Other
+    }
+
+    /// Whether these are the names to check in the value of [`VERSION_KEY`].
+    pub(super) fn is_version(&self) -> bool {
+        std::ptr::eq(self, &raw const VERSION)
     }
 
     /// Whether there are no names to check.

@@ -9,6 +9,7 @@ pub mod exposed_name;
 pub mod listing;
 pub mod log_level;
 pub mod resource_links;
+pub mod stateless;
 pub mod version;
 
 pub use version::{Era, LATEST, MODERN, VERSIONS, era, negotiate, version_of};

@@ -30,7 +30,7 @@ fn main() {
 }
 
 /// Messages between clients, gateways, edges and children.
-const MESSAGES: [&str; 21] = [
+const MESSAGES: [&str; 23] = [
     r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}"#,
     r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
     r#"{"jsonrpc":"2.0","id":0,"method":"tools/call","params":{"name":"a","arguments":{"x":[1,-2.5e+3,{"y":null}]},"_meta":{"progressToken":0}}}"#,
@@ -51,12 +51,15 @@ const MESSAGES: [&str; 21] = [
     r#"{"jsonrpc":"2.0","id":"u","method":"register","params":{"name":"f","capabilities":{"mcpport":{"resume":{"token":"t","received":7}}}}}"#,
     r#"{"status":"received","id":"u","message":"m","capabilities":{"mcpport":{"resume":{"token":"t","window":30,"received":0}}}}"#,
     r#"{"status":"error","message":"no"}"#,
+    r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"t","arguments":{"x":1},"requestState":"s","inputResponses":{"k":{"action":"accept"}},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"elicitation":{"form":{},"url":{}},"sampling":{"tools":{}},"roots":{}},"io.modelcontextprotocol/clientInfo":{"name":"c","version":"1"},"io.modelcontextprotocol/logLevel":"info","progressToken":0}}}"#,
+    r#"{"jsonrpc":"2.0","id":2,"method":"subscriptions/listen","params":{"notifications":{"toolsListChanged":true,"resourceSubscriptions":["a:b"],"taskIds":["k"]},"_meta":{}}}"#,
     "npm WARN this is not JSON",
 ];
 
 fn messages(corpus: &Path) {
     for (number, message) in MESSAGES.iter().enumerate() {
         save(corpus, "envelope", number, message.as_bytes());
+        save(corpus, "stateless", number, message.as_bytes());
         save(corpus, "register", number, message.as_bytes());
         save(corpus, "incoming", number, message.as_bytes());
     }
