@@ -1,4 +1,8 @@
-//! Tokens that cannot be printed, and their digests.
+//! Secrets: tokens that cannot be printed, and their digests.
+//!
+//! [`seal`] encrypts short texts that clients keep for the gateway.
+
+pub mod seal;
 
 use std::fmt;
 
