@@ -731,6 +731,10 @@ pub const URI_BYTES: usize = 8000;
 /// Bytes that one look-up of a URI compares with templates of the same beginning: about a thousand
 /// templates for a usual URI, and a tenth of a millisecond.
 pub const TEMPLATE_WORK: usize = 16 * URI_BYTES;
+/// Parameters of one tool that a client repeats in header fields; each is one field of every call.
+pub const HEADER_PARAMS: usize = 16;
+/// Nested objects between a tool's arguments and a parameter that is repeated in a header field.
+pub const HEADER_PARAM_DEPTH: usize = 8;
 /// Tools named in the log when descriptions in one list changed; a list can hold hundreds, and
 /// change often.
 pub const LOG_CHANGES: usize = 16;

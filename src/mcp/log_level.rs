@@ -13,7 +13,11 @@ impl Level {
     /// Returns the level in a message's params. `None` if it is missing or unknown.
     pub fn of(message: &Message<'_>) -> Option<Self> {
         let span = message.param(&["level"]).ok()??;
-        let name = unquote(&message.text()[span])?;
+        Self::named(&unquote(&message.text()[span])?)
+    }
+
+    /// Returns the level of a name.
+    pub fn named(name: &str) -> Option<Self> {
         let position = LEVELS.iter().position(|level| *level == name)?;
         u8::try_from(position).ok().map(Self)
     }
