@@ -12,7 +12,7 @@ mod strict;
 mod text;
 pub mod tolerant;
 
-use std::{borrow::Cow, fmt::Write};
+use std::borrow::Cow;
 
 pub use error::{
     BUSY, CANCELLED, DOWN, HEADER_MISMATCH, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST,
@@ -178,6 +178,11 @@ impl<'a> Message<'a> {
     /// Returns the error as written.
     pub fn error(&self) -> Option<&'a str> {
         self.error.clone().map(|span| &self.text[span])
+    }
+
+    /// Returns the span of the error.
+    pub fn error_span(&self) -> Option<Span> {
+        self.error.clone()
     }
 
     /// Returns the span of a value in the params, found by its path of member names.
@@ -408,21 +413,25 @@ impl RpcError {
     pub fn response(&self, id: &str) -> String {
         error_with_data(id, self.code, &self.message, self.data.as_deref())
     }
+
+    /// Returns the error object as JSON.
+    pub fn object(&self) -> String {
+        error_object(self.code, &self.message, self.data.as_deref())
+    }
 }
 
 /// Same as [`error()`], with additional data (raw JSON) in the error object.
 fn error_with_data(id: &str, code: i64, message: &str, data: Option<&str>) -> String {
-    let mut out = String::new();
-    // Writing to a String cannot fail.
-    let _ = write!(
-        out,
-        "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{{\"code\":{code},\"message\":{}",
-        quote(message)
-    );
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{}}}", error_object(code, message, data))
+}
+
+fn error_object(code: i64, message: &str, data: Option<&str>) -> String {
+    let mut out = format!("{{\"code\":{code},\"message\":{}", quote(message));
     if let Some(data) = data {
-        let _ = write!(out, ",\"data\":{data}");
+        out.push_str(",\"data\":");
+        out.push_str(data);
     }
-    out.push_str("}}");
+    out.push('}');
     out
 }
 

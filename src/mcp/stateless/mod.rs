@@ -10,14 +10,22 @@
 //! | [`meta`] | the reserved keys of `_meta` |
 //! | [`envelope`] | what each request states of its client, checked |
 //! | [`headers`] | the header fields that repeat parts of the body |
+//! | [`route`] | which protocol a POST is for; the checks of a request, in order |
 //! | [`status`] | refusals, and the HTTP status of an answer |
+//! | [`relay`] | errors of a server for a client of the other protocol |
+//! | [`edits`] | how members of an object are removed and added |
 
+pub mod edits;
 pub mod envelope;
 pub mod headers;
 pub mod meta;
 pub mod params;
+pub mod relay;
+pub mod route;
 pub mod status;
 
+pub use edits::Edit;
 pub use envelope::{Allowed, Capabilities, Envelope};
 pub use params::Params;
+pub use route::PostRoute;
 pub use status::Rejection;
