@@ -57,6 +57,15 @@ pub fn splice(message: &Message<'_>, mut edits: Vec<Edit>) -> String {
     message.splice(&edits)
 }
 
+/// Returns an object with the members for which `keep` returns a value.
+pub fn filtered(text: &str, object: Span, mut keep: impl FnMut(&str, Span) -> Option<String>) -> String {
+    let kept = members(text, object).filter_map(|(key, value)| {
+        let value = keep(&unquote(&text[key.clone()])?, value)?;
+        Some(format!("{}:{value}", &text[key]))
+    });
+    format!("{{{}}}", kept.collect::<Vec<_>>().join(","))
+}
+
 /// Returns raw JSON as one line. Line breaks can only occur between tokens (RFC 8259, section 2).
 pub fn one_line(raw: &str) -> Cow<'_, str> {
     match raw.contains(['\n', '\r']) {
@@ -116,6 +125,21 @@ mod tests {
             (r#"{"r":1,"r":2}"#, "\"p\":1,", r#"{"p":1}"#),
         ] {
             assert_eq!(edited(object, put), expected, "{object}");
+        }
+    }
+
+    #[test]
+    fn objects_are_filtered() {
+        let only = |object: &str| {
+            filtered(object, 0..object.len(), |name, value| (name != "r").then(|| object[value].to_owned()))
+        };
+        for (object, expected) in [
+            (r#"{"a":1,"r":2,"\u0062":[3]}"#, r#"{"a":1,"\u0062":[3]}"#),
+            (r#"{ "r" : 2 }"#, "{}"),
+            ("{}", "{}"),
+            ("[1]", "{}"),
+        ] {
+            assert_eq!(only(object), expected);
         }
     }
 

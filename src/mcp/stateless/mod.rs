@@ -13,14 +13,18 @@
 //! | [`route`] | which protocol a POST is for; the checks of a request, in order |
 //! | [`status`] | refusals, and the HTTP status of an answer |
 //! | [`relay`] | errors of a server for a client of the other protocol |
+//! | [`discover`] | `server/discover`, and how it corresponds to `initialize` |
+//! | [`result`] | results for clients of the other protocol; caching |
 //! | [`edits`] | how members of an object are removed and added |
 
+pub mod discover;
 pub mod edits;
 pub mod envelope;
 pub mod headers;
 pub mod meta;
 pub mod params;
 pub mod relay;
+pub mod result;
 pub mod route;
 pub mod status;
 

@@ -1,7 +1,7 @@
 //! The params of a request that the gateway reads, found in one pass over `params` and `_meta`.
 //!
-//! [`super::envelope`], [`super::headers`] and [`super::wrap`] use these spans instead of a search
-//! of their own for each value, since each search scans the params from the start.
+//! The other modules use these spans instead of a search of their own for each value, since each
+//! search scans the params from the start.
 
 use super::meta;
 use crate::jsonrpc::{Malformed, Message, ParamsPlace, Span, members, unquote};
