@@ -3,7 +3,12 @@
 
 use std::borrow::Cow;
 
-use super::{meta, params::Params, status::Rejection};
+use super::{
+    edits::{filtered, one_line},
+    meta,
+    params::Params,
+    status::Rejection,
+};
 use crate::{
     jsonrpc::{Message, Span, find, object, unquote},
     mcp::log_level::Level,
@@ -112,6 +117,28 @@ impl<'m> Capabilities<'m> {
         Some(Self { raw, allowed })
     }
 
+    /// Returns the capabilities with only the extensions for which `keeps` is true. `None` if that
+    /// changes nothing.
+    pub fn with_extensions(&self, keeps: impl Fn(&str) -> bool) -> Option<String> {
+        // Most clients declare none. An escape may hide the word.
+        if !self.raw.contains("extensions") && !self.raw.contains("\\u") {
+            return None;
+        }
+        let mut is_cut = false;
+        let whole = filtered(self.raw, object(self.raw)?, |name, value| {
+            let raw = one_line(&self.raw[value.clone()]).into_owned();
+            if name != "extensions" {
+                return Some(raw);
+            }
+            let kept = filtered(self.raw, value, |id, value| {
+                is_cut |= !keeps(id);
+                keeps(id).then(|| one_line(&self.raw[value]).into_owned())
+            });
+            (kept != "{}").then_some(kept)
+        });
+        is_cut.then_some(whole)
+    }
+
     /// Whether an extension is declared.
     pub fn has_extension(&self, id: &str) -> bool {
         matches!(find(self.raw, 0..self.raw.len(), &["extensions", id]), Ok(Some(_)))
@@ -216,5 +243,25 @@ mod tests {
         let raw = r#"{"extensions":{"a/b":{},"a/c":true}}"#;
         let capabilities = Capabilities::read(raw).unwrap();
         assert_eq!(["a/b", "a/c", "a/d"].map(|id| capabilities.has_extension(id)), [true, true, false]);
+    }
+
+    #[test]
+    fn extensions_are_cut() {
+        let cut = |raw: &str| Capabilities::read(raw).unwrap().with_extensions(|id| id == "a/b");
+        for (raw, expected) in [
+            ("{}", None),
+            (r#"{"roots":{}}"#, None),
+            (r#"{"extensions":{}}"#, None),
+            (r#"{"extensions":{"a/b":{}}}"#, None),
+            (r#"{"x":"extensions"}"#, None),
+            (r#"{"roots":{},"extensions":{"c/d":{}}}"#, Some(r#"{"roots":{}}"#)),
+            (
+                r#"{"extensions":{"c/d":{},"a/b":{ "x":1}},"roots":{}}"#,
+                Some(r#"{"extensions":{"a/b":{ "x":1}},"roots":{}}"#),
+            ),
+            (r#"{"\u0065xtensions":{"c/d":{}}}"#, Some("{}")),
+        ] {
+            assert_eq!(cut(raw).as_deref(), expected, "{raw}");
+        }
     }
 }

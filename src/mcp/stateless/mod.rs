@@ -15,6 +15,7 @@
 //! | [`relay`] | errors of a server for a client of the other protocol |
 //! | [`discover`] | `server/discover`, and how it corresponds to `initialize` |
 //! | [`result`] | results for clients of the other protocol; caching |
+//! | [`wrap`] | requests on their way to a server |
 //! | [`edits`] | how members of an object are removed and added |
 
 pub mod discover;
@@ -27,6 +28,7 @@ pub mod relay;
 pub mod result;
 pub mod route;
 pub mod status;
+pub mod wrap;
 
 pub use edits::Edit;
 pub use envelope::{Allowed, Capabilities, Envelope};
