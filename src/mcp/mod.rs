@@ -6,6 +6,7 @@
 pub mod compat;
 pub mod discovery;
 pub mod exposed_name;
+pub mod listen_filter;
 pub mod listing;
 pub mod log_level;
 pub mod resource_links;
