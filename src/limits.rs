@@ -735,6 +735,8 @@ pub const TEMPLATE_WORK: usize = 16 * URI_BYTES;
 pub const HEADER_PARAMS: usize = 16;
 /// Nested objects between a tool's arguments and a parameter that is repeated in a header field.
 pub const HEADER_PARAM_DEPTH: usize = 8;
+/// Questions that a server may ask in one result; each is one for a person or a model.
+pub const INPUT_REQUESTS: usize = 16;
 /// Tools named in the log when descriptions in one list changed; a list can hold hundreds, and
 /// change often.
 pub const LOG_CHANGES: usize = 16;

@@ -15,6 +15,7 @@
 //! | [`relay`] | errors of a server for a client of the other protocol |
 //! | [`discover`] | `server/discover`, and how it corresponds to `initialize` |
 //! | [`result`] | results for clients of the other protocol; caching |
+//! | [`input`] | questions of servers to their clients |
 //! | [`wrap`] | requests on their way to a server |
 //! | [`edits`] | how members of an object are removed and added |
 
@@ -22,6 +23,7 @@ pub mod discover;
 pub mod edits;
 pub mod envelope;
 pub mod headers;
+pub mod input;
 pub mod meta;
 pub mod params;
 pub mod relay;

@@ -137,14 +137,14 @@ pub fn unwrap(message: &Message<'_>, params: &Params, forward: &Forward<'_>) -> 
     splice(message, edits)
 }
 
-/// Returns the reserved keys that all requests of a session have at a modern server, each followed by
-/// a comma: made once for each session. `version`: that of the session; `capabilities` and `info`:
-/// what its client declared in `initialize`, raw JSON.
-pub fn session_members(version: &str, capabilities: &str, info: &str) -> String {
-    let whole = object(capabilities).unwrap_or_default();
-    let raw = |value: Span| one_line(&capabilities[value]).into_owned();
-    let is_object = |value: &Span| capabilities[value.clone()].starts_with('{');
-    let capabilities = filtered(capabilities, whole, |name, value| match name {
+/// Returns the capabilities of a session's client in the shape of the stateless version, raw JSON:
+/// what its own version does not have is left out. `version`: that of the session; `declared`: its
+/// capabilities in `initialize`, raw JSON.
+pub fn session_capabilities(version: &str, declared: &str) -> String {
+    let whole = object(declared).unwrap_or_default();
+    let raw = |value: Span| one_line(&declared[value]).into_owned();
+    let is_object = |value: &Span| declared[value.clone()].starts_with('{');
+    filtered(declared, whole, |name, value| match name {
         _ if !is_object(&value) => None,
         "tasks" => None,
         "roots" => Some("{}".to_owned()),
@@ -155,9 +155,15 @@ pub fn session_members(version: &str, capabilities: &str, info: &str) -> String 
             members => Some(members.to_owned()),
         },
         "elicitation" => is_since(version, V2025_06_18).then(|| "{\"form\":{}}".to_owned()),
-        "extensions" => Some(filtered(capabilities, value, |id, value| (id != TASKS).then(|| raw(value)))),
+        "extensions" => Some(filtered(declared, value, |id, value| (id != TASKS).then(|| raw(value)))),
         _ => Some(raw(value)),
-    });
+    })
+}
+
+/// Returns the reserved keys that all requests of a session have at a modern server, each followed by
+/// a comma: made once for each session. `capabilities`: those of [`session_capabilities`]; `info`: the
+/// name and version of the client, raw JSON.
+pub fn session_members(capabilities: &str, info: &str) -> String {
     let info = match info.starts_with('{') && info != "{}" {
         true => format!("\"{}\":{},", meta::CLIENT, one_line(info)),
         false => String::new(),
@@ -439,7 +445,7 @@ mod tests {
     #[test]
     fn session_members_have_the_shape_of_the_stateless_version() {
         let members = |version: &str, capabilities: &str, info: &str| {
-            let text = session_members(version, capabilities, info);
+            let text = session_members(&session_capabilities(version, capabilities), info);
             let start = format!("{PV},\"{}\":", meta::CAPABILITIES);
             assert!(crate::jsonrpc::object(&format!("{{{}}}", text.strip_suffix(',').unwrap())).is_some());
             text.strip_prefix(&start).unwrap().to_owned()
