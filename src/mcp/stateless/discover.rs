@@ -71,7 +71,7 @@ pub fn request_params(cursor: Option<&str>) -> String {
 }
 
 /// Returns the reserved keys of the gateway's own requests.
-fn own_members() -> String {
+pub(super) fn own_members() -> String {
     format!(
         "\"{}\":\"{V2026_07_28}\",\"{}\":{{}},\"{}\":{{\"name\":\"mcpport\",\"version\":\"{}\"}}",
         meta::VERSION,

@@ -17,6 +17,7 @@
 //! | [`result`] | results for clients of the other protocol; caching |
 //! | [`input`] | questions of servers to their clients |
 //! | [`wrap`] | requests on their way to a server |
+//! | [`listen`] | the messages of `subscriptions/listen` |
 //! | [`edits`] | how members of an object are removed and added |
 
 pub mod discover;
@@ -24,6 +25,7 @@ pub mod edits;
 pub mod envelope;
 pub mod headers;
 pub mod input;
+pub mod listen;
 pub mod meta;
 pub mod params;
 pub mod relay;
