@@ -30,7 +30,7 @@ fn main() {
 }
 
 /// Messages between clients, gateways, edges and children.
-const MESSAGES: [&str; 23] = [
+const MESSAGES: [&str; 27] = [
     r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}"#,
     r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
     r#"{"jsonrpc":"2.0","id":0,"method":"tools/call","params":{"name":"a","arguments":{"x":[1,-2.5e+3,{"y":null}]},"_meta":{"progressToken":0}}}"#,
@@ -53,6 +53,10 @@ const MESSAGES: [&str; 23] = [
     r#"{"status":"error","message":"no"}"#,
     r#"{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"t","arguments":{"x":1},"requestState":"s","inputResponses":{"k":{"action":"accept"}},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"elicitation":{"form":{},"url":{}},"sampling":{"tools":{}},"roots":{}},"io.modelcontextprotocol/clientInfo":{"name":"c","version":"1"},"io.modelcontextprotocol/logLevel":"info","progressToken":0}}}"#,
     r#"{"jsonrpc":"2.0","id":2,"method":"subscriptions/listen","params":{"notifications":{"toolsListChanged":true,"resourceSubscriptions":["a:b"],"taskIds":["k"]},"_meta":{}}}"#,
+    r#"{"jsonrpc":"2.0","id":7,"result":{"resultType":"input_required","inputRequests":{"k":{"method":"elicitation/create","params":{"mode":"url","message":"m"}}},"requestState":"r"}}"#,
+    r#"{"jsonrpc":"2.0","id":7,"result":{"tools":[{"name":"t","inputSchema":{"properties":{"a":{"type":"string","x-mcp-header":"A"}}},"outputSchema":{},"execution":{"taskSupport":"optional"}}],"ttlMs":9,"cacheScope":"public","_meta":{"io.modelcontextprotocol/serverInfo":{}}}}"#,
+    r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32021,"message":"no","data":{"requiredCapabilities":{"roots":{}}}}}"#,
+    r#"{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"a:b","_meta":{"io.modelcontextprotocol/subscriptionId":7}}}"#,
     "npm WARN this is not JSON",
 ];
 
