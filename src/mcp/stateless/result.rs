@@ -129,51 +129,6 @@ fn without_task_support(text: &str, result: Span, edits: &mut Vec<Edit>) {
     }
 }
 
-/// Returns the edits that limit how long a modern server's result of a cacheable method may be
-/// cached. `cap.ttl` applies to lists and `server/discover`; a resource keeps its own time.
-pub fn recache(text: &str, result: Span, method: &str, cap: Cache) -> Vec<Edit> {
-    let mut edits = Vec::new();
-    if !is_cacheable(method) || !text[result.clone()].starts_with('{') {
-        return edits;
-    }
-    let (mut ttl, mut scope, mut twice) = (None, None, false);
-    for (key, value) in members(text, result.clone()) {
-        match unquote(&text[key]).as_deref() {
-            Some("ttlMs") => twice |= ttl.replace(value).is_some(),
-            Some("cacheScope") => twice |= scope.replace(value).is_some(),
-            Some("resultType") if &text[value.clone()] != "\"complete\"" => return edits,
-            _ => {}
-        }
-    }
-    if twice {
-        let put = format!("{},", Cache::NONE.members());
-        edit_members(text, result, &put, &mut edits, |name, _| matches!(name, "ttlMs" | "cacheScope"));
-        return edits;
-    }
-    let given = ttl.clone().and_then(|span| text[span].parse().ok()).map(Duration::from_millis);
-    let longest = if method == "resources/read" { Duration::MAX } else { cap.ttl };
-    let cache = Cache {
-        ttl: given.unwrap_or_default().min(longest),
-        is_public: cap.is_public && scope.clone().is_some_and(|span| &text[span] == "\"public\""),
-    };
-    let mut put = String::new();
-    match ttl {
-        Some(_) if Some(cache.ttl) == given => {}
-        Some(span) => edits.push((span, cache.ttl.as_millis().to_string())),
-        None => put.push_str(&format!("\"ttlMs\":{},", cache.ttl.as_millis())),
-    }
-    match scope {
-        Some(span) if &text[span.clone()] == cache.scope() => {}
-        Some(span) => edits.push((span, cache.scope().to_owned())),
-        None => put.push_str(&format!("\"cacheScope\":{},", cache.scope())),
-    }
-    if !put.is_empty() {
-        edit_members(text, result, &put, &mut edits, |_, _| false);
-    }
-    edits.sort_unstable_by_key(|(span, _)| span.start);
-    edits
-}
-
 /// What a result of MCP 2026-07-28 is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ResultType {
@@ -208,13 +163,71 @@ pub fn result_type(answer: &Message<'_>) -> ResultType {
     }
 }
 
-/// Returns the edit that adds the type of a complete result, for a modern server that left it out.
-pub fn completed(text: &str, result: Span) -> Vec<Edit> {
+/// Returns the edits in a modern server's result for a modern client: its type is added if the server
+/// left it out, and how long a complete result of a cacheable method may be cached is limited.
+/// `cap.ttl` applies to lists and `server/discover`; a resource keeps its own time.
+pub fn passed(text: &str, result: Span, method: &str, kind: ResultType, cap: Cache) -> Vec<Edit> {
     let mut edits = Vec::new();
-    if text[result.clone()].starts_with('{') {
-        edit_members(text, result, "\"resultType\":\"complete\",", &mut edits, |_, _| false);
+    let is_complete = matches!(kind, ResultType::Complete | ResultType::Absent);
+    if !text[result.clone()].starts_with('{') {
+        return edits;
     }
+    let mut put = match kind {
+        ResultType::Absent => "\"resultType\":\"complete\",".to_owned(),
+        _ => String::new(),
+    };
+    let mut is_twice = false;
+    if is_complete && is_cacheable(method) {
+        is_twice = !recache(text, result.clone(), method, cap, &mut put, &mut edits);
+    }
+    if !put.is_empty() || is_twice {
+        let is_cache = |name: &str| matches!(name, "ttlMs" | "cacheScope");
+        edit_members(text, result, &put, &mut edits, |name, _| is_twice && is_cache(name));
+    }
+    edits.sort_unstable_by_key(|(span, _)| span.start);
     edits
+}
+
+/// Adds what limits the caching of a result: edits of the members that are there, and those to put in
+/// front. Returns false if a member occurs twice; then all of them are to be removed.
+fn recache(
+    text: &str,
+    result: Span,
+    method: &str,
+    cap: Cache,
+    put: &mut String,
+    edits: &mut Vec<Edit>,
+) -> bool {
+    let (mut ttl, mut scope, mut is_twice) = (None, None, false);
+    for (key, value) in members(text, result) {
+        match unquote(&text[key]).as_deref() {
+            Some("ttlMs") => is_twice |= ttl.replace(value).is_some(),
+            Some("cacheScope") => is_twice |= scope.replace(value).is_some(),
+            _ => {}
+        }
+    }
+    if is_twice {
+        put.push_str(&Cache::NONE.members());
+        put.push(',');
+        return false;
+    }
+    let given = ttl.clone().and_then(|span| text[span].parse().ok()).map(Duration::from_millis);
+    let longest = if method == "resources/read" { Duration::MAX } else { cap.ttl };
+    let cache = Cache {
+        ttl: given.unwrap_or_default().min(longest),
+        is_public: cap.is_public && scope.clone().is_some_and(|span| &text[span] == "\"public\""),
+    };
+    match ttl {
+        Some(_) if Some(cache.ttl) == given => {}
+        Some(span) => edits.push((span, cache.ttl.as_millis().to_string())),
+        None => put.push_str(&format!("\"ttlMs\":{},", cache.ttl.as_millis())),
+    }
+    match scope {
+        Some(span) if &text[span.clone()] == cache.scope() => {}
+        Some(span) => edits.push((span, cache.scope().to_owned())),
+        None => put.push_str(&format!("\"cacheScope\":{},", cache.scope())),
+    }
+    true
 }
 
 /// Returns the edits that make a modern server's complete result one for a client of an earlier
@@ -381,7 +394,15 @@ mod tests {
     fn caching_is_limited() {
         let cap = |is_public| Cache { ttl: Duration::from_secs(30), is_public };
         let out = |method: &str, result: &str, is_public| {
-            edited(result, |text, span| recache(text, span, method, cap(is_public)))
+            edited(result, |text, span| {
+                let message = Message::read(text).unwrap();
+                let kind = match result_type(&message) {
+                    // So that only the caching is tested here.
+                    ResultType::Absent => ResultType::Complete,
+                    kind => kind,
+                };
+                passed(text, span, method, kind, cap(is_public))
+            })
         };
         let result = |ttl: &str, scope: &str| format!(r#"{{"tools":[],"ttlMs":{ttl},"cacheScope":{scope}}}"#);
         let list = "tools/list";
@@ -437,12 +458,34 @@ mod tests {
             let text = format!(r#"{{"jsonrpc":"2.0","id":1,{body}}}"#);
             assert_eq!(result_type(&Message::read(&text).unwrap()), expected, "{text}");
         }
-        for (result, expected) in [
-            ("{}", r#"{"resultType":"complete"}"#),
-            (r#"{"content":[]}"#, r#"{"resultType":"complete","content":[]}"#),
-            ("null", "null"),
+    }
+
+    #[test]
+    fn results_without_a_type_are_complete() {
+        use ResultType::*;
+        for (method, result, kind, expected) in [
+            ("tools/call", "{}", Absent, r#"{"resultType":"complete"}"#),
+            ("tools/call", r#"{"content":[]}"#, Absent, r#"{"resultType":"complete","content":[]}"#),
+            ("tools/call", r#"{"content":[]}"#, Complete, r#"{"content":[]}"#),
+            ("tools/list", "{}", Absent, r#"{"resultType":"complete","ttlMs":0,"cacheScope":"private"}"#),
+            (
+                "tools/list",
+                r#"{"ttlMs":1,"tools":[]}"#,
+                Absent,
+                r#"{"resultType":"complete","cacheScope":"private","ttlMs":0,"tools":[]}"#,
+            ),
+            (
+                "tools/list",
+                r#"{"ttlMs":1,"ttlMs":1}"#,
+                Absent,
+                r#"{"resultType":"complete","ttlMs":0,"cacheScope":"private"}"#,
+            ),
+            ("resources/read", r#"{"x":1}"#, InputRequired, r#"{"x":1}"#),
+            ("resources/read", r#"{"x":1}"#, Unknown, r#"{"x":1}"#),
+            ("tools/list", "null", Absent, "null"),
         ] {
-            assert_eq!(edited(result, completed), expected);
+            let out = edited(result, |text, span| passed(text, span, method, kind, Cache::NONE));
+            assert_eq!(out, expected, "{result}");
         }
     }
 

@@ -6,7 +6,7 @@
 use libfuzzer_sys::fuzz_target;
 use mcpport::jsonrpc::{Kind, Malformed, Message, Span};
 use mcpport::mcp::stateless::headers::{self, HeaderParams};
-use mcpport::mcp::stateless::result::{Cache, ServerStamp};
+use mcpport::mcp::stateless::result::{Cache, ResultType, ServerStamp};
 use mcpport::mcp::stateless::wrap::{Forward, Pass, StateEdit};
 use mcpport::mcp::stateless::{
     Capabilities, Edit, Envelope, Params, discover, edits, input, listen, meta, relay, result, wrap,
@@ -213,11 +213,12 @@ fn responses(message: &Message<'_>, tree: &Value) {
         let meta = stamped["_meta"].as_object().expect("an object");
         assert_eq!(meta.keys().filter(|name| name.starts_with(meta::PREFIX)).count(), 1);
         let _ = changed(result::lower(text, result.clone(), method));
-        let again = changed(result::recache(text, result.clone(), method, Cache::NONE));
-        let is_complete = tree["result"].get("resultType").is_none_or(|kind| kind == "complete");
+        let kind = result::result_type(message);
+        let again = changed(result::passed(text, result.clone(), method, kind, Cache::NONE));
+        let is_complete = matches!(kind, ResultType::Complete | ResultType::Absent);
         if method == "tools/list" && tree["result"].is_object() && is_complete {
             assert_eq!((&again["ttlMs"], &again["cacheScope"]), (&json!(0), &json!("private")));
+            assert!(again.get("resultType").is_some());
         }
     }
-    let _ = changed(result::completed(text, result));
 }
