@@ -294,14 +294,23 @@ fn is_same_integer(argument: &str, value: &str) -> bool {
     }
 }
 
-/// Returns the spans of all marks in a tool, each a whole member, in text order and apart from each
-/// other. Without them, clients send no fields for its parameters.
-pub fn marks(tool: &str) -> Vec<Span> {
-    let mut spans = Vec::new();
+/// Returns a tool without marks, as it is listed under another name. Without them, clients send no
+/// fields for its parameters.
+pub fn without_marks(tool: &str) -> Cow<'_, str> {
+    let mut marks = Vec::new();
     if let Some(schema) = schema(tool).filter(|_| may_mark(tool)) {
-        collect_marks(tool, schema, false, &mut spans);
+        collect_marks(tool, schema, false, &mut marks);
     }
-    spans
+    if marks.is_empty() {
+        return Cow::Borrowed(tool);
+    }
+    let (mut out, mut from) = (String::with_capacity(tool.len()), 0);
+    for mark in marks {
+        out.push_str(tool.get(from..mark.start).unwrap_or_default());
+        from = mark.end;
+    }
+    out.push_str(tool.get(from..).unwrap_or_default());
+    Cow::Owned(out)
 }
 
 /// Whether a tool may have marks: a cheap check.
@@ -358,7 +367,8 @@ fn is_token(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(is_token)
 }
 
-/// Adds the marks in a schema or a part of it. `names`: the members of this object are properties
+/// Adds the marks in a schema or a part of it, each a whole member with one comma, in text order and
+/// apart from each other. `names`: the members of this object are properties
 /// of any name, not keywords.
 fn collect_marks(text: &str, value: Span, names: bool, spans: &mut Vec<Span>) {
     elements(text, value.clone()).for_each(|element| collect_marks(text, element, false, spans));
@@ -676,14 +686,6 @@ mod tests {
 
     #[test]
     fn marks_are_removed() {
-        let without = |tool: &str| {
-            let (mut out, mut from) = (String::new(), 0);
-            for span in marks(tool) {
-                out.push_str(&tool[from..span.start]);
-                from = span.end;
-            }
-            out + &tool[from..]
-        };
         for (schema, expected) in [
             (r#"{"type":"object","x":1}"#, r#"{"type":"object","x":1}"#),
             (
@@ -710,11 +712,13 @@ mod tests {
                 r#"{"properties":{"x-mcp-header":{"default":{"x-mcp-header":1}},"properties":{"enum":[{"x-mcp-header":2}]}}}"#,
             ),
         ] {
-            let out = without(&tool(schema));
+            let tool_ = tool(schema);
+            let out = without_marks(&tool_);
             assert_eq!(out, tool(expected), "{schema}");
             assert!(object(&out).is_some());
         }
-        assert_eq!(marks(r#"{"x-mcp-header":1,"inputSchema":[]}"#), []);
-        assert_eq!(marks("[]"), []);
+        for unmarked in [r#"{"x-mcp-header":1,"inputSchema":[]}"#, r#"{"inputSchema":{}}"#, "[]"] {
+            assert!(matches!(without_marks(unmarked), Cow::Borrowed(tool) if tool == unmarked));
+        }
     }
 }

@@ -25,7 +25,8 @@ pub struct Relayed {
 }
 
 /// Returns how a client of one era gets the answer of a server of another to `method`. A result
-/// stays as it is.
+/// stays as it is. A legacy server's error that asks for elicitations at URLs
+/// ([`super::input::URL_REQUIRED`]) becomes an internal error; whoever can ask looks for it first.
 pub fn relayed(answer: &Message<'_>, method: &str, server: Era, client: Era) -> Relayed {
     let Some(error) = answer.error_span() else { return Relayed::default() };
     let text = answer.text();

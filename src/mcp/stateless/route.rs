@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     jsonrpc::{Kind, Malformed, Message},
-    mcp::version::MODERN,
+    mcp::{listing::ListKind, version::MODERN},
 };
 
 /// What to do with a POST.
@@ -78,6 +78,18 @@ pub fn check<'m>(
         | "tasks/result" => Err(Rejection::UnknownMethod(message.method().to_owned())),
         method if method.starts_with("notifications/") => Err(Rejection::NotificationWithId),
         _ => Ok(envelope),
+    }
+}
+
+/// Returns the capability that a legacy server must have declared for a request of a modern client.
+/// `None`: such a server does not know the method, and may answer anything.
+pub fn legacy_capability(method: &str) -> Option<&'static str> {
+    match method {
+        "tools/call" => Some("tools"),
+        "prompts/get" => Some("prompts"),
+        "resources/read" => Some("resources"),
+        "completion/complete" => Some("completions"),
+        _ => ListKind::of_method(method).map(ListKind::capability),
     }
 }
 
@@ -224,6 +236,25 @@ mod tests {
                 name: Header::Absent,
             };
             assert_eq!(check(&message, &params, &headers).map(|_| ()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn legacy_servers_are_asked_only_what_they_declare() {
+        for (method, expected) in [
+            ("tools/call", Some("tools")),
+            ("tools/list", Some("tools")),
+            ("prompts/get", Some("prompts")),
+            ("prompts/list", Some("prompts")),
+            ("resources/read", Some("resources")),
+            ("resources/list", Some("resources")),
+            ("resources/templates/list", Some("resources")),
+            ("completion/complete", Some("completions")),
+            ("tasks/get", None),
+            ("vendor/method", None),
+            ("subscriptions/listen", None),
+        ] {
+            assert_eq!(legacy_capability(method), expected, "{method}");
         }
     }
 }
