@@ -28,6 +28,8 @@ pub struct Limits {
     pub guess: GuessLimits,
     /// Memory budget of the gateway.
     pub memory: MemoryLimits,
+    /// Stateless requests (MCP, from 2026-07-28 on), and servers that speak them.
+    pub stateless: StatelessLimits,
 }
 
 /// Limits of the memory that the gateway uses for all its peers together.
@@ -210,6 +212,21 @@ impl Default for SessionLimits {
             keep_alive: Duration::from_secs(15),
             stream_after: Duration::from_secs(15),
         }
+    }
+}
+
+/// Limits of stateless requests (MCP, from 2026-07-28 on): of what is kept for a principal without a
+/// session, and of the servers that speak the version.
+#[derive(Clone, Debug)]
+pub struct StatelessLimits {
+    /// Time without an answer to `server/discover` after which a server gets `initialize` too. The
+    /// clients of the SDKs wait as long.
+    pub probe_silence: Duration,
+}
+
+impl Default for StatelessLimits {
+    fn default() -> Self {
+        Self { probe_silence: Duration::from_secs(10) }
     }
 }
 

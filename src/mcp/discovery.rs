@@ -15,11 +15,13 @@ use crate::{
     jsonrpc::{self, Message, elements, find, quote, unquote},
     limits::{CatalogLimits, LOG_GROUPS},
     mcp::{
-        LATEST,
+        LATEST, error_code,
         listing::{ListItem, ListKind},
     },
     util::{self, backoff},
 };
+
+pub use super::error_text;
 
 /// A request to send to the server.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -220,15 +222,7 @@ impl Discovery {
         let Some(result) = message.result() else {
             return DiscoveryStep::Failed(format!("initialize failed: {}", error_text(message)));
         };
-        let version = super::version_of(result);
-        // Only membership in the list counts. A server with an unknown version is not supported.
-        if let Some(why) = match version.as_deref() {
-            None => Some("the initialize result has no protocolVersion".to_owned()),
-            Some(version) if super::VERSIONS.contains(&version) => None,
-            Some(other) => {
-                Some(format!("the server uses unsupported protocol version {}", util::escape::show(other)))
-            }
-        } {
+        if let Err(why) = super::check_initialize_result(result) {
             return DiscoveryStep::Failed(why);
         }
         let declares = |kind: &ListKind| {
@@ -378,13 +372,6 @@ impl Discovery {
     }
 }
 
-/// Returns the code of an error response.
-fn error_code(message: &Message<'_>) -> Option<i64> {
-    let error = message.error()?;
-    let code = find(error, 0..error.len(), &["code"]).ok()??;
-    error[code].parse().ok()
-}
-
 /// Builds the `initialize` request.
 fn initialize_request() -> DiscoveryRequest {
     let params = format!(
@@ -411,14 +398,6 @@ impl Listing {
         self.bytes += item.bytes();
         self.items.push(item);
     }
-}
-
-/// Returns the message of an error response, escaped for the log.
-pub fn error_text(message: &Message<'_>) -> String {
-    let error = message.error().unwrap_or("{}");
-    let found = find(error, 0..error.len(), &["message"]).ok().flatten();
-    let words = found.and_then(|span| unquote(&error[span])).unwrap_or_default();
-    util::escape::show(&words).to_string()
 }
 
 #[cfg(test)]

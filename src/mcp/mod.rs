@@ -5,6 +5,7 @@
 
 pub mod compat;
 pub mod discovery;
+pub mod era;
 pub mod exposed_name;
 pub mod listen_filter;
 pub mod listing;
@@ -15,7 +16,38 @@ pub mod version;
 
 pub use version::{Era, LATEST, MODERN, VERSIONS, era, negotiate, version_of};
 
-use crate::jsonrpc;
+use crate::{
+    jsonrpc::{self, Message, find, unquote},
+    util::escape::show,
+};
+
+/// Returns the code of an error response.
+pub fn error_code(message: &Message<'_>) -> Option<i64> {
+    let error = message.error()?;
+    let code = find(error, 0..error.len(), &["code"]).ok()??;
+    error[code].parse().ok()
+}
+
+/// Returns the message of an error response, escaped for the log.
+pub fn error_text(message: &Message<'_>) -> String {
+    let error = message.error().unwrap_or("{}");
+    let found = find(error, 0..error.len(), &["message"]).ok().flatten();
+    let words = found.and_then(|span| unquote(&error[span])).unwrap_or_default();
+    show(&words).to_string()
+}
+
+/// Checks the version in a server's result of `initialize`. Only membership in [`VERSIONS`] counts:
+/// a server with an unknown version is not supported.
+///
+/// # Errors
+/// The reason, escaped for the log.
+pub fn check_initialize_result(result: &str) -> Result<(), String> {
+    match version_of(result) {
+        None => Err("the initialize result has no protocolVersion".into()),
+        Some(version) if VERSIONS.contains(&version.as_str()) => Ok(()),
+        Some(other) => Err(format!("the server uses unsupported protocol version {}", show(&other))),
+    }
+}
 
 /// Returns the instructions in a result of `initialize`.
 pub fn instructions_of(raw: &str) -> Option<String> {
