@@ -222,11 +222,20 @@ pub struct StatelessLimits {
     /// Time without an answer to `server/discover` after which a server gets `initialize` too. The
     /// clients of the SDKs wait as long.
     pub probe_silence: Duration,
+    /// Bytes of the state that a server gives to a client with its questions. More than those of any
+    /// SDK.
+    pub state_bytes: usize,
+    /// Time after which such a state expires: a person answers within it. The server may set less.
+    pub state_time: Duration,
 }
 
 impl Default for StatelessLimits {
     fn default() -> Self {
-        Self { probe_silence: Duration::from_secs(10) }
+        Self {
+            probe_silence: Duration::from_secs(10),
+            state_bytes: 64 * KIB,
+            state_time: Duration::from_secs(10 * 60),
+        }
     }
 }
 

@@ -37,6 +37,16 @@ impl Principal {
         Self(index as u128 + 1)
     }
 
+    /// Returns the principal as a number, from which [`Principal::from_number`] makes it again.
+    pub fn number(self) -> u128 {
+        self.0
+    }
+
+    /// Makes the principal of a number that [`Principal::number`] returned.
+    pub fn from_number(number: u128) -> Self {
+        Self(number)
+    }
+
     /// Derives the principal from the label `who`, or else from the token. The token's digest is
     /// hashed again, so the principal reveals nothing about it.
     fn of(who: Option<&str>, digest: &Digest) -> Self {

@@ -3,3 +3,10 @@
 /// The key of a registration in the catalog. Never reused.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct UpstreamKey(pub(super) u64);
+
+impl UpstreamKey {
+    /// Returns the number of the registration, which no other has.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}

@@ -5,6 +5,7 @@
 mod calls;
 mod changes;
 mod replay;
+mod request_state;
 mod server_requests;
 mod shares;
 mod subscriptions;
@@ -20,6 +21,7 @@ pub use self::{
     calls::{CallId, CallRefused, Calls},
     changes::Changes,
     replay::{Replay, event_id, read_event_id},
+    request_state::{CallDigest, Claims, InstanceRun, Retry, StateError, StateKind},
     server_requests::{PendingServerRequests, TooMany},
     shares::{Shares, share_of},
     subscriptions::{Subscriber, Subscriptions},

@@ -13,6 +13,13 @@ use crate::{auth::Principal, limits, secret::Digest};
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Run(u64);
 
+impl Run {
+    /// Returns the number of the run, which no other has.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// The result of looking up a task's owner.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum TaskOwner {
