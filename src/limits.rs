@@ -222,6 +222,30 @@ pub struct StatelessLimits {
     /// Time without an answer to `server/discover` after which a server gets `initialize` too. The
     /// clients of the SDKs wait as long.
     pub probe_silence: Duration,
+    /// Open listens (`subscriptions/listen`) of one principal. Each takes a connection.
+    pub listens: usize,
+    /// Open listens of all principals; the SDKs allow a server as many.
+    pub listens_all: usize,
+    /// Resources that one listen may name, each of [`URI_BYTES`] at most. Several listens are as good
+    /// as the [`SessionLimits::subscriptions`] of a session.
+    pub listen_uris: usize,
+    /// Bytes of URIs and task ids in the gateway's own listen at a server: a quarter of what one
+    /// message may have.
+    pub listen_bytes: usize,
+    /// Time for a server to acknowledge a listen. Clients wait for it.
+    pub listen_ack: Duration,
+    /// Resources and tasks that nobody listens to any more, at which the gateway's own listen at a
+    /// server is replaced. A client that listens again must not cost a request each time.
+    pub listen_shrink: usize,
+    /// Time after which it is replaced because of fewer.
+    pub listen_shrink_after: Duration,
+    /// First delay after a server refused or ended a listen; it doubles each time.
+    pub listen_backoff: Duration,
+    /// Longest such delay.
+    pub listen_backoff_cap: Duration,
+    /// Refused listens in a row after which the next one waits, even if a resource may have been the
+    /// reason.
+    pub listen_failures: u32,
     /// Bytes of the state that a server gives to a client with its questions. More than those of any
     /// SDK.
     pub state_bytes: usize,
@@ -233,6 +257,16 @@ impl Default for StatelessLimits {
     fn default() -> Self {
         Self {
             probe_silence: Duration::from_secs(10),
+            listens: 32,
+            listens_all: 1024,
+            listen_uris: 64,
+            listen_bytes: MIB,
+            listen_ack: Duration::from_secs(2),
+            listen_shrink: 16,
+            listen_shrink_after: Duration::from_secs(60),
+            listen_backoff: Duration::from_secs(1),
+            listen_backoff_cap: Duration::from_secs(60),
+            listen_failures: 5,
             state_bytes: 64 * KIB,
             state_time: Duration::from_secs(10 * 60),
         }

@@ -12,6 +12,7 @@ pub mod listing;
 pub mod log_level;
 pub mod resource_links;
 pub mod stateless;
+pub mod upstream_listen;
 pub mod version;
 
 pub use version::{Era, LATEST, MODERN, VERSIONS, era, negotiate, version_of};
