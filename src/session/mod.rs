@@ -4,6 +4,7 @@
 
 mod calls;
 mod changes;
+mod listens;
 mod replay;
 mod request_state;
 mod server_requests;
@@ -20,6 +21,7 @@ use std::{
 pub use self::{
     calls::{CallId, CallRefused, Calls},
     changes::Changes,
+    listens::{ClientListen, ListenKey, ListenRefused, Listens},
     replay::{Replay, event_id, read_event_id},
     request_state::{CallDigest, Claims, InstanceRun, Retry, StateError, StateKind},
     server_requests::{PendingServerRequests, TooMany},

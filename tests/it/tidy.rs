@@ -20,6 +20,7 @@ const SIDEWAYS: &[(&str, &str, &str)] = &[
     ("config", "util", "and writes `host:port`"),
     ("catalog", "auth", "a server belongs to a principal"),
     ("session", "auth", "so does a session"),
+    ("session", "budget", "what is kept for a client without a session is charged to an account"),
     ("queue", "budget", "queued bytes are charged to an account"),
     ("hub", "auth", "sessions and servers belong to principals"),
     ("hub", "budget", "what the hub keeps is charged to accounts"),
