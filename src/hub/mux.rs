@@ -32,12 +32,19 @@ pub struct Pending<C> {
     latest: Instant,
     /// The caller's own progress token, raw JSON.
     token: Option<Box<str>>,
+    /// It waits for its caller to return; see [`Mux::suspend`].
+    suspended: bool,
 }
 
 impl<C> Pending<C> {
     /// Returns the caller's own progress token, raw JSON.
     pub fn token(&self) -> Option<&str> {
         self.token.as_deref()
+    }
+
+    /// Whether the request waits for its caller to return; see [`Mux::suspend`].
+    pub fn is_suspended(&self) -> bool {
+        self.suspended
     }
 }
 
@@ -70,6 +77,8 @@ pub enum Routed<C> {
 pub struct Mux<C> {
     last: u64,
     pending: BTreeMap<u64, Pending<C>>,
+    /// Requests that last until they are cancelled, by [`Mux::open_lasting`].
+    lasting: BTreeMap<u64, Pending<C>>,
     max: usize,
     /// No pending request times out before this. May be too early; `tick` corrects it.
     due: Option<Instant>,
@@ -79,7 +88,8 @@ pub struct Mux<C> {
 impl<C> Mux<C> {
     /// Creates an empty table for at most `max` calls at a time.
     pub fn new(max: usize) -> Self {
-        Self { last: 0, pending: BTreeMap::new(), max, due: None, gone: false }
+        let (pending, lasting) = (BTreeMap::new(), BTreeMap::new());
+        Self { last: 0, pending, lasting, max, due: None, gone: false }
     }
 
     /// Adds a request, and returns its new id.
@@ -98,8 +108,8 @@ impl<C> Mux<C> {
             return Err(MuxRefused::Busy);
         }
         let (deadline, latest) = (now + timeout, now + timeout.max(CALL_LONGEST));
-        let token = token.map(Into::into);
-        self.insert(Pending { caller, method: method.into(), timeout, deadline, latest, token })
+        let (method, token, suspended) = (method.into(), token.map(Into::into), false);
+        self.insert(Pending { caller, method, timeout, deadline, latest, token, suspended })
     }
 
     /// Adds a request of the gateway's own. These are few at a time, and the limit on callers'
@@ -115,8 +125,27 @@ impl<C> Mux<C> {
         timeout: Duration,
     ) -> Result<u64, MuxRefused> {
         let deadline = now + timeout;
-        let (method, latest, token) = (method.into(), deadline, None);
-        self.insert(Pending { caller, method, timeout, deadline, latest, token })
+        let (method, latest, token, suspended) = (method.into(), deadline, None, false);
+        self.insert(Pending { caller, method, timeout, deadline, latest, token, suspended })
+    }
+
+    /// Adds a request of the gateway's own that lasts until it is cancelled, such as
+    /// `subscriptions/listen`. It has no timeout. Only [`Mux::sort`], [`Mux::get`], [`Mux::get_mut`],
+    /// [`Mux::close`] and [`Mux::drain`] find it: nothing waits for it to end, and a response
+    /// without an id is none of its.
+    ///
+    /// # Errors
+    /// [`MuxRefused::Gone`]: the table was drained.
+    pub fn open_lasting(&mut self, now: Instant, caller: C, method: &str) -> Result<u64, MuxRefused> {
+        if self.gone {
+            return Err(MuxRefused::Gone);
+        }
+        self.last += 1;
+        let (timeout, method) = (Duration::ZERO, method.into());
+        let request =
+            Pending { caller, method, timeout, deadline: now, latest: now, token: None, suspended: false };
+        self.lasting.insert(self.last, request);
+        Ok(self.last)
     }
 
     fn insert(&mut self, pending: Pending<C>) -> Result<u64, MuxRefused> {
@@ -124,9 +153,13 @@ impl<C> Mux<C> {
             return Err(MuxRefused::Gone);
         }
         self.last += 1;
-        self.due = Some(self.due.map_or(pending.deadline, |due| due.min(pending.deadline)));
+        self.is_due(pending.deadline);
         self.pending.insert(self.last, pending);
         Ok(self.last)
+    }
+
+    fn is_due(&mut self, deadline: Instant) {
+        self.due = Some(self.due.map_or(deadline, |due| due.min(deadline)));
     }
 
     /// Classifies a message from the server, and removes the request that it answers.
@@ -153,7 +186,40 @@ impl<C> Mux<C> {
 
     /// Returns a pending request.
     pub fn get(&self, id: u64) -> Option<&Pending<C>> {
-        self.pending.get(&id)
+        self.pending.get(&id).or_else(|| self.lasting.get(&id))
+    }
+
+    /// Returns a pending request.
+    pub fn get_mut(&mut self, id: u64) -> Option<&mut Pending<C>> {
+        self.pending.get_mut(&id).or_else(|| self.lasting.get_mut(&id))
+    }
+
+    /// Lets a request wait for its caller to return: its server has asked the caller something, who
+    /// answers with another request. It times out at `until`, whatever progress it makes, and its
+    /// progress belongs to nobody. Returns false if it is not pending.
+    pub fn suspend(&mut self, id: u64, until: Instant) -> bool {
+        let Some(pending) = self.pending.get_mut(&id) else { return false };
+        (pending.suspended, pending.token) = (true, None);
+        (pending.deadline, pending.latest) = (until, until);
+        self.is_due(until);
+        true
+    }
+
+    /// Gives a suspended request to the caller that has returned, with the progress token of that
+    /// one (raw JSON), and starts its timeout anew. Returns the previous caller.
+    ///
+    /// # Errors
+    /// The caller itself: the request is not suspended.
+    pub fn rejoin(&mut self, id: u64, now: Instant, caller: C, token: Option<&str>) -> Result<C, C> {
+        let Some(pending) = self.pending.get_mut(&id).filter(|pending| pending.suspended) else {
+            return Err(caller);
+        };
+        (pending.suspended, pending.token) = (false, token.map(Into::into));
+        pending.deadline = now + pending.timeout;
+        pending.latest = now + pending.timeout.max(CALL_LONGEST);
+        let (previous, deadline) = (std::mem::replace(&mut pending.caller, caller), pending.deadline);
+        self.is_due(deadline);
+        Ok(previous)
     }
 
     /// Returns all pending requests with their ids.
@@ -186,7 +252,7 @@ impl<C> Mux<C> {
     /// timeout if that is longer. Call it for each progress notification of the request, including
     /// those that [`Mux::sort`] did not match.
     pub fn progressed(&mut self, now: Instant, id: u64) {
-        let Some(pending) = self.pending.get_mut(&id) else { return };
+        let Some(pending) = self.pending.get_mut(&id).filter(|pending| !pending.suspended) else { return };
         // `due` need not change: it may be too early.
         pending.deadline = pending.deadline.max(now + pending.timeout).min(pending.latest);
         if pending.deadline == pending.latest {
@@ -203,7 +269,7 @@ impl<C> Mux<C> {
     /// Removes a request: it is answered or cancelled, or its caller is gone. A later response is a
     /// stray.
     pub fn close(&mut self, id: u64) -> Option<Pending<C>> {
-        self.pending.remove(&id)
+        self.pending.remove(&id).or_else(|| self.lasting.remove(&id))
     }
 
     /// Removes all requests that timed out, in the order in which they began.
@@ -227,15 +293,16 @@ impl<C> Mux<C> {
     pub fn drain(&mut self) -> Vec<Pending<C>> {
         self.gone = true;
         self.due = None;
-        std::mem::take(&mut self.pending).into_values().collect()
+        let pending = std::mem::take(&mut self.pending).into_values();
+        pending.chain(std::mem::take(&mut self.lasting).into_values()).collect()
     }
 
-    /// Returns the number of pending requests.
+    /// Returns the number of pending requests, without those that last until they are cancelled.
     pub fn len(&self) -> usize {
         self.pending.len()
     }
 
-    /// Returns whether no request is pending.
+    /// Returns whether no request is pending, but those that last until they are cancelled.
     pub fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
@@ -371,6 +438,76 @@ mod tests {
         assert!(expired.is_empty());
         mux.tick(start + timeout, &mut expired);
         assert_eq!(expired[0].1.timeout, timeout);
+    }
+
+    #[test]
+    fn a_lasting_request_delays_and_answers_nothing_else() {
+        let mut mux = Mux::new(1);
+        let now = Instant::now();
+        let lasting = mux.open_lasting(now, "listen", "subscriptions/listen").unwrap();
+        assert_eq!((lasting, mux.len(), mux.is_empty(), mux.deadline()), (1, 0, true, None));
+        assert_eq!((mux.only(), mux.newest(|_| Some(1)), mux.count(|_| true)), (None, None, 0));
+        let call = mux.open(now, "a", "m", Some("0"), TIMEOUT).unwrap();
+        assert_eq!((mux.len(), mux.only(), mux.newest(|_| Some(1))), (1, Some(call), Some(1)));
+        assert_eq!(mux.of_token("0").map(|(id, _)| id), Some(call));
+        let mut expired = Vec::new();
+        mux.tick(now + CALL_LONGEST * 9, &mut expired);
+        assert_eq!(expired.iter().map(|(_, pending)| pending.caller).collect::<Vec<_>>(), ["a"]);
+        mux.progressed(now, lasting);
+        let progress = r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":1}}"#;
+        assert_eq!(sort(&mut mux, progress), "stray");
+        assert_eq!(mux.get(lasting).map(|pending| &*pending.method), Some("subscriptions/listen"));
+        mux.get_mut(lasting).unwrap().caller = "listen again";
+        assert!(!mux.suspend(lasting, now) && mux.rejoin(lasting, now, "b", None).is_err());
+        let answer = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
+        assert_eq!(
+            (sort(&mut mux, answer), sort(&mut mux, answer)),
+            ("answer to listen again".into(), "stray".into())
+        );
+        let next = mux.open_lasting(now, "listen", "m").unwrap();
+        assert_eq!((next, mux.close(next).is_some(), mux.close(next).is_some()), (3, true, false));
+        mux.open_lasting(now, "listen", "m").unwrap();
+        mux.open(now, "a", "m", None, TIMEOUT).unwrap();
+        assert_eq!(mux.drain().len(), 2);
+        assert_eq!(mux.open_lasting(now, "listen", "m"), Err(MuxRefused::Gone));
+    }
+
+    #[test]
+    fn a_suspended_request_waits_for_its_caller() {
+        let mut mux = Mux::new(8);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let id = mux.open(start, "first", "m", Some("\"t\""), TIMEOUT).unwrap();
+        assert_eq!(mux.rejoin(id, at(1), "early", None), Err("early"));
+        assert!(mux.suspend(id, at(300)) && !mux.suspend(9, at(300)));
+        assert!(mux.get(id).is_some_and(Pending::is_suspended));
+        assert_eq!((mux.len(), mux.only()), (1, Some(id)));
+        let progress = r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":1}}"#;
+        assert_eq!(sort(&mut mux, progress), "stray");
+        mux.progressed(at(299), id);
+        let mut expired = Vec::new();
+        mux.tick(at(299), &mut expired);
+        assert!(expired.is_empty());
+        // The caller returns with another token, and the timeout starts anew.
+        assert_eq!(mux.rejoin(id, at(299), "second", Some("7")), Ok("first"));
+        assert_eq!(mux.rejoin(id, at(299), "third", None), Err("third"));
+        assert_eq!(sort(&mut mux, progress), "progress of 1 at 1");
+        assert_eq!(mux.get(id).unwrap().token(), Some("7"));
+        mux.progressed(at(305), id);
+        mux.tick(at(314), &mut expired);
+        assert_eq!((expired.len(), mux.deadline()), (0, Some(at(315))));
+        assert!(mux.suspend(id, at(400)));
+        assert_eq!(mux.rejoin(id, at(350), "third", None), Ok("second"));
+        assert_eq!(sort(&mut mux, progress), "stray");
+        assert_eq!(sort(&mut mux, r#"{"jsonrpc":"2.0","id":1,"result":{}}"#), "answer to third");
+        assert_eq!(mux.rejoin(id, at(350), "late", None), Err("late"));
+        // Nobody returned.
+        let id = mux.open(at(400), "a", "m", None, TIMEOUT).unwrap();
+        mux.suspend(id, at(700));
+        mux.tick(at(699), &mut expired);
+        assert!(expired.is_empty());
+        mux.tick(at(700), &mut expired);
+        assert_eq!((expired.len(), expired[0].1.caller, expired[0].1.timeout), (1, "a", TIMEOUT));
     }
 
     #[test]

@@ -27,6 +27,7 @@ struct Request {
     token: Option<String>,
     deadline: Instant,
     own: bool,
+    suspended: bool,
 }
 
 struct World {
@@ -36,19 +37,21 @@ struct World {
     callers: u32,
     last: u64,
     open: BTreeMap<u64, Request>,
+    /// Callers of the requests that last until they are cancelled.
+    lasting: BTreeMap<u64, u32>,
     gone: bool,
 }
 
 impl World {
     fn new() -> Self {
         let (mux, now) = (Mux::new(MOST), Instant::now());
-        Self { mux, now, callers: 0, last: 0, open: BTreeMap::new(), gone: false }
+        Self { mux, now, callers: 0, last: 0, open: BTreeMap::new(), lasting: BTreeMap::new(), gone: false }
     }
 
     fn step(&mut self, operation: u8, argument: u8) {
         // Ids near the pending ones: answered, pending, and not created yet.
         let id = (self.last + 3).saturating_sub(u64::from(argument % 12));
-        match operation % 9 {
+        match operation % 12 {
             0 | 1 => self.open(argument),
             2 => self.open_own(argument),
             3 => self.answer(id, argument),
@@ -59,6 +62,9 @@ impl World {
             }
             6 => self.pass(argument),
             7 => self.others(argument),
+            8 => self.open_lasting(),
+            9 => self.suspend(id, argument),
+            10 => self.rejoin(id, argument),
             // Rare, because nothing happens after it.
             _ if argument > 250 => self.drain(),
             _ => {}
@@ -93,13 +99,18 @@ impl World {
         let Ok(id) = opened else { return };
         self.last = id;
         let token = token.map(str::to_owned);
-        let request = Request { caller: self.callers, token, deadline: self.now + timeout, own };
+        let deadline = self.now + timeout;
+        let request = Request { caller: self.callers, token, deadline, own, suspended: false };
         self.open.insert(id, request);
         self.callers += 1;
     }
 
     /// A request was removed: it was in the table, and it was this one.
     fn leaves(&mut self, id: u64, pending: Option<Pending<u32>>) {
+        if let (Some(caller), Some(pending)) = (self.lasting.remove(&id), &pending) {
+            assert_eq!((pending.caller, pending.token()), (caller, None));
+            return;
+        }
         let known = self.open.remove(&id);
         assert_eq!(pending.is_some(), known.is_some());
         if let (Some(pending), Some(known)) = (pending, known) {
@@ -120,8 +131,42 @@ impl World {
                 assert!(is_ours, "{form}");
                 self.leaves(id, Some(pending));
             }
-            Routed::Unmatched => assert!(!is_ours || !self.open.contains_key(&id)),
+            Routed::Unmatched => {
+                assert!(!is_ours || !self.open.contains_key(&id) && !self.lasting.contains_key(&id));
+            }
             other => panic!("{other:?}"),
+        }
+    }
+
+    fn open_lasting(&mut self) {
+        let opened = self.mux.open_lasting(self.now, self.callers, "lasting");
+        let expected = if self.gone { Err(MuxRefused::Gone) } else { Ok(self.last + 1) };
+        assert_eq!(opened, expected);
+        let Ok(id) = opened else { return };
+        self.last = id;
+        self.lasting.insert(id, self.callers);
+        self.callers += 1;
+    }
+
+    fn suspend(&mut self, id: u64, argument: u8) {
+        let until = self.now + Duration::from_millis(1 + u64::from(argument));
+        let known = self.open.get_mut(&id);
+        assert_eq!(self.mux.suspend(id, until), known.is_some());
+        if let Some(known) = known {
+            (known.suspended, known.token, known.deadline) = (true, None, until);
+        }
+    }
+
+    fn rejoin(&mut self, id: u64, argument: u8) {
+        let token = [None, Some("0"), Some("7")][usize::from(argument) % 3];
+        let timeout = self.mux.get(id).map(|pending| pending.timeout);
+        let rejoined = self.mux.rejoin(id, self.now, self.callers, token);
+        let known = self.open.get_mut(&id).filter(|known| known.suspended);
+        assert_eq!(rejoined, known.as_ref().map_or(Err(self.callers), |known| Ok(known.caller)));
+        if let (Some(known), Some(timeout)) = (known, timeout) {
+            (known.suspended, known.token) = (false, token.map(str::to_owned));
+            (known.deadline, known.caller) = (self.now + timeout, self.callers);
+            self.callers += 1;
         }
     }
 
@@ -160,6 +205,8 @@ impl World {
     fn others(&self, argument: u8) {
         let newest = self.mux.newest(|pending| Some(pending.caller));
         assert_eq!(newest, self.open.values().next_back().map(|request| request.caller));
+        let only = self.open.keys().next().copied().filter(|_| self.open.len() == 1);
+        assert_eq!(self.mux.only(), only);
         let token = ["0", "\"t\"", "7"][usize::from(argument) % 3];
         let found = self.mux.of_token(token).map(|(_, pending)| pending.caller);
         let with = |request: &&Request| request.token.as_deref() == Some(token);
@@ -173,10 +220,12 @@ impl World {
         let drained = self.mux.drain().into_iter().map(|pending| pending.caller);
         let mut drained: Vec<u32> = drained.collect();
         drained.sort_unstable();
-        let mut known: Vec<u32> = self.open.values().map(|request| request.caller).collect();
+        let known = self.open.values().map(|request| request.caller);
+        let mut known: Vec<u32> = known.chain(self.lasting.values().copied()).collect();
         known.sort_unstable();
         assert_eq!(drained, known, "everybody who waits is told, once");
         self.open.clear();
+        self.lasting.clear();
         self.gone = true;
     }
 
@@ -191,7 +240,11 @@ impl World {
             (Some(_), None) => {}
         }
         for (id, request) in &self.open {
-            assert_eq!(self.mux.get(*id).map(|pending| pending.caller), Some(request.caller));
+            let pending = self.mux.get(*id).map(|pending| (pending.caller, pending.is_suspended()));
+            assert_eq!(pending, Some((request.caller, request.suspended)));
+        }
+        for (id, caller) in &self.lasting {
+            assert_eq!(self.mux.get(*id).map(|pending| pending.caller), Some(*caller));
         }
     }
 }
