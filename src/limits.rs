@@ -246,6 +246,13 @@ pub struct StatelessLimits {
     /// Refused listens in a row after which the next one waits, even if a resource may have been the
     /// reason.
     pub listen_failures: u32,
+    /// Processes of an isolated server for one principal and the same client capabilities, of which
+    /// each call holds one.
+    pub lease_per_key: usize,
+    /// Calls that wait for such a process.
+    pub lease_waiting: usize,
+    /// Time that they wait. Shorter than the timeout of any client.
+    pub lease_wait: Duration,
     /// Bytes of the state that a server gives to a client with its questions. More than those of any
     /// SDK.
     pub state_bytes: usize,
@@ -267,6 +274,9 @@ impl Default for StatelessLimits {
             listen_backoff: Duration::from_secs(1),
             listen_backoff_cap: Duration::from_secs(60),
             listen_failures: 5,
+            lease_per_key: 4,
+            lease_waiting: 64,
+            lease_wait: Duration::from_secs(10),
             state_bytes: 64 * KIB,
             state_time: Duration::from_secs(10 * 60),
         }

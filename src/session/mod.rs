@@ -4,6 +4,7 @@
 
 mod calls;
 mod changes;
+mod leases;
 mod listens;
 mod replay;
 mod request_state;
@@ -21,6 +22,7 @@ use std::{
 pub use self::{
     calls::{CallId, CallRefused, Calls},
     changes::Changes,
+    leases::{LeaseKey, Leases, Taken, Ticket},
     listens::{ClientListen, ListenKey, ListenRefused, Listens},
     replay::{Replay, event_id, read_event_id},
     request_state::{CallDigest, Claims, InstanceRun, Retry, StateError, StateKind},
