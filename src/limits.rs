@@ -253,6 +253,21 @@ pub struct StatelessLimits {
     pub lease_waiting: usize,
     /// Time that they wait. Shorter than the timeout of any client.
     pub lease_wait: Duration,
+    /// Questions of a legacy server that a client gets at a time. Each is one for a person or a model.
+    pub inputs: usize,
+    /// Time that the first question waits for others of the same server.
+    pub join_inputs: Duration,
+    /// Questions that a legacy server may ask while no call runs. Servers ask one, for the roots.
+    pub outside_inputs: usize,
+    /// Time that they wait for a call.
+    pub outside_time: Duration,
+    /// Calls of one principal that wait at their server for the client's answers; then the oldest is
+    /// given up. Each holds a process.
+    pub parked: usize,
+    /// Such calls of all principals.
+    pub parked_all: usize,
+    /// Time for which they wait. A person answers within it.
+    pub parked_time: Duration,
     /// Bytes of the state that a server gives to a client with its questions. More than those of any
     /// SDK.
     pub state_bytes: usize,
@@ -277,6 +292,13 @@ impl Default for StatelessLimits {
             lease_per_key: 4,
             lease_waiting: 64,
             lease_wait: Duration::from_secs(10),
+            inputs: INPUT_REQUESTS,
+            join_inputs: Duration::from_millis(50),
+            outside_inputs: 4,
+            outside_time: Duration::from_secs(10),
+            parked: 64,
+            parked_all: 256,
+            parked_time: Duration::from_secs(5 * 60),
             state_bytes: 64 * KIB,
             state_time: Duration::from_secs(10 * 60),
         }
@@ -611,6 +633,8 @@ pub const BUDGET_RESERVE: usize = 8;
 /// Bytes that a subscription takes besides its URIs: the id of its request, and its entries in
 /// three tables.
 pub const SUBSCRIPTION_BYTES: usize = 384;
+/// Bytes that a question of a server takes besides its text and its id.
+pub const INPUT_BYTES: usize = 256;
 /// Interval at which a frame that waits for memory tries again.
 pub const LINK_MEMORY_RETRY: Duration = Duration::from_millis(50);
 /// Time without a large frame after which the buffers of a link are released: consecutive large

@@ -6,6 +6,7 @@ mod calls;
 mod changes;
 mod leases;
 mod listens;
+mod parked;
 mod replay;
 mod request_state;
 mod server_requests;
@@ -24,6 +25,10 @@ pub use self::{
     changes::Changes,
     leases::{LeaseKey, Leases, Taken, Ticket},
     listens::{ClientListen, ListenKey, ListenRefused, Listens},
+    parked::{
+        AbandonedCall, FinishedCall, InputRound, LeasedCall, LeasedResponse, OpenRequest, ParkedCalls,
+        Question, QuestionRefused, Retried,
+    },
     replay::{Replay, event_id, read_event_id},
     request_state::{CallDigest, Claims, InstanceRun, Retry, StateError, StateKind},
     server_requests::{PendingServerRequests, TooMany},
