@@ -268,6 +268,15 @@ pub struct StatelessLimits {
     pub parked_all: usize,
     /// Time for which they wait. A person answers within it.
     pub parked_time: Duration,
+    /// Questions of a modern server, in one result, for the client of a session.
+    pub round_inputs: usize,
+    /// Results of one call with such questions. The clients of the SDKs stop there too.
+    pub rounds: usize,
+    /// Time from the begin of a call to its last answer.
+    pub round_time: Duration,
+    /// Bytes of a request that is kept to be sent again with the answers. Longer ones are not kept,
+    /// since most are answered without a question.
+    pub round_bytes: usize,
     /// Bytes of the state that a server gives to a client with its questions. More than those of any
     /// SDK.
     pub state_bytes: usize,
@@ -299,6 +308,10 @@ impl Default for StatelessLimits {
             parked: 64,
             parked_all: 256,
             parked_time: Duration::from_secs(5 * 60),
+            round_inputs: 8,
+            rounds: 10,
+            round_time: Duration::from_secs(10 * 60),
+            round_bytes: 256 * KIB,
             state_bytes: 64 * KIB,
             state_time: Duration::from_secs(10 * 60),
         }
@@ -633,6 +646,14 @@ pub const BUDGET_RESERVE: usize = 8;
 /// Bytes that a subscription takes besides its URIs: the id of its request, and its entries in
 /// three tables.
 pub const SUBSCRIPTION_BYTES: usize = 384;
+/// Pauses before a call is sent again to a server that asked nothing and wants its state back, one
+/// after the other. The clients of the SDKs wait as long.
+pub const ROUND_PAUSES: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200)];
+/// The pause after these.
+pub const ROUND_PAUSE_LONGEST: Duration = Duration::from_millis(250);
+/// Pause before a call is sent again whose client has agreed to visit a URL, so that it has time to.
+pub const ROUND_PAUSE_URL: Duration = Duration::from_secs(1);
 /// Bytes that a question of a server takes besides its text and its id.
 pub const INPUT_BYTES: usize = 256;
 /// Interval at which a frame that waits for memory tries again.

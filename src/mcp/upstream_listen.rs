@@ -505,7 +505,8 @@ mod tests {
     }
 
     /// The table of the design: row, commands before, the last command, its steps, the next state.
-    const TABLE: &[(u8, &str, &str, &str, &str)] = &[
+    #[rustfmt::skip]
+        const TABLE: &[(u8, &str, &str, &str, &str)] = &[
         (1, "", "begin tr", "send tr", "opening"),
         (1, "want a #1", "begin t", "send t a #1", "opening"),
         (1, "", "begin ", "", "idle"),
@@ -548,13 +549,7 @@ mod tests {
         (9, "want a b c d|begin t|ack 1 t a b c d", "want a", "send t a", "open and opening"),
         (9, "want a b c d|begin |ack 1  a b c d", "want ", "cancel 1", "idle"),
         (10, "begin t|ack 1 t|want a", "want a b", "", "open and opening"),
-        (
-            10,
-            "begin t|ack 1 t|want a|want a b|wait w b",
-            "ack 2 t a",
-            "cancel 1, send t a b",
-            "open and opening",
-        ),
+        (10, "begin t|ack 1 t|want a|want a b|wait w b", "ack 2 t a", "cancel 1, send t a b", "open and opening"),
         (10, "begin t|want a", "ack 1 t", "send t a", "open and opening"),
         (11, "begin t|ack 1 t", "end 1", "", "closed"),
         (11, "begin t|ack 1 t", "error 1 -32000", "", "closed"),

@@ -9,6 +9,7 @@ mod listens;
 mod parked;
 mod replay;
 mod request_state;
+mod rounds;
 mod server_requests;
 mod shares;
 mod subscriptions;
@@ -31,6 +32,10 @@ pub use self::{
     },
     replay::{Replay, event_id, read_event_id},
     request_state::{CallDigest, Claims, InstanceRun, Retry, StateError, StateKind},
+    rounds::{
+        CompletedRound, EndedRound, RoundError, RoundInput, RoundKey, RoundQuestion, RoundRetry, RoundStep,
+        Rounds,
+    },
     server_requests::{PendingServerRequests, TooMany},
     shares::{Shares, share_of},
     subscriptions::{Subscriber, Subscriptions},
