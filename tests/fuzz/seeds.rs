@@ -70,6 +70,13 @@ fn messages(corpus: &Path) {
     for (number, frame) in ["#1 {}", "+7", "-7 gone", "-1", "#4294967296 x", "#01 "].iter().enumerate() {
         save(corpus, "control", number, frame.as_bytes());
     }
+    let start = "d{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"resultType\":\"complete\",\"supportedVersions\":[\"2026-07-28\"]}}\n";
+    let refused = "{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{\"code\":-32022,\"message\":\"\",\"data\":{\"supported\":[\"2026-07-28\"],\"exited\":true}}}\n";
+    let legacy = "i{\"jsonrpc\":\"2.0\",\"id\":2,\"result\":{\"protocolVersion\":\"2025-11-25\"}}\n";
+    for (number, first) in ['\0', '\u{1}', '\u{2}', '\u{4}'].into_iter().enumerate() {
+        let events = format!("{first}s\n{start}i{refused}r\nd{refused}{legacy}r\ni{refused}d{refused}e\n");
+        save(corpus, "era", number, events.as_bytes());
+    }
     let deep =
         format!("{{\"jsonrpc\":\"2.0\",\"method\":\"a\",\"params\":{}{}}}", "[".repeat(127), "]".repeat(127));
     save(corpus, "envelope", MESSAGES.len(), deep.as_bytes());
