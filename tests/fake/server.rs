@@ -14,10 +14,11 @@
     reason = "lints for the program; a test may stop"
 )]
 
+mod modern;
 mod session;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     env, fs,
     io::{self, BufRead, Write},
     process, str,
@@ -72,6 +73,27 @@ struct Options {
     id_form: Option<String>,
     /// With `session`: `initialize` is not answered before this file exists.
     gate: Option<String>,
+    /// The revisions of MCP that it speaks.
+    era: modern::Era,
+    /// What it does with `server/discover`.
+    probe: modern::Probe,
+    /// With `--probe slow`: the time in which it reads nothing, in milliseconds.
+    probe_ms: u64,
+    /// What it does with `subscriptions/listen`.
+    listen: modern::Listen,
+    /// Methods that are answered with this result, as it is.
+    answers: HashMap<String, String>,
+    /// The `inputSchema` of additional tools, by name.
+    schemas: BTreeMap<String, String>,
+    /// Extensions in the `server/discover` result.
+    extensions: Vec<String>,
+    /// `ttlMs` and `cacheScope` of its results.
+    ttl: Option<u64>,
+    scope: Option<String>,
+    /// Checks the client's capabilities before it asks for input.
+    strict: bool,
+    /// Answers requests that were cancelled.
+    ignore_cancel: bool,
 }
 
 const TOOLS: &[&str] = &[
@@ -93,6 +115,8 @@ const TOOLS: &[&str] = &[
     "sleep",
 ];
 
+const LEVELS: &[&str] = &["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
+
 struct Server {
     options: Options,
     /// Number of this start, with `--starts`.
@@ -103,13 +127,14 @@ struct Server {
     tokens: Mutex<HashMap<String, Value>>,
     /// Pending requests to the client: raw ids of the calls that wait for the responses, by our id.
     asked: Mutex<HashMap<String, String>>,
-    /// Number of requests for each method.
+    /// Number of requests for each method, and of calls of each tool.
     counts: Mutex<HashMap<String, usize>>,
     /// Number of calls of `count` with each text.
     seen: Mutex<HashMap<String, u64>>,
     /// Number of calls of `change`, each of which adds a tool.
     changes: AtomicUsize,
     session: session::Session,
+    modern: modern::State,
     output: Mutex<io::Stdout>,
 }
 
@@ -131,6 +156,7 @@ fn main() {
         seen: Mutex::default(),
         changes: AtomicUsize::new(0),
         session: session::Session::default(),
+        modern: modern::State::default(),
         output: Mutex::new(io::stdout()),
     });
     // A handler that is never polled has the effect of ignoring the signal.
@@ -139,6 +165,9 @@ fn main() {
     let mut log = server.options.log.as_ref().map(|path| {
         fs::OpenOptions::new().create(true).append(true).open(path).expect("the log can be written")
     });
+    if server.options.probe == modern::Probe::Slow {
+        thread::sleep(Duration::from_millis(server.options.probe_ms));
+    }
     for line in io::stdin().lock().lines() {
         let Ok(line) = line else { break };
         if let Some(log) = &mut log {
@@ -155,7 +184,7 @@ fn main() {
 }
 
 fn options() -> Options {
-    let mut options = Options { quit_in: (0, usize::MAX), ..Options::default() };
+    let mut options = Options { quit_in: (0, usize::MAX), probe_ms: 20_000, ..Options::default() };
     let mut words = env::args().skip(1);
     while let Some(flag) = words.next() {
         let mut value = || words.next().expect("the flag has a value");
@@ -187,6 +216,17 @@ fn options() -> Options {
             "--rich" => options.rich = true,
             "--label" => options.label = value(),
             "--resource" => options.resources.push(value()),
+            "--era" => options.era = modern::Era::read(&value()),
+            "--probe" => options.probe = modern::Probe::read(&value()),
+            "--probe-ms" => options.probe_ms = value().parse().expect("a number"),
+            "--listen" => options.listen = modern::Listen::read(&value()),
+            "--answer" => drop(options.answers.insert(value(), value())),
+            "--schema" => drop(options.schemas.insert(value(), value())),
+            "--extension" => options.extensions.push(value()),
+            "--ttl" => options.ttl = Some(value().parse().expect("a number")),
+            "--scope" => options.scope = Some(value()),
+            "--strict" => options.strict = true,
+            "--ignore-cancel" => options.ignore_cancel = true,
             "--many" => options.many = value().parse().expect("a number"),
             other => panic!("unknown flag {other}"),
         }
@@ -202,6 +242,7 @@ impl Server {
     fn read(self: &Arc<Self>, line: &str) {
         let message: Value = serde_json::from_str(line).expect("a line is JSON");
         let id = message.get("id").map(Value::to_string);
+        modern::first_message(self, &message["method"]);
         let (from, to) = self.options.quit_in;
         if (from..=to).contains(&self.start)
             && self.options.quit.iter().any(|method| message["method"] == **method)
@@ -211,23 +252,28 @@ impl Server {
         match (message["method"].as_str(), id.map(|id| self.in_form(id))) {
             (Some(method), Some(id)) => self.request(method, &id, &message["params"]),
             (None, Some(id)) => self.answered(&id, &message),
+            (Some("notifications/cancelled"), None) if modern::is_on(self) => {
+                modern::cancelled(self, &message["params"]["requestId"]);
+            }
             _ => {}
         }
     }
 
     fn request(self: &Arc<Self>, method: &str, id: &str, params: &Value) {
-        let asked = {
-            let mut counts = lock(&self.counts);
-            let count = counts.entry(method.to_owned()).or_default();
-            *count += 1;
-            *count
-        };
+        modern::open(self, id);
+        let asked = self.count(method);
         let is_in = |list: &[String]| list.iter().any(|one| one == method);
         if is_in(&self.options.mute) || (is_in(&self.options.once) && asked > 1) {
             return;
         }
         if is_in(&self.options.refuse) {
             return self.error(id, -32603, "not in the mood", None);
+        }
+        if let Some(result) = self.options.answers.get(method) {
+            return self.result(id, result);
+        }
+        if modern::request(self, method, id, params) {
+            return;
         }
         if self.options.session && session::request(self, method, id, params) {
             return;
@@ -241,6 +287,14 @@ impl Server {
             _ if self.options.rich => self.rich(method, id, params),
             _ => self.error(id, -32601, "method not found", None),
         }
+    }
+
+    /// Counts one more of these, and returns their number.
+    fn count(&self, what: &str) -> usize {
+        let mut counts = lock(&self.counts);
+        let count = counts.entry(what.to_owned()).or_default();
+        *count += 1;
+        *count
     }
 
     fn initialize(&self, id: &str, params: &Value) {
@@ -273,12 +327,16 @@ impl Server {
                 json!({"resourceTemplates": [{"uriTemplate": format!("{label}://{{id}}/log"), "name": "log"}]})
             }
             "resources/read" if text("/uri").contains("none") => {
-                return self.error(id, -32002, "no such resource", Some(&json!({"uri": text("/uri")})));
+                let code = if modern::is_on(self) { -32602 } else { -32002 };
+                return self.error(id, code, "no such resource", Some(&json!({"uri": text("/uri")})));
             }
             "resources/read" => {
                 json!({"contents": [{"uri": text("/uri"), "text": format!("{} of {label}", text("/uri"))}]})
             }
             "resources/subscribe" | "resources/unsubscribe" | "logging/setLevel" => json!({}),
+            "prompts/list" if modern::is_on(self) => {
+                json!({"prompts": [{"name": "greet", "arguments": [{"name": "who"}]}, {"name": "input", "arguments": [{"name": "plan"}]}]})
+            }
             "prompts/list" => json!({"prompts": [{"name": "greet", "arguments": [{"name": "who"}]}]}),
             "prompts/get" => {
                 let said = format!("{label} greets {}", text("/arguments/who"));
@@ -291,7 +349,7 @@ impl Server {
             "vendor/echo" => json!({"method": method, "params": params}),
             _ => return self.error(id, -32601, "method not found", None),
         };
-        self.result(id, &result.to_string());
+        self.complete(id, method, result);
     }
 
     /// Returns one page of them.
@@ -325,11 +383,19 @@ impl Server {
             .iter()
             .map(ToString::to_string)
             .chain(self.options.tools.clone())
+            .chain(
+                modern::is_on(self).then_some(modern::TOOLS).into_iter().flatten().map(ToString::to_string),
+            )
+            .chain(self.options.schemas.keys().cloned())
             .chain(extra)
             .chain(own)
             .collect();
         let (part, next) = self.page(&names, params);
         let tool = |name: &String| match self.start {
+            _ if self.options.schemas.contains_key(name) => {
+                let schema: Value = serde_json::from_str(&self.options.schemas[name]).expect("JSON");
+                json!({"name": name, "inputSchema": schema})
+            }
             0 => json!({"name": name, "inputSchema": {"type": "object"}}),
             start if name == "echo" => {
                 json!({"name": name, "description": format!("start {start}"), "inputSchema": {"type": "object"}})
@@ -341,23 +407,33 @@ impl Server {
         if let Some(next) = next {
             result["nextCursor"] = json!(next);
         }
-        self.result(id, &result.to_string());
+        self.complete(id, "tools/list", result);
     }
 
     fn call(self: &Arc<Self>, id: &str, params: &Value) {
         let arguments = &params["arguments"];
         let text = |name: &str| arguments[name].as_str().unwrap_or_default();
         let number = |name: &str| arguments[name].as_u64().unwrap_or_default();
-        if self.options.session && session::call(self, id, params) {
+        let tool = params["name"].as_str().unwrap_or_default();
+        self.count(&format!("call {tool}"));
+        if (self.options.session && session::call(self, id, params))
+            || (modern::is_on(self) && modern::call(self, id, params))
+        {
             return;
         }
-        match params["name"].as_str().unwrap_or_default() {
+        match tool {
             "echo" => self.text(id, text("text")),
             "env" => self.text(id, &env::var(text("name")).unwrap_or_default()),
             "pid" => self.text(id, &process::id().to_string()),
             "big" => self.text(id, &"x".repeat(number("bytes") as usize)),
             "raw" => self.result(id, text("result")),
-            "is_error" => self.result(id, r#"{"content":[{"type":"text","text":"no"}],"isError":true}"#),
+            "is_error" => {
+                let result = r#"{"content":[{"type":"text","text":"no"}],"isError":true}"#;
+                match modern::is_on(self) {
+                    true => self.complete(id, "tools/call", serde_json::from_str(result).expect("JSON")),
+                    false => self.result(id, result),
+                }
+            }
             "fail" => {
                 self.error(
                     id,
@@ -419,7 +495,10 @@ impl Server {
             }
             "change" => {
                 self.changes.fetch_add(1, Ordering::SeqCst);
-                self.notify("notifications/tools/list_changed", &json!({}));
+                match modern::is_on(self) {
+                    true => modern::list_changed(self, "tools"),
+                    false => self.notify("notifications/tools/list_changed", &json!({})),
+                }
                 self.text(id, "changed");
             }
             "noise" => {
@@ -480,11 +559,19 @@ impl Server {
     }
 
     fn text(&self, id: &str, text: &str) {
-        self.result(id, &json!({"content": [{"type": "text", "text": text}]}).to_string());
+        self.complete(id, "tools/call", json!({"content": [{"type": "text", "text": text}]}));
+    }
+
+    /// Answers with a complete result, in the form of the era that the process speaks.
+    fn complete(&self, id: &str, method: &str, result: Value) {
+        let result = if modern::is_on(self) { modern::stamp(self, method, result) } else { result };
+        self.result(id, &result.to_string());
     }
 
     fn result(&self, id: &str, result: &str) {
-        self.line(&format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{result}}}"));
+        if modern::close(self, id) {
+            self.line(&format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{result}}}"));
+        }
     }
 
     fn error(&self, id: &str, code: i64, message: &str, data: Option<&Value>) {
@@ -492,7 +579,9 @@ impl Server {
         if let Some(data) = data {
             error["data"] = data.clone();
         }
-        self.line(&format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{error}}}"));
+        if modern::close(self, id) {
+            self.line(&format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{error}}}"));
+        }
     }
 
     fn notify(&self, method: &str, params: &Value) {

@@ -11,13 +11,11 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{Server, lock};
+use crate::{LEVELS, Server, lock};
 
 /// The tools of this mode.
 pub const TOOLS: &[&str] =
     &["ask", "family", "flood", "greeting", "leave", "level", "log", "retract", "subscribed", "touch"];
-
-const LEVELS: &[&str] = &["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
 
 /// The state kept for the client.
 #[derive(Debug, Default)]

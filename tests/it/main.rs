@@ -39,6 +39,8 @@ mod link_cuts;
 mod links;
 mod listings;
 mod many_peers;
+/// The fake server as a server of MCP 2026-07-28.
+mod modern_fake;
 mod net;
 mod odd_servers;
 mod process_cleanup;
