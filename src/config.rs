@@ -133,6 +133,8 @@ pub struct RegisterConfig {
     /// Give each client session its own process, up to this number at a time. `None`: all sessions
     /// share one process.
     pub sessions: Option<u32>,
+    /// The era of the server's processes.
+    pub era: EraPin,
     /// When to restart a server that has ended.
     pub restart: Restart,
     /// Exit if the first connection fails.
@@ -149,6 +151,38 @@ pub struct RegisterConfig {
     pub busy_poll: bool,
     /// All limits.
     pub limits: Limits,
+}
+
+/// How the gateway finds out which revisions of MCP a server's process speaks: those that begin with
+/// `initialize` (legacy), or 2026-07-28 (modern).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum EraPin {
+    /// It asks: `server/discover` first, then `initialize`.
+    #[default]
+    Auto,
+    /// It only sends `initialize`.
+    Legacy,
+    /// It only sends `server/discover`.
+    Modern,
+}
+
+impl EraPin {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Legacy, Self::Modern];
+
+    /// Returns the word for it, in `--era` and in registrations.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Legacy => "legacy",
+            Self::Modern => "modern",
+        }
+    }
+
+    /// Returns the pin with this word.
+    pub fn read(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|pin| pin.word() == word)
+    }
 }
 
 /// When to restart a server that has ended.

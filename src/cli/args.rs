@@ -74,6 +74,7 @@ pub const REGISTER: &[Flag] = &[
     flag("sessions", Takes::One),
     flag("max-sessions", Takes::One),
     flag("max-message-bytes", Takes::One),
+    flag("era", Takes::One),
     flag("restart", Takes::One),
     flag("header", Takes::Many),
     flag("header-file", Takes::One),
@@ -242,6 +243,9 @@ pub struct RegisterArgs {
     /// max. size of a message of the server in bytes, 64K to 256M: 65536, 512K, 16M; a larger one fails its own call only; set the same at the gateway (default: 4M)
     #[argh(option)]
     pub max_message_bytes: Option<String>,
+    /// MCP revisions that the server speaks: legacy (up to 2025-11-25, with initialize), modern (2026-07-28), auto: it is asked (default: auto)
+    #[argh(option, default = "String::from(\"auto\")")]
+    pub era: String,
     /// restart a server that exited, after 1 s to 60 s: never (register exits too), on-failure
     /// (unless its exit status is 0), always (default: on-failure)
     #[argh(option, default = "String::from(\"on-failure\")")]

@@ -81,6 +81,7 @@ pub fn register(args: RegisterArgs) -> Result<Command, FatalError> {
         header_file: args.header_file.map(PathBuf::from),
         tls,
         sessions,
+        era: values::era(&args.era)?,
         restart: values::restart(&args.restart)?,
         require_gateway: args.require_gateway,
         port: values::number("--port", &args.port, 0..=u16::MAX)?,

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::{GatewayConfig, RegisterConfig, Restart};
+use crate::config::{EraPin, GatewayConfig, RegisterConfig, Restart};
 
 fn run(line: &[&str], environment: &[(&str, &str)]) -> Result<Command, FatalError> {
     let typed: Vec<String> = line.iter().map(|word| (*word).to_owned()).collect();
@@ -292,6 +292,10 @@ fn register_values() {
     assert_eq!((config.headers.len(), config.name.as_str(), config.id.len()), (2, "local", 36));
     assert_eq!(config.health_paths, ["/health", "/up"]);
     assert!(!format!("{config:?}").contains("a:b"));
+    assert_eq!(config.era, EraPin::Auto);
+    for pin in EraPin::ALL {
+        assert_eq!(register(&["--era", pin.word()]).era, pin);
+    }
     assert_eq!(config.restart, Restart::OnFailure);
     for (typed, policy) in [("never", Restart::Never), ("always", Restart::Always)] {
         assert_eq!(register(&["--restart", typed]).restart, policy);
@@ -352,6 +356,7 @@ fn complaints_name_the_flag_and_no_secret() {
         (vec!["register", "--stdio", "a", "--header", "canary"], "--header"),
         (vec!["register", "--stdio", "a", "--header", "Host: canary"], "--header Host"),
         (vec!["register", "--stdio", "a", "--restart", "sometimes"], "--restart sometimes"),
+        (vec!["r", "--stdio", "a", "--era", "new"], "--era new: expected auto, legacy or modern"),
         (vec!["register", "--stdio", "a", "--ssl-certfile", "c"], "--ssl-keyfile"),
         (vec!["register", "--stdio", "a", "--no-ssl-verify", "--ssl-ca-cert", "c"], "mutually exclusive"),
         (vec!["demo", "--ssl-keyfile", "canary"], "--ssl-ca-cert"),

@@ -5,7 +5,7 @@ use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Du
 use log::LevelFilter;
 
 use crate::{
-    config::{GatewayUrl, Restart},
+    config::{EraPin, GatewayUrl, Restart},
     error::FatalError,
     http::body,
     limits::{SERVER_ID, THREADS},
@@ -170,6 +170,14 @@ pub fn public_url(typed: &str) -> Result<(String, String), FatalError> {
     };
     let why = "--public-url: expected a URL such as https://gw.example/base, its path of letters, digits and - . _ ~";
     parts().ok_or_else(|| FatalError::usage(why))
+}
+
+/// Parses the era of a server's processes.
+pub fn era(typed: &str) -> Result<EraPin, FatalError> {
+    EraPin::read(typed).ok_or_else(|| {
+        let typed = util::escape::show(typed);
+        FatalError::usage(format!("--era {typed}: expected auto, legacy or modern"))
+    })
 }
 
 /// Parses a restart policy.

@@ -17,7 +17,7 @@ use futures_lite::future;
 use self::client::{DemoClient, DemoGateway, broken};
 use crate::{
     command::CommandLine,
-    config::{ClientTls, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
+    config::{ClientTls, EraPin, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
     edge,
     error::FatalError,
     gateway::Bound,
@@ -130,6 +130,7 @@ fn register_config(gateway: SocketAddr, tls: Option<ClientTls>) -> Result<Regist
         header_file: None,
         tls: tls.unwrap_or_default(),
         sessions: None,
+        era: EraPin::Auto,
         restart: Restart::OnFailure,
         require_gateway: false,
         port: 0,

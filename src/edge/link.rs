@@ -36,7 +36,7 @@ use crate::{
 /// one.
 pub fn registration(config: &RegisterConfig, suspended: Option<&Suspended>) -> String {
     let (max, claim) = (config.limits.link.message_bytes, suspended.map(Suspended::claim));
-    Registration::frame(&config.id, &config.name, max, config.sessions, claim.as_ref())
+    Registration::frame(&config.id, &config.name, max, config.sessions, config.era, claim.as_ref())
 }
 
 /// Handles the first frame of the gateway: resumes the suspended session, or begins a new one.
@@ -434,7 +434,7 @@ mod tests {
     /// The gateway's answer to a registration. `received`: it resumes the session.
     fn received(sessions: bool, received: Option<u64>) -> String {
         let grant = ResumeGrant { token: Secret::new("t"), window: Duration::from_secs(30), received };
-        Status::received("id", true, 1000, sessions, Some(&grant))
+        Status::received("id", true, 1000, sessions, false, Some(&grant))
     }
 
     fn close(code: u16) -> LinkEnd {
@@ -501,7 +501,7 @@ mod tests {
     fn only_an_accident_suspends_a_session_that_the_gateway_may_resume() {
         let ours = LinkEnd::ByUs(CloseReason::new(1013, "the gateway does not read"));
         let silent = LinkEnd::Silent(Duration::from_secs(45));
-        let without = Status::received("id", true, 1000, false, None);
+        let without = Status::received("id", true, 1000, false, false, None);
         for (answer, ended, is_suspended) in [
             (&received(false, None), lost(), true),
             (&received(false, None), silent, true),
@@ -536,7 +536,7 @@ mod tests {
             (received(false, None), false),
             // The gateway claims to have received more than was sent.
             (received(false, Some(1)), false),
-            (Status::received("id", true, 1000, false, None), false),
+            (Status::received("id", true, 1000, false, false, None), false),
         ] {
             let mut edge = Edge::new();
             assert!(!registration(&edge.config, None).contains("token"));

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     command::CommandLine,
-    config::{ClientTls, GatewayUrl, RegisterConfig, Restart},
+    config::{ClientTls, EraPin, GatewayUrl, RegisterConfig, Restart},
     error::FatalError,
     limits::{ChildLimits, Limits},
     net::outbox::{Received, Receiver},
@@ -34,6 +34,7 @@ pub fn config() -> RegisterConfig {
         header_file: None,
         tls: ClientTls::default(),
         sessions: None,
+        era: EraPin::default(),
         restart: Restart::default(),
         require_gateway: false,
         port: 0,

@@ -414,7 +414,7 @@ impl Candidate<'_> {
         self.gateway.stats.resumed.add();
         server.set_away(false);
         let id = registration.id.as_deref()?;
-        let answer = Status::received(id, true, server.limits.message_bytes, sessions, Some(&grant));
+        let answer = Status::received(id, true, server.limits.message_bytes, sessions, false, Some(&grant));
         Some(Admission::Registered(server, answer))
     }
 
@@ -460,8 +460,8 @@ impl Candidate<'_> {
             outbound.count();
             ResumeGrant { token, window: limits.link.resume_window, received: None }
         });
-        let answer =
-            Status::received(&id, reads_status_frames, limits.link.message_bytes, isolated, grant.as_ref());
+        let (max, grant) = (limits.link.message_bytes, grant.as_ref());
+        let answer = Status::received(&id, reads_status_frames, max, isolated, false, grant);
         let server = ServerGuard {
             gateway: self.gateway.clone(),
             name: name.into(),

@@ -5,6 +5,7 @@
 use std::{borrow::Cow, time::Duration};
 
 use crate::{
+    config::EraPin,
     jsonrpc::{self, find, object, quote, unquote},
     limits::{RESUME_LONGEST, SERVER_ID},
     secret::Secret,
@@ -28,6 +29,10 @@ pub struct Registration {
     pub claim: Option<Claim>,
     /// The largest frame that the edge accepts, in bytes, if it announced one.
     pub message_bytes: Option<usize>,
+    /// The era of the server's processes (`register --era`), if the edge can be asked to find it
+    /// out. `None`: the edge cannot report the restart of a server that has got no `initialize`, so
+    /// the gateway begins with that. So it is with a pin that we do not know.
+    pub era: Option<EraPin>,
 }
 
 /// An edge's request to resume a session.
@@ -114,17 +119,20 @@ impl Registration {
         let message_bytes = at(&["params", "capabilities", "mcpport", "message_bytes"])?;
         let message_bytes = message_bytes.filter(|_| ours).and_then(read_size);
         let (resumes, claim) = (ours && resumes, claim.filter(|_| ours));
-        Ok(Self { id, name, reads_status_frames: ours, sessions, resumes, claim, message_bytes })
+        let era = at(&["params", "capabilities", "mcpport", "era"])?.filter(|_| ours);
+        let era = era.and_then(unquote).and_then(|word| EraPin::read(&word));
+        Ok(Self { id, name, reads_status_frames: ours, sessions, resumes, claim, message_bytes, era })
     }
 
     /// Builds the registration that our edge sends. `message_bytes` is the largest frame that it
-    /// accepts; `sessions` is the number of client sessions that can have their own process;
-    /// `claim` resumes a session.
+    /// accepts; `sessions` is the number of client sessions that can have their own process; `era`
+    /// is the one of `--era`; `claim` resumes a session.
     pub fn frame(
         id: &str,
         name: &str,
         message_bytes: usize,
         sessions: Option<u32>,
+        era: EraPin,
         claim: Option<&Claim>,
     ) -> String {
         let sessions = sessions.map_or_else(String::new, |max| format!(",\"sessions\":{{\"max\":{max}}}"));
@@ -132,9 +140,10 @@ impl Registration {
             format!("\"token\":{},\"received\":{}", quote(claim.token.expose()), claim.received)
         });
         let params = format!(
-            "{{\"name\":{},\"version\":\"{}\",\"capabilities\":{{\"mcpport\":{{\"message_bytes\":{message_bytes},\"resume\":{{{resume}}}{sessions}}}}}}}",
+            "{{\"name\":{},\"version\":\"{}\",\"capabilities\":{{\"mcpport\":{{\"message_bytes\":{message_bytes},\"resume\":{{{resume}}},\"era\":\"{}\"{sessions}}}}}}}",
             quote(name),
             env!("CARGO_PKG_VERSION"),
+            era.word(),
         );
         jsonrpc::request(&quote(id), "register", &params)
     }
@@ -196,13 +205,16 @@ pub struct Status {
     pub resume: Option<ResumeGrant>,
     /// The largest frame that the gateway accepts, in bytes, if it announced one.
     pub message_bytes: Option<usize>,
+    /// The gateway finds out the era of the server's processes: the edge has to report each restart.
+    pub era: bool,
 }
 
 /// Compares the content except the grant, of which only the presence counts.
 impl PartialEq for Status {
     fn eq(&self, other: &Self) -> bool {
         let said = |status: &Self| {
-            (status.accepts_mcpport, status.sessions, status.resume.is_some(), status.message_bytes)
+            let resumes = status.resume.is_some();
+            (status.accepts_mcpport, status.sessions, resumes, status.message_bytes, status.era)
         };
         self.status == other.status && self.message == other.message && said(self) == said(other)
     }
@@ -232,21 +244,24 @@ impl Status {
         let resume = token.zip(window).map(|(token, window)| ResumeGrant { token, window, received });
         let (status, message) = (text(&["status"])??, text(&["message"])?.unwrap_or_default());
         let message_bytes = at(&["capabilities", "mcpport", "message_bytes"])?.and_then(read_size);
-        Some(Self { status, message, accepts_mcpport: ours, sessions, resume, message_bytes })
+        let era = at(&["capabilities", "mcpport", "era"])?.is_some();
+        Some(Self { status, message, accepts_mcpport: ours, sessions, resume, message_bytes, era })
     }
 
     /// Builds the answer to a registration. `message_bytes` is the largest frame that the gateway
-    /// accepts.
+    /// accepts; `era`: it accepts the edge's offer of that name.
     pub fn received(
         id: &str,
         ours: bool,
         message_bytes: usize,
         sessions: bool,
+        era: bool,
         resume: Option<&ResumeGrant>,
     ) -> String {
         let sessions = if sessions { ",\"sessions\":{}" } else { "" };
+        let era = if era { ",\"era\":{}" } else { "" };
         let resume = resume.map_or_else(String::new, |grant| format!(",{}", grant.member()));
-        let own = format!("\"message_bytes\":{message_bytes}{sessions}{resume}");
+        let own = format!("\"message_bytes\":{message_bytes}{sessions}{era}{resume}");
         let capabilities = match ours {
             true => format!(",\"capabilities\":{{\"mcpport\":{{{own}}}}}"),
             false => String::new(),
@@ -288,7 +303,7 @@ mod tests {
     #[test]
     fn registrations_of_all_ages() {
         assert_eq!(
-            read(&Registration::frame("i", "file", 9000, None, None)),
+            read(&Registration::frame("i", "file", 9000, None, EraPin::Auto, None)),
             Ok((some("i"), some("file"), true))
         );
         let original = r#"{"jsonrpc": "2.0", "id": "u", "method": "register", "params": {"name": "f", "capabilities": {}}}"#;
@@ -335,9 +350,11 @@ mod tests {
 
     #[test]
     fn status_frames() {
-        let received = Status::read(&Status::received("i", true, 9000, false, None)).unwrap();
+        let received = Status::read(&Status::received("i", true, 9000, false, false, None)).unwrap();
         assert_eq!((received.status.as_str(), received.accepts_mcpport), ("received", true));
-        assert!(!Status::read(&Status::received("i", false, 9000, false, None)).unwrap().accepts_mcpport);
+        assert!(
+            !Status::read(&Status::received("i", false, 9000, false, false, None)).unwrap().accepts_mcpport
+        );
         assert_eq!(Status::read(&Status::error("no \"x\"")).unwrap().message, "no \"x\"");
         assert_eq!(Status::read(&Status::registered("i", 3)).unwrap().status, "registered");
         assert_eq!(Status::read(&Status::restarted()).unwrap().status, "restarted");
@@ -349,27 +366,27 @@ mod tests {
     #[test]
     fn the_session_limit_is_announced_and_read() {
         let read = |frame: &str| Registration::read(frame, 64).unwrap().sessions;
-        assert_eq!(read(&Registration::frame("i", "file", 8000, Some(9), None)), Some(9));
-        assert_eq!(read(&Registration::frame("i", "file", 9000, None, None)), None);
+        assert_eq!(read(&Registration::frame("i", "file", 8000, Some(9), EraPin::Auto, None)), Some(9));
+        assert_eq!(read(&Registration::frame("i", "file", 9000, None, EraPin::Auto, None)), None);
         for wrong in ["0", "-1", "1.5", "\"9\"", "99999999999", "null"] {
             assert_eq!(
                 read(
-                    &Registration::frame("i", "file", 8000, Some(9), None)
+                    &Registration::frame("i", "file", 8000, Some(9), EraPin::Auto, None)
                         .replace(":9", &format!(":{wrong}"))
                 ),
                 None
             );
         }
-        assert!(Status::read(&Status::received("i", true, 9000, true, None)).unwrap().sessions);
-        assert!(!Status::read(&Status::received("i", true, 9000, false, None)).unwrap().sessions);
+        assert!(Status::read(&Status::received("i", true, 9000, true, false, None)).unwrap().sessions);
+        assert!(!Status::read(&Status::received("i", true, 9000, false, false, None)).unwrap().sessions);
     }
 
     #[test]
     fn message_sizes_are_told_and_read_strictly() {
         let edge = |frame: &str| Registration::read(frame, 64).map(|read| read.message_bytes);
         let gateway = |frame: &str| Status::read(frame).map(|status| status.message_bytes);
-        let registration = Registration::frame("i", "file", 131_072, Some(9), None);
-        let received = Status::received("i", true, 4_259_840, true, None);
+        let registration = Registration::frame("i", "file", 131_072, Some(9), EraPin::Auto, None);
+        let received = Status::received("i", true, 4_259_840, true, false, None);
         assert_eq!(edge(&registration), Ok(Some(131_072)));
         assert_eq!(gateway(&received), Some(Some(4_259_840)));
         let changed = |value: &str| {
@@ -407,16 +424,19 @@ mod tests {
         // The member counts only inside the `mcpport` capability.
         let elsewhere = r#"{"method":"register","params":{"name":"a","message_bytes":9,"capabilities":{"message_bytes":9}}}"#;
         assert_eq!(edge(elsewhere), Ok(None));
-        assert!(!Status::received("i", false, 9000, false, None).contains("message_bytes"), "the original");
+        assert!(
+            !Status::received("i", false, 9000, false, false, None).contains("message_bytes"),
+            "the original"
+        );
     }
 
     #[test]
     fn resume_claims_and_grants_round_trip() {
         let read = |frame: &str| Registration::read(frame, 64).unwrap();
-        let fresh = read(&Registration::frame("i", "file", 9000, None, None));
+        let fresh = read(&Registration::frame("i", "file", 9000, None, EraPin::Auto, None));
         assert!(fresh.resumes && fresh.claim.is_none());
         let claim = Claim { token: Secret::new("t\"1"), received: 7 };
-        let frame = Registration::frame("i", "file", 9000, Some(3), Some(&claim));
+        let frame = Registration::frame("i", "file", 9000, Some(3), EraPin::Auto, Some(&claim));
         let back = read(&frame).claim.unwrap();
         assert_eq!((back.token.expose(), back.received), ("t\"1", 7));
         for wrong in ["-7", "1.5", "\"7\"", "18446744073709551616", "null"] {
@@ -429,14 +449,44 @@ mod tests {
         let mut grant =
             ResumeGrant { token: Secret::new("t"), window: Duration::from_secs(30), received: None };
         let granted = |grant: &ResumeGrant| {
-            Status::read(&Status::received("i", true, 9000, true, Some(grant))).unwrap().resume.unwrap()
+            Status::read(&Status::received("i", true, 9000, true, false, Some(grant)))
+                .unwrap()
+                .resume
+                .unwrap()
         };
         assert_eq!((granted(&grant).window.as_secs(), granted(&grant).received), (30, None));
         grant.received = Some(0);
         assert_eq!((granted(&grant).token.expose(), granted(&grant).received), ("t", Some(0)));
         assert!(
-            !Status::received("i", false, 9000, false, Some(&grant)).contains("resume"),
+            !Status::received("i", false, 9000, false, false, Some(&grant)).contains("resume"),
             "not to the original"
         );
+    }
+
+    #[test]
+    fn the_era_is_offered_and_accepted_by_both_ends_of_this_age() {
+        for pin in EraPin::ALL {
+            let registration = Registration::frame("i", "file", 9000, Some(3), pin, None);
+            assert_eq!(Registration::read(&registration, 64).unwrap().era, Some(pin));
+            // An edge of before, a pin that we do not know, and offers outside the capability.
+            let word = format!("\"era\":\"{}\"", pin.word());
+            for other in ["\"x\":1", "\"era\":\"next\"", "\"era\":{}", "\"era\":null", "\"era\":true"] {
+                let read = Registration::read(&registration.replace(&word, other), 64).unwrap();
+                assert_eq!((read.era, read.sessions, read.resumes), (None, Some(3), true), "{other}");
+            }
+            let twice = registration.replace(&word, &format!("{word},{word}"));
+            assert_eq!(Registration::read(&twice, 64).err(), Some(InvalidRegistration::NotRegister));
+        }
+        let elsewhere =
+            r#"{"method":"register","params":{"name":"a","era":"modern","capabilities":{"era":"modern"}}}"#;
+        assert_eq!(Registration::read(elsewhere, 64).unwrap().era, None);
+        for (accepts_mcpport, era) in [(true, true), (true, false), (false, true), (false, false)] {
+            let received = Status::received("i", accepts_mcpport, 9000, true, era, None);
+            let read = Status::read(&received).unwrap();
+            assert_eq!(read.era, accepts_mcpport && era, "{received}");
+            assert_eq!(received.contains("era"), accepts_mcpport && era, "nothing new to the original");
+        }
+        let (with, without) = [true, false].map(|era| Status::received("i", true, 9, true, era, None)).into();
+        assert_ne!(Status::read(&with), Status::read(&without));
     }
 }

@@ -25,6 +25,11 @@
 //! describes their frames. At most M channels are open at a time, all of them end with the link,
 //! and the shared process is used for listing the server's tools, prompts and resources.
 //!
+//! An edge offers `"mcpport":{"era":PIN}` in step 1, where PIN is `auto`, `legacy` or `modern`
+//! (`register --era`). A gateway that sends such an edge's server `server/discover` in place of
+//! `initialize`, or before it, answers in step 2 with `"mcpport":{"era":{}}`. The edge then reports
+//! each restart of a server that has got requests, also of one that was never initialized.
+//!
 //! If a link with the same id is alive, the new edge has to answer a WebSocket ping before step 2,
 //! and then replaces the old link: the registration may have been delayed in transit, and its
 //! sender may be gone.

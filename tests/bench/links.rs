@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use mcpport::{jsonrpc, jsonrpc::Message, tunnel::handshake::Registration};
+use mcpport::{config::EraPin, jsonrpc, jsonrpc::Message, tunnel::handshake::Registration};
 
 use crate::Outcome;
 
@@ -54,7 +54,11 @@ impl Link {
         let original = format!(
             "{{\"jsonrpc\":\"2.0\",\"id\":\"{name}\",\"method\":\"register\",\"params\":{{\"name\":\"{name}\",\"version\":\"1.0.0\",\"capabilities\":{{}}}}}}"
         );
-        link.send(&if resumes { Registration::frame(name, name, usize::MAX, None, None) } else { original })?;
+        link.send(&if resumes {
+            Registration::frame(name, name, usize::MAX, None, EraPin::Auto, None)
+        } else {
+            original
+        })?;
         while !link.answer()? {}
         Ok(link)
     }

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use mcpport::config::EraPin;
 use mcpport::jsonrpc::Message;
 use mcpport::limits::SERVER_ID;
 use mcpport::secret::Secret;
@@ -41,12 +42,13 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn sound(registration: &Registration) {
-    let Registration { id, name, reads_status_frames, sessions, resumes, claim, message_bytes } =
+    let Registration { id, name, reads_status_frames, sessions, resumes, claim, message_bytes, era } =
         registration;
     assert!(id.as_ref().is_none_or(|id| id.len() <= SERVER_ID && !id.chars().any(char::is_control)));
     assert!(name.as_ref().is_none_or(|name| util::name::is_name(name, NAME)));
     assert!(sessions.is_none_or(|max| *reads_status_frames && max > 0));
     assert!(message_bytes.is_none_or(|max| *reads_status_frames && max > 0));
+    assert!(era.is_none() || *reads_status_frames);
     assert!((*reads_status_frames || !resumes) && (*resumes || claim.is_none()));
 }
 
@@ -71,6 +73,9 @@ fn stands(registration: &Registration, tree: &Value) {
     if let Some(max) = registration.message_bytes {
         assert_eq!(capability["message_bytes"], max);
     }
+    if let Some(era) = registration.era {
+        assert_eq!(capability["era"], era.word());
+    }
     assert_eq!(registration.resumes, registration.reads_status_frames && capability["resume"].is_object());
     if let Some(claim) = &registration.claim {
         assert_eq!(capability["resume"]["token"], claim.token.expose());
@@ -84,11 +89,12 @@ fn again(registration: &Registration) {
     let claim = registration.claim.as_ref();
     for (sessions, claim) in [(None, None), (registration.sessions, claim), (None, claim)] {
         let max = registration.message_bytes.unwrap_or(1);
-        let frame = Registration::frame(id, name, max, sessions, claim);
+        let era = registration.era.unwrap_or(EraPin::Auto);
+        let frame = Registration::frame(id, name, max, sessions, era, claim);
         let read = Registration::read(&frame, NAME).expect("what we write we read");
         assert_eq!((&read.id, &read.name), (&registration.id, &registration.name));
         assert_eq!((read.reads_status_frames, read.resumes, read.sessions), (true, true, sessions));
-        assert_eq!(read.message_bytes, Some(max));
+        assert_eq!((read.message_bytes, read.era), (Some(max), Some(era)));
         assert_eq!(read.claim.as_ref().map(shown), claim.map(shown));
     }
     let (token, window) = (Secret::new(name.as_str()), Duration::from_secs(30));
@@ -97,9 +103,10 @@ fn again(registration: &Registration) {
     for (accepts_mcpport, sessions, grant) in
         [(true, true, Some(&grant)), (true, false, Some(&grant)), (true, true, None), (false, false, None)]
     {
-        let status = Status::read(&Status::received(id, accepts_mcpport, 9000, sessions, grant))
+        let status = Status::read(&Status::received(id, accepts_mcpport, 9000, sessions, !sessions, grant))
             .expect("a status frame");
         assert_eq!(status.message_bytes, accepts_mcpport.then_some(9000));
+        assert_eq!(status.era, accepts_mcpport && !sessions);
         assert_eq!((status.accepts_mcpport, status.sessions), (accepts_mcpport, accepts_mcpport && sessions));
         assert_eq!(status.resume.is_some(), grant.is_some());
         if let Some(read) = status.resume {

@@ -9,7 +9,7 @@ use std::{
 
 use mcpport::{
     command::CommandLine,
-    config::{ClientTls, GatewayUrl, RegisterConfig, Restart},
+    config::{ClientTls, EraPin, GatewayUrl, RegisterConfig, Restart},
     edge,
     error::FatalError,
     limits::{ChildLimits, Limits},
@@ -39,6 +39,7 @@ fn config(gateway: &Gateway, stdio: &str, child: ChildLimits) -> RegisterConfig 
         header_file: None,
         tls: ClientTls::default(),
         sessions: None,
+        era: EraPin::Auto,
         restart: Restart::Always,
         require_gateway: false,
         port: 0,
