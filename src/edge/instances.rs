@@ -230,7 +230,7 @@ impl Instances {
             (Kind::Request, Some(id)) if stopping => {
                 return uplink.send_error(jsonrpc::error(id, jsonrpc::DOWN, STOPPING));
             }
-            (Kind::Request, Some(id)) => calls.add(id),
+            (Kind::Request, _) => calls.add(&message),
             (Kind::Notification, _) if message.method() == "notifications/cancelled" => {
                 if let Ok(Some(id)) = message.param(&["requestId"]) {
                     calls.remove(&text[id]);

@@ -301,6 +301,9 @@ impl LinkSession {
         if status.accepts_mcpport {
             self.state.gateway_reads_status_frames();
         }
+        if status.era {
+            self.state.gateway_finds_era();
+        }
         let wanted = self.config.sessions.is_some();
         self.isolated |= wanted && status.sessions;
         if wanted && !self.isolated && status.status == "received" {

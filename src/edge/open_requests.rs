@@ -1,12 +1,14 @@
 //! The open requests of the process of one client session.
 //!
 //! `edge::instances` adds the requests that it sends to the process, and removes those that are
-//! answered or cancelled.
+//! answered or cancelled. A `subscriptions/listen` is none of them, since nobody waits for its
+//! response.
 
 use std::{collections::HashSet, sync::MutexGuard};
 
+use super::request_ids::LISTEN;
 use crate::{
-    jsonrpc::decimal,
+    jsonrpc::{Message, decimal},
     limits::{EDGE_OPEN, ID_BYTES},
     runtime::lock::Lock,
 };
@@ -21,7 +23,13 @@ impl OpenRequests {
     }
 
     /// Adds a request that is sent to the process.
-    pub fn add(&self, id: &str) {
+    pub fn add(&self, request: &Message<'_>) {
+        if let Some(id) = request.id().filter(|_| request.method() != LISTEN) {
+            self.add_id(id);
+        }
+    }
+
+    fn add_id(&self, id: &str) {
         let mut open = self.lock();
         // Our gateway bounds both. With one that does not, the drain at shutdown does not wait for
         // the call.
@@ -63,7 +71,7 @@ mod tests {
         let open = OpenRequests::default();
         for (sent, answered) in [("1", "1"), ("1", "\"1\""), ("1", "1.0"), ("\"1\"", "1"), ("\"a\"", "\"a\"")]
         {
-            open.add(sent);
+            open.add_id(sent);
             assert_eq!(open.remove(answered).as_deref(), Some(sent), "{answered}");
             assert_eq!((open.remove(answered), open.len()), (None, 0), "{answered}");
         }
@@ -73,8 +81,8 @@ mod tests {
     fn the_only_open_request_is_known_without_its_id() {
         let open = OpenRequests::default();
         assert_eq!(open.remove_only(), None);
-        open.add("1");
-        open.add("2");
+        open.add_id("1");
+        open.add_id("2");
         assert_eq!((open.remove_only(), open.len()), (None, 2));
         open.remove("1");
         assert_eq!(open.remove_only().as_deref(), Some("2"));
@@ -83,8 +91,18 @@ mod tests {
     #[test]
     fn open_requests_are_bounded() {
         let open = OpenRequests::default();
-        open.add(&"9".repeat(ID_BYTES + 1));
-        (0..=EDGE_OPEN).for_each(|id| open.add(&id.to_string()));
+        open.add_id(&"9".repeat(ID_BYTES + 1));
+        (0..=EDGE_OPEN).for_each(|id| open.add_id(&id.to_string()));
         assert_eq!((open.remove_only(), open.len()), (None, EDGE_OPEN));
+    }
+
+    #[test]
+    fn a_listen_is_not_awaited() {
+        let open = OpenRequests::default();
+        for (method, len) in [(LISTEN, 0), ("tools/call", 1)] {
+            let request = crate::jsonrpc::request("1", method, "{}");
+            open.add(&Message::read(&request).unwrap());
+            assert_eq!(open.len(), len, "{method}");
+        }
     }
 }

@@ -7,7 +7,8 @@
 //! A link outlives a child, too. When the child ends, the edge answers its open requests and those
 //! that arrive while it is down with errors. The next child gets the stored `initialize`; messages
 //! that arrive before its result are held, and the gateway is made to list again. Only `initialize`
-//! never fails: it waits for the next child.
+//! never fails: it waits for the next child. A child that was never initialized, because it speaks
+//! MCP 2026-07-28, is up at once, and the gateway is told of the restart if it finds out the era.
 //!
 //! Pure; `edge::state` drives it.
 
@@ -17,13 +18,16 @@ use std::{collections::VecDeque, mem, time::Instant};
 
 use super::request_ids::{Answered, Rejected, RequestIds};
 use crate::{
-    jsonrpc::{self, Kind, Message, edit, find, is_same, unquote},
+    jsonrpc::{self, Kind, Message, RpcError, edit, find, is_same, unquote},
     limits::{EDGE_HELD, EDGE_HELD_BYTES},
     tunnel::handshake::Status,
 };
 
 /// The error message for a request that arrives while the edge program is stopping.
 pub const STOPPING: &str = "the edge is stopping";
+
+/// The data of the errors for requests that a server did not answer before it exited.
+const EXITED: &str = "{\"exited\":true}";
 
 /// The outcome of a frame from the gateway.
 #[derive(Debug, Eq, PartialEq)]
@@ -60,6 +64,18 @@ pub enum ToGateway {
     Stale,
     /// Dropped: the line is not a message.
     Noise,
+}
+
+/// What follows the start of a child.
+#[derive(Debug, Eq, PartialEq)]
+pub enum ChildStart {
+    /// The child gets this line first: the stored `initialize`.
+    Initialize(String),
+    /// The gateway gets this frame first: it reports the restart, since the gateway has to ask the
+    /// child for its era again.
+    Report(String),
+    /// Messages pass.
+    Up,
 }
 
 /// Why the input queue of the child did not take a line.
@@ -134,8 +150,24 @@ pub struct ProxyState {
     ids: RequestIds,
     /// The current gateway reads status frames.
     reads_status_frames: bool,
+    /// The current gateway finds out the era of the child, and so needs to know of each restart.
+    finds_era: bool,
+    /// A gateway has sent a request since the last start of a child.
+    has_requested: bool,
+    /// What the present or the last child got.
+    got: Got,
     /// New requests are refused.
     stopping: bool,
+}
+
+/// What a child got from the gateway.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Got {
+    #[default]
+    Nothing,
+    /// Nothing but `server/discover`, the question for its era.
+    Probe,
+    More,
 }
 
 impl InitializeRequest {
@@ -205,7 +237,7 @@ impl ProxyState {
     /// Handles the loss of the link. Returns `notifications/cancelled` lines for the child's open
     /// requests.
     pub fn disconnected(&mut self) -> Vec<String> {
-        self.reads_status_frames = false;
+        (self.reads_status_frames, self.finds_era) = (false, false);
         if let Some(pending) = self.child.pending() {
             pending.waiting = None;
         }
@@ -221,7 +253,8 @@ impl ProxyState {
 
     /// Handles the exit of the child. `why` is one sentence that names the server and says how it
     /// ended; `due` is the time of the restart, if any. Returns error responses for the gateway,
-    /// one for each open or held request except `initialize`.
+    /// one for each open or held request except `initialize`. Their data says that the server has
+    /// exited, so that the gateway can tell them from an answer of the server.
     pub fn child_gone(&mut self, why: &str, due: Option<Instant>) -> Vec<String> {
         let mut ids = self.ids.fail_all();
         if let ChildState::Reinitializing { held, .. } = &self.child {
@@ -229,22 +262,42 @@ impl ProxyState {
         }
         let pending = mem::take(&mut self.child).into_pending();
         self.child = ChildState::Down { why: why.into(), due, pending };
-        ids.iter().map(|id| jsonrpc::error(id, jsonrpc::INTERNAL_ERROR, why)).collect()
+        let (message, data) = (why.to_owned(), Some(EXITED.to_owned()));
+        let error = RpcError { code: jsonrpc::INTERNAL_ERROR, message, data };
+        ids.iter().map(|id| error.response(id)).collect()
     }
 
-    /// Handles the start of a new child. Returns the `initialize` line to send to it first, if
-    /// there is one.
-    pub fn child_back(&mut self) -> Option<String> {
-        let pending = mem::take(&mut self.child).into_pending()?;
-        let line = pending.request.line.clone();
-        let held = HeldFrames::default();
-        self.child = ChildState::Reinitializing { pending, held, has_asked: false };
-        Some(line)
+    /// Whether the present or the last child got `server/discover` and nothing else. Some servers
+    /// exit at any first message but `initialize`.
+    pub fn got_only_probe(&self) -> bool {
+        self.got == Got::Probe
+    }
+
+    /// Handles the start of a new child.
+    pub fn child_back(&mut self) -> ChildStart {
+        let has_requested = mem::take(&mut self.has_requested);
+        self.got = Got::Nothing;
+        match mem::take(&mut self.child).into_pending() {
+            Some(pending) => {
+                let line = pending.request.line.clone();
+                let held = HeldFrames::default();
+                self.child = ChildState::Reinitializing { pending, held, has_asked: false };
+                self.got = Got::More;
+                ChildStart::Initialize(line)
+            }
+            None if has_requested && self.finds_era => ChildStart::Report(Status::restarted()),
+            None => ChildStart::Up,
+        }
     }
 
     /// Records that the gateway of the current link reads status frames.
     pub fn gateway_reads_status_frames(&mut self) {
         self.reads_status_frames = true;
+    }
+
+    /// Records that the gateway of the current link finds out the era of the child.
+    pub fn gateway_finds_era(&mut self) {
+        self.finds_era = true;
     }
 
     /// Refuses new requests from now on, because the program is stopping.
@@ -253,7 +306,7 @@ impl ProxyState {
     }
 
     /// Returns the number of requests that the child has not answered, plus the frames held until
-    /// it is initialized.
+    /// it is initialized. A `subscriptions/listen` does not count: nobody waits for its response.
     pub fn running(&self) -> usize {
         match &self.child {
             ChildState::Reinitializing { held, .. } => self.ids.count() + held.frames.len(),
@@ -283,16 +336,27 @@ impl ProxyState {
         if let (true, Kind::Request, Some(id)) = (self.stopping, message.kind(), message.id()) {
             return ToChild::Gateway(jsonrpc::error(id, jsonrpc::DOWN, STOPPING));
         }
+        self.has_requested |= message.kind() == Kind::Request;
+        let outcome = self.on_message(now, &message);
+        if let ToChild::Child(_) = outcome {
+            let is_probe = self.got != Got::More && message.method() == "server/discover";
+            self.got = if is_probe { Got::Probe } else { Got::More };
+        }
+        outcome
+    }
+
+    /// Handles a message of the gateway.
+    fn on_message(&mut self, now: Instant, message: &Message<'_>) -> ToChild {
         match (message.kind(), message.method()) {
-            (Kind::Request, "initialize") => return self.on_initialize(&message),
-            (Kind::Notification, "notifications/initialized") => return self.on_initialized(&message),
+            (Kind::Request, "initialize") => return self.on_initialize(message),
+            (Kind::Notification, "notifications/initialized") => return self.on_initialized(message),
             _ => {}
         }
         match &mut self.child {
-            ChildState::Uninitialized | ChildState::Initialized { .. } => pass(&mut self.ids, &message, None),
-            ChildState::Initializing(pending) => pass(&mut self.ids, &message, Some(&pending.request)),
-            ChildState::Reinitializing { held, has_asked, .. } => hold(held, *has_asked, &message),
-            ChildState::Down { why, due, .. } => reject(&message, why, *due, now),
+            ChildState::Uninitialized | ChildState::Initialized { .. } => pass(&mut self.ids, message, None),
+            ChildState::Initializing(pending) => pass(&mut self.ids, message, Some(&pending.request)),
+            ChildState::Reinitializing { held, has_asked, .. } => hold(held, *has_asked, message),
+            ChildState::Down { why, due, .. } => reject(message, why, *due, now),
         }
     }
 
@@ -384,16 +448,14 @@ impl ProxyState {
         let Ok(message) = Message::read(line) else { return ToGateway::Noise };
         match message.kind() {
             Kind::Response => self.on_response(&message),
-            Kind::Notification if message.method() == "notifications/progress" => {
-                match self.ids.progress(&message) {
-                    Ok(Some(frame)) => ToGateway::Gateway(frame),
-                    Ok(None) => ToGateway::Stale,
-                    Err(_) => ToGateway::Noise,
-                }
-            }
-            kind => {
+            Kind::Notification => match self.ids.notification(&message) {
+                Ok(Some(frame)) => ToGateway::Gateway(frame),
+                Ok(None) => ToGateway::Stale,
+                Err(_) => ToGateway::Noise,
+            },
+            Kind::Request => {
                 if let ChildState::Reinitializing { has_asked, .. } = &mut self.child {
-                    *has_asked |= kind == Kind::Request;
+                    *has_asked = true;
                 }
                 ToGateway::Gateway(message.splice(&[]))
             }
@@ -804,7 +866,7 @@ mod tests {
     fn a_restarted_child_that_first_refused_gets_initialized() {
         let mut proxy = running(false);
         proxy.child_gone("it crashed", None);
-        assert_eq!(proxy.child_back(), Some(initialize_request(1)));
+        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(1)));
         assert!(matches!(proxy.gets(&initialize_request(2)), ToChild::Drop(_)));
         let error = |id| jsonrpc::error(id, 1, "not yet");
         assert_eq!(
@@ -859,7 +921,12 @@ mod tests {
             assert_eq!(proxy.gets(&frame), ToChild::Child(line));
         }
         proxy.on_child_line(&answer(5));
-        let error = |id| jsonrpc::error(id, jsonrpc::INTERNAL_ERROR, "server 's' exited with status 3");
+        let error = |id| {
+            let message = "server 's' exited with status 3";
+            format!(
+                r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":-32603,"message":"{message}","data":{{"exited":true}}}}}}"#
+            )
+        };
         assert_eq!(proxy.child_gone("server 's' exited with status 3", None), [error("3"), error("\"a\"")]);
         assert_eq!(proxy.on_child_line(&answer(6)), ToGateway::Stale, "it is dead");
         assert!(proxy.child_gone("x", None).is_empty(), "once is enough");
@@ -900,7 +967,11 @@ mod tests {
         ] {
             let mut proxy = running(reads_status_frames);
             proxy.child_gone("x", None);
-            assert_eq!(proxy.child_back(), Some(initialize_request(1)), "as the gateway sent it");
+            assert_eq!(
+                proxy.child_back(),
+                ChildStart::Initialize(initialize_request(1)),
+                "as the gateway sent it"
+            );
             assert!(proxy.is_initializing() && !proxy.is_up());
             // Gateway messages are held in order; messages of the child pass.
             for frame in [call(2), changed("roots"), call(3)] {
@@ -960,10 +1031,10 @@ mod tests {
         assert!(proxy.child_gone("x", None).is_empty(), "it is not failed");
         assert!(proxy.child_gone("x", None).is_empty());
         for _ in 0..3 {
-            assert_eq!(proxy.child_back(), Some(initialize_request(1)));
+            assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(1)));
             assert!(proxy.child_gone("x", None).is_empty());
         }
-        assert_eq!(proxy.child_back(), Some(initialize_request(1)));
+        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(1)));
         let frames = vec![initialize_response(1, "{}")];
         assert_eq!(
             proxy.on_child_line(&initialize_response(1, "{}")),
@@ -978,7 +1049,7 @@ mod tests {
         let mut proxy = ProxyState::default();
         proxy.child_gone("x", None);
         assert!(matches!(proxy.gets(&initialize_request(4)), ToChild::Drop(_)));
-        assert_eq!(proxy.child_back(), Some(initialize_request(4)));
+        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(4)));
         let frames = vec![initialize_response(4, "{}")];
         assert_eq!(
             proxy.on_child_line(&initialize_response(4, "{}")),
@@ -989,7 +1060,7 @@ mod tests {
         proxy.child_gone("x", None);
         proxy.disconnected();
         assert!(matches!(proxy.gets(&initialize_request(5)), ToChild::Drop(_)));
-        assert_eq!(proxy.child_back(), Some(initialize_request(1)));
+        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(1)));
         let (lines, frames) = (vec![DONE.into()], vec![initialize_response(5, "{\"a\":1}")]);
         assert_eq!(
             proxy.on_child_line(&initialize_response(1, "{\"a\":1}")),
@@ -1021,7 +1092,7 @@ mod tests {
         proxy.gets(&call(2));
         assert_eq!(proxy.on_child_line(&refusal), ToGateway::Refused);
         assert_eq!(proxy.child_gone("x", None).len(), 1, "what waited is failed");
-        assert_eq!(proxy.child_back(), Some(initialize_request(1)), "the next one may");
+        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(1)), "the next one may");
         // If the gateway waits for `initialize`, it gets the error instead.
         proxy.disconnected();
         proxy.gets(&initialize_request(7));
@@ -1059,7 +1130,7 @@ mod tests {
             let large = proxy.gets(&initialize_request(SMALL));
             assert!(matches!(large, ToChild::Gateway(error) if error.contains("2^52")));
             proxy.child_gone("x", None);
-            assert_eq!(proxy.child_back(), None);
+            assert_eq!(proxy.child_back(), ChildStart::Up);
             assert!(proxy.is_up());
             assert_eq!(proxy.gets(&initialize_request(2)), ToChild::Child(initialize_request(2)));
         }
@@ -1110,7 +1181,7 @@ mod tests {
         // A restarted child has the stored one.
         proxy.gets(&call(SMALL - 1));
         proxy.child_gone("x", None);
-        assert_eq!(proxy.child_back(), Some(initialize_request(3)));
+        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(3)));
         proxy.disconnected();
         assert!(proxy.is_initializing());
         assert!(matches!(proxy.on_child_line(&initialize_response(3, "{}")), ToGateway::Ready { .. }));
@@ -1121,10 +1192,132 @@ mod tests {
         let mut proxy = ProxyState::default();
         proxy.child_gone("x", None);
         assert!(!proxy.is_up());
-        assert_eq!(proxy.child_back(), None);
+        assert_eq!(proxy.child_back(), ChildStart::Up);
         assert!(proxy.is_up() && !proxy.is_initializing());
         assert_eq!(proxy.gets(&call(1)), ToChild::Child(call(1)));
     }
+
+    fn discover(id: u64) -> String {
+        jsonrpc::request(&id.to_string(), "server/discover", "{}")
+    }
+
+    fn listen(id: &str) -> String {
+        jsonrpc::request(id, "subscriptions/listen", "{}")
+    }
+
+    fn tagged(id: &str) -> String {
+        format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/tools/list_changed","params":{{"a":1,"_meta":{{"io.modelcontextprotocol/subscriptionId":{id},"b":2}}}}}}"#
+        )
+    }
+
+    #[test]
+    fn a_restart_without_initialize_is_reported_to_a_gateway_that_finds_out_the_era() {
+        let report = || ChildStart::Report(Status::restarted());
+        let mut proxy = ProxyState::default();
+        assert_eq!(proxy.child_back(), ChildStart::Up, "the first start");
+        proxy.gets(&discover(1));
+        proxy.child_gone("x", None);
+        assert_eq!(proxy.child_back(), ChildStart::Up, "no gateway asked for it");
+        proxy.gateway_finds_era();
+        proxy.child_gone("x", None);
+        assert_eq!(proxy.child_back(), ChildStart::Up, "no request since the last start");
+        proxy.child_gone("x", None);
+        assert!(matches!(proxy.gets(&discover(2)), ToChild::Gateway(error) if error.contains("-31002")));
+        assert_eq!(proxy.child_back(), report(), "the gateway asks again");
+        proxy.gets(&discover(3));
+        proxy.child_gone("x", None);
+        assert_eq!(proxy.child_back(), report());
+        // With a stored `initialize`, the report follows its answer.
+        proxy.gets(&initialize_request(4));
+        proxy.child_gone("x", None);
+        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(4)));
+        // The next gateway may be another one.
+        let mut proxy = ProxyState::default();
+        proxy.gateway_finds_era();
+        proxy.gets(&call(1));
+        proxy.disconnected();
+        proxy.child_gone("x", None);
+        assert_eq!(proxy.child_back(), ChildStart::Up);
+    }
+
+    #[test]
+    fn a_child_that_got_only_the_probe_is_known() {
+        let mut proxy = ProxyState::default();
+        assert!(!proxy.got_only_probe());
+        proxy.gets(&discover(1));
+        assert!(proxy.got_only_probe());
+        proxy.child_gone("x", None);
+        assert!(proxy.got_only_probe() && matches!(proxy.gets(&discover(2)), ToChild::Gateway(_)));
+        proxy.child_back();
+        assert!(!proxy.got_only_probe());
+        for frame in [call(3), DONE.into(), initialize_request(4), answer(5)] {
+            let mut proxy = proxy.clone();
+            proxy.gets(&frame);
+            assert!(!proxy.got_only_probe(), "{frame}");
+            proxy.gets(&discover(6));
+            assert!(!proxy.got_only_probe(), "{frame} before it");
+        }
+        // The edge itself sends the stored `initialize`.
+        let mut proxy = running(true);
+        proxy.child_gone("x", None);
+        proxy.child_back();
+        assert!(!proxy.got_only_probe());
+    }
+
+    #[test]
+    fn a_listen_is_not_a_running_request() {
+        let mut proxy = ProxyState::default();
+        proxy.gets(&listen("1"));
+        proxy.gets(&listen("\"x\""));
+        assert_eq!(proxy.running(), 0);
+        assert_eq!(proxy.unusable(None, "no"), ToGateway::Noise, "it is none of those that wait");
+        proxy.gets(&call(2));
+        let failed = jsonrpc::error("2", -32603, "no");
+        assert_eq!(proxy.unusable(None, "no"), ToGateway::Gateway(failed), "the one that waits");
+        let ended = jsonrpc::result("1", "{}");
+        assert_eq!(proxy.on_child_line(&ended), ToGateway::Gateway(ended.clone()));
+        assert_eq!(proxy.child_gone("x", None).len(), 1, "the other one ends with the child");
+    }
+
+    #[test]
+    fn subscription_ids_are_shifted_back() {
+        let mut proxy = ProxyState::default();
+        proxy.gets(&listen("1"));
+        assert_eq!(proxy.on_child_line(&tagged("1")), ToGateway::Gateway(tagged("1")));
+        assert_eq!(proxy.disconnected(), [edit::cancelled(1, "the link to the gateway was lost")]);
+        assert_eq!(proxy.gets(&listen("1")), ToChild::Child(listen("3")));
+        assert_eq!(proxy.gets(&listen("\"2\"")), ToChild::Child(listen("\"2\"")));
+        for form in ["3", "3.0", "\"3\"", "30e-1"] {
+            assert_eq!(proxy.on_child_line(&tagged(form)), ToGateway::Gateway(tagged("1")), "{form}");
+        }
+        for form in ["1", "1.0"] {
+            assert_eq!(proxy.on_child_line(&tagged(form)), ToGateway::Stale, "{form}: of the last link");
+        }
+        for other in ["\"2\"", "\"a\"", "null", "{}"] {
+            assert_eq!(proxy.on_child_line(&tagged(other)), ToGateway::Gateway(tagged(other)), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_child_ends_a_listen_by_its_id() {
+        let ends = |id: &str| {
+            let params = format!("{{\"requestId\":{id},\"reason\":\"r\"}}");
+            jsonrpc::notification("notifications/cancelled", Some(&params))
+        };
+        let mut proxy = ProxyState::default();
+        proxy.gets(&listen("1"));
+        proxy.disconnected();
+        proxy.gets(&listen("1"));
+        proxy.gets(&call(2));
+        assert_eq!(proxy.on_child_line(&ends("3")), ToGateway::Gateway(ends("1")));
+        for own in ["3", "4", "9", "\"q\""] {
+            let unchanged = ToGateway::Gateway(ends(own));
+            assert_eq!(proxy.on_child_line(&ends(own)), unchanged, "{own}: a request of the child");
+        }
+        assert_eq!((proxy.running(), proxy.child_gone("x", None).len()), (1, 1));
+    }
+
     #[test]
     fn an_initialized_without_initialize_does_not_replace_the_real_one() {
         let refusal = r#"{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"no"}}"#;
@@ -1203,7 +1396,7 @@ mod tests {
         proxy.gets(&initialize_request(1));
         assert!(matches!(proxy.not_taken(&initialize_request(1), NotTaken::Closed), ToChild::Drop(_)));
         assert!(proxy.child_gone("x", None).is_empty());
-        assert_eq!(proxy.child_back(), Some(initialize_request(1)));
+        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(1)));
         let frames = vec![initialize_response(1, "{}")];
         assert_eq!(
             proxy.on_child_line(&initialize_response(1, "{}")),

@@ -3,19 +3,25 @@
 //! The child outlives a link. Numbers of each later link are therefore shifted by an offset, so that
 //! a late response to a request of an earlier link cannot pass for the response to a new one. Other
 //! ids stay as they are. The open requests are stored, to fail them when the child ends and to
-//! cancel them when the link is lost.
+//! cancel them when the link is lost. `subscriptions/listen` is stored apart: it stays open as long
+//! as the gateway wants the changes, so nothing may wait for its response.
 //!
 //! Pure; `edge::proxy` uses it for all messages but `initialize`, whose id it stores itself.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
 
-use std::{collections::BTreeSet, mem};
+use std::{borrow::Borrow, collections::BTreeSet, mem};
 
 use crate::{
     jsonrpc::{Malformed, Message, Span, decimal},
     limits::{EDGE_OPEN, ID_BYTES},
     util,
 };
+
+/// A request that stays open for as long as the gateway wants to hear of changes (MCP 2026-07-28).
+pub const LISTEN: &str = "subscriptions/listen";
+/// The key of `_meta` for the id of the [`LISTEN`] that a notification belongs to.
+const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 
 /// Integers below this are exact in every JSON reader (2^53, the precision of a double).
 pub const EXACT: u64 = 1 << 53;
@@ -51,22 +57,64 @@ pub struct RequestIds {
     /// Greater than every number sent to the child.
     next: u64,
     /// Requests that the child has not answered, by the id sent to the child.
-    open: BTreeSet<u64>,
+    open: OpenIds<u64>,
     /// The same for ids that are not shifted, raw.
-    others: BTreeSet<String>,
+    others: OpenIds<String>,
     /// The gateway uses strings that contain a number as progress tokens.
     text_tokens: bool,
 }
 
-impl RequestIds {
-    /// Number of open requests.
-    pub fn count(&self) -> usize {
-        self.open.len() + self.others.len()
+/// Ids of open requests.
+#[derive(Clone, Debug, Default)]
+struct OpenIds<T> {
+    calls: BTreeSet<T>,
+    /// Those of [`LISTEN`].
+    listens: BTreeSet<T>,
+}
+
+impl<T: Ord> OpenIds<T> {
+    /// Adds an open request. At the limit [`EDGE_OPEN`], forgets the smallest id first: among
+    /// numbers that is the oldest request, which is the least likely to be awaited.
+    fn add(&mut self, id: T, is_listen: bool) {
+        let open = if is_listen { &mut self.listens } else { &mut self.calls };
+        if open.len() >= EDGE_OPEN {
+            open.pop_first();
+        }
+        open.insert(id);
     }
 
-    /// Returns an open request's raw id, as sent to the child.
+    fn remove<Q: Ord + ?Sized>(&mut self, id: &Q) -> bool
+    where
+        T: Borrow<Q>,
+    {
+        self.calls.remove(id) || self.listens.remove(id)
+    }
+
+    fn contains<Q: Ord + ?Sized>(&self, id: &Q) -> bool
+    where
+        T: Borrow<Q>,
+    {
+        self.calls.contains(id) || self.listens.contains(id)
+    }
+
+    /// Removes and returns all.
+    fn take(&mut self) -> BTreeSet<T> {
+        let Self { mut calls, mut listens } =
+            mem::replace(self, Self { calls: BTreeSet::new(), listens: BTreeSet::new() });
+        calls.append(&mut listens);
+        calls
+    }
+}
+
+impl RequestIds {
+    /// Number of open requests, without those of [`LISTEN`].
+    pub fn count(&self) -> usize {
+        self.open.calls.len() + self.others.calls.len()
+    }
+
+    /// Returns the raw id of one of them, as sent to the child.
     pub fn first_open(&self) -> Option<String> {
-        self.open.first().map(u64::to_string).or_else(|| self.others.first().cloned())
+        self.open.calls.first().map(u64::to_string).or_else(|| self.others.calls.first().cloned())
     }
 
     /// Whether the request with this id is open, in whatever form the child returns the id.
@@ -89,10 +137,10 @@ impl RequestIds {
     /// See [`RequestIds::shift`].
     pub fn forward(&mut self, message: &Message<'_>) -> Result<String, Rejected> {
         let line = self.shift(message)?;
-        let raw = message.id().unwrap_or_default();
+        let (raw, is_listen) = (message.id().unwrap_or_default(), message.method() == LISTEN);
         match self.shifted(raw) {
-            Some(id) => remember(&mut self.open, id),
-            None if raw.len() <= ID_BYTES => remember(&mut self.others, raw.to_owned()),
+            Some(id) => self.open.add(id, is_listen),
+            None if raw.len() <= ID_BYTES => self.others.add(raw.to_owned(), is_listen),
             None => {}
         }
         Ok(line)
@@ -169,17 +217,51 @@ impl RequestIds {
         if known || id < self.next { Answered::Matched(answer) } else { Answered::Unmatched(answer) }
     }
 
-    /// Returns a progress notification of the child with the gateway's token; `None` if it belongs
-    /// to a request of an earlier link.
+    /// Returns a notification of the child with the gateway's progress token or subscription id;
+    /// `None` if it belongs to a request of an earlier link.
     ///
     /// # Errors
-    /// [`Malformed`]: it has two tokens.
-    pub fn progress(&self, message: &Message<'_>) -> Result<Option<String>, Malformed> {
-        let span = message.param(&["progressToken"])?;
-        let token = span.clone().and_then(|span| self.known_token(&message.text()[span]));
-        let Some((token, span)) = token.zip(span) else { return Ok(Some(message.splice(&[]))) };
-        let token = token.checked_sub(self.offset);
-        Ok(token.map(|token| message.splice(&[(span, &token.to_string())])))
+    /// [`Malformed`]: it has two progress tokens.
+    pub fn notification(&mut self, message: &Message<'_>) -> Result<Option<String>, Malformed> {
+        let raw = |span: &Span| &message.text()[span.clone()];
+        let (span, number) = match message.method() {
+            "notifications/progress" => {
+                let span = message.param(&["progressToken"])?;
+                let token = span.as_ref().and_then(|span| self.known_token(raw(span)));
+                (span, token)
+            }
+            // It ends a listen. Any other names a request of the child itself.
+            "notifications/cancelled" => {
+                let span = message.param(&["requestId"]).unwrap_or_default();
+                let ended = span.as_ref().and_then(|span| self.end_listen(raw(span)));
+                (span, ended)
+            }
+            // On the first link ids are the same at both ends.
+            _ if self.offset == 0 => return Ok(Some(message.splice(&[]))),
+            _ => {
+                let span = message.param(&["_meta", SUBSCRIPTION]).unwrap_or_default();
+                let id = span.as_ref().and_then(|span| self.subscription(raw(span)));
+                (span, id)
+            }
+        };
+        let Some((number, span)) = number.zip(span) else { return Ok(Some(message.splice(&[]))) };
+        let number = number.checked_sub(self.offset);
+        Ok(number.map(|number| message.splice(&[(span, &number.to_string())])))
+    }
+
+    /// Closes a [`LISTEN`] that the child ends without a response. Returns its number, if that is
+    /// one which is shifted.
+    fn end_listen(&mut self, raw: &str) -> Option<u64> {
+        if self.others.listens.remove(raw) {
+            return None;
+        }
+        decimal(raw).filter(|id| self.open.listens.remove(id))
+    }
+
+    /// Returns the number of a subscription id that was shifted, in whatever form the child returned
+    /// it.
+    fn subscription(&self, raw: &str) -> Option<u64> {
+        decimal(raw).filter(|id| *id < EXACT && !self.others.contains(raw))
     }
 
     /// Returns the number of a progress token that the gateway sent as a number, in whatever form
@@ -191,16 +273,15 @@ impl RequestIds {
 
     /// Closes all open requests, because the child has ended. Returns the gateway's ids, raw.
     pub fn fail_all(&mut self) -> Vec<String> {
-        let open = mem::take(&mut self.open).into_iter();
-        let shifted = open.map(|id| (id.saturating_sub(self.offset)).to_string());
-        shifted.chain(mem::take(&mut self.others)).collect()
+        let shifted = self.open.take().into_iter().map(|id| id.saturating_sub(self.offset).to_string());
+        shifted.chain(self.others.take()).collect()
     }
 
     /// Closes all open requests, because the link is lost. Returns the child's ids of those to
     /// cancel, and whether ids begin again at 0.
     pub fn next_link(&mut self) -> (BTreeSet<u64>, bool) {
         self.text_tokens = false;
-        self.others.clear();
+        self.others.take();
         // The ids would soon exceed 2^53 and lose precision. Starting again at 0 only risks that a
         // late response is taken for a new one.
         let begins_again = self.next >= SMALL;
@@ -208,7 +289,7 @@ impl RequestIds {
             self.next = 0;
         }
         self.offset = self.next;
-        (mem::take(&mut self.open), begins_again)
+        (self.open.take(), begins_again)
     }
 
     /// Returns the number of a raw id at the child, if it is one that is shifted.
@@ -226,15 +307,6 @@ impl RequestIds {
         let edits: Vec<(Span, &str)> = new.iter().map(|(span, text)| (span.clone(), text.as_str())).collect();
         message.splice(&edits)
     }
-}
-
-/// Adds an open request. At the limit [`EDGE_OPEN`], forgets the smallest id first: among numbers
-/// that is the oldest request, which is the least likely to be awaited.
-fn remember<T: Ord>(open: &mut BTreeSet<T>, id: T) {
-    if open.len() >= EDGE_OPEN {
-        open.pop_first();
-    }
-    open.insert(id);
 }
 
 /// Parses a number below `bound` that consists of digits only.

@@ -11,10 +11,14 @@
 //! A command that cannot be started at first ends `register` if a terminal is attached; without
 //! one it is retried in the same way, because what it needs (a disk, a network) may not be there
 //! yet. The processes of isolated sessions are not restarted.
+//!
+//! A server that exits at `server/discover`, because it knows no first message but `initialize`, is
+//! started again at once, whatever the policy says, but once only: the gateway then sends
+//! `initialize`.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, reason = "pure: time is an argument"))]
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use crate::{config::Restart, limits::ChildLimits, util::backoff};
 
@@ -31,6 +35,8 @@ pub enum Ending {
 #[derive(Clone, Debug, Default)]
 pub struct Restarts {
     failures: u32,
+    /// The server has exited at `server/discover` before.
+    has_probed: bool,
 }
 
 impl Restarts {
@@ -57,6 +63,12 @@ impl Restarts {
         let whole = backoff::doubled(limits.restart_base, self.failures, limits.restart_cap);
         self.failures = self.failures.saturating_add(1);
         Some(backoff::less_random(whole, 0.25, random))
+    }
+
+    /// Whether a server that exited after it got nothing but `server/discover` is started again at
+    /// once. It does not count as a failure.
+    pub fn after_probe(&mut self) -> bool {
+        !mem::replace(&mut self.has_probed, true)
     }
 }
 
@@ -89,6 +101,16 @@ mod tests {
             let delay = next(&mut Restarts::default(), policy, ending, 0, 0);
             assert_eq!(delay.is_some(), again, "{policy:?} {ending:?}");
         }
+    }
+
+    #[test]
+    fn the_exit_at_a_probe_is_forgiven_once() {
+        let mut restarts = Restarts::default();
+        next(&mut restarts, Restart::Always, Ending::Failed, 0, 0);
+        assert!(restarts.after_probe());
+        assert!(!restarts.after_probe());
+        assert_eq!(next(&mut restarts, Restart::Always, Ending::Failed, 0, 0), Some(2.0), "it did not count");
+        assert!(!restarts.after_probe());
     }
 
     #[test]

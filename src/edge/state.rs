@@ -18,7 +18,7 @@ use super::{
     uplink::Uplink,
 };
 use crate::{
-    edge::proxy::{NotTaken, ProxyState, ToChild, ToGateway},
+    edge::proxy::{ChildStart, NotTaken, ProxyState, ToChild, ToGateway},
     limits::{self, LOG_WARNINGS},
     net::{
         outbound::Unacknowledged,
@@ -144,10 +144,17 @@ impl EdgeState {
 
     /// Installs a run of the server that is being started and reads from `input`.
     pub fn started(&self, input: Sender<()>) -> Run {
-        let server = &mut self.lock().server;
-        if let Some(initialize) = server.proxy.child_back() {
-            // The queue is new, so it has space.
-            let _ = input.send(initialize);
+        let Tables { server, link, .. } = &mut *self.lock();
+        match (server.proxy.child_back(), &link.uplink) {
+            (ChildStart::Initialize(line), _) => {
+                // The queue is new, so it has space.
+                let _ = input.send(line);
+            }
+            (ChildStart::Report(frame), Some(uplink)) => {
+                // It is small, at most one per start, and must not be lost.
+                let _ = uplink.queue().send_unbounded(frame);
+            }
+            (ChildStart::Report(_) | ChildStart::Up, _) => {}
         }
         server.input = Some(input);
         server.run = Run(server.run.0 + 1);
@@ -320,6 +327,17 @@ impl EdgeState {
     /// Records that the gateway of the current link reads status frames.
     pub fn gateway_reads_status_frames(&self) {
         self.lock().server.proxy.gateway_reads_status_frames();
+    }
+
+    /// Records that the gateway of the current link finds out the era of the server.
+    pub fn gateway_finds_era(&self) {
+        self.lock().server.proxy.gateway_finds_era();
+    }
+
+    /// Whether the run, which has ended, got `server/discover` and nothing else.
+    pub fn got_only_probe(&self, run: Run) -> bool {
+        let server = &self.lock().server;
+        server.run == run && server.proxy.got_only_probe()
     }
 
     /// Returns the log of the program.

@@ -87,7 +87,15 @@ impl<'a> Supervisor<'a> {
                     // With a terminal, report a failed first start to the user who typed the
                     // command.
                     let again = !(self.run.is_first() && exit.is_not_run && self.has_terminal);
-                    let delay = if again { self.delay(exit.ending, alive) } else { None };
+                    let probed = !exit.is_not_run && self.state.got_only_probe(self.run);
+                    let delay = if probed && self.restarts.after_probe() {
+                        log::info!("server '{name}' may not know server/discover, and is started again");
+                        Some(Duration::ZERO)
+                    } else if again {
+                        self.delay(exit.ending, alive)
+                    } else {
+                        None
+                    };
                     self.down(&format!("server '{name}' {}{}", exit.told, exit.hint), delay)
                         .ok_or_else(|| self.gone(&exit))
                 }
@@ -298,5 +306,30 @@ mod tests {
         }));
         smol::block_on(supervisor.stop());
         assert_eq!(servers.running(), 0);
+    }
+
+    /// Whatever the policy says.
+    #[test]
+    fn a_server_that_exits_at_the_probe_is_started_again_once() {
+        let config = with(Restart::Never);
+        let servers = FakeServers::new([Behaviour::Ends, Behaviour::Ends]);
+        let state = EdgeState::new(Instances::new(&config, servers.start(), Arc::default()), Arc::default());
+        let mut supervisor = Supervisor::start(&config, &state, servers.start(), false).unwrap();
+        let discover = r#"{"jsonrpc":"2.0","id":1,"method":"server/discover"}"#;
+        let fault = smol::block_on(async {
+            let run = async { Some(supervisor.run().await.to_string()) };
+            let servers = async {
+                for _ in 0..2 {
+                    let mut server = servers.next().await;
+                    assert!(state.on_gateway_frame(Instant::now(), discover).is_none());
+                    assert_eq!(server.next_message().await, discover);
+                    server.end();
+                }
+                future::pending().await
+            };
+            future::or(run, servers).await
+        });
+        assert_eq!(fault.as_deref(), Some("server 's' exited: exit status 3"));
+        assert_eq!(servers.starts(), 2);
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use super::{ProxyState, ToChild, ToGateway};
+use super::{ChildStart, ProxyState, ToChild, ToGateway};
 use crate::jsonrpc::{self, Message};
 
 /// The state of the child as messages find it. `waiting`: the current link waits for the response
@@ -47,6 +47,10 @@ enum Event {
     Notify,
     /// Cancels the latest call of this link.
     Cancel,
+    /// The gateway opens a `subscriptions/listen`.
+    Listen,
+    /// It says that it finds out the era of the child.
+    FindEra,
     /// Cancels the `initialize` of this link.
     CancelInitialize,
     Respond,
@@ -55,6 +59,12 @@ enum Event {
     Error,
     /// It answers a call.
     Answer,
+    /// It sends a change to a listen of this link, or to one of an earlier link.
+    Change,
+    LateChange,
+    /// It ends a listen with a response, or without one.
+    EndListen,
+    DropListen,
     /// It sends a request.
     Ask,
     /// It sends a response without an id that can be read.
@@ -66,17 +76,23 @@ enum Event {
     Cut,
 }
 
-const EVENTS: [Event; 15] = [
+const EVENTS: [Event; 21] = [
     Event::Initialize,
     Event::Done,
     Event::Call,
     Event::Notify,
     Event::Cancel,
+    Event::Listen,
+    Event::FindEra,
     Event::CancelInitialize,
     Event::Respond,
     Event::Result,
     Event::Error,
     Event::Answer,
+    Event::Change,
+    Event::LateChange,
+    Event::EndListen,
+    Event::DropListen,
     Event::Ask,
     Event::Unusable,
     Event::Gone,
@@ -101,7 +117,8 @@ enum Output {
     Failed,
     /// Cancellations of the calls that the child did not answer.
     Cancelled,
-    /// The next child gets the stored `initialize`, or nothing.
+    /// The next child gets the stored `initialize`, or nothing. In the latter case, the gateway is
+    /// told of the restart if it has to find out the era.
     Stored,
     Nothing,
 }
@@ -135,11 +152,12 @@ fn row(state: State, event: Event) -> Option<(State, Output)> {
         (Initializing { .. }, CancelInitialize) => (state, Drop),
         (Uninitialized | Initialized { .. }, CancelInitialize) => (state, Child),
         (Uninitialized | Initializing { .. } | Initialized { .. },
-            Call | Notify | Cancel | Respond) => (state, Child),
-        (Reinitializing { .. }, Call | Notify | Cancel | CancelInitialize) => (state, Held),
+            Call | Listen | Notify | Cancel | Respond) => (state, Child),
+        (Reinitializing { .. }, Call | Listen | Notify | Cancel | CancelInitialize) =>
+            (state, Held),
         (Reinitializing { has_asked: true, .. }, Respond) => (state, Child),
         (Reinitializing { has_asked: false, .. }, Respond) => (state, Drop),
-        (DownNew | Down { .. }, Call) => (state, Gateway),
+        (DownNew | Down { .. }, Call | Listen) => (state, Gateway),
         (DownNew | Down { .. }, Notify | Cancel | CancelInitialize | Respond) => (state, Drop),
 
         (Initializing { waiting: true, told }, Result) => (Initialized { told }, Gateway),
@@ -152,11 +170,15 @@ fn row(state: State, event: Event) -> Option<(State, Output)> {
         (Uninitialized | Initialized { .. }, Result | Error) => return None,
         (Uninitialized | Initialized { .. }, Unusable) => (state, Noise),
 
-        (Uninitialized | Initializing { .. } | Initialized { .. }, Answer | Ask) =>
-            (state, Gateway),
+        (_, FindEra) => (state, Nothing),
+
+        (Uninitialized | Initializing { .. } | Initialized { .. },
+            Answer | Change | EndListen | DropListen | Ask) => (state, Gateway),
+        (Uninitialized | Initializing { .. } | Initialized { .. }, LateChange) => (state, Stale),
         (Reinitializing { waiting, told, .. }, Ask) =>
             (Reinitializing { waiting, told, has_asked: true }, Gateway),
-        (Reinitializing { .. } | DownNew | Down { .. }, Answer) => return None,
+        (Reinitializing { .. } | DownNew | Down { .. },
+            Answer | Change | LateChange | EndListen | DropListen) => return None,
         (DownNew | Down { .. }, Result | Error | Ask | Unusable) => (state, Stale),
 
         (Uninitialized, Gone) => (DownNew, Failed),
@@ -196,6 +218,13 @@ struct Model {
     asked: String,
     /// Calls that the child has not answered, with the ids of the gateway and of the child.
     open: Vec<(u64, String)>,
+    /// The same for listens.
+    listens: Vec<(u64, String)>,
+    /// The ids at the child of the listens of earlier links.
+    late: Vec<String>,
+    /// The gateway finds out the era, and has sent a request since the last start of a child.
+    finds_era: bool,
+    has_requested: bool,
     /// Held messages: calls, cancelled calls and others, with the id of the call.
     held: Vec<(Event, u64)>,
     /// What has happened so far.
@@ -214,6 +243,10 @@ impl Model {
             waiting: 0,
             asked: String::new(),
             open: Vec::new(),
+            listens: Vec::new(),
+            late: Vec::new(),
+            finds_era: false,
+            has_requested: false,
             held: Vec::new(),
             sequence: Vec::new(),
         }
@@ -225,6 +258,8 @@ impl Model {
             Event::Cancel => self.call.is_some(),
             Event::CancelInitialize => self.initialize.is_some(),
             Event::Answer => !self.open.is_empty(),
+            Event::Change | Event::EndListen | Event::DropListen => !self.listens.is_empty(),
+            Event::LateChange => !self.late.is_empty(),
             // With an open call, the response may belong to that.
             Event::Unusable => self.open.is_empty(),
             _ => true,
@@ -260,6 +295,24 @@ impl Model {
                 let (_, id) = self.open.remove(0);
                 self.send_line(event, &jsonrpc::result(&id, "{}"))
             }
+            Event::Change => self.send_line(event, &change(&self.listens[0].1)),
+            Event::LateChange => self.send_line(event, &change(&self.late[0])),
+            Event::EndListen => {
+                let (_, id) = self.listens.remove(0);
+                self.send_line(event, &jsonrpc::result(&id, "{}"))
+            }
+            Event::DropListen => {
+                let params = format!("{{\"requestId\":{}}}", self.listens[0].1);
+                let line = jsonrpc::notification("notifications/cancelled", Some(&params));
+                let output = self.send_line(event, &line);
+                self.listens.remove(0);
+                output
+            }
+            Event::FindEra => {
+                self.proxy.gateway_finds_era();
+                self.finds_era = true;
+                Output::Nothing
+            }
             Event::Ask => self.send_line(event, &jsonrpc::request("9", "ping", "{}")),
             Event::Unusable => {
                 let output = self.proxy.unusable(None, "no");
@@ -267,21 +320,35 @@ impl Model {
             }
             Event::Gone => {
                 let failed = self.proxy.child_gone("it has ended", None);
-                let calls = self.held.drain(..).filter(|(event, _)| *event == Event::Call).count();
-                assert_eq!(failed.len(), self.open.drain(..).count() + calls, "{:?}", self.sequence);
+                let is_request = |event: &Event| matches!(event, Event::Call | Event::Listen);
+                let held = self.held.drain(..).filter(|(event, _)| is_request(event)).count();
+                let open = self.open.drain(..).count() + self.listens.drain(..).count();
+                assert_eq!(failed.len(), open + held, "{:?}", self.sequence);
+                assert!(failed.iter().all(|error| error.contains(r#""data":{"exited":true}"#)));
+                self.late.clear();
                 Output::Failed
             }
-            Event::Back => match self.proxy.child_back() {
-                Some(line) => {
-                    self.asked = id_of(&line);
-                    Output::Stored
+            Event::Back => {
+                let reports = std::mem::take(&mut self.has_requested) && self.finds_era;
+                match self.proxy.child_back() {
+                    ChildStart::Initialize(line) => {
+                        self.asked = id_of(&line);
+                        Output::Stored
+                    }
+                    start => {
+                        let is_report = matches!(start, ChildStart::Report(_));
+                        assert_eq!(is_report, reports, "{:?}", self.sequence);
+                        Output::Nothing
+                    }
                 }
-                None => Output::Nothing,
-            },
+            }
             Event::Cut => {
                 let cancelled = self.proxy.disconnected();
-                assert_eq!(cancelled.len(), self.open.drain(..).count(), "{:?}", self.sequence);
+                self.late.extend(self.listens.iter().map(|(_, id)| id.clone()));
+                let open = self.open.drain(..).count() + self.listens.drain(..).count();
+                assert_eq!(cancelled.len(), open, "{:?}", self.sequence);
                 self.held.clear();
+                self.finds_era = false;
                 (self.call, self.initialize) = (None, None);
                 Output::Cancelled
             }
@@ -291,8 +358,9 @@ impl Model {
 
     /// The gateway sends a frame.
     fn send_frame(&mut self, event: Event) -> Output {
-        if matches!(event, Event::Initialize | Event::Call) {
+        if matches!(event, Event::Initialize | Event::Call | Event::Listen) {
             self.last += 1;
+            self.has_requested = true;
         }
         let (id, last) = (self.last, self.last.to_string());
         let cancellation = |id: u64| {
@@ -303,6 +371,7 @@ impl Model {
             Event::Initialize => jsonrpc::request(&last, "initialize", "{}"),
             Event::Done => jsonrpc::notification("notifications/initialized", None),
             Event::Call => jsonrpc::request(&last, "tools/call", "{}"),
+            Event::Listen => jsonrpc::request(&last, "subscriptions/listen", "{}"),
             Event::Cancel => cancellation(self.call.unwrap()),
             Event::CancelInitialize => cancellation(self.initialize.unwrap()),
             Event::Notify => jsonrpc::notification("notifications/roots/list_changed", None),
@@ -317,6 +386,7 @@ impl Model {
             ToChild::Child(line) => {
                 match event {
                     Event::Initialize => (self.initialize, self.asked) = (Some(id), id_of(&line)),
+                    Event::Listen => self.on_line_at_child(event, id, &line),
                     _ => self.on_line_at_child(event, self.call.unwrap_or_default(), &line),
                 }
                 Output::Child
@@ -326,7 +396,8 @@ impl Model {
                 Output::Gateway
             }
             ToChild::Held => {
-                self.held.push((event, self.call.unwrap_or_default()));
+                let call = if event == Event::Listen { id } else { self.call.unwrap_or_default() };
+                self.held.push((event, call));
                 Output::Held
             }
             ToChild::Drop(_) => Output::Drop,
@@ -338,6 +409,7 @@ impl Model {
     fn on_line_at_child(&mut self, event: Event, id: u64, line: &str) {
         match event {
             Event::Call => self.open.push((id, id_of(line))),
+            Event::Listen => self.listens.push((id, id_of(line))),
             Event::Cancel => self.open.retain(|(open, _)| *open != id),
             _ => {}
         }
@@ -353,6 +425,10 @@ impl Model {
             ToGateway::Gateway(frame) => {
                 if matches!(event, Event::Result | Event::Error | Event::Unusable) {
                     assert_eq!(id_of(&frame), self.waiting.to_string(), "{:?}", self.sequence);
+                }
+                if matches!(event, Event::Change | Event::DropListen) {
+                    let (id, _) = self.listens[0];
+                    assert!(frame.contains(&format!(":{id}}}")), "{frame}: {:?}", self.sequence);
                 }
                 Output::Gateway
             }
@@ -380,6 +456,12 @@ impl Model {
             self.on_line_at_child(event, id, line);
         }
     }
+}
+
+/// A change of a list, for a listen.
+fn change(id: &str) -> String {
+    let params = format!("{{\"_meta\":{{\"io.modelcontextprotocol/subscriptionId\":{id}}}}}");
+    jsonrpc::notification("notifications/tools/list_changed", Some(&params))
 }
 
 fn id_of(text: &str) -> String {
@@ -410,17 +492,18 @@ fn every_short_sequence_follows_the_table() {
     assert!(sequences > 40_000, "{sequences}");
 }
 
-/// Every state, with and without open calls and held messages.
+/// Every state, with and without open calls and listens, and held messages.
 #[test]
 fn every_state_follows_the_table() {
     let mut seen = HashMap::new();
     let mut next = vec![Model::new()];
     while let Some(model) = next.pop() {
-        let key = (model.state, model.open.is_empty(), model.held.is_empty());
+        let open = (model.open.is_empty(), model.listens.is_empty(), model.late.is_empty());
+        let key = (model.state, open, model.held.is_empty(), model.finds_era && model.has_requested);
         if seen.insert(key, model.sequence.clone()).is_none() {
             next.extend(steps(&model));
         }
     }
     let states: HashSet<State> = seen.keys().map(|(state, ..)| *state).collect();
-    assert_eq!((states.len(), seen.len()), (20, 35), "{seen:#?}");
+    assert_eq!((states.len(), seen.len()), (20, 150), "{seen:#?}");
 }

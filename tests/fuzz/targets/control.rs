@@ -18,7 +18,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
-use mcpport::edge::proxy::{ProxyState, ToChild, ToGateway};
+use mcpport::edge::proxy::{ChildStart, ProxyState, ToChild, ToGateway};
 use mcpport::jsonrpc::{self, Kind, Message, find};
 use mcpport::tunnel::frame::{self, Frame};
 use mcpport::tunnel::handshake::Status;
@@ -317,7 +317,11 @@ impl World {
             return;
         }
         self.child += 1;
-        let first = self.edge.child_back();
+        let first = match self.edge.child_back() {
+            ChildStart::Initialize(line) => Some(line),
+            ChildStart::Up => None,
+            ChildStart::Report(frame) => panic!("{frame}: no gateway asks for it"),
+        };
         assert_eq!(first.is_some(), self.edge.is_initializing());
         self.initialize_id = first.and_then(|line| number(read(&line).id()));
     }
