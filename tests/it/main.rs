@@ -21,6 +21,8 @@ mod child;
 /// `mcpport device`, driven line by line on simulated hosts made of files.
 mod device;
 mod envelope;
+/// The edge with servers of MCP 2026-07-28.
+mod eras;
 mod error_messages;
 mod flags_gateway;
 mod flags_register;
