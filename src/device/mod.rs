@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `mod` | reads standard input, writes standard output |
 //! | [`server`] | the protocol: one line in, at most one line out |
+//! | `stateless` | what differs in MCP 2026-07-28 |
 //! | `tools` | the table of tools |
 //! | `report` | arguments, reports and errors of tools |
 //! | [`machine`] | sources of facts: a root directory and a few system calls; replaceable |
@@ -33,6 +34,7 @@ mod processes;
 mod report;
 mod schema;
 pub mod server;
+mod stateless;
 mod system;
 mod tools;
 

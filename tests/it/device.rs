@@ -287,11 +287,15 @@ fn lines_and_their_answers() {
         (r#"{"jsonrpc":"2.0","id":7,"method":null}"#, id_7(-32600, "method must be a string")),
         (r#"{"jsonrpc":"1.0","id":7,"method":"ping"}"#, id_7(-32600, r#"jsonrpc must be \"2.0\""#)),
         (r#"{"id":7,"method":"ping"}"#, id_7(-32600, r#"jsonrpc must be \"2.0\""#)),
-        // Unknown methods.
+        // Only MCP 2026-07-28 has this method, so it needs the envelope.
         (
             r#"{"jsonrpc":"2.0","id":7,"method":"server/discover","params":{}}"#,
-            id_7(-32601, "unknown method server/discover"),
+            id_7(
+                -32602,
+                "missing io.modelcontextprotocol/protocolVersion in params._meta, which MCP 2026-07-28 requires",
+            ),
         ),
+        // Unknown methods.
         (
             r#"{"jsonrpc":"2.0","id":7,"method":"logging/setLevel"}"#,
             id_7(-32601, "unknown method logging/setLevel"),
@@ -347,6 +351,103 @@ fn lines_and_their_answers() {
     for (line, expected) in cases {
         assert_eq!(server.handle(line.as_bytes()), expected, "{line}");
     }
+}
+
+const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
+
+/// Sends a request of MCP 2026-07-28, and returns what is sent back.
+#[track_caller]
+fn ask_stateless(server: &mut DeviceServer, method: &str, mut params: Value) -> Value {
+    params["_meta"] = json!({ VERSION: "2026-07-28", CAPABILITIES: {} });
+    ask(server, &json!({ "jsonrpc": "2.0", "id": 7, "method": method, "params": params }).to_string())
+}
+
+#[test]
+fn stateless_requests_get_what_earlier_ones_get_and_a_stamp() {
+    let folder = Folder::usual();
+    let mut server = folder.server();
+    for (method, params, is_cacheable) in [
+        ("prompts/get", json!({ "name": "diagnose" }), false),
+        ("prompts/list", json!({}), true),
+        ("resources/list", json!({}), true),
+        ("resources/read", json!({ "uri": "device://summary" }), true),
+        ("resources/templates/list", json!({}), true),
+        ("tools/call", json!({ "name": "disks", "arguments": {} }), false),
+        ("tools/call", json!({ "name": "disks", "arguments": { "x": 1 } }), false),
+        ("tools/list", json!({}), true),
+    ] {
+        let earlier = result(&mut server, method, params.clone());
+        let mut answer = ask_stateless(&mut server, method, params)["result"].take();
+        let stamp = answer.as_object_mut().expect("an object");
+        assert_eq!(stamp.remove("resultType"), Some(json!("complete")), "{method}");
+        let meta = stamp.remove("_meta").expect("the stamp");
+        assert_eq!(meta["io.modelcontextprotocol/serverInfo"]["name"], "mcpport-device", "{method}");
+        let cache = (stamp.remove("ttlMs"), stamp.remove("cacheScope"));
+        let expected = if is_cacheable { (Some(json!(0)), Some(json!("private"))) } else { (None, None) };
+        assert_eq!(cache, expected, "{method}");
+        assert_eq!(answer, earlier, "{method}");
+    }
+}
+
+#[test]
+fn discover_reports_what_initialize_does() {
+    let folder = Folder::new();
+    let mut server = folder.server();
+    let answer = ask_stateless(&mut server, "server/discover", json!({}))["result"].take();
+    let initialized = result(&mut server, "initialize", json!({ "protocolVersion": "2025-11-25" }));
+    assert_eq!(answer["supportedVersions"], json!(["2026-07-28"]));
+    assert_eq!(answer["resultType"], "complete");
+    for member in ["capabilities", "instructions"] {
+        assert_eq!(answer[member], initialized[member], "{member}");
+    }
+    assert_eq!(answer["_meta"]["io.modelcontextprotocol/serverInfo"], initialized["serverInfo"]);
+    // `initialize` did not change what follows.
+    assert_eq!(ask_stateless(&mut server, "tools/list", json!({}))["result"]["resultType"], "complete");
+}
+
+#[test]
+fn stateless_requests_are_checked() {
+    let folder = Folder::new();
+    let mut server = folder.server();
+    let request = |meta: &str| {
+        format!(r#"{{"jsonrpc":"2.0","id":7,"method":"tools/list","params":{{"_meta":{meta}}}}}"#)
+    };
+    let level = "io.modelcontextprotocol/logLevel";
+    for (meta, code) in [
+        (format!(r#"{{"{VERSION}":"2026-07-28"}}"#), -32602),
+        (format!(r#"{{"{VERSION}":"2026-07-28","{CAPABILITIES}":[]}}"#), -32602),
+        (format!(r#"{{"{VERSION}":null,"{CAPABILITIES}":{{}}}}"#), -32602),
+        (format!(r#"{{"{VERSION}":"2026-07-28","{CAPABILITIES}":{{}},"{level}":"loud"}}"#), -32602),
+        (format!(r#"{{"{VERSION}":"2026-07-28","{VERSION}":"2026-07-28","{CAPABILITIES}":{{}}}}"#), -32600),
+        (format!(r#"{{"{VERSION}":"2025-11-25","{CAPABILITIES}":{{}}}}"#), -32022),
+    ] {
+        let answer = ask(&mut server, &request(&meta));
+        assert_eq!((&answer["id"], &answer["error"]["code"]), (&json!(7), &json!(code)), "{meta}");
+    }
+    let unsupported = ask(&mut server, &request(&format!(r#"{{"{VERSION}":"v9","{CAPABILITIES}":{{}}}}"#)));
+    assert_eq!(unsupported["error"]["data"], json!({ "supported": ["2026-07-28"], "requested": "v9" }));
+    for method in ["initialize", "ping", "logging/setLevel", "resources/subscribe", "x"] {
+        let params = json!({ "protocolVersion": "2025-11-25" });
+        assert_eq!(ask_stateless(&mut server, method, params)["error"]["code"], -32601, "{method}");
+    }
+    let missing = &ask_stateless(&mut server, "resources/read", json!({ "uri": "device://x" }))["error"];
+    assert_eq!((&missing["code"], &missing["data"]), (&json!(-32602), &json!({ "uri": "device://x" })));
+    assert_eq!(ask_stateless(&mut server, "tools/list", json!({ "cursor": "x" }))["error"]["code"], -32602);
+}
+
+#[test]
+fn a_listen_is_accepted_for_nothing() {
+    let folder = Folder::new();
+    let mut server = folder.server();
+    let filter = json!({ "notifications": { "toolsListChanged": true, "resourceSubscriptions": ["a:b"] } });
+    assert_eq!(ask_stateless(&mut server, "subscriptions/listen", json!({}))["error"]["code"], -32602);
+    let accepted = ask_stateless(&mut server, "subscriptions/listen", filter);
+    assert_eq!(accepted["method"], "notifications/subscriptions/acknowledged");
+    let params = json!({ "notifications": {}, "_meta": { "io.modelcontextprotocol/subscriptionId": 7 } });
+    assert_eq!((&accepted["params"], accepted.get("id")), (&params, None));
+    let cancelled = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}"#;
+    assert_eq!(server.handle(cancelled.as_bytes()), None);
 }
 
 #[test]
