@@ -15,13 +15,12 @@ use std::{borrow::Borrow, collections::BTreeSet, mem};
 use crate::{
     jsonrpc::{Malformed, Message, Span, decimal},
     limits::{EDGE_OPEN, ID_BYTES},
+    mcp::stateless::meta,
     util,
 };
 
 /// A request that stays open for as long as the gateway wants to hear of changes (MCP 2026-07-28).
 pub const LISTEN: &str = "subscriptions/listen";
-/// The key of `_meta` for the id of the [`LISTEN`] that a notification belongs to.
-const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 
 /// Integers below this are exact in every JSON reader (2^53, the precision of a double).
 pub const EXACT: u64 = 1 << 53;
@@ -239,7 +238,7 @@ impl RequestIds {
             // On the first link ids are the same at both ends.
             _ if self.offset == 0 => return Ok(Some(message.splice(&[]))),
             _ => {
-                let span = message.param(&["_meta", SUBSCRIPTION]).unwrap_or_default();
+                let span = message.param(&["_meta", meta::SUBSCRIPTION]).unwrap_or_default();
                 let id = span.as_ref().and_then(|span| self.subscription(raw(span)));
                 (span, id)
             }
