@@ -6,9 +6,10 @@
 //!
 //! A link outlives a child, too. When the child ends, the edge answers its open requests and those
 //! that arrive while it is down with errors. The next child gets the stored `initialize`; messages
-//! that arrive before its result are held, and the gateway is made to list again. Only `initialize`
-//! never fails: it waits for the next child. A child that was never initialized, because it speaks
-//! MCP 2026-07-28, is up at once, and the gateway is told of the restart if it finds out the era.
+//! that arrive before its result are held, and the gateway is made to list again. Only the first
+//! message to a child never fails: `initialize`, and `server/discover` if there was no `initialize`,
+//! wait for the next child. A child that was never initialized, because it speaks MCP 2026-07-28, is
+//! up at once, and the gateway is told of the restart if it finds out the era.
 //!
 //! Pure; `edge::state` drives it.
 
@@ -69,8 +70,8 @@ pub enum ToGateway {
 /// What follows the start of a child.
 #[derive(Debug, Eq, PartialEq)]
 pub enum ChildStart {
-    /// The child gets this line first: the stored `initialize`.
-    Initialize(String),
+    /// The child gets these lines first: the deferred `server/discover`, the stored `initialize`.
+    Lines(Vec<String>),
     /// The gateway gets this frame first: it reports the restart, since the gateway has to ask the
     /// child for its era again.
     Report(String),
@@ -112,8 +113,8 @@ enum ChildState {
     /// sent a request.
     Reinitializing { pending: PendingInitialize, held: HeldFrames, has_asked: bool },
     /// It has ended for the reason `why` and is restarted at `due`, if ever. Requests are refused.
-    /// The next child gets `pending`.
-    Down { why: String, due: Option<Instant>, pending: Option<PendingInitialize> },
+    /// The next child gets `probe`, a `server/discover` of the current link, and `pending`.
+    Down { why: String, due: Option<Instant>, probe: Option<String>, pending: Option<PendingInitialize> },
 }
 
 /// The gateway's `initialize` request, stored for each restart of the child.
@@ -203,13 +204,13 @@ impl ChildState {
         }
     }
 
-    /// Returns the `initialize` for the next child.
-    fn into_pending(self) -> Option<PendingInitialize> {
+    /// Returns the `server/discover` and the `initialize` for the next child.
+    fn into_stored(self) -> (Option<String>, Option<PendingInitialize>) {
         match self {
-            Self::Initializing(pending) | Self::Reinitializing { pending, .. } => Some(pending),
-            Self::Initialized { request, .. } => Some(PendingInitialize { request, waiting: None }),
-            Self::Down { pending, .. } => pending,
-            Self::Uninitialized => None,
+            Self::Initializing(pending) | Self::Reinitializing { pending, .. } => (None, Some(pending)),
+            Self::Initialized { request, .. } => (None, Some(PendingInitialize { request, waiting: None })),
+            Self::Down { probe, pending, .. } => (probe, pending),
+            Self::Uninitialized => (None, None),
         }
     }
 }
@@ -246,6 +247,7 @@ impl ProxyState {
             // A new request may get the id of this one, so its response could not be told apart.
             ChildState::Initializing(_) if ids_begin_again => self.child = ChildState::Uninitialized,
             ChildState::Reinitializing { held, .. } => *held = HeldFrames::default(),
+            ChildState::Down { probe, .. } => *probe = None,
             _ => {}
         }
         open.into_iter().map(|id| edit::cancelled(id, "the link to the gateway was lost")).collect()
@@ -260,8 +262,8 @@ impl ProxyState {
         if let ChildState::Reinitializing { held, .. } = &self.child {
             ids.extend(held.request_ids());
         }
-        let pending = mem::take(&mut self.child).into_pending();
-        self.child = ChildState::Down { why: why.into(), due, pending };
+        let (probe, pending) = mem::take(&mut self.child).into_stored();
+        self.child = ChildState::Down { why: why.into(), due, probe, pending };
         let (message, data) = (why.to_owned(), Some(EXITED.to_owned()));
         let error = RpcError { code: jsonrpc::INTERNAL_ERROR, message, data };
         ids.iter().map(|id| error.response(id)).collect()
@@ -276,17 +278,23 @@ impl ProxyState {
     /// Handles the start of a new child.
     pub fn child_back(&mut self) -> ChildStart {
         let has_requested = mem::take(&mut self.has_requested);
-        self.got = Got::Nothing;
-        match mem::take(&mut self.child).into_pending() {
-            Some(pending) => {
-                let line = pending.request.line.clone();
-                let held = HeldFrames::default();
-                self.child = ChildState::Reinitializing { pending, held, has_asked: false };
-                self.got = Got::More;
-                ChildStart::Initialize(line)
-            }
-            None if has_requested && self.finds_era => ChildStart::Report(Status::restarted()),
-            None => ChildStart::Up,
+        let (probe, pending) = mem::take(&mut self.child).into_stored();
+        let probe = probe.as_deref().and_then(|frame| Message::read(frame).ok());
+        let probe = probe.and_then(|message| self.ids.forward(&message).ok());
+        self.got = match (&probe, &pending) {
+            (_, Some(_)) => Got::More,
+            (Some(_), None) => Got::Probe,
+            (None, None) => Got::Nothing,
+        };
+        let initialize = pending.as_ref().map(|pending| pending.request.line.clone());
+        if let Some(pending) = pending {
+            let held = HeldFrames::default();
+            self.child = ChildState::Reinitializing { pending, held, has_asked: false };
+        }
+        match Vec::from_iter(probe.into_iter().chain(initialize)) {
+            lines if !lines.is_empty() => ChildStart::Lines(lines),
+            _ if has_requested && self.finds_era => ChildStart::Report(Status::restarted()),
+            _ => ChildStart::Up,
         }
     }
 
@@ -339,8 +347,8 @@ impl ProxyState {
         self.has_requested |= message.kind() == Kind::Request;
         let outcome = self.on_message(now, &message);
         if let ToChild::Child(_) = outcome {
-            let is_probe = self.got != Got::More && message.method() == "server/discover";
-            self.got = if is_probe { Got::Probe } else { Got::More };
+            let is_first = self.got != Got::More;
+            self.got = if is_first && is_probe(&message) { Got::Probe } else { Got::More };
         }
         outcome
     }
@@ -356,6 +364,10 @@ impl ProxyState {
             ChildState::Uninitialized | ChildState::Initialized { .. } => pass(&mut self.ids, message, None),
             ChildState::Initializing(pending) => pass(&mut self.ids, message, Some(&pending.request)),
             ChildState::Reinitializing { held, has_asked, .. } => hold(held, *has_asked, message),
+            ChildState::Down { probe: probe @ None, pending: None, .. } if is_probe(message) => {
+                *probe = Some(message.text().to_owned());
+                ToChild::Drop("server/discover: deferred until the child is up")
+            }
             ChildState::Down { why, due, .. } => reject(message, why, *due, now),
         }
     }
@@ -536,6 +548,11 @@ impl ProxyState {
         }
         ToGateway::Ready { lines, frames }
     }
+}
+
+/// Whether a message is the question for the era of the child.
+fn is_probe(message: &Message<'_>) -> bool {
+    message.kind() == Kind::Request && message.method() == "server/discover"
 }
 
 /// Handles a message for a child that is up, other than `initialize` and
@@ -866,7 +883,7 @@ mod tests {
     fn a_restarted_child_that_first_refused_gets_initialized() {
         let mut proxy = running(false);
         proxy.child_gone("it crashed", None);
-        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(1)));
+        assert_eq!(proxy.child_back(), ChildStart::Lines(vec![initialize_request(1)]));
         assert!(matches!(proxy.gets(&initialize_request(2)), ToChild::Drop(_)));
         let error = |id| jsonrpc::error(id, 1, "not yet");
         assert_eq!(
@@ -969,7 +986,7 @@ mod tests {
             proxy.child_gone("x", None);
             assert_eq!(
                 proxy.child_back(),
-                ChildStart::Initialize(initialize_request(1)),
+                ChildStart::Lines(vec![initialize_request(1)]),
                 "as the gateway sent it"
             );
             assert!(proxy.is_initializing() && !proxy.is_up());
@@ -1031,10 +1048,10 @@ mod tests {
         assert!(proxy.child_gone("x", None).is_empty(), "it is not failed");
         assert!(proxy.child_gone("x", None).is_empty());
         for _ in 0..3 {
-            assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(1)));
+            assert_eq!(proxy.child_back(), ChildStart::Lines(vec![initialize_request(1)]));
             assert!(proxy.child_gone("x", None).is_empty());
         }
-        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(1)));
+        assert_eq!(proxy.child_back(), ChildStart::Lines(vec![initialize_request(1)]));
         let frames = vec![initialize_response(1, "{}")];
         assert_eq!(
             proxy.on_child_line(&initialize_response(1, "{}")),
@@ -1049,7 +1066,7 @@ mod tests {
         let mut proxy = ProxyState::default();
         proxy.child_gone("x", None);
         assert!(matches!(proxy.gets(&initialize_request(4)), ToChild::Drop(_)));
-        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(4)));
+        assert_eq!(proxy.child_back(), ChildStart::Lines(vec![initialize_request(4)]));
         let frames = vec![initialize_response(4, "{}")];
         assert_eq!(
             proxy.on_child_line(&initialize_response(4, "{}")),
@@ -1060,7 +1077,7 @@ mod tests {
         proxy.child_gone("x", None);
         proxy.disconnected();
         assert!(matches!(proxy.gets(&initialize_request(5)), ToChild::Drop(_)));
-        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(1)));
+        assert_eq!(proxy.child_back(), ChildStart::Lines(vec![initialize_request(1)]));
         let (lines, frames) = (vec![DONE.into()], vec![initialize_response(5, "{\"a\":1}")]);
         assert_eq!(
             proxy.on_child_line(&initialize_response(1, "{\"a\":1}")),
@@ -1092,7 +1109,7 @@ mod tests {
         proxy.gets(&call(2));
         assert_eq!(proxy.on_child_line(&refusal), ToGateway::Refused);
         assert_eq!(proxy.child_gone("x", None).len(), 1, "what waited is failed");
-        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(1)), "the next one may");
+        assert_eq!(proxy.child_back(), ChildStart::Lines(vec![initialize_request(1)]), "the next one may");
         // If the gateway waits for `initialize`, it gets the error instead.
         proxy.disconnected();
         proxy.gets(&initialize_request(7));
@@ -1181,7 +1198,7 @@ mod tests {
         // A restarted child has the stored one.
         proxy.gets(&call(SMALL - 1));
         proxy.child_gone("x", None);
-        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(3)));
+        assert_eq!(proxy.child_back(), ChildStart::Lines(vec![initialize_request(3)]));
         proxy.disconnected();
         assert!(proxy.is_initializing());
         assert!(matches!(proxy.on_child_line(&initialize_response(3, "{}")), ToGateway::Ready { .. }));
@@ -1223,7 +1240,7 @@ mod tests {
         proxy.child_gone("x", None);
         assert_eq!(proxy.child_back(), ChildStart::Up, "no request since the last start");
         proxy.child_gone("x", None);
-        assert!(matches!(proxy.gets(&discover(2)), ToChild::Gateway(error) if error.contains("-31002")));
+        assert!(matches!(proxy.gets(&call(2)), ToChild::Gateway(error) if error.contains("-31002")));
         assert_eq!(proxy.child_back(), report(), "the gateway asks again");
         proxy.gets(&discover(3));
         proxy.child_gone("x", None);
@@ -1231,7 +1248,7 @@ mod tests {
         // With a stored `initialize`, the report follows its answer.
         proxy.gets(&initialize_request(4));
         proxy.child_gone("x", None);
-        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(4)));
+        assert_eq!(proxy.child_back(), ChildStart::Lines(vec![initialize_request(4)]));
         // The next gateway may be another one.
         let mut proxy = ProxyState::default();
         proxy.gateway_finds_era();
@@ -1248,7 +1265,7 @@ mod tests {
         proxy.gets(&discover(1));
         assert!(proxy.got_only_probe());
         proxy.child_gone("x", None);
-        assert!(proxy.got_only_probe() && matches!(proxy.gets(&discover(2)), ToChild::Gateway(_)));
+        assert!(proxy.got_only_probe() && matches!(proxy.gets(&call(2)), ToChild::Gateway(_)));
         proxy.child_back();
         assert!(!proxy.got_only_probe());
         for frame in [call(3), DONE.into(), initialize_request(4), answer(5)] {
@@ -1263,6 +1280,38 @@ mod tests {
         proxy.child_gone("x", None);
         proxy.child_back();
         assert!(!proxy.got_only_probe());
+    }
+
+    #[test]
+    fn a_discover_while_the_child_is_down_waits_for_it() {
+        let mut proxy = ProxyState::default();
+        proxy.gateway_finds_era();
+        proxy.child_gone("x", None);
+        assert!(matches!(proxy.gets(&discover(1)), ToChild::Drop(_)));
+        assert_eq!(proxy.running(), 0);
+        assert!(matches!(proxy.gets(&discover(2)), ToChild::Gateway(error) if error.contains("-31002")));
+        assert!(proxy.child_gone("it cannot be started", None).is_empty());
+        assert_eq!(proxy.child_back(), ChildStart::Lines(vec![discover(1)]));
+        assert!(proxy.got_only_probe() && proxy.is_up());
+        assert_eq!(proxy.on_child_line(&answer(1)), ToGateway::Gateway(answer(1)));
+        // With an `initialize` that follows because no answer comes.
+        proxy.child_gone("x", None);
+        proxy.gets(&discover(3));
+        proxy.gets(&initialize_request(4));
+        assert_eq!(proxy.child_back(), ChildStart::Lines(vec![discover(3), initialize_request(4)]));
+        assert!(!proxy.got_only_probe() && proxy.is_initializing());
+        assert_eq!(proxy.on_child_line(&answer(3)), ToGateway::Gateway(answer(3)));
+        let lines = ToGateway::Ready { lines: vec![], frames: vec![initialize_response(4, "{}")] };
+        assert_eq!(proxy.on_child_line(&initialize_response(4, "{}")), lines);
+        // A child that is initialized again has its era, so the question is not deferred.
+        proxy.child_gone("x", None);
+        assert!(matches!(proxy.gets(&discover(5)), ToChild::Gateway(error) if error.contains("-31002")));
+        // It ends with its link.
+        let mut proxy = ProxyState::default();
+        proxy.child_gone("x", None);
+        proxy.gets(&discover(1));
+        proxy.disconnected();
+        assert_eq!(proxy.child_back(), ChildStart::Up);
     }
 
     #[test]
@@ -1396,7 +1445,7 @@ mod tests {
         proxy.gets(&initialize_request(1));
         assert!(matches!(proxy.not_taken(&initialize_request(1), NotTaken::Closed), ToChild::Drop(_)));
         assert!(proxy.child_gone("x", None).is_empty());
-        assert_eq!(proxy.child_back(), ChildStart::Initialize(initialize_request(1)));
+        assert_eq!(proxy.child_back(), ChildStart::Lines(vec![initialize_request(1)]));
         let frames = vec![initialize_response(1, "{}")];
         assert_eq!(
             proxy.on_child_line(&initialize_response(1, "{}")),

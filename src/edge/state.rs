@@ -146,9 +146,11 @@ impl EdgeState {
     pub fn started(&self, input: Sender<()>) -> Run {
         let Tables { server, link, .. } = &mut *self.lock();
         match (server.proxy.child_back(), &link.uplink) {
-            (ChildStart::Initialize(line), _) => {
-                // The queue is new, so it has space.
-                let _ = input.send(line);
+            (ChildStart::Lines(lines), _) => {
+                for line in lines {
+                    // The queue is new, so it has space.
+                    let _ = input.send_unbounded(line);
+                }
             }
             (ChildStart::Report(frame), Some(uplink)) => {
                 // It is small, at most one per start, and must not be lost.

@@ -50,8 +50,9 @@
 //! `{"status":"error",...}` when they cannot be listed.
 //!
 //! A link can outlive the edge's server. When the server ends, the edge answers its open requests
-//! with an error (-32603) that says how it ended. Until the server is back, the edge answers each
-//! further request at once with -31002; only `initialize` waits. The edge initializes the new
+//! with an error (-32603) that says how it ended, with the data `{"exited":true}`. Until the server
+//! is back, the edge answers each further request at once with -31002; only `initialize` waits, and
+//! `server/discover` of a server that was never initialized. The edge initializes the new
 //! server itself and then makes the gateway list again: it sends `{"status":"restarted"}` to a
 //! gateway that has accepted its `mcpport` offer, and to any gateway
 //! `notifications/tools/list_changed`, and those for prompts and resources if the server declares

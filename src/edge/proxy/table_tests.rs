@@ -29,12 +29,16 @@ enum State {
         told: bool,
         has_asked: bool,
     },
-    /// The child is down, and no `initialize` is stored.
-    DownNew,
+    /// The child is down, and no `initialize` is stored. `probed`: the next one gets the
+    /// `server/discover` of this link.
+    DownNew {
+        probed: bool,
+    },
     /// The child is down, and `initialize` is stored.
     Down {
         waiting: bool,
         told: bool,
+        probed: bool,
     },
 }
 
@@ -49,6 +53,8 @@ enum Event {
     Cancel,
     /// The gateway opens a `subscriptions/listen`.
     Listen,
+    /// It sends `server/discover`.
+    Discover,
     /// It says that it finds out the era of the child.
     FindEra,
     /// Cancels the `initialize` of this link.
@@ -76,13 +82,14 @@ enum Event {
     Cut,
 }
 
-const EVENTS: [Event; 21] = [
+const EVENTS: [Event; 22] = [
     Event::Initialize,
     Event::Done,
     Event::Call,
     Event::Notify,
     Event::Cancel,
     Event::Listen,
+    Event::Discover,
     Event::FindEra,
     Event::CancelInitialize,
     Event::Respond,
@@ -117,7 +124,7 @@ enum Output {
     Failed,
     /// Cancellations of the calls that the child did not answer.
     Cancelled,
-    /// The next child gets the stored `initialize`, or nothing. In the latter case, the gateway is
+    /// The next child gets the stored `initialize` and `server/discover`, or nothing. In the latter case, the gateway is
     /// told of the restart if it has to find out the era.
     Stored,
     Nothing,
@@ -136,8 +143,10 @@ fn row(state: State, event: Event) -> Option<(State, Output)> {
         (Initialized { .. }, Event::Initialize) => (state, Gateway),
         (Reinitializing { told, has_asked, .. }, Event::Initialize) =>
             (Reinitializing { waiting: true, told, has_asked }, Drop),
-        (DownNew, Event::Initialize) => (Down { waiting: true, told: false }, Drop),
-        (Down { told, .. }, Event::Initialize) => (Down { waiting: true, told }, Drop),
+        (DownNew { probed }, Event::Initialize) =>
+            (Down { waiting: true, told: false, probed }, Drop),
+        (Down { told, probed, .. }, Event::Initialize) =>
+            (Down { waiting: true, told, probed }, Drop),
 
         (Uninitialized, Done) => (state, Child),
         (Initializing { waiting, told: false }, Done) =>
@@ -146,19 +155,20 @@ fn row(state: State, event: Event) -> Option<(State, Output)> {
         (Initializing { .. } | Initialized { .. }, Done) => (state, Drop),
         (Reinitializing { waiting, has_asked, .. }, Done) =>
             (Reinitializing { waiting, told: true, has_asked }, Drop),
-        (DownNew, Done) => (state, Drop),
-        (Down { waiting, .. }, Done) => (Down { waiting, told: true }, Drop),
+        (DownNew { .. }, Done) => (state, Drop),
+        (Down { waiting, probed, .. }, Done) => (Down { waiting, told: true, probed }, Drop),
 
         (Initializing { .. }, CancelInitialize) => (state, Drop),
         (Uninitialized | Initialized { .. }, CancelInitialize) => (state, Child),
         (Uninitialized | Initializing { .. } | Initialized { .. },
-            Call | Listen | Notify | Cancel | Respond) => (state, Child),
-        (Reinitializing { .. }, Call | Listen | Notify | Cancel | CancelInitialize) =>
+            Call | Listen | Discover | Notify | Cancel | Respond) => (state, Child),
+        (Reinitializing { .. }, Call | Listen | Discover | Notify | Cancel | CancelInitialize) =>
             (state, Held),
         (Reinitializing { has_asked: true, .. }, Respond) => (state, Child),
         (Reinitializing { has_asked: false, .. }, Respond) => (state, Drop),
-        (DownNew | Down { .. }, Call | Listen) => (state, Gateway),
-        (DownNew | Down { .. }, Notify | Cancel | CancelInitialize | Respond) => (state, Drop),
+        (DownNew { probed: false }, Discover) => (DownNew { probed: true }, Drop),
+        (DownNew { .. } | Down { .. }, Call | Listen | Discover) => (state, Gateway),
+        (DownNew { .. } | Down { .. }, Notify | Cancel | CancelInitialize | Respond) => (state, Drop),
 
         (Initializing { waiting: true, told }, Result) => (Initialized { told }, Gateway),
         (Initializing { waiting: false, told }, Result) => (Initialized { told }, Stale),
@@ -177,27 +187,28 @@ fn row(state: State, event: Event) -> Option<(State, Output)> {
         (Uninitialized | Initializing { .. } | Initialized { .. }, LateChange) => (state, Stale),
         (Reinitializing { waiting, told, .. }, Ask) =>
             (Reinitializing { waiting, told, has_asked: true }, Gateway),
-        (Reinitializing { .. } | DownNew | Down { .. },
+        (Reinitializing { .. } | DownNew { .. } | Down { .. },
             Answer | Change | LateChange | EndListen | DropListen) => return None,
-        (DownNew | Down { .. }, Result | Error | Ask | Unusable) => (state, Stale),
+        (DownNew { .. } | Down { .. }, Result | Error | Ask | Unusable) => (state, Stale),
 
-        (Uninitialized, Gone) => (DownNew, Failed),
-        (Initializing { waiting, told }, Gone) => (Down { waiting, told }, Failed),
-        (Initialized { told }, Gone) => (Down { waiting: false, told }, Failed),
-        (Reinitializing { waiting, told, .. }, Gone) => (Down { waiting, told }, Failed),
-        (DownNew | Down { .. }, Gone) => (state, Failed),
+        (Uninitialized, Gone) => (DownNew { probed: false }, Failed),
+        (Initialized { told }, Gone) => (Down { waiting: false, told, probed: false }, Failed),
+        (Initializing { waiting, told } | Reinitializing { waiting, told, .. }, Gone) =>
+            (Down { waiting, told, probed: false }, Failed),
+        (DownNew { .. } | Down { .. }, Gone) => (state, Failed),
 
         (Uninitialized, Back) => (state, Nothing),
-        (DownNew, Back) => (Uninitialized, Nothing),
+        (DownNew { probed }, Back) => (Uninitialized, if probed { Stored } else { Nothing }),
         (Down { waiting, told, .. }, Back) =>
             (Reinitializing { waiting, told, has_asked: false }, Stored),
         (Initializing { .. } | Initialized { .. } | Reinitializing { .. }, Back) => return None,
 
-        (Uninitialized | Initialized { .. } | DownNew, Cut) => (state, Cancelled),
+        (Uninitialized | Initialized { .. }, Cut) => (state, Cancelled),
+        (DownNew { .. }, Cut) => (DownNew { probed: false }, Cancelled),
         (Initializing { told, .. }, Cut) => (Initializing { waiting: false, told }, Cancelled),
         (Reinitializing { told, has_asked, .. }, Cut) =>
             (Reinitializing { waiting: false, told, has_asked }, Cancelled),
-        (Down { told, .. }, Cut) => (Down { waiting: false, told }, Cancelled),
+        (Down { told, .. }, Cut) => (Down { waiting: false, told, probed: false }, Cancelled),
     })
 }
 
@@ -222,6 +233,8 @@ struct Model {
     listens: Vec<(u64, String)>,
     /// The ids at the child of the listens of earlier links.
     late: Vec<String>,
+    /// The id of the last `server/discover`.
+    probe: u64,
     /// The gateway finds out the era, and has sent a request since the last start of a child.
     finds_era: bool,
     has_requested: bool,
@@ -245,6 +258,7 @@ impl Model {
             open: Vec::new(),
             listens: Vec::new(),
             late: Vec::new(),
+            probe: 0,
             finds_era: false,
             has_requested: false,
             held: Vec::new(),
@@ -260,6 +274,7 @@ impl Model {
             Event::Answer => !self.open.is_empty(),
             Event::Change | Event::EndListen | Event::DropListen => !self.listens.is_empty(),
             Event::LateChange => !self.late.is_empty(),
+            Event::FindEra => !self.finds_era,
             // With an open call, the response may belong to that.
             Event::Unusable => self.open.is_empty(),
             _ => true,
@@ -320,7 +335,8 @@ impl Model {
             }
             Event::Gone => {
                 let failed = self.proxy.child_gone("it has ended", None);
-                let is_request = |event: &Event| matches!(event, Event::Call | Event::Listen);
+                let is_request =
+                    |event: &Event| matches!(event, Event::Call | Event::Listen | Event::Discover);
                 let held = self.held.drain(..).filter(|(event, _)| is_request(event)).count();
                 let open = self.open.drain(..).count() + self.listens.drain(..).count();
                 assert_eq!(failed.len(), open + held, "{:?}", self.sequence);
@@ -331,8 +347,13 @@ impl Model {
             Event::Back => {
                 let reports = std::mem::take(&mut self.has_requested) && self.finds_era;
                 match self.proxy.child_back() {
-                    ChildStart::Initialize(line) => {
-                        self.asked = id_of(&line);
+                    ChildStart::Lines(lines) => {
+                        for line in lines {
+                            match Message::read(&line).unwrap().method() {
+                                "initialize" => self.asked = id_of(&line),
+                                _ => self.open.push((self.probe, id_of(&line))),
+                            }
+                        }
                         Output::Stored
                     }
                     start => {
@@ -358,7 +379,7 @@ impl Model {
 
     /// The gateway sends a frame.
     fn send_frame(&mut self, event: Event) -> Output {
-        if matches!(event, Event::Initialize | Event::Call | Event::Listen) {
+        if matches!(event, Event::Initialize | Event::Call | Event::Listen | Event::Discover) {
             self.last += 1;
             self.has_requested = true;
         }
@@ -372,6 +393,7 @@ impl Model {
             Event::Done => jsonrpc::notification("notifications/initialized", None),
             Event::Call => jsonrpc::request(&last, "tools/call", "{}"),
             Event::Listen => jsonrpc::request(&last, "subscriptions/listen", "{}"),
+            Event::Discover => jsonrpc::request(&last, "server/discover", "{}"),
             Event::Cancel => cancellation(self.call.unwrap()),
             Event::CancelInitialize => cancellation(self.initialize.unwrap()),
             Event::Notify => jsonrpc::notification("notifications/roots/list_changed", None),
@@ -386,7 +408,7 @@ impl Model {
             ToChild::Child(line) => {
                 match event {
                     Event::Initialize => (self.initialize, self.asked) = (Some(id), id_of(&line)),
-                    Event::Listen => self.on_line_at_child(event, id, &line),
+                    Event::Listen | Event::Discover => self.on_line_at_child(event, id, &line),
                     _ => self.on_line_at_child(event, self.call.unwrap_or_default(), &line),
                 }
                 Output::Child
@@ -396,11 +418,17 @@ impl Model {
                 Output::Gateway
             }
             ToChild::Held => {
-                let call = if event == Event::Listen { id } else { self.call.unwrap_or_default() };
+                let is_own = matches!(event, Event::Listen | Event::Discover);
+                let call = if is_own { id } else { self.call.unwrap_or_default() };
                 self.held.push((event, call));
                 Output::Held
             }
-            ToChild::Drop(_) => Output::Drop,
+            ToChild::Drop(_) => {
+                if event == Event::Discover {
+                    self.probe = id;
+                }
+                Output::Drop
+            }
             ToChild::Status(status) => panic!("{status:?}"),
         }
     }
@@ -408,7 +436,7 @@ impl Model {
     /// The child sends a line, other than `initialize`.
     fn on_line_at_child(&mut self, event: Event, id: u64, line: &str) {
         match event {
-            Event::Call => self.open.push((id, id_of(line))),
+            Event::Call | Event::Discover => self.open.push((id, id_of(line))),
             Event::Listen => self.listens.push((id, id_of(line))),
             Event::Cancel => self.open.retain(|(open, _)| *open != id),
             _ => {}
@@ -505,5 +533,5 @@ fn every_state_follows_the_table() {
         }
     }
     let states: HashSet<State> = seen.keys().map(|(state, ..)| *state).collect();
-    assert_eq!((states.len(), seen.len()), (20, 150), "{seen:#?}");
+    assert_eq!((states.len(), seen.len()), (23, 172), "{seen:#?}");
 }

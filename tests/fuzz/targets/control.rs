@@ -318,7 +318,7 @@ impl World {
         }
         self.child += 1;
         let first = match self.edge.child_back() {
-            ChildStart::Initialize(line) => Some(line),
+            ChildStart::Lines(mut lines) => lines.pop(),
             ChildStart::Up => None,
             ChildStart::Report(frame) => panic!("{frame}: no gateway asks for it"),
         };
