@@ -30,6 +30,20 @@ packages() {
   cp "$recipe" "$dir/recipe"
 }
 
+# sources NAME VENV PACKAGE: unpacks the source distribution of a package, in the version of an environment.
+sources() {
+  local dir=$MCPPORT_PEERS_DIR/$1 recipe=$here/$2.txt package=$3 version
+  installed "$dir" "$recipe" && return
+  version=$(sed -n "s/^$package==//p" "$recipe")
+  echo "unpacking $package $version" >&2
+  rm -rf "$dir"
+  mkdir -p "$dir"
+  "$MCPPORT_PEERS_DIR/$2/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary "$package" \
+    --dest "$dir" "$package==$version"
+  tar -xzf "$dir/$package-$version.tar.gz" -C "$dir" --strip-components=1
+  cp "$recipe" "$dir/recipe"
+}
+
 # crate NAME VERSION: builds a Rust program with its own Cargo.lock.
 crate() {
   local dir=$MCPPORT_PEERS_DIR/rust
