@@ -5,7 +5,8 @@
 #   scripts/peers.sh --list         lists the names
 #
 # Missing packages are installed, in exact versions, into MCPPORT_PEERS_DIR (default target/peers).
-# MCPPORT_BIN is the binary under test (default target/release/mcpport). Needs Linux, python3 with venv, node 20, npm.
+# MCPPORT_BIN is the binary under test (default target/release/mcpport). Needs Linux, python3 with venv, node 20, npm,
+# git.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -19,7 +20,8 @@ source "$here/install.sh"
 if [[ ${1:-} != --list ]]; then
   [[ -x $MCPPORT_BIN ]] || { echo "no binary at $MCPPORT_BIN: run cargo build --release, or set MCPPORT_BIN" >&2; exit 2; }
   mkdir -p "$MCPPORT_PEERS_DIR"
-  for name in python1 python2 original time; do venv "$name"; done
+  for name in python1 python2 original servers; do venv "$name"; done
+  for name in python1 python2; do sources "everything-$name" "$name" mcp; done
   packages node package.json
 fi
 exec python3 -B "$here/run.py" "$@"

@@ -18,13 +18,23 @@ def player(sdk, scenario):
     return [PEERS / sdk / "bin" / "python", "-B", HERE / "client.py", json.dumps(scenario)]
 
 
-def play(world, sdk, target, steps, prefix="", when_ready=None, seconds=90):
+def play(world, sdk, target, steps, prefix="", when_ready=None, seconds=90, user=None):
     """Plays a scenario. Returns the outcome of each step."""
-    scenario = {"target": target, "prefix": prefix, "steps": steps}
-    program = world.start(f"client-{sdk}", player(sdk, scenario))
+    program = start(world, sdk, target, steps, prefix, user)
     until(lambda: "\n" in program.output() or not program.alive(), 30, f"{sdk} connected; {program.tail()}")
     if when_ready and program.alive():
         when_ready()
+    return finish(program, sdk, steps, seconds)
+
+
+def start(world, sdk, target, steps, prefix="", user=None):
+    """Starts a client that plays a scenario."""
+    scenario = {"target": target, "prefix": prefix, "steps": steps, "user": user}
+    return world.start(f"client-{sdk}", player(sdk, scenario))
+
+
+def finish(program, sdk, steps, seconds=90):
+    """Waits for a client to end. Returns the outcome of each step."""
     program.exit(seconds)
     lines = [json.loads(line) for line in program.output().split("\n") if line]
     need(lines and lines[-1].get("done"), f"{sdk} broke off at {next_step(steps, lines)}: {program.tail()}")

@@ -1,5 +1,6 @@
 // Plays a scenario with the official TypeScript SDK (`sdk`: "1" or "2") and prints the outcomes. Like `client.py`, which
-// describes the form of scenario and transcript. `modules` is the directory of the packages.
+// describes the form of scenario and transcript. `modules` is the directory of the packages. Without `mode`, both versions
+// of the SDK begin with `initialize`.
 
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
@@ -7,6 +8,10 @@ import { pathToFileURL } from "node:url";
 const scenario = JSON.parse(process.argv[2]);
 const require = createRequire(`${scenario.modules}/`);
 const load = (name) => import(pathToFileURL(require.resolve(name)).href);
+
+const STEP_SECONDS = 60;
+const MODERN = "2026-07-28";
+const LEVEL = "io.modelcontextprotocol/logLevel";
 
 const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
 
@@ -16,11 +21,15 @@ async function sdk() {
     const base = "@modelcontextprotocol/sdk";
     const parts = ["client/index.js", "client/sse.js", "client/stdio.js", "client/streamableHttp.js", "types.js"];
     const all = Object.assign({}, ...(await Promise.all(parts.map((part) => load(`${base}/${part}`)))));
-    const told = [all.ResourceUpdatedNotificationSchema, all.LoggingMessageNotificationSchema];
-    return { ...all, changed: all.ToolListChangedNotificationSchema, told };
+    const changes = ["Tool", "Prompt", "Resource"].map((kind) => all[`${kind}ListChangedNotificationSchema`]);
+    const told = [...changes, all.ResourceUpdatedNotificationSchema, all.LoggingMessageNotificationSchema];
+    const asked = [all.ElicitRequestSchema, all.CreateMessageRequestSchema, all.ListRootsRequestSchema];
+    return { ...all, told, asked };
   }
   const all = { ...(await load("@modelcontextprotocol/client")), ...(await load("@modelcontextprotocol/client/stdio")) };
-  return { ...all, changed: "notifications/tools/list_changed", told: ["notifications/resources/updated", "notifications/message"] };
+  const changes = ["tools", "prompts", "resources"].map((kind) => `notifications/${kind}/list_changed`);
+  const told = [...changes, "notifications/resources/updated", "notifications/message"];
+  return { ...all, told, asked: ["elicitation/create", "sampling/createMessage", "roots/list"] };
 }
 
 const kit = await sdk();
@@ -32,27 +41,78 @@ function transport({ sse, http, headers, stdio }) {
   return new kit.SSEClientTransport(new URL(sse), { requestInit: { headers: headers ?? {} } });
 }
 
-const client = new kit.Client({ name: "peers", version: "1" }, { capabilities: {} });
+const mode = scenario.target.mode === MODERN ? { pin: MODERN } : scenario.target.mode;
+const capabilities = scenario.user ? { elicitation: {}, sampling: {}, roots: {} } : {};
+const client = new kit.Client({ name: "peers", version: "1" }, { capabilities, ...(mode && { versionNegotiation: { mode } }) });
 const prefix = scenario.prefix ?? "";
 let ring = () => {};
-client.setNotificationHandler(kit.changed, () => ring());
 
 /** Received notifications, and the waiting callers. */
 const inbox = [];
 let hear = () => {};
 for (const schema of kit.told) {
   client.setNotificationHandler(schema, (message) => {
+    if (message.method === "notifications/tools/list_changed") ring();
     inbox.push(message);
     hear();
   });
 }
+
+/** Waits for a notification, and takes it from the inbox. Returns its parameters. */
+async function notification(wanted) {
+  for (;;) {
+    const heard = new Promise((resolve) => (hear = resolve));
+    const place = inbox.findIndex((message) => message.method === wanted);
+    if (place >= 0) return inbox.splice(place, 1)[0].params ?? {};
+    await heard;
+  }
+}
+
+/** Returns a value for a field of a form: its default, the first choice, or one by its type. */
+function value(name, rule) {
+  if (rule.default !== undefined) return rule.default;
+  if (rule.type === "array") return [value(name, { anyOf: rule.items.anyOf, enum: rule.items.enum })];
+  const choice = rule.oneOf ?? rule.anyOf;
+  if (choice) return choice[0].const;
+  if (rule.enum) return rule.enum[0];
+  const formats = { email: "peer@example.org", uri: "https://example.org/", date: MODERN };
+  return { boolean: true, integer: 7, number: 1.5 }[rule.type] ?? formats[rule.format] ?? `${name} of ${scenario.user}`;
+}
+
+/** The answers of the person and the model behind the client, by method. */
+const answers = {
+  "elicitation/create": ({ requestedSchema }) => {
+    const fields = Object.entries(requestedSchema.properties).map(([name, rule]) => [name, value(name, rule)]);
+    return { action: "accept", content: Object.fromEntries(fields) };
+  },
+  "sampling/createMessage": ({ messages }) => {
+    const content = { type: "text", text: `${scenario.user} read: ${messages.at(-1).content.text}` };
+    return { role: "assistant", content, model: "peer", stopReason: "endTurn" };
+  },
+  "roots/list": () => ({ roots: [{ uri: "file:///peers", name: scenario.user }] }),
+};
+
+/** Questions so far, without what differs between the eras of the protocol. */
+const questions = [];
+for (const schema of scenario.user ? kit.asked : []) {
+  client.setRequestHandler(schema, ({ method, params }) => {
+    const { _meta, task, ...kept } = params ?? {};
+    if (kept.mode === "form") delete kept.mode;
+    questions.push({ method, params: kept });
+    return answers[method](params);
+  });
+}
+
+const modern = () => client.getNegotiatedProtocolVersion?.() === MODERN;
+let level;
+const listening = [];
 
 /** Returns all tools whose name begins with the prefix, without it, sorted by name as the gateway lists them. */
 async function tools() {
   const all = [];
   let cursor;
   do {
-    const page = await client.listTools(cursor === undefined ? undefined : { cursor });
+    const page = await client.listTools(cursor === undefined ? undefined : { cursor }, { cacheMode: "refresh" });
     all.push(...page.tools);
     cursor = page.nextCursor;
   } while (cursor !== undefined);
@@ -78,6 +138,7 @@ async function call(step, more = {}) {
     };
   }
   const params = { name: prefix + step.call, arguments: step.args ?? {} };
+  if (level && modern()) params._meta = { [LEVEL]: level };
   let out;
   try {
     out = { result: await (scenario.sdk === "1" ? client.callTool(params, undefined, options) : client.callTool(params, options)) };
@@ -104,13 +165,14 @@ const ways = {
   "resources/unsubscribe": (params) => client.unsubscribeResource(params),
 };
 
-/** Returns a list in the order of the gateway's, prompts without the prefix. */
+/** Returns a list in the order of the gateway's, prompts without the prefix; other servers' prompts are left out. */
 function bare(result) {
   for (const [kind, key] of [["prompts", "name"], ["resources", "uri"], ["resourceTemplates", "uriTemplate"]]) {
     if (!result[kind]) continue;
-    result[kind] = result[kind].map((item) => (kind === "prompts" ? { ...item, name: item.name.slice(prefix.length) } : item));
     result[kind].sort((one, other) => (one[key] < other[key] ? -1 : 1));
   }
+  const mine = result.prompts?.filter((item) => item.name.startsWith(prefix));
+  if (mine) result.prompts = mine.map((item) => ({ ...item, name: item.name.slice(prefix.length) }));
   return result;
 }
 
@@ -122,13 +184,46 @@ const play = {
       return { error: describe(error) };
     }
   },
-  async told({ told }) {
-    for (;;) {
-      const heard = new Promise((resolve) => (hear = resolve));
-      const place = inbox.findIndex((message) => message.method === told);
-      if (place >= 0) return inbox.splice(place, 1)[0].params.uri ?? null;
-      await heard;
+  version: () => client.getNegotiatedProtocolVersion?.() ?? null,
+  discover: () => client.discover(),
+  told: async ({ told }) => (await notification(told)).uri ?? null,
+  async logs(step) {
+    const all = [];
+    while (all.length < step.logs) all.push(await notification("notifications/message"));
+    return all;
+  },
+  async silence(step) {
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    return inbox.splice(0).filter((message) => message.method === step.silence).length;
+  },
+  asked() {
+    const sorted = (item) => {
+      if (Array.isArray(item)) return item.map(sorted);
+      if (typeof item !== "object" || item === null) return item;
+      return Object.fromEntries(Object.keys(item).sort().map((key) => [key, sorted(item[key])]));
+    };
+    const unique = new Set(questions.splice(0).map((question) => JSON.stringify(sorted(question))));
+    return [...unique].sort().map((text) => JSON.parse(text));
+  },
+  async level(step) {
+    level = step.level;
+    if (!modern()) await client.setLoggingLevel(level);
+    return null;
+  },
+  async listen({ listen: { kinds = [], uris = [] } }) {
+    if (!modern()) {
+      for (const uri of uris) await client.subscribeResource({ uri });
+      return null;
     }
+    const filter = Object.fromEntries(kinds.map((kind) => [`${kind}ListChanged`, true]));
+    if (uris.length) filter.resourceSubscriptions = uris;
+    listening.push(await client.listen(filter));
+    return listening.at(-1).honoredFilter;
+  },
+  async unlisten({ unlisten }) {
+    for (const uri of modern() ? [] : unlisten) await client.unsubscribeResource({ uri });
+    for (const open of listening.splice(0)) await open.close();
+    return null;
   },
   async welcome() {
     const version = client.getNegotiatedProtocolVersion?.() ?? null;
@@ -169,7 +264,12 @@ try {
   say({ ready: { version: client.getNegotiatedProtocolVersion?.() ?? null } });
   for (const step of scenario.steps) {
     const kind = Object.keys(play).find((name) => name in step);
-    say({ out: await play[kind](step) });
+    let timer;
+    const late = new Promise((_, reject) => {
+      timer = setTimeout(() => reject(new Error(`${kind} took more than ${STEP_SECONDS} s`)), STEP_SECONDS * 1000);
+    });
+    say({ out: await Promise.race([play[kind](step), late]) });
+    clearTimeout(timer);
   }
   say({ done: true });
   await client.close();

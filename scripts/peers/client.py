@@ -1,7 +1,11 @@
 """Plays a scenario with the official Python SDK (1.x or 2.x, whichever is installed) and prints the outcomes.
 
 Called with one JSON argument: `target` (`stdio`: words, `sse`: URL and `headers`, or `http`: URL of Streamable HTTP),
-`prefix` and `steps`. Prints JSON lines: `{"ready": ...}` once connected, one line for each step, `{"done": true}`. `client.mjs` does the same.
+`prefix` and `steps`. Prints JSON lines: `{"ready": ...}` once connected, one line for each step, `{"done": true}`.
+
+`mode` of the target is `legacy` (begins with `initialize`; the default but for `sse`), `auto` (the version that the server
+prefers) or a version without `initialize`; the 1.x line knows the first alone. With `user`, a name, the client declares
+elicitation, sampling and roots, and answers every question in the same way each time. `client.mjs` does the same.
 """
 
 import asyncio
@@ -27,6 +31,8 @@ except ImportError:
     Client = None
 
 STEP_SECONDS = 60
+MODERN = "2026-07-28"
+LEVEL = "io.modelcontextprotocol/logLevel"
 
 
 def say(**line):
@@ -57,26 +63,90 @@ async def http_client(url):
 
 
 @contextlib.asynccontextmanager
-async def connected(target, on_message):
+async def connected(target, on_message, user):
     """Opens an initialized session. Returns it with the server's description."""
+    callbacks = {"message_handler": on_message, **(user.callbacks() if user else {})}
     if Client is not None:
-        # The default mode first tries `server/discover`. A direct server must use the same protocol version.
-        mode = "legacy" if "stdio" in target else "auto"
-        async with Client(transport(target), mode=mode, message_handler=on_message) as session:
-            said = {"serverInfo": plain(session.server_info), "capabilities": plain(session.server_capabilities)}
+        # The old transport is tried with the SDK's default, `auto`, which first sends `server/discover`.
+        mode = target.get("mode", "auto" if "sse" in target else "legacy")
+        async with Client(transport(target), mode=mode, **callbacks) as session:
+            info = session.server_info and plain(session.server_info)
+            said = {"serverInfo": info, "capabilities": plain(session.server_capabilities)}
             yield session, {"version": session.protocol_version, "instructions": session.instructions, **said}
     else:
-        async with transport(target) as streams, ClientSession(*streams, message_handler=on_message) as session:
+        async with transport(target) as streams, ClientSession(*streams, **callbacks) as session:
             yield session, plain(await session.initialize())
+
+
+class User:
+    """The person and the model behind the client. Each question is remembered, and answered by its form alone."""
+
+    def __init__(self, name):
+        self.name = name
+        self.asked = []
+
+    def callbacks(self):
+        return {
+            "elicitation_callback": self.elicit,
+            "sampling_callback": self.sample,
+            "list_roots_callback": self.roots,
+        }
+
+    async def elicit(self, context, params):
+        asked = self.remember("elicitation/create", params)
+        return types.ElicitResult(action="accept", content=self.filled(asked["requestedSchema"]))
+
+    async def sample(self, context, params):
+        asked = self.remember("sampling/createMessage", params)
+        text = f"{self.name} read: {asked['messages'][-1]['content'].get('text')}"
+        content = {"type": "text", "text": text}
+        answer = {"role": "assistant", "content": content, "model": "peer", "stopReason": "endTurn"}
+        return types.CreateMessageResult.model_validate(answer)
+
+    async def roots(self, context):
+        self.remember("roots/list", None)
+        return types.ListRootsResult.model_validate({"roots": [{"uri": "file:///peers", "name": self.name}]})
+
+    def remember(self, method, params):
+        """Keeps a question, without what differs between the eras of the protocol. Returns its parameters."""
+        asked = plain(params) if params else {}
+        kept = {k: v for k, v in asked.items() if k not in ("_meta", "task") and (k, v) != ("mode", "form")}
+        self.asked.append({"method": method, "params": kept})
+        return asked
+
+    def filled(self, schema):
+        """Returns a filled form."""
+        return {name: self.value(name, rule) for name, rule in schema["properties"].items()}
+
+    def value(self, name, rule):
+        """Returns a value for a field: its default, the first choice, or one by its type."""
+        if "default" in rule:
+            return rule["default"]
+        if rule.get("type") == "array":
+            return [self.value(name, {"anyOf": rule["items"].get("anyOf"), "enum": rule["items"].get("enum")})]
+        if choice := rule.get("oneOf") or rule.get("anyOf"):
+            return choice[0]["const"]
+        if choice := rule.get("enum"):
+            return choice[0]
+        formats = {"email": "peer@example.org", "uri": "https://example.org/", "date": MODERN}
+        text = formats.get(rule.get("format"), f"{name} of {self.name}")
+        return {"boolean": True, "integer": 7, "number": 1.5}.get(rule.get("type"), text)
 
 
 class Player:
     """Plays steps against one session."""
 
-    def __init__(self, prefix):
-        self.prefix = prefix
+    def __init__(self, prefix, user):
+        self.prefix, self.user = prefix, user
         self.changed = asyncio.Event()
         self.told_queue = asyncio.Queue()
+        self.log_level = None
+        self.listening = contextlib.AsyncExitStack()
+
+    @property
+    def modern(self):
+        """Whether the connection is one without `initialize`."""
+        return Client is not None and self.session.protocol_version == MODERN
 
     async def on_message(self, message):
         """Records that the list of tools changed, and keeps all notifications for `told`."""
@@ -88,7 +158,8 @@ class Player:
 
     async def play(self, step):
         """Plays one step. Returns its outcome."""
-        kinds = {"ask", "await_tool", "cancel", "call", "list", "parallel", "told", "until", "until_tool", "welcome"}
+        kinds = {"ask", "asked", "await_tool", "cancel", "call", "discover", "level", "list", "listen", "logs", "parallel"}
+        kinds |= {"silence", "told", "unlisten", "until", "until_tool", "version", "welcome"}
         (kind,) = set(step) & kinds
         return await asyncio.wait_for(getattr(self, kind)(step), STEP_SECONDS)
 
@@ -132,6 +203,8 @@ class Player:
                 step["reached"].set()
 
         more = {"progress_callback": on_progress} if step.get("progress") else {}
+        if self.log_level and self.modern:
+            more["meta"] = {LEVEL: self.log_level}
         try:
             name = self.prefix + step["call"]
             out = {"result": plain(await self.session.call_tool(name, step.get("args", {}), **more))}
@@ -143,12 +216,63 @@ class Player:
         """Returns the server's description."""
         return self.said
 
+    async def version(self, step):
+        """Returns the negotiated version of the protocol."""
+        return self.said.get("version") or self.said["protocolVersion"]
+
+    async def discover(self, step):
+        """Returns the answer to `server/discover`."""
+        return await self.session.session.send_discover(MODERN)
+
     async def told(self, step):
         """Waits for a notification; returns the URI of an update."""
+        return (await self.notification(step["told"])).get("uri")
+
+    async def logs(self, step):
+        """Waits for log messages and returns them."""
+        return [await self.notification("notifications/message") for _ in range(step["logs"])]
+
+    async def silence(self, step):
+        """Waits a moment; returns the number of notifications of a kind."""
+        await asyncio.sleep(0.3)
+        heard = [self.told_queue.get_nowait() for _ in range(self.told_queue.qsize())]
+        return sum(method == step["silence"] for method, _ in heard)
+
+    async def notification(self, wanted):
+        """Waits for a notification, and drops those before it. Returns its parameters."""
         while True:
             method, params = await self.told_queue.get()
-            if method == step["told"]:
-                return params.get("uri")
+            if method == wanted:
+                return params
+
+    async def asked(self, step):
+        """Returns the different questions since the last such step, in one order."""
+        unique = {json.dumps(question, sort_keys=True): question for question in self.user.asked}
+        self.user.asked.clear()
+        return [unique[key] for key in sorted(unique)]
+
+    async def level(self, step):
+        """Asks for log messages: of each call from now on, or of the session."""
+        self.log_level = step["level"]
+        if not self.modern:
+            await self.session.set_logging_level(self.log_level)
+
+    async def listen(self, step):
+        """Asks for changes, in the way of the era. Returns what the server agreed to, if it says so."""
+        kinds, uris = step["listen"].get("kinds", []), step["listen"].get("uris", [])
+        if not self.modern:
+            for uri in uris:
+                await self.session.subscribe_resource(uri if Client else AnyUrl(uri))
+            return None
+        changes = {f"{kind}_list_changed": True for kind in kinds}
+        opened = self.session.listen(**changes, resource_subscriptions=uris)
+        return plain((await self.listening.enter_async_context(opened)).honored)
+
+    async def unlisten(self, step):
+        """Ends what `listen` steps began; `unlisten` is the list of their URIs."""
+        for uri in [] if self.modern else step["unlisten"]:
+            await self.session.unsubscribe_resource(uri if Client else AnyUrl(uri))
+        await self.listening.aclose()
 
     async def ask(self, step):
         """Sends any request other than a call, by the SDK's method for it."""
@@ -179,11 +303,13 @@ class Player:
         return types.ResourceTemplateReference(type="ref/resource", uri=ref["uri"])
 
     def bare(self, result):
-        """Returns a list in the order of the gateway's, prompts without the prefix."""
+        """Returns a list in the order of the gateway's, prompts without the prefix; other servers' prompts are left out."""
         for kind, key in (("prompts", "name"), ("resources", "uri"), ("resourceTemplates", "uriTemplate")):
             if kind in result:
-                items = sorted(result[kind], key=lambda item: item[key])
-                result[kind] = [{**i, "name": i["name"].removeprefix(self.prefix)} if kind == "prompts" else i for i in items]
+                result[kind] = sorted(result[kind], key=lambda item: item[key])
+        if "prompts" in result:
+            mine = [item for item in result["prompts"] if item["name"].startswith(self.prefix)]
+            result["prompts"] = [{**item, "name": item["name"].removeprefix(self.prefix)} for item in mine]
         return result
 
     async def parallel(self, step):
@@ -222,12 +348,14 @@ def describe(error):
 
 async def main():
     scenario = json.loads(sys.argv[1])
-    player = Player(scenario.get("prefix", ""))
-    async with connected(scenario["target"], player.on_message) as (session, welcome):
+    user = User(scenario["user"]) if scenario.get("user") else None
+    player = Player(scenario.get("prefix", ""), user)
+    async with connected(scenario["target"], player.on_message, user) as (session, welcome):
         player.session, player.said = session, welcome
         say(ready=welcome)
-        for step in scenario["steps"]:
-            say(out=await player.play(step))
+        async with player.listening:
+            for step in scenario["steps"]:
+                say(out=await player.play(step))
         say(done=True)
 
 

@@ -30,7 +30,17 @@ PLAIN = ["env", "-i", f"PATH={os.environ['PATH']}", f"HOME={os.environ.get('HOME
 FILE_SERVER = [*PLAIN, "node", str(MODULES / "@modelcontextprotocol/server-filesystem/dist/index.js")]
 EVERYTHING = [*PLAIN, "node", str(MODULES / "@modelcontextprotocol/server-everything/dist/index.js")]
 EVERYTHING_OLD = [*PLAIN, "node", str(MODULES / "server-everything-old/dist/index.js")]
-TIME_SERVER = [*PLAIN, str(PEERS / "time/bin/mcp-server-time"), "--local-timezone", "UTC"]
+TIME_SERVER = [*PLAIN, str(PEERS / "servers/bin/mcp-server-time"), "--local-timezone", "UTC"]
+GIT_SERVER = [*PLAIN, "GIT_CONFIG_GLOBAL=/dev/null", str(PEERS / "servers/bin/mcp-server-git")]
+FETCH_SERVER = [*PLAIN, str(PEERS / "servers/bin/mcp-server-fetch"), "--allow-private-ips"]
+SDK_SERVER = [*PLAIN, str(PEERS / "python2/bin/python"), "-B", str(HERE / "sdk_server.py")]
+
+
+def fixture(python):
+    """Returns the command of the everything-server in the source distribution of the Python SDK of an environment."""
+    source = PEERS / f"everything-{python}" / "examples/servers/everything-server"
+    binary = str(PEERS / python / "bin" / "python")
+    return [*PLAIN, f"PYTHONPATH={source}", binary, "-B", str(HERE / "conformance_server.py")]
 
 
 def fake(name, *flags):

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 
+import checks_bridged
 import checks_canary
 import checks_children
 import checks_compat
@@ -17,9 +18,11 @@ import checks_demo
 import checks_endpoints
 import checks_load
 import checks_load_http
+import checks_modern
 import checks_raw
 import checks_readme
 import checks_sdk
+import checks_states
 import kit
 
 MODULES = (
@@ -33,6 +36,9 @@ MODULES = (
     checks_readme,
     checks_children,
     checks_endpoints,
+    checks_modern,
+    checks_states,
+    checks_bridged,
 )
 
 # Seconds for the cleanup of a check, in addition to its own.
