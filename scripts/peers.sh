@@ -6,7 +6,7 @@
 #
 # Missing packages are installed, in exact versions, into MCPPORT_PEERS_DIR (default target/peers).
 # MCPPORT_BIN is the binary under test (default target/release/mcpport). Needs Linux, python3 with venv, node 20, npm,
-# git.
+# cargo, git.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -23,5 +23,6 @@ if [[ ${1:-} != --list ]]; then
   for name in python1 python2 original servers; do venv "$name"; done
   for name in python1 python2; do sources "everything-$name" "$name" mcp; done
   packages node package.json
+  program rmcp
 fi
 exec python3 -B "$here/run.py" "$@"

@@ -15,6 +15,8 @@ def player(sdk, scenario):
     """Returns the command that plays a scenario with one SDK."""
     if sdk.startswith("ts"):
         return ["node", HERE / "client.mjs", json.dumps({**scenario, "sdk": sdk[2:], "modules": str(MODULES)})]
+    if sdk == "rmcp":
+        return [PEERS / "rmcp" / "debug" / "peers-rmcp", json.dumps(scenario)]
     return [PEERS / sdk / "bin" / "python", "-B", HERE / "client.py", json.dumps(scenario)]
 
 

@@ -52,3 +52,9 @@ crate() {
   cargo install --quiet --locked --root "$dir" --target-dir "$dir/build" --version "$2" "$1"
   touch "$dir/$1-$2"
 }
+
+# program NAME: builds the Rust program in a folder of that name here.
+program() {
+  [[ -x $MCPPORT_PEERS_DIR/$1/debug/peers-$1 ]] || echo "building $1" >&2
+  cargo build --quiet --locked --manifest-path "$here/$1/Cargo.toml" --target-dir "$MCPPORT_PEERS_DIR/$1"
+}
