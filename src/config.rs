@@ -88,18 +88,6 @@ impl Default for GatewayConfig {
     }
 }
 
-/// The era of MCP in which a server is used (`--era`).
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum EraPin {
-    /// Whichever the server speaks, as a probe finds out.
-    #[default]
-    Auto,
-    /// The versions that start with `initialize`.
-    Legacy,
-    /// The versions without sessions, from 2026-07-28 on.
-    Modern,
-}
-
 /// TLS files of the gateway.
 #[derive(Clone, Debug)]
 pub struct ServerTls {

@@ -280,6 +280,9 @@ pub struct StatelessLimits {
     /// Bytes of the state that a server gives to a client with its questions. More than those of any
     /// SDK.
     pub state_bytes: usize,
+    /// Time for which a client may cache a list. Servers say when one changes, but a client that does
+    /// not listen learns of it only then.
+    pub ttl_cap: Duration,
     /// Time after which such a state expires: a person answers within it. The server may set less.
     pub state_time: Duration,
 }
@@ -313,6 +316,7 @@ impl Default for StatelessLimits {
             round_time: Duration::from_secs(10 * 60),
             round_bytes: 256 * KIB,
             state_bytes: 64 * KIB,
+            ttl_cap: Duration::from_secs(30),
             state_time: Duration::from_secs(10 * 60),
         }
     }

@@ -84,6 +84,7 @@ mod tests {
             max_instances: None,
             reads_status_frames: false,
             resume_token: None,
+            era: None,
         };
         gateway.enter(|hub, fx| hub.register(Instant::now(), new, fx)).unwrap();
         frames

@@ -414,7 +414,14 @@ impl Candidate<'_> {
         self.gateway.stats.resumed.add();
         server.set_away(false);
         let id = registration.id.as_deref()?;
-        let answer = Status::received(id, true, server.limits.message_bytes, sessions, false, Some(&grant));
+        let answer = Status::received(
+            id,
+            true,
+            server.limits.message_bytes,
+            sessions,
+            registration.era.is_some(),
+            Some(&grant),
+        );
         Some(Admission::Registered(server, answer))
     }
 
@@ -446,6 +453,7 @@ impl Candidate<'_> {
             max_instances: registration.sessions,
             reads_status_frames,
             resume_token: token.clone(),
+            era: registration.era,
         };
         let key = self.gateway.enter(|hub, fx| hub.register(Instant::now(), new, fx))?;
         let line =
@@ -461,7 +469,8 @@ impl Candidate<'_> {
             ResumeGrant { token, window: limits.link.resume_window, received: None }
         });
         let (max, grant) = (limits.link.message_bytes, grant.as_ref());
-        let answer = Status::received(&id, reads_status_frames, max, isolated, false, grant);
+        let answer =
+            Status::received(&id, reads_status_frames, max, isolated, registration.era.is_some(), grant);
         let server = ServerGuard {
             gateway: self.gateway.clone(),
             name: name.into(),

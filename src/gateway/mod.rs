@@ -4,7 +4,8 @@
 //! - `connection`: one HTTP connection: reads requests, authenticates and routes them.
 //! - `exchange`: one such request, as the endpoints see it: reads its body and answers it.
 //! - `accept`: connection permits, and the 503 or 429 sent when none is left.
-//! - `endpoint`: `legacy_sse` (the 2024-11-05 transport), `streamable` (the later ones), `status`.
+//! - `endpoint`: `legacy_sse` (the 2024-11-05 transport), `streamable` (the later ones with sessions),
+//!   `stateless` (2026-07-28), `status`.
 //!   `dispatch`: gives a client's message to the hub.
 //! - `session`: a client session, as its transport sees it. `responder`: where the responses to its
 //!   requests go. `event_stream` and `streams`: event streams, and how a client resumes one.
@@ -53,6 +54,7 @@ use crate::{
     limits,
     net::{
         listener::{self, Listener},
+        random,
         stream::Stream,
         timeout,
         tls::Acceptor,
@@ -96,7 +98,9 @@ impl Bound {
         let listeners = listener::bind(config.host.as_deref(), config.port, config.ipv6)?;
         let ((drain, draining), (stop, stopped)) = (shutdown::shutdown(), shutdown::shutdown());
         let exposed = listeners.iter().any(|listener| !listener.local().ip().is_loopback());
-        let gateway = Arc::new(Gateway::new(config, tokens, [draining, stopped], exposed));
+        let no_random = |error| FatalError::run(format!("no random bytes available: {error}"));
+        let seal_key = random::bytes().map_err(no_random)?;
+        let gateway = Arc::new(Gateway::new(config, tokens, seal_key, [draining, stopped], exposed));
         let triggers = [drain, stop];
         Ok(Self { gateway, listeners, acceptor, triggers, reloads: Arc::default() })
     }

@@ -3,7 +3,7 @@
 
 use std::{
     ptr,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
 };
 
 use crate::{
@@ -28,6 +28,8 @@ pub struct PostResponder {
     /// Bytes of the responses so far, and their limit (`max`), which the first may exceed.
     bytes: AtomicUsize,
     max: usize,
+    /// The code of the error that was the last response; 0, which is no such code, for a result.
+    error: AtomicI64,
 }
 
 impl PostResponder {
@@ -35,13 +37,26 @@ impl PostResponder {
     /// bytes, but the first may be larger. `running` counts the requests until they are answered.
     pub fn new(queue: Sender<()>, requests: usize, max: usize, running: &TaskTracker) -> Self {
         let (open, other) = (AtomicUsize::new(requests), AtomicBool::new(false));
-        Self { queue, running: running.count(), open, other, bytes: AtomicUsize::new(0), max }
+        Self {
+            queue,
+            running: running.count(),
+            open,
+            other,
+            bytes: AtomicUsize::new(0),
+            max,
+            error: AtomicI64::new(0),
+        }
     }
 
     /// Adds the bytes of one more response. Returns false if they exceed the limit.
     fn takes(&self, more: usize) -> bool {
         let grown = |bytes: usize| Some(bytes + more).filter(|sum| bytes == 0 || *sum <= self.max);
         self.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, grown).is_ok()
+    }
+
+    /// Returns the code of the error that was the last response.
+    pub fn error(&self) -> Option<i64> {
+        Some(self.error.load(Ordering::Acquire)).filter(|code| *code != 0)
     }
 
     /// Records that a message other than a response is about to be queued. Called before it is
@@ -106,6 +121,11 @@ impl Responder for PostResponder {
             self.queue.end(());
         }
         self.running.end();
+    }
+
+    fn fail(&self, code: i64, response: String, stats: &Stats) {
+        self.error.store(code, Ordering::Release);
+        self.finish(response, stats);
     }
 
     /// Responds with an error, since a POST needs a response to end.

@@ -29,6 +29,7 @@ use crate::{
     hub::{
         effect::Effects,
         entry::Enter,
+        key::Sealing,
         state::{Hub, HubConfig},
     },
     limits::{self, LOG_LINK_EVENTS, LOG_WARNINGS, LogLimit, MemoryLimits},
@@ -43,6 +44,7 @@ use crate::{
         shutdown::{Shutdown, ShutdownTrigger},
         task_tracker::TaskTracker,
     },
+    secret::seal::{KEY_BYTES, SealKey},
 };
 
 /// The state shared by all connections of a gateway.
@@ -161,6 +163,7 @@ impl Gateway {
     pub fn new(
         config: GatewayConfig,
         tokens: Tokens,
+        seal_key: [u8; KEY_BYTES],
         [draining, stopped]: [Shutdown; 2],
         exposed: bool,
     ) -> Self {
@@ -180,7 +183,9 @@ impl Gateway {
         budget.share(tokens.have_several());
         let authn = Authenticator::new(tokens, &config.limits.guess);
         let (timeout_rpc, timeout_run_tool) = (config.timeout_rpc, config.timeout_run_tool);
-        let hub_config = HubConfig { limits: config.limits.clone(), timeout_rpc, timeout_run_tool };
+        let sealing = Sealing { key: Arc::new(SealKey::new(seal_key)), started: Instant::now() };
+        let limits = config.limits.clone();
+        let hub_config = HubConfig { limits, timeout_rpc, timeout_run_tool, sealing };
         let stats = Arc::<Stats>::default();
         Self {
             policy,

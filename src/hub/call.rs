@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use super::{
     effect::Effects,
     error::{CallError, Declined},
-    instance::{Caller, ClientCall, NewCall, declined_by_link},
+    instance::{Caller, ClientCall, NewCall, Origin, declined_by_link},
     key::{InstanceKey, SessionKey},
     peers::Responder,
     request::{Named, Reference, Request, ResourceMethod, What},
@@ -16,7 +16,15 @@ use crate::{
     catalog::{Target, UpstreamKey},
     jsonrpc::{Message, Span, edit},
     limits::SPLICE_IN_HUB,
-    mcp::listing::ListKind,
+    mcp::{
+        Era,
+        listing::ListKind,
+        log_level::Level,
+        stateless::{
+            Params,
+            wrap::{self, Forward, Pass, StateEdit},
+        },
+    },
     session::{CallId, CallRefused},
 };
 
@@ -50,21 +58,77 @@ pub enum Outcome {
 /// A call that is pending, and whose frame is not queued yet.
 #[derive(Debug)]
 pub struct Ticket {
-    to: InstanceKey,
-    upstream_id: u64,
-    session: SessionKey,
-    id: CallId,
+    /// The process that it is for, and its id there.
+    pub(super) to: InstanceKey,
+    pub(super) upstream_id: u64,
+    /// The call in its session, if it has one.
+    pub(super) session: Option<(SessionKey, CallId)>,
     /// Position of the name that the client used, and the server's own name to put there.
-    rename: Option<Named>,
-    /// Position of the client's progress token, if the gateway's id replaces it.
-    token: Option<Span>,
+    pub(super) rename: Option<Named>,
+    pub(super) rewrite: Rewrite,
+}
+
+/// How a request is changed for its server, besides its id and name.
+#[derive(Debug)]
+pub(super) enum Rewrite {
+    /// For a client and a server that both use `initialize`: the gateway's id replaces the progress
+    /// token at this position.
+    Token(Option<Span>),
+    /// For a modern client and a modern server.
+    Pass {
+        /// The server's own state, in a retry.
+        state: Option<String>,
+        /// Whether the server may send log messages.
+        may_log: bool,
+        /// The client's capabilities, if they are cut (raw JSON).
+        capabilities: Option<String>,
+    },
+    /// For a modern client and a legacy server: without the envelope.
+    Unwrap,
+    /// For a session and a modern server: with the envelope.
+    Wrap {
+        /// The reserved keys of the session's requests.
+        members: Arc<str>,
+        /// The level of log messages that the server may send.
+        level: Option<Level>,
+    },
 }
 
 impl Ticket {
-    /// Returns the request for the server.
+    /// Returns the process and the id under which the request is pending there.
+    pub fn call(&self) -> (InstanceKey, u64) {
+        (self.to, self.upstream_id)
+    }
+
+    /// Returns the request of a session for the server.
     pub fn text(&self, message: &Message<'_>) -> String {
-        let rename = self.rename.as_ref().map(|(span, name)| (span.clone(), name.as_str()));
-        edit::request(message, self.upstream_id, rename, self.token.clone())
+        match &self.rewrite {
+            Rewrite::Token(token) => edit::request(message, self.upstream_id, self.name(), token.clone()),
+            // Params that occur twice are refused when a request is parsed.
+            _ => self.stateless_text(message, &Params::read(message).unwrap_or_default()),
+        }
+    }
+
+    /// Returns a request with these params for the server, if one of them is stateless.
+    pub fn stateless_text(&self, message: &Message<'_>, params: &Params) -> String {
+        let forward = Forward { id: self.upstream_id, name: self.name() };
+        match &self.rewrite {
+            Rewrite::Token(token) => edit::request(message, self.upstream_id, self.name(), token.clone()),
+            Rewrite::Pass { state, may_log, capabilities } => {
+                let state = match state {
+                    Some(state) => StateEdit::Replace(state),
+                    None => StateEdit::Remove,
+                };
+                let pass = Pass { forward, state, may_log: *may_log, capabilities: capabilities.as_deref() };
+                wrap::pass(message, params, &pass)
+            }
+            Rewrite::Unwrap => wrap::unwrap(message, params, &forward),
+            Rewrite::Wrap { members, level } => wrap::wrap(message, params, members, *level, &forward),
+        }
+    }
+
+    fn name(&self) -> Option<(Span, &str)> {
+        self.rename.as_ref().map(|(span, name)| (span.clone(), name.as_str()))
     }
 }
 
@@ -252,8 +316,11 @@ impl Hub {
         let id = session.calls.may_begin_as(number, raw_id, asked.responder.stream_key());
         let id = id.map_err(Declined::Session)?;
         let share = instance.take_share(session.principal, several)?;
-        let call =
-            ClientCall { session: asked.session, id: id.clone(), responder: asked.responder.clone(), share };
+        let call = ClientCall {
+            origin: Origin::Session(asked.session, id.clone()),
+            responder: asked.responder.clone(),
+            share,
+        };
         let token = asked.request.token.as_ref().ok().cloned().flatten();
         let call = NewCall {
             caller: Caller::Client(call),
@@ -266,7 +333,16 @@ impl Hub {
         // An isolated instance serves one client only, so its progress tokens are unique as they
         // are.
         let token = token.filter(|_| process.channel.is_none());
-        Ok(Ticket { to: process, upstream_id, session: asked.session, id, rename: named, token })
+        let rewrite = match instance.initialized().map(|initialized| initialized.era) {
+            Some(Era::Modern) => {
+                let members = session.envelope();
+                let level = session.info.level.filter(|_| instance.take_level_slot(upstream_id));
+                Rewrite::Wrap { members, level }
+            }
+            _ => Rewrite::Token(token),
+        };
+        let session = Some((asked.session, id));
+        Ok(Ticket { to: process, upstream_id, session, rename: named, rewrite })
     }
 
     /// Queues the frame of a pending call. A call that was cancelled meanwhile, or failed with its
@@ -287,8 +363,10 @@ impl Hub {
         instance.close(ticket.upstream_id);
         let starting = declined == Declined::Link && instance.is_starting();
         let declined = if starting { Declined::Starting } else { declined };
-        if let Some(session) = self.clients.get_mut(&ticket.session) {
-            session.calls.end(&ticket.id);
+        if let Some((session, id)) = &ticket.session
+            && let Some(session) = self.clients.get_mut(session)
+        {
+            session.calls.end(id);
         }
         Err(self.declined(ticket.to.upstream, declined))
     }
@@ -323,7 +401,7 @@ impl Hub {
         // Best effort: if the link is full, the server's late response is dropped as a stray.
         let _ = instance.send(link, now, text, fx);
         if let Caller::Client(call) = pending.caller {
-            fx.cancelled(call.responder, call.id);
+            fx.cancelled(call.responder.clone(), call.id());
         }
     }
 }
@@ -335,7 +413,7 @@ enum Found {
 }
 
 /// Returns the server of a resource, and where to put its own URI for it.
-fn resource_target(
+pub(super) fn resource_target(
     target: Option<Target<UpstreamKey>>,
     (span, uri): &Named,
 ) -> Result<(UpstreamKey, Named), CallError> {

@@ -4,12 +4,17 @@
 //! All scans and copies of a response are here, without the lock of the hub. In between, the hub
 //! looks up the tasks and links that they find.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use super::{instance::ClientCall, key::InstanceKey};
+use super::{
+    instance::ClientCall,
+    key::{InstanceKey, Sealing},
+};
 use crate::{
     jsonrpc::{Message, Span, elements, find, unquote},
-    mcp::{compat, resource_links},
+    limits::StatelessLimits,
+    mcp::{Era, compat, resource_links, stateless::result::ServerStamp},
+    session::InstanceRun,
 };
 
 /// Key in `_meta` under which a result names its task (MCP 2025-11-25, tasks).
@@ -30,6 +35,12 @@ pub struct Conclusion<'m> {
     pub method: Box<str>,
     /// The process that has answered.
     pub from: InstanceKey,
+    /// The name of its server.
+    pub server: Arc<str>,
+    /// Its era.
+    pub era: Era,
+    /// What the answer to a stateless call needs besides.
+    pub stateless: Option<Box<StatelessContext>>,
     /// The protocol versions of the client and of the server, if they make a difference.
     pub versions: Option<(Arc<str>, Arc<str>)>,
     /// Whether the client sees all servers.
@@ -38,11 +49,26 @@ pub struct Conclusion<'m> {
     pub has_tasks: bool,
 }
 
+/// What the answer to a stateless call needs to know of the server and of the gateway.
+#[derive(Debug)]
+pub struct StatelessContext {
+    /// The server's name and version, for results.
+    pub stamp: Arc<ServerStamp>,
+    /// What seals the state of a question.
+    pub sealing: Sealing,
+    /// The process to which the state is bound.
+    pub run: InstanceRun,
+    /// The time since the start of the gateway at which the state expires.
+    pub expires: Duration,
+    /// The limits.
+    pub limits: StatelessLimits,
+}
+
 impl Conclusion<'_> {
     /// Returns the response for the client, with these edits.
     pub fn response(&self, edits: Vec<Edit>) -> String {
         let versions = self.versions.as_ref().map(|(client, server)| (&**client, &**server));
-        response(self.message, &self.call.id, &self.method, edits, versions)
+        response(self.message, self.call.id(), &self.method, edits, versions)
     }
 }
 

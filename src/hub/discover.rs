@@ -12,11 +12,11 @@ use super::{
 };
 use crate::{
     catalog::UpstreamKey,
-    jsonrpc,
+    jsonrpc::{self, tolerant::Unusable},
     limits::{INSTRUCTIONS, LOG_GROUPS},
     mcp::{
         self,
-        discovery::{Discovery, DiscoveryRequest, DiscoveryStep},
+        discovery::{Discovery, DiscoveryRequest, DiscoveryStep, Question},
         listing::{ListItem, ListKind},
     },
     queue::Room,
@@ -34,14 +34,18 @@ impl Hub {
     ) -> Result<(), CloseReason> {
         // `initialize` gets the longer timeout: a server may have to be downloaded and started
         // first.
-        let is_initialize = request.method == "initialize";
-        let timeout = if is_initialize { self.config.timeout_run_tool } else { self.config.timeout_rpc };
+        let question = request.question;
+        let is_start = question != Question::List;
+        let timeout = if is_start { self.config.timeout_run_tool } else { self.config.timeout_rpc };
         let Some(upstream) = self.upstreams.get_mut(&server) else { return Ok(()) };
-        let Some(id) = upstream.shared.open_own(now, Caller::Discovery, request.method, timeout) else {
+        upstream.close_requests(|open| question == Question::List || open == question);
+        let Some(id) = upstream.shared.open_own(now, Caller::Discovery(question), request.method, timeout)
+        else {
             upstream.listing.on_unanswered(now);
             return Ok(());
         };
-        upstream.listing.pending_request = Some(id);
+        upstream.listing.pending_requests.push((id, question));
+        upstream.listing.silence = is_start.then(|| now + self.config.limits.stateless.probe_silence);
         let text = jsonrpc::request(&id.to_string(), request.method, &request.params);
         for frame in request.first.into_iter().chain([text]) {
             let sent = upstream.link.queue(None, frame, Room::Reserved, fx);
@@ -73,7 +77,7 @@ impl Hub {
         Ok(())
     }
 
-    fn apply(
+    pub(super) fn apply(
         &mut self,
         now: Instant,
         server: UpstreamKey,
@@ -85,6 +89,7 @@ impl Hub {
         match step {
             DiscoveryStep::Request(_) if !listing.charge_answers() => self.no_memory(now, server, fx),
             DiscoveryStep::Request(request) => self.discover(now, server, request, fx),
+            DiscoveryStep::Wait => Ok(()),
             DiscoveryStep::ListComplete(kind, items, next) => {
                 if listing.charge_list(kind, &items) {
                     self.store_list(now, server, (kind, items), fx);
@@ -126,6 +131,43 @@ impl Hub {
         }
     }
 
+    /// Handles something under the id of a discovery request that is no valid response.
+    pub(super) fn on_unusable_discovery(
+        &mut self,
+        now: Instant,
+        server: UpstreamKey,
+        (question, answer): (Question, &Unusable),
+        fx: &mut Effects<'_>,
+    ) -> Result<(), CloseReason> {
+        let listing = self.upstreams.get_mut(&server).map(|upstream| &mut upstream.listing);
+        let step = listing.and_then(|listing| listing.discovery.as_mut()?.unusable(question));
+        match step {
+            Some(step) => self.apply(now, server, step, fx)?,
+            None => {
+                let why = format!("invalid response from the server: {}", answer.why);
+                self.on_discovery_failure(now, server, &why, fx)?;
+            }
+        }
+        self.relist(now, server, fx)
+    }
+
+    /// Goes on with the probe of a server that has not answered `server/discover` for a while.
+    pub(super) fn on_silence(
+        &mut self,
+        now: Instant,
+        server: UpstreamKey,
+        fx: &mut Effects<'_>,
+    ) -> Result<(), CloseReason> {
+        let Some(upstream) = self.upstreams.get_mut(&server) else { return Ok(()) };
+        let listing = &mut upstream.listing;
+        let silence = listing.silence.take_if(|silence| *silence <= now);
+        let discovery = listing.discovery.as_mut().filter(|discovery| discovery.listens_for_silence());
+        match silence.and(discovery).map(Discovery::silent) {
+            Some(step) => self.apply(now, server, step, fx),
+            None => Ok(()),
+        }
+    }
+
     /// Handles a restart of the server. It may be another version now, so discovery begins again.
     ///
     /// # Errors
@@ -143,7 +185,7 @@ impl Hub {
         let run = self.tasks.start();
         self.tasks.end(std::mem::replace(&mut upstream.run, run));
         // A late response to the previous request would be taken for the response to the new one.
-        upstream.listing.pending_request.take().and_then(|id| upstream.shared.close(id));
+        upstream.close_requests(|_| true);
         let Some(request) = upstream.listing.discovery.as_mut().map(Discovery::again) else { return Ok(()) };
         upstream.listing.renewed = true;
         self.discover(now, server, request, fx)
@@ -302,6 +344,14 @@ impl Hub {
 }
 
 impl Upstream {
+    /// Closes the pending discovery requests that ask for what `is_closed` says. A late response
+    /// would be taken for that to a new request.
+    fn close_requests(&mut self, is_closed: impl Fn(Question) -> bool) {
+        for (id, _) in self.listing.pending_requests.extract_if(.., |(_, question)| is_closed(*question)) {
+            self.shared.close(id);
+        }
+    }
+
     /// Takes the `initialize` result from the discovery. Returns whether it differs from the
     /// previous one.
     fn take_initialize_result(&mut self) -> bool {
@@ -327,6 +377,12 @@ impl Upstream {
 }
 
 impl Listing {
+    /// Takes the discovery out for the response to a request.
+    pub(super) fn answered(&mut self, question: Question) -> Option<Discovery> {
+        self.pending_requests.retain(|(_, open)| *open != question);
+        self.discovery.take()
+    }
+
     /// Records that the pending request is not answered, and schedules the next attempt.
     fn on_unanswered(&mut self, now: Instant) {
         if let Some(discovery) = &mut self.discovery {

@@ -10,7 +10,6 @@ use super::peers::{Responder, SessionStream, Wakers};
 use crate::{
     jsonrpc::{Message, Span},
     metrics::Stats,
-    session::CallId,
 };
 
 /// The text of a message to a client.
@@ -46,7 +45,8 @@ impl Text<'_> {
 #[derive(Debug)]
 enum Effect<'m> {
     Finish(Arc<dyn Responder>, String),
-    Cancelled(Arc<dyn Responder>, CallId),
+    Fail(Arc<dyn Responder>, i64, String),
+    Cancelled(Arc<dyn Responder>, String),
     Related(Arc<dyn Responder>, Text<'m>),
     Deliver(Vec<Arc<dyn SessionStream>>, Text<'m>),
     Notice(Vec<Arc<dyn SessionStream>>, String),
@@ -74,9 +74,14 @@ impl<'m> Effects<'m> {
         self.list.push(Effect::Finish(responder, response));
     }
 
-    /// Ends a request that was cancelled.
-    pub fn cancelled(&mut self, responder: Arc<dyn Responder>, id: CallId) {
-        self.list.push(Effect::Cancelled(responder, id));
+    /// Responds to a request with an error of this code.
+    pub fn fail(&mut self, responder: Arc<dyn Responder>, code: i64, response: String) {
+        self.list.push(Effect::Fail(responder, code, response));
+    }
+
+    /// Ends a request that was cancelled; `id` is the client's own, as raw JSON.
+    pub fn cancelled(&mut self, responder: Arc<dyn Responder>, id: &str) {
+        self.list.push(Effect::Cancelled(responder, id.to_owned()));
     }
 
     /// Sends a message that belongs to a request to the client that sent the request.
@@ -134,6 +139,7 @@ impl Effect<'_> {
     fn apply(self, stats: &Stats) {
         match self {
             Self::Finish(responder, response) => responder.finish(response, stats),
+            Self::Fail(responder, code, response) => responder.fail(code, response, stats),
             Self::Cancelled(responder, id) => responder.cancelled(&id, stats),
             Self::Related(responder, text) => responder.send(text.into_text(), stats),
             Self::Deliver(streams, text) => {

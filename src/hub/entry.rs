@@ -8,6 +8,7 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
+    answer::{Answer, answer},
     call::{Asked, Outcome},
     conclusion::{self, Conclusion, Tasks},
     effect::Effects,
@@ -20,13 +21,17 @@ use super::{
     request::{Notification, Request},
     session::{Scope, name_of},
     state::Hub,
+    stateless::{Refused, Sender, StatelessOutcome, StatelessRequest},
 };
 use crate::{
     auth::Principal,
     catalog::UpstreamKey,
     jsonrpc::{self, Kind, Malformed, Message, Span, tolerant},
-    limits::LOG_GROUPS,
-    mcp::discovery::error_text,
+    limits::{LOG_GROUPS, StatelessLimits},
+    mcp::{
+        discovery::error_text,
+        stateless::{Envelope, Params},
+    },
     metrics::Stats,
     tunnel::close::CloseReason,
     util::escape::show,
@@ -112,6 +117,42 @@ fn request(
             responder.finish(error.response(id), hub.stats());
         }
     }
+    None
+}
+
+/// Handles a request of a stateless client, which gets exactly one response. Returns the pending call,
+/// for [`Hub::cancel_stateless`], or `None` if it is answered.
+pub fn stateless(
+    hub: &impl Enter,
+    sender: Sender<'_>,
+    parsed: (&Message<'_>, Params, Envelope<'_>),
+    limits: &StatelessLimits,
+) -> Option<(InstanceKey, u64)> {
+    let (message, id) = (parsed.0, parsed.0.id().unwrap_or_default());
+    log::debug!("stateless request: {}", show(message.method()));
+    sender.responder.begin();
+    let sealing = hub.enter(|hub, _| hub.sealing());
+    let request = StatelessRequest::read(parsed, &sender, &sealing, limits);
+    let outcome = hub.enter(|hub, fx| hub.call_stateless(sender, &request, fx));
+    let refused = match outcome {
+        Ok(StatelessOutcome::Now(result)) => {
+            sender.responder.finish(jsonrpc::result(id, &result), hub.stats());
+            return None;
+        }
+        Ok(StatelessOutcome::Call(ticket)) => {
+            let text = ticket.stateless_text(message, &request.params);
+            match hub.enter(|hub, fx| hub.commit(&ticket, text, fx)) {
+                Ok(()) => return Some(ticket.call()),
+                Err(why) => Refused::Call(why),
+            }
+        }
+        Err(why) => why,
+    };
+    let error = refused.rpc();
+    if error.code == jsonrpc::MODERN_BUSY {
+        hub.stats().busy.add();
+    }
+    sender.responder.fail(error.code, error.response(id), hub.stats());
     None
 }
 
@@ -208,8 +249,8 @@ fn server_message(
             conclude(hub, now, conclusion);
             Ok(())
         }
-        Next::Discover(mut discovery) => {
-            let step = discovery.answered(message);
+        Next::Discover(mut discovery, question) => {
+            let step = discovery.answered(question, message);
             hub.enter(|hub, fx| hub.discovered(now, from.upstream, (discovery, step), fx))
         }
         Next::Initialize => {
@@ -226,12 +267,14 @@ fn conclude(hub: &impl Enter, now: Instant, conclusion: Conclusion<'_>) {
         Some(found) => hub.enter(|hub, _| hub.resolve(now, &conclusion, found)),
         None => Ok(Vec::new()),
     };
-    let (id, responder) = (&conclusion.call.id, &conclusion.call.responder);
-    let response = match edits {
-        Ok(edits) => conclusion.response(edits),
-        Err(why) => why.rpc().response(id),
+    let Answer { text, error } = match edits {
+        Ok(edits) => answer(&conclusion, edits),
+        Err(why) => Answer::error(conclusion.call.id(), &why.rpc()),
     };
-    responder.finish(response, hub.stats());
+    match error {
+        None => conclusion.call.responder.finish(text, hub.stats()),
+        Some(code) => conclusion.call.responder.fail(code, text, hub.stats()),
+    }
 }
 
 /// Returns what a response mentions, or `None` if that is nothing.
@@ -243,7 +286,8 @@ fn mentions(conclusion: &Conclusion<'_>) -> Option<Mentions> {
     };
     let links =
         if conclusion.sees_all { conclusion::links(method, message) } else { Vec::<(Span, String)>::new() };
-    let result = message.result().filter(|_| &**method == "initialize");
+    let is_session = conclusion.call.session().is_some();
+    let result = message.result().filter(|_| is_session && &**method == "initialize");
     let found = Mentions { tasks, links, initialized: result.map(Initialized::read) };
     let is_empty = found.tasks == Tasks::Unnamed && found.links.is_empty() && found.initialized.is_none();
     (!is_empty).then_some(found)

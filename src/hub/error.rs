@@ -16,7 +16,7 @@ use crate::{
     },
     limits,
     mcp::listing::ListKind,
-    session::CallRefused,
+    session::{CallRefused, StateError},
     util::escape::show,
 };
 
@@ -252,6 +252,15 @@ pub fn modern_error(why: &CallError) -> RpcError {
         _ => None,
     };
     RpcError { code, data: uri.map(|uri| format!("{{\"uri\":{}}}", quote(uri))), ..error }
+}
+
+/// Returns the error for a request whose `requestState` is refused.
+pub fn state_error(why: StateError) -> RpcError {
+    let error = RpcError::new(INVALID_PARAMS, "invalid or expired requestState");
+    match why {
+        StateError::Invalid | StateError::Expired => error,
+        StateError::Restarted => RpcError { data: Some("{\"reason\":\"restarted\"}".into()), ..error },
+    }
 }
 
 /// Why a call is not passed on to its server.

@@ -3,20 +3,25 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    conclusion::{Conclusion, Tasks},
+    conclusion::{Conclusion, StatelessContext, Tasks},
     effect::{Effects, Text},
-    error::{CallError, NO_MEMORY, ServerRequestError},
+    error::{CallError, NO_MEMORY, ServerRequestError, modern_error},
     incoming::Notice,
-    instance::{Caller, ClientCall, Initialized},
+    instance::{Caller, ClientCall, Initialized, Origin},
     key::{InstanceKey, SessionKey},
     mux::Pending,
     peers::Responder,
     state::Hub,
 };
 use crate::{
+    catalog::UpstreamKey,
     jsonrpc::{self, Kind, Malformed, Message, Span, decimal, edit, tolerant::Unusable},
     limits,
-    mcp::{compat, discovery::Discovery},
+    mcp::{
+        Era, compat,
+        discovery::{Discovery, Question},
+        log_level::Level,
+    },
     queue::{Room, SendError},
     tunnel::close::CloseReason,
 };
@@ -29,7 +34,7 @@ pub enum Next<'m> {
     /// Deliver the response.
     Conclude(Conclusion<'m>),
     /// Give it to the discovery, and the outcome to [`Hub::discovered`].
-    Discover(Discovery),
+    Discover(Discovery, Question),
     /// Parse the result, and give it to [`Hub::instance_initialized`].
     Initialize,
 }
@@ -84,10 +89,10 @@ impl Hub {
             return Next::Done;
         };
         match pending.caller {
-            Caller::Discovery => {
+            Caller::Discovery(question) => {
                 let listing = self.upstreams.get_mut(&from.upstream).map(|upstream| &mut upstream.listing);
-                let discovery = listing.and_then(|listing| listing.discovery.take());
-                discovery.map_or(Next::Done, Next::Discover)
+                let discovery = listing.and_then(|listing| listing.answered(question));
+                discovery.map_or(Next::Done, |discovery| Next::Discover(discovery, question))
             }
             Caller::Initialize => Next::Initialize,
             Caller::Ignored => {
@@ -95,7 +100,7 @@ impl Hub {
                 Next::Done
             }
             Caller::Client(call) => {
-                let conclusion = self.conclude(from, (call, pending.method), message);
+                let conclusion = self.conclude(now, from, (call, pending.method), message);
                 self.resubscribe(now, from.upstream, fx);
                 Next::Conclude(conclusion)
             }
@@ -117,36 +122,45 @@ impl Hub {
     /// Takes the response to a client's call out of the tables.
     fn conclude<'m>(
         &mut self,
+        now: Instant,
         from: InstanceKey,
         (call, method): (ClientCall, Box<str>),
         message: &'m Message<'m>,
     ) -> Conclusion<'m> {
-        if &*method == "resources/subscribe" {
+        if let (Origin::Session(session, id), "resources/subscribe") = (&call.origin, &*method) {
             // A refused subscription is not counted.
-            self.settle_subscription(
-                call.session,
-                from.upstream,
-                call.id.number(),
-                message.error().is_none(),
-            );
+            self.settle_subscription(*session, from.upstream, id.number(), message.error().is_none());
         }
         let upstream = self.upstreams.get(&from.upstream);
-        let (mut versions, mut sees_all) = (None, false);
-        if let Some(session) = self.clients.get_mut(&call.session) {
-            session.calls.end(&call.id);
-            sees_all = session.sees_all();
-            let instance = upstream.and_then(|upstream| match from.channel {
-                None => Some(&upstream.shared),
-                Some(channel) => upstream.pool.as_ref()?.open.get(&channel),
-            });
-            let initialized = instance.and_then(|instance| instance.initialized());
-            versions = initialized
-                .filter(|_| compat::concerns(&session.info.version))
-                .map(|initialized| (session.info.version.clone(), initialized.version.clone()));
+        let initialized = upstream.and_then(|upstream| upstream.instance(from.channel)?.initialized());
+        let (mut versions, mut sees_all, mut stateless) = (None, false, None);
+        match &call.origin {
+            Origin::Stateless(call) => {
+                sees_all = call.sees_all;
+                let known = upstream.zip(initialized);
+                stateless = known.map(|(upstream, initialized)| {
+                    let limits = self.config.limits.stateless.clone();
+                    let sealing = self.config.sealing.clone();
+                    let expires = now.saturating_duration_since(sealing.started) + limits.state_time;
+                    let (stamp, run) = (initialized.stamp.clone(), upstream.instance_run(from.channel));
+                    Box::new(StatelessContext { stamp, sealing, run, expires, limits })
+                });
+            }
+            Origin::Session(session, id) => {
+                if let Some(session) = self.clients.get_mut(session) {
+                    session.calls.end(id);
+                    sees_all = session.sees_all();
+                    versions = initialized
+                        .filter(|_| compat::concerns(&session.info.version))
+                        .map(|initialized| (session.info.version.clone(), initialized.version.clone()));
+                }
+            }
         }
         let has_tasks =
             from.channel.is_none() && upstream.is_some_and(|upstream| upstream.shared.has_tasks());
-        Conclusion { message, call, method, from, versions, sees_all, has_tasks }
+        let server = upstream.map_or_else(|| Arc::from(""), |upstream| upstream.link.name().clone());
+        let era = initialized.map_or(Era::Legacy, |initialized| initialized.era);
+        Conclusion { message, call, method, from, server, era, stateless, versions, sees_all, has_tasks }
     }
 
     /// Looks up what the response to a client's call mentions. Returns the changes to make in it.
@@ -160,7 +174,7 @@ impl Hub {
         found: Mentions,
     ) -> Result<Vec<(Span, String)>, CallError> {
         let Mentions { tasks, links, initialized } = found;
-        let (session, from) = (conclusion.call.session, conclusion.from);
+        let (session, from) = (conclusion.call.session(), conclusion.from);
         if let Some(initialized) = initialized {
             let version = initialized.version.clone();
             let stored = self.process(from).map(|(instance, _)| instance.set_initialized(initialized));
@@ -168,12 +182,15 @@ impl Hub {
                 self.stats.memory_refusals.add();
                 return Err(CallError::NoMemory);
             }
-            if let Some(session) = self.clients.get_mut(&session) {
+            if let Some(session) = session.and_then(|session| self.clients.get_mut(&session)) {
                 session.initialized(now, &version);
                 self.last_initialized = self.last_initialized.max(Some(now));
             }
         }
-        let mut edits = self.settle_tasks(session, from.upstream, tasks, conclusion.message)?;
+        let mut edits = match session {
+            Some(session) => self.settle_tasks(session, from.upstream, tasks, conclusion.message)?,
+            None => Vec::new(),
+        };
         let name = self.name_of(from.upstream);
         let linked = links.into_iter().map(|(span, uri)| (span, self.catalog.link(&name, &uri)));
         edits.extend(linked.filter_map(|(span, uri)| Some((span, jsonrpc::quote(&uri?)))));
@@ -182,12 +199,18 @@ impl Hub {
 
     /// Fails a request with an error from the gateway.
     pub(super) fn fail(&mut self, pending: Pending<Caller>, why: &CallError, fx: &mut Effects<'_>) {
-        if let Caller::Client(call) = pending.caller {
-            if let Some(session) = self.clients.get_mut(&call.session) {
-                session.calls.end(&call.id);
+        let Caller::Client(call) = pending.caller else { return };
+        let error = match &call.origin {
+            Origin::Stateless(_) => modern_error(why),
+            Origin::Session(session, id) => {
+                if let Some(session) = self.clients.get_mut(session) {
+                    session.calls.end(id);
+                }
+                why.rpc()
             }
-            fx.finish(call.responder, why.rpc().response(&call.id));
-        }
+        };
+        let response = error.response(call.id());
+        fx.fail(call.responder, error.code, response);
     }
 
     /// Handles a response that cannot be used: fails the request that it belongs to.
@@ -206,10 +229,8 @@ impl Hub {
         let server = link.name().clone();
         let Some(pending) = instance.close_unusable(answer) else { return Ok(()) };
         match pending.caller {
-            Caller::Discovery => {
-                let why = format!("invalid response from the server: {}", answer.why);
-                self.on_discovery_failure(now, from.upstream, &why, fx)?;
-                self.relist(now, from.upstream, fx)?;
+            Caller::Discovery(question) => {
+                self.on_unusable_discovery(now, from.upstream, (question, answer), fx)?
             }
             Caller::Initialize => {
                 let why = format!("invalid response to initialize: {}", answer.why);
@@ -260,10 +281,35 @@ impl Hub {
                 self.on_progress(now, from, message, span.clone(), fx);
                 Ok(())
             }
+            (_, Notice::Log(level)) if self.is_modern(from.upstream) => {
+                self.on_modern_log(from, (message, *level), fx);
+                Ok(())
+            }
             _ => {
                 self.broadcast(from.upstream, message, notice, fx);
                 self.on_list_changed(now, from.upstream, message.method(), fx)
             }
+        }
+    }
+
+    fn is_modern(&self, server: UpstreamKey) -> bool {
+        self.upstreams.get(&server).is_some_and(|upstream| upstream.shared.is_modern())
+    }
+
+    /// Forwards a log message of a modern server to the one call for which it may send some.
+    fn on_modern_log<'m>(
+        &mut self,
+        from: InstanceKey,
+        (message, level): (&'m Message<'m>, Option<Level>),
+        fx: &mut Effects<'m>,
+    ) {
+        let call = self.process(from).and_then(|(instance, _)| {
+            let call = instance.logged_call()?;
+            Some((call.responder.clone(), call.wanted_level()))
+        });
+        let Some((responder, wanted)) = call else { return self.stats.unmatched.add() };
+        if level.is_some() && wanted.is_none_or(|wanted| level >= Some(wanted)) {
+            fx.send(responder, Text::Of(message, Vec::new()));
         }
     }
 

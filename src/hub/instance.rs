@@ -19,16 +19,21 @@ use crate::{
     budget::{Account, Charge},
     jsonrpc::{self, tolerant::Unusable},
     limits,
-    mcp::{self, log_level::Level},
+    mcp::{
+        self, Era,
+        discovery::Question,
+        log_level::Level,
+        stateless::{Allowed, result::ServerStamp},
+    },
     queue::{Room, SendError},
-    session::{CallId, Shares, share_of},
+    session::{CallDigest, CallId, Shares, share_of},
 };
 
 /// The caller of a request, which gets its response.
 #[derive(Debug)]
 pub enum Caller {
-    /// The gateway's own discovery of the server.
-    Discovery,
+    /// The gateway's own discovery of the server, with what it asks for.
+    Discovery(Question),
     /// The gateway's initialization of an isolated instance, which cannot serve before.
     Initialize,
     /// Nobody: the request was sent for its effect.
@@ -40,10 +45,8 @@ pub enum Caller {
 /// A call of a client.
 #[derive(Debug)]
 pub struct ClientCall {
-    /// The client's session.
-    pub session: SessionKey,
-    /// The id as the client wrote it.
-    pub id: CallId,
+    /// Who has called.
+    pub origin: Origin,
     /// Where the response goes.
     pub responder: Arc<dyn Responder>,
     /// The principal that has a share of the shared process for it, if several principals share
@@ -51,13 +54,71 @@ pub struct ClientCall {
     pub share: Option<Principal>,
 }
 
-/// A successful response to `initialize`.
+/// The client that has called.
+#[derive(Debug)]
+pub enum Origin {
+    /// That of a session, under this id.
+    Session(SessionKey, CallId),
+    /// One without a session.
+    Stateless(Box<StatelessCall>),
+}
+
+/// A call without a session.
+#[derive(Debug)]
+pub struct StatelessCall {
+    /// The principal of the client.
+    pub principal: Principal,
+    /// The id as the client wrote it.
+    pub id: Box<str>,
+    /// Whether it was sent to the endpoint of all servers.
+    pub sees_all: bool,
+    /// The lowest level of log messages that it wants; `None`: it wants none.
+    pub level: Option<Level>,
+    /// What the server may ask its client for.
+    pub allowed: Allowed,
+    /// What a state in its answer is bound to.
+    pub digest: CallDigest,
+}
+
+impl ClientCall {
+    /// Returns the id as the client wrote it.
+    pub fn id(&self) -> &str {
+        match &self.origin {
+            Origin::Session(_, id) => id,
+            Origin::Stateless(call) => &call.id,
+        }
+    }
+
+    /// Returns the lowest level of log messages that a stateless call wants. A session's own level is
+    /// part of its request.
+    pub fn wanted_level(&self) -> Option<Level> {
+        match &self.origin {
+            Origin::Session(..) => None,
+            Origin::Stateless(call) => call.level,
+        }
+    }
+
+    /// Returns the session that has called.
+    pub fn session(&self) -> Option<SessionKey> {
+        match &self.origin {
+            Origin::Session(session, _) => Some(*session),
+            Origin::Stateless(_) => None,
+        }
+    }
+}
+
+/// What a server says of itself, in answer to `initialize` or `server/discover`.
 #[derive(Debug)]
 pub struct Initialized {
-    /// The result, raw JSON.
+    /// The result of `initialize`, raw JSON. That of a modern server is made from the one of
+    /// `server/discover`.
     pub result: Arc<str>,
     /// Its protocol version.
     pub version: Arc<str>,
+    /// The era of that version.
+    pub era: Era,
+    /// Its name and version, for results.
+    pub stamp: Arc<ServerStamp>,
     /// Whether it declares tasks.
     tasks: bool,
 }
@@ -66,12 +127,30 @@ impl Initialized {
     /// Parses a result of `initialize`.
     pub fn read(result: &str) -> Self {
         let version = mcp::version_of(result).unwrap_or_default();
-        Self { result: result.into(), version: (*version).into(), tasks: declares(result, "tasks") }
+        Self {
+            result: result.into(),
+            era: mcp::era(&version).unwrap_or(Era::Legacy),
+            version: (*version).into(),
+            stamp: Arc::new(ServerStamp::of(result)),
+            tasks: declares(result, "tasks"),
+        }
     }
 
     /// Returns whether the server declares a capability.
     pub fn declares(&self, capability: &str) -> bool {
         declares(&self.result, capability)
+    }
+
+    /// Returns whether the server offers a method of MCP. Some servers have tools without declaring
+    /// it.
+    pub fn offers(&self, method: &str) -> bool {
+        match method.split_once('/') {
+            Some(("tools", "list" | "call")) => true,
+            Some(("prompts", "list" | "get")) => self.declares("prompts"),
+            Some(("resources", "list" | "read" | "templates/list")) => self.declares("resources"),
+            Some(("completion", "complete")) => self.declares("completions"),
+            _ => false,
+        }
     }
 }
 
@@ -90,6 +169,9 @@ pub struct Instance {
     initialized: Option<Initialized>,
     /// The log level last requested from it, and the id of the request.
     level: Option<(Level, u64)>,
+    /// The call for which a modern process may send log messages: they do not say to which call
+    /// they belong, so there is one at a time.
+    level_slot: Option<u64>,
     /// Set if this is an isolated instance.
     isolated: Option<Isolated>,
 }
@@ -192,7 +274,7 @@ impl Instance {
     /// Creates a process, before initialization, for at most `max` calls at a time.
     pub fn new(key: InstanceKey, max: usize, isolated: Option<Isolated>) -> Self {
         let (mux, shares) = (Mux::new(max), Shares::default());
-        Self { key, mux, shares, max, initialized: None, level: None, isolated }
+        Self { key, mux, shares, max, initialized: None, level: None, level_slot: None, isolated }
     }
 
     /// Returns its key.
@@ -218,6 +300,11 @@ impl Instance {
     /// Returns whether the server declares a capability.
     pub fn has(&self, capability: &str) -> bool {
         self.initialized.as_ref().is_some_and(|initialized| initialized.declares(capability))
+    }
+
+    /// Returns whether the process is known to be one of the stateless protocol.
+    pub fn is_modern(&self) -> bool {
+        self.initialized.as_ref().is_some_and(|initialized| initialized.era == Era::Modern)
     }
 
     /// Returns whether the process is shared by clients and declares tasks.
@@ -326,6 +413,23 @@ impl Instance {
     /// Restarts the timeout of a request after progress.
     pub fn progressed(&mut self, now: Instant, id: u64) {
         self.mux.progressed(now, id);
+    }
+
+    /// Lets the process send log messages for a call, if no other pending call has that already.
+    pub fn take_level_slot(&mut self, id: u64) -> bool {
+        if self.level_slot.is_some_and(|holder| self.mux.get(holder).is_some()) {
+            return false;
+        }
+        self.level_slot = Some(id);
+        true
+    }
+
+    /// Returns the call for which the process may send log messages.
+    pub fn logged_call(&self) -> Option<&ClientCall> {
+        match &self.mux.get(self.level_slot?)?.caller {
+            Caller::Client(call) => Some(call),
+            _ => None,
+        }
     }
 
     fn give_back(&mut self, pending: &Pending<Caller>) {

@@ -1,6 +1,8 @@
-//! Keys of what the hub keeps in its tables.
+//! Keys of what the hub keeps in its tables, and the key that seals what clients keep for it.
 
-use crate::catalog::UpstreamKey;
+use std::{sync::Arc, time::Instant};
+
+use crate::{catalog::UpstreamKey, secret::seal::SealKey};
 
 /// The key of a process of a server. Never reused.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -21,3 +23,12 @@ impl InstanceKey {
 /// The key of a client session. Never reused, and no secret, unlike the session's id.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SessionKey(pub(super) u64);
+
+/// What seals the states of one run of the gateway.
+#[derive(Clone, Debug)]
+pub struct Sealing {
+    /// The key.
+    pub key: Arc<SealKey>,
+    /// When the gateway was started.
+    pub started: Instant,
+}

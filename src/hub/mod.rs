@@ -19,10 +19,11 @@
 //! - `tick`: timers. `fanout`: notifications to several sessions. `tasks`: who may see which task.
 //! - `subscribe`: subscriptions and log levels. `lifecycle`: how sessions, instances and servers
 //!   begin and end. `own`, with [`server_list`]: requests that the gateway answers itself.
-//! - [`call`] and `notify`: messages of clients. `discover` and [`frame`]: messages of servers.
+//! - [`call`], [`stateless`] and `notify`: messages of clients. [`answer`]: responses to them. `discover` and [`frame`]: messages of servers.
 //!   [`registration`]: new servers.
 //! - [`entry`]: the two ways in. `check`: whether the tables agree, for tests.
 
+pub mod answer;
 pub mod call;
 mod check;
 pub mod conclusion;
@@ -46,6 +47,7 @@ pub mod request;
 pub mod server_list;
 pub mod session;
 pub mod state;
+pub mod stateless;
 mod subscribe;
 mod tasks;
 mod tick;

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     catalog::UpstreamKey,
     limits,
-    mcp::{self, log_level::Level},
+    mcp::{self, Era, log_level::Level, stateless::discover},
 };
 
 impl Hub {
@@ -39,7 +39,15 @@ impl Hub {
                 let upstream = self.catalog.server(name).and_then(|server| self.upstreams.get(&server));
                 let initialized = upstream.and_then(|upstream| upstream.shared.initialized());
                 let initialized = initialized.ok_or_else(|| not_connected(name))?;
-                mcp::initialize_result_for(&initialized.result, asked)
+                match initialized.era {
+                    Era::Legacy => mcp::initialize_result_for(&initialized.result, asked),
+                    Era::Modern => {
+                        let (result, declared) = (&initialized.result, params.capabilities);
+                        let (version, result) =
+                            discover::initialize_result_for_legacy(result, asked, declared);
+                        (version.to_owned(), result)
+                    }
+                }
             }
         };
         if !session.info_charge.resize(params.capabilities.len() + params.info.len()) {

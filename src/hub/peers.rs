@@ -37,6 +37,12 @@ pub trait Responder: Debug + Send + Sync {
     /// Queues the response to a request.
     fn finish(&self, response: String, stats: &Stats);
 
+    /// Queues an error response of this code, which may decide about the status of the HTTP response.
+    fn fail(&self, code: i64, response: String, stats: &Stats) {
+        let _ = code;
+        self.finish(response, stats);
+    }
+
     /// Ends a request that the client cancelled; `id` is the client's own, as raw JSON.
     fn cancelled(&self, id: &str, stats: &Stats);
 }

@@ -15,7 +15,8 @@ use crate::{
     auth::{Principal, Tokens},
     budget::Account,
     catalog::{NameTaken, UpstreamKey},
-    mcp::{discovery::Discovery, listing::ListKind},
+    config::EraPin,
+    mcp::{discovery::Discovery, era::EraProbe, listing::ListKind},
     secret::Secret,
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
@@ -46,6 +47,8 @@ pub struct NewUpstream {
     pub reads_status_frames: bool,
     /// The token with which another link can claim it, if it can be resumed.
     pub resume_token: Option<Secret>,
+    /// The era of its processes, if the edge reports their restarts.
+    pub era: Option<EraPin>,
 }
 
 /// A server that another link may claim.
@@ -106,7 +109,7 @@ impl Hub {
     ) -> Result<UpstreamKey, CloseReason> {
         let key = self.enter(now, &new, fx)?;
         let limits = &self.config.limits;
-        let (discovery, request) = Discovery::start(limits.catalog.clone());
+        let (discovery, request) = Discovery::start(limits.catalog.clone(), probe(new.era));
         let upstream = Upstream {
             key,
             id: new.id,
@@ -200,6 +203,12 @@ impl Hub {
         }
         (sessions.len(), servers.len())
     }
+}
+
+/// Returns how to find the era of a server. One that may be of either era gets `initialize` first,
+/// so that clients with sessions can use it.
+fn probe(era: Option<EraPin>) -> EraProbe {
+    EraProbe::new(era.unwrap_or_default(), false)
 }
 
 /// Returns the close reason for a server-name conflict.

@@ -101,7 +101,7 @@ impl<'m> Request<'m> {
 
 /// Returns why a request is refused whatever it asks for. Id and method are limited in length
 /// because both are kept while the call runs.
-fn refused(message: &Message<'_>) -> Option<CallError> {
+pub fn refused(message: &Message<'_>) -> Option<CallError> {
     match () {
         () if message.id().unwrap_or_default().len() > limits::ID_BYTES => Some(CallError::IdTooLong),
         () if message.method().len() > limits::METHOD_BYTES => Some(CallError::MethodTooLong),

@@ -11,7 +11,7 @@ use crate::{
     budget::{Account, Charge},
     jsonrpc::quote,
     limits::SessionLimits,
-    mcp::{LATEST, log_level::Level},
+    mcp::{LATEST, log_level::Level, stateless::wrap},
     session::{Calls, PendingServerRequests},
     util,
 };
@@ -48,6 +48,8 @@ pub struct ClientInfo {
     pub capabilities: String,
     /// Its `clientInfo`, raw JSON, likewise.
     pub info: String,
+    /// The reserved keys of its requests to modern servers, once there was one.
+    envelope: Option<Arc<str>>,
 }
 
 impl ClientInfo {
@@ -107,7 +109,14 @@ impl Session {
     pub fn new(key: SessionKey, new: NewSession, limits: &SessionLimits) -> Self {
         let NewSession { id, principal, account, scope, stream } = new;
         let (capabilities, info) = ("{}".into(), "{}".into());
-        let info = ClientInfo { initialized: None, version: LATEST.into(), level: None, capabilities, info };
+        let info = ClientInfo {
+            initialized: None,
+            version: LATEST.into(),
+            level: None,
+            capabilities,
+            info,
+            envelope: None,
+        };
         let (info_charge, subscriptions_charge) = (account.charge(), account.charge());
         Self {
             key,
@@ -148,6 +157,13 @@ impl Session {
         self.info.version = version.into();
         self.info.initialized = Some(now);
         true
+    }
+
+    /// Returns the reserved keys of its requests to modern servers.
+    pub fn envelope(&mut self) -> Arc<str> {
+        let ClientInfo { version, capabilities, info, envelope, .. } = &mut self.info;
+        let make = || wrap::session_members(&wrap::session_capabilities(version, capabilities), info).into();
+        envelope.get_or_insert_with(make).clone()
     }
 
     /// Returns its name for logs.

@@ -13,7 +13,7 @@ use std::{
 use super::{
     effect::Effects,
     instance::Instance,
-    key::{InstanceKey, SessionKey},
+    key::{InstanceKey, Sealing, SessionKey},
     link::Link,
     peers::SessionStream,
     session::{Session, SessionView},
@@ -38,6 +38,8 @@ pub struct HubConfig {
     pub timeout_rpc: Duration,
     /// Timeout of a tool call.
     pub timeout_run_tool: Duration,
+    /// What seals the states that stateless clients return.
+    pub sealing: Sealing,
 }
 
 /// The number of entries in the tables.

@@ -217,7 +217,9 @@ impl Hub {
             return;
         };
         let lowest = self.sessions.lowest_level(upstream.link.name());
-        let Some(level) = lowest.filter(|_| upstream.shared.has("logging")) else { return };
+        // A modern server is told the level with each request.
+        let takes_level = !upstream.shared.is_modern() && upstream.shared.has("logging");
+        let Some(level) = lowest.filter(|_| takes_level) else { return };
         if let Some(request) = upstream.shared.level_request(now, level, self.config.timeout_rpc) {
             // A request that could not be sent is removed from the table at its timeout.
             let _ = upstream.link.send(now, None, request, fx);

@@ -14,6 +14,7 @@ use crate::{
     catalog::UpstreamKey,
     jsonrpc::edit,
     limits::{self, CHANNEL_TICK},
+    mcp::discovery::Question,
     tunnel::{CLOSE_LATER, close::CloseReason},
 };
 
@@ -71,14 +72,15 @@ impl Hub {
             if !upstream.listing.listed {
                 // The message is read at the edge, so it names the flag of the gateway. A first
                 // start may well take longer (`npx` on a small box).
-                let is_initialize = &*pending.method == "initialize";
-                let flag = if is_initialize { "--timeout-run-tool" } else { "--timeout-rpc" };
+                let is_start = matches!(pending.caller, Caller::Discovery(Question::Era(_)));
+                let flag = if is_start { "--timeout-run-tool" } else { "--timeout-rpc" };
                 why += &format!(" (see {flag} at the gateway)");
             }
             // The server may just need longer to start, so its edge may try again.
             self.on_discovery_failure(now, server, &why, fx)
                 .map_err(|reason| CloseReason::new(CLOSE_LATER, reason.reason))?;
         }
+        self.on_silence(now, server, fx)?;
         self.resubscribe(now, server, fx);
         self.relist(now, server, fx)
     }
@@ -91,10 +93,10 @@ impl Hub {
         for (id, pending) in instance.tick(now) {
             let Some((instance, link)) = self.process(key) else { break };
             link.log_expired(now, &pending.method, pending.timeout.as_secs_f64(), fx);
-            if &*pending.method != "initialize" {
+            if !matches!(&*pending.method, "initialize" | "server/discover") {
                 let _ = instance.send(link, now, edit::cancelled(id, "the request timed out"), fx);
             }
-            if matches!(pending.caller, Caller::Discovery | Caller::Initialize) {
+            if matches!(pending.caller, Caller::Discovery(_) | Caller::Initialize) {
                 of_gateway.push(pending);
             } else {
                 let why = CallError::TimedOut { server: link.name().to_string(), after: pending.timeout };

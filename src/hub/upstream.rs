@@ -11,7 +11,10 @@ use crate::{
     budget::{Account, Budget, Charge},
     catalog::UpstreamKey,
     limits::{CHANNEL_TICK, LinkLimits},
-    mcp::{discovery::Discovery, listing::ListKind},
+    mcp::{
+        discovery::{Discovery, Question},
+        listing::ListKind,
+    },
     secret::Secret,
     session::{Run, Shares},
 };
@@ -76,8 +79,10 @@ impl Pool {
 pub struct Listing {
     /// `None` while a response is parsed, without the lock of the hub.
     pub discovery: Option<Discovery>,
-    /// The id of the pending discovery request.
-    pub pending_request: Option<u64>,
+    /// The ids of the pending discovery requests.
+    pub pending_requests: Vec<(u64, Question)>,
+    /// When a server that has not answered `server/discover` gets `initialize` too.
+    pub silence: Option<Instant>,
     /// Everything that the server offers has been listed at least once.
     pub listed: bool,
     /// The server was restarted and is being listed again.
@@ -103,7 +108,8 @@ impl Listing {
     pub fn new(now: Instant, discovery: Discovery, account: &Account) -> Self {
         Self {
             discovery: Some(discovery),
-            pending_request: None,
+            pending_requests: Vec::new(),
+            silence: None,
             listed: false,
             renewed: false,
             tools: 0,
@@ -121,7 +127,8 @@ impl Listing {
         let discovery = self.discovery.as_ref()?;
         let relist = discovery.wants_relist().then_some(self.relist);
         let retry = discovery.wants_retry().then_some(self.retry.max(self.relist));
-        relist.into_iter().chain(retry).min()
+        let silence = self.silence.filter(|_| discovery.listens_for_silence());
+        relist.into_iter().chain(retry).chain(silence).min()
     }
 }
 
@@ -133,6 +140,14 @@ impl Upstream {
             Some(channel) => self.pool.as_mut()?.open.get_mut(&channel)?,
         };
         Some((instance, &mut self.link))
+    }
+
+    /// Returns one of its processes.
+    pub fn instance(&self, channel: Option<u32>) -> Option<&Instance> {
+        match channel {
+            None => Some(&self.shared),
+            Some(channel) => self.pool.as_ref()?.open.get(&channel),
+        }
     }
 
     /// Returns the keys of its isolated instances.

@@ -1,6 +1,5 @@
-//! Discovery of one server: `initialize`, `notifications/initialized`, and the lists of its tools,
-//! prompts, resources and resource templates, page by page. Lists are requested again when the
-//! server reports a change.
+//! Discovery of one server: its era (`super::era`), and the lists of its tools, prompts, resources and
+//! resource templates, page by page. Lists are requested again when the server reports a change.
 //!
 //! This state machine does no I/O. It returns the next request and takes the responses, one at a
 //! time; `hub` sends them.
@@ -15,17 +14,32 @@ use crate::{
     jsonrpc::{self, Message, elements, find, quote, unquote},
     limits::{CatalogLimits, LOG_GROUPS},
     mcp::{
-        LATEST, error_code,
+        Era, LATEST,
+        era::{EraProbe, ProbeEvent, ProbeRequest, ProbeStep},
+        error_code,
         listing::{ListItem, ListKind},
+        stateless::discover::{self, DiscoverResult},
     },
     util::{self, backoff},
 };
 
 pub use super::error_text;
 
+/// What a request of the discovery asks for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Question {
+    /// The era of the server: one of the requests of the probe.
+    Era(ProbeRequest),
+    /// A page of a list.
+    List,
+}
+
 /// A request to send to the server.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DiscoveryRequest {
+    /// What it asks for. Before it is sent, open requests that ask the same are closed; before a
+    /// list is requested, all are.
+    pub question: Question,
     /// A message to send before the request.
     pub first: Option<String>,
     /// The method.
@@ -39,6 +53,8 @@ pub struct DiscoveryRequest {
 pub enum DiscoveryStep {
     /// Send this request.
     Request(DiscoveryRequest),
+    /// Wait for the requests that are open.
+    Wait,
     /// A list is complete. Send the request next; without one, all lists are complete.
     ListComplete(ListKind, Vec<ListItem>, Option<DiscoveryRequest>),
     /// A list request failed for this reason; the previous list stays and is requested again later.
@@ -52,7 +68,7 @@ pub enum DiscoveryStep {
 /// The phase of the discovery.
 #[derive(Debug)]
 enum Phase {
-    Initializing,
+    Probing,
     Listing(Listing),
     Settled,
 }
@@ -77,6 +93,11 @@ struct Listing {
 #[derive(Debug)]
 pub struct Discovery {
     phase: Phase,
+    probe: EraProbe,
+    /// The era of the process, once it is known.
+    era: Option<Era>,
+    /// What the server told of itself by `server/discover`, until the probe has decided.
+    discovered: Option<String>,
     /// Lists to request next.
     due: VecDeque<ListKind>,
     /// Lists that changed since they were requested.
@@ -91,7 +112,7 @@ pub struct Discovery {
     known: Vec<ListKind>,
     /// Kinds whose capability the server declared.
     declared: Vec<ListKind>,
-    /// The result of `initialize`, as raw JSON.
+    /// The result of `initialize` as raw JSON, or what a modern server said in its place.
     initialize_result: String,
     /// Anomalies of the server, for the log.
     remarks: Vec<String>,
@@ -99,10 +120,13 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Starts a discovery and returns its first request.
-    pub fn start(limits: CatalogLimits) -> (Self, DiscoveryRequest) {
-        let discovery = Self {
-            phase: Phase::Initializing,
+    /// Starts a discovery and returns its first request. `probe`: how to find the era of the server.
+    pub fn start(limits: CatalogLimits, probe: EraProbe) -> (Self, DiscoveryRequest) {
+        let mut discovery = Self {
+            phase: Phase::Probing,
+            probe,
+            era: None,
+            discovered: None,
             due: VecDeque::new(),
             changes: VecDeque::new(),
             retries: VecDeque::new(),
@@ -114,26 +138,94 @@ impl Discovery {
             remarks: Vec::new(),
             limits,
         };
-        (discovery, initialize_request())
+        let request = discovery.begin(ProbeEvent::Start);
+        (discovery, request)
     }
 
     /// Starts over after a restart of the server and returns the first request. What is known stays
     /// valid until the server has responded. No response to an earlier request may be passed in
     /// after this.
     pub fn again(&mut self) -> DiscoveryRequest {
-        self.phase = Phase::Initializing;
+        self.phase = Phase::Probing;
         self.due.clear();
         self.changes.clear();
         self.retries.clear();
-        initialize_request()
+        self.discovered = None;
+        self.begin(ProbeEvent::Restarted)
     }
 
-    /// Takes the response to the last request.
-    pub fn answered(&mut self, message: &Message<'_>) -> DiscoveryStep {
-        match std::mem::replace(&mut self.phase, Phase::Settled) {
-            Phase::Initializing => self.initialized(message),
-            Phase::Listing(listing) => self.listed(listing, message),
-            Phase::Settled => DiscoveryStep::Failed("unexpected response from the server".into()),
+    fn begin(&mut self, event: ProbeEvent<'_>) -> DiscoveryRequest {
+        match self.probe.on(event) {
+            ProbeStep::Ask(request) => probe_request(request),
+            // Only a probe that has not decided yet gives another step at its begin, for instance
+            // after a second restart.
+            _ => probe_request(ProbeRequest::Initialize),
+        }
+    }
+
+    /// Returns the era of the process, once it is known.
+    pub fn era(&self) -> Option<Era> {
+        self.era
+    }
+
+    /// Whether to call [`Discovery::silent`] after `limits::StatelessLimits::probe_silence`.
+    pub fn listens_for_silence(&self) -> bool {
+        matches!(self.phase, Phase::Probing) && self.probe.listens_for_silence()
+    }
+
+    /// Records that the server has not answered `server/discover` for a while.
+    pub fn silent(&mut self) -> DiscoveryStep {
+        let step = self.probe.on(ProbeEvent::Silence);
+        self.probed(step, None)
+    }
+
+    /// Takes the response to a request that asked `question`.
+    pub fn answered(&mut self, question: Question, message: &Message<'_>) -> DiscoveryStep {
+        match (std::mem::replace(&mut self.phase, Phase::Settled), question) {
+            (Phase::Probing, Question::Era(request)) => {
+                self.phase = Phase::Probing;
+                let discovered = message.result().filter(|_| request == ProbeRequest::Discover);
+                if let Some(discovered) = discovered.and_then(DiscoverResult::read) {
+                    self.discovered = Some(discovered.as_initialize_result());
+                }
+                let step = self.probe.on(ProbeEvent::Answer(request, message));
+                self.probed(step, message.result())
+            }
+            (Phase::Listing(listing), Question::List) => self.listed(listing, message),
+            (Phase::Settled, _) => DiscoveryStep::Failed("unexpected response from the server".into()),
+            (phase, _) => {
+                self.phase = phase;
+                DiscoveryStep::Wait
+            }
+        }
+    }
+
+    /// Records that a request of the probe got something that is no valid response. `None` if the
+    /// question is not one of the probe: then the server has failed.
+    pub fn unusable(&mut self, question: Question) -> Option<DiscoveryStep> {
+        match (&self.phase, question) {
+            (Phase::Probing, Question::Era(request)) => {
+                let step = self.probe.on(ProbeEvent::Unusable(request));
+                Some(self.probed(step, None))
+            }
+            _ => None,
+        }
+    }
+
+    /// Follows a step of the probe. `result`: that of the last response.
+    fn probed(&mut self, step: ProbeStep, result: Option<&str>) -> DiscoveryStep {
+        match step {
+            ProbeStep::Ask(request) => DiscoveryStep::Request(probe_request(request)),
+            ProbeStep::Wait => DiscoveryStep::Wait,
+            ProbeStep::Legacy => self.initialized(Era::Legacy, result.unwrap_or_default().to_owned()),
+            ProbeStep::Modern => {
+                let discovered = self.discovered.take().unwrap_or_default();
+                self.initialized(Era::Modern, discovered)
+            }
+            ProbeStep::Failed(why) => {
+                self.phase = Phase::Settled;
+                DiscoveryStep::Failed(why)
+            }
         }
     }
 
@@ -204,7 +296,7 @@ impl Discovery {
     pub fn listing_bytes(&self) -> usize {
         match &self.phase {
             Phase::Listing(listing) => listing.items.iter().map(ListItem::memory).sum(),
-            Phase::Initializing | Phase::Settled => 0,
+            Phase::Probing | Phase::Settled => 0,
         }
     }
 
@@ -218,25 +310,23 @@ impl Discovery {
         std::mem::take(&mut self.remarks)
     }
 
-    fn initialized(&mut self, message: &Message<'_>) -> DiscoveryStep {
-        let Some(result) = message.result() else {
-            return DiscoveryStep::Failed(format!("initialize failed: {}", error_text(message)));
-        };
-        if let Err(why) = super::check_initialize_result(result) {
-            return DiscoveryStep::Failed(why);
-        }
+    fn initialized(&mut self, era: Era, result: String) -> DiscoveryStep {
         let declares = |kind: &ListKind| {
-            matches!(find(result, 0..result.len(), &["capabilities", kind.capability()]), Ok(Some(_)))
+            matches!(find(&result, 0..result.len(), &["capabilities", kind.capability()]), Ok(Some(_)))
         };
         self.declared = ListKind::ALL.into_iter().filter(declares).collect();
-        self.initialize_result = result.to_owned();
         // A server may omit the capability and still have tools; the request costs one round trip.
         self.due =
             ListKind::ALL.into_iter().filter(|kind| *kind == ListKind::Tool || declares(kind)).collect();
         self.changes.clear();
         self.retries.clear();
         self.failures = 0;
-        let first = Some(jsonrpc::notification("notifications/initialized", None));
+        self.initialize_result = result;
+        self.era = Some(era);
+        let first = match era {
+            Era::Legacy => Some(jsonrpc::notification("notifications/initialized", None)),
+            Era::Modern => None,
+        };
         match self.next_list() {
             Some(ask) => DiscoveryStep::Request(DiscoveryRequest { first, ..ask }),
             None => DiscoveryStep::Failed("nothing to request from the server".into()),
@@ -251,7 +341,16 @@ impl Discovery {
         // A list that changed may also be waiting for a retry.
         self.retries.retain(|other| *other != kind);
         self.phase = Phase::Listing(Listing::new(kind));
-        Some(DiscoveryRequest { first: None, method: kind.method(), params: "{}".into() })
+        Some(self.list_request(kind, None))
+    }
+
+    fn list_request(&self, kind: ListKind, cursor: Option<&str>) -> DiscoveryRequest {
+        let params = match (self.era, cursor) {
+            (Some(Era::Modern), cursor) => discover::request_params(cursor),
+            (_, Some(cursor)) => format!("{{\"cursor\":{}}}", quote(cursor)),
+            (_, None) => "{}".into(),
+        };
+        DiscoveryRequest { question: Question::List, first: None, method: kind.method(), params }
     }
 
     fn listed(&mut self, mut listing: Listing, message: &Message<'_>) -> DiscoveryStep {
@@ -268,8 +367,7 @@ impl Discovery {
         match cursor.and_then(|span| unquote(&result[span])) {
             Some(cursor) if self.goes_on(&mut listing, &cursor) => {
                 self.phase = Phase::Listing(listing);
-                let params = format!("{{\"cursor\":{}}}", quote(&cursor));
-                DiscoveryStep::Request(DiscoveryRequest { first: None, method: kind.method(), params })
+                DiscoveryStep::Request(self.list_request(kind, Some(&cursor)))
             }
             _ => self.finish(listing),
         }
@@ -372,13 +470,16 @@ impl Discovery {
     }
 }
 
-/// Builds the `initialize` request.
-fn initialize_request() -> DiscoveryRequest {
-    let params = format!(
-        "{{\"protocolVersion\":\"{LATEST}\",\"capabilities\":{{}},\"clientInfo\":{{\"name\":\"mcpport\",\"version\":\"{}\"}}}}",
-        env!("CARGO_PKG_VERSION")
-    );
-    DiscoveryRequest { first: None, method: "initialize", params }
+/// Builds a request of the probe.
+fn probe_request(request: ProbeRequest) -> DiscoveryRequest {
+    let params = match request {
+        ProbeRequest::Discover => discover::request_params(None),
+        ProbeRequest::Initialize => format!(
+            "{{\"protocolVersion\":\"{LATEST}\",\"capabilities\":{{}},\"clientInfo\":{{\"name\":\"mcpport\",\"version\":\"{}\"}}}}",
+            env!("CARGO_PKG_VERSION")
+        ),
+    };
+    DiscoveryRequest { question: Question::Era(request), first: None, method: request.method(), params }
 }
 
 impl Listing {
@@ -403,17 +504,27 @@ impl Listing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::EraPin;
 
     fn answer(result: &str) -> String {
         jsonrpc::result("1", result)
     }
 
     fn feed(discovery: &mut Discovery, text: &str) -> DiscoveryStep {
-        discovery.answered(&Message::read(text).unwrap())
+        // Tests of the probe are in `era`.
+        let question = match discovery.phase {
+            Phase::Probing => Question::Era(ProbeRequest::Initialize),
+            Phase::Listing(_) | Phase::Settled => Question::List,
+        };
+        discovery.answered(question, &Message::read(text).unwrap())
+    }
+
+    fn start() -> (Discovery, DiscoveryRequest) {
+        Discovery::start(CatalogLimits::default(), EraProbe::new(EraPin::Auto, false))
     }
 
     fn started(capabilities: &str) -> Discovery {
-        let (mut discovery, ask) = Discovery::start(CatalogLimits::default());
+        let (mut discovery, ask) = start();
         assert_eq!(ask.method, "initialize");
         let initialize_result = format!(
             "{{\"protocolVersion\":\"2025-06-18\",\"capabilities\":{capabilities},\"serverInfo\":{{}}}}"
@@ -643,7 +754,7 @@ mod tests {
             (answer("{}"), "has no protocolVersion"),
             (answer(r#"{"protocolVersion":"0.1.0"}"#), "version 0.1.0"),
         ] {
-            let (mut discovery, _) = Discovery::start(CatalogLimits::default());
+            let (mut discovery, _) = start();
             let next = feed(&mut discovery, &reply);
             assert!(matches!(&next, DiscoveryStep::Failed(text) if text.contains(why)), "{next:?}");
         }

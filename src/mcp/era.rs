@@ -140,6 +140,14 @@ impl EraProbe {
                 self.asked_again = false;
                 self.ask(State::Discover, ProbeRequest::Discover)
             }
+            (State::Initialize, ProbeEvent::Restarted) => {
+                self.ask(State::Initialize, ProbeRequest::Initialize)
+            }
+            (State::Failed, ProbeEvent::Restarted) => self.start(),
+            // The new process has not got the open request.
+            (_, ProbeEvent::Restarted) if self.is_probing() => {
+                self.ask(State::Discover, ProbeRequest::Discover)
+            }
             (State::Discover, ProbeEvent::Silence) if self.listens_for_silence() => {
                 self.ask(State::Both, ProbeRequest::Initialize)
             }

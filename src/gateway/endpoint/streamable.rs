@@ -6,13 +6,12 @@
 //! proxies cut off a response that stays silent, and an event stream can send keep-alives. Event
 //! streams can be resumed.
 
-use std::{
-    collections::VecDeque, future::poll_fn, io, ops::ControlFlow, pin::Pin, sync::Arc, task::Poll,
-    time::Instant,
+use std::{collections::VecDeque, io, ops::ControlFlow, sync::Arc, time::Instant};
+
+use super::{
+    post::{Form, Gathered, accepts, bad_request, gather, is_response, leave_answers, names_events, refuse},
+    stateless::{self, Begun, StatelessCall},
 };
-
-use futures_lite::AsyncRead;
-
 use crate::{
     gateway::{
         dispatch::dispatch,
@@ -24,8 +23,6 @@ use crate::{
         streams::{Attached, NotAttached, STANDALONE},
     },
     http::{
-        conn::Step,
-        head::Request,
         response::Response,
         types::{Method, StatusCode},
     },
@@ -42,11 +39,7 @@ use crate::{
         self,
         version::{allows_batches, allows_empty_events},
     },
-    net::{
-        http_conn::HttpConnection,
-        outbox::{Received, Receiver},
-        random,
-    },
+    net::{outbox::Receiver, random},
     session::{self, event_id, read_event_id},
     sse,
 };
@@ -60,83 +53,9 @@ const SESSION: &str = "Mcp-Session-Id";
 pub async fn serve(exchange: &mut Exchange<'_>, scope: Scope) -> io::Result<Option<Response>> {
     match exchange.request.method() {
         Method::Post => post(exchange, scope).await,
+        _ if stateless::is_stateless(exchange.request) => Ok(Some(stateless::only_post())),
         Method::Get => get(exchange, &scope).await,
         _ => Ok(Some(delete(exchange, &scope))),
-    }
-}
-
-/// Builds an error response with a JSON-RPC error as its body.
-fn refuse(status: StatusCode, id: &str, code: i64, why: &str) -> Response {
-    Response::new(status).json(jsonrpc::error(id, code, why))
-}
-
-fn bad_request(why: &str) -> Response {
-    refuse(StatusCode::BadRequest, "null", jsonrpc::INVALID_REQUEST, why)
-}
-
-/// Returns whether the request has exactly the `Accept` field that nearly all clients send with a
-/// POST. Its ranges then need not be parsed.
-fn accepts_as_usual(request: &Request) -> bool {
-    let mut values = request.fields("accept");
-    values.next() == Some("application/json, text/event-stream") && values.next().is_none()
-}
-
-/// Returns whether the client accepts a media type; the most specific range decides. Without an
-/// `Accept` field it accepts anything (RFC 9110, section 12.5.1).
-fn accepts(request: &Request, kind: &str, family: &str) -> bool {
-    let mut specific_first = [kind, family, "*/*"].into_iter();
-    let decided = specific_first
-        .find_map(|wanted| ranges(request).find(|(range, _)| range.eq_ignore_ascii_case(wanted)));
-    decided.map_or(request.field("accept").is_none(), |(_, taken)| taken)
-}
-
-/// Returns whether the client lists `text/event-stream` explicitly as acceptable.
-fn names_events(request: &Request) -> bool {
-    accepts_as_usual(request)
-        || ranges(request).any(|(range, taken)| taken && range.eq_ignore_ascii_case("text/event-stream"))
-}
-
-/// Returns the media ranges in `Accept`, each with whether it is acceptable, which a weight of 0
-/// denies.
-fn ranges(request: &Request) -> impl Iterator<Item = (&str, bool)> {
-    let ranges = request.fields("accept").flat_map(|field| field.split(','));
-    ranges.map(|range| {
-        let mut parts = range.split(';').map(str::trim);
-        let kind = parts.next().unwrap_or_default();
-        let refused = |part: &str| {
-            let weight = part.strip_prefix("q=").or_else(|| part.strip_prefix("Q="));
-            weight.is_some_and(|weight| {
-                weight.starts_with('0') && weight.bytes().all(|byte| b"0.".contains(&byte))
-            })
-        };
-        (kind, !parts.any(refused))
-    })
-}
-
-/// The format of the response to a POST.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Form {
-    /// The client accepts both formats, and the messages decide.
-    Either,
-    /// An event stream, even for a single response.
-    Events,
-    /// JSON. Messages before the result are dropped.
-    Json,
-}
-
-impl Form {
-    /// Returns the format that the client accepts, or `None` if it accepts neither.
-    fn of(request: &Request) -> Option<Self> {
-        if accepts_as_usual(request) {
-            return Some(Self::Either);
-        }
-        let json = accepts(request, "application/json", "application/*");
-        match (json, accepts(request, "text/event-stream", "text/*")) {
-            (true, true) => Some(Self::Either),
-            (true, false) => Some(Self::Json),
-            (false, true) => Some(Self::Events),
-            (false, false) => None,
-        }
     }
 }
 
@@ -200,6 +119,7 @@ async fn post(exchange: &mut Exchange<'_>, scope: Scope) -> io::Result<Option<Re
                 begun => Ok(begun),
             }
         }
+        Ok(Posted::Stateless(call)) => call.answer(exchange, form).await,
         Err(response) => Ok(Some(response)),
         Ok(Posted::Accepted) => Ok(Some(Response::new(StatusCode::Accepted))),
     }
@@ -211,6 +131,8 @@ enum Posted {
     Asked { client: Session, queue: Receiver<()>, responder: Arc<PostResponder>, batch: bool },
     /// It has only notifications and responses.
     Accepted,
+    /// It is a request of a client without a session.
+    Stateless(StatelessCall),
     /// It is an `initialize`. Its response arrives through `queue`.
     Begun { guard: SessionGuard, queue: Receiver<()>, responder: Arc<PostResponder> },
 }
@@ -228,7 +150,14 @@ fn take(exchange: &Exchange<'_>, scope: Scope) -> Result<Posted, Response> {
         refuse(StatusCode::BadRequest, "null", why.code(), why.reason())
     };
     let body = std::str::from_utf8(body).map_err(|_| malformed(Malformed::Syntax))?;
-    let messages = match Message::read_strict(body) {
+    let read = Message::read_strict(body);
+    match stateless::begin(exchange, &scope, read.as_ref().map_err(|why| *why)) {
+        Begun::Legacy => {}
+        Begun::Dropped => return Ok(Posted::Accepted),
+        Begun::Refused(response) => return Err(response),
+        Begun::Call(call) => return Ok(Posted::Stateless(call)),
+    }
+    let messages = match read {
         Ok(message) if message.method() == "initialize" && message.kind() == Kind::Request => {
             return initialize(exchange, scope, &message);
         }
@@ -392,15 +321,6 @@ async fn answer(
     Ok(None)
 }
 
-/// Drops all messages that are not responses. The response to a single request is the last message.
-fn leave_answers(messages: &mut VecDeque<String>, batch: bool) {
-    if batch {
-        messages.retain(|text| is_response(text));
-    } else {
-        messages.drain(..messages.len().saturating_sub(1));
-    }
-}
-
 /// Writes the body of `response` as an event stream of one event.
 async fn one_event(exchange: &mut Exchange<'_>, response: &Response) -> io::Result<Option<Response>> {
     let mut head = event_stream::head();
@@ -415,56 +335,6 @@ async fn one_event(exchange: &mut Exchange<'_>, response: &Response) -> io::Resu
 
 fn is_result(text: &str) -> bool {
     Message::read(text).is_ok_and(|message| message.result().is_some())
-}
-
-fn is_response(text: &str) -> bool {
-    Message::read(text).is_ok_and(|message| message.kind() == Kind::Response)
-}
-
-enum Gathered {
-    /// All responses have arrived.
-    Complete,
-    /// Another message came first, or nothing came for too long.
-    Begun,
-    /// The client closed the connection.
-    Gone,
-}
-
-/// Waits until the format of the response is decided, at most until `silent`.
-async fn gather(
-    web: &mut HttpConnection,
-    queue: &mut Receiver<()>,
-    responder: &PostResponder,
-    messages: &mut VecDeque<String>,
-    silent: Option<Instant>,
-) -> io::Result<Gathered> {
-    poll_fn(|context| {
-        let complete = loop {
-            match queue.poll_take_more(context, messages) {
-                Poll::Ready(Received::Some) => {}
-                Poll::Ready(Received::Ended(())) => break true,
-                Poll::Pending => break false,
-            }
-        };
-        // Checked after the queue: other messages are marked before they are queued.
-        if responder.had_other() {
-            return Poll::Ready(Ok(Gathered::Begun));
-        }
-        if complete {
-            return Poll::Ready(Ok(Gathered::Complete));
-        }
-        while let Poll::Ready(read) = Pin::new(&mut web.stream).poll_read(context, web.conn.space()) {
-            web.conn.filled(read?);
-            if matches!(web.conn.next(Instant::now()), Step::Close) || web.conn.is_ended() {
-                return Poll::Ready(Ok(Gathered::Gone));
-            }
-        }
-        match silent.map(|moment| web.poll_until(moment, context)) {
-            Some(Poll::Ready(())) => Poll::Ready(Ok(Gathered::Begun)),
-            _ => Poll::Pending,
-        }
-    })
-    .await
 }
 
 /// Writes an event stream with ids: first the `missed` events under their old ids, then the

@@ -1,0 +1,182 @@
+//! Requests of MCP 2026-07-28 without a session, on the URLs of the Streamable HTTP transport: one
+//! POST for each, answered by JSON or by an event stream. There is neither a session nor resumption:
+//! a client that closes the connection cancels its request.
+
+use std::{collections::VecDeque, io, sync::Arc, time::Instant};
+
+use super::post::{Form, Gathered, gather, leave_answers, names_events};
+use crate::{
+    gateway::{
+        event_stream,
+        exchange::{Exchange, busy},
+        responder::PostResponder,
+        state::Gateway,
+    },
+    http::{head::Request, response::Response, types::StatusCode},
+    hub::{
+        entry::{self, Enter},
+        error::{CallError, NO_MEMORY, modern_error},
+        key::InstanceKey,
+        peers::Responder,
+        session::Scope,
+        stateless::Sender,
+    },
+    jsonrpc::{Malformed, Message},
+    limits,
+    mcp::stateless::{
+        Envelope, Params, PostRoute, Rejection,
+        headers::{self, Header, RoutingHeaders, VersionHeader},
+        route, status,
+    },
+    net::outbox::Receiver,
+};
+
+/// Returns whether a request without a body is one of the stateless protocol.
+pub fn is_stateless(request: &Request) -> bool {
+    VersionHeader::read(request.fields(headers::VERSION)).is_modern()
+}
+
+/// Returns the response to a request that is no POST.
+pub fn only_post() -> Response {
+    Response::new(StatusCode::MethodNotAllowed).field("Allow", "POST").text("method not allowed\n")
+}
+
+/// The begin of the answer to a POST.
+pub enum Begun {
+    /// It is for a session.
+    Legacy,
+    /// It is a notification, which has no effect.
+    Dropped,
+    /// It is refused.
+    Refused(Response),
+    /// It is a request of a client without a session.
+    Call(StatelessCall),
+}
+
+/// Begins to answer a POST, whose body was read as `read`, if it is one of the stateless protocol.
+pub fn begin(exchange: &Exchange<'_>, scope: &Scope, read: Result<&Message<'_>, Malformed>) -> Begun {
+    let request = exchange.request;
+    let version = VersionHeader::read(request.fields(headers::VERSION));
+    let id = read.ok().and_then(Message::id).unwrap_or("null");
+    let message = match (route::route(read, version), read) {
+        (PostRoute::Modern, Ok(message)) => message,
+        (PostRoute::Modern | PostRoute::Legacy, _) => return Begun::Legacy,
+        (PostRoute::Drop, _) => return Begun::Dropped,
+        (PostRoute::Refuse(why), _) => return Begun::Refused(rejected(id, &why)),
+    };
+    match check(exchange, message, version) {
+        Ok(parsed) => Begun::Call(StatelessCall::begin(exchange, scope, (message, parsed.0, parsed.1))),
+        Err(response) => Begun::Refused(response),
+    }
+}
+
+/// Checks all that needs no server.
+fn check<'m>(
+    exchange: &Exchange<'_>,
+    message: &'m Message<'m>,
+    version: VersionHeader<'_>,
+) -> Result<(Params, Envelope<'m>), Response> {
+    let id = message.id().unwrap_or("null");
+    let params = Params::read(message).map_err(|why| rejected(id, &Rejection::Malformed(why)))?;
+    let headers = RoutingHeaders {
+        version,
+        method: Header::read(exchange.request.fields(headers::METHOD)),
+        name: Header::read(exchange.request.fields(headers::NAME)),
+    };
+    let envelope = route::check(message, &params, &headers).map_err(|why| rejected(id, &why))?;
+    let gateway = exchange.gateway;
+    if gateway.draining.is_triggered() {
+        let error = modern_error(&CallError::Draining).response(id);
+        return Err(Response::new(StatusCode::ServiceUnavailable).field("Retry-After", "1").json(error));
+    }
+    if !gateway.account(exchange.principal).has(limits::BUDGET_SMALL) {
+        gateway.stats.memory_refusals.add();
+        return Err(busy(&format!("{NO_MEMORY}\n")));
+    }
+    Ok((params, envelope))
+}
+
+fn rejected(id: &str, why: &Rejection) -> Response {
+    Response::new(status_code(why.status())).json(why.rpc().response(id))
+}
+
+fn status_code(status: u16) -> StatusCode {
+    match status {
+        200 => StatusCode::Ok,
+        404 => StatusCode::NotFound,
+        _ => StatusCode::BadRequest,
+    }
+}
+
+/// A request that waits for its response.
+pub struct StatelessCall {
+    queue: Receiver<()>,
+    responder: Arc<PostResponder>,
+    /// Dropped when the client has gone or the response is written.
+    _guard: CancelGuard,
+}
+
+/// Cancels a call when dropped, if it is not answered by then.
+struct CancelGuard {
+    gateway: Arc<Gateway>,
+    call: Option<(InstanceKey, u64)>,
+}
+
+impl Drop for CancelGuard {
+    fn drop(&mut self) {
+        if let Some(call) = self.call {
+            self.gateway.enter(|hub, fx| hub.cancel_stateless(Instant::now(), call, fx));
+        }
+    }
+}
+
+impl StatelessCall {
+    /// Gives a request to the hub.
+    fn begin(exchange: &Exchange<'_>, scope: &Scope, parsed: (&Message<'_>, Params, Envelope<'_>)) -> Self {
+        let (gateway, principal) = (exchange.gateway, exchange.principal);
+        let (sender, queue) = gateway.client_queue(&gateway.account(principal));
+        let max = gateway.config.limits.session.batch_bytes;
+        let responder = Arc::new(PostResponder::new(sender, 1, max, &gateway.running));
+        let answered: Arc<dyn Responder> = responder.clone();
+        let sender = Sender { now: Instant::now(), principal, scope, responder: &answered };
+        let call = entry::stateless(&**gateway, sender, parsed, &gateway.config.limits.stateless);
+        Self { queue, responder, _guard: CancelGuard { gateway: gateway.clone(), call } }
+    }
+
+    /// Sends the response: as JSON if it is the first message, as an event stream otherwise.
+    ///
+    /// # Errors
+    /// The connection broke, or the client does not read.
+    pub async fn answer(mut self, exchange: &mut Exchange<'_>, form: Form) -> io::Result<Option<Response>> {
+        let mut messages = VecDeque::new();
+        // A client that did not list text/event-stream may not handle it.
+        let silent = (form == Form::Either && names_events(exchange.request))
+            .then(|| Instant::now() + exchange.gateway.config.limits.session.stream_after);
+        let plain = form != Form::Events
+            && loop {
+                let gathered =
+                    gather(exchange.web, &mut self.queue, &self.responder, &mut messages, silent).await?;
+                match gathered {
+                    Gathered::Complete => break true,
+                    Gathered::Begun if form == Form::Json => leave_answers(&mut messages, false),
+                    Gathered::Begun => break false,
+                    Gathered::Gone => return Ok(None),
+                }
+            };
+        if form == Form::Json {
+            leave_answers(&mut messages, false);
+        }
+        if plain && messages.len() == 1 {
+            let body = messages.pop_front().unwrap_or_default();
+            exchange.keep_charged(self.queue);
+            let status = status_code(status::status(self.responder.error()));
+            return Ok(Some(Response::new(status).json(body)));
+        }
+        exchange.start_stream(event_stream::head());
+        let mut first = Vec::new();
+        event_stream::append(messages, None, &mut first);
+        let Exchange { gateway, web, .. } = exchange;
+        Box::pin(event_stream::write(gateway, web, &mut self.queue, first, None)).await?;
+        Ok(None)
+    }
+}
