@@ -99,16 +99,9 @@ fn for_stateless(
     if conclusion.era == Era::Legacy {
         return Ok(result::stamp(text, result, method, &context.stamp, Cache::NONE));
     }
-    let cache = || match result::is_cacheable(method) {
-        true => result::recache(text, result.clone(), method, cap(&context.limits)),
-        false => Vec::new(),
-    };
     match result::result_type(message) {
-        ResultType::Complete => Ok(cache()),
-        ResultType::Absent => {
-            let mut edits = cache();
-            edits.extend(result::completed(text, result));
-            Ok(edits)
+        kind @ (ResultType::Complete | ResultType::Absent) => {
+            Ok(result::passed(text, result, method, kind, cap(&context.limits)))
         }
         ResultType::InputRequired => {
             questions(conclusion, call, context, result).map_err(|why| why.rpc(&conclusion.server))

@@ -246,12 +246,12 @@ fn server_message(
     match hub.enter(|hub, fx| hub.on_message(now, from, (message, &notice), fx))? {
         Next::Done => Ok(()),
         Next::Conclude(conclusion) => {
-            conclude(hub, now, conclusion);
+            conclude(hub, now, &conclusion);
             Ok(())
         }
         Next::Discover(mut discovery, question) => {
             let step = discovery.answered(question, message);
-            hub.enter(|hub, fx| hub.discovered(now, from.upstream, (discovery, step), fx))
+            hub.enter(|hub, fx| hub.discovered(now, from.upstream, (*discovery, step), fx))
         }
         Next::Initialize => {
             let initialized = message.result().map(Initialized::read).ok_or_else(|| error_text(message));
@@ -262,13 +262,13 @@ fn server_message(
 }
 
 /// Delivers the response to a client's call.
-fn conclude(hub: &impl Enter, now: Instant, conclusion: Conclusion<'_>) {
-    let edits = match mentions(&conclusion) {
-        Some(found) => hub.enter(|hub, _| hub.resolve(now, &conclusion, found)),
+fn conclude(hub: &impl Enter, now: Instant, conclusion: &Conclusion<'_>) {
+    let edits = match mentions(conclusion) {
+        Some(found) => hub.enter(|hub, _| hub.resolve(now, conclusion, found)),
         None => Ok(Vec::new()),
     };
     let Answer { text, error } = match edits {
-        Ok(edits) => answer(&conclusion, edits),
+        Ok(edits) => answer(conclusion, edits),
         Err(why) => Answer::error(conclusion.call.id(), &why.rpc()),
     };
     match error {

@@ -28,13 +28,14 @@ use crate::{
 
 /// What is to be done with a message without the lock of the hub.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a box would be an allocation for each call")]
 pub enum Next<'m> {
     /// Nothing.
     Done,
     /// Deliver the response.
     Conclude(Conclusion<'m>),
     /// Give it to the discovery, and the outcome to [`Hub::discovered`].
-    Discover(Discovery, Question),
+    Discover(Box<Discovery>, Question),
     /// Parse the result, and give it to [`Hub::instance_initialized`].
     Initialize,
 }
@@ -92,7 +93,7 @@ impl Hub {
             Caller::Discovery(question) => {
                 let listing = self.upstreams.get_mut(&from.upstream).map(|upstream| &mut upstream.listing);
                 let discovery = listing.and_then(|listing| listing.answered(question));
-                discovery.map_or(Next::Done, |discovery| Next::Discover(discovery, question))
+                discovery.map_or(Next::Done, |discovery| Next::Discover(Box::new(discovery), question))
             }
             Caller::Initialize => Next::Initialize,
             Caller::Ignored => {

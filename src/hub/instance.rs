@@ -23,7 +23,7 @@ use crate::{
         self, Era,
         discovery::Question,
         log_level::Level,
-        stateless::{Allowed, result::ServerStamp},
+        stateless::{Allowed, result::ServerStamp, route},
     },
     queue::{Room, SendError},
     session::{CallDigest, CallId, Shares, share_of},
@@ -144,12 +144,10 @@ impl Initialized {
     /// Returns whether the server offers a method of MCP. Some servers have tools without declaring
     /// it.
     pub fn offers(&self, method: &str) -> bool {
-        match method.split_once('/') {
-            Some(("tools", "list" | "call")) => true,
-            Some(("prompts", "list" | "get")) => self.declares("prompts"),
-            Some(("resources", "list" | "read" | "templates/list")) => self.declares("resources"),
-            Some(("completion", "complete")) => self.declares("completions"),
-            _ => false,
+        match route::legacy_capability(method) {
+            None => false,
+            Some("tools") => true,
+            Some(capability) => self.declares(capability),
         }
     }
 }
