@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use super::{
-    instance::{Caller, Instance},
+    instance::{Caller, ClientCall, Instance, Origin},
     key::InstanceKey,
     session::Session,
     state::Hub,
@@ -65,7 +65,9 @@ impl Hub {
         for (number, process, id) in session.calls.all() {
             let pending = self.instance(*process).and_then(|instance| instance.mux().get(id));
             let is_its = pending.is_some_and(|pending| match &pending.caller {
-                Caller::Client(call) => call.session == session.key && call.id.number() == number,
+                Caller::Client(ClientCall { origin: Origin::Session(key, id), .. }) => {
+                    *key == session.key && id.number() == number
+                }
                 _ => false,
             });
             ensure(is_its, || format!("call {number} of session {name} is not pending at {process:?}"))?;
@@ -135,9 +137,10 @@ impl Hub {
         for (id, pending) in instance.mux().all() {
             let Caller::Client(call) = &pending.caller else { continue };
             calls += 1;
-            let session = self.clients.get(&call.session);
+            let Origin::Session(session, call_id) = &call.origin else { continue };
+            let session = self.clients.get(session);
             let is_its = session
-                .is_some_and(|session| session.calls.all().any(|open| open == (call.id.number(), &key, id)));
+                .is_some_and(|session| session.calls.all().any(|open| open == (call_id.number(), &key, id)));
             ensure(is_its, || format!("request {id} at {key:?} is no call of its session"))?;
         }
         ensure(instance.has_right_shares(calls), || format!("the shares of calls at {key:?}"))?;

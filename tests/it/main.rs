@@ -60,6 +60,7 @@ mod simulation;
 mod sizes;
 mod soak;
 mod stalled_links;
+mod stateless_calls;
 mod stderr;
 mod streamable;
 mod supervision;

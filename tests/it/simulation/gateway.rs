@@ -9,13 +9,18 @@ use std::{
 use mcpport::{
     auth::{Principal, Tokens, rule::Rule},
     budget::Budget,
+    config::EraPin,
     hub::{
         entry::{self, Enter, LinkTraits},
+        key::Sealing,
         registration::NewUpstream,
         session::Scope,
         state::{HubConfig, Sizes},
     },
-    secret::{Digest, Secret},
+    secret::{
+        Digest, Secret,
+        seal::{KEY_BYTES, SealKey},
+    },
     tunnel::{
         CLOSE_LATER,
         close::CloseReason,
@@ -88,6 +93,7 @@ impl Gateway {
             limits: net.limits.clone(),
             timeout_rpc: Duration::from_secs(6),
             timeout_run_tool: net.random.millis(4000, 12_000),
+            sealing: Sealing { key: Arc::new(SealKey::new([0; KEY_BYTES])), started: net.now },
         };
         let clients = (0..clients).map(|place| {
             let scope = match net.random.chance(25) {
@@ -171,7 +177,7 @@ impl Gateway {
         }
         for (id, principal) in [("other".to_owned(), self.edges[0]), (format!("id-{place}"), self.edges[1])] {
             let registration = Registration::read(
-                &Registration::frame(&id, &name, 1 << 20, None, None),
+                &Registration::frame(&id, &name, 1 << 20, None, EraPin::Auto, None),
                 net.limits.catalog.server_name,
             );
             let refused = self.register(net, &self.shared.quiet(net.now), (registration.unwrap(), principal));
@@ -269,12 +275,19 @@ impl Gateway {
             max_instances: registration.sessions,
             reads_status_frames,
             resume_token: token.clone(),
+            era: None,
         };
         let key = entry.enter(|hub, fx| hub.register(net.now, new, fx))?;
         self.shared.queues.borrow_mut().insert(key, line.queue.clone());
         let grant = token.clone().map(|token| grant(net, token, None));
-        let answer =
-            Status::received(&id, reads_status_frames, limits.message_bytes, is_isolating, grant.as_ref());
+        let answer = Status::received(
+            &id,
+            reads_status_frames,
+            limits.message_bytes,
+            is_isolating,
+            false,
+            grant.as_ref(),
+        );
         let traits = LinkTraits { server: key, is_isolating, reads_status_frames };
         let (queue, line) = (line.queue.clone(), Some(line));
         Ok((Link { traits, queue, line, wire: None, over: None, token, gone: false }, answer))
@@ -316,7 +329,11 @@ impl Gateway {
         net.wires[wire].talk = Some(link);
         let sessions = claimed.is_isolating && registration.sessions.is_some();
         let (id, max) = (registration.id.as_deref().unwrap(), net.limits.link.message_bytes);
-        net.send(wire, Way::Down, Frame::Text(Status::received(id, true, max, sessions, Some(&grant))));
+        net.send(
+            wire,
+            Way::Down,
+            Frame::Text(Status::received(id, true, max, sessions, false, Some(&grant))),
+        );
         true
     }
 
