@@ -8,7 +8,7 @@ use std::{
 
 use mcpport::{
     command::CommandLine,
-    config::{ClientTls, GatewayUrl, RegisterConfig, Restart},
+    config::{ClientTls, EraPin, GatewayUrl, RegisterConfig, Restart},
     edge::{
         instances::{Instances, Spawn},
         link::{self, Begun, RunningLink, Suspended},
@@ -87,6 +87,7 @@ fn config(place: usize, limits: &Limits) -> RegisterConfig {
         header_file: None,
         tls: ClientTls::default(),
         sessions: None,
+        era: EraPin::Auto,
         restart: Restart::OnFailure,
         require_gateway: false,
         port: 0,
