@@ -184,9 +184,11 @@ impl Hub {
         let Some(upstream) = self.upstreams.get_mut(&server) else { return Ok(()) };
         let run = self.tasks.start();
         self.tasks.end(std::mem::replace(&mut upstream.run, run));
+        let Some(request) = upstream.listing.discovery.as_mut().and_then(Discovery::again) else {
+            return Ok(());
+        };
         // A late response to the previous request would be taken for the response to the new one.
         upstream.close_requests(|_| true);
-        let Some(request) = upstream.listing.discovery.as_mut().map(Discovery::again) else { return Ok(()) };
         upstream.listing.renewed = true;
         self.discover(now, server, request, fx)
     }

@@ -138,29 +138,37 @@ impl Discovery {
             remarks: Vec::new(),
             limits,
         };
-        let request = discovery.begin(ProbeEvent::Start);
-        (discovery, request)
+        let request = match discovery.probe.on(ProbeEvent::Start) {
+            ProbeStep::Ask(request) => request,
+            // A new probe asks.
+            _ => ProbeRequest::Initialize,
+        };
+        (discovery, probe_request(request))
     }
 
     /// Starts over after a restart of the server and returns the first request. What is known stays
     /// valid until the server has responded. No response to an earlier request may be passed in
-    /// after this.
-    pub fn again(&mut self) -> DiscoveryRequest {
+    /// after this. `None` while the era is being found: the edge gives the new process what the old
+    /// one has not answered.
+    pub fn again(&mut self) -> Option<DiscoveryRequest> {
+        if matches!(self.phase, Phase::Probing) {
+            return None;
+        }
+        let step = match self.probe.on(ProbeEvent::Restarted) {
+            // The last probe has failed.
+            ProbeStep::Wait => {
+                self.probe = self.probe.anew();
+                self.probe.on(ProbeEvent::Start)
+            }
+            step => step,
+        };
+        let ProbeStep::Ask(request) = step else { return None };
         self.phase = Phase::Probing;
         self.due.clear();
         self.changes.clear();
         self.retries.clear();
         self.discovered = None;
-        self.begin(ProbeEvent::Restarted)
-    }
-
-    fn begin(&mut self, event: ProbeEvent<'_>) -> DiscoveryRequest {
-        match self.probe.on(event) {
-            ProbeStep::Ask(request) => probe_request(request),
-            // Only a probe that has not decided yet gives another step at its begin, for instance
-            // after a second restart.
-            _ => probe_request(ProbeRequest::Initialize),
-        }
+        Some(probe_request(request))
     }
 
     /// Returns the era of the process, once it is known.
@@ -585,7 +593,7 @@ mod tests {
     #[test]
     fn a_restarted_server_is_discovered_again() {
         let mut discovery = started("{\"tools\":{}}");
-        assert_eq!(discovery.again().method, "initialize");
+        assert_eq!(discovery.again().unwrap().method, "initialize");
         assert!(discovery.relist().is_none(), "one question at a time");
         let initialize_result =
             r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{},"prompts":{}}}"#;
@@ -597,7 +605,7 @@ mod tests {
         let next = feed(&mut discovery, &answer(r#"{"tools":[]}"#));
         assert!(matches!(next, DiscoveryStep::ListComplete(_, _, Some(ask)) if ask.method == "prompts/list"));
         // The earlier result stays valid while the restarted server does not respond.
-        discovery.again();
+        assert!(discovery.again().is_some());
         discovery.unanswered();
         assert_eq!(discovery.initialize_result(), initialize_result);
         discovery.changed(ListKind::Tool);

@@ -115,6 +115,11 @@ impl EraProbe {
         Self { pin, offered, probe_kills: false, state: ProbeState::New, asked_again: false }
     }
 
+    /// Returns the probe of the next process of a server whose probe has failed.
+    pub fn anew(&self) -> Self {
+        Self { probe_kills: self.probe_kills, ..Self::new(self.pin, self.offered) }
+    }
+
     /// Whether to report [`ProbeEvent::Silence`].
     pub fn listens_for_silence(&self) -> bool {
         self.state == ProbeState::Discover && self.pin == EraPin::Auto
@@ -138,14 +143,6 @@ impl EraProbe {
             }
             (State::Modern, ProbeEvent::Restarted) => {
                 self.asked_again = false;
-                self.ask(State::Discover, ProbeRequest::Discover)
-            }
-            (State::Initialize, ProbeEvent::Restarted) => {
-                self.ask(State::Initialize, ProbeRequest::Initialize)
-            }
-            (State::Failed, ProbeEvent::Restarted) => self.start(),
-            // The new process has not got the open request.
-            (_, ProbeEvent::Restarted) if self.is_probing() => {
                 self.ask(State::Discover, ProbeRequest::Discover)
             }
             (State::Discover, ProbeEvent::Silence) if self.listens_for_silence() => {
