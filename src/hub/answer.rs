@@ -72,12 +72,19 @@ fn for_session(
     let text = message.text();
     match result::result_type(message) {
         ResultType::Complete | ResultType::Absent => Ok(result::lower(text, result, method)),
-        ResultType::InputRequired | ResultType::Task | ResultType::Unknown => {
-            let why = format!("server '{server}' answered with what this client's protocol does not have");
+        ResultType::InputRequired => {
+            let why = format!(
+                "server '{server}' asked for input in the answer to {method}, but {}",
+                "the client declared nothing that can be asked for, or its request is too long to be kept"
+            );
             match method {
                 "tools/call" => Ok(vec![(result, relay::tool_error(&why))]),
                 _ => Err(RpcError::new(INTERNAL_ERROR, why)),
             }
+        }
+        ResultType::Task | ResultType::Unknown => {
+            let why = format!("server '{server}' answered with a result of an unknown type");
+            Err(RpcError::new(INTERNAL_ERROR, why))
         }
     }
 }

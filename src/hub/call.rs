@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Instant};
 use super::{
     effect::Effects,
     error::{CallError, Declined},
-    instance::{Caller, ClientCall, NewCall, Origin, declined_by_link},
+    instance::{Caller, ClientCall, KeptRequest, NewCall, Origin, declined_by_link},
     key::{InstanceKey, SessionKey},
     peers::Responder,
     request::{Named, Reference, Request, ResourceMethod, What},
+    session::SessionEnvelope,
     state::Hub,
 };
 use crate::{
@@ -17,11 +18,11 @@ use crate::{
     jsonrpc::{Message, Span, edit},
     limits::SPLICE_IN_HUB,
     mcp::{
-        Era,
         listing::ListKind,
         log_level::Level,
         stateless::{
             Params,
+            input::may_ask,
             wrap::{self, Forward, Pass, StateEdit},
         },
     },
@@ -66,6 +67,20 @@ pub struct Ticket {
     /// Position of the name that the client used, and the server's own name to put there.
     pub(super) rename: Option<Named>,
     pub(super) rewrite: Rewrite,
+    /// Set if the text is kept.
+    pub(super) keep: Option<Keep>,
+}
+
+/// How the text of a call is kept, since its modern server may ask the client of the session, and
+/// then gets the call again.
+#[derive(Debug)]
+pub(super) struct Keep {
+    /// When the call arrived.
+    began: Instant,
+    /// The longest text that is kept, in bytes.
+    max: usize,
+    /// The text, once it is made.
+    text: Option<Arc<str>>,
 }
 
 /// How a request is changed for its server, besides its id and name.
@@ -101,12 +116,16 @@ impl Ticket {
     }
 
     /// Returns the request of a session for the server.
-    pub fn text(&self, message: &Message<'_>) -> String {
-        match &self.rewrite {
+    pub fn text(&mut self, message: &Message<'_>) -> String {
+        let text = match &self.rewrite {
             Rewrite::Token(token) => edit::request(message, self.upstream_id, self.name(), token.clone()),
             // Params that occur twice are refused when a request is parsed.
             _ => self.stateless_text(message, &Params::read(message).unwrap_or_default()),
+        };
+        if let Some(keep) = self.keep.as_mut().filter(|keep| text.len() <= keep.max) {
+            keep.text = Some(text.as_str().into());
         }
+        text
     }
 
     /// Returns a request with these params for the server, if one of them is stateless.
@@ -278,7 +297,8 @@ impl Hub {
         let process = self.instance_for(asked.now, asked.session, server, fx);
         let process = process.map_err(|why| self.declined(server, why))?;
         self.stats.calls.add();
-        let ticket = self.begin(asked, process, named, number).map_err(|why| self.declined(server, why))?;
+        let mut ticket =
+            self.begin(asked, process, named, number).map_err(|why| self.declined(server, why))?;
         self.set_timer(server, fx);
         // A subscription is queued at once, so that requests about one resource reach the server in
         // the order in which they changed the table.
@@ -320,6 +340,7 @@ impl Hub {
             origin: Origin::Session(asked.session, id.clone()),
             responder: asked.responder.clone(),
             share,
+            repeat: None,
         };
         let token = asked.request.token.as_ref().ok().cloned().flatten();
         let call = NewCall {
@@ -333,16 +354,21 @@ impl Hub {
         // An isolated instance serves one client only, so its progress tokens are unique as they
         // are.
         let token = token.filter(|_| process.channel.is_none());
-        let rewrite = match instance.initialized().map(|initialized| initialized.era) {
-            Some(Era::Modern) => {
-                let members = session.envelope();
-                let level = session.info.level.filter(|_| instance.take_level_slot(upstream_id));
-                Rewrite::Wrap { members, level }
-            }
-            _ => Rewrite::Token(token),
+        let (rewrite, keep) = if instance.is_modern() {
+            let SessionEnvelope { members, allowed } = session.envelope();
+            let level = session.info.level.filter(|_| instance.take_level_slot(upstream_id));
+            let max = self.config.limits.stateless.round_bytes;
+            let keep = (allowed.any() && may_ask(message.method())).then_some(Keep {
+                began: asked.now,
+                max,
+                text: None,
+            });
+            (Rewrite::Wrap { members, level }, keep)
+        } else {
+            (Rewrite::Token(token), None)
         };
         let session = Some((asked.session, id));
-        Ok(Ticket { to: process, upstream_id, session, rename: named, rewrite })
+        Ok(Ticket { to: process, upstream_id, session, rename: named, rewrite, keep })
     }
 
     /// Queues the frame of a pending call. A call that was cancelled meanwhile, or failed with its
@@ -351,9 +377,13 @@ impl Hub {
     /// # Errors
     /// Why the link does not take the frame; the call is no longer pending then.
     pub fn commit(&mut self, ticket: &Ticket, text: String, fx: &mut Effects<'_>) -> Result<(), CallError> {
+        let kept = self.kept(ticket);
         let Some((instance, link)) = self.process(ticket.to) else { return Ok(()) };
         if instance.mux().get(ticket.upstream_id).is_none() {
             return Ok(());
+        }
+        if let Some(kept) = kept {
+            instance.keep(ticket.upstream_id, kept);
         }
         let sent = match link.excess(ticket.to.channel, &text) {
             Some(declined) => Err(declined),
@@ -371,8 +401,16 @@ impl Hub {
         Err(self.declined(ticket.to.upstream, declined))
     }
 
+    /// Charges the session of a call for its text, if that is kept and there is memory for it.
+    fn kept(&self, ticket: &Ticket) -> Option<KeptRequest> {
+        let Keep { began, text, .. } = ticket.keep.as_ref()?;
+        let (text, (session, _)) = (text.clone()?, ticket.session.as_ref()?);
+        let mut charge = self.clients.get(session)?.account.charge();
+        charge.resize(text.len()).then_some(KeptRequest { text, began: *began, charge })
+    }
+
     /// Returns the error for a call that was not passed to a server.
-    fn declined(&self, server: UpstreamKey, why: Declined) -> CallError {
+    pub(super) fn declined(&self, server: UpstreamKey, why: Declined) -> CallError {
         let name = self.upstreams.get(&server).map(|upstream| &**upstream.link.name());
         CallError::declined(why, name.unwrap_or_default())
     }
@@ -387,7 +425,9 @@ impl Hub {
         fx: &mut Effects<'_>,
     ) {
         let Some((instance, link)) = self.process(process) else { return };
-        let Some(pending) = instance.close(upstream_id) else { return };
+        let Some(pending) = instance.close(upstream_id) else {
+            return self.cancel_round((process, upstream_id), fx);
+        };
         let text = match notification {
             Ok((message, span)) => edit::cancellation(message, span, upstream_id),
             Err(reason) => edit::cancelled(upstream_id, reason),
@@ -402,6 +442,7 @@ impl Hub {
         let _ = instance.send(link, now, text, fx);
         if let Caller::Client(call) = pending.caller {
             fx.cancelled(call.responder.clone(), call.id());
+            self.forget_round(&call);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use super::{
     instance::{Caller, ClientCall, Instance, Origin},
-    key::InstanceKey,
+    key::{Asker, InstanceKey},
     session::Session,
     state::Hub,
     upstream::{Pool, Upstream},
@@ -33,7 +33,10 @@ impl Hub {
             let _ = servers.take(upstream.principal, usize::MAX);
         }
         let of_sessions: usize = self.clients.values().map(|session| session.calls.len()).sum();
-        ensure(calls == of_sessions, || format!("{calls} calls at servers, {of_sessions} of sessions"))?;
+        let waiting = self.rounds.waiting().count();
+        ensure(calls + waiting == of_sessions, || {
+            format!("{calls} calls at servers, {waiting} between rounds, {of_sessions} of sessions")
+        })?;
         ensure(servers == self.server_shares, || "the shares of servers".into())?;
         self.check_indexes()
     }
@@ -70,7 +73,11 @@ impl Hub {
                 }
                 _ => false,
             });
-            ensure(is_its, || format!("call {number} of session {name} is not pending at {process:?}"))?;
+            let mut waiting = self.rounds.waiting();
+            let waits = waiting.any(|call| (call.process, call.upstream_id) == (*process, id));
+            ensure(is_its || waits, || {
+                format!("call {number} of session {name} is not pending at {process:?}")
+            })?;
         }
         for (server, key) in &session.instances {
             let instance = self.instance(*key).and_then(Instance::isolated);
@@ -79,9 +86,14 @@ impl Hub {
         }
         let instances: HashSet<&InstanceKey> = session.instances.values().collect();
         let requests = session.server_requests.servers();
-        ensure(requests.clone().all(|server| instances.contains(server)), || {
-            format!("session {name} is asked by an instance that is gone")
-        })?;
+        let is_there = |asker: &Asker| match asker {
+            Asker::Instance(instance) => instances.contains(instance),
+            Asker::Round(key, _) => {
+                self.rounds.get(*key).is_some_and(|call| call.session == session.key)
+                    && !self.rounds.is_retrying(*key)
+            }
+        };
+        ensure(requests.clone().all(is_there), || format!("session {name} is asked by nobody"))?;
         ensure(requests.count() <= limits::SERVER_REQUESTS, || format!("session {name} is asked too much"))?;
         let (bytes, charged) = (self.subscriptions.bytes(&session.id), session.subscriptions_charge.bytes());
         ensure(bytes == charged, || format!("session {name} is charged {charged} bytes for {bytes}"))

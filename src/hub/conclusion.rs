@@ -13,7 +13,10 @@ use super::{
 use crate::{
     jsonrpc::{Message, Span, elements, find, unquote},
     limits::StatelessLimits,
-    mcp::{Era, compat, resource_links, stateless::result::ServerStamp},
+    mcp::{
+        Era, compat, resource_links,
+        stateless::{Allowed, result::ServerStamp},
+    },
     session::InstanceRun,
 };
 
@@ -41,6 +44,8 @@ pub struct Conclusion<'m> {
     pub era: Era,
     /// What the answer to a stateless call needs besides.
     pub stateless: Option<Box<StatelessContext>>,
+    /// What it takes to ask the client of a session, if the answer does that.
+    pub round: Option<Box<RoundContext>>,
     /// The protocol versions of the client and of the server, if they make a difference.
     pub versions: Option<(Arc<str>, Arc<str>)>,
     /// Whether the client sees all servers.
@@ -62,6 +67,21 @@ pub struct StatelessContext {
     pub expires: Duration,
     /// The limits.
     pub limits: StatelessLimits,
+}
+
+/// What it takes to ask the client of a session what a modern server wants to know.
+#[derive(Debug)]
+pub struct RoundContext {
+    /// The id of the answered request.
+    pub upstream_id: u64,
+    /// The client's progress token, raw JSON.
+    pub token: Option<Box<str>>,
+    /// The timeout of the request.
+    pub timeout: Duration,
+    /// What the server may ask for.
+    pub allowed: Allowed,
+    /// The longest state of the server, in bytes.
+    pub max_state: usize,
 }
 
 impl Conclusion<'_> {

@@ -7,6 +7,7 @@ use super::{
     effect::Effects,
     error::NO_MEMORY,
     instance::{Caller, Initialized},
+    key::InstanceKey,
     state::Hub,
     upstream::{Listing, Upstream},
 };
@@ -184,6 +185,8 @@ impl Hub {
         let Some(upstream) = self.upstreams.get_mut(&server) else { return Ok(()) };
         let run = self.tasks.start();
         self.tasks.end(std::mem::replace(&mut upstream.run, run));
+        self.end_rounds(|process| process == InstanceKey::shared(server), "it was restarted", fx);
+        let Some(upstream) = self.upstreams.get_mut(&server) else { return Ok(()) };
         let Some(request) = upstream.listing.discovery.as_mut().and_then(Discovery::again) else {
             return Ok(());
         };

@@ -16,9 +16,10 @@ use super::{
     frame::{Mentions, Next},
     incoming::{self, Incoming, Notice, Part, UnexpectedChannel},
     instance::Initialized,
-    key::{InstanceKey, SessionKey},
+    key::{Asker, InstanceKey, SessionKey},
     peers::Responder,
     request::{Notification, Request},
+    rounds,
     session::{Scope, name_of},
     state::Hub,
     stateless::{Refused, Sender, StatelessOutcome, StatelessRequest},
@@ -99,7 +100,7 @@ fn request(
     responder.begin();
     let asked = Asked { now, session: client.key, request: &request, responder };
     let outcome = match hub.enter(|hub, fx| hub.call(asked, fx)) {
-        Ok(Outcome::Splice(ticket)) => {
+        Ok(Outcome::Splice(mut ticket)) => {
             let text = ticket.text(message);
             hub.enter(|hub, fx| hub.commit(&ticket, text, fx)).map(|()| Outcome::Later)
         }
@@ -170,8 +171,15 @@ fn notification(hub: &impl Enter, now: Instant, client: Client<'_>, message: &Me
 
 fn response(hub: &impl Enter, now: Instant, client: Client<'_>, message: &Message<'_>) {
     let id = message.id().unwrap_or_default();
-    let Some((to, own_id)) = hub.enter(|hub, _| hub.take_server_request(client.key, id)) else {
+    let Some((asker, own_id)) = hub.enter(|hub, _| hub.take_server_request(client.key, id)) else {
         return hub.stats().unmatched.add();
+    };
+    let to = match asker {
+        Asker::Instance(to) => to,
+        Asker::Round(round, place) => {
+            let answer = message.result().filter(|_| !message.has_lone_surrogate()).map(str::to_owned);
+            return hub.enter(|hub, fx| hub.answer_round(now, (round, place), answer, fx));
+        }
     };
     let answer = match message.has_lone_surrogate() {
         true => Err(ServerRequestError::LoneSurrogate),
@@ -180,14 +188,20 @@ fn response(hub: &impl Enter, now: Instant, client: Client<'_>, message: &Messag
     hub.enter(|hub, fx| hub.answer_server_request(now, (to, &own_id), answer, fx));
 }
 
-/// Handles a client's message that was refused. If it is the response to an instance's request,
+/// Handles a client's message that was refused. If it is the response to a server's request,
 /// that request fails at once, because no other response will follow.
 pub fn refused_response(hub: &impl Enter, now: Instant, session: SessionKey, body: &[u8], why: Malformed) {
     let Some(id) = tolerant::answer_id(body) else { return };
     let asked = hub.enter(|hub, _| hub.take_server_request(session, &id));
-    if let Some((to, own_id)) = asked {
-        let answer = Err(ServerRequestError::InvalidResponse(why));
-        hub.enter(|hub, fx| hub.answer_server_request(now, (to, &own_id), answer, fx));
+    match asked {
+        Some((Asker::Instance(to), own_id)) => {
+            let answer = Err(ServerRequestError::InvalidResponse(why));
+            hub.enter(|hub, fx| hub.answer_server_request(now, (to, &own_id), answer, fx));
+        }
+        Some((Asker::Round(round, place), _)) => {
+            hub.enter(|hub, fx| hub.answer_round(now, (round, place), None, fx));
+        }
+        None => {}
     }
 }
 
@@ -245,8 +259,8 @@ fn server_message(
     let notice = Notice::read(message);
     match hub.enter(|hub, fx| hub.on_message(now, from, (message, &notice), fx))? {
         Next::Done => Ok(()),
-        Next::Conclude(conclusion) => {
-            conclude(hub, now, &conclusion);
+        Next::Conclude(mut conclusion) => {
+            conclude(hub, now, &mut conclusion);
             Ok(())
         }
         Next::Discover(mut discovery, question) => {
@@ -262,7 +276,13 @@ fn server_message(
 }
 
 /// Delivers the response to a client's call.
-fn conclude(hub: &impl Enter, now: Instant, conclusion: &Conclusion<'_>) {
+fn conclude(hub: &impl Enter, now: Instant, conclusion: &mut Conclusion<'_>) {
+    if conclusion.round.is_some() {
+        let questions = rounds::questions(conclusion);
+        if hub.enter(|hub, fx| hub.on_repeatable(now, conclusion, questions, fx)) {
+            return;
+        }
+    }
     let edits = match mentions(conclusion) {
         Some(found) => hub.enter(|hub, _| hub.resolve(now, conclusion, found)),
         None => Ok(Vec::new()),

@@ -16,7 +16,7 @@ use crate::{
     },
     limits,
     mcp::listing::ListKind,
-    session::{CallRefused, StateError},
+    session::{CallRefused, RoundError, StateError},
     util::escape::show,
 };
 
@@ -260,6 +260,22 @@ pub fn state_error(why: StateError) -> RpcError {
     match why {
         StateError::Invalid | StateError::Expired => error,
         StateError::Restarted => RpcError { data: Some("{\"reason\":\"restarted\"}".into()), ..error },
+    }
+}
+
+/// Returns why a call of a session ends while its server asks the client.
+pub fn round_error(why: RoundError, server: &str) -> String {
+    match why {
+        RoundError::TooManyQuestions => format!("server '{server}' asked too many questions at once"),
+        RoundError::TooManyRounds => format!("server '{server}' asked again too many times"),
+        RoundError::Rejected => {
+            format!("the client answered a question of server '{server}' with an error")
+        }
+        RoundError::Expired => {
+            format!("the client did not answer the questions of server '{server}' in time")
+        }
+        RoundError::NoMemory => NO_MEMORY.into(),
+        RoundError::Ended => format!("the client does not read the questions of server '{server}'"),
     }
 }
 

@@ -3,12 +3,12 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    conclusion::{Conclusion, StatelessContext, Tasks},
+    conclusion::{Conclusion, RoundContext, StatelessContext, Tasks},
     effect::{Effects, Text},
     error::{CallError, NO_MEMORY, ServerRequestError, modern_error},
     incoming::Notice,
     instance::{Caller, ClientCall, Initialized, Origin},
-    key::{InstanceKey, SessionKey},
+    key::{Asker, InstanceKey, SessionKey},
     mux::Pending,
     peers::Responder,
     state::Hub,
@@ -84,11 +84,12 @@ impl Hub {
     ) -> Next<'m> {
         let Some((instance, link)) = self.process(from) else { return Next::Done };
         let id = message.id().and_then(decimal);
-        let Some(pending) = id.and_then(|id| instance.close(id)) else {
+        let Some((id, pending)) = id.and_then(|id| Some((id, instance.close(id)?))) else {
             link.log_unmatched(now, message, fx);
             self.stats.unmatched.add();
             return Next::Done;
         };
+        let round = self.round_context(id, &pending);
         match pending.caller {
             Caller::Discovery(question) => {
                 let listing = self.upstreams.get_mut(&from.upstream).map(|upstream| &mut upstream.listing);
@@ -101,7 +102,7 @@ impl Hub {
                 Next::Done
             }
             Caller::Client(call) => {
-                let conclusion = self.conclude(now, from, (call, pending.method), message);
+                let conclusion = self.conclude(now, from, (call, pending.method, round), message);
                 self.resubscribe(now, from.upstream, fx);
                 Next::Conclude(conclusion)
             }
@@ -125,7 +126,7 @@ impl Hub {
         &mut self,
         now: Instant,
         from: InstanceKey,
-        (call, method): (ClientCall, Box<str>),
+        (call, method, round): (ClientCall, Box<str>, Option<Box<RoundContext>>),
         message: &'m Message<'m>,
     ) -> Conclusion<'m> {
         if let (Origin::Session(session, id), "resources/subscribe") = (&call.origin, &*method) {
@@ -149,7 +150,9 @@ impl Hub {
             }
             Origin::Session(session, id) => {
                 if let Some(session) = self.clients.get_mut(session) {
-                    session.calls.end(id);
+                    if round.is_none() {
+                        session.calls.end(id);
+                    }
                     sees_all = session.sees_all();
                     versions = initialized
                         .filter(|_| compat::concerns(&session.info.version))
@@ -161,7 +164,19 @@ impl Hub {
             from.channel.is_none() && upstream.is_some_and(|upstream| upstream.shared.has_tasks());
         let server = upstream.map_or_else(|| Arc::from(""), |upstream| upstream.link.name().clone());
         let era = initialized.map_or(Era::Legacy, |initialized| initialized.era);
-        Conclusion { message, call, method, from, server, era, stateless, versions, sees_all, has_tasks }
+        Conclusion {
+            message,
+            call,
+            method,
+            from,
+            server,
+            era,
+            stateless,
+            round,
+            versions,
+            sees_all,
+            has_tasks,
+        }
     }
 
     /// Looks up what the response to a client's call mentions. Returns the changes to make in it.
@@ -201,6 +216,7 @@ impl Hub {
     /// Fails a request with an error from the gateway.
     pub(super) fn fail(&mut self, pending: Pending<Caller>, why: &CallError, fx: &mut Effects<'_>) {
         let Caller::Client(call) = pending.caller else { return };
+        self.forget_round(&call);
         let error = match &call.origin {
             Origin::Stateless(_) => modern_error(why),
             Origin::Session(session, id) => {
@@ -304,13 +320,15 @@ impl Hub {
         (message, level): (&'m Message<'m>, Option<Level>),
         fx: &mut Effects<'m>,
     ) {
-        let call = self.process(from).and_then(|(instance, _)| {
-            let call = instance.logged_call()?;
-            Some((call.responder.clone(), call.wanted_level()))
-        });
-        let Some((responder, wanted)) = call else { return self.stats.unmatched.add() };
-        if level.is_some() && wanted.is_none_or(|wanted| level >= Some(wanted)) {
-            fx.send(responder, Text::Of(message, Vec::new()));
+        let upstream = self.upstreams.get(&from.upstream);
+        let call = upstream.and_then(|upstream| upstream.instance(from.channel)?.logged_call());
+        let Some(call) = call else { return self.stats.unmatched.add() };
+        let wanted = match &call.origin {
+            Origin::Stateless(call) => call.level,
+            Origin::Session(session, _) => self.clients.get(session).and_then(|session| session.info.level),
+        };
+        if level.zip(wanted).is_some_and(|(level, wanted)| level >= wanted) {
+            fx.send(call.responder.clone(), Text::Of(message, Vec::new()));
         }
     }
 
@@ -379,7 +397,8 @@ impl Hub {
             (_, Notice::Cancelled(Some(span))) => {
                 let Some(session) = self.clients.get_mut(&session) else { return };
                 let request_id = &message.text()[span.clone()];
-                let number = session.server_requests.cancel(|server| *server == from, request_id);
+                let number =
+                    session.server_requests.cancel(|asker| *asker == Asker::Instance(from), request_id);
                 if let Some(number) = number {
                     let cancellation = edit::cancellation(message, span.clone(), number);
                     self.send_to_client(from, cancellation);
@@ -501,7 +520,8 @@ impl Hub {
             return Err(ServerRequestError::IdTooLong);
         }
         let Some(session) = self.clients.get_mut(&session) else { return Ok(()) };
-        let number = session.server_requests.begin(now, from, id).map_err(|_| ServerRequestError::TooMany)?;
+        let begun = session.server_requests.begin(now, Asker::Instance(from), id);
+        let number = begun.map_err(|_| ServerRequestError::TooMany)?;
         let number = number.to_string();
         if !self.send_to_client(from, message.with_id(&number)) {
             if let Some(session) = self.session_of(from).and_then(|session| self.clients.get_mut(&session)) {
@@ -536,9 +556,9 @@ impl Hub {
         })
     }
 
-    /// Takes the request of an instance that a client's response answers; `id` is as the client
-    /// wrote it. Returns the instance and its own id.
-    pub fn take_server_request(&mut self, session: SessionKey, id: &str) -> Option<(InstanceKey, Box<str>)> {
+    /// Takes the request that a client's response answers; `id` is as the client wrote it. Returns who
+    /// has asked, and an instance's own id.
+    pub fn take_server_request(&mut self, session: SessionKey, id: &str) -> Option<(Asker, Box<str>)> {
         self.clients.get_mut(&session)?.server_requests.end(id)
     }
 

@@ -26,7 +26,7 @@ use crate::{
         stateless::{Allowed, result::ServerStamp, route},
     },
     queue::{Room, SendError},
-    session::{CallDigest, CallId, Shares, share_of},
+    session::{CallDigest, CallId, RoundKey, Shares, share_of},
 };
 
 /// The caller of a request, which gets its response.
@@ -52,6 +52,50 @@ pub struct ClientCall {
     /// The principal that has a share of the shared process for it, if several principals share
     /// that.
     pub share: Option<Principal>,
+    /// How it is sent again with answers of its client. Only for a session at a modern server whose
+    /// client can be asked.
+    pub repeat: Option<Repeat>,
+}
+
+/// How a call of a session is sent again, if its modern server asks the client.
+#[derive(Debug)]
+pub enum Repeat {
+    /// For the first time.
+    First(Box<KeptRequest>),
+    /// Once more, in these rounds.
+    Round(RoundKey),
+}
+
+/// A request that is kept to be sent again.
+#[derive(Debug)]
+pub struct KeptRequest {
+    /// The request as it was sent to the server.
+    pub text: Arc<str>,
+    /// When it arrived.
+    pub began: Instant,
+    /// Memory charged for it, to the account of the session.
+    pub charge: Charge,
+}
+
+/// A call whose server asks the client of a session, or has asked it.
+#[derive(Clone, Debug)]
+pub struct RoundCall {
+    /// The process, and the id of the latest request there.
+    pub process: InstanceKey,
+    /// That id.
+    pub upstream_id: u64,
+    /// The method.
+    pub method: Box<str>,
+    /// The client's progress token, raw JSON.
+    pub token: Option<Box<str>>,
+    /// Timeout for each response.
+    pub timeout: Duration,
+    /// The session.
+    pub session: SessionKey,
+    /// The id of the call there.
+    pub id: CallId,
+    /// Where the response goes.
+    pub responder: Arc<dyn Responder>,
 }
 
 /// The client that has called.
@@ -86,15 +130,6 @@ impl ClientCall {
         match &self.origin {
             Origin::Session(_, id) => id,
             Origin::Stateless(call) => &call.id,
-        }
-    }
-
-    /// Returns the lowest level of log messages that a stateless call wants. A session's own level is
-    /// part of its request.
-    pub fn wanted_level(&self) -> Option<Level> {
-        match &self.origin {
-            Origin::Session(..) => None,
-            Origin::Stateless(call) => call.level,
         }
     }
 
@@ -377,6 +412,13 @@ impl Instance {
     /// Adds a request of the gateway's own, and returns its id, or `None` if the link is gone.
     pub fn open_own(&mut self, now: Instant, caller: Caller, method: &str, timeout: Duration) -> Option<u64> {
         self.mux.open_own(now, caller, method, timeout).ok()
+    }
+
+    /// Keeps the request of a pending call, to send it again.
+    pub fn keep(&mut self, id: u64, kept: KeptRequest) {
+        if let Some(Pending { caller: Caller::Client(call), .. }) = self.mux.get_mut(id) {
+            call.repeat = Some(Repeat::First(Box::new(kept)));
+        }
     }
 
     /// Removes a request.

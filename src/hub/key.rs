@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use crate::{catalog::UpstreamKey, secret::seal::SealKey};
+use crate::{catalog::UpstreamKey, secret::seal::SealKey, session::RoundKey};
 
 /// The key of a process of a server. Never reused.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -23,6 +23,15 @@ impl InstanceKey {
 /// The key of a client session. Never reused, and no secret, unlike the session's id.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SessionKey(pub(super) u64);
+
+/// Who gets the client's response to a request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Asker {
+    /// The isolated instance that has sent it.
+    Instance(InstanceKey),
+    /// A call of the client whose server has asked: the question at this place of a round.
+    Round(RoundKey, usize),
+}
 
 /// What seals the states of one run of the gateway.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use super::{
     effect::Effects,
     error::Declined,
     instance::{Instance, Isolated, declined_by_link, disconnected},
-    key::{InstanceKey, SessionKey},
+    key::{Asker, InstanceKey, SessionKey},
     session::{NewSession, Session},
     state::Hub,
 };
@@ -209,9 +209,10 @@ impl Hub {
         for pending in instance.drain() {
             self.fail(pending, &disconnected(&name, reason), fx);
         }
+        self.end_rounds(|process| process == key, reason, fx);
         fx.drop_later(instance);
         let Some(client) = self.clients.get_mut(&session) else { return };
-        client.server_requests.forget(|server| *server == key);
+        client.server_requests.forget(|asker| *asker == Asker::Instance(key));
         // The session may have a new instance by now.
         let is_its = client.instances.get(&name).is_some_and(|its| *its == key);
         if is_its {
@@ -234,6 +235,7 @@ impl Hub {
         for pending in upstream.shared.drain() {
             self.fail(pending, &disconnected(&name, why), fx);
         }
+        self.end_rounds(|process| process.upstream == server, why, fx);
         let instances = self.upstreams.get(&server).map(|upstream| upstream.instances()).unwrap_or_default();
         for instance in instances {
             self.end_instance(now, instance, why, false, fx);
@@ -250,6 +252,7 @@ impl Hub {
     /// Fails the pending calls of some servers, since the gateway is stopping. Returns false if none
     /// had any.
     pub fn fail_calls(&mut self, reason: &str, fx: &mut Effects<'_>) -> bool {
+        self.end_rounds(|_| true, reason, fx);
         let busy = self.upstreams.iter().filter(|(_, upstream)| upstream.pending() > 0);
         let mut busy: Vec<UpstreamKey> = busy.map(|(key, _)| *key).take(limits::YIELD_EVERY).collect();
         busy.sort_unstable();

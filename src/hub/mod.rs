@@ -19,6 +19,7 @@
 //! - `tick`: timers. `fanout`: notifications to several sessions. `tasks`: who may see which task.
 //! - `subscribe`: subscriptions and log levels. `lifecycle`: how sessions, instances and servers
 //!   begin and end. `own`, with [`server_list`]: requests that the gateway answers itself.
+//! - `rounds`: questions of modern servers to the clients of sessions.
 //! - [`call`], [`stateless`] and `notify`: messages of clients. [`answer`]: responses to them. `discover` and [`frame`]: messages of servers.
 //!   [`registration`]: new servers.
 //! - [`entry`]: the two ways in. `check`: whether the tables agree, for tests.
@@ -44,6 +45,7 @@ mod own;
 pub mod peers;
 pub mod registration;
 pub mod request;
+mod rounds;
 pub mod server_list;
 pub mod session;
 pub mod state;

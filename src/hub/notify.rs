@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{effect::Effects, key::SessionKey, request::Notification, state::Hub};
+use super::{effect::Effects, key::SessionKey, request::Notification, state::Hub, upstream::Upstream};
 use crate::jsonrpc::Message;
 
 impl Hub {
@@ -44,7 +44,7 @@ impl Hub {
         let Some(client) = self.clients.get(&session) else { return false };
         let keys: Vec<_> = client.instances.values().copied().collect();
         for key in &keys {
-            if let Some((instance, link)) = self.process(*key) {
+            if let Some((instance, link)) = self.process(*key).filter(|(instance, _)| !instance.is_modern()) {
                 // Best effort: a notification has no response that could report the failure.
                 let _ = instance.send(link, now, message.splice(&[]), fx);
             }
@@ -52,7 +52,8 @@ impl Hub {
         !keys.is_empty()
     }
 
-    /// Sends a notification to the shared server of the session's endpoint.
+    /// Sends a notification to the shared server of the session's endpoint. A modern server knows
+    /// none that a client of a session could send.
     fn notify_server(
         &mut self,
         now: Instant,
@@ -63,7 +64,8 @@ impl Hub {
         let name = self.clients.get(&session).and_then(|client| client.scope.server());
         let server = name.and_then(|name| self.catalog.server(name));
         let upstream = server.and_then(|server| self.upstreams.get_mut(&server));
-        if let Some(upstream) = upstream.filter(|upstream| upstream.pool.is_none()) {
+        let takes = |upstream: &&mut Box<Upstream>| upstream.pool.is_none() && !upstream.shared.is_modern();
+        if let Some(upstream) = upstream.filter(takes) {
             // Best effort likewise.
             let _ = upstream.link.send(now, None, message.splice(&[]), fx);
         }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Instant};
 
 use super::{
-    key::{InstanceKey, SessionKey},
+    key::{Asker, InstanceKey, SessionKey},
     peers::SessionStream,
 };
 use crate::{
@@ -11,7 +11,11 @@ use crate::{
     budget::{Account, Charge},
     jsonrpc::quote,
     limits::SessionLimits,
-    mcp::{LATEST, log_level::Level, stateless::wrap},
+    mcp::{
+        LATEST,
+        log_level::Level,
+        stateless::{Allowed, Capabilities, wrap},
+    },
     session::{Calls, PendingServerRequests},
     util,
 };
@@ -48,8 +52,17 @@ pub struct ClientInfo {
     pub capabilities: String,
     /// Its `clientInfo`, raw JSON, likewise.
     pub info: String,
-    /// The reserved keys of its requests to modern servers, once there was one.
-    envelope: Option<Arc<str>>,
+    /// What its requests to modern servers need, once there was one.
+    envelope: Option<SessionEnvelope>,
+}
+
+/// What the requests of a session to modern servers state of its client.
+#[derive(Clone, Debug)]
+pub struct SessionEnvelope {
+    /// The reserved keys.
+    pub members: Arc<str>,
+    /// What a server may ask the client for.
+    pub allowed: Allowed,
 }
 
 impl ClientInfo {
@@ -101,7 +114,7 @@ pub struct Session {
     /// Its isolated instances, by the name of their server.
     pub instances: BTreeMap<Arc<str>, InstanceKey>,
     /// Requests of servers that wait for the client's response.
-    pub server_requests: PendingServerRequests<InstanceKey>,
+    pub server_requests: PendingServerRequests<Asker>,
 }
 
 impl Session {
@@ -159,11 +172,18 @@ impl Session {
         true
     }
 
-    /// Returns the reserved keys of its requests to modern servers.
-    pub fn envelope(&mut self) -> Arc<str> {
+    /// Returns what its requests to modern servers state of its client.
+    pub fn envelope(&mut self) -> SessionEnvelope {
         let ClientInfo { version, capabilities, info, envelope, .. } = &mut self.info;
-        let make = || wrap::session_members(&wrap::session_capabilities(version, capabilities), info).into();
-        envelope.get_or_insert_with(make).clone()
+        if let Some(envelope) = envelope {
+            return envelope.clone();
+        }
+        let capabilities = wrap::session_capabilities(version, capabilities);
+        let members: Arc<str> = wrap::session_members(&capabilities, info).into();
+        // Not much more than what is charged already.
+        self.info_charge.resize_anyway(self.info_charge.bytes() + members.len());
+        let allowed = Capabilities::read(&capabilities).map(|capabilities| capabilities.allowed);
+        envelope.insert(SessionEnvelope { members, allowed: allowed.unwrap_or_default() }).clone()
     }
 
     /// Returns its name for logs.

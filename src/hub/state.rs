@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     effect::Effects,
-    instance::Instance,
+    instance::{Instance, RoundCall},
     key::{InstanceKey, Sealing, SessionKey},
     link::Link,
     peers::SessionStream,
@@ -26,7 +26,7 @@ use crate::{
     log_throttle::LogThrottle,
     mcp,
     metrics::Stats,
-    session::{Changes, Sessions, Shares, Subscriptions, TaskOwners, share_of},
+    session::{Changes, Rounds, Sessions, Shares, Subscriptions, TaskOwners, share_of},
 };
 
 /// The settings of the hub.
@@ -76,6 +76,8 @@ pub struct Hub {
     pub(super) last_initialized: Option<Instant>,
     pub(super) subscriptions: Subscriptions,
     pub(super) tasks: TaskOwners,
+    /// Calls whose modern server asks the client of a session.
+    pub(super) rounds: Rounds<RoundCall>,
     /// Changed lists that clients have yet to be notified of.
     pub(super) changes: Changes,
     /// When to look at which server next; see [`Upstream::timer`].
@@ -94,6 +96,7 @@ impl Hub {
         sessions.share(tokens.have_several_clients());
         Self {
             catalog: Catalog::new(&built_in, &config.limits.catalog),
+            rounds: Rounds::new(&config.limits.stateless),
             config,
             stats,
             tokens,

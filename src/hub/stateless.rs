@@ -322,7 +322,8 @@ impl Hub {
             digest: CallDigest::of(sender.scope.server(), message.method(), &request.name),
         };
         let origin = Origin::Stateless(Box::new(call));
-        let caller = Caller::Client(ClientCall { origin, responder: sender.responder.clone(), share });
+        let caller =
+            Caller::Client(ClientCall { origin, responder: sender.responder.clone(), share, repeat: None });
         let call = NewCall { caller, method: message.method(), token, timeout };
         let upstream_id = upstream.shared.open(sender.now, call).map_err(declined)?;
         self.stats.calls.add();
@@ -333,7 +334,7 @@ impl Hub {
             Era::Legacy => Rewrite::Unwrap,
         };
         let to = InstanceKey::shared(server);
-        Ok(StatelessOutcome::Call(Ticket { to, upstream_id, session: None, rename, rewrite }))
+        Ok(StatelessOutcome::Call(Ticket { to, upstream_id, session: None, rename, rewrite, keep: None }))
     }
 
     /// Cancels a stateless call whose client has gone. Does nothing if it is answered.

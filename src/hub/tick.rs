@@ -6,7 +6,7 @@ use super::{
     effect::Effects,
     error::{CallError, ServerRequestError},
     instance::Caller,
-    key::InstanceKey,
+    key::{Asker, InstanceKey},
     mux::Pending,
     state::Hub,
 };
@@ -36,11 +36,13 @@ impl Hub {
 
     /// Returns when to call [`Hub::tick`] next.
     pub fn deadline(&self) -> Option<Instant> {
-        self.timers.first().map(|(due, _)| *due)
+        let timer = self.timers.first().map(|(due, _)| *due);
+        timer.into_iter().chain(self.rounds.deadline()).min()
     }
 
     /// Handles what has expired, of at most [`limits::YIELD_EVERY`] servers.
     pub fn tick(&mut self, now: Instant, fx: &mut Effects<'_>) {
+        self.tick_rounds(now, fx);
         for _ in 0..limits::YIELD_EVERY {
             let Some((due, server)) = self.timers.first().copied().filter(|(due, _)| *due <= now) else {
                 return;
@@ -116,7 +118,9 @@ impl Hub {
         let timeout = self.config.timeout_run_tool;
         let session = self.session_of(key);
         let Some(session) = session.and_then(|session| self.clients.get_mut(&session)) else { return };
-        for (number, request_id) in session.server_requests.overdue(now, timeout, |server| *server == key) {
+        for (number, request_id) in
+            session.server_requests.overdue(now, timeout, |asker| *asker == Asker::Instance(key))
+        {
             let error = ServerRequestError::TimedOut.rpc().response(&request_id);
             if let Some((_, link)) = self.process(key) {
                 let _ = link.send(now, key.channel, error, fx);

@@ -116,6 +116,21 @@ impl<U> Calls<U> {
         }
     }
 
+    /// Whether a call is in flight.
+    pub fn is_open(&self, call: &CallId) -> bool {
+        self.with_id(&call.raw).any(|open| open.number == call.number)
+    }
+
+    /// Records that a call is sent again: at `upstream`, under the id `upstream_id` of the mux. Does
+    /// nothing if it is not in flight.
+    pub fn rebind(&mut self, call: &CallId, upstream: U, upstream_id: u64) {
+        let repeated = self.repeated.iter_mut().filter(|(raw, _)| *raw == call.raw).map(|(_, open)| open);
+        let mut all = self.open.get_mut(&call.raw).into_iter().chain(repeated);
+        if let Some(open) = all.find(|open| open.number == call.number) {
+            (open.upstream, open.upstream_id) = (upstream, upstream_id);
+        }
+    }
+
     /// Removes a call that ended. Returns its server and mux id, or `None` if it is not in flight.
     pub fn end(&mut self, call: &CallId) -> Option<(U, u64)> {
         self.remove(&call.raw, call.number)
@@ -217,6 +232,22 @@ mod tests {
             (None, Some(("s", 50)), Some(("s", 30)))
         );
         assert_eq!((calls.end_all(), calls.cancel("1"), calls.is_empty()), (vec![("s", 20)], None, true));
+    }
+
+    #[test]
+    fn a_call_that_is_sent_again_is_found_at_its_new_place() {
+        let mut calls = Calls::new(&SessionLimits { in_flight: 4, ..SessionLimits::default() });
+        let all = [1, 2].map(|stream| {
+            let call = calls.may_begin("1", stream).unwrap();
+            calls.begin(&call, "s", stream as u64);
+            call
+        });
+        calls.rebind(&all[1], "t", 7);
+        assert!(all.iter().all(|call| calls.is_open(call)));
+        assert_eq!((calls.end(&all[1]), calls.is_open(&all[1])), (Some(("t", 7)), false));
+        calls.rebind(&all[1], "t", 8);
+        calls.rebind(&all[0], "t", 9);
+        assert_eq!(calls.end_all(), [("t", 9)]);
     }
 
     #[test]

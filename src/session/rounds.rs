@@ -230,7 +230,7 @@ impl<C> Rounds<C> {
         now: Instant,
         key: RoundKey,
         place: usize,
-        answer: Option<&str>,
+        answer: Option<String>,
     ) -> Option<Result<RoundStep, EndedRound<C>>> {
         let round = self.open.get_mut(&key)?;
         let asked = round.questions.get_mut(place).filter(|asked| asked.answer.is_none())?;
@@ -238,7 +238,7 @@ impl<C> Rounds<C> {
         let step = match answer {
             None => Err(RoundError::Rejected),
             Some(answer) => {
-                asked.answer = Some(answer.to_owned());
+                asked.answer = Some(answer);
                 round.answered(now)
             }
         };
@@ -278,6 +278,11 @@ impl<C> Rounds<C> {
         self.open.get(&key).map(|round| &round.call)
     }
 
+    /// Returns a call, to be changed.
+    pub fn get_mut(&mut self, key: RoundKey) -> Option<&mut C> {
+        self.open.get_mut(&key).map(|round| &mut round.call)
+    }
+
     /// Whether a call runs at its server, as opposed to waiting for its client.
     pub fn is_retrying(&self, key: RoundKey) -> bool {
         self.open.get(&key).is_some_and(|round| round.phase == RoundPhase::Retrying)
@@ -288,11 +293,19 @@ impl<C> Rounds<C> {
         Some(self.open.remove(&key)?.end(why))
     }
 
-    /// Ends the calls for which `is_over` is true: their session has ended, or their server is gone.
+    /// Ends the calls that do not run at their server and for which `is_over` is true: their server is
+    /// gone. One that runs there ends with its request.
     pub fn end_all(&mut self, is_over: impl Fn(&C) -> bool) -> Vec<EndedRound<C>> {
-        let over = self.open.iter().filter(|(_, round)| is_over(&round.call)).map(|(key, _)| *key);
+        let is_over = |round: &Round<C>| round.phase != RoundPhase::Retrying && is_over(&round.call);
+        let over = self.open.iter().filter(|(_, round)| is_over(round)).map(|(key, _)| *key);
         let over: Vec<RoundKey> = over.collect();
         over.into_iter().filter_map(|key| self.end(key, RoundError::Ended)).collect()
+    }
+
+    /// Returns the calls that do not run at their server.
+    pub fn waiting(&self) -> impl Iterator<Item = &C> {
+        let waiting = self.open.values().filter(|round| round.phase != RoundPhase::Retrying);
+        waiting.map(|round| &round.call)
     }
 
     /// Returns the key of the newest call for which `is_it` is true.
@@ -474,7 +487,7 @@ mod tests {
                 "answer" => {
                     let answer = words.get(2).map(|answer| answer.replace("yes", r#"{"action":"accept"}"#));
                     let place = words[1].parse().unwrap();
-                    let step = self.rounds.answer(now, self.key.unwrap(), place, answer.as_deref());
+                    let step = self.rounds.answer(now, self.key.unwrap(), place, answer);
                     step.map_or("nobody".into(), shown)
                 }
                 "at" => {
@@ -550,6 +563,7 @@ mod tests {
         (8, "input a|answer 0 1", "cancel", "call Ended []"),
         (9, "input a b", "gone call", "call Ended [1, 2]"),
         (9, "input a b", "gone other", "none"),
+        (9, "input a|answer 0 1", "gone call", "none"),
     ];
 
     #[test]
@@ -562,6 +576,7 @@ mod tests {
             }
             assert_eq!(world.run(command), *expected, "row {row}: {before}|{command}");
             world.rounds.end_all(|_| true);
+            world.key.and_then(|key| world.rounds.complete(key));
             assert_eq!((world.rounds.is_empty(), world.rounds.deadline()), (true, None));
             assert_eq!(world.budget.used(), 0, "{before}|{command}");
         }

@@ -13,6 +13,7 @@
 )]
 
 mod access;
+mod bridged;
 mod calls;
 mod canaries;
 mod certs;
