@@ -50,12 +50,14 @@
 //!    the result queued for the caller's stream ([`sse`]), byte for byte as the server wrote it.
 //!
 //! On the way in the call takes five locks: that of the token table, the hub's twice, and that of
-//! each of the two queues. With tokens it also takes that of the wrong tokens. On the way out it
-//! takes two: the hub's, and that of the client's queue.
+//! each of the two queues. If tokens are configured, it also takes that of the throttle of wrong
+//! tokens ([`auth::throttle`]). On the way out it takes two: the hub's, and that of the client's
+//! queue.
 //!
 //! Results pass unchanged, except for resource links that would not lead back to their server
 //! ([`mcp::resource_links`]); errors keep code, message and data, and unknown fields pass. Protocol
-//! versions 2024-11-05 to 2025-11-25 can be negotiated.
+//! versions 2024-11-05 to 2025-11-25 can be negotiated; requests of 2026-07-28 have no session
+//! ([`hub::stateless`]).
 //!
 //! # Modules
 //!
@@ -79,7 +81,8 @@
 //! - **session**: one client's MCP session with the gateway, bound to the principal that opened it.
 //! - **server** (or *upstream*): one registered stdio MCP server.
 //! - **link**: the WebSocket between an edge box and the gateway.
-//! - **mux**: the table that gives each request on a link a new id and routes the response back.
+//! - **mux**: the table that gives each request to a server process a new id and routes the
+//!   response back.
 //! - **catalog**: the tools, prompts and resources of all servers, under the names that clients
 //!   see.
 //!
@@ -93,7 +96,8 @@
 //! | the wire format of the link | [`tunnel`]: its module documentation describes every frame |
 //! | how an MCP method is forwarded | [`hub::request`] (its params), [`hub::call`] (where it goes), [`hub::frame`] (the way back); limits of lists: [`mcp`] |
 //! | the tools of `device` | `device::tools`, and one file for each subject |
-//! | an error message | [`hub::error`] for requests; otherwise the code that detects the error; [`error`] if it ends the program |
+//! | an error message | [`hub::error`] for requests (also: what a client gets when a server is down); [`gateway`] for a 503; otherwise the code that detects the error; [`error`] if it ends the program |
+//! | what is kept for a peer that may resume | [`tunnel::resume`] for a link, `session::replay` for an event stream |
 //!
 //! Decisions go into a pure module, where a table tests them in microseconds; the code that drives
 //! them goes into layer 3 or 4.

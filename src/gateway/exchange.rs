@@ -162,7 +162,7 @@ fn is_json(request: &Request) -> bool {
     kind.eq_ignore_ascii_case("application/json")
 }
 
-/// Returns a 503 with `Retry-After: 1`.
+/// Returns a 503 with `Retry-After: 1`. `text` names the limit; `gateway` lists the limits.
 pub fn busy(text: &str) -> Response {
     Response::new(StatusCode::ServiceUnavailable).field("Retry-After", "1").text(text)
 }

@@ -4,17 +4,30 @@
 //! - `connection`: one HTTP connection: reads requests, authenticates and routes them.
 //! - `exchange`: one such request, as the endpoints see it: reads its body and answers it.
 //! - `accept`: connection permits, and the 503 or 429 sent when none is left.
-//! - `endpoint`: `legacy_sse` (the 2024-11-05 transport), `streamable` (the later ones with sessions),
-//!   `stateless` (2026-07-28), `status`.
-//!   `dispatch`: gives a client's message to the hub.
+//! - `endpoint`: `legacy_sse` (the 2024-11-05 transport), `streamable` (the later ones with
+//!   sessions), `stateless` (2026-07-28), `status`.
+//! - `dispatch`: gives a client's message to the hub.
 //! - `session`: a client session, as its transport sees it. `responder`: where the responses to its
 //!   requests go. `event_stream` and `streams`: event streams, and how a client resumes one.
 //! - `link`: registers a server over a link, resumes it, and gives its frames to the hub.
 //! - `authn`: authentication. `reload`: new tokens and certificates at run time. `shares`: limits
 //!   each principal's links.
-//! - `background`: what runs beside the connections.
+//! - `background`: tasks beside the connections: timeouts, idle sessions, changed lists, the drain.
 //!
-//! //! Decisions are made in `hub` and the other pure modules below; this layer connects them to sockets.
+//! Decisions are made in `hub` and the other pure modules below; this layer connects them to
+//! sockets.
+//!
+//! A 503 names its limit in the body:
+//!
+//! | limit | sent by |
+//! |---|---|
+//! | connections (`--max-connections`); 429 for those of one address | `accept` |
+//! | links, in total and per principal (`--max-links`) | `connection` |
+//! | sessions (`--max-client-sessions`); 429 for those of one token | `exchange` |
+//! | memory (`--max-memory`); 413 for a request body | `endpoint` |
+//! | none: the gateway is stopping | `connection`, `endpoint::stateless` |
+//!
+//! Limits on calls are JSON-RPC errors: see [`hub::error`](crate::hub::error).
 //!
 //! A stop (SIGTERM, SIGINT, or SIGHUP with a terminal) accepts no new connections and refuses new
 //! calls; the health check answers 503. Running calls have [`limits::DRAIN_CALLS`]; then

@@ -6,6 +6,15 @@
 //!
 //! The rest of the gateway handles these types; only this module has their codes and texts.
 //! `jsonrpc` writes the error.
+//!
+//! What a client gets when a server is down:
+//!
+//! | state of the server | response |
+//! |---|---|
+//! | not registered | [`CallError::NotConnected`] at its own endpoint, where a new session gets 404 (`gateway::exchange`); [`CallError::Unknown`] or [`CallError::NoResource`] at the aggregate |
+//! | link lost, may resume | none yet: calls wait for the resume window (`--resume-window`), then [`CallError::Disconnected`] |
+//! | link ended | [`CallError::Disconnected`] for pending calls |
+//! | link alive, process down | the error of the edge (`edge::proxy`): [`DOWN`](crate::jsonrpc::DOWN) for new calls, [`INTERNAL_ERROR`] for calls that were running |
 
 use std::time::Duration;
 

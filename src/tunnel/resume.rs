@@ -16,8 +16,10 @@
 //!
 //! An end acknowledges at least every [`ack_every`](LinkLimits::ack_every) frames or
 //! [`ack_bytes`](LinkLimits::ack_bytes) bytes, and no later than
-//! [`ack_after`](LinkLimits::ack_after). An end with too many unacknowledged frames or bytes stops
-//! sending until it gets an acknowledgement. The token is a secret, bound to the server's id and to
+//! [`ack_after`](LinkLimits::ack_after). An end with
+//! [`resume_messages`](LinkLimits::resume_messages) unacknowledged frames or
+//! [`resume_bytes`](LinkLimits::resume_bytes) bytes of them stops sending until it gets an
+//! acknowledgement ([`Resume::has_room`]). The token is a secret, bound to the server's id and to
 //! the owner of the token that the edge presents.
 //!
 //! Pure; `net::ws_link` drives it.

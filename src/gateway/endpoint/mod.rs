@@ -1,4 +1,5 @@
-//! HTTP endpoints: Streamable HTTP, the 2024-11-05 transport, and the status.
+//! HTTP endpoints: `streamable` (Streamable HTTP with sessions), `stateless` (the same without, MCP
+//! 2026-07-28), `post` (shared by both), `legacy_sse` (the 2024-11-05 transport), and `status`.
 
 pub mod legacy_sse;
 pub mod post;
