@@ -120,13 +120,14 @@ fn for_stateless(
     }
 }
 
-/// How long a client may cache a result at most: as long as the gateway itself lists again only when
-/// a server says that something has changed.
+/// Returns the limit on caching by clients. A client that does not listen for changes learns of
+/// them only when its copy expires.
 fn cap(limits: &StatelessLimits) -> Cache {
     Cache { ttl: limits.ttl_cap, is_public: false }
 }
 
-/// Returns the edits in a server's questions for a stateless client: its state is sealed.
+/// Returns the edits in an `input_required` result for a stateless client: the server's
+/// `requestState` is sealed.
 fn questions(
     conclusion: &Conclusion<'_>,
     call: &StatelessCall,

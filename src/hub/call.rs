@@ -1,4 +1,4 @@
-//! Requests of clients: which server one goes to, and its way there.
+//! Requests of clients: finds the server of each, and forwards it.
 
 use std::{sync::Arc, time::Instant};
 
@@ -128,7 +128,7 @@ impl Ticket {
         text
     }
 
-    /// Returns a request with these params for the server, if one of them is stateless.
+    /// Returns the request with these params for the server, where client or server is stateless.
     pub fn stateless_text(&self, message: &Message<'_>, params: &Params) -> String {
         let forward = Forward { id: self.upstream_id, name: self.name() };
         match &self.rewrite {
@@ -438,7 +438,7 @@ impl Hub {
             Some(_) => edit::cancelled(upstream_id, "the client cancelled the request"),
             None => text,
         };
-        // Best effort: if the link is full, the server's late response is dropped as a stray.
+        // Best effort: if the link is full, the server's late response is dropped as unmatched.
         let _ = instance.send(link, now, text, fx);
         if let Caller::Client(call) = pending.caller {
             fx.cancelled(call.responder.clone(), call.id());

@@ -1,5 +1,5 @@
 //! Checks that the tables agree with each other, for the simulation. Slow: the program itself never
-//! does this.
+//! runs it.
 
 use std::collections::HashSet;
 

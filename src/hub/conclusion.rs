@@ -26,8 +26,8 @@ const RELATED: &str = "io.modelcontextprotocol/related-task";
 /// A change in a response: what to replace, and by what.
 pub type Edit = (Span, String);
 
-/// The response to a client's call. The call is no longer pending, so only the holder of this can
-/// answer it.
+/// The response to a client's call. The call is no longer pending, so only the holder of this value
+/// can answer it.
 #[derive(Debug)]
 pub struct Conclusion<'m> {
     /// The response as the server sent it.
@@ -40,9 +40,9 @@ pub struct Conclusion<'m> {
     pub from: InstanceKey,
     /// The name of its server.
     pub server: Arc<str>,
-    /// Its era.
+    /// The era of the server's protocol.
     pub era: Era,
-    /// What the answer to a stateless call needs besides.
+    /// Set for a stateless call.
     pub stateless: Option<Box<StatelessContext>>,
     /// What it takes to ask the client of a session, if the answer does that.
     pub round: Option<Box<RoundContext>>,
@@ -54,16 +54,16 @@ pub struct Conclusion<'m> {
     pub has_tasks: bool,
 }
 
-/// What the answer to a stateless call needs to know of the server and of the gateway.
+/// What the response to a stateless call needs from the server and the gateway.
 #[derive(Debug)]
 pub struct StatelessContext {
     /// The server's name and version, for results.
     pub stamp: Arc<ServerStamp>,
-    /// What seals the state of a question.
+    /// Seals the server's `requestState`.
     pub sealing: Sealing,
-    /// The process to which the state is bound.
+    /// The process to which the sealed state is bound.
     pub run: InstanceRun,
-    /// The time since the start of the gateway at which the state expires.
+    /// When the sealed state expires, as time since the start of the gateway.
     pub expires: Duration,
     /// The limits.
     pub limits: StatelessLimits,

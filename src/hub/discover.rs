@@ -132,7 +132,7 @@ impl Hub {
         }
     }
 
-    /// Handles something under the id of a discovery request that is no valid response.
+    /// Handles an invalid response to a discovery request.
     pub(super) fn on_unusable_discovery(
         &mut self,
         now: Instant,
@@ -152,7 +152,8 @@ impl Hub {
         self.relist(now, server, fx)
     }
 
-    /// Goes on with the probe of a server that has not answered `server/discover` for a while.
+    /// Continues the probe of a server that did not answer `server/discover` within
+    /// [`probe_silence`](crate::limits::StatelessLimits::probe_silence).
     pub(super) fn on_silence(
         &mut self,
         now: Instant,
@@ -259,8 +260,8 @@ impl Hub {
         }
     }
 
-    /// Handles a lack of memory. A server that was listed before keeps its old lists. Another one
-    /// is closed, and may try again later.
+    /// Handles a lack of memory. A server that was listed before keeps its old lists. The link of
+    /// any other server is closed, and its edge may try again later.
     fn no_memory(
         &mut self,
         now: Instant,
@@ -323,8 +324,11 @@ impl Hub {
         }
     }
 
-    /// Handles a discovery failure. A server that was listed before keeps its old lists; a server
-    /// that was not cannot be used and is closed.
+    /// Handles a discovery failure. A server that was listed before keeps its old lists. Any other
+    /// server cannot be used.
+    ///
+    /// # Errors
+    /// A [`CloseReason`] that ends the link of a server that was never listed.
     pub(super) fn on_discovery_failure(
         &mut self,
         now: Instant,
@@ -349,8 +353,8 @@ impl Hub {
 }
 
 impl Upstream {
-    /// Closes the pending discovery requests that ask for what `is_closed` says. A late response
-    /// would be taken for that to a new request.
+    /// Closes the pending discovery requests for which `is_closed` is true, so that a late response
+    /// is not taken for the response to a new request.
     fn close_requests(&mut self, is_closed: impl Fn(Question) -> bool) {
         for (id, _) in self.listing.pending_requests.extract_if(.., |(_, question)| is_closed(*question)) {
             self.shared.close(id);
@@ -367,8 +371,8 @@ impl Upstream {
         !known && self.shared.set_initialized(Initialized::read(discovery.initialize_result())) == Ok(true)
     }
 
-    /// Returns the server's instructions, or none if there is no memory for them. `None` if nothing
-    /// is known of the server.
+    /// Returns the server's instructions, or an empty text if there is no memory for them. `None`
+    /// while a discovery response is parsed without the lock of the hub.
     fn charged_instructions(&mut self) -> Option<String> {
         let listing = &mut self.listing;
         let instructions = mcp::instructions_of(listing.discovery.as_ref()?.initialize_result());
@@ -382,13 +386,13 @@ impl Upstream {
 }
 
 impl Listing {
-    /// Takes the discovery out for the response to a request.
+    /// Takes the discovery out, so that a response can be parsed without the lock of the hub.
     pub(super) fn answered(&mut self, question: Question) -> Option<Discovery> {
         self.pending_requests.retain(|(_, open)| *open != question);
         self.discovery.take()
     }
 
-    /// Records that the pending request is not answered, and schedules the next attempt.
+    /// Records that the pending request will not be answered, and schedules the next attempt.
     fn on_unanswered(&mut self, now: Instant) {
         if let Some(discovery) = &mut self.discovery {
             discovery.unanswered();

@@ -62,9 +62,9 @@ pub struct Effects<'m> {
     list: Vec<Effect<'m>>,
     /// What was removed. Dropped after the entry: it may hold megabytes.
     removed: Vec<Box<dyn Any + Send>>,
-    /// A list changed: the task that notifies the clients is to be woken.
+    /// A list changed: the caller wakes the task that notifies the clients.
     pub lists_changed: bool,
-    /// The next deadline is now earlier: the task that waits for it is to be woken.
+    /// The next deadline is now earlier: the caller wakes the task that waits for it.
     pub deadline_changed: bool,
 }
 
@@ -99,7 +99,7 @@ impl<'m> Effects<'m> {
         self.list.push(Effect::Notice(streams, notice));
     }
 
-    /// Ends the stream of a session for what belongs to no request.
+    /// Ends the stream of a session for messages that belong to no request.
     pub fn end(&mut self, stream: Arc<dyn SessionStream>) {
         self.list.push(Effect::End(stream));
     }
@@ -126,7 +126,8 @@ impl<'m> Effects<'m> {
         &mut self.wakers
     }
 
-    /// Does all of it, in order, but for the two flags. The hub must not be locked.
+    /// Applies all effects in order. The two flags are left to the caller. The hub must not be
+    /// locked.
     pub fn apply(self, stats: &Stats) {
         self.wakers.wake();
         for effect in self.list {

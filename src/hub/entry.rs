@@ -1,9 +1,9 @@
 //! The ways into the hub: one for the messages of clients, one for the frames of servers.
 //!
 //! A message is parsed before the hub is entered, and large texts are made between two entries, so
-//! that the lock of the hub is held for microseconds. What happens in between, in another thread, is
-//! for the second entry to find out: it looks its call up again. The simulation runs these very
-//! functions, and other events in between.
+//! that the lock of the hub is held for microseconds. Another thread may change the tables in
+//! between, so the second entry looks its call up again. The simulation runs these same functions,
+//! with other events in between.
 
 use std::{sync::Arc, time::Instant};
 
@@ -40,14 +40,14 @@ use crate::{
 
 /// Enters the hub.
 pub trait Enter {
-    /// Locks the hub for `work`, and does what that leaves to be done once it is unlocked again.
+    /// Runs `work` with the hub locked, then applies its [`Effects`] with the hub unlocked.
     fn enter<'m, R>(&self, work: impl FnOnce(&mut Hub, &mut Effects<'m>) -> R) -> R;
 
     /// Returns the counters.
     fn stats(&self) -> &Stats;
 }
 
-/// A client's session, as its messages need it.
+/// The session that a client's message belongs to.
 #[derive(Clone, Copy, Debug)]
 pub struct Client<'a> {
     /// The key of the session.
@@ -58,7 +58,7 @@ pub struct Client<'a> {
     pub scope: &'a Scope,
 }
 
-/// A list of all servers that a client has called for, and that is made in several steps.
+/// A call of the tool `list_servers`, whose result is built in several steps.
 #[derive(Debug)]
 pub struct ServersWanted {
     /// The principal of the client.
@@ -68,8 +68,8 @@ pub struct ServersWanted {
 }
 
 /// Handles one message of a client. A request gets exactly one response, through `responder`, or
-/// none if the client cancels it on the 2024-11-05 transport. The caller makes the response to a
-/// request that is returned.
+/// none if the client cancels it on the 2024-11-05 transport. If a [`ServersWanted`] is returned,
+/// the caller sends that response.
 pub fn message(
     hub: &impl Enter,
     now: Instant,
@@ -95,8 +95,8 @@ fn request(
 ) -> Option<ServersWanted> {
     let id = message.id().unwrap_or_default();
     let request = Request::read(client.scope, message);
-    // The request is counted before the hub refuses new ones: the drain waits for every request that
-    // passes.
+    // Counted before the hub is entered, so that the drain waits for every request that the hub did
+    // not refuse.
     responder.begin();
     let asked = Asked { now, session: client.key, request: &request, responder };
     let outcome = match hub.enter(|hub, fx| hub.call(asked, fx)) {
@@ -121,8 +121,8 @@ fn request(
     None
 }
 
-/// Handles a request of a stateless client, which gets exactly one response. Returns the pending call,
-/// for [`Hub::cancel_stateless`], or `None` if it is answered.
+/// Handles a request of a stateless client, which gets exactly one response. Returns the pending
+/// call, for [`Hub::cancel_stateless`], or `None` if it is answered.
 pub fn stateless(
     hub: &impl Enter,
     sender: Sender<'_>,
@@ -205,7 +205,7 @@ pub fn refused_response(hub: &impl Enter, now: Instant, session: SessionKey, bod
     }
 }
 
-/// What a link has agreed on with its edge.
+/// What a link and its edge agreed on at registration.
 #[derive(Clone, Copy, Debug)]
 pub struct LinkTraits {
     /// The server behind it.
@@ -297,7 +297,7 @@ fn conclude(hub: &impl Enter, now: Instant, conclusion: &mut Conclusion<'_>) {
     }
 }
 
-/// Returns what a response mentions, or `None` if that is nothing.
+/// Returns what the hub must look up for a response, or `None` if there is nothing.
 fn mentions(conclusion: &Conclusion<'_>) -> Option<Mentions> {
     let Conclusion { message, method, .. } = conclusion;
     let tasks = match conclusion.from.channel {

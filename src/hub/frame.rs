@@ -26,7 +26,7 @@ use crate::{
     tunnel::close::CloseReason,
 };
 
-/// What is to be done with a message without the lock of the hub.
+/// What the caller does with a message once the hub is unlocked.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "a box would be an allocation for each call")]
 pub enum Next<'m> {
@@ -277,7 +277,7 @@ impl Hub {
         }
     }
 
-    /// Logs a message with a member that some parsers take for a JSON-RPC member.
+    /// Logs a message with a member whose name differs only in case from a JSON-RPC member.
     pub fn on_twin(&mut self, now: Instant, from: InstanceKey, fx: &mut Effects<'_>) {
         if let Some((_, link)) = self.process(from) {
             link.log_twin(now, fx);
@@ -440,8 +440,8 @@ impl Hub {
         }
     }
 
-    /// Handles the parsed response of an instance to the gateway's `initialize`; an error is the
-    /// reason of the instance.
+    /// Handles the parsed response of an instance to the gateway's `initialize`. `Err` holds the
+    /// message of its error response.
     pub fn instance_initialized(
         &mut self,
         now: Instant,
@@ -533,7 +533,7 @@ impl Hub {
     }
 
     /// Sends the client of an instance a request, or the cancellation of one. On the session's
-    /// stream it is kept until the client reads. Returns false if too much is queued for the client
+    /// stream it waits until the client reads. Returns false if too much is queued for the client
     /// already. A cancellation may be lost: the client's response is then dropped as unmatched.
     pub(super) fn send_to_client(&self, instance: InstanceKey, text: String) -> bool {
         if let Some(responder) = self.newest_responder(instance) {
@@ -583,7 +583,7 @@ impl Hub {
     }
 }
 
-/// What the response to a client's call mentions, and the hub knows more about.
+/// What the response to a client's call mentions and the hub must look up.
 #[derive(Debug)]
 pub struct Mentions {
     /// Tasks.

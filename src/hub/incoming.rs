@@ -59,8 +59,8 @@ pub enum Part<'a> {
     Unusable(&'a Unusable),
     /// Text that is not a message, with the defect if the whole text has one.
     Noise(Option<Malformed>),
-    /// The message that follows had a member that some readers take for a JSON-RPC member. It was
-    /// removed.
+    /// The next message had a member whose name differs only in case from a JSON-RPC member. It was
+    /// removed, because some parsers ignore case.
     Twin,
     /// The edge has restarted the server.
     Restarted,

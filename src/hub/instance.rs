@@ -45,12 +45,12 @@ pub enum Caller {
 /// A call of a client.
 #[derive(Debug)]
 pub struct ClientCall {
-    /// Who has called.
+    /// The client that called.
     pub origin: Origin,
     /// Where the response goes.
     pub responder: Arc<dyn Responder>,
-    /// The principal that has a share of the shared process for it, if several principals share
-    /// that.
+    /// The principal in whose share of the process the call is counted. `None` if the process is
+    /// not divided among several principals.
     pub share: Option<Principal>,
     /// How it is sent again with answers of its client. Only for a session at a modern server whose
     /// client can be asked.
@@ -98,12 +98,12 @@ pub struct RoundCall {
     pub responder: Arc<dyn Responder>,
 }
 
-/// The client that has called.
+/// The client that called.
 #[derive(Debug)]
 pub enum Origin {
-    /// That of a session, under this id.
+    /// The client of a session, with the id of the call in that session.
     Session(SessionKey, CallId),
-    /// One without a session.
+    /// A client without a session.
     Stateless(Box<StatelessCall>),
 }
 
@@ -120,7 +120,7 @@ pub struct StatelessCall {
     pub level: Option<Level>,
     /// What the server may ask its client for.
     pub allowed: Allowed,
-    /// What a state in its answer is bound to.
+    /// The digest of the call, to which a `requestState` in its response is bound.
     pub digest: CallDigest,
 }
 
@@ -133,7 +133,7 @@ impl ClientCall {
         }
     }
 
-    /// Returns the session that has called.
+    /// Returns the session that called.
     pub fn session(&self) -> Option<SessionKey> {
         match &self.origin {
             Origin::Session(session, _) => Some(*session),
@@ -142,7 +142,7 @@ impl ClientCall {
     }
 }
 
-/// What a server says of itself, in answer to `initialize` or `server/discover`.
+/// A server's description of itself, from its response to `initialize` or `server/discover`.
 #[derive(Debug)]
 pub struct Initialized {
     /// The result of `initialize`, raw JSON. That of a modern server is made from the one of
@@ -224,8 +224,8 @@ pub struct Isolated {
     /// Messages held until the instance is initialized; `None` once it is, or if the client
     /// initializes it.
     held: Option<Held>,
-    /// What pays for these messages: the account of all instances behind the link, and that of the
-    /// session.
+    /// Memory charged for these messages: to the account of all instances behind the link, and to
+    /// that of the session.
     held_charges: [Charge; 2],
     /// Charge for its `initialize` result.
     initialize_result_charge: Charge,
@@ -254,8 +254,11 @@ impl Isolated {
     }
 
     /// Holds a message until the instance is initialized. Returns the message if there is no need
-    /// to hold it, or `None` if it is held. Fails if [`limits::SERVER_REQUESTS`] messages are held
-    /// or an account is empty.
+    /// to hold it, or `None` if it is held.
+    ///
+    /// # Errors
+    /// [`SendError::Full`]: [`limits::SERVER_REQUESTS`] messages are held, or the instances behind
+    /// the link hold too many bytes. [`SendError::Memory`]: the session's account cannot pay.
     fn hold(&mut self, id: Option<u64>, text: String) -> Result<Option<String>, SendError> {
         let Some(held) = &mut self.held else { return Ok(Some(text)) };
         let [all, account] = &mut self.held_charges;
@@ -275,7 +278,7 @@ impl Isolated {
     /// Returns the bytes of the messages that are held, for the tests.
     ///
     /// # Errors
-    /// They are not what is charged.
+    /// A different number of bytes is charged.
     pub fn held_bytes(&self) -> Result<usize, String> {
         let held = self.held.iter().flatten().map(|(_, text)| text.len()).sum();
         match self.held_charges.iter().all(|charge| charge.bytes() == held) {
@@ -335,7 +338,7 @@ impl Instance {
         self.initialized.as_ref().is_some_and(|initialized| initialized.declares(capability))
     }
 
-    /// Returns whether the process is known to be one of the stateless protocol.
+    /// Returns whether the process is known to speak the stateless protocol.
     pub fn is_modern(&self) -> bool {
         self.initialized.as_ref().is_some_and(|initialized| initialized.era == Era::Modern)
     }
@@ -397,7 +400,7 @@ impl Instance {
         })
     }
 
-    /// Returns whether the shares are those of the pending calls, of which there are `calls`, for the
+    /// Returns whether the shares match the pending calls, of which there are `calls`. For the
     /// tests.
     pub fn has_right_shares(&self, calls: usize) -> bool {
         let mut shares = Shares::default();
@@ -455,7 +458,8 @@ impl Instance {
         self.mux.progressed(now, id);
     }
 
-    /// Lets the process send log messages for a call, if no other pending call has that already.
+    /// Reserves the log messages of the process for a call. Returns false if another pending call
+    /// has them.
     pub fn take_level_slot(&mut self, id: u64) -> bool {
         if self.level_slot.is_some_and(|holder| self.mux.get(holder).is_some()) {
             return false;
@@ -498,7 +502,8 @@ impl Instance {
         self.send_call(link, None, text, fx)
     }
 
-    /// Sends a call that is not too large, or holds it likewise.
+    /// Sends a call that is not too large, or holds it while an isolated instance is being
+    /// initialized. `id`: its id in the mux.
     ///
     /// # Errors
     /// [`SendError`]: the link does not keep up or is gone, or memory is used up.
@@ -592,9 +597,9 @@ impl Instance {
         sent
     }
 
-    /// Returns a `logging/setLevel` request, unless this level is the one last requested or a
-    /// request is pending. With at most one pending, clients that change their level often take the
-    /// room of one call only. When it is answered, the level wanted by then is requested.
+    /// Returns a `logging/setLevel` request, unless this level is the one last requested or such a
+    /// request is pending. At most one is pending, however often clients change their level. When
+    /// it is answered, the level wanted by then is requested.
     pub fn level_request(&mut self, now: Instant, level: Level, timeout: Duration) -> Option<String> {
         if let Some((requested, id)) = self.level
             && (requested == level || self.mux.get(id).is_some())
@@ -619,7 +624,7 @@ pub fn uri_params(uri: &str) -> String {
     format!("{{\"uri\":{}}}", jsonrpc::quote(uri))
 }
 
-/// Returns why a call is not passed on that the link did not take.
+/// Returns the reason for a call that the link did not accept.
 pub fn declined_by_link(refused: SendError) -> Declined {
     match refused {
         SendError::Full => Declined::Link,
@@ -628,7 +633,7 @@ pub fn declined_by_link(refused: SendError) -> Declined {
     }
 }
 
-/// The error for a pending request whose server is gone.
+/// Returns the error for a pending request whose server is gone.
 pub fn disconnected(server: &str, reason: &str) -> CallError {
     CallError::Disconnected { server: server.to_owned(), reason: reason.to_owned() }
 }

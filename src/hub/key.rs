@@ -1,4 +1,4 @@
-//! Keys of what the hub keeps in its tables, and the key that seals what clients keep for it.
+//! Keys of the tables of the hub, and the key that seals the `requestState` of stateless clients.
 
 use std::{sync::Arc, time::Instant};
 
@@ -33,11 +33,11 @@ pub enum Asker {
     Round(RoundKey, usize),
 }
 
-/// What seals the states of one run of the gateway.
+/// The key that seals each `requestState` in one run of the gateway.
 #[derive(Clone, Debug)]
 pub struct Sealing {
     /// The key.
     pub key: Arc<SealKey>,
-    /// When the gateway was started.
+    /// When the gateway was started: the expiry of a sealed state counts from then.
     pub started: Instant,
 }

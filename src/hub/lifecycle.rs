@@ -181,7 +181,7 @@ impl Hub {
     }
 
     /// Ends an instance: fails its calls, and closes the session if that is at the server's own
-    /// endpoint. `tell`: also tell the edge.
+    /// endpoint. `tell`: also closes the channel at the edge.
     pub(super) fn end_instance(
         &mut self,
         now: Instant,
@@ -249,8 +249,8 @@ impl Hub {
         fx.drop_later(upstream);
     }
 
-    /// Fails the pending calls of some servers, since the gateway is stopping. Returns false if none
-    /// had any.
+    /// Fails the pending calls of at most [`limits::YIELD_EVERY`] servers, since the gateway is
+    /// stopping. Returns false if no server had any.
     pub fn fail_calls(&mut self, reason: &str, fx: &mut Effects<'_>) -> bool {
         self.end_rounds(|_| true, reason, fx);
         let busy = self.upstreams.iter().filter(|(_, upstream)| upstream.pending() > 0);

@@ -148,7 +148,7 @@ impl Link {
         self.warn(now, "unusable", fx, || format!("sent an invalid response: {}", answer.why));
     }
 
-    /// Logs a message with a member that some parsers take for a JSON-RPC member.
+    /// Logs a message with a member whose name differs only in case from a JSON-RPC member.
     pub fn log_twin(&mut self, now: Instant, fx: &mut Effects<'_>) {
         self.warn(now, "twin", fx, || {
             "sent a member whose name differs only in case from a JSON-RPC member; removed it".into()

@@ -20,8 +20,8 @@
 //! - `subscribe`: subscriptions and log levels. `lifecycle`: how sessions, instances and servers
 //!   begin and end. `own`, with [`server_list`]: requests that the gateway answers itself.
 //! - `rounds`: questions of modern servers to the clients of sessions.
-//! - [`call`], [`stateless`] and `notify`: messages of clients. [`answer`]: responses to them. `discover` and [`frame`]: messages of servers.
-//!   [`registration`]: new servers.
+//! - [`call`], [`stateless`] and `notify`: messages of clients. [`answer`]: responses to them.
+//!   `discover` and [`frame`]: messages of servers. [`registration`]: new servers.
 //! - [`entry`]: the two ways in. `check`: whether the tables agree, for tests.
 
 pub mod answer;

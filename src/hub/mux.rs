@@ -1,5 +1,5 @@
-//! Multiplexes the requests of many callers over one link: gives each an id of its own, and matches
-//! responses and progress to their callers.
+//! Multiplexes the requests of many callers to one server process: gives each an id of its own, and
+//! matches responses and progress to their callers.
 //!
 //! Clients choose ids and progress tokens freely, and all of them count from 0 or 1, so nothing is
 //! keyed by what a client chose. The mux assigns ids from 1 (never 0: some servers ignore a
@@ -32,7 +32,7 @@ pub struct Pending<C> {
     latest: Instant,
     /// The caller's own progress token, raw JSON.
     token: Option<Box<str>>,
-    /// It waits for its caller to return; see [`Mux::suspend`].
+    /// See [`Mux::suspend`].
     suspended: bool,
 }
 
@@ -42,7 +42,7 @@ impl<C> Pending<C> {
         self.token.as_deref()
     }
 
-    /// Whether the request waits for its caller to return; see [`Mux::suspend`].
+    /// Whether the request is suspended; see [`Mux::suspend`].
     pub fn is_suspended(&self) -> bool {
         self.suspended
     }
@@ -51,7 +51,7 @@ impl<C> Pending<C> {
 /// Why a request is not accepted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum MuxRefused {
-    /// The link has its maximum number of pending calls.
+    /// The process has its maximum number of pending calls.
     Busy,
     /// The link is gone.
     Gone,
@@ -72,7 +72,7 @@ pub enum Routed<C> {
     Unmatched,
 }
 
-/// The table of pending requests of one link.
+/// The table of pending requests of one server process.
 #[derive(Debug)]
 pub struct Mux<C> {
     last: u64,
@@ -130,9 +130,9 @@ impl<C> Mux<C> {
     }
 
     /// Adds a request of the gateway's own that lasts until it is cancelled, such as
-    /// `subscriptions/listen`. It has no timeout. Only [`Mux::sort`], [`Mux::get`], [`Mux::get_mut`],
-    /// [`Mux::close`] and [`Mux::drain`] find it: nothing waits for it to end, and a response
-    /// without an id is none of its.
+    /// `subscriptions/listen`. It has no timeout. Only [`Mux::sort`], [`Mux::get`],
+    /// [`Mux::get_mut`], [`Mux::close`] and [`Mux::drain`] find it: nothing waits for it to end,
+    /// and a response without an id is never matched with it.
     ///
     /// # Errors
     /// [`MuxRefused::Gone`]: the table was drained.
@@ -194,9 +194,9 @@ impl<C> Mux<C> {
         self.pending.get_mut(&id).or_else(|| self.lasting.get_mut(&id))
     }
 
-    /// Lets a request wait for its caller to return: its server has asked the caller something, who
-    /// answers with another request. It times out at `until`, whatever progress it makes, and its
-    /// progress belongs to nobody. Returns false if it is not pending.
+    /// Suspends a request whose server waits for input from the client: the client answers in
+    /// another request, which takes over this one by [`Mux::rejoin`]. Until then its progress has
+    /// no caller and does not extend its deadline, `until`. Returns false if it is not pending.
     pub fn suspend(&mut self, id: u64, until: Instant) -> bool {
         let Some(pending) = self.pending.get_mut(&id) else { return false };
         (pending.suspended, pending.token) = (true, None);
@@ -205,8 +205,8 @@ impl<C> Mux<C> {
         true
     }
 
-    /// Gives a suspended request to the caller that has returned, with the progress token of that
-    /// one (raw JSON), and starts its timeout anew. Returns the previous caller.
+    /// Gives a suspended request to another caller, with that caller's progress token (raw JSON),
+    /// and restarts its timeout. Returns the previous caller.
     ///
     /// # Errors
     /// The caller itself: the request is not suspended.
@@ -237,9 +237,9 @@ impl<C> Mux<C> {
         self.pending.values().filter(|pending| wanted(pending)).count()
     }
 
-    /// Returns the newest pending request with this progress token of the caller (raw JSON), and its
-    /// id. An exact match is preferred; otherwise the same number in another notation matches, since
-    /// servers may rewrite numbers.
+    /// Returns the newest pending request with this progress token of the caller (raw JSON), and
+    /// its id. An exact match is preferred; otherwise the same number in another notation matches,
+    /// since servers may rewrite numbers.
     pub fn of_token(&self, token: &str) -> Option<(u64, &Pending<C>)> {
         let find = |is_it: &dyn Fn(&str) -> bool| {
             self.pending.iter().rev().find(|(_, pending)| pending.token().is_some_and(is_it))
@@ -266,8 +266,8 @@ impl<C> Mux<C> {
         self.pending.keys().next().copied().filter(|_| self.pending.len() == 1)
     }
 
-    /// Removes a request: it is answered or cancelled, or its caller is gone. A later response is a
-    /// stray.
+    /// Removes a request: it is answered or cancelled, or its caller is gone. A later response is
+    /// [`Routed::Unmatched`].
     pub fn close(&mut self, id: u64) -> Option<Pending<C>> {
         self.pending.remove(&id).or_else(|| self.lasting.remove(&id))
     }
@@ -302,7 +302,7 @@ impl<C> Mux<C> {
         self.pending.len()
     }
 
-    /// Returns whether no request is pending, but those that last until they are cancelled.
+    /// Returns whether no request is pending, apart from those that last until they are cancelled.
     pub fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
@@ -488,7 +488,7 @@ mod tests {
         let mut expired = Vec::new();
         mux.tick(at(299), &mut expired);
         assert!(expired.is_empty());
-        // The caller returns with another token, and the timeout starts anew.
+        // The caller returns with another token, and the timeout restarts.
         assert_eq!(mux.rejoin(id, at(299), "second", Some("7")), Ok("first"));
         assert_eq!(mux.rejoin(id, at(299), "third", None), Err("third"));
         assert_eq!(sort(&mut mux, progress), "progress of 1 at 1");

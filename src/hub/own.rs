@@ -97,7 +97,8 @@ impl Hub {
         Ok(Outcome::Now("{}".into()))
     }
 
-    /// Answers a call of the gateway's own tool, if there are few servers.
+    /// Answers a call of the gateway's own tool, `list_servers`. With more than
+    /// [`limits::YIELD_EVERY`] servers, returns [`Outcome::Servers`] instead.
     pub(super) fn list_servers(&self, session: SessionKey) -> Result<Outcome, CallError> {
         let viewer = self.clients.get(&session).ok_or_else(session_ended)?.principal;
         if self.catalog.len() > limits::YIELD_EVERY {
@@ -108,8 +109,8 @@ impl Hub {
         Ok(Outcome::Now(list.result()))
     }
 
-    /// Adds the next servers to a list, at most [`limits::YIELD_EVERY`]. Returns false if there were
-    /// none left.
+    /// Adds the next servers to a list, at most [`limits::YIELD_EVERY`]. Returns false if there
+    /// were none left.
     pub fn add_servers(&self, list: &mut ServerList) -> bool {
         list.add(&self.catalog, limits::YIELD_EVERY)
     }

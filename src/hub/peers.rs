@@ -37,7 +37,7 @@ pub trait Responder: Debug + Send + Sync {
     /// Queues the response to a request.
     fn finish(&self, response: String, stats: &Stats);
 
-    /// Queues an error response of this code, which may decide about the status of the HTTP response.
+    /// Queues an error response of this code, on which the status of the HTTP response may depend.
     fn fail(&self, code: i64, response: String, stats: &Stats) {
         let _ = code;
         self.finish(response, stats);
@@ -47,7 +47,8 @@ pub trait Responder: Debug + Send + Sync {
     fn cancelled(&self, id: &str, stats: &Stats);
 }
 
-/// The streams of a session, for what belongs to no request. None of the methods blocks or waits.
+/// The streams of a session, for messages that belong to no request. None of the methods blocks or
+/// waits.
 pub trait SessionStream: Debug + Send + Sync {
     /// Returns the number of streams that a client reads.
     fn open_streams(&self) -> usize;
@@ -71,7 +72,7 @@ pub trait SessionStream: Debug + Send + Sync {
     /// queued before.
     fn close(&self);
 
-    /// Returns the streams as what they are, for the program that created them.
+    /// Returns the streams as [`Any`], so that the program that created them can downcast them.
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 

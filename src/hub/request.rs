@@ -1,8 +1,8 @@
 //! Client messages, parsed into what they ask for before any table is looked at.
 //!
-//! All scans of a message that may be megabytes are done here, without the lock of the hub, which then
-//! only looks up names and routes. An error in the params is kept as a value, which the hub reports
-//! in the order of its checks.
+//! A message may have megabytes, so all scans of it are done here, without the lock of the hub. The
+//! hub then only looks up names and routes. An error in the params is kept as a value, which the
+//! hub reports in the order of its checks.
 
 use super::{
     error::{CallError, LONE_SURROGATE},
@@ -233,11 +233,11 @@ fn needed_uri(message: &Message<'_>, path: &'static [&'static str]) -> Result<Na
 pub enum Notification {
     /// Cancels the request whose id is at this position, if there is one.
     Cancel(Option<Span>),
-    /// To the session's isolated instances. A shared server gets `initialized`
-    /// from the gateway, which declared no roots and forwards none of the server's requests, so a
-    /// client has no progress to report.
+    /// To the session's isolated instances. A shared server gets `initialized` from the gateway,
+    /// which declared no roots and forwards none of the server's requests, so a client has no
+    /// progress to report.
     Instances,
-    /// To the session's isolated instance, or else to the server that all share.
+    /// To the session's isolated instance, or else to the process that all sessions share.
     Server,
     /// Nowhere.
     Dropped,

@@ -1,8 +1,8 @@
 //! The hub: all tables of the gateway, with one owner.
 //!
 //! Its methods are in the files beside this one. Each takes the time, changes the tables, queues
-//! frames to servers, and puts everything else into [`Effects`]. None waits, and none calls into the
-//! program that owns the hub.
+//! frames to servers, and puts everything else into [`Effects`]. None waits, and none calls into
+//! the program that owns the hub.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,7 +38,7 @@ pub struct HubConfig {
     pub timeout_rpc: Duration,
     /// Timeout of a tool call.
     pub timeout_run_tool: Duration,
-    /// What seals the states that stateless clients return.
+    /// The key that seals each `requestState` of stateless clients.
     pub sealing: Sealing,
 }
 

@@ -38,17 +38,17 @@ pub struct StatelessRequest<'m> {
     pub message: &'m Message<'m>,
     /// Its params.
     pub params: Params,
-    /// What it states of its client.
+    /// What it declares of its client: protocol version, capabilities, log level.
     pub envelope: Envelope<'m>,
     /// The name or URI that it is about; empty if there is none.
     name: String,
-    /// The state that it returns, or why that cannot be opened.
+    /// The opened `requestState` of a retry, or why it cannot be opened.
     state: Option<Result<Claims, StateError>>,
     /// Its client's capabilities, if extensions are cut from them.
     capabilities: Option<String>,
 }
 
-/// What a request of a stateless client needs besides its message.
+/// The sender of a stateless request.
 #[derive(Clone, Copy, Debug)]
 pub struct Sender<'a> {
     /// When it arrived.
@@ -113,9 +113,9 @@ impl<'m> StatelessRequest<'m> {
 /// Why a stateless request gets an error from the gateway.
 #[derive(Debug)]
 pub enum Refused {
-    /// For a reason that clients of all protocols know.
+    /// For a reason that requests of sessions have too.
     Call(CallError),
-    /// Its state is refused.
+    /// Its `requestState` is refused.
     State(StateError),
 }
 
@@ -136,7 +136,7 @@ impl Refused {
 }
 
 impl Hub {
-    /// Returns what seals the states of this run.
+    /// Returns the key that seals each `requestState` in this run.
     pub fn sealing(&self) -> Sealing {
         self.config.sealing.clone()
     }

@@ -91,8 +91,8 @@ impl Hub {
         Ok(number)
     }
 
-    /// Removes a session's subscription to a resource. Returns whether the server is to be told: a
-    /// shared one keeps its subscription while other sessions are subscribed.
+    /// Removes a session's subscription to a resource. Returns whether to forward the request: a
+    /// shared server keeps its subscription while other sessions are subscribed.
     fn unsubscribe(&mut self, session: SessionKey, server: UpstreamKey, uri: &str) -> bool {
         let (name, isolating) = (self.name_of(server), self.is_isolating(server));
         let Some(session) = self.clients.get_mut(&session) else { return false };
@@ -217,7 +217,7 @@ impl Hub {
             return;
         };
         let lowest = self.sessions.lowest_level(upstream.link.name());
-        // A modern server is told the level with each request.
+        // A modern server gets the level with each request.
         let takes_level = !upstream.shared.is_modern() && upstream.shared.has("logging");
         let Some(level) = lowest.filter(|_| takes_level) else { return };
         if let Some(request) = upstream.shared.level_request(now, level, self.config.timeout_rpc) {

@@ -1,4 +1,4 @@
-//! Time: when the hub looks at a server next, and what has expired by then.
+//! Timers: when the hub checks a server next, and what has expired by then.
 
 use std::time::Instant;
 
@@ -19,8 +19,8 @@ use crate::{
 };
 
 impl Hub {
-    /// Makes sure that the hub looks at a server when something of it is due. Looking too early does
-    /// no harm, so the timer is moved only to an earlier time.
+    /// Makes sure that the hub checks a server when its next deadline is due. A check that is too
+    /// early does no harm, so the timer is only ever moved to an earlier time.
     pub(super) fn set_timer(&mut self, server: UpstreamKey, fx: &mut Effects<'_>) {
         let Some(upstream) = self.upstreams.get_mut(&server) else { return };
         let Some(due) = upstream.due() else { return };
@@ -108,9 +108,8 @@ impl Hub {
         of_gateway
     }
 
-    /// Ends an instance that did not initialize in time, and fails its calls that timed out. Cancels
-    /// its requests to the client that were not answered within the timeout of a tool call: no call
-    /// lasts longer.
+    /// Ends an instance that did not initialize in time, and fails its calls that timed out.
+    /// Cancels its requests to the client that were not answered within the timeout of a tool call.
     fn expire_instance(&mut self, now: Instant, key: InstanceKey, fx: &mut Effects<'_>) {
         if !self.expire_calls(now, key, fx).is_empty() {
             return self.end_instance(now, key, "initialize timed out", true, fx);

@@ -74,7 +74,7 @@ impl Pool {
     }
 }
 
-/// What the gateway's discovery of a server has come to.
+/// The state of the discovery of a server.
 #[derive(Debug)]
 pub struct Listing {
     /// `None` while a response is parsed, without the lock of the hub.
