@@ -1,4 +1,5 @@
-//! The tasks that run beside the connections: they do what the hub has due.
+//! The tasks that run beside the connections: timeouts, idle sessions, notifications of changed
+//! lists, and the end of running calls at a stop.
 
 use std::{sync::Arc, time::Instant};
 
@@ -12,7 +13,7 @@ use crate::{
     net::timeout,
 };
 
-/// Handles what expires in the hub, forever.
+/// Handles the timeouts of the hub, forever.
 pub async fn expire(gateway: Arc<Gateway>) {
     loop {
         let step = async {
@@ -59,8 +60,8 @@ async fn send(gateway: &Gateway, (streams, notification): ListNotice) {
     }
 }
 
-/// Waits up to [`limits::DRAIN_CALLS`] until the running calls are answered, then fails the rest, so
-/// that each client gets an error before its stream ends.
+/// Waits up to [`limits::DRAIN_CALLS`] until the running calls are answered, then fails the rest,
+/// so that each client gets an error before its stream ends.
 pub async fn finish_calls(gateway: &Gateway) {
     if timeout::within(limits::DRAIN_CALLS, gateway.running.wait_idle()).await.is_ok() {
         return;

@@ -29,7 +29,8 @@ pub fn dispatch(
     }
 }
 
-/// Answers a call of the gateway's own tool when there are many servers: the list is made in steps.
+/// Answers a call of the tool `list_servers` when there are many servers. Builds the list in steps,
+/// so that the hub is not locked for long.
 fn list_servers(gateway: Arc<Gateway>, wanted: ServersWanted, responder: Arc<dyn Responder>) {
     let ServersWanted { viewer, id } = wanted;
     let (watching, failed, its_id) = (gateway.clone(), responder.clone(), id.clone());

@@ -2,7 +2,8 @@
 //!
 //! The first frame decides which. A server whose link is lost by accident is kept for the resume
 //! window: its calls wait, and the connection that resumes it takes over its queue from the task of
-//! the lost one. The hub has the server itself; the rules of resumption are in `tunnel::resume`.
+//! the lost connection. The server itself is in the hub, and the rules of resumption are in
+//! `tunnel::resume`.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -63,7 +64,7 @@ pub async fn enter(
         let registration = candidate.read(&frame);
         if registration.as_ref().is_ok_and(|registration| candidate.would_take_over(registration)) {
             // The frame may have been delayed: an edge that does not answer the probe has left this
-            // link, and may be registered over the very link that this one would replace.
+            // link, and may be registered over the link that this one would replace.
             ws_link::probe(&mut socket, &limits).await?;
         }
         Ok::<_, LinkEnd>(registration)
@@ -145,8 +146,7 @@ fn gateway_stops() -> CloseReason {
     CloseReason::new(1001, "the gateway is stopping")
 }
 
-/// The tasks of the servers that can be resumed, by the keys of the servers. No other lock is taken
-/// while this one is held.
+/// The handles of the servers that can be resumed. No other lock is taken while this one is held.
 #[derive(Debug, Default)]
 pub struct ResumeHandles(Lock<HashMap<UpstreamKey, ResumeHandle>>);
 
@@ -243,13 +243,17 @@ struct ServerRegistration {
     limits: LinkLimits,
 }
 
-/// Ends one wait of a server's task, with or without a connection.
+/// The event that ends a wait of a server's task, with or without a connection.
 enum Wakeup {
+    /// The connection ended.
     Ended(LinkEnd),
+    /// Another link resumes the server.
     Claimed(Sender<Box<ServerRegistration>>),
     /// The link's queue was ended: the server was replaced, or its token revoked.
     Taken(CloseReason),
+    /// The gateway is stopping.
     Stopped,
+    /// The resume window is over.
     Over,
 }
 
@@ -333,8 +337,8 @@ impl ServerRegistration {
         self.server.gateway.enter(|hub, _| hub.set_away(server, away));
     }
 
-    /// Hands the server over to the link that claims it. If that link is gone too, waits for the
-    /// next.
+    /// Hands the server over to the link that claims it. If that link is lost too, waits for
+    /// another.
     async fn hand_over(self: Box<Self>, claim: Sender<Box<ServerRegistration>>) {
         if let Err(unwanted) = claim.try_send(self) {
             let ended = LinkEnd::Lost("a resuming link was lost".into());
@@ -346,7 +350,7 @@ impl ServerRegistration {
 async fn claimed(claims: &Receiver<Sender<Box<ServerRegistration>>>) -> Wakeup {
     match claims.recv().await {
         Ok(claim) => Wakeup::Claimed(claim),
-        // It has no handle, so no claim can arrive.
+        // The server has no handle, so no claim can arrive.
         Err(_) => future::pending().await,
     }
 }
@@ -484,11 +488,11 @@ impl Candidate<'_> {
     }
 }
 
-/// The permits of a link: its guard in the count of all links, its principal's share, and the
-/// permit of its connection.
+/// The permits of a link: its guard in the count of all links, its part of its principal's share,
+/// and the permit of its connection.
 pub type Permits = (TaskGuard, Share, ConnectionPermit);
 
-/// Releases all permits. The connection's task goes on until the returned trigger is dropped.
+/// Releases all permits. The connection's task keeps running until the returned trigger is dropped.
 fn release_permits((guard, share, permit): Permits) -> Option<ShutdownTrigger> {
     drop((guard, share));
     permit.release()

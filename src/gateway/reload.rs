@@ -1,9 +1,10 @@
-//! Reloads tokens and certificates on SIGHUP: the token file, the certificate, its key and the client
-//! CA: all of them, or none if one cannot be used. Tokens from flags and the environment stay.
+//! Reloads tokens and certificates on SIGHUP: the token file, the certificate, its key and the
+//! client CA. If one of them cannot be used, none is replaced. Tokens from flags and the
+//! environment stay.
 //!
-//! When the table changes, whatever its principal is no longer permitted to have is closed: sessions,
-//! and links with code 1008. If a terminal is attached, SIGHUP still stops the gateway, since it
-//! means that the terminal was closed (`runtime::signals`).
+//! When the table changes, sessions and links that their principal is no longer permitted to have
+//! are closed, links with code 1008. If a terminal is attached, SIGHUP still stops the gateway,
+//! since it means that the terminal was closed (`runtime::signals`).
 
 use std::{sync::Arc, time::Instant};
 

@@ -1,5 +1,5 @@
-//! A client session, as its transport sees it: what never changes of it, and its streams. What
-//! changes is in the hub.
+//! A client session, as its transport sees it: its immutable properties and its streams. Its
+//! mutable state is in the hub.
 
 use std::{any::Any, sync::Arc, time::Instant};
 
@@ -30,7 +30,7 @@ pub struct Session {
 
 impl Session {
     /// Creates a session that no client can find yet. `legacy`: it uses the 2024-11-05 transport.
-    /// Returns it with the reading end of its queue for what belongs to no request.
+    /// Returns it with the reading end of its queue for messages that belong to no request.
     pub fn begin(
         gateway: &Arc<Gateway>,
         id: String,
@@ -72,7 +72,7 @@ impl Session {
         &self.streams.id
     }
 
-    /// Returns what the hub needs to know of the sender of a message.
+    /// Returns the session as the hub needs it for the client's messages.
     pub fn client(&self) -> Client<'_> {
         Client { key: self.key, id: self.id(), scope: &self.streams.scope }
     }
@@ -143,7 +143,7 @@ impl Drop for SessionGuard {
     }
 }
 
-/// The streams of a session, and what never changes of it.
+/// The streams of a session, and its immutable properties.
 #[derive(Debug)]
 struct SessionStreams {
     id: String,

@@ -1,7 +1,7 @@
 //! The state shared by all connections of a gateway.
 //!
-//! Its decisions are made in the hub, behind one lock. The others guard what connections need
-//! before they get there:
+//! Its decisions are made in the hub, behind one lock. The other locks guard what connections need
+//! before they enter the hub:
 //!
 //! | lock | guards |
 //! |---|---|
@@ -12,8 +12,8 @@
 //! | `throttle` | the log lines about connections |
 //!
 //! Order: while the hub is locked, only the locks of queues and streams may be taken, and under
-//! these only that of evictable memory (`net::idle`). Under every other lock of the table no further
-//! one is taken. Debug builds check that the hub is not entered twice by one thread.
+//! these only that of evictable memory (`net::idle`). While any other lock of the table is held, no
+//! further one is taken. Debug builds check that no thread enters the hub recursively.
 
 use std::{collections::HashMap, fmt::Display, sync::Arc, time::Instant};
 
@@ -58,9 +58,11 @@ pub struct Gateway {
     pub lists_changed: Wakeup,
     /// Wakes the task that waits for the hub's next deadline.
     pub deadline_changed: Wakeup,
+    /// Counts the open links.
     pub links: TaskTracker,
     /// Links by principal.
     pub link_shares: SharedShares,
+    /// Enforces the limits on connections.
     pub connections: Lock<ConnectionLimiter<ShutdownTrigger>>,
     /// Tasks that write a rejection to connections over the limit.
     pub rejecting: TaskTracker,
@@ -83,7 +85,7 @@ pub struct Gateway {
     pub stopped: Shutdown,
 }
 
-/// Wakes one task. Several wake-ups before it looks are one.
+/// Wakes one task. Several wake-ups before it runs count as one.
 #[derive(Debug)]
 pub struct Wakeup(Sender<()>, Receiver<()>);
 
@@ -130,8 +132,7 @@ impl Enter for Gateway {
     }
 }
 
-/// Finds a thread that enters the hub while it is in it, which would wait for itself. In debug
-/// builds only.
+/// Detects a thread that enters the hub recursively, which would deadlock. In debug builds only.
 mod inside {
     use std::cell::Cell;
 
@@ -236,7 +237,7 @@ impl Gateway {
         outbox::with_account(limits.queue_messages, limits.queue_bytes, Some(account.clone()))
     }
 
-    /// Creates the queue of a session for what belongs to no request, charged to `account`.
+    /// Creates the queue of a session for messages that belong to no request, charged to `account`.
     pub fn session_outbox(&self, account: &Account) -> (StreamResponder, outbox::Receiver<()>) {
         let (sender, receiver) = self.client_queue(account);
         let burst = self.config.limits.session.queue_burst;
@@ -245,7 +246,7 @@ impl Gateway {
 
     /// Runs one step of a task that the gateway cannot do without. If it panics, waits for
     /// [`limits::PANIC_PAUSE`], and the task continues: the tables are intact, and ending the
-    /// program would cut everyone's calls for what one peer may have caused.
+    /// program would end all calls because of one peer.
     pub async fn step(&self, task: &str, step: impl Future<Output = ()>) {
         if executor::catch_panic(step).await.is_some() {
             return;

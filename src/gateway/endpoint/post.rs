@@ -1,4 +1,4 @@
-//! What the endpoints that answer a POST share: the format of the response, and the wait for it.
+//! Shared by the endpoints that answer a POST: the format of the response, and the wait for it.
 
 use std::{collections::VecDeque, future::poll_fn, io, pin::Pin, task::Poll, time::Instant};
 
@@ -19,6 +19,7 @@ pub fn refuse(status: StatusCode, id: &str, code: i64, why: &str) -> Response {
     Response::new(status).json(jsonrpc::error(id, code, why))
 }
 
+/// Builds a 400 with a JSON-RPC error without an id.
 pub fn bad_request(why: &str) -> Response {
     refuse(StatusCode::BadRequest, "null", jsonrpc::INVALID_REQUEST, why)
 }
@@ -98,10 +99,12 @@ pub fn leave_answers(messages: &mut VecDeque<String>, batch: bool) {
     }
 }
 
+/// Returns whether a message is a response. False if it is not valid.
 pub fn is_response(text: &str) -> bool {
     Message::read(text).is_ok_and(|message| message.kind() == Kind::Response)
 }
 
+/// Why [`gather`] stopped waiting.
 pub enum Gathered {
     /// All responses have arrived.
     Complete,
@@ -111,7 +114,11 @@ pub enum Gathered {
     Gone,
 }
 
-/// Waits until the format of the response is decided, at most until `silent`.
+/// Waits until the format of the response is decided, at most until `silent`. Moves the messages
+/// from the queue to `messages`.
+///
+/// # Errors
+/// The connection broke.
 pub async fn gather(
     web: &mut HttpConnection,
     queue: &mut Receiver<()>,

@@ -1,6 +1,6 @@
-//! Requests of MCP 2026-07-28 without a session, on the URLs of the Streamable HTTP transport: one
-//! POST for each, answered by JSON or by an event stream. There is neither a session nor resumption:
-//! a client that closes the connection cancels its request.
+//! Requests of MCP 2026-07-28, which have no session, on the URLs of the Streamable HTTP transport:
+//! one POST for each, answered by JSON or by an event stream. A response cannot be resumed: a
+//! client that closes the connection cancels its request.
 
 use std::{collections::VecDeque, io, sync::Arc, time::Instant};
 
@@ -31,29 +31,29 @@ use crate::{
     net::outbox::Receiver,
 };
 
-/// Returns whether a request without a body is one of the stateless protocol.
+/// Returns whether a GET or DELETE is one of the stateless protocol, by its version field.
 pub fn is_stateless(request: &Request) -> bool {
     VersionHeader::read(request.fields(headers::VERSION)).is_modern()
 }
 
-/// Returns the response to a request that is no POST.
+/// Returns the response to a GET or DELETE of the stateless protocol: 405.
 pub fn only_post() -> Response {
     Response::new(StatusCode::MethodNotAllowed).field("Allow", "POST").text("method not allowed\n")
 }
 
-/// The begin of the answer to a POST.
+/// What a POST turned out to be.
 pub enum Begun {
-    /// It is for a session.
+    /// A message for a session, which `streamable` handles.
     Legacy,
-    /// It is a notification, which has no effect.
+    /// A notification, which has no effect.
     Dropped,
-    /// It is refused.
+    /// A request that is refused, with the response.
     Refused(Response),
-    /// It is a request of a client without a session.
+    /// A request without a session, which was given to the hub.
     Call(StatelessCall),
 }
 
-/// Begins to answer a POST, whose body was read as `read`, if it is one of the stateless protocol.
+/// Starts the request in a POST, if it is one of the stateless protocol. `read` is its parsed body.
 pub fn begin(exchange: &Exchange<'_>, scope: &Scope, read: Result<&Message<'_>, Malformed>) -> Begun {
     let request = exchange.request;
     let version = VersionHeader::read(request.fields(headers::VERSION));
@@ -70,7 +70,10 @@ pub fn begin(exchange: &Exchange<'_>, scope: &Scope, read: Result<&Message<'_>, 
     }
 }
 
-/// Checks all that needs no server.
+/// Makes all checks that need no server: params, header fields, envelope, drain and memory.
+///
+/// # Errors
+/// The response that refuses the request: 400, 404 or 503.
 fn check<'m>(
     exchange: &Exchange<'_>,
     message: &'m Message<'m>,
@@ -144,6 +147,7 @@ impl StatelessCall {
     }
 
     /// Sends the response: as JSON if it is the first message, as an event stream otherwise.
+    /// Returns the response if it is JSON, and `None` if it was streamed or the client has gone.
     ///
     /// # Errors
     /// The connection broke, or the client does not read.
