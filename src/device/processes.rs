@@ -127,6 +127,7 @@ struct Process {
     rss: u64,
     /// Processor time since its start, in clock ticks.
     ticks: u64,
+    /// Processor use during the measurement, in percent of one processor.
     percent: f64,
 }
 

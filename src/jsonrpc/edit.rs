@@ -1,8 +1,8 @@
 //! Edits to the messages that pass between a client and a server.
 //!
-//! Clients and servers never see each other's ids. The number minted by [`crate::hub::mux`]
-//! replaces the client's request id and its progress token. Everything else is forwarded as
-//! [`Message::splice`] copies it. This module does no I/O; `gateway` sends the messages.
+//! Clients and servers never see each other's ids. The id that [`crate::hub::mux`] assigns replaces
+//! the client's request id and its progress token. Everything else is forwarded as
+//! [`Message::splice`] copies it. This module does no I/O; `hub` queues the messages.
 
 use crate::jsonrpc::{Malformed, Message, Span, notification, quote, whole_member};
 

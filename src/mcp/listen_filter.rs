@@ -1,5 +1,5 @@
-//! What a `subscriptions/listen` of MCP 2026-07-28 covers, as sets: which lists, which resources,
-//! which tasks.
+//! The filter of a `subscriptions/listen` request (MCP 2026-07-28): the sets of lists, resources
+//! and tasks whose changes it reports.
 
 use std::collections::BTreeSet;
 

@@ -28,8 +28,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 ///
 /// Dropping it ends the server without reading its last messages.
 pub trait Backend: Send {
-    /// Waits until the server can serve no more. The future may be dropped and called for again,
-    /// until it has completed once.
+    /// Waits until the server can serve no more. The future may be dropped before it completes, and
+    /// the method called again.
     fn ended(&mut self) -> BoxFuture<'_, BackendEnd>;
 
     /// Ends the server, and reads its last messages. Takes a bounded time, see
@@ -51,7 +51,7 @@ pub enum BackendEnd {
 pub struct BackendExit {
     /// What the restart policy needs to know.
     pub ending: Ending,
-    /// The server could not be run at all, which no restart changes.
+    /// The server could not be run at all, so a restart would fail too.
     pub is_not_run: bool,
     /// The end of a sentence that begins with the name of the server: `exited with status 3`.
     pub told: String,
@@ -61,7 +61,7 @@ pub struct BackendExit {
     pub hint: String,
 }
 
-/// What a run of a server is started with.
+/// The input and output of a run of a server.
 pub struct BackendIo {
     /// The writing side of the queue of messages for the server, which the backend ends when it is
     /// stopped.
@@ -119,7 +119,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// A delivery of nothing.
+    /// Creates a delivery without frames.
     pub fn none() -> Self {
         Self::default()
     }
