@@ -35,6 +35,7 @@
 //!                                | frame                <-+- hub::entry, hub::incoming
 //!                                |   instance, mux        |
 //!  hub::entry, hub::conclusion <-|   session::Calls       |
+//!    hub::answer                 |                        |
 //!  gateway::responder            |                        |
 //!    net::outbox (queue)         |                        |
 //!  gateway::endpoint::streamable |                        |

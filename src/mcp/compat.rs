@@ -3,7 +3,7 @@
 //! Members that are new to a client are harmless, since objects are open. A new content *type* may
 //! break a strict client. For a client whose version is older than its server's, such content
 //! therefore becomes a text block that names the original. This module does no I/O: it returns
-//! edits to a response, and `gateway` applies them.
+//! edits to a response, and `hub::conclusion` applies them.
 
 use crate::{
     jsonrpc::{Message, Span, elements, find, quote, unquote},

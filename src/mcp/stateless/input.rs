@@ -2,7 +2,7 @@
 //!
 //! A modern server answers a request with `input_required` and its questions, and the client repeats
 //! the request with the answers (MCP 2026-07-28, client input). A legacy server sends requests of its
-//! own. This module reads either form and writes the other; `gateway` keeps the calls in between.
+//! own. This module reads either form and writes the other; `session` keeps the calls in between.
 
 use super::{
     edits::{Edit, edit_members, filtered, one_line},
