@@ -690,6 +690,8 @@ pub const CALL_LONGEST: Duration = Duration::from_secs(60 * 60);
 /// Time for the demo's call, from its first connection on: even a slow box starts a process in this
 /// time.
 pub const DEMO_TIME: Duration = Duration::from_secs(30);
+/// Interval at which the demo asks for the tools again if the gateway announces no changes.
+pub const DEMO_POLL: Duration = Duration::from_millis(100);
 /// Frames of one link that are handled before other tasks run. While a server floods its link, each
 /// step of another call waits for one such burst, and the switch costs less than one frame.
 pub const LINK_BURST: usize = 16;

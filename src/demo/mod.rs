@@ -3,6 +3,9 @@
 //! Part of the shell layer, because it uses both programs; has its own small MCP client.
 
 mod client;
+mod gateway;
+mod legacy;
+mod stateless;
 
 use std::{
     env,
@@ -14,7 +17,10 @@ use std::{
 
 use futures_lite::future;
 
-use self::client::{DemoClient, DemoGateway, broken};
+use self::{
+    client::DemoClient,
+    gateway::{DemoGateway, broken},
+};
 use crate::{
     command::CommandLine,
     config::{ClientTls, EraPin, GatewayConfig, GatewayUrl, RegisterConfig, Restart, ServerTls},
@@ -155,11 +161,10 @@ async fn show(gateway: &DemoGateway) -> io::Result<()> {
     let tools = client.wait_for_tools(TOOL).await?;
     say(&format!("server    '{SERVER}' behind {ws}://{address}{REGISTER_PATH}"));
     say(&format!("tools     {}", tools.join(", ")));
-    let params = format!("{{\"name\":\"{TOOL}\",\"arguments\":{{}}}}");
-    let answer = client.ask("tools/call", &params).await?;
+    let answer = client.call(TOOL).await?;
     let answer = Message::read(&answer).map_err(|why| broken(why.reason()))?;
     let result = answer.result().ok_or_else(|| broken("the tool returned an error"))?;
-    say(&format!("call      {TOOL} through the tunnel:"));
+    say(&format!("call      {TOOL} through the tunnel (MCP {}):", client.version()));
     for line in first_text(result).ok_or_else(|| broken("the tool returned no text"))?.lines() {
         say(&format!("          {}", util::escape::show(line)));
     }
