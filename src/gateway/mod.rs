@@ -50,7 +50,7 @@ mod shares;
 mod state;
 mod streams;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use futures_lite::future;
 
@@ -154,7 +154,7 @@ impl Bound {
         let reloading = executor::spawn(reload_on_request(accept_context.clone(), reloads));
         stop.await;
         drop(drain);
-        gateway.enter(|hub, _| hub.drain());
+        gateway.enter(|hub, fx| hub.drain(Instant::now(), fx));
         drop((accepting, sweeping, notifying, reloading));
         let (calls, connections) = (gateway.running.len(), accept_context.tracker.len());
         log::info!("stopping: refusing new calls; waiting for {calls} calls and {connections} connections");

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use super::{
     instance::{Caller, ClientCall, Instance, Origin},
-    key::{Asker, InstanceKey},
+    key::{Asker, InstanceKey, SubscriberKey},
     session::Session,
     state::Hub,
     upstream::{Pool, Upstream},
@@ -50,13 +50,29 @@ impl Hub {
         }
         let found = self.sessions.all().filter(|key| self.clients.contains_key(key)).count();
         ensure(found == self.sessions.len(), || "a session that has ended can be found".into())?;
-        let subscribed = self.clients.values().filter(|session| self.subscriptions.count(&session.id) > 0);
-        let subscribed = subscribed.count();
-        ensure(subscribed == self.subscriptions.sessions(), || {
-            "a session that has ended is subscribed".into()
+        let sessions = self.clients.keys().copied().map(SubscriberKey::Session);
+        let subscribers = sessions.chain(self.listens.all().map(|(key, _)| SubscriberKey::Listen(key)));
+        let subscribed = subscribers.filter(|by| self.subscriptions.count(*by) > 0).count();
+        ensure(subscribed == self.subscriptions.clients(), || {
+            "a session or listen that has ended is subscribed".into()
         })?;
+        self.check_listens()?;
         let timers = self.upstreams.values().filter(|upstream| upstream.timer.is_some()).count();
         ensure(timers == self.timers.len(), || "a timer belongs to no server".into())
+    }
+
+    fn check_listens(&self) -> Result<(), String> {
+        let opening = self.listens.all().filter(|(_, listen)| !listen.is_acknowledged).count();
+        ensure(opening == self.opening.len(), || "a listen that has ended is opening".into())?;
+        for (key, listen) in self.listens.all() {
+            let is_opening = self.opening.contains_key(&key);
+            ensure(is_opening != listen.is_acknowledged, || format!("{key:?} is never acknowledged"))?;
+            let subscribed = self.subscriptions.count(SubscriberKey::Listen(key));
+            ensure(is_opening || subscribed == listen.honoured.uris.len(), || {
+                format!("{key:?} has {subscribed} subscriptions")
+            })?;
+        }
+        Ok(())
     }
 
     fn check_session(&self, session: &Session) -> Result<(), String> {
@@ -95,7 +111,10 @@ impl Hub {
         };
         ensure(requests.clone().all(is_there), || format!("session {name} is asked by nobody"))?;
         ensure(requests.count() <= limits::SERVER_REQUESTS, || format!("session {name} is asked too much"))?;
-        let (bytes, charged) = (self.subscriptions.bytes(&session.id), session.subscriptions_charge.bytes());
+        let (bytes, charged) = (
+            self.subscriptions.bytes(SubscriberKey::Session(session.key)),
+            session.subscriptions_charge.bytes(),
+        );
         ensure(bytes == charged, || format!("session {name} is charged {charged} bytes for {bytes}"))
     }
 

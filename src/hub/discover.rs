@@ -183,6 +183,7 @@ impl Hub {
         let name = self.name_of(server);
         let line = || format!("server '{name}' was restarted at its edge");
         self.log_throttled(now, log::Level::Info, ("restart", &name, LOG_GROUPS), fx, line);
+        self.end_listen(server);
         let Some(upstream) = self.upstreams.get_mut(&server) else { return Ok(()) };
         let run = self.tasks.start();
         self.tasks.end(std::mem::replace(&mut upstream.run, run));
@@ -316,6 +317,9 @@ impl Hub {
         // restarts.
         if first || (renewed && upstream.pool.is_none()) {
             self.restore(now, server, fx);
+        }
+        if first || renewed {
+            self.begin_listen(now, server, fx);
         }
         let Some(upstream) = self.upstreams.get(&server) else { return };
         if first && upstream.reads_status_frames {

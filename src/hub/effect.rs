@@ -9,6 +9,7 @@ use std::{any::Any, sync::Arc};
 use super::peers::{Responder, SessionStream, Wakers};
 use crate::{
     jsonrpc::{Message, Span},
+    mcp::stateless::listen,
     metrics::Stats,
 };
 
@@ -19,13 +20,18 @@ pub enum Text<'m> {
     Own(String),
     /// A server's message, with these edits.
     Of(&'m Message<'m>, Vec<(Span, String)>),
+    /// A server's notification for the listen with this id. The last is the position of the URI, and
+    /// the client's form of it.
+    Tagged(&'m Message<'m>, Box<str>, Option<(Span, String)>),
+    /// A modern server's notification for a session, likewise.
+    Untagged(&'m Message<'m>, Option<(Span, String)>),
 }
 
 impl Text<'_> {
     fn into_text(self) -> String {
         match self {
             Self::Own(text) => text,
-            Self::Of(..) => self.to_text(),
+            _ => self.to_text(),
         }
     }
 
@@ -37,8 +43,14 @@ impl Text<'_> {
                     edits.iter().map(|(span, new)| (span.clone(), new.as_str())).collect();
                 message.splice(&edits)
             }
+            Self::Tagged(message, id, uri) => listen::tagged(message, id, borrowed(uri)),
+            Self::Untagged(message, uri) => listen::untagged(message, borrowed(uri)),
         }
     }
+}
+
+fn borrowed(uri: &Option<(Span, String)>) -> Option<(Span, &str)> {
+    uri.as_ref().map(|(span, uri)| (span.clone(), uri.as_str()))
 }
 
 /// One thing to do after an entry.

@@ -17,6 +17,7 @@ use super::{
     incoming::{self, Incoming, Notice, Part, UnexpectedChannel},
     instance::Initialized,
     key::{Asker, InstanceKey, SessionKey},
+    listener::Listener,
     peers::Responder,
     request::{Notification, Request},
     rounds,
@@ -27,13 +28,14 @@ use super::{
 use crate::{
     auth::Principal,
     catalog::UpstreamKey,
-    jsonrpc::{self, Kind, Malformed, Message, Span, tolerant},
+    jsonrpc::{self, Kind, Malformed, Message, RpcError, Span, tolerant},
     limits::{LOG_GROUPS, StatelessLimits},
     mcp::{
         discovery::error_text,
-        stateless::{Envelope, Params},
+        stateless::{Envelope, Params, listen as messages},
     },
     metrics::Stats,
+    session::ListenKey,
     tunnel::close::CloseReason,
     util::escape::show,
 };
@@ -155,6 +157,29 @@ pub fn stateless(
     }
     sender.responder.fail(error.code, error.response(id), hub.stats());
     None
+}
+
+/// Opens a listen of a stateless client. It is acknowledged on its stream, and lasts until
+/// [`Hub::close_listen`], or until the hub ends its stream.
+///
+/// # Errors
+/// The error for the response.
+pub fn listen(
+    hub: &impl Enter,
+    now: Instant,
+    listener: Listener,
+    (message, params): (&Message<'_>, &Params),
+    limits: &StatelessLimits,
+) -> Result<ListenKey, RpcError> {
+    let wanted = messages::filter(message.text(), params, limits.listen_uris)?;
+    let opened = hub.enter(|hub, fx| hub.open_listen(now, listener, (message, &wanted), fx));
+    opened.map_err(|why| {
+        let error = why.rpc();
+        if error.code == jsonrpc::MODERN_BUSY {
+            hub.stats().busy.add();
+        }
+        error
+    })
 }
 
 fn notification(hub: &impl Enter, now: Instant, client: Client<'_>, message: &Message<'_>) {

@@ -25,7 +25,7 @@ use crate::{
     },
     limits,
     mcp::listing::ListKind,
-    session::{CallRefused, RoundError, StateError},
+    session::{CallRefused, ListenRefused, RoundError, StateError},
     util::escape::show,
 };
 
@@ -286,6 +286,16 @@ pub fn round_error(why: RoundError, server: &str) -> String {
         RoundError::NoMemory => NO_MEMORY.into(),
         RoundError::Ended => format!("the client does not read the questions of server '{server}'"),
     }
+}
+
+/// Returns the error for a `subscriptions/listen` that is refused.
+pub fn listen_error(why: ListenRefused) -> RpcError {
+    let text = match why {
+        ListenRefused::Principal => "this principal has too many open listens at the gateway; close one",
+        ListenRefused::All => "the gateway has too many open listens; try again later",
+        ListenRefused::NoMemory => NO_MEMORY,
+    };
+    RpcError::new(MODERN_BUSY, text)
 }
 
 /// Why a call is not passed on to its server.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use super::{
     effect::{Effects, Text},
     incoming::Notice,
-    key::SessionKey,
+    key::{SessionKey, SubscriberKey},
     peers::SessionStream,
     request::Named,
     session::Session,
@@ -14,7 +14,8 @@ use super::{
 use crate::{
     catalog::UpstreamKey,
     jsonrpc::{self, Message, quote},
-    mcp::{listing::ListKind, log_level::Level},
+    mcp::{listing::ListKind, log_level::Level, stateless::listen},
+    session::ClientListen,
 };
 
 /// A notification of changed lists, with the sessions that are to get it.
@@ -24,8 +25,8 @@ impl Hub {
     /// Records that lists changed. Sessions of the aggregate endpoint are notified soon.
     pub(super) fn lists_changed(&mut self, now: Instant, kinds: &[ListKind], fx: &mut Effects<'_>) {
         // A session that was initialized before this change may have the old lists, even if the
-        // message that caused the change arrived earlier.
-        let now = self.last_initialized.map_or(now, |last| now.max(last));
+        // message that caused the change arrived earlier. So may the client of a listen.
+        let now = self.last_reader.map_or(now, |last| now.max(last));
         kinds.iter().for_each(|kind| self.changes.add(now, kind.changed()));
         fx.lists_changed |= !kinds.is_empty();
     }
@@ -39,6 +40,7 @@ impl Hub {
     /// the last change has already seen it, and is left out.
     pub fn take_list_notices(&mut self, now: Instant) -> Vec<ListNotice> {
         let due = self.changes.take(now);
+        let listens: Vec<ListNotice> = due.iter().flat_map(|change| self.listen_notices(*change)).collect();
         let notice = |(notification, changed): (&'static str, Instant)| {
             let sessions = self.sessions.at(None).filter_map(|key| self.clients.get(key));
             let sessions = sessions
@@ -46,7 +48,16 @@ impl Hub {
                 .map(|session| session.stream.clone());
             (sessions.collect(), jsonrpc::notification(notification, None))
         };
-        due.into_iter().map(notice).collect()
+        due.into_iter().map(notice).chain(listens).collect()
+    }
+
+    fn listen_notices(&self, (notification, changed): (&'static str, Instant)) -> Vec<ListNotice> {
+        let Some(kind) = ListKind::of_notification(notification) else { return Vec::new() };
+        let listens = self.listens.of_kind(None, kind).filter(|(_, listen)| listen.since <= changed);
+        let notice = |listen: &ClientListen<Arc<dyn SessionStream>>| {
+            (vec![listen.stream.clone()], listen::changed(kind, &listen.id))
+        };
+        listens.map(|(_, listen)| notice(listen)).collect()
     }
 
     /// Notifies the sessions at a server's own endpoint that a list changed.
@@ -89,6 +100,11 @@ impl Hub {
         notice: &Notice,
         fx: &mut Effects<'m>,
     ) {
+        if matches!(notice, Notice::ListChanged(_))
+            && let Some(kind) = ListKind::of_notification(message.method())
+        {
+            self.report_list(Some(&self.name_of(server)), kind, fx);
+        }
         if self.is_isolating(server) {
             // Sessions get the notifications of their own instances. The instance on this link is
             // only used for listing.
@@ -97,16 +113,16 @@ impl Hub {
         let streams = match notice {
             Notice::Log(None) | Notice::UnknownTask => return,
             Notice::Log(Some(level)) => self.streams_of_level(server, *level),
-            Notice::Updated(updated) => {
+            Notice::Updated(updated, _) => {
                 return self.broadcast_update(server, message, updated.as_ref(), None, fx);
             }
             Notice::Task(id) => self.server_streams(server, |session| {
                 self.may_see_task(session.principal, server, id.as_deref())
             }),
-            Notice::ListChanged => {
-                return self.notify_server_sessions(server, message.splice(&[]), fx);
+            Notice::ListChanged(_) => {
+                return self.notify_server_sessions(server, listen::untagged(message, None), fx);
             }
-            Notice::Progress(_) | Notice::Cancelled(_) | Notice::Other => {
+            Notice::Progress(_) | Notice::Cancelled(_) | Notice::Acknowledged(_) | Notice::Other => {
                 self.server_streams(server, |_| true)
             }
         };
@@ -129,21 +145,33 @@ impl Hub {
         fx: &mut Effects<'m>,
     ) {
         let Some((span, updated)) = updated else { return };
-        let name = self.name_of(server);
+        let (name, is_modern) = (self.name_of(server), self.is_modern(server));
         for subscriber in self.subscriptions.of_update(&name, updated) {
-            let Some(key) = self.sessions.peek(&subscriber.session) else { continue };
-            let session = self.clients.get(key).filter(|session| session.is_initialized());
-            let Some(session) = session.filter(|session| only.is_none_or(|only| only == session.key)) else {
-                continue;
-            };
             // The subscriber knows the resource, or its parent, under the exposed URI `name+uri`.
             let uri = match subscriber.uri.split_once('+') {
                 Some((prefix, _)) if *prefix == *name && !updated.starts_with(&subscriber.uri) => {
-                    quote(&format!("{name}+{updated}"))
+                    format!("{name}+{updated}")
                 }
-                _ => quote(updated),
+                _ => updated.clone(),
             };
-            fx.deliver(vec![session.stream.clone()], Text::Of(message, vec![(span.clone(), uri)]));
+            match subscriber.by {
+                SubscriberKey::Session(key) if only.is_none_or(|only| only == key) => {
+                    let session = self.clients.get(&key).filter(|session| session.is_initialized());
+                    let Some(session) = session else { continue };
+                    let text = match is_modern {
+                        true => Text::Untagged(message, Some((span.clone(), uri))),
+                        false => Text::Of(message, vec![(span.clone(), quote(&uri))]),
+                    };
+                    fx.deliver(vec![session.stream.clone()], text);
+                }
+                SubscriberKey::Listen(key) if only.is_none() => {
+                    let listen = self.listens.get(key).filter(|listen| listen.is_acknowledged);
+                    let Some(listen) = listen else { continue };
+                    let text = Text::Tagged(message, listen.id.clone(), Some((span.clone(), uri)));
+                    fx.deliver(vec![listen.stream.clone()], text);
+                }
+                SubscriberKey::Session(_) | SubscriberKey::Listen(_) => {}
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use super::{
     incoming::Notice,
     instance::{Caller, ClientCall, Initialized, Origin},
     key::{Asker, InstanceKey, SessionKey},
+    listen,
     mux::Pending,
     peers::Responder,
     state::Hub,
@@ -97,6 +98,15 @@ impl Hub {
                 discovery.map_or(Next::Done, |discovery| Next::Discover(Box::new(discovery), question))
             }
             Caller::Initialize => Next::Initialize,
+            Caller::Subscribe(subscription) => {
+                self.settle_subscribed(&subscription, message.error().is_none(), fx);
+                self.resubscribe(now, from.upstream, fx);
+                Next::Done
+            }
+            Caller::Listen => {
+                self.on_listen_response(now, from.upstream, (id, listen::outcome(message)), fx);
+                Next::Done
+            }
             Caller::Ignored => {
                 self.on_own_response(now, from, &pending.method, fx);
                 Next::Done
@@ -200,7 +210,7 @@ impl Hub {
             }
             if let Some(session) = session.and_then(|session| self.clients.get_mut(&session)) {
                 session.initialized(now, &version);
-                self.last_initialized = self.last_initialized.max(Some(now));
+                self.last_reader = self.last_reader.max(Some(now));
             }
         }
         let mut edits = match session {
@@ -215,7 +225,11 @@ impl Hub {
 
     /// Fails a request with an error from the gateway.
     pub(super) fn fail(&mut self, pending: Pending<Caller>, why: &CallError, fx: &mut Effects<'_>) {
-        let Caller::Client(call) = pending.caller else { return };
+        let call = match pending.caller {
+            Caller::Client(call) => call,
+            Caller::Subscribe(subscription) => return self.settle_subscribed(&subscription, false, fx),
+            _ => return,
+        };
         self.forget_round(&call);
         let error = match &call.origin {
             Origin::Stateless(_) => modern_error(why),
@@ -253,7 +267,12 @@ impl Hub {
                 let why = format!("invalid response to initialize: {}", answer.why);
                 self.end_instance(now, from, &why, true, fx);
             }
-            Caller::Ignored | Caller::Client(_) => {
+            Caller::Listen => {
+                if let Some(id) = answer.id.as_deref().and_then(decimal) {
+                    self.on_listen_response(now, from.upstream, (id, Err(None)), fx);
+                }
+            }
+            Caller::Ignored | Caller::Subscribe(_) | Caller::Client(_) => {
                 let why = CallError::InvalidResponse { server: server.to_string(), why: answer.why };
                 self.fail(pending, &why, fx);
             }
@@ -302,6 +321,11 @@ impl Hub {
                 self.on_modern_log(from, (message, *level), fx);
                 Ok(())
             }
+            _ if self.is_modern(from.upstream)
+                && self.on_listen_notice(now, from.upstream, (message, notice), fx) =>
+            {
+                Ok(())
+            }
             _ => {
                 self.broadcast(from.upstream, message, notice, fx);
                 self.on_list_changed(now, from.upstream, message.method(), fx)
@@ -309,7 +333,8 @@ impl Hub {
         }
     }
 
-    fn is_modern(&self, server: UpstreamKey) -> bool {
+    /// Returns whether the shared process of a server is modern.
+    pub(super) fn is_modern(&self, server: UpstreamKey) -> bool {
         self.upstreams.get(&server).is_some_and(|upstream| upstream.shared.is_modern())
     }
 
@@ -407,7 +432,7 @@ impl Hub {
             (_, Notice::Progress(Some(span))) => {
                 self.on_instance_progress(now, from, session, (message, span.clone()), fx);
             }
-            (_, Notice::Updated(updated)) if self.sees_all(session) => {
+            (_, Notice::Updated(updated, _)) if self.sees_all(session) => {
                 self.broadcast_update(from.upstream, message, updated.as_ref(), Some(session), fx);
             }
             (_, Notice::Log(_)) => {

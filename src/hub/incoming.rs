@@ -7,10 +7,10 @@
 use super::request::{Named, string_param};
 use crate::{
     jsonrpc::{
-        Kind, Malformed, Message, Span,
+        Kind, Malformed, Message, Span, decimal,
         tolerant::{self, MessagePart, Unusable},
     },
-    mcp::log_level::Level,
+    mcp::{listen_filter::Filter, log_level::Level, stateless::listen},
     tunnel::{
         frame::{self, Frame},
         handshake::Status,
@@ -107,14 +107,17 @@ pub enum Notice {
     Cancelled(Option<Span>),
     /// A log message, of this level if that is known.
     Log(Option<Level>),
-    /// The update of a resource, with the server's own URI, if that is known.
-    Updated(Option<Named>),
+    /// The update of a resource, with the server's own URI, if that is known, and the listen that
+    /// it names.
+    Updated(Option<Named>, Option<u64>),
     /// The status of a task, with its id if there is one.
     Task(Option<String>),
     /// A task whose id is ambiguous or not a string.
     UnknownTask,
-    /// The change of a list.
-    ListChanged,
+    /// The change of a list, and the listen that it names.
+    ListChanged(Option<u64>),
+    /// The acknowledgement of a listen: its id, and what it covers. `None` if that is invalid.
+    Acknowledged(Option<(u64, Filter)>),
     /// Anything else, or no notification.
     Other,
 }
@@ -130,16 +133,24 @@ impl Notice {
             "notifications/cancelled" => Self::Cancelled(message.param(&["requestId"]).ok().flatten()),
             "notifications/message" => Self::Log(Level::of(message)),
             "notifications/resources/updated" => {
-                Self::Updated(string_param(message, &["uri"]).ok().flatten())
+                Self::Updated(string_param(message, &["uri"]).ok().flatten(), listen_of(message))
             }
             "notifications/tasks/status" => match string_param(message, &["taskId"]) {
                 Ok(id) => Self::Task(id.map(|(_, id)| id)),
                 Err(_) => Self::UnknownTask,
             },
-            method if method.ends_with("/list_changed") => Self::ListChanged,
+            "notifications/subscriptions/acknowledged" => {
+                Self::Acknowledged(listen_of(message).zip(listen::honoured(message)))
+            }
+            method if method.ends_with("/list_changed") => Self::ListChanged(listen_of(message)),
             _ => Self::Other,
         }
     }
+}
+
+/// Returns the id of the gateway's listen that a notification names.
+fn listen_of(message: &Message<'_>) -> Option<u64> {
+    decimal(&message.text()[listen::subscription(message)?])
 }
 
 fn is_restart(text: &str) -> bool {

@@ -11,6 +11,7 @@ use super::{
     error::{CallError, Declined},
     key::{InstanceKey, SessionKey},
     link::Link,
+    listener::ListenSubscription,
     mux::{Mux, MuxRefused, Pending},
     peers::Responder,
 };
@@ -22,6 +23,7 @@ use crate::{
     mcp::{
         self, Era,
         discovery::Question,
+        listen_filter::Kinds,
         log_level::Level,
         stateless::{Allowed, result::ServerStamp, route},
     },
@@ -36,6 +38,10 @@ pub enum Caller {
     Discovery(Question),
     /// The gateway's initialization of an isolated instance, which cannot serve before.
     Initialize,
+    /// The gateway's own listen, which lasts.
+    Listen,
+    /// A client's listen, for which a legacy server was asked to report the updates of a resource.
+    Subscribe(Box<ListenSubscription>),
     /// Nobody: the request was sent for its effect.
     Ignored,
     /// A client.
@@ -154,6 +160,10 @@ pub struct Initialized {
     pub era: Era,
     /// Its name and version, for results.
     pub stamp: Arc<ServerStamp>,
+    /// Whether it takes `resources/subscribe`, if it is a legacy server.
+    pub takes_subscriptions: bool,
+    /// The lists whose changes it reports.
+    pub changing: Kinds,
     /// Whether it declares tasks.
     tasks: bool,
 }
@@ -167,6 +177,11 @@ impl Initialized {
             era: mcp::era(&version).unwrap_or(Era::Legacy),
             version: (*version).into(),
             stamp: Arc::new(ServerStamp::of(result)),
+            takes_subscriptions: is_true(result, ["capabilities", "resources", "subscribe"]),
+            changing: Kinds::ALL
+                .iter()
+                .filter(|kind| is_true(result, ["capabilities", kind.capability(), "listChanged"]))
+                .collect(),
             tasks: declares(result, "tasks"),
         }
     }
@@ -189,6 +204,11 @@ impl Initialized {
 
 fn declares(result: &str, capability: &str) -> bool {
     matches!(jsonrpc::find(result, 0..result.len(), &["capabilities", capability]), Ok(Some(_)))
+}
+
+fn is_true(result: &str, path: [&str; 3]) -> bool {
+    let found = jsonrpc::find(result, 0..result.len(), &path);
+    found.is_ok_and(|found| found.is_some_and(|span| &result[span] == "true"))
 }
 
 /// A process of a server.
@@ -424,6 +444,22 @@ impl Instance {
         }
     }
 
+    /// Adds a listen of the gateway's own, and returns its id, or `None` if the link is gone.
+    pub fn open_listen(&mut self, now: Instant) -> Option<u64> {
+        self.mux.open_lasting(now, Caller::Listen, "subscriptions/listen").ok()
+    }
+
+    /// Removes a listen of the gateway's own. Returns false if there is none with this id.
+    pub fn close_listen(&mut self, id: u64) -> bool {
+        let is_listen = self.mux.get(id).is_some_and(|pending| matches!(pending.caller, Caller::Listen));
+        is_listen && self.mux.close(id).is_some()
+    }
+
+    /// Removes all listens of the gateway's own.
+    pub fn close_lasting(&mut self) {
+        self.mux.close_lasting();
+    }
+
     /// Removes a request.
     pub fn close(&mut self, id: u64) -> Option<Pending<Caller>> {
         let closed = self.mux.close(id)?;
@@ -582,12 +618,12 @@ impl Instance {
         &mut self,
         link: &mut Link,
         now: Instant,
-        (uri, timeout): (&str, Duration),
+        (caller, uri, timeout): (Caller, &str, Duration),
         fx: &mut Effects<'_>,
     ) -> bool {
         let method = "resources/subscribe";
         // This fails only if the link is gone, and all subscriptions with it.
-        let Some(id) = self.open_own(now, Caller::Ignored, method, timeout) else { return true };
+        let Some(id) = self.open_own(now, caller, method, timeout) else { return true };
         let request = jsonrpc::request(&id.to_string(), method, &uri_params(uri));
         let sent = link.send(now, self.key.channel, request, fx);
         let sent = !matches!(sent, Err(SendError::Full | SendError::Memory));

@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::Instant};
 
-use crate::{catalog::UpstreamKey, secret::seal::SealKey, session::RoundKey};
+use crate::{
+    catalog::UpstreamKey,
+    secret::seal::SealKey,
+    session::{ListenKey, RoundKey},
+};
 
 /// The key of a process of a server. Never reused.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -31,6 +35,15 @@ pub enum Asker {
     Instance(InstanceKey),
     /// A call of the client whose server has asked: the question at this place of a round.
     Round(RoundKey, usize),
+}
+
+/// Who is subscribed to a resource.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum SubscriberKey {
+    /// A session.
+    Session(SessionKey),
+    /// A listen of a client without a session.
+    Listen(ListenKey),
 }
 
 /// The key that seals each `requestState` in one run of the gateway.

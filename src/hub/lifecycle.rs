@@ -3,13 +3,13 @@
 //! The end of one may end another: a session ends its instances, an instance at its server's own
 //! endpoint ends its session, and a server ends its instances. So they are in one file.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use super::{
     effect::Effects,
     error::Declined,
     instance::{Instance, Isolated, declined_by_link, disconnected},
-    key::{Asker, InstanceKey, SessionKey},
+    key::{Asker, InstanceKey, SessionKey, SubscriberKey},
     session::{NewSession, Session},
     state::Hub,
 };
@@ -148,7 +148,8 @@ impl Hub {
             return Err(declined_by_link(refused));
         }
         pool.last = number;
-        let subscriptions = client.sees_all().then(|| self.subscriptions.of_session(&name, &client.id));
+        let subscriptions =
+            client.sees_all().then(|| self.subscriptions.of_client(&name, SubscriberKey::Session(session)));
         let is_for_gateway = subscriptions.is_some();
         let owner = (session, client.principal);
         let isolated = Isolated::new(owner, &pool.account, &client.account, subscriptions);
@@ -240,7 +241,10 @@ impl Hub {
         for instance in instances {
             self.end_instance(now, instance, why, false, fx);
         }
-        let Some(upstream) = self.upstreams.remove(&server) else { return };
+        let Some(mut upstream) = self.upstreams.remove(&server) else { return };
+        for waiter in upstream.listen.take_waiting() {
+            self.settle_waiter(server, (waiter, &BTreeSet::new()), fx);
+        }
         self.tasks.end(upstream.run);
         self.server_shares.give(upstream.principal);
         if let Some(timer) = upstream.timer {

@@ -11,6 +11,7 @@
 //! - [`error`]: why a request is refused or fails, with the code and the text of each reason.
 //! - [`request`] and [`incoming`]: parsed messages of clients and servers.
 //! - [`mux`]: gives each request to a process its own id, and matches responses to callers.
+//! - [`listener`]: a listen while it is opened.
 //! - [`link`], [`instance`], [`upstream`], [`session`]: a server's link, one of its processes, the
 //!   whole server, and a client's session. [`conclusion`]: a response on its way to the client.
 //! - [`state`]: the tables.
@@ -21,7 +22,8 @@
 //!   begin and end. `own`, with [`server_list`]: requests that the gateway answers itself.
 //! - `rounds`: questions of modern servers to the clients of sessions.
 //! - [`call`], [`stateless`] and `notify`: messages of clients. [`answer`]: responses to them.
-//!   `discover` and [`frame`]: messages of servers. [`registration`]: new servers.
+//!   [`listen`]: what clients listen to. `discover` and [`frame`]: messages of servers.
+//!   [`registration`]: new servers.
 //! - [`entry`]: the two ways in. `check`: whether the tables agree, for tests.
 
 pub mod answer;
@@ -39,6 +41,8 @@ pub mod instance;
 pub mod key;
 mod lifecycle;
 pub mod link;
+pub mod listen;
+pub mod listener;
 pub mod mux;
 mod notify;
 mod own;

@@ -131,8 +131,8 @@ impl<C> Mux<C> {
 
     /// Adds a request of the gateway's own that lasts until it is cancelled, such as
     /// `subscriptions/listen`. It has no timeout. Only [`Mux::sort`], [`Mux::get`],
-    /// [`Mux::get_mut`], [`Mux::close`] and [`Mux::drain`] find it: nothing waits for it to end,
-    /// and a response without an id is never matched with it.
+    /// [`Mux::get_mut`], [`Mux::close`], [`Mux::close_lasting`] and [`Mux::drain`] find it: nothing
+    /// waits for it to end, and a response without an id is never matched with it.
     ///
     /// # Errors
     /// [`MuxRefused::Gone`]: the table was drained.
@@ -270,6 +270,11 @@ impl<C> Mux<C> {
     /// [`Routed::Unmatched`].
     pub fn close(&mut self, id: u64) -> Option<Pending<C>> {
         self.pending.remove(&id).or_else(|| self.lasting.remove(&id))
+    }
+
+    /// Removes all requests that last until they are cancelled.
+    pub fn close_lasting(&mut self) {
+        self.lasting.clear();
     }
 
     /// Removes all requests that timed out, in the order in which they began.

@@ -59,7 +59,7 @@ impl Hub {
         }
         session.info.capabilities = params.capabilities.to_owned();
         session.info.info = params.info.to_owned();
-        self.last_initialized = self.last_initialized.max(Some(now));
+        self.last_reader = self.last_reader.max(Some(now));
         Ok(Outcome::Now(result))
     }
 

@@ -16,7 +16,7 @@ use crate::{
     budget::Account,
     catalog::{NameTaken, UpstreamKey},
     config::EraPin,
-    mcp::{discovery::Discovery, era::EraProbe, listing::ListKind},
+    mcp::{discovery::Discovery, era::EraProbe, listing::ListKind, upstream_listen::UpstreamListen},
     secret::Secret,
     tunnel::{
         CLOSE_LATER, CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_TOO_OFTEN,
@@ -121,6 +121,7 @@ impl Hub {
             pool: new.max_instances.map(|max| Pool::new(max, &limits.link)),
             run: self.tasks.start(),
             listing: Listing::new(now, discovery, &new.account),
+            listen: UpstreamListen::new(&limits.stateless),
             pending_subscriptions: VecDeque::new(),
             last_check: now,
             timer: None,
@@ -197,6 +198,7 @@ impl Hub {
         for session in &sessions {
             self.close_session(now, *session, "token revoked", fx);
         }
+        self.expel_listens(now, fx);
         let servers = self.catalog.unauthorized(|principal, name| tokens.may_claim(principal, name));
         for upstream in servers.iter().filter_map(|server| self.upstreams.get(server)) {
             upstream.link.close(CloseReason::new(1008, "the token of this registration was revoked"));

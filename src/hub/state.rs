@@ -13,8 +13,9 @@ use std::{
 use super::{
     effect::Effects,
     instance::{Instance, RoundCall},
-    key::{InstanceKey, Sealing, SessionKey},
+    key::{InstanceKey, Sealing, SessionKey, SubscriberKey},
     link::Link,
+    listener::OpeningListen,
     peers::SessionStream,
     session::{Session, SessionView},
     upstream::Upstream,
@@ -26,7 +27,7 @@ use crate::{
     log_throttle::LogThrottle,
     mcp,
     metrics::Stats,
-    session::{Changes, Rounds, Sessions, Shares, Subscriptions, TaskOwners, share_of},
+    session::{Changes, ListenKey, Listens, Rounds, Sessions, Shares, Subscriptions, TaskOwners, share_of},
 };
 
 /// The settings of the hub.
@@ -51,6 +52,8 @@ pub struct Sizes {
     pub sessions: usize,
     /// Resources with a subscriber.
     pub subscriptions: usize,
+    /// Open listens of stateless clients.
+    pub listens: usize,
     /// Tasks with a known owner.
     pub tasks: usize,
 }
@@ -72,9 +75,13 @@ pub struct Hub {
     /// All sessions, also those whose `initialize` is not answered yet.
     pub(super) clients: BTreeMap<SessionKey, Box<Session>>,
     pub(super) last_session: u64,
-    /// The latest time at which a session was initialized.
-    pub(super) last_initialized: Option<Instant>,
-    pub(super) subscriptions: Subscriptions,
+    /// The latest time at which a session was initialized, or a listen opened.
+    pub(super) last_reader: Option<Instant>,
+    pub(super) subscriptions: Subscriptions<SubscriberKey>,
+    /// What stateless clients listen to.
+    pub(super) listens: Listens<Arc<dyn SessionStream>>,
+    /// Listens that are not acknowledged yet.
+    pub(super) opening: BTreeMap<ListenKey, OpeningListen>,
     pub(super) tasks: TaskOwners,
     /// Calls whose modern server asks the client of a session.
     pub(super) rounds: Rounds<RoundCall>,
@@ -97,6 +104,8 @@ impl Hub {
         Self {
             catalog: Catalog::new(&built_in, &config.limits.catalog),
             rounds: Rounds::new(&config.limits.stateless),
+            listens: Listens::new(&config.limits.stateless),
+            opening: BTreeMap::new(),
             config,
             stats,
             tokens,
@@ -105,7 +114,7 @@ impl Hub {
             sessions,
             clients: BTreeMap::new(),
             last_session: 0,
-            last_initialized: None,
+            last_reader: None,
             subscriptions: Subscriptions::default(),
             tasks: TaskOwners::default(),
             changes: Changes::default(),
@@ -121,6 +130,7 @@ impl Hub {
             servers: self.catalog.len(),
             sessions: self.sessions.len(),
             subscriptions: self.subscriptions.len(),
+            listens: self.listens.len(),
             tasks: self.tasks.len(),
         }
     }
@@ -131,9 +141,10 @@ impl Hub {
         sessions.map(|session| session.stream.clone()).collect()
     }
 
-    /// Refuses new requests from now on, since the gateway is stopping.
-    pub fn drain(&mut self) {
+    /// Refuses new requests from now on, since the gateway is stopping, and ends all listens.
+    pub fn drain(&mut self, now: Instant, fx: &mut Effects<'_>) {
         self.draining = true;
+        self.end_listens(now, fx);
     }
 
     /// Returns whether a server of this name is registered.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use super::{
     call::{Rewrite, Ticket, not_connected},
     effect::Effects,
-    error::{CallError, Declined, modern_error, state_error},
+    error::{CallError, Declined, listen_error, modern_error, state_error},
     instance::{Caller, ClientCall, NewCall, Origin, StatelessCall},
     key::{InstanceKey, Sealing},
     peers::Responder,
@@ -28,7 +28,7 @@ use crate::{
             result::{Cache, own_result},
         },
     },
-    session::{CallDigest, Claims, InstanceRun, Retry, StateError, StateKind},
+    session::{CallDigest, Claims, InstanceRun, ListenRefused, Retry, StateError, StateKind},
 };
 
 /// A request of a stateless client, with all that the hub reads of it.
@@ -117,6 +117,8 @@ pub enum Refused {
     Call(CallError),
     /// Its `requestState` is refused.
     State(StateError),
+    /// It is a listen, and refused.
+    Listen(ListenRefused),
 }
 
 impl From<CallError> for Refused {
@@ -131,6 +133,7 @@ impl Refused {
         match self {
             Self::Call(why) => modern_error(why),
             Self::State(why) => state_error(*why),
+            Self::Listen(why) => listen_error(*why),
         }
     }
 }

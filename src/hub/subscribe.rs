@@ -4,14 +4,15 @@
 //! A table is changed and the request to the server is queued in one entry into the hub, so the
 //! server's last request matches the last change.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use super::{
     call::{Asked, Outcome, session_ended},
     effect::Effects,
     error::CallError,
     instance::{Caller, uri_params},
-    key::{InstanceKey, SessionKey},
+    key::{InstanceKey, SessionKey, SubscriberKey},
+    listener::{ListenWaiter, SessionSubscribe},
     request::{Named, ResourceMethod},
     session::Session,
     state::Hub,
@@ -26,8 +27,8 @@ use crate::{
 
 /// Charges a session for its current subscriptions and for `more` bytes. Returns false if there is
 /// no memory for more.
-fn charge(subscriptions: &Subscriptions, session: &mut Session, more: usize) -> bool {
-    session.subscriptions_charge.resize(subscriptions.bytes(&session.id) + more)
+fn charge(subscriptions: &Subscriptions<SubscriberKey>, session: &mut Session, more: usize) -> bool {
+    session.subscriptions_charge.resize(subscriptions.bytes(SubscriberKey::Session(session.key)) + more)
 }
 
 impl Hub {
@@ -41,6 +42,9 @@ impl Hub {
         fx: &mut Effects<'_>,
     ) -> Result<Outcome, CallError> {
         let mut number = None;
+        if method != ResourceMethod::Read && self.is_modern(server) && !self.is_isolating(server) {
+            return self.resource_at_modern(asked, server, (method, named), fx);
+        }
         match method {
             ResourceMethod::Subscribe => number = Some(self.subscribe(asked, server, &named, fx)?),
             ResourceMethod::Unsubscribe if !self.unsubscribe(asked.session, server, &named.1) => {
@@ -54,6 +58,34 @@ impl Hub {
             self.settle_subscription(asked.session, server, number, false);
         }
         passed
+    }
+
+    /// Handles `resources/subscribe` and `resources/unsubscribe` at a modern server, which has a
+    /// listen of the gateway instead.
+    fn resource_at_modern(
+        &mut self,
+        asked: Asked<'_>,
+        server: UpstreamKey,
+        (method, named): (ResourceMethod, Named),
+        fx: &mut Effects<'_>,
+    ) -> Result<Outcome, CallError> {
+        if method == ResourceMethod::Unsubscribe {
+            self.unsubscribe(asked.session, server, &named.1);
+            self.want_listens(asked.now, server, fx);
+            return Ok(Outcome::Now("{}".into()));
+        }
+        let number = self.subscribe(asked, server, &named, fx)?;
+        let waiter = SessionSubscribe {
+            session: asked.session,
+            number,
+            id: asked.request.message.id().unwrap_or_default().into(),
+            responder: asked.responder.clone(),
+            uri: named.1.clone(),
+        };
+        self.want_listens(asked.now, server, fx);
+        let waiter = (ListenWaiter::Session(waiter), BTreeSet::from([named.1]));
+        self.wait_for_listen(asked.now, server, waiter, fx);
+        Ok(Outcome::Later)
     }
 
     /// Adds a session's subscription to a resource, before its server is asked. Returns the number
@@ -77,11 +109,13 @@ impl Hub {
             .map_err(|why| CallError::declined(why, &name))?;
         let session = self.clients.get_mut(&asked.session).ok_or_else(session_ended)?;
         let number = session.calls.reserve();
-        if self.subscriptions.count(&session.id) >= self.config.limits.session.subscriptions {
+        if self.subscriptions.count(SubscriberKey::Session(session.key))
+            >= self.config.limits.session.subscriptions
+        {
             return Err(CallError::TooManySubscriptions);
         }
         let uri = unquote(&asked.request.message.text()[span.clone()]).unwrap_or_default().into_owned();
-        let subscriber = Subscriber { session: session.id.clone(), uri, asked: Some(number) };
+        let subscriber = Subscriber { by: SubscriberKey::Session(session.key), uri, asked: Some(number) };
         if !charge(&self.subscriptions, session, subscriber.bytes(server_uri)) {
             self.stats.memory_refusals.add();
             return Err(CallError::NoMemory);
@@ -96,7 +130,7 @@ impl Hub {
     fn unsubscribe(&mut self, session: SessionKey, server: UpstreamKey, uri: &str) -> bool {
         let (name, isolating) = (self.name_of(server), self.is_isolating(server));
         let Some(session) = self.clients.get_mut(&session) else { return false };
-        let last = self.subscriptions.remove(&name, uri, &session.id);
+        let last = self.subscriptions.remove(&name, uri, SubscriberKey::Session(session.key));
         charge(&self.subscriptions, session, 0);
         if isolating { session.instances.contains_key(&name) } else { last }
     }
@@ -112,7 +146,7 @@ impl Hub {
     ) {
         let name = self.name_of(server);
         let Some(session) = self.clients.get_mut(&session) else { return };
-        self.subscriptions.settle(&name, &session.id, number, granted);
+        self.subscriptions.settle(&name, SubscriberKey::Session(session.key), number, granted);
         charge(&self.subscriptions, session, 0);
     }
 
@@ -122,15 +156,31 @@ impl Hub {
         upstream.map_or_else(|| Arc::from(""), |upstream| upstream.link.name().clone())
     }
 
-    /// Removes all subscriptions of a session that ended, and unsubscribes from resources that no
-    /// session is subscribed to any more.
+    /// Removes all subscriptions of a session that ended, and unsubscribes from resources that
+    /// nobody is subscribed to any more.
     pub(super) fn unsubscribe_all(&mut self, now: Instant, session: SessionKey, fx: &mut Effects<'_>) {
-        let Some(session) = self.clients.get_mut(&session) else { return };
-        let unwanted = self.subscriptions.leave(&session.id);
-        charge(&self.subscriptions, session, 0);
+        let unwanted = self.subscriptions.leave(SubscriberKey::Session(session));
+        if let Some(session) = self.clients.get_mut(&session) {
+            charge(&self.subscriptions, session, 0);
+        }
+        self.unsubscribe_from(now, unwanted, fx);
+    }
+
+    /// Unsubscribes from resources, as the name of the server and its own URI.
+    pub(super) fn unsubscribe_from(
+        &mut self,
+        now: Instant,
+        unwanted: Vec<(String, String)>,
+        fx: &mut Effects<'_>,
+    ) {
         let timeout = self.config.timeout_rpc;
+        let mut modern = BTreeSet::new();
         for (server, uri) in unwanted {
             let Some(server) = self.catalog.server(&server) else { continue };
+            if self.is_modern(server) {
+                modern.insert(server);
+                continue;
+            }
             let upstream = self.upstreams.get_mut(&server).filter(|upstream| upstream.pool.is_none());
             let Some((instance, link)) = upstream.and_then(|upstream| upstream.process(None)) else {
                 continue;
@@ -139,6 +189,9 @@ impl Hub {
             // A request that could not be sent is removed from the table at its timeout.
             let _ = request.map(|request| link.send(now, None, request, fx));
             self.set_timer(server, fx);
+        }
+        for server in modern {
+            self.want_listens(now, server, fx);
         }
     }
 
@@ -155,7 +208,9 @@ impl Hub {
         let kinds = [ListKind::Tool, ListKind::Prompt, ListKind::Resource];
         let offered: Vec<ListKind> =
             kinds.into_iter().filter(|kind| upstream.shared.has(kind.capability())).collect();
-        upstream.pending_subscriptions = self.subscriptions.of_server(upstream.link.name()).into();
+        if !upstream.shared.is_modern() {
+            upstream.pending_subscriptions = self.subscriptions.of_server(upstream.link.name()).into();
+        }
         self.send_level(now, server, fx);
         for kind in offered {
             self.notify_server_sessions(server, jsonrpc::notification(kind.changed(), None), fx);
@@ -166,11 +221,12 @@ impl Hub {
     fn restore_instances(&mut self, now: Instant, server: UpstreamKey, fx: &mut Effects<'_>) {
         // The instances that had these subscriptions are gone with the old link.
         let name = self.name_of(server);
-        for id in self.subscriptions.sessions_of(&name) {
-            let Some(key) = self.sessions.peek(&id).copied() else { continue };
-            if !self.clients.get(&key).is_some_and(|session| session.is_initialized()) {
+        for subscriber in self.subscriptions.clients_of(&name) {
+            let SubscriberKey::Session(key) = subscriber else { continue };
+            let Some(session) = self.clients.get(&key).filter(|session| session.is_initialized()) else {
                 continue;
-            }
+            };
+            let id = session.id.clone();
             if let Err(why) = self.instance_for(now, key, server, fx) {
                 let client = super::session::name_of(&id).to_string();
                 let line =
@@ -200,7 +256,7 @@ impl Hub {
             if !self.subscriptions.is_wanted(link.name(), &uri) {
                 continue;
             }
-            if !instance.subscribe(link, now, (&uri, timeout), fx) {
+            if !instance.subscribe(link, now, (Caller::Ignored, &uri, timeout), fx) {
                 pending.push_front(uri);
                 break;
             }

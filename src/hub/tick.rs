@@ -84,6 +84,7 @@ impl Hub {
         }
         self.on_silence(now, server, fx)?;
         self.resubscribe(now, server, fx);
+        self.tick_listen(now, server, fx);
         self.relist(now, server, fx)
     }
 

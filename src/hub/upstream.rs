@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use super::{instance::Instance, key::InstanceKey, link::Link};
+use super::{instance::Instance, key::InstanceKey, link::Link, listener::ListenWaiter};
 use crate::{
     auth::Principal,
     budget::{Account, Budget, Charge},
@@ -14,6 +14,7 @@ use crate::{
     mcp::{
         discovery::{Discovery, Question},
         listing::ListKind,
+        upstream_listen::UpstreamListen,
     },
     secret::Secret,
     session::{Run, Shares},
@@ -43,6 +44,8 @@ pub struct Upstream {
     pub run: Run,
     /// The state of its discovery.
     pub listing: Listing,
+    /// The gateway's own listen at its shared process, if that is modern.
+    pub listen: UpstreamListen<ListenWaiter>,
     /// Resources with subscribers for which the server has not been sent `resources/subscribe` yet.
     pub pending_subscriptions: VecDeque<String>,
     /// When the instances were last checked for timeouts.
@@ -168,6 +171,7 @@ impl Upstream {
         let has_instances = self.pool.as_ref().is_some_and(|pool| !pool.open.is_empty());
         let check =
             (has_instances || !self.pending_subscriptions.is_empty()).then(|| self.last_check + CHANNEL_TICK);
-        self.shared.mux().deadline().into_iter().chain(check).chain(self.listing.due()).min()
+        let deadlines = [self.shared.mux().deadline(), check, self.listing.due(), self.listen.deadline()];
+        deadlines.into_iter().flatten().min()
     }
 }

@@ -13,6 +13,9 @@ impl Kinds {
     /// No kind.
     pub const NONE: Self = Self(0);
 
+    /// All kinds.
+    pub const ALL: Self = Self(7);
+
     /// The kinds, each once.
     const EACH: [ListKind; 3] = [ListKind::Tool, ListKind::Prompt, ListKind::Resource];
 

@@ -69,6 +69,11 @@ impl ListKind {
         }
     }
 
+    /// Returns a kind whose change a notification reports.
+    pub fn of_notification(method: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.changed() == method)
+    }
+
     /// Returns the member that identifies an item: its name, URI or URI template.
     pub fn key(self) -> &'static str {
         match self {

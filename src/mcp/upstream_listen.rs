@@ -163,6 +163,11 @@ impl<W> UpstreamListen<W> {
         self.settle(now)
     }
 
+    /// Takes the requests that wait, since the server is gone.
+    pub fn take_waiting(&mut self) -> impl Iterator<Item = W> {
+        std::mem::take(&mut self.waiting).into_iter().map(|waiter| waiter.waiter)
+    }
+
     /// Reports the id under which the listen of [`ListenStep::Send`] was sent. `None`: it could not
     /// be sent.
     #[must_use]

@@ -5,7 +5,10 @@
 //! those that listen to lists and tasks, and bounds all of them. `R` is the program's handle of a
 //! stream.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Instant,
+};
 
 use crate::{
     auth::Principal,
@@ -27,9 +30,13 @@ pub struct ClientListen<R> {
     pub id: Box<str>,
     /// The server whose endpoint was called. `None`: the endpoint that shows all servers.
     pub server: Option<Box<str>>,
-    /// What is reported, which is what the acknowledgement says. URIs and task ids are those that
-    /// the client knows.
+    /// What is reported, which is what the acknowledgement says, or, before that, what is wanted.
+    /// URIs and task ids are those that the client knows.
     pub honoured: Filter,
+    /// Whether it was acknowledged. Nothing is reported before.
+    pub is_acknowledged: bool,
+    /// When it was opened.
+    pub since: Instant,
     /// The stream.
     pub stream: R,
     /// The memory that the listen takes. [`Listens::open`] sets the bytes.
@@ -117,6 +124,17 @@ impl<R> Listens<R> {
         self.open.get(&key)
     }
 
+    /// Records what a listen is acknowledged to report, which is no more than was wanted. Returns the
+    /// listen.
+    pub fn acknowledge(&mut self, key: ListenKey, honoured: Filter) -> Option<&ClientListen<R>> {
+        let listen = self.open.get_mut(&key)?;
+        (listen.honoured, listen.is_acknowledged) = (honoured, true);
+        let bytes = memory(listen);
+        // It shrinks.
+        listen.charge.resize_anyway(bytes);
+        Some(listen)
+    }
+
     /// Returns the listens at an endpoint that report the changes of a list, in the order in which
     /// they were opened. `server`: see [`ClientListen::server`].
     pub fn of_kind(
@@ -141,22 +159,31 @@ impl<R> Listens<R> {
         self.at(server).filter(move |(_, listen)| is_it(listen))
     }
 
+    /// Returns all listens, in the order in which they were opened.
+    pub fn all(&self) -> impl Iterator<Item = (ListenKey, &ClientListen<R>)> {
+        self.open.iter().map(|(key, listen)| (*key, listen))
+    }
+
     fn at(&self, server: Option<&str>) -> impl Iterator<Item = (ListenKey, &ClientListen<R>)> {
         let keys = self.by_server.get(&server.map(Box::from));
-        keys.into_iter().flatten().filter_map(|key| Some((*key, self.open.get(key)?)))
+        let all = keys.into_iter().flatten().filter_map(|key| Some((*key, self.open.get(key)?)));
+        all.filter(|(_, listen)| listen.is_acknowledged)
     }
 
     /// Removes the listens of principals that may not keep them.
-    pub fn expel(&mut self, may_stay: impl Fn(&ClientListen<R>) -> bool) -> Vec<ClientListen<R>> {
+    pub fn expel(
+        &mut self,
+        may_stay: impl Fn(&ClientListen<R>) -> bool,
+    ) -> Vec<(ListenKey, ClientListen<R>)> {
         let gone = self.open.iter().filter(|(_, listen)| !may_stay(listen)).map(|(key, _)| *key);
-        gone.collect::<Vec<_>>().into_iter().filter_map(|key| self.close(key)).collect()
+        gone.collect::<Vec<_>>().into_iter().filter_map(|key| Some((key, self.close(key)?))).collect()
     }
 
     /// Removes all listens, in the order in which they were opened.
-    pub fn close_all(&mut self) -> Vec<ClientListen<R>> {
+    pub fn close_all(&mut self) -> Vec<(ListenKey, ClientListen<R>)> {
         self.by_server.clear();
         self.by_principal.clear();
-        std::mem::take(&mut self.open).into_values().collect()
+        std::mem::take(&mut self.open).into_iter().collect()
     }
 
     /// Returns the number of listens.
@@ -216,6 +243,8 @@ mod tests {
                 id: "\"1\"".into(),
                 server: server.map(Box::from),
                 honoured: Filter { kinds, uris: ["a".into()].into(), tasks },
+                is_acknowledged: true,
+                since: Instant::now(),
                 stream,
                 charge: self.budget.account().charge(),
             })
@@ -297,11 +326,11 @@ mod tests {
             world.open(principal, server, &[ListKind::Tool], &[], stream).unwrap();
         }
         let gone = world.listens.expel(|listen| listen.principal == TWO());
-        assert_eq!(gone.iter().map(|listen| listen.stream).collect::<Vec<_>>(), ["1", "3"]);
+        assert_eq!(gone.iter().map(|(_, listen)| listen.stream).collect::<Vec<_>>(), ["1", "3"]);
         assert_eq!(world.of_kind(Some("s"), ListKind::Tool), ["2"]);
         drop(gone);
         let rest = world.listens.close_all();
-        assert_eq!(rest.iter().map(|listen| listen.stream).collect::<Vec<_>>(), ["2", "4"]);
+        assert_eq!(rest.iter().map(|(_, listen)| listen.stream).collect::<Vec<_>>(), ["2", "4"]);
         drop(rest);
         assert_eq!((world.listens.is_empty(), world.budget.used()), (true, 0));
         assert!(world.listens.by_server.is_empty() && world.listens.by_principal.is_empty());

@@ -1,75 +1,81 @@
-//! Resource subscriptions of all sessions. They are counted, so that a server receives only the
-//! first subscribe and the last unsubscribe request for a resource.
+//! Resource subscriptions of all sessions and listens. They are counted, so that a server receives
+//! only the first subscribe and the last unsubscribe request for a resource. `S` is the program's
+//! handle of a subscriber.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    hash::Hash,
     ops::Bound,
     sync::Arc,
 };
 
 use crate::limits;
 
-/// The subscription of one session to one resource.
+/// The subscription of one client to one resource.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Subscriber {
-    /// The id of the session.
-    pub session: String,
-    /// The URI under which the session knows the resource.
+pub struct Subscriber<S> {
+    /// The session or listen of the client.
+    pub by: S,
+    /// The URI under which the client knows the resource.
     pub uri: String,
     /// The number in the session of the call that subscribes; `None` once it is answered.
     pub asked: Option<u64>,
 }
 
-impl Subscriber {
+impl<S> Subscriber<S> {
     /// Returns the bytes that the subscription takes. `resource` is the server's own URI.
     pub fn bytes(&self, resource: &str) -> usize {
         memory(resource, &self.uri)
     }
 }
 
-/// The subscriptions of one session to one resource: the URI under which the session knows it, and
+/// The subscriptions of one client to one resource: the URI under which the client knows it, and
 /// the number of the call that waits for a response. At most two, as a resource has no more URIs.
 type SubscribedUris = Vec<(String, Option<u64>)>;
 
-/// The sessions that are subscribed to one resource.
-type Subscribers = BTreeMap<Arc<str>, SubscribedUris>;
+/// The clients that are subscribed to one resource.
+type Subscribers<S> = BTreeMap<S, SubscribedUris>;
 
-/// Subscriptions, by the name of the server and its own URI, and by session.
-#[derive(Debug, Default)]
-pub struct Subscriptions {
-    /// Sessions by the name of the server and its own URI.
-    servers: HashMap<String, BTreeMap<Arc<str>, Subscribers>>,
-    /// Subscriptions by session.
-    sessions: HashMap<Arc<str>, SessionSubscriptions>,
+/// Subscriptions, by the name of the server and its own URI, and by subscriber.
+#[derive(Debug)]
+pub struct Subscriptions<S> {
+    /// Subscribers by the name of the server and its own URI.
+    servers: HashMap<String, BTreeMap<Arc<str>, Subscribers<S>>>,
+    /// Subscriptions by subscriber.
+    clients: HashMap<S, ClientSubscriptions>,
     /// Number of resources that have a subscriber.
     resources: usize,
 }
 
-/// The subscriptions of one session.
+/// The subscriptions of one session or listen.
 #[derive(Debug, Default)]
-struct SessionSubscriptions {
+struct ClientSubscriptions {
     count: usize,
     bytes: usize,
     /// The servers' own URIs, by the name of the server.
     servers: BTreeMap<String, BTreeSet<Arc<str>>>,
 }
 
-impl Subscriptions {
-    /// Returns the number of subscriptions of a session.
-    pub fn count(&self, session: &str) -> usize {
-        self.sessions.get(session).map_or(0, |subscriptions| subscriptions.count)
+impl<S> Default for Subscriptions<S> {
+    fn default() -> Self {
+        Self { servers: HashMap::new(), clients: HashMap::new(), resources: 0 }
+    }
+}
+
+impl<S: Copy + Hash + Ord> Subscriptions<S> {
+    /// Returns the number of subscriptions of a session or listen.
+    pub fn count(&self, by: S) -> usize {
+        self.clients.get(&by).map_or(0, |subscriptions| subscriptions.count)
     }
 
-    /// Returns the bytes that the subscriptions of a session take.
-    pub fn bytes(&self, session: &str) -> usize {
-        self.sessions.get(session).map_or(0, |subscriptions| subscriptions.bytes)
+    /// Returns the bytes that the subscriptions of a session or listen take.
+    pub fn bytes(&self, by: S) -> usize {
+        self.clients.get(&by).map_or(0, |subscriptions| subscriptions.bytes)
     }
 
-    /// Adds a subscription. Returns false if the session has it already.
-    pub fn add(&mut self, server: &str, resource: &str, subscriber: Subscriber) -> bool {
-        let Subscriber { session, uri, asked } = subscriber;
-        let id =
-            self.sessions.get_key_value(&*session).map_or_else(|| Arc::from(&*session), |(id, _)| id.clone());
+    /// Adds a subscription. Returns false if the client has it already.
+    pub fn add(&mut self, server: &str, resource: &str, subscriber: Subscriber<S>) -> bool {
+        let Subscriber { by, uri, asked } = subscriber;
         let resources = self.servers.entry(server.to_owned()).or_default();
         let resource = resources
             .get_key_value(resource)
@@ -78,37 +84,37 @@ impl Subscriptions {
             self.resources += 1;
             Subscribers::new()
         });
-        let subscribed = subscribers.entry(id.clone()).or_default();
+        let subscribed = subscribers.entry(by).or_default();
         if subscribed.iter().any(|(known, _)| *known == uri) {
             return false;
         }
         let bytes = memory(&resource, &uri);
         subscribed.push((uri, asked));
-        let all = self.sessions.entry(id).or_default();
+        let all = self.clients.entry(by).or_default();
         all.count += 1;
         all.bytes += bytes;
         all.servers.entry(server.to_owned()).or_default().insert(resource);
         true
     }
 
-    /// Removes the subscriptions of a session to a resource. Returns true if no session is
+    /// Removes the subscriptions of a client to a resource. Returns true if nobody is
     /// subscribed to it any more.
-    pub fn remove(&mut self, server: &str, resource: &str, session: &str) -> bool {
-        self.retain(server, resource, session, |_| false);
+    pub fn remove(&mut self, server: &str, resource: &str, by: S) -> bool {
+        self.retain(server, resource, by, |_| false);
         !self.is_wanted(server, resource)
     }
 
-    /// Removes those subscriptions of a session to a resource for which `keep` returns false.
+    /// Removes those subscriptions of a client to a resource for which `keep` returns false.
     fn retain(
         &mut self,
         server: &str,
         resource: &str,
-        session: &str,
+        by: S,
         keep: impl FnMut(&mut (String, Option<u64>)) -> bool,
     ) {
         let Some(resources) = self.servers.get_mut(server) else { return };
         let Some(subscribers) = resources.get_mut(resource) else { return };
-        let Some(subscribed) = subscribers.get_mut(session) else { return };
+        let Some(subscribed) = subscribers.get_mut(&by) else { return };
         let bytes = |subscribed: &SubscribedUris| {
             subscribed.iter().map(|(uri, _)| memory(resource, uri)).sum::<usize>()
         };
@@ -117,7 +123,7 @@ impl Subscriptions {
         let (gone, empty) = (before - subscribed.len(), subscribed.is_empty());
         let bytes_gone = bytes_before - bytes(subscribed);
         if empty {
-            subscribers.remove(session);
+            subscribers.remove(&by);
         }
         if subscribers.is_empty() {
             resources.remove(resource);
@@ -126,7 +132,7 @@ impl Subscriptions {
         if resources.is_empty() {
             self.servers.remove(server);
         }
-        let Some(all) = self.sessions.get_mut(session) else { return };
+        let Some(all) = self.clients.get_mut(&by) else { return };
         all.count -= gone;
         all.bytes -= bytes_gone;
         if let Some(uris) = all.servers.get_mut(server).filter(|_| empty) {
@@ -136,30 +142,30 @@ impl Subscriptions {
             }
         }
         if all.count == 0 {
-            self.sessions.remove(session);
+            self.clients.remove(&by);
         }
     }
 
     /// Records that the call `asked`, which subscribes, was answered or not forwarded. If it was
     /// not `granted`, the subscription is removed.
-    pub fn settle(&mut self, server: &str, session: &str, asked: u64, granted: bool) {
-        for resource in self.uris(server, session) {
-            self.retain(server, &resource, session, |(_, waiting)| {
+    pub fn settle(&mut self, server: &str, by: S, asked: u64, granted: bool) {
+        for resource in self.uris(server, by) {
+            self.retain(server, &resource, by, |(_, waiting)| {
                 let settled = waiting.take_if(|waiting| *waiting == asked).is_some();
                 granted || !settled
             });
         }
     }
 
-    /// Removes the subscriptions of a session that has ended. Returns the resources that have no
+    /// Removes the subscriptions of a session or listen that has ended. Returns the resources that have no
     /// subscriber any more, as server name and own URI.
-    pub fn leave(&mut self, session: &str) -> Vec<(String, String)> {
+    pub fn leave(&mut self, by: S) -> Vec<(String, String)> {
         let servers =
-            self.sessions.get(session).map(|subscriptions| subscriptions.servers.clone()).unwrap_or_default();
+            self.clients.get(&by).map(|subscriptions| subscriptions.servers.clone()).unwrap_or_default();
         let mut unwanted = Vec::new();
         for (server, uris) in servers {
             for resource in uris {
-                if self.remove(&server, &resource, session) {
+                if self.remove(&server, &resource, by) {
                     unwanted.push((server.clone(), resource.to_string()));
                 }
             }
@@ -167,7 +173,7 @@ impl Subscriptions {
         unwanted
     }
 
-    /// Whether any session is subscribed to a resource of a server.
+    /// Whether anybody is subscribed to a resource of a server.
     pub fn is_wanted(&self, server: &str, resource: &str) -> bool {
         self.servers.get(server).is_some_and(|resources| resources.contains_key(resource))
     }
@@ -177,26 +183,26 @@ impl Subscriptions {
         self.servers.get(server).into_iter().flat_map(BTreeMap::keys).map(ToString::to_string).collect()
     }
 
-    /// Returns the sessions that are subscribed to any resource of a server.
-    pub fn sessions_of(&self, server: &str) -> Vec<Arc<str>> {
+    /// Returns the clients that are subscribed to any resource of a server.
+    pub fn clients_of(&self, server: &str) -> Vec<S> {
         let subscribers = self.servers.get(server).into_iter().flat_map(BTreeMap::values);
-        let sessions: BTreeSet<&Arc<str>> = subscribers.flat_map(Subscribers::keys).collect();
-        sessions.into_iter().cloned().collect()
+        let clients: BTreeSet<S> = subscribers.flat_map(|all| all.keys().copied()).collect();
+        clients.into_iter().collect()
     }
 
-    /// Returns the own URIs of a server's resources that a session is subscribed to.
-    pub fn of_session(&self, server: &str, session: &str) -> Vec<String> {
-        self.uris(server, session).iter().map(ToString::to_string).collect()
+    /// Returns the own URIs of a server's resources that a client is subscribed to.
+    pub fn of_client(&self, server: &str, by: S) -> Vec<String> {
+        self.uris(server, by).iter().map(ToString::to_string).collect()
     }
 
-    fn uris(&self, server: &str, session: &str) -> Vec<Arc<str>> {
-        let uris = self.sessions.get(session).and_then(|subscriptions| subscriptions.servers.get(server));
+    fn uris(&self, server: &str, by: S) -> Vec<Arc<str>> {
+        let uris = self.clients.get(&by).and_then(|subscriptions| subscriptions.servers.get(server));
         uris.into_iter().flatten().cloned().collect()
     }
 
     /// Returns the subscribers of a resource of a server that was updated. It may be a sub-resource
     /// of the one that they subscribed to.
-    pub fn of_update(&self, server: &str, updated: &str) -> Vec<Subscriber> {
+    pub fn of_update(&self, server: &str, updated: &str) -> Vec<Subscriber<S>> {
         let Some(resources) = self.servers.get(server) else { return Vec::new() };
         let mut found = Vec::new();
         // All prefixes of `updated` sort before it. Each step goes to the last URI up to `rest`. If
@@ -214,9 +220,9 @@ impl Subscriptions {
             if below.is_empty() || resource.ends_with('/') || below.starts_with('/') {
                 let subscribed = subscribers
                     .iter()
-                    .flat_map(|(session, subscribed)| subscribed.iter().map(move |entry| (session, entry)));
-                found.extend(subscribed.map(|(session, (uri, asked))| Subscriber {
-                    session: session.to_string(),
+                    .flat_map(|(by, subscribed)| subscribed.iter().map(move |entry| (*by, entry)));
+                found.extend(subscribed.map(|(by, (uri, asked))| Subscriber {
+                    by,
                     uri: uri.clone(),
                     asked: *asked,
                 }));
@@ -226,9 +232,9 @@ impl Subscriptions {
         found
     }
 
-    /// Returns the number of sessions that are subscribed to anything.
-    pub fn sessions(&self) -> usize {
-        self.sessions.len()
+    /// Returns the number of clients that are subscribed to anything.
+    pub fn clients(&self) -> usize {
+        self.clients.len()
     }
 
     /// Returns the number of resources that have a subscriber.
@@ -259,8 +265,8 @@ fn common_prefix<'a>(text: &str, other: &'a str) -> &'a str {
 mod tests {
     use super::*;
 
-    fn who(session: &str, uri: &str) -> Subscriber {
-        Subscriber { session: session.into(), uri: uri.into(), asked: None }
+    fn who<S>(by: S, uri: &str) -> Subscriber<S> {
+        Subscriber { by, uri: uri.into(), asked: None }
     }
 
     #[test]
@@ -271,7 +277,7 @@ mod tests {
         subscriptions.add("s", "a://x", who("2", "s+a://x"));
         assert_eq!((subscriptions.count("1"), subscriptions.of_server("s")), (1, vec!["a://x".to_owned()]));
         assert_eq!(
-            (subscriptions.of_session("s", "2").len(), subscriptions.of_session("s", "3").len()),
+            (subscriptions.of_client("s", "2").len(), subscriptions.of_client("s", "3").len()),
             (1, 0)
         );
         assert!(!subscriptions.remove("s", "a://x", "1"));
@@ -320,15 +326,13 @@ mod tests {
         }
         assert!(subscriptions.add("s", "a", who("1", "s+a")), "another name of the same resource counts");
         assert_eq!((subscriptions.count("1"), subscriptions.count("2"), subscriptions.len()), (4, 1, 3));
-        let mut sessions = subscriptions.sessions_of("s");
-        sessions.sort();
-        assert_eq!(sessions, ["1".into(), "2".into()]);
+        assert_eq!(subscriptions.clients_of("s"), ["1", "2"]);
         assert!(!subscriptions.remove("s", "a", "1"));
-        assert_eq!((subscriptions.count("1"), subscriptions.of_session("s", "1")), (2, vec!["b".to_owned()]));
+        assert_eq!((subscriptions.count("1"), subscriptions.of_client("s", "1")), (2, vec!["b".to_owned()]));
         let gone = [("s".to_owned(), "b".to_owned()), ("t".to_owned(), "a".to_owned())];
         assert_eq!(subscriptions.leave("1"), gone);
         assert_eq!(subscriptions.leave("2"), [("s".to_owned(), "a".to_owned())]);
-        assert!(subscriptions.servers.is_empty() && subscriptions.sessions.is_empty());
+        assert!(subscriptions.servers.is_empty() && subscriptions.clients.is_empty());
     }
 
     /// Finds the same subscriptions as a comparison with each of them.
@@ -362,15 +366,15 @@ mod tests {
         let mut subscriptions = Subscriptions::default();
         let uri = |number: usize| format!("file:///{number}");
         for number in 0..20_000 {
-            let session = (number % 1000).to_string();
-            assert_eq!(subscriptions.count(&session), number / 1000);
+            let session = number % 1000;
+            assert_eq!(subscriptions.count(session), number / 1000);
             let asked = Some(number as u64);
-            subscriptions.add("s", &uri(number), Subscriber { asked, ..who(&session, &uri(number)) });
-            subscriptions.settle("s", &session, number as u64, true);
+            subscriptions.add("s", &uri(number), Subscriber { asked, ..who(session, &uri(number)) });
+            subscriptions.settle("s", session, number as u64, true);
             assert_eq!(subscriptions.of_update("s", &uri(number)).len(), 1);
         }
         for session in 0..1000 {
-            assert_eq!(subscriptions.leave(&session.to_string()).len(), 20);
+            assert_eq!(subscriptions.leave(session).len(), 20);
         }
         assert!(subscriptions.is_empty());
     }

@@ -62,6 +62,7 @@ mod sizes;
 mod soak;
 mod stalled_links;
 mod stateless_calls;
+mod stateless_listens;
 mod stderr;
 mod streamable;
 mod supervision;

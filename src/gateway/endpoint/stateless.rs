@@ -4,7 +4,10 @@
 
 use std::{collections::VecDeque, io, sync::Arc, time::Instant};
 
-use super::post::{Form, Gathered, gather, leave_answers, names_events};
+use super::{
+    listen::Listen,
+    post::{Form, Gathered, gather, leave_answers, names_events},
+};
 use crate::{
     gateway::{
         event_stream,
@@ -51,6 +54,8 @@ pub enum Begun {
     Refused(Response),
     /// A request without a session, which was given to the hub.
     Call(StatelessCall),
+    /// It is a listen of such a client.
+    Listen(Listen),
 }
 
 /// Starts the request in a POST, if it is one of the stateless protocol. `read` is its parsed body.
@@ -65,6 +70,15 @@ pub fn begin(exchange: &Exchange<'_>, scope: &Scope, read: Result<&Message<'_>, 
         (PostRoute::Refuse(why), _) => return Begun::Refused(rejected(id, &why)),
     };
     match check(exchange, message, version) {
+        Ok((params, _)) if message.method() == "subscriptions/listen" => {
+            match Listen::begin(exchange, scope, (message, &params)) {
+                Ok(listen) => Begun::Listen(listen),
+                Err(why) => {
+                    let status = status_code(status::status(Some(why.code)));
+                    Begun::Refused(Response::new(status).json(why.response(id)))
+                }
+            }
+        }
         Ok(parsed) => Begun::Call(StatelessCall::begin(exchange, scope, (message, parsed.0, parsed.1))),
         Err(response) => Begun::Refused(response),
     }

@@ -75,7 +75,7 @@ async fn tables(gateway: &Gateway, calls: usize) -> String {
         (limiter.len(), limiter.addresses())
     };
     let (sizes, clients) = gateway.enter(|hub, _| (hub.sizes(), hub.session_streams()));
-    let Sizes { servers, sessions, subscriptions, tasks } = sizes;
+    let Sizes { servers, sessions, subscriptions, listens, tasks } = sizes;
     let mut streams = 0;
     for chunk in clients.chunks(limits::YIELD_EVERY) {
         streams += chunk.iter().map(|client| client.open_streams()).sum::<usize>();
@@ -89,6 +89,7 @@ async fn tables(gateway: &Gateway, calls: usize) -> String {
         ("calls", calls),
         ("streams", streams),
         ("subscriptions", subscriptions),
+        ("listens", listens),
         ("tasks", tasks),
         ("addresses", addresses),
         ("bytes", gateway.budget.used()),

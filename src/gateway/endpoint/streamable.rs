@@ -9,6 +9,7 @@
 use std::{collections::VecDeque, io, ops::ControlFlow, sync::Arc, time::Instant};
 
 use super::{
+    listen::Listen,
     post::{Form, Gathered, accepts, bad_request, gather, is_response, leave_answers, names_events, refuse},
     stateless::{self, Begun, StatelessCall},
 };
@@ -120,6 +121,7 @@ async fn post(exchange: &mut Exchange<'_>, scope: Scope) -> io::Result<Option<Re
             }
         }
         Ok(Posted::Stateless(call)) => call.answer(exchange, form).await,
+        Ok(Posted::Listen(listen)) => listen.answer(exchange, form).await,
         Err(response) => Ok(Some(response)),
         Ok(Posted::Accepted) => Ok(Some(Response::new(StatusCode::Accepted))),
     }
@@ -133,6 +135,8 @@ enum Posted {
     Accepted,
     /// It is a request of a client without a session.
     Stateless(StatelessCall),
+    /// It is a listen of such a client.
+    Listen(Listen),
     /// It is an `initialize`. Its response arrives through `queue`.
     Begun { guard: SessionGuard, queue: Receiver<()>, responder: Arc<PostResponder> },
 }
@@ -156,6 +160,7 @@ fn take(exchange: &Exchange<'_>, scope: Scope) -> Result<Posted, Response> {
         Begun::Dropped => return Ok(Posted::Accepted),
         Begun::Refused(response) => return Err(response),
         Begun::Call(call) => return Ok(Posted::Stateless(call)),
+        Begun::Listen(listen) => return Ok(Posted::Listen(listen)),
     }
     let messages = match read {
         Ok(message) if message.method() == "initialize" && message.kind() == Kind::Request => {

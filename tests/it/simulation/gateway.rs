@@ -476,7 +476,7 @@ impl Gateway {
 
     /// Checks that nothing is left.
     pub fn check_empty(&self, net: &Net) {
-        let nothing = Sizes { servers: 0, sessions: 0, subscriptions: 0, tasks: 0 };
+        let nothing = Sizes { servers: 0, sessions: 0, subscriptions: 0, listens: 0, tasks: 0 };
         assert_eq!(self.shared.hub.borrow().sizes(), nothing);
         assert_eq!(self.shared.hub.borrow().deadline(), None);
         assert_eq!(self.shared.budget.used(), 0, "bytes are still charged");
