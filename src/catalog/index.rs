@@ -21,6 +21,7 @@ use crate::{
         exposed_name::{exposed, exposed_with_hash, is_hashed},
         listing::{ListItem, ListKind, rename},
         resource_links,
+        stateless::headers,
     },
     util,
 };
@@ -93,7 +94,11 @@ impl NameIndex {
             return Some(format!("{noun} {shown} is listed twice"));
         }
         let plain = &names[0];
-        let listed = item.under(plain);
+        let listed = match self.kind {
+            // Marks are for clients of the server's own endpoint.
+            ListKind::Tool => headers::without_marks(&item.under(plain)).into_owned(),
+            _ => item.under(plain),
+        };
         let links = resource_links::may_link_description(&listed);
         let entry = IndexEntry { server: Some(server), key: item.key.clone(), listed, links };
         let exposed = self.place(entry, &names, 0);

@@ -28,6 +28,7 @@ use crate::{
     mcp::{
         listing::{ListItem, ListKind},
         resource_links,
+        stateless::headers::HeaderParams,
     },
     util,
 };
@@ -77,6 +78,8 @@ struct CatalogEntry<H> {
     /// Whether its link is lost and may come back.
     away: bool,
     offers: BTreeMap<ListKind, Vec<ListItem>>,
+    /// The parameters of its tools that clients repeat in header fields, by the name of the tool.
+    header_params: HashMap<String, Arc<HeaderParams>>,
     /// The times in [`TAKEOVER_WINDOW`] at which it took over its own link.
     takeovers: Vec<Instant>,
 }
@@ -189,7 +192,8 @@ impl<H: Clone> Catalog<H> {
         self.ids.insert((principal, id.clone()), key);
         self.names.insert(name.clone(), key);
         let (away, offers) = (false, BTreeMap::new());
-        let server = CatalogEntry { id, name, principal, handle, away, offers, takeovers };
+        let header_params = HashMap::new();
+        let server = CatalogEntry { id, name, principal, handle, away, offers, header_params, takeovers };
         self.servers.insert(key, server);
         Ok(replaced)
     }
@@ -298,8 +302,20 @@ impl<H: Clone> Catalog<H> {
         if kind == ListKind::Template {
             self.templates.set(key, items.iter().map(|item| item.key.as_str()));
         }
+        if kind == ListKind::Tool {
+            let params = items.iter().map(|tool| (tool, HeaderParams::read(tool.raw())));
+            let marked = params.filter(|(_, params)| !params.is_empty());
+            server.header_params =
+                marked.map(|(tool, params)| (tool.key.clone(), Arc::new(params))).collect();
+        }
         server.offers.insert(kind, items);
         Some(warnings)
+    }
+
+    /// Returns the parameters of a tool that clients of the server's own endpoint repeat in header
+    /// fields, if it has such.
+    pub fn header_params(&self, key: UpstreamKey, tool: &str) -> Option<Arc<HeaderParams>> {
+        self.servers.get(&key)?.header_params.get(tool).cloned()
     }
 
     /// Finds a tool or a prompt by its exposed name. For an unknown name that is an older form of

@@ -32,7 +32,7 @@ use crate::{
     limits::{LOG_GROUPS, StatelessLimits},
     mcp::{
         discovery::error_text,
-        stateless::{Envelope, Params, listen as messages},
+        stateless::{Envelope, Params, headers::Header, listen as messages},
     },
     metrics::Stats,
     session::ListenKey,
@@ -124,19 +124,23 @@ fn request(
 }
 
 /// Handles a request of a stateless client, which gets exactly one response. Returns the pending
-/// call, for [`Hub::cancel_stateless`], or `None` if it is answered.
-pub fn stateless(
+/// call, for [`Hub::cancel_stateless`], or `None` if it is answered. `field`: returns a header field
+/// of the request.
+pub fn stateless<'h>(
     hub: &impl Enter,
     sender: Sender<'_>,
     parsed: (&Message<'_>, Params, Envelope<'_>),
+    field: &dyn Fn(&str) -> Header<'h>,
     limits: &StatelessLimits,
 ) -> Option<(InstanceKey, u64)> {
     let (message, id) = (parsed.0, parsed.0.id().unwrap_or_default());
     log::debug!("stateless request: {}", show(message.method()));
     sender.responder.begin();
-    let sealing = hub.enter(|hub, _| hub.sealing());
+    let (sealing, marked) = hub.enter(|hub, _| hub.checks(sender.scope, message, &parsed.1));
+    let checked = marked.map_or(Ok(()), |marked| marked.check(message, &parsed.1, field));
     let request = StatelessRequest::read(parsed, &sender, &sealing, limits);
-    let outcome = hub.enter(|hub, fx| hub.call_stateless(sender, &request, fx));
+    let outcome = checked.map_err(Refused::Header);
+    let outcome = outcome.and_then(|()| hub.enter(|hub, fx| hub.call_stateless(sender, &request, fx)));
     let refused = match outcome {
         Ok(StatelessOutcome::Now(result)) => {
             sender.responder.finish(jsonrpc::result(id, &result), hub.stats());

@@ -23,8 +23,9 @@ use crate::{
         Era,
         listing::ListKind,
         stateless::{
-            Envelope, Params,
+            Envelope, Params, Rejection,
             discover::{self, Offer},
+            headers::HeaderParams,
             result::{Cache, own_result},
         },
     },
@@ -117,6 +118,8 @@ pub enum Refused {
     Call(CallError),
     /// Its `requestState` is refused.
     State(StateError),
+    /// Its header fields differ from its body.
+    Header(Rejection),
     /// It is a listen, and refused.
     Listen(ListenRefused),
 }
@@ -133,15 +136,27 @@ impl Refused {
         match self {
             Self::Call(why) => modern_error(why),
             Self::State(why) => state_error(*why),
+            Self::Header(why) => why.rpc(),
             Self::Listen(why) => listen_error(*why),
         }
     }
 }
 
 impl Hub {
-    /// Returns the key that seals each `requestState` in this run.
-    pub fn sealing(&self) -> Sealing {
-        self.config.sealing.clone()
+    /// Returns the key that seals each `requestState` in this run, and the parameters of the tool that
+    /// clients repeat in header fields, if a request at a server's own endpoint calls one with such.
+    pub fn checks(
+        &self,
+        scope: &Scope,
+        message: &Message<'_>,
+        params: &Params,
+    ) -> (Sealing, Option<Arc<HeaderParams>>) {
+        let tool = params.name.as_ref().filter(|_| message.method() == "tools/call");
+        let server = scope.server().and_then(|name| self.catalog.server(name));
+        let marked = server.zip(tool).and_then(|(server, tool)| {
+            self.catalog.header_params(server, &unquote(&message.text()[tool.clone()])?)
+        });
+        (self.config.sealing.clone(), marked)
     }
 
     /// Handles a stateless request.

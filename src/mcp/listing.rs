@@ -133,6 +133,11 @@ impl ListItem {
         format!("{before}{}{after}", jsonrpc::quote(exposed))
     }
 
+    /// Returns the whole item, as raw JSON.
+    pub fn raw(&self) -> &str {
+        &self.raw
+    }
+
     /// Returns a short hash of the whole item, for the log.
     pub fn hash(&self) -> u32 {
         exposed_name::short_hash(self.raw.bytes())

@@ -359,3 +359,39 @@ fn a_legacy_server_serves_stateless_clients() {
         assert_eq!((unknown.status, &value(&unknown.body)["error"]["code"]), (404, &json!(-32601)));
     }
 }
+
+#[test]
+fn marked_parameters_are_compared_with_their_header_fields() {
+    let gateway = Gateway::start(&[]);
+    let schema = r#"'{"type":"object","properties":{"text":{"type":"string","x-mcp-header":"Text"}}}'"#;
+    let server = ["--era", "modern", "--tool", "routed", "--schema", "routed", schema];
+    let _edge = gateway.edge_with("s", &server, &["--era", "modern"]);
+    let client = Client::new(&gateway, "/servers/s/mcp");
+    let call = |client: &Client, tool: &str, text: &str, fields: &[&str]| {
+        let params = json!({"name": tool, "arguments": {"text": text}});
+        let mut lines = Client::headers("tools/call", &params);
+        lines.extend(fields.iter().map(ToString::to_string));
+        let answer = client.send_as(&lines, &client.body(1, "tools/call", &params)).answer();
+        (answer.status, value(&answer.body)["error"]["code"].as_i64())
+    };
+    for (text, fields, expected) in [
+        ("a", &["Mcp-Param-Text: a"][..], (200, None)),
+        ("ä", &["Mcp-Param-Text: =?base64?w6Q=?="], (200, None)),
+        ("a", &["Mcp-Param-Text: b"], (400, Some(-32020))),
+        ("a", &[], (400, Some(-32020))),
+        ("a", &["Mcp-Param-Text: a", "Mcp-Param-Text: a"], (400, Some(-32020))),
+        ("a", &["mcp-param-text: a", "Mcp-Param-Other: b"], (200, None)),
+    ] {
+        assert_eq!(call(&client, "routed", text, fields), expected, "{text} {fields:?}");
+    }
+    assert_eq!(call(&client, "echo", "a", &["Mcp-Param-Text: b"]), (200, None));
+    let listed = |client: &Client| {
+        let tools = client.ask("tools/list", &json!({}));
+        tools["result"]["tools"].to_string().contains("x-mcp-header")
+    };
+    assert!(listed(&client));
+    // Of all servers, tools have other names and no marks.
+    let every = Client::new(&gateway, "/mcp");
+    assert!(!listed(&every));
+    assert_eq!(call(&every, "s_routed", "a", &[]), (200, None));
+}

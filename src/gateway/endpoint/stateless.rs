@@ -24,7 +24,7 @@ use crate::{
         session::Scope,
         stateless::Sender,
     },
-    jsonrpc::{Malformed, Message},
+    jsonrpc::{HEADER_MISMATCH, Malformed, Message},
     limits,
     mcp::stateless::{
         Envelope, Params, PostRoute, Rejection,
@@ -156,7 +156,9 @@ impl StatelessCall {
         let responder = Arc::new(PostResponder::new(sender, 1, max, &gateway.running));
         let answered: Arc<dyn Responder> = responder.clone();
         let sender = Sender { now: Instant::now(), principal, scope, responder: &answered };
-        let call = entry::stateless(&**gateway, sender, parsed, &gateway.config.limits.stateless);
+        let request = exchange.request;
+        let field = |name: &str| Header::read(request.fields(name));
+        let call = entry::stateless(&**gateway, sender, parsed, &field, &gateway.config.limits.stateless);
         Self { queue, responder, _guard: CancelGuard { gateway: gateway.clone(), call } }
     }
 
@@ -187,7 +189,11 @@ impl StatelessCall {
         if plain && messages.len() == 1 {
             let body = messages.pop_front().unwrap_or_default();
             exchange.keep_charged(self.queue);
-            let status = status_code(status::status(self.responder.error()));
+            let status = match self.responder.error() {
+                // Of the gateway: that of a server is relayed as an internal error.
+                Some(HEADER_MISMATCH) => StatusCode::BadRequest,
+                error => status_code(status::status(error)),
+            };
             return Ok(Some(Response::new(status).json(body)));
         }
         exchange.start_stream(event_stream::head());
