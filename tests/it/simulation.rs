@@ -314,7 +314,8 @@ fn limits(random: &mut Random, gentle: bool) -> Limits {
         queue_messages: if gentle { 256 } else { 2 + random.below(12) },
         ..LinkLimits::default()
     };
-    let session = SessionLimits { in_flight: 2 + random.below(4), ..SessionLimits::default() };
+    let session =
+        SessionLimits { in_flight: 2 + random.below(4), subscriptions: 3, ..SessionLimits::default() };
     let child = ChildLimits {
         restart_base: Duration::from_millis(800),
         restart_cap: Duration::from_secs(3),
@@ -382,7 +383,9 @@ impl World {
             self.check();
         }
         let mut history = self.gateway.histories();
-        let lost = |line: &str| line.contains("\"code\":-32603,") && line.contains("disconnected");
+        let lost = |line: &str| {
+            line.contains("\"code\":-32603,") && line.contains("disconnected") && !line.contains("timed out")
+        };
         let failed = history.iter().any(|history| history.lines().any(lost));
         assert!(!self.gentle || !failed, "a call is lost although nothing but lines was");
         history.extend(
@@ -714,19 +717,23 @@ fn every_call_is_answered_once_and_to_its_caller() {
     for (place, sight) in SIGHTS.iter().enumerate() {
         let count: u64 = seen.iter().map(|seen| seen[place]).sum();
         println!("{count:>8}  {sight}");
-        assert!(count > seeds / 10, "the world is too quiet: {sight} came {count} times in {seeds} seeds");
+        let least = if *sight == NO_TASK { seeds / 2000 } else { seeds / 10 + 1 };
+        assert!(count >= least, "the world is too quiet: {sight} came {count} times in {seeds} seeds");
     }
 }
 
 /// Part of the error for a response that the gateway would not accept.
 const TOO_LARGE: &str = "the gateway accepts at most";
 
+/// Part of the gateway's error for a task that belongs to another principal. It is rare.
+const NO_TASK: &str = "\"task not found\"";
+
 /// A line for each new child whose tools the gateway listed because it was told to.
 const RELISTED: &str = "a new child is listed";
 
 /// Parts of messages that clients must receive, and other events, which must happen often enough
 /// for the checks to be meaningful.
-const SIGHTS: [&str; 14] = [
+const SIGHTS: [&str; 18] = [
     "\"result\":{\"nonce\"",
     "\"code\":7,",
     "\"code\":-32000,",
@@ -740,6 +747,10 @@ const SIGHTS: [&str; 14] = [
     "unknown tool",
     "notifications/progress",
     "list_changed",
+    "resources/updated",
+    "notifications/message",
+    NO_TASK,
+    "the session ended",
     RELISTED,
 ];
 

@@ -12,6 +12,19 @@ use super::{Random, padding};
 /// The tools of every server.
 pub const TOOLS: [&str; 2] = ["echo", "slow"];
 
+/// The number of resources of a server that has any.
+pub const RESOURCES: usize = 3;
+
+/// Whether the server of a place has resources, log messages and tasks.
+pub fn has_more(place: usize) -> bool {
+    place % 2 == 1
+}
+
+/// Returns the server's own URI of a resource.
+pub fn uri(place: usize, number: usize) -> String {
+    format!("r:{place}/{number}")
+}
+
 /// The error code for a request before `notifications/initialized`.
 pub const EARLY: i64 = 8;
 
@@ -41,6 +54,10 @@ pub struct Child {
     pub open: BTreeSet<String>,
     /// Ids of answered requests; later messages about them are late.
     answered: Vec<String>,
+    /// Ids of cancelled requests.
+    cancelled: HashSet<String>,
+    /// The nonce of the call that has begun each task; the task's number is its place here.
+    tasks: Vec<String>,
 }
 
 /// Lines to write, with their delays.
@@ -58,6 +75,8 @@ impl Child {
             ended: false,
             open: BTreeSet::new(),
             answered: Vec::new(),
+            cancelled: HashSet::new(),
+            tasks: Vec::new(),
         }
     }
 
@@ -91,13 +110,15 @@ impl Child {
         self.told |= message.method() == "notifications/initialized";
         if message.method() == "notifications/cancelled" {
             let id = message.param(&["requestId"]).unwrap().expect("a cancellation names its request");
-            self.open.remove(&line[id]);
+            self.open.remove(&line[id.clone()]);
+            self.cancelled.insert(line[id].to_owned());
         }
         if message.kind() != Kind::Request {
             return Vec::new();
         }
         let id = message.id().unwrap_or_default().to_owned();
         assert!(self.seen.insert(id.clone()), "the child of box {} gets id {id} twice", self.place);
+        assert!(!self.cancelled.contains(&id), "box {}: {line} was cancelled before", self.place);
         if message.method() != "initialize" {
             self.open.insert(id.clone());
         }
@@ -110,6 +131,17 @@ impl Child {
             "initialize" => self.initialize(&id, random),
             "tools/list" => vec![(random.millis(0, 300), jsonrpc::result(&id, &listing()))],
             "tools/call" => self.call(&id, &message, random),
+            "resources/list" => vec![(random.millis(0, 300), jsonrpc::result(&id, &self.resources()))],
+            "resources/templates/list" => vec![(Duration::ZERO, jsonrpc::result(&id, NO_TEMPLATES))],
+            "resources/subscribe" | "resources/unsubscribe" | "resources/read" | "logging/setLevel" => {
+                let mut lines = vec![(random.millis(0, 900), echo(&id, &message, random.chance(25)))];
+                if message.method() == "resources/subscribe" {
+                    // Even if it has refused.
+                    lines.extend((0..2).map(|_| (random.millis(0, 5000), self.updated(random))));
+                }
+                lines
+            }
+            "tasks/get" => vec![(random.millis(0, 900), self.task(&id, &message))],
             other => panic!("the child is asked {other}"),
         };
         self.babble(&mut lines, random);
@@ -118,8 +150,34 @@ impl Child {
 
     fn initialize(&mut self, id: &str, random: &mut Random) -> Lines {
         assert!(!std::mem::replace(&mut self.initialized, true), "a child is initialized twice");
-        let result = r#"{"protocolVersion":"2025-06-18","capabilities":{"tools":{}},"serverInfo":{}}"#;
-        vec![(random.millis(0, 2000), jsonrpc::result(id, result))]
+        let more = if has_more(self.place) { MORE } else { "" };
+        let result = format!(
+            "{{{INITIALIZED}:\"2025-06-18\",\"capabilities\":{{\"tools\":{{}}{more}}},\"serverInfo\":{{}}}}"
+        );
+        vec![(random.millis(0, 2000), jsonrpc::result(id, &result))]
+    }
+
+    fn resources(&self) -> String {
+        let item = |number| format!("{{\"uri\":\"{}\",\"name\":\"n\"}}", uri(self.place, number));
+        let items: Vec<String> = (0..RESOURCES).map(item).collect();
+        format!("{{\"resources\":[{}]}}", items.join(","))
+    }
+
+    /// Returns the notification that a resource was updated.
+    fn updated(&self, random: &mut Random) -> String {
+        let below = if random.chance(30) { "/x" } else { "" };
+        let params = format!("{{\"uri\":\"{}{below}\"}}", uri(self.place, random.below(RESOURCES)));
+        jsonrpc::notification("notifications/resources/updated", Some(&params))
+    }
+
+    fn task(&self, id: &str, message: &Message<'_>) -> String {
+        let span = message.param(&["taskId"]).unwrap().expect("a task is named");
+        let name = unquote(&message.text()[span]).unwrap().into_owned();
+        let number = name.strip_prefix('t').and_then(|number| number.parse::<usize>().ok());
+        match number.and_then(|number| self.tasks.get(number)) {
+            Some(nonce) => jsonrpc::result(id, &format!("{{\"taskId\":\"{name}\",\"nonce\":{nonce}}}")),
+            None => jsonrpc::error(id, jsonrpc::INVALID_PARAMS, "task not found: the server has none"),
+        }
     }
 
     fn call(&mut self, id: &str, message: &Message<'_>, random: &mut Random) -> Lines {
@@ -140,12 +198,12 @@ impl Child {
         if random.chance(90) {
             let answer = if random.chance(5) && self.is_large {
                 jsonrpc::result(id, &format!("{{\"nonce\":{nonce},\"x\":\"{}\"}}", padding()))
-            } else if random.chance(90) {
-                jsonrpc::result(id, &format!("{{\"nonce\":{nonce}}}"))
+            } else if part(&["task"]).is_some() {
+                self.tasks.push(nonce.to_owned());
+                let task = format!("{{\"taskId\":\"t{}\"}}", self.tasks.len() - 1);
+                jsonrpc::result(id, &format!("{{\"task\":{task},\"nonce\":{nonce}}}"))
             } else {
-                format!(
-                    "{{\"error\":{{\"code\":7,\"message\":\"no\",\"data\":{nonce}}},\"jsonrpc\":\"2.0\",\"id\":{id}}}"
-                )
+                echo(id, message, random.chance(10))
             };
             self.answered.push(id.to_owned());
             if random.chance(20) {
@@ -158,7 +216,14 @@ impl Child {
 
     /// Adds unsolicited output that belongs to no request.
     fn babble(&mut self, lines: &mut Lines, random: &mut Random) {
+        let more = has_more(self.place);
         let unasked = match random.below(28) {
+            12..16 if more => self.updated(random),
+            16..23 if more => {
+                let level = LEVELS[random.below(LEVELS.len())];
+                let params = format!("{{\"level\":\"{level}\",\"data\":1}}");
+                jsonrpc::notification("notifications/message", Some(&params))
+            }
             0 => "Listening on port 3".to_owned(),
             1 => jsonrpc::result("1000000", "{\"nonce\":-1}"),
             2 => jsonrpc::result("0", "{\"nonce\":-1}"),
@@ -177,6 +242,27 @@ impl Child {
         };
         lines.push((random.millis(0, 2000), unasked));
     }
+}
+
+/// The log levels in use, from the lowest on.
+pub const LEVELS: [&str; 3] = ["debug", "info", "error"];
+
+/// More capabilities, of a server that has more than tools.
+const MORE: &str = ",\"resources\":{\"subscribe\":true},\"logging\":{},\"tasks\":{}";
+
+const NO_TEMPLATES: &str = "{\"resourceTemplates\":[]}";
+
+/// Returns the response to a request, with its nonce if it has one: a result, or if `refuses`, an
+/// error.
+fn echo(id: &str, message: &Message<'_>, refuses: bool) -> String {
+    let find = |path: &[&str]| message.param(path).unwrap().map(|span| &message.text()[span]);
+    let nonce = find(&["nonce"]).or_else(|| find(&["arguments", "nonce"])).unwrap_or("-1");
+    if refuses {
+        return format!(
+            "{{\"error\":{{\"code\":7,\"message\":\"no\",\"data\":{nonce}}},\"jsonrpc\":\"2.0\",\"id\":{id}}}"
+        );
+    }
+    jsonrpc::result(id, &format!("{{\"nonce\":{nonce}}}"))
 }
 
 fn progress(token: &str, nonce: &str) -> String {

@@ -11,7 +11,7 @@ use std::{
 
 use mcpport::{
     auth::Principal,
-    hub::{entry, key::SessionKey, session::Scope},
+    hub::{entry, key::SessionKey, request::ResourceMethod, session::Scope},
     jsonrpc::{self, Kind, Message, find},
 };
 
@@ -56,7 +56,24 @@ pub enum Ask {
         tool: String,
         length: Length,
         progress: bool,
+        task: bool,
     },
+    /// A method about a resource.
+    Resource(ResourceMethod, Resource),
+    /// The log level with this number.
+    Level(usize),
+    /// The task of this name.
+    Task(String),
+}
+
+/// A resource: the place of its server, and its number there.
+pub type ResourceId = (usize, usize);
+
+/// A resource under one of its URIs.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Resource {
+    pub id: ResourceId,
+    pub uri: String,
 }
 
 /// The length of a call.
@@ -72,6 +89,10 @@ pub enum Length {
 /// A request without a response so far.
 pub struct Waiting {
     ask: Ask,
+    /// The number of its POST, or one that it would have.
+    number: u64,
+    /// The subscriptions that it ends.
+    over: BTreeMap<Resource, Subscription>,
     /// A value that only appears in the call's own answer and progress.
     nonce: String,
     /// Raw progress token; empty if the call requests no progress.
@@ -86,14 +107,27 @@ pub struct Waiting {
     cancelled: bool,
 }
 
+/// A subscription.
+#[derive(Debug)]
+enum Subscription {
+    /// The request of this number waits for its response.
+    Asked(u64),
+    /// Granted, or the response was lost.
+    Held,
+}
+
 /// What is to be done after a client has read something.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Next {
     Nothing,
     /// The session is initialized.
     Initialized,
     /// It could not be initialized.
     Refused,
+    /// The call with this nonce has begun a task.
+    Begun(String),
+    /// The task of the call with this nonce was shown.
+    Shown(String),
 }
 
 pub struct Client {
@@ -119,6 +153,9 @@ pub struct Client {
     pub tools: BTreeSet<String>,
     /// The list may have changed.
     pub stale: bool,
+    subscriptions: BTreeMap<Resource, Subscription>,
+    /// The log level that it has set.
+    level: Option<usize>,
     /// Log of all events, for comparing two runs.
     pub history: String,
     next: u64,
@@ -140,6 +177,8 @@ impl Client {
             plans: 0,
             tools: BTreeSet::new(),
             stale: true,
+            subscriptions: BTreeMap::new(),
+            level: None,
             history: String::new(),
             next: 0,
         }
@@ -160,8 +199,9 @@ impl Client {
     }
 
     fn forget_session(&mut self) {
-        (self.session, self.initialized, self.stale) = (None, false, true);
+        (self.session, self.initialized, self.stale, self.level) = (None, false, true, None);
         self.tools.clear();
+        self.subscriptions.clear();
     }
 
     pub fn is_done(&self) -> bool {
@@ -193,33 +233,15 @@ impl Client {
             _ => String::new(),
         };
         let nonce = format!("{}{count:03}", self.place + 1);
-        let (method, params) = match &ask {
-            Ask::Initialize => (
-                "initialize",
-                r#"{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"c"}}"#.to_owned(),
-            ),
-            Ask::Tools => ("tools/list", "{}".into()),
-            Ask::Call { tool, length, progress } => {
-                let meta = if *progress {
-                    format!("\"_meta\":{{\"progressToken\":{token}}},")
-                } else {
-                    String::new()
-                };
-                let more = match length {
-                    Length::Short => String::new(),
-                    Length::Long => format!(",\"x\":\"{}\"", &padding()[..LONG]),
-                    Length::TooLong => format!(",\"x\":\"{}\"", padding()),
-                };
-                let params =
-                    format!("{{{meta}\"arguments\":{{\"nonce\":{nonce}{more}}},\"name\":\"{tool}\"}}");
-                ("tools/call", params)
-            }
-        };
+        let (method, params) = params(&ask, &nonce, &token);
         let text = jsonrpc::request(&id, method, &params);
+        let over = self.record(&ask, number);
         let responder = session.responder(number);
         let stream = if self.legacy { session.number } else { number };
         let waiting = Waiting {
             ask,
+            number,
+            over,
             nonce,
             token,
             session: session.number,
@@ -255,6 +277,11 @@ impl Client {
         }
     }
 
+    /// Adds a message to the log of all events, with its end left out if it is long.
+    fn note(&mut self, text: &str) {
+        let _ = writeln!(self.history, "{} {}", &text[..text.len().min(150)], text.len());
+    }
+
     /// Handles what it receives. `alive`: the session still exists.
     pub fn read(&mut self, now: Instant, delivery: Delivery, alive: bool) -> Next {
         let present = self.session.as_ref().is_some_and(|session| session.number == delivery.session);
@@ -288,26 +315,107 @@ impl Client {
     fn response(&mut self, text: &str, stream: u64, alive: bool) -> Next {
         let message = Message::read(text).expect("clients get messages");
         assert_eq!(message.kind(), Kind::Response, "{text}");
-        let _ = writeln!(self.history, "{text}");
+        self.note(text);
         let waiting = self.open.remove(&(stream, message.id().unwrap_or_default().to_owned()));
         let waiting = waiting.unwrap_or_else(|| panic!("client {}: stray {text}", self.place));
         if let Some(error) = message.error() {
             check_error(error, &waiting, &self.scope, alive);
-            return if matches!(waiting.ask, Ask::Initialize) { Next::Refused } else { Next::Nothing };
+            let next = if matches!(waiting.ask, Ask::Initialize) { Next::Refused } else { Next::Nothing };
+            self.refused(waiting, error);
+            return next;
         }
-        let result = message.result().unwrap_or_default();
+        self.result(message.result().unwrap_or_default(), waiting, alive)
+    }
+
+    fn result(&mut self, result: &str, waiting: Waiting, alive: bool) -> Next {
+        let own = format!("\"nonce\":{}}}", waiting.nonce);
         match &waiting.ask {
             Ask::Initialize => {
-                assert!(result.contains("\"protocolVersion\""), "{text}");
+                assert!(result.contains("\"protocolVersion\""), "{result}");
                 return Next::Initialized;
             }
             Ask::Tools => self.listed(result),
-            Ask::Call { length, .. } => {
+            Ask::Call { length, task, .. } => {
                 assert!(*length != Length::TooLong, "no edge accepts it");
-                assert_eq!(result, format!("{{\"nonce\":{}}}", waiting.nonce), "somebody else's answer");
+                assert!(result.ends_with(&own), "somebody else's answer: {result}");
+                assert!(*task || result == format!("{{{own}"), "{result}");
+                if *task && alive {
+                    return Next::Begun(waiting.nonce);
+                }
+            }
+            Ask::Resource(method, resource) => {
+                // The gateway answers some requests to unsubscribe itself.
+                let by_gateway = *method == ResourceMethod::Unsubscribe && result == "{}";
+                assert!(by_gateway || result == format!("{{{own}"), "somebody else's answer: {result}");
+                if let Some(subscription) = self.asked(resource, waiting.number) {
+                    *subscription = Subscription::Held;
+                }
+            }
+            Ask::Level(level) if alive => self.level = Some(*level),
+            Ask::Level(_) => {}
+            Ask::Task(id) => {
+                let nonce = find(result, 0..result.len(), &["nonce"]).unwrap().expect("the child's answer");
+                assert!(result.starts_with(&format!("{{\"taskId\":\"{id}\"")), "{result}");
+                return Next::Shown(result[nonce].to_owned());
             }
         }
         Next::Nothing
+    }
+
+    /// Records a request about a resource. What follows is in the tables at once. Returns the
+    /// subscriptions that are over.
+    fn record(&mut self, ask: &Ask, number: u64) -> BTreeMap<Resource, Subscription> {
+        match ask {
+            Ask::Resource(ResourceMethod::Subscribe, resource) => {
+                self.subscriptions.entry(resource.clone()).or_insert(Subscription::Asked(number));
+            }
+            Ask::Resource(ResourceMethod::Unsubscribe, resource) => {
+                let all = std::mem::take(&mut self.subscriptions).into_iter();
+                let (over, rest) = all.partition(|(other, _)| other.id == resource.id);
+                self.subscriptions = rest;
+                return over;
+            }
+            _ => {}
+        }
+        BTreeMap::new()
+    }
+
+    /// Records that a request about a resource has failed. If its server is gone or slow, or if the
+    /// client has cancelled it, the subscription stays.
+    fn refused(&mut self, mut waiting: Waiting, error: &str) {
+        if ["no such resource", "is not connected"].iter().any(|text| error.contains(text)) {
+            self.subscriptions.append(&mut waiting.over);
+        }
+        let Ask::Resource(ResourceMethod::Subscribe, resource) = &waiting.ask else { return };
+        let stays = ["disconnected: ", "did not respond within", "\"cancelled\""];
+        let stays = stays.iter().any(|text| error.contains(text));
+        match self.asked(resource, waiting.number) {
+            Some(subscription) if stays => *subscription = Subscription::Held,
+            Some(_) => drop(self.subscriptions.remove(resource)),
+            None => {}
+        }
+    }
+
+    /// Returns the subscription that the request with this number asked for, until it is answered.
+    fn asked(&mut self, resource: &Resource, number: u64) -> Option<&mut Subscription> {
+        let is_it = |subscription: &&mut Subscription| matches!(subscription, Subscription::Asked(asked) if *asked == number);
+        self.subscriptions.get_mut(resource).filter(is_it)
+    }
+
+    /// Returns whether it has seen the tools of a server in the list of all.
+    pub fn has_seen(&self, server: usize) -> bool {
+        let name = child::name(server);
+        self.tools.iter().any(|tool| tool.strip_prefix(&name).is_some_and(|rest| rest.starts_with('_')))
+    }
+
+    /// Returns whether a request to subscribe to a resource waits for its response.
+    pub fn is_subscribing(&self, resource: &Resource) -> bool {
+        matches!(self.subscriptions.get(resource), Some(Subscription::Asked(_)))
+    }
+
+    /// Returns the resources that it is subscribed to.
+    pub fn resources(&self) -> impl Iterator<Item = ResourceId> {
+        self.subscriptions.keys().map(|resource| resource.id)
     }
 
     fn listed(&mut self, result: &str) {
@@ -322,7 +430,7 @@ impl Client {
     fn message(&mut self, now: Instant, text: &str, stream: u64) {
         assert!(!self.left, "client {} is gone and gets {text}", self.place);
         let message = Message::read(text).expect("clients get messages");
-        let _ = writeln!(self.history, "{text}");
+        self.note(text);
         match (message.kind(), message.method()) {
             (Kind::Notification, "notifications/progress") => {
                 let part = |name| message.param(&[name]).unwrap().map(|span| &text[span]).unwrap();
@@ -334,7 +442,17 @@ impl Client {
                 waiting.due = waiting.due.max(now + waiting.timeout);
             }
             (Kind::Notification, method) if method.ends_with("/list_changed") => self.stale = true,
-            (Kind::Notification, "notifications/message") => {}
+            (Kind::Notification, "notifications/message") => {
+                let level = child::LEVELS.iter().position(|level| text.contains(&format!("\"{level}\"")));
+                assert!(self.level.is_some_and(|wanted| level >= Some(wanted)), "not asked for: {text}");
+            }
+            (Kind::Notification, "notifications/resources/updated") => {
+                let is_it = |resource: &Resource| {
+                    let rest = text.split(&format!("\"{}", resource.uri)).nth(1);
+                    rest.is_some_and(|rest| rest.starts_with(['"', '/']))
+                };
+                assert!(self.subscriptions.keys().any(is_it), "client {}: unwanted {text}", self.place);
+            }
             _ => panic!("client {}: unexpected {text}", self.place),
         }
     }
@@ -364,15 +482,56 @@ fn check_error(error: &str, waiting: &Waiting, scope: &Scope, alive: bool) {
         Some(jsonrpc::INVALID_REQUEST) if error.contains("the session has ended") => assert!(!alive),
         Some(jsonrpc::INVALID_REQUEST) => assert!(length == Length::TooLong, "it was not too large"),
         Some(jsonrpc::CANCELLED) => assert!(waiting.cancelled || !alive, "nobody cancelled it"),
-        Some(child::EARLY) => assert!(*scope != Scope::All, "sent before initialize"),
+        Some(child::EARLY) => {
+            let named = matches!(waiting.ask, Ask::Resource(..)) || *scope != Scope::All;
+            assert!(named, "sent before initialize");
+        }
         Some(7) => assert_eq!(part("data"), Some(waiting.nonce.as_str()), "somebody else's error"),
         Some(
             jsonrpc::BUSY
             | jsonrpc::DOWN
             | jsonrpc::TIMED_OUT
             | jsonrpc::INTERNAL_ERROR
-            | jsonrpc::INVALID_PARAMS,
+            | jsonrpc::INVALID_PARAMS
+            | jsonrpc::NO_RESOURCE
+            | jsonrpc::METHOD_NOT_FOUND,
         ) => {}
         _ => panic!("an error of nobody: {error}"),
+    }
+}
+
+/// Returns the method and the params of a request.
+fn params(ask: &Ask, nonce: &str, token: &str) -> (&'static str, String) {
+    match ask {
+        Ask::Initialize => (
+            "initialize",
+            r#"{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"c"}}"#.to_owned(),
+        ),
+        Ask::Tools => ("tools/list", "{}".into()),
+        Ask::Resource(method, resource) => {
+            let method = match method {
+                ResourceMethod::Read => "resources/read",
+                ResourceMethod::Subscribe => "resources/subscribe",
+                ResourceMethod::Unsubscribe => "resources/unsubscribe",
+            };
+            (method, format!("{{\"uri\":\"{}\",\"nonce\":{nonce}}}", resource.uri))
+        }
+        Ask::Level(level) => {
+            let level = child::LEVELS[*level];
+            ("logging/setLevel", format!("{{\"level\":\"{level}\",\"nonce\":{nonce}}}"))
+        }
+        Ask::Task(id) => ("tasks/get", format!("{{\"taskId\":\"{id}\"}}")),
+        Ask::Call { tool, length, progress, task } => {
+            let meta =
+                if *progress { format!("\"_meta\":{{\"progressToken\":{token}}},") } else { String::new() };
+            let more = match length {
+                Length::Short => String::new(),
+                Length::Long => format!(",\"x\":\"{}\"", &padding()[..LONG]),
+                Length::TooLong => format!(",\"x\":\"{}\"", padding()),
+            };
+            let task = if *task { ",\"task\":{}" } else { "" };
+            let arguments = format!("{{\"nonce\":{nonce}{more}}}");
+            ("tools/call", format!("{{{meta}\"arguments\":{arguments},\"name\":\"{tool}\"{task}}}"))
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
     sync::Arc,
     time::Instant,
@@ -17,6 +17,7 @@ use mcpport::{
         effect::Effects,
         entry::{self, Enter},
         peers::{Responder, Transport},
+        request::ResourceMethod,
         session::{NewSession, Scope},
         state::{Hub, HubConfig},
     },
@@ -29,7 +30,7 @@ use mcpport::{
 
 use super::{
     Random, child,
-    client::{Ask, Client, Length, Next, Session},
+    client::{Ask, Client, Length, Next, Resource, Session},
     line::Queue,
     peers::{Address, Delivered, Inbox, SimResponder, SimStream},
 };
@@ -51,6 +52,8 @@ pub struct Shared {
     /// Whether no server is removed while it has calls.
     gentle: bool,
     config: HubConfig,
+    /// Calls that have begun a task, as long as the hub must know its owner.
+    pub tasks: RefCell<BTreeSet<String>>,
     /// Whether the hub was entered since its tables were last checked.
     entered: Cell<bool>,
     /// The last number of a session or a POST.
@@ -119,6 +122,7 @@ impl Shared {
             servers,
             gentle,
             config,
+            tasks: RefCell::default(),
             entered: Cell::new(false),
             number: Cell::new(0),
         }
@@ -129,6 +133,7 @@ impl Shared {
         self.hub.replace(Hub::new(self.config.clone(), self.tokens.clone(), self.stats.clone()));
         self.clients.borrow_mut().iter_mut().for_each(Client::begin_again);
         self.inbox.take();
+        self.tasks.take();
         self.queues.borrow_mut().clear();
     }
 
@@ -206,6 +211,8 @@ impl Shared {
             _ if !initialized && !busy => self.ask(entry, place, Ask::Initialize),
             _ if !initialized => {}
             20..30 | 90.. if stale => self.ask(entry, place, Ask::Tools),
+            // No seams: what the client expects of these is in the tables at once.
+            30..45 => self.more(&self.quiet(entry.now), place),
             _ => self.call(entry, place),
         }
     }
@@ -242,7 +249,7 @@ impl Shared {
         let number = self.number();
         let timeout = match &ask {
             Ask::Initialize | Ask::Call { .. } => self.config.timeout_run_tool,
-            Ask::Tools => self.config.timeout_rpc,
+            Ask::Tools | Ask::Resource(..) | Ask::Level(_) | Ask::Task(_) => self.config.timeout_rpc,
         };
         let Some((session, text, responder)) = ({
             let client = &mut self.clients.borrow_mut()[place];
@@ -282,7 +289,50 @@ impl Shared {
                 1 => Length::Long,
                 _ => Length::Short,
             };
-            Ask::Call { tool, length, progress: self.chance(80) }
+            let may_begin =
+                |place| child::has_more(place) && client.scope.server() == Some(&child::name(place));
+            let task = (0..self.servers).any(may_begin) && self.chance(60);
+            Ask::Call { tool, length, progress: self.chance(80), task }
+        };
+        self.ask(entry, place, ask);
+    }
+
+    /// Does something with a resource, the log level or a task.
+    fn more(&self, entry: &Entry<'_>, place: usize) {
+        let scope = self.clients.borrow()[place].scope.clone();
+        let server = match &scope {
+            Scope::All => self.below(self.servers),
+            Scope::Server(name) => (0..self.servers).find(|place| child::name(*place) == *name).unwrap_or(0),
+        };
+        let kinds = if scope == Scope::All { 8 } else { 16 };
+        let ask = match self.below(kinds) {
+            0 | 1 => Ask::Level(self.below(child::LEVELS.len())),
+            8.. => Ask::Task(format!("t{}", self.below(3))),
+            method => {
+                let number = self.below(child::RESOURCES);
+                let mut uri = child::uri(server, number);
+                // A URI that is not listed, or that names a server which is not connected, may go to
+                // the only server that ever had resources.
+                if !self.hub.borrow().is_connected(&child::name(server)) {
+                    return;
+                }
+                // A server that is not listed yet may be removed at any time.
+                if self.gentle && scope == Scope::All && !self.clients.borrow()[place].has_seen(server) {
+                    return;
+                }
+                let is_only = child::has_more(server) && self.servers <= 2;
+                if scope == Scope::All && !(is_only && self.chance(50)) {
+                    uri.insert_str(0, &format!("{}+", child::name(server)));
+                }
+                let resource = Resource { id: (server, number), uri };
+                let method = match method {
+                    2 => ResourceMethod::Read,
+                    3 => ResourceMethod::Unsubscribe,
+                    _ if self.clients.borrow()[place].is_subscribing(&resource) => return,
+                    _ => ResourceMethod::Subscribe,
+                };
+                Ask::Resource(method, resource)
+            }
         };
         self.ask(entry, place, ask);
     }
@@ -335,6 +385,12 @@ impl Shared {
             match next {
                 Next::Nothing => {}
                 Next::Refused => self.close(&entry, place),
+                Next::Begun(nonce) => drop(self.tasks.borrow_mut().insert(nonce)),
+                Next::Shown(nonce) => {
+                    let owner = nonce.parse::<usize>().unwrap() / 1000 - 1;
+                    let known = self.tasks.borrow().contains(&nonce);
+                    assert!(!known || owner % 2 == place % 2, "client {place} gets the task of call {nonce}");
+                }
                 Next::Initialized => {
                     if session.stream.is_none() {
                         let opened = entry.enter(|hub, fx| hub.open_session(now, session.key, fx));

@@ -2,10 +2,12 @@
 //! with the links is what `gateway::link` does.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_lite::future;
 use mcpport::{
     auth::{Principal, Tokens, rule::Rule},
     budget::Budget,
@@ -91,13 +93,16 @@ impl Gateway {
         let (owners, edges) = ([principal("a"), principal("b")], [principal("c"), principal("d")]);
         let config = HubConfig {
             limits: net.limits.clone(),
-            timeout_rpc: Duration::from_secs(6),
+            // A server whose first listing times out is removed, with the calls that it has.
+            timeout_rpc: Duration::from_secs(if gentle { 60 } else { 6 }),
             timeout_run_tool: net.random.millis(4000, 12_000),
             sealing: Sealing { key: Arc::new(SealKey::new([0; KEY_BYTES])), started: net.now },
         };
         let clients = (0..clients).map(|place| {
-            let scope = match net.random.chance(25) {
-                true => Scope::Server(child::name(net.random.below(servers))),
+            // Several at one server that has tasks.
+            let server = if net.random.chance(60) { 1 % servers } else { net.random.below(servers) };
+            let scope = match net.random.chance(35) {
+                true => Scope::Server(child::name(server)),
                 false => Scope::All,
             };
             let transport = (net.random.chance(50), net.random.chance(50));
@@ -194,6 +199,10 @@ impl Gateway {
     /// Handles a text frame from an edge.
     pub fn frame(&mut self, net: &mut Net, wire: usize, text: &str) {
         let Some(link) = net.wires[wire].talk else { return self.first_frame(net, wire, text) };
+        if text.contains("\"restarted\"") {
+            // Tasks are bound to one run of their server.
+            self.shared.tasks.take();
+        }
         let Link { line, traits, .. } = &mut self.links[link];
         let (mut line, traits) = (line.take().expect("one frame at a time"), *traits);
         let (now, limits) = (net.now, net.limits.link.clone());
@@ -237,6 +246,7 @@ impl Gateway {
         if !self.resume(net, wire, &registration) {
             match self.register(net, &self.shared.entry(net.now), (registration, self.edges[0])) {
                 Ok((link, answer)) => {
+                    self.shared.tasks.take();
                     net.wires[wire].talk = Some(self.links.len());
                     self.links.push(Link { wire: Some(wire), ..link });
                     net.send(wire, Way::Down, Frame::Text(answer));
@@ -389,8 +399,7 @@ impl Gateway {
             let ended = match (&mut talk.line, talk.wire) {
                 (None, _) => None,
                 (Some(line), Some(wire)) => line.pump(net, wire, Way::Down),
-                (Some(_), None) if talk.queue.is_ended() => Some(CloseReason::new(1001, "taken")),
-                (Some(_), None) => None,
+                (Some(line), None) => future::block_on(future::poll_once(line.outbound.ended())),
             };
             if let Some(why) = ended {
                 self.gone(net, link, &why.reason);
@@ -468,6 +477,8 @@ impl Gateway {
             "the links of servers"
         );
         let (clients, inbox) = (self.shared.clients.borrow(), self.shared.inbox.borrow());
+        let wanted: BTreeSet<_> = clients.iter().flat_map(Client::resources).collect();
+        assert_eq!(self.shared.hub.borrow().sizes().subscriptions, wanted.len(), "{wanted:?}");
         clients.iter().for_each(|client| client.check(net.now, net.limits.session.in_flight));
         let open: usize = clients.iter().map(|client| client.open.len()).sum();
         assert_eq!((inbox.open(), inbox.unanswered()), (open, 0), "a request is lost");
