@@ -8,14 +8,15 @@ use super::{
     instance::{Origin, StatelessCall},
 };
 use crate::{
-    jsonrpc::{INTERNAL_ERROR, Message, RpcError, Span, quote},
+    jsonrpc::{self, INTERNAL_ERROR, Message, RpcError, Span, find, quote},
     limits::StatelessLimits,
     mcp::{
         Era,
         stateless::{
-            input::{InputRequired, InvalidInput},
+            input::{self, InputRequired, InvalidInput},
             relay::{self, Relayed},
             result::{self, Cache, ResultType},
+            status,
         },
     },
     session::{Claims, StateKind},
@@ -48,6 +49,11 @@ pub fn answer(conclusion: &Conclusion<'_>, found: Vec<Edit>) -> Answer {
     if (server, client) == (Era::Legacy, Era::Legacy) {
         return Answer { text: conclusion.response(found), error: None };
     }
+    if let (Era::Legacy, Origin::Stateless(call)) = (server, &conclusion.call.origin)
+        && let Some(answer) = at_urls(conclusion, call)
+    {
+        return answer;
+    }
     let Relayed { error, edits: mut all } = relay::relayed(message, method, server, client);
     let adapted = match (message.result_span(), &conclusion.call.origin) {
         (None, _) => Ok(Vec::new()),
@@ -60,6 +66,34 @@ pub fn answer(conclusion: &Conclusion<'_>, found: Vec<Edit>) -> Answer {
     }
     all.extend(found);
     Answer { text: conclusion.response(all), error }
+}
+
+/// Returns the answer in place of a legacy server's error that asks for elicitations at URLs. The
+/// retry repeats the call, so it needs no process of its own.
+fn at_urls(conclusion: &Conclusion<'_>, call: &StatelessCall) -> Option<Answer> {
+    let error = conclusion.message.error()?;
+    let code = find(error, 0..error.len(), &["code"]).ok().flatten()?;
+    if error[code] != input::URL_REQUIRED.to_string() || !input::may_ask(&conclusion.method) {
+        return None;
+    }
+    let (entries, context) = (input::url_questions(error), conclusion.stateless.as_ref()?);
+    if entries.is_empty() {
+        return None;
+    }
+    if !call.allowed.url {
+        let why = status::missing_capability("{\"elicitation\":{\"url\":{}}}");
+        return Some(Answer::error(&call.id, &why));
+    }
+    let claims = Claims {
+        kind: StateKind::Url,
+        instance: context.run,
+        principal: call.principal,
+        digest: call.digest,
+        expires: context.expires,
+    };
+    let state = claims.seal(&context.sealing.key);
+    let result = input::input_required(&entries, &state, &context.stamp);
+    Some(Answer { text: jsonrpc::result(&call.id, &result), error: None })
 }
 
 /// Returns the edits in a modern server's result for a session.

@@ -11,6 +11,7 @@ use super::{
     request::{Named, Reference, Request, ResourceMethod, What},
     session::SessionEnvelope,
     state::Hub,
+    waiting::PendingCall,
 };
 use crate::{
     auth::Principal,
@@ -110,9 +111,9 @@ pub(super) enum Rewrite {
 }
 
 impl Ticket {
-    /// Returns the process and the id under which the request is pending there.
-    pub fn call(&self) -> (InstanceKey, u64) {
-        (self.to, self.upstream_id)
+    /// Returns where the request is pending.
+    pub fn pending(&self) -> PendingCall {
+        PendingCall::At(self.to, self.upstream_id)
     }
 
     /// Returns the request of a session for the server.
@@ -310,7 +311,7 @@ impl Hub {
             return Ok(Outcome::Splice(ticket));
         }
         let text = ticket.text(message);
-        self.commit(&ticket, text, fx).map(|()| Outcome::Later)
+        self.commit(asked.now, &ticket, text, fx).map(|()| Outcome::Later)
     }
 
     /// Adds a call to the tables of its session and of its process.
@@ -376,7 +377,13 @@ impl Hub {
     ///
     /// # Errors
     /// Why the link does not take the frame; the call is no longer pending then.
-    pub fn commit(&mut self, ticket: &Ticket, text: String, fx: &mut Effects<'_>) -> Result<(), CallError> {
+    pub fn commit(
+        &mut self,
+        now: Instant,
+        ticket: &Ticket,
+        text: String,
+        fx: &mut Effects<'_>,
+    ) -> Result<(), CallError> {
         let kept = self.kept(ticket);
         let Some((instance, link)) = self.process(ticket.to) else { return Ok(()) };
         if instance.mux().get(ticket.upstream_id).is_none() {
@@ -390,8 +397,10 @@ impl Hub {
             None => instance.send_call(link, Some(ticket.upstream_id), text, fx).map_err(declined_by_link),
         };
         let Err(declined) = sent else { return Ok(()) };
-        instance.close(ticket.upstream_id);
         let starting = declined == Declined::Link && instance.is_starting();
+        if let Some(pending) = instance.close(ticket.upstream_id) {
+            self.has_left(now, ticket.to, &pending.caller, fx);
+        }
         let declined = if starting { Declined::Starting } else { declined };
         if let Some((session, id)) = &ticket.session
             && let Some(session) = self.clients.get_mut(session)
@@ -440,6 +449,7 @@ impl Hub {
         };
         // Best effort: if the link is full, the server's late response is dropped as unmatched.
         let _ = instance.send(link, now, text, fx);
+        self.has_left(now, process, &pending.caller, fx);
         if let Caller::Client(call) = pending.caller {
             fx.cancelled(call.responder.clone(), call.id());
             self.forget_round(&call);

@@ -4,8 +4,9 @@
 use std::collections::HashSet;
 
 use super::{
-    instance::{Caller, ClientCall, Instance, Origin},
+    instance::{Caller, ClientCall, Instance, Isolated, Origin, Owner},
     key::{Asker, InstanceKey, SubscriberKey},
+    mux::Pending,
     session::Session,
     state::Hub,
     upstream::{Pool, Upstream},
@@ -38,6 +39,10 @@ impl Hub {
             format!("{calls} calls at servers, {waiting} between rounds, {of_sessions} of sessions")
         })?;
         ensure(servers == self.server_shares, || "the shares of servers".into())?;
+        let leased = self.upstreams.values().flat_map(|upstream| upstream.pool.iter());
+        let leased = leased.flat_map(|pool| pool.open.values()).filter_map(Instance::isolated);
+        let leased = leased.filter(|isolated| !matches!(isolated.owner, Owner::Session(_))).count();
+        ensure(leased == self.leases.len(), || "an instance that is gone is leased".into())?;
         self.check_indexes()
     }
 
@@ -97,7 +102,7 @@ impl Hub {
         }
         for (server, key) in &session.instances {
             let instance = self.instance(*key).and_then(Instance::isolated);
-            let is_its = instance.is_some_and(|isolated| isolated.session == session.key);
+            let is_its = instance.is_some_and(|isolated| isolated.owner == Owner::Session(session.key));
             ensure(is_its, || format!("session {name} has lost its instance of '{server}'"))?;
         }
         let instances: HashSet<&InstanceKey> = session.instances.values().collect();
@@ -150,9 +155,14 @@ impl Hub {
             let key = instance.key();
             ensure(key.channel == Some(*channel) && *channel <= pool.last, || format!("{key:?} is lost"))?;
             let isolated = instance.isolated().ok_or_else(|| format!("{key:?} is shared"))?;
-            let session = self.clients.get(&isolated.session);
-            let is_known = session.is_some_and(|session| session.instances.get(name) == Some(&key));
-            ensure(is_known, || format!("the session of {key:?} does not know it"))?;
+            let is_known = match isolated.owner {
+                Owner::Session(session) => {
+                    let session = self.clients.get(&session);
+                    session.is_some_and(|session| session.instances.get(name) == Some(&key))
+                }
+                Owner::Principal | Owner::Lease(_) => self.is_leased(instance, isolated),
+            };
+            ensure(is_known, || format!("the owner of {key:?} does not know it"))?;
             let _ = shares.take(isolated.principal, usize::MAX);
             held += isolated.held_bytes()?;
             calls += self.check_instance(instance)?;
@@ -162,19 +172,38 @@ impl Hub {
         Ok(calls)
     }
 
-    /// Checks a process. Returns the number of calls of clients that are pending there.
+    /// Returns whether a process of a principal is leased, to as many calls as are pending there.
+    fn is_leased(&self, instance: &Instance, isolated: &Isolated) -> bool {
+        let (key, mux) = (instance.key(), instance.mux());
+        let is_call =
+            |pending: &Pending<Caller>| pending.is_suspended() || matches!(pending.caller, Caller::Client(_));
+        let is_its = self.leases.key(key).is_some_and(|lease| lease.principal == isolated.principal);
+        let is_open = match isolated.owner {
+            Owner::Lease(_) => match self.parked.call(key) {
+                Some((id, parked)) => mux.get(id).is_some_and(|call| call.is_suspended() == parked),
+                None => mux.count(is_call) == 0,
+            },
+            Owner::Principal | Owner::Session(_) => self.parked.call(key).is_none(),
+        };
+        is_its && is_open && self.leases.calls(key) == mux.count(is_call)
+    }
+
+    /// Checks a process. Returns the number of calls of sessions that are pending there.
     fn check_instance(&self, instance: &Instance) -> Result<usize, String> {
-        let (key, mut calls) = (instance.key(), 0);
+        let (key, mut calls, mut stateless) = (instance.key(), 0, 0);
         for (id, pending) in instance.mux().all() {
             let Caller::Client(call) = &pending.caller else { continue };
+            let Origin::Session(session, call_id) = &call.origin else {
+                stateless += 1;
+                continue;
+            };
             calls += 1;
-            let Origin::Session(session, call_id) = &call.origin else { continue };
             let session = self.clients.get(session);
             let is_its = session
                 .is_some_and(|session| session.calls.all().any(|open| open == (call_id.number(), &key, id)));
             ensure(is_its, || format!("request {id} at {key:?} is no call of its session"))?;
         }
-        ensure(instance.has_right_shares(calls), || format!("the shares of calls at {key:?}"))?;
+        ensure(instance.has_right_shares(calls + stateless), || format!("the shares of calls at {key:?}"))?;
         Ok(calls)
     }
 }

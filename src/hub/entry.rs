@@ -12,18 +12,20 @@ use super::{
     call::{Asked, Outcome},
     conclusion::{self, Conclusion, Tasks},
     effect::Effects,
-    error::ServerRequestError,
+    error::{CallError, ServerRequestError},
     frame::{Mentions, Next},
     incoming::{self, Incoming, Notice, Part, UnexpectedChannel},
     instance::Initialized,
     key::{Asker, InstanceKey, SessionKey},
     listener::Listener,
+    park::{Answering, Returned},
     peers::Responder,
     request::{Notification, Request},
     rounds,
     session::{Scope, name_of},
     state::Hub,
     stateless::{Refused, Sender, StatelessOutcome, StatelessRequest},
+    waiting::PendingCall,
 };
 use crate::{
     auth::Principal,
@@ -32,7 +34,12 @@ use crate::{
     limits::{LOG_GROUPS, StatelessLimits},
     mcp::{
         discovery::error_text,
-        stateless::{Envelope, Params, headers::Header, listen as messages},
+        stateless::{
+            Envelope, Params,
+            headers::Header,
+            input::{self, Embedded},
+            listen as messages,
+        },
     },
     metrics::Stats,
     session::ListenKey,
@@ -104,7 +111,7 @@ fn request(
     let outcome = match hub.enter(|hub, fx| hub.call(asked, fx)) {
         Ok(Outcome::Splice(mut ticket)) => {
             let text = ticket.text(message);
-            hub.enter(|hub, fx| hub.commit(&ticket, text, fx)).map(|()| Outcome::Later)
+            hub.enter(|hub, fx| hub.commit(now, &ticket, text, fx)).map(|()| Outcome::Later)
         }
         outcome => outcome,
     };
@@ -132,7 +139,7 @@ pub fn stateless<'h>(
     parsed: (&Message<'_>, Params, Envelope<'_>),
     field: &dyn Fn(&str) -> Header<'h>,
     limits: &StatelessLimits,
-) -> Option<(InstanceKey, u64)> {
+) -> Option<PendingCall> {
     let (message, id) = (parsed.0, parsed.0.id().unwrap_or_default());
     log::debug!("stateless request: {}", show(message.method()));
     sender.responder.begin();
@@ -148,11 +155,16 @@ pub fn stateless<'h>(
         }
         Ok(StatelessOutcome::Call(ticket)) => {
             let text = ticket.stateless_text(message, &request.params);
-            match hub.enter(|hub, fx| hub.commit(&ticket, text, fx)) {
-                Ok(()) => return Some(ticket.call()),
+            match hub.enter(|hub, fx| hub.commit(sender.now, &ticket, text, fx)) {
+                Ok(()) => return Some(ticket.pending()),
                 Err(why) => Refused::Call(why),
             }
         }
+        Ok(StatelessOutcome::Waiting(call)) => return Some(call),
+        Ok(StatelessOutcome::Returned(returned)) => match repeated(hub, &sender, &request, returned) {
+            Ok(call) => return call,
+            Err(why) => Refused::Call(why),
+        },
         Err(why) => why,
     };
     let error = refused.rpc();
@@ -184,6 +196,44 @@ pub fn listen(
         }
         error
     })
+}
+
+/// Goes on with a parked call for the request that repeats it. Returns the pending call, or `None` if
+/// it is answered.
+fn repeated(
+    hub: &impl Enter,
+    sender: &Sender<'_>,
+    request: &StatelessRequest<'_>,
+    returned: Returned,
+) -> Result<Option<PendingCall>, CallError> {
+    let (message, now) = (request.message, sender.now);
+    match returned {
+        Returned::Resumed(from, id, Answering { requests, version }) => {
+            let answers = requests.iter().map(|asked| {
+                let answer = input::answer(message.text(), request.params.responses.as_ref(), &asked.key);
+                match answer {
+                    Some(answer) => input::response(&asked.id, asked.kind, answer, &version),
+                    None => input::given_up(&asked.id, asked.kind),
+                }
+            });
+            let answers = answers.collect();
+            hub.enter(|hub, fx| hub.answer_questions(now, from, answers, fx));
+            Ok(Some(PendingCall::At(from, id)))
+        }
+        Returned::Again(result) => {
+            let response = jsonrpc::result(message.id().unwrap_or_default(), &result);
+            sender.responder.finish(response, hub.stats());
+            Ok(None)
+        }
+        Returned::Finished(from, call, finished) => {
+            let response = Message::read(&finished.response)?;
+            let call = (call, message.method().into(), None);
+            let mut conclusion = hub.enter(|hub, _| hub.conclude(now, from, call, &response));
+            conclude(hub, now, &mut conclusion);
+            Ok(None)
+        }
+        Returned::Lost => Err(CallError::NoMemory),
+    }
 }
 
 fn notification(hub: &impl Enter, now: Instant, client: Client<'_>, message: &Message<'_>) {
@@ -295,6 +345,11 @@ fn server_message(
         Next::Discover(mut discovery, question) => {
             let step = discovery.answered(question, message);
             hub.enter(|hub, fx| hub.discovered(now, from.upstream, (*discovery, step), fx))
+        }
+        Next::Ask(allowed) => {
+            let asked = (message.id().unwrap_or_default(), Embedded::read(message, allowed));
+            hub.enter(|hub, fx| hub.asked(now, from, asked, fx));
+            Ok(())
         }
         Next::Initialize => {
             let initialized = message.result().map(Initialized::read).ok_or_else(|| error_text(message));

@@ -311,6 +311,8 @@ pub enum Declined {
     InstancesShare,
     /// The server has its maximum number of isolated instances.
     Instances,
+    /// All instances that the call could have are held by other calls.
+    Leases,
     /// Too many messages wait for the isolated instance to be initialized.
     Starting,
     /// The size of the frame, and the largest that the server's edge accepts, in bytes.
@@ -331,6 +333,7 @@ impl Declined {
             | Self::ServerShare
             | Self::InstancesShare
             | Self::Instances
+            | Self::Leases
             | Self::Starting
             | Self::Link
             | Self::Memory => BUSY,
@@ -357,6 +360,9 @@ impl Declined {
                 "this principal has reached its share of sessions of server '{server}' (half of --max-sessions)"
             ),
             Self::Instances => format!("server '{server}' has reached its session limit (--max-sessions)"),
+            Self::Leases => format!(
+                "each call that may ask its client has a process of server '{server}' for itself, and all are in use (--max-sessions at register)"
+            ),
             Self::Starting => format!(
                 "too many messages are waiting for this session's process of server '{server}' to start"
             ),

@@ -7,7 +7,7 @@ use super::{
     effect::{Effects, Text},
     error::{CallError, NO_MEMORY, ServerRequestError, modern_error},
     incoming::Notice,
-    instance::{Caller, ClientCall, Initialized, Origin},
+    instance::{Caller, ClientCall, Initialized, Origin, Owner},
     key::{Asker, InstanceKey, SessionKey},
     listen,
     mux::Pending,
@@ -22,6 +22,7 @@ use crate::{
         Era, compat,
         discovery::{Discovery, Question},
         log_level::Level,
+        stateless::Allowed,
     },
     queue::{Room, SendError},
     tunnel::close::CloseReason,
@@ -39,6 +40,9 @@ pub enum Next<'m> {
     Discover(Box<Discovery>, Question),
     /// Parse the result, and give it to [`Hub::instance_initialized`].
     Initialize,
+    /// Make a question of the request, for a client that may be asked this, and give it to
+    /// [`Hub::asked`].
+    Ask(Allowed),
 }
 
 impl Hub {
@@ -59,21 +63,35 @@ impl Hub {
                 self.on_shared_message(now, from, (message, notice), fx)?;
                 Next::Done
             }
-            (_, Some(_)) => {
-                if let Some(session) = self.session_of(from) {
-                    self.on_instance_message(now, from, session, (message, notice), fx);
+            (_, Some(_)) => match self.owner_of(from) {
+                Some(Owner::Lease(allowed)) if is_question(message) => Next::Ask(allowed),
+                Some(Owner::Principal | Owner::Lease(_)) => {
+                    self.on_leased_message(now, from, (message, notice), fx);
+                    Next::Done
                 }
-                Next::Done
-            }
+                Some(Owner::Session(session)) => {
+                    self.on_instance_message(now, from, session, (message, notice), fx);
+                    Next::Done
+                }
+                None => Next::Done,
+            },
         };
         self.set_timer(from.upstream, fx);
         Ok(next)
     }
 
-    /// Returns the session that an isolated instance serves.
-    pub(super) fn session_of(&self, instance: InstanceKey) -> Option<SessionKey> {
+    /// Returns whom an isolated instance serves.
+    fn owner_of(&self, instance: InstanceKey) -> Option<Owner> {
         let pool = self.upstreams.get(&instance.upstream)?.pool.as_ref()?;
-        pool.open.get(&instance.channel?)?.isolated().map(|isolated| isolated.session)
+        pool.open.get(&instance.channel?)?.isolated().map(|isolated| isolated.owner)
+    }
+
+    /// Returns the session that an isolated instance serves, if it serves one.
+    pub(super) fn session_of(&self, instance: InstanceKey) -> Option<SessionKey> {
+        match self.owner_of(instance)? {
+            Owner::Session(session) => Some(session),
+            Owner::Principal | Owner::Lease(_) => None,
+        }
     }
 
     fn on_response<'m>(
@@ -90,6 +108,11 @@ impl Hub {
             self.stats.unmatched.add();
             return Next::Done;
         };
+        if pending.is_suspended() {
+            self.keep_response(now, from, message.text(), fx);
+            return Next::Done;
+        }
+        self.has_left(now, from, &pending.caller, fx);
         let round = self.round_context(id, &pending);
         match pending.caller {
             Caller::Discovery(question) => {
@@ -132,7 +155,7 @@ impl Hub {
     }
 
     /// Takes the response to a client's call out of the tables.
-    fn conclude<'m>(
+    pub fn conclude<'m>(
         &mut self,
         now: Instant,
         from: InstanceKey,
@@ -146,6 +169,11 @@ impl Hub {
         let upstream = self.upstreams.get(&from.upstream);
         let initialized = upstream.and_then(|upstream| upstream.instance(from.channel)?.initialized());
         let (mut versions, mut sees_all, mut stateless) = (None, false, None);
+        // The process of a kept response may have ended since.
+        let initialized = initialized.or_else(|| match &call.origin {
+            Origin::Stateless(_) => upstream?.shared.initialized(),
+            Origin::Session(..) => None,
+        });
         match &call.origin {
             Origin::Stateless(call) => {
                 sees_all = call.sees_all;
@@ -259,6 +287,12 @@ impl Hub {
         link.log_unusable(now, answer, fx);
         let server = link.name().clone();
         let Some(pending) = instance.close_unusable(answer) else { return Ok(()) };
+        if pending.is_suspended() {
+            let why = CallError::InvalidResponse { server: server.to_string(), why: answer.why };
+            self.keep_response(now, from, &modern_error(&why).response("null"), fx);
+            return Ok(());
+        }
+        self.has_left(now, from, &pending.caller, fx);
         match pending.caller {
             Caller::Discovery(question) => {
                 self.on_unusable_discovery(now, from.upstream, (question, answer), fx)?
@@ -318,7 +352,7 @@ impl Hub {
                 Ok(())
             }
             (_, Notice::Log(level)) if self.is_modern(from.upstream) => {
-                self.on_modern_log(from, (message, *level), fx);
+                self.on_call_log(from, (message, *level), fx);
                 Ok(())
             }
             _ if self.is_modern(from.upstream)
@@ -338,8 +372,8 @@ impl Hub {
         self.upstreams.get(&server).is_some_and(|upstream| upstream.shared.is_modern())
     }
 
-    /// Forwards a log message of a modern server to the one call for which it may send some.
-    fn on_modern_log<'m>(
+    /// Forwards a log message to the one call for which its process may send some.
+    fn on_call_log<'m>(
         &mut self,
         from: InstanceKey,
         (message, level): (&'m Message<'m>, Option<Level>),
@@ -391,6 +425,10 @@ impl Hub {
         let Some((instance, link)) = self.process(from) else { return };
         let id = span.clone().and_then(|span| decimal(&message.text()[span]));
         let pending = id.and_then(|id| Some((id, instance.mux().get(id)?)));
+        if pending.is_some_and(|(_, pending)| pending.is_suspended()) {
+            // Its client is away.
+            return;
+        }
         let known =
             pending.and_then(|(id, pending)| Some((id, client_call(pending), pending.token()?.to_owned())));
         let Some((id, responder, token)) = known else {
@@ -447,6 +485,31 @@ impl Hub {
         }
     }
 
+    /// Handles a request or notification of a principal's process. What names no call, as all that
+    /// its server says of itself, has no client.
+    fn on_leased_message<'m>(
+        &mut self,
+        now: Instant,
+        from: InstanceKey,
+        (message, notice): (&'m Message<'m>, &Notice),
+        fx: &mut Effects<'m>,
+    ) {
+        let id = message.id().unwrap_or_default();
+        match (message.kind(), notice) {
+            (Kind::Request, _) => {
+                let answer = match message.method() {
+                    "ping" => jsonrpc::result(id, "{}"),
+                    other => ServerRequestError::UnknownMethod(other.to_owned()).rpc().response(id),
+                };
+                self.answer_instance(now, from, answer, fx);
+            }
+            (_, Notice::Progress(span)) => self.on_progress(now, from, message, span.clone(), fx),
+            (_, Notice::Log(level)) => self.on_call_log(from, (message, *level), fx),
+            (_, Notice::Cancelled(Some(span))) => self.parked.withdraw(from, &message.text()[span.clone()]),
+            _ => {}
+        }
+    }
+
     fn sees_all(&self, session: SessionKey) -> bool {
         self.clients.get(&session).is_some_and(|session| session.sees_all())
     }
@@ -459,7 +522,13 @@ impl Hub {
 
     /// Sends an instance a response, whether it is initialized or not. Best effort: dropped if the
     /// link's queue is full.
-    fn answer_instance(&mut self, now: Instant, to: InstanceKey, answer: String, fx: &mut Effects<'_>) {
+    pub(super) fn answer_instance(
+        &mut self,
+        now: Instant,
+        to: InstanceKey,
+        answer: String,
+        fx: &mut Effects<'_>,
+    ) {
         if let Some((_, link)) = self.process(to) {
             let _ = link.send(now, to.channel, answer, fx);
         }
@@ -487,6 +556,7 @@ impl Hub {
         let Some((instance, link)) = self.process(from) else { return };
         let (lost, server) = (instance.on_initialized(link, now, first, fx), link.name().clone());
         for pending in lost {
+            self.has_left(now, from, &pending.caller, fx);
             self.fail(pending, &CallError::declined(super::error::Declined::Link, &server), fx);
         }
         self.set_timer(from.upstream, fx);
@@ -617,6 +687,11 @@ pub struct Mentions {
     pub links: Vec<crate::mcp::resource_links::ResourceLink>,
     /// A result of `initialize`.
     pub initialized: Option<Initialized>,
+}
+
+/// Whether the message is a request that a client may be asked.
+fn is_question(message: &Message<'_>) -> bool {
+    message.kind() == Kind::Request && message.method() != "ping"
 }
 
 /// Returns where the response to a client's call goes.

@@ -1,7 +1,8 @@
-//! One process of a server: the one that all sessions share, or the isolated instance of one
-//! session.
+//! One process of a server: the one that all sessions share, or an isolated instance of one session
+//! or principal.
 
 use std::{
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -149,7 +150,7 @@ impl ClientCall {
 }
 
 /// A server's description of itself, from its response to `initialize` or `server/discover`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Initialized {
     /// The result of `initialize`, raw JSON. That of a modern server is made from the one of
     /// `server/discover`.
@@ -232,12 +233,23 @@ pub struct Instance {
 /// Messages, each with its id in the mux if it is a call.
 type Held = Vec<(Option<u64>, String)>;
 
+/// Whom an isolated instance serves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Owner {
+    /// The session of a client.
+    Session(SessionKey),
+    /// A principal: any number of its calls without a session.
+    Principal,
+    /// One call without a session at a time. Its client may be asked this.
+    Lease(Allowed),
+}
+
 /// What only an isolated instance has.
 #[derive(Debug)]
 pub struct Isolated {
-    /// The session that it serves.
-    pub session: SessionKey,
-    /// The principal of the session.
+    /// Whom it serves.
+    pub owner: Owner,
+    /// The principal of its clients.
     pub principal: Principal,
     /// The resources that the session was subscribed to when the instance was created.
     pub subscriptions: Vec<String>,
@@ -245,32 +257,38 @@ pub struct Isolated {
     /// initializes it.
     held: Option<Held>,
     /// Memory charged for these messages: to the account of all instances behind the link, and to
-    /// that of the session.
+    /// that of the owner.
     held_charges: [Charge; 2],
     /// Charge for its `initialize` result.
     initialize_result_charge: Charge,
 }
 
 impl Isolated {
-    /// Describes the instance of a session whose bytes `account` pays for; `all` is the account of
+    /// Describes the instance of an owner whose bytes `account` pays for; `all` is the account of
     /// all instances behind the link. With `subscriptions`, the resources that the session is
     /// subscribed to, the gateway initializes the instance, and messages to it are held until
-    /// [`Instance::on_initialized`]. Without, the client initializes it.
+    /// [`Instance::on_initialized`]. Without, the client initializes it, or its era has no
+    /// `initialize`.
     pub fn new(
-        (session, principal): (SessionKey, Principal),
+        (owner, principal): (Owner, Principal),
         all: &Account,
         account: &Account,
         subscriptions: Option<Vec<String>>,
     ) -> Self {
         let held = subscriptions.is_some().then(Vec::new);
         Self {
-            session,
+            owner,
             principal,
             subscriptions: subscriptions.unwrap_or_default(),
             held,
             held_charges: [all.charge(), account.charge()],
             initialize_result_charge: account.charge(),
         }
+    }
+
+    /// Returns the account of its owner.
+    pub fn account(&self) -> &Account {
+        self.initialize_result_charge.account()
     }
 
     /// Holds a message until the instance is initialized. Returns the message if there is no need
@@ -368,11 +386,16 @@ impl Instance {
         self.isolated.is_none() && self.initialized.as_ref().is_some_and(|initialized| initialized.tasks)
     }
 
+    /// Stores what is known of another process of the same server, which needs no `initialize`.
+    pub fn initialize_as(&mut self, known: &Initialized) {
+        self.initialized = Some(known.clone());
+    }
+
     /// Stores the response to `initialize`. Returns whether it differs from the previous one.
     ///
     /// # Errors
-    /// [`SendError::Memory`]: this is an isolated instance, and the session's account cannot pay
-    /// for it.
+    /// [`SendError::Memory`]: this is an isolated instance, and its owner's account cannot pay for
+    /// it.
     pub fn set_initialized(&mut self, initialized: Initialized) -> Result<bool, SendError> {
         if self.initialized.as_ref().is_some_and(|known| known.result == initialized.result) {
             return Ok(false);
@@ -492,6 +515,30 @@ impl Instance {
     /// Restarts the timeout of a request after progress.
     pub fn progressed(&mut self, now: Instant, id: u64) {
         self.mux.progressed(now, id);
+    }
+
+    /// Lets a request wait for its client to return, until then: see [`Mux::suspend`]. Returns the
+    /// call, if its client was not away already.
+    pub fn suspend(&mut self, id: u64, until: Instant) -> Option<ClientCall> {
+        if !self.mux.suspend(id, until) {
+            return None;
+        }
+        match mem::replace(&mut self.mux.get_mut(id)?.caller, Caller::Ignored) {
+            Caller::Client(call) => Some(call),
+            _ => None,
+        }
+    }
+
+    /// Gives a suspended request to a client that has returned, with its progress token (raw JSON).
+    /// Returns false if it is not suspended.
+    pub fn rejoin(&mut self, now: Instant, id: u64, call: ClientCall, token: Option<&str>) -> bool {
+        self.mux.rejoin(id, now, Caller::Client(call), token).is_ok()
+    }
+
+    /// Returns the request that is answered on this stream.
+    pub fn find_stream(&self, stream: usize) -> Option<u64> {
+        self.mux
+            .find(|caller| matches!(caller, Caller::Client(call) if call.responder.stream_key() == stream))
     }
 
     /// Reserves the log messages of the process for a call. Returns false if another pending call

@@ -8,12 +8,14 @@ use std::{collections::BTreeSet, time::Instant};
 use super::{
     effect::Effects,
     error::Declined,
-    instance::{Instance, Isolated, declined_by_link, disconnected},
+    instance::{Instance, Isolated, Owner, declined_by_link, disconnected},
     key::{Asker, InstanceKey, SessionKey, SubscriberKey},
     session::{NewSession, Session},
     state::Hub,
+    upstream::Upstream,
 };
 use crate::{
+    auth::Principal,
     catalog::UpstreamKey,
     limits,
     queue::Room,
@@ -116,7 +118,19 @@ impl Hub {
             let open = channel.is_some_and(|channel| pool.open.contains_key(&channel));
             return if open { Ok(*key) } else { Err(Declined::Gone) };
         }
-        self.start_instance(now, session, server, fx)
+        let started = self.start_instance(now, session, server, fx);
+        let Err(Declined::Instances | Declined::InstancesShare) = started else { return started };
+        // A process that serves no call of the same principal is needed less.
+        let (name, principal) =
+            (self.name_of(server), self.clients.get(&session).map(|client| client.principal));
+        let idle = principal.and_then(|principal| self.leases.oldest_idle(&name, principal));
+        match idle.filter(|idle| idle.upstream == server) {
+            Some(idle) => {
+                self.end_instance(now, idle, "another process was needed", true, fx);
+                self.start_instance(now, session, server, fx)
+            }
+            None => started,
+        }
     }
 
     /// Opens a channel for an instance of a session. At the aggregate, the gateway initializes it
@@ -135,23 +149,12 @@ impl Hub {
         let ended = Declined::Session(CallRefused::Ended);
         let client = self.clients.get_mut(&session).ok_or(ended)?;
         let upstream = self.upstreams.get_mut(&server).ok_or(Declined::Gone)?;
+        let number = upstream.open_channel(client.principal, several, fx)?;
         let (name, pool) = (upstream.link.name().clone(), upstream.pool.as_mut().ok_or(Declined::Gone)?);
-        if pool.open.len() >= pool.max as usize {
-            return Err(Declined::Instances);
-        }
-        let number = pool.last.checked_add(1).ok_or(Declined::Gone)?;
-        if !pool.shares.take(client.principal, share_of(pool.max as usize, several)) {
-            return Err(Declined::InstancesShare);
-        }
-        if let Err(refused) = upstream.link.queue_frame(frame::open(number), Room::Normal, fx) {
-            pool.shares.give(client.principal);
-            return Err(declined_by_link(refused));
-        }
-        pool.last = number;
         let subscriptions =
             client.sees_all().then(|| self.subscriptions.of_client(&name, SubscriberKey::Session(session)));
         let is_for_gateway = subscriptions.is_some();
-        let owner = (session, client.principal);
+        let owner = (Owner::Session(session), client.principal);
         let isolated = Isolated::new(owner, &pool.account, &client.account, subscriptions);
         let key = InstanceKey { upstream: server, channel: Some(number) };
         let mut instance = Instance::new(key, max_calls, Some(isolated));
@@ -177,7 +180,7 @@ impl Hub {
         reason: &str,
         fx: &mut Effects<'_>,
     ) {
-        let reason = format!("its process for this session exited: {}", util::escape::show(reason));
+        let reason = format!("its process for this client exited: {}", util::escape::show(reason));
         self.end_instance(now, InstanceKey { upstream: server, channel: Some(channel) }, &reason, false, fx);
     }
 
@@ -195,11 +198,8 @@ impl Hub {
         let removed = key.channel.zip(upstream.pool.as_mut());
         let removed = removed.and_then(|(channel, pool)| Some((channel, pool.open.remove(&channel)?, pool)));
         let Some((channel, mut instance, pool)) = removed else { return };
-        let Some((session, principal)) =
-            instance.isolated().map(|isolated| (isolated.session, isolated.principal))
-        else {
-            return;
-        };
+        let owner = instance.isolated().map(|isolated| (isolated.owner, isolated.principal));
+        let Some((owner, principal)) = owner else { return };
         pool.shares.give(principal);
         if tell {
             // Ignores the queue's limits: there is one such frame per channel, and without it the
@@ -212,6 +212,14 @@ impl Hub {
         }
         self.end_rounds(|process| process == key, reason, fx);
         fx.drop_later(instance);
+        let session = match owner {
+            Owner::Session(session) => session,
+            Owner::Principal | Owner::Lease(_) => {
+                self.parked.gone(key);
+                self.leases.gone(key);
+                return self.start_waiting(now, key.upstream, fx);
+            }
+        };
         let Some(client) = self.clients.get_mut(&session) else { return };
         client.server_requests.forget(|asker| *asker == Asker::Instance(key));
         // The session may have a new instance by now.
@@ -223,6 +231,7 @@ impl Hub {
                 self.close_session(now, session, reason, fx);
             }
         }
+        self.start_waiting(now, key.upstream, fx);
     }
 
     /// Removes a server: fails its calls at once, and ends its instances. Does nothing if it is
@@ -237,6 +246,8 @@ impl Hub {
             self.fail(pending, &disconnected(&name, why), fx);
         }
         self.end_rounds(|process| process.upstream == server, why, fx);
+        let waiting = self.leases.refuse(&name);
+        self.fail_waiting(waiting, &disconnected(&name, why), fx);
         let instances = self.upstreams.get(&server).map(|upstream| upstream.instances()).unwrap_or_default();
         for instance in instances {
             self.end_instance(now, instance, why, false, fx);
@@ -272,5 +283,34 @@ impl Hub {
             }
         }
         !busy.is_empty()
+    }
+}
+
+impl Upstream {
+    /// Opens a channel for another isolated instance, of a client of this principal. Returns its
+    /// number.
+    ///
+    /// # Errors
+    /// [`Declined`]: an instance limit is reached, or the link takes no more frames.
+    pub(super) fn open_channel(
+        &mut self,
+        principal: Principal,
+        several: bool,
+        fx: &mut Effects<'_>,
+    ) -> Result<u32, Declined> {
+        let pool = self.pool.as_mut().ok_or(Declined::Gone)?;
+        if pool.open.len() >= pool.max as usize {
+            return Err(Declined::Instances);
+        }
+        let number = pool.last.checked_add(1).ok_or(Declined::Gone)?;
+        if !pool.shares.take(principal, share_of(pool.max as usize, several)) {
+            return Err(Declined::InstancesShare);
+        }
+        if let Err(refused) = self.link.queue_frame(frame::open(number), Room::Normal, fx) {
+            pool.shares.give(principal);
+            return Err(declined_by_link(refused));
+        }
+        pool.last = number;
+        Ok(number)
     }
 }

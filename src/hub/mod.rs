@@ -19,7 +19,9 @@
 //! What the hub does, each file using those before it:
 //! - `tick`: timers. `fanout`: notifications to several sessions. `tasks`: who may see which task.
 //! - `subscribe`: subscriptions and log levels. `lifecycle`: how sessions, instances and servers
-//!   begin and end. `own`, with [`server_list`]: requests that the gateway answers itself.
+//!   begin and end. `lease`, with [`waiting`]: processes of principals, for clients without a
+//!   session. [`park`]: what their servers ask these clients. `own`, with [`server_list`]: requests
+//!   that the gateway answers itself.
 //! - `rounds`: questions of modern servers to the clients of sessions.
 //! - [`call`], [`stateless`] and `notify`: messages of clients. [`answer`]: responses to them.
 //!   [`listen`]: what clients listen to. `discover` and [`frame`]: messages of servers.
@@ -39,6 +41,7 @@ pub mod frame;
 pub mod incoming;
 pub mod instance;
 pub mod key;
+mod lease;
 mod lifecycle;
 pub mod link;
 pub mod listen;
@@ -46,6 +49,7 @@ pub mod listener;
 pub mod mux;
 mod notify;
 mod own;
+pub mod park;
 pub mod peers;
 pub mod registration;
 pub mod request;
@@ -58,3 +62,4 @@ mod subscribe;
 mod tasks;
 mod tick;
 pub mod upstream;
+pub mod waiting;

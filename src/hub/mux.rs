@@ -232,6 +232,11 @@ impl<C> Mux<C> {
         self.pending.values().rev().find_map(wanted)
     }
 
+    /// Returns the id of a pending request of such a caller.
+    pub fn find(&self, wanted: impl Fn(&C) -> bool) -> Option<u64> {
+        self.pending.iter().find(|(_, pending)| wanted(&pending.caller)).map(|(id, _)| *id)
+    }
+
     /// Returns the number of pending requests for which `wanted` is true.
     pub fn count(&self, wanted: impl Fn(&Pending<C>) -> bool) -> usize {
         self.pending.values().filter(|pending| wanted(pending)).count()

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     effect::Effects,
-    instance::Instance,
+    instance::{Instance, disconnected},
     key::InstanceKey,
     link::Link,
     peers::Transport,
@@ -195,6 +195,17 @@ impl Hub {
         self.sessions.share(tokens.have_several_clients());
         let sessions = self.sessions.expel(|principal| tokens.may_call(principal));
         self.tasks.expel(|principal| tokens.may_call(principal));
+        for call in self.parked.expel(|principal| tokens.may_call(principal)) {
+            self.abandon(now, call, fx);
+        }
+        let (processes, waiting) = self.leases.expel(|principal| tokens.may_call(principal));
+        for waiting in waiting {
+            let server = self.name_of(waiting.server);
+            self.fail_waiting([waiting], &disconnected(&server, "token revoked"), fx);
+        }
+        for process in processes {
+            self.end_instance(now, process, "token revoked", true, fx);
+        }
         for session in &sessions {
             self.close_session(now, *session, "token revoked", fx);
         }

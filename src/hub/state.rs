@@ -19,15 +19,19 @@ use super::{
     peers::SessionStream,
     session::{Session, SessionView},
     upstream::Upstream,
+    waiting::WaitingCall,
 };
 use crate::{
     auth::{Principal, Tokens},
     catalog::{Catalog, UpstreamKey},
     limits::{LOG_LINK_EVENTS, Limits, LogLimit},
     log_throttle::LogThrottle,
-    mcp,
+    mcp::{self, stateless::input::InputKind},
     metrics::Stats,
-    session::{Changes, ListenKey, Listens, Rounds, Sessions, Shares, Subscriptions, TaskOwners, share_of},
+    session::{
+        Changes, Leases, ListenKey, Listens, ParkedCalls, Rounds, Sessions, Shares, Subscriptions,
+        TaskOwners, share_of,
+    },
 };
 
 /// The settings of the hub.
@@ -77,6 +81,10 @@ pub struct Hub {
     pub(super) last_session: u64,
     /// The latest time at which a session was initialized, or a listen opened.
     pub(super) last_reader: Option<Instant>,
+    /// The instances that serve calls without a session.
+    pub(super) leases: Leases<InstanceKey, Box<WaitingCall>>,
+    /// The calls that hold an instance, and those that wait there for their clients.
+    pub(super) parked: ParkedCalls<InstanceKey, InputKind>,
     pub(super) subscriptions: Subscriptions<SubscriberKey>,
     /// What stateless clients listen to.
     pub(super) listens: Listens<Arc<dyn SessionStream>>,
@@ -101,6 +109,8 @@ impl Hub {
         let built_in = [("list_servers", mcp::LIST_SERVERS)];
         let mut sessions = Sessions::new(&config.limits.session);
         sessions.share(tokens.have_several_clients());
+        let leases = Leases::new(&config.limits.stateless, config.limits.session.idle);
+        let parked = ParkedCalls::new(&config.limits.stateless);
         Self {
             catalog: Catalog::new(&built_in, &config.limits.catalog),
             rounds: Rounds::new(&config.limits.stateless),
@@ -115,6 +125,8 @@ impl Hub {
             clients: BTreeMap::new(),
             last_session: 0,
             last_reader: None,
+            leases,
+            parked,
             subscriptions: Subscriptions::default(),
             tasks: TaskOwners::default(),
             changes: Changes::default(),

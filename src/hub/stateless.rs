@@ -1,23 +1,27 @@
 //! Requests of MCP 2026-07-28: no session, so each is checked, routed and answered by itself.
 
-use std::{sync::Arc, time::Instant};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Instant};
 
 use super::{
     call::{Rewrite, Ticket, not_connected},
     effect::Effects,
     error::{CallError, Declined, listen_error, modern_error, state_error},
-    instance::{Caller, ClientCall, NewCall, Origin, StatelessCall},
+    instance::StatelessCall,
     key::{InstanceKey, Sealing},
+    lease::{NewStateless, Wanted},
+    park::{Return, Returned},
     peers::Responder,
     request::{Named, refused},
     server_list::ServerList,
     session::Scope,
     state::Hub,
+    waiting::{PendingCall, WaitingCall},
 };
 use crate::{
     auth::Principal,
+    budget::Account,
     catalog::{Target, UpstreamKey},
-    jsonrpc::{Message, RpcError, Span, find, unquote},
+    jsonrpc::{Message, RpcError, Span, find, members, object, unquote},
     limits,
     mcp::{
         Era,
@@ -29,7 +33,7 @@ use crate::{
             result::{Cache, own_result},
         },
     },
-    session::{CallDigest, Claims, InstanceRun, ListenRefused, Retry, StateError, StateKind},
+    session::{CallDigest, Claims, InstanceRun, LeaseKey, ListenRefused, Retry, StateError, StateKind},
 };
 
 /// A request of a stateless client, with all that the hub reads of it.
@@ -47,6 +51,8 @@ pub struct StatelessRequest<'m> {
     state: Option<Result<Claims, StateError>>,
     /// Its client's capabilities, if extensions are cut from them.
     capabilities: Option<String>,
+    /// The keys of its answers, if it returns to a parked call.
+    answers: BTreeSet<String>,
 }
 
 /// The sender of a stateless request.
@@ -56,6 +62,8 @@ pub struct Sender<'a> {
     pub now: Instant,
     /// Its principal.
     pub principal: Principal,
+    /// The account that pays for what is held for it.
+    pub account: &'a Account,
     /// The endpoint: the servers that it sees.
     pub scope: &'a Scope,
     /// Where the response goes.
@@ -70,6 +78,10 @@ pub enum StatelessOutcome {
     /// The request is pending. Its text for the server is to be made without the lock of the hub,
     /// and then given to [`Hub::commit`].
     Call(Ticket),
+    /// The request waits for a process.
+    Waiting(PendingCall),
+    /// The request repeats a call that was parked.
+    Returned(Returned),
 }
 
 impl<'m> StatelessRequest<'m> {
@@ -93,7 +105,32 @@ impl<'m> StatelessRequest<'m> {
             None => Err(StateError::Invalid),
         });
         let capabilities = envelope.capabilities.with_extensions(|id| id != discover::TASKS);
-        Self { message, params, envelope, name, state, capabilities }
+        let is_parked = matches!(&state, Some(Ok(Claims { kind: StateKind::Parked(_), .. })));
+        let answers = params.responses.clone().filter(|_| is_parked).and_then(|span| {
+            let span = object(&text[span.clone()]).map(|_| span)?;
+            Some(
+                members(text, span).filter_map(|(key, _)| unquote(&text[key]).map(Cow::into_owned)).collect(),
+            )
+        });
+        let answers = answers.unwrap_or_default();
+        Self { message, params, envelope, name, state, capabilities, answers }
+    }
+
+    /// Returns the call.
+    fn call(&self, sender: &Sender<'_>) -> StatelessCall {
+        StatelessCall {
+            principal: sender.principal,
+            id: self.message.id().unwrap_or_default().into(),
+            sees_all: *sender.scope == Scope::All,
+            level: self.envelope.level,
+            allowed: self.envelope.capabilities.allowed,
+            digest: CallDigest::of(sender.scope.server(), self.message.method(), &self.name),
+        }
+    }
+
+    /// Returns the client's progress token, raw JSON.
+    fn token(&self) -> Option<&'m str> {
+        self.params.keys.token.clone().map(|span| &self.message.text()[span])
     }
 
     /// Returns the position of the name or URI, and itself.
@@ -193,12 +230,9 @@ impl Hub {
         let upstream = self.upstreams.get(&server);
         let initialized = upstream.and_then(|upstream| upstream.shared.initialized());
         let initialized = initialized.ok_or_else(|| not_connected(&self.name_of(server)))?;
-        if self.is_isolating(server) {
-            return Err(CallError::UnknownMethod("server/discover".into()));
-        }
         let offer = match initialized.era {
             Era::Modern => Offer::Modern,
-            Era::Legacy => Offer::Legacy { logging: false },
+            Era::Legacy => Offer::Legacy { logging: self.is_isolating(server) },
         };
         Ok(StatelessOutcome::Now(discover::discover_result(&initialized.result, offer, Cache::NONE)))
     }
@@ -301,69 +335,182 @@ impl Hub {
         (server, rename): (UpstreamKey, Option<Named>),
         fx: &mut Effects<'_>,
     ) -> Result<StatelessOutcome, Refused> {
-        let several = self.tokens.have_several_clients();
         let message = request.message;
-        let upstream = self.upstreams.get_mut(&server).ok_or(CallError::declined(Declined::Gone, ""))?;
+        let upstream = self.upstreams.get(&server).ok_or(CallError::declined(Declined::Gone, ""))?;
         let name = upstream.link.name().clone();
         let initialized = upstream.shared.initialized().ok_or_else(|| not_connected(&name))?;
         let era = initialized.era;
-        if upstream.pool.is_some() || (era == Era::Legacy && !initialized.offers(message.method())) {
+        if era == Era::Legacy && !initialized.offers(message.method()) {
             return Err(CallError::UnknownMethod(message.method().to_owned()).into());
         }
-        let state = match &request.state {
-            None => None,
-            Some(Err(why)) => return Err(Refused::State(*why)),
-            Some(Ok(claims)) => {
-                claims.check_instance(Some(upstream.instance_run(None))).map_err(Refused::State)?;
-                match &claims.kind {
-                    StateKind::Wrapped(state) => Some(state.clone()),
-                    StateKind::Parked(_) | StateKind::Url => None,
-                }
-            }
-        };
-        let token = request.params.keys.token.clone().map(|span| &message.text()[span]);
-        if token.is_some_and(|token| token.len() > limits::ID_BYTES) {
+        let isolated = upstream.pool.is_some();
+        if request.token().is_some_and(|token| token.len() > limits::ID_BYTES) {
             return Err(CallError::TokenTooLong.into());
         }
-        let timeout = match message.method() {
-            "tools/call" => self.config.timeout_run_tool,
-            _ => self.config.timeout_rpc,
-        };
+        if let Some(Ok(claims)) = &request.state
+            && let (StateKind::Parked(number), true) = (&claims.kind, isolated)
+        {
+            return self.repeat_stateless(&sender, request, (server, claims, *number), fx);
+        }
+        let lease = isolated.then(|| lease_key(&name, era, sender.principal, &request.envelope));
+        let state = self.returned_state(request, server, lease.as_ref()).map_err(Refused::State)?;
         let declined = |why| Refused::Call(CallError::declined(why, &name));
-        let share = upstream.shared.take_share(sender.principal, several).map_err(declined)?;
-        let call = StatelessCall {
-            principal: sender.principal,
-            id: message.id().unwrap_or_default().into(),
-            sees_all: *sender.scope == Scope::All,
-            level: request.envelope.level,
-            allowed: request.envelope.capabilities.allowed,
-            digest: CallDigest::of(sender.scope.server(), message.method(), &request.name),
+        let wanted = |key| {
+            let (allowed, account) = (request.envelope.capabilities.allowed, sender.account);
+            Wanted { server, key, allowed, account }
         };
-        let origin = Origin::Stateless(Box::new(call));
-        let caller =
-            Caller::Client(ClientCall { origin, responder: sender.responder.clone(), share, repeat: None });
-        let call = NewCall { caller, method: message.method(), token, timeout };
-        let upstream_id = upstream.shared.open(sender.now, call).map_err(declined)?;
+        let mut to = InstanceKey::shared(server);
+        if let Some(key) = &lease {
+            let Some(process) = self.take_process(sender.now, &wanted(key), fx).map_err(declined)? else {
+                return self.wait_stateless(&sender, request, (server, key, rename)).map_err(declined);
+            };
+            to = process;
+        }
+        let new = NewStateless {
+            call: request.call(&sender),
+            responder: sender.responder.clone(),
+            account: sender.account,
+            method: message.method(),
+            token: request.token(),
+        };
+        let begun = self.begin_stateless(sender.now, to, new, fx);
+        if begun.is_err() {
+            self.give_process(sender.now, to, fx);
+        }
+        let upstream_id = begun.map_err(declined)?;
         self.stats.calls.add();
-        let may_log = request.envelope.level.is_some() && upstream.shared.take_level_slot(upstream_id);
         self.set_timer(server, fx);
+        let Some((instance, _)) = self.process(to) else { return Err(declined(Declined::Gone)) };
         let rewrite = match era {
-            Era::Modern => Rewrite::Pass { state, may_log, capabilities: request.capabilities.clone() },
+            Era::Modern => {
+                let may_log = request.envelope.level.is_some() && instance.take_level_slot(upstream_id);
+                Rewrite::Pass { state, may_log, capabilities: request.capabilities.clone() }
+            }
             Era::Legacy => Rewrite::Unwrap,
         };
-        let to = InstanceKey::shared(server);
-        Ok(StatelessOutcome::Call(Ticket { to, upstream_id, session: None, rename, rewrite, keep: None }))
+        let ticket = Ticket { to, upstream_id, session: None, rename, rewrite, keep: None };
+        Ok(StatelessOutcome::Call(ticket))
     }
 
-    /// Cancels a stateless call whose client has gone. Does nothing if it is answered.
-    pub fn cancel_stateless(&mut self, now: Instant, call: (InstanceKey, u64), fx: &mut Effects<'_>) {
-        self.cancel(now, call, Err("the client closed the connection"), fx);
+    /// Lets a request wait for a process.
+    fn wait_stateless(
+        &mut self,
+        sender: &Sender<'_>,
+        request: &StatelessRequest<'_>,
+        (server, key, rename): (UpstreamKey, &LeaseKey, Option<Named>),
+    ) -> Result<StatelessOutcome, Declined> {
+        let text = request.message.text();
+        let mut charge = sender.account.charge();
+        if text.len() > limits::SPLICE_IN_HUB {
+            return Err(Declined::Leases);
+        }
+        if !charge.resize(text.len()) {
+            return Err(Declined::Memory);
+        }
+        let waiting = WaitingCall {
+            server,
+            call: request.call(sender),
+            responder: sender.responder.clone(),
+            account: sender.account.clone(),
+            text: text.to_owned(),
+            rename,
+            charge,
+        };
+        let ticket = self.leases.wait(sender.now, key, Box::new(waiting)).map_err(|_| Declined::Leases)?;
+        self.stats.calls.add();
+        Ok(StatelessOutcome::Waiting(PendingCall::Waiting(server, ticket)))
+    }
+
+    /// Handles the retry of a call that is parked.
+    fn repeat_stateless(
+        &mut self,
+        sender: &Sender<'_>,
+        request: &StatelessRequest<'_>,
+        (server, claims, number): (UpstreamKey, &Claims, u64),
+        fx: &mut Effects<'_>,
+    ) -> Result<StatelessOutcome, Refused> {
+        let retry = Return {
+            server,
+            claims,
+            number,
+            call: request.call(sender),
+            responder: sender.responder.clone(),
+            token: request.token(),
+            answers: &|key| request.answers.contains(key),
+        };
+        let returned = self.return_to_call(sender.now, retry, fx).map_err(Refused::State)?;
+        Ok(StatelessOutcome::Returned(returned))
+    }
+
+    /// Returns the server's own state in a retry.
+    fn returned_state(
+        &self,
+        request: &StatelessRequest<'_>,
+        server: UpstreamKey,
+        lease: Option<&LeaseKey>,
+    ) -> Result<Option<String>, StateError> {
+        let claims = match &request.state {
+            None => return Ok(None),
+            Some(claims) => claims.as_ref().map_err(|why| *why)?,
+        };
+        let state = match &claims.kind {
+            StateKind::Wrapped(state) => state,
+            // The call is repeated, at any process.
+            StateKind::Url => return Ok(None),
+            // Its server was isolated.
+            StateKind::Parked(_) => return Err(StateError::Restarted),
+        };
+        let process = InstanceKey { upstream: server, channel: claims.instance.channel };
+        let is_reached = match lease {
+            None => process.channel.is_none(),
+            Some(key) => self.leases.key(process) == Some(key),
+        };
+        let upstream = self.upstreams.get(&server).filter(|_| is_reached);
+        claims.check_instance(upstream.map(|upstream| upstream.instance_run(process.channel)))?;
+        Ok(Some(state.clone()))
+    }
+
+    /// Cancels a stateless call whose client has gone, and which is answered on this stream. Does
+    /// nothing if it is answered.
+    pub fn cancel_stateless(
+        &mut self,
+        now: Instant,
+        (call, stream): (PendingCall, usize),
+        fx: &mut Effects<'_>,
+    ) {
+        let place = match call {
+            PendingCall::At(instance, _) => self
+                .process(instance)
+                .and_then(|(instance, _)| Some((instance.key(), instance.find_stream(stream)?))),
+            PendingCall::Waiting(server, ticket) => {
+                if let Some(waiting) = self.leases.cancel(ticket) {
+                    return fx.cancelled(waiting.responder, &waiting.call.id);
+                }
+                let pool = self.upstreams.get(&server).and_then(|upstream| upstream.pool.as_ref());
+                let mut open = pool.into_iter().flat_map(|pool| pool.open.values());
+                open.find_map(|instance| Some((instance.key(), instance.find_stream(stream)?)))
+            }
+        };
+        // One whose client was asked meanwhile is answered there by nobody.
+        if let Some(call) = place {
+            self.cancel(now, call, Err("the client closed the connection"), fx);
+        }
     }
 }
 
+/// Returns the key of the processes that a call may have at an isolated server.
+fn lease_key(server: &str, era: Era, principal: Principal, envelope: &Envelope<'_>) -> LeaseKey {
+    let allowed = envelope.capabilities.allowed;
+    // The requests and log messages of a legacy server name no call, so there is one at a time.
+    let exclusive = era == Era::Legacy && (allowed.any() || envelope.level.is_some());
+    LeaseKey { server: server.into(), principal, exclusive: exclusive.then(|| allowed.number()) }
+}
+
 impl super::upstream::Upstream {
-    /// Returns the run of a process, as a sealed state names it.
+    /// Returns the run of a process, as a sealed state names it. An isolated one has one run, and its
+    /// channel is never used again.
     pub(super) fn instance_run(&self, channel: Option<u32>) -> InstanceRun {
-        InstanceRun { upstream: self.key.number(), channel, run: self.run.number() }
+        let run = if channel.is_some() { 0 } else { self.run.number() };
+        InstanceRun { upstream: self.key.number(), channel, run }
     }
 }

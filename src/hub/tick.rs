@@ -37,12 +37,15 @@ impl Hub {
     /// Returns when to call [`Hub::tick`] next.
     pub fn deadline(&self) -> Option<Instant> {
         let timer = self.timers.first().map(|(due, _)| *due);
-        timer.into_iter().chain(self.rounds.deadline()).min()
+        timer.into_iter().chain(self.rounds.deadline()).chain(self.parked.deadline()).min()
     }
 
     /// Handles what has expired, of at most [`limits::YIELD_EVERY`] servers.
     pub fn tick(&mut self, now: Instant, fx: &mut Effects<'_>) {
         self.tick_rounds(now, fx);
+        // Before the timeouts of the calls that are given up by it.
+        self.tick_parked(now, fx);
+        self.expire_waiting(now, fx);
         for _ in 0..limits::YIELD_EVERY {
             let Some((due, server)) = self.timers.first().copied().filter(|(due, _)| *due <= now) else {
                 return;
@@ -67,6 +70,7 @@ impl Hub {
             for instance in upstream.instances() {
                 self.expire_instance(now, instance, fx);
             }
+            self.end_idle_processes(now, server, fx);
         }
         for pending in self.expire_calls(now, InstanceKey::shared(server), fx) {
             let Some(upstream) = self.upstreams.get(&server) else { return Ok(()) };
@@ -102,6 +106,8 @@ impl Hub {
             if matches!(pending.caller, Caller::Discovery(_) | Caller::Initialize) {
                 of_gateway.push(pending);
             } else {
+                self.has_left(now, key, &pending.caller, fx);
+                let Some((_, link)) = self.process(key) else { break };
                 let why = CallError::TimedOut { server: link.name().to_string(), after: pending.timeout };
                 self.fail(pending, &why, fx);
             }

@@ -482,12 +482,17 @@ impl Discovery {
 fn probe_request(request: ProbeRequest) -> DiscoveryRequest {
     let params = match request {
         ProbeRequest::Discover => discover::request_params(None),
-        ProbeRequest::Initialize => format!(
-            "{{\"protocolVersion\":\"{LATEST}\",\"capabilities\":{{}},\"clientInfo\":{{\"name\":\"mcpport\",\"version\":\"{}\"}}}}",
-            env!("CARGO_PKG_VERSION")
-        ),
+        ProbeRequest::Initialize => initialize_params("{}"),
     };
     DiscoveryRequest { question: Question::Era(request), first: None, method: request.method(), params }
+}
+
+/// Returns the params of the gateway's own `initialize`, with these capabilities (raw JSON).
+pub fn initialize_params(capabilities: &str) -> String {
+    format!(
+        "{{\"protocolVersion\":\"{LATEST}\",\"capabilities\":{capabilities},\"clientInfo\":{{\"name\":\"mcpport\",\"version\":\"{}\"}}}}",
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 impl Listing {

@@ -189,8 +189,14 @@ impl<I: Copy + Debug + Ord, W> Leases<I, W> {
 
     /// Removes the call that waited longest among those for which a process of a server may start.
     /// Call it when a process of the server has ended, start one, and call [`Leases::started`].
-    pub fn next_to_start(&mut self, server: &str) -> Option<(LeaseKey, W)> {
-        let waiting = self.by_key.iter().filter(|(key, _)| *key.server == *server && self.has_room(key));
+    /// `may_start`: whether a principal may have another process of the server.
+    pub fn next_to_start(
+        &mut self,
+        server: &str,
+        may_start: impl Fn(Principal) -> bool,
+    ) -> Option<(LeaseKey, W)> {
+        let may_start = |key: &LeaseKey| *key.server == *server && may_start(key.principal);
+        let waiting = self.by_key.iter().filter(|(key, _)| may_start(key) && self.has_room(key));
         let first = waiting.filter_map(|(key, group)| Some((group.waiting.front()?.ticket, key)));
         let key = first.min().map(|(_, key)| key.clone())?;
         let next = self.by_key.get_mut(&key)?.waiting.pop_front()?;
@@ -225,6 +231,16 @@ impl<I: Copy + Debug + Ord, W> Leases<I, W> {
         overdue
     }
 
+    /// Removes all calls that wait for processes of a server: it has gone.
+    pub fn refuse(&mut self, server: &str) -> Vec<W> {
+        let mut refused = Vec::new();
+        for (_, group) in self.by_key.iter_mut().filter(|(key, _)| *key.server == *server) {
+            refused.extend(group.waiting.drain(..).map(|waiting| waiting.call));
+        }
+        self.by_key.retain(|_, group| group.is_used());
+        refused
+    }
+
     /// Returns when [`Leases::overdue`] or [`Leases::idle`] has something next.
     pub fn deadline(&self) -> Option<Instant> {
         let waiting = self.by_key.values().filter_map(|group| group.waiting.front()).map(|first| first.due);
@@ -247,6 +263,11 @@ impl<I: Copy + Debug + Ord, W> Leases<I, W> {
     /// Returns the key of a process.
     pub fn key(&self, instance: I) -> Option<&LeaseKey> {
         self.processes.get(&instance).map(|process| &process.key)
+    }
+
+    /// Returns the number of calls that hold a process.
+    pub fn calls(&self, instance: I) -> usize {
+        self.processes.get(&instance).map_or(0, |process| process.calls)
     }
 
     /// Returns the number of processes.
@@ -375,13 +396,15 @@ mod tests {
         leases.wait(now, &held(ONE()), "a").unwrap();
         leases.wait(now, &held(TWO()), "b").unwrap();
         leases.wait(now, &held(ONE()), "c").unwrap();
-        assert_eq!(leases.next_to_start("t"), None);
-        assert_eq!(leases.next_to_start("s"), Some((held(TWO()), "b")), "the other has its process");
+        let all = |_: Principal| true;
+        assert_eq!(leases.next_to_start("t", all), None);
+        assert_eq!(leases.next_to_start("s", |who| who == ONE()), None, "the other may have no more");
+        assert_eq!(leases.next_to_start("s", all), Some((held(TWO()), "b")), "the other has its process");
         leases.started(now, held(TWO()), 3);
-        assert_eq!(leases.next_to_start("s"), None);
+        assert_eq!(leases.next_to_start("s", all), None);
         leases.gone(1);
         leases.gone(1);
-        assert_eq!(leases.next_to_start("s"), Some((held(ONE()), "a")));
+        assert_eq!(leases.next_to_start("s", all), Some((held(ONE()), "a")));
         leases.started(now, held(ONE()), 4);
         assert_eq!((leases.give(now, 1), leases.give(now, 4), leases.len()), (None, Some("c"), 3));
     }

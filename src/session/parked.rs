@@ -455,6 +455,12 @@ impl<I: Copy + Debug + Ord, K: Copy> ParkedCalls<I, K> {
         joining.chain(parked).chain(outside).min()
     }
 
+    /// Returns the id in the mux of the call that holds a process, and whether it is parked.
+    pub fn call(&self, instance: I) -> Option<(u64, bool)> {
+        let call = self.calls.get(&instance)?;
+        Some((call.call.upstream_id, matches!(call.state, CallState::Parked(_))))
+    }
+
     /// Returns the number of parked calls.
     pub fn len(&self) -> usize {
         self.parked.len()

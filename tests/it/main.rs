@@ -62,6 +62,8 @@ mod sizes;
 mod soak;
 mod stalled_links;
 mod stateless_calls;
+/// Clients without a session at servers with a process for each principal.
+mod stateless_isolated;
 mod stateless_listens;
 mod stderr;
 mod streamable;

@@ -24,15 +24,15 @@ fn bearer(token: &str) -> String {
 }
 
 /// A gateway with a token file.
-struct Reloaded {
-    gateway: Gateway,
+pub struct Reloaded {
+    pub gateway: Gateway,
     file: PathBuf,
     done: usize,
 }
 
 impl Reloaded {
     #[track_caller]
-    fn start(tokens: &str, arguments: &[&str]) -> Self {
+    pub fn start(tokens: &str, arguments: &[&str]) -> Self {
         let file = directory("reload").join("tokens");
         fs::write(&file, tokens).unwrap();
         let flags = ["--auth-token-file", file.to_str().unwrap()];
@@ -41,7 +41,7 @@ impl Reloaded {
 
     /// Writes other tokens, and makes the gateway reload them. Returns its log line.
     #[track_caller]
-    fn tokens(&mut self, tokens: &str) -> String {
+    pub fn tokens(&mut self, tokens: &str) -> String {
         fs::write(&self.file, tokens).unwrap();
         self.reload()
     }

@@ -19,10 +19,10 @@ use crate::{
     hub::{
         entry::{self, Enter},
         error::{CallError, NO_MEMORY, modern_error},
-        key::InstanceKey,
         peers::Responder,
         session::Scope,
         stateless::Sender,
+        waiting::PendingCall,
     },
     jsonrpc::{HEADER_MISMATCH, Malformed, Message},
     limits,
@@ -136,12 +136,15 @@ pub struct StatelessCall {
 /// Cancels a call when dropped, if it is not answered by then.
 struct CancelGuard {
     gateway: Arc<Gateway>,
-    call: Option<(InstanceKey, u64)>,
+    call: Option<PendingCall>,
+    /// The stream on which it is answered.
+    stream: usize,
 }
 
 impl Drop for CancelGuard {
     fn drop(&mut self) {
         if let Some(call) = self.call {
+            let call = (call, self.stream);
             self.gateway.enter(|hub, fx| hub.cancel_stateless(Instant::now(), call, fx));
         }
     }
@@ -151,15 +154,18 @@ impl StatelessCall {
     /// Gives a request to the hub.
     fn begin(exchange: &Exchange<'_>, scope: &Scope, parsed: (&Message<'_>, Params, Envelope<'_>)) -> Self {
         let (gateway, principal) = (exchange.gateway, exchange.principal);
-        let (sender, queue) = gateway.client_queue(&gateway.account(principal));
+        let account = gateway.account(principal);
+        let (sender, queue) = gateway.client_queue(&account);
         let max = gateway.config.limits.session.batch_bytes;
         let responder = Arc::new(PostResponder::new(sender, 1, max, &gateway.running));
         let answered: Arc<dyn Responder> = responder.clone();
-        let sender = Sender { now: Instant::now(), principal, scope, responder: &answered };
+        let now = Instant::now();
+        let sender = Sender { now, principal, account: &account, scope, responder: &answered };
         let request = exchange.request;
         let field = |name: &str| Header::read(request.fields(name));
         let call = entry::stateless(&**gateway, sender, parsed, &field, &gateway.config.limits.stateless);
-        Self { queue, responder, _guard: CancelGuard { gateway: gateway.clone(), call } }
+        let guard = CancelGuard { gateway: gateway.clone(), call, stream: responder.stream_key() };
+        Self { queue, responder, _guard: guard }
     }
 
     /// Sends the response: as JSON if it is the first message, as an event stream otherwise.

@@ -91,6 +91,34 @@ impl Allowed {
     pub fn any(self) -> bool {
         self.form || self.url || self.sampling || self.roots
     }
+
+    /// Returns a number that only equal ones have.
+    pub fn number(self) -> u128 {
+        let Self { form, url, sampling, sampling_tools, sampling_context, roots } = self;
+        let flags = [form, url, sampling, sampling_tools, sampling_context, roots];
+        flags.into_iter().fold(0, |number, flag| 2 * number + u128::from(flag))
+    }
+
+    /// Returns them as the capabilities of a client (raw JSON).
+    pub fn capabilities(self) -> String {
+        let object = |name: &str, members: &[(&str, bool)]| {
+            let members: Vec<String> =
+                members.iter().filter(|(_, is)| *is).map(|(name, _)| format!("\"{name}\":{{}}")).collect();
+            format!("\"{name}\":{{{}}}", members.join(","))
+        };
+        let mut all = Vec::new();
+        if self.form || self.url {
+            all.push(object("elicitation", &[("form", self.form), ("url", self.url)]));
+        }
+        if self.sampling {
+            let members = [("tools", self.sampling_tools), ("context", self.sampling_context)];
+            all.push(object("sampling", &members));
+        }
+        if self.roots {
+            all.push(object("roots", &[]));
+        }
+        format!("{{{}}}", all.join(","))
+    }
 }
 
 impl<'m> Capabilities<'m> {
@@ -263,5 +291,25 @@ mod tests {
         ] {
             assert_eq!(cut(raw).as_deref(), expected, "{raw}");
         }
+    }
+
+    #[test]
+    fn what_may_be_asked_is_read_as_it_was_written() {
+        let mut numbers = std::collections::BTreeSet::new();
+        for bits in 0..64u32 {
+            let flag = |bit: u32| bits >> bit & 1 == 1;
+            let allowed = Allowed {
+                form: flag(0),
+                url: flag(1),
+                sampling: flag(2),
+                sampling_tools: flag(2) && flag(3),
+                sampling_context: flag(2) && flag(4),
+                roots: flag(5),
+            };
+            let written = allowed.capabilities();
+            assert_eq!(Capabilities::read(&written).map(|read| read.allowed), Some(allowed), "{written}");
+            numbers.insert(allowed.number());
+        }
+        assert_eq!((numbers.len(), Allowed::default().capabilities()), (40, "{}".to_owned()));
     }
 }
