@@ -121,6 +121,15 @@ def everything(world, sdk, sessions):
         ]
 
     def same(text):
+        out = json.loads(text)
+        if isinstance(out, list):
+            # It asks each process for the roots once. A process outlives a client without a session, and calls side by side
+            # have several; one that carries the question misses the progress until its client returns.
+            out = [each for each in out if not (isinstance(each, dict) and each.get("method") == "roots/list")]
+            for each in out:
+                if isinstance(each, dict) and sessions == "isolated":
+                    each.pop("progress", None)
+            text = json.dumps(out, sort_keys=True, ensure_ascii=False)
         return across_eras(without_times(text))
 
     flags = ("--sessions", sessions)
