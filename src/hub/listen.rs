@@ -447,3 +447,382 @@ pub(super) fn outcome(message: &Message<'_>) -> Result<(), Option<i64>> {
     let code = find(message.text(), error, &["code"]).ok().flatten();
     Err(code.and_then(|span| message.text()[span].parse().ok()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        any::Any,
+        cell::RefCell,
+        mem,
+        sync::{Arc, Mutex},
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::{
+        auth::{Principal, Tokens},
+        budget::Budget,
+        config::EraPin,
+        hub::{
+            entry::{self, Enter, LinkTraits},
+            key::Sealing,
+            peers::{SessionStream, Transport, Wakers},
+            registration::NewUpstream,
+            state::HubConfig,
+        },
+        jsonrpc::{Kind, unquote},
+        limits::Limits,
+        mcp::stateless::Params,
+        metrics::Stats,
+        queue::SendError,
+        secret::seal::SealKey,
+        tunnel::close::CloseReason,
+    };
+
+    type Log = Arc<Mutex<Vec<String>>>;
+
+    fn short(message: &Message<'_>) -> String {
+        let text = |path: &[&str]| {
+            let span = message.param(path).unwrap()?;
+            unquote(&message.text()[span]).map(|text| format!(" {text}"))
+        };
+        let method = message.method().trim_start_matches("notifications/").trim_end_matches("/list_changed");
+        let covers = listen::honoured(message).map(|filter| {
+            let kinds = filter.kinds.iter().map(|kind| &kind.noun()[..1]);
+            let words = kinds.chain(filter.uris.iter().map(String::as_str));
+            words.map(|word| format!(" {word}")).collect::<String>()
+        });
+        let uri = text(&["uri"]).or(covers).unwrap_or_default();
+        format!("{}{uri}", method.trim_start_matches("subscriptions/").trim_start_matches("resources/"))
+    }
+
+    /// A link that keeps what it is sent.
+    #[derive(Debug)]
+    struct Line(Log);
+
+    impl Transport for Line {
+        fn send(&self, frame: String, _: Room, _: &mut Wakers) -> Result<(), SendError> {
+            self.0.lock().unwrap().push(frame);
+            Ok(())
+        }
+
+        fn close(&self, _: CloseReason) {}
+
+        fn is_closed(&self) -> bool {
+            false
+        }
+    }
+
+    /// A client's stream, with its number.
+    #[derive(Debug)]
+    struct Stream(u32, Log);
+
+    impl SessionStream for Stream {
+        fn open_streams(&self) -> usize {
+            1
+        }
+
+        fn send(&self, message: String, _: &Stats) {
+            let message = Message::read(&message).unwrap();
+            let of = listen::subscription(&message).map(|span| message.text()[span].to_owned());
+            let own = message.id().is_some() || of == Some(self.0.to_string());
+            assert!(own, "{}", message.text());
+            let line = if message.kind() == Kind::Response { "ended".into() } else { short(&message) };
+            self.1.lock().unwrap().push(format!("{}: {line}", self.0));
+        }
+
+        fn notice(&self, notice: &str, stats: &Stats) {
+            self.send(notice.to_owned(), stats);
+        }
+
+        fn request(&self, _: String, _: &Stats) -> bool {
+            false
+        }
+
+        fn end(&self) {
+            self.1.lock().unwrap().push(format!("{}: closed", self.0));
+        }
+
+        fn close(&self) {}
+
+        fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+            self
+        }
+    }
+
+    /// A hub with one server, `s`.
+    struct World {
+        hub: RefCell<Hub>,
+        stats: Stats,
+        now: Instant,
+        server: UpstreamKey,
+        /// Frames for the server.
+        frames: Log,
+        /// What was sent besides discovery, in order.
+        log: Log,
+        /// Ids of listens at the server.
+        listens: Vec<String>,
+        /// Whether the server acknowledges and answers.
+        answers: bool,
+        open: BTreeMap<u32, ListenKey>,
+        budget: Budget,
+    }
+
+    impl Enter for World {
+        fn enter<'m, R>(&self, work: impl FnOnce(&mut Hub, &mut Effects<'m>) -> R) -> R {
+            let mut effects = Effects::default();
+            let result = work(&mut self.hub.borrow_mut(), &mut effects);
+            effects.apply(&self.stats);
+            result
+        }
+
+        fn stats(&self) -> &Stats {
+            &self.stats
+        }
+    }
+
+    impl World {
+        fn new(era: EraPin) -> Self {
+            let (frames, log) = (Log::default(), Log::default());
+            let sealing = Sealing { key: Arc::new(SealKey::new([0; 32])), started: Instant::now() };
+            let timeout = Duration::from_secs(100);
+            let config = HubConfig {
+                limits: Limits::default(),
+                timeout_rpc: timeout,
+                timeout_run_tool: timeout,
+                sealing,
+            };
+            let mut hub = Hub::new(config, Arc::new(Tokens::default()), Arc::default());
+            let (budget, now) = (Budget::new(1 << 20), Instant::now());
+            let new = NewUpstream {
+                id: "i".into(),
+                name: "s".into(),
+                principal: Principal::ANONYMOUS,
+                account: budget.account(),
+                transport: Arc::new(Line(frames.clone())),
+                accepts: None,
+                max_instances: None,
+                reads_status_frames: true,
+                resume_token: None,
+                era: Some(era),
+            };
+            let server = hub.register(now, new, &mut Effects::default()).unwrap();
+            let (hub, stats, open) = (RefCell::new(hub), Stats::default(), BTreeMap::new());
+            let listens = Vec::new();
+            let mut world =
+                Self { hub, stats, now, server, frames, log, listens, answers: true, open, budget };
+            world.serve();
+            world
+        }
+
+        fn frame(&self, text: &str) {
+            let link = LinkTraits { server: self.server, is_isolating: false, reads_status_frames: true };
+            entry::frame(self, self.now, link, text).unwrap();
+            self.hub.borrow().check().unwrap();
+        }
+
+        /// Does what the server does.
+        fn serve(&mut self) {
+            loop {
+                let frames = mem::take(&mut *self.frames.lock().unwrap());
+                if frames.is_empty() {
+                    return;
+                }
+                for frame in frames {
+                    if let Ok(message) = Message::read(&frame) {
+                        self.answer(&message);
+                    }
+                }
+            }
+        }
+
+        fn answer(&mut self, message: &Message<'_>) {
+            let (method, id) = (message.method(), message.id().unwrap_or_default());
+            let capabilities = r#""capabilities":{"tools":{"listChanged":true},"prompts":{},"resources":{"listChanged":true,"subscribe":true}}"#;
+            let result = match method {
+                "initialize" => format!(r#"{{"protocolVersion":"2025-11-25",{capabilities}}}"#),
+                "server/discover" => {
+                    format!(
+                        r#"{{"resultType":"complete","supportedVersions":["2026-07-28"],{capabilities}}}"#
+                    )
+                }
+                "tools/list" => r#"{"tools":[{"name":"t"}]}"#.into(),
+                "prompts/list" => r#"{"prompts":[]}"#.into(),
+                "resources/list" => r#"{"resources":[]}"#.into(),
+                "resources/templates/list" => r#"{"resourceTemplates":[]}"#.into(),
+                "notifications/initialized" => return,
+                _ => {
+                    self.log.lock().unwrap().push(short(message));
+                    self.answer_logged(message);
+                    return;
+                }
+            };
+            self.frame(&jsonrpc::result(id, &result));
+        }
+
+        fn answer_logged(&mut self, message: &Message<'_>) {
+            let (id, is_listen) =
+                (message.id().unwrap_or_default(), message.method() == "subscriptions/listen");
+            if is_listen {
+                self.listens.push(id.to_owned());
+            }
+            match message.method() {
+                _ if !self.answers => {}
+                "subscriptions/listen" => {
+                    let mut filter = listen::honoured(message).unwrap();
+                    filter.uris.retain(|uri| !uri.contains("none"));
+                    self.frame(&listen::acknowledged(id, &filter));
+                }
+                "resources/subscribe" if message.text().contains("none") => {
+                    self.frame(&jsonrpc::error(id, -32002, "no such resource"));
+                }
+                "resources/subscribe" | "resources/unsubscribe" => self.frame(&jsonrpc::result(id, "{}")),
+                _ => {}
+            }
+        }
+
+        fn open(&mut self, id: u32, words: &[&str]) {
+            let list = |word: &str, name: &str| words.contains(&word).then(|| format!("\"{name}\":true"));
+            let lists = [
+                list("t", "toolsListChanged"),
+                list("p", "promptsListChanged"),
+                list("r", "resourcesListChanged"),
+            ];
+            let uris: Vec<String> =
+                words.iter().filter(|word| word.len() > 1).map(|uri| format!("\"{uri}\"")).collect();
+            let uris = [format!("\"resourceSubscriptions\":[{}]", uris.join(","))];
+            let filter: Vec<String> = lists.into_iter().flatten().chain(uris).collect();
+            let params = format!("{{\"notifications\":{{{}}}}}", filter.join(","));
+            let text = jsonrpc::request(&id.to_string(), "subscriptions/listen", &params);
+            let message = Message::read(&text).unwrap();
+            let scope = if words.contains(&"s+x:a") { Scope::All } else { Scope::Server("s".into()) };
+            let listener = Listener {
+                principal: Principal::ANONYMOUS,
+                account: self.budget.account(),
+                scope,
+                stream: Arc::new(Stream(id, self.log.clone())),
+            };
+            let params = Params::read(&message).unwrap();
+            let limits = Limits::default().stateless;
+            let key = entry::listen(self, self.now, listener, (&message, &params), &limits).unwrap();
+            self.open.insert(id, key);
+        }
+
+        fn run(&mut self, command: &str) -> String {
+            let words: Vec<&str> = command.split(' ').collect();
+            match words[0] {
+                "open" => self.open(words[1].parse().unwrap(), &words[2..]),
+                "close" => {
+                    let key = self.open.remove(&words[1].parse().unwrap()).unwrap();
+                    self.enter(|hub, fx| hub.close_listen(self.now, key, fx));
+                }
+                "wait" => {
+                    self.now += Duration::from_millis(words[1].parse().unwrap());
+                    self.enter(|hub, fx| hub.tick(self.now, fx));
+                }
+                "mute" => self.answers = false,
+                "answer" => self.answers = true,
+                "restart" => self.frame(r#"{"status":"restarted","id":"i","message":"m"}"#),
+                "gone" => self.enter(|hub, fx| hub.remove_server(self.now, self.server, "why", fx)),
+                "drain" => self.enter(|hub, fx| hub.drain(self.now, fx)),
+                // A notification under the latest listen of the gateway, or the one of this number.
+                method => {
+                    let number = words.get(2).map(|number| number.parse::<usize>().unwrap());
+                    let number = number.unwrap_or(self.listens.len().saturating_sub(1));
+                    let id = self.listens.get(number).map_or("12345", String::as_str);
+                    let uri = words.get(1).map(|uri| format!("\"uri\":\"{uri}\",")).unwrap_or_default();
+                    let params =
+                        format!("{{{uri}\"_meta\":{{\"io.modelcontextprotocol/subscriptionId\":{id}}}}}");
+                    self.frame(&jsonrpc::notification(&format!("notifications/{method}"), Some(&params)));
+                }
+            }
+            self.serve();
+            self.hub.borrow().check().unwrap();
+            mem::take(&mut *self.log.lock().unwrap()).join(", ")
+        }
+    }
+
+    fn play(era: EraPin, rows: &[(&str, &str)]) {
+        let mut world = World::new(era);
+        mem::take(&mut *world.log.lock().unwrap());
+        for (number, (command, expected)) in rows.iter().enumerate() {
+            assert_eq!(world.run(command), *expected, "row {number}: {command}");
+        }
+        for id in world.open.keys().copied().collect::<Vec<_>>() {
+            world.run(&format!("close {id}"));
+        }
+        drop(world.hub);
+        assert_eq!(world.budget.used(), 0);
+    }
+
+    #[test]
+    fn all_listens_share_one_at_a_modern_server() {
+        play(
+            EraPin::Modern,
+            &[
+                ("open 1 t p", "1: acknowledged t"),
+                ("open 2 t x:a x:none", "listen t r x:a x:none, 2: acknowledged t x:a, cancelled"),
+                ("open 3 s+x:a", "3: acknowledged s+x:a"),
+                ("tools/list_changed", "1: tools, 2: tools"),
+                ("resources/updated x:a/b", "2: updated x:a/b, 3: updated s+x:a/b"),
+                ("resources/updated x:c", ""),
+                // Under a listen that has ended, or that is nobody's.
+                ("resources/updated x:a 0", ""),
+                ("resources/updated x:a 99", ""),
+                ("mute", ""),
+                ("open 4 r x:c", "listen t r x:a x:c"),
+                ("resources/updated x:c", ""),
+                ("wait 2000", "4: acknowledged r"),
+                ("answer", ""),
+                ("close 2", ""),
+                ("resources/updated x:a 1", "3: updated s+x:a"),
+                ("drain", "1: ended, 1: closed, 3: ended, 3: closed, 4: ended, 4: closed"),
+            ],
+        );
+    }
+
+    #[test]
+    fn resources_of_a_legacy_server_are_subscribed_to_once() {
+        play(
+            EraPin::Legacy,
+            &[
+                ("open 1 t p", "1: acknowledged t"),
+                ("open 2 x:a x:none", "subscribe x:a, subscribe x:none, 2: acknowledged x:a"),
+                ("open 3 s+x:a", "subscribe x:a, 3: acknowledged s+x:a"),
+                ("tools/list_changed", "1: tools"),
+                ("resources/updated x:a", "2: updated x:a, 3: updated s+x:a"),
+                ("close 2", ""),
+                ("close 3", "unsubscribe x:a"),
+                ("mute", ""),
+                ("open 4 x:c", "subscribe x:c"),
+                ("resources/updated x:c", ""),
+                ("wait 2000", "4: acknowledged, cancelled"),
+                ("open 5 x:d", "subscribe x:d"),
+                ("gone", "5: acknowledged"),
+            ],
+        );
+    }
+
+    #[test]
+    fn listens_outlive_a_process_and_its_server() {
+        for (era, again) in [(EraPin::Modern, "listen t r x:a"), (EraPin::Legacy, "subscribe x:a")] {
+            let opened = match era {
+                EraPin::Modern => "listen t r x:a, 1: acknowledged t x:a, cancelled",
+                _ => "subscribe x:a, 1: acknowledged t x:a",
+            };
+            let restarted = match era {
+                EraPin::Modern => format!("1: tools, {again}, 1: tools"),
+                _ => format!("1: tools, {again}"),
+            };
+            play(
+                era,
+                &[
+                    ("open 1 t x:a", opened),
+                    ("restart", &restarted),
+                    ("resources/updated x:a", "1: updated x:a"),
+                    ("gone", ""),
+                ],
+            );
+        }
+    }
+}

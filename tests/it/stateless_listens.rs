@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     directory,
     harness::{Edge, Gateway, eventually, kill},
+    relay::Relay,
     session::{BOTH, Events, Session, events, value},
     wire::{Answer, Wire, host, text},
 };
@@ -266,6 +267,33 @@ fn listens_survive_a_restart_and_the_loss_of_their_server() {
     let _edge = modern(&gateway, "s", &["--rich"]);
     lists(&mut listen);
     reports(&mut listen);
+}
+
+/// The server keeps running, and knows listens of the earlier link.
+#[test]
+fn listens_survive_a_new_link() {
+    let gateway = Gateway::start(&["--resume-window", "0"]);
+    let relay = Relay::to(gateway.address);
+    let edge = Edge::start(&relay.url(), "s", &["--era", "modern", "--rich"], &["--era", "modern"]);
+    edge.program.wait_for("registration complete");
+    let client = Client::new(&gateway, SERVER);
+    let (mut listen, _) = client.listen("one", all(&["a://one"]));
+    for link in 2..4 {
+        relay.cut();
+        edge.program.wait_for_nth("registration complete", link);
+        eventually("the server is listened to again", || {
+            let open = value(&client.call("listens", json!({})));
+            open.as_object().unwrap().values().any(|filter| filter.to_string().contains("a://one"))
+        });
+        client.touch("touch", json!({"uri": "a://one"}));
+        let mut got = Vec::new();
+        while got.last().is_none_or(|last| last != "a://one") {
+            got.push(change(&mut listen).0);
+        }
+        assert!(got.contains(&"tools/list_changed".to_owned()), "{got:?}");
+        client.touch("touch", json!({"uri": "a://one/again"}));
+        next_is(&mut listen, "a://one/again", "one");
+    }
 }
 
 #[test]
