@@ -21,6 +21,7 @@ use crate::{
     mcp::{
         Era, compat,
         discovery::{Discovery, Question},
+        listing::ListKind,
         log_level::Level,
         stateless::Allowed,
     },
@@ -126,6 +127,8 @@ impl Hub {
                 self.resubscribe(now, from.upstream, fx);
                 Next::Done
             }
+            // An isolated process is not listened to again.
+            Caller::Listen if from.channel.is_some() => Next::Done,
             Caller::Listen => {
                 self.on_listen_response(now, from.upstream, (id, listen::outcome(message)), fx);
                 Next::Done
@@ -302,7 +305,9 @@ impl Hub {
                 self.end_instance(now, from, &why, true, fx);
             }
             Caller::Listen => {
-                if let Some(id) = answer.id.as_deref().and_then(decimal) {
+                if from.channel.is_none()
+                    && let Some(id) = answer.id.as_deref().and_then(decimal)
+                {
                     self.on_listen_response(now, from.upstream, (id, Err(None)), fx);
                 }
             }
@@ -505,6 +510,11 @@ impl Hub {
             }
             (_, Notice::Progress(span)) => self.on_progress(now, from, message, span.clone(), fx),
             (_, Notice::Log(level)) => self.on_call_log(from, (message, *level), fx),
+            (_, Notice::ListChanged(id)) => {
+                if let Some(kind) = ListKind::of_notification(message.method()) {
+                    self.report_own_list(from, kind, *id, fx);
+                }
+            }
             (_, Notice::Cancelled(Some(span))) => self.parked.withdraw(from, &message.text()[span.clone()]),
             _ => {}
         }

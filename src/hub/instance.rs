@@ -24,9 +24,9 @@ use crate::{
     mcp::{
         self, Era,
         discovery::Question,
-        listen_filter::Kinds,
+        listen_filter::{Filter, Kinds},
         log_level::Level,
-        stateless::{Allowed, result::ServerStamp, route},
+        stateless::{Allowed, listen, result::ServerStamp, route},
     },
     queue::{Room, SendError},
     session::{CallDigest, CallId, RoundKey, Shares, share_of},
@@ -470,6 +470,14 @@ impl Instance {
     /// Adds a listen of the gateway's own, and returns its id, or `None` if the link is gone.
     pub fn open_listen(&mut self, now: Instant) -> Option<u64> {
         self.mux.open_lasting(now, Caller::Listen, "subscriptions/listen").ok()
+    }
+
+    /// Listens to changes of lists of an isolated instance, as long as it lasts.
+    pub fn listen(&mut self, link: &Link, now: Instant, kinds: Kinds, fx: &mut Effects<'_>) {
+        if let Some(id) = self.open_listen(now) {
+            let params = listen::request_params(&Filter::of_kinds(kinds));
+            self.send_once(link, jsonrpc::request(&id.to_string(), "subscriptions/listen", &params), fx);
+        }
     }
 
     /// Removes a listen of the gateway's own. Returns false if there is none with this id.

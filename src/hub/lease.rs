@@ -22,8 +22,9 @@ use crate::{
     mcp::{
         Era,
         discovery::initialize_params,
+        listing::ListKind,
         log_level::Level,
-        stateless::{Allowed, Params, input::may_ask},
+        stateless::{Allowed, Params, input::may_ask, listen},
     },
     session::{LeaseKey, LeasedCall, Taken, share_of},
 };
@@ -110,7 +111,12 @@ impl Hub {
         let key = InstanceKey { upstream: wanted.server, channel: Some(number) };
         let mut instance = Instance::new(key, self.config.limits.link.in_flight, Some(isolated));
         match modern {
-            Some(modern) => instance.initialize_as(modern),
+            Some(modern) => {
+                instance.initialize_as(modern);
+                if !modern.changing.is_empty() {
+                    instance.listen(&upstream.link, now, modern.changing, fx);
+                }
+            }
             None => {
                 let capabilities = match owner {
                     Owner::Lease(allowed) => allowed.capabilities(),
@@ -298,6 +304,32 @@ impl Hub {
         for waiting in self.leases.overdue(now) {
             let why = CallError::declined(Declined::Leases, &self.name_of(waiting.server));
             self.fail_waiting([waiting], &why, fx);
+        }
+    }
+
+    /// Reports the change of a list by the process of a principal to what that listens to.
+    pub(super) fn report_own_list(
+        &self,
+        from: InstanceKey,
+        kind: ListKind,
+        id: Option<u64>,
+        fx: &mut Effects<'_>,
+    ) {
+        let upstream = self.upstreams.get(&from.upstream);
+        let Some((upstream, instance)) =
+            upstream.and_then(|upstream| Some((upstream, upstream.instance(from.channel)?)))
+        else {
+            return;
+        };
+        let is_listen = |id| instance.mux().get(id).is_some_and(|own| matches!(own.caller, Caller::Listen));
+        if instance.is_modern() && !id.is_some_and(is_listen) {
+            return self.stats.unmatched.add();
+        }
+        let principal = instance.isolated().map(|isolated| isolated.principal);
+        for (_, own) in self.listens.of_kind(Some(upstream.link.name()), kind) {
+            if Some(own.principal) == principal {
+                fx.notice(vec![own.stream.clone()], listen::changed(kind, &own.id));
+            }
         }
     }
 

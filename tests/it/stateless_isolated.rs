@@ -562,3 +562,31 @@ fn a_question_that_the_server_takes_back_is_not_asked() {
     assert_eq!(caller.text("retract", ask(&form("name?"), 1)), "retracted");
     assert_eq!(caller.text("echo", json!({"text": "x"})), "x");
 }
+
+#[test]
+fn a_principal_is_told_of_changes_in_its_own_process() {
+    let world = World::modern();
+    let open = |token: &'static str| {
+        let caller = world.caller(token);
+        let filter = json!({"notifications": {"toolsListChanged": true}});
+        let (lines, body) = caller.request(&json!(token), "subscriptions/listen", filter);
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let mut wire = Wire::connect(world.gateway.address);
+        wire.send(wire::text("POST", caller.target, &lines, &body));
+        wire.head().unwrap();
+        let acknowledged = String::from_utf8(wire.chunk().unwrap().unwrap()).unwrap();
+        assert!(acknowledged.contains("subscriptions/acknowledged"), "{acknowledged}");
+        wire
+    };
+    let [mut a, mut b] = ["a", "b"].map(open);
+    let mut told = |token: &str| {
+        world.caller(token).call("touch", json!({"kind": "tools"}));
+        let wire = if token == "a" { &mut a } else { &mut b };
+        String::from_utf8(wire.chunk().unwrap().unwrap()).unwrap()
+    };
+    for token in ["a", "b", "a"] {
+        let changed = told(token);
+        let id = format!("\"io.modelcontextprotocol/subscriptionId\":\"{token}\"");
+        assert!(changed.contains("tools/list_changed") && changed.contains(&id), "{changed}");
+    }
+}
