@@ -40,6 +40,8 @@ pub struct Child {
     place: usize,
     /// It may write messages that are larger than our gateway accepts.
     is_large: bool,
+    /// It is of one session, which gives ids and tokens.
+    is_isolated: bool,
     /// Nonces of all calls to this child and its predecessors. No call may arrive twice, whatever
     /// crashes or reconnects.
     calls: HashSet<String>,
@@ -68,6 +70,7 @@ impl Child {
         Self {
             place,
             is_large,
+            is_isolated: false,
             calls: HashSet::new(),
             seen: HashSet::new(),
             initialized: false,
@@ -78,6 +81,11 @@ impl Child {
             cancelled: HashSet::new(),
             tasks: Vec::new(),
         }
+    }
+
+    /// Creates the child of one session.
+    pub fn isolated(place: usize, is_large: bool) -> Self {
+        Self { is_isolated: true, ..Self::new(place, is_large) }
     }
 
     /// Replaces the child with a new one on the same edge.
@@ -135,7 +143,7 @@ impl Child {
             "resources/templates/list" => vec![(Duration::ZERO, jsonrpc::result(&id, NO_TEMPLATES))],
             "resources/subscribe" | "resources/unsubscribe" | "resources/read" | "logging/setLevel" => {
                 let mut lines = vec![(random.millis(0, 900), echo(&id, &message, random.chance(25)))];
-                if message.method() == "resources/subscribe" {
+                if message.method() == "resources/subscribe" && !self.is_isolated {
                     // Even if it has refused.
                     lines.extend((0..2).map(|_| (random.millis(0, 5000), self.updated(random))));
                 }
@@ -183,7 +191,8 @@ impl Child {
     fn call(&mut self, id: &str, message: &Message<'_>, random: &mut Random) -> Lines {
         let part = |path: &[&str]| message.param(path).unwrap().map(|span| &message.text()[span]);
         let token = part(&["_meta", "progressToken"]);
-        assert!(token.is_none_or(|token| token == id), "our id stands in for the client's token");
+        let is_ours = token.is_none_or(|token| token == id);
+        assert!(is_ours || self.is_isolated, "our id stands in for the client's token");
         let tool = part(&["name"]).and_then(unquote).unwrap().into_owned();
         assert!(TOOLS.contains(&tool.as_str()), "the server's own name is asked for");
         let nonce = part(&["arguments", "nonce"]).unwrap();
@@ -193,7 +202,9 @@ impl Child {
         let mut lines = Vec::new();
         for _ in 0..random.below(3) {
             let at = end.mul_f64(random.below(120) as f64 / 100.0);
-            lines.push((at, progress(id, nonce)));
+            if let Some(token) = token.or(Some(id).filter(|_| !self.is_isolated)) {
+                lines.push((at, progress(token, nonce)));
+            }
         }
         if random.chance(90) {
             let answer = if random.chance(5) && self.is_large {
@@ -231,8 +242,9 @@ impl Child {
             4 => jsonrpc::request("1", "ping", "{}"),
             5 => jsonrpc::request("2", "sampling/createMessage", "{}"),
             6 => jsonrpc::notification("notifications/tools/list_changed", None),
-            7 => progress("1000000", "-1"),
-            8 => jsonrpc::notification("notifications/message", Some("{}")),
+            // Its session would get it.
+            7 if !self.is_isolated => progress("1000000", "-1"),
+            8 if !self.is_isolated => jsonrpc::notification("notifications/message", Some("{}")),
             9 => "{\"status\":\"error\",\"message\":\"not the gateway\"}".to_owned(),
             10 if self.is_large => jsonrpc::request("3", "ping", &format!("[\"{}\"]", padding())),
             11 if self.is_large => {

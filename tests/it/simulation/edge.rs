@@ -10,7 +10,7 @@ use mcpport::{
     command::CommandLine,
     config::{ClientTls, EraPin, GatewayUrl, RegisterConfig, Restart},
     edge::{
-        instances::{Instances, Spawn},
+        instances::Instances,
         link::{self, Begun, RunningLink, Suspended},
         redial::{Facts, Next, Outcome, Redial},
         state::EdgeState,
@@ -28,6 +28,7 @@ use mcpport::{
 use super::{
     Event, Frame, Net, Way, child,
     line::{self, Books},
+    processes::{ProcessEvent, Processes},
     server::Server,
     watch::Watch,
 };
@@ -61,9 +62,10 @@ pub enum Ends {
 pub struct EdgeBox {
     place: usize,
     config: Arc<RegisterConfig>,
-    spawn: Spawn,
     state: Arc<EdgeState>,
     server: Server,
+    /// Those of isolated sessions.
+    pub processes: Processes,
     link: EdgeLink,
     suspended: Option<Suspended>,
     redial: Redial,
@@ -77,7 +79,7 @@ pub struct EdgeBox {
     dials: u32,
 }
 
-fn config(place: usize, limits: &Limits) -> RegisterConfig {
+fn config(place: usize, sessions: Option<u32>, limits: &Limits) -> RegisterConfig {
     RegisterConfig {
         command: CommandLine::Shell(String::new()),
         gateway: GatewayUrl { tls: false, host: "gateway".into(), port: 1, target: "/".into() },
@@ -86,7 +88,7 @@ fn config(place: usize, limits: &Limits) -> RegisterConfig {
         headers: Vec::new(),
         header_file: None,
         tls: ClientTls::default(),
-        sessions: None,
+        sessions,
         era: EraPin::Auto,
         restart: Restart::OnFailure,
         require_gateway: false,
@@ -100,18 +102,20 @@ fn config(place: usize, limits: &Limits) -> RegisterConfig {
 }
 
 /// Creates the state of a program that starts.
-fn state(config: &RegisterConfig) -> Arc<EdgeState> {
-    let start = Arc::new(|_| panic!("nobody opens a channel"));
-    EdgeState::new(Instances::new(config, start, Arc::default()), Arc::default())
+fn state(config: &RegisterConfig, processes: &Processes) -> Arc<EdgeState> {
+    EdgeState::new(Instances::new(config, processes.start(), Arc::default()), Arc::default())
 }
 
 impl EdgeBox {
-    pub fn new(net: &mut Net, place: usize, is_slow: bool) -> Self {
-        let config = Arc::new(config(place, &net.limits));
+    /// `sessions`: the number of isolated sessions, if each has its own process. `gentle`: their
+    /// processes do not fail.
+    pub fn new(net: &mut Net, place: usize, is_slow: bool, sessions: Option<u32>, gentle: bool) -> Self {
+        let config = Arc::new(config(place, sessions, &net.limits));
+        let processes = Processes::new(place, gentle);
         let mut edge_box = Self {
             place,
-            spawn: Arc::new(|_| panic!("nobody opens a channel")),
-            state: state(&config),
+            state: state(&config, &processes),
+            processes,
             config,
             server: Server::new(net, place, is_slow),
             link: EdgeLink::None,
@@ -197,7 +201,9 @@ impl EdgeBox {
         let open = self.server.child.open.len();
         let done = give_up(self);
         self.watch.forget();
+        self.processes.settle(net);
         assert_eq!(self.state.running(), 0, "a request is still open");
+        assert_eq!(self.processes.wanted(), 0, "a session outlives its link");
         if !self.server.child.has_ended() {
             self.server.read(net, &mut self.watch);
             let missed = open.saturating_sub(net.limits.child.queue_messages);
@@ -270,9 +276,9 @@ impl EdgeBox {
         let suspended = self.suspended.take();
         assert!(received.is_none() || suspended.is_some(), "there is nothing to resume");
         let is_new = suspended.is_some() && received.is_none();
-        let now = net.now;
+        let (now, spawn) = (net.now, self.processes.spawn());
         let begin = |edge_box: &mut Self| {
-            link::begin(&edge_box.state, &edge_box.config, &edge_box.spawn, suspended, now, text)
+            link::begin(&edge_box.state, &edge_box.config, &spawn, suspended, now, text)
         };
         let begun = if is_new { self.gives_up(net, begin) } else { begin(self) };
         match begun {
@@ -292,7 +298,8 @@ impl EdgeBox {
         self.has_changed = true;
         loop {
             self.pump(net);
-            if !self.server.forward(&self.state, &mut self.watch) {
+            let forwarded = self.server.forward(&self.state, &mut self.watch);
+            if !self.processes.settle(net) && !forwarded {
                 break;
             }
         }
@@ -349,11 +356,15 @@ impl EdgeBox {
             return;
         }
         self.watch.check(net.limits.link.resume_messages);
+        let sessions = self.config.sessions.unwrap_or_default() as usize;
+        assert!(self.processes.count() <= sessions, "too many processes of sessions");
         let EdgeLink::Running(_, running) = &self.link else { return };
-        if !running.outbound.has_frame() && !self.server.is_delivering() {
+        if !running.outbound.has_frame() && !self.server.is_delivering() && !self.processes.is_delivering() {
             // Held notifications count as running.
             let holds = self.state.is_initializing(self.state.run());
-            self.watch.check_idle(self.place, (!holds).then(|| self.state.running()));
+            let on_channels = self.state.instances().running();
+            let running = (!holds).then(|| self.state.running() - on_channels);
+            self.watch.check_idle(self.place, running, on_channels);
         }
     }
 
@@ -383,6 +394,12 @@ impl EdgeBox {
 
     pub fn start(&mut self, net: &mut Net, birth: u64) {
         self.server.start(net, &self.state, birth);
+        self.settle(net);
+    }
+
+    /// Something happens to the process of a session.
+    pub fn process(&mut self, net: &mut Net, number: usize, event: ProcessEvent) {
+        self.processes.happens(number, event);
         self.settle(net);
     }
 
@@ -426,7 +443,8 @@ impl EdgeBox {
     /// The program and its child end at once, and are started again. All state is lost; the
     /// connection ends without a close frame.
     pub fn restart(&mut self, net: &mut Net) {
-        self.state = state(&self.config);
+        self.processes.end();
+        self.state = state(&self.config, &self.processes);
         (self.link, self.suspended, self.redial) = (EdgeLink::None, None, Redial::default());
         (self.stopping, self.ends) = (Stopping::No, None);
         self.watch.forget();

@@ -51,6 +51,8 @@ pub struct Shared {
     servers: usize,
     /// Whether no server is removed while it has calls.
     gentle: bool,
+    /// Whether an edge gives each session its own process.
+    isolates: bool,
     config: HubConfig,
     /// Calls that have begun a task, as long as the hub must know its owner.
     pub tasks: RefCell<BTreeSet<String>>,
@@ -106,7 +108,7 @@ impl Shared {
         (tokens, budget): (Arc<Tokens>, Budget),
         random: Random,
         config: HubConfig,
-        (clients, servers, gentle): (Vec<Client>, usize, bool),
+        (clients, servers, gentle, isolates): (Vec<Client>, usize, bool, bool),
     ) -> Self {
         let stats = Arc::<Stats>::default();
         Self {
@@ -121,6 +123,7 @@ impl Shared {
             random: RefCell::new(random),
             servers,
             gentle,
+            isolates,
             config,
             tasks: RefCell::default(),
             entered: Cell::new(false),
@@ -251,6 +254,8 @@ impl Shared {
             Ask::Initialize | Ask::Call { .. } => self.config.timeout_run_tool,
             Ask::Tools | Ask::Resource(..) | Ask::Level(_) | Ask::Task(_) => self.config.timeout_rpc,
         };
+        // A call waits until the process of its session is initialized.
+        let timeout = if self.isolates { timeout + self.config.timeout_run_tool } else { timeout };
         let Some((session, text, responder)) = ({
             let client = &mut self.clients.borrow_mut()[place];
             client.session.clone().map(|session| {
@@ -314,6 +319,10 @@ impl Shared {
                 // A URI that is not listed, or that names a server which is not connected, may go to
                 // the only server that ever had resources.
                 if !self.hub.borrow().is_connected(&child::name(server)) {
+                    return;
+                }
+                // The process of a session would answer for resources that it has not.
+                if self.isolates && !child::has_more(server) {
                     return;
                 }
                 // A server that is not listed yet may be removed at any time.

@@ -86,7 +86,8 @@ pub struct Gateway {
 const EDGES: usize = 2;
 
 impl Gateway {
-    pub fn new(net: &mut Net, clients: usize, servers: usize, gentle: bool) -> Self {
+    /// `gentle`: no call may be lost. `isolates`: an edge gives each session its own process.
+    pub fn new(net: &mut Net, clients: usize, servers: usize, (gentle, isolates): (bool, bool)) -> Self {
         let given = ["client@one:a", "client@two:b", "register[s*]@edges:c", "register[s*]@others:d"];
         let tokens = Tokens::new(given.iter().map(|given| Rule::read(given).unwrap()).collect()).unwrap();
         let principal = |token: &str| tokens.find(&Digest::of(token.as_bytes())).unwrap().principal;
@@ -108,9 +109,10 @@ impl Gateway {
             let transport = (net.random.chance(50), net.random.chance(50));
             let mut client = Client::new(place, owners[place % 2], scope, transport);
             client.plans = 3 + net.random.below(8);
+            client.isolates = isolates;
             client
         });
-        let clients = (clients.collect(), servers, gentle);
+        let clients = (clients.collect(), servers, gentle, isolates);
         let budget = Budget::new(net.limits.memory.bytes);
         budget.share(true);
         let random = Random(net.random.number().into());

@@ -53,7 +53,7 @@ struct Reader {
 }
 
 /// Gives the messages in a line to the sink, and waits for space on the link.
-async fn give(line: String, sink: Arc<dyn LineSink>) {
+pub async fn give(line: String, sink: Arc<dyn LineSink>) {
     let mut parts = LineParts::new(line.as_bytes());
     while let Some(outcome) = parts.next(&*sink) {
         match outcome {

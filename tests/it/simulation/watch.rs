@@ -1,7 +1,7 @@
 //! What an observer of one edge knows: the gateway's requests and the edge's frames on the current
 //! link, and what must follow from them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mcpport::{
     jsonrpc::{Kind, Message},
@@ -30,6 +30,8 @@ pub struct Watch {
     open: BTreeSet<String>,
     /// Those of `open` that were lost with a child, and must get an error.
     owed: BTreeSet<String>,
+    /// Ids of the requests without a response on each channel of a session.
+    channels: BTreeMap<u32, BTreeSet<String>>,
     /// The gateway reads status frames.
     is_ours: bool,
     /// The gateway must be told that there is a new child: that the lists have changed, and by a status
@@ -61,7 +63,10 @@ impl Watch {
 
     /// The gateway sends a frame.
     pub fn asked(&mut self, text: &str) {
-        let Frame::Plain(text) = frame::read(text) else { return };
+        let text = match frame::read(text) {
+            Frame::Plain(text) => text,
+            frame => return self.asked_on_channel(&frame),
+        };
         let Ok(message) = Message::read(text) else { return check_status(text) };
         let id = message.id().unwrap_or_default().to_owned();
         match (message.kind(), message.method()) {
@@ -79,7 +84,10 @@ impl Watch {
     /// The edge takes a frame from its queue, to send it.
     pub fn said(&mut self, text: &str) {
         self.books.said(text);
-        let Frame::Plain(text) = frame::read(text) else { return };
+        let text = match frame::read(text) {
+            Frame::Plain(text) => text,
+            frame => return self.said_on_channel(&frame),
+        };
         let Ok(message) = Message::read(text) else {
             let status = Status::read(text).expect("the edge sends messages and status frames");
             assert_eq!(status.status, "restarted", "{text}");
@@ -102,6 +110,46 @@ impl Watch {
                 self.is_new = false;
             }
             _ => {}
+        }
+    }
+
+    fn asked_on_channel(&mut self, frame: &Frame<'_>) {
+        match frame {
+            Frame::Plain(_) => {}
+            Frame::Open(number) => assert!(self.channels.insert(*number, BTreeSet::new()).is_none()),
+            Frame::Close(number, _) => {
+                self.channels.remove(number);
+            }
+            Frame::Message(number, text) => {
+                let Some(open) = self.channels.get_mut(number) else { return };
+                let message = Message::read(text).expect("sessions send messages");
+                match (message.kind(), message.id()) {
+                    (Kind::Request, Some(id)) => assert!(open.insert(id.to_owned())),
+                    (Kind::Notification, _) if message.method() == "notifications/cancelled" => {
+                        let id = message.param(&["requestId"]).unwrap().expect("it names the request");
+                        open.remove(&text[id]);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn said_on_channel(&mut self, frame: &Frame<'_>) {
+        match frame {
+            Frame::Plain(_) => {}
+            Frame::Open(_) => panic!("an edge opens no channel"),
+            Frame::Close(number, _) => {
+                self.channels.remove(number);
+            }
+            Frame::Message(number, text) => {
+                let message = Message::read(text).expect("servers send messages");
+                if let (Some(open), Kind::Response, Some(id)) =
+                    (self.channels.get_mut(number), message.kind(), message.id())
+                {
+                    open.remove(id);
+                }
+            }
         }
     }
 
@@ -133,16 +181,19 @@ impl Watch {
     }
 
     /// Checks what holds when nothing waits to be sent. `running`: how many requests the edge
-    /// counts as open.
-    pub fn check_idle(&self, place: usize, running: Option<usize>) {
+    /// counts as open, at the shared server and on the channels.
+    pub fn check_idle(&self, place: usize, running: Option<usize>, on_channels: usize) {
         assert!(self.owed.is_empty(), "the child of box {place} was lost, and {:?} get no error", self.owed);
         assert!(!self.is_new && !self.is_restarted, "nobody hears of the new child of box {place}");
+        let open: usize = self.channels.values().map(BTreeSet::len).sum();
+        assert_eq!(on_channels, open, "box {place} counts other requests than {:?}", self.channels);
         let open = self.open.len();
         assert_eq!(running.unwrap_or(open), open, "box {place} counts other requests than {:?}", self.open);
     }
 
     /// Checks that each request got a response.
     pub fn check_answered(&self) {
+        assert!(self.channels.values().all(BTreeSet::is_empty), "{:?} have no answer", self.channels);
         assert!(self.open.is_empty(), "the edge stops, and {:?} have no answer", self.open);
     }
 }
