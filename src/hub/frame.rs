@@ -491,7 +491,8 @@ impl Hub {
     }
 
     /// Handles a request or notification of a principal's process. What names no call, as all that
-    /// its server says of itself, has no client.
+    /// Handles a request or notification of a principal's process. What names neither a call nor a
+    /// list has no client, and is dropped.
     fn on_leased_message<'m>(
         &mut self,
         now: Instant,
