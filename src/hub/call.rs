@@ -295,6 +295,9 @@ impl Hub {
     ) -> Result<Outcome, CallError> {
         let message = asked.request.message;
         checked(&asked.request.token)?;
+        if let Some(upstream) = self.upstreams.get(&server).filter(|upstream| upstream.is_undecided()) {
+            return Err(not_connected(upstream.link.name()));
+        }
         let process = self.instance_for(asked.now, asked.session, server, fx);
         let process = process.map_err(|why| self.declined(server, why))?;
         self.stats.calls.add();

@@ -64,7 +64,9 @@ impl Hub {
         let name = self.clients.get(&session).and_then(|client| client.scope.server());
         let server = name.and_then(|name| self.catalog.server(name));
         let upstream = server.and_then(|server| self.upstreams.get_mut(&server));
-        let takes = |upstream: &&mut Box<Upstream>| upstream.pool.is_none() && !upstream.shared.is_modern();
+        let takes = |upstream: &&mut Box<Upstream>| {
+            upstream.pool.is_none() && !upstream.shared.is_modern() && !upstream.is_undecided()
+        };
         if let Some(upstream) = upstream.filter(takes) {
             // Best effort likewise.
             let _ = upstream.link.send(now, None, message.splice(&[]), fx);

@@ -110,6 +110,7 @@ impl Hub {
         let key = self.enter(now, &new, fx)?;
         let limits = &self.config.limits;
         let (discovery, request) = Discovery::start(limits.catalog.clone(), probe(new.era));
+        let may_be_modern = matches!(new.era, Some(EraPin::Auto | EraPin::Modern));
         let upstream = Upstream {
             key,
             id: new.id,
@@ -120,7 +121,7 @@ impl Hub {
             shared: Instance::new(InstanceKey::shared(key), limits.link.in_flight, None),
             pool: new.max_instances.map(|max| Pool::new(max, &limits.link)),
             run: self.tasks.start(),
-            listing: Listing::new(now, discovery, &new.account),
+            listing: Listing::new(now, discovery, may_be_modern, &new.account),
             listen: UpstreamListen::new(&limits.stateless),
             pending_subscriptions: VecDeque::new(),
             last_check: now,
@@ -218,10 +219,10 @@ impl Hub {
     }
 }
 
-/// Returns how to find the era of a server. One that may be of either era gets `initialize` first,
-/// so that clients with sessions can use it.
+/// Returns how to find the era of a server. One whose edge does not know of eras gets `initialize`
+/// first: such an edge could not report the restart of a modern server.
 fn probe(era: Option<EraPin>) -> EraProbe {
-    EraProbe::new(era.unwrap_or_default(), false)
+    EraProbe::new(era.unwrap_or_default(), era.is_some())
 }
 
 /// Returns the close reason for a server-name conflict.

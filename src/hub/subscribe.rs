@@ -16,6 +16,7 @@ use super::{
     request::{Named, ResourceMethod},
     session::Session,
     state::Hub,
+    upstream::Upstream,
 };
 use crate::{
     catalog::UpstreamKey,
@@ -181,7 +182,8 @@ impl Hub {
                 modern.insert(server);
                 continue;
             }
-            let upstream = self.upstreams.get_mut(&server).filter(|upstream| upstream.pool.is_none());
+            let takes = |upstream: &&mut Box<Upstream>| upstream.pool.is_none() && !upstream.is_undecided();
+            let upstream = self.upstreams.get_mut(&server).filter(takes);
             let Some((instance, link)) = upstream.and_then(|upstream| upstream.process(None)) else {
                 continue;
             };

@@ -84,6 +84,8 @@ pub struct Listing {
     pub discovery: Option<Discovery>,
     /// The ids of the pending discovery requests.
     pub pending_requests: Vec<(u64, Question)>,
+    /// Whether the server may turn out to be modern.
+    pub may_be_modern: bool,
     /// When a server that has not answered `server/discover` gets `initialize` too.
     pub silence: Option<Instant>,
     /// Everything that the server offers has been listed at least once.
@@ -107,11 +109,13 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Begins the discovery of a server whose lists `account` pays for.
-    pub fn new(now: Instant, discovery: Discovery, account: &Account) -> Self {
+    /// Begins the discovery of a server whose lists `account` pays for. `may_be_modern`: whether the
+    /// server may turn out to be modern.
+    pub fn new(now: Instant, discovery: Discovery, may_be_modern: bool, account: &Account) -> Self {
         Self {
             discovery: Some(discovery),
             pending_requests: Vec::new(),
+            may_be_modern,
             silence: None,
             listed: false,
             renewed: false,
@@ -143,6 +147,12 @@ impl Upstream {
             Some(channel) => self.pool.as_mut()?.open.get_mut(&channel)?,
         };
         Some((instance, &mut self.link))
+    }
+
+    /// Returns whether the era of its shared process is not known yet. Some servers take it from
+    /// their first message, so no client may send that.
+    pub fn is_undecided(&self) -> bool {
+        self.pool.is_none() && self.listing.may_be_modern && self.shared.initialized().is_none()
     }
 
     /// Returns one of its processes.

@@ -46,6 +46,7 @@ mod many_peers;
 mod modern_fake;
 mod net;
 mod odd_servers;
+mod probes;
 mod process_cleanup;
 mod reconnect;
 /// A connection that fails on command.
