@@ -490,7 +490,6 @@ impl Hub {
         }
     }
 
-    /// Handles a request or notification of a principal's process. What names no call, as all that
     /// Handles a request or notification of a principal's process. What names neither a call nor a
     /// list has no client, and is dropped.
     fn on_leased_message<'m>(
