@@ -13,10 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    jsonrpc::{Kind, Malformed, Message, Span, decimal, is_same},
-    limits::CALL_LONGEST,
-};
+use crate::{jsonrpc::is_same, limits::CALL_LONGEST};
 
 /// A request that waits for its response.
 #[derive(Debug)]
@@ -55,21 +52,6 @@ pub enum MuxRefused {
     Busy,
     /// The link is gone.
     Gone,
-}
-
-/// The kind of a message from the server, with the request that it belongs to.
-#[derive(Debug)]
-pub enum Routed<C> {
-    /// The response to this request, which is no longer pending.
-    Answer(Pending<C>),
-    /// Progress of the pending request with this id; the span is the position of the token.
-    Progress(u64, Span),
-    /// A request from the server.
-    Request,
-    /// Any other notification.
-    Notification,
-    /// A response or progress without a pending request: late, repeated, or made up.
-    Unmatched,
 }
 
 /// The table of pending requests of one server process.
@@ -162,28 +144,6 @@ impl<C> Mux<C> {
         self.due = Some(self.due.map_or(deadline, |due| due.min(deadline)));
     }
 
-    /// Classifies a message from the server, and removes the request that it answers.
-    ///
-    /// # Errors
-    /// [`Malformed::Duplicate`] when its progress token is ambiguous.
-    pub fn sort(&mut self, message: &Message<'_>) -> Result<Routed<C>, Malformed> {
-        match message.kind() {
-            Kind::Request => Ok(Routed::Request),
-            Kind::Response => {
-                let id = message.id().and_then(decimal);
-                Ok(id.and_then(|id| self.close(id)).map_or(Routed::Unmatched, Routed::Answer))
-            }
-            Kind::Notification if message.method() == "notifications/progress" => {
-                let Some(span) = message.param(&["progressToken"])? else { return Ok(Routed::Unmatched) };
-                let id = decimal(&message.text()[span.clone()]);
-                let known =
-                    id.filter(|id| self.pending.get(id).is_some_and(|pending| pending.token.is_some()));
-                Ok(known.map_or(Routed::Unmatched, |id| Routed::Progress(id, span)))
-            }
-            Kind::Notification => Ok(Routed::Notification),
-        }
-    }
-
     /// Returns a pending request.
     pub fn get(&self, id: u64) -> Option<&Pending<C>> {
         self.pending.get(&id).or_else(|| self.lasting.get(&id))
@@ -254,8 +214,8 @@ impl<C> Mux<C> {
     }
 
     /// Restarts a request's timeout after progress, up to [`CALL_LONGEST`] after it began, or its
-    /// timeout if that is longer. Call it for each progress notification of the request, including
-    /// those that [`Mux::sort`] did not match.
+    /// timeout if that is longer.
+    /// Call it for each progress notification of the request, with or without a token of its caller.
     pub fn progressed(&mut self, now: Instant, id: u64) {
         let Some(pending) = self.pending.get_mut(&id).filter(|pending| !pending.suspended) else { return };
         // `due` need not change: it may be too early.
@@ -321,16 +281,23 @@ impl<C> Mux<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jsonrpc::{Kind, Message, decimal};
 
     const TIMEOUT: Duration = Duration::from_secs(10);
 
     fn sort(mux: &mut Mux<&'static str>, text: &str) -> String {
-        match mux.sort(&Message::read(text).unwrap()).unwrap() {
-            Routed::Answer(pending) => format!("answer to {}", pending.caller),
-            Routed::Progress(id, span) => format!("progress of {id} at {}", &text[span]),
-            Routed::Request => "request".into(),
-            Routed::Notification => "notification".into(),
-            Routed::Unmatched => "stray".into(),
+        let message = Message::read(text).unwrap();
+        match message.kind() {
+            Kind::Response => {
+                let closed = message.id().and_then(decimal).and_then(|id| mux.close(id));
+                closed.map_or("stray".into(), |pending| format!("answer to {}", pending.caller))
+            }
+            _ => {
+                let token = message.param(&["progressToken"]).unwrap().map(|span| &text[span]).unwrap();
+                let id =
+                    decimal(token).filter(|id| mux.get(*id).is_some_and(|known| known.token().is_some()));
+                id.map_or("stray".into(), |id| format!("progress of {id} at {token}"))
+            }
         }
     }
 

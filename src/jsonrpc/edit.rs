@@ -56,12 +56,6 @@ pub fn cancelled(id: u64, reason: &str) -> String {
     notification("notifications/cancelled", Some(&params))
 }
 
-/// Returns a `notifications/progress` as it is sent to the client. `span` is the span of our token;
-/// `token` is the client's own token as raw JSON.
-pub fn progress(message: &Message<'_>, span: Span, token: &str) -> String {
-    message.splice(&[(span, token)])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,9 +139,5 @@ mod tests {
         assert_eq!(cancellation(&message, span, 3), text.replace("\"i\"", "3"));
         let ours = cancelled(3, "a \"reason\"");
         assert_eq!(Message::read(&ours).unwrap().method(), "notifications/cancelled");
-        let text = r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":3,"progress":1}}"#;
-        let message = Message::read(text).unwrap();
-        let span = message.param(&["progressToken"]).unwrap().unwrap();
-        assert_eq!(progress(&message, span, "\"t\""), text.replace(":3,", ":\"t\","));
     }
 }

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
-use mcpport::hub::mux::{Mux, MuxRefused, Pending, Routed};
-use mcpport::jsonrpc::Message;
+use mcpport::hub::mux::{Mux, MuxRefused, Pending};
+use mcpport::jsonrpc::{Message, decimal};
 
 /// Concurrent requests.
 const MOST: usize = 6;
@@ -126,15 +126,14 @@ impl World {
         let Ok(message) = Message::read(&text) else { return };
         // Every form except the last, which is not a number, stands for our id.
         let is_ours = *form != format!("0{id}") || id == 0;
-        match self.mux.sort(&message).expect("nothing stands twice") {
-            Routed::Answer(pending) => {
+        match message.id().and_then(decimal).and_then(|own| self.mux.close(own)) {
+            Some(pending) => {
                 assert!(is_ours, "{form}");
                 self.leaves(id, Some(pending));
             }
-            Routed::Unmatched => {
+            None => {
                 assert!(!is_ours || !self.open.contains_key(&id) && !self.lasting.contains_key(&id));
             }
-            other => panic!("{other:?}"),
         }
     }
 
@@ -177,15 +176,12 @@ impl World {
         );
         let message = Message::read(&text).expect("a message");
         let wanted = self.open.get(&id).is_some_and(|request| request.token.is_some());
-        match self.mux.sort(&message).expect("nothing stands twice") {
-            Routed::Progress(found, span) => {
-                assert!(wanted && found == id && text[span] == *form);
-                let token = self.open[&id].token.as_deref();
-                assert_eq!(self.mux.get(id).expect("it stays").token(), token);
-            }
-            Routed::Unmatched => assert!(!wanted),
-            other => panic!("{other:?}"),
-        }
+        let span = message.param(&["progressToken"]).expect("nothing stands twice").expect("a token");
+        let own = decimal(&text[span]).expect("our id");
+        let token = self.mux.get(own).and_then(Pending::token);
+        assert!(own == id && token.is_some() == wanted);
+        let known = self.open.get(&id).and_then(|request| request.token.as_deref());
+        assert_eq!(token, known);
     }
 
     /// Time passes, and exactly the requests that are due are removed.
