@@ -203,6 +203,12 @@ impl Shared {
         };
         match self.below(100) {
             _ if done => {}
+            // Its server is not there; it may never be. The client gives up, call by call.
+            15.. if !has_session && !self.is_reachable(place) => {}
+            5.. if !has_session && !self.is_reachable(place) => {
+                let client = &mut self.clients.borrow_mut()[place];
+                client.plans = client.plans.saturating_sub(1);
+            }
             _ if !has_session => self.begin(entry, place),
             0..2 => self.leave(entry, place),
             2..4 => self.close(entry, place),
@@ -218,6 +224,12 @@ impl Shared {
             30..45 => self.more(&self.quiet(entry.now), place),
             _ => self.call(entry, place),
         }
+    }
+
+    /// Returns whether the server of a client's endpoint is registered.
+    fn is_reachable(&self, place: usize) -> bool {
+        let clients = self.clients.borrow();
+        clients[place].scope.server().is_none_or(|server| self.hub.borrow().is_connected(server))
     }
 
     /// Begins a session.
