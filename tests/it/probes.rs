@@ -98,7 +98,8 @@ fn a_restarted_server_is_found_again() {
         let lists = edge.count("tools/list");
         kill(edge.server_pid());
         edge.nth_server_pid(2);
-        eventually("the server is listed again", || edge.count("tools/list") == lists + 1);
+        // A modern server once more, since something may have changed before it was listened to.
+        eventually("the server is listed again", || edge.count("tools/list") > lists);
         assert_eq!(edge.count("server/discover"), discovers, "{name}");
         assert_eq!(session.call_text("echo", json!({"text": "x"})), "x");
     }
