@@ -22,6 +22,12 @@ use crate::{
 /// A request that stays open for as long as the gateway wants to hear of changes (MCP 2026-07-28).
 pub const LISTEN: &str = "subscriptions/listen";
 
+/// Whether nobody waits for the response to a request when the edge stops: a listen stays open, and
+/// `server/discover` is the gateway's own, as `initialize` is.
+fn is_unwaited(method: &str) -> bool {
+    matches!(method, LISTEN | "server/discover")
+}
+
 /// Integers below this are exact in every JSON reader (2^53, the precision of a double).
 pub const EXACT: u64 = 1 << 53;
 /// Gateway ids below this are shifted. The offset is below it too, so that the sum stays exact.
@@ -136,7 +142,7 @@ impl RequestIds {
     /// See [`RequestIds::shift`].
     pub fn forward(&mut self, message: &Message<'_>) -> Result<String, Rejected> {
         let line = self.shift(message)?;
-        let (raw, is_listen) = (message.id().unwrap_or_default(), message.method() == LISTEN);
+        let (raw, is_listen) = (message.id().unwrap_or_default(), is_unwaited(message.method()));
         match self.shifted(raw) {
             Some(id) => self.open.add(id, is_listen),
             None if raw.len() <= ID_BYTES => self.others.add(raw.to_owned(), is_listen),

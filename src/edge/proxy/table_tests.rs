@@ -231,6 +231,8 @@ struct Model {
     open: Vec<(u64, String)>,
     /// The same for listens.
     listens: Vec<(u64, String)>,
+    /// The same for `server/discover`.
+    probes: Vec<(u64, String)>,
     /// The ids at the child of the listens of earlier links.
     late: Vec<String>,
     /// The id of the last `server/discover`.
@@ -257,6 +259,7 @@ impl Model {
             asked: String::new(),
             open: Vec::new(),
             listens: Vec::new(),
+            probes: Vec::new(),
             late: Vec::new(),
             probe: 0,
             finds_era: false,
@@ -338,7 +341,8 @@ impl Model {
                 let is_request =
                     |event: &Event| matches!(event, Event::Call | Event::Listen | Event::Discover);
                 let held = self.held.drain(..).filter(|(event, _)| is_request(event)).count();
-                let open = self.open.drain(..).count() + self.listens.drain(..).count();
+                let open =
+                    self.open.drain(..).chain(self.listens.drain(..)).chain(self.probes.drain(..)).count();
                 assert_eq!(failed.len(), open + held, "{:?}", self.sequence);
                 assert!(failed.iter().all(|error| error.contains(r#""data":{"exited":true}"#)));
                 self.late.clear();
@@ -351,7 +355,7 @@ impl Model {
                         for line in lines {
                             match Message::read(&line).unwrap().method() {
                                 "initialize" => self.asked = id_of(&line),
-                                _ => self.open.push((self.probe, id_of(&line))),
+                                _ => self.probes.push((self.probe, id_of(&line))),
                             }
                         }
                         Output::Stored
@@ -366,7 +370,8 @@ impl Model {
             Event::Cut => {
                 let cancelled = self.proxy.disconnected();
                 self.late.extend(self.listens.iter().map(|(_, id)| id.clone()));
-                let open = self.open.drain(..).count() + self.listens.drain(..).count();
+                let open =
+                    self.open.drain(..).chain(self.listens.drain(..)).chain(self.probes.drain(..)).count();
                 assert_eq!(cancelled.len(), open, "{:?}", self.sequence);
                 self.held.clear();
                 self.finds_era = false;
@@ -436,9 +441,13 @@ impl Model {
     /// The child sends a line, other than `initialize`.
     fn on_line_at_child(&mut self, event: Event, id: u64, line: &str) {
         match event {
-            Event::Call | Event::Discover => self.open.push((id, id_of(line))),
+            Event::Call => self.open.push((id, id_of(line))),
+            Event::Discover => self.probes.push((id, id_of(line))),
             Event::Listen => self.listens.push((id, id_of(line))),
-            Event::Cancel => self.open.retain(|(open, _)| *open != id),
+            Event::Cancel => {
+                self.open.retain(|(open, _)| *open != id);
+                self.probes.retain(|(open, _)| *open != id);
+            }
             _ => {}
         }
     }
@@ -526,7 +535,11 @@ fn every_state_follows_the_table() {
     let mut seen = HashMap::new();
     let mut next = vec![Model::new()];
     while let Some(model) = next.pop() {
-        let open = (model.open.is_empty(), model.listens.is_empty(), model.late.is_empty());
+        let open = (
+            model.open.is_empty() && model.probes.is_empty(),
+            model.listens.is_empty(),
+            model.late.is_empty(),
+        );
         let key = (model.state, open, model.held.is_empty(), model.finds_era && model.has_requested);
         if seen.insert(key, model.sequence.clone()).is_none() {
             next.extend(steps(&model));
