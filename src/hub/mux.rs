@@ -112,9 +112,8 @@ impl<C> Mux<C> {
     }
 
     /// Adds a request of the gateway's own that lasts until it is cancelled, such as
-    /// `subscriptions/listen`. It has no timeout. Only [`Mux::sort`], [`Mux::get`],
-    /// [`Mux::get_mut`], [`Mux::close`], [`Mux::close_lasting`] and [`Mux::drain`] find it: nothing
-    /// waits for it to end, and a response without an id is never matched with it.
+    /// `subscriptions/listen`. It has no timeout. Only [`Mux::get`], [`Mux::get_mut`],
+    /// [`Mux::close`], [`Mux::close_lasting`] and [`Mux::drain`] find it: nothing waits for it to end, and a response without an id is never matched with it.
     ///
     /// # Errors
     /// [`MuxRefused::Gone`]: the table was drained.
@@ -231,8 +230,8 @@ impl<C> Mux<C> {
         self.pending.keys().next().copied().filter(|_| self.pending.len() == 1)
     }
 
-    /// Removes a request: it is answered or cancelled, or its caller is gone. A later response is
-    /// [`Routed::Unmatched`].
+    /// Removes a request: it is answered or cancelled, or its caller is gone. A later response
+    /// matches no request.
     pub fn close(&mut self, id: u64) -> Option<Pending<C>> {
         self.pending.remove(&id).or_else(|| self.lasting.remove(&id))
     }
